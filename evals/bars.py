@@ -1,0 +1,54 @@
+"""Progress bars for everything that takes longer than a moment: downloads, learning, measuring.
+
+The one design choice: one object is every progress callback of the lower layers, which know nothing of terminals.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_TITLES = {
+    "memories": "remembering moments",
+    "traces": "finding traces of reasoning",
+    "scoring": "scoring real turns under each arm",
+    "writing": "writing replies under each arm",
+}
+
+
+class Bars:
+    """Bars on a console; call it with a stage, how much is done and how much there is."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is."""
+        title = _TITLES.get(stage, stage)
+        if title not in self._tasks:
+            self._tasks[title] = self._progress.add_task(title, total=total)
+        self._progress.update(self._tasks[title], completed=done, total=total)
+
+    def fetch(self, model: str, done: int, total: int) -> None:
+        """Show how far a download is, in megabytes."""
+        self(f"fetching the model {model} (MB)", done // 1_000_000, max(1, total // 1_000_000))
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()

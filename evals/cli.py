@@ -1,0 +1,359 @@
+"""The command line: each command parses, calls one function, and shows what comes back.
+
+The one design choice: nothing heavy is imported before a command runs, so that `usertwin --help` is instant, and every error
+that a user can mend is one sentence on standard error with exit code 2; no traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+from usertwin.personas import UsertwinError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from usertwin.simulator import SimulatedUser
+
+    from .bars import Bars
+
+Style = Literal["transcript", "instruction"]
+
+_home = click.option(
+    "--home", type=click.Path(path_type=Path), envvar="USERTWIN_HOME", show_envvar=True, help="Where twins live."
+)
+_seed = click.option("--seed", default=0, show_default=True, help="Fixes what is sampled, with a local model.")
+_style = click.option(
+    "--style", type=click.Choice(["transcript", "instruction"]), help="How to prompt the model, if not in its usual way."
+)
+_model = click.option(
+    "--model",
+    default="local",
+    show_default=True,
+    help='"local", "local:small", "local:/path.gguf", "openai:NAME[@URL]" or "scripted:FILE".',
+)
+
+
+class _Commands(click.Group):
+    """A group that says errors in one sentence, and keeps its commands in the order of use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsertwinError as error:
+            click.echo(f"usertwin: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("\nusertwin: stopped; what was done until now is kept", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="usertwin", prog_name="usertwin")
+def main() -> None:
+    """Simulated users learned from real people, and measured against them."""
+
+
+@main.command()
+@click.option("--home", type=click.Path(path_type=Path), envvar="USERTWIN_HOME", show_envvar=True, help="Where twins live.")
+@click.option("--turns", default=4, show_default=True, help="The most turns the twin has in the conversation.")
+@click.option("--limit", default=40, show_default=True, help="On how many held-out turns to measure.")
+def demo(home: Path | None, turns: int, limit: int) -> None:
+    """Learn a twin of a real person, let it talk, and measure how close it is. Asks nothing, needs nothing."""
+    from .demo import run_demo
+
+    run_demo(_console(), home=home, turns=turns, limit=limit)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--from", "source", required=True, help='A log: JSON lines, plain or gzip, or "chitchat", which is built in.')
+@click.option("--speaker", required=True, help="Whose twin to learn, as the log calls them.")
+@click.option("--max-triples", type=int, help="Remember only the latest so many moments.  [default: all]")
+@click.option(
+    "--traces",
+    type=click.Choice(["recon", "backward", "none"]),
+    default="recon",
+    show_default=True,
+    help="recon: the best of several; backward: the first one, unscored; none.",
+)
+@click.option("--candidates", default=4, show_default=True, help="How many traces recon proposes for a moment.")
+@_model
+@click.option("--scorer", default="local", show_default=True, help="The model that scores traces; the same names, or fake:.")
+@click.option("--embedder", help="A sentence-transformers model or folder, or fake:.  [default: all-MiniLM-L6-v2]")
+@click.option(
+    "--persona", type=click.Path(path_type=Path), help="A TOML file about the person, instead of one drawn from the log."
+)
+@click.option("--window", default=6, show_default=True, help="How many turns before an action belong to it.")
+@_home
+@_seed
+@_style
+@click.option("--skip-bad-lines", is_flag=True, help="Read the rest of a log that has broken lines, and count those.")
+@click.option("--overwrite", is_flag=True, help="Replace a twin of this name.")
+def learn(
+    name: str,
+    source: str,
+    speaker: str,
+    max_triples: int | None,
+    traces: Literal["recon", "backward", "none"],
+    candidates: int,
+    model: str,
+    scorer: str,
+    embedder: str | None,
+    persona: Path | None,
+    window: int,
+    home: Path | None,
+    seed: int,
+    style: Style | None,
+    skip_bad_lines: bool,
+    overwrite: bool,
+) -> None:
+    """Learn the twin NAME from a chat log.
+
+    Stopped with Ctrl-C, it leaves a twin that can be used, and the same command goes on where it stopped.
+    """
+    from usertwin.memory import Recipe, twin_folder
+    from usertwin.memory import learn as learn_twin
+    from usertwin.personas import load_log, read_persona
+    from usertwin.simulator import load_embedder, load_model, load_scorer
+
+    console = _console()
+    twin_folder(name, home)  # a name that cannot be is said before anything is loaded
+    log = load_log(source, skip_bad_lines=skip_bad_lines)
+    for bad in log.skipped:
+        console.print(f"skipped line {bad.line}: {bad.reason}", style="yellow", markup=False)
+    drawn = read_persona(persona) if persona is not None else None
+    vectors = load_embedder(embedder)
+    with progress_bars(console) as bars:
+        chat_model = load_model(model, style=style, progress=bars.fetch) if traces != "none" else None
+        likelihood = load_scorer(scorer, progress=bars.fetch) if traces == "recon" else None
+        recipe = Recipe(
+            source, speaker, traces, candidates, max_triples, window, vectors.name,
+            chat_model and chat_model.name, likelihood and likelihood.name, seed,
+        )  # fmt: skip
+        record = asyncio.run(
+            learn_twin(
+                name, log, recipe, embedder=vectors, model=chat_model, scorer=likelihood, persona=drawn, home=home,
+                overwrite=overwrite, concurrency=1 if model.startswith("local") else 8, progress=bars,
+            )
+        )  # fmt: skip
+    if log.skipped:
+        console.print(f"{len(log.skipped)} broken lines were skipped.")
+    show_twin(console, record.name, home)
+    console.print(f"\nTalk to it: usertwin chat {name}    How close is it: usertwin eval {name}", style="dim")
+
+
+@main.command()
+@click.argument("name")
+@click.option("--goal", default="", help="What the twin is to want; you, the agent, do not see it otherwise.")
+@_model
+@_home
+@_seed
+@_style
+def chat(name: str, goal: str, model: str, home: Path | None, seed: int, style: Style | None) -> None:
+    """Talk with the twin NAME: you are the agent. /why shows memories and reasoning, /quit ends."""
+    from usertwin.simulator.terminal import chat as talk
+
+    console = _console()
+    with open_twin(console, name, home, model, style, seed) as user:
+        talk(user, console, goal=goal)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--agent", required=True, help='module:attribute, "demo", or a model such as openai:NAME@URL.')
+@click.option("--turns", default=8, show_default=True, help="The most turns the twin has.")
+@click.option("--count", default=1, show_default=True, help="How many conversations, each with the next seed.")
+@click.option("--goal", default="", help="What the twin is to want; the agent does not see it.")
+@click.option("--agent-first", is_flag=True, help="Let the agent open the conversation.")
+@click.option("--agent-timeout", default=120.0, show_default=True, help="Seconds the agent may take for a reply.")
+@click.option("--out", type=click.Path(path_type=Path), help="A folder to write the run to.")
+@_model
+@_home
+@_seed
+@_style
+def simulate(
+    name: str,
+    agent: str,
+    turns: int,
+    count: int,
+    goal: str,
+    agent_first: bool,
+    agent_timeout: float,
+    out: Path | None,
+    model: str,
+    home: Path | None,
+    seed: int,
+    style: Style | None,
+) -> None:
+    """Let the twin NAME talk with an agent, and keep what was said. Exit code 1 if a conversation failed."""
+    from usertwin.simulator import AGENT_FAULTS, TWIN_FAULTS, as_agent, simulate_many
+    from usertwin.simulator.terminal import show_exchange
+
+    console = _console()
+    under_test = as_agent(agent)  # a wrong name is said before a model is loaded
+    with open_twin(console, name, home, model, style, seed) as user:
+        found = simulate_many(
+            user, under_test, count=count, out=out, spec=agent, turns=turns, goal=goal,
+            agent_first=agent_first, agent_timeout=agent_timeout,
+            on_exchange=lambda _, exchange: show_exchange(console, user.persona.name, exchange),
+        )  # fmt: skip
+    for number, simulation in enumerate(found, 1):
+        why = f": {simulation.error}" if simulation.error else ""
+        console.print(f"conversation {number}: {len(simulation.exchanges)} turns, {simulation.stop_reason}{why}", markup=False)
+    if out is not None:
+        console.print(f"written to {out}", markup=False)
+    if any(simulation.stop_reason in AGENT_FAULTS | TWIN_FAULTS for simulation in found):
+        sys.exit(1)
+
+
+@main.command("eval")
+@click.argument("name")
+@click.option("--against", type=click.Path(path_type=Path), help="Measure on this person's turns in another log.")
+@click.option("--limit", default=100, show_default=True, help="Measure on at most so many turns, spread evenly; 0 for all.")
+@click.option("--generate", default=20, show_default=True, help="On how many of them each arm also writes a reply.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this file; - for the screen.")
+@_model
+@click.option("--scorer", default="local", show_default=True, help="The model under which real turns are scored.")
+@_home
+@_seed
+@_style
+def evaluate(
+    name: str,
+    against: Path | None,
+    limit: int,
+    generate: int,
+    json_file: Path | None,
+    model: str,
+    scorer: str,
+    home: Path | None,
+    seed: int,
+    style: Style | None,
+) -> None:
+    """Measure how close the twin NAME is to the person's held-out turns, beside the baselines."""
+    from .report import closeness_table
+
+    console = _console(stderr=json_file is not None and str(json_file) == "-")
+    result = measure(
+        console, name, home=home, model=model, scorer=scorer, style=style, seed=seed,
+        against=against, limit=limit or None, generate=generate,
+    )  # fmt: skip
+    console.print(closeness_table(result))
+    if json_file is not None:
+        text = json.dumps(result, indent=1, ensure_ascii=False)
+        if str(json_file) == "-":
+            click.echo(text)
+        else:
+            json_file.write_text(text + "\n", "utf-8")
+
+
+@main.command()
+@click.argument("name", required=False)
+@_home
+def show(name: str | None, home: Path | None) -> None:
+    """Show what the twin NAME holds; without a name, list the twins."""
+    from usertwin.memory import list_twins
+
+    console = _console()
+    if name is not None:
+        show_twin(console, name, home)
+        return
+    for twin in list_twins(home):
+        console.print(twin, markup=False)
+
+
+# Shared by the commands and the demonstration ------------------------------------------------------------------------
+
+
+def measure(
+    console: Console,
+    name: str,
+    *,
+    home: Path | None,
+    model: str,
+    scorer: str,
+    style: Style | None,
+    seed: int,
+    against: Path | None,
+    limit: int | None,
+    generate: int,
+) -> dict[str, Any]:
+    """Measure a twin and note the result in its record."""
+    from usertwin.memory import TwinRecord, existing_twin
+    from usertwin.simulator import load_scorer
+
+    from .replay import evaluate as replay
+
+    folder = existing_twin(name, home)
+    with open_twin(console, name, home, model, style, seed) as user, progress_bars(console) as bars:
+        result = asyncio.run(
+            replay(
+                user, load_scorer(scorer, progress=bars.fetch), user.store.embedder, folder=folder, against=against,
+                limit=limit, generate=generate, seed=seed, progress=bars,
+            )
+        )  # fmt: skip
+    TwinRecord.load(folder).measured(result).save(folder)
+    return result
+
+
+@contextmanager
+def open_twin(
+    console: Console, name: str, home: Path | None, model: str, style: Style | None, seed: int
+) -> Generator[SimulatedUser]:
+    """A twin with its model, loaded with a bar if that takes a download."""
+    from usertwin.memory import existing_twin
+    from usertwin.simulator import SimulatedUser, load_model
+
+    existing_twin(name, home)
+    with progress_bars(console) as bars:
+        chat_model = load_model(model, style=style, progress=bars.fetch)
+    with SimulatedUser.load(name, home=home, model=chat_model, seed=seed) as user:
+        if user.record.state == "interrupted":
+            console.print(
+                f"{name} was not learned to the end; the same learn command goes on where it stopped.", style="yellow"
+            )
+        yield user
+
+
+def show_twin(console: Console, name: str, home: Path | None) -> None:
+    """Print what a twin holds."""
+    from usertwin.memory import EndingModel, TripleStore, TwinRecord, existing_twin
+    from usertwin.memory.twin import ENDING
+    from usertwin.simulator import load_embedder
+
+    from .report import twin_table
+
+    folder = existing_twin(name, home)
+    record = TwinRecord.load(folder)
+    with TripleStore(folder, load_embedder(record.recipe.embedder)) as store:
+        triples = list(store.triples())
+    scores = [triple.score for triple in triples if triple.score is not None]
+    traced = sum(triple.reasoning is not None for triple in triples)
+    mean = sum(scores) / len(scores) if scores else None
+    console.print(twin_table(record, len(triples), traced, mean, EndingModel.load(folder / ENDING)))
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return Console(stderr=stderr, highlight=False)
+
+
+@contextmanager
+def progress_bars(console: Console) -> Generator[Bars]:
+    """Bars for whatever takes longer than a moment; gone when it is done."""
+    from .bars import Bars
+
+    with Bars(console) as bars:
+        yield bars

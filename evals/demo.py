@@ -1,0 +1,99 @@
+"""The demonstration: a real person's chats become a twin, the twin talks, and its closeness is measured.
+
+The one design choice: it is nothing but the commands a user would type (`learn`, `simulate`, `eval`), on the built-in
+corpus with the built-in model; each is shown before it runs, and what a former demonstration has done is not done again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.rule import Rule
+from usertwin.memory import Recipe, TwinRecord, list_twins, twin_folder
+from usertwin.memory import learn as learn_twin
+from usertwin.personas import draw_persona, load_log, split_pairs
+from usertwin.simulator import load_embedder, load_model, load_scorer, simulate
+from usertwin.simulator.demo_agent import help_desk
+from usertwin.simulator.terminal import show_exchange
+
+from .bars import Bars
+from .cli import measure, open_twin
+from .report import closeness_table
+
+NAME = "demo"
+#: A student who chatted 44 times in the BYU Chit-Chat Challenge of 2018; the corpus gives no name, "Robin" is ours.
+SPEAKER, CALLED = "20a5e75d-5e36-4408-9073-bafa4ccd7974", "Robin"
+GOAL = "Your parcel should have come on Monday and has not. You want to know where it is."
+MAX_TRIPLES, CANDIDATES, WINDOW, GENERATE = 48, 4, 6, 4
+
+
+def run_demo(console: Console, *, home: Path | None, turns: int, limit: int) -> None:
+    """Learn, talk, measure.
+
+    Args:
+        console: where to show it.
+        home: where twins live.
+        turns: the most turns the twin has.
+        limit: on how many held-out turns to measure.
+    """
+    console.print(Rule("1  learn a twin from a real person's chats", align="left"))
+    record = _learn(console, home)
+    console.print(
+        f"{CALLED} is a real, anonymous person: {escape(record.persona.description)}\n"
+        f"The twin remembers {MAX_TRIPLES} of their moments, each with the reasoning that best predicts what they wrote.\n"
+    )
+    console.print(Rule("2  let the twin talk with a help desk", align="left"))
+    console.print(f"[dim]What only the twin knows: {GOAL}[/dim]\n")
+    with open_twin(console, NAME, home, "local", None, 0) as user:
+        simulation = simulate(
+            user, help_desk, turns=turns, goal=GOAL, agent_first=True,
+            on_exchange=lambda exchange: show_exchange(console, CALLED, exchange),
+        )  # fmt: skip
+    console.print(f"[dim]ended: {simulation.stop_reason}{escape(': ' + simulation.error) if simulation.error else ''}[/dim]\n")
+    console.print(Rule("3  measure how close it is", align="left"))
+    known = record.closeness
+    if known is not None and known["against"] is None and known["turns"] == limit:
+        console.print(f"[dim]measured on {known['measured_at']}; usertwin eval {NAME} measures again[/dim]")
+        result = known
+    else:
+        result = measure(
+            console, NAME, home=home, model="local", scorer="local", style=None, seed=0,
+            against=None, limit=limit, generate=GENERATE,
+        )  # fmt: skip
+    console.print(closeness_table(result))
+    console.print(f"\nNext: usertwin chat {NAME}    usertwin show {NAME}    usertwin learn --help")
+
+
+def _learn(console: Console, home: Path | None) -> TwinRecord:
+    """The demonstration's twin, learned if it is not there yet."""
+    recipe = Recipe(
+        source="chitchat",
+        speaker=SPEAKER,
+        method="recon",
+        candidates=CANDIDATES,
+        max_triples=MAX_TRIPLES,
+        window=WINDOW,
+        embedder=load_embedder().name,
+        model="local",
+        scorer="local",
+        seed=0,
+    )
+    if NAME in list_twins(home):
+        record = TwinRecord.load(twin_folder(NAME, home))
+        if record.recipe == recipe and record.state == "complete":
+            console.print(f"[dim]learned on {record.learned_at}; usertwin show {NAME} tells what it holds[/dim]")
+            return record
+    log = load_log(recipe.source)
+    persona = draw_persona(split_pairs(log, SPEAKER, window=WINDOW).corpus, CALLED)
+    with Bars(console) as bars:
+        model = load_model("local", progress=bars.fetch)
+        scorer = load_scorer("local", progress=bars.fetch)
+        return asyncio.run(
+            learn_twin(
+                NAME, log, recipe, embedder=load_embedder(), model=model, scorer=scorer, persona=persona, home=home,
+                overwrite=True, progress=bars,
+            )
+        )  # fmt: skip

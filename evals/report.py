@@ -1,0 +1,131 @@
+"""What was measured, as tables for the terminal.
+
+The one design choice: these are pure functions of the objects that `--json` and `twin.json` hold, so that what is shown can
+always be shown again, and nothing is shown without its interval and its n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from usertwin.memory import TwinRecord
+from usertwin.memory.ending import EndingModel
+
+_ARM_NAMES = {
+    "no_memory": "no memory",
+    "other_person": "another person's moments",
+    "random_own": "own moments, at random",
+    "recalled_pairs": "own moments, recalled",
+    "recalled_triples": "the twin: recalled, with traces",
+}
+_MEASURES = (
+    ("bits_per_char", "bits per character", "lower is closer", 3),
+    ("embedding_similarity", "meaning", "higher is closer", 2),
+    ("chrf", "chrF", "higher is closer", 2),
+    ("length_ratio", "length ratio", "1 is closest", 2),
+)
+
+
+def closeness_table(result: Mapping[str, Any]) -> RenderableType:
+    """The arms of a measurement, with intervals, and what the comparisons say."""
+    table = Table(title=f"How close is {result['twin']} to the person's held-out turns?", title_justify="left")
+    table.add_column("what the model is shown")
+    shown = [measure for measure in _MEASURES if any(measure[0] in arm for arm in result["arms"].values())]
+    for key, title, direction, _ in shown:
+        n = max(arm[key]["n"] for arm in result["arms"].values() if key in arm)
+        table.add_column(f"{title}\n[dim]{direction}, n={n}[/dim]", justify="right", no_wrap=True)
+    for arm, measures in result["arms"].items():
+        style = "bold" if arm == "recalled_triples" else ""
+        table.add_row(_ARM_NAMES[arm], *(_cell(measures.get(key), digits) for key, _, _, digits in shown), style=style)
+    return Group(table, *map(Text.from_markup, verdicts(result)))
+
+
+def _cell(estimate: Mapping[str, Any] | None, digits: int) -> str:
+    if estimate is None:
+        return "–"
+    return f"{estimate['value']:.{digits}f} [dim]{_interval(estimate, digits)}[/dim]"
+
+
+def _interval(estimate: Mapping[str, Any], digits: int, sign: str = "") -> str:
+    if estimate["low"] is None:
+        return "(one conversation: no interval)"
+    return f"({estimate['low']:{sign}.{digits}f} to {estimate['high']:{sign}.{digits}f})"
+
+
+def verdicts(result: Mapping[str, Any]) -> list[str]:
+    """What the paired comparisons in bits per character say, a sentence each; rich markup."""
+    said: list[str] = []
+    for name, measures in result["paired"].items():
+        difference = measures.get("bits_per_char")
+        first, _, second = name.partition(" - ")
+        if difference is None or (first, second) not in _TOLD:
+            continue
+        closer = "closer than" if difference["value"] < 0 else "further off than"
+        sure = difference["low"] is not None and (difference["low"] > 0 or difference["high"] < 0)
+        verdict = f"{closer} {_TOLD[first, second]}" if sure else f"not told apart from {_TOLD[first, second]}"
+        numbers = f"{difference['value']:+.3f} bits per character {_interval(difference, 3, '+')}, n={difference['n']}"
+        said.append(f"{_SUBJECT[first]} {verdict}: [dim]{numbers}[/dim]")
+    where = f"{result['turns']} turns of {result['conversations']} conversations that the twin never saw"
+    models = result["models"]
+    ending = result.get("ending", {}).get("f1")
+    if ending is not None:
+        said.append(
+            f"Knows when the person leaves: [dim]F1 {ending['value']:.2f} {_interval(ending, 2)}, n={ending['n']}[/dim]"
+        )
+    said.append(
+        f"[dim]{where}; intervals: 95%, by conversation; scored by {models['scorer']}, "
+        f"written by {models['action']}; seed {result['seed']}[/dim]"
+    )
+    return said
+
+
+_TOLD = {
+    ("recalled_pairs", "no_memory"): "the same model without a memory",
+    ("recalled_pairs", "other_person"): "another person's memory",
+    ("recalled_pairs", "random_own"): "own moments taken at random",
+    ("recalled_triples", "recalled_pairs"): "the same moments without them",
+}
+_SUBJECT = {"recalled_pairs": "Recalled moments are", "recalled_triples": "Traces make it"}
+
+
+def closeness_line(result: Mapping[str, Any]) -> str:
+    """One line about a measurement."""
+    best = result["arms"]["recalled_triples"]["bits_per_char"]
+    against = result["paired"]["recalled_triples - no_memory"]["bits_per_char"]
+    return (
+        f"{best['value']:.3f} bits per character {_interval(best, 3)}, {against['value']:+.3f} {_interval(against, 3, '+')} "
+        f"against no memory; n={best['n']} held-out turns, {result['measured_at'][:10]}"
+    )
+
+
+def twin_table(record: TwinRecord, triples: int, traced: int, mean_score: float | None, ending: EndingModel | None) -> Table:
+    """What a twin holds."""
+    recipe, persona = record.recipe, record.persona
+    table = Table(title=f"twin {record.name}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    score = "" if mean_score is None else f", mean fidelity {mean_score:+.3f} nats per token"
+    leaves = "never learned when to leave (too few real endings)"
+    if ending is not None:
+        f1 = "no ending to check it on" if ending.f1 is None else f"F1 {ending.f1:.2f}, on the turns it was tuned on"
+        leaves = f"learned from {ending.endings} real endings ({f1}, n={ending.validation_turns})"
+    rows = {
+        "state": record.state if record.state == "complete" else "interrupted: the same learn command goes on where it stopped",
+        "person": f'"{recipe.speaker}" in {recipe.source}',
+        "persona": f"{persona.name}: {persona.description}",
+        "says": "\n".join(persona.sample_turns),
+        "memory": f"{triples} triples, {traced} with a trace ({recipe.method}){score}",
+        "leaving": leaves,
+        "held out": f"{len(record.validation)} conversations for validation, {len(record.test)} to measure on",
+        "compared with": record.other_speaker or "nobody else in the log",
+        "models": f"traces {recipe.model or '–'}, scores {recipe.scorer or '–'}, vectors {recipe.embedder}, seed {recipe.seed}",
+        "learned": f"{record.learned_at} with " + ", ".join(f"{name} {v}" for name, v in record.versions.items()),
+        "closeness": closeness_line(record.closeness) if record.closeness else f"not measured: usertwin eval {record.name}",
+    }
+    for name, text in rows.items():
+        table.add_row(name, Text(text))
+    return table

@@ -1,0 +1,44 @@
+"""WHAT THEY DID AND WHY: triples, the FAISS memory they are recalled from, Recon, and learning a twin from a log."""
+
+from .embed import Embedder, FakeEmbedder, SentenceTransformerEmbedder
+from .ending import EndingModel, learn_ending
+from .learn import Progress, learn
+from .recon import METHODS, Method, synthesize
+from .sampling import ChatModel, Sample, Style, Usage, sample
+from .scoring import CachedScorer, FakeScorer, Likelihood, Scorer, TransformersScorer
+from .store import TripleStore
+from .triples import Provenance, Recalled, Triple
+from .twin import Recipe, TwinRecord, default_home, existing_twin, list_twins, twin_folder
+
+__all__ = [
+    "METHODS",
+    "CachedScorer",
+    "ChatModel",
+    "Embedder",
+    "EndingModel",
+    "FakeEmbedder",
+    "FakeScorer",
+    "Likelihood",
+    "Method",
+    "Progress",
+    "Provenance",
+    "Recalled",
+    "Recipe",
+    "Sample",
+    "Scorer",
+    "SentenceTransformerEmbedder",
+    "Style",
+    "TransformersScorer",
+    "Triple",
+    "TripleStore",
+    "TwinRecord",
+    "Usage",
+    "default_home",
+    "existing_twin",
+    "learn",
+    "learn_ending",
+    "list_twins",
+    "sample",
+    "synthesize",
+    "twin_folder",
+]

@@ -1,0 +1,268 @@
+"""Learning a twin from a chat log: split, remember the pairs, learn the ending, make the traces.
+
+The one design choice: everything is written as it comes into a folder that can be opened at any time, the cheap part (pairs
+and embeddings) first, so that a learning that is stopped leaves a usable twin, and the same call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+from usertwin.personas import (
+    ChatLog,
+    Conversation,
+    Pair,
+    Persona,
+    Split,
+    TwinError,
+    UsageError,
+    UsertwinError,
+    draw_persona,
+    split_pairs,
+    write_conversations,
+)
+
+from .embed import Embedder
+from .ending import learn_ending
+from .recon import synthesize
+from .sampling import ChatModel
+from .scoring import Scorer
+from .store import TripleStore
+from .triples import Triple
+from .twin import ENDING, HELD_OUT, OTHER_PERSON, Recipe, TwinRecord, twin_folder
+
+_BATCH = 32
+_OTHER_TURNS = 300
+_VERSIONED = (
+    "usertwin",
+    "langgraph",
+    "langchain-openai",
+    "transformers",
+    "faiss-cpu",
+    "sentence-transformers",
+    "torch",
+    "xllamacpp",
+)
+
+
+class Progress(Protocol):
+    """Is told how far learning has come: the stage ("memories" or "traces"), how many are done, of how many."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Be told."""
+        ...
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+async def learn(
+    name: str,
+    log: ChatLog,
+    recipe: Recipe,
+    *,
+    embedder: Embedder,
+    model: ChatModel | None = None,
+    scorer: Scorer | None = None,
+    persona: Persona | None = None,
+    home: str | Path | None = None,
+    overwrite: bool = False,
+    concurrency: int = 1,
+    progress: Progress = no_progress,
+) -> TwinRecord:
+    """Learn a twin and return its record.
+
+    Args:
+        name: what to call the twin.
+        log: the conversations.
+        recipe: how to learn; an interrupted learning with the same recipe is continued.
+        embedder: makes the embeddings.
+        model: proposes traces, where the recipe wants some.
+        scorer: scores them, where the recipe wants that.
+        persona: who the twin plays; drawn from the log if None.
+        home: where twins live; see `default_home`.
+        overwrite: replace a twin of this name; the old one is only gone when the new one is complete.
+        concurrency: how many pairs may wait for the model at once.
+        progress: is told how far things are.
+
+    Raises:
+        LogError: the speaker is unknown or has too few turns.
+        TwinError: the name is taken or no name.
+        UsageError: a limit that makes no sense.
+        ModelError: a model does not answer; what was done until then is kept.
+    """
+    if recipe.max_triples is not None and recipe.max_triples < 1:
+        raise UsageError(f"{recipe.max_triples} triples at most: a twin needs at least one")
+    split = split_pairs(log, recipe.speaker, window=recipe.window)
+    target = twin_folder(name, home)
+    work = _work_folder(name, target, recipe, overwrite)
+    record = _prepare(work, name, log, recipe, split, persona)
+    try:
+        pairs = split.corpus if recipe.max_triples is None else split.corpus[-recipe.max_triples :]
+        with TripleStore(work, embedder) as store:
+            _remember(store, pairs, progress)
+            await _trace(store, record, model, scorer, concurrency, progress)
+        record = replace(record, state="complete")
+        record.save(work)
+    except BaseException:
+        if work != target and not target.exists():
+            work.rename(target)  # what was done until now is a twin that can be used
+        raise
+    if work != target:
+        _replace(work, target)
+    return record
+
+
+def _work_folder(name: str, target: Path, recipe: Recipe, overwrite: bool) -> Path:
+    """Where to work: on an interrupted twin of the same recipe, else in a hidden folder beside the target."""
+    if target.exists() and not overwrite:
+        record = TwinRecord.load(target)
+        if record.state == "interrupted" and record.recipe == recipe:
+            return target
+        raise TwinError(f'there is a twin "{name}" in {target.parent} already; choose another name, or pass --overwrite')
+    work = target.parent / f".{name}.partial"
+    try:
+        going_on = TwinRecord.load(work).recipe == recipe
+    except TwinError:
+        going_on = False
+    if not going_on:
+        shutil.rmtree(work, ignore_errors=True)
+        with _writable(target.parent):
+            work.mkdir(parents=True)
+    return work
+
+
+@contextmanager
+def _writable(home: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TwinError(f"{home}: twins cannot be kept there ({error.strerror}); choose another folder with --home") from None
+
+
+def _replace(work: Path, target: Path) -> None:
+    """Put the new twin where the old one is; there is no moment without either."""
+    old = target.parent / f".{target.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    work.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _prepare(work: Path, name: str, log: ChatLog, recipe: Recipe, split: Split, persona: Persona | None) -> TwinRecord:
+    """Write everything about the twin but its memory."""
+    held_out = {pair.conversation_id for pair in (*split.validation, *split.test)}
+    write_conversations((c for c in log.conversations if c.conversation_id in held_out), work / HELD_OUT)
+    other = _other_person(log, recipe.speaker)
+    others = _conversations_of(log, other, held_out) if other is not None else []
+    write_conversations(others, work / OTHER_PERSON)
+    ending = learn_ending(split.corpus, split.validation)
+    if ending is not None:
+        ending.save(work / ENDING)
+    record = TwinRecord(
+        name=name,
+        persona=persona or draw_persona(split.corpus, _called(recipe.speaker)),
+        recipe=recipe,
+        state="interrupted",
+        learned_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        dated=any(c.started_at is not None for c in log.conversations),
+        corpus_ends=max(pair.when for pair in split.corpus),
+        validation=_ids(split.validation),
+        test=_ids(split.test),
+        other_speaker=other if others else None,
+        versions={package: version(package) for package in _VERSIONED},
+    )
+    record.save(work)
+    return record
+
+
+def _ids(pairs: Sequence[Pair]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(pair.conversation_id for pair in pairs))
+
+
+def _called(speaker: str) -> str:
+    """A short name for the person: their own, or the first part of a long identifier."""
+    return speaker if len(speaker) <= 24 else speaker.split("-")[0][:24]
+
+
+def _other_person(log: ChatLog, speaker: str) -> str | None:
+    """The most frequent other speaker who plays the same part in conversations, or None."""
+    roles: dict[str, str] = {}
+    for conversation in log.conversations:
+        for turn in conversation.turns:
+            roles.setdefault(turn.speaker, turn.role)
+    return next((s for s in log.turn_counts() if s != speaker and roles[s] == roles[speaker]), None)
+
+
+def _conversations_of(log: ChatLog, speaker: str, without: set[str]) -> list[Conversation]:
+    """Conversations of a speaker, none of which is held out, until there are enough turns."""
+    found: list[Conversation] = []
+    turns = 0
+    for conversation in log.conversations:
+        own = sum(turn.speaker == speaker for turn in conversation.turns)
+        if own and conversation.conversation_id not in without:
+            found.append(conversation)
+            turns += own
+        if turns >= _OTHER_TURNS:
+            break
+    return found
+
+
+def _remember(store: TripleStore, pairs: Sequence[Pair], progress: Progress) -> None:
+    """Put the pairs into the memory; those already there are skipped."""
+    known = {triple.id for triple in store.triples()}
+    triples = [triple for triple in map(Triple, pairs) if triple.id not in known]
+    total, done = len(known) + len(triples), len(known)
+    progress("memories", done, total)
+    for start in range(0, len(triples), _BATCH):
+        batch = triples[start : start + _BATCH]
+        store.add(batch)
+        done += len(batch)
+        progress("memories", done, total)
+
+
+async def _trace(
+    store: TripleStore, record: TwinRecord, model: ChatModel | None, scorer: Scorer | None, concurrency: int, progress: Progress
+) -> None:
+    """Give every triple that was not yet tried a trace, the latest first; each is on disk before the next is begun."""
+    recipe = record.recipe
+    if recipe.method == "none":
+        return
+    triples = list(store.triples())
+    waiting = [triple for triple in reversed(triples) if triple.provenance is None]
+    done, total = len(triples) - len(waiting), len(triples)
+    progress("traces", done, total)
+    queue = iter(waiting)
+
+    async def work() -> None:
+        nonlocal done
+        for triple in queue:
+            traced = await synthesize(
+                triple.pair,
+                record.persona.name,
+                method=recipe.method,
+                model=model,
+                scorer=scorer,
+                candidates=recipe.candidates,
+                seed=recipe.seed,
+            )
+            store.set_traces([traced])
+            done += 1
+            progress("traces", done, total)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(max(1, concurrency)):
+                group.create_task(work())
+    except* UsertwinError as failed:
+        raise failed.exceptions[0] from None  # the first one is the cause; the others only lost the same model

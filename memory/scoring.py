@@ -1,0 +1,217 @@
+"""How likely a text is under a model: the protocol, a transformers model behind it, and a cache on disk.
+
+The one design choice: a scorer continues plain text, token by token, and prompt and continuation are tokenized apart and
+then joined, so that the same continuation is the same tokens whatever stands before it and differences are paired exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import sqlite3
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import log
+from pathlib import Path
+from typing import Any, Protocol
+
+from usertwin.personas import ModelError
+
+_BATCH_TOKENS = 4096
+_LEAST_SHARED = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely a continuation was: `nats` is its log-probability (at most 0), over `tokens` tokens."""
+
+    nats: float
+    tokens: int
+
+    @property
+    def bits(self) -> float:
+        """The cost of the continuation in bits (at least 0)."""
+        return -self.nats / log(2)
+
+
+class Scorer(Protocol):
+    """Scores continuations of plain text. `name` says which model does it."""
+
+    @property
+    def name(self) -> str:
+        """Which model scores."""
+        ...
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """The likelihood of each continuation given its prompt, in the order of the (prompt, continuation) items."""
+        ...
+
+
+class TransformersScorer:
+    """A causal language model of transformers, in float32, as a scorer.
+
+    What all prompts of one call begin with is computed once. Prompts that do not fit the model lose their beginning.
+
+    Args:
+        name: what to call the model.
+        load: gives (model, tokenizer); called when first needed.
+    """
+
+    def __init__(self, name: str, load: Callable[[], tuple[Any, Any]]) -> None:
+        self.name = name
+        self._load = load
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        model, tokenizer = self._load()
+        return model.eval(), tokenizer
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """See `Scorer.score`."""
+        if not items:
+            return []
+        with self._lock:
+            model, tokenizer = self._loaded
+            limit = int(getattr(model.config, "max_position_embeddings", 2048))
+            encoded = [_encode(tokenizer, prompt, continuation, limit) for prompt, continuation in items]
+            shared = _shared_prefix([prompt for prompt, _ in encoded]) if len(items) > 1 else 0
+            past = self._prefix_cache(encoded[0][0][:shared]) if shared >= _LEAST_SHARED else None
+            start = shared if past is not None else 0
+            found: dict[int, Likelihood] = {}
+            for batch in _batches([len(p) + len(c) - start for p, c in encoded]):
+                rows = [(encoded[i][0][start:], encoded[i][1]) for i in batch]
+                found |= dict(zip(batch, self._score_batch(rows, past), strict=True))
+        return [found[index] for index in range(len(items))]
+
+    def _prefix_cache(self, prefix: Sequence[int]) -> Any:
+        import torch
+
+        model, _ = self._loaded
+        with torch.inference_mode():
+            ids = torch.tensor([prefix], device=model.device)
+            return model.base_model(ids, use_cache=True).past_key_values
+
+    def _score_batch(self, rows: Sequence[tuple[list[int], list[int]]], past: Any) -> list[Likelihood]:
+        """Score rows of (prompt ids, continuation ids), padded on the right, which a causal model does not see."""
+        import torch
+
+        model, _ = self._loaded
+        width = max(len(prompt) + len(continuation) for prompt, continuation in rows)
+        ids = torch.zeros((len(rows), width), dtype=torch.long)
+        for row, (prompt, continuation) in enumerate(rows):
+            ids[row, : len(prompt) + len(continuation)] = torch.tensor(prompt + continuation)
+        # The token at place t is predicted by the hidden state at t - 1.
+        where = [(row, len(p) + t - 1) for row, (p, c) in enumerate(rows) for t in range(len(c))]
+        wanted = torch.tensor([token for _, continuation in rows for token in continuation])
+        with torch.inference_mode():
+            cache = None
+            if past is not None:
+                cache = copy.deepcopy(past)
+                cache.batch_repeat_interleave(len(rows))
+            hidden = model.base_model(
+                ids.to(model.device), past_key_values=cache, use_cache=cache is not None
+            ).last_hidden_state
+            picked = hidden[[row for row, _ in where], [place for _, place in where]]
+            logits = model.get_output_embeddings()(picked).float()
+            nats = logits.log_softmax(-1).gather(1, wanted.to(logits.device)[:, None])[:, 0].cpu()
+        pieces = nats.split([len(continuation) for _, continuation in rows])
+        return [Likelihood(float(piece.double().sum()), len(piece)) for piece in pieces]
+
+
+def _encode(tokenizer: Any, prompt: str, continuation: str, limit: int) -> tuple[list[int], list[int]]:
+    before: list[int] = tokenizer(prompt).input_ids or [tokenizer.eos_token_id]
+    after: list[int] = tokenizer(continuation, add_special_tokens=False).input_ids
+    after = after[: limit // 2]
+    return before[-(limit - len(after)) :], after
+
+
+def _shared_prefix(prompts: Sequence[list[int]]) -> int:
+    """How many first tokens all prompts share, leaving each at least one of its own."""
+    first, last = min(prompts), max(prompts)
+    most = min(map(len, prompts)) - 1
+    return next((i for i in range(most) if first[i] != last[i]), max(most, 0))
+
+
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices grouped by similar length, each group of at most `_BATCH_TOKENS` tokens, padding included."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if groups and (len(groups[-1]) + 1) * lengths[index] <= _BATCH_TOKENS:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+class CachedScorer:
+    """A scorer that remembers what it scored, by content, in a SQLite file. The file holds hashes and numbers, no text.
+
+    Args:
+        scorer: who scores what is not yet known.
+        path: the file; made if missing. ModelError if it cannot be used.
+    """
+
+    def __init__(self, scorer: Scorer, path: str | Path) -> None:
+        self.scorer = scorer
+        self._lock = threading.Lock()
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=NORMAL")  # a lost score is only computed again
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, nats REAL NOT NULL, tokens INTEGER NOT NULL)"
+                " STRICT, WITHOUT ROWID"
+            )
+        except (sqlite3.Error, OSError) as error:
+            raise ModelError(f"{path}: the cache of scores cannot be used ({error}); delete that file and try again") from error
+
+    @property
+    def name(self) -> str:
+        """The name of the scorer behind the cache."""
+        return self.scorer.name
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """See `Scorer.score`; only what is not yet known is computed."""
+        with self._lock:
+            keys = [self._key(prompt, continuation) for prompt, continuation in items]
+            known: dict[bytes, Likelihood] = {}
+            for key in keys:
+                row = self._database.execute("SELECT nats, tokens FROM scores WHERE key = ?", (key,)).fetchone()
+                if row is not None:
+                    known[key] = Likelihood(*row)
+            missing = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
+            if missing:
+                fresh = dict(zip(missing, self.scorer.score(list(missing.values())), strict=True))
+                self._database.executemany(
+                    "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", [(k, s.nats, s.tokens) for k, s in fresh.items()]
+                )
+                self._database.commit()
+                known |= fresh
+            return [known[key] for key in keys]
+
+    def _key(self, prompt: str, continuation: str) -> bytes:
+        digest = hashlib.sha256()
+        for part in (self.scorer.name, prompt, continuation):
+            raw = part.encode("utf-8", "surrogatepass")
+            digest.update(struct.pack("<Q", len(raw)))
+            digest.update(raw)
+        return digest.digest()
+
+
+class FakeScorer:
+    """A model of words: one that stands in the prompt is likely, any other is not. For tests and trials; needs no weights."""
+
+    name = "fake:"
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """See `Scorer.score`."""
+        found: list[Likelihood] = []
+        for prompt, continuation in items:
+            known, words = set(prompt.casefold().split()), continuation.casefold().split()
+            found.append(Likelihood(-sum(log(20 if word in known else 2000) for word in words), max(1, len(words))))
+        return found

@@ -1,0 +1,70 @@
+"""Moments of a conversation as plain text to be continued, the form in which small models and the scorer read them.
+
+The one design choice: the person is always "Me" and anybody else "Them" (or by name, where there are several), a turn is a
+line, a thought is a line in brackets, and a blank line parts one moment from the next; so the end of a turn is a newline,
+whatever was said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from usertwin.personas import Pair, Turn
+
+ME = "Me"
+THEM = "Them"
+_THOUGHT = f"({ME} thinking:"
+#: Characters of a goal and of one earlier turn that are shown; the end of each says most about what comes next.
+_GOAL_CHARACTERS, _TURN_CHARACTERS = 400, 240
+
+
+def flat(text: str) -> str:
+    """A text as one line."""
+    return " ".join(text.split())
+
+
+def action_line(action: str) -> str:
+    """What a model is to write after `Me:` (the line's end included: to stop is part of the action)."""
+    return f" {flat(action)}\n"
+
+
+def context_lines(pair: Pair, turns: int) -> list[str]:
+    """The latest turns before the action, a line each."""
+    shown = pair.context[-turns:] if turns else ()
+    others = {turn.speaker for turn in pair.context if turn.speaker != pair.speaker}
+    return [f"{_label(turn, pair, len(others) > 1)}: {_tail(flat(turn.text), _TURN_CHARACTERS)}" for turn in shown]
+
+
+def open_moment(pair: Pair, turns: int, *, thought: str | None = None) -> str:
+    """A moment up to `Me:`, to be continued with the action; the goal, which only the person knows, comes first."""
+    goal = [f"(My goal: {_tail(flat(pair.goal), _GOAL_CHARACTERS)})"] if pair.goal else []
+    return "\n".join([*goal, *context_lines(pair, turns), *_thought(thought), f"{ME}:"])
+
+
+def open_thought(pair: Pair, turns: int) -> str:
+    """A moment up to the thought, to be continued with it. `open_moment` with that thought begins with the same text."""
+    return open_moment(pair, turns).removesuffix(f"{ME}:") + _THOUGHT
+
+
+def past_moment(pair: Pair, turns: int, *, thought: str | None = None) -> str:
+    """A whole moment with its action, as an example."""
+    return "\n".join([*context_lines(pair, turns), *_thought(thought), f"{ME}:{action_line(pair.action)}"])
+
+
+def joined(moments: Iterable[str]) -> str:
+    """Moments one after the other, a blank line between."""
+    return "\n\n".join(moment.rstrip("\n") for moment in moments)
+
+
+def _thought(thought: str | None) -> list[str]:
+    return [] if thought is None else [f"{_THOUGHT} {flat(thought)})"]
+
+
+def _label(turn: Turn, pair: Pair, several: bool) -> str:
+    if turn.speaker == pair.speaker:
+        return ME
+    return turn.speaker if several else THEM
+
+
+def _tail(text: str, characters: int) -> str:
+    return text if len(text) <= characters else "…" + text[-characters:]

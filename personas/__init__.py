@@ -1,0 +1,42 @@
+"""WHO: people and what they said. Turns, conversations, importers, pairs, splits, personas, and the errors of us all."""
+
+from .chat import (
+    PRIVATE_ROLES,
+    BadLine,
+    ChatLog,
+    Conversation,
+    Turn,
+    as_conversation,
+    read_conversations,
+    write_conversations,
+)
+from .errors import AgentError, LogError, ModelError, TwinError, UsageError, UsertwinError
+from .importers import load_chitchat, load_log
+from .pairs import Pair, Split, pairs_of, split_pairs
+from .persona import Persona, draw_persona, read_persona
+
+__all__ = [
+    "PRIVATE_ROLES",
+    "AgentError",
+    "BadLine",
+    "ChatLog",
+    "Conversation",
+    "LogError",
+    "ModelError",
+    "Pair",
+    "Persona",
+    "Split",
+    "Turn",
+    "TwinError",
+    "UsageError",
+    "UsertwinError",
+    "as_conversation",
+    "draw_persona",
+    "load_chitchat",
+    "load_log",
+    "pairs_of",
+    "read_conversations",
+    "read_persona",
+    "split_pairs",
+    "write_conversations",
+]

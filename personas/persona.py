@@ -1,0 +1,103 @@
+"""A persona: the short picture of a person that a twin carries beside its memory.
+
+The one design choice: a persona drawn from a log says only what was counted in that log (length, case, questions, ...);
+it never guesses traits. Who wants to say more about a person writes a TOML file.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from .errors import LogError
+from .pairs import Pair
+
+_POLITE = re.compile(r"\b(please|thanks|thank you|thx)\b", re.IGNORECASE)
+_SAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Persona:
+    """Who a twin plays.
+
+    Attributes:
+        name: what the person is called in prompts and on screen.
+        description: a few plain sentences.
+        typical_words: the median number of words in a turn.
+        sample_turns: a few real turns, for show.
+    """
+
+    name: str
+    description: str = ""
+    typical_words: int = 0
+    sample_turns: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The persona as a JSON object; `Persona.from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Persona:
+        """A persona from an object with these four keys, of which only "name" must be there. LogError if it is off."""
+        name, unknown = value.get("name"), set(value) - {"name", "description", "typical_words", "sample_turns"}
+        if unknown:
+            raise LogError(f"a persona has no {', '.join(map(repr, sorted(unknown)))}")
+        if not isinstance(name, str) or not name.strip():
+            raise LogError('a persona needs a "name"')
+        description, words = value.get("description", ""), value.get("typical_words", 0)
+        samples = value.get("sample_turns", ())
+        if not isinstance(description, str) or not isinstance(words, int):
+            raise LogError('a persona\'s "description" is text and its "typical_words" a whole number')
+        if not isinstance(samples, list | tuple) or not all(isinstance(s, str) for s in cast("list[Any]", samples)):
+            raise LogError('a persona\'s "sample_turns" is a list of texts')
+        return cls(name.strip(), description, words, tuple(cast("list[str]", samples)))
+
+
+def read_persona(path: str | Path) -> Persona:
+    """Read a persona from a TOML file with `name` and, where wanted, `description`, `typical_words`, `sample_turns`.
+
+    Raises:
+        LogError: no such file, not TOML, or not a persona; the message names the file.
+    """
+    try:
+        return Persona.from_json(tomllib.loads(Path(path).read_text("utf-8")))
+    except FileNotFoundError:
+        raise LogError(f"{path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, LogError) as error:
+        raise LogError(f"{path}: {error}") from None
+
+
+def draw_persona(pairs: Sequence[Pair], name: str) -> Persona:
+    """Draw a persona from what a person said: every statement in it is a count over these pairs.
+
+    Args:
+        pairs: the person's pairs, at least one.
+        name: what to call the person.
+    """
+    actions = [pair.action for pair in pairs]
+    words = round(statistics.median(len(action.split()) for action in actions))
+    lower = _share(actions, lambda a: a[:1].islower())
+    description = (
+        f"{name} usually writes about {words} word{'s' if words != 1 else ''} a turn, "
+        f"starts {lower:.0%} of turns in lower case, "
+        f"asks a question in {_share(actions, lambda a: '?' in a):.0%} of turns, "
+        f"exclaims in {_share(actions, lambda a: '!' in a):.0%}, "
+        f"and says please or thanks in {_share(actions, lambda a: bool(_POLITE.search(a))):.0%}. "
+        f"Seen in {len(actions)} turns of {len({p.conversation_id for p in pairs})} conversations."
+    )
+    by_typicality = sorted(pairs, key=lambda p: (abs(len(p.action.split()) - words), -p.when, p.position))
+    samples: dict[str, None] = {}
+    for pair in by_typicality:
+        samples.setdefault(" ".join(pair.action.split()))
+        if len(samples) == _SAMPLES:
+            break
+    return Persona(name, description, words, tuple(samples))
+
+
+def _share(actions: Sequence[str], holds: Callable[[str], bool]) -> float:
+    return sum(1 for action in actions if holds(action.strip())) / len(actions)

@@ -1,0 +1,29 @@
+"""THE TWIN IN ACTION: the LangGraph twin, models, agents under test, conversations, the terminal."""
+
+from .agents import AgentCall, Message, as_agent
+from .conversation import AGENT_FAULTS, TWIN_FAULTS, Exchange, Simulation, StopReason, asimulate, simulate
+from .models import load_embedder, load_model, load_scorer
+from .runs import RunFolder, simulate_many
+from .user import Answer, RecalledTriple, SimulatedUser, TwinState
+
+__all__ = [
+    "AGENT_FAULTS",
+    "TWIN_FAULTS",
+    "AgentCall",
+    "Answer",
+    "Exchange",
+    "Message",
+    "RecalledTriple",
+    "RunFolder",
+    "SimulatedUser",
+    "Simulation",
+    "StopReason",
+    "TwinState",
+    "as_agent",
+    "asimulate",
+    "load_embedder",
+    "load_model",
+    "load_scorer",
+    "simulate",
+    "simulate_many",
+]

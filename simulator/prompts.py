@@ -1,0 +1,58 @@
+"""What a twin is shown before it reasons and before it acts.
+
+The one design choice: both steps are made of the same parts (persona, goal, recalled moments, the chat now), and for a model
+that continues transcripts the second prompt begins with the first one and its answer, so that the engine has most of it in
+its cache. The evaluation scores real actions after exactly these prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from usertwin.memory import Style, Triple
+from usertwin.memory.templates import PromptTemplate
+from usertwin.memory.transcript import context_lines, joined, open_moment, open_thought, past_moment
+from usertwin.personas import Pair, Persona
+
+#: Turns of the present chat, and of each recalled moment, that are shown (chosen on validation turns).
+CONTEXT_TURNS, RECALLED_TURNS = 6, 2
+_REASON = PromptTemplate(Path(__file__).parent / "user_reason.txt")
+_ACT = PromptTemplate(Path(__file__).parent / "user_act.txt")
+
+Messages = list[tuple[str, str]]
+
+
+def prompt_versions(style: Style) -> dict[str, str]:
+    """The versions of the prompts, for a run's manifest."""
+    return {"transcript": "1"} if style == "transcript" else {"reason": _REASON.version, "act": _ACT.version}
+
+
+def transcript(recalled: Sequence[Triple], last: str) -> str:
+    """Recalled moments, the most similar one last, and then the present one."""
+    moments = [past_moment(t.pair, RECALLED_TURNS, thought=t.reasoning) for t in reversed(recalled)]
+    return joined([*moments, last])
+
+
+def act_transcript(query: Pair, recalled: Sequence[Triple], reasoning: str | None = None) -> str:
+    """The text that a transcript model continues with the action, and after which real actions are scored."""
+    return transcript(recalled, open_moment(query, CONTEXT_TURNS, thought=reasoning))
+
+
+def reason_messages(style: Style, persona: Persona, query: Pair, recalled: Sequence[Triple]) -> Messages:
+    """What a model is asked for the twin's reasoning with."""
+    if style == "transcript":
+        return [("user", transcript(recalled, open_thought(query, CONTEXT_TURNS)))]
+    return [("user", _REASON.fill(**_parts(persona, query, recalled)))]
+
+
+def act_messages(style: Style, persona: Persona, query: Pair, recalled: Sequence[Triple], reasoning: str) -> Messages:
+    """What a model is asked for the twin's action with."""
+    if style == "transcript":
+        return [("user", act_transcript(query, recalled, reasoning or None))]
+    return [("user", _ACT.fill(reasoning=reasoning, **_parts(persona, query, recalled)))]
+
+
+def _parts(persona: Persona, query: Pair, recalled: Sequence[Triple]) -> dict[str, object]:
+    moments = [past_moment(t.pair, RECALLED_TURNS, thought=t.reasoning).rstrip("\n") for t in reversed(recalled)]
+    return {"persona": persona, "goal": query.goal, "moments": moments, "context": context_lines(query, 20)}

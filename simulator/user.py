@@ -1,0 +1,375 @@
+"""The twin in action: a LangGraph agent that recalls, reasons and acts, and a plain class around it.
+
+The one design choice: the graph is the only implementation. Its state is typed and holds plain JSON values, so that it
+streams, checkpoints and composes like any LangGraph graph; `SimulatedUser` is a thin door to it for people who do not know
+LangGraph. Messages are in the agent's point of view, as everywhere in this ecosystem: "user" is the twin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Self, TypedDict, TypeVar, cast
+
+from usertwin.memory import (
+    ChatModel,
+    Embedder,
+    Recalled,
+    Style,
+    Triple,
+    TripleStore,
+    TwinRecord,
+    Usage,
+    existing_twin,
+    sample,
+)
+from usertwin.memory.ending import EndingModel
+from usertwin.memory.transcript import flat
+from usertwin.memory.twin import ENDING
+from usertwin.personas import Pair, Persona, Turn, TwinError, as_conversation
+from usertwin.personas.pairs import visible_turns
+
+from .models import DEFAULT_MODEL, load_embedder, load_model
+from .prompts import CONTEXT_TURNS, act_messages, reason_messages
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.graph.state import CompiledStateGraph
+
+    Graph = CompiledStateGraph["TwinState", None, "TwinState", "TwinState"]
+
+T = TypeVar("T")
+
+#: Triples a twin recalls each turn (chosen on validation turns, see evals/EXPERIMENTS.md).
+DEFAULT_K = 4
+#: How often a twin tries again when a model writes nothing, or only what was said already.
+_TRIES = 4
+_LIVE = "(live)"
+
+
+class RecalledTriple(TypedDict):
+    """A recalled triple as the graph's state holds it."""
+
+    id: str
+    similarity: float
+    conversation_id: str
+    position: int
+    when: float
+    context: list[dict[str, str]]
+    action: str
+    reasoning: str | None
+    score: float | None
+
+
+def _append(old: list[Any] | None, new: list[Any]) -> list[Any]:
+    from langgraph.graph.message import add_messages
+
+    return cast("list[Any]", add_messages(cast("Any", old or []), cast("Any", new)))
+
+
+class TwinState(TypedDict):
+    """The state of the graph. Give `messages` (and `goal`); the other keys are what the twin makes of them."""
+
+    messages: Annotated[list[Any], _append]
+    goal: NotRequired[str]
+    recalled: NotRequired[list[RecalledTriple]]
+    reasoning: NotRequired[str]
+    action: NotRequired[str]
+    done: NotRequired[bool]
+    usage: NotRequired[dict[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One turn of a twin, with everything it came from.
+
+    Attributes:
+        action: what the twin says.
+        reasoning: what went on in it; "" if its memory holds no traces and its model continues transcripts.
+        recalled: the triples that came to mind, most similar first.
+        done: whether the person leaves with this turn.
+        usage: tokens, over all model calls of the turn.
+    """
+
+    action: str
+    reasoning: str
+    recalled: tuple[RecalledTriple, ...]
+    done: bool
+    usage: Usage
+
+    @property
+    def message(self) -> dict[str, str]:
+        """The turn as an OpenAI-style message."""
+        return {"role": "user", "content": self.action}
+
+
+def run_sync(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, also where an event loop is running already (a notebook): the one sync door."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+class SimulatedUser:
+    """A twin: a simulated user that was learned from one real person.
+
+    Args:
+        record: what is known about the twin.
+        store: its memory.
+        model: who reasons and acts for it.
+        ending: when it leaves; None if it never does.
+        k: how many triples it recalls for a turn.
+        seed: for the sampler; together with the turn's number it fixes what a local model says.
+    """
+
+    def __init__(
+        self,
+        record: TwinRecord,
+        store: TripleStore,
+        model: ChatModel,
+        *,
+        ending: EndingModel | None = None,
+        k: int = DEFAULT_K,
+        seed: int = 0,
+    ) -> None:
+        self.record, self.store, self.model, self.ending, self.k, self.seed = record, store, model, ending, k, seed
+        self._graph: Graph | None = None
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        home: str | Path | None = None,
+        model: str | ChatModel = DEFAULT_MODEL,
+        style: Style | None = None,
+        embedder: Embedder | None = None,
+        k: int = DEFAULT_K,
+        seed: int = 0,
+    ) -> Self:
+        """Open a twin that was learned before.
+
+        Args:
+            name: the twin.
+            home: where twins live; by default USERTWIN_HOME, else the user's data folder.
+            model: who acts for it, by name or built already.
+            style: how to prompt the model, if not in its usual way.
+            embedder: the embedding model its memory was made with, if it is not to be loaded by its name.
+            k: how many triples to recall for a turn.
+            seed: for the sampler.
+
+        Raises:
+            TwinError: there is no such twin, or it is damaged.
+            ModelError: the model cannot be had.
+        """
+        folder = existing_twin(name, home)
+        record = TwinRecord.load(folder)
+        store = TripleStore(folder, embedder or load_embedder(record.recipe.embedder))
+        chat = load_model(model, style=style) if isinstance(model, str) else model
+        return cls(record, store, chat, ending=EndingModel.load(folder / ENDING), k=k, seed=seed)
+
+    @property
+    def name(self) -> str:
+        """The twin's name."""
+        return self.record.name
+
+    @property
+    def persona(self) -> Persona:
+        """Who the twin plays."""
+        return self.record.persona
+
+    @property
+    def graph(self) -> Graph:
+        """The twin as a compiled LangGraph graph over `TwinState`: recall, reason, act."""
+        if self._graph is None:
+            self._graph = self.build()
+        return self._graph
+
+    def build(self, *, checkpointer: Any = None) -> Graph:
+        """Compile the graph anew, with a checkpointer of yours if you have one."""
+        from langchain_core.runnables import RunnableLambda
+        from langgraph.graph import END, START, StateGraph
+
+        graph = StateGraph(TwinState)
+        for name, step in (("recall", self._recall), ("reason", self._reason), ("act", self._act)):
+            graph.add_node(name, RunnableLambda(_sync(step), step, name=name))
+        for before, after in ((START, "recall"), ("recall", "reason"), ("reason", "act"), ("act", END)):
+            graph.add_edge(before, after)
+        return graph.compile(checkpointer=checkpointer, name=f"twin:{self.name}")
+
+    async def arespond(self, messages: Any, *, goal: str = "", config: RunnableConfig | None = None) -> Answer:
+        """The twin's next turn.
+
+        Args:
+            messages: the conversation so far in any accepted shape ([] if the twin is to begin); "user" is the twin.
+            goal: what the twin is to want in this conversation; the agent never sees it.
+            config: LangChain's run config.
+
+        Raises:
+            ModelError: the model does not answer.
+        TwinError: the model writes nothing.
+            LogError: the messages have no shape that is known.
+        """
+        found = await self.graph.ainvoke({"messages": _plain(messages), "goal": goal}, config)
+        return Answer(
+            action=found["action"],
+            reasoning=found["reasoning"],
+            recalled=tuple(found["recalled"]),
+            done=found["done"],
+            usage=Usage(**found["usage"]),
+        )
+
+    def respond(self, messages: Any, *, goal: str = "", config: RunnableConfig | None = None) -> Answer:
+        """`arespond`, without async."""
+        return run_sync(self.arespond(messages, goal=goal, config=config))
+
+    def close(self) -> None:
+        """Close the memory."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # The steps of the graph ------------------------------------------------------------------------------------------
+
+    async def _recall(self, state: TwinState) -> dict[str, Any]:
+        query = self._query(state)
+        found = await asyncio.to_thread(self.store.recall, query, self.k)
+        return {"recalled": [_as_state(one) for one in found], "usage": asdict(Usage())}
+
+    async def _reason(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
+        recalled = _from_state(state, self.record.recipe.speaker)
+        if self.model.style == "transcript" and not any(triple.reasoning for triple in recalled):
+            return {"reasoning": ""}  # without examples of thoughts a model that continues text would not write one
+        query = self._query(state)
+        [thought] = await sample(
+            self.model,
+            reason_messages(self.model.style, self.persona, query, recalled),
+            seed=self._seed(query),
+            max_tokens=60 if self.model.style == "transcript" else 400,
+            stop=["\n"] if self.model.style == "transcript" else [],
+            config=config,
+        )
+        return {"reasoning": flat(thought.text).rstrip(")"), "usage": _add(state, thought.usage)}
+
+    async def _act(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
+        from langchain_core.messages import HumanMessage
+
+        query = self._query(state)
+        messages = act_messages(
+            self.model.style, self.persona, query, _from_state(state, self.record.recipe.speaker), state.get("reasoning", "")
+        )
+        said_before = {flat(turn.text).casefold() for turn in query.context}
+        used, action = Usage(), ""
+        for attempt in range(_TRIES):
+            [answer] = await sample(
+                self.model,
+                messages,
+                seed=self._seed(query) + 1_000_003 * attempt,
+                max_tokens=self.most_tokens,
+                stop=["\n"] if self.model.style == "transcript" else [],
+                config=config,
+            )
+            used, text = used + answer.usage, answer.text.strip()
+            action = text or action
+            if text and flat(text).casefold() not in said_before:
+                break
+        if not action:
+            raise TwinError(f'the twin said nothing: its model "{self.model.name}" wrote nothing {_TRIES} times in a row')
+        done = self.ending is not None and self.ending.leaves(replace(query, action=action))
+        return {"messages": [HumanMessage(action)], "action": action, "done": done, "usage": _add(state, used)}
+
+    @property
+    def most_tokens(self) -> int:
+        """Room for a turn several times as long as this person's usual one."""
+        return min(400, 32 + 4 * self.persona.typical_words) if self.model.style == "transcript" else 1500
+
+    def _seed(self, query: Pair) -> int:
+        return (self.seed * 7919 + query.position) % 2**31
+
+    def _query(self, state: TwinState) -> Pair:
+        """The present moment as a pair whose action is yet to come."""
+        conversation = as_conversation(state["messages"], _LIVE)
+        turns = [turn for turn, _ in visible_turns(conversation.turns)]
+        private = [turn.text for turn in conversation.turns if turn.private]
+        context = tuple(
+            Turn(self.record.recipe.speaker if turn.role == "user" else turn.speaker, turn.role, turn.text) for turn in turns
+        )
+        return Pair(
+            speaker=self.record.recipe.speaker,
+            context=context[-max(CONTEXT_TURNS, self.record.recipe.window) :],
+            action="",
+            goal="\n".join([text for text in (state.get("goal", ""), *private) if text]),
+            conversation_id=_LIVE,
+            position=len(turns),
+            when=float("inf"),
+        )
+
+
+def _sync(step: Any) -> Any:
+    """The same step for callers without an event loop."""
+    if len(inspect.signature(step).parameters) == 1:
+        return lambda state: run_sync(step(state))  # pyright: ignore[reportUnknownLambdaType]
+
+    def with_config(state: TwinState, config: RunnableConfig) -> Any:
+        return run_sync(step(state, config))
+
+    return with_config
+
+
+def _plain(messages: Any) -> list[Any]:
+    """The messages as the graph takes them; any accepted shape of a conversation becomes OpenAI-style messages."""
+    conversation = as_conversation(messages)
+    known = {"user", "assistant", "system"}
+    return [
+        {"role": turn.role if turn.role in known else "system" if turn.private else "assistant", "content": turn.text}
+        for turn in conversation.turns
+    ]
+
+
+def _add(state: TwinState, more: Usage) -> dict[str, int]:
+    return asdict(Usage(**state.get("usage", {})) + more)
+
+
+def _as_state(recalled: Recalled) -> RecalledTriple:
+    triple, pair = recalled.triple, recalled.triple.pair
+    return {
+        "id": triple.id,
+        "similarity": round(recalled.similarity, 6),
+        "conversation_id": pair.conversation_id,
+        "position": pair.position,
+        "when": pair.when,
+        "context": [{"speaker": t.speaker, "role": t.role, "text": t.text} for t in pair.context],
+        "action": pair.action,
+        "reasoning": triple.reasoning,
+        "score": triple.score,
+    }
+
+
+def _from_state(state: TwinState, speaker: str) -> list[Triple]:
+    return [
+        Triple(
+            Pair(
+                speaker=speaker,
+                context=tuple(Turn(t["speaker"], t["role"], t["text"]) for t in row["context"]),
+                action=row["action"],
+                goal="",
+                conversation_id=row["conversation_id"],
+                position=row["position"],
+                when=row["when"],
+            ),
+            row["reasoning"],
+            row["score"],
+        )
+        for row in state.get("recalled", [])
+    ]
