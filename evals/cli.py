@@ -139,7 +139,7 @@ def learn(
         likelihood = load_scorer(scorer, progress=bars.fetch) if traces == "recon" else None
         recipe = Recipe(
             source, speaker, traces, candidates, max_triples, window, vectors.name,
-            chat_model and chat_model.name, likelihood and likelihood.name, seed,
+            None if chat_model is None else chat_model.name, None if likelihood is None else likelihood.name, seed,
         )  # fmt: skip
         record = asyncio.run(
             learn_twin(

@@ -7,6 +7,7 @@ corpus with the built-in model; each is shown before it runs, and what a former 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -50,7 +51,7 @@ def run_demo(console: Console, *, home: Path | None, turns: int, limit: int) -> 
     with open_twin(console, NAME, home, "local", None, 0) as user:
         simulation = simulate(
             user, help_desk, turns=turns, goal=GOAL, agent_first=True,
-            on_exchange=lambda exchange: show_exchange(console, CALLED, exchange),
+            on_exchange=partial(show_exchange, console, CALLED),
         )  # fmt: skip
     console.print(f"[dim]ended: {simulation.stop_reason}{escape(': ' + simulation.error) if simulation.error else ''}[/dim]\n")
     console.print(Rule("3  measure how close it is", align="left"))

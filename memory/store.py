@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from usertwin.personas import Pair, Turn, TwinError
 
@@ -236,7 +236,8 @@ class TripleStore:
             k = min(k, len(allowed))
             if k <= 0:
                 return []
-            parameters = faiss.SearchParameters(sel=faiss.IDSelectorBatch(np.array(allowed, np.int64)))
+            selector = faiss.IDSelectorBatch(np.array(allowed, np.int64))
+            parameters = cast("Any", faiss).SearchParameters(sel=selector)  # its stub does not know the keyword
             similarities, numbers = self._index.search(np.asarray(vector, np.float32)[None], k, params=parameters)
             found = [(int(n), float(s)) for n, s in zip(numbers[0], similarities[0], strict=True) if n >= 0]
             triples = self._fetch([number for number, _ in found])

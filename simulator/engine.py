@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from usertwin.memory import Style
 from usertwin.personas import ModelError
@@ -45,8 +46,7 @@ def engine_url(path: Path, style: Style) -> str:
 
 
 def _start(path: Path, style: Style) -> Any:
-    import xllamacpp
-
+    xllamacpp = cast("Any", import_module("xllamacpp"))  # it carries no types
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_parallel = SLOTS

@@ -152,7 +152,7 @@ def _dequantized(gguf: Path) -> Path:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         model.hf_quantizer = None  # the weights are plain numbers now, and are to be saved as such
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
