@@ -100,8 +100,8 @@ async def sample(
             result = await model.chat.agenerate(prompt, n=n, seed=seed, **options)
             answers = [cast("AIMessage", cast("Any", generation).message) for generation in result.generations[0]]
         else:
-            each = [options | ({"seed": seed + i} if model.controls else {}) for i in range(n)]
-            answers = await asyncio.gather(*(model.chat.ainvoke(list(messages), config, **one) for one in each))
+            each: list[dict[str, Any]] = [options | ({"seed": seed + i} if model.controls else {}) for i in range(n)]
+            answers = await asyncio.gather(*(model.chat.ainvoke(list(messages), config, **cast("Any", one)) for one in each))
     except UsertwinError:
         raise
     except Exception as error:

@@ -64,8 +64,8 @@ class Simulation:
     goal: str
     seed: int
     thread_id: str
-    messages: list[Message] = field(default_factory=list[Message])
-    exchanges: list[Exchange] = field(default_factory=list[Exchange])
+    messages: list[Message] = field(default_factory=list[Message], repr=False)
+    exchanges: list[Exchange] = field(default_factory=list[Exchange], repr=False)
     stop_reason: StopReason = "max_turns"
     error: str | None = None
 

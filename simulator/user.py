@@ -11,7 +11,7 @@ import asyncio
 import inspect
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Self, TypedDict, TypeVar, cast
 
@@ -97,7 +97,7 @@ class Answer:
 
     action: str
     reasoning: str
-    recalled: tuple[RecalledTriple, ...]
+    recalled: tuple[RecalledTriple, ...] = field(repr=False)
     done: bool
     usage: Usage
 

@@ -1,0 +1,104 @@
+"""What every test shares: nothing real is reached by accident, and a small person whose rule is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Recipe, learn
+from usertwin.personas import ChatLog, Conversation, Turn
+from usertwin.personas.chat import in_time_order
+from usertwin.simulator.scripted import ScriptedChatModel
+
+pytest_plugins = ["pytester"]
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test reaches a model that is not scripted, or a home that is not its own, unless it is marked slow."""
+    monkeypatch.setenv("USERTWIN_HOME", str(tmp_path / "twins"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setenv("USERTWIN_ONLY_SCRIPTED", "1")
+        monkeypatch.setenv("USERTWIN_CACHE", str(tmp_path / "cache"))
+
+
+def small_conversation(number: int) -> Conversation:
+    """A talk of Ann with a help desk: she greets, names her city, and says thanks at the end."""
+    city = ("Oslo", "Rome", "Lima", "Cairo", "Kyoto")[number % 5]
+    desk, ann = f"desk-{number % 2}", "Ann"
+    turns = (
+        Turn("guide", "instruction", f"You want the weather for {city}."),
+        Turn(desk, "agent", "Hello, what can I do for you?"),
+        Turn(ann, "user", f"hi, the weather in {city} please"),
+        Turn(desk, "agent", f"Which day do you mean for {city}?"),
+        Turn(ann, "user", f"tomorrow, day {number}"),
+        Turn(desk, "agent", "It will be sunny. Anything else?"),
+        Turn(ann, "user", "no thats all thank you bye"),
+    )
+    return Conversation(f"talk-{number:02d}", turns, f"2024-03-{number % 28 + 1:02d}T10:00:00+00:00")
+
+
+def other_conversation(number: int) -> Conversation:
+    """A talk of Bob with a help desk."""
+    turns = (
+        Turn("desk-0", "agent", "Hello, what can I do for you?"),
+        Turn("Bob", "user", f"I demand a refund for order {number}!!"),
+        Turn("desk-0", "agent", "Which order do you mean?"),
+        Turn("Bob", "user", f"Order {number}, as I said."),
+    )
+    return Conversation(f"bob-{number:02d}", turns, f"2024-02-{number % 28 + 1:02d}T10:00:00+00:00")
+
+
+@pytest.fixture
+def log() -> ChatLog:
+    """Twenty talks of Ann and ten of Bob."""
+    conversations = [*map(small_conversation, range(20)), *map(other_conversation, range(10))]
+    return ChatLog(in_time_order(conversations, "test"), "test")
+
+
+@pytest.fixture
+def log_file(log: ChatLog, tmp_path: Path) -> Path:
+    """The same as a file."""
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(c.to_json()) + "\n" for c in log.conversations), "utf-8")
+    return path
+
+
+def recipe(**changes: object) -> Recipe:
+    """How the test's twins are learned."""
+    base: dict[str, object] = {
+        "source": "test",
+        "speaker": "Ann",
+        "method": "recon",
+        "candidates": 2,
+        "max_triples": None,
+        "window": 6,
+        "embedder": "fake:256",
+        "model": "scripted:test",
+        "scorer": "fake:",
+        "seed": 0,
+    }
+    return Recipe(**(base | changes))  # pyright: ignore[reportArgumentType]
+
+
+def scripted(*answers: str, rules: list[tuple[str, str]] | None = None) -> ChatModel:
+    """A model that gives these answers in turn."""
+    return ChatModel("scripted:test", ScriptedChatModel(answers=list(answers), rules=rules or []), "transcript")
+
+
+@pytest.fixture
+def ann(log: ChatLog, tmp_path: Path) -> Iterator[str]:
+    """A learned twin of Ann in the test's home, by name."""
+    import asyncio
+
+    model = scripted("wants the weather for a city", "is in a hurry")
+    asyncio.run(learn("ann", log, recipe(), embedder=FakeEmbedder(), model=model, scorer=FakeScorer()))
+    yield "ann"
