@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+
 from usertwin.personas import UsertwinError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
     from usertwin.simulator import SimulatedUser
 
     from .bars import Bars

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.rule import Rule
+
 from usertwin.memory import Recipe, TwinRecord, list_twins, twin_folder
 from usertwin.memory import learn as learn_twin
 from usertwin.personas import draw_persona, load_log, split_pairs

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
 from usertwin.memory import TwinRecord
 from usertwin.memory.ending import EndingModel
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
+
 from usertwin.memory.transcript import flat
 from usertwin.personas import UsertwinError
 

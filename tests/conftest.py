@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -95,10 +94,10 @@ def scripted(*answers: str, rules: list[tuple[str, str]] | None = None) -> ChatM
 
 
 @pytest.fixture
-def ann(log: ChatLog, tmp_path: Path) -> Iterator[str]:
+def ann(log: ChatLog) -> str:
     """A learned twin of Ann in the test's home, by name."""
     import asyncio
 
     model = scripted("wants the weather for a city", "is in a hurry")
     asyncio.run(learn("ann", log, recipe(), embedder=FakeEmbedder(), model=model, scorer=FakeScorer()))
-    yield "ann"
+    return "ann"
