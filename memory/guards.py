@@ -14,6 +14,8 @@ from usertwin.personas import Pair
 LONGEST_RUN = 5
 #: Actions of three or four words could be quoted whole without ever reaching that; quoting them whole is rejected too.
 SHORTEST_ACTION = 3
+#: A trace that shares a run of this many word tokens with the examples it was asked for with is one of them, warmed up.
+LONGEST_ECHO = 7
 #: Traces longer than this, in words, are rejected.
 LONGEST_TRACE = 120
 
@@ -35,8 +37,17 @@ def longest_new_run(trace: str, action: str, known: str) -> int:
     return 0
 
 
-def rejected_by(trace: str, pair: Pair) -> str | None:
-    """The name of the guard that rejects a trace of this pair: "empty", "too_long" or "quotes_action"; else None."""
+def rejected_by(trace: str, pair: Pair, examples: str = "") -> str | None:
+    """The name of the guard that rejects a trace of this pair, or None.
+
+    Args:
+        trace: what was proposed.
+        pair: what it was proposed for.
+        examples: the text it was asked for with, the same for every pair.
+
+    Returns:
+        "empty", "too_long", "quotes_action" or "echoes_examples".
+    """
     told = word_tokens(trace)
     if not told:
         return "empty"
@@ -45,7 +56,9 @@ def rejected_by(trace: str, pair: Pair) -> str | None:
     done = len(word_tokens(pair.action))
     allowed = min(LONGEST_RUN, max(SHORTEST_ACTION, done))
     known = "\n".join([*(turn.text for turn in pair.context), pair.goal])
-    return "quotes_action" if longest_new_run(trace, pair.action, known) >= allowed else None
+    if longest_new_run(trace, pair.action, known) >= allowed:
+        return "quotes_action"
+    return "echoes_examples" if _runs(told, LONGEST_ECHO) & _runs(word_tokens(examples), LONGEST_ECHO) else None
 
 
 def _runs(tokens: list[str], length: int) -> set[tuple[str, ...]]:

@@ -10,6 +10,7 @@ Backward Synthesis (the first proposal, unscored) and no traces at all are the o
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 CONTEXT_TURNS = 4
 #: How many traces are proposed for a pair, as in the paper.
 DEFAULT_CANDIDATES = 4
-_TRACE_TOKENS = {"transcript": 60, "instruction": 400}  # a hosted model may reason before it writes
+_TRACE_TOKENS = {"transcript": 48, "instruction": 400}  # a hosted model may reason before it writes
+_LAST_CLAUSE = re.compile(r"(.+[.!?]|.+?(?=,[^,]*$))")
 _TRANSCRIPT = PromptTemplate(Path(__file__).parent / "propose_transcript.txt")
 _INSTRUCTION = PromptTemplate(Path(__file__).parent / "propose_instruction.txt")
 
@@ -71,7 +73,15 @@ async def propose(model: ChatModel, pair: Pair, name: str, *, n: int, seed: int)
     answers = await sample(
         model, [("user", prompt)], n=n, seed=seed, max_tokens=_TRACE_TOKENS[model.style], temperature=0.8, stop=stop
     )
+    if model.style == "transcript":
+        return [_whole(f"I {flat(answer.text)}") if answer.text.strip() else "" for answer in answers]
     return [flat(answer.text) for answer in answers]
+
+
+def _whole(text: str) -> str:
+    """A text without the clause that was cut off at its end, if it has others."""
+    whole = _LAST_CLAUSE.match(text)
+    return whole[1] if whole else text
 
 
 def reconstruct(pair: Pair, trace: str | None) -> str:
@@ -134,7 +144,7 @@ async def synthesize(
         raise UsageError(f"{candidates} candidates: at least one is needed")
     n = candidates if method == "recon" else 1
     traces = await propose(model, pair, name, n=n, seed=seed)
-    guarded = [rejected_by(trace, pair) for trace in traces]
+    guarded = [rejected_by(trace, pair, proposal_template(model).text) for trace in traces]
     scores = dict[str, float]()
     used = scorer if method == "recon" else None
     if used is not None:  # on a thread of its own: scoring is computing, and must not hold up others that wait for a model

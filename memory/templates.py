@@ -27,6 +27,11 @@ class PromptTemplate:
         return self.path.read_text("utf-8")
 
     @property
+    def text(self) -> str:
+        """The file's text, places unfilled."""
+        return self._text
+
+    @property
     def version(self) -> str:
         """The file's name and eight digits of its hash, for example "propose_transcript/1a2b3c4d"."""
         return f"{self.path.stem}/{hashlib.sha256(self._text.encode()).hexdigest()[:8]}"
