@@ -89,6 +89,9 @@ def demo(home: Path | None, turns: int, limit: int) -> None:
     show_default=True,
     help="recon: the best of several; backward: the first one, unscored; none.",
 )
+@click.option(
+    "--max-traces", default=100, show_default=True, help="Find traces only for the latest so many (seconds each); -1 for all."
+)
 @click.option("--candidates", default=4, show_default=True, help="How many traces recon proposes for a moment.")
 @_model
 @click.option("--scorer", default="local", show_default=True, help="The model that scores traces; the same names, or fake:.")
@@ -107,6 +110,7 @@ def learn(
     source: str,
     speaker: str,
     max_triples: int | None,
+    max_traces: int,
     traces: Literal["recon", "backward", "none"],
     candidates: int,
     model: str,
@@ -140,7 +144,7 @@ def learn(
         chat_model = load_model(model, style=style, progress=bars.fetch) if traces != "none" else None
         likelihood = load_scorer(scorer, progress=bars.fetch) if traces == "recon" else None
         recipe = Recipe(
-            source, speaker, traces, candidates, max_triples, window, vectors.name,
+            source, speaker, traces, candidates, max_triples, None if max_traces < 0 else max_traces, window, vectors.name,
             None if chat_model is None else chat_model.name, None if likelihood is None else likelihood.name, seed,
         )  # fmt: skip
         record = asyncio.run(

@@ -26,10 +26,10 @@ from .cli import measure, open_twin
 from .report import closeness_table
 
 NAME = "demo"
-#: A student who chatted 44 times in the BYU Chit-Chat Challenge of 2018; the corpus gives no name, "Robin" is ours.
-SPEAKER, CALLED = "20a5e75d-5e36-4408-9073-bafa4ccd7974", "Robin"
+#: A student who took part in 118 chats of the BYU Chit-Chat Challenge of 2018; the corpus gives no name, "Robin" is ours.
+SPEAKER, CALLED = "60576dcf-5b39-4420-a850-33ff7d108047", "Robin"
 GOAL = "Your parcel should have come on Monday and has not. You want to know where it is."
-MAX_TRIPLES, CANDIDATES, WINDOW, GENERATE = 48, 4, 6, 4
+MAX_TRIPLES, MAX_TRACES, CANDIDATES, WINDOW, GENERATE = 400, 32, 4, 6, 4
 
 
 def run_demo(console: Console, *, home: Path | None, turns: int, limit: int) -> None:
@@ -45,7 +45,8 @@ def run_demo(console: Console, *, home: Path | None, turns: int, limit: int) -> 
     record = _learn(console, home)
     console.print(
         f"{CALLED} is a real, anonymous person: {escape(record.persona.description)}\n"
-        f"The twin remembers {MAX_TRIPLES} of their moments, each with the reasoning that best predicts what they wrote.\n"
+        f"The twin remembers {MAX_TRIPLES} of their moments; the latest {MAX_TRACES} got a trace of reasoning, of "
+        f"{CANDIDATES} the one with which what they really wrote is predicted best.\n"
     )
     console.print(Rule("2  let the twin talk with a help desk", align="left"))
     console.print(f"[dim]What only the twin knows: {GOAL}[/dim]\n")
@@ -77,6 +78,7 @@ def _learn(console: Console, home: Path | None) -> TwinRecord:
         method="recon",
         candidates=CANDIDATES,
         max_triples=MAX_TRIPLES,
+        max_traces=MAX_TRACES,
         window=WINDOW,
         embedder=load_embedder().name,
         model="local",

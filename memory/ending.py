@@ -92,7 +92,9 @@ def learn_ending(corpus: Sequence[Pair], validation: Sequence[Pair]) -> EndingMo
         precision, recall, thresholds = precision_recall_curve(held, chances)
         scores = 2 * precision[:-1] * recall[:-1] / np.maximum(precision[:-1] + recall[:-1], 1e-12)
         best = int(scores.argmax())
-        threshold, f1 = float(thresholds[best]), float(scores[best])
+        # Halfway down to the next lower chance: at the chance itself, rounding the weights decides whether it is reached.
+        below = float(thresholds[best - 1]) if best else 0.0
+        threshold, f1 = (float(thresholds[best]) + below) / 2, float(scores[best])
     weights = tuple(round(float(w), 6) for w in fitted.coef_[0])
     return EndingModel(weights, float(fitted.intercept_[0]), threshold, f1, int(ends.sum()), len(validation))
 

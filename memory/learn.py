@@ -102,6 +102,8 @@ async def learn(
     """
     if recipe.max_triples is not None and recipe.max_triples < 1:
         raise UsageError(f"{recipe.max_triples} triples at most: a twin needs at least one")
+    if recipe.max_traces is not None and recipe.max_traces < 0:
+        raise UsageError(f"{recipe.max_traces} traces at most: a number of traces is not negative")
     split = split_pairs(log, recipe.speaker, window=recipe.window)
     target = twin_folder(name, home)
     work = _work_folder(name, target, recipe, overwrite)
@@ -234,13 +236,13 @@ def _remember(store: TripleStore, pairs: Sequence[Pair], progress: Progress) -> 
 async def _trace(
     store: TripleStore, record: TwinRecord, model: ChatModel | None, scorer: Scorer | None, concurrency: int, progress: Progress
 ) -> None:
-    """Give every triple that was not yet tried a trace, the latest first; each is on disk before the next is begun."""
+    """Give triples that were not yet tried a trace, the latest first; each is on disk before the next is begun."""
     recipe = record.recipe
     if recipe.method == "none":
         return
-    triples = list(store.triples())
-    waiting = [triple for triple in reversed(triples) if triple.provenance is None]
-    done, total = len(triples) - len(waiting), len(triples)
+    wanted = list(store.triples())[::-1][: recipe.max_traces]
+    waiting = [triple for triple in wanted if triple.provenance is None]
+    done, total = len(wanted) - len(waiting), len(wanted)
     progress("traces", done, total)
     queue = iter(waiting)
 

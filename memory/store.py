@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from usertwin.personas import Pair, Turn, TwinError
+from usertwin.personas import Pair, Turn, TwinError, UsertwinError
 
 from .embed import Embedder, query_text
 from .triples import Provenance, Recalled, Triple
@@ -61,8 +61,9 @@ class TripleStore:
         self.embedder = embedder
         self._lock = threading.RLock()
         self._dirty = False
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(self.folder / "memory.sqlite", check_same_thread=False)
+        with self._guarded():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(self.folder / "memory.sqlite", check_same_thread=False)
         try:
             with self._guarded():
                 self._database.execute("PRAGMA journal_mode=WAL")
@@ -79,6 +80,8 @@ class TripleStore:
     def _check_meta(self) -> None:
         meta = dict(self._database.execute("SELECT key, value FROM meta"))
         if not meta:
+            if self._index_path.exists():  # is only ever written beside a database that knows what it is
+                raise TwinError(f"{self.folder}: the memory is damaged: memory.sqlite is missing or empty; {_RELEARN}")
             wanted = {"format": _FORMAT, "embedder": self.embedder.name, "dimension": str(self.embedder.dimension)}
             self._database.executemany("INSERT INTO meta VALUES (?, ?)", wanted.items())
             self._database.commit()
@@ -108,7 +111,9 @@ class TripleStore:
         try:
             raw = self._index_path.read_bytes()
             if known is not None and hashlib.sha256(raw).hexdigest() == known:
-                return faiss.deserialize_index(np.frombuffer(raw, np.uint8))
+                index = faiss.deserialize_index(np.frombuffer(raw, np.uint8))
+                if index.ntotal == len(self):  # fewer, if the last one to add did not come to save
+                    return index
             reason = "does not match the database"
         except FileNotFoundError:
             reason = "is missing"
@@ -210,7 +215,8 @@ class TripleStore:
         """All triples, in the order of time."""
         with self._lock, self._guarded():
             rows = self._database.execute(f"SELECT {_COLUMNS} FROM triples ORDER BY moment, conversation, position").fetchall()
-        yield from map(_triple, rows)
+        with self._guarded():
+            yield from map(_triple, rows)
 
     def recall(self, query: Pair, k: int = 4, *, before: float | None = None) -> list[Recalled]:
         """The k triples whose contexts are most similar to the query's, most similar first.
@@ -231,6 +237,10 @@ class TripleStore:
         import faiss
         import numpy as np
 
+        if vector.shape != (self._dimension,):
+            raise TwinError(
+                f"{self.folder}: a query of shape {vector.shape} does not fit a memory of dimension {self._dimension}"
+            )
         with self._lock, self._guarded():
             allowed = self._allowed(conversation_id, before)
             k = min(k, len(allowed))
@@ -273,8 +283,8 @@ class TripleStore:
         """Say in one sentence what SQLite or FAISS would say in a traceback."""
         try:
             yield
-        except (sqlite3.Error, ValueError, KeyError, RuntimeError) as error:
-            if isinstance(error, TwinError):
+        except (sqlite3.Error, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            if isinstance(error, UsertwinError):  # says it better
                 raise
             raise TwinError(f"{self.folder}: the memory is damaged or cannot be used ({error}); {_RELEARN}") from error
 

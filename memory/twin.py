@@ -42,6 +42,7 @@ class Recipe:
         method: how traces are made.
         candidates: how many traces are proposed for a pair.
         max_triples: the most triples to hold, the latest ones; None for all.
+        max_traces: the most of them to find traces for, the latest ones; None for all.
         window: turns of context for each pair.
         embedder: the embedding model.
         model: who proposes traces; None if nobody does.
@@ -54,6 +55,7 @@ class Recipe:
     method: Method
     candidates: int
     max_triples: int | None
+    max_traces: int | None
     window: int
     embedder: str
     model: str | None

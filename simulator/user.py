@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: Triples a twin recalls each turn (chosen on validation turns, see evals/EXPERIMENTS.md).
-DEFAULT_K = 4
+DEFAULT_K = 8
 #: How often a twin tries again when a model writes nothing, or only what was said already.
 _TRIES = 4
 _LIVE = "(live)"
