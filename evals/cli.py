@@ -353,6 +353,7 @@ def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # what libraries draw while they load would break our bars
     return Console(stderr=stderr, highlight=False)
 
 

@@ -177,7 +177,8 @@ def _recall_all(
             before = pair.when if user.record.dated else None
             shown["other_person"] = [r.triple for r in other.recall_vector(vector, pair.conversation_id, user.k, before=before)]
         rng = random.Random(f"{seed}/{number}")
-        shown["random_own"] = user.store.draw(pair, user.k, before=pair.when, rng=rng)
+        drawn = user.store.draw(pair, user.k, before=pair.when, rng=rng)
+        shown["random_own"] = [Triple(triple.pair) for triple in drawn]
         shown["recalled_pairs"] = [Triple(triple.pair) for triple in recalled]
         shown["recalled_triples"] = recalled
         found.append(Turnwise(pair, shown))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -78,8 +79,8 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
             f"Knows when the person leaves: [dim]F1 {ending['value']:.2f} {_interval(ending, 2)}, n={ending['n']}[/dim]"
         )
     said.append(
-        f"[dim]{where}; intervals: 95%, by conversation; scored by {models['scorer']}, "
-        f"written by {models['action']}; seed {result['seed']}[/dim]"
+        f"[dim]{where}; intervals: 95%, by conversation; scored by {escape(models['scorer'])}, "
+        f"written by {escape(models['action'])}; seed {result['seed']}[/dim]"
     )
     return said
 

@@ -68,17 +68,18 @@ def load_agent(spec: str) -> Any:
         from .models import load_model
 
         return load_model(spec, style="instruction" if spec.startswith("local") else None)
-    module_name, colon, attribute = spec.partition(":")
-    if not colon or not attribute:
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or module_name.startswith(".") or not attribute:
         raise UsageError(f'"{spec}" is no agent; {_HELP}')
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # so that agent.py beside you can be named, as with python -m
     try:
         found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
     except ModuleNotFoundError as error:
         raise UsageError(f'"{spec}": there is no module "{error.name}" here; run this where it can be imported') from None
+    try:
+        for part in attribute.split("."):
+            found = getattr(found, part)
     except AttributeError:
         raise UsageError(f'"{spec}": the module "{module_name}" has no "{attribute}"') from None
     return found
@@ -92,7 +93,8 @@ def _function(function: Callable[..., Any]) -> AgentCall:
     plain = [p for p in parameters.values() if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
     named = [p.name for p in plain if p.name in _OFFERED and p.kind != p.POSITIONAL_ONLY]
     unknown = [p.name for p in plain if p.name not in named and p.default is p.empty]
-    positional = not named and len(unknown) == 1
+    by_place = [p.name for p in plain if p.default is p.empty and p.kind != p.KEYWORD_ONLY]
+    positional = not named and len(unknown) == 1 and unknown == by_place
     if (unknown and not positional) or not (
         named or positional or any(p.kind == p.VAR_POSITIONAL for p in parameters.values())
     ):
@@ -172,10 +174,18 @@ def _graph(graph: Any) -> AgentCall:
         state = await graph.ainvoke({"messages": new}, config)
         if not isinstance(state, Mapping) or "messages" not in state:
             raise AgentError('the agent\'s graph returned no "messages"')
-        said = cast("Sequence[Any]", state["messages"])[before + len(new) :]
+        said = cast("Sequence[Any]", state["messages"])
+        if any(map(_is_user, new)):  # what stands after it is the reply, also of a graph that forgets or keeps only its own
+            said = said[max((i + 1 for i, message in enumerate(said) if _is_user(message)), default=0) :]
+        else:
+            said = said[before + len(new) :]
         return as_replies([message for message in said if getattr(message, "type", "ai") == "ai"])
 
     return call
+
+
+def _is_user(message: Any) -> bool:
+    return (message.get("role") if isinstance(message, Mapping) else getattr(message, "type", None)) in {"user", "human"}
 
 
 def _model(model: ChatModel) -> AgentCall:
@@ -195,12 +205,10 @@ def as_replies(said: Any) -> list[Message]:
     """
     if said is None:
         raise AgentError("the agent returned None instead of a reply")
-    if isinstance(said, str):
-        said = [{"role": "assistant", "content": said}]
-    elif isinstance(said, Mapping):
+    if isinstance(said, Mapping):
         found = cast("Mapping[str, Any]", said)
         said = found.get("messages", [{"role": "assistant", **found}])
-    elif not isinstance(said, Sequence):
+    if isinstance(said, str | bytes) or not isinstance(said, Sequence):
         said = [said]
     texts: list[str] = []
     for item in cast("Sequence[Any]", said):

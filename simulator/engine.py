@@ -41,11 +41,12 @@ def engine_url(path: Path, style: Style) -> str:
             raise ModelError(f"{path}: is not a GGUF file; usertwin runs GGUF files, or any OpenAI-compatible endpoint")
     with _lock:
         if (path, style) not in _running:
-            _running[path, style] = _start(path, style)
+            _running[path, style] = start_engine(path, style)
         return f"{_running[path, style].listening_address}/v1"
 
 
-def _start(path: Path, style: Style) -> Any:
+def start_engine(path: Path, style: Style) -> Any:
+    """A server of its own for a model file; see `engine_url` for one that is shared."""
     xllamacpp = cast("Any", import_module("xllamacpp"))  # it carries no types
     params = xllamacpp.CommonParams()
     params.model.path = str(path)

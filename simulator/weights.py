@@ -105,6 +105,7 @@ def fetch(weights: Weights, progress: FetchProgress | None = None) -> Path:
                 f"{digest.hexdigest()[:16]}… instead of {weights.sha256[:16]}…); {_way_out(target)}"
             )
         os.replace(partial, target)
+    _tell(progress, weights, weights.size)
     return target
 
 

@@ -1,0 +1,44 @@
+# Six commands, each for a fresh checkout too: whatever they need is set up first, in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-demo
+READY_DEV := $(VENV)/.ready-dev
+
+.PHONY: demo test check bench docs build
+
+demo: $(READY)          ## learn a twin of a real person, let it talk, measure it
+	@$(BIN)/usertwin demo
+
+test: $(READY_DEV)      ## every test, the real tiny model's included
+	@$(BIN)/python -m pytest
+
+check: $(READY_DEV)     ## lint, format, types, generated documentation
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
+	@$(BIN)/cog --check README.md
+
+bench: $(READY_DEV)     ## every figure, or ONLY=name for a part: build/bench.json
+	@$(BIN)/python -m usertwin.evals.bench $(if $(ONLY),--only $(ONLY))
+
+docs: $(READY_DEV)      ## write the generated parts of the documentation anew
+	@$(BIN)/cog -r README.md
+
+build: $(READY_DEV)     ## the wheel and the source distribution, in dist/
+	@rm -rf build/lib dist
+	@$(BIN)/python -m build --outdir dist .
+
+$(VENV):
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "usertwin needs Python 3.11 or newer: make PYTHON=python3.11"'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+
+$(READY): pyproject.toml | $(VENV)
+	@echo "installing usertwin into $(VENV) (torch is the largest part; once only)"
+	@$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(READY_DEV): $(READY)
+	@$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
