@@ -23,8 +23,8 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 def word_tokens(text: str) -> list[str]:
-    """The words of a text, lower case, without punctuation."""
-    return _WORD.findall(text.casefold())
+    """The words of a text, lower case, without punctuation; both apostrophes are one."""
+    return _WORD.findall(text.casefold().replace("’", "'"))
 
 
 def longest_new_run(trace: str, action: str, known: str) -> int:

@@ -95,13 +95,14 @@ async def sample(
     if model.controls:
         options |= {"temperature": temperature, "stop": list(stop) or None}
     try:
+        answers: list[AIMessage] = []
         if n > 1 and model.controls and hasattr(model.chat, "n"):
             prompt = [convert_to_messages(list(messages))]
             result = await model.chat.agenerate(prompt, n=n, seed=seed, **options)
             answers = [cast("AIMessage", cast("Any", generation).message) for generation in result.generations[0]]
-        else:
-            each: list[dict[str, Any]] = [options | ({"seed": seed + i} if model.controls else {}) for i in range(n)]
-            answers = await asyncio.gather(*(model.chat.ainvoke(list(messages), config, **cast("Any", one)) for one in each))
+        rest = range(len(answers), n)  # all of them, or what an endpoint that overlooks "n" left out
+        each: list[dict[str, Any]] = [options | ({"seed": seed + i} if model.controls else {}) for i in rest]
+        answers += await asyncio.gather(*(model.chat.ainvoke(list(messages), config, **cast("Any", one)) for one in each))
     except UsertwinError:
         raise
     except Exception as error:

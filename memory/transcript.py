@@ -63,7 +63,7 @@ def _thought(thought: str | None) -> list[str]:
 def _label(turn: Turn, pair: Pair, several: bool) -> str:
     if turn.speaker == pair.speaker:
         return ME
-    return turn.speaker if several else THEM
+    return flat(turn.speaker) if several else THEM
 
 
 def _tail(text: str, characters: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -112,7 +113,8 @@ def _from_record(record: Mapping[str, Any], conversation_id: str) -> Conversatio
             raise LogError(f'turn {number} needs a "text" that is a string')
         if role is not None and not isinstance(role, str):
             raise LogError(f'the "role" of turn {number} must be a string')
-        turns.append(Turn(speaker, role or "participant", text, _moment(item.pop("time", None), f"turn {number}"), item))
+        time = _moment(item.pop("time", None), f"turn {number}")
+        turns.append(Turn(_whole(speaker), _whole(role or "participant"), _whole(text), time, item))
     return _conversation(record, tuple(turns), conversation_id, ("turns",))
 
 
@@ -139,7 +141,8 @@ def _from_messages(messages: Any, record: Mapping[str, Any], conversation_id: st
         if text is None:
             raise LogError(f'message {number} needs a "content" that is text')
         if text:
-            turns.append(Turn(name if isinstance(name, str) and name else role, role, text))
+            speaker = name if isinstance(name, str) and name else role
+            turns.append(Turn(_whole(speaker), _whole(role), _whole(text)))
     return _conversation(record, tuple(turns), conversation_id, ("messages",))
 
 
@@ -162,12 +165,17 @@ def text_of(content: Any) -> str | None:
     return None
 
 
+def _whole(text: str) -> str:
+    """The text with U+FFFD for half characters (a log cut within an emoji has them), which no file and no model takes."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _conversation(record: Mapping[str, Any], turns: tuple[Turn, ...], fallback: str, used: tuple[str, ...]) -> Conversation:
     extra = {key: value for key, value in record.items() if key not in {"conversation_id", "started_at", *used}}
     name = record.get("conversation_id", fallback)
     if not isinstance(name, str | int):
         raise LogError('"conversation_id" must be a string')
-    return Conversation(str(name), turns, _moment(record.get("started_at"), "started_at"), extra)
+    return Conversation(_whole(str(name)), turns, _moment(record.get("started_at"), "started_at"), extra)
 
 
 def _moment(value: Any, where: str) -> str | None:
@@ -254,7 +262,8 @@ def read_conversations(path: str | Path, *, skip_bad_lines: bool = False) -> Cha
                 raise LogError(f"{path}, line {number}: {error}; mend it, or pass --skip-bad-lines") from None
             skipped.append(BadLine(number, str(error)))
     if not any(conversation.turns for conversation in found):
-        raise LogError(f"{path}: the log is empty: no conversation with a turn was found in it")
+        unread = f" ({len(skipped)} bad lines were skipped)" if skipped else ""
+        raise LogError(f"{path}: the log is empty: no conversation with a turn was found in it{unread}")
     return ChatLog(in_time_order(found, str(path)), str(path), tuple(skipped))
 
 
@@ -268,7 +277,7 @@ def _text_of_file(path: Path) -> str:
         raise LogError(f"{path}: is a folder; name the log file inside it") from None
     except UnicodeDecodeError as error:
         raise LogError(f"{path}: is not UTF-8 text (byte {error.start}); convert it first") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise LogError(f"{path}: cannot be read: {error}") from None
 
 
@@ -277,15 +286,20 @@ def _values(text: str, path: Path, skipped: list[BadLine] | None) -> Iterator[tu
     stripped = text.lstrip()
     if stripped.startswith("[") and not _is_json(stripped.split("\n", 1)[0]):
         try:
-            items = json.loads(text)
+            items = _parsed(text)
         except json.JSONDecodeError as error:
-            raise LogError(f"{path}, line {error.lineno}: {error.msg}") from None
-        yield from _items(items)
-        return
+            if skipped is None:
+                raise LogError(
+                    f"{path}, line {error.lineno}: not JSON ({error.msg} at column {error.colno}); "
+                    "mend it, or pass --skip-bad-lines"
+                ) from None
+        else:
+            yield from _items(items)
+            return
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     for number, line in lines:
         try:
-            value = json.loads(line)
+            value = _parsed(line)
         except json.JSONDecodeError as error:
             if skipped is None:
                 raise LogError(
@@ -302,15 +316,25 @@ def _values(text: str, path: Path, skipped: list[BadLine] | None) -> Iterator[tu
 def _items(value: Any) -> Iterator[tuple[int, Any]]:
     """The conversations of one JSON list: a list of messages is one conversation, any other list holds several."""
     items = cast("list[Any]", value)
-    if items and all(isinstance(item, Mapping) and "role" in item and "content" in item for item in items):
+    if items and all(isinstance(item, Mapping) and "role" in item and "turns" not in item for item in items):
         yield 1, items
     else:
         yield from enumerate(items, 1)
 
 
+def _parsed(text: str) -> Any:
+    """`json.loads`, whose other refusals (too deep, a number too long) become JSONDecodeError too."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise json.JSONDecodeError(str(error), text, 0) from None
+
+
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        _parsed(text)
     except json.JSONDecodeError:
         return False
     return True
@@ -320,6 +344,6 @@ def write_conversations(conversations: Iterable[Conversation], path: str | Path)
     """Write JSON lines, gzip if the name ends in .gz; returns how many conversations were written."""
     path = Path(path)
     lines = [json.dumps(conversation.to_json(), ensure_ascii=False) + "\n" for conversation in conversations]
-    data = "".join(lines).encode("utf-8")
+    data = "".join(lines).encode("utf-8", "backslashreplace")  # half characters as the escapes that JSON has for them
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     return len(lines)

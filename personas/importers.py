@@ -32,7 +32,8 @@ def load_chitchat() -> ChatLog:
     """The two-person chats of the BYU Chit-Chat Challenge (2018), as the package `chitchat-dataset` carries them.
 
     Each message holds the lines one person sent in a row; they become one turn, the lines kept apart by newlines. Chats
-    with any other number of people than two are left out.
+    with any other number of people than two are left out. A chat starts with its first message: the start that the corpus
+    gives is by another clock, six or seven hours ahead of the messages.
     """
     spec = find_spec("chitchat_dataset")
     if spec is None or spec.origin is None:
@@ -46,5 +47,5 @@ def load_chitchat() -> ChatLog:
             if lines:
                 turns.append(Turn(message[0]["sender"], "participant", "\n".join(lines), message[0]["timestamp"]))
         if len({turn.speaker for turn in turns}) == 2:
-            found.append(Conversation(conversation_id, tuple(turns), chat.get("start") or turns[0].time))
+            found.append(Conversation(conversation_id, tuple(turns), turns[0].time))
     return ChatLog(in_time_order(found, CHITCHAT), CHITCHAT)

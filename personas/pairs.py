@@ -1,7 +1,8 @@
 """Pairs (context, action) of one person, and their split into what a twin may remember and what it is measured on.
 
 The one design choice: the split goes by whole conversations in the order of time, corpus before validation before test,
-so that no turn a twin is measured on, nor a neighbour of it, nor anything later, can be in its memory.
+so that no turn a twin is measured on, nor a neighbour of it, nor anything later, can be in its memory. Where conversations
+overlap, the turns said once a later part had begun are left out.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def split_pairs(
         test: the least share of the pairs, the latest ones, to measure on.
 
     Raises:
-        LogError: an unknown speaker, a log with one speaker, or a person with too few turns.
+        LogError: an unknown speaker, a log with one speaker, or a person with too few turns (or all at one moment).
     """
     check_speaker(log, speaker)
     groups = pairs_of_log(log.conversations, speaker, window=window)
@@ -144,7 +145,20 @@ def split_pairs(
     validation_from = _cut(groups, test_from, validation * total, keep=1)
     parts = (groups[:validation_from], groups[validation_from:test_from], groups[test_from:])
     corpus, chosen, held_out = (tuple(pair for pairs in part for pair in pairs) for part in parts)
+    chosen = _before(chosen, held_out)
+    corpus = _before(corpus, (*chosen, *held_out))
+    if not corpus:
+        raise LogError(
+            f'{log.source}: the first conversations of "{speaker}" have the same "started_at" as those to measure on; '
+            "give times that differ, or none (then the order in the file is the order of time)"
+        )
     return Split(corpus, chosen, held_out)
+
+
+def _before(pairs: Sequence[Pair], later: Sequence[Pair]) -> tuple[Pair, ...]:
+    """The pairs that happened before the first of the later ones."""
+    end = min(pair.when for pair in later)
+    return tuple(pair for pair in pairs if pair.when < end)
 
 
 def _cut(groups: Sequence[Sequence[Pair]], end: int, wanted: float, keep: int) -> int:

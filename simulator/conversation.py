@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from usertwin.memory import Usage
 from usertwin.personas import Conversation, ModelError, Turn, UsageError, UsertwinError
+from usertwin.personas.chat import PRIVATE_ROLES
 
 from .agents import AgentCall, Message, as_agent
 from .user import Answer, SimulatedUser, run_sync
@@ -103,7 +104,7 @@ async def asimulate(
         agent: the agent under test, in any shape that `as_agent` takes.
         turns: the most turns the twin may have.
         goal: what the twin is to want; the agent never sees it.
-        start: messages that were said before.
+        start: messages that were said before; instructions among them become part of the goal.
         agent_first: whether the agent opens the conversation.
         agent_timeout: seconds the agent may take for a reply.
         goal_reached: asked after each reply with all messages; true ends the conversation.
@@ -115,7 +116,10 @@ async def asimulate(
     if turns < 1:
         raise UsageError(f"{turns} turns: a conversation has at least one")
     call = as_agent(agent)
-    found = Simulation(user.name, goal, user.seed, uuid4().hex, list(start))
+    private = [str(message["content"]) for message in start if message.get("role") in PRIVATE_ROLES]
+    goal = "\n".join([text for text in (goal, *private) if text])
+    said = [message for message in start if message.get("role") not in PRIVATE_ROLES]
+    found = Simulation(user.name, goal, user.seed, uuid4().hex, said)
     if agent_first and not await _agent_speaks(found, call, agent_timeout):
         return found
     for _ in range(turns):

@@ -17,6 +17,7 @@ from typing import Any
 
 from usertwin.personas import UsageError
 
+from .agents import as_agent
 from .conversation import Exchange, Simulation, simulate
 from .prompts import prompt_versions
 from .user import SimulatedUser
@@ -58,11 +59,12 @@ class RunFolder:
             "arguments": arguments,
             "versions": {**user.record.versions, "usertwin": version("usertwin")},
         }
-        (self.path / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        text = json.dumps(manifest, indent=1, ensure_ascii=False, default=_called)
+        (self.path / "manifest.json").write_text(text + "\n", "utf-8", errors="backslashreplace")
 
     def add(self, simulation: Simulation) -> None:
         """Write one conversation."""
-        with (self.path / "conversations.jsonl").open("a", encoding="utf-8") as file:
+        with (self.path / "conversations.jsonl").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(simulation.to_json(), ensure_ascii=False) + "\n")
 
     def close(self, stop_reasons: Mapping[str, int]) -> None:
@@ -93,15 +95,16 @@ def simulate_many(
     """
     if count < 1:
         raise UsageError(f"{count} conversations: at least one is needed")
+    call = as_agent(agent)  # what cannot be an agent is not to leave a folder behind
     folder = RunFolder(out) if out is not None else None
     if folder is not None:
-        folder.write_manifest(user, agent=spec or repr(agent), count=count, **options)
+        folder.write_manifest(user, agent=spec or (agent if isinstance(agent, str) else _called(agent)), count=count, **options)
     first_seed, found = user.seed, list[Simulation]()
     try:
         for number in range(1, count + 1):
             user.seed = first_seed + number - 1
             shown = partial(on_exchange, number) if on_exchange is not None else None
-            found.append(simulate(user, agent, on_exchange=shown, **options))
+            found.append(simulate(user, call, on_exchange=shown, **options))
             if folder is not None:
                 folder.add(found[-1])
     finally:
@@ -109,3 +112,9 @@ def simulate_many(
         if folder is not None:
             folder.close(Counter(simulation.stop_reason for simulation in found))
     return found
+
+
+def _called(thing: Any) -> str:
+    """What to call an object in a manifest: its name or its class's, since its representation may hold a key."""
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}:{named.__qualname__}"

@@ -19,11 +19,18 @@ from .agents import Message
 from .conversation import Exchange
 from .user import Answer, RecalledTriple, SimulatedUser
 
+#: Memories that are shown for a turn while a conversation goes on.
+_SHOWN = 4
 _HELP = "/why shows the memories and the reasoning of the last turn, /quit ends the chat"
 
 
-def memories_table(recalled: tuple[RecalledTriple, ...]) -> RenderableType:
-    """The recalled triples with how similar their contexts are, and how well their traces predict what was done."""
+def memories_table(recalled: tuple[RecalledTriple, ...], most: int | None = None) -> RenderableType:
+    """The recalled triples with how similar their contexts are, and how well their traces predict what was done.
+
+    Args:
+        recalled: most similar first.
+        most: show only so many.
+    """
     if not recalled:
         return Text("no memory came to mind", style="dim")
     table = Table(box=None, padding=(0, 1), header_style="dim", expand=True)
@@ -31,7 +38,7 @@ def memories_table(recalled: tuple[RecalledTriple, ...]) -> RenderableType:
     table.add_column("when somebody said", ratio=3, style="dim")
     table.add_column("they thought", ratio=3, style="italic dim")
     table.add_column("and wrote", ratio=3)
-    for row in recalled:
+    for row in recalled[:most]:
         heard = row["context"][-1]["text"] if row["context"] else "(nothing yet)"
         score = "" if row["score"] is None else f" [{row['score']:+.2f}]"
         table.add_row(
@@ -40,14 +47,15 @@ def memories_table(recalled: tuple[RecalledTriple, ...]) -> RenderableType:
             escape(_short(row["reasoning"] or "–") + score),
             escape(_short(row["action"])),
         )
-    return table
+    hidden = len(recalled) - table.row_count
+    return Group(table, Text(f"and {hidden} more that are less like now", style="dim")) if hidden else table
 
 
-def why(answer: Answer, name: str) -> RenderableType:
-    """The memories and the reasoning behind an answer."""
+def why(answer: Answer, name: str, most: int | None = None) -> RenderableType:
+    """The memories, all or the `most` similar ones, and the reasoning behind an answer."""
     thought = Text(answer.reasoning or "(no thought was written down)", style="italic")
     return Panel(
-        Group(memories_table(answer.recalled), Text(), Text.assemble(("thinks  ", "dim"), thought)),
+        Group(memories_table(answer.recalled, most), Text(), Text.assemble(("thinks  ", "dim"), thought)),
         title=f"why {escape(name)} says this",
         title_align="left",
         border_style="dim",
@@ -61,7 +69,7 @@ def speech(name: str, text: str, *, style: str) -> Text:
 
 def show_exchange(console: Console, name: str, exchange: Exchange) -> None:
     """Show a turn of the twin with what it came from, and the agent's reply."""
-    console.print(why(exchange.answer, name))
+    console.print(why(exchange.answer, name, _SHOWN))
     console.print(speech(name, exchange.answer.action, style="cyan"))
     for message in exchange.replies:
         console.print(speech("agent", str(message["content"]), style="yellow"))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Recipe, learn
 from usertwin.personas import ChatLog, Conversation, Turn
@@ -13,6 +14,9 @@ from usertwin.personas.chat import in_time_order
 from usertwin.simulator.scripted import ScriptedChatModel
 
 pytest_plugins = ["pytester"]
+
+settings.register_profile("usertwin", deadline=None)  # no timing decides a test
+settings.load_profile("usertwin")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -79,6 +83,7 @@ def recipe(**changes: object) -> Recipe:
         "method": "recon",
         "candidates": 2,
         "max_triples": None,
+        "max_traces": None,
         "window": 6,
         "embedder": "fake:256",
         "model": "scripted:test",

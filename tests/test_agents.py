@@ -1,0 +1,541 @@
+"""Every shape an agent can have becomes one asynchronous call, and what is wrong with it is said in one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, TypedDict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.runnables import RunnableLambda, RunnablePassthrough
+from langgraph.checkpoint.memory import MemorySaver
+from langgraph.graph import END, START, MessagesState, StateGraph
+
+from conftest import scripted
+from usertwin.personas import AgentError, ModelError, UsageError
+from usertwin.simulator import as_agent
+from usertwin.simulator.agents import as_replies, load_agent
+from usertwin.simulator.demo_agent import help_desk
+
+HELLO = [{"role": "user", "content": "hello"}]
+LONGER = [*HELLO, {"role": "assistant", "content": "yes?"}, {"role": "user", "content": "and now"}]
+
+
+def ask(agent: Any, messages: list[dict[str, Any]] = HELLO, thread_id: str = "thread-1") -> list[str]:
+    """What an agent of any shape says, as texts."""
+    replies = asyncio.run(as_agent(agent)(messages, thread_id))  # pyright: ignore[reportArgumentType]
+    assert all(reply.keys() == {"role", "content"} and reply["role"] == "assistant" for reply in replies)
+    return [reply["content"] for reply in replies]
+
+
+# Functions and objects ---------------------------------------------------------------------------------------------------
+
+
+def test_a_function_of_one_argument_is_given_all_messages() -> None:
+    assert ask(lambda history: f"{len(history)} so far, the last: {history[-1]['content']}", LONGER) == [
+        "3 so far, the last: and now"
+    ]
+
+
+def test_a_function_is_given_what_it_names() -> None:
+    def agent(
+        input: str, message: dict[str, str], messages: list[dict[str, str]], *, thread_id: str, mood: str = "calm"
+    ) -> str:
+        return f"{input}|{message['role']}:{message['content']}|{len(messages)}|{thread_id}|{mood}"
+
+    assert ask(agent, LONGER, "t-7") == ["and now|user:and now|3|t-7|calm"]
+
+
+def test_input_is_empty_where_the_agent_speaks_first() -> None:
+    def agent(input: str) -> str:
+        return f"heard {input!r}"
+
+    assert ask(agent, []) == ["heard ''"]
+
+
+def test_a_function_may_take_any_arguments() -> None:
+    def agent(*arguments: Any, **named: Any) -> str:
+        return f"{len(arguments)} argument of {len(arguments[0])} messages, {len(named)} by name"
+
+    assert ask(agent, LONGER) == ["1 argument of 3 messages, 0 by name"]
+
+
+def test_an_argument_that_can_only_be_given_by_place_is_the_messages() -> None:
+    def agent(messages: list[dict[str, str]], /) -> str:
+        return messages[0]["content"]
+
+    assert ask(agent) == ["hello"]
+
+
+def test_an_async_function_runs_on_the_callers_event_loop() -> None:
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def agent(messages: list[dict[str, str]]) -> str:
+        loops.append(asyncio.get_running_loop())
+        await asyncio.sleep(0)
+        return messages[-1]["content"].upper()
+
+    async def both() -> bool:
+        await as_agent(agent)(HELLO, "t")  # pyright: ignore[reportArgumentType]
+        return loops == [asyncio.get_running_loop()]
+
+    assert asyncio.run(both())
+
+
+def test_a_sync_function_does_not_block_the_event_loop() -> None:
+    open_door = threading.Event()
+
+    def agent(messages: list[dict[str, str]]) -> str:
+        return "came in" if open_door.wait(30) else "nobody opened"
+
+    async def both() -> list[dict[str, Any]]:
+        waiting = asyncio.create_task(as_agent(agent)([], "t"))  # pyright: ignore[reportArgumentType]
+        await asyncio.sleep(0.01)
+        open_door.set()  # comes to this line only if the agent waits elsewhere
+        return await waiting
+
+    assert asyncio.run(both()) == [{"role": "assistant", "content": "came in"}]
+
+
+class Counter:
+    """A callable object with a memory of its own."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, messages: list[dict[str, str]]) -> str:
+        self.calls += 1
+        return f"call {self.calls}"
+
+    def method(self, input: str) -> str:
+        return f"method of {input}"
+
+
+class AsyncAgent:
+    """A callable object that is asynchronous."""
+
+    async def __call__(self, message: dict[str, str]) -> dict[str, str]:
+        return {"role": "assistant", "content": f"you said {message['content']}"}
+
+
+def test_a_callable_object_keeps_its_memory_between_turns() -> None:
+    counter = Counter()
+    call = as_agent(counter)
+    replies = [asyncio.run(call([], "t"))[0]["content"] for _ in range(2)]  # pyright: ignore[reportArgumentType]
+    assert replies == ["call 1", "call 2"]
+
+
+def test_methods_partials_and_async_objects_are_agents() -> None:
+    async def agent(prefix: str, messages: list[dict[str, str]]) -> str:
+        return prefix + messages[-1]["content"]
+
+    assert ask(Counter().method) == ["method of hello"]
+    assert ask(AsyncAgent()) == ["you said hello"]
+    assert ask(functools.partial(agent, "> ")) == ["> hello"]
+
+
+def test_a_function_that_returns_an_awaitable_is_awaited() -> None:
+    async def later() -> str:
+        return "at last"
+
+    assert ask(lambda messages: later()) == ["at last"]
+
+
+def only_by_name(*, history: list[str]) -> str:
+    """Wants something that nobody has, and only by that name."""
+    return str(history)
+
+
+@pytest.mark.parametrize(
+    ("agent", "wants"),
+    [
+        (lambda: "hi", "wants nothing"),
+        (lambda question, context: "hi", "wants question, context"),
+        (lambda messages, database: "hi", "wants database"),
+        (only_by_name, "wants history"),
+    ],
+)
+def test_a_function_with_another_signature_is_refused_before_the_first_turn(agent: Any, wants: str) -> None:
+    with pytest.raises(UsageError, match=wants) as caught:
+        as_agent(agent)
+    assert "thread_id" in str(caught.value)  # says what there is to ask for
+
+
+@pytest.mark.parametrize("thing", [None, 3, ["hi"], {"role": "assistant"}])
+def test_what_cannot_be_called_is_refused_up_front(thing: Any) -> None:
+    with pytest.raises(UsageError, match="cannot be an agent"):
+        as_agent(thing)
+
+
+def test_what_a_function_raises_reaches_the_caller_as_it_is() -> None:
+    def broken(messages: list[dict[str, str]]) -> str:
+        raise KeyError("order")
+
+    def stopped(messages: list[dict[str, str]]) -> str:
+        raise StopIteration("nothing left")  # a future cannot carry this one
+
+    with pytest.raises(KeyError, match="order"):
+        ask(broken)
+    with pytest.raises(RuntimeError, match="StopIteration: nothing left"):
+        ask(stopped)
+
+
+# What an agent may say ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "texts"),
+    [
+        ("hi", ["hi"]),
+        ({"role": "assistant", "content": "hi"}, ["hi"]),
+        ({"content": "hi"}, ["hi"]),
+        (AIMessage("hi"), ["hi"]),
+        (AIMessage([{"type": "text", "text": "hi"}]), ["hi"]),
+        (["hi", "there"], ["hi", "there"]),
+        ([AIMessage("hi"), {"role": "assistant", "content": "there"}], ["hi", "there"]),
+        ({"messages": [AIMessage("hi")]}, ["hi"]),
+        ({"messages": [HumanMessage("ho"), AIMessage(""), ToolMessage("4", tool_call_id="1"), AIMessage("so 4")]}, ["so 4"]),
+    ],
+)  # fmt: skip
+def test_a_reply_has_many_shapes(said: Any, texts: list[str]) -> None:
+    assert [reply["content"] for reply in as_replies(said)] == texts
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        (None, "returned None"),
+        ("", "said nothing"),
+        (" \n", "said nothing"),
+        ([], "said nothing"),
+        ([AIMessage("")], "said nothing"),
+        ([{"role": "user", "content": "I am the user"}], "said nothing"),
+        ({"messages": []}, "said nothing"),
+        (3, "returned int"),
+        (b"hi", "returned bytes"),
+        (object(), "returned object"),
+        ([["hi"]], "returned list"),
+        ({"content": 3}, "which is no message"),
+        ({"messages": None}, "no message"),
+        ({"messages": 3}, "no message"),
+        (iter(["hi"]), "no message"),
+    ],
+)
+def test_a_reply_that_is_none_is_the_agents_error(said: Any, complaint: str) -> None:
+    with pytest.raises(AgentError, match=complaint):
+        as_replies(said)
+
+
+def test_text_under_messages_is_one_message() -> None:
+    assert as_replies({"messages": "hi"}) == [{"role": "assistant", "content": "hi"}]
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["messages", "role", "content", "turns", "text", "name"]) | st.text(max_size=4), inner
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(_JSON)
+def test_whatever_an_agent_returns_is_replies_or_an_agent_error(said: Any) -> None:
+    try:
+        replies = as_replies(said)
+    except AgentError:
+        return
+    assert replies
+    assert all(reply["role"] == "assistant" and reply["content"].strip() for reply in replies)
+
+
+# LangChain ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_runnable_over_messages_is_given_the_messages() -> None:
+    assert ask(RunnableLambda(lambda messages: messages[-1]["content"] + "!")) == ["hello!"]
+
+
+def test_a_runnable_over_a_state_is_given_the_messages_under_their_key() -> None:
+    def agent(state: dict[str, Any]) -> AIMessage:
+        said = state["messages"]
+        return AIMessage(f"{len(said)} messages")
+
+    assert ask(itemgetter("messages") | RunnableLambda(len) | str, LONGER) == ["3"]
+    assert ask(RunnablePassthrough.assign(answer=lambda state: state["messages"]) | agent, LONGER) == ["3 messages"]
+
+
+def test_a_runnable_is_given_the_thread_id_in_its_config() -> None:
+    agent = RunnableLambda(lambda messages, config: config["configurable"]["thread_id"])
+    assert ask(agent, thread_id="t-9") == ["t-9"]
+
+
+def test_a_chat_model_of_langchain_is_an_agent() -> None:
+    model = FakeListChatModel(responses=["first", "second"])
+    call = as_agent(model)
+    assert [asyncio.run(call([*HELLO], "t"))[0]["content"] for _ in range(2)] == ["first", "second"]  # pyright: ignore[reportArgumentType]
+
+
+def test_a_chain_of_a_prompt_and_a_model_is_an_agent() -> None:
+    heard: list[str] = []
+
+    def listen(prompt: Any) -> Any:
+        heard.append(prompt.to_string())
+        return prompt
+
+    prompt = ChatPromptTemplate.from_messages([("system", "You sell cars."), MessagesPlaceholder("messages")])
+    assert ask(prompt | RunnableLambda(listen) | FakeListChatModel(responses=["a red one"])) == ["a red one"]
+    assert heard == ["System: You sell cars.\nHuman: hello"]
+
+
+# LangGraph ---------------------------------------------------------------------------------------------------------------
+
+
+def talking_graph(heard: list[list[str]], **compiled: Any) -> Any:
+    """A real graph that answers with the number of messages in its state, by way of a tool call."""
+
+    def node(state: MessagesState) -> dict[str, Any]:
+        heard.append([str(message.content) for message in state["messages"]])
+        call = AIMessage("", tool_calls=[{"name": "count", "args": {}, "id": "c1"}])
+        return {"messages": [call, ToolMessage("counted", tool_call_id="c1"), AIMessage(f"{len(state['messages'])} messages")]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("node", node)
+    graph.add_edge(START, "node")
+    graph.add_edge("node", END)
+    return graph.compile(**compiled)
+
+
+def told_of_each_turn(graph: Any) -> list[list[str]]:
+    """Two turns of a conversation with a graph; returns what it said in each."""
+    call, messages = as_agent(graph), list[dict[str, Any]]()
+
+    async def talk() -> list[list[str]]:
+        said: list[list[str]] = []
+        for text in ("hello", "and now"):
+            messages.append({"role": "user", "content": text})
+            messages.extend(await call(list(messages), "one-thread"))
+            said.append([m["content"] for m in messages if m["role"] == "assistant"])
+        return said
+
+    return asyncio.run(talk())
+
+
+def test_a_graph_without_a_memory_is_given_the_whole_conversation() -> None:
+    heard: list[list[str]] = []
+    assert told_of_each_turn(talking_graph(heard)) == [["1 messages"], ["1 messages", "3 messages"]]
+    assert heard == [["hello"], ["hello", "1 messages", "and now"]]
+
+
+def test_a_graph_with_a_checkpointer_is_told_only_what_is_new() -> None:
+    heard: list[list[str]] = []
+    said = told_of_each_turn(talking_graph(heard, checkpointer=MemorySaver()))
+    assert said == [["1 messages"], ["1 messages", "5 messages"]]
+    assert heard == [["hello"], ["hello", "", "counted", "1 messages", "and now"]]  # each turn once, its own tool call kept
+
+
+def test_threads_of_a_graph_with_a_checkpointer_are_kept_apart() -> None:
+    graph = talking_graph([], checkpointer=MemorySaver())
+    assert [ask(graph, HELLO, thread) for thread in ("a", "b", "a")] == [["1 messages"], ["1 messages"], ["5 messages"]]
+
+
+def test_a_graph_that_forgets_old_turns_is_still_heard_in_full() -> None:
+    from langchain_core.messages import RemoveMessage
+    from langgraph.graph.message import REMOVE_ALL_MESSAGES
+
+    def node(state: MessagesState) -> dict[str, Any]:
+        last = state["messages"][-1]
+        return {"messages": [RemoveMessage(id=REMOVE_ALL_MESSAGES), last, AIMessage(f"to {last.content}")]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("node", node)
+    graph.add_edge(START, "node")
+    graph.add_edge("node", END)
+    assert told_of_each_turn(graph.compile(checkpointer=MemorySaver())) == [["to hello"], ["to hello", "to and now"]]
+
+
+class PlainState(TypedDict):
+    messages: list[Any]  # no reducer: what a node returns takes the place of what was there
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_graph_over_a_plain_list_may_return_all_messages_or_only_its_own(keeps: bool) -> None:
+    def node(state: PlainState) -> dict[str, Any]:
+        reply = {"role": "assistant", "content": f"to {state['messages'][-1]['content']}"}
+        return {"messages": [*state["messages"], reply] if keeps else [reply]}
+
+    graph = StateGraph(PlainState)
+    graph.add_node("node", node)
+    graph.add_edge(START, "node")
+    graph.add_edge("node", END)
+    assert told_of_each_turn(graph.compile()) == [["to hello"], ["to hello", "to and now"]]
+
+
+def test_a_graph_may_speak_first() -> None:
+    for memory in (None, MemorySaver()):
+        assert ask(talking_graph([], checkpointer=memory), []) == ["0 messages"]
+
+
+def test_a_graph_without_messages_in_its_state_is_an_agent_error() -> None:
+    class Other(TypedDict):
+        answer: str
+
+    graph = StateGraph(Other)
+    graph.add_node("node", lambda state: {"answer": "hi"})
+    graph.add_edge(START, "node")
+    graph.add_edge("node", END)
+    with pytest.raises(AgentError, match='no "messages"'):
+        ask(graph.compile())
+
+
+# Named agents ------------------------------------------------------------------------------------------------------------
+
+
+def test_demo_is_the_built_in_help_desk() -> None:
+    assert load_agent("demo") is help_desk
+    assert ask("demo") == ["Hello, this is the help desk. What can I do for you?"]
+
+
+def test_a_scripted_model_is_an_agent(tmp_path: Path) -> None:
+    script = tmp_path / "desk.txt"
+    script.write_text("Good morning.\n", "utf-8")
+    assert ask(f"scripted:{script}") == ["Good morning."]
+
+
+def test_a_chat_model_of_ours_is_asked_as_an_assistant() -> None:
+    model = scripted("  What can I do?\n")
+    assert ask(model, LONGER) == ["What can I do?"]
+    assert model.chat.prompts == ["You are a helpful assistant. Answer briefly.\nhello\nyes?\nand now"]  # pyright: ignore
+
+
+def test_module_and_attribute_name_an_agent_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "desk_of_mine.py").write_text(
+        "def answer(input):\n    return input[::-1]\n\nclass Desk:\n    answer = staticmethod(answer)\n", "utf-8"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["/nowhere", *sys.path])
+    assert ask("desk_of_mine:answer") == ["olleh"]
+    assert ask("desk_of_mine:Desk.answer") == ["olleh"]
+    with pytest.raises(UsageError, match='the module "desk_of_mine" has no "reply"'):
+        load_agent("desk_of_mine:reply")
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ("", "is no agent"),
+        ("desk", '"desk" is no agent'),
+        ("desk:", '"desk:" is no agent'),
+        (":desk", '":desk" is no agent'),
+        ("no_such_module_here:answer", 'no module "no_such_module_here"'),
+        ("json:no.such", 'the module "json" has no "no.such"'),
+        ("json.no_such:thing", 'no module "json.no_such"'),
+        (".desk:answer", '".desk:answer" is no agent'),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_one_sentence(spec: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint) as caught:
+        as_agent(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_misses_another_one_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "needy_agent.py").write_text("import a_package_nobody_has\n", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match='no module "a_package_nobody_has"'):
+        load_agent("needy_agent:answer")
+
+
+def test_a_real_model_as_an_agent_is_refused_where_only_scripts_are_allowed() -> None:
+    with pytest.raises(ModelError, match="USERTWIN_ONLY_SCRIPTED"):
+        load_agent("openai:x@http://127.0.0.1:9/v1")
+
+
+# An endpoint -------------------------------------------------------------------------------------------------------------
+
+
+class Endpoint:
+    """An OpenAI-compatible server on the loopback, with what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.reply: str | None = "Good day, what can I do?"
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:  # the name is the standard library's
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                endpoint.asked.append(body | {"path": self.path})
+                if endpoint.reply is None:
+                    self._send(404, {"error": {"message": "no such model"}})
+                    return
+                message = {"role": "assistant", "content": endpoint.reply}
+                choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+                usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+                head = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
+                self._send(200, head | {"choices": choices, "usage": usage})
+
+            def _send(self, status: int, value: dict[str, Any]) -> None:
+                raw = json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    found = Endpoint()
+    thread = threading.Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+    thread.join()
+
+
+def test_an_openai_compatible_endpoint_is_an_agent(endpoint: Endpoint) -> None:
+    assert ask(f"openai:desk-model@{endpoint.url}", LONGER) == ["Good day, what can I do?"]
+    [asked] = endpoint.asked
+    assert asked["path"] == "/v1/chat/completions"
+    assert asked["model"] == "desk-model"
+    assert [(m["role"], m["content"]) for m in asked["messages"][1:]] == [(m["role"], m["content"]) for m in LONGER]
+
+
+def test_an_endpoint_answers_calls_from_different_event_loops(endpoint: Endpoint) -> None:
+    call = as_agent(f"openai:x@{endpoint.url}")
+    texts = [asyncio.run(call([*HELLO], "t"))[0]["content"] for _ in range(3)]  # pyright: ignore[reportArgumentType]
+    assert texts == ["Good day, what can I do?"] * 3
+
+
+def test_an_endpoint_that_says_nothing_or_refuses_is_said_in_a_sentence(endpoint: Endpoint) -> None:
+    endpoint.reply = "  "
+    with pytest.raises(AgentError, match="said nothing"):
+        ask(f"openai:x@{endpoint.url}")
+    endpoint.reply = None
+    with pytest.raises(ModelError, match=r"did not answer.*no such model"):
+        ask(f"openai:x@{endpoint.url}")

@@ -1,0 +1,303 @@
+"""memory/scoring.py: likelihoods are those of a plain forward pass, and are computed once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from functools import cache
+from math import log
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from usertwin.memory import CachedScorer, FakeScorer, Likelihood, TransformersScorer
+from usertwin.personas import ModelError
+
+PLACES = 160  # the tiny model's longest text, in tokens; its tokens are bytes
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads cost a tiny model more than they give, much more on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Counting(FakeScorer):
+    """A fake scorer that remembers what it was asked."""
+
+    def __init__(self, name: str = "fake:") -> None:
+        self.name = name
+        self.asked: list[tuple[str, str]] = []
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        self.asked += items
+        return super().score(items)
+
+
+@cache
+def tiny() -> tuple[Any, Any]:
+    """A small Llama with random but decided weights, and a tokenizer of bytes."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(["<end>", *alphabet])}, merges=[]))
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=PLACES,
+        initializer_range=0.4,  # far from uniform, so that a wrong context is seen in every number
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval(), PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>")
+
+
+def plain(prompt: str, continuation: str) -> float:
+    """The same number by the plainest way: all logits of one text."""
+    import torch
+
+    model, tokenizer = tiny()
+    before, after = tokenizer(prompt).input_ids or [tokenizer.eos_token_id], tokenizer(continuation).input_ids
+    with torch.inference_mode():
+        logits = model(torch.tensor([before + after])).logits[0].double().log_softmax(-1)
+    return sum(float(logits[len(before) + place - 1, token]) for place, token in enumerate(after))
+
+
+def assert_same(found: Likelihood, nats: float) -> None:
+    assert abs(found.nats - nats) <= 1e-4 * max(1, found.tokens)
+
+
+def test_bits_are_nats_over_log_two() -> None:
+    assert Likelihood(-3 * log(2), 5).bits == pytest.approx(3.0)
+
+
+# The transformers scorer ---------------------------------------------------------------------------------------------
+
+
+def test_one_text_scores_as_in_a_plain_forward_pass() -> None:
+    (found,) = TransformersScorer("tiny", tiny).score([("Them: hello\nMe:", " good day\n")])
+    assert found.tokens == len(" good day\n")
+    assert_same(found, plain("Them: hello\nMe:", " good day\n"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shared=st.text("ab \n", max_size=70),
+    items=st.lists(st.tuples(st.text("abé ", max_size=30), st.text("abcé ", min_size=1, max_size=15)), min_size=1, max_size=6),
+)
+def test_together_is_one_by_one(shared: str, items: list[tuple[str, str]]) -> None:
+    scorer = TransformersScorer("tiny", tiny)
+    texts = [(shared + prompt, continuation) for prompt, continuation in items]
+    for found, (prompt, continuation) in zip(scorer.score(texts), texts, strict=True):
+        assert_same(found, plain(prompt, continuation))
+
+
+def test_a_shared_beginning_is_computed_once() -> None:
+    model, _ = tiny()
+    seen: list[int] = []
+    hook = model.base_model.register_forward_hook(lambda _module, arguments, _out: seen.append(arguments[0].numel()))
+    try:
+        prompts = ["x" * 100 + letter for letter in "abcdefgh"]
+        found = TransformersScorer("tiny", tiny).score([(prompt, " done") for prompt in prompts])
+    finally:
+        hook.remove()
+    assert sum(seen) == 100 + 8 * len("a done")
+    for likelihood, prompt in zip(found, prompts, strict=True):
+        assert_same(likelihood, plain(prompt, " done"))
+    assert len({likelihood.nats for likelihood in found}) == 8
+
+
+def test_equal_prompts_and_a_prompt_that_another_begins_with_share_too() -> None:
+    items = [("y" * 60, "a"), ("y" * 60, "b"), ("y" * 60 + "z", "c")]
+    for found, item in zip(TransformersScorer("tiny", tiny).score(items), items, strict=True):
+        assert_same(found, plain(*item))
+
+
+def test_more_than_one_batch_keeps_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("usertwin.memory.scoring._BATCH_TOKENS", 64)
+    items = [(letter * length, f" {length}") for letter, length in zip("abcdefgh", (9, 70, 3, 40, 1, 90, 20, 5), strict=True)]
+    for found, item in zip(TransformersScorer("tiny", tiny).score(items), items, strict=True):
+        assert_same(found, plain(*item))
+
+
+def test_a_prompt_that_does_not_fit_loses_its_beginning() -> None:
+    text = "".join(chr(97 + i * 7 % 26) for i in range(3 * PLACES))
+    (cut,) = TransformersScorer("tiny", tiny).score([(text, " end")])
+    assert_same(cut, plain(text[-(PLACES - 4) :], " end"))
+
+
+def test_a_continuation_that_does_not_fit_leaves_room_for_the_prompt() -> None:
+    (found,) = TransformersScorer("tiny", tiny).score([("p" * PLACES, "c" * PLACES)])
+    assert found.tokens == PLACES // 2
+    assert_same(found, plain("p" * (PLACES // 2), "c" * (PLACES // 2)))
+
+
+def test_an_empty_prompt_is_the_start_of_a_text() -> None:
+    alone, beside = TransformersScorer("tiny", tiny).score([("", "hello"), ("abc", "hello")])
+    assert_same(alone, plain("", "hello"))
+    assert_same(beside, plain("abc", "hello"))
+
+
+def test_an_empty_continuation_costs_nothing() -> None:
+    scorer = TransformersScorer("tiny", tiny)
+    assert scorer.score([("abc", "")]) == [Likelihood(0.0, 0)]
+    assert scorer.score([("abc", ""), ("abc", "d")])[0] == Likelihood(0.0, 0)
+
+
+def test_weights_are_loaded_once_and_only_when_needed() -> None:
+    loads: list[int] = []
+
+    def load() -> tuple[Any, Any]:
+        loads.append(1)
+        return tiny()
+
+    scorer = TransformersScorer("tiny", load)
+    assert scorer.score([]) == []
+    assert loads == []
+    scorer.score([("a", "b")])
+    scorer.score([("a", "c")])
+    assert loads == [1]
+
+
+# The cache -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_content_is_computed_once(tmp_path: Path) -> None:
+    scorer = Counting()
+    cached = CachedScorer(scorer, tmp_path / "deep" / "scores.sqlite")
+    items = [("a b", "a"), ("c", "c d"), ("a b", "a")]
+    first = cached.score(items)
+    assert first == FakeScorer().score(items)
+    assert scorer.asked == [("a b", "a"), ("c", "c d")]
+    assert cached.score([("new", "new"), *reversed(items)])[1:] == list(reversed(first))
+    assert scorer.asked[2:] == [("new", "new")]
+
+
+def test_what_was_computed_survives_reopening(tmp_path: Path) -> None:
+    before = CachedScorer(Counting(), tmp_path / "scores.sqlite").score([("a", "a b c")])
+    scorer = Counting()
+    assert CachedScorer(scorer, tmp_path / "scores.sqlite").score([("a", "a b c")]) == before
+    assert scorer.asked == []
+
+
+def test_two_scorers_in_one_file_do_not_mix(tmp_path: Path) -> None:
+    one, two = Counting("one"), Counting("two")
+    CachedScorer(one, tmp_path / "scores.sqlite").score([("a", "b")])
+    CachedScorer(two, tmp_path / "scores.sqlite").score([("a", "b")])
+    assert two.asked == [("a", "b")]
+    assert CachedScorer(one, tmp_path / "scores.sqlite").name == "one"
+
+
+def test_where_a_prompt_ends_is_part_of_the_key(tmp_path: Path) -> None:
+    path = tmp_path / "scores.sqlite"
+    names = [("a", "b", "cd"), ("a", "bc", "d"), ("ab", "c", "d"), ("a", "", "bcd"), ("", "ab", "cd"), ("a", "b\x00", "cd")]
+    for name, prompt, continuation in names:
+        scorer = Counting(name)
+        CachedScorer(scorer, path).score([(prompt, continuation)])
+        assert scorer.asked == [(prompt, continuation)]
+
+
+_TEXTS = st.text(st.characters() | st.characters(categories=["Cs"]), max_size=12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(calls=st.lists(st.lists(st.tuples(_TEXTS, _TEXTS), max_size=6), max_size=4))
+def test_a_cached_score_is_the_score(calls: list[list[tuple[str, str]]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    scorer = Counting()
+    cached = CachedScorer(scorer, tmp_path_factory.mktemp("cache") / "scores.sqlite")
+    for items in calls:
+        assert cached.score(items) == FakeScorer().score(items)
+    assert len(scorer.asked) == len(set(scorer.asked))
+
+
+def test_the_cache_holds_no_text(tmp_path: Path) -> None:
+    cached = CachedScorer(FakeScorer(), tmp_path / "scores.sqlite")
+    cached.score([("my secret prompt", "my secret answer")])
+    held = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert held.startswith(b"SQLite")
+    assert b"secret" not in held
+
+
+def test_a_scorer_that_fails_leaves_the_cache_usable(tmp_path: Path) -> None:
+    class Failing(FakeScorer):
+        def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+            raise ModelError("no weights")
+
+    cached = CachedScorer(Failing(), tmp_path / "scores.sqlite")
+    with pytest.raises(ModelError, match="no weights"):
+        cached.score([("a", "b")])
+    cached.scorer = FakeScorer()
+    assert cached.score([("a", "b")]) == FakeScorer().score([("a", "b")])
+
+
+def test_a_cache_serves_several_threads(tmp_path: Path) -> None:
+    scorer = Counting()
+    cached = CachedScorer(scorer, tmp_path / "scores.sqlite")
+    items = [(f"p{i}", f"c{i}") for i in range(20)]
+    threads = [threading.Thread(target=cached.score, args=(items[i:] + items[:i],)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(scorer.asked) == sorted(items)
+
+
+def test_a_file_that_is_no_cache_is_named_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "scores.sqlite"
+    path.write_bytes(b"this is no database, but it is longer than a header" * 40)
+    with pytest.raises(ModelError, match=r"scores\.sqlite: the cache of scores cannot be used .*delete that file"):
+        CachedScorer(FakeScorer(), path)
+    with pytest.raises(ModelError, match="cannot be used"):
+        CachedScorer(FakeScorer(), path / "below" / "a-file.sqlite")
+
+
+# The fake ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_fake_finds_words_of_the_prompt_likely() -> None:
+    known, half, unknown, empty = FakeScorer().score(
+        [("Wants TEA", "tea wants"), ("tea", "tea milk"), ("", "tea milk"), ("", "")]
+    )
+    assert known == Likelihood(pytest.approx(-2 * log(20)), 2)
+    assert known.nats > half.nats > unknown.nats
+    assert empty == Likelihood(0, 1)
+
+
+# The real one --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_local_scorer_prefers_the_likely_and_shares_exactly() -> None:
+    from usertwin.simulator import load_scorer
+
+    cached = load_scorer("local")
+    assert isinstance(cached, CachedScorer)
+    assert cached.name == "local"
+    scorer = cached.scorer  # without the user's cache: what is compared has to be computed
+    likely, unlikely = scorer.score([("The capital of France is", " Paris"), ("The capital of France is", " banana")])
+    assert likely.nats / likely.tokens > unlikely.nats / unlikely.tokens + 2
+
+    talk = "Them: Hello, this is the help desk of the railway. What can I do for you on this fine day?\n" * 2
+    thoughts = ["", "(Me thinking: in a hurry)\n", "(Me thinking: wants to know when the train leaves, and is polite)\n"]
+    items = [(f"{talk}{thought}Me:", " hi, when does the next train leave?\n") for thought in thoughts]
+    together, single = scorer.score(items), [scorer.score([item])[0] for item in items]
+    for one, other in zip(together, single, strict=True):
+        assert one.tokens == other.tokens
+        assert abs(one.nats - other.nats) <= 1e-3 * one.tokens
+    assert together[2].nats > together[0].nats
