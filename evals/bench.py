@@ -70,7 +70,10 @@ def timed(work: Callable[[], Any]) -> float:
 def cli_part() -> Iterator[tuple[str, Figure]]:
     """How long the command line and an unused plugin take to be there."""
     usertwin = Path(sys.executable).parent / "usertwin"
-    run = lambda *command: subprocess.run(command, check=True, capture_output=True)  # noqa: E731
+
+    def run(*command: str | Path) -> None:
+        subprocess.run(command, check=True, capture_output=True)
+
     yield "cli.help_s", figure([timed(lambda: run(usertwin, "--help")) for _ in range(15)], "s", "bar: 0.3 s")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "test_nothing.py").write_text("def test_nothing(): pass\n")
@@ -175,6 +178,9 @@ def recon_part() -> Iterator[tuple[str, Figure]]:
 _WORDS = ("happy", "curious", "tired", "sure", "glad", "shy", "hurried", "amused")
 
 
+_QUESTION = "Which number would you like?"
+
+
 def simulate_part() -> Iterator[tuple[str, Figure]]:
     """What a conversation costs beside its model, against openevals' loop: both with the same scripted model."""
     try:
@@ -185,7 +191,13 @@ def simulate_part() -> Iterator[tuple[str, Figure]]:
 
     os.environ.setdefault("LANGSMITH_TRACING", "false")
     chat = ScriptedChatModel(answers=[f"I would like number {i}, please" for i in range(50)])
-    reply = lambda message, **_: {"role": "assistant", "content": "Which number would you like?", "id": str(time.time_ns())}  # noqa: E731
+
+    def reply(message: Any, **_: Any) -> dict[str, str]:
+        return {"role": "assistant", "content": _QUESTION, "id": str(time.time_ns())}
+
+    def agent(messages: list[dict[str, Any]]) -> str:
+        return _QUESTION
+
     with tempfile.TemporaryDirectory() as home:
         log, embedder = load_chitchat(), load_embedder("fake:")
         recipe = Recipe("chitchat", SPEAKER, "none", 1, 200, None, 6, embedder.name, None, None, 0)
@@ -195,7 +207,7 @@ def simulate_part() -> Iterator[tuple[str, Figure]]:
         theirs = create_llm_simulated_user(system="You want a number.", client=chat)
         ratios: list[float] = []
         for _ in range(9):
-            ours_s = timed(lambda: simulate(user, lambda messages: "Which number would you like?", turns=10))
+            ours_s = timed(lambda: simulate(user, agent, turns=10))
             theirs_s = timed(lambda: run_multiturn_simulation(app=reply, user=theirs, max_turns=10))
             ratios.append(ours_s / theirs_s)
         user.close()

@@ -32,8 +32,8 @@ _SETTINGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
     "seed": (int, 0, "for the twin's sampler"),
     "agent_timeout": (float, 120.0, "seconds the agent may take for a reply"),
 }
-_USED = pytest.StashKey[dict[str, int]]()
-_CLOSENESS = pytest.StashKey[dict[str, str]]()
+#: How close each twin is that talked in a test, a line for each conversation.
+_TALKS = pytest.StashKey[list[tuple[str, str]]]()
 
 
 class TwinFailed(Exception):
@@ -53,8 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker."""
     names = ", ".join(f"{name}=..." for name in _SETTINGS)
     config.addinivalue_line("markers", f"usertwin({names}): what the fixture `simulate` is to use in this test")
-    config.stash[_USED] = {}
-    config.stash[_CLOSENESS] = {}
+    config.pluginmanager.register(_Summary(), "usertwin-summary")
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +82,7 @@ def simulate(
 
         try:
             settings, rest = _settings(request, told)
-            user = _open(request.config, _usertwin_opened, settings)
+            user = _open(_usertwin_opened, settings)
             user.seed = settings["seed"]
             wanted = {key: settings[key] for key in ("turns", "goal", "agent_timeout")}
             found = simulate_once(user, agent, **wanted, **rest)
@@ -91,8 +90,7 @@ def simulate(
             raise
         except UsertwinError as error:
             raise TwinFailed(str(error)) from error
-        used = request.config.stash[_USED]
-        used[user.name] = used.get(user.name, 0) + 1
+        request.node.stash.setdefault(_TALKS, []).append((user.name, _how_close(user)))
         if found.stop_reason in AGENT_FAULTS:
             pytest.fail(f"{found.error} (after {len(found.exchanges)} turns, with seed {found.seed})", pytrace=False)
         if found.stop_reason in TWIN_FAULTS:
@@ -115,7 +113,10 @@ def _settings(request: pytest.FixtureRequest, told: dict[str, Any]) -> tuple[dic
     found: dict[str, Any] = {}
     for name, (kind, _, _) in _SETTINGS.items():
         ini = request.config.getini(f"usertwin_{name}")
-        found[name] = kind(ini) if ini else "" if name == "goal" else None
+        try:
+            found[name] = kind(ini) if ini else "" if name == "goal" else None
+        except ValueError:
+            raise UsageError(f'usertwin_{name} in the ini file is "{ini}", which is no number') from None
         for value in (told.get(name), marker.get(name), request.config.getoption(f"usertwin_{name}")):
             found[name] = found[name] if value is None else value
     if not found["twin"]:
@@ -125,13 +126,12 @@ def _settings(request: pytest.FixtureRequest, told: dict[str, Any]) -> tuple[dic
     return found, rest
 
 
-def _open(config: pytest.Config, opened: dict[tuple[str, ...], SimulatedUser], settings: dict[str, Any]) -> SimulatedUser:
+def _open(opened: dict[tuple[str, ...], SimulatedUser], settings: dict[str, Any]) -> SimulatedUser:
     from usertwin.simulator import SimulatedUser
 
     key = (settings["twin"], settings["home"] or "", settings["model"])
     if key not in opened:
         opened[key] = SimulatedUser.load(settings["twin"], home=settings["home"], model=settings["model"])
-        config.stash[_CLOSENESS][settings["twin"]] = _how_close(opened[key])
     return opened[key]
 
 
@@ -145,10 +145,12 @@ def _how_close(user: SimulatedUser) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """Mark the report of a test in which the twin failed."""
+    """Note on a report which twins talked and whether one failed, in plain values that pytest-xdist can carry."""
     report = yield
+    report.usertwin_talks = item.stash.get(_TALKS, [])
+    item.stash[_TALKS] = []  # each is told once, by the phase it happened in
     if call.excinfo is not None and call.excinfo.errisinstance(TwinFailed):
-        report.usertwin_failed = str(call.excinfo.value)  # plain text, so that it survives the way through pytest-xdist
+        report.usertwin_failed = str(call.excinfo.value)
         report.longrepr = f"the twin failed, not the agent: {call.excinfo.value}"
     return report
 
@@ -158,12 +160,19 @@ def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -
     return ("error", "E", "ERROR") if getattr(report, "usertwin_failed", None) is not None else None
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say which twins talked, and how close they are to the people they play; nothing if none did."""
-    used = config.stash[_USED]
-    if not used:
-        return
-    terminalreporter.section("simulated users")
-    for twin, count in used.items():
-        talks = "conversation" if count == 1 else "conversations"
-        terminalreporter.line(f"{twin}: {count} {talks}; closeness: {config.stash[_CLOSENESS].get(twin, 'unknown')}")
+class _Summary:
+    """Says at the end which twins talked, and how close they are to the people they play; nothing if none did."""
+
+    def __init__(self) -> None:
+        self._talks: dict[str, list[str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for twin, closeness in getattr(report, "usertwin_talks", []):
+            self._talks.setdefault(twin, []).append(closeness)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self._talks:
+            terminalreporter.section("simulated users")
+        for twin, closeness in self._talks.items():
+            talks = "1 conversation" if len(closeness) == 1 else f"{len(closeness)} conversations"
+            terminalreporter.line(f"{twin}: {talks}; closeness: {closeness[-1]}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import exp, log1p
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _WORDS = FakeEmbedder(256)
+_FEATURES = 2 * _WORDS.dimension + 2
 #: Fewer real endings than this teach nothing.
 LEAST_ENDINGS = 4
 
@@ -65,7 +66,10 @@ class EndingModel:
         """Read a model; None if there is none. TwinError if the file is damaged."""
         try:
             raw = json.loads(path.read_text("utf-8"))
-            return cls(**raw | {"weights": tuple(float(w) for w in raw["weights"])})
+            weights = tuple(float(w) for w in raw["weights"])
+            if len(weights) != _FEATURES:
+                raise ValueError(f"{len(weights)} weights instead of {_FEATURES}")
+            return cls(**raw | {"weights": weights})
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError) as error:
@@ -88,14 +92,16 @@ def learn_ending(corpus: Sequence[Pair], validation: Sequence[Pair]) -> EndingMo
     if ends.sum() < LEAST_ENDINGS or ends.all():
         return None
     fitted = LogisticRegression(C=1.0, max_iter=1000).fit(_features(corpus), ends)
-    threshold, f1 = 0.5, None
-    held = np.array([pair.ends for pair in validation])
-    if held.any():
-        chances = fitted.predict_proba(_features(validation))[:, 1]
-        threshold = float(np.sort(chances)[-int(held.sum())])
-        f1 = float(f1_score(held, chances >= threshold))
     weights = tuple(round(float(w), 6) for w in fitted.coef_[0])
-    return EndingModel(weights, float(fitted.intercept_[0]), threshold, f1, int(ends.sum()), len(validation))
+    model = EndingModel(weights, float(fitted.intercept_[0]), 0.5, None, int(ends.sum()), len(validation))
+    held = np.array([pair.ends for pair in validation])
+    if not held.any():
+        return model
+    chances = np.array([model.probability(pair) for pair in validation])  # of the model as kept: a threshold is met exactly
+    ranked = np.sort(chances)[::-1]
+    last, next_one = ranked[int(held.sum()) - 1], ranked[min(int(held.sum()), len(ranked) - 1)]
+    threshold = float(last + next_one) / 2  # in the middle of the gap, where endings are easy to tell
+    return replace(model, threshold=threshold, f1=float(f1_score(held, chances >= threshold)))
 
 
 def _features(pairs: Sequence[Pair]) -> NDArray[np.float32]:

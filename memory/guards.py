@@ -19,7 +19,7 @@ LONGEST_ECHO = 7
 #: Traces longer than this, in words, are rejected.
 LONGEST_TRACE = 120
 
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_WORD = re.compile(r"\w+(?:'\w+)*")
 
 
 def word_tokens(text: str) -> list[str]:

@@ -121,9 +121,9 @@ class TripleStore:
         rows = self._database.execute("SELECT number, embedding FROM triples ORDER BY number").fetchall()
         if rows:
             _LOG.warning("%s %s; it was built again from %d triples", self._index_path, reason, len(rows))
-            matrix = np.frombuffer(b"".join(blob for _, blob in rows), np.float32).reshape(len(rows), -1)
-            if matrix.shape[1] != self._dimension:
+            if any(len(blob) != 4 * self._dimension for _, blob in rows):
                 raise TwinError(f"{self.folder}: the memory is damaged: an embedding has the wrong length; {_RELEARN}")
+            matrix = np.frombuffer(b"".join(blob for _, blob in rows), np.float32).reshape(len(rows), -1)
             index.add_with_ids(matrix, np.array([number for number, _ in rows], np.int64))
             self._dirty = True
         return index

@@ -26,7 +26,7 @@ from usertwin.personas import Persona, TwinError
 from .recon import Method
 
 _FORMAT = 1
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SAFE_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # Windows has devices
 HELD_OUT = "held_out.jsonl.gz"
 OTHER_PERSON = "other_person.jsonl.gz"
 ENDING = "ending.json"
@@ -114,7 +114,7 @@ class TwinRecord:
             persona, recipe = Persona.from_json(raw.pop("persona")), Recipe(**raw.pop("recipe"))
             ids = {key: tuple(raw.pop(key)) for key in ("validation", "test")}
             return cls(persona=persona, recipe=recipe, **ids, **raw)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise TwinError(f"{folder}: is not a twin, or only half of one (there is no twin.json); {again}") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, TwinError):

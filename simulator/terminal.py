@@ -43,9 +43,9 @@ def memories_table(recalled: tuple[RecalledTriple, ...], most: int | None = None
         score = "" if row["score"] is None else f" [{row['score']:+.2f}]"
         table.add_row(
             f"{row['similarity']:.2f}",
-            escape(_short(heard)),
-            escape(_short(row["reasoning"] or "–") + score),
-            escape(_short(row["action"])),
+            Text(_short(heard)),
+            Text(_short(row["reasoning"] or "–") + score),
+            Text(_short(row["action"])),
         )
     hidden = len(recalled) - table.row_count
     return Group(table, Text(f"and {hidden} more that are less like now", style="dim")) if hidden else table

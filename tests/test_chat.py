@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import tempfile
+from collections.abc import Callable
 from datetime import timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -17,8 +18,27 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from usertwin.personas import ChatLog, Conversation, LogError, Turn, as_conversation, read_conversations, write_conversations
 from usertwin.personas.chat import in_time_order, seconds
 
+T = TypeVar("T")
+
 # What has broken line-based readers before: every kind of line end that is not \n, a BOM, NUL, pairs beyond the BMP.
-ODD = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\r", "\r\n", "\n", "\ufeff", "\x00", "\x1f", "👩‍👩‍👧", "\\", '"', "\\ud83d", " "]
+ODD = [
+    "\u2028",
+    "\u2029",
+    "\x85",
+    "\x0b",
+    "\x0c",
+    "\r",
+    "\r\n",
+    "\n",
+    "\ufeff",
+    "\x00",
+    "\x1f",
+    "👩‍👩‍👧",
+    "\\",
+    '"',
+    "\\ud83d",
+    " ",
+]
 texts = st.lists(st.one_of(st.sampled_from(ODD), st.text(max_size=8)), max_size=6).map("".join)
 names = texts.filter(bool)
 zones = st.none() | st.integers(-23 * 60, 23 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
@@ -58,6 +78,14 @@ def line(**changes: Any) -> str:
     """A good line of a log, or one with something changed."""
     turn = {"speaker": "Ann", "role": "user", "text": "hi"}
     return json.dumps({"conversation_id": "a", "started_at": None, "turns": [turn]} | changes)
+
+
+def outcome(attempt: Callable[[], T]) -> T | LogError:
+    """What comes of it, or why it was refused."""
+    try:
+        return attempt()
+    except LogError as error:
+        return error
 
 
 def file_of(folder: Path, *lines: str) -> Path:
@@ -100,7 +128,9 @@ def test_writing_the_same_log_twice_gives_the_same_bytes(tmp_path: Path, log: Ch
 
 def test_a_byte_order_mark_blank_lines_and_windows_line_ends_do_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf\r\n" + line(conversation_id="a").encode() + b"\r\n\r\n" + line(conversation_id="b").encode())
+    path.write_bytes(
+        b"\xef\xbb\xbf\r\n" + line(conversation_id="a").encode() + b"\r\n\r\n" + line(conversation_id="b").encode()
+    )
     assert [c.conversation_id for c in read_conversations(path).conversations] == ["a", "b"]
 
 
@@ -276,26 +306,25 @@ def test_skipping_keeps_every_good_line_and_counts_every_bad_one(kinds: list[str
     assert [skipped.line for skipped in read.skipped] == [n for n, kind in enumerate(kinds, 1) if kind != "good"]
 
 
-@given(st.binary(max_size=60) | st.binary(max_size=40).map(lambda raw: b"\x1f\x8b" + raw) | texts.map(str.encode), st.booleans())
+@given(
+    st.binary(max_size=60) | st.binary(max_size=40).map(lambda raw: b"\x1f\x8b" + raw) | texts.map(str.encode), st.booleans()
+)
 def test_any_bytes_are_read_or_refused_in_one_line_that_names_the_file(raw: bytes, skip: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log"
         path.write_bytes(raw)
-        try:
-            read = read_conversations(path, skip_bad_lines=skip)
-        except LogError as error:
-            assert str(error).startswith(str(path))
-            assert "\n" not in str(error)
-        else:
-            assert any(c.turns for c in read.conversations)
+        read = outcome(lambda: read_conversations(path, skip_bad_lines=skip))
+    if isinstance(read, LogError):
+        assert str(read).startswith(str(path))
+        assert "\n" not in str(read)
+    else:
+        assert any(c.turns for c in read.conversations)
 
 
 @given(values)
 def test_any_json_value_is_a_conversation_or_refused(value: Any) -> None:
-    try:
-        assert isinstance(as_conversation(value), Conversation)
-    except LogError as error:
-        assert str(error)
+    found = outcome(lambda: as_conversation(value))
+    assert isinstance(found, Conversation) or str(found)
 
 
 def test_a_broken_list_over_many_lines_is_named_with_its_line(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import scripted
+from conftest import scripted, small_conversation
 from usertwin.memory import ChatModel
 from usertwin.personas import AgentError, ModelError, UsageError, as_conversation
 from usertwin.simulator import (
@@ -183,8 +183,10 @@ def test_private_turns_do_not_reach_an_agent_that_begins(user: SimulatedUser) ->
 
 def test_user_stop_when_the_person_leaves_and_the_agent_is_not_asked_again(ann: str) -> None:
     desk = Desk()
+    so_far = [turn for turn in small_conversation(0).turns if turn.role != "instruction"][:-1]
+    start = [{"role": "user" if turn.speaker == "Ann" else "assistant", "content": turn.text} for turn in so_far]
     with twin(ann, "is done", "no thats all thank you bye") as user:
-        found = simulate(user, desk, start=[{"role": "assistant", "content": "It will be sunny. Anything else?"}])
+        found = simulate(user, desk, start=start)
     assert found.stop_reason == "user_stop"
     assert found.exchanges[-1].answer.done
     assert found.exchanges[-1].replies == ()

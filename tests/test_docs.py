@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -29,8 +30,6 @@ def learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which the README's twin was learned with the README's words, less the traces."""
     monkeypatch.chdir(tmp_path)
     talks = [small_conversation(number) for number in range(20)]
-    text = "".join(f"{c.to_json()['conversation_id']}" for c in talks)
-    assert text
     write_conversations(talks, tmp_path / "support.jsonl.gz")
     command = next(line for line in "\n".join(blocks("console")).splitlines() if line.startswith("usertwin learn ann"))
     words = command.split("#")[0].split()[1:]
@@ -58,8 +57,6 @@ def test_the_pytest_example_runs_as_it_stands(learned: Path) -> None:
 
 
 def test_the_log_line_in_the_readme_can_be_read() -> None:
-    import json
-
     [line] = blocks("json")
     assert as_conversation(json.loads(line)).speakers() == {"ann", "desk"}
 

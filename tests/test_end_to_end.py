@@ -24,9 +24,8 @@ def test_a_real_person_becomes_a_twin_that_talks_and_is_measured(tmp_path: Path)
         assert done.exit_code == 0, done.output
         return done.output
 
-    shown = usertwin(
-        "learn", "robin", "--from", "chitchat", "--speaker", SPEAKER, "--max-triples", "60", "--max-traces", "4", "--candidates", "2"
-    )  # fmt: skip
+    bounds = ["--max-triples", "60", "--max-traces", "4", "--candidates", "2"]
+    shown = usertwin("learn", "robin", "--from", "chitchat", "--speaker", SPEAKER, *bounds)
     assert "60 triples" in shown
 
     with TripleStore(existing_twin("robin"), load_embedder()) as store:

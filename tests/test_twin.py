@@ -1,0 +1,189 @@
+"""memory/twin.py: names that can be folders, a record that survives the disk, and finding twins."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import recipe
+from usertwin.memory import TwinRecord, default_home, existing_twin, list_twins, twin_folder
+from usertwin.personas import Persona, TwinError
+
+RECORD = TwinRecord(
+    name="ann",
+    persona=Persona("Ann", "Writes “short” turns.", 5, ("hi", "bye")),
+    recipe=recipe(max_triples=7),
+    state="complete",
+    learned_at="2024-03-01T10:00:00+00:00",
+    dated=True,
+    corpus_ends=1709287200.5,
+    validation=("talk-1",),
+    test=("talk-2", "talk-3"),
+    other_speaker=None,
+    versions={"usertwin": "0.1.0"},
+)
+
+
+def keep(home: Path, name: str) -> Path:
+    folder = home / name
+    folder.mkdir(parents=True)
+    replace(RECORD, name=name).save(folder)
+    return folder
+
+
+# Names ---------------------------------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=70) | st.from_regex(r"[A-Za-z0-9._/\\-]{1,66}", fullmatch=True))
+def test_a_name_is_a_folder_of_its_own_in_the_home_or_refused(name: str) -> None:
+    try:
+        folder = twin_folder(name, "/home-of-twins")
+    except TwinError:
+        return
+    assert folder.parent == Path("/home-of-twins")
+    assert folder.name == name
+    assert not name.startswith((".", "-"))
+    assert name.isascii()
+    assert len(name) <= 64
+
+
+@pytest.mark.parametrize("name", ["a", "Ann", "user-1777b3e5-9e12", "a.b_c-d", "0", "a" * 64, "console", "com10", "a.con"])
+def test_ordinary_names_are_taken(name: str) -> None:
+    assert twin_folder(name, "h") == Path("h", name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../a", "a/b", "a\\b", "/a", ".a", "-a", "a.", "a b", "é", "a\n", "a" * 65, "a:b"]
+)
+def test_names_that_are_no_folder_everywhere_are_refused(name: str) -> None:
+    with pytest.raises(TwinError, match="cannot be a twin's name; use letters"):
+        twin_folder(name)
+
+
+@pytest.mark.parametrize("name", ["con", "CON", "nul", "aux.txt", "PRN.a.b", "com1", "LPT9"])
+def test_names_that_windows_keeps_for_devices_are_refused(name: str) -> None:
+    with pytest.raises(TwinError, match="cannot be a twin's name"):
+        twin_folder(name)
+
+
+# The home ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_home_is_the_environments_or_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("USERTWIN_HOME", str(tmp_path / "here"))
+    assert default_home() == tmp_path / "here"
+    assert twin_folder("ann") == tmp_path / "here" / "ann"
+    assert twin_folder("ann", tmp_path / "there") == tmp_path / "there" / "ann"
+    for told in (None, ""):
+        if told is None:
+            monkeypatch.delenv("USERTWIN_HOME")
+        else:
+            monkeypatch.setenv("USERTWIN_HOME", told)
+        assert default_home().parts[-2:] == ("usertwin", "twins")
+        assert default_home().is_absolute()
+
+
+def test_only_whole_twins_are_listed(tmp_path: Path) -> None:
+    assert list_twins(tmp_path / "nothing-here") == []
+    for name in ("bob", "ann", ".ann.partial", ".ann.old"):
+        keep(tmp_path, name)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "twin.json").write_text("{}", "utf-8")
+    assert list_twins(tmp_path) == ["ann", "bob"]
+
+
+def test_a_twin_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(TwinError, match=r'no twin "ann" .*none yet.*usertwin learn ann --from FILE --speaker WHO'):
+        existing_twin("ann", tmp_path)
+    keep(tmp_path, "bob")
+    keep(tmp_path, "cleo")
+    with pytest.raises(TwinError, match=r"there: bob, cleo"):
+        existing_twin("ann", tmp_path)
+    assert existing_twin("bob", tmp_path) == tmp_path / "bob"
+    with pytest.raises(TwinError, match="cannot be a twin's name"):
+        existing_twin("../bob", tmp_path / "inner")
+
+
+# The record ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_record_is_the_same_record(tmp_path: Path) -> None:
+    measured = RECORD.measured({"arms": {"no_memory": {"value": 1.25, "n": 60}}})
+    for record in (RECORD, measured, replace(RECORD, state="interrupted", other_speaker="Bob")):
+        record.save(tmp_path)
+        assert TwinRecord.load(tmp_path) == record
+    assert [path.name for path in tmp_path.iterdir()] == ["twin.json"]
+    assert RECORD.closeness is None
+
+
+def test_a_save_that_was_stopped_leaves_the_record_before_it(tmp_path: Path) -> None:
+    RECORD.save(tmp_path)
+    (tmp_path / "twin.json.partial").write_text('{"format": 1, "na', "utf-8")
+    assert TwinRecord.load(tmp_path) == RECORD
+
+
+@given(st.data())
+def test_half_a_record_is_damaged_and_never_a_traceback(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("twin")
+    RECORD.save(folder)
+    whole = (folder / "twin.json").read_bytes()
+    (folder / "twin.json").write_bytes(whole[: data.draw(st.integers(0, len(whole) - 3))])
+    with pytest.raises(TwinError, match=r"twin\.json: is damaged .*--overwrite"):
+        TwinRecord.load(folder)
+
+
+@pytest.mark.parametrize("key", ["name", "persona", "recipe", "state", "corpus_ends", "validation", "test", "versions"])
+def test_a_record_without_one_of_its_parts_is_damaged(tmp_path: Path, key: str) -> None:
+    RECORD.save(tmp_path)
+    raw = json.loads((tmp_path / "twin.json").read_text("utf-8"))
+    del raw[key]
+    (tmp_path / "twin.json").write_text(json.dumps(raw), "utf-8")
+    with pytest.raises(TwinError, match=r"is damaged"):
+        TwinRecord.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"persona": 3}, {"persona": {"name": ""}}, {"recipe": {}}, {"test": 3}, {"what": "is this"}]
+)
+def test_a_record_with_a_part_that_is_none_is_damaged(tmp_path: Path, change: dict[str, object]) -> None:
+    RECORD.save(tmp_path)
+    raw = json.loads((tmp_path / "twin.json").read_text("utf-8"))
+    (tmp_path / "twin.json").write_text(json.dumps(raw | change), "utf-8")
+    with pytest.raises(TwinError, match=r"is damaged"):
+        TwinRecord.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"twin"'])
+def test_a_record_that_is_no_object_is_damaged(tmp_path: Path, text: str) -> None:
+    (tmp_path / "twin.json").write_text(text, "utf-8")
+    with pytest.raises(TwinError, match=r"is damaged"):
+        TwinRecord.load(tmp_path)
+
+
+def test_bytes_that_are_no_text_are_damaged(tmp_path: Path) -> None:
+    (tmp_path / "twin.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(TwinError, match=r"is damaged"):
+        TwinRecord.load(tmp_path)
+
+
+def test_a_newer_format_is_told_as_such(tmp_path: Path) -> None:
+    RECORD.save(tmp_path)
+    text = (tmp_path / "twin.json").read_text("utf-8")
+    (tmp_path / "twin.json").write_text(text.replace('"format": 1', '"format": 2'), "utf-8")
+    with pytest.raises(TwinError, match=r"newer usertwin; upgrade"):
+        TwinRecord.load(tmp_path)
+
+
+def test_a_folder_without_a_record_and_a_file_are_no_twins(tmp_path: Path) -> None:
+    with pytest.raises(TwinError, match=r"is not a twin, or only half of one"):
+        TwinRecord.load(tmp_path)
+    with pytest.raises(TwinError, match=r"is not a twin"):
+        TwinRecord.load(tmp_path / "missing")
+    (tmp_path / "file").write_text("", "utf-8")
+    with pytest.raises(TwinError, match=r"is not a twin"):
+        TwinRecord.load(tmp_path / "file")

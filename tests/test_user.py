@@ -1,0 +1,455 @@
+"""The twin is a LangGraph graph that recalls, reasons and acts; each answer carries what it came from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any, NotRequired, TypedDict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.checkpoint.memory import MemorySaver
+from langgraph.graph import END, START, StateGraph
+from pydantic import PrivateAttr
+
+from conftest import recipe, scripted, small_conversation
+from usertwin.memory import ChatModel, FakeEmbedder, Triple, Usage, learn
+from usertwin.personas import ChatLog, LogError, ModelError, Pair, Persona, Turn, TwinError
+from usertwin.simulator import Answer, SimulatedUser
+from usertwin.simulator.prompts import act_messages, prompt_versions, reason_messages
+from usertwin.simulator.scripted import ScriptedChatModel
+
+HELLO = [{"role": "assistant", "content": "Hello, what can I do for you?"}]
+WHICH_DAY = [
+    *HELLO,
+    {"role": "user", "content": "hi, the weather in Oslo please"},
+    {"role": "assistant", "content": "Which day do you mean for Oslo?"},
+]
+
+
+SUNNY = "It will be sunny. Anything else?"
+
+
+class Recording(ScriptedChatModel):
+    """A scripted model that also remembers how it was called."""
+
+    _calls: list[dict[str, Any]] = PrivateAttr(default_factory=list)
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
+        self._calls.append(kwargs | {"stop": stop})
+        return super()._generate(messages, stop, run_manager, **kwargs)
+
+
+def recording(*answers: str, style: Any = "transcript", controls: bool = True) -> ChatModel:
+    return ChatModel("scripted:recording", Recording(answers=list(answers)), style, controls)
+
+
+def calls(user: SimulatedUser) -> list[dict[str, Any]]:
+    """How the twin's model was called."""
+    return user.model.chat._calls  # pyright: ignore
+
+
+def prompts(user: SimulatedUser) -> list[str]:
+    """What the twin's model was asked."""
+    return user.model.chat.prompts  # pyright: ignore
+
+
+@pytest.fixture
+def user(ann: str) -> Iterator[SimulatedUser]:
+    """Ann with a thought and a turn."""
+    with SimulatedUser.load(ann, model=recording("wants it tomorrow", "tomorrow please")) as found:
+        yield found
+
+
+# The plain door ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_carries_everything_it_came_from(user: SimulatedUser) -> None:
+    answer = user.respond(WHICH_DAY)
+    assert answer.action == "tomorrow please"
+    assert answer.reasoning == "wants it tomorrow"
+    assert answer.done is False
+    assert answer.message == {"role": "user", "content": "tomorrow please"}
+    assert answer.usage == Usage(sum(len(prompt.split()) for prompt in prompts(user)), 0, 5)
+    assert len(answer.recalled) == user.k
+    similarities = [row["similarity"] for row in answer.recalled]
+    assert similarities == sorted(similarities, reverse=True)
+    best = answer.recalled[0]
+    assert best["similarity"] == pytest.approx(1.0, abs=1e-4)  # she was asked just this before
+    assert best["context"][-1]["text"] == "Which day do you mean for Oslo?"
+    assert best["action"].startswith("tomorrow, day")
+    held = next(triple for triple in user.store.triples() if triple.id == best["id"])
+    assert (best["reasoning"], best["score"]) == (held.reasoning, held.score)
+    assert held.reasoning is not None
+    assert isinstance(held.score, float)
+
+
+def test_arespond_says_the_same_as_respond(user: SimulatedUser) -> None:
+    assert asyncio.run(user.arespond(WHICH_DAY)) == user.respond(WHICH_DAY)
+
+
+def test_respond_works_where_an_event_loop_is_running_already(user: SimulatedUser) -> None:
+    async def notebook() -> Answer:
+        return user.respond(WHICH_DAY)
+
+    assert asyncio.run(notebook()).action == "tomorrow please"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        WHICH_DAY,
+        {"messages": WHICH_DAY},
+        [AIMessage(WHICH_DAY[0]["content"]), HumanMessage(WHICH_DAY[1]["content"]), AIMessage(WHICH_DAY[2]["content"])],
+        {"turns": [{"speaker": m["role"], "role": m["role"], "text": m["content"]} for m in WHICH_DAY]},
+    ],
+)
+def test_a_conversation_may_have_any_accepted_shape(user: SimulatedUser, messages: Any) -> None:
+    user.respond(messages)
+    end = "Me: hi, the weather in Oslo please\nThem: Which day do you mean for Oslo?\n(Me thinking: wants it tomorrow)\nMe:"
+    assert prompts(user)[-1].endswith(end)
+
+
+def test_the_twin_may_begin(user: SimulatedUser) -> None:
+    assert user.respond([]).action == "tomorrow please"
+
+
+def test_what_is_no_conversation_is_refused(user: SimulatedUser) -> None:
+    for nonsense in (3, "hello", [{"content": "no role"}]):
+        with pytest.raises(LogError):
+            user.respond(nonsense)
+
+
+def test_the_person_leaves_as_they_used_to(ann: str) -> None:
+    with SimulatedUser.load(ann, model=scripted("is done", "no thats all thank you bye")) as user:
+        said = [*WHICH_DAY, {"role": "user", "content": "today"}, {"role": "assistant", "content": SUNNY}]
+        assert user.respond(said).done is True
+        assert SimulatedUser(user.record, user.store, user.model, ending=None).respond(said).done is False
+
+
+def test_an_unknown_twin_is_said_with_those_there_are(ann: str) -> None:
+    with pytest.raises(TwinError, match=r'no twin "bob".*there: ann.*usertwin learn bob'):
+        SimulatedUser.load("bob", model=scripted("hi"))
+
+
+# What comes to mind ------------------------------------------------------------------------------------------------------
+
+
+def test_all_of_memory_is_past_to_the_living_present(user: SimulatedUser) -> None:
+    user.k = 1000
+    recalled = user.respond(HELLO).recalled
+    assert len(recalled) == len(list(user.store.triples())) > 20
+    assert {row["conversation_id"] for row in recalled} == {t.pair.conversation_id for t in user.store.triples()}
+
+
+def test_a_twin_may_recall_nothing(ann: str) -> None:
+    with SimulatedUser.load(ann, model=scripted("tomorrow please"), k=0) as user:
+        answer = user.respond(WHICH_DAY)
+    assert answer.recalled == ()
+    assert answer.reasoning == ""  # nothing shows a transcript model what a thought is
+    assert prompts(user) == [
+        "Them: Hello, what can I do for you?\nMe: hi, the weather in Oslo please\nThem: Which day do you mean for Oslo?\nMe:"
+    ]
+
+
+def test_a_twin_without_traces_acts_without_a_thought(log: ChatLog) -> None:
+    asyncio.run(learn("plain", log, recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
+    with SimulatedUser.load("plain", model=scripted("tomorrow please")) as user:
+        answer = user.respond(WHICH_DAY)
+    assert answer.reasoning == ""
+    assert len(prompts(user)) == 1
+    assert "thinking" not in prompts(user)[0]
+
+
+def test_held_out_conversations_never_come_to_mind(user: SimulatedUser) -> None:
+    user.k = 1000
+    held_out = {*user.record.validation, *user.record.test}
+    assert held_out
+    assert not held_out & {row["conversation_id"] for row in user.respond(WHICH_DAY).recalled}
+
+
+# The model behind it -----------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_writes_nothing_is_the_twins_error(ann: str) -> None:
+    with (
+        SimulatedUser.load(ann, model=scripted("")) as user,
+        pytest.raises(TwinError, match=r'"scripted:test" wrote nothing 4 times'),
+    ):
+        user.respond(WHICH_DAY)
+
+
+def test_a_model_that_writes_nothing_once_is_asked_again_with_another_seed(ann: str) -> None:
+    with SimulatedUser.load(ann, model=recording("a thought", " \n", "tomorrow")) as user:
+        assert user.respond(WHICH_DAY).action == "tomorrow"
+        seeds = [call["seed"] for call in calls(user)]
+    assert len(seeds) == 3
+    assert len(set(seeds[1:])) == 2
+
+
+def test_what_was_said_already_is_tried_again(ann: str) -> None:
+    again = ("a thought", "Hi, the weather  in OSLO please", "Which day do you mean for Oslo?", "tomorrow")
+    with SimulatedUser.load(ann, model=recording(*again)) as user:
+        answer = user.respond(WHICH_DAY)
+    assert answer.action == "tomorrow"
+    assert answer.usage.output_tokens == sum(len(text.split()) for text in again)  # what was thrown away was paid for
+
+
+def test_a_model_that_can_only_repeat_repeats(ann: str) -> None:
+    with SimulatedUser.load(ann, model=recording("hi, the weather in Oslo please")) as user:
+        assert user.respond(WHICH_DAY).action == "hi, the weather in Oslo please"
+        assert len(calls(user)) == 5
+
+
+def test_a_model_that_does_not_answer_is_a_model_error(ann: str) -> None:
+    class Broken(ScriptedChatModel):
+        def _generate(self, *arguments: Any, **named: Any) -> Any:
+            raise OSError("no route to host")
+
+    with (
+        SimulatedUser.load(ann, model=ChatModel("openai:far", Broken(answers=[]), "transcript")) as user,
+        pytest.raises(ModelError, match='"openai:far" did not answer: OSError: no route to host'),
+    ):
+        user.respond(WHICH_DAY)
+
+
+def test_seeds_reach_the_model_and_differ_by_turn_and_by_run(ann: str) -> None:
+    def seeds(seed: int, messages: list[dict[str, str]]) -> list[int]:
+        with SimulatedUser.load(ann, model=recording("a thought", "tomorrow"), seed=seed) as user:
+            user.respond(messages)
+            return [call["seed"] for call in calls(user)]
+
+    assert seeds(1, WHICH_DAY) == seeds(1, WHICH_DAY)
+    assert seeds(1, WHICH_DAY) != seeds(2, WHICH_DAY)
+    assert seeds(1, WHICH_DAY) != seeds(1, HELLO)
+
+
+def test_a_transcript_model_is_stopped_at_the_end_of_the_line(user: SimulatedUser) -> None:
+    user.respond(WHICH_DAY)
+    assert [call["stop"] for call in calls(user)] == [["\n"], ["\n"]]
+    assert calls(user)[1]["max_tokens"] == user.most_tokens <= 400
+
+
+def test_what_a_transcript_model_writes_after_its_line_is_cut(ann: str) -> None:
+    script = ScriptedChatModel(
+        answers=[], rules=[("tomorrow)\nMe:", "tomorrow\nThem: Fine"), ("(Me", "wants tomorrow)\nMe: x")]
+    )
+    with SimulatedUser.load(ann, model=ChatModel("scripted:long", script, "transcript")) as user:
+        answer = user.respond(WHICH_DAY)
+    assert (answer.reasoning, answer.action) == ("wants tomorrow", "tomorrow")
+
+
+def test_a_model_that_takes_no_controls_is_given_none(ann: str) -> None:
+    model = recording("a thought", "tomorrow", style="instruction", controls=False)
+    with SimulatedUser.load(ann, model=model) as user:
+        user.respond(WHICH_DAY)
+        assert all(call.keys() == {"max_tokens", "stop"} and call["stop"] is None for call in calls(user))
+
+
+# The prompts -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_act_prompt_begins_with_the_reason_prompt_and_its_thought(user: SimulatedUser) -> None:
+    user.respond(WHICH_DAY, goal="You want the weather for Oslo.")
+    reason, act = prompts(user)
+    assert act == reason + " wants it tomorrow)\nMe:"
+    assert "(My goal: You want the weather for Oslo.)" in reason
+
+
+def test_the_most_similar_moment_is_shown_last(user: SimulatedUser) -> None:
+    answer = user.respond(WHICH_DAY)
+    reason = prompts(user)[0]
+    moments = reason.split("\n\n")[:-1]
+    assert len(moments) == user.k
+    for moment, row in zip(moments, reversed(answer.recalled), strict=True):
+        assert f"(Me thinking: {row['reasoning']})\nMe: {row['action']}" in moment
+
+
+_TEXT = st.text(min_size=1, max_size=30).filter(lambda text: text.strip())
+_TURN = st.builds(Turn, st.sampled_from(["Ann", "desk", "guide"]), st.just("user"), _TEXT)
+
+
+def _pair(context: list[Turn], action: str, goal: str) -> Pair:
+    return Pair("Ann", tuple(context), action, goal, "c", len(context), 0.0)
+
+
+_PAIR = st.builds(_pair, st.lists(_TURN, max_size=8), _TEXT, st.just("") | _TEXT)
+
+
+@settings(max_examples=60, deadline=None)
+@given(_PAIR, st.lists(st.tuples(_PAIR, st.none() | _TEXT), max_size=4), _TEXT)
+def test_any_act_prompt_begins_with_its_reason_prompt(query: Pair, past: list[tuple[Pair, str | None]], thought: str) -> None:
+    recalled, persona = [Triple(pair, trace) for pair, trace in past], Persona("Ann")
+    [(_, reason)] = reason_messages("transcript", persona, query, recalled)
+    [(_, act)] = act_messages("transcript", persona, query, recalled, thought)
+    assert act.startswith(reason)
+    assert act.removeprefix(reason) == f" {' '.join(thought.split())})\nMe:"
+
+
+@settings(max_examples=60, deadline=None)
+@given(_PAIR, st.lists(st.tuples(_PAIR, st.none() | _TEXT), max_size=4), _TEXT)
+def test_no_prompt_holds_the_action_that_is_yet_to_come(query: Pair, past: list[tuple[Pair, str | None]], thought: str) -> None:
+    recalled, persona = [Triple(pair, trace) for pair, trace in past], Persona("Ann")
+    secret = _pair(list(query.context), "xyzzy plugh", query.goal)
+    for style in ("transcript", "instruction"):
+        asked = [*reason_messages(style, persona, secret, recalled), *act_messages(style, persona, secret, recalled, thought)]
+        assert not any("xyzzy" in text for _, text in asked)
+
+
+def test_an_instruction_says_who_what_and_how(ann: str) -> None:
+    model = recording("I want it tomorrow.", "tomorrow please\nthanks", style="instruction")
+    with SimulatedUser.load(ann, model=model) as user:
+        answer = user.respond(WHICH_DAY, goal="You want the weather for Oslo.")
+    reason, act = prompts(user)
+    for prompt in (reason, act):
+        assert "You are Ann, a real person in a chat" in prompt
+        assert user.persona.description in prompt
+        assert "You want the weather for Oslo." in prompt
+        assert "Them: Which day do you mean for Oslo?" in prompt
+        assert f"Me: {answer.recalled[0]['action']}" in prompt
+    assert "Do not write the reply itself" in reason
+    assert "What goes on in you right now: I want it tomorrow." in act
+    assert "What goes on in you right now" not in reason
+    assert answer.action == "tomorrow please\nthanks"  # only a transcript ends with its line
+    assert calls(user)[1]["stop"] is None
+
+
+def test_an_instruction_without_goal_memories_or_context_says_so(ann: str) -> None:
+    with SimulatedUser.load(ann, model=recording("I greet.", "hi", style="instruction"), k=0) as user:
+        user.respond([])
+    assert "Nobody has said anything yet" in prompts(user)[0]
+    assert "only you know" not in prompts(user)[0]
+    assert "Earlier moments" not in prompts(user)[0]
+
+
+def test_braces_in_what_was_said_are_only_text(ann: str) -> None:
+    with SimulatedUser.load(ann, model=recording("a thought", "hi", style="instruction")) as user:
+        user.respond([{"role": "assistant", "content": "{{ 7 * 6 }} {% if x %} {name}"}], goal="{{ goal }}")
+    assert all("{{ 7 * 6 }} {% if x %} {name}" in prompt and "{{ goal }}" in prompt for prompt in prompts(user))
+
+
+def test_prompt_versions_are_those_of_the_style() -> None:
+    assert set(prompt_versions("instruction")) == {"reason", "act"}
+    assert set(prompt_versions("transcript")) == {"transcript"}
+    assert prompt_versions("instruction")["act"].startswith("user_act/")
+
+
+def test_private_turns_are_the_goal_and_no_part_of_the_chat(user: SimulatedUser) -> None:
+    user.respond([{"role": "system", "content": "You are in a bad mood."}, *WHICH_DAY], goal="Be quick.")
+    assert "(My goal: Be quick. You are in a bad mood.)" in prompts(user)[0]
+    assert "Them: You are in a bad mood" not in prompts(user)[0]
+
+
+def test_only_the_latest_turns_are_shown(user: SimulatedUser) -> None:
+    long = [{"role": ("assistant", "user")[i % 2], "content": f"turn {i}"} for i in range(51)]
+    user.respond(long)
+    assert "turn 50" in prompts(user)[0]
+    assert "turn 40" not in prompts(user)[0]
+
+
+# The graph itself --------------------------------------------------------------------------------------------------------
+
+
+def test_the_graph_streams_recall_reason_act_in_order(user: SimulatedUser) -> None:
+    steps = list(user.graph.stream({"messages": WHICH_DAY}, stream_mode="updates"))
+    assert [list(step) for step in steps] == [["recall"], ["reason"], ["act"]]
+    recall, reason, act = (next(iter(step.values())) for step in steps)
+    assert len(recall["recalled"]) == user.k
+    assert reason["reasoning"] == "wants it tomorrow"
+    assert act["action"] == "tomorrow please"
+    assert [message.content for message in act["messages"]] == ["tomorrow please"]
+
+
+def test_the_graph_streams_the_same_asynchronously(user: SimulatedUser) -> None:
+    async def steps() -> list[str]:
+        return [name async for step in user.graph.astream({"messages": WHICH_DAY}, stream_mode="updates") for name in step]
+
+    assert asyncio.run(steps()) == ["recall", "reason", "act"]
+
+
+def test_the_graphs_own_message_stream_shows_which_step_speaks(user: SimulatedUser) -> None:
+    async def spoken() -> list[tuple[str, str]]:
+        stream = user.graph.astream({"messages": WHICH_DAY}, stream_mode="messages")
+        return [(meta["langgraph_node"], message.content) async for message, meta in stream]  # pyright: ignore
+
+    said = asyncio.run(spoken())
+    assert ("reason", "wants it tomorrow") in said
+    assert ("act", "tomorrow please") in said
+
+
+def test_the_graph_can_be_invoked_in_both_ways(user: SimulatedUser) -> None:
+    one = user.graph.invoke({"messages": WHICH_DAY, "goal": "Be quick."})
+    other = asyncio.run(user.graph.ainvoke({"messages": WHICH_DAY, "goal": "Be quick."}))
+    for found in (one, other):
+        assert found["action"] == "tomorrow please"
+        assert found["messages"][-1] == HumanMessage("tomorrow please", id=found["messages"][-1].id)
+    assert {k: v for k, v in one.items() if k != "messages"} == {k: v for k, v in other.items() if k != "messages"}
+
+
+def test_a_checkpointer_remembers_the_conversation_between_invocations(ann: str) -> None:
+    model = recording("wants the weather", "hi, the weather in Oslo please", "wants it tomorrow", "tomorrow please")
+    with SimulatedUser.load(ann, model=model) as user:
+        graph = user.build(checkpointer=MemorySaver())
+        config: Any = {"configurable": {"thread_id": "one"}}
+        first = graph.invoke({"messages": HELLO, "goal": "You want the weather for Oslo."}, config)
+        second = graph.invoke({"messages": WHICH_DAY[-1:]}, config)
+        assert [m.content for m in second["messages"]] == [*(m["content"] for m in WHICH_DAY), "tomorrow please"]
+        assert "Me: hi, the weather in Oslo please\nThem: Which day do you mean for Oslo?\n(Me thinking:" in prompts(user)[2]
+        assert "(My goal: You want the weather for Oslo.)" in prompts(user)[2]  # said once, kept for the conversation
+        assert first["usage"]["output_tokens"] == 9
+        assert second["usage"]["output_tokens"] == 5  # of this turn alone
+        assert [s.next for s in graph.get_state_history(config)].count(()) == 2  # each turn can be gone back to
+        other: Any = {"configurable": {"thread_id": "other"}}
+        assert len(graph.invoke({"messages": HELLO}, other)["messages"]) == 2
+
+
+def test_a_checkpointed_state_survives_being_written_as_plain_values(user: SimulatedUser) -> None:
+    import json
+
+    saver = MemorySaver()
+    graph = user.build(checkpointer=saver)
+    config: Any = {"configurable": {"thread_id": "one"}}
+    graph.invoke({"messages": HELLO}, config)
+    values = {key: value for key, value in graph.get_state(config).values.items() if key != "messages"}
+    assert json.loads(json.dumps(values)) == values
+
+
+def test_the_twin_is_a_node_in_a_graph_of_somebody_elses(user: SimulatedUser) -> None:
+    class Outer(TypedDict):
+        messages: list[Any]
+        action: NotRequired[str]
+
+    graph = StateGraph(Outer)
+    graph.add_node("user", user.graph)
+    graph.add_edge(START, "user")
+    graph.add_edge("user", END)
+    assert graph.compile().invoke({"messages": WHICH_DAY})["action"] == "tomorrow please"
+
+
+def test_the_steps_can_be_drawn(user: SimulatedUser) -> None:
+    drawn = user.graph.get_graph()
+    assert list(drawn.nodes) == ["__start__", "recall", "reason", "act", "__end__"]
+    assert user.graph.name == "twin:ann"
+
+
+def test_callbacks_of_the_caller_see_the_models_calls(user: SimulatedUser) -> None:
+    from langchain_core.callbacks import BaseCallbackHandler
+
+    class Listener(BaseCallbackHandler):
+        seen = 0
+
+        def on_chat_model_start(self, *arguments: Any, **named: Any) -> None:
+            self.seen += 1
+
+    listener = Listener()
+    user.respond(WHICH_DAY, config={"callbacks": [listener]})
+    assert listener.seen == 2
+
+
+def test_the_present_does_not_know_a_real_conversation_by_its_id(user: SimulatedUser) -> None:
+    past = small_conversation(0)
+    user.k = 1000
+    recalled = user.respond({"conversation_id": past.conversation_id, "turns": past.to_json()["turns"][:4]}).recalled
+    assert past.conversation_id in {row["conversation_id"] for row in recalled}  # the living present is no replay
