@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from usertwin.personas import UsertwinError
+from usertwin.personas import UsageError, UsertwinError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -249,6 +249,8 @@ def evaluate(
     """Measure how close the twin NAME is to the person's held-out turns, beside the baselines."""
     from .report import closeness_table
 
+    if json_file is not None and str(json_file) != "-" and (json_file.is_dir() or not json_file.parent.is_dir()):
+        raise UsageError(f"{json_file}: no file can be written there; name one in a folder that exists with --json")
     console = _console(stderr=json_file is not None and str(json_file) == "-")
     result = measure(
         console, name, home=home, model=model, scorer=scorer, style=style, seed=seed,

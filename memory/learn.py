@@ -104,9 +104,11 @@ async def learn(
         raise UsageError(f"{recipe.max_triples} triples at most: a twin needs at least one")
     if recipe.max_traces is not None and recipe.max_traces < 0:
         raise UsageError(f"{recipe.max_traces} traces at most: a number of traces is not negative")
+    if recipe.window < 1:
+        raise UsageError(f"a window of {recipe.window} turns: an action belongs to at least one turn before it")
     split = split_pairs(log, recipe.speaker, window=recipe.window)
     target = twin_folder(name, home)
-    work = _work_folder(name, target, recipe, overwrite)
+    work = _work_folder(name, target, recipe, split, overwrite)
     record = _prepare(work, name, log, recipe, split, persona)
     try:
         pairs = split.corpus if recipe.max_triples is None else split.corpus[-recipe.max_triples :]
@@ -124,16 +126,16 @@ async def learn(
     return record
 
 
-def _work_folder(name: str, target: Path, recipe: Recipe, overwrite: bool) -> Path:
-    """Where to work: on an interrupted twin of the same recipe, else in a hidden folder beside the target."""
+def _work_folder(name: str, target: Path, recipe: Recipe, split: Split, overwrite: bool) -> Path:
+    """Where to work: on an interrupted twin of the same recipe and log, else in a hidden folder beside the target."""
     if target.exists() and not overwrite:
         record = TwinRecord.load(target)
-        if record.state == "interrupted" and record.recipe == recipe:
+        if record.state == "interrupted" and _same(record, recipe, split):
             return target
         raise TwinError(f'there is a twin "{name}" in {target.parent} already; choose another name, or pass --overwrite')
     work = target.parent / f".{name}.partial"
     try:
-        going_on = TwinRecord.load(work).recipe == recipe
+        going_on = _same(TwinRecord.load(work), recipe, split)
     except TwinError:
         going_on = False
     if not going_on:
@@ -141,6 +143,11 @@ def _work_folder(name: str, target: Path, recipe: Recipe, overwrite: bool) -> Pa
         with _writable(target.parent):
             work.mkdir(parents=True)
     return work
+
+
+def _same(record: TwinRecord, recipe: Recipe, split: Split) -> bool:
+    """Whether this was begun with the same recipe and holds out the same; a log of the same name may have changed since."""
+    return record.recipe == recipe and (record.validation, record.test) == (_ids(split.validation), _ids(split.test))
 
 
 @contextmanager
@@ -202,7 +209,8 @@ def _other_person(log: ChatLog, speaker: str) -> str | None:
     roles: dict[str, str] = {}
     for conversation in log.conversations:
         for turn in conversation.turns:
-            roles.setdefault(turn.speaker, turn.role)
+            if not turn.private:
+                roles.setdefault(turn.speaker, turn.role)
     return next((s for s in log.turn_counts() if s != speaker and roles[s] == roles[speaker]), None)
 
 

@@ -100,6 +100,11 @@ def score(scorer: Scorer, pair: Pair, traces: Sequence[str]) -> list[float]:
     return [(likelihood.nats - alone.nats) / likelihood.tokens for likelihood in told]
 
 
+def _judged(trace: str, score: float | None, rejected: str | None) -> Candidate:
+    """A candidate; one that makes the action less likely than it is without any trace is rejected as "misleads"."""
+    return Candidate(trace, score, "misleads" if rejected is None and score is not None and score < 0 else rejected)
+
+
 def select(candidates: Sequence[Candidate]) -> Candidate | None:
     """The candidate with the highest score that no guard rejects; unscored ones go by order. None if none is left."""
     allowed = [candidate for candidate in candidates if candidate.rejected is None]
@@ -128,7 +133,8 @@ async def synthesize(
         seed: for the sampler.
 
     Returns:
-        The triple; without a trace where every proposal was rejected by a guard, with the rejections in its provenance.
+        The triple; without a trace where every proposal was rejected (by a guard, or since it predicts the action worse than
+        no trace does), with the rejections in its provenance.
 
     Raises:
         UsageError: an unknown method, fewer than one candidate, or a method without the models it needs.
@@ -150,7 +156,7 @@ async def synthesize(
     if used is not None:  # on a thread of its own: scoring is computing, and must not hold up others that wait for a model
         allowed = [trace for trace, rejected in zip(traces, guarded, strict=True) if rejected is None]
         scores = dict(zip(allowed, await asyncio.to_thread(score, used, pair, allowed), strict=True)) if allowed else scores
-    judged = [Candidate(t, scores.get(t), r) for t, r in zip(traces, guarded, strict=True)]
+    judged = [_judged(t, scores.get(t), r) for t, r in zip(traces, guarded, strict=True)]
     best = select(judged)
     provenance = Provenance(
         method=method,

@@ -129,7 +129,10 @@ def load_scorer(name: str = DEFAULT_MODEL, *, progress: FetchProgress | None = N
 def load_embedder(name: str | None = None) -> Embedder:
     """The embedding model of that name: a sentence-transformers model or folder, or "fake:"; the built-in one if None."""
     if name is not None and name.startswith("fake:"):
-        return FakeEmbedder(int(name[5:] or 256))
+        size = name[5:] or "256"
+        if not (size.isdecimal() and int(size)):
+            raise UsageError(f'"{name}" is no embedder\'s name; after "fake:" comes the length of a vector, or nothing')
+        return FakeEmbedder(int(size))
     embedder = SentenceTransformerEmbedder() if name is None else SentenceTransformerEmbedder(name)
     _refuse_unscripted(embedder.name)
     return embedder

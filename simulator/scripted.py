@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import PrivateAttr
 
 from usertwin.personas import ModelError
+
+_RULE = re.compile(r'\s*\{\s*"')
 
 
 class ScriptedChatModel(BaseChatModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import signal
 from collections.abc import Callable, Sequence
@@ -227,14 +228,9 @@ def renamed(conversation: Conversation, old: str, new: str) -> Conversation:
 
 
 def others(name: str) -> list[Conversation]:
+    """The conversations kept of the other person; a reader refuses an empty file, which is what nobody else leaves."""
     path = twin_folder(name) / "other_person.jsonl.gz"
-    return [] if not others_bytes(path) else list(read_conversations(path).conversations)
-
-
-def others_bytes(path: Path) -> bytes:
-    import gzip
-
-    return gzip.decompress(path.read_bytes())
+    return list(read_conversations(path).conversations) if gzip.decompress(path.read_bytes()) else []
 
 
 def test_the_other_person_plays_the_same_part_even_if_somebody_else_says_more(ann: str, log: ChatLog) -> None:
