@@ -14,7 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 _TITLES = {
     "memories": "remembering moments",
     "traces": "finding traces of reasoning",
+    "recalling": "recalling moments for held-out turns",
     "scoring": "scoring real turns under each arm",
+    "talking": "talking (turns of the twin, at most)",
     "writing": "writing replies under each arm",
 }
 

@@ -22,7 +22,7 @@ from usertwin.personas import UsageError, UsertwinError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from usertwin.simulator import SimulatedUser
+    from usertwin.simulator import Exchange, SimulatedUser
 
     from .bars import Bars
 
@@ -208,11 +208,18 @@ def simulate(
 
     console = _console()
     under_test = as_agent(agent)  # a wrong name is said before a model is loaded
-    with open_twin(console, name, home, model, style, seed) as user:
+    with open_twin(console, name, home, model, style, seed) as user, progress_bars(console) as bars:
+        said = [0] * count
+
+        def shown(number: int, exchange: Exchange) -> None:
+            said[number - 1] += 1
+            show_exchange(console, user.persona.name, exchange)
+            bars("talking", (number - 1) * turns + said[number - 1], count * turns)
+
+        bars("talking", 0, count * turns)
         found = simulate_many(
             user, under_test, count=count, out=out, spec=agent, turns=turns, goal=goal,
-            agent_first=agent_first, agent_timeout=agent_timeout,
-            on_exchange=lambda _, exchange: show_exchange(console, user.persona.name, exchange),
+            agent_first=agent_first, agent_timeout=agent_timeout, on_exchange=shown,
         )  # fmt: skip
     for number, simulation in enumerate(found, 1):
         why = f": {simulation.error}" if simulation.error else ""

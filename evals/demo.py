@@ -51,6 +51,7 @@ def run_demo(console: Console, *, home: Path | None, turns: int, limit: int) -> 
     console.print(Rule("2  let the twin talk with a help desk", align="left"))
     console.print(f"[dim]What only the twin knows: {GOAL}[/dim]\n")
     with open_twin(console, NAME, home, "local", None, 0) as user:
+        console.print("[dim]the twin recalls, reasons and speaks; a few seconds a turn[/dim]\n")
         simulation = simulate(
             user, help_desk, turns=turns, goal=GOAL, agent_first=True,
             on_exchange=partial(show_exchange, console, CALLED),

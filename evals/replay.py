@@ -100,9 +100,11 @@ async def evaluate(
         raise UsageError("a limit is at least 1, and the number of written replies at least 0")
     held_out, dropped = _held_out(user, folder, against)
     chosen = _spread(held_out, limit)
+    progress("recalling", 0, len(chosen))
     with ExitStack() as stack:
         other = _other_person(user, folder, embedder, stack)
         turns = _recall_all(user, other, chosen, embedder, seed)
+    progress("recalling", len(turns), len(turns))
     for start in range(0, len(turns), _SCORED_AT_ONCE):
         progress("scoring", start, len(turns))
         _score(turns[start : start + _SCORED_AT_ONCE], scorer)

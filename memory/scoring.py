@@ -153,10 +153,12 @@ class CachedScorer:
     Args:
         scorer: who scores what is not yet known.
         path: the file; made if missing. ModelError if it cannot be used.
+        weights: what tells the scorer's weights from others that may come under the same name.
     """
 
-    def __init__(self, scorer: Scorer, path: str | Path) -> None:
+    def __init__(self, scorer: Scorer, path: str | Path, weights: str = "") -> None:
         self.scorer = scorer
+        self._weights = weights
         self._lock = threading.Lock()
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +198,7 @@ class CachedScorer:
 
     def _key(self, prompt: str, continuation: str) -> bytes:
         digest = hashlib.sha256()
-        for part in (self.scorer.name, prompt, continuation):
+        for part in (self.scorer.name, self._weights, prompt, continuation):
             raw = part.encode("utf-8", "surrogatepass")
             digest.update(struct.pack("<Q", len(raw)))
             digest.update(raw)

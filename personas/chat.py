@@ -64,6 +64,14 @@ class Conversation:
         ]
         return {"conversation_id": self.conversation_id, "started_at": self.started_at, "turns": turns} | dict(self.extra)
 
+    def to_messages(self, user: str) -> list[dict[str, str]]:
+        """As OpenAI-style messages: `user` is the user, what only they saw is "system", everybody else is the assistant."""
+        roles = {True: "system", False: "assistant"}
+        return [
+            {"role": "user" if turn.speaker == user else roles[turn.private], "content": turn.text, "name": turn.speaker}
+            for turn in self.turns
+        ]
+
 
 def seconds(moment: str | None) -> float | None:
     """An ISO 8601 moment as seconds since 1970, UTC where no zone is given. ValueError if it is not one."""
@@ -340,10 +348,23 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def write_conversations(conversations: Iterable[Conversation], path: str | Path) -> int:
-    """Write JSON lines, gzip if the name ends in .gz; returns how many conversations were written."""
+def _messages_record(conversation: Conversation, user: str) -> dict[str, Any]:
+    record = conversation.to_json() | {"messages": conversation.to_messages(user)}
+    del record["turns"]
+    return record
+
+
+def write_conversations(conversations: Iterable[Conversation], path: str | Path, *, messages_of: str | None = None) -> int:
+    """Write JSON lines, gzip if the name ends in .gz; returns how many conversations were written.
+
+    Args:
+        conversations: what to write.
+        path: the file.
+        messages_of: write OpenAI-style `{"messages": [...]}` lines in which this speaker is the user.
+    """
     path = Path(path)
-    lines = [json.dumps(conversation.to_json(), ensure_ascii=False) + "\n" for conversation in conversations]
+    records = [c.to_json() if messages_of is None else _messages_record(c, messages_of) for c in conversations]
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     data = "".join(lines).encode("utf-8", "backslashreplace")  # half characters as the escapes that JSON has for them
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     return len(lines)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,19 +110,22 @@ def load_scorer(name: str = DEFAULT_MODEL, *, progress: FetchProgress | None = N
     kind, _, rest = name.partition(":")
     if name == "fake:":
         return FakeScorer()
-    load: Callable[[], tuple[Any, Any]]
-    if kind == "local":
-        _refuse_unscripted(name)
-        path = local_file(rest, progress)
-        load = lambda: _load_transformers(_dequantized(path))  # noqa: E731 - two short ways to the same thing
-    elif kind == "transformers" and rest:
-        _refuse_unscripted(name)
-        load = lambda: _load_transformers(Path(rest).expanduser())  # noqa: E731
-    else:
+    if kind not in {"local", "transformers"} or (kind == "transformers" and not rest):
         raise UsageError(
             f'"{name}" cannot score texts; a scorer is "local", "local:small", "local:/path.gguf" or "transformers:DIR"'
         )
-    return CachedScorer(TransformersScorer(name, load), cache_folder() / "scores.sqlite")
+    _refuse_unscripted(name)
+    path = local_file(rest, progress) if kind == "local" else Path(rest).expanduser()
+    if not path.exists():
+        raise ModelError(f"{path}: there is no such model; name a file or folder that exists")
+    scorer = TransformersScorer(name, lambda: _load_transformers(_dequantized(path) if kind == "local" else path))
+    return CachedScorer(scorer, cache_folder() / "scores.sqlite", _identity(path))
+
+
+def _identity(path: Path) -> str:
+    """What tells a model's file, or the files of its folder, from others that may once be at the same place."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return " ".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
 
 
 def load_embedder(name: str | None = None) -> Embedder:

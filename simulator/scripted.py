@@ -64,14 +64,14 @@ def scripted_model(path: str | Path) -> ScriptedChatModel:
     """Read a script. ModelError if there is no such file, or nothing in it, or a rule that is not one."""
     path = Path(path)
     try:
-        lines: Sequence[str] = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+        lines: Sequence[str] = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: the script cannot be read ({error})") from None
     answers: list[str] = []
     rules: list[tuple[str, str]] = []
     for number, line in enumerate(lines, 1):
-        if not line.lstrip().startswith('{"'):
-            answers.append(line)
+        if not _RULE.match(line):
+            answers += [line] if line.strip() else []
             continue
         try:
             rule = json.loads(line)

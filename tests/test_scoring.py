@@ -204,6 +204,15 @@ def test_two_scorers_in_one_file_do_not_mix(tmp_path: Path) -> None:
     assert CachedScorer(one, tmp_path / "scores.sqlite").name == "one"
 
 
+def test_other_weights_under_the_same_name_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "scores.sqlite"
+    for weights in ("", "one", "two"):
+        scorer = Counting()
+        CachedScorer(scorer, path, weights).score([("a", "b")])
+        CachedScorer(scorer, path, weights).score([("a", "b")])
+        assert scorer.asked == [("a", "b")]
+
+
 def test_where_a_prompt_ends_is_part_of_the_key(tmp_path: Path) -> None:
     path = tmp_path / "scores.sqlite"
     names = [("a", "b", "cd"), ("a", "bc", "d"), ("ab", "c", "d"), ("a", "", "bcd"), ("", "ab", "cd"), ("a", "b\x00", "cd")]
