@@ -37,7 +37,7 @@ _TALKS = pytest.StashKey[list[tuple[str, str]]]()
 
 
 class TwinFailed(Exception):
-    """The twin, not the agent, is to blame: the test errors."""
+    """The twin, or how it was asked for, and not the agent, is to blame: the test errors."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -76,20 +76,18 @@ def simulate(
     """
 
     def run(agent: Any, **told: Any) -> Simulation:
-        from usertwin.personas import UsageError, UsertwinError
+        from usertwin.personas import UsertwinError
         from usertwin.simulator import AGENT_FAULTS, TWIN_FAULTS
         from usertwin.simulator import simulate as simulate_once
 
         try:
             settings, rest = _settings(request, told)
             user = _open(_usertwin_opened, settings)
-            user.seed = settings["seed"]
-            wanted = {key: settings[key] for key in ("turns", "goal", "agent_timeout")}
-            found = simulate_once(user, agent, **wanted, **rest)
-        except UsageError:
-            raise
         except UsertwinError as error:
             raise TwinFailed(str(error)) from error
+        user.seed = settings["seed"]
+        wanted = {key: settings[key] for key in ("turns", "goal", "agent_timeout")}
+        found = simulate_once(user, agent, **wanted, **rest)
         request.node.stash.setdefault(_TALKS, []).append((user.name, _how_close(user)))
         if found.stop_reason in AGENT_FAULTS:
             pytest.fail(f"{found.error} (after {len(found.exchanges)} turns, with seed {found.seed})", pytrace=False)
@@ -151,7 +149,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     item.stash[_TALKS] = []  # each is told once, by the phase it happened in
     if call.excinfo is not None and call.excinfo.errisinstance(TwinFailed):
         report.usertwin_failed = str(call.excinfo.value)
-        report.longrepr = f"the twin failed, not the agent: {call.excinfo.value}"
+        report.longrepr = f"usertwin, not the agent: {call.excinfo.value}"
     return report
 
 

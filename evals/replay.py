@@ -121,7 +121,7 @@ async def evaluate(
 
 
 def _held_out(user: SimulatedUser, folder: Path, against: str | Path | None) -> tuple[list[Pair], int]:
-    """The turns to measure on, and how many conversations of `against` were dropped since the memory knows them."""
+    """The turns to measure on, and how many conversations of `against` were dropped since the twin knows them."""
     record, window = user.record, user.record.recipe.window
     if against is None:
         log = read_conversations(folder / HELD_OUT)
@@ -133,11 +133,13 @@ def _held_out(user: SimulatedUser, folder: Path, against: str | Path | None) -> 
     check_speaker(log, record.recipe.speaker)
     if record.dated and any(c.started_at is None for c in log.conversations):
         raise LogError(f'{against}: its conversations need "started_at", since those the twin was learned from have it')
-    known = {triple.pair.conversation_id for triple in user.store.triples()}
+    known = {*record.corpus, *record.validation}
     groups = pairs_of_log(log.conversations, record.recipe.speaker, window=window)
     fresh = [group for group in groups if group[0].conversation_id not in known]
     if not fresh:
-        raise LogError(f"{against}: the twin remembers every conversation of {record.recipe.speaker} in it; none is held out")
+        raise LogError(
+            f"{against}: the twin was learned from every conversation of {record.recipe.speaker} in it; none is held out"
+        )
     pairs = [_later(pair, record.dated, record.corpus_ends) for group in fresh for pair in group]
     return pairs, len(groups) - len(fresh)
 

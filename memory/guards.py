@@ -19,7 +19,8 @@ LONGEST_ECHO = 7
 #: Traces longer than this, in words, are rejected.
 LONGEST_TRACE = 120
 
-_WORD = re.compile(r"\w+(?:'\w+)*")
+#: A word; in scripts that put no spaces between words, a character.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+(?:'\w+)*")
 
 
 def word_tokens(text: str) -> list[str]:

@@ -108,7 +108,7 @@ async def learn(
         raise UsageError(f"a window of {recipe.window} turns: an action belongs to at least one turn before it")
     split = split_pairs(log, recipe.speaker, window=recipe.window)
     target = twin_folder(name, home)
-    work = _work_folder(name, target, recipe, split, overwrite)
+    work = _work_folder(name, target, recipe, split, overwrite, embedder)
     record = _prepare(work, name, log, recipe, split, persona)
     try:
         pairs = split.corpus if recipe.max_triples is None else split.corpus[-recipe.max_triples :]
@@ -118,36 +118,41 @@ async def learn(
         record = replace(record, state="complete")
         record.save(work)
     except BaseException:
-        if work != target and not target.exists():
-            work.rename(target)  # what was done until now is a twin that can be used
+        if work != target and not target.exists() and (work / "memory.faiss").exists():
+            work.rename(target)  # what was remembered until now is a twin that can be used
         raise
     if work != target:
         _replace(work, target)
     return record
 
 
-def _work_folder(name: str, target: Path, recipe: Recipe, split: Split, overwrite: bool) -> Path:
+def _work_folder(name: str, target: Path, recipe: Recipe, split: Split, overwrite: bool, embedder: Embedder) -> Path:
     """Where to work: on an interrupted twin of the same recipe and log, else in a hidden folder beside the target."""
-    if target.exists() and not overwrite:
-        record = TwinRecord.load(target)
-        if record.state == "interrupted" and _same(record, recipe, split):
+    if target.exists():
+        if _begun(target, recipe, split, embedder):
             return target
-        raise TwinError(f'there is a twin "{name}" in {target.parent} already; choose another name, or pass --overwrite')
+        if not overwrite:
+            TwinRecord.load(target)  # a damaged twin is said to be damaged
+            raise TwinError(f'there is a twin "{name}" in {target.parent} already; choose another name, or pass --overwrite')
     work = target.parent / f".{name}.partial"
-    try:
-        going_on = _same(TwinRecord.load(work), recipe, split)
-    except TwinError:
-        going_on = False
-    if not going_on:
+    if not _begun(work, recipe, split, embedder):
         shutil.rmtree(work, ignore_errors=True)
         with _writable(target.parent):
             work.mkdir(parents=True)
     return work
 
 
-def _same(record: TwinRecord, recipe: Recipe, split: Split) -> bool:
-    """Whether this was begun with the same recipe and holds out the same; a log of the same name may have changed since."""
-    return record.recipe == recipe and (record.validation, record.test) == (_ids(split.validation), _ids(split.test))
+def _begun(folder: Path, recipe: Recipe, split: Split, embedder: Embedder) -> bool:
+    """Whether the same learning was begun here: the recipe, what is held out (a log may have changed), a memory that opens."""
+    try:
+        record = TwinRecord.load(folder)
+        same = (record.recipe, record.validation, record.test) == (recipe, _ids(split.validation), _ids(split.test))
+        if record.state == "interrupted" and same:
+            TripleStore(folder, embedder).close()
+            return True
+    except TwinError:
+        pass
+    return False
 
 
 @contextmanager
@@ -159,7 +164,7 @@ def _writable(home: Path) -> Generator[None]:
 
 
 def _replace(work: Path, target: Path) -> None:
-    """Put the new twin where the old one is; there is no moment without either."""
+    """Put the new twin where the old one is; if that is interrupted, the old one is beside it, its name with a dot and .old."""
     old = target.parent / f".{target.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -172,8 +177,7 @@ def _prepare(work: Path, name: str, log: ChatLog, recipe: Recipe, split: Split, 
     """Write everything about the twin but its memory."""
     held_out = {pair.conversation_id for pair in (*split.validation, *split.test)}
     write_conversations((c for c in log.conversations if c.conversation_id in held_out), work / HELD_OUT)
-    other = _other_person(log, recipe.speaker)
-    others = _conversations_of(log, other, held_out) if other is not None else []
+    other, others = _other_person(log, recipe.speaker, held_out)
     write_conversations(others, work / OTHER_PERSON)
     ending = learn_ending(split.corpus, split.validation)
     if ending is not None:
@@ -183,16 +187,25 @@ def _prepare(work: Path, name: str, log: ChatLog, recipe: Recipe, split: Split, 
         persona=persona or draw_persona(split.corpus, _called(recipe.speaker)),
         recipe=recipe,
         state="interrupted",
-        learned_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        learned_at=_learned_at(work),
         dated=any(c.started_at is not None for c in log.conversations),
         corpus_ends=max(pair.when for pair in split.corpus),
+        corpus=_ids(split.corpus),
         validation=_ids(split.validation),
         test=_ids(split.test),
-        other_speaker=other if others else None,
+        other_speaker=other,
         versions={package: version(package) for package in _VERSIONED},
     )
     record.save(work)
     return record
+
+
+def _learned_at(work: Path) -> str:
+    """When this learning began: now, or when it was first tried."""
+    try:
+        return TwinRecord.load(work).learned_at
+    except TwinError:
+        return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _ids(pairs: Sequence[Pair]) -> tuple[str, ...]:
@@ -204,14 +217,19 @@ def _called(speaker: str) -> str:
     return speaker if len(speaker) <= 24 else speaker.split("-")[0][:24]
 
 
-def _other_person(log: ChatLog, speaker: str) -> str | None:
-    """The most frequent other speaker who plays the same part in conversations, or None."""
+def _other_person(log: ChatLog, speaker: str, without: set[str]) -> tuple[str | None, list[Conversation]]:
+    """The most frequent other speaker who plays the same part, with conversations of theirs that are not held out."""
     roles: dict[str, str] = {}
     for conversation in log.conversations:
         for turn in conversation.turns:
             if not turn.private:
                 roles.setdefault(turn.speaker, turn.role)
-    return next((s for s in log.turn_counts() if s != speaker and roles[s] == roles[speaker]), None)
+    for other in log.turn_counts():
+        if other != speaker and roles[other] == roles[speaker]:
+            found = _conversations_of(log, other, without)
+            if found:
+                return other, found
+    return None, []
 
 
 def _conversations_of(log: ChatLog, speaker: str, without: set[str]) -> list[Conversation]:

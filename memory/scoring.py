@@ -70,6 +70,17 @@ class TransformersScorer:
         model, tokenizer = self._load()
         return model.eval(), tokenizer
 
+    @cached_property
+    def _plain_head(self) -> bool:
+        """Whether the logits are the output embeddings' alone; some models scale or cap them further on their way out."""
+        import torch
+
+        model, _ = self._loaded
+        with torch.inference_mode():
+            ids = torch.arange(8, device=model.device)[None] % model.config.vocab_size
+            ours = model.get_output_embeddings()(model.base_model(ids).last_hidden_state)
+            return bool(torch.allclose(ours, model(ids).logits, atol=1e-3))
+
     def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """See `Scorer.score`."""
         if not items:
@@ -112,11 +123,17 @@ class TransformersScorer:
             if past is not None:
                 cache = copy.deepcopy(past)
                 cache.batch_repeat_interleave(len(rows))
-            hidden = model.base_model(
-                ids.to(model.device), past_key_values=cache, use_cache=cache is not None
-            ).last_hidden_state
-            picked = hidden[[row for row, _ in where], [place for _, place in where]]
-            logits = model.get_output_embeddings()(picked).float()
+            options = {"past_key_values": cache, "use_cache": cache is not None}
+            picked = [row for row, _ in where], [place for _, place in where]
+            if self._plain_head:  # the head is a fifth of a small model's work, and only few places are needed
+                logits = model.get_output_embeddings()(
+                    model.base_model(ids.to(model.device), **options).last_hidden_state[picked]
+                )
+            else:
+                logits = model(ids.to(model.device), **options).logits[picked]
+            logits = logits.float()
+            if not bool(torch.isfinite(logits).all()):
+                raise ModelError(f'the model "{self.name}" gave something that is not a number; its weights may be damaged')
             nats = logits.log_softmax(-1).gather(1, wanted.to(logits.device)[:, None])[:, 0].cpu()
         pieces = nats.split([len(continuation) for _, continuation in rows])
         return [Likelihood(float(piece.double().sum()), len(piece)) for piece in pieces]
@@ -179,22 +196,28 @@ class CachedScorer:
 
     def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """See `Scorer.score`; only what is not yet known is computed."""
-        with self._lock:
-            keys = [self._key(prompt, continuation) for prompt, continuation in items]
-            known: dict[bytes, Likelihood] = {}
-            for key in keys:
-                row = self._database.execute("SELECT nats, tokens FROM scores WHERE key = ?", (key,)).fetchone()
-                if row is not None:
-                    known[key] = Likelihood(*row)
-            missing = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
-            if missing:
-                fresh = dict(zip(missing, self.scorer.score(list(missing.values())), strict=True))
-                self._database.executemany(
-                    "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", [(k, s.nats, s.tokens) for k, s in fresh.items()]
-                )
-                self._database.commit()
-                known |= fresh
-            return [known[key] for key in keys]
+        try:
+            with self._lock:
+                return self._score(items)
+        except sqlite3.Error as error:
+            raise ModelError(f"the cache of scores cannot be used ({error}); make room, or delete scores.sqlite") from error
+
+    def _score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        keys = [self._key(prompt, continuation) for prompt, continuation in items]
+        known: dict[bytes, Likelihood] = {}
+        for key in keys:
+            row = self._database.execute("SELECT nats, tokens FROM scores WHERE key = ?", (key,)).fetchone()
+            if row is not None:
+                known[key] = Likelihood(*row)
+        missing = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
+        if missing:
+            fresh = dict(zip(missing, self.scorer.score(list(missing.values())), strict=True))
+            self._database.executemany(
+                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", [(k, s.nats, s.tokens) for k, s in fresh.items()]
+            )
+            self._database.commit()
+            known |= fresh
+        return [known[key] for key in keys]
 
     def _key(self, prompt: str, continuation: str) -> bytes:
         digest = hashlib.sha256()

@@ -63,7 +63,8 @@ def _thought(thought: str | None) -> list[str]:
 def _label(turn: Turn, pair: Pair, several: bool) -> str:
     if turn.speaker == pair.speaker:
         return ME
-    return flat(turn.speaker) if several else THEM
+    name = flat(turn.speaker)
+    return name if several and name != ME else THEM
 
 
 def _tail(text: str, characters: int) -> str:

@@ -75,6 +75,7 @@ class TwinRecord:
         learned_at: ISO 8601, when learning began.
         dated: whether the log has dates; if not, time is the place in the log.
         corpus_ends: the time of the latest pair that was available to the memory (see `Pair.when`).
+        corpus: the conversations that the twin was learned from.
         validation: the conversations that settings may be chosen on.
         test: the conversations to measure on.
         other_speaker: the person it is compared with, or None if the log has nobody else of the kind.
@@ -89,6 +90,7 @@ class TwinRecord:
     learned_at: str
     dated: bool
     corpus_ends: float
+    corpus: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
     other_speaker: str | None
@@ -112,7 +114,7 @@ class TwinRecord:
             if raw.pop("format", None) != _FORMAT:
                 raise TwinError(f"{path}: was written by a newer usertwin; upgrade usertwin, or {again}")
             persona, recipe = Persona.from_json(raw.pop("persona")), Recipe(**raw.pop("recipe"))
-            ids = {key: tuple(raw.pop(key)) for key in ("validation", "test")}
+            ids = {key: tuple(raw.pop(key)) for key in ("corpus", "validation", "test")}
             return cls(persona=persona, recipe=recipe, **ids, **raw)
         except (FileNotFoundError, NotADirectoryError):
             raise TwinError(f"{folder}: is not a twin, or only half of one (there is no twin.json); {again}") from None

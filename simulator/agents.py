@@ -77,6 +77,8 @@ def load_agent(spec: str) -> Any:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UsageError(f'"{spec}": there is no module "{error.name}" here; run this where it can be imported') from None
+    except Exception as error:
+        raise UsageError(f'"{spec}": the module cannot be imported: {type(error).__name__}: {error}') from error
     try:
         for part in attribute.split("."):
             found = getattr(found, part)
@@ -133,8 +135,8 @@ async def _in_thread(work: Callable[[], Any]) -> Any:
         result, failed = None, None
         try:
             result = work()
-        except StopIteration as error:  # a future cannot carry this one
-            failed = RuntimeError(f"StopIteration: {error}")
+        except (StopIteration, SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:
+            failed = AgentError(f"the agent raised {type(error).__name__}: {error}")  # a future would take these for its own
         except BaseException as error:  # whatever it is, it belongs to whoever called the agent
             failed = error
         with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more

@@ -160,7 +160,7 @@ async def _agent_speaks(found: Simulation, call: AgentCall, timeout: float) -> b
             found.messages += await call([dict(message) for message in found.messages], found.thread_id)
     except UsertwinError as error:
         found.stop_reason, found.error = "agent_error", str(error)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, TimeoutError) and limit.expired():  # else it is a timeout of the agent's own
             found.stop_reason, found.error = "agent_timeout", f"the agent took longer than {timeout:g} seconds"
         else:

@@ -7,6 +7,7 @@ that is stopped loses nothing; the manifest beside it says everything needed to 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -21,6 +22,9 @@ from .agents import as_agent
 from .conversation import Exchange, Simulation, simulate
 from .prompts import prompt_versions
 from .user import SimulatedUser
+
+#: A name and password in a URL.
+_LOGIN = re.compile(r"//[^/@\s\"]+@")
 
 
 class RunFolder:
@@ -59,7 +63,7 @@ class RunFolder:
             "arguments": arguments,
             "versions": {**user.record.versions, "usertwin": version("usertwin")},
         }
-        text = json.dumps(manifest, indent=1, ensure_ascii=False, default=_called)
+        text = _LOGIN.sub("//", json.dumps(manifest, indent=1, ensure_ascii=False, default=_called))
         (self.path / "manifest.json").write_text(text + "\n", "utf-8", errors="backslashreplace")
 
     def add(self, simulation: Simulation) -> None:

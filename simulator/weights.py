@@ -88,6 +88,16 @@ def fetch(weights: Weights, progress: FetchProgress | None = None) -> Path:
     target = cache_folder() / "models" / weights.filename
     if target.is_file() and target.stat().st_size == weights.size:
         return target
+    try:
+        _fetch_to(target, weights, progress)
+    except OSError as error:
+        raise ModelError(
+            f"{target}: the model cannot be kept there ({error.strerror}); set USERTWIN_CACHE to another folder"
+        ) from None
+    return target
+
+
+def _fetch_to(target: Path, weights: Weights, progress: FetchProgress | None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
         partial = Path(folder) / weights.filename
@@ -106,7 +116,6 @@ def fetch(weights: Weights, progress: FetchProgress | None = None) -> Path:
             )
         os.replace(partial, target)
     _tell(progress, weights, weights.size)
-    return target
 
 
 def _tell(progress: FetchProgress | None, weights: Weights, done: int) -> None:

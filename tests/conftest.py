@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,11 +62,16 @@ def other_conversation(number: int) -> Conversation:
     return Conversation(f"bob-{number:02d}", turns, f"2024-02-{number % 28 + 1:02d}T10:00:00+00:00")
 
 
-@pytest.fixture
-def log() -> ChatLog:
+def small_log() -> ChatLog:
     """Twenty talks of Ann and ten of Bob."""
     conversations = [*map(small_conversation, range(20)), *map(other_conversation, range(10))]
     return ChatLog(in_time_order(conversations, "test"), "test")
+
+
+@pytest.fixture
+def log() -> ChatLog:
+    """Twenty talks of Ann and ten of Bob."""
+    return small_log()
 
 
 @pytest.fixture
@@ -98,11 +105,17 @@ def scripted(*answers: str, rules: list[tuple[str, str]] | None = None) -> ChatM
     return ChatModel("scripted:test", ScriptedChatModel(answers=list(answers), rules=rules or []), "transcript")
 
 
-@pytest.fixture
-def ann(log: ChatLog) -> str:
-    """A learned twin of Ann in the test's home, by name."""
-    import asyncio
-
+@pytest.fixture(scope="session")
+def _learned_ann(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a learned twin of Ann, made once."""
+    home = tmp_path_factory.mktemp("learned")
     model = scripted("wants the weather for a city", "is in a hurry")
-    asyncio.run(learn("ann", log, recipe(), embedder=FakeEmbedder(), model=model, scorer=FakeScorer()))
+    asyncio.run(learn("ann", small_log(), recipe(), embedder=FakeEmbedder(), model=model, scorer=FakeScorer(), home=home))
+    return home
+
+
+@pytest.fixture
+def ann(_learned_ann: Path, tmp_path: Path) -> str:
+    """A learned twin of Ann in the test's home, by name."""
+    shutil.copytree(_learned_ann, tmp_path / "twins")
     return "ann"

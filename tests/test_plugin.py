@@ -111,7 +111,7 @@ def test_a_test_fails_on_its_own_assertion(pytester: pytest.Pytester, ann: str, 
 def test_a_test_errors_on_a_twin_that_says_nothing(pytester: pytest.Pytester, ann: str, mute: str) -> None:
     result = run(pytester, talk("good"), "--usertwin-model", mute)
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*the twin failed, not the agent: the twin said nothing*"])
+    result.stdout.fnmatch_lines(["*usertwin, not the agent: the twin said nothing*"])
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
@@ -327,5 +327,5 @@ def test_outcomes_and_summary_survive_pytest_xdist(pytester: pytest.Pytester, an
     pytester.makepyfile(AGENTS + tests)
     result = pytester.runpytest_subprocess("-n", "1", "-p", "xdist")
     result.assert_outcomes(passed=1, failed=1, errors=1)
-    result.stdout.fnmatch_lines(["*the twin failed, not the agent: the twin said nothing*"])
+    result.stdout.fnmatch_lines(["*usertwin, not the agent: the twin said nothing*"])
     result.stdout.fnmatch_lines(["ann: 3 conversations; closeness: *"])

@@ -50,6 +50,7 @@ RECORD = TwinRecord(
     learned_at="2024-05-05T00:00:00+00:00",
     dated=True,
     corpus_ends=1.0,
+    corpus=("a",),
     validation=("v1",),
     test=("t1", "t2"),
     other_speaker="Bob",

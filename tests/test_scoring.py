@@ -111,10 +111,12 @@ def test_together_is_one_by_one(shared: str, items: list[tuple[str, str]]) -> No
 def test_a_shared_beginning_is_computed_once() -> None:
     model, _ = tiny()
     seen: list[int] = []
+    scorer = TransformersScorer("tiny", tiny)
+    scorer.score([("x", "y")])  # the first call also looks at the model
     hook = model.base_model.register_forward_hook(lambda _module, arguments, _out: seen.append(arguments[0].numel()))
     try:
         prompts = ["x" * 100 + letter for letter in "abcdefgh"]
-        found = TransformersScorer("tiny", tiny).score([(prompt, " done") for prompt in prompts])
+        found = scorer.score([(prompt, " done") for prompt in prompts])
     finally:
         hook.remove()
     assert sum(seen) == 100 + 8 * len("a done")

@@ -22,6 +22,7 @@ RECORD = TwinRecord(
     learned_at="2024-03-01T10:00:00+00:00",
     dated=True,
     corpus_ends=1709287200.5,
+    corpus=("a",),
     validation=("talk-1",),
     test=("talk-2", "talk-3"),
     other_speaker=None,
