@@ -350,7 +350,7 @@ def show_twin(console: Console, name: str, home: Path | None) -> None:
 
     folder = existing_twin(name, home)
     record = TwinRecord.load(folder)
-    with TripleStore(folder, load_embedder(record.recipe.embedder)) as store:
+    with TripleStore(folder, load_embedder(record.recipe.embedder), create=False) as store:
         triples = list(store.triples())
     scores = [triple.score for triple in triples if triple.score is not None]
     traced = sum(triple.reasoning is not None for triple in triples)

@@ -148,7 +148,7 @@ def _begun(folder: Path, recipe: Recipe, split: Split, embedder: Embedder) -> bo
         record = TwinRecord.load(folder)
         same = (record.recipe, record.validation, record.test) == (recipe, _ids(split.validation), _ids(split.test))
         if record.state == "interrupted" and same:
-            TripleStore(folder, embedder).close()
+            TripleStore(folder, embedder, create=False).close()
             return True
     except TwinError:
         pass

@@ -51,13 +51,17 @@ class TripleStore:
     Args:
         folder: where `memory.sqlite` and `memory.faiss` are, or are to be.
         embedder: the model that made, or is to make, the embeddings.
+        create: whether a memory that is not there is made; otherwise that is an error.
 
     Raises:
-        TwinError: the folder was made with another embedding model or a newer format, or is damaged.
+        TwinError: the folder was made with another embedding model or a newer format, is damaged, or holds no memory and
+            none is to be made.
     """
 
-    def __init__(self, folder: str | Path, embedder: Embedder) -> None:
+    def __init__(self, folder: str | Path, embedder: Embedder, *, create: bool = True) -> None:
         self.folder = Path(folder)
+        if not create and not (self.folder / "memory.sqlite").is_file():
+            raise TwinError(f"{self.folder}: there is no memory here, or only half of one; {_RELEARN}")
         self.embedder = embedder
         self._lock = threading.RLock()
         self._dirty = False

@@ -171,7 +171,7 @@ class SimulatedUser:
         """
         folder = existing_twin(name, home)
         record = TwinRecord.load(folder)
-        store = TripleStore(folder, embedder or load_embedder(record.recipe.embedder))
+        store = TripleStore(folder, embedder or load_embedder(record.recipe.embedder), create=False)
         chat = load_model(model, style=style) if isinstance(model, str) else model
         return cls(record, store, chat, ending=EndingModel.load(folder / ENDING), k=k, seed=seed)
 

@@ -470,3 +470,9 @@ def test_a_memory_can_be_moved_as_one_thing(folder: Path, recalled: list[Recalle
     with TripleStore(moved, EMBEDDER) as store:
         assert store.recall(pair(99), 40) == recalled
     assert caplog.records == []
+
+
+def test_a_memory_that_is_not_there_is_not_made_unasked(tmp_path: Path) -> None:
+    with pytest.raises(TwinError, match="there is no memory here"):
+        TripleStore(tmp_path / "nothing", FakeEmbedder(), create=False)
+    assert not (tmp_path / "nothing").exists()
