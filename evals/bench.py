@@ -99,7 +99,7 @@ def twin_part() -> Iterator[tuple[str, Figure]]:
             bare_tokens = 0
             for payload in asked:
                 began = time.perf_counter()
-                reply: Any = bare.handle_chat_completions({**payload, "stream": False})
+                reply: Any = bare.handle_chat_completions(payload)
                 bare_seconds += time.perf_counter() - began
                 bare_tokens += int(_usage(reply)["completion_tokens"])
             if turn >= 4:  # after warm-up
@@ -136,7 +136,9 @@ def _recorded_prompts(user: SimulatedUser) -> list[dict[str, Any]]:
 
     def recording(self: Any, *arguments: Any, **options: Any) -> Any:
         payload = make(self, *arguments, **options)
-        asked.append(json.loads(json.dumps(payload)))
+        sent = json.loads(json.dumps(payload))
+        extra = sent.pop("extra_body", {})  # the client puts these beside the others
+        asked.append({**sent, **extra, "stream": False})
         return payload
 
     object.__setattr__(chat, "_get_request_payload", recording.__get__(chat))

@@ -16,7 +16,7 @@ from rich.rule import Rule
 
 from usertwin.memory import Recipe, TwinRecord, list_twins, twin_folder
 from usertwin.memory import learn as learn_twin
-from usertwin.personas import draw_persona, load_log, split_pairs
+from usertwin.personas import TwinError, draw_persona, load_log, split_pairs
 from usertwin.simulator import load_embedder, load_model, load_scorer, simulate
 from usertwin.simulator.demo_agent import help_desk
 from usertwin.simulator.terminal import show_exchange
@@ -91,6 +91,10 @@ def _learn(console: Console, home: Path | None) -> TwinRecord:
         if record.recipe == recipe and record.state == "complete":
             console.print(f"[dim]learned on {record.learned_at}; usertwin show {NAME} tells what it holds[/dim]")
             return record
+        if (record.recipe.source, record.recipe.speaker) != (recipe.source, recipe.speaker):
+            raise TwinError(
+                f'the twin "{NAME}" is of somebody else; show the demonstration another home: usertwin demo --home DIR'
+            )
     log = load_log(recipe.source)
     persona = draw_persona(split_pairs(log, SPEAKER, window=WINDOW).corpus, CALLED)
     with Bars(console) as bars:

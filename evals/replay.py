@@ -204,10 +204,11 @@ async def _write(user: SimulatedUser, turn: Turnwise, arm: str, seed: int) -> st
     reasoning = ""
     if any(triple.reasoning for triple in shown):
         messages = reason_messages(model.style, user.persona, pair, shown)
-        [thought] = await sample(model, messages, seed=seed, max_tokens=60, stop=stop)
+        [thought] = await sample(model, messages, seed=seed, max_tokens=60, stop=stop, afresh=True)
         reasoning = thought.text.strip().rstrip(")")
     messages = act_messages(model.style, user.persona, pair, shown, reasoning)
-    [answer] = await sample(model, messages, seed=seed, max_tokens=user.most_tokens, stop=stop)
+    most = user.most_tokens
+    [answer] = await sample(model, messages, seed=seed, max_tokens=most, stop=stop, afresh=not reasoning)
     return answer.text.strip()
 
 

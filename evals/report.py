@@ -35,7 +35,7 @@ _MEASURES = (
 def closeness_table(result: Mapping[str, Any]) -> RenderableType:
     """The arms of a measurement, with intervals, and what the comparisons say."""
     table = Table(title=f"How close is {result['twin']} to the person's held-out turns?", title_justify="left")
-    table.add_column("what the model is shown")
+    table.add_column("what the model is shown", min_width=22)
     shown = [measure for measure in _MEASURES if any(measure[0] in arm for arm in result["arms"].values())]
     for key, title, direction, _ in shown:
         n = max(arm[key]["n"] for arm in result["arms"].values() if key in arm)
@@ -54,7 +54,7 @@ def _cell(estimate: Mapping[str, Any] | None, digits: int) -> str:
 
 def _interval(estimate: Mapping[str, Any], digits: int, sign: str = "") -> str:
     if estimate["low"] is None:
-        return "(one conversation: no interval)"
+        return "(no interval)"
     return f"({estimate['low']:{sign}.{digits}f} to {estimate['high']:{sign}.{digits}f})"
 
 

@@ -7,8 +7,8 @@ which style to prompt it (a transcript to be continued, or an instruction), and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from usertwin.personas import ModelError, UsertwinError
@@ -31,12 +31,15 @@ class ChatModel:
         chat: the LangChain model.
         style: how prompts for it are written.
         controls: whether it takes temperature, seed, stop and several samples at once (hosted reasoning models do not).
+        afresh: options with which it computes a prompt from the start, whatever it has in its cache. A cached beginning is
+            computed in other portions, rounds otherwise, and then the same seed says something else.
     """
 
     name: str
     chat: BaseChatModel
     style: Style = "instruction"
     controls: bool = True
+    afresh: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ async def sample(
     max_tokens: int = 100,
     temperature: float = 0.8,
     stop: Sequence[str] = (),
+    afresh: bool = False,
     config: RunnableConfig | None = None,
 ) -> list[Sample]:
     """Ask a model for n texts.
@@ -84,6 +88,7 @@ async def sample(
         max_tokens: the most a text may take.
         temperature: where the model takes one.
         stop: texts that end an answer; cut here too, for models that do not take them.
+        afresh: whether nothing that was asked before may matter; see `ChatModel.afresh`.
         config: LangChain's run config, so that callbacks see the call.
 
     Raises:
@@ -94,6 +99,8 @@ async def sample(
     options: dict[str, Any] = {"max_tokens": max_tokens}
     if model.controls:
         options |= {"temperature": temperature, "stop": list(stop) or None}
+    if afresh:
+        options |= model.afresh
     try:
         answers: list[AIMessage] = []
         if n > 1 and model.controls and hasattr(model.chat, "n"):

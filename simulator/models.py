@@ -62,7 +62,8 @@ def load_model(name: str = DEFAULT_MODEL, *, style: Style | None = None, progres
     if kind == "local":
         _refuse_unscripted(name)
         style = style or "transcript"
-        return ChatModel(name, _openai_chat("local", engine_url(local_file(rest, progress), style)), style)
+        chat = _openai_chat("local", engine_url(local_file(rest, progress), style))
+        return ChatModel(name, chat, style, afresh={"extra_body": {"cache_prompt": False}})
     if kind == "openai" and rest:
         _refuse_unscripted(name)
         model, _, url = rest.partition("@")

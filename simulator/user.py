@@ -258,6 +258,7 @@ class SimulatedUser:
             seed=self._seed(query),
             max_tokens=60 if self.model.style == "transcript" else 400,
             stop=["\n"] if self.model.style == "transcript" else [],
+            afresh=True,
             config=config,
         )
         return {"reasoning": flat(thought.text).rstrip(")"), "usage": _add(state, thought.usage)}
@@ -278,6 +279,7 @@ class SimulatedUser:
                 seed=self._seed(query) + 1_000_003 * attempt,
                 max_tokens=self.most_tokens,
                 stop=["\n"] if self.model.style == "transcript" else [],
+                afresh=attempt == 0 and not state.get("reasoning"),  # else it goes on from what was computed for the reasoning
                 config=config,
             )
             used, text = used + answer.usage, answer.text.strip()

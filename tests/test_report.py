@@ -117,7 +117,7 @@ def test_an_interval_with_zero_or_none_at_all_is_not_called_a_difference(low: fl
 
 
 def test_one_conversation_is_said_to_have_no_interval() -> None:
-    assert "(one conversation: no interval)" in plain(measurement(value=-0.2, low=None, high=None))
+    assert "(no interval)" in plain(measurement(value=-0.2, low=None, high=None))
 
 
 def test_models_seed_and_ending_are_told() -> None:
