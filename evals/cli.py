@@ -346,16 +346,13 @@ def show_twin(console: Console, name: str, home: Path | None) -> None:
     from usertwin.memory.twin import ENDING
     from usertwin.simulator import load_embedder
 
-    from .report import twin_table
+    from .report import twin_view
 
     folder = existing_twin(name, home)
     record = TwinRecord.load(folder)
     with TripleStore(folder, load_embedder(record.recipe.embedder), create=False) as store:
         triples = list(store.triples())
-    scores = [triple.score for triple in triples if triple.score is not None]
-    traced = sum(triple.reasoning is not None for triple in triples)
-    mean = sum(scores) / len(scores) if scores else None
-    console.print(twin_table(record, len(triples), traced, mean, EndingModel.load(folder / ENDING)))
+    console.print(twin_view(record, triples, EndingModel.load(folder / ENDING)))
 
 
 def _console(*, stderr: bool = False) -> Console:

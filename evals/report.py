@@ -6,7 +6,9 @@ always be shown again, and nothing is shown without its interval and its n.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -14,9 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from usertwin.memory import TwinRecord
-from usertwin.memory.ending import EndingModel
+from usertwin.memory import EndingModel, Triple, TwinRecord
+from usertwin.memory.transcript import flat
 
+#: How many traces are shown of a twin.
+_BEST = 3
 _ARM_NAMES = {
     "no_memory": "no memory",
     "other_person": "another person's moments",
@@ -104,13 +108,15 @@ def closeness_line(result: Mapping[str, Any]) -> str:
     )
 
 
-def twin_table(record: TwinRecord, triples: int, traced: int, mean_score: float | None, ending: EndingModel | None) -> Table:
-    """What a twin holds."""
+def twin_view(record: TwinRecord, triples: Sequence[Triple], ending: EndingModel | None) -> RenderableType:
+    """What a twin holds: its record, and the traces with the highest fidelity."""
     recipe, persona = record.recipe, record.persona
+    traced = [triple for triple in triples if triple.reasoning is not None]
+    scores = [triple.score for triple in traced if triple.score is not None]
     table = Table(title=f"twin {record.name}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    score = "" if mean_score is None else f", mean fidelity {mean_score:+.3f} nats per token"
+    score = f", mean fidelity {sum(scores) / len(scores):+.3f} nats per token" if scores else ""
     leaves = "never learned when to leave (too few real endings)"
     if ending is not None:
         f1 = "no ending to check it on" if ending.f1 is None else f"F1 {ending.f1:.2f}, on the turns it was tuned on"
@@ -120,7 +126,8 @@ def twin_table(record: TwinRecord, triples: int, traced: int, mean_score: float 
         "person": f'"{recipe.speaker}" in {recipe.source}',
         "persona": f"{persona.name}: {persona.description}",
         "says": "\n".join(persona.sample_turns),
-        "memory": f"{triples} triples, {traced} with a trace ({recipe.method}){score}",
+        "memory": f"{len(triples)} triples, {len(traced)} with a trace ({recipe.method}){score}",
+        "proposals": _proposals(triples),
         "leaving": leaves,
         "held out": f"{len(record.validation)} conversations for validation, {len(record.test)} to measure on",
         "compared with": record.other_speaker or "nobody else in the log",
@@ -130,4 +137,29 @@ def twin_table(record: TwinRecord, triples: int, traced: int, mean_score: float 
     }
     for name, text in rows.items():
         table.add_row(name, Text(text))
+    best = sorted(traced, key=lambda triple: triple.score or 0.0, reverse=True)[:_BEST]
+    return Group(table, Text(), _traces_table(best)) if best else table
+
+
+def _proposals(triples: Sequence[Triple]) -> str:
+    """Where the traces came from, and why the others were rejected."""
+    told = [triple.provenance for triple in triples if triple.provenance is not None]
+    if not told:
+        return "none"
+    rejected: Counter[str] = Counter()
+    for provenance in told:
+        rejected.update(provenance.rejected)
+    why = ", ".join(f"{count} {name}" for name, count in rejected.most_common()) or "none"
+    versions = ", ".join(sorted({provenance.prompt_version for provenance in told}))
+    return f"{sum(p.candidates for p in told)} for {len(told)} moments, prompt {versions}; rejected: {why}"
+
+
+def _traces_table(triples: Sequence[Triple]) -> Table:
+    table = Table(title="traces that predict best what was really written", title_justify="left", box=None, header_style="dim")
+    for title in ("fidelity", "when somebody said", "they thought", "and wrote"):
+        table.add_column(title, justify="right" if title == "fidelity" else "left")
+    for triple in triples:
+        score = "–" if triple.score is None else f"{triple.score:+.2f}"
+        heard = triple.pair.context[-1].text if triple.pair.context else "(nothing yet)"
+        table.add_row(score, *(Text(shorten(flat(text), 90)) for text in (heard, triple.reasoning or "", triple.pair.action)))
     return table

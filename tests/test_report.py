@@ -13,9 +13,9 @@ from rich.console import Console, RenderableType
 
 from conftest import recipe
 from usertwin.evals.replay import ARMS, CONTRASTS
-from usertwin.evals.report import closeness_line, closeness_table, twin_table, verdicts
-from usertwin.memory import EndingModel, TwinRecord
-from usertwin.personas import Persona
+from usertwin.evals.report import closeness_line, closeness_table, twin_view, verdicts
+from usertwin.memory import EndingModel, Provenance, Triple, TwinRecord
+from usertwin.personas import Pair, Persona, Turn
 
 
 def estimate(value: float, low: float | None, high: float | None, n: int = 12) -> dict[str, Any]:
@@ -56,6 +56,18 @@ RECORD = TwinRecord(
     other_speaker="Bob",
     versions={"usertwin": "0.1.0"},
 )
+
+
+def moments(count: int, traced: int = 0) -> list[Triple]:
+    """Moments, the first of which have a trace, each a better one than the last."""
+    provenance = Provenance("recon", "local", "local", "propose/1", 0, 2, {"misleads": 1})
+    pairs = [
+        Pair("Ann", (Turn("Bob", "agent", f"how was day {i}?"),), f"it was fine {i}", "", f"talk-{i}", 1, float(i))
+        for i in range(count)
+    ]
+    return [
+        Triple(pair, f"I felt [glad] {i}", i / 100, provenance) if i < traced else Triple(pair) for i, pair in enumerate(pairs)
+    ]
 
 
 def shown(what: RenderableType, width: int = 200) -> str:
@@ -147,10 +159,12 @@ def test_the_line_has_value_difference_n_and_day() -> None:
 
 def test_a_twin_is_shown_with_everything_it_holds() -> None:
     record = replace(RECORD, closeness=measurement())
-    text = shown(twin_table(record, 42, 40, 0.1234, EndingModel((), 0.0, 0.5, 0.9, 14, 6)))
+    text = shown(twin_view(record, moments(42, traced=40), EndingModel((), 0.0, 0.5, 0.9, 14, 6)))
     for part in (
         "twin ann", "complete", '"Ann" in test', "Ann: Ann writes [short].", "hi there", "thank you",
-        "42 triples, 40 with a trace (recon), mean fidelity +0.123 nats per token",
+        "42 triples, 40 with a trace (recon), mean fidelity +0.195 nats per token",
+        "80 for 40 moments, prompt propose/1; rejected: 40 misleads",
+        "traces that predict best", "+0.39", "how was day 39?", "I felt [glad] 39", "it was fine 39",
         "learned from 14 real endings (F1 0.90, on the turns it was tuned on, n=6)",
         "1 conversations for validation, 2 to measure on", "Bob",
         "traces scripted:test, scores fake:, vectors fake:256, seed 0",
@@ -161,7 +175,7 @@ def test_a_twin_is_shown_with_everything_it_holds() -> None:
 
 def test_what_a_twin_does_not_have_is_said() -> None:
     record = replace(RECORD, state="interrupted", other_speaker=None, recipe=recipe(method="none", model=None, scorer=None))
-    text = shown(twin_table(record, 42, 0, None, None))
+    text = shown(twin_view(record, moments(42), None))
     for part in (
         "interrupted: the same learn command goes on where it stopped", "nobody else in the log",
         "never learned when to leave (too few real endings)", "traces –, scores –", "not measured: usertwin eval ann",
@@ -171,5 +185,5 @@ def test_what_a_twin_does_not_have_is_said() -> None:
 
 
 def test_an_ending_that_could_not_be_checked_is_not_given_a_score() -> None:
-    text = shown(twin_table(RECORD, 42, 0, None, EndingModel((), 0.0, 0.5, None, 14, 6)))
+    text = shown(twin_view(RECORD, moments(42), EndingModel((), 0.0, 0.5, None, 14, 6)))
     assert "no ending to check it on" in text
