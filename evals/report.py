@@ -93,9 +93,9 @@ _TOLD = {
     ("recalled_pairs", "no_memory"): "the same model without a memory",
     ("recalled_pairs", "other_person"): "another person's memory",
     ("recalled_pairs", "random_own"): "own moments taken at random",
-    ("recalled_triples", "recalled_pairs"): "the same moments without them",
+    ("recalled_triples", "recalled_pairs"): "the same moments without",
 }
-_SUBJECT = {"recalled_pairs": "Recalled moments are", "recalled_triples": "Traces make it"}
+_SUBJECT = {"recalled_pairs": "Recalled moments are", "recalled_triples": "With their traces they are"}
 
 
 def closeness_line(result: Mapping[str, Any]) -> str:

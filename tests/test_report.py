@@ -114,7 +114,7 @@ def test_an_interval_below_zero_is_called_closer() -> None:
     text = plain(measurement(value=-0.2, low=-0.3, high=-0.1))
     assert "Recalled moments are closer than the same model without a memory" in text
     assert "-0.200 bits per character (-0.300 to -0.100), n=12" in text
-    assert "Traces make it closer than the same moments without them" in text
+    assert "With their traces they are closer than the same moments without" in text
 
 
 def test_an_interval_above_zero_is_called_further_off() -> None:
