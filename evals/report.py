@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -23,27 +24,32 @@ from usertwin.memory.transcript import flat
 _BEST = 3
 _ARM_NAMES = {
     "no_memory": "no memory",
-    "other_person": "another person's moments",
-    "random_own": "own moments, at random",
-    "recalled_pairs": "own moments, recalled",
-    "recalled_triples": "the twin: recalled, with traces",
+    "other_person": "another's moments",
+    "random_own": "own, at random",
+    "recalled_pairs": "own, recalled",
+    "recalled_triples": "twin: with traces",
 }
 _MEASURES = (
-    ("bits_per_char", "bits per character", "lower is closer", 3),
-    ("embedding_similarity", "meaning", "higher is closer", 2),
-    ("chrf", "chrF", "higher is closer", 2),
+    ("bits_per_char", "bits per char", "low is close", 2),
+    ("embedding_similarity", "meaning", "high is close", 2),
+    ("chrf", "chrF", "high is close", 2),
     ("length_ratio", "length ratio", "1 is closest", 2),
 )
 
 
 def closeness_table(result: Mapping[str, Any]) -> RenderableType:
-    """The arms of a measurement, with intervals, and what the comparisons say."""
-    table = Table(title=f"How close is {result['twin']} to the person's held-out turns?", title_justify="left")
-    table.add_column("what the model is shown", min_width=22)
+    """The arms of a measurement, with intervals, and what the comparisons say; it fits into 80 columns."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=f"How close is {result['twin']} to the person's held-out turns?",
+        title_justify="left",
+    )
+    table.add_column("shown to the model", min_width=17)
     shown = [measure for measure in _MEASURES if any(measure[0] in arm for arm in result["arms"].values())]
     for key, title, direction, _ in shown:
         n = max(arm[key]["n"] for arm in result["arms"].values() if key in arm)
-        table.add_column(f"{title}\n[dim]{direction}, n={n}[/dim]", justify="right", no_wrap=True)
+        table.add_column(f"{title}\n[dim]{direction}\nn={n}[/dim]", justify="right", no_wrap=True)
     for arm, measures in result["arms"].items():
         style = "bold" if arm == "recalled_triples" else ""
         table.add_row(_ARM_NAMES[arm], *(_cell(measures.get(key), digits) for key, _, _, digits in shown), style=style)
@@ -53,7 +59,8 @@ def closeness_table(result: Mapping[str, Any]) -> RenderableType:
 def _cell(estimate: Mapping[str, Any] | None, digits: int) -> str:
     if estimate is None:
         return "–"
-    return f"{estimate['value']:.{digits}f} [dim]{_interval(estimate, digits)}[/dim]"
+    interval = _interval(estimate, digits).strip("()")
+    return f"{estimate['value']:.{digits}f}\n[dim]{interval}[/dim]"
 
 
 def _interval(estimate: Mapping[str, Any], digits: int, sign: str = "") -> str:
