@@ -36,9 +36,9 @@ $(VENV):
 
 $(READY): pyproject.toml | $(VENV)
 	@echo "installing usertwin into $(VENV) (torch is the largest part; once only)"
-	@$(BIN)/python -m pip install --quiet --editable .
+	@$(BIN)/python -m pip install --editable . > $(VENV)/install.log 2>&1 || { tail -n 20 $(VENV)/install.log; exit 1; }
 	@touch $@
 
 $(READY_DEV): $(READY)
-	@$(BIN)/python -m pip install --quiet --group dev
+	@$(BIN)/python -m pip install --group dev > $(VENV)/install-dev.log 2>&1 || { tail -n 20 $(VENV)/install-dev.log; exit 1; }
 	@touch $@

@@ -29,7 +29,7 @@ NAME = "demo"
 #: A student who took part in 118 chats of the BYU Chit-Chat Challenge of 2018; the corpus gives no name, "Robin" is ours.
 SPEAKER, CALLED = "60576dcf-5b39-4420-a850-33ff7d108047", "Robin"
 GOAL = "Your parcel should have come on Monday and has not. You want to know where it is."
-MAX_TRIPLES, MAX_TRACES, CANDIDATES, WINDOW, GENERATE = 400, 32, 4, 6, 4
+MAX_TRIPLES, MAX_TRACES, CANDIDATES, WINDOW, GENERATE = 200, 56, 4, 6, 4
 
 
 def run_demo(console: Console, *, home: Path | None, turns: int, limit: int) -> None:
@@ -45,8 +45,8 @@ def run_demo(console: Console, *, home: Path | None, turns: int, limit: int) -> 
     record = _learn(console, home)
     console.print(
         f"{CALLED} is a real, anonymous person: {escape(record.persona.description)}\n"
-        f"The twin remembers {MAX_TRIPLES} of their moments; the latest {MAX_TRACES} got a trace of reasoning, of "
-        f"{CANDIDATES} the one with which what they really wrote is predicted best.\n"
+        f"The twin remembers the latest {MAX_TRIPLES} of their moments. For {MAX_TRACES} of them {CANDIDATES} traces of "
+        "reasoning were proposed; the one with which what they really wrote is predicted best was kept, if it helps at all.\n"
     )
     console.print(Rule("2  let the twin talk with a help desk", align="left"))
     console.print(f"[dim]What only the twin knows: {GOAL}[/dim]\n")

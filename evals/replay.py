@@ -175,7 +175,8 @@ def _recall_all(
     vectors = embedder.embed([query_text(pair) for pair in pairs])
     found: list[Turnwise] = []
     for number, (pair, vector) in enumerate(zip(pairs, vectors, strict=True)):
-        recalled = [r.triple for r in user.store.recall_vector(vector, pair.conversation_id, user.k, before=pair.when)]
+        nearest = user.store.recall_vector(vector, pair.conversation_id, user.k, before=pair.when, with_trace=True)
+        recalled = [r.triple for r in nearest]
         shown = {"no_memory": list[Triple]()}
         if other is not None:
             before = pair.when if user.record.dated else None

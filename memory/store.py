@@ -222,7 +222,7 @@ class TripleStore:
         with self._guarded():
             yield from map(_triple, rows)
 
-    def recall(self, query: Pair, k: int = 4, *, before: float | None = None) -> list[Recalled]:
+    def recall(self, query: Pair, k: int = 4, *, before: float | None = None, with_trace: bool = False) -> list[Recalled]:
         """The k triples whose contexts are most similar to the query's, most similar first.
 
         Never a triple of the query's own conversation, and never one that happened at or after `before`.
@@ -231,30 +231,45 @@ class TripleStore:
             query: the present moment; its action is not looked at.
             k: how many to recall, at least 0.
             before: the query's time (see `Pair.when`); None for the living present, to which all of memory is past.
+            with_trace: if none of the k has a trace, let the last place go to the most similar one that has, if there is one.
         """
-        return self.recall_vector(self.embedder.embed([query_text(query)])[0], query.conversation_id, k, before=before)
+        vector = self.embedder.embed([query_text(query)])[0]
+        return self.recall_vector(vector, query.conversation_id, k, before=before, with_trace=with_trace)
 
     def recall_vector(
-        self, vector: NDArray[np.float32], conversation_id: str, k: int = 4, *, before: float | None = None
+        self,
+        vector: NDArray[np.float32],
+        conversation_id: str,
+        k: int = 4,
+        *,
+        before: float | None = None,
+        with_trace: bool = False,
     ) -> list[Recalled]:
         """`recall` for a query whose embedding, of shape (dimension,), is already known."""
-        import faiss
-        import numpy as np
-
         if vector.shape != (self._dimension,):
             raise TwinError(
                 f"{self.folder}: a query of shape {vector.shape} does not fit a memory of dimension {self._dimension}"
             )
         with self._lock, self._guarded():
-            allowed = self._allowed(conversation_id, before)
-            k = min(k, len(allowed))
-            if k <= 0:
-                return []
-            selector = faiss.IDSelectorBatch(np.array(allowed, np.int64))
-            parameters = cast("Any", faiss).SearchParameters(sel=selector)  # its stub does not know the keyword
-            similarities, numbers = self._index.search(np.asarray(vector, np.float32)[None], k, params=parameters)
-            found = [(int(n), float(s)) for n, s in zip(numbers[0], similarities[0], strict=True) if n >= 0]
-            triples = self._fetch([number for number, _ in found])
+            found = self._search(vector, self._allowed(conversation_id, before), k)
+            if with_trace and found and not any(recalled.triple.reasoning for recalled in found):
+                traced = self._search(vector, self._allowed(conversation_id, before, traced=True), 1)
+                found = [*found[: k - len(traced)], *traced]
+        return found
+
+    def _search(self, vector: NDArray[np.float32], allowed: Sequence[int], k: int) -> list[Recalled]:
+        """The k most similar of the allowed triples."""
+        import faiss
+        import numpy as np
+
+        k = min(k, len(allowed))
+        if k <= 0:
+            return []
+        selector = faiss.IDSelectorBatch(np.array(allowed, np.int64))
+        parameters = cast("Any", faiss).SearchParameters(sel=selector)  # its stub does not know the keyword
+        similarities, numbers = self._index.search(np.asarray(vector, np.float32)[None], k, params=parameters)
+        found = [(int(n), float(s)) for n, s in zip(numbers[0], similarities[0], strict=True) if n >= 0]
+        triples = self._fetch([number for number, _ in found])
         return [Recalled(triple, similarity) for triple, (_, similarity) in zip(triples, found, strict=True)]
 
     def draw(self, query: Pair, k: int, *, before: float | None = None, rng: random.Random) -> list[Triple]:
@@ -263,10 +278,11 @@ class TripleStore:
             allowed = self._allowed(query.conversation_id, before)
             return self._fetch(rng.sample(allowed, min(k, len(allowed))))
 
-    def _allowed(self, conversation_id: str, before: float | None) -> list[int]:
-        """The numbers of the triples that a query may see: of other conversations, and earlier."""
+    def _allowed(self, conversation_id: str, before: float | None, *, traced: bool = False) -> list[int]:
+        """The numbers of the triples that a query may see: of other conversations, and earlier; or those with a trace."""
         rows = self._database.execute(
-            "SELECT number FROM triples WHERE moment < ? AND conversation != ? ORDER BY number",
+            "SELECT number FROM triples WHERE moment < ? AND conversation != ?"
+            f"{' AND reasoning IS NOT NULL' if traced else ''} ORDER BY number",
             (float("inf") if before is None else before, conversation_id),
         )
         return [number for (number,) in rows]

@@ -244,7 +244,7 @@ class SimulatedUser:
 
     async def _recall(self, state: TwinState) -> dict[str, Any]:
         query = self._query(state)
-        found = await asyncio.to_thread(self.store.recall, query, self.k)
+        found = await asyncio.to_thread(self.store.recall, query, self.k, with_trace=True)
         return {"recalled": [_as_state(one) for one in found], "usage": asdict(Usage())}
 
     async def _reason(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
@@ -284,7 +284,7 @@ class SimulatedUser:
             )
             used, text = used + answer.usage, answer.text.strip()
             action = text or action
-            if text and flat(text).casefold() not in said_before:
+            if text and flat(text).casefold() not in said_before and not _runs_in_circles(text):
                 break
         if not action:
             raise TwinError(f'the twin said nothing: its model "{self.model.name}" wrote nothing {_TRIES} times in a row')
@@ -316,6 +316,13 @@ class SimulatedUser:
             position=len(turns),
             when=float("inf"),
         )
+
+
+def _runs_in_circles(text: str) -> bool:
+    """Whether a text says the same again and again, as small models do: fewer than half of its word trigrams are new."""
+    words = text.casefold().split()
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    return len(trigrams) > 6 and len(set(trigrams)) < len(trigrams) / 2
 
 
 def _sync(step: Any) -> Any:

@@ -476,3 +476,18 @@ def test_a_memory_that_is_not_there_is_not_made_unasked(tmp_path: Path) -> None:
     with pytest.raises(TwinError, match="there is no memory here"):
         TripleStore(tmp_path / "nothing", FakeEmbedder(), create=False)
     assert not (tmp_path / "nothing").exists()
+
+
+def test_the_last_place_goes_to_a_moment_with_a_trace_if_no_other_has_one(tmp_path: Path) -> None:
+    with TripleStore(tmp_path, FakeEmbedder()) as store:
+        turns = ["one two", "one two three", "one two three four", "nothing alike"]
+        pairs = [Pair("Ann", (Turn("Bob", "agent", text),), text, "", f"talk-{i}", 1, float(i)) for i, text in enumerate(turns)]
+        store.add([Triple(pair) for pair in pairs])
+        query = replace(pairs[0], conversation_id="now", when=9.0)
+        assert [r.triple.pair.action for r in store.recall(query, 3, with_trace=True)] == turns[:3]
+        store.set_traces([Triple(pairs[3], "I felt alone")])
+        assert [r.triple.pair.action for r in store.recall(query, 3)] == turns[:3]
+        assert [r.triple.pair.action for r in store.recall(query, 3, with_trace=True)] == [*turns[:2], turns[3]]
+        assert store.recall(query, 3, with_trace=True, before=3.0) == store.recall(query, 3, before=3.0)
+        store.set_traces([Triple(pairs[1], "I felt at home")])
+        assert [r.triple.pair.action for r in store.recall(query, 3, with_trace=True)] == turns[:3]

@@ -20,6 +20,7 @@ from usertwin.personas import ChatLog, LogError, ModelError, Pair, Persona, Turn
 from usertwin.simulator import Answer, SimulatedUser
 from usertwin.simulator.prompts import act_messages, prompt_versions, reason_messages
 from usertwin.simulator.scripted import ScriptedChatModel
+from usertwin.simulator.user import _runs_in_circles
 
 HELLO = [{"role": "assistant", "content": "Hello, what can I do for you?"}]
 WHICH_DAY = [
@@ -453,3 +454,17 @@ def test_the_present_does_not_know_a_real_conversation_by_its_id(user: Simulated
     user.k = 1000
     recalled = user.respond({"conversation_id": past.conversation_id, "turns": past.to_json()["turns"][:4]}).recalled
     assert past.conversation_id in {row["conversation_id"] for row in recalled}  # the living present is no replay
+
+
+@pytest.mark.parametrize(
+    ("text", "circles"),
+    [
+        ("I'm sorry, I'm sorry, I'm sorry, I'm sorry, I'm sorry, I'm sorry", True),
+        ("no no no no no no no no no no no no", True),
+        ("I would like to know where my parcel is, since it should have come on Monday", False),
+        ("yes yes yes", False),
+        ("", False),
+    ],
+)
+def test_a_text_that_runs_in_circles_is_told_from_one_that_does_not(text: str, circles: bool) -> None:
+    assert _runs_in_circles(text) is circles
