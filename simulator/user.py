@@ -48,6 +48,8 @@ T = TypeVar("T")
 DEFAULT_K = 8
 #: How often a twin tries again when a model writes nothing, or only what was said already.
 _TRIES = 4
+#: A turn of so few words ("yes") may well be said twice.
+_SHORT = 3
 _LIVE = "(live)"
 
 
@@ -214,7 +216,7 @@ class SimulatedUser:
 
         Raises:
             ModelError: the model does not answer.
-        TwinError: the model writes nothing.
+            TwinError: the model writes nothing.
             LogError: the messages have no shape that is known.
         """
         found = await self.graph.ainvoke({"messages": _plain(messages), "goal": goal}, config)
@@ -270,7 +272,7 @@ class SimulatedUser:
         messages = act_messages(
             self.model.style, self.persona, query, _from_state(state, self.record.recipe.speaker), state.get("reasoning", "")
         )
-        said_before = {flat(turn.text).casefold() for turn in query.context}
+        said_before = {flat(turn.text).casefold() for turn in query.context if len(turn.text.split()) > _SHORT}
         used, action = Usage(), ""
         for attempt in range(_TRIES):
             [answer] = await sample(

@@ -204,6 +204,13 @@ def test_a_model_that_can_only_repeat_repeats(ann: str) -> None:
         assert len(calls(user)) == 5
 
 
+def test_a_short_turn_may_be_said_twice(ann: str) -> None:
+    said = [{"role": "user", "content": "yes please"}, {"role": "assistant", "content": "Tomorrow?"}]
+    with SimulatedUser.load(ann, model=recording("yes please")) as user:
+        assert user.respond(said).action == "yes please"
+        assert len(calls(user)) == 2  # the reasoning and one try
+
+
 def test_a_model_that_does_not_answer_is_a_model_error(ann: str) -> None:
     class Broken(ScriptedChatModel):
         def _generate(self, *arguments: Any, **named: Any) -> Any:
