@@ -85,10 +85,10 @@ class SentenceTransformerEmbedder:
         except Exception as error:
             raise ModelError(f'the embedding model "{self.name}" cannot be loaded: {error}') from error
 
-    @property
+    @cached_property
     def dimension(self) -> int:
         """The length of a vector."""
-        return int(self._model.get_embedding_dimension())
+        return int(self.embed(["?"]).shape[1])  # the method that tells it has changed its name between versions
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """See `Embedder.embed`."""
