@@ -116,16 +116,13 @@ async def asimulate(
     if turns < 1:
         raise UsageError(f"{turns} turns: a conversation has at least one")
     call = as_agent(agent)
-    private = [str(message["content"]) for message in start if message.get("role") in PRIVATE_ROLES]
-    goal = "\n".join([text for text in (goal, *private) if text])
-    said = [message for message in start if message.get("role") not in PRIVATE_ROLES]
-    found = Simulation(user.name, goal, user.seed, uuid4().hex, said)
+    found = _opened(user, goal, start)
     if agent_first and not await _agent_speaks(found, call, agent_timeout):
         return found
     for _ in range(turns):
         began = time.perf_counter()
         try:
-            answer = await user.arespond(found.messages, goal=goal)
+            answer = await user.arespond(found.messages, goal=found.goal)
         except UsertwinError as error:
             found.stop_reason = "model_unavailable" if isinstance(error, ModelError) else "twin_error"
             found.error = str(error)
@@ -150,6 +147,13 @@ async def asimulate(
             found.stop_reason = "goal_reached"
             return found
     return found
+
+
+def _opened(user: SimulatedUser, goal: str, start: Sequence[Message]) -> Simulation:
+    """A conversation in which nobody has spoken but for `start`; what only the twin may see of that joins its goal."""
+    private = [str(message["content"]) for message in start if message.get("role") in PRIVATE_ROLES]
+    said = [message for message in start if message.get("role") not in PRIVATE_ROLES]
+    return Simulation(user.name, "\n".join([text for text in (goal, *private) if text]), user.seed, uuid4().hex, said)
 
 
 async def _agent_speaks(found: Simulation, call: AgentCall, timeout: float) -> bool:
