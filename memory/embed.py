@@ -86,9 +86,13 @@ class SentenceTransformerEmbedder:
             raise ModelError(f'the embedding model "{self.name}" cannot be loaded: {error}') from error
 
     @cached_property
+    def _dimension(self) -> int:
+        return int(self.embed(["?"]).shape[1])  # the method that tells it has changed its name between versions
+
+    @property
     def dimension(self) -> int:
         """The length of a vector."""
-        return int(self.embed(["?"]).shape[1])  # the method that tells it has changed its name between versions
+        return self._dimension
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """See `Embedder.embed`."""
