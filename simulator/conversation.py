@@ -140,7 +140,6 @@ async def asimulate(
             on_exchange(found.exchanges[-1])
         if answer.done:
             found.stop_reason = "user_stop"
-            return found
         if not going_on:
             return found
         if goal_reached is not None and goal_reached(found.messages):
