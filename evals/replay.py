@@ -22,14 +22,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from usertwin.memory import Embedder, Scorer, Triple, TripleStore, sample
+from usertwin.memory import Embedder, Scorer, Triple, TripleStore
 from usertwin.memory.embed import query_text
 from usertwin.memory.transcript import action_line
 from usertwin.memory.twin import HELD_OUT, OTHER_PERSON
 from usertwin.personas import LogError, Pair, UsageError, read_conversations
 from usertwin.personas.pairs import check_speaker, pairs_of_log
 from usertwin.simulator import SimulatedUser
-from usertwin.simulator.prompts import act_messages, act_transcript, reason_messages
+from usertwin.simulator.prompts import act_transcript
 
 from .metrics import chrf, embedding_similarities
 from .statistics import Estimate, mean, ratio
@@ -200,17 +200,10 @@ def _score(turns: Sequence[Turnwise], scorer: Scorer) -> None:
 
 async def _write(user: SimulatedUser, turn: Turnwise, arm: str, seed: int) -> str:
     """The reply that the twin's model writes under an arm; the arm with traces reasons first, as the twin does."""
-    model, pair, shown = user.model, turn.pair, turn.shown[arm]
-    stop = ["\n"] if model.style == "transcript" else []
-    reasoning = ""
+    pair, shown, reasoning = turn.pair, turn.shown[arm], ""
     if any(triple.reasoning for triple in shown):
-        messages = reason_messages(model.style, user.persona, pair, shown)
-        [thought] = await sample(model, messages, seed=seed, max_tokens=60, stop=stop, afresh=True)
-        reasoning = thought.text.strip().rstrip(")")
-    messages = act_messages(model.style, user.persona, pair, shown, reasoning)
-    most = user.most_tokens
-    [answer] = await sample(model, messages, seed=seed, max_tokens=most, stop=stop, afresh=not reasoning)
-    return answer.text.strip()
+        reasoning = (await user.think(pair, shown, seed=seed)).text
+    return (await user.speak(pair, shown, reasoning, seed=seed, afresh=not reasoning)).text
 
 
 def _compare(turns: Sequence[Turnwise], embedder: Embedder) -> None:

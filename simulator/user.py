@@ -8,8 +8,7 @@ LangGraph. Messages are in the agent's point of view, as everywhere in this ecos
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from usertwin.memory import (
     ChatModel,
     Embedder,
     Recalled,
+    Sample,
     Style,
     Triple,
     TripleStore,
@@ -244,47 +244,30 @@ class SimulatedUser:
 
     # The steps of the graph ------------------------------------------------------------------------------------------
 
-    async def _recall(self, state: TwinState) -> dict[str, Any]:
+    async def _recall(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         query = self._query(state)
         found = await asyncio.to_thread(self.store.recall, query, self.k, with_trace=True)
         return {"recalled": [_as_state(one) for one in found], "usage": asdict(Usage())}
 
     async def _reason(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         recalled = _from_state(state, self.record.recipe.speaker)
-        if self.model.style == "transcript" and not any(triple.reasoning for triple in recalled):
+        if self._continues and not any(triple.reasoning for triple in recalled):
             return {"reasoning": ""}  # without examples of thoughts a model that continues text would not write one
         query = self._query(state)
-        [thought] = await sample(
-            self.model,
-            reason_messages(self.model.style, self.persona, query, recalled),
-            seed=self._seed(query),
-            max_tokens=60 if self.model.style == "transcript" else 400,
-            stop=["\n"] if self.model.style == "transcript" else [],
-            afresh=True,
-            config=config,
-        )
-        return {"reasoning": flat(thought.text).rstrip(")"), "usage": _add(state, thought.usage)}
+        thought = await self.think(query, recalled, seed=self._seed(query), config=config)
+        return {"reasoning": thought.text, "usage": _add(state, thought.usage)}
 
     async def _act(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         from langchain_core.messages import HumanMessage
 
         query = self._query(state)
-        messages = act_messages(
-            self.model.style, self.persona, query, _from_state(state, self.record.recipe.speaker), state.get("reasoning", "")
-        )
+        recalled, reasoning = _from_state(state, self.record.recipe.speaker), state.get("reasoning", "")
         said_before = {flat(turn.text).casefold() for turn in query.context if len(turn.text.split()) > _SHORT}
         used, action = Usage(), ""
         for attempt in range(_TRIES):
-            [answer] = await sample(
-                self.model,
-                messages,
-                seed=self._seed(query) + 1_000_003 * attempt,
-                max_tokens=self.most_tokens,
-                stop=["\n"] if self.model.style == "transcript" else [],
-                afresh=attempt == 0 and not state.get("reasoning"),  # else it goes on from what was computed for the reasoning
-                config=config,
-            )
-            used, text = used + answer.usage, answer.text.strip()
+            seed, afresh = self._seed(query) + 1_000_003 * attempt, attempt == 0 and not reasoning
+            answer = await self.speak(query, recalled, reasoning, seed=seed, afresh=afresh, config=config)
+            used, text = used + answer.usage, answer.text
             action = text or action
             if text and flat(text).casefold() not in said_before and not _runs_in_circles(text):
                 break
@@ -293,10 +276,43 @@ class SimulatedUser:
         done = self.ending is not None and self.ending.leaves(replace(query, action=action))
         return {"messages": [HumanMessage(action)], "action": action, "done": done, "usage": _add(state, used)}
 
+    async def think(
+        self, query: Pair, recalled: Sequence[Triple], *, seed: int, config: RunnableConfig | None = None
+    ) -> Sample:
+        """Ask the model once for what goes on in the person at this moment."""
+        messages = reason_messages(self.model.style, self.persona, query, recalled)
+        most = 60 if self._continues else 400
+        [thought] = await sample(self.model, messages, seed=seed, max_tokens=most, stop=self._stop, afresh=True, config=config)
+        return replace(thought, text=flat(thought.text).rstrip(")"))
+
+    async def speak(
+        self,
+        query: Pair,
+        recalled: Sequence[Triple],
+        reasoning: str,
+        *,
+        seed: int,
+        afresh: bool,
+        config: RunnableConfig | None = None,
+    ) -> Sample:
+        """Ask the model once for the person's turn; not `afresh`, it goes on from what was computed for the reasoning."""
+        messages = act_messages(self.model.style, self.persona, query, recalled, reasoning)
+        most = self.most_tokens
+        [answer] = await sample(self.model, messages, seed=seed, max_tokens=most, stop=self._stop, afresh=afresh, config=config)
+        return replace(answer, text=answer.text.strip())
+
     @property
     def most_tokens(self) -> int:
-        """Room for a turn several times as long as this person's usual one."""
-        return min(400, 32 + 4 * self.persona.typical_words) if self.model.style == "transcript" else 1500
+        """Room for a turn several times as long as this person's usual one; a hosted model may reason before it writes."""
+        return min(400, 32 + 4 * self.persona.typical_words) if self._continues else 1500
+
+    @property
+    def _continues(self) -> bool:
+        return self.model.style == "transcript"
+
+    @property
+    def _stop(self) -> list[str]:
+        return ["\n"] if self._continues else []
 
     def _seed(self, query: Pair) -> int:
         return (self.seed * 7919 + query.position) % 2**31
@@ -329,13 +345,11 @@ def _runs_in_circles(text: str) -> bool:
 
 def _sync(step: Any) -> Any:
     """The same step for callers without an event loop."""
-    if len(inspect.signature(step).parameters) == 1:
-        return lambda state: run_sync(step(state))  # pyright: ignore[reportUnknownLambdaType]
 
-    def with_config(state: TwinState, config: RunnableConfig) -> Any:
+    def run(state: TwinState, config: RunnableConfig) -> Any:
         return run_sync(step(state, config))
 
-    return with_config
+    return run
 
 
 def _plain(messages: Any) -> list[Any]:
