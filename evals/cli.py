@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -19,28 +18,13 @@ import click
 
 from usertwin.personas import UsageError, UsertwinError
 
+from .memory_cli import memory
+from .options import Style, console_for, home_option, model_option, progress_bars, seed_option, style_option
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from usertwin.simulator import Exchange, SimulatedUser
-
-    from .bars import Bars
-
-Style = Literal["transcript", "instruction"]
-
-_home = click.option(
-    "--home", type=click.Path(path_type=Path), envvar="USERTWIN_HOME", show_envvar=True, help="Where twins live."
-)
-_seed = click.option("--seed", default=0, show_default=True, help="Fixes what is sampled, with a local model.")
-_style = click.option(
-    "--style", type=click.Choice(["transcript", "instruction"]), help="How to prompt the model, if not in its usual way."
-)
-_model = click.option(
-    "--model",
-    default="local",
-    show_default=True,
-    help='"local", "local:small", "local:/path.gguf", "openai:NAME[@URL]" or "scripted:FILE".',
-)
 
 
 class _Commands(click.Group):
@@ -67,14 +51,14 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--home", type=click.Path(path_type=Path), envvar="USERTWIN_HOME", show_envvar=True, help="Where twins live.")
+@home_option
 @click.option("--turns", default=4, show_default=True, help="The most turns the twin has in the conversation.")
 @click.option("--limit", default=40, show_default=True, help="On how many held-out turns to measure.")
 def demo(home: Path | None, turns: int, limit: int) -> None:
     """Learn a twin of a real person, let it talk, and measure how close it is. Asks nothing, needs nothing."""
     from .demo import run_demo
 
-    run_demo(_console(), home=home, turns=turns, limit=limit)
+    run_demo(console_for(), home=home, turns=turns, limit=limit)
 
 
 @main.command()
@@ -93,16 +77,16 @@ def demo(home: Path | None, turns: int, limit: int) -> None:
     "--max-traces", default=100, show_default=True, help="Find traces only for the latest so many (seconds each); -1 for all."
 )
 @click.option("--candidates", default=4, show_default=True, help="How many traces recon proposes for a moment.")
-@_model
+@model_option
 @click.option("--scorer", default="local", show_default=True, help="The model that scores traces; the same names, or fake:.")
 @click.option("--embedder", help="A sentence-transformers model or folder, or fake:.  [default: all-MiniLM-L6-v2]")
 @click.option(
     "--persona", type=click.Path(path_type=Path), help="A TOML file about the person, instead of one drawn from the log."
 )
 @click.option("--window", default=6, show_default=True, help="How many turns before an action belong to it.")
-@_home
-@_seed
-@_style
+@home_option
+@seed_option
+@style_option
 @click.option("--skip-bad-lines", is_flag=True, help="Read the rest of a log that has broken lines, and count those.")
 @click.option("--overwrite", is_flag=True, help="Replace a twin of this name.")
 def learn(
@@ -133,7 +117,7 @@ def learn(
     from usertwin.personas import load_log, read_persona
     from usertwin.simulator import load_embedder, load_model, load_scorer
 
-    console = _console()
+    console = console_for()
     twin_folder(name, home)  # a name that cannot be is said before anything is loaded
     log = load_log(source, skip_bad_lines=skip_bad_lines)
     for bad in log.skipped:
@@ -162,15 +146,15 @@ def learn(
 @main.command()
 @click.argument("name")
 @click.option("--goal", default="", help="What the twin is to want; you, the agent, do not see it otherwise.")
-@_model
-@_home
-@_seed
-@_style
+@model_option
+@home_option
+@seed_option
+@style_option
 def chat(name: str, goal: str, model: str, home: Path | None, seed: int, style: Style | None) -> None:
     """Talk with the twin NAME: you are the agent. /why shows memories and reasoning, /quit ends."""
     from usertwin.simulator.terminal import chat as talk
 
-    console = _console()
+    console = console_for()
     with open_twin(console, name, home, model, style, seed) as user:
         talk(user, console, goal=goal)
 
@@ -184,10 +168,10 @@ def chat(name: str, goal: str, model: str, home: Path | None, seed: int, style: 
 @click.option("--agent-first", is_flag=True, help="Let the agent open the conversation.")
 @click.option("--agent-timeout", default=120.0, show_default=True, help="Seconds the agent may take for a reply.")
 @click.option("--out", type=click.Path(path_type=Path), help="A folder to write the run to.")
-@_model
-@_home
-@_seed
-@_style
+@model_option
+@home_option
+@seed_option
+@style_option
 def simulate(
     name: str,
     agent: str,
@@ -206,7 +190,7 @@ def simulate(
     from usertwin.simulator import AGENT_FAULTS, TWIN_FAULTS, as_agent, simulate_many
     from usertwin.simulator.terminal import show_exchange
 
-    console = _console()
+    console = console_for()
     under_test = as_agent(agent)  # a wrong name is said before a model is loaded
     with open_twin(console, name, home, model, style, seed) as user, progress_bars(console) as bars:
         said = [0] * count
@@ -236,11 +220,11 @@ def simulate(
 @click.option("--limit", default=100, show_default=True, help="Measure on at most so many turns, spread evenly; 0 for all.")
 @click.option("--generate", default=20, show_default=True, help="On how many of them each arm also writes a reply.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this file; - for the screen.")
-@_model
+@model_option
 @click.option("--scorer", default="local", show_default=True, help="The model under which real turns are scored.")
-@_home
-@_seed
-@_style
+@home_option
+@seed_option
+@style_option
 def evaluate(
     name: str,
     against: Path | None,
@@ -258,7 +242,7 @@ def evaluate(
 
     if json_file is not None and str(json_file) != "-" and (json_file.is_dir() or not json_file.parent.is_dir()):
         raise UsageError(f"{json_file}: no file can be written there; name one in a folder that exists with --json")
-    console = _console(stderr=json_file is not None and str(json_file) == "-")
+    console = console_for(stderr=json_file is not None and str(json_file) == "-")
     result = measure(
         console, name, home=home, model=model, scorer=scorer, style=style, seed=seed,
         against=against, limit=limit or None, generate=generate,
@@ -274,17 +258,20 @@ def evaluate(
 
 @main.command()
 @click.argument("name", required=False)
-@_home
+@home_option
 def show(name: str | None, home: Path | None) -> None:
     """Show what the twin NAME holds; without a name, list the twins."""
     from usertwin.memory import list_twins
 
-    console = _console()
+    console = console_for()
     if name is not None:
         show_twin(console, name, home)
         return
     for twin in list_twins(home):
         console.print(twin, markup=False)
+
+
+main.add_command(memory)
 
 
 # Shared by the commands and the demonstration ------------------------------------------------------------------------
@@ -342,8 +329,8 @@ def open_twin(
 
 def show_twin(console: Console, name: str, home: Path | None) -> None:
     """Print what a twin holds."""
-    from usertwin.memory import EndingModel, TripleStore, TwinRecord, existing_twin
-    from usertwin.memory.twin import ENDING
+    from usertwin.memory import EndingModel, Leaving, TripleStore, TwinRecord, existing_twin
+    from usertwin.memory.twin import ENDING, LEAVING
     from usertwin.simulator import load_embedder
 
     from .report import twin_view
@@ -352,21 +339,4 @@ def show_twin(console: Console, name: str, home: Path | None) -> None:
     record = TwinRecord.load(folder)
     with TripleStore(folder, load_embedder(record.recipe.embedder), create=False) as store:
         triples = list(store.triples())
-    console.print(twin_view(record, triples, EndingModel.load(folder / ENDING)))
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # what libraries draw while they load would break our bars
-    return Console(stderr=stderr, highlight=False)
-
-
-@contextmanager
-def progress_bars(console: Console) -> Generator[Bars]:
-    """Bars for whatever takes longer than a moment; gone when it is done."""
-    from .bars import Bars
-
-    with Bars(console) as bars:
-        yield bars
+    console.print(twin_view(record, triples, EndingModel.load(folder / ENDING), Leaving.load(folder / LEAVING)))

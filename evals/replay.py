@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from usertwin.memory import Embedder, Scorer, Triple, TripleStore
-from usertwin.memory.embed import query_text
+from usertwin.memory.leaving import NEIGHBOURS
 from usertwin.memory.transcript import action_line
 from usertwin.memory.twin import HELD_OUT, OTHER_PERSON
 from usertwin.personas import LogError, Pair, UsageError, read_conversations
@@ -99,11 +99,11 @@ async def evaluate(
     if (limit is not None and limit < 1) or generate < 0:
         raise UsageError("a limit is at least 1, and the number of written replies at least 0")
     held_out, dropped = _held_out(user, folder, against)
-    chosen = _spread(held_out, limit)
+    chosen = _spread([pair for pair in held_out if not pair.left], limit)
     progress("recalling", 0, len(chosen))
     with ExitStack() as stack:
         other = _other_person(user, folder, embedder, stack)
-        turns = _recall_all(user, other, chosen, embedder, seed)
+        turns = _recall_all(user, other, chosen, seed)
     progress("recalling", len(turns), len(turns))
     for start in range(0, len(turns), _SCORED_AT_ONCE):
         progress("scoring", start, len(turns))
@@ -117,7 +117,8 @@ async def evaluate(
     if writing:
         progress("writing", len(writing), len(writing))
         _compare(writing, embedder)
-    return _result(user, scorer, turns, writing, dropped, against, seed)
+    ending = _ending(user, held_out, seed)
+    return _result(user, scorer, turns, writing, ending, dropped, against, seed)
 
 
 def _held_out(user: SimulatedUser, folder: Path, against: str | Path | None) -> tuple[list[Pair], int]:
@@ -168,19 +169,17 @@ def _other_person(user: SimulatedUser, folder: Path, embedder: Embedder, stack: 
     return store
 
 
-def _recall_all(
-    user: SimulatedUser, other: TripleStore | None, pairs: Sequence[Pair], embedder: Embedder, seed: int
-) -> list[Turnwise]:
+def _recall_all(user: SimulatedUser, other: TripleStore | None, pairs: Sequence[Pair], seed: int) -> list[Turnwise]:
     """For each turn, what each arm is shown. An arm that has nothing to show anywhere is left out."""
-    vectors = embedder.embed([query_text(pair) for pair in pairs])
+    times = [pair.when for pair in pairs]
+    own = user.store.recall_many(pairs, user.k, before=times, with_trace=True)
+    theirs = None if other is None else other.recall_many(pairs, user.k, before=times if user.record.dated else None)
     found: list[Turnwise] = []
-    for number, (pair, vector) in enumerate(zip(pairs, vectors, strict=True)):
-        nearest = user.store.recall_vector(vector, pair.conversation_id, user.k, before=pair.when, with_trace=True)
-        recalled = [r.triple for r in nearest]
+    for number, pair in enumerate(pairs):
+        recalled = [r.triple for r in own[number]]
         shown = {"no_memory": list[Triple]()}
-        if other is not None:
-            before = pair.when if user.record.dated else None
-            shown["other_person"] = [r.triple for r in other.recall_vector(vector, pair.conversation_id, user.k, before=before)]
+        if theirs is not None:
+            shown["other_person"] = [r.triple for r in theirs[number]]
         rng = random.Random(f"{seed}/{number}")
         drawn = user.store.draw(pair, user.k, before=pair.when, rng=rng)
         shown["random_own"] = [Triple(triple.pair) for triple in drawn]
@@ -220,6 +219,7 @@ def _result(
     scorer: Scorer,
     turns: Sequence[Turnwise],
     writing: Sequence[Turnwise],
+    ending: Estimate | None,
     dropped: int,
     against: str | Path | None,
     seed: int,
@@ -231,7 +231,7 @@ def _result(
         "twin": user.name,
         "arms": {arm: _json(estimates) for arm, estimates in measured.items()},
         "paired": {name: _json(estimates) for name, estimates in paired.items()},
-        "ending": _json({"f1": _ending(user, turns, seed)}),
+        "ending": _json({"f1": ending}),
         "turns": len(turns),
         "conversations": len({turn.pair.conversation_id for turn in turns}),
         "models": {
@@ -282,13 +282,22 @@ def _contrast(turns: Sequence[Turnwise], writing: Sequence[Turnwise], a: str, b:
     }
 
 
-def _ending(user: SimulatedUser, turns: Sequence[Turnwise], seed: int) -> Estimate | None:
-    """F1 of "the person leaves with this turn", told from the real turns: 2TP / (2TP + FP + FN)."""
-    if user.ending is None:
+def _ending(user: SimulatedUser, moments: Sequence[Pair], seed: int) -> Estimate | None:
+    """F1 of "the person leaves now, or with this turn", told from all real turns before: 2TP / (2TP + FP + FN)."""
+    if user.ending is None and user.leaving is None:
         return None
-    judged = [(user.ending.leaves(turn.pair), turn.pair.ends) for turn in turns]
-    hits = [2.0 * (said and real) for said, real in judged]
-    return ratio(hits, [hit + (said != real) for hit, (said, real) in zip(hits, judged, strict=True)], _where(turns), seed=seed)
+    silent = [False] * len(moments)
+    if user.leaving is not None:
+        near = user.store.recall_many(moments, NEIGHBOURS, before=[pair.when for pair in moments], left=None)
+        own = [any(turn.speaker == pair.speaker for turn in pair.context) for pair in moments]
+        silent = [spoken and user.leaving.leaves(recalled) for recalled, spoken in zip(near, own, strict=True)]
+    said = [
+        gone or (user.ending is not None and not pair.left and user.ending.leaves(pair))
+        for gone, pair in zip(silent, moments, strict=True)
+    ]
+    hits = [2.0 * (told and pair.ends) for told, pair in zip(said, moments, strict=True)]
+    costs = [hit + (told != pair.ends) for hit, told, pair in zip(hits, said, moments, strict=True)]
+    return ratio(hits, costs, [pair.conversation_id for pair in moments], seed=seed)
 
 
 def _where(turns: Sequence[Turnwise]) -> list[str]:

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from usertwin.memory import EndingModel, Triple, TwinRecord
+from usertwin.memory import EndingModel, Leaving, Triple, TwinRecord
 from usertwin.memory.transcript import flat
 
 #: How many traces are shown of a twin.
@@ -115,27 +115,27 @@ def closeness_line(result: Mapping[str, Any]) -> str:
     )
 
 
-def twin_view(record: TwinRecord, triples: Sequence[Triple], ending: EndingModel | None) -> RenderableType:
+def twin_view(
+    record: TwinRecord, triples: Sequence[Triple], ending: EndingModel | None, leaving: Leaving | None
+) -> RenderableType:
     """What a twin holds: its record, and the traces with the highest fidelity."""
     recipe, persona = record.recipe, record.persona
     traced = [triple for triple in triples if triple.reasoning is not None]
+    left = sum(triple.pair.left for triple in triples)
+    leavings = f"; {left} of them silent leavings" if left else ""
     scores = [triple.score for triple in traced if triple.score is not None]
     table = Table(title=f"twin {record.name}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     score = f", mean fidelity {sum(scores) / len(scores):+.3f} nats per token" if scores else ""
-    leaves = "never learned when to leave (too few real endings)"
-    if ending is not None:
-        f1 = "no ending to check it on" if ending.f1 is None else f"F1 {ending.f1:.2f}, on the turns it was tuned on"
-        leaves = f"learned from {ending.endings} real endings ({f1}, n={ending.validation_turns})"
     rows = {
         "state": record.state if record.state == "complete" else "interrupted: the same learn command goes on where it stopped",
         "person": f'"{recipe.speaker}" in {recipe.source}',
         "persona": f"{persona.name}: {persona.description}",
         "says": "\n".join(persona.sample_turns),
-        "memory": f"{len(triples)} triples, {len(traced)} with a trace ({recipe.method}){score}",
+        "memory": f"{len(triples)} triples, {len(traced)} with a trace ({recipe.method}){score}{leavings}",
         "proposals": _proposals(triples),
-        "leaving": leaves,
+        "leaving": _leaves(ending, leaving),
         "held out": f"{len(record.validation)} conversations for validation, {len(record.test)} to measure on",
         "compared with": record.other_speaker or "nobody else in the log",
         "models": f"traces {recipe.model or '–'}, scores {recipe.scorer or '–'}, vectors {recipe.embedder}, seed {recipe.seed}",
@@ -146,6 +146,20 @@ def twin_view(record: TwinRecord, triples: Sequence[Triple], ending: EndingModel
         table.add_row(name, Text(text))
     best = sorted(traced, key=lambda triple: triple.score or 0.0, reverse=True)[:_BEST]
     return Group(table, Text(), _traces_table(best)) if best else table
+
+
+def _leaves(ending: EndingModel | None, leaving: Leaving | None) -> str:
+    """How the twin knows when to leave."""
+    told: list[str] = []
+    if ending is not None:
+        f1 = "no ending to check it on" if ending.f1 is None else f"F1 {ending.f1:.2f}, on the turns it was tuned on"
+        told.append(f"with a last word, learned from {ending.endings} real endings ({f1}, n={ending.validation_turns})")
+    if leaving is not None:
+        told.append(
+            f"without another word, by {leaving.leavings} remembered leavings "
+            f"(F1 {leaving.f1:.2f}, on the moments it was tuned on, n={leaving.validation_moments})"
+        )
+    return "; ".join(told) or "never learned when to leave (too few real endings)"
 
 
 def _proposals(triples: Sequence[Triple]) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
@@ -103,6 +104,46 @@ class SentenceTransformerEmbedder:
         with self._lock:
             found = self._model.encode(list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False)
         return np.asarray(found, np.float32)
+
+
+class CachedEmbedder:
+    """Another embedder that embeds no text twice: of equal texts in one call the first, and what it was asked lately.
+
+    Args:
+        embedder: who is asked.
+        size: how many embeddings to keep; the least recently used go first.
+    """
+
+    def __init__(self, embedder: Embedder, size: int = 4096) -> None:
+        self._embedder, self._size = embedder, size
+        self._kept: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """See `Embedder.name`."""
+        return self._embedder.name
+
+    @property
+    def dimension(self) -> int:
+        """See `Embedder.dimension`."""
+        return self._embedder.dimension
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """See `Embedder.embed`."""
+        import numpy as np
+
+        with self._lock:
+            known = {text: self._kept[text] for text in dict.fromkeys(texts) if text in self._kept}
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known |= dict(zip(new, self._embedder.embed(new), strict=True)) if new else {}
+        with self._lock:
+            for text, vector in known.items():
+                self._kept[text] = vector
+                self._kept.move_to_end(text)
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        return np.stack([known[text] for text in texts]) if texts else self._embedder.embed([])
 
 
 class FakeEmbedder:

@@ -1,4 +1,4 @@
-"""When a person leaves: learned from where their real conversations ended.
+"""When a person leaves with a last word: learned from where their real conversations ended so.
 
 The one design choice: whether a turn is a person's last one is read off its words, the words it answers and how far the
 conversation has come, by a logistic regression on hashed words (scikit-learn) that is fitted on the corpus, gets its
@@ -88,8 +88,9 @@ def learn_ending(corpus: Sequence[Pair], validation: Sequence[Pair]) -> EndingMo
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import f1_score
 
+    corpus, validation = ([pair for pair in pairs if not pair.left] for pairs in (corpus, validation))
     ends = np.array([pair.ends for pair in corpus])
-    if ends.sum() < LEAST_ENDINGS or ends.all():
+    if int(ends.sum()) < LEAST_ENDINGS or ends.all():
         return None
     fitted = LogisticRegression(C=1.0, max_iter=1000).fit(_features(corpus), ends)
     weights = tuple(round(float(w), 6) for w in fitted.coef_[0])

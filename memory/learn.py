@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from typing import Protocol
 from usertwin.personas import (
     ChatLog,
     Conversation,
+    LogError,
     Pair,
     Persona,
     Split,
@@ -29,15 +30,17 @@ from usertwin.personas import (
     split_pairs,
     write_conversations,
 )
+from usertwin.personas.pairs import check_speaker, pairs_of_log
 
 from .embed import Embedder
 from .ending import learn_ending
+from .leaving import learn_leaving
 from .recon import synthesize
 from .sampling import ChatModel
 from .scoring import Scorer
 from .store import TripleStore
 from .triples import Triple
-from .twin import ENDING, HELD_OUT, OTHER_PERSON, Recipe, TwinRecord, twin_folder
+from .twin import ENDING, HELD_OUT, LEAVING, OTHER_PERSON, Recipe, TwinRecord, existing_twin, twin_folder
 
 _BATCH = 32
 _OTHER_TURNS = 300
@@ -114,7 +117,10 @@ async def learn(
         pairs = split.corpus if recipe.max_triples is None else split.corpus[-recipe.max_triples :]
         with TripleStore(work, embedder) as store:
             _remember(store, pairs, progress)
-            await _trace(store, record, model, scorer, concurrency, progress)
+            leaving = learn_leaving(store, split.validation)
+            if leaving is not None:
+                leaving.save(work / LEAVING)
+            await _trace(store, store.triples(), record, model, scorer, concurrency, progress)
         record = replace(record, state="complete")
         record.save(work)
     except BaseException:
@@ -124,6 +130,67 @@ async def learn(
     if work != target:
         _replace(work, target)
     return record
+
+
+async def append(
+    name: str,
+    log: ChatLog,
+    *,
+    embedder: Embedder,
+    model: ChatModel | None = None,
+    scorer: Scorer | None = None,
+    home: str | Path | None = None,
+    max_traces: int = 0,
+    concurrency: int = 1,
+    progress: Progress = no_progress,
+) -> tuple[TwinRecord, int]:
+    """Add what the person said in another log to the memory of their twin; returns the record and how many pairs were new.
+
+    What the memory holds already is skipped, and so are the conversations that the twin is measured on. Nothing is built
+    again; the persona and the held-out conversations stay as they are.
+
+    Args:
+        name: the twin.
+        log: conversations of the same person. If the twin was learned from a log without dates, all of them count as later.
+        embedder: the embedding model of its memory.
+        model: proposes traces, in the way the twin was learned.
+        scorer: scores them.
+        home: where twins live.
+        max_traces: for how many of the new pairs to find traces, the latest ones.
+        concurrency: how many pairs may wait for the model at once.
+        progress: is told how far things are.
+
+    Raises:
+        TwinError: no such twin, a damaged one, or somebody else writes in its memory.
+        LogError: the person does not speak in the log, or it has no dates though that of the twin had.
+        ModelError: a model does not answer; what was done until then is kept.
+    """
+    folder = existing_twin(name, home)
+    record = TwinRecord.load(folder)
+    speaker, held_out = record.recipe.speaker, {*record.validation, *record.test}
+    check_speaker(log, speaker)
+    fresh = [one for one in log.conversations if one.conversation_id not in held_out]
+    if record.dated and any(one.started_at is None for one in fresh):
+        raise LogError(f'{log.source}: its conversations need "started_at", since those the twin was learned from have it')
+    groups = pairs_of_log(fresh, speaker, window=record.recipe.window)
+    with TripleStore(folder, embedder, create=False) as store:
+        pairs = [pair for group in groups for pair in group]
+        if not record.dated:  # then `when` is a place in the log; everything held out came before this log
+            known = {triple.pair.conversation_id for triple in store.triples()}
+            pairs = [pair for pair in pairs if pair.conversation_id not in known]
+            later = max(record.corpus_ends + 1 + len(held_out), (store.stats().last or 0.0) + 1)
+            pairs = [replace(pair, when=later + pair.when) for pair in pairs]
+        new = store.missing([Triple(pair) for pair in pairs])
+        went_on = {triple.pair.conversation_id: triple.pair.position for triple in new if not triple.pair.left}
+        store.delete(
+            [t.id for t in store.triples() if t.pair.left and t.pair.position <= went_on.get(t.pair.conversation_id, -1)]
+        )
+        _remember(store, [triple.pair for triple in new], progress)
+        if max_traces:
+            await _trace(store, (new[-max_traces:]), record, model, scorer, concurrency, progress)
+    record = replace(record, corpus=tuple(dict.fromkeys([*record.corpus, *_ids([triple.pair for triple in new])])))
+    record.save(folder)
+    return record, len(new)
 
 
 def _work_folder(name: str, target: Path, recipe: Recipe, split: Split, overwrite: bool, embedder: Embedder) -> Path:
@@ -248,9 +315,8 @@ def _conversations_of(log: ChatLog, speaker: str, without: set[str]) -> list[Con
 
 def _remember(store: TripleStore, pairs: Sequence[Pair], progress: Progress) -> None:
     """Put the pairs into the memory; those already there are skipped."""
-    known = {triple.id for triple in store.triples()}
-    triples = [triple for triple in map(Triple, pairs) if triple.id not in known]
-    total, done = len(known) + len(triples), len(known)
+    triples = store.missing([Triple(pair) for pair in pairs])
+    total, done = len(pairs), len(pairs) - len(triples)
     progress("memories", done, total)
     for start in range(0, len(triples), _BATCH):
         batch = triples[start : start + _BATCH]
@@ -260,13 +326,19 @@ def _remember(store: TripleStore, pairs: Sequence[Pair], progress: Progress) -> 
 
 
 async def _trace(
-    store: TripleStore, record: TwinRecord, model: ChatModel | None, scorer: Scorer | None, concurrency: int, progress: Progress
+    store: TripleStore,
+    triples: Iterable[Triple],
+    record: TwinRecord,
+    model: ChatModel | None,
+    scorer: Scorer | None,
+    concurrency: int,
+    progress: Progress,
 ) -> None:
     """Give triples that were not yet tried a trace, the latest first; each is on disk before the next is begun."""
     recipe = record.recipe
     if recipe.method == "none":
         return
-    wanted = list(store.triples())[::-1][: recipe.max_traces]
+    wanted = [triple for triple in triples if not triple.pair.left][::-1][: recipe.max_traces]
     waiting = [triple for triple in wanted if triple.provenance is None]
     done, total = len(wanted) - len(waiting), len(wanted)
     progress("traces", done, total)

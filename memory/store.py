@@ -1,153 +1,109 @@
-"""The memory of a twin: triples in SQLite, their embeddings in a FAISS index beside it.
+"""The memory of a twin: triples that can be recalled by how similar their context is to the present one.
 
-The one design choice: SQLite is the only source of truth and holds the embeddings too; the index file is derived from it,
-carries a checksum there, is written atomically, and is built again whenever it is missing or does not match. What is not
-in SQLite is not in the memory.
+The one design choice: SQLite is the only source of truth and holds the embeddings too (database.py); the index (index.py) is
+derived from it, says which memory, and which state of it, it was made from, and is built again whenever it is missing or does
+not match (indexed.py). What is not in SQLite is not in the memory.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
 import random
-import sqlite3
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Literal, Self
 
-from usertwin.personas import Pair, Turn, TwinError, UsertwinError
+from usertwin.personas import Pair, TwinError, UsageError
+from usertwin.personas.pairs import Kind
 
+from .database import FORMAT, said_in_one_sentence
 from .embed import Embedder, query_text
-from .triples import Provenance, Recalled, Triple
+from .index import INDEX_KINDS, IndexKind, Tuning, key
+from .indexed import IndexedDatabase
+from .ranking import SIMILARITY, Ranking, choose, within
+from .triples import Recalled, Triple
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_LOG = logging.getLogger("usertwin.memory")
-_FORMAT = "1"
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS triples (
-    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, speaker TEXT NOT NULL, conversation TEXT NOT NULL,
-    position INTEGER NOT NULL, moment REAL NOT NULL, context TEXT NOT NULL, action TEXT NOT NULL, goal TEXT NOT NULL,
-    ends INTEGER NOT NULL, reasoning TEXT, score REAL, provenance TEXT, embedding BLOB NOT NULL) STRICT;
-CREATE INDEX IF NOT EXISTS triples_by_moment ON triples (moment, conversation);
-"""
-_COLUMNS = "speaker, conversation, position, moment, context, action, goal, ends, reasoning, score, provenance"
-_INSERT = f"INSERT OR IGNORE INTO triples (id, {_COLUMNS}, embedding) VALUES (?{', ?' * 12})"
+    from .index import Mask, Vectors
+
+_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStats:
+    """What a memory holds.
+
+    Attributes:
+        triples: how many there are.
+        traced: how many of them have a trace.
+        left: how many of them are silent leavings (see `personas.pairs.LEFT`).
+        conversations: of how many conversations they are.
+        first: the moment of the earliest (see `Pair.when`); None if there are none.
+        last: the moment of the latest.
+        format: of the files.
+        embedder: the model that made the embeddings.
+        dimension: their length.
+        generation: how many transactions there were.
+        wanted: the kind of index that was asked for, or "auto".
+        tuning: the index as it is, with its measured recall.
+        tail: how many triples came after the index file was written; they are compared one by one.
+        database_bytes: the size of memory.sqlite.
+        index_bytes: the size of memory.faiss.
+    """
+
+    triples: int
+    traced: int
+    left: int
+    conversations: int
+    first: float | None
+    last: float | None
+    format: str
+    embedder: str
+    dimension: int
+    generation: int
+    wanted: str
+    tuning: Tuning
+    tail: int
+    database_bytes: int
+    index_bytes: int
 
 
 class TripleStore:
     """Triples that can be recalled by the similarity of their context.
 
-    Safe to use from several threads. Close it, or use it as a context manager, to write the index.
+    Safe to use from several threads. Several processes may read while one writes: from its first change until it saves or
+    closes, a store is the only one that may write. Close it, or use it as a context manager, to write the index.
 
     Args:
-        folder: where `memory.sqlite` and `memory.faiss` are, or are to be.
+        folder: where the memory is, or is to be.
         embedder: the model that made, or is to make, the embeddings.
         create: whether a memory that is not there is made; otherwise that is an error.
+        wait: seconds to wait for another process that writes, before that is an error.
 
     Raises:
         TwinError: the folder was made with another embedding model or a newer format, is damaged, or holds no memory and
             none is to be made.
     """
 
-    def __init__(self, folder: str | Path, embedder: Embedder, *, create: bool = True) -> None:
-        self.folder = Path(folder)
-        if not create and not (self.folder / "memory.sqlite").is_file():
-            raise TwinError(f"{self.folder}: there is no memory here, or only half of one; {_RELEARN}")
-        self.embedder = embedder
+    def __init__(self, folder: str | Path, embedder: Embedder, *, create: bool = True, wait: float = 10.0) -> None:
+        self.folder, self.embedder = Path(folder), embedder
         self._lock = threading.RLock()
-        self._dirty = False
-        with self._guarded():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(self.folder / "memory.sqlite", check_same_thread=False)
-        try:
-            with self._guarded():
-                self._database.execute("PRAGMA journal_mode=WAL")
-                self._database.execute("PRAGMA synchronous=FULL")
-                self._database.executescript(_SCHEMA)
-                self._check_meta()
-                self._index = self._open_index()
-        except BaseException:
-            self._database.close()
-            raise
-
-    # Opening and closing ---------------------------------------------------------------------------------------------
-
-    def _check_meta(self) -> None:
-        meta = dict(self._database.execute("SELECT key, value FROM meta"))
-        if not meta:
-            if self._index_path.exists():  # is only ever written beside a database that knows what it is
-                raise TwinError(f"{self.folder}: the memory is damaged: memory.sqlite is missing or empty; {_RELEARN}")
-            wanted = {"format": _FORMAT, "embedder": self.embedder.name, "dimension": str(self.embedder.dimension)}
-            self._database.executemany("INSERT INTO meta VALUES (?, ?)", wanted.items())
-            self._database.commit()
-            meta = wanted
-        if meta.get("format") != _FORMAT:
-            raise TwinError(
-                f"{self.folder}: the memory has format {meta.get('format')}, and this version of usertwin reads {_FORMAT}; "
-                "upgrade usertwin, or learn the twin again with --overwrite"
-            )
-        if meta.get("embedder") != self.embedder.name:
-            raise TwinError(
-                f'{self.folder}: the memory was made with the embedding model "{meta.get("embedder")}", not '
-                f'"{self.embedder.name}"; open it with that model, or learn the twin again with --overwrite'
-            )
-        self._dimension = int(meta["dimension"])
-
-    @property
-    def _index_path(self) -> Path:
-        return self.folder / "memory.faiss"
-
-    def _open_index(self) -> Any:
-        """The index from its file if it is the one SQLite knows, else built again from the embeddings."""
-        import faiss
-        import numpy as np
-
-        known = self._meta("index_checksum")
-        try:
-            raw = self._index_path.read_bytes()
-            if known is not None and hashlib.sha256(raw).hexdigest() == known:
-                index = faiss.deserialize_index(np.frombuffer(raw, np.uint8))
-                if index.ntotal == len(self):  # fewer, if the last one to add did not come to save
-                    return index
-            reason = "does not match the database"
-        except FileNotFoundError:
-            reason = "is missing"
-        index = faiss.IndexIDMap2(faiss.IndexFlatIP(self._dimension))
-        rows = self._database.execute("SELECT number, embedding FROM triples ORDER BY number").fetchall()
-        if rows:
-            _LOG.warning("%s %s; it was built again from %d triples", self._index_path, reason, len(rows))
-            if any(len(blob) != 4 * self._dimension for _, blob in rows):
-                raise TwinError(f"{self.folder}: the memory is damaged: an embedding has the wrong length; {_RELEARN}")
-            matrix = np.frombuffer(b"".join(blob for _, blob in rows), np.float32).reshape(len(rows), -1)
-            index.add_with_ids(matrix, np.array([number for number, _ in rows], np.int64))
-            self._dirty = True
-        return index
+        with self._said():
+            self._memory = IndexedDatabase(self.folder, embedder, create=create, wait=wait)
 
     def save(self) -> None:
-        """Write the index beside the database, atomically. The triples themselves are already on disk."""
-        import faiss
+        """Write the index, remove what was deleted from both files, and let other processes write.
 
-        with self._lock, self._guarded():
-            if not self._dirty:
-                return
-            raw = faiss.serialize_index(self._index).tobytes()
-            partial = self._index_path.with_suffix(".faiss.partial")
-            partial.write_bytes(raw)
-            os.replace(partial, self._index_path)
-            self._database.execute(
-                "INSERT OR REPLACE INTO meta VALUES ('index_checksum', ?)", (hashlib.sha256(raw).hexdigest(),)
-            )
-            self._database.commit()
-            self._dirty = False
+        The triples themselves are on disk already.
+        """
+        with self._lock, self._said():
+            self._memory.save()
 
     def close(self) -> None:
         """Save and close; the store cannot be used afterwards. Closing twice does nothing."""
@@ -155,7 +111,7 @@ class TripleStore:
             try:
                 self.save()
             finally:
-                self._database.close()
+                self._memory.database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -163,66 +119,160 @@ class TripleStore:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def _said(self) -> AbstractContextManager[None]:
+        return said_in_one_sentence(self.folder)
+
     # Writing ---------------------------------------------------------------------------------------------------------
 
     def add(self, triples: Sequence[Triple], embeddings: NDArray[np.float32] | None = None) -> int:
-        """Add triples; those already there stay as they are. Returns how many were new.
+        """Add triples; those already there stay as they are, and are not embedded again. Returns how many were new.
 
         Args:
             triples: what to add. When this returns, they are on disk.
-            embeddings: shape (len(triples), dimension), unit rows, if they are already known.
+            embeddings: shape (len(triples), dimension), if they are already known; they are scaled to length 1.
 
         Raises:
-            TwinError: the embeddings have the wrong shape or hold something that is not a number.
+            TwinError: the embeddings have the wrong shape, or hold something that is not a number or no direction; the disk
+                is full, or the folder cannot be written; somebody else writes in it.
         """
-        import numpy as np
-
-        if not triples:
+        given = None if embeddings is None else self._unit(embeddings, len(triples))
+        with self._lock, self._said():
+            new, generation = self._new(triples), self._memory.state.generation
+        if not new:
             return 0
-        if embeddings is None:
-            embeddings = self.embedder.embed([query_text(triple.pair) for triple in triples])
-        matrix = np.ascontiguousarray(embeddings, np.float32)
-        if matrix.shape != (len(triples), self._dimension):
-            raise TwinError(
-                f"{self.folder}: embeddings of shape {matrix.shape} do not fit {len(triples)} triples "
-                f"of dimension {self._dimension}; nothing was added"
-            )
-        if not np.isfinite(matrix).all():
-            raise TwinError(f"{self.folder}: an embedding holds something that is not a number; nothing was added")
-        with self._lock, self._guarded():
-            new: dict[int, int] = {}
-            with self._database:  # one transaction: all of them, or none
-                for row, triple in enumerate(triples):
-                    cursor = self._database.execute(_INSERT, (*_row(triple), matrix[row].tobytes()))
-                    if cursor.rowcount:
-                        new[row] = int(cursor.lastrowid or 0)
-            if new:
-                self._index.add_with_ids(matrix[list(new)], np.array(list(new.values()), np.int64))
-                self._dirty = True
-            return len(new)
+        matrix = self._embedded([triples[place] for place in new]) if given is None else given[new]
+        with self._lock, self._said():
+            self._memory.begin()
+            # Somebody may have added some while these were embedded.
+            still = set(new if self._memory.state.generation == generation else self._new(triples))
+            kept = [row for row, place in enumerate(new) if place in still]
+            if kept:
+                self._memory.insert([triples[new[row]] for row in kept], matrix[kept])
+        return len(kept)
 
     def set_traces(self, triples: Sequence[Triple]) -> None:
         """Give triples that are already in the memory their trace, score and provenance. When this returns, it is on disk."""
-        with self._lock, self._guarded(), self._database:
-            self._database.executemany(
-                "UPDATE triples SET reasoning = ?, score = ?, provenance = ? WHERE id = ?",
-                [(*_why(triple), triple.id) for triple in triples],
+        with self._lock, self._said():
+            self._memory.set_why(triples)
+
+    def edit(self, triple_id: str, triple: Triple) -> None:
+        """Put a triple in the place of another; nothing of the old one is left once the store is saved or closed.
+
+        Raises:
+            TwinError: there is no such triple, or the new one is there already.
+        """
+        matrix = self._embedded([triple])
+        with self._lock, self._said():
+            self._memory.begin()
+            known = self._memory.numbers_of([triple_id, triple.id])
+            if triple_id not in known:
+                raise TwinError(f'{self.folder}: there is no triple "{triple_id}"; nothing was changed')
+            if triple.id != triple_id and triple.id in known:
+                raise TwinError(f'{self.folder}: the triple "{triple.id}" is there already; nothing was changed')
+            self._memory.insert([triple], matrix, instead_of=[known[triple_id]])
+
+    def delete(self, triple_ids: Sequence[str]) -> int:
+        """Remove triples; returns how many there were. Nothing of them is left on disk once the store is saved or closed."""
+        with self._lock, self._said():
+            self._memory.begin()
+            numbers = list(self._memory.numbers_of(triple_ids).values())
+            self._memory.remove(numbers)
+        return len(numbers)
+
+    def forget(self, conversation_id: str | None = None, *, before: float | None = None, after: float | None = None) -> int:
+        """Remove the triples of a conversation, or of before or after a moment (or what is all of these); returns how many.
+
+        Nothing of them is left in the files once the store is saved or closed.
+
+        Args:
+            conversation_id: triples of this conversation.
+            before: triples of an earlier moment (see `Pair.when`).
+            after: triples of a later moment.
+
+        Raises:
+            UsageError: nothing is said about what to forget.
+        """
+        if conversation_id is None and before is None and after is None:
+            raise UsageError("to forget, name a conversation, or a moment before or after which to forget")
+        with self._lock, self._said():
+            self._memory.begin()
+            columns, gone = self._memory.index.columns, self._memory.allowed(before=before)
+            if after is not None:
+                gone &= columns["moment"] > after
+            if conversation_id is not None:
+                gone &= columns["conversation"] == key(conversation_id)
+            numbers = columns["number"][gone].tolist()
+            self._memory.remove(numbers)
+        return len(numbers)
+
+    def rebuild(self, kind: IndexKind | Literal["auto"] | None = None) -> None:
+        """Build the index anew and write it; its `kind` is remembered, None leaves it as it is."""
+        if kind is not None and kind not in (*INDEX_KINDS, "auto"):
+            raise UsageError(f'there is no index of kind "{kind}"; there are {", ".join(INDEX_KINDS)} and auto')
+        with self._lock, self._said():
+            self._memory.rebuild(kind)
+
+    def _new(self, triples: Sequence[Triple]) -> list[int]:
+        """The places of those triples that are not in the memory, each once."""
+        ids = [triple.id for triple in triples]
+        known = self._memory.numbers_of(ids)
+        return list({name: place for place, name in reversed(list(enumerate(ids))) if name not in known}.values())[::-1]
+
+    def _embedded(self, triples: Sequence[Triple]) -> Vectors:
+        return self._unit(self.embedder.embed([query_text(triple.pair) for triple in triples]), len(triples))
+
+    def _unit(self, embeddings: NDArray[np.float32], count: int) -> Vectors:
+        """The embeddings with length 1. TwinError if they cannot be embeddings of this memory."""
+        import numpy as np
+
+        matrix = np.ascontiguousarray(embeddings, np.float32)
+        dimension = self._memory.state.dimension
+        if matrix.shape != (count, dimension):
+            raise TwinError(
+                f"{self.folder}: embeddings of shape {matrix.shape} do not fit {count} triples "
+                f"of dimension {dimension}; nothing was added"
             )
+        with np.errstate(over="ignore"):
+            length = np.linalg.norm(matrix, axis=1, keepdims=True)
+        if not np.isfinite(length).all():  # nor is what is too large to be scaled
+            raise TwinError(f"{self.folder}: an embedding holds something that is not a number; nothing was added")
+        if not (length > 0).all():
+            raise TwinError(f"{self.folder}: an embedding is all zeros, so it is like nothing; nothing was added")
+        return matrix / length
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        with self._lock:
-            return int(self._database.execute("SELECT count(*) FROM triples").fetchone()[0])
+        with self._lock, self._said():
+            self._memory.refresh()
+            return self._memory.state.count
+
+    def missing(self, triples: Sequence[Triple]) -> list[Triple]:
+        """Those of the triples that are not in the memory, each once."""
+        with self._lock, self._said():
+            return [triples[place] for place in self._new(triples)]
 
     def triples(self) -> Iterator[Triple]:
         """All triples, in the order of time."""
-        with self._lock, self._guarded():
-            rows = self._database.execute(f"SELECT {_COLUMNS} FROM triples ORDER BY moment, conversation, position").fetchall()
-        with self._guarded():
-            yield from map(_triple, rows)
+        with self._lock, self._said():
+            numbers = self._memory.in_time_order()
+        for start in range(0, len(numbers), _AT_ONCE):
+            with self._lock, self._said():
+                found = self._memory.fetch(numbers[start : start + _AT_ONCE])
+            yield from (triple for triple, _ in found.values())
 
-    def recall(self, query: Pair, k: int = 4, *, before: float | None = None, with_trace: bool = False) -> list[Recalled]:
+    def recall(
+        self,
+        query: Pair,
+        k: int = 4,
+        *,
+        before: float | None = None,
+        role: str | None = None,
+        kind: Kind | None = None,
+        left: bool | None = False,
+        with_trace: bool = False,
+        ranking: Ranking = SIMILARITY,
+    ) -> list[Recalled]:
         """The k triples whose contexts are most similar to the query's, most similar first.
 
         Never a triple of the query's own conversation, and never one that happened at or after `before`.
@@ -231,109 +281,117 @@ class TripleStore:
             query: the present moment; its action is not looked at.
             k: how many to recall, at least 0.
             before: the query's time (see `Pair.when`); None for the living present, to which all of memory is past.
+            role: only answers to somebody of this role.
+            kind: only contexts of this kind (see `Pair.kind`).
+            left: False for moments in which the person said something, True for those in which they silently left, None for
+                both.
             with_trace: if none of the k has a trace, let the last place go to the most similar one that has, if there is one.
-        """
-        vector = self.embedder.embed([query_text(query)])[0]
-        return self.recall_vector(vector, query.conversation_id, k, before=before, with_trace=with_trace)
+            ranking: what counts besides similarity, and how much text there may be.
 
-    def recall_vector(
+        Raises:
+            TwinError: a recalled triple is damaged.
+        """
+        return self.recall_many(
+            [query], k, before=[before], role=role, kind=kind, left=left, with_trace=with_trace, ranking=ranking
+        )[0]
+
+    def recall_many(
         self,
-        vector: NDArray[np.float32],
-        conversation_id: str,
+        queries: Sequence[Pair],
         k: int = 4,
         *,
-        before: float | None = None,
+        before: Sequence[float | None] | None = None,
+        role: str | None = None,
+        kind: Kind | None = None,
+        left: bool | None = False,
         with_trace: bool = False,
-    ) -> list[Recalled]:
-        """`recall` for a query whose embedding, of shape (dimension,), is already known."""
-        if vector.shape != (self._dimension,):
-            raise TwinError(
-                f"{self.folder}: a query of shape {vector.shape} does not fit a memory of dimension {self._dimension}"
-            )
-        with self._lock, self._guarded():
-            found = self._search(vector, self._allowed(conversation_id, before), k)
-            if with_trace and found and not any(recalled.triple.reasoning for recalled in found):
-                traced = self._search(vector, self._allowed(conversation_id, before, traced=True), 1)
-                found = [*found[: k - len(traced)], *traced]
+        ranking: Ranking = SIMILARITY,
+    ) -> list[list[Recalled]]:
+        """`recall` for many moments, whose embeddings are computed together; `before` has a moment for each."""
+        if not queries:
+            return []
+        vectors = self.embedder.embed([query_text(query) for query in queries])
+        found: list[list[Recalled]] = []
+        with self._lock, self._said():
+            dimension = self._memory.state.dimension
+            if vectors.shape != (len(queries), dimension):
+                raise TwinError(
+                    f"{self.folder}: a query of shape {vectors.shape[1:]} does not fit a memory of dimension {dimension}"
+                )
+            self._memory.refresh()
+            for query, vector, now in zip(queries, vectors, before or [None] * len(queries), strict=True):
+                allowed = self._memory.allowed(query.conversation_id, now, role=role, kind=kind, left=left)
+                some = self._ranked(query, vector, k, allowed, now, ranking)
+                if with_trace and some and not any(recalled.triple.reasoning for recalled in some):
+                    traced = self._ranked(query, vector, 1, allowed & self._memory.traced, now, ranking)
+                    some = [*some[: k - len(traced)], *traced]
+                found.append(some[: within(ranking, [recalled.triple for recalled in some])])
         return found
 
-    def _search(self, vector: NDArray[np.float32], allowed: Sequence[int], k: int) -> list[Recalled]:
-        """The k most similar of the allowed triples."""
-        import faiss
+    def _ranked(
+        self, query: Pair, vector: Vectors, k: int, allowed: Mask, now: float | None, ranking: Ranking
+    ) -> list[Recalled]:
+        """The k best of the allowed triples."""
         import numpy as np
 
-        k = min(k, len(allowed))
-        if k <= 0:
+        [(positions, similarities)] = self._memory.index.search(vector[None], ranking.pool(k), allowed)
+        columns = self._memory.index.columns
+        if not ranking.reorders:
+            found = self._memory.fetch(columns["number"][positions].tolist())
+            cosines = dict(zip(columns["number"][positions].tolist(), similarities, strict=True))
+            return [Recalled(triple, cosines[number]) for number, (triple, _) in found.items()]
+        words = None
+        if ranking.words:
+            scores = np.where(allowed, self._memory.words.scores(query_text(query)), 0)
+            best = [int(p) for p in np.argsort(-scores, kind="stable")[: ranking.pool(k)] if scores[p] > 0]
+            positions = list(dict.fromkeys([*positions, *best]))
+            words = scores / max(float(scores.max(initial=0)), 1e-9)
+        found = self._memory.fetch(columns["number"][positions].tolist())
+        positions = [p for p in positions if int(columns["number"][p]) in found]  # else removed a moment ago
+        if not positions:
             return []
-        selector = faiss.IDSelectorBatch(np.array(allowed, np.int64))
-        parameters = cast("Any", faiss).SearchParameters(sel=selector)  # its stub does not know the keyword
-        similarities, numbers = self._index.search(np.asarray(vector, np.float32)[None], k, params=parameters)
-        found = [(int(n), float(s)) for n, s in zip(numbers[0], similarities[0], strict=True) if n >= 0]
-        triples = self._fetch([number for number, _ in found])
-        return [Recalled(triple, similarity) for triple, (_, similarity) in zip(triples, found, strict=True)]
+        vectors = np.stack([np.frombuffer(blob, np.float32) for _, blob in found.values()])
+        cosine, moments = vectors @ vector, columns["moment"]
+        age = (float(moments.max()) if now is None else now) - moments[positions]
+        chosen = choose(ranking, k, cosine, age=age, words=None if words is None else words[positions], vectors=vectors)
+        triples = [triple for triple, _ in found.values()]
+        return [Recalled(triples[place], float(cosine[place])) for place in chosen]
 
     def draw(self, query: Pair, k: int, *, before: float | None = None, rng: random.Random) -> list[Triple]:
         """K triples at random, of those that `recall` may return for this query."""
-        with self._lock, self._guarded():
-            allowed = self._allowed(query.conversation_id, before)
-            return self._fetch(rng.sample(allowed, min(k, len(allowed))))
+        with self._lock, self._said():
+            self._memory.refresh()
+            allowed = self._memory.allowed(query.conversation_id, before, left=False)
+            numbers = self._memory.index.columns["number"][allowed].tolist()
+            found = self._memory.fetch(rng.sample(numbers, min(k, len(numbers))))
+        return [triple for triple, _ in found.values()]
 
-    def _allowed(self, conversation_id: str, before: float | None, *, traced: bool = False) -> list[int]:
-        """The numbers of the triples that a query may see: of other conversations, and earlier; or those with a trace."""
-        rows = self._database.execute(
-            "SELECT number FROM triples WHERE moment < ? AND conversation != ?"
-            f"{' AND reasoning IS NOT NULL' if traced else ''} ORDER BY number",
-            (float("inf") if before is None else before, conversation_id),
-        )
-        return [number for (number,) in rows]
+    def problems(self) -> list[str]:
+        """What is wrong with memory.sqlite, a sentence each; reads all of it. Damage to the index mends itself."""
+        with self._lock, self._said():
+            return self._memory.database.problems()
 
-    def _fetch(self, numbers: Sequence[int]) -> list[Triple]:
-        """The triples with these numbers, in this order."""
-        marks = ",".join("?" * len(numbers))
-        rows = self._database.execute(f"SELECT number, {_COLUMNS} FROM triples WHERE number IN ({marks})", list(numbers))
-        by_number = {row[0]: _triple(row[1:]) for row in rows}
-        return [by_number[number] for number in numbers]
-
-    def _meta(self, key: str) -> str | None:
-        row = self._database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
-
-    @contextmanager
-    def _guarded(self) -> Generator[None]:
-        """Say in one sentence what SQLite or FAISS would say in a traceback."""
-        try:
-            yield
-        except (sqlite3.Error, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-            if isinstance(error, UsertwinError):  # says it better
-                raise
-            raise TwinError(f"{self.folder}: the memory is damaged or cannot be used ({error}); {_RELEARN}") from error
-
-
-_RELEARN = "restore it from a copy, or learn the twin again with --overwrite"
-
-
-def _why(triple: Triple) -> tuple[str | None, float | None, str | None]:
-    return triple.reasoning, triple.score, json.dumps(triple.provenance.to_json()) if triple.provenance else None
-
-
-def _row(triple: Triple) -> tuple[Any, ...]:
-    """A triple as the values of `id` and `_COLUMNS`."""
-    pair = triple.pair
-    context = json.dumps([[t.speaker, t.role, t.text, t.time] for t in pair.context], ensure_ascii=False)
-    what = (pair.speaker, pair.conversation_id, pair.position, pair.when, context, pair.action, pair.goal, int(pair.ends))
-    return (triple.id, *what, *_why(triple))
-
-
-def _triple(row: Sequence[Any]) -> Triple:
-    speaker, conversation, position, moment, context, action, goal, ends, reasoning, score, provenance = row
-    pair = Pair(
-        speaker=speaker,
-        context=tuple(Turn(*turn) for turn in json.loads(context)),
-        action=action,
-        goal=goal,
-        conversation_id=conversation,
-        position=position,
-        when=moment,
-        ends=bool(ends),
-    )
-    return Triple(pair, reasoning, score, Provenance(**json.loads(provenance)) if provenance else None)
+    def stats(self) -> MemoryStats:
+        """What the memory holds, and how it is searched."""
+        with self._lock, self._said():
+            memory = self._memory
+            memory.refresh()
+            columns = memory.index.columns[memory.allowed()]
+            moments, path = columns["moment"], memory.index_path
+            return MemoryStats(
+                triples=memory.state.count,
+                traced=int((memory.traced & memory.allowed()).sum()),
+                left=int(columns["left"].sum()),
+                conversations=len(set(columns["conversation"].tolist())),
+                first=float(moments.min()) if len(moments) else None,
+                last=float(moments.max()) if len(moments) else None,
+                format=FORMAT,
+                embedder=memory.state.embedder,
+                dimension=memory.state.dimension,
+                generation=memory.state.generation,
+                wanted=memory.state.index,
+                tuning=memory.index.tuning,
+                tail=memory.index.tail_count,
+                database_bytes=memory.database.path.stat().st_size,
+                index_bytes=path.stat().st_size if path.exists() else 0,
+            )

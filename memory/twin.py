@@ -5,8 +5,8 @@ compared with included, so that it can be moved, measured again and deleted as o
 
     HOME/NAME/
         twin.json                       the record below
-        memory.sqlite, memory.faiss     the triples and their index
-        ending.json                     when the person leaves
+        memory.sqlite, memory.faiss     the triples and their index (and memory.seal, memory.lock)
+        ending.json, leaving.json       when the person leaves, with a last word or without
         held_out.jsonl.gz               the person's conversations that the memory must not know
         other_person.jsonl.gz           the conversations of somebody else from the same log, for comparison
 """
@@ -29,7 +29,7 @@ _FORMAT = 1
 _SAFE_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # Windows has devices
 HELD_OUT = "held_out.jsonl.gz"
 OTHER_PERSON = "other_person.jsonl.gz"
-ENDING = "ending.json"
+ENDING, LEAVING = "ending.json", "leaving.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from .chat import ChatLog, Conversation, Turn, seconds
 from .errors import LogError
@@ -17,6 +18,11 @@ from .errors import LogError
 DEFAULT_WINDOW = 6
 #: A person with fewer turns or conversations than this cannot be split three ways.
 MIN_TURNS, MIN_CONVERSATIONS = 20, 3
+#: The action of a person who does not answer any more: it ends the pairs of a conversation in which others had the last word.
+LEFT = "(left)"
+#: Kinds of context (see `Pair.kind`).
+Kind = Literal["opening", "question", "statement"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,7 @@ class Pair:
         conversation_id: the conversation it happened in.
         position: how many turns came before it in that conversation, as everybody saw it.
         when: seconds since 1970; in a log without dates, the place of the conversation in the log.
-        ends: whether the person said nothing more in this conversation.
+        ends: whether this was the end of the conversation for everybody: nobody said anything more.
     """
 
     speaker: str
@@ -42,6 +48,23 @@ class Pair:
     position: int
     when: float
     ends: bool = False
+
+    @property
+    def left(self) -> bool:
+        """Whether the person did not answer any more, and was gone."""
+        return self.ends and self.action == LEFT
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of context: the person speaks first, is asked something, or is told something."""
+        if not self.context:
+            return "opening"
+        return "question" if "?" in self.context[-1].text else "statement"
+
+    @property
+    def answers_role(self) -> str:
+        """The role of whoever spoke last, or "" if the person speaks first."""
+        return self.context[-1].role if self.context else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +96,8 @@ def visible_turns(turns: Iterable[Turn]) -> list[tuple[Turn, str]]:
 def pairs_of(conversation: Conversation, speaker: str, *, window: int = DEFAULT_WINDOW, place: int = 0) -> list[Pair]:
     """The pairs of one speaker in one conversation, in order; empty if they said nothing.
 
+    Where others had the last word, the last pair is the person's silent leaving, with the action `LEFT`.
+
     Args:
         conversation: whose turns are looked at.
         speaker: whose turns are the actions.
@@ -81,21 +106,26 @@ def pairs_of(conversation: Conversation, speaker: str, *, window: int = DEFAULT_
     """
     turns = visible_turns(conversation.turns)
     own = [index for index, (turn, _) in enumerate(turns) if turn.speaker == speaker]
+    if not own:
+        return []
     started = seconds(conversation.started_at)
+    actions = [(index, turns[index][0].text, turns[index][1], turns[index][0].time) for index in own]
+    if own[-1] < len(turns) - 1:  # others had the last word
+        told = "\n".join(turn.text for turn in conversation.turns if turn.private)
+        actions.append((len(turns), LEFT, told, turns[-1][0].time))
     found: list[Pair] = []
-    for index in own:
-        turn, goal = turns[index]
-        moment = seconds(turn.time) if turn.time is not None and started is not None else started
+    for index, action, goal, time in actions:
+        moment = seconds(time) if time is not None and started is not None else started
         found.append(
             Pair(
                 speaker=speaker,
                 context=tuple(before for before, _ in turns[max(0, index - window) : index]),
-                action=turn.text,
+                action=action,
                 goal=goal,
                 conversation_id=conversation.conversation_id,
                 position=index,
                 when=float(place) if moment is None else moment,
-                ends=index == own[-1],
+                ends=index >= len(turns) - 1,
             )
         )
     return found
@@ -134,10 +164,10 @@ def split_pairs(
     """
     check_speaker(log, speaker)
     groups = pairs_of_log(log.conversations, speaker, window=window)
-    total = sum(map(len, groups))
-    if total < MIN_TURNS or len(groups) < MIN_CONVERSATIONS:
+    said, total = sum(not pair.left for pairs in groups for pair in pairs), sum(map(len, groups))
+    if said < MIN_TURNS or len(groups) < MIN_CONVERSATIONS:
         raise LogError(
-            f'{log.source}: "{speaker}" has {total} turns in {len(groups)} conversations; '
+            f'{log.source}: "{speaker}" has {said} turns in {len(groups)} conversations; '
             f"a twin needs at least {MIN_TURNS} turns in {MIN_CONVERSATIONS} conversations"
         )
     groups.sort(key=lambda pairs: (pairs[0].when, pairs[0].conversation_id))

@@ -4,7 +4,8 @@ from .agents import AgentCall, Message, as_agent
 from .conversation import AGENT_FAULTS, TWIN_FAULTS, Exchange, Simulation, StopReason, asimulate, simulate
 from .models import load_embedder, load_model, load_scorer
 from .runs import RunFolder, simulate_many
-from .user import Answer, RecalledTriple, SimulatedUser, TwinState
+from .state import Answer, RecalledTriple, TwinState
+from .user import SimulatedUser
 
 __all__ = [
     "AGENT_FAULTS",

@@ -18,7 +18,8 @@ from usertwin.personas import Conversation, ModelError, Turn, UsageError, Usertw
 from usertwin.personas.chat import PRIVATE_ROLES
 
 from .agents import AgentCall, Message, as_agent
-from .user import Answer, SimulatedUser, run_sync
+from .state import Answer
+from .user import SimulatedUser, run_sync
 
 StopReason = Literal[
     "user_stop", "goal_reached", "max_turns", "agent_error", "agent_timeout", "twin_error", "model_unavailable"
@@ -131,7 +132,8 @@ async def asimulate(
             found.stop_reason, found.error = "twin_error", f"the twin failed: {type(error).__name__}: {error}"
             return found
         twin_seconds, began = time.perf_counter() - began, time.perf_counter()
-        found.messages.append(answer.message)
+        if answer.action:  # else the twin leaves without another word
+            found.messages.append(answer.message)
         before = len(found.messages)
         going_on = not answer.done and await _agent_speaks(found, call, agent_timeout)
         replies = tuple(found.messages[before:])

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.memory import (
+    CachedEmbedder,
     CachedScorer,
     ChatModel,
     Embedder,
@@ -130,7 +131,10 @@ def _identity(path: Path) -> str:
 
 
 def load_embedder(name: str | None = None) -> Embedder:
-    """The embedding model of that name: a sentence-transformers model or folder, or "fake:"; the built-in one if None."""
+    """The embedding model of that name: a sentence-transformers model or folder, or "fake:"; the built-in one if None.
+
+    It computes no embedding twice, as long as it remembers the text: one moment is looked up several times in a turn.
+    """
     if name is not None and name.startswith("fake:"):
         size = name[5:] or "256"
         if not (size.isdecimal() and int(size)):
@@ -138,7 +142,7 @@ def load_embedder(name: str | None = None) -> Embedder:
         return FakeEmbedder(int(size))
     embedder = SentenceTransformerEmbedder() if name is None else SentenceTransformerEmbedder(name)
     _refuse_unscripted(embedder.name)
-    return embedder
+    return CachedEmbedder(embedder)
 
 
 def _dequantized(gguf: Path) -> Path:

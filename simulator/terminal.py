@@ -17,7 +17,8 @@ from usertwin.personas import UsertwinError
 
 from .agents import Message
 from .conversation import Exchange
-from .user import Answer, RecalledTriple, SimulatedUser
+from .state import Answer, RecalledTriple
+from .user import SimulatedUser
 
 #: Memories that are shown for a turn while a conversation goes on.
 _SHOWN = 4
@@ -54,9 +55,11 @@ def memories_table(recalled: tuple[RecalledTriple, ...], most: int | None = None
 def why(answer: Answer, name: str, most: int | None = None) -> RenderableType:
     """The memories, all or the `most` similar ones, and the reasoning behind an answer."""
     thought = Text(answer.reasoning or "(no thought was written down)", style="italic")
+    if not answer.action:
+        thought = Text(f"{answer.leaving:.0%} of what came to mind are moments in which {name} left", style="italic")
     return Panel(
         Group(memories_table(answer.recalled, most), Text(), Text.assemble(("thinks  ", "dim"), thought)),
-        title=f"why {escape(name)} says this",
+        title=f"why {escape(name)} {'says this' if answer.action else 'leaves'}",
         title_align="left",
         border_style="dim",
     )
@@ -70,7 +73,8 @@ def speech(name: str, text: str, *, style: str) -> Text:
 def show_exchange(console: Console, name: str, exchange: Exchange) -> None:
     """Show a turn of the twin with what it came from, and the agent's reply."""
     console.print(why(exchange.answer, name, _SHOWN))
-    console.print(speech(name, exchange.answer.action, style="cyan"))
+    if exchange.answer.action:
+        console.print(speech(name, exchange.answer.action, style="cyan"))
     for message in exchange.replies:
         console.print(speech("agent", str(message["content"]), style="yellow"))
     if exchange.answer.done:
@@ -112,8 +116,9 @@ def chat(user: SimulatedUser, console: Console, *, goal: str = "") -> list[Messa
         except KeyboardInterrupt:
             console.print()
             return messages
-        messages.append(last.message)
-        console.print(speech(name, last.action, style="cyan"))
+        if last.action:
+            messages.append(last.message)
+            console.print(speech(name, last.action, style="cyan"))
         if last.done:
             console.print(f"[dim]{escape(name)} leaves the chat.[/dim]")
             return messages

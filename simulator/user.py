@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Self, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from usertwin.memory import (
     ChatModel,
     Embedder,
-    Recalled,
     Sample,
     Style,
     Triple,
@@ -28,13 +27,15 @@ from usertwin.memory import (
     sample,
 )
 from usertwin.memory.ending import EndingModel
+from usertwin.memory.leaving import NEIGHBOURS, Leaving, share_of_leavings
 from usertwin.memory.transcript import flat
-from usertwin.memory.twin import ENDING
+from usertwin.memory.twin import ENDING, LEAVING
 from usertwin.personas import Pair, Persona, Turn, TwinError, as_conversation
 from usertwin.personas.pairs import visible_turns
 
 from .models import DEFAULT_MODEL, load_embedder, load_model
 from .prompts import CONTEXT_TURNS, act_messages, reason_messages
+from .state import Answer, TwinState, as_state, from_state
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -51,62 +52,6 @@ _TRIES = 4
 #: A turn of so few words ("yes") may well be said twice.
 _SHORT = 3
 _LIVE = "(live)"
-
-
-class RecalledTriple(TypedDict):
-    """A recalled triple as the graph's state holds it."""
-
-    id: str
-    similarity: float
-    conversation_id: str
-    position: int
-    when: float
-    context: list[dict[str, str]]
-    action: str
-    reasoning: str | None
-    score: float | None
-
-
-def _append(old: list[Any] | None, new: list[Any]) -> list[Any]:
-    from langgraph.graph.message import add_messages
-
-    return cast("list[Any]", add_messages(cast("Any", old or []), cast("Any", new)))
-
-
-class TwinState(TypedDict):
-    """The state of the graph. Give `messages` (and `goal`); the other keys are what the twin makes of them."""
-
-    messages: Annotated[list[Any], _append]
-    goal: NotRequired[str]
-    recalled: NotRequired[list[RecalledTriple]]
-    reasoning: NotRequired[str]
-    action: NotRequired[str]
-    done: NotRequired[bool]
-    usage: NotRequired[dict[str, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One turn of a twin, with everything it came from.
-
-    Attributes:
-        action: what the twin says.
-        reasoning: what went on in it; "" if its memory holds no traces and its model continues transcripts.
-        recalled: the triples that came to mind, most similar first.
-        done: whether the person leaves with this turn.
-        usage: tokens, over all model calls of the turn.
-    """
-
-    action: str
-    reasoning: str
-    recalled: tuple[RecalledTriple, ...] = field(repr=False)
-    done: bool
-    usage: Usage
-
-    @property
-    def message(self) -> dict[str, str]:
-        """The turn as an OpenAI-style message."""
-        return {"role": "user", "content": self.action}
 
 
 def run_sync(work: Coroutine[Any, Any, T]) -> T:
@@ -126,7 +71,8 @@ class SimulatedUser:
         record: what is known about the twin.
         store: its memory.
         model: who reasons and acts for it.
-        ending: when it leaves; None if it never does.
+        ending: when it leaves with a last word; None if it never does.
+        leaving: when it leaves without another word; None if it never does.
         k: how many triples it recalls for a turn.
         seed: for the sampler; together with the turn's number it fixes what a local model says.
     """
@@ -138,10 +84,12 @@ class SimulatedUser:
         model: ChatModel,
         *,
         ending: EndingModel | None = None,
+        leaving: Leaving | None = None,
         k: int = DEFAULT_K,
         seed: int = 0,
     ) -> None:
-        self.record, self.store, self.model, self.ending, self.k, self.seed = record, store, model, ending, k, seed
+        self.record, self.store, self.model, self.k, self.seed = record, store, model, k, seed
+        self.ending, self.leaving = ending, leaving
         self._graph: Graph | None = None
 
     @classmethod
@@ -175,7 +123,8 @@ class SimulatedUser:
         record = TwinRecord.load(folder)
         store = TripleStore(folder, embedder or load_embedder(record.recipe.embedder), create=False)
         chat = load_model(model, style=style) if isinstance(model, str) else model
-        return cls(record, store, chat, ending=EndingModel.load(folder / ENDING), k=k, seed=seed)
+        ending, leaving = EndingModel.load(folder / ENDING), Leaving.load(folder / LEAVING)
+        return cls(record, store, chat, ending=ending, leaving=leaving, k=k, seed=seed)
 
     @property
     def name(self) -> str:
@@ -202,8 +151,9 @@ class SimulatedUser:
         graph = StateGraph(TwinState)
         for name, step in (("recall", self._recall), ("reason", self._reason), ("act", self._act)):
             graph.add_node(name, RunnableLambda(_sync(step), step, name=name))
-        for before, after in ((START, "recall"), ("recall", "reason"), ("reason", "act"), ("act", END)):
+        for before, after in ((START, "recall"), ("reason", "act"), ("act", END)):
             graph.add_edge(before, after)
+        graph.add_conditional_edges("recall", _after_recall, {"leave": END, "stay": "reason"})
         return graph.compile(checkpointer=checkpointer, name=f"twin:{self.name}")
 
     async def arespond(self, messages: Any, *, goal: str = "", config: RunnableConfig | None = None) -> Answer:
@@ -226,6 +176,7 @@ class SimulatedUser:
             recalled=tuple(found["recalled"]),
             done=found["done"],
             usage=Usage(**found["usage"]),
+            leaving=found["leaving"],
         )
 
     def respond(self, messages: Any, *, goal: str = "", config: RunnableConfig | None = None) -> Answer:
@@ -247,10 +198,16 @@ class SimulatedUser:
     async def _recall(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         query = self._query(state)
         found = await asyncio.to_thread(self.store.recall, query, self.k, with_trace=True)
-        return {"recalled": [_as_state(one) for one in found], "usage": asdict(Usage())}
+        update = {"usage": asdict(Usage()), "done": False, "leaving": 0.0}
+        if self.leaving is not None and any(turn.speaker == query.speaker for turn in query.context):
+            near = await asyncio.to_thread(self.store.recall, query, NEIGHBOURS, left=None)
+            update["leaving"] = round(share_of_leavings(near), 6)
+            if self.leaving.leaves(near):
+                found, update = near, update | {"done": True, "action": "", "reasoning": ""}
+        return update | {"recalled": [as_state(one) for one in found]}
 
     async def _reason(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
-        recalled = _from_state(state, self.record.recipe.speaker)
+        recalled = from_state(state, self.record.recipe.speaker)
         if self._continues and not any(triple.reasoning for triple in recalled):
             return {"reasoning": ""}  # without examples of thoughts a model that continues text would not write one
         query = self._query(state)
@@ -261,7 +218,7 @@ class SimulatedUser:
         from langchain_core.messages import HumanMessage
 
         query = self._query(state)
-        recalled, reasoning = _from_state(state, self.record.recipe.speaker), state.get("reasoning", "")
+        recalled, reasoning = from_state(state, self.record.recipe.speaker), state.get("reasoning", "")
         said_before = {flat(turn.text).casefold() for turn in query.context if len(turn.text.split()) > _SHORT}
         used, action = Usage(), ""
         for attempt in range(_TRIES):
@@ -343,6 +300,10 @@ def _runs_in_circles(text: str) -> bool:
     return len(trigrams) > 6 and len(set(trigrams)) < len(trigrams) / 2
 
 
+def _after_recall(state: TwinState) -> str:
+    return "leave" if state.get("done") else "stay"
+
+
 def _sync(step: Any) -> Any:
     """The same step for callers without an event loop."""
 
@@ -364,37 +325,3 @@ def _plain(messages: Any) -> list[Any]:
 
 def _add(state: TwinState, more: Usage) -> dict[str, int]:
     return asdict(Usage(**state.get("usage", {})) + more)
-
-
-def _as_state(recalled: Recalled) -> RecalledTriple:
-    triple, pair = recalled.triple, recalled.triple.pair
-    return {
-        "id": triple.id,
-        "similarity": round(recalled.similarity, 6),
-        "conversation_id": pair.conversation_id,
-        "position": pair.position,
-        "when": pair.when,
-        "context": [{"speaker": t.speaker, "role": t.role, "text": t.text} for t in pair.context],
-        "action": pair.action,
-        "reasoning": triple.reasoning,
-        "score": triple.score,
-    }
-
-
-def _from_state(state: TwinState, speaker: str) -> list[Triple]:
-    return [
-        Triple(
-            Pair(
-                speaker=speaker,
-                context=tuple(Turn(t["speaker"], t["role"], t["text"]) for t in row["context"]),
-                action=row["action"],
-                goal="",
-                conversation_id=row["conversation_id"],
-                position=row["position"],
-                when=row["when"],
-            ),
-            row["reasoning"],
-            row["score"],
-        )
-        for row in state.get("recalled", [])
-    ]

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 from conftest import other_conversation, small_conversation
 from usertwin.evals.cli import main
+from usertwin.evals.memory_cli import memory
 from usertwin.memory import FakeEmbedder, TripleStore, TwinRecord, default_home, existing_twin
 from usertwin.personas import Conversation, write_conversations
 
@@ -136,7 +137,10 @@ def test_the_promised_options_exist(name: str, options: str) -> None:
 
 def test_the_home_can_come_from_the_environment_and_the_help_says_so() -> None:
     for name in main.commands:
-        assert "USERTWIN_HOME" in done(name, "--help")
+        if name != "memory":
+            assert "USERTWIN_HOME" in done(name, "--help")
+    for name in memory.commands:
+        assert "USERTWIN_HOME" in done("memory", name, "--help")
 
 
 def test_the_version_is_the_packages() -> None:

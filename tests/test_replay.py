@@ -161,7 +161,7 @@ def test_bits_per_character_are_the_scorers_bits_over_the_characters(ann: str) -
 
 def recalled_for(user: SimulatedUser, conversations: Sequence[Conversation]) -> list[Turnwise]:
     pairs = [pair for conversation in conversations for pair in pairs_of(conversation, "Ann")]
-    return _recall_all(user, None, pairs, FakeEmbedder(), 0)
+    return _recall_all(user, None, pairs, 0)
 
 
 def test_no_arm_is_shown_the_turns_own_conversation_or_anything_later(ann: str) -> None:

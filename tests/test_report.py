@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from conftest import recipe
 from usertwin.evals.replay import ARMS, CONTRASTS
 from usertwin.evals.report import closeness_line, closeness_table, twin_view, verdicts
-from usertwin.memory import EndingModel, Provenance, Triple, TwinRecord
+from usertwin.memory import EndingModel, Leaving, Provenance, Triple, TwinRecord
 from usertwin.personas import Pair, Persona, Turn
 
 
@@ -164,7 +164,7 @@ def test_the_line_has_value_difference_n_and_day() -> None:
 
 def test_a_twin_is_shown_with_everything_it_holds() -> None:
     record = replace(RECORD, closeness=measurement())
-    text = shown(twin_view(record, moments(42, traced=40), EndingModel((), 0.0, 0.5, 0.9, 14, 6)))
+    text = shown(twin_view(record, moments(42, traced=40), EndingModel((), 0.0, 0.5, 0.9, 14, 6), None))
     for part in (
         "twin ann", "complete", '"Ann" in test', "Ann: Ann writes [short].", "hi there", "thank you",
         "42 triples, 40 with a trace (recon), mean fidelity +0.195 nats per token",
@@ -180,7 +180,7 @@ def test_a_twin_is_shown_with_everything_it_holds() -> None:
 
 def test_what_a_twin_does_not_have_is_said() -> None:
     record = replace(RECORD, state="interrupted", other_speaker=None, recipe=recipe(method="none", model=None, scorer=None))
-    text = shown(twin_view(record, moments(42), None))
+    text = shown(twin_view(record, moments(42), None, None))
     for part in (
         "interrupted: the same learn command goes on where it stopped", "nobody else in the log",
         "never learned when to leave (too few real endings)", "traces –, scores –", "not measured: usertwin eval ann",
@@ -190,5 +190,6 @@ def test_what_a_twin_does_not_have_is_said() -> None:
 
 
 def test_an_ending_that_could_not_be_checked_is_not_given_a_score() -> None:
-    text = shown(twin_view(RECORD, moments(42), EndingModel((), 0.0, 0.5, None, 14, 6)))
+    text = shown(twin_view(RECORD, moments(42), EndingModel((), 0.0, 0.5, None, 14, 6), Leaving(0.4, 0.75, 9, 30)))
     assert "no ending to check it on" in text
+    assert "without another word, by 9 remembered leavings (F1 0.75, on the moments it was tuned on, n=30)" in text

@@ -1,0 +1,53 @@
+"""What the commands share: options, the console, progress bars.
+
+The one design choice: an option that several commands have is written once, so that it means and says the same everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .bars import Bars
+
+Style = Literal["transcript", "instruction"]
+
+home_option = click.option(
+    "--home", type=click.Path(path_type=Path), envvar="USERTWIN_HOME", show_envvar=True, help="Where twins live."
+)
+seed_option = click.option("--seed", default=0, show_default=True, help="Fixes what is sampled, with a local model.")
+style_option = click.option(
+    "--style", type=click.Choice(["transcript", "instruction"]), help="How to prompt the model, if not in its usual way."
+)
+model_option = click.option(
+    "--model",
+    default="local",
+    show_default=True,
+    help='"local", "local:small", "local:/path.gguf", "openai:NAME[@URL]" or "scripted:FILE".',
+)
+
+
+def console_for(*, stderr: bool = False) -> Console:
+    """The console that everything is printed on."""
+    from rich.console import Console
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # what libraries draw while they load would break our bars
+    return Console(stderr=stderr, highlight=False)
+
+
+@contextmanager
+def progress_bars(console: Console) -> Generator[Bars]:
+    """Bars for whatever takes longer than a moment; gone when it is done."""
+    from .bars import Bars
+
+    with Bars(console) as bars:
+        yield bars

@@ -1,0 +1,88 @@
+"""When a person leaves without another word: told by whether they did so in moments like this one.
+
+The one design choice: leavings are remembered like anything else a person did, and come to mind like anything else; the twin
+leaves where enough of the moments most like now ended so. How many are enough is chosen on the validation turns, such that the
+twin leaves as often as the person, at most. So a leaving can be explained by the memories it came from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from usertwin.personas import Pair, TwinError
+
+from .ending import LEAST_ENDINGS
+from .store import TripleStore
+from .triples import Recalled
+
+#: How many moments are looked at, and how much more the similar ones count (chosen on validation turns, see
+#: evals/EXPERIMENTS.md).
+NEIGHBOURS, _SHARPNESS = 16, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """When a twin leaves without another word.
+
+    Attributes:
+        threshold: from this share of leavings among the moments that came to mind on it leaves.
+        f1: on the validation moments, with that threshold.
+        leavings: how many leavings the memory held.
+        validation_moments: how many moments the threshold was chosen on.
+    """
+
+    threshold: float
+    f1: float
+    leavings: int
+    validation_moments: int
+
+    def leaves(self, recalled: Sequence[Recalled]) -> bool:
+        """Whether the person leaves now, by the `NEIGHBOURS` moments, spoken and left, that are most like now."""
+        return share_of_leavings(recalled) >= self.threshold
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(asdict(self)), "utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Leaving | None:
+        """Read it; None if there is none. TwinError if the file is damaged."""
+        try:
+            raw = json.loads(path.read_text("utf-8"))
+            return cls(float(raw["threshold"]), float(raw["f1"]), int(raw["leavings"]), int(raw["validation_moments"]))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError) as error:
+            raise TwinError(f"{path}: is damaged ({error}); learn the twin again with --overwrite") from None
+
+
+def share_of_leavings(recalled: Sequence[Recalled]) -> float:
+    """How much of what came to mind are leavings, 0 to 1, weighted by similarity to the fourth power."""
+    weights = [max(0.0, one.similarity) ** _SHARPNESS for one in recalled]
+    total = sum(weights)
+    return sum(w for w, one in zip(weights, recalled, strict=True) if one.triple.pair.left) / total if total else 0.0
+
+
+def learn_leaving(store: TripleStore, validation: Sequence[Pair]) -> Leaving | None:
+    """Choose the threshold with which the twin leaves at most as often as the person on the validation moments.
+
+    Returns None if the memory or these moments hold too few leavings to learn from: then the twin never leaves silently.
+    """
+    import numpy as np
+    from sklearn.metrics import f1_score
+
+    leavings, moments = store.stats().left, [pair for pair in validation if pair.position]
+    real = np.array([pair.left for pair in moments])
+    if leavings < LEAST_ENDINGS or not real.any():
+        return None
+    found = store.recall_many(moments, NEIGHBOURS, before=[pair.when for pair in moments], left=None)
+    shares = np.array([share_of_leavings(recalled) for recalled in found])
+    levels = [level for level in sorted(set(shares.tolist())) if level > 0 and (shares >= level).sum() <= real.sum()]
+    if not levels:
+        return None
+    below = shares[shares < levels[0]].max(initial=0.0)
+    threshold = float(levels[0] + below) / 2  # in the middle of the gap, where leavings are easy to tell
+    return Leaving(threshold, float(f1_score(real, shares >= threshold)), leavings, len(moments))
