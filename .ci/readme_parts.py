@@ -10,6 +10,7 @@ from pathlib import Path
 import cog
 
 COMMANDS = ("learn", "chat", "simulate", "eval", "show", "demo")
+MEMORY = ("stats", "check", "rebuild", "add", "forget")
 FOLDERS = ("personas", "memory", "simulator", "evals", "examples", "tests")
 NOT_PYTHON = {".txt": "a prompt", ".md": "what was tried, with numbers"}
 
@@ -18,7 +19,7 @@ def help_of_all() -> None:
     """Put out `--help` of the program and of each command."""
     program = Path(sys.executable).parent / "usertwin"
     environment = {"COLUMNS": "100", "PATH": os.environ["PATH"]}
-    for words in ((), *((command,) for command in COMMANDS)):
+    for words in ((), *((command,) for command in COMMANDS), *(("memory", command) for command in MEMORY)):
         done = subprocess.run([program, *words, "--help"], capture_output=True, text=True, check=True, env=environment)
         cog.outl("```console\n$ " + " ".join(("usertwin", *words, "--help")) + f"\n{done.stdout.rstrip()}\n```\n")
 

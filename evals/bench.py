@@ -10,13 +10,12 @@ import asyncio
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,34 +33,21 @@ from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_sc
 from usertwin.simulator.engine import cores, start_engine
 from usertwin.simulator.models import local_file
 
+from .bench_memory import memory_part
 from .demo import SPEAKER
+from .figures import Figure, figure, timed
 
-_PACKAGES = ("usertwin", "xllamacpp", "torch", "transformers", "langgraph", "langchain-openai", "openevals", "faiss-cpu")
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A measured figure: its median, its quartiles, and how many measurements it rests on."""
-
-    value: float
-    unit: str
-    low: float
-    high: float
-    n: int
-    against: str
-
-
-def figure(values: list[float], unit: str, against: str) -> Figure:
-    """The median of some measurements, with their quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return Figure(middle, unit, low, high, len(values), against)
-
-
-def timed(work: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+_PACKAGES = (
+    "usertwin",
+    "xllamacpp",
+    "torch",
+    "transformers",
+    "langgraph",
+    "langchain-openai",
+    "openevals",
+    "faiss-cpu",
+    "langchain-community",
+)
 
 
 # Each part yields (name, figure) -------------------------------------------------------------------------------------
@@ -90,6 +76,7 @@ def twin_part() -> Iterator[tuple[str, Figure]]:
         turns, rates, cached = list[float](), list[float](), list[float]()
         messages = [{"role": "assistant", "content": "Hey, how is your day going?"}]
         asked = _recorded_prompts(user)
+        user.leaving = None  # it is to talk on
         for turn in range(24):
             asked.clear()
             began = time.perf_counter()
@@ -205,7 +192,7 @@ def simulate_part() -> Iterator[tuple[str, Figure]]:
         recipe = Recipe("chitchat", SPEAKER, "none", 1, 200, None, 6, embedder.name, None, None, 0)
         asyncio.run(learn("bench", log, recipe, embedder=embedder, home=home))
         user = SimulatedUser.load("bench", home=home, model=ChatModel("scripted:bench", chat), embedder=embedder)
-        user.ending = None
+        user.ending = user.leaving = None
         theirs = create_llm_simulated_user(system="You want a number.", client=chat)
         ratios: list[float] = []
         for _ in range(9):
@@ -221,6 +208,7 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
     "twin": twin_part,
     "recon": recon_part,
     "simulate": simulate_part,
+    "memory": memory_part,
 }
 
 

@@ -172,8 +172,10 @@ def _other_person(user: SimulatedUser, folder: Path, embedder: Embedder, stack: 
 def _recall_all(user: SimulatedUser, other: TripleStore | None, pairs: Sequence[Pair], seed: int) -> list[Turnwise]:
     """For each turn, what each arm is shown. An arm that has nothing to show anywhere is left out."""
     times = [pair.when for pair in pairs]
-    own = user.store.recall_many(pairs, user.k, before=times, with_trace=True)
-    theirs = None if other is None else other.recall_many(pairs, user.k, before=times if user.record.dated else None)
+    own = user.store.recall_many(pairs, user.k, before=times, with_trace=True, ranking=user.ranking)
+    theirs = None
+    if other is not None:
+        theirs = other.recall_many(pairs, user.k, before=times if user.record.dated else None, ranking=user.ranking)
     found: list[Turnwise] = []
     for number, pair in enumerate(pairs):
         recalled = [r.triple for r in own[number]]

@@ -116,6 +116,7 @@ class Database:
             if not self.path.exists() or self.path.stat().st_size == 0:
                 self._make(State(uuid4().hex, embedder, int(dimension())))
             self._holds = holds(folder)
+            self._frozen: tuple[Any, ...] | None = None
             self.connection = self._connect()
             try:
                 self._read_meta(embedder)
@@ -142,7 +143,9 @@ class Database:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA secure_delete=ON")  # what was removed is overwritten
             return connection
+        # Without the right to write, SQLite cannot join the log of a writer that is yet to come: see `snapshot`.
         how = "mode=ro" if log_bytes(self.folder) else "immutable=1"
+        self._frozen = self._on_disk() if how == "immutable=1" else None
         return sqlite3.connect(
             f"{self.path.absolute().as_uri()}?{how}", uri=True, check_same_thread=False, isolation_level=None
         )
@@ -186,12 +189,27 @@ class Database:
         if self.connection.in_transaction:
             yield
             return
+        if self._frozen is not None and self._frozen != self._on_disk():
+            self.connection.close()
+            self.connection = self._connect()
+            self._version = -1
         self.connection.execute("BEGIN")
         try:
             yield
         finally:
             if self.connection.in_transaction:  # else SQLite has ended it, after an error
                 self.connection.execute("COMMIT")
+
+    def _on_disk(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """What changes when somebody writes."""
+        found: list[tuple[int, int, int] | None] = []
+        for path in (self.path, self.folder / "memory.sqlite-wal"):
+            try:
+                stat = path.stat()
+                found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+            except OSError:
+                found.append(None)
+        return tuple(found)
 
     def _data_version(self) -> int:
         return int(self.connection.execute("PRAGMA data_version").fetchone()[0])

@@ -46,6 +46,8 @@ _RECALL, _SAMPLED_QUERIES = 0.97, 200
 #: If no more than this share of the triples may be seen, or so few of them, these are compared one by one.
 _EXACT_SHARE, _EXACT_COUNT = 0.05, 5000
 _CANDIDATES, _MOST_EFFORT, _BLOCK = 1000, 4096, 50_000
+#: Of so many equally similar embeddings the latest are found; openings are often the same.
+_TIES = 64
 _TRAILER = struct.Struct("<QQ16s8s")
 _MAGIC = b"usertwin"
 
@@ -73,11 +75,16 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """Which memory an index belongs to, and when it was made (see `database.State`)."""
+    """Which memory an index belongs to, and which state of it (see `database.State`).
+
+    `last` is the greatest number in it, and `witness` the checksum of that triple: copies of a memory that went on apart differ
+    in it.
+    """
 
     memory: str
     removals: int
     last: int
+    witness: int
     count: int
     dimension: int
 
@@ -204,13 +211,14 @@ class VectorIndex:
         import numpy as np
 
         before, after = (None, None) if allowed is None else (allowed[: self._base_count], allowed[self._base_count :])
-        positions, similarities = self._search_base(queries, k, before)
+        wide = max(k, _TIES) if k > 0 else 0
+        positions, similarities = self._search_base(queries, wide, before)
         if self._tail:
             tail = self._whole_tail()
             near = queries @ tail.T
             if after is not None:
                 near[:, ~after] = -np.inf
-            best = np.argpartition(-near, min(k, near.shape[1] - 1), axis=1)[:, :k]
+            best = np.argpartition(-near, min(wide, near.shape[1] - 1), axis=1)[:, :wide]
             scores = np.take_along_axis(near, best, 1)
             places = np.where(np.isneginf(scores), -1, best + self._base_count)
             positions, similarities = np.hstack([positions, places]), np.hstack([similarities, scores])
@@ -218,7 +226,7 @@ class VectorIndex:
         found: list[tuple[list[int], list[float]]] = []
         for row, scores in zip(positions, similarities, strict=True):
             row, scores = row[row >= 0], scores[row >= 0]
-            order = np.lexsort((-moments[row], -scores))[:k]  # of equally similar ones the latest first
+            order = np.lexsort((-moments[row], -scores.round(6)))[:k]  # of equally similar ones the latest first
             found.append((row[order].tolist(), np.clip(scores[order], -1.0, 1.0).tolist()))
         return found
 
@@ -261,14 +269,14 @@ class VectorIndex:
 
     # The file --------------------------------------------------------------------------------------------------------
 
-    def write(self, path: Path, memory: str, removals: int) -> None:
+    def write(self, path: Path, memory: str, removals: int, witness: int) -> None:
         """Write the index, which must have no tail, atomically."""
         import faiss
 
         partial = path.with_name(path.name + ".partial")
         columns = self.columns.tobytes()
         last = int(self.columns["number"][-1]) if len(self) else 0
-        stamp = Stamp(memory, removals, last, len(self), self.dimension)
+        stamp = Stamp(memory, removals, last, witness, len(self), self.dimension)
         known = json.dumps({"stamp": asdict(stamp), "tuning": asdict(self.tuning)}).encode()
         try:
             faiss.write_index(self._base, str(partial))

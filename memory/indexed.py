@@ -7,6 +7,7 @@ itself that it is too old; it is then brought up to date, or built again, from S
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,10 +61,20 @@ class IndexedDatabase:
                 self.database.refresh()
                 self.index = self._open_index()
             if alone or (self._stale and self._may_write()):
-                self.save()
+                self._save_if_possible()
         except BaseException:
             self.database.close()
             raise
+
+    def _save_if_possible(self) -> None:
+        """Save what was mended; a memory whose index cannot be written can still be used."""
+        try:
+            self.save()
+        except (OSError, RuntimeError, sqlite3.OperationalError) as error:
+            _LOG.warning(
+                "%s: what was mended could not be written (%s); the next to open it will try again", self.folder, error
+            )
+            self.database.lock.release()
 
     @property
     def state(self) -> State:
@@ -90,6 +101,8 @@ class IndexedDatabase:
                 raise UnusableIndexError("is of another memory")
             if stamp.removals != self.state.removals:
                 raise UnusableIndexError("still has what was removed")
+            if stamp.witness != self._witness(stamp.last):
+                raise UnusableIndexError("is of another copy of this memory")
             self._catch_up(index, stamp.last)
             if len(index) != self.state.count:
                 raise UnusableIndexError("does not match the database")
@@ -101,6 +114,10 @@ class IndexedDatabase:
             self._stale = True
             _LOG.warning("%s %s; it was built again from %d triples", self.index_path, error, self.state.count)
             return self._built()
+
+    def _witness(self, number: int) -> int:
+        found = self.database.connection.execute("SELECT checksum FROM triples WHERE number = ?", (number,)).fetchone()
+        return int(found[0]) if found else 0
 
     @property
     def _longest_tail(self) -> int:
@@ -153,14 +170,15 @@ class IndexedDatabase:
 
     def save(self) -> None:
         """Write the index if need be, remove what was deleted from both files, and let other processes write."""
-        if not self.database.lock.held:
+        if not self.database.lock.held and not (self.state.unswept and self._may_write()):
             return
         self.begin()
         if self._stale or self._alive is not None or self.index.tail_count > self._longest_tail:
             if self._alive is not None or self.index.tail_count:
                 self.index, self._alive = self._built(), None
                 self._traced = self._words = None
-            self.index.write(self.index_path, self.state.memory, self.state.removals)
+            last = int(self.index.columns["number"][-1]) if len(self.index) else 0
+            self.index.write(self.index_path, self.state.memory, self.state.removals, self._witness(last))
             self._stale = False
             if self.index.tuning.kind != "flat":
                 self.index = VectorIndex.open(self.index_path)[0]  # mapped, without the slack of building

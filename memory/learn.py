@@ -35,6 +35,7 @@ from usertwin.personas.pairs import check_speaker, pairs_of_log
 from .embed import Embedder
 from .ending import learn_ending
 from .leaving import learn_leaving
+from .lock import WriterLock
 from .recon import synthesize
 from .sampling import ChatModel
 from .scoring import Scorer
@@ -202,6 +203,9 @@ def _work_folder(name: str, target: Path, recipe: Recipe, split: Split, overwrit
             TwinRecord.load(target)  # a damaged twin is said to be damaged
             raise TwinError(f'there is a twin "{name}" in {target.parent} already; choose another name, or pass --overwrite')
     work = target.parent / f".{name}.partial"
+    for folder in (target, work):
+        if folder.exists():  # nothing is replaced that somebody is writing
+            WriterLock(folder, wait=0.0).check()
     if not _begun(work, recipe, split, embedder):
         shutil.rmtree(work, ignore_errors=True)
         with _writable(target.parent):

@@ -46,6 +46,11 @@ class WriterLock:
                     f"{self._folder}: {self._who()} is writing in this memory; wait until it has finished, or stop it"
                 )
 
+    def check(self) -> None:
+        """TwinError that says who holds the lock, if somebody does."""
+        self.acquire()
+        self.release()
+
     def try_acquire(self) -> bool:
         """Take the lock if it is free; whether it is held now."""
         return self.held or self._take(0)

@@ -28,6 +28,7 @@ from usertwin.memory import (
 )
 from usertwin.memory.ending import EndingModel
 from usertwin.memory.leaving import NEIGHBOURS, Leaving, share_of_leavings
+from usertwin.memory.ranking import SIMILARITY, Ranking
 from usertwin.memory.transcript import flat
 from usertwin.memory.twin import ENDING, LEAVING
 from usertwin.personas import Pair, Persona, Turn, TwinError, as_conversation
@@ -74,6 +75,7 @@ class SimulatedUser:
         ending: when it leaves with a last word; None if it never does.
         leaving: when it leaves without another word; None if it never does.
         k: how many triples it recalls for a turn.
+        ranking: what counts for that besides similarity, and how much text they may be.
         seed: for the sampler; together with the turn's number it fixes what a local model says.
     """
 
@@ -86,10 +88,11 @@ class SimulatedUser:
         ending: EndingModel | None = None,
         leaving: Leaving | None = None,
         k: int = DEFAULT_K,
+        ranking: Ranking = SIMILARITY,
         seed: int = 0,
     ) -> None:
         self.record, self.store, self.model, self.k, self.seed = record, store, model, k, seed
-        self.ending, self.leaving = ending, leaving
+        self.ending, self.leaving, self.ranking = ending, leaving, ranking
         self._graph: Graph | None = None
 
     @classmethod
@@ -102,6 +105,7 @@ class SimulatedUser:
         style: Style | None = None,
         embedder: Embedder | None = None,
         k: int = DEFAULT_K,
+        ranking: Ranking = SIMILARITY,
         seed: int = 0,
     ) -> Self:
         """Open a twin that was learned before.
@@ -113,6 +117,7 @@ class SimulatedUser:
             style: how to prompt the model, if not in its usual way.
             embedder: the embedding model its memory was made with, if it is not to be loaded by its name.
             k: how many triples to recall for a turn.
+            ranking: what counts for that besides similarity, and how much text they may be.
             seed: for the sampler.
 
         Raises:
@@ -124,7 +129,7 @@ class SimulatedUser:
         store = TripleStore(folder, embedder or load_embedder(record.recipe.embedder), create=False)
         chat = load_model(model, style=style) if isinstance(model, str) else model
         ending, leaving = EndingModel.load(folder / ENDING), Leaving.load(folder / LEAVING)
-        return cls(record, store, chat, ending=ending, leaving=leaving, k=k, seed=seed)
+        return cls(record, store, chat, ending=ending, leaving=leaving, k=k, ranking=ranking, seed=seed)
 
     @property
     def name(self) -> str:
@@ -197,7 +202,7 @@ class SimulatedUser:
 
     async def _recall(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         query = self._query(state)
-        found = await asyncio.to_thread(self.store.recall, query, self.k, with_trace=True)
+        found = await asyncio.to_thread(self.store.recall, query, self.k, with_trace=True, ranking=self.ranking)
         update = {"usage": asdict(Usage()), "done": False, "leaving": 0.0}
         if self.leaving is not None and any(turn.speaker == query.speaker for turn in query.context):
             near = await asyncio.to_thread(self.store.recall, query, NEIGHBOURS, left=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -45,6 +46,7 @@ from usertwin.personas import (
 
 WORDS = ("tired", "happy", "curious", "in a hurry", "unsure", "polite", "cold", "hungry")
 ONE = recipe(candidates=1)  # one call a triple
+NONE = recipe(method="none", model=None, scorer=None)
 
 
 class Steady(BaseChatModel):
@@ -509,3 +511,18 @@ def test_a_home_that_cannot_be_one_is_told_with_the_way_out(log: ChatLog, tmp_pa
     (tmp_path / "file").write_text("", "utf-8")
     with pytest.raises(TwinError, match=r"file: twins cannot be kept there .*--home"):
         run("ann", log, recipe(method="none"), home=tmp_path / "file")
+
+
+@pytest.mark.parametrize("place", ["ann", ".ann.partial"])
+def test_nothing_is_replaced_that_somebody_is_writing(log: ChatLog, place: str) -> None:
+    asyncio.run(learn("ann", log, NONE, embedder=FakeEmbedder()))
+    folder = twin_folder("ann")
+    if place != "ann":
+        shutil.copytree(folder, folder.parent / place)
+    with TripleStore(folder.parent / place, FakeEmbedder()) as store:
+        store.delete([next(store.triples()).id])  # from here on it is the writer
+        with pytest.raises(TwinError, match=r"process \d+ .* is writing in this memory"):
+            asyncio.run(learn("ann", log, replace(NONE, seed=5), embedder=FakeEmbedder(), overwrite=True))
+        assert len(store) == 41
+    asyncio.run(learn("ann", log, replace(NONE, seed=5), embedder=FakeEmbedder(), overwrite=True))
+    assert len(memory("ann")) == 42

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,13 @@ def folder(tmp_path: Path) -> Path:
     with TripleStore(tmp_path / "memory", EMBEDDER) as store:
         store.add(triples(*range(40)))
     return tmp_path / "memory"
+
+
+def changed(folder: Path, *statements: str) -> None:
+    """Change the database as no part of usertwin does."""
+    with closing(sqlite3.connect(folder / "memory.sqlite")) as database, database:
+        for statement in statements:
+            database.execute(statement)
 
 
 def brute_force(known: Sequence[Triple], query: Pair, k: int, before: float | None) -> list[float]:
@@ -259,8 +267,13 @@ def test_of_a_batch_that_the_database_refuses_nothing_is_added(folder: Path) -> 
 
 
 def test_a_query_of_the_wrong_dimension_is_a_clear_error(folder: Path) -> None:
-    with TripleStore(folder, EMBEDDER) as store, pytest.raises(TwinError, match="does not fit a memory of dimension 64"):
-        store.recall_vector(np.ones(63, np.float32), "now")
+    changed = FakeEmbedder(63)
+    changed.name = EMBEDDER.name  # a model that is not what it was, under the name that it had
+    with (
+        TripleStore(folder, changed) as store,
+        pytest.raises(TwinError, match=r"\(63,\) does not fit a memory of dimension 64"),
+    ):
+        store.recall(pair(99), 3)
 
 
 # Another model, another version ------------------------------------------------------------------------------------------
@@ -274,9 +287,8 @@ def test_a_memory_made_with_another_embedding_model_is_refused_by_both_names(fol
 
 
 def test_a_memory_of_a_newer_format_is_refused_with_the_way_out(folder: Path) -> None:
-    with sqlite3.connect(folder / "memory.sqlite") as database:
-        database.execute("UPDATE meta SET value = '2' WHERE key = 'format'")
-    with pytest.raises(TwinError, match=r"has format 2, and this version of usertwin reads 1; upgrade usertwin"):
+    changed(folder, "UPDATE meta SET value = '3' WHERE key = 'format'")
+    with pytest.raises(TwinError, match=r"has format 3, and this version of usertwin reads 2; upgrade usertwin"):
         TripleStore(folder, EMBEDDER)
 
 
@@ -319,14 +331,37 @@ def test_a_missing_or_damaged_index_is_built_again(
     assert caplog.records == []  # closing has written it
 
 
-def test_an_index_of_an_earlier_time_is_built_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_index_from_before_triples_were_added_is_caught_up(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     old = (folder / "memory.faiss").read_bytes()
     with TripleStore(folder, EMBEDDER) as store:
         store.add(triples(40, 41))
+    new = (folder / "memory.faiss").read_bytes()
     (folder / "memory.faiss").write_bytes(old)
     with TripleStore(folder, EMBEDDER) as store:
-        assert "it was built again from 42 triples" in caplog.text
         assert len(store.recall(pair(99), 99)) == 42
+        assert store.recall(pair(41, "now"), 1)[0].triple == Triple(pair(41))
+    assert caplog.records == []
+    assert (folder / "memory.faiss").read_bytes() == new
+
+
+def test_an_index_from_before_a_triple_was_deleted_is_built_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old = (folder / "memory.faiss").read_bytes()
+    with TripleStore(folder, EMBEDDER) as store:
+        store.delete([Triple(pair(7)).id])
+        store.add(triples(40))  # as many as before
+    (folder / "memory.faiss").write_bytes(old)
+    with TripleStore(folder, EMBEDDER) as store:
+        assert "still has what was removed; it was built again from 40 triples" in caplog.text
+        assert {r.triple.pair.position for r in store.recall(pair(99), 99)} == {*range(41)} - {7}
+
+
+def test_the_index_of_another_memory_is_not_taken(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with TripleStore(tmp_path / "other", EMBEDDER) as store:
+        store.add(triples(*range(100, 140)))
+    shutil.copy(tmp_path / "other" / "memory.faiss", folder)
+    with TripleStore(folder, EMBEDDER) as store:
+        assert "is of another memory; it was built again from 40 triples" in caplog.text
+        assert {r.triple.pair.position for r in store.recall(pair(99), 99)} == {*range(40)}
 
 
 def all_of(folder: str) -> list[Triple] | TwinError:
@@ -343,7 +378,7 @@ def crashed(folder: Path, *numbers: int) -> None:
     """Add triples as a process does that is killed before it saves."""
     store = TripleStore(folder, EMBEDDER)
     store.add(triples(*numbers))
-    store._database.close()
+    store._memory.database.close()
 
 
 def test_triples_added_by_a_process_that_was_killed_are_recalled(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -351,7 +386,10 @@ def test_triples_added_by_a_process_that_was_killed_are_recalled(folder: Path, c
     with TripleStore(folder, EMBEDDER) as store:
         assert len(store.recall(pair(99), 99)) == len(store) == 42
         assert store.recall(pair(41, "now"), 1)[0].triple == Triple(pair(41))
-    assert "it was built again from 42 triples" in caplog.text
+    assert "the last writer did not close it; all 42 triples are whole" in caplog.text
+    caplog.clear()
+    TripleStore(folder, EMBEDDER).close()
+    assert caplog.records == []
 
 
 def test_a_memory_whose_first_process_was_killed_is_usable(tmp_path: Path) -> None:
@@ -370,11 +408,16 @@ def test_an_index_half_written_by_a_killed_process_is_not_looked_at(folder: Path
 def test_two_stores_on_one_folder_lose_nothing(folder: Path) -> None:
     one, two = TripleStore(folder, EMBEDDER), TripleStore(folder, EMBEDDER)
     one.add(triples(40))
+    assert two.recall(pair(40, "now"), 1)[0].triple == Triple(pair(40))  # the one reads while the other writes
+    one.save()
     two.add(triples(41))
+    two.set_traces([Triple(pair(40), "likes trains")])
     two.close()
-    one.close()  # writes an index that does not know what the other has added
+    one.add(triples(41, 42))  # knows what the other has added
+    one.close()
     with TripleStore(folder, EMBEDDER) as store:
-        assert len(store.recall(pair(99), 99)) == len(store) == 42
+        assert len(store.recall(pair(99), 99)) == len(store) == 43
+        assert store.recall(pair(40, "now"), 1)[0].triple.reasoning == "likes trains"
 
 
 @settings(max_examples=40)
@@ -418,35 +461,73 @@ def test_a_lost_or_foreign_database_beside_an_index_is_a_clear_error(folder: Pat
             TripleStore(folder, EMBEDDER)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "UPDATE triples SET context = '[[' WHERE position = 3",
-        "UPDATE triples SET context = '[[1, 2, 3, 4, 5, 6, 7]]' WHERE position = 3",
-        "UPDATE triples SET provenance = '{\"who\": 1}' WHERE position = 3",
-        "UPDATE triples SET provenance = '[' WHERE position = 3",
-    ],
-)
-def test_a_damaged_row_is_a_clear_error_when_it_is_read(folder: Path, damage: str) -> None:
-    with sqlite3.connect(folder / "memory.sqlite") as database:
-        database.execute(damage)
+DAMAGE = [
+    "UPDATE triples SET context = '[[' WHERE position = 3",
+    "UPDATE triples SET context = '[[1, 2, 3, 4, 5, 6, 7]]' WHERE position = 3",
+    "UPDATE triples SET provenance = '{\"who\": 1}' WHERE position = 3",
+    "UPDATE triples SET provenance = '[' WHERE position = 3",
+    "UPDATE triples SET action = 'what was never said' WHERE position = 3",
+    "UPDATE triples SET moment = moment + 1 WHERE position = 3",
+    "UPDATE triples SET role = 'other' WHERE position = 3",
+    "UPDATE triples SET reasoning = 'what was never thought' WHERE position = 3",
+    "UPDATE triples SET embedding = zeroblob(256) WHERE position = 3",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_row_damaged_while_the_memory_is_open_is_a_clear_error_when_it_is_read(folder: Path, damage: str) -> None:
     with TripleStore(folder, EMBEDDER) as store:
+        changed(folder, damage)
         with pytest.raises(TwinError, match="the memory is damaged"):
             list(store.triples())
         with pytest.raises(TwinError, match="the memory is damaged"):
             store.recall(pair(3, "now"), 1)
+        assert store.recall(pair(4, "now"), 1)[0].triple == Triple(pair(4))  # the others are none the worse for it
+        assert store.problems()[0] == "1 of 40 triples are not what was written"
 
 
-@pytest.mark.parametrize("lengths", [(0, 0), (3, 3), (63 * 4, 64 * 4), (63 * 4, 65 * 4)])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_row_is_noticed_when_a_memory_is_opened_that_was_not_closed(folder: Path, damage: str) -> None:
+    crashed(folder, 40)
+    changed(folder, damage)
+    with pytest.raises(TwinError, match="the memory is damaged: 1 of 41 triples are not what was written"):
+        TripleStore(folder, EMBEDDER)
+
+
+def test_a_row_changed_in_a_closed_memory_is_noticed_when_it_is_opened(folder: Path) -> None:
+    changed(folder, DAMAGE[-1])
+    with pytest.raises(TwinError, match=r"the memory is damaged: memory\.sqlite is not as it was closed"):
+        TripleStore(folder, EMBEDDER)
+
+
+LENGTHS = [(0, 0), (3, 3), (63 * 4, 64 * 4), (63 * 4, 65 * 4)]
+
+
+def cut(folder: Path, lengths: tuple[int, int]) -> None:
+    """Give the first two embeddings these lengths."""
+    places = enumerate(lengths)
+    changed(folder, *(f"UPDATE triples SET embedding = zeroblob({n}) WHERE position = {place}" for place, n in places))
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
 def test_an_embedding_of_the_wrong_length_is_a_clear_error_when_the_index_is_lost(
     folder: Path, lengths: tuple[int, int]
 ) -> None:
     (folder / "memory.faiss").unlink()
-    with sqlite3.connect(folder / "memory.sqlite") as database:
-        for position, length in enumerate(lengths):
-            database.execute("UPDATE triples SET embedding = ? WHERE position = ?", (bytes(length), position))
-    with pytest.raises(TwinError, match="the memory is damaged: an embedding has the wrong length"):
+    cut(folder, lengths)
+    with pytest.raises(TwinError, match="the memory is damaged"):
         TripleStore(folder, EMBEDDER)
+    (folder / "memory.seal").unlink()
+    with pytest.raises(TwinError, match="the memory is damaged: 2 of 40 triples are not what was written"):
+        TripleStore(folder, EMBEDDER)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_an_embedding_of_the_wrong_length_is_not_built_into_an_index(folder: Path, lengths: tuple[int, int]) -> None:
+    with TripleStore(folder, EMBEDDER) as store:
+        cut(folder, lengths)
+        with pytest.raises(TwinError, match=r"the memory is damaged .*an embedding has the wrong length"):
+            store.rebuild()
 
 
 @pytest.mark.parametrize("name", ["memory.sqlite", "memory.faiss"])

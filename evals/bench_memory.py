@@ -1,0 +1,384 @@
+"""Figures of the memory: `make bench ONLY=memory`. 100,000 triples here, a million in bench_large.py, kills in bench_kills.py.
+
+The one design choice: whatever is not the memory's own work (embedding, making up triples) is done before the clock runs, so
+that each ratio compares the memory with the bare library that does the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from usertwin.memory import (
+    Embedder,
+    FakeEmbedder,
+    Provenance,
+    Triple,
+    TripleStore,
+    TwinRecord,
+    existing_twin,
+    learn,
+    list_twins,
+)
+from usertwin.memory import rows as table
+from usertwin.memory.embed import query_text
+from usertwin.personas import ChatLog, ModelError, Pair, Turn, load_chitchat
+from usertwin.personas.pairs import pairs_of
+from usertwin.simulator import load_embedder
+from usertwin.simulator.weights import cache_folder
+
+from .bench_kills import killed, killed_in_save, killed_in_save_langchain, quiet, small_log, small_recipe
+from .bench_large import Prepared, kinds_part, large_part, units
+from .figures import Figure, figure, in_child, in_turn, one_figure, ratios, timed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vectors = NDArray[np.float32]
+
+K = 8
+_LANGCHAIN = "LangChain's FAISS vector store (langchain-community), the same embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of everything is measured; smaller ones only show that the benchmark runs."""
+
+    dimension: int = 384
+    flat: int = 100_000
+    appended: int = 1000
+    recalls: int = 40
+    opens: int = 15
+    appends: int = 9
+    saves: int = 5
+    kinds: int = 200_000
+    large: int = 1_000_000
+    chunk: int = 20_000
+    real: int = 19_000
+    queries: int = 500
+    timed_queries: int = 100
+    resident_recalls: int = 200
+    kills: int = 200
+    save_kills: int = 10
+    twins: int = 10_000
+
+
+def memory_part(sizes: Sizes | None = None, real: Callable[[int], Vectors] | None = None) -> Iterator[tuple[str, Figure]]:
+    """All figures of the memory.
+
+    Args:
+        sizes: how much of everything.
+        real: gives so many different embeddings of real contexts.
+    """
+    try:
+        import langchain_community.vectorstores  # noqa: F401 # pyright: ignore[reportUnusedImport]
+    except ImportError:
+        message = "memory.search_vs_langchain compares with LangChain's vector store; run: pip install langchain-community"
+        raise ModelError(message) from None
+    sizes = sizes or Sizes()
+    with quiet(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        yield from _flat_part(folder / "flat", sizes)
+        shutil.rmtree(folder / "flat")
+        yield from _twins_part(folder / "twins", sizes)
+        yield from _kills_part(folder / "kills", sizes)
+        embeddings = (real or real_embeddings)(sizes.real + sizes.queries)
+        yield from kinds_part(folder / "kinds", embeddings, sizes)
+        yield from large_part(folder / "real", embeddings, sizes)
+        yield from large_part(folder / "random", None, sizes)
+
+
+def real_embeddings(count: int, embedder: Embedder | None = None, log: ChatLog | None = None) -> Vectors:
+    """Embeddings of the contexts of a log (the built-in one), no text twice; computed once, then kept in the user's cache."""
+    import numpy as np
+
+    embedder = embedder or load_embedder()
+    kept = cache_folder() / "bench" / f"chitchat-{embedder.name.replace(':', '-')}-{count}.npy"
+    if not kept.is_file():
+        talks = [
+            (talk, speaker)
+            for talk in (log or load_chitchat()).conversations
+            for speaker in dict.fromkeys(t.speaker for t in talk.turns)
+        ]
+        texts = list(dict.fromkeys(query_text(pair) for talk, speaker in talks for pair in pairs_of(talk, speaker)))
+        random.Random(0).shuffle(texts)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = kept.with_suffix(".partial.npy")
+        np.save(unfinished, embedder.embed(texts[:count]))
+        unfinished.replace(kept)
+    return np.load(kept)
+
+
+# 100,000 triples -----------------------------------------------------------------------------------------------------
+
+
+def made_up(start: int, count: int) -> list[Triple]:
+    """Triples as long as real ones: six turns of about twelve words before an action of about ten, and why."""
+    rng = random.Random(start)
+    words = ["".join(rng.choices("abcdefghijklmnoprstuvw", k=rng.randint(2, 8))) for _ in range(3000)]
+    provenance = Provenance("recon", "bench", "bench", "1", 0, 4, {})
+
+    def some(length: int) -> str:
+        return " ".join(rng.choices(words, k=length + rng.randint(-4, 4)))
+
+    def one(number: int) -> Triple:
+        turns = tuple(Turn(f"speaker {place % 2}", "user", some(12)) for place in range(6))
+        pair = Pair("speaker 0", turns, some(10), "", f"talk-{number // 10}", number % 10, float(number))
+        return Triple(pair, some(15), 0.1, provenance)
+
+    return [one(number) for number in range(start, start + count)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Flat:
+    """The memory of 100,000 triples, and what is compared with it."""
+
+    folder: Path
+    sizes: Sizes
+    rng: np.random.Generator
+    embedder: Prepared
+    triples: list[Triple]
+    vectors: Vectors
+
+    @property
+    def memory(self) -> Path:
+        return self.folder / "memory"
+
+    def open(self) -> TripleStore:
+        return TripleStore(self.memory, self.embedder, create=False)
+
+    def query(self) -> Pair:
+        """A new present moment, whose vector the embedder has ready."""
+        self.embedder.vector = units(self.rng, 1, self.sizes.dimension)[0]
+        return Pair("speaker 0", (Turn("speaker 1", "user", "and now?"),), "", "", "now", 0, 0.0)
+
+    def more(self, number: int) -> tuple[list[Triple], Vectors]:
+        """New triples that were never added before, with embeddings; a different `number` gives others."""
+        sizes = self.sizes
+        triples = made_up(sizes.flat + (number + 1) * sizes.appended, sizes.appended)
+        return triples, units(self.rng, sizes.appended, sizes.dimension)
+
+
+def _flat_part(folder: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    vectors = units(rng, sizes.flat, sizes.dimension)
+    flat = _Flat(folder, sizes, rng, Prepared(sizes.dimension), made_up(0, sizes.flat), vectors)
+    with TripleStore(flat.memory, flat.embedder) as store:
+        store.add(flat.triples, vectors)
+    yield from _recall(flat)
+    yield from _open(flat)
+    yield from _append(flat)
+    yield from _langchain(flat)
+
+
+def _recall(flat: _Flat) -> Iterator[tuple[str, Figure]]:
+    """The whole of a recall against a search of the same index that gives positions only."""
+    import faiss
+
+    index: Any = faiss.read_index(str(flat.memory / "memory.faiss"))
+    threads, half = faiss.omp_get_max_threads(), flat.sizes.flat / 2
+    with flat.open() as store:
+
+        def recall(before: float | None) -> float:
+            query = flat.query()
+            return timed(lambda: store.recall(query, K, before=before))
+
+        def search(threads: int, _: int) -> float:
+            vector = flat.embedder.vector[None]
+            faiss.omp_set_num_threads(threads)
+            return timed(lambda: index.search(vector, K))
+
+        # Two rounds: threads that FAISS has just used still spin for a moment, and would slow whatever comes next.
+        found: list[list[list[float]]] = []
+        for number in (threads, 1):
+            sides: list[Callable[[int], float]] = [lambda _: recall(None), lambda _: recall(half), partial(search, number)]
+            in_turn(3, *sides)
+            found.append(in_turn(flat.sizes.recalls, *sides))
+        faiss.omp_set_num_threads(threads)
+    yield "memory.recall_100k_ms", figure([1000 * s for s in found[0][0]], "ms", f"{flat.sizes.flat} triples, k = {K}")
+    for (whole, past, bare), end, how in zip(
+        found, ("", "_one_thread"), ("as it comes", "told to use one thread"), strict=True
+    ):
+        against = f"bare FAISS search, {how}"
+        yield f"memory.recall_100k_vs_faiss{end}", figure(ratios(whole, bare), "ratio", f"{against} (bar: 1.3)")
+        yield f"memory.recall_100k_before_vs_faiss{end}", figure(ratios(past, bare), "ratio", f"{against}; ours sees half")
+
+
+def _open(flat: _Flat) -> Iterator[tuple[str, Figure]]:
+    """To open a memory against to read its index file."""
+    import faiss
+
+    def ours(_: int) -> float:
+        opened: list[TripleStore] = []
+        seconds = timed(lambda: opened.append(flat.open()))
+        opened[0].close()
+        return seconds
+
+    file = str(flat.memory / "memory.faiss")
+    mine, read = in_turn(flat.sizes.opens, ours, lambda _: timed(lambda: faiss.read_index(file)))
+    yield "memory.open_100k_s", figure(mine, "s", "bar: 1 s")
+    yield "memory.open_100k_vs_read", figure(ratios(mine, read), "ratio", "faiss.read_index of its index file (bar: 2)")
+
+
+def _append(flat: _Flat) -> Iterator[tuple[str, Figure]]:
+    """To add triples against to insert the same rows into a plain table that already has as many."""
+    plain = _plain_table(flat.folder / "plain.sqlite", flat.memory / "memory.sqlite")
+    with flat.open() as store:
+        rounds = [flat.more(number) for number in range(flat.sizes.appends)]
+
+        def ours(number: int) -> float:
+            return timed(lambda: store.add(*rounds[number]))
+
+        def theirs(number: int) -> float:
+            rows = [(None, *table.encode(triple, vector.tobytes())) for triple, vector in zip(*rounds[number], strict=True)]
+            return timed(lambda: _insert(plain, rows))
+
+        def one(number: int) -> float:
+            triples, vectors = flat.more(100 + number)
+            return 1000 * timed(lambda: store.add(triples[:1], vectors[:1]))
+
+        mine, inserted = in_turn(flat.sizes.appends, ours, theirs)
+        [singles] = in_turn(flat.sizes.appends, one)
+    plain.close()
+    against = f"the same {flat.sizes.appended} rows inserted into SQLite in one transaction (bar: 2)"
+    yield "memory.append_vs_sqlite", figure(ratios(mine, inserted), "ratio", against)
+    yield "memory.append_1k_ms", figure([1000 * s for s in mine], "ms", f"{flat.sizes.appended} triples, embeddings given")
+    yield "memory.append_commit_ms", figure(singles, "ms", "one triple, on disk when acknowledged")
+
+
+def _plain_table(path: Path, memory: Path) -> sqlite3.Connection:
+    """A table with the same columns and rows, and nothing else."""
+    plain = sqlite3.connect(path, isolation_level=None)
+    plain.execute("PRAGMA journal_mode=WAL")
+    plain.execute("PRAGMA synchronous=FULL")
+    plain.execute("ATTACH ? AS memory", (str(memory),))
+    columns = [f"{name} {kind}" for _, name, kind, *_ in plain.execute("PRAGMA memory.table_info(triples)")]
+    plain.execute(f"CREATE TABLE triples ({columns[0]} PRIMARY KEY, {columns[1]} UNIQUE, {', '.join(columns[2:])})")
+    plain.execute("INSERT INTO main.triples SELECT * FROM memory.triples")
+    plain.execute("DETACH memory")
+    return plain
+
+
+def _insert(plain: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
+    plain.execute("BEGIN")
+    plain.executemany(table.INSERT, rows)
+    plain.execute("COMMIT")
+
+
+# Against the way most people would do it -----------------------------------------------------------------------------
+
+
+def langchain_row(triple: Triple) -> tuple[str, dict[str, Any]]:
+    """A triple as a text and its metadata."""
+    return query_text(triple.pair), asdict(triple)
+
+
+def _langchain(flat: _Flat) -> Iterator[tuple[str, Figure]]:
+    """To search, to open and to append, each in turn with LangChain's vector store; both are given the embeddings."""
+    from langchain_community.vectorstores import FAISS
+    from langchain_core.embeddings import FakeEmbeddings
+
+    embedding = FakeEmbeddings(size=flat.sizes.dimension)  # asked for nothing: all embeddings are given
+    documents = [langchain_row(triple) for triple in flat.triples]
+    texts, metadata = [text for text, _ in documents], [more for _, more in documents]
+    theirs: Any = FAISS.from_embeddings(list(zip(texts, flat.vectors, strict=True)), embedding, metadata)
+    saved = str(flat.folder / "langchain")
+    theirs.save_local(saved)
+
+    def search(_: int) -> float:
+        return timed(lambda: theirs.similarity_search_with_score_by_vector(flat.embedder.vector, k=K))
+
+    def load(_: int) -> float:
+        return timed(lambda: FAISS.load_local(saved, embedding, allow_dangerous_deserialization=True))
+
+    def opened(_: int) -> float:
+        stores: list[TripleStore] = []
+        seconds = timed(lambda: stores.append(flat.open()))
+        stores[0].close()
+        return seconds
+
+    def append(number: int) -> float:
+        triples, vectors = flat.more(1000 + number)
+        rows = [langchain_row(triple) for triple in triples]
+        pairs, more = list(zip([text for text, _ in rows], vectors, strict=True)), [metadata for _, metadata in rows]
+        return timed(lambda: (theirs.add_embeddings(pairs, more), theirs.save_local(saved)))
+
+    with flat.open() as store:
+
+        def recall(_: int) -> float:
+            query = flat.query()
+            return timed(lambda: store.recall(query, K))
+
+        ours_search, their_search = in_turn(flat.sizes.recalls, recall, search)
+    ours_open, their_open = in_turn(flat.sizes.saves, opened, load)
+    with flat.open() as store:
+
+        def add(number: int) -> float:
+            more = flat.more(1000 + number)
+            return timed(lambda: store.add(*more))
+
+        ours_add, their_add = in_turn(flat.sizes.saves, add, append)
+    yield "memory.search_vs_langchain", figure(ratios(ours_search, their_search), "ratio", _LANGCHAIN)
+    yield "memory.open_vs_langchain", figure(ratios(ours_open, their_open), "ratio", f"{_LANGCHAIN}, load_local")
+    against = f"{_LANGCHAIN}; {flat.sizes.appended} triples made durable, theirs by save_local"
+    yield "memory.append_vs_langchain", figure(ratios(ours_add, their_add), "ratio", against)
+    yield "memory.langchain_search_ms", figure([1000 * s for s in their_search], "ms", "LangChain's, for comparison")
+    yield "memory.langchain_open_s", figure(their_open, "s", "LangChain's, for comparison")
+    yield "memory.langchain_append_s", figure(their_add, "s", "LangChain's, for comparison")
+
+
+# Kills, and many twins -----------------------------------------------------------------------------------------------
+
+
+def _kills_part(folder: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
+    found = in_child(killed, str(folder / "learning"), sizes.kills, 0)
+    against = f"{sizes.kills} SIGKILLs while learning and appending"
+    yield "memory.lost_in_200_kills", one_figure(found["lost"], "triples", f"{against} (bar: 0)", found["acknowledged"])
+    more = "".join(f"; {sentence}" for sentence in found["unclean"][:3])
+    yield "memory.unclean_opens_after_200_kills", one_figure(len(found["unclean"]), "opens", against + more, sizes.kills)
+    against = f"share of {sizes.flat} acknowledged triples, killed at a random moment of a save"
+    for name, work in (("", killed_in_save), ("_langchain", killed_in_save_langchain)):
+        shares: list[float] = in_child(work, str(folder / f"saving{name}"), sizes.flat, sizes.dimension, sizes.save_kills)
+        mean = sum(shares) / len(shares)
+        yield f"memory.lost_when_killed_in_save{name}", Figure(mean, "share", min(shares), max(shares), len(shares), against)
+        shutil.rmtree(folder / f"saving{name}")
+
+
+def _twins_part(home: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
+    """To list many twins, and to open one of them, against one that lives alone."""
+    embedder, alone = FakeEmbedder(sizes.dimension), home / "alone"
+    asyncio.run(learn("twin", small_log(), small_recipe("none", sizes.dimension), embedder=embedder, home=alone))
+    crowd = home / "crowd"
+    shutil.copytree(alone, crowd)
+    for number in range(sizes.twins - 1):
+        other = crowd / f"twin-{number}"
+        other.mkdir()
+        shutil.copyfile(alone / "twin" / "twin.json", other / "twin.json")
+
+    def opened(where: Path) -> float:
+        stores: list[TripleStore] = []
+
+        def work() -> None:
+            folder = existing_twin("twin", where)
+            TwinRecord.load(folder)
+            stores.append(TripleStore(folder, embedder, create=False))
+
+        seconds = timed(work)
+        stores[0].close()
+        return seconds
+
+    listed = [timed(lambda: list_twins(crowd)) for _ in range(sizes.opens)]
+    yield "memory.list_10k_s", figure(listed, "s", f"{sizes.twins} twins")
+    among, by_itself = in_turn(sizes.opens, lambda _: opened(crowd), lambda _: opened(alone))
+    yield "memory.open_among_10k_vs_alone", figure(ratios(among, by_itself), "ratio", "the same twin in a home of its own")
