@@ -6,21 +6,17 @@ learned from the forgotten (when to leave, the sample turns) is learned anew fro
 
 from __future__ import annotations
 
-import gzip
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from usertwin.personas import Conversation, UsageError, read_conversations, write_conversations
+from usertwin.personas import Conversation, UsageError, write_conversations
 from usertwin.personas.chat import seconds
-from usertwin.personas.pairs import pairs_of_log
 
 from .embed import Embedder
-from .ending import learn_ending
-from .leaving import learn_leaving
+from .leaving import learn_when_to_leave
 from .store import TripleStore
-from .twin import ENDING, HELD_OUT, LEAVING, OTHER_PERSON, TwinRecord
+from .twin import HELD_OUT, OTHER_PERSON, TwinRecord, kept_conversations
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +80,7 @@ def _without(path: Path, conversation: str | None, before: float | None, after: 
         said = [seconds(turn.time or one.started_at) or 0.0 for turn in one.turns]
         return any((before is None or when < before) and (after is None or when > after) for when in said)
 
-    known = _conversations(path)
+    known = kept_conversations(path)
     gone = {one.conversation_id for one in known if concerned(one)}
     if gone:
         partial = path.with_name("kept.partial.jsonl.gz")
@@ -93,22 +89,11 @@ def _without(path: Path, conversation: str | None, before: float | None, after: 
     return gone
 
 
-def _conversations(path: Path) -> Sequence[Conversation]:
-    """The conversations in one of the twin's files, which may hold none."""
-    return read_conversations(path).conversations if gzip.decompress(path.read_bytes()) else ()
-
-
 def _learn_anew(folder: Path, record: TwinRecord, store: TripleStore, gone: set[str]) -> None:
     """Bring everything that was drawn from the forgotten to what is left."""
     left = [triple.pair for triple in store.triples()]
     there = {pair.conversation_id for pair in left}
-    held_out = [one for one in _conversations(folder / HELD_OUT) if one.conversation_id in record.validation]
-    groups = pairs_of_log(held_out, record.recipe.speaker, window=record.recipe.window)
-    validation = [pair for pairs in groups for pair in pairs]
-    for name, learned in ((ENDING, learn_ending(left, validation)), (LEAVING, learn_leaving(store, validation))):
-        (folder / name).unlink(missing_ok=True)
-        if learned is not None:
-            learned.save(folder / name)
+    learn_when_to_leave(folder, record, store)
     said = {" ".join(pair.action.split()) for pair in left}
     persona = replace(record.persona, sample_turns=tuple(turn for turn in record.persona.sample_turns if turn in said))
     replace(

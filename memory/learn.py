@@ -33,15 +33,14 @@ from usertwin.personas import (
 from usertwin.personas.pairs import check_speaker, pairs_of_log
 
 from .embed import Embedder
-from .ending import learn_ending
-from .leaving import learn_leaving
+from .leaving import learn_when_to_leave
 from .lock import WriterLock
 from .recon import synthesize
 from .sampling import ChatModel
 from .scoring import Scorer
 from .store import TripleStore
 from .triples import Triple
-from .twin import ENDING, HELD_OUT, LEAVING, OTHER_PERSON, Recipe, TwinRecord, existing_twin, twin_folder
+from .twin import HELD_OUT, OTHER_PERSON, Recipe, TwinRecord, existing_twin, twin_folder
 
 _BATCH = 32
 _OTHER_TURNS = 300
@@ -118,9 +117,7 @@ async def learn(
         pairs = split.corpus if recipe.max_triples is None else split.corpus[-recipe.max_triples :]
         with TripleStore(work, embedder) as store:
             _remember(store, pairs, progress)
-            leaving = learn_leaving(store, split.validation)
-            if leaving is not None:
-                leaving.save(work / LEAVING)
+            learn_when_to_leave(work, record, store)
             await _trace(store, store.triples(), record, model, scorer, concurrency, progress)
         record = replace(record, state="complete")
         record.save(work)
@@ -188,7 +185,9 @@ async def append(
         )
         _remember(store, [triple.pair for triple in new], progress)
         if max_traces:
-            await _trace(store, (new[-max_traces:]), record, model, scorer, concurrency, progress)
+            await _trace(store, new[-max_traces:], record, model, scorer, concurrency, progress)
+        if new:
+            learn_when_to_leave(folder, record, store)
     record = replace(record, corpus=tuple(dict.fromkeys([*record.corpus, *_ids([triple.pair for triple in new])])))
     record.save(folder)
     return record, len(new)
@@ -250,9 +249,6 @@ def _prepare(work: Path, name: str, log: ChatLog, recipe: Recipe, split: Split, 
     write_conversations((c for c in log.conversations if c.conversation_id in held_out), work / HELD_OUT)
     other, others = _other_person(log, recipe.speaker, held_out)
     write_conversations(others, work / OTHER_PERSON)
-    ending = learn_ending(split.corpus, split.validation)
-    if ending is not None:
-        ending.save(work / ENDING)
     record = TwinRecord(
         name=name,
         persona=persona or draw_persona(split.corpus, _called(recipe.speaker)),

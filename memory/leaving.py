@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from usertwin.personas import Pair, TwinError
+from usertwin.personas.pairs import pairs_of_log
 
-from .ending import LEAST_ENDINGS
+from .ending import LEAST_ENDINGS, learn_ending
 from .store import TripleStore
 from .triples import Recalled
+from .twin import ENDING, HELD_OUT, LEAVING, TwinRecord, kept_conversations
 
 #: How many moments are looked at, and how much more the similar ones count (chosen on validation turns, see
 #: evals/EXPERIMENTS.md).
@@ -86,3 +88,17 @@ def learn_leaving(store: TripleStore, validation: Sequence[Pair]) -> Leaving | N
     below = shares[shares < levels[0]].max(initial=0.0)
     threshold = float(levels[0] + below) / 2  # in the middle of the gap, where leavings are easy to tell
     return Leaving(threshold, float(f1_score(real, shares >= threshold)), leavings, len(moments))
+
+
+def learn_when_to_leave(folder: Path, record: TwinRecord, store: TripleStore) -> None:
+    """Learn anew when a twin leaves, with a last word or without, from its memory and its validation conversations."""
+    held_out = [one for one in kept_conversations(folder / HELD_OUT) if one.conversation_id in record.validation]
+    groups = pairs_of_log(held_out, record.recipe.speaker, window=record.recipe.window)
+    # Without dates, `when` is a place in the log, and what was held out came after the corpus.
+    late = 0.0 if record.dated else record.corpus_ends + 1
+    validation = [replace(pair, when=pair.when + late) for pairs in groups for pair in pairs]
+    corpus = [triple.pair for triple in store.triples()]
+    for name, learned in ((ENDING, learn_ending(corpus, validation)), (LEAVING, learn_leaving(store, validation))):
+        (folder / name).unlink(missing_ok=True)
+        if learned is not None:
+            learned.save(folder / name)

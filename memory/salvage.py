@@ -17,7 +17,8 @@ from uuid import uuid4
 from usertwin.personas import TwinError
 
 from . import rows
-from .database import State, examine, read_state, said_in_one_sentence, write_anew
+from .database import State, examine, read_state, write_anew
+from .faults import said_in_one_sentence
 from .index import UnusableIndexError, VectorIndex
 from .lock import WriterLock
 from .seal import holds, log_bytes

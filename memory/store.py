@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Literal, Self
 from usertwin.personas import Pair, TwinError, UsageError
 from usertwin.personas.pairs import Kind
 
-from .database import FORMAT, said_in_one_sentence
+from .database import FORMAT
 from .embed import Embedder, query_text
+from .faults import said_in_one_sentence
 from .index import INDEX_KINDS, IndexKind, Tuning, key
 from .indexed import IndexedDatabase
 from .ranking import SIMILARITY, Ranking, choose, within

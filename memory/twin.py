@@ -13,15 +13,16 @@ compared with included, so that it can be moved, measured again and deleted as o
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from usertwin.personas import Persona, TwinError
+from usertwin.personas import Conversation, Persona, TwinError, read_conversations
 
 from .recon import Method
 
@@ -126,6 +127,11 @@ class TwinRecord:
     def measured(self, closeness: Mapping[str, Any]) -> TwinRecord:
         """The record with a new measurement."""
         return replace(self, closeness=dict(closeness))
+
+
+def kept_conversations(path: Path) -> Sequence[Conversation]:
+    """The conversations in one of a twin's files, which may hold none."""
+    return read_conversations(path).conversations if gzip.decompress(path.read_bytes()) else ()
 
 
 def default_home() -> Path:

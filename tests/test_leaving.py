@@ -148,7 +148,7 @@ def test_when_it_leaves_is_the_same_when_loaded_again(silent: str, tmp_path: Pat
     assert Leaving.load(tmp_path / "none.json") is None
     for damage in ("", "[]", "{}", json.dumps({"threshold": "high"})):
         path.write_text(damage)
-        with pytest.raises(TwinError, match="leaving.json: is damaged"):
+        with pytest.raises(TwinError, match=r"leaving\.json: is damaged"):
             Leaving.load(path)
 
 
