@@ -183,7 +183,7 @@ def _stats_table(found: MemoryStats, dated: bool) -> Any:
         return datetime.fromtimestamp(value, UTC).isoformat(sep=" ", timespec="minutes") if dated else f"{value:g}"
 
     tuning = found.tuning
-    measured = f"measured on {tuning.queries} of its own" if tuning.queries else "every triple is compared"
+    measured = f"measured on {tuning.queries} moments between its own" if tuning.queries else "every triple is compared"
     effort = {"hnsw": "candidates", "ivf": "clusters", "ivfpq": "clusters"}.get(tuning.kind, "")
     rows = {
         "triples": f"{found.triples}, {found.traced} with a trace, {found.left} silent leavings",

@@ -17,7 +17,8 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -36,12 +37,13 @@ if TYPE_CHECKING:
 
 IndexKind = Literal["flat", "hnsw", "ivf", "ivfpq"]
 INDEX_KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
-#: Up to so many triples every embedding is compared, if nobody says otherwise; from there on `ivfpq`, which took a fourth of
-#: the time of `hnsw` to build, and found its neighbours also where embeddings have no clusters (see evals/EXPERIMENTS.md).
+#: Up to so many triples every embedding is compared, if nobody says otherwise; from there on `ivfpq`: of a million it took a
+#: tenth of the time of `hnsw` to build, answered as fast, and finds its neighbours also where embeddings have no clusters
+#: (see evals/EXPERIMENTS.md).
 FLAT_UP_TO = 200_000
 #: Fewer triples than this are always compared one by one.
 _LEAST = 256
-#: What an approximate index is tuned to, on embeddings of its own, so that 0.95 is kept on others.
+#: What an approximate index is tuned to, so that 0.95 is kept on moments that are new.
 _RECALL, _SAMPLED_QUERIES = 0.97, 200
 #: If no more than this share of the triples may be seen, or so few of them, these are compared one by one.
 _EXACT_SHARE, _EXACT_COUNT = 0.05, 5000
@@ -64,7 +66,7 @@ class Tuning:
         kind: see the top of this file.
         effort: clusters (ivf, ivfpq) or candidates (hnsw) that are looked at; None for flat.
         recall_at_10: the share of the ten nearest that it finds, measured when it was built.
-        queries: on how many embeddings of its own that was measured.
+        queries: on how many moments, each halfway between two of its own, that was measured.
     """
 
     kind: IndexKind = "flat"
@@ -159,22 +161,29 @@ class VectorIndex:
         return index
 
     def _tune(self, kind: IndexKind, flat: Any, vectors: Vectors) -> None:
-        """Choose the least effort with which the index finds what it is to find; measured on embeddings of its own."""
+        """Choose the least effort with which the index finds what it is to find.
+
+        Measured with moments halfway between two of its own: these are as far from what is in the index as a moment that is new
+        (see evals/EXPERIMENTS.md), where its own have near twins and are found too easily.
+        """
         import numpy as np
 
-        sampled = np.random.default_rng(0).choice(self._base_count, min(_SAMPLED_QUERIES, self._base_count), replace=False)
-        queries, k = vectors[sampled], min(11, self._base_count)  # the eleventh, since each finds itself
+        rng, count = np.random.default_rng(0), min(_SAMPLED_QUERIES, self._base_count)
+        one, other = (vectors[rng.integers(self._base_count, size=count)] for _ in range(2))
+        between = one + other
+        queries = between / np.maximum(np.linalg.norm(between, axis=1, keepdims=True), 1e-6)
+        k = min(10, self._base_count)
         least = flat.search(queries, k)[0][:, -1:] - 1e-5
         most = _clusters(self._base) if kind != "hnsw" else _MOST_EFFORT
         effort, recall = (k if kind == "hnsw" else 1), 0.0  # a graph is never searched with fewer candidates than k
         while True:
-            self.tuning = Tuning(kind, effort, recall, len(sampled))
+            self.tuning = Tuning(kind, effort, recall, count)
             found = self._search_base(queries, k, None)[1]
-            recall = float(((found >= least).sum(1) - 1).clip(0).mean() / max(1, k - 1))
+            recall = float((found >= least).sum(1).clip(0, k).mean() / k)
             if recall >= _RECALL or effort >= most:
                 break
             effort = min(2 * effort, most)
-        self.tuning = Tuning(kind, effort, round(recall, 4), len(sampled))
+        self.tuning = Tuning(kind, effort, round(recall, 4), count)
 
     def add(self, columns: Columns, vectors: Vectors) -> None:
         """Add embeddings to the tail; their numbers are greater than all before."""
@@ -238,9 +247,9 @@ class VectorIndex:
         k = min(k, seen)
         if k <= 0:
             return np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0), np.float32)
-        # A selector even where all may be seen: without one FAISS starts its threads for each query, which takes longer.
         bits = None if allowed is None else np.packbits(allowed, bitorder="little")
         make = cast("Any", faiss)  # its stubs do not know what its Python side adds
+        # A selector even where all may be seen: without one FAISS takes a way that is made for many queries at once.
         selector = make.IDSelectorAll() if bits is None else make.IDSelectorBitmap(bits)
         kind, share = self.tuning.kind, seen / self._base_count
         exact = kind == "flat" or (share < 1 and (share < _EXACT_SHARE or seen <= _EXACT_COUNT))
@@ -249,7 +258,8 @@ class VectorIndex:
             probes = _clusters(self._base) if exact else min(effort, _clusters(self._base))
             parameters = make.SearchParametersIVF(sel=selector, nprobe=probes)
         elif exact:
-            similarities, positions = _flat_part(self._base).search(queries, k, params=make.SearchParameters(sel=selector))
+            with _threads(len(queries)):
+                similarities, positions = _flat_part(self._base).search(queries, k, params=make.SearchParameters(sel=selector))
             return positions, similarities
         elif kind == "hnsw":
             parameters = make.SearchParametersHNSW(sel=selector, efSearch=max(k, min(effort, _MOST_EFFORT)))
@@ -257,7 +267,8 @@ class VectorIndex:
             inner = make.SearchParametersIVF(sel=selector, nprobe=min(effort, _clusters(self._base)))
             factor = max(2.0, _CANDIDATES / k)
             parameters = make.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)
-        similarities, positions = self._base.search(queries, k, params=parameters)
+        with _threads(len(queries)):
+            similarities, positions = self._base.search(queries, k, params=parameters)
         return positions, similarities
 
     def _whole_tail(self) -> Vectors:
@@ -319,6 +330,20 @@ class VectorIndex:
         index.tuning = Tuning(**known["tuning"])
         index._base, index._base_count, index._chunks = base, stamp.count, [columns]
         return index, stamp
+
+
+@contextmanager
+def _threads(queries: int) -> Generator[None]:
+    """One query is answered by one thread: to start others takes longer than they save, much longer on a busy machine."""
+    import faiss
+
+    usual = faiss.omp_get_max_threads()
+    if queries == 1:
+        faiss.omp_set_num_threads(1)  # of this thread only
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(usual)
 
 
 def _approximate(kind: IndexKind, flat: Any, vectors: Vectors) -> tuple[Any, tuple[Any, ...]]:

@@ -22,7 +22,7 @@ from .twin import ENDING, HELD_OUT, LEAVING, TwinRecord, kept_conversations
 
 #: How many moments are looked at, and how much more the similar ones count (chosen on validation turns, see
 #: evals/EXPERIMENTS.md).
-NEIGHBOURS, _SHARPNESS = 16, 4
+NEIGHBOURS, _SHARPNESS = 32, 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import pytest
 from conftest import other_conversation, recipe, scripted
 from usertwin.evals import evaluate
 from usertwin.memory import FakeEmbedder, FakeScorer, Leaving, Recalled, Triple, TripleStore, learn, learn_leaving, twin_folder
-from usertwin.memory.leaving import share_of_leavings
+from usertwin.memory.leaving import NEIGHBOURS, share_of_leavings
 from usertwin.personas import ChatLog, Conversation, Pair, Turn, TwinError, pairs_of, split_pairs
 from usertwin.personas.chat import in_time_order
 from usertwin.personas.pairs import LEFT
@@ -116,7 +116,7 @@ def test_the_threshold_leaves_at_most_as_often_as_the_person(silent_log: ChatLog
         learned = learn_leaving(store, split.validation)
         assert learned is not None
         moments = [pair for pair in split.validation if pair.position]
-        near = store.recall_many(moments, 16, before=[pair.when for pair in moments], left=None)
+        near = store.recall_many(moments, NEIGHBOURS, before=[pair.when for pair in moments], left=None)
     left = [learned.leaves(found) for found in near]
     assert 0 < sum(left) <= sum(pair.left for pair in moments)
     assert left == [pair.left for pair in moments]  # told apart with ease, here
