@@ -241,7 +241,9 @@ def _append(flat: _Flat) -> Iterator[tuple[str, Figure]]:
             return timed(lambda: store.add(*rounds[number]))
 
         def theirs(number: int) -> float:
-            rows = [(None, *table.encode(triple, vector.tobytes())) for triple, vector in zip(*rounds[number], strict=True)]
+            rows = [
+                (None, *table.encode(0, triple, vector.tobytes())[1:]) for triple, vector in zip(*rounds[number], strict=True)
+            ]
             return timed(lambda: _insert(plain, rows))
 
         def one(number: int) -> float:

@@ -44,10 +44,12 @@ FLAT_UP_TO = 200_000
 #: Fewer triples than this are always compared one by one.
 _LEAST = 256
 #: What an approximate index is tuned to, so that 0.95 is kept on moments that are new.
-_RECALL, _SAMPLED_QUERIES = 0.97, 200
+_RECALL, _SAMPLED_QUERIES = 0.99, 200
 #: If no more than this share of the triples may be seen, or so few of them, these are compared one by one.
 _EXACT_SHARE, _EXACT_COUNT = 0.05, 5000
 _CANDIDATES, _MOST_EFFORT, _BLOCK = 1000, 4096, 50_000
+#: Several threads pay for one query from about so many codes on.
+_WORTH_THREADS = 300_000
 #: Of so many equally similar embeddings the latest are found; openings are often the same.
 _TIES = 64
 _TRAILER = struct.Struct("<QQ16s8s")
@@ -253,22 +255,22 @@ class VectorIndex:
         selector = make.IDSelectorAll() if bits is None else make.IDSelectorBitmap(bits)
         kind, share = self.tuning.kind, seen / self._base_count
         exact = kind == "flat" or (share < 1 and (share < _EXACT_SHARE or seen <= _EXACT_COUNT))
-        effort = math.ceil((self.tuning.effort or 1) / share)
-        if kind == "ivf":
-            probes = _clusters(self._base) if exact else min(effort, _clusters(self._base))
+        effort, base, threads = math.ceil((self.tuning.effort or 1) / share), self._base, len(queries) > 1
+        parameters = make.SearchParameters(sel=selector)
+        if kind in ("ivf", "ivfpq"):
+            clusters = _clusters(base)
+            probes = clusters if exact else min(effort, clusters)
+            threads = threads or probes * self._base_count > _WORTH_THREADS * clusters
             parameters = make.SearchParametersIVF(sel=selector, nprobe=probes)
-        elif exact:
-            with _threads(len(queries)):
-                similarities, positions = _flat_part(self._base).search(queries, k, params=make.SearchParameters(sel=selector))
-            return positions, similarities
+        if exact and kind != "ivf":
+            base, parameters, threads = _flat_part(base), make.SearchParameters(sel=selector), len(queries) > 1
         elif kind == "hnsw":
             parameters = make.SearchParametersHNSW(sel=selector, efSearch=max(k, min(effort, _MOST_EFFORT)))
-        else:
-            inner = make.SearchParametersIVF(sel=selector, nprobe=min(effort, _clusters(self._base)))
+        elif kind == "ivfpq":
             factor = max(2.0, _CANDIDATES / k)
-            parameters = make.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)
-        with _threads(len(queries)):
-            similarities, positions = self._base.search(queries, k, params=parameters)
+            parameters = make.IndexRefineSearchParameters(k_factor=factor, base_index_params=parameters)
+        with _threads(several=threads):
+            similarities, positions = base.search(queries, k, params=parameters)
         return positions, similarities
 
     def _whole_tail(self) -> Vectors:
@@ -333,12 +335,12 @@ class VectorIndex:
 
 
 @contextmanager
-def _threads(queries: int) -> Generator[None]:
-    """One query is answered by one thread: to start others takes longer than they save, much longer on a busy machine."""
+def _threads(*, several: bool) -> Generator[None]:
+    """A short search is done by one thread: to start others takes longer than they save, much longer on a busy machine."""
     import faiss
 
     usual = faiss.omp_get_max_threads()
-    if queries == 1:
+    if not several:
         faiss.omp_set_num_threads(1)  # of this thread only
     try:
         yield

@@ -208,7 +208,7 @@ class IndexedDatabase:
             row = change.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'triples'").fetchone()
             first = 1 + (row[0] if row else 0)
             _delete(change, instead_of)
-            values = [(n, *rows.encode(t, v.tobytes())) for n, (t, v) in enumerate(zip(triples, matrix, strict=True), first)]
+            values = [rows.encode(n, t, v.tobytes()) for n, (t, v) in enumerate(zip(triples, matrix, strict=True), first)]
             change.connection.executemany(rows.INSERT, values)
             change.added = len(values)
         self._drop(instead_of)
@@ -285,13 +285,19 @@ class IndexedDatabase:
         return self._words
 
     def fetch(self, numbers: Sequence[int]) -> dict[int, tuple[Triple, bytes]]:
-        """The triples with these numbers and their embeddings, in this order; those that are gone are left out."""
+        """The triples with these numbers and their embeddings, in this order; those that others removed are left out."""
         found: dict[int, tuple[Any, ...]] = {}
         for start in range(0, len(numbers), _VARIABLES):
             some = numbers[start : start + _VARIABLES]
             marks = ",".join("?" * len(some))
             for row in self.database.connection.execute(f"{rows.SELECT} WHERE number IN ({marks})", some):
                 found[row[0]] = row
+        if len(found) < len(numbers):
+            self.refresh()
+            there = set(self.index.columns["number"][self.allowed()].tolist())
+            lost = [number for number in numbers if number not in found and number in there]
+            if lost:
+                raise rows.DamagedRowError(f"triple {lost[0]} is not there")
         return {number: (rows.decode(found[number]), found[number][-1]) for number in numbers if number in found}
 
     def numbers_of(self, ids: Sequence[str]) -> dict[str, int]:

@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
+
 from usertwin.personas import Turn
 from usertwin.personas.pairs import Pair
 
@@ -31,23 +33,22 @@ CREATE INDEX triples_traced ON triples (number) WHERE reasoning IS NOT NULL;
 INSERT = f"INSERT INTO triples (number, {', '.join(COLUMNS)}) VALUES (?{', ?' * len(COLUMNS)})"
 SELECT = f"SELECT number, {', '.join(COLUMNS)} FROM triples"
 SET_WHY = "UPDATE triples SET reasoning = ?, score = ?, provenance = ?, why_checksum = ? WHERE id = ?"
-_JSON = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class DamagedRowError(ValueError):
     """A row is not what was written."""
 
 
-def encode(triple: Triple, embedding: bytes) -> tuple[Any, ...]:
-    """A triple and its embedding (float32) as the values of `COLUMNS`."""
+def encode(number: int, triple: Triple, embedding: bytes) -> tuple[Any, ...]:
+    """A triple and its embedding (float32) as the values of `INSERT`, its number first."""
     pair = triple.pair
-    context = _JSON([[t.speaker, t.role, t.text, t.time] for t in pair.context])
+    context = orjson.dumps([[t.speaker, t.role, t.text, t.time] for t in pair.context]).decode()
     happened = (
         triple.id, pair.speaker, pair.conversation_id, pair.position, _real(pair.when), context, pair.action, pair.goal,
         int(pair.ends), pair.answers_role, pair.kind,
     )  # fmt: skip
     why = _why(triple)
-    return (*happened, *why, _sum(happened, embedding), _sum((happened[0], *why)), embedding)
+    return (number, *happened, *why, _sum((number, *happened), embedding), _sum((happened[0], *why)), embedding)
 
 
 def encode_why(triple: Triple) -> tuple[Any, ...]:
@@ -80,7 +81,11 @@ def check(row: Sequence[Any]) -> tuple[Any, ...]:
     """What a row of `SELECT` says about its triple. DamagedRowError if one of its checksums does not hold."""
     happened, why = tuple(row[1 : 1 + len(_PAIR)]), tuple(row[1 + len(_PAIR) : 1 + len(_PAIR) + len(_WHY)])
     checksum, why_checksum, embedding = row[-3:]
-    if not isinstance(embedding, bytes) or _sum(happened, embedding) != checksum or _sum((row[1], *why)) != why_checksum:
+    if (
+        not isinstance(embedding, bytes)
+        or _sum((row[0], *happened), embedding) != checksum
+        or _sum((row[1], *why)) != why_checksum
+    ):
         raise DamagedRowError(f"triple {row[0]} is not what was written")
     return (*happened, *why)
 
@@ -90,7 +95,7 @@ def _pair(
 ) -> Pair:
     return Pair(
         speaker=speaker,
-        context=tuple(Turn(*turn) for turn in json.loads(context)),
+        context=tuple(Turn(*turn) for turn in orjson.loads(context)),
         action=action,
         goal=goal,
         conversation_id=conversation,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from usertwin.personas import Pair
@@ -38,7 +38,15 @@ class Provenance:
 
     def to_json(self) -> dict[str, Any]:
         """The provenance as a JSON object."""
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"rejected": dict(self.rejected)}
+        return {
+            "method": self.method,
+            "proposer": self.proposer,
+            "scorer": self.scorer,
+            "prompt_version": self.prompt_version,
+            "seed": self.seed,
+            "candidates": self.candidates,
+            "rejected": dict(self.rejected),
+        }
 
 
 @dataclass(frozen=True, slots=True)
