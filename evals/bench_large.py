@@ -233,7 +233,7 @@ def _one_kind(name: str, kind: Any, count: int, timed_queries: int) -> dict[str,
     columns["number"] = np.arange(1, count + 1)
     seconds = timed(lambda: built.append(VectorIndex.build(kind, vectors.shape[1], count, [(columns, vectors)])))
     path = folder / "memory.faiss"
-    built[0].write(path, "bench", 0, 0)
+    built[0].write(path, "bench", generation=0, removals=0, witness=0)
     index, _ = VectorIndex.open(path)
     exact: Any = faiss.IndexFlatIP(vectors.shape[1])
     exact.add(vectors)

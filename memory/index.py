@@ -48,8 +48,6 @@ _RECALL, _SAMPLED_QUERIES = 0.99, 200
 #: If no more than this share of the triples may be seen, or so few of them, these are compared one by one.
 _EXACT_SHARE, _EXACT_COUNT = 0.05, 5000
 _CANDIDATES, _MOST_EFFORT, _BLOCK = 1000, 4096, 50_000
-#: Several threads pay for one query from about so many codes on.
-_WORTH_THREADS = 300_000
 #: Of so many equally similar embeddings the latest are found; openings are often the same.
 _TIES = 64
 _TRAILER = struct.Struct("<QQ16s8s")
@@ -86,6 +84,7 @@ class Stamp:
     """
 
     memory: str
+    generation: int
     removals: int
     last: int
     witness: int
@@ -255,21 +254,19 @@ class VectorIndex:
         selector = make.IDSelectorAll() if bits is None else make.IDSelectorBitmap(bits)
         kind, share = self.tuning.kind, seen / self._base_count
         exact = kind == "flat" or (share < 1 and (share < _EXACT_SHARE or seen <= _EXACT_COUNT))
-        effort, base, threads = math.ceil((self.tuning.effort or 1) / share), self._base, len(queries) > 1
-        parameters = make.SearchParameters(sel=selector)
-        if kind in ("ivf", "ivfpq"):
-            clusters = _clusters(base)
-            probes = clusters if exact else min(effort, clusters)
-            threads = threads or probes * self._base_count > _WORTH_THREADS * clusters
+        effort, base = math.ceil((self.tuning.effort or 1) / share), self._base
+        if kind == "ivf":
+            probes = _clusters(base) if exact else min(effort, _clusters(base))
             parameters = make.SearchParametersIVF(sel=selector, nprobe=probes)
-        if exact and kind != "ivf":
-            base, parameters, threads = _flat_part(base), make.SearchParameters(sel=selector), len(queries) > 1
+        elif exact:
+            base, parameters = _flat_part(base), make.SearchParameters(sel=selector)
         elif kind == "hnsw":
             parameters = make.SearchParametersHNSW(sel=selector, efSearch=max(k, min(effort, _MOST_EFFORT)))
-        elif kind == "ivfpq":
+        else:
+            inner = make.SearchParametersIVF(sel=selector, nprobe=min(effort, _clusters(base)))
             factor = max(2.0, _CANDIDATES / k)
-            parameters = make.IndexRefineSearchParameters(k_factor=factor, base_index_params=parameters)
-        with _threads(several=threads):
+            parameters = make.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)
+        with _threads(several=len(queries) > 1):
             similarities, positions = base.search(queries, k, params=parameters)
         return positions, similarities
 
@@ -282,14 +279,14 @@ class VectorIndex:
 
     # The file --------------------------------------------------------------------------------------------------------
 
-    def write(self, path: Path, memory: str, removals: int, witness: int) -> None:
-        """Write the index, which must have no tail, atomically."""
+    def write(self, path: Path, memory: str, *, generation: int, removals: int, witness: int) -> None:
+        """Write the index, which must have no tail, atomically; the others are for its `Stamp`."""
         import faiss
 
         partial = path.with_name(path.name + ".partial")
         columns = self.columns.tobytes()
         last = int(self.columns["number"][-1]) if len(self) else 0
-        stamp = Stamp(memory, removals, last, witness, len(self), self.dimension)
+        stamp = Stamp(memory, generation, removals, last, witness, len(self), self.dimension)
         known = json.dumps({"stamp": asdict(stamp), "tuning": asdict(self.tuning)}).encode()
         try:
             faiss.write_index(self._base, str(partial))
@@ -336,7 +333,7 @@ class VectorIndex:
 
 @contextmanager
 def _threads(*, several: bool) -> Generator[None]:
-    """A short search is done by one thread: to start others takes longer than they save, much longer on a busy machine."""
+    """One query is answered by one thread: others were measured to save nothing, and cost much on a busy machine."""
     import faiss
 
     usual = faiss.omp_get_max_threads()

@@ -100,6 +100,8 @@ class IndexedDatabase:
             index, stamp = VectorIndex.open(self.index_path)
             if (stamp.memory, stamp.dimension) != (self.state.memory, self.state.dimension):
                 raise UnusableIndexError("is of another memory")
+            if stamp.generation > self.state.generation:
+                raise UnusableIndexError("is newer than the database")
             if stamp.removals != self.state.removals:
                 raise UnusableIndexError("still has what was removed")
             if stamp.witness != self._witness(stamp.last):
@@ -179,7 +181,13 @@ class IndexedDatabase:
                 self.index, self._alive = self._built(), None
                 self._traced = self._words = None
             last = int(self.index.columns["number"][-1]) if len(self.index) else 0
-            self.index.write(self.index_path, self.state.memory, self.state.removals, self._witness(last))
+            self.index.write(
+                self.index_path,
+                self.state.memory,
+                generation=self.state.generation,
+                removals=self.state.removals,
+                witness=self._witness(last),
+            )
             self._stale = False
             if self.index.tuning.kind != "flat":
                 self.index = VectorIndex.open(self.index_path)[0]  # mapped, without the slack of building

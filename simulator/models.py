@@ -139,7 +139,7 @@ def load_embedder(name: str | None = None) -> Embedder:
         size = name[5:] or "256"
         if not (size.isdecimal() and int(size)):
             raise UsageError(f'"{name}" is no embedder\'s name; after "fake:" comes the length of a vector, or nothing')
-        return FakeEmbedder(int(size))
+        return CachedEmbedder(FakeEmbedder(int(size)))
     embedder = SentenceTransformerEmbedder() if name is None else SentenceTransformerEmbedder(name)
     _refuse_unscripted(embedder.name)
     return CachedEmbedder(embedder)

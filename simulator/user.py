@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from usertwin.memory import (
+    CachedEmbedder,
     ChatModel,
     Embedder,
     Sample,
@@ -126,6 +127,8 @@ class SimulatedUser:
         """
         folder = existing_twin(name, home)
         record = TwinRecord.load(folder)
+        if embedder is not None and not isinstance(embedder, CachedEmbedder):
+            embedder = CachedEmbedder(embedder)  # a moment is looked up more than once in a turn
         store = TripleStore(folder, embedder or load_embedder(record.recipe.embedder), create=False)
         chat = load_model(model, style=style) if isinstance(model, str) else model
         ending, leaving = EndingModel.load(folder / ENDING), Leaving.load(folder / LEAVING)

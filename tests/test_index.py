@@ -201,7 +201,7 @@ def test_an_odd_dimension_is_as_good(kind: IndexKind, tmp_path: Path) -> None:
     vectors, queries = clustered(2000, 33), clustered(50, 33, seed=1)
     index = built(kind, vectors)
     assert recall_at_10(index, vectors, queries) >= 0.95
-    index.write(tmp_path / "index", "m", 0, 7)
+    index.write(tmp_path / "index", "m", generation=5, removals=0, witness=7)
     assert VectorIndex.open(tmp_path / "index")[0].search(queries, 5) == index.search(queries, 5)
 
 
@@ -240,9 +240,9 @@ def test_fewer_or_more_embeddings_than_were_said_are_an_error(said: int) -> None
 def test_an_index_of_nothing_finds_nothing_and_can_be_added_to(tmp_path: Path) -> None:
     index = VectorIndex.build("flat", DIMENSION, 0, [])
     assert (len(index), index.search(clustered(1), 3)) == (0, [([], [])])
-    index.write(tmp_path / "index", "m", 0, 7)
+    index.write(tmp_path / "index", "m", generation=5, removals=0, witness=7)
     opened, stamp = VectorIndex.open(tmp_path / "index")
-    assert (stamp, len(opened)) == (Stamp("m", 0, 0, 7, 0, DIMENSION), 0)
+    assert (stamp, len(opened)) == (Stamp("m", 5, 0, 0, 7, 0, DIMENSION), 0)
     opened.add(columns(3), clustered(3))
     assert opened.search(clustered(3)[:1], 1)[0][0] == [0]
 
@@ -253,7 +253,7 @@ def test_an_index_of_nothing_finds_nothing_and_can_be_added_to(tmp_path: Path) -
 @pytest.mark.parametrize("kind", INDEX_KINDS)
 def test_the_tail_is_searched_exactly_and_together_with_the_base(kind: IndexKind, tmp_path: Path) -> None:
     vectors, more, queries = clustered(1000), clustered(150, seed=6), clustered(50, seed=1)
-    built(kind, vectors).write(tmp_path / "index", "m", 0, 7)
+    built(kind, vectors).write(tmp_path / "index", "m", generation=5, removals=0, witness=7)
     index, _ = VectorIndex.open(tmp_path / "index")
     index.add(columns(100, first=1001), more[:100])
     index.add(columns(50, first=1101), more[100:])
@@ -297,9 +297,9 @@ def test_of_equally_similar_triples_the_latest_comes_first_in_base_and_tail() ->
 @pytest.mark.parametrize("kind", INDEX_KINDS)
 def test_an_index_is_the_same_when_opened_again(index_of: Indexes, queries: Vectors, kind: IndexKind, tmp_path: Path) -> None:
     index, path = index_of(kind), tmp_path / "index"
-    index.write(path, "memory", 3, 7)
+    index.write(path, "memory", generation=5, removals=3, witness=7)
     opened, stamp = VectorIndex.open(path)
-    assert stamp == Stamp("memory", 3, COUNT, 7, COUNT, DIMENSION)
+    assert stamp == Stamp("memory", 5, 3, COUNT, 7, COUNT, DIMENSION)
     assert (opened.tuning, len(opened), opened.tail_count, opened.dimension) == (index.tuning, COUNT, 0, DIMENSION)
     np.testing.assert_array_equal(opened.columns, index.columns)
     allowed = np.random.default_rng(3).random(COUNT)
@@ -314,10 +314,11 @@ def test_an_opened_index_is_mapped_and_outlives_its_file(
     index_of: Indexes, queries: Vectors, kind: IndexKind, tmp_path: Path
 ) -> None:
     index, path = index_of(kind), tmp_path / "index"
-    index.write(path, "memory", 0, 7)
+    index.write(path, "memory", generation=5, removals=0, witness=7)
     opened, _ = VectorIndex.open(path)
     assert str(path) in Path("/proc/self/maps").read_text()
-    built("flat", clustered(300)).write(path, "memory", 1, 7)  # another is put in its place while it is used
+    other = built("flat", clustered(300))
+    other.write(path, "memory", generation=5, removals=1, witness=7)  # is put in its place while it is used
     assert opened.search(queries, 10) == index.search(queries, 10)
     assert len(VectorIndex.open(path)[0]) == 300
     path.unlink()
@@ -333,7 +334,7 @@ def test_a_missing_index_says_so(tmp_path: Path) -> None:
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The file of a small index."""
     path = tmp_path_factory.mktemp("index") / "index"
-    built(request.param, clustered(300, 8)).write(path, "memory", 1, 7)
+    built(request.param, clustered(300, 8)).write(path, "memory", generation=5, removals=1, witness=7)
     return path.read_bytes()
 
 
@@ -376,7 +377,7 @@ def test_an_index_with_a_flipped_bit_anywhere_is_refused(written: bytes, tmp_pat
 
 def test_an_index_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "index"
-    built("flat", clustered(20)).write(path, "memory", 1, 7)
+    built("flat", clustered(20)).write(path, "memory", generation=5, removals=1, witness=7)
     old = path.read_bytes()
 
     def fails(*_: object) -> str:
@@ -384,7 +385,7 @@ def test_an_index_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monk
 
     monkeypatch.setattr(index_module, "digest", fails)
     with pytest.raises(OSError, match="No space left"):
-        built("flat", clustered(30)).write(path, "memory", 2, 7)
+        built("flat", clustered(30)).write(path, "memory", generation=5, removals=2, witness=7)
     assert path.read_bytes() == old
     assert [file.name for file in tmp_path.iterdir()] == ["index"]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +48,10 @@ def silent(silent_log: ChatLog) -> str:
 
 def opened(name: str, *answers: str) -> SimulatedUser:
     return SimulatedUser.load(name, model=scripted(*answers), embedder=FakeEmbedder())
+
+
+#: Ann has said something: from now on she may leave.
+SAID = [{"role": "assistant", "content": f"{ASKS[0]}?"}, {"role": "user", "content": "city 3"}]
 
 
 def recalled(*moments: tuple[float, bool]) -> list[Recalled]:
@@ -173,3 +179,17 @@ def test_the_evaluation_measures_turns_and_judges_leavings(silent: str) -> None:
         user.leaving = None
         blind = asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=twin_folder(silent), limit=None, generate=0))
     assert "f1" not in blind["ending"]  # such a twin never leaves, and nothing is claimed
+
+
+def test_a_moment_is_embedded_once_however_often_it_is_looked_up_in_a_turn(silent: str) -> None:
+    asked: list[str] = []
+
+    class Counting(FakeEmbedder):
+        def embed(self, texts: Sequence[str]) -> Any:
+            asked.extend(texts)
+            return super().embed(texts)
+
+    with SimulatedUser.load(silent, model=scripted("number 4 please"), embedder=Counting()) as user:
+        for _ in range(2):  # the same moment again is known
+            user.respond([*SAID, {"role": "assistant", "content": f"{ASKS[1]}?"}])
+    assert len(asked) == 1

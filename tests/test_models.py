@@ -14,6 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,7 +100,8 @@ def test_the_switch_forbids_every_model_that_is_not_scripted(load: Any) -> None:
 def test_the_switch_allows_scripts_and_fakes(script: Path) -> None:
     assert isinstance(load_model(f"scripted:{script}").chat, ScriptedChatModel)
     assert isinstance(load_scorer("fake:"), FakeScorer)
-    assert isinstance(load_embedder("fake:"), FakeEmbedder)
+    np.testing.assert_array_equal(load_embedder("fake:").embed(["hi there"]), FakeEmbedder().embed(["hi there"]))
+    assert load_embedder("fake:").name == FakeEmbedder().name
     assert load_embedder("fake:64").dimension == 64
 
 
