@@ -10,8 +10,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
-
 from usertwin.personas import Turn
 from usertwin.personas.pairs import Pair
 
@@ -41,6 +39,8 @@ class DamagedRowError(ValueError):
 
 def encode(number: int, triple: Triple, embedding: bytes) -> tuple[Any, ...]:
     """A triple and its embedding (float32) as the values of `INSERT`, its number first."""
+    import orjson
+
     pair = triple.pair
     context = orjson.dumps([[t.speaker, t.role, t.text, t.time] for t in pair.context]).decode()
     happened = (
@@ -93,6 +93,8 @@ def check(row: Sequence[Any]) -> tuple[Any, ...]:
 def _pair(
     speaker: str, conversation: str, position: int, moment: float, context: str, action: str, goal: str, ends: int
 ) -> Pair:
+    import orjson
+
     return Pair(
         speaker=speaker,
         context=tuple(Turn(*turn) for turn in orjson.loads(context)),
