@@ -322,11 +322,13 @@ class VectorIndex:
             base = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
             if path.stat().st_ino != opened.st_ino:  # somebody has put a newer one in its place meanwhile
                 return cls.open(path)
+            stamp, tuning = Stamp(**known["stamp"]), Tuning(**known["tuning"])
         except FileNotFoundError:
             raise UnusableIndexError("is missing") from None
-        stamp = Stamp(**known["stamp"])
+        except (TypeError, KeyError):  # whole, but written by another version
+            raise UnusableIndexError("is of another format") from None
         index = cls(stamp.dimension)
-        index.tuning = Tuning(**known["tuning"])
+        index.tuning = tuning
         index._base, index._base_count, index._chunks = base, stamp.count, [columns]
         return index, stamp
 

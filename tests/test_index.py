@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -323,6 +323,17 @@ def test_an_opened_index_is_mapped_and_outlives_its_file(
     assert len(VectorIndex.open(path)[0]) == 300
     path.unlink()
     assert opened.search(queries, 10) == index.search(queries, 10)
+
+
+def test_an_index_of_another_version_is_refused_and_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "index"
+    with monkeypatch.context() as later:
+        later.setattr("usertwin.memory.index.asdict", lambda value: asdict(value) | {"more": 1})
+        built("flat", clustered(300)).write(path, "memory", generation=5, removals=1, witness=7)
+    with pytest.raises(UnusableIndexError, match=r"^is of another format$"):
+        VectorIndex.open(path)
 
 
 def test_a_missing_index_says_so(tmp_path: Path) -> None:
