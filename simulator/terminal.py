@@ -120,7 +120,8 @@ def chat(user: SimulatedUser, console: Console, *, goal: str = "") -> list[Messa
             messages.append(last.message)
             console.print(speech(name, last.action, style="cyan"))
         if last.done:
-            console.print(f"[dim]{escape(name)} leaves the chat.[/dim]")
+            why_silent = "" if last.action else f" without another word: so ended {last.leaving:.0%} of what came to mind"
+            console.print(f"[dim]{escape(name)} leaves the chat{why_silent}.[/dim]")
             return messages
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from conftest import other_conversation, recipe, scripted
 from usertwin.evals import evaluate
@@ -18,6 +20,7 @@ from usertwin.personas import ChatLog, Conversation, Pair, Turn, TwinError, pair
 from usertwin.personas.chat import in_time_order
 from usertwin.personas.pairs import LEFT
 from usertwin.simulator import SimulatedUser, simulate
+from usertwin.simulator.terminal import chat
 
 ASKS = ("which city do you mean", "which day do you mean", "how many people")
 BYE = "your ticket is booked goodbye"
@@ -193,3 +196,15 @@ def test_a_moment_is_embedded_once_however_often_it_is_looked_up_in_a_turn(silen
         for _ in range(2):  # the same moment again is known
             user.respond([*SAID, {"role": "assistant", "content": f"{ASKS[1]}?"}])
     assert len(asked) == 1
+
+
+def test_a_chat_on_the_terminal_ends_with_the_share_that_made_the_twin_leave(
+    silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = iter([f"{ASKS[0]}?", f"{BYE} 1"])
+    screen = Console(record=True, width=300)
+    monkeypatch.setattr(screen, "input", lambda *_: next(lines))
+    with SimulatedUser.load(silent, model=scripted("city 5"), embedder=FakeEmbedder()) as user:
+        messages = chat(user, screen)
+    assert [m["content"] for m in messages] == [f"{ASKS[0]}?", "city 5", f"{BYE} 1"]
+    assert re.search(r"Ann leaves the chat without another word: so ended \d+% of what came to mind\.", screen.export_text())

@@ -111,6 +111,17 @@ def test_an_exchange_says_when_the_person_leaves() -> None:
     assert "Ann leaves." in screen.export_text()
 
 
+def test_an_exchange_in_which_the_person_silently_leaves_shows_what_that_came_from() -> None:
+    screen = console(300)
+    left = Answer("", "", (row(action="(left)"),), True, Usage(), 0.75)
+    show_exchange(screen, "Ann", Exchange(left, (), 1.0, 0.0))
+    text = screen.export_text()
+    assert "why Ann leaves" in text
+    assert "75% of what came to mind are moments in which Ann left" in text
+    assert "(left)" in text
+    assert "Ann leaves." in text
+
+
 @given(st.text(st.sampled_from("[]/\\abc bold red=@:#"), max_size=20))
 def test_what_looks_like_markup_is_shown_as_it_was_said(said: str) -> None:
     text = f"<{said.strip()}>"
