@@ -6,7 +6,7 @@ embeddings the file carries the few columns that recall filters by, and a stamp 
 it was made. Similarities are exact cosines whatever the kind: the approximate kinds only choose the candidates.
 
     flat     every embedding is compared; exact
-    hnsw     a graph of neighbours; the fastest, slow to build
+    hnsw     a graph of neighbours is followed; slow to build
     ivf      some of the clusters are compared
     ivfpq    of some clusters, four-bit codes are compared, and the best thousand then exactly
 """

@@ -132,8 +132,7 @@ async def asimulate(
             found.stop_reason, found.error = "twin_error", f"the twin failed: {type(error).__name__}: {error}"
             return found
         twin_seconds, began = time.perf_counter() - began, time.perf_counter()
-        if answer.action:  # else the twin leaves without another word
-            found.messages.append(answer.message)
+        found.messages += [answer.message] if answer.action else []  # else the twin leaves without another word
         before = len(found.messages)
         going_on = not answer.done and await _agent_speaks(found, call, agent_timeout)
         replies = tuple(found.messages[before:])
