@@ -185,11 +185,12 @@ def _stats_table(found: MemoryStats, dated: bool) -> Any:
     tuning = found.tuning
     measured = f"measured on {tuning.queries} moments between its own" if tuning.queries else "every triple is compared"
     effort = {"hnsw": "candidates", "ivf": "clusters", "ivfpq": "clusters"}.get(tuning.kind, "")
+    why = {"auto": "chosen by size", tuning.kind: "as wanted"}
     rows = {
         "triples": f"{found.triples}, {found.traced} with a trace, {found.left} silent leavings",
         "conversations": f"{found.conversations}",
         "from, to": f"{moment(found.first)}, {moment(found.last)}" + ("" if dated else " (places in the log)"),
-        "index": f"{tuning.kind} ({'chosen by size' if found.wanted == 'auto' else 'as wanted'})"
+        "index": f"{tuning.kind} ({why.get(found.wanted, f'{found.wanted} is wanted, for more triples than these')})"
         + (f", looks at {tuning.effort} {effort}" if tuning.effort else ""),
         "recall@10": f"{tuning.recall_at_10:.3f} ({measured})",
         "added since": f"{found.tail} triples, compared one by one",
