@@ -1,39 +1,58 @@
 """WHAT THEY DID AND WHY: triples, the FAISS memory they are recalled from, Recon, and learning a twin from a log."""
 
+from .answers import AnswerCache
+from .distractors import Distractors
 from .embed import CachedEmbedder, Embedder, FakeEmbedder, SentenceTransformerEmbedder
 from .ending import EndingModel, learn_ending
-from .learn import Progress, append, learn
+from .fidelity import Choice, Fidelity, Gain, Prior, Scored
+from .judging import Judged, Ranked, fidelity_by_name
+from .learn import append, learn
 from .leaving import Leaving, learn_leaving
 from .ranking import Ranking
-from .recon import METHODS, Method, synthesize
-from .sampling import ChatModel, Sample, Style, Usage, sample
+from .recon import METHODS, Method, Synthesizer, select
+from .sampling import ChatModel, Ledger, Price, Sample, Style, Usage, sample
 from .scoring import CachedScorer, FakeScorer, Likelihood, Scorer, TransformersScorer
 from .store import MemoryStats, TripleStore
-from .triples import Provenance, Recalled, Triple
-from .twin import Recipe, TwinRecord, default_home, existing_twin, list_twins, twin_folder
+from .tracing import Progress
+from .triples import Candidate, Provenance, Recalled, Triple
+from .twin import Recipe, Settings, TwinRecord, default_home, existing_twin, list_twins, twin_folder
 
 __all__ = [
     "METHODS",
+    "AnswerCache",
     "CachedEmbedder",
     "CachedScorer",
+    "Candidate",
     "ChatModel",
+    "Choice",
+    "Distractors",
     "Embedder",
     "EndingModel",
     "FakeEmbedder",
     "FakeScorer",
+    "Fidelity",
+    "Gain",
+    "Judged",
     "Leaving",
+    "Ledger",
     "Likelihood",
     "MemoryStats",
     "Method",
+    "Price",
+    "Prior",
     "Progress",
     "Provenance",
+    "Ranked",
     "Ranking",
     "Recalled",
     "Recipe",
     "Sample",
+    "Scored",
     "Scorer",
     "SentenceTransformerEmbedder",
+    "Settings",
     "Style",
+    "Synthesizer",
     "TransformersScorer",
     "Triple",
     "TripleStore",
@@ -42,11 +61,12 @@ __all__ = [
     "append",
     "default_home",
     "existing_twin",
+    "fidelity_by_name",
     "learn",
     "learn_ending",
     "learn_leaving",
     "list_twins",
     "sample",
-    "synthesize",
+    "select",
     "twin_folder",
 ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from usertwin.personas import Conversation, UsageError, write_conversations
 from usertwin.personas.chat import seconds
 
+from .answers import ANSWERS
 from .embed import Embedder
 from .leaving import learn_when_to_leave
 from .store import TripleStore
@@ -62,6 +63,8 @@ def forget(
     if timed and not record.dated:
         raise UsageError(f"the log of {record.name} has no dates; name the conversation that is to be forgotten")
     shutil.rmtree(folder.parent / f".{folder.name}.old", ignore_errors=True)
+    for kept in folder.glob(f"{ANSWERS}*"):
+        kept.unlink()
     with TripleStore(folder, embedder, create=False) as store:
         triples = store.forget(conversation, before=before, after=after)
         gone = [_without(folder / name, conversation, before, after) for name in (HELD_OUT, OTHER_PERSON)]
@@ -103,6 +106,7 @@ def _learn_anew(folder: Path, record: TwinRecord, store: TripleStore, gone: set[
         validation=tuple(name for name in record.validation if name not in gone),
         test=tuple(name for name in record.test if name not in gone),
         closeness=None,
+        settings=None,
     ).save(folder)
 
 

@@ -1,14 +1,26 @@
 """Guards: what a trace may not do, whatever its score.
 
 The one design choice: a guard sees the trace, the action and what could honestly be known before the action (context and
-goal), and answers with its name if it rejects; the five-token rule is the one used by Turing-RL (arXiv 2606.19336).
+goal), and answers with its name if it rejects. The lexical ones need no model and run first; those that need a likelihood
+(`kept_share`, and the audit `gives_away`, which rejects nothing and is in no score) are asked about the best trace only.
+
+Sources: the five-token rule is Turing-RL's (arXiv 2606.19336); the trace-only probe is the idea of LAS (Hase et al. 2020).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from usertwin.personas import Pair
+
+from .scoring import Scorer
+from .transcript import ME, THOUGHT, action_line, flat, open_moment
+from .words import known_text, longest_new_run, new_stems, runs, stem, word_spans, word_tokens
+
+if TYPE_CHECKING:
+    from .embed import Embedder
 
 #: A trace that shares a run of this many word tokens with the action, a run the context does not have, is rejected.
 LONGEST_RUN = 5
@@ -18,49 +30,129 @@ SHORTEST_ACTION = 3
 LONGEST_ECHO = 7
 #: Traces longer than this, in words, are rejected.
 LONGEST_TRACE = 120
+#: The most of the action's new content words that a trace may have.
+MOST_NEW_WORDS = 0.3
+#: A sentence of the trace this similar to the action (cosine), and more similar than any turn before, says the same.
+SAME_MEANING = 0.75
+#: The least part of a trace's gain that must be left when the words it shares with the action are masked.
+LEAST_KEPT = 0.5
 
-#: A word; in scripts that put no spaces between words, a character.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+(?:'\w+)*")
+#: Why a trace is not used, for whoever reads the counts.
+REASONS = {
+    "empty": "nothing was written",
+    "malformed": "not the object that was asked for",
+    "too_long": f"over {LONGEST_TRACE} words",
+    "quotes_action": "quotes the action",
+    "new_words": f"has over {MOST_NEW_WORDS:.0%} of the action's new words",
+    "new_names": "has a number or a name that only the action has",
+    "announces": "announces the reply instead of giving reasons",
+    "echoes_examples": "repeats the prompt",
+    "same_meaning": "says in other words what the action says",
+    "misleads": "predicts the action worse than no trace",
+    "leans_on_words": "gains by the words it shares with the action",
+    "no_verdict": "the judge gave no verdict that can be read",
+}
+
+_ANNOUNCES = re.compile(
+    r"\b(?:i|he|she|they|me)(?:'ll| will| would|'d| shall| am going to|'m going to| was going to|'s going to)"
+    r" (?:then |now |just |simply )?(?:say|said|reply|respond|answer|write|type|tell (?:them|him|her|you))\b"
+    r"|\b(?:reply|response|answer|message) (?:is|was|will be|would be)\b ?:"
+    r"|\b(?:say|said|write|wrote|reply|replied)(?: back)? ?[:\"“]",
+    re.IGNORECASE,
+)
+_NAME = re.compile(r"(?<=[\w,;:] )[A-Z][\w'-]+|\b\w*\d[\w.:-]*")
+_SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 
 
-def word_tokens(text: str) -> list[str]:
-    """The words of a text, lower case, without punctuation; both apostrophes are one."""
-    return _WORD.findall(text.casefold().replace("’", "'"))
-
-
-def longest_new_run(trace: str, action: str, known: str) -> int:
-    """The length in words of the longest run that trace and action share and that `known` does not have."""
-    told, done, known_tokens = word_tokens(trace), word_tokens(action), word_tokens(known)
-    for length in range(min(len(told), len(done)), 0, -1):
-        shared = _runs(told, length) & _runs(done, length)
-        if shared - _runs(known_tokens, length):
-            return length
-    return 0
-
-
-def rejected_by(trace: str, pair: Pair, examples: str = "") -> str | None:
-    """The name of the guard that rejects a trace of this pair, or None.
+def rejected_by(trace: str, pair: Pair, examples: str = "", embedder: Embedder | None = None) -> str | None:
+    """The name of the guard that rejects a trace of this pair by its words, or None.
 
     Args:
         trace: what was proposed.
         pair: what it was proposed for.
         examples: the text it was asked for with, the same for every pair.
+        embedder: tells whether the trace says the same in other words; not asked if None.
 
     Returns:
-        "empty", "too_long", "quotes_action" or "echoes_examples".
+        One of the names in `REASONS`.
     """
     told = word_tokens(trace)
     if not told:
         return "empty"
     if len(told) > LONGEST_TRACE:
         return "too_long"
-    done = len(word_tokens(pair.action))
-    allowed = min(LONGEST_RUN, max(SHORTEST_ACTION, done))
-    known = "\n".join([*(turn.text for turn in pair.context), pair.goal])
-    if longest_new_run(trace, pair.action, known) >= allowed:
+    if _quotes(trace, pair):
         return "quotes_action"
-    return "echoes_examples" if _runs(told, LONGEST_ECHO) & _runs(word_tokens(examples), LONGEST_ECHO) else None
+    if set(_names(pair)) & set(told):
+        return "new_names"
+    fresh = new_stems(pair)
+    if fresh and len(fresh & {stem(word) for word in told}) > MOST_NEW_WORDS * len(fresh):
+        return "new_words"
+    if _ANNOUNCES.search(trace):
+        return "announces"
+    if runs(told, LONGEST_ECHO) & runs(word_tokens(examples), LONGEST_ECHO):
+        return "echoes_examples"
+    return "same_meaning" if embedder is not None and says_the_same(trace, pair, embedder) else None
 
 
-def _runs(tokens: list[str], length: int) -> set[tuple[str, ...]]:
-    return {tuple(tokens[i : i + length]) for i in range(len(tokens) - length + 1)}
+def _quotes(trace: str, pair: Pair) -> bool:
+    done = word_tokens(pair.action)
+    if not done:  # an emoji, a row of dots
+        return bool(flat(pair.action)) and flat(pair.action) in trace
+    return longest_new_run(trace, pair.action, known_text(pair)) >= min(LONGEST_RUN, max(SHORTEST_ACTION, len(done)))
+
+
+def _names(pair: Pair) -> list[str]:
+    """The numbers and names of the action that nobody mentioned before; a capital that begins a sentence makes no name."""
+    known = set(word_tokens(known_text(pair)))
+    found = (word for name in _NAME.findall(pair.action) for word in word_tokens(name))
+    return [word for word in found if word not in known and word not in {"i", "i'm", "i'd", "i'll", "i've"}]
+
+
+def says_the_same(trace: str, pair: Pair, embedder: Embedder) -> bool:
+    """Whether a sentence of the trace means what the action does, more than anything said before it does (guard G5)."""
+    sentences = [found for part in _SENTENCE.findall(trace) if (found := part.strip())] or [trace]
+    turns = [turn.text for turn in pair.context[-4:] if turn.text.strip()]
+    vectors = embedder.embed([pair.action, *sentences, *turns])
+    similar = vectors[1:] @ vectors[0]
+    told, known = similar[: len(sentences)].max(), similar[len(sentences) :].max(initial=-1.0)
+    return bool(told >= SAME_MEANING and told > known)
+
+
+def masked(trace: str, pair: Pair) -> str:
+    """The trace with every word that only the action has replaced by an ellipsis (guard G3)."""
+    fresh, pieces, end = new_stems(pair), list[str](), 0
+    for start, stop in word_spans(trace):
+        if stem(trace[start:stop].casefold().replace("’", "'")) in fresh:
+            pieces += [trace[end:start], "…"]
+            end = stop
+    return "".join([*pieces, trace[end:]])
+
+
+def kept_share(scorer: Scorer, pair: Pair, trace: str, turns: int) -> float:
+    """What part of a trace's gain is left when the words that only the action has are masked; 1 if there are none (G3).
+
+    A trace that gains nothing keeps all of it.
+    """
+    without = masked(trace, pair)
+    if without == trace:
+        return 1.0
+    action = action_line(pair.action)
+    prompts = [open_moment(pair, turns, thought=thought) for thought in (None, trace, without)]
+    alone, told, hidden = (found.nats for found in scorer.score([(prompt, action) for prompt in prompts]))
+    return (hidden - alone) / (told - alone) if told > alone else 1.0
+
+
+def gives_away(scorer: Scorer, pair: Pair, trace: str, others: Sequence[str]) -> bool:
+    """Whether the trace alone, without the context, tells the action from other actions of the person (the audit, G4).
+
+    Each action counts by how much more likely the trace makes it than nothing does. It takes part in no score and rejects
+    nothing: what selects against a detector learns to hide from it.
+    """
+    if not others:
+        return False
+    actions = [action_line(action) for action in (pair.action, *others)]
+    prompts = (f"{THOUGHT} {flat(trace)})\n{ME}:", f"{ME}:")
+    told, alone = (scorer.score([(prompt, action) for action in actions]) for prompt in prompts)
+    gains = [a.nats - b.nats for a, b in zip(told, alone, strict=True)]
+    return gains[0] > max(gains[1:])

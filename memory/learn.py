@@ -6,15 +6,13 @@ and embeddings) first, so that a learning that is stopped leaves a usable twin, 
 
 from __future__ import annotations
 
-import asyncio
 import shutil
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
 
 from usertwin.personas import (
     ChatLog,
@@ -25,20 +23,20 @@ from usertwin.personas import (
     Split,
     TwinError,
     UsageError,
-    UsertwinError,
     draw_persona,
     split_pairs,
     write_conversations,
 )
 from usertwin.personas.pairs import check_speaker, pairs_of_log
 
+from .answers import ANSWERS
 from .embed import Embedder
 from .leaving import learn_when_to_leave
 from .lock import WriterLock
-from .recon import synthesize
 from .sampling import ChatModel
 from .scoring import Scorer
 from .store import TripleStore
+from .tracing import Progress, no_progress, open_synthesizer, trace
 from .triples import Triple
 from .twin import HELD_OUT, OTHER_PERSON, Recipe, TwinRecord, existing_twin, twin_folder
 
@@ -56,18 +54,6 @@ _VERSIONED = (
 )
 
 
-class Progress(Protocol):
-    """Is told how far learning has come: the stage ("memories" or "traces"), how many are done, of how many."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Be told."""
-        ...
-
-
-def no_progress(stage: str, done: int, total: int) -> None:
-    """Tell nobody."""
-
-
 async def learn(
     name: str,
     log: ChatLog,
@@ -76,6 +62,8 @@ async def learn(
     embedder: Embedder,
     model: ChatModel | None = None,
     scorer: Scorer | None = None,
+    actor: ChatModel | None = None,
+    judge: ChatModel | None = None,
     persona: Persona | None = None,
     home: str | Path | None = None,
     overwrite: bool = False,
@@ -90,7 +78,9 @@ async def learn(
         recipe: how to learn; an interrupted learning with the same recipe is continued.
         embedder: makes the embeddings.
         model: proposes traces, where the recipe wants some.
-        scorer: scores them, where the recipe wants that.
+        scorer: scores and guards them, where the recipe wants that.
+        actor: reconstructs actions, where the recipe's fidelity needs that.
+        judge: judges, where the recipe needs that.
         persona: who the twin plays; drawn from the log if None.
         home: where twins live; see `default_home`.
         overwrite: replace a twin of this name; the old one is only gone when the new one is complete.
@@ -118,7 +108,8 @@ async def learn(
         with TripleStore(work, embedder) as store:
             _remember(store, pairs, progress)
             learn_when_to_leave(work, record, store)
-            await _trace(store, store.triples(), record, model, scorer, concurrency, progress)
+            with open_synthesizer(work, record, store, model, scorer, actor, judge) as synthesizer:
+                await trace(store, store.triples(), record, synthesizer, concurrency, progress)
         record = replace(record, state="complete")
         record.save(work)
     except BaseException:
@@ -137,6 +128,8 @@ async def append(
     embedder: Embedder,
     model: ChatModel | None = None,
     scorer: Scorer | None = None,
+    actor: ChatModel | None = None,
+    judge: ChatModel | None = None,
     home: str | Path | None = None,
     max_traces: int = 0,
     concurrency: int = 1,
@@ -152,7 +145,9 @@ async def append(
         log: conversations of the same person. If the twin was learned from a log without dates, all of them count as later.
         embedder: the embedding model of its memory.
         model: proposes traces, in the way the twin was learned.
-        scorer: scores them.
+        scorer: scores and guards them.
+        actor: reconstructs actions, where the twin was learned so.
+        judge: judges, where the twin was learned so.
         home: where twins live.
         max_traces: for how many of the new pairs to find traces, the latest ones.
         concurrency: how many pairs may wait for the model at once.
@@ -185,7 +180,8 @@ async def append(
         )
         _remember(store, [triple.pair for triple in new], progress)
         if max_traces:
-            await _trace(store, new[-max_traces:], record, model, scorer, concurrency, progress)
+            with open_synthesizer(folder, record, store, model, scorer, actor, judge) as synthesizer:
+                await trace(store, new[-max_traces:], record, synthesizer, concurrency, progress)
         if new:
             learn_when_to_leave(folder, record, store)
     record = replace(record, corpus=tuple(dict.fromkeys([*record.corpus, *_ids([triple.pair for triple in new])])))
@@ -206,10 +202,18 @@ def _work_folder(name: str, target: Path, recipe: Recipe, split: Split, overwrit
         if folder.exists():  # nothing is replaced that somebody is writing
             WriterLock(folder, wait=0.0).check()
     if not _begun(work, recipe, split, embedder):
+        answers = next((kept for kept in map(_answers, (work, target)) if kept), {})
         shutil.rmtree(work, ignore_errors=True)
         with _writable(target.parent):
             work.mkdir(parents=True)
+        for file, kept in answers.items():  # the same question need not be asked again
+            (work / file).write_bytes(kept)
     return work
+
+
+def _answers(folder: Path) -> dict[str, bytes]:
+    """The files of what models answered, by name; a killed run leaves a log beside the database."""
+    return {file.name: file.read_bytes() for file in folder.glob(f"{ANSWERS}*")}
 
 
 def _begun(folder: Path, recipe: Recipe, split: Split, embedder: Embedder) -> bool:
@@ -323,46 +327,3 @@ def _remember(store: TripleStore, pairs: Sequence[Pair], progress: Progress) -> 
         store.add(batch)
         done += len(batch)
         progress("memories", done, total)
-
-
-async def _trace(
-    store: TripleStore,
-    triples: Iterable[Triple],
-    record: TwinRecord,
-    model: ChatModel | None,
-    scorer: Scorer | None,
-    concurrency: int,
-    progress: Progress,
-) -> None:
-    """Give triples that were not yet tried a trace, the latest first; each is on disk before the next is begun."""
-    recipe = record.recipe
-    if recipe.method == "none":
-        return
-    wanted = [triple for triple in triples if not triple.pair.left][::-1][: recipe.max_traces]
-    waiting = [triple for triple in wanted if triple.provenance is None]
-    done, total = len(wanted) - len(waiting), len(wanted)
-    progress("traces", done, total)
-    queue = iter(waiting)
-
-    async def work() -> None:
-        nonlocal done
-        for triple in queue:
-            traced = await synthesize(
-                triple.pair,
-                record.persona.name,
-                method=recipe.method,
-                model=model,
-                scorer=scorer,
-                candidates=recipe.candidates,
-                seed=recipe.seed,
-            )
-            store.set_traces([traced])
-            done += 1
-            progress("traces", done, total)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(max(1, concurrency)):
-                group.create_task(work())
-    except* UsertwinError as failed:
-        raise failed.exceptions[0] from None  # the first one is the cause; the others only lost the same model

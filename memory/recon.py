@@ -1,172 +1,235 @@
 """Recon (arXiv 2605.26969): a trace is good if, with it and without the action, the action is predicted.
 
-The file reads in the order of the method: propose, reconstruct, score, select, and then synthesize, which is all four. The
-one design choice: fidelity is the gain in log-likelihood of the real action, under a local model, of context and trace
-over context alone, in nats per token of the action; so no judge is needed, and a trace costs one short forward pass.
+The file reads in the order of the method: propose (propose.py), guard, score (fidelity.py, judging.py), select, and then
+`Synthesizer`, which is all four. The one design choice: the ways of choosing among proposals are one function of the same
+guarded candidates, so that they differ in nothing but the choice:
 
-Backward Synthesis (the first proposal, unscored) and no traces at all are the other two methods of the same function.
+    recon      the best-scored
+    random     any
+    longest    the longest
+    quality    what looks best to a judge that reads the traces
+    backward   the first (Backward Synthesis)
+    none       no trace at all
+
+A trace that is stored has passed every guard, whichever way it was chosen; only "recon" also rejects what misleads.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
+import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from usertwin.personas import Pair, UsageError
+from usertwin.personas import Pair, UsageError, VerdictError
 
-from .guards import rejected_by
-from .sampling import ChatModel, sample
+from .distractors import Distractors
+from .embed import Embedder
+from .fidelity import CHOICES, Fidelity, gains
+from .guards import LEAST_KEPT, gives_away, kept_share, rejected_by
+from .judging import plausibility
+from .propose import CONTEXT_TURNS, MALFORMED, PROPOSING, Proposing, proposal_template, propose
+from .sampling import ChatModel, Ledger
 from .scoring import Scorer
-from .templates import PromptTemplate
-from .transcript import action_line, context_lines, flat, open_moment, past_moment
-from .triples import Provenance, Triple
+from .search import search
+from .triples import Candidate, Provenance, Triple
 
-Method = Literal["recon", "backward", "none"]
+Method = Literal["recon", "random", "longest", "quality", "backward", "none"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
-#: Turns of context that proposer and reconstruction see.
-CONTEXT_TURNS = 4
 #: How many traces are proposed for a pair, as in the paper.
 DEFAULT_CANDIDATES = 4
-_TRACE_TOKENS = {"transcript": 48, "instruction": 400}  # a hosted model may reason before it writes
-_LAST_CLAUSE = re.compile(r"(.+[.!?]|.+?(?=,[^,]*$))")
-_TRANSCRIPT = PromptTemplate(Path(__file__).parent / "propose_transcript.txt")
-_INSTRUCTION = PromptTemplate(Path(__file__).parent / "propose_instruction.txt")
+#: How often proposals are asked for again where the guards left too few.
+ROUNDS = 3
+#: How many calls a search on one trace may take, its drafts included.
+SEARCH_CALLS = 12
+_ROUND_SEED = 7919
+
+
+def select(candidates: Sequence[Candidate], method: Method = "recon", *, seed: object = 0) -> Candidate | None:
+    """The candidate that a way of choosing takes; None if no guard lets one pass. See `in_order`."""
+    return next(iter(in_order(candidates, method, seed=seed)), None)
+
+
+def in_order(candidates: Sequence[Candidate], method: Method, *, seed: object = 0) -> list[Candidate]:
+    """The candidates that no guard rejects, the one to be taken first; ties go by the order in which they were proposed.
+
+    Args:
+        candidates: what was proposed; for "recon" with their fidelity, for "quality" with what a judge found, as the score.
+        method: how to choose.
+        seed: for "random".
+    """
+    allowed = [candidate for candidate in candidates if candidate.rejected is None]
+    if method == "random":
+        random.Random(f"{seed}").shuffle(allowed)
+    elif method == "longest":
+        allowed.sort(key=lambda one: -len(one.trace.split()))
+    elif method in {"recon", "quality"}:
+        allowed.sort(key=lambda one: float("inf") if one.score is None else -one.score)
+    return [] if method == "none" else allowed
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A proposed trace: its score in nats per token of the action, if it was scored, and the guard that rejects it, if any."""
+class Synthesizer:
+    """Makes triples of pairs: propose, guard, score, select.
 
-    trace: str
-    score: float | None
-    rejected: str | None
-
-
-def proposal_template(model: ChatModel) -> PromptTemplate:
-    """The prompt that traces are asked for with, by the model's style."""
-    return _TRANSCRIPT if model.style == "transcript" else _INSTRUCTION
-
-
-async def propose(model: ChatModel, pair: Pair, name: str, *, n: int, seed: int) -> list[str]:
-    """Sample n traces for a pair: what may have gone on in the person before the action. They see the action.
-
-    Args:
-        model: who writes them.
-        pair: what the person saw and did.
-        name: what to call the person.
-        n: how many.
-        seed: for the sampler.
-    """
-    template = proposal_template(model)
-    if model.style == "transcript":
-        prompt, stop = template.fill(moment=past_moment(pair, CONTEXT_TURNS).rstrip("\n")), ["\n"]
-    else:
-        prompt, stop = template.fill(
-            name=name, goal=pair.goal, context=context_lines(pair, CONTEXT_TURNS), action=pair.action
-        ), []  # fmt: skip
-    answers = await sample(
-        model, [("user", prompt)], n=n, seed=seed, max_tokens=_TRACE_TOKENS[model.style], temperature=0.8, stop=stop
-    )
-    if model.style == "transcript":
-        return [_whole(f"I {flat(answer.text)}") if answer.text.strip() else "" for answer in answers]
-    return [flat(answer.text) for answer in answers]
-
-
-def _whole(text: str) -> str:
-    """A text without the clause that was cut off at its end, if it has others."""
-    whole = _LAST_CLAUSE.match(text)
-    return whole[1] if whole else text
-
-
-def reconstruct(pair: Pair, trace: str | None) -> str:
-    """The text from which the action is to be predicted: context and, if given, the trace; never the action."""
-    return open_moment(pair, CONTEXT_TURNS, thought=trace)
-
-
-def score(scorer: Scorer, pair: Pair, traces: Sequence[str]) -> list[float]:
-    """The fidelity of each trace: how much better it lets the action be predicted, in nats per token of the action.
-
-    Above 0 the trace helps, below 0 it misleads.
-    """
-    action = action_line(pair.action)
-    prompts = [reconstruct(pair, None), *(reconstruct(pair, trace) for trace in traces)]
-    alone, *told = scorer.score([(prompt, action) for prompt in prompts])
-    return [(likelihood.nats - alone.nats) / likelihood.tokens for likelihood in told]
-
-
-def _judged(trace: str, score: float | None, rejected: str | None) -> Candidate:
-    """A candidate; one that makes the action less likely than it is without any trace is rejected as "misleads"."""
-    return Candidate(trace, score, "misleads" if rejected is None and score is not None and score < 0 else rejected)
-
-
-def select(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The candidate with the highest score that no guard rejects; unscored ones go by order. None if none is left."""
-    allowed = [candidate for candidate in candidates if candidate.rejected is None]
-    return max(allowed, key=lambda c: float("-inf") if c.score is None else c.score, default=None)
-
-
-async def synthesize(
-    pair: Pair,
-    name: str,
-    *,
-    method: Method,
-    model: ChatModel | None = None,
-    scorer: Scorer | None = None,
-    candidates: int = DEFAULT_CANDIDATES,
-    seed: int = 0,
-) -> Triple:
-    """Make a triple of a pair.
-
-    Args:
-        pair: what the person saw and did.
-        name: what to call the person.
-        method: "recon" takes the best-scored of `candidates` traces, "backward" the first one, "none" makes none.
+    Attributes:
+        method: how to choose among the proposals.
         model: who proposes; needed unless the method is "none".
-        scorer: who scores; needed for "recon".
-        candidates: how many traces "recon" proposes; "backward" proposes one.
-        seed: for the sampler.
-
-    Returns:
-        The triple; without a trace where every proposal was rejected (by a guard, or since it predicts the action worse than
-        no trace does), with the rejections in its provenance.
-
-    Raises:
-        UsageError: an unknown method, fewer than one candidate, or a method without the models it needs.
-        ModelError: a model does not answer.
+        fidelity: how traces are scored; needed for "recon", and for proposals by "search".
+        scorer: under which a trace must keep its gain when the words it shares with the action are masked (guard G3), and
+            which is asked whether it gives the action away (the audit). Neither is looked at if None.
+        embedder: tells whether a trace says the same as the action (guard G5); not looked at if None.
+        distractors: the person's other actions, for the audit.
+        judge: who reads the traces for "quality".
+        how: in which way traces are proposed.
+        candidates: how many are proposed; "backward" and "search" propose one at a time.
+        calls: for "search", how many texts a model may write for one pair.
     """
-    if method not in METHODS:
-        raise UsageError(f'"{method}" is no way to make traces; there are {", ".join(METHODS)}')
-    if method == "none":
-        return Triple(pair)
-    if model is None or (method == "recon" and scorer is None):
-        raise UsageError(f'traces by "{method}" need a model{" and a scorer" if method == "recon" else ""}')
-    if candidates < 1:
-        raise UsageError(f"{candidates} candidates: at least one is needed")
-    n = candidates if method == "recon" else 1
-    traces = await propose(model, pair, name, n=n, seed=seed)
-    guarded = [rejected_by(trace, pair, proposal_template(model).text) for trace in traces]
-    scores = dict[str, float]()
-    used = scorer if method == "recon" else None
-    if used is not None:  # on a thread of its own: scoring is computing, and must not hold up others that wait for a model
-        allowed = [trace for trace, rejected in zip(traces, guarded, strict=True) if rejected is None]
-        scores = dict(zip(allowed, await asyncio.to_thread(score, used, pair, allowed), strict=True)) if allowed else scores
-    judged = [_judged(t, scores.get(t), r) for t, r in zip(traces, guarded, strict=True)]
-    best = select(judged)
-    provenance = Provenance(
-        method=method,
-        proposer=model.name,
-        scorer=None if used is None else used.name,
-        prompt_version=proposal_template(model).version,
-        seed=seed,
-        candidates=n,
-        rejected=Counter(c.rejected for c in judged if c.rejected is not None),
-    )
-    if best is None:
-        return Triple(pair, provenance=provenance)
-    return Triple(pair, best.trace, best.score, provenance)
+
+    method: Method = "recon"
+    model: ChatModel | None = None
+    fidelity: Fidelity | None = None
+    scorer: Scorer | None = None
+    embedder: Embedder | None = None
+    distractors: Distractors | None = None
+    judge: ChatModel | None = None
+    how: Proposing = "backward"
+    candidates: int = DEFAULT_CANDIDATES
+    calls: int = SEARCH_CALLS
+
+    def check(self) -> None:
+        """UsageError if something that the method needs is missing, or a number makes no sense."""
+        if self.method not in METHODS:
+            raise UsageError(f'"{self.method}" is no way to make traces; there are {", ".join(METHODS)}')
+        if self.how not in PROPOSING:
+            raise UsageError(f'"{self.how}" is no way to propose traces; there are {", ".join(PROPOSING)}')
+        if self.candidates < 1 or self.calls < 2:
+            raise UsageError(f"{self.candidates} candidates and {self.calls} calls: at least one candidate, and two calls")
+        if self.method == "none":
+            return
+        scored = self.method == "recon" or self.how == "search"
+        if self.model is None or (scored and self.fidelity is None) or (self.method == "quality" and self.judge is None):
+            needs = "a model" + " and a scorer" * scored + " and a judge" * (self.method == "quality")
+            raise UsageError(f'traces by "{self.method}" need {needs}')
+
+    async def synthesize(self, pair: Pair, name: str, *, seed: int = 0) -> Triple:
+        """Make a triple of a pair.
+
+        Args:
+            pair: what the person saw and did.
+            name: what to call the person.
+            seed: for the sampler.
+
+        Returns:
+            The triple; without a trace where every proposal was rejected, with the rejections in its provenance.
+
+        Raises:
+            UsageError: see `check`.
+            ModelError: a model does not answer.
+        """
+        self.check()
+        if self.method == "none" or self.model is None:
+            return Triple(pair)
+        ledger = Ledger()
+        found = await self._proposed(self.model, pair, name, seed, ledger)
+        found = await self._scored(found, pair, seed, ledger)
+        return await asyncio.to_thread(self._chosen, self.model, pair, found, seed, ledger)
+
+    def guarded(self, trace: str, pair: Pair) -> str | None:
+        """The guard that rejects a trace before it is scored, or None."""
+        if trace == MALFORMED:
+            return "malformed"
+        examples = "" if self.model is None else proposal_template(self.model, self.how).text
+        return rejected_by(trace, pair, examples, self.embedder)
+
+    async def _proposed(self, model: ChatModel, pair: Pair, name: str, seed: int, ledger: Ledger) -> list[Candidate]:
+        """Proposals, asked for again where guards reject them, three rounds in all."""
+        if self.how == "search" and self.fidelity is not None:
+            return await search(
+                model, self.fidelity, pair, name, guard=lambda trace: self.guarded(trace, pair), calls=self.calls, seed=seed,
+                ledger=ledger,
+            )  # fmt: skip
+        wanted = 1 if self.method == "backward" else self.candidates
+        found: list[Candidate] = []
+        for turn in range(ROUNDS):
+            missing = wanted - sum(one.rejected is None for one in found)
+            if not missing:
+                break
+            traces = await propose(
+                model, pair, name, how=self.how, n=missing, seed=seed + _ROUND_SEED * turn, ledger=ledger
+            )  # fmt: skip
+            found += [Candidate(trace, None, await asyncio.to_thread(self.guarded, trace, pair)) for trace in traces]
+        return found
+
+    async def _scored(self, found: list[Candidate], pair: Pair, seed: int, ledger: Ledger) -> list[Candidate]:
+        """The candidates with the score they are chosen by; without a verdict that can be read, all are rejected."""
+        traces = list(dict.fromkeys(one.trace for one in found if one.rejected is None))
+        if not traces or self.how == "search" or self.method not in {"recon", "quality"}:
+            return found
+        try:
+            if self.method == "quality" and self.judge is not None:
+                scores, floor = await plausibility(self.judge, pair, traces, seed=seed, ledger=ledger), None
+            elif self.fidelity is not None:
+                scores, floor = await self.fidelity.score(pair, traces, seed=seed, ledger=ledger), self.fidelity.floor
+            else:
+                return found
+        except VerdictError:
+            return [replace(one, rejected=one.rejected or "no_verdict") for one in found]
+        known = dict(zip(traces, (one.value for one in scores), strict=True))
+        return [_judged(one, known.get(one.trace), floor) for one in found]
+
+    def _chosen(self, model: ChatModel, pair: Pair, found: list[Candidate], seed: int, ledger: Ledger) -> Triple:
+        """The triple of the first candidate in order that keeps its gain; the others before it are rejected too."""
+        chosen, measured = None, dict[str, float]()
+        for one in in_order(found, self.method, seed=f"{seed}/{pair.conversation_id}/{pair.position}"):
+            measured = self._measured(pair, one.trace)
+            if measured.get("kept", 1.0) >= LEAST_KEPT:
+                chosen = one
+                break
+            found = [replace(other, rejected="leans_on_words") if other is one else other for other in found]
+        scored = self.fidelity if self.method == "recon" else None
+        provenance = Provenance(
+            method=self.method,
+            proposer=model.name,
+            scorer=None if scored is None else scored.name,
+            prompt_version=proposal_template(model, self.how).version,
+            seed=seed,
+            candidates=len(found),
+            rejected=Counter(one.rejected for one in found if one.rejected is not None),
+            how=self.how,
+            proposals=tuple(found),
+            measured=measured if chosen is not None else {},
+            cost=ledger.to_json(),
+        )
+        if chosen is None:
+            return Triple(pair, provenance=provenance)
+        return Triple(pair, chosen.trace, chosen.score if scored is not None else None, provenance)
+
+    def _measured(self, pair: Pair, trace: str) -> dict[str, float]:
+        """What a trace gains, how much of that is left without shared words, and whether it gives the action away."""
+        if self.scorer is None:
+            return {}
+        [one] = gains(self.scorer, pair, [trace])
+        others = self.distractors.of(pair, CHOICES - 1) if self.distractors is not None else []
+        return {
+            "gain": one["gain"],
+            "novel": one["novel"],
+            "kept": kept_share(self.scorer, pair, trace, CONTEXT_TURNS),
+            "gives_away": float(gives_away(self.scorer, pair, trace, others)),
+        }
+
+
+def _judged(one: Candidate, score: float | None, floor: float | None) -> Candidate:
+    """A candidate with its score; one that is worse than no trace is rejected as "misleads"."""
+    worse = one.rejected is None and score is not None and floor is not None and score < floor
+    return Candidate(one.trace, score if one.rejected is None else None, "misleads" if worse else one.rejected)
+
+
+def backward_trace(triple: Triple) -> str | None:
+    """The trace that Backward Synthesis would have had: the first proposal that no guard rejected by its words."""
+    if triple.provenance is None:
+        return None
+    return next((one.trace for one in triple.provenance.proposals if one.rejected in {None, "misleads"}), None)

@@ -63,7 +63,7 @@ def decode(row: Sequence[Any]) -> Triple:
         values = check(row)
         _, speaker, conversation, position, moment, context, action, goal, ends, _, _, reasoning, score, provenance = values
         pair = _pair(speaker, conversation, position, moment, context, action, goal, ends)
-        return Triple(pair, reasoning, score, Provenance(**json.loads(provenance)) if provenance else None)
+        return Triple(pair, reasoning, score, Provenance.from_json(json.loads(provenance)) if provenance else None)
     except DamagedRowError:
         raise
     except (ValueError, TypeError) as error:
@@ -74,7 +74,7 @@ def of_format_1(row: Sequence[Any]) -> Triple:
     """The triple of a row of format 1: number, speaker to provenance, embedding; it had no checksums."""
     _, speaker, conversation, position, moment, context, action, goal, ends, reasoning, score, provenance, _ = row
     pair = _pair(speaker, conversation, position, moment, context, action, goal, ends)
-    return Triple(pair, reasoning, score, Provenance(**json.loads(provenance)) if provenance else None)
+    return Triple(pair, reasoning, score, Provenance.from_json(json.loads(provenance)) if provenance else None)
 
 
 def check(row: Sequence[Any]) -> tuple[Any, ...]:

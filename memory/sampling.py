@@ -1,14 +1,15 @@
-"""The one place where a chat model is asked for text: a model with its name and manner, and `sample`.
+"""The one place where a chat model is asked for text: a model with its name and manner, `sample`, and what it cost.
 
-The one design choice: a model is any LangChain chat model plus three facts that its type does not tell: what to call it, in
-which style to prompt it (a transcript to be continued, or an instruction), and whether it takes sampling controls.
+The one design choice: a model is any LangChain chat model plus the facts that its type does not tell: what to call it, in
+which style to prompt it (a transcript to be continued, or an instruction), what it takes, what it costs, and where its
+answers are kept so that nothing is asked twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from usertwin.personas import ModelError, UsertwinError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
     from langchain_core.messages import AIMessage
     from langchain_core.runnables import RunnableConfig
+
+    from .answers import AnswerCache
 
 #: "transcript": the prompt is text to be continued, for base and small models. "instruction": the prompt says what to do.
 Style = Literal["transcript", "instruction"]
@@ -33,6 +36,10 @@ class ChatModel:
         controls: whether it takes temperature, seed, stop and several samples at once (hosted reasoning models do not).
         afresh: options with which it computes a prompt from the start, whatever it has in its cache. A cached beginning is
             computed in other portions, rounds otherwise, and then the same seed says something else.
+        structured: whether it can be held to a JSON schema.
+        identity: what tells its weights from others that may come under the same name.
+        price: what it costs; None if that is not known.
+        answers: where its answers are kept and looked up; None if every call is to be made.
     """
 
     name: str
@@ -40,6 +47,26 @@ class ChatModel:
     style: Style = "instruction"
     controls: bool = True
     afresh: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    structured: bool = False
+    identity: str = ""
+    price: Price | None = None
+    answers: AnswerCache | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a model costs, in US dollars for a million tokens read and written."""
+
+    read: float
+    written: float
+
+    def of(self, usage: Usage) -> float:
+        """What so many tokens cost, in US dollars; cached ones at the full price."""
+        return (usage.input_tokens * self.read + usage.output_tokens * self.written) / 1e6
+
+
+#: What a model in this process costs.
+FREE = Price(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +93,37 @@ class Sample:
     usage: Usage
 
 
+@dataclass(slots=True)
+class Ledger:
+    """What was spent.
+
+    Attributes:
+        calls: texts that a model wrote.
+        repeated: texts that were asked for again and taken from where they were kept.
+        usage: the tokens of the calls.
+        dollars: what they cost; None if some model's price is not known.
+    """
+
+    calls: int = 0
+    repeated: int = 0
+    usage: Usage = field(default_factory=Usage)
+    dollars: float | None = 0.0
+
+    def note(self, model: ChatModel, samples: Sequence[Sample]) -> None:
+        """Note what a model has just written."""
+        self.calls += len(samples)
+        used = sum((one.usage for one in samples), Usage())
+        self.usage += used
+        if model.price is None or self.dollars is None:
+            self.dollars = None
+        else:
+            self.dollars += model.price.of(used)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {"calls": self.calls, "repeated": self.repeated, **asdict(self.usage), "dollars": self.dollars}
+
+
 async def sample(
     model: ChatModel,
     messages: Sequence[tuple[str, str]],
@@ -76,6 +134,8 @@ async def sample(
     temperature: float = 0.8,
     stop: Sequence[str] = (),
     afresh: bool = False,
+    schema: Mapping[str, Any] | None = None,
+    ledger: Ledger | None = None,
     config: RunnableConfig | None = None,
 ) -> list[Sample]:
     """Ask a model for n texts.
@@ -89,32 +149,62 @@ async def sample(
         temperature: where the model takes one.
         stop: texts that end an answer; cut here too, for models that do not take them.
         afresh: whether nothing that was asked before may matter; see `ChatModel.afresh`.
+        schema: a JSON schema to hold the answer to, for models that can be.
+        ledger: where to note what it cost.
         config: LangChain's run config, so that callbacks see the call.
 
     Raises:
         ModelError: the model does not answer; the message names it.
     """
-    from langchain_core.messages import convert_to_messages
-
     options: dict[str, Any] = {"max_tokens": max_tokens}
     if model.controls:
         options |= {"temperature": temperature, "stop": list(stop) or None}
     if afresh:
         options |= model.afresh
+    if schema is not None and model.structured:
+        options["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
+    asked = [model.name, model.identity, [list(message) for message in messages], n, seed, options]
+    known = None if model.answers is None else cast("list[Any] | None", model.answers.get(asked))
+    if known is not None:
+        if ledger is not None:
+            ledger.repeated += len(known)
+        return [Sample(text, Usage(*used)) for text, used in known]
     try:
-        answers: list[AIMessage] = []
-        if n > 1 and model.controls and hasattr(model.chat, "n"):
-            prompt = [convert_to_messages(list(messages))]
-            result = await model.chat.agenerate(prompt, n=n, seed=seed, **options)
-            answers = [cast("AIMessage", cast("Any", generation).message) for generation in result.generations[0]]
-        rest = range(len(answers), n)  # all of them, or what an endpoint that overlooks "n" left out
-        each: list[dict[str, Any]] = [options | ({"seed": seed + i} if model.controls else {}) for i in rest]
-        answers += await asyncio.gather(*(model.chat.ainvoke(list(messages), config, **cast("Any", one)) for one in each))
+        answers = await _ask(model, messages, n, seed, options, config)
     except UsertwinError:
         raise
     except Exception as error:
         raise ModelError(f'the model "{model.name}" did not answer: {type(error).__name__}: {error}') from error
-    return [Sample(_cut(str(answer.text), stop), _usage(answer)) for answer in answers]
+    samples = [Sample(_cut(text, stop), used) for text, used in answers]
+    if model.answers is not None:
+        model.answers.put(asked, [(one.text, astuple(one.usage)) for one in samples])
+    if ledger is not None:
+        ledger.note(model, samples)
+    return samples
+
+
+async def _ask(
+    model: ChatModel,
+    messages: Sequence[tuple[str, str]],
+    n: int,
+    seed: int,
+    options: Mapping[str, Any],
+    config: RunnableConfig | None,
+) -> list[tuple[str, Usage]]:
+    """What the model writes, and the tokens it took."""
+    from langchain_core.messages import convert_to_messages
+
+    together: list[AIMessage] = []
+    if n > 1 and model.controls and hasattr(model.chat, "n"):
+        prompt = [convert_to_messages(list(messages))]
+        result = await model.chat.agenerate(prompt, n=n, seed=seed, **options)
+        together = [cast("AIMessage", cast("Any", generation).message) for generation in result.generations[0]]
+    rest = range(len(together), n)  # all of them, or what an endpoint that overlooks "n" left out
+    each: list[dict[str, Any]] = [{**options} | ({"seed": seed + i} if model.controls else {}) for i in rest]
+    alone = await asyncio.gather(*(model.chat.ainvoke(list(messages), config, **cast("Any", one)) for one in each))
+    # Every message of one answer tells the tokens of the whole answer.
+    used = [_usage(message) if number == 0 else Usage() for number, message in enumerate(together)] + list(map(_usage, alone))
+    return [(str(answer.text), tokens) for answer, tokens in zip([*together, *alone], used, strict=True)]
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:

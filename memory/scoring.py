@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 import sqlite3
 import struct
 import threading
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import log
+from math import fsum, log
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,10 +28,19 @@ _LEAST_SHARED = 32
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """How likely a continuation was: `nats` is its log-probability (at most 0), over `tokens` tokens."""
+    """How likely a continuation was.
+
+    Attributes:
+        nats: its log-probability (at most 0).
+        tokens: over how many tokens.
+        each: the log-probability of each token, in nats.
+        ends: where in the continuation each token ends, in characters.
+    """
 
     nats: float
     tokens: int
+    each: tuple[float, ...] = ()
+    ends: tuple[int, ...] = ()
 
     @property
     def bits(self) -> float:
@@ -89,14 +100,14 @@ class TransformersScorer:
             model, tokenizer = self._loaded
             limit = int(getattr(model.config, "max_position_embeddings", 2048))
             encoded = [_encode(tokenizer, prompt, continuation, limit) for prompt, continuation in items]
-            shared = _shared_prefix([prompt for prompt, _ in encoded]) if len(items) > 1 else 0
+            shared = _shared_prefix([prompt for prompt, _, _ in encoded]) if len(items) > 1 else 0
             past = self._prefix_cache(encoded[0][0][:shared]) if shared >= _LEAST_SHARED else None
             start = shared if past is not None else 0
-            found: dict[int, Likelihood] = {}
-            for batch in _batches([len(p) + len(c) - start for p, c in encoded]):
+            found: dict[int, list[float]] = {}
+            for batch in _batches([len(p) + len(c) - start for p, c, _ in encoded]):
                 rows = [(encoded[i][0][start:], encoded[i][1]) for i in batch]
                 found |= dict(zip(batch, self._score_batch(rows, past), strict=True))
-        return [found[index] for index in range(len(items))]
+        return [_likelihood(found[index], encoded[index][2]) for index in range(len(items))]
 
     def _prefix_cache(self, prefix: Sequence[int]) -> Any:
         import torch
@@ -106,8 +117,8 @@ class TransformersScorer:
             ids = torch.tensor([prefix], device=model.device)
             return model.base_model(ids, use_cache=True).past_key_values
 
-    def _score_batch(self, rows: Sequence[tuple[list[int], list[int]]], past: Any) -> list[Likelihood]:
-        """Score rows of (prompt ids, continuation ids), padded on the right, which a causal model does not see."""
+    def _score_batch(self, rows: Sequence[tuple[list[int], list[int]]], past: Any) -> list[list[float]]:
+        """The nats of each token of rows of (prompt ids, continuation ids), padded on the right, where nothing is read."""
         import torch
 
         model, _ = self._loaded
@@ -136,14 +147,20 @@ class TransformersScorer:
                 raise ModelError(f'the model "{self.name}" gave something that is not a number; its weights may be damaged')
             nats = logits.log_softmax(-1).gather(1, wanted.to(logits.device)[:, None])[:, 0].cpu()
         pieces = nats.split([len(continuation) for _, continuation in rows])
-        return [Likelihood(float(piece.double().sum()), len(piece)) for piece in pieces]
+        return [piece.double().tolist() for piece in pieces]
 
 
-def _encode(tokenizer: Any, prompt: str, continuation: str, limit: int) -> tuple[list[int], list[int]]:
+def _likelihood(each: Sequence[float], ends: Sequence[int]) -> Likelihood:
+    return Likelihood(fsum(each), len(each), tuple(each), tuple(ends))
+
+
+def _encode(tokenizer: Any, prompt: str, continuation: str, limit: int) -> tuple[list[int], list[int], list[int]]:
+    """The tokens of prompt and continuation, and where in the continuation each of its own ends."""
     before: list[int] = tokenizer(prompt).input_ids or [tokenizer.eos_token_id]
-    after: list[int] = tokenizer(continuation, add_special_tokens=False).input_ids
-    after = after[: limit // 2]
-    return before[-(limit - len(after)) :], after
+    found = tokenizer(continuation, add_special_tokens=False, return_offsets_mapping=True)
+    after: list[int] = found.input_ids[: limit // 2]
+    ends = [int(end) for _, end in found.offset_mapping[: len(after)]]
+    return before[-(limit - len(after)) :], after, ends
 
 
 def _shared_prefix(prompts: Sequence[list[int]]) -> int:
@@ -182,9 +199,10 @@ class CachedScorer:
             self._database = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")  # a lost score is only computed again
+            self._database.execute("DROP TABLE IF EXISTS scores")  # an older form, without the single tokens
             self._database.execute(
-                "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, nats REAL NOT NULL, tokens INTEGER NOT NULL)"
-                " STRICT, WITHOUT ROWID"
+                "CREATE TABLE IF NOT EXISTS likelihoods (key BLOB PRIMARY KEY, nats REAL NOT NULL, tokens INTEGER NOT NULL,"
+                " each BLOB NOT NULL, ends BLOB NOT NULL) STRICT, WITHOUT ROWID"
             )
         except (sqlite3.Error, OSError) as error:
             raise ModelError(f"{path}: the cache of scores cannot be used ({error}); delete that file and try again") from error
@@ -206,14 +224,15 @@ class CachedScorer:
         keys = [self._key(prompt, continuation) for prompt, continuation in items]
         known: dict[bytes, Likelihood] = {}
         for key in keys:
-            row = self._database.execute("SELECT nats, tokens FROM scores WHERE key = ?", (key,)).fetchone()
+            row = self._database.execute("SELECT nats, tokens, each, ends FROM likelihoods WHERE key = ?", (key,)).fetchone()
             if row is not None:
-                known[key] = Likelihood(*row)
+                known[key] = Likelihood(row[0], row[1], tuple(array("d", row[2])), tuple(array("I", row[3])))
         missing = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
         if missing:
             fresh = dict(zip(missing, self.scorer.score(list(missing.values())), strict=True))
             self._database.executemany(
-                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", [(k, s.nats, s.tokens) for k, s in fresh.items()]
+                "INSERT OR REPLACE INTO likelihoods VALUES (?, ?, ?, ?, ?)",
+                [(k, s.nats, s.tokens, array("d", s.each).tobytes(), array("I", s.ends).tobytes()) for k, s in fresh.items()],
             )
             self._database.commit()
             known |= fresh
@@ -237,6 +256,8 @@ class FakeScorer:
         """See `Scorer.score`."""
         found: list[Likelihood] = []
         for prompt, continuation in items:
-            known, words = set(prompt.casefold().split()), continuation.casefold().split()
-            found.append(Likelihood(-sum(log(20 if word in known else 2000) for word in words), max(1, len(words))))
+            known = set(prompt.casefold().split())
+            words = list(re.finditer(r"\S+", continuation))
+            each = [-log(20 if word[0].casefold() in known else 2000) for word in words]
+            found.append(Likelihood(fsum(each), max(1, len(each)), tuple(each), tuple(word.end() for word in words)))
         return found

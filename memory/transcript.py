@@ -13,7 +13,8 @@ from usertwin.personas import Pair, Turn
 
 ME = "Me"
 THEM = "Them"
-_THOUGHT = f"({ME} thinking:"
+#: How a thought begins.
+THOUGHT = f"({ME} thinking:"
 #: Characters of a goal and of one earlier turn that are shown; the end of each says most about what comes next.
 _GOAL_CHARACTERS, _TURN_CHARACTERS = 400, 240
 
@@ -43,7 +44,7 @@ def open_moment(pair: Pair, turns: int, *, thought: str | None = None) -> str:
 
 def open_thought(pair: Pair, turns: int) -> str:
     """A moment up to the thought, to be continued with it. `open_moment` with that thought begins with the same text."""
-    return open_moment(pair, turns).removesuffix(f"{ME}:") + _THOUGHT
+    return open_moment(pair, turns).removesuffix(f"{ME}:") + THOUGHT
 
 
 def past_moment(pair: Pair, turns: int, *, thought: str | None = None) -> str:
@@ -57,7 +58,7 @@ def joined(moments: Iterable[str]) -> str:
 
 
 def _thought(thought: str | None) -> list[str]:
-    return [] if thought is None else [f"{_THOUGHT} {flat(thought)})"]
+    return [] if thought is None else [f"{THOUGHT} {flat(thought)})"]
 
 
 def _label(turn: Turn, pair: Pair, several: bool) -> str:

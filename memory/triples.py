@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from usertwin.personas import Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A proposed trace: its score, if it was scored, and the guard that rejects it, if any."""
+
+    trace: str
+    score: float | None
+    rejected: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +28,19 @@ class Provenance:
     """Where a trace came from.
 
     Attributes:
-        method: "recon" or "backward".
+        method: how it was chosen from the proposals: "recon", "backward" (the first one), "random", "longest", "quality".
         proposer: the model that wrote the trace.
-        scorer: the model that scored it, or None for a trace that was not scored.
+        scorer: what scored it (see `Fidelity.name`), or None for a trace that was not scored.
         prompt_version: the version of the prompt it was asked for with.
         seed: the seed the proposals were sampled with.
         candidates: how many traces were proposed.
-        rejected: how many of these a guard rejected, by the guard's name.
+        rejected: how many of these a guard rejected, by the guard's name (see `guards.REASONS`).
+        how: in which way they were proposed.
+        proposals: the proposals themselves, in order, so that another choice among them needs no call.
+        measured: what is known about the chosen trace and took no part in choosing it: `gain` and `novel` (nats per token),
+            `kept` (the part of the gain left without the words it shares with the action) and `gives_away` (1 if the trace
+            alone tells the action from the person's others; the audit).
+        cost: what the proposals and their scores cost; see `Ledger`.
     """
 
     method: str
@@ -35,18 +50,20 @@ class Provenance:
     seed: int
     candidates: int
     rejected: Mapping[str, int]
+    how: str = "backward"
+    proposals: tuple[Candidate, ...] = ()
+    measured: Mapping[str, float] = field(default_factory=dict[str, float])
+    cost: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
 
     def to_json(self) -> dict[str, Any]:
         """The provenance as a JSON object."""
-        return {
-            "method": self.method,
-            "proposer": self.proposer,
-            "scorer": self.scorer,
-            "prompt_version": self.prompt_version,
-            "seed": self.seed,
-            "candidates": self.candidates,
-            "rejected": dict(self.rejected),
-        }
+        return asdict(self) | {"proposals": [astuple(one) for one in self.proposals]}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Provenance:
+        """The provenance in a JSON object; what an earlier version did not write is left empty."""
+        known: dict[str, Any] = {**raw, "proposals": tuple(Candidate(*one) for one in raw.get("proposals", ()))}
+        return cls(**known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +73,8 @@ class Triple:
     Attributes:
         pair: what the person saw and did.
         reasoning: the trace, or None where none was asked for or none passed the guards.
-        score: the trace's fidelity in nats per token of the action (how much better the action is predicted with the
-            trace than without), or None for a trace that was not scored.
+        score: the trace's fidelity (see `Provenance.scorer`; by default in nats per token of the action: how much better it
+            is predicted with the trace than without), or None for a trace that was not scored.
         provenance: where the trace came from; None where there is none.
     """
 

@@ -24,7 +24,9 @@ from typing import Any, Literal
 
 from usertwin.personas import Conversation, Persona, TwinError, read_conversations
 
-from .recon import Method
+from .judging import FidelityName
+from .propose import Proposing
+from .recon import SEARCH_CALLS, Method
 
 _FORMAT = 1
 _SAFE_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # Windows has devices
@@ -40,15 +42,20 @@ class Recipe:
     Attributes:
         source: the log, as it was named.
         speaker: the person in it.
-        method: how traces are made.
+        method: how a trace is chosen among the proposals (see recon.py).
         candidates: how many traces are proposed for a pair.
         max_triples: the most triples to hold, the latest ones; None for all.
         max_traces: the most of them to find traces for, the latest ones; None for all.
         window: turns of context for each pair.
         embedder: the embedding model.
         model: who proposes traces; None if nobody does.
-        scorer: who scores them; None if nobody does.
+        scorer: under which they are scored and guarded; None if nobody does.
         seed: for the sampler.
+        how: in which way traces are proposed (see propose.py).
+        fidelity: what scores them (see fidelity.py).
+        actor: who reconstructs actions, where the fidelity needs that.
+        judge: who judges, where the method or the fidelity needs that.
+        calls: how many texts a search may take for one pair.
     """
 
     source: str
@@ -62,6 +69,34 @@ class Recipe:
     model: str | None
     scorer: str | None
     seed: int
+    how: Proposing = "backward"
+    fidelity: FidelityName = "novel"
+    actor: str | None = None
+    judge: str | None = None
+    calls: int = SEARCH_CALLS
+
+
+#: Which traces a twin is shown with its memories.
+Shown = Literal["none", "backward", "chosen"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a twin uses its memory.
+
+    Attributes:
+        k: how many triples it recalls for a turn.
+        window: how many turns of the present chat it is shown.
+        traces: which traces it sees with what it recalls: none, the first proposals ("backward"), or those that were chosen.
+        reasons: whether it writes a trace of its own for the present turn before it acts.
+        measured: what was compared to find this: a JSON object, as `usertwin learn` shows it; None if nothing was.
+    """
+
+    k: int = 8
+    window: int = 6
+    traces: Shown = "chosen"
+    reasons: bool = True
+    measured: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +117,7 @@ class TwinRecord:
         other_speaker: the person it is compared with, or None if the log has nobody else of the kind.
         versions: of the packages that matter.
         closeness: the last measurement, as `eval` wrote it; None if there was none.
+        settings: what was found best for this person on validation turns; None if that was not measured.
     """
 
     name: str
@@ -97,6 +133,7 @@ class TwinRecord:
     other_speaker: str | None
     versions: Mapping[str, str]
     closeness: Mapping[str, Any] | None = None
+    settings: Settings | None = None
 
     def save(self, folder: Path) -> None:
         """Write `twin.json`, atomically."""
@@ -116,7 +153,8 @@ class TwinRecord:
                 raise TwinError(f"{path}: was written by a newer usertwin; upgrade usertwin, or {again}")
             persona, recipe = Persona.from_json(raw.pop("persona")), Recipe(**raw.pop("recipe"))
             ids = {key: tuple(raw.pop(key)) for key in ("corpus", "validation", "test")}
-            return cls(persona=persona, recipe=recipe, **ids, **raw)
+            settings = raw.pop("settings", None)
+            return cls(persona=persona, recipe=recipe, settings=Settings(**settings) if settings else None, **ids, **raw)
         except (FileNotFoundError, NotADirectoryError):
             raise TwinError(f"{folder}: is not a twin, or only half of one (there is no twin.json); {again}") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:

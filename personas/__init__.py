@@ -10,7 +10,7 @@ from .chat import (
     read_conversations,
     write_conversations,
 )
-from .errors import AgentError, LogError, ModelError, TwinError, UsageError, UsertwinError
+from .errors import AgentError, LogError, ModelError, TwinError, UsageError, UsertwinError, VerdictError
 from .importers import load_chitchat, load_log
 from .pairs import Pair, Split, pairs_of, split_pairs
 from .persona import Persona, draw_persona, read_persona
@@ -30,6 +30,7 @@ __all__ = [
     "TwinError",
     "UsageError",
     "UsertwinError",
+    "VerdictError",
     "as_conversation",
     "draw_persona",
     "load_chitchat",

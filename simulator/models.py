@@ -32,6 +32,7 @@ from usertwin.memory import (
     Style,
     TransformersScorer,
 )
+from usertwin.memory.sampling import FREE, Price
 from usertwin.personas import ModelError, UsageError
 
 from .engine import engine_url
@@ -43,12 +44,19 @@ _KNOWN = '"local", "local:small", "local:/path.gguf", "openai:NAME", "openai:NAM
 _NO_CONTROLS = ("gpt-5", "o1", "o3", "o4")
 
 
-def load_model(name: str = DEFAULT_MODEL, *, style: Style | None = None, progress: FetchProgress | None = None) -> ChatModel:
+def load_model(
+    name: str = DEFAULT_MODEL,
+    *,
+    style: Style | None = None,
+    price: Price | None = None,
+    progress: FetchProgress | None = None,
+) -> ChatModel:
     """The chat model of that name (the list is at the top of this file).
 
     Args:
         name: which model.
         style: how to prompt it; by default local models continue transcripts and others follow instructions.
+        price: what a hosted model costs, if that is to be reckoned; local ones are free.
         progress: is told how far a download is.
 
     Raises:
@@ -59,12 +67,14 @@ def load_model(name: str = DEFAULT_MODEL, *, style: Style | None = None, progres
     if kind == "scripted" and rest:
         from .scripted import scripted_model
 
-        return ChatModel(name, scripted_model(rest), style or "transcript")
+        return ChatModel(name, scripted_model(rest), style or "transcript", price=FREE)
     if kind == "local":
         _refuse_unscripted(name)
         style = style or "transcript"
-        chat = _openai_chat("local", engine_url(local_file(rest, progress), style))
-        return ChatModel(name, chat, style, afresh={"extra_body": {"cache_prompt": False}})
+        file = local_file(rest, progress)
+        chat = _openai_chat("local", engine_url(file, style))
+        afresh = {"extra_body": {"cache_prompt": False}}
+        return ChatModel(name, chat, style, True, afresh, style == "instruction", _identity(file), FREE)
     if kind == "openai" and rest:
         _refuse_unscripted(name)
         model, _, url = rest.partition("@")
@@ -72,7 +82,8 @@ def load_model(name: str = DEFAULT_MODEL, *, style: Style | None = None, progres
             raise ModelError(
                 f'the model "{name}" needs a key: set OPENAI_API_KEY, or name an endpoint: openai:{model}@http://…'
             )
-        return ChatModel(name, _openai_chat(model, url or None), style or "instruction", not model.startswith(_NO_CONTROLS))
+        controls = not model.startswith(_NO_CONTROLS)
+        return ChatModel(name, _openai_chat(model, url or None), style or "instruction", controls, structured=True, price=price)
     raise UsageError(f'"{name}" is no model\'s name; there are {_KNOWN}')
 
 

@@ -285,7 +285,7 @@ def test_the_fake_finds_words_of_the_prompt_likely() -> None:
     known, half, unknown, empty = FakeScorer().score(
         [("Wants TEA", "tea wants"), ("tea", "tea milk"), ("", "tea milk"), ("", "")]
     )
-    assert known == Likelihood(pytest.approx(-2 * log(20)), 2)
+    assert (known.nats, known.tokens, known.ends) == (pytest.approx(-2 * log(20)), 2, (3, 9))
     assert known.nats > half.nats > unknown.nats
     assert empty == Likelihood(0, 1)
 

@@ -1,0 +1,60 @@
+"""Other actions of the same person, to tell the real one from: as long as it, and about as near to its topic as there are.
+
+The one design choice: they are the person's own, so that their manner of writing gives nothing away; the nearest ones that are
+not from the same conversation and not nearly the same words, so that chance is all that is left to a trace without content.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from usertwin.personas import Pair
+
+from .embed import Embedder
+from .transcript import flat
+
+#: How many actions are drawn from, the latest ones.
+_POOL = 500
+#: Above this cosine two actions are taken for the same.
+_SAME = 0.95
+
+
+class Distractors:
+    """Finds actions that a person might have taken instead.
+
+    Args:
+        pairs: what the person did; the latest 500 actions are drawn from.
+        embedder: tells how near two actions are.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], embedder: Embedder) -> None:
+        kept = {flat(pair.action): pair for pair in pairs if not pair.left and pair.action.strip()}
+        self._pairs = list(kept.values())[-_POOL:]
+        self._embedder = embedder
+
+    @cached_property
+    def _vectors(self) -> NDArray[np.float32]:
+        return self._embedder.embed([pair.action for pair in self._pairs])
+
+    def of(self, pair: Pair, count: int) -> list[str]:
+        """At most so many other actions, the best matched first: near in topic, and within about twice the length.
+
+        None is from the pair's own conversation, and none is nearly the same.
+        """
+        if not self._pairs or count < 1:
+            return []
+        [own] = self._embedder.embed([pair.action])
+        near = self._vectors @ own
+        length = len(flat(pair.action))
+        found: list[tuple[float, int]] = []
+        for place, other in enumerate(self._pairs):
+            if other.conversation_id == pair.conversation_id or near[place] > _SAME or flat(other.action) == flat(pair.action):
+                continue
+            found.append((float(near[place]) - abs(math.log2((len(flat(other.action)) + 4) / (length + 4))), place))
+        found.sort(key=lambda one: (-one[0], one[1]))
+        return [self._pairs[place].action for _, place in found[:count]]

@@ -1,0 +1,198 @@
+"""How well a trace lets the action be predicted: one protocol, and the scorers that need no judge.
+
+The one design choice: a scorer answers with one number, higher is better, and says in `parts` what it is made of; where it can
+tell that a trace is worse than none (`floor`), what falls below is rejected. The reconstruction model is the scorer's own, so
+that traces made with one model can be scored, and used, by another.
+
+    Gain        S2  how much more likely the action is with the trace, in nats per token; by default without the words that
+                    the trace has from the action (G2: "novel gain")
+    Choice      S4  how much better the action is told from other actions of the same person
+    Prior       S5  the gain, less what the trace owes to having seen the action
+    (Judged S1 and Ranked S3, which reconstruct in words, are in judging.py.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import exp, log
+from typing import Protocol
+
+from usertwin.personas import Pair
+
+from .distractors import Distractors
+from .propose import CONTEXT_TURNS, template
+from .sampling import Ledger
+from .scoring import Likelihood, Scorer
+from .transcript import ME, action_line, flat, open_moment, past_moment
+from .words import known_text, stem, stems, word_spans
+
+#: Of how many actions a forced choice is one.
+CHOICES = 8
+_PRIOR_WEIGHT = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A trace's score, and what it is made of."""
+
+    value: float
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+class Fidelity(Protocol):
+    """Scores the traces of a pair."""
+
+    @property
+    def name(self) -> str:
+        """Which scorer, and by which models."""
+        ...
+
+    @property
+    def floor(self) -> float | None:
+        """Below this score a trace is worse than none; None if the scorer cannot tell."""
+        ...
+
+    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+        """The score of each trace, in order.
+
+        Args:
+            pair: what the traces were proposed for.
+            traces: at least one.
+            seed: for whatever is sampled.
+            ledger: where to note what it cost.
+
+        Raises:
+            ModelError: a model does not answer, or a judge gives no verdict that can be read.
+        """
+        ...
+
+
+def reconstruct(pair: Pair, trace: str | None) -> str:
+    """The text from which the action is to be predicted: context and, if given, the trace; never the action."""
+    return open_moment(pair, CONTEXT_TURNS, thought=trace)
+
+
+def gains(scorer: Scorer, pair: Pair, traces: Sequence[str]) -> list[dict[str, float]]:
+    """What each trace gains on the action, in nats per token of the action: `gain` = `novel` + `copied`.
+
+    `copied` is what is gained on words of the action whose stem the trace has and the context does not; `novel` on all others,
+    the end of the turn among them. Above 0 a trace helps, below 0 it misleads.
+    """
+    action = action_line(pair.action)
+    prompts = [reconstruct(pair, None), *(reconstruct(pair, trace) for trace in traces)]
+    alone, *told = scorer.score([(prompt, action) for prompt in prompts])
+    found: list[dict[str, float]] = []
+    for trace, likelihood in zip(traces, told, strict=True):
+        gain = (likelihood.nats - alone.nats) / likelihood.tokens
+        copied = _on_copied(pair, action, trace, alone, likelihood) / likelihood.tokens
+        found.append({"gain": gain, "novel": gain - copied, "copied": copied})
+    return found
+
+
+def _on_copied(pair: Pair, action: str, trace: str, alone: Likelihood, told: Likelihood) -> float:
+    """The nats gained on the tokens of the action that belong to a word which the trace has and the context does not."""
+    fresh = stems(trace) - stems(known_text(pair))
+    spans = [span for span in word_spans(action) if stem(action[slice(*span)].casefold().replace("’", "'")) in fresh]
+    if not spans:
+        return 0.0
+    gained, start = 0.0, 0
+    for one, other, end in zip(told.each, alone.each, told.ends, strict=True):
+        if any(start < stop and end > begin for begin, stop in spans):
+            gained += one - other
+        start = end
+    return gained
+
+
+class Gain:
+    """S2: how much more likely the action is with the trace than without, in nats per token of the action.
+
+    Args:
+        scorer: the reconstruction model.
+        novel: whether words that the trace has from the action count for nothing (G2); else they count like the others.
+    """
+
+    floor = 0.0
+
+    def __init__(self, scorer: Scorer, *, novel: bool = True) -> None:
+        self._scorer, self._part = scorer, "novel" if novel else "gain"
+        self.name = f"{'novel gain' if novel else 'gain'} under {scorer.name}"
+
+    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+        """See `Fidelity.score`."""
+        # On a thread of its own: scoring is computing, and must not hold up others that wait for a model.
+        return [Scored(one[self._part], one) for one in await asyncio.to_thread(gains, self._scorer, pair, traces)]
+
+
+class Choice:
+    """S4: how much better the action is told from other actions of the same person with the trace than without, in nats.
+
+    The choice is by how much more likely the moment makes an action than nothing does; `parts` say with which probability the
+    real one is chosen (`chosen`), and with which without a trace (`before`).
+
+    Args:
+        scorer: the reconstruction model.
+        distractors: where the other actions come from.
+        choices: how many actions there are to choose from.
+    """
+
+    floor = 0.0
+
+    def __init__(self, scorer: Scorer, distractors: Distractors, choices: int = CHOICES) -> None:
+        self._scorer, self._distractors, self._choices = scorer, distractors, choices
+        self.name = f"choice of {choices} under {scorer.name}"
+
+    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+        """See `Fidelity.score`; without any other action to choose from, every score is 0."""
+        return await asyncio.to_thread(self._score, pair, traces)
+
+    def _score(self, pair: Pair, traces: Sequence[str]) -> list[Scored]:
+        others = self._distractors.of(pair, self._choices - 1)
+        actions = [action_line(action) for action in (pair.action, *others)]
+        usual = [found.nats for found in self._scorer.score([(f"{ME}:", action) for action in actions])]
+
+        def chosen(trace: str | None) -> float:
+            prompt = reconstruct(pair, trace)
+            found = self._scorer.score([(prompt, action) for action in actions])
+            likely = [one.nats - nats for one, nats in zip(found, usual, strict=True)]
+            top = max(likely)
+            return likely[0] - top - log(sum(exp(one - top) for one in likely))
+
+        before = chosen(None)
+        return [Scored(found - before, {"chosen": exp(found), "before": exp(before)}) for found in map(chosen, traces)]
+
+
+class Prior:
+    """S5: the gain, plus a weight times how probable the trace was before the action over how probable after, per token.
+
+    A trace that quotes the action is likely once the action is known and unlikely before, so that leaks are penalised by the
+    model itself. Weight 1 is the integrand of the evidence lower bound (BoLT, arXiv 2503.18866).
+
+    Args:
+        scorer: the reconstruction model.
+        weight: how much the prior counts.
+    """
+
+    floor = None
+
+    def __init__(self, scorer: Scorer, weight: float = _PRIOR_WEIGHT) -> None:
+        self._scorer, self._weight = scorer, weight
+        self.name = f"gain with prior {weight:g} under {scorer.name}"
+
+    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+        """See `Fidelity.score`."""
+        return await asyncio.to_thread(self._score, pair, traces)
+
+    def _score(self, pair: Pair, traces: Sequence[str]) -> list[Scored]:
+        after = template("propose_transcript").fill(moment=past_moment(pair, CONTEXT_TURNS).rstrip("\n")).removesuffix(" I")
+        moment = open_moment(pair, CONTEXT_TURNS).removesuffix(f"{ME}:").rstrip("\n")
+        before = template("forward_transcript").fill(moment=moment).removesuffix(" I")
+        lines = [f" {flat(trace)}\n" for trace in traces]
+        posterior = self._scorer.score([(after, line) for line in lines])
+        prior = self._scorer.score([(before, line) for line in lines])
+        found: list[Scored] = []
+        for one, p, q in zip(gains(self._scorer, pair, traces), prior, posterior, strict=True):
+            honest = (p.nats - q.nats) / p.tokens
+            found.append(Scored(one["gain"] + self._weight * honest, {**one, "prior": honest}))
+        return found

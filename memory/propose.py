@@ -1,0 +1,166 @@
+"""Proposing traces: what may have gone on in a person before they acted.
+
+The one design choice: every proposer sees the same moment and differs in one thing only, so that they can be compared: what
+else it is shown or asked.
+
+    backward     context and action (Backward Synthesis, the first half of Recon)
+    forward      the context alone, as the person had it: leak-free, the honest ceiling of a reasoner
+    scaffolded   context and action, each sample through another psychological lens (after PB&J, arXiv 2504.17993:
+                 the Big Five, Schwartz's values, primal world beliefs)
+    search       backward drafts, bettered part by part against the score (see search.py)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from usertwin.personas import Pair, UsageError
+
+from .sampling import ChatModel, Ledger, sample
+from .templates import PromptTemplate
+from .transcript import ME, context_lines, flat, open_moment, past_moment
+
+Proposing = Literal["backward", "forward", "scaffolded", "search"]
+PROPOSING: tuple[Proposing, ...] = get_args(Proposing)
+
+#: Turns of context that proposer and reconstruction see.
+CONTEXT_TURNS = 4
+#: Stands for an answer that was to be a JSON object and is none.
+MALFORMED = "{"
+_TRACE_TOKENS = {"transcript": 48, "instruction": 400}  # a hosted model may reason before it writes
+_TEMPERATURE = 0.8
+_LENSES = {
+    "how I am by nature": "my personality (how open, conscientious, outgoing, agreeable and anxious I am)",
+    "what I value": "what I value (security, freedom, achievement, kindness, tradition, pleasure)",
+    "how I take the world to be": "what I believe the world to be like (safe or dangerous, scarce or plentiful, fair or not)",
+}
+_FIELDS = ("noticed", "felt", "wanted", "decided")
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in _FIELDS},
+    "required": list(_FIELDS),
+    "additionalProperties": False,
+}
+_LAST_CLAUSE = re.compile(r"(.+[.!?]|.+?(?=,[^,]*$))")
+_BLOCKS = re.compile(r"<(action|think|reply)>.*?(</\1>|$)|```\w*|</?\w+>", re.DOTALL | re.IGNORECASE)
+
+
+def template(name: str) -> PromptTemplate:
+    """A prompt of this folder."""
+    return PromptTemplate(Path(__file__).parent / f"{name}.txt")
+
+
+def proposal_template(model: ChatModel, how: Proposing = "backward") -> PromptTemplate:
+    """The prompt that traces are asked for with, by the model's style."""
+    if model.style == "transcript":
+        return template({"forward": "forward_transcript", "scaffolded": "scaffold_transcript"}.get(how, "propose_transcript"))
+    return template("forward_instruction" if how == "forward" else "propose_instruction")
+
+
+async def propose(
+    model: ChatModel,
+    pair: Pair,
+    name: str,
+    *,
+    how: Proposing = "backward",
+    n: int,
+    seed: int,
+    ledger: Ledger | None = None,
+) -> list[str]:
+    """Sample n traces for a pair.
+
+    Args:
+        model: who writes them.
+        pair: what the person saw and did.
+        name: what to call the person.
+        how: what the model is shown and asked; the drafts of "search" are "backward".
+        n: how many.
+        seed: for the sampler.
+        ledger: where to note what it cost.
+
+    Returns:
+        The traces; "" where nothing was written, `MALFORMED` where an object was asked for and something broken came.
+
+    Raises:
+        UsageError: no such way.
+        ModelError: the model does not answer.
+    """
+    if how not in PROPOSING:
+        raise UsageError(f'"{how}" is no way to propose traces; there are {", ".join(PROPOSING)}')
+    lenses = list(_LENSES)[: max(1, n)] if how == "scaffolded" else [""]
+    shares = [n // len(lenses) + (place < n % len(lenses)) for place in range(len(lenses))]
+    found = await asyncio.gather(
+        *(
+            _sampled(model, _prompt(model, pair, name, how, lens), share, seed, ledger)
+            for lens, share in zip(lenses, shares, strict=True)
+            if share
+        )
+    )
+    return [trace for traces in found for trace in traces]
+
+
+def _prompt(model: ChatModel, pair: Pair, name: str, how: Proposing, lens: str) -> str:
+    filled = proposal_template(model, how).fill
+    if model.style == "instruction":
+        return filled(
+            name=name, goal=pair.goal, context=context_lines(pair, CONTEXT_TURNS), action=pair.action,
+            lens=_LENSES.get(lens, ""), structured=model.structured,
+        )  # fmt: skip
+    if how == "forward":
+        return filled(moment=open_moment(pair, CONTEXT_TURNS).removesuffix(f"{ME}:").rstrip("\n"))
+    return filled(moment=past_moment(pair, CONTEXT_TURNS).rstrip("\n"), lens=lens)
+
+
+async def _sampled(model: ChatModel, prompt: str, n: int, seed: int, ledger: Ledger | None) -> list[str]:
+    continues = model.style == "transcript"
+    answers = await sample(
+        model, [("user", prompt)], n=n, seed=seed, max_tokens=_TRACE_TOKENS[model.style], temperature=_TEMPERATURE,
+        stop=["\n"] if continues else [], schema=None if continues else _SCHEMA, ledger=ledger,
+    )  # fmt: skip
+    if continues:
+        return [_whole(f"I {text}") if (text := cleaned(answer.text)) else "" for answer in answers]
+    return [_of_object(answer.text) for answer in answers]
+
+
+async def paraphrase(model: ChatModel, text: str, *, seed: int, ledger: Ledger | None = None) -> str:
+    """A text in other words, as the model says it: what a trace that only repeats the action looks like (control C2)."""
+    prompt = template(f"paraphrase_{model.style}").fill(action=flat(text))
+    most, stop = (80, ["\n"]) if model.style == "transcript" else (400, list[str]())
+    [answer] = await sample(
+        model, [("user", prompt)], seed=seed, max_tokens=most, temperature=_TEMPERATURE, stop=stop, ledger=ledger
+    )
+    return cleaned(answer.text)
+
+
+def cleaned(text: str) -> str:
+    """A text as one line, without blocks of markup (an action, a model's own thinking, a code fence)."""
+    return flat(_BLOCKS.sub(" ", text))
+
+
+def _of_object(text: str) -> str:
+    """The trace in an answer that is a JSON object, or in plain words where the model did not hold to that."""
+    text = _BLOCKS.sub(" ", text).strip()
+    if not text.startswith("{"):
+        return flat(text)
+    try:
+        told: Any = json.loads(text)
+        parts = [flat(str(told[name])) for name in _FIELDS]
+    except (ValueError, KeyError):
+        return MALFORMED
+    return " ".join(part if part[-1] in ".!?" else f"{part}." for part in parts if part)
+
+
+def _whole(text: str) -> str:
+    """A text without the clause that was cut off at its end, if it has others."""
+    whole = _LAST_CLAUSE.match(text)
+    return whole[1] if whole else text
+
+
+def parts_of(trace: str) -> Sequence[str]:
+    """The clauses of a trace, in order; joined they are the trace."""
+    return [part for part in re.split(r"(?<=[.!?;,]) +(?=\S)", trace) if part]

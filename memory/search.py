@@ -1,0 +1,120 @@
+"""Local search on one trace (after REER, arXiv 2509.06160): better one part at a time, and keep what scores higher.
+
+The one design choice: the budget is in texts that a model writes, drafts included, so that it can be matched with best-of-N;
+everything that was looked at comes back as a candidate, so that choosing, guarding and counting are those of all proposals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from usertwin.personas import Pair, VerdictError
+
+from .fidelity import Fidelity
+from .propose import CONTEXT_TURNS, cleaned, parts_of, propose, template
+from .sampling import ChatModel, Ledger, sample
+from .transcript import context_lines, past_moment
+from .triples import Candidate
+
+#: Drafts to begin with, and ways to write a part anew that are compared at each step.
+_DRAFTS, _VARIANTS = 2, 2
+_STEP_SEED = 104729
+
+
+async def search(
+    model: ChatModel,
+    fidelity: Fidelity,
+    pair: Pair,
+    name: str,
+    *,
+    guard: Callable[[str], str | None],
+    calls: int,
+    seed: int,
+    ledger: Ledger | None = None,
+) -> list[Candidate]:
+    """Draft traces backward, then write parts of the best one anew until the budget is used up.
+
+    Args:
+        model: who writes.
+        fidelity: what is to grow.
+        pair: what the person saw and did.
+        name: what to call the person.
+        guard: names the guard that rejects a trace, or None.
+        calls: how many texts the model may write.
+        seed: for the sampler.
+        ledger: where to note what it cost.
+
+    Returns:
+        Every trace that was looked at, drafts first, with its score unless a guard rejected it.
+    """
+    spent = min(_DRAFTS, calls)
+    drafts = await propose(model, pair, name, n=spent, seed=seed, ledger=ledger)
+    found = await _looked_at(drafts, fidelity, pair, guard, seed, ledger)
+    step = 0
+    while spent < calls:
+        best = max((one for one in found if one.score is not None), key=lambda one: one.score or 0.0, default=None)
+        n = min(_VARIANTS, calls - spent)
+        at = seed + _STEP_SEED * (step + 1)
+        if best is None:  # nothing to better yet
+            texts = await propose(model, pair, name, n=n, seed=at, ledger=ledger)
+        else:
+            texts = await _rewritten(model, pair, name, best.trace, step, n, at, ledger)
+        known = {one.trace for one in found}
+        found += await _looked_at([text for text in texts if text not in known], fidelity, pair, guard, seed, ledger)
+        spent += n
+        step += 1
+    return found
+
+
+async def _looked_at(
+    traces: list[str], fidelity: Fidelity, pair: Pair, guard: Callable[[str], str | None], seed: int, ledger: Ledger | None
+) -> list[Candidate]:
+    rejected = {trace: await asyncio.to_thread(guard, trace) for trace in traces}
+    allowed = [trace for trace, why in rejected.items() if why is None]
+    try:
+        scores = await fidelity.score(pair, allowed, seed=seed, ledger=ledger) if allowed else []
+    except VerdictError:
+        return [Candidate(trace, None, why or "no_verdict") for trace, why in rejected.items()]
+    known = dict(zip(allowed, (one.value for one in scores), strict=True))
+    floor = fidelity.floor
+    return [
+        Candidate(trace, value, "misleads" if value is not None and floor is not None and value < floor else why)
+        for trace, why in rejected.items()
+        for value in [known.get(trace)]
+    ]
+
+
+async def _rewritten(
+    model: ChatModel, pair: Pair, name: str, trace: str, step: int, n: int, seed: int, ledger: Ledger | None
+) -> list[str]:
+    """The trace with one part written anew, n times; the parts take turns."""
+    parts = list(parts_of(trace))
+    place = step % len(parts)
+    before, after = parts[:place], parts[place + 1 :]
+    if model.style == "transcript":
+        opening = template("propose_transcript").fill(moment=past_moment(pair, CONTEXT_TURNS).rstrip("\n"))
+        told = " ".join(["", *before]).removeprefix(" I") if before else ""
+        prompt, most, stop = opening + told, 24, ["\n", ".", ",", ";"]
+    else:
+        lead, tail = "".join(f"{one} " for one in before), "".join(f" {one}" for one in after)
+        prompt = template("rewrite_instruction").fill(
+            name=name,
+            context=context_lines(pair, CONTEXT_TURNS),
+            action=pair.action,
+            before=lead,
+            part=parts[place],
+            after=tail,
+        )
+        most, stop = 200, []
+    answers = await sample(
+        model, [("user", prompt)], n=n, seed=seed, max_tokens=most, temperature=0.9, stop=stop, ledger=ledger
+    )
+    found: list[str] = []
+    for answer in answers:
+        text = cleaned(answer.text)
+        if text:
+            if model.style == "transcript":  # the mark it stopped at is the one of the part that it replaces
+                text = ("" if before else "I ") + text + (parts[place][-1] if parts[place][-1] in ".,;!?" else "")
+            found.append(" ".join([*before, text, *after]))
+    return found

@@ -1,0 +1,114 @@
+"""Giving the triples of a memory their traces: concurrently, each on disk before the next is begun, nothing asked twice.
+
+The one design choice: a triple that was tried is known by its provenance, also where no trace passed, so that going on after a
+stop is nothing but doing what is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from usertwin.personas import UsertwinError
+
+from .answers import ANSWERS, AnswerCache
+from .distractors import Distractors
+from .judging import fidelity_by_name
+from .recon import Synthesizer
+from .sampling import ChatModel
+from .scoring import Scorer
+from .store import TripleStore
+from .triples import Triple
+from .twin import TwinRecord
+
+
+class Progress(Protocol):
+    """Is told how far learning has come: the stage ("memories" or "traces"), how many are done, of how many."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Be told."""
+        ...
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+@contextmanager
+def open_synthesizer(
+    folder: Path,
+    record: TwinRecord,
+    store: TripleStore,
+    model: ChatModel | None,
+    scorer: Scorer | None,
+    actor: ChatModel | None,
+    judge: ChatModel | None,
+) -> Generator[Synthesizer]:
+    """Open what makes the twin's traces, after its recipe; whatever it asks a model is kept in the twin's folder."""
+    recipe = record.recipe
+    if recipe.method == "none":
+        yield Synthesizer("none")
+        return
+    answers = AnswerCache(folder / ANSWERS)
+    try:
+        model, actor, judge = (None if one is None else replace(one, answers=answers) for one in (model, actor, judge))
+        distractors = Distractors([triple.pair for triple in store.triples()], store.embedder)
+        fidelity = None
+        if recipe.method == "recon" or recipe.how == "search":
+            fidelity = fidelity_by_name(
+                recipe.fidelity, scorer=scorer, actor=actor, judge=judge, embedder=store.embedder, distractors=distractors
+            )
+        synthesizer = Synthesizer(
+            recipe.method,
+            model,
+            fidelity,
+            scorer,
+            store.embedder,
+            distractors,
+            judge,
+            recipe.how,
+            recipe.candidates,
+            recipe.calls,
+        )
+        synthesizer.check()
+        yield synthesizer
+    finally:
+        answers.close()
+
+
+async def trace(
+    store: TripleStore,
+    triples: Iterable[Triple],
+    record: TwinRecord,
+    synthesizer: Synthesizer,
+    concurrency: int,
+    progress: Progress,
+) -> None:
+    """Give triples that were not yet tried a trace, the latest first; each is on disk before the next is begun."""
+    recipe = record.recipe
+    if recipe.method == "none":
+        return
+    wanted = [triple for triple in triples if not triple.pair.left][::-1][: recipe.max_traces]
+    waiting = [triple for triple in wanted if triple.provenance is None]
+    done, total = len(wanted) - len(waiting), len(wanted)
+    progress("traces", done, total)
+    queue = iter(waiting)
+
+    async def work() -> None:
+        nonlocal done
+        for triple in queue:
+            traced = await synthesizer.synthesize(triple.pair, record.persona.name, seed=recipe.seed)
+            store.set_traces([traced])
+            done += 1
+            progress("traces", done, total)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(max(1, concurrency)):
+                group.create_task(work())
+    except* UsertwinError as failed:
+        raise failed.exceptions[0] from None  # the first one is the cause; the others only lost the same model

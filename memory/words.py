@@ -1,0 +1,87 @@
+"""Words of a text, as guards and scores compare them: tokens, stems, content words, what is new in an action.
+
+The one design choice: two words are one if they have the same stem (Snowball's English stemmer, which leaves other scripts as
+they are), so that "booked" is told by "booking"; in scripts without spaces between words a character counts as a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from usertwin.personas import Pair
+
+#: A word; in scripts that put no spaces between words, a character.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+(?:'\w+)*")
+#: Words that say little in a list of stop words, and everything in an answer.
+_TELLING = {"no", "not", "none", "never", "nothing", "neither", "nor", "cannot", "cant", "yes", "please", "thanks", "thank"}
+#: Words that others attach to every text; sklearn's list knows only whole words, not these clippings of them.
+_CLIPPED = {"i'm", "i'd", "i'll", "i've", "it's", "that's", "you're", "don't", "im", "id", "ill", "ive", "its", "thats", "dont"}
+
+
+def word_tokens(text: str) -> list[str]:
+    """The words of a text, lower case, without punctuation; both apostrophes are one."""
+    return _WORD.findall(text.casefold().replace("’", "'"))
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text stand: (start, end), in characters."""
+    return [match.span() for match in _WORD.finditer(text.replace("’", "'"))]
+
+
+@lru_cache(maxsize=65536)
+def stem(word: str) -> str:
+    """The stem of a word in lower case."""
+    return _stemmer().stemWord(word)
+
+
+@lru_cache(maxsize=1)
+def _stemmer() -> Any:
+    import snowballstemmer
+
+    return snowballstemmer.stemmer("english")
+
+
+def stems(text: str) -> set[str]:
+    """The stems of a text's words."""
+    return {stem(word) for word in word_tokens(text)}
+
+
+def content_words(words: Iterable[str]) -> list[str]:
+    """The words that carry content: no stop words, except those that answer a question."""
+    dull = _dull()
+    return [word for word in words if word not in dull]
+
+
+@lru_cache(maxsize=1)
+def _dull() -> frozenset[str]:
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    return (ENGLISH_STOP_WORDS | _CLIPPED) - _TELLING
+
+
+def known_text(pair: Pair) -> str:
+    """What could honestly be known before the action: the context and the goal."""
+    return "\n".join([*(turn.text for turn in pair.context), pair.goal])
+
+
+def new_stems(pair: Pair) -> set[str]:
+    """The stems of the action's content words that neither context nor goal have."""
+    return {stem(word) for word in content_words(word_tokens(pair.action))} - stems(known_text(pair))
+
+
+def runs(tokens: list[str], length: int) -> set[tuple[str, ...]]:
+    """Every run of so many tokens."""
+    return {tuple(tokens[i : i + length]) for i in range(len(tokens) - length + 1)}
+
+
+def longest_new_run(trace: str, action: str, known: str) -> int:
+    """The length in words of the longest run that trace and action share and that `known` does not have."""
+    told, done, known_tokens = word_tokens(trace), word_tokens(action), word_tokens(known)
+    for length in range(min(len(told), len(done)), 0, -1):
+        shared = runs(told, length) & runs(done, length)
+        if shared - runs(known_tokens, length):
+            return length
+    return 0
