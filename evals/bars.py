@@ -14,6 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 _TITLES = {
     "memories": "remembering moments",
     "traces": "finding traces of reasoning",
+    "deciding": "scoring validation turns under each setting",
+    "control traces": "writing control traces",
+    "control scores": "scoring control traces",
+    "downstream": "scoring validation turns with each trace",
     "recalling": "recalling moments for held-out turns",
     "scoring": "scoring real turns under each arm",
     "talking": "talking (turns of the twin, at most)",

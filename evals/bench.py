@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from usertwin.memory import ChatModel, Recipe, learn
-from usertwin.memory.recon import reconstruct
+from usertwin.memory.fidelity import reconstruct
 from usertwin.memory.scoring import Likelihood, TransformersScorer
 from usertwin.memory.transcript import action_line
 from usertwin.personas import ModelError, load_chitchat, split_pairs

@@ -6,13 +6,10 @@ that a user can mend is one sentence on standard error with exit code 2; no trac
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,11 +17,11 @@ from usertwin.personas import UsageError, UsertwinError
 
 from .memory_cli import memory
 from .options import Style, console_for, home_option, model_option, progress_bars, seed_option, style_option
+from .recon_cli import controls, learn, tune
+from .twins import measure, open_twin, show_twin
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from usertwin.simulator import Exchange, SimulatedUser
+    from usertwin.simulator import Exchange
 
 
 class _Commands(click.Group):
@@ -61,86 +58,7 @@ def demo(home: Path | None, turns: int, limit: int) -> None:
     run_demo(console_for(), home=home, turns=turns, limit=limit)
 
 
-@main.command()
-@click.argument("name")
-@click.option("--from", "source", required=True, help='A log: JSON lines, plain or gzip, or "chitchat", which is built in.')
-@click.option("--speaker", required=True, help="Whose twin to learn, as the log calls them.")
-@click.option("--max-triples", type=int, help="Remember only the latest so many moments.  [default: all]")
-@click.option(
-    "--traces",
-    type=click.Choice(["recon", "backward", "none"]),
-    default="recon",
-    show_default=True,
-    help="recon: the best of several; backward: the first one, unscored; none.",
-)
-@click.option(
-    "--max-traces", default=100, show_default=True, help="Find traces only for the latest so many (seconds each); -1 for all."
-)
-@click.option("--candidates", default=4, show_default=True, help="How many traces recon proposes for a moment.")
-@model_option
-@click.option("--scorer", default="local", show_default=True, help="The model that scores traces; the same names, or fake:.")
-@click.option("--embedder", help="A sentence-transformers model or folder, or fake:.  [default: all-MiniLM-L6-v2]")
-@click.option(
-    "--persona", type=click.Path(path_type=Path), help="A TOML file about the person, instead of one drawn from the log."
-)
-@click.option("--window", default=6, show_default=True, help="How many turns before an action belong to it.")
-@home_option
-@seed_option
-@style_option
-@click.option("--skip-bad-lines", is_flag=True, help="Read the rest of a log that has broken lines, and count those.")
-@click.option("--overwrite", is_flag=True, help="Replace a twin of this name.")
-def learn(
-    name: str,
-    source: str,
-    speaker: str,
-    max_triples: int | None,
-    max_traces: int,
-    traces: Literal["recon", "backward", "none"],
-    candidates: int,
-    model: str,
-    scorer: str,
-    embedder: str | None,
-    persona: Path | None,
-    window: int,
-    home: Path | None,
-    seed: int,
-    style: Style | None,
-    skip_bad_lines: bool,
-    overwrite: bool,
-) -> None:
-    """Learn the twin NAME from a chat log.
-
-    Stopped with Ctrl-C, it leaves a twin that can be used, and the same command goes on where it stopped.
-    """
-    from usertwin.memory import Recipe, twin_folder
-    from usertwin.memory import learn as learn_twin
-    from usertwin.personas import load_log, read_persona
-    from usertwin.simulator import load_embedder, load_model, load_scorer
-
-    console = console_for()
-    twin_folder(name, home)  # a name that cannot be is said before anything is loaded
-    log = load_log(source, skip_bad_lines=skip_bad_lines)
-    for bad in log.skipped:
-        console.print(f"skipped line {bad.line}: {bad.reason}", style="yellow", markup=False)
-    drawn = read_persona(persona) if persona is not None else None
-    vectors = load_embedder(embedder)
-    with progress_bars(console) as bars:
-        chat_model = load_model(model, style=style, progress=bars.fetch) if traces != "none" else None
-        likelihood = load_scorer(scorer, progress=bars.fetch) if traces == "recon" else None
-        recipe = Recipe(
-            source, speaker, traces, candidates, max_triples, None if max_traces < 0 else max_traces, window, vectors.name,
-            None if chat_model is None else chat_model.name, None if likelihood is None else likelihood.name, seed,
-        )  # fmt: skip
-        record = asyncio.run(
-            learn_twin(
-                name, log, recipe, embedder=vectors, model=chat_model, scorer=likelihood, persona=drawn, home=home,
-                overwrite=overwrite, concurrency=1 if model.startswith("local") else 8, progress=bars,
-            )
-        )  # fmt: skip
-    if log.skipped:
-        console.print(f"{len(log.skipped)} broken lines were skipped.")
-    show_twin(console, record.name, home)
-    console.print(f"\nTalk to it: usertwin chat {name}    How close is it: usertwin eval {name}", style="dim")
+main.add_command(learn)
 
 
 @main.command()
@@ -271,72 +189,6 @@ def show(name: str | None, home: Path | None) -> None:
         console.print(twin, markup=False)
 
 
+main.add_command(tune)
+main.add_command(controls)
 main.add_command(memory)
-
-
-# Shared by the commands and the demonstration ------------------------------------------------------------------------
-
-
-def measure(
-    console: Console,
-    name: str,
-    *,
-    home: Path | None,
-    model: str,
-    scorer: str,
-    style: Style | None,
-    seed: int,
-    against: Path | None,
-    limit: int | None,
-    generate: int,
-) -> dict[str, Any]:
-    """Measure a twin and note the result in its record."""
-    from usertwin.memory import TwinRecord, existing_twin
-    from usertwin.simulator import load_scorer
-
-    from .replay import evaluate as replay
-
-    folder = existing_twin(name, home)
-    with open_twin(console, name, home, model, style, seed) as user, progress_bars(console) as bars:
-        result = asyncio.run(
-            replay(
-                user, load_scorer(scorer, progress=bars.fetch), user.store.embedder, folder=folder, against=against,
-                limit=limit, generate=generate, seed=seed, progress=bars,
-            )
-        )  # fmt: skip
-    TwinRecord.load(folder).measured(result).save(folder)
-    return result
-
-
-@contextmanager
-def open_twin(
-    console: Console, name: str, home: Path | None, model: str, style: Style | None, seed: int
-) -> Generator[SimulatedUser]:
-    """A twin with its model, loaded with a bar if that takes a download."""
-    from usertwin.memory import existing_twin
-    from usertwin.simulator import SimulatedUser, load_model
-
-    existing_twin(name, home)
-    with progress_bars(console) as bars:
-        chat_model = load_model(model, style=style, progress=bars.fetch)
-    with SimulatedUser.load(name, home=home, model=chat_model, seed=seed) as user:
-        if user.record.state == "interrupted":
-            console.print(
-                f"{name} was not learned to the end; the same learn command goes on where it stopped.", style="yellow"
-            )
-        yield user
-
-
-def show_twin(console: Console, name: str, home: Path | None) -> None:
-    """Print what a twin holds."""
-    from usertwin.memory import EndingModel, Leaving, TripleStore, TwinRecord, existing_twin
-    from usertwin.memory.twin import ENDING, LEAVING
-    from usertwin.simulator import load_embedder
-
-    from .report import twin_view
-
-    folder = existing_twin(name, home)
-    record = TwinRecord.load(folder)
-    with TripleStore(folder, load_embedder(record.recipe.embedder), create=False) as store:
-        triples = list(store.triples())
-    console.print(twin_view(record, triples, EndingModel.load(folder / ENDING), Leaving.load(folder / LEAVING)))

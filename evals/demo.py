@@ -22,14 +22,16 @@ from usertwin.simulator.demo_agent import help_desk
 from usertwin.simulator.terminal import show_exchange
 
 from .bars import Bars
-from .cli import measure, open_twin
-from .report import closeness_table
+from .report import closeness_table, settings_table
+from .twins import measure, open_twin, tune_twin
 
 NAME = "demo"
 #: A student who took part in 118 chats of the BYU Chit-Chat Challenge of 2018; the corpus gives no name, "Robin" is ours.
 SPEAKER, CALLED = "60576dcf-5b39-4420-a850-33ff7d108047", "Robin"
 GOAL = "Your parcel should have come on Monday and has not. You want to know where it is."
 MAX_TRIPLES, MAX_TRACES, CANDIDATES, WINDOW, GENERATE = 200, 56, 4, 6, 4
+#: Validation turns on which it is decided what the twin is shown.
+MEASURE = 12
 
 
 def run_demo(console: Console, *, home: Path | None, turns: int, limit: int) -> None:
@@ -48,10 +50,15 @@ def run_demo(console: Console, *, home: Path | None, turns: int, limit: int) -> 
         f"The twin remembers the latest {MAX_TRIPLES} of their moments. For {MAX_TRACES} of them {CANDIDATES} traces of "
         "reasoning were proposed; the one with which what they really wrote is predicted best was kept, if it helps at all.\n"
     )
+    if record.settings is None:
+        tune_twin(console, NAME, home=home, model="local", scorer="local", style=None, seed=0, turns=MEASURE)
+    else:
+        console.print(settings_table(record.settings))
+    console.print()
     console.print(Rule("2  let the twin talk with a help desk", align="left"))
     console.print(f"[dim]What only the twin knows: {GOAL}[/dim]\n")
     with open_twin(console, NAME, home, "local", None, 0) as user:
-        console.print("[dim]the twin recalls, reasons and speaks; a few seconds a turn[/dim]\n")
+        console.print("[dim]the twin recalls, reasons if that was found to help, and speaks; a few seconds a turn[/dim]\n")
         simulation = simulate(
             user, help_desk, turns=turns, goal=GOAL, agent_first=True,
             on_exchange=partial(show_exchange, console, CALLED),

@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from usertwin.personas import UsageError
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from usertwin.memory import Price
 
     from .bars import Bars
 
@@ -33,6 +37,26 @@ model_option = click.option(
     show_default=True,
     help='"local", "local:small", "local:/path.gguf", "openai:NAME[@URL]" or "scripted:FILE".',
 )
+
+
+price_option = click.option(
+    "--price", metavar="READ/WRITTEN", help="What a hosted model costs, in dollars for a million tokens, such as 0.25/2."
+)
+
+
+def price_of(text: str | None) -> Price | None:
+    """A price as it is written on the command line. UsageError if it is none."""
+    if text is None:
+        return None
+    from usertwin.memory import Price
+
+    try:
+        read, written = (float(part) for part in text.split("/"))
+    except ValueError:
+        read = written = -1.0
+    if not (0 <= read < float("inf") and 0 <= written < float("inf")):
+        raise UsageError(f'"{text}" is no price; write dollars for a million tokens read and written, such as --price 0.25/2')
+    return Price(read, written)
 
 
 def console_for(*, stderr: bool = False) -> Console:

@@ -29,7 +29,7 @@ from usertwin.memory.twin import HELD_OUT, OTHER_PERSON
 from usertwin.personas import LogError, Pair, UsageError, read_conversations
 from usertwin.personas.pairs import check_speaker, pairs_of_log
 from usertwin.simulator import SimulatedUser
-from usertwin.simulator.prompts import act_transcript
+from usertwin.simulator.prompts import act_transcript, as_shown
 
 from .metrics import chrf, embedding_similarities
 from .statistics import Estimate, mean, ratio
@@ -99,7 +99,7 @@ async def evaluate(
     if (limit is not None and limit < 1) or generate < 0:
         raise UsageError("a limit is at least 1, and the number of written replies at least 0")
     held_out, dropped = _held_out(user, folder, against)
-    chosen = _spread([pair for pair in held_out if not pair.left], limit)
+    chosen = spread([pair for pair in held_out if not pair.left], limit)
     progress("recalling", 0, len(chosen))
     with ExitStack() as stack:
         other = _other_person(user, folder, embedder, stack)
@@ -107,9 +107,9 @@ async def evaluate(
     progress("recalling", len(turns), len(turns))
     for start in range(0, len(turns), _SCORED_AT_ONCE):
         progress("scoring", start, len(turns))
-        _score(turns[start : start + _SCORED_AT_ONCE], scorer)
+        _score(turns[start : start + _SCORED_AT_ONCE], scorer, user.settings.window)
     progress("scoring", len(turns), len(turns))
-    writing = _spread(turns, generate) if generate else []
+    writing = spread(turns, generate) if generate else []
     for done, turn in enumerate(writing):
         progress("writing", done, len(writing))
         for arm in turn.shown:
@@ -128,7 +128,7 @@ def _held_out(user: SimulatedUser, folder: Path, against: str | Path | None) -> 
         log = read_conversations(folder / HELD_OUT)
         groups = pairs_of_log(log.conversations, record.recipe.speaker, window=window)
         # Without dates, `when` is the place in the log, and everything that was held out came after the corpus.
-        pairs = [_later(pair, record.dated, record.corpus_ends) for group in groups for pair in group]
+        pairs = [later(pair, record.dated, record.corpus_ends) for group in groups for pair in group]
         return [pair for pair in pairs if pair.conversation_id in set(record.test)], 0
     log = read_conversations(against)
     check_speaker(log, record.recipe.speaker)
@@ -141,15 +141,16 @@ def _held_out(user: SimulatedUser, folder: Path, against: str | Path | None) -> 
         raise LogError(
             f"{against}: the twin was learned from every conversation of {record.recipe.speaker} in it; none is held out"
         )
-    pairs = [_later(pair, record.dated, record.corpus_ends) for group in fresh for pair in group]
+    pairs = [later(pair, record.dated, record.corpus_ends) for group in fresh for pair in group]
     return pairs, len(groups) - len(fresh)
 
 
-def _later(pair: Pair, dated: bool, corpus_ends: float) -> Pair:
+def later(pair: Pair, dated: bool, corpus_ends: float) -> Pair:
+    """A held-out pair with a time after the corpus; without dates, `when` is only a place in the log."""
     return pair if dated else replace(pair, when=corpus_ends + 1 + pair.when)
 
 
-def _spread(items: Sequence[T], most: int | None) -> list[T]:
+def spread(items: Sequence[T], most: int | None) -> list[T]:
     """At most so many items, spread evenly."""
     if most is None or len(items) <= most:
         return list(items)
@@ -172,7 +173,8 @@ def _other_person(user: SimulatedUser, folder: Path, embedder: Embedder, stack: 
 def _recall_all(user: SimulatedUser, other: TripleStore | None, pairs: Sequence[Pair], seed: int) -> list[Turnwise]:
     """For each turn, what each arm is shown. An arm that has nothing to show anywhere is left out."""
     times = [pair.when for pair in pairs]
-    own = user.store.recall_many(pairs, user.k, before=times, with_trace=True, ranking=user.ranking)
+    traced = user.settings.traces != "none"
+    own = user.store.recall_many(pairs, user.k, before=times, with_trace=traced, ranking=user.ranking)
     theirs = None
     if other is not None:
         theirs = other.recall_many(pairs, user.k, before=times if user.record.dated else None, ranking=user.ranking)
@@ -186,23 +188,23 @@ def _recall_all(user: SimulatedUser, other: TripleStore | None, pairs: Sequence[
         drawn = user.store.draw(pair, user.k, before=pair.when, rng=rng)
         shown["random_own"] = [Triple(triple.pair) for triple in drawn]
         shown["recalled_pairs"] = [Triple(triple.pair) for triple in recalled]
-        shown["recalled_triples"] = recalled
+        shown["recalled_triples"] = as_shown(recalled, "backward" if user.settings.traces == "backward" else "chosen")
         found.append(Turnwise(pair, shown))
     return found
 
 
-def _score(turns: Sequence[Turnwise], scorer: Scorer) -> None:
+def _score(turns: Sequence[Turnwise], scorer: Scorer, turns_shown: int) -> None:
     """Put the cost in bits of each real action, under each arm, where it belongs."""
     places = [(turn, arm) for turn in turns for arm in turn.shown]
-    items = [(act_transcript(t.pair, t.shown[arm]), action_line(t.pair.action)) for t, arm in places]
+    items = [(act_transcript(t.pair, t.shown[arm], turns=turns_shown), action_line(t.pair.action)) for t, arm in places]
     for (turn, arm), likelihood in zip(places, scorer.score(items), strict=True):
         turn.bits[arm] = likelihood.bits
 
 
 async def _write(user: SimulatedUser, turn: Turnwise, arm: str, seed: int) -> str:
-    """The reply that the twin's model writes under an arm; the arm with traces reasons first, as the twin does."""
+    """The reply that the twin's model writes under an arm; the arm with traces reasons first, if the twin does."""
     pair, shown, reasoning = turn.pair, turn.shown[arm], ""
-    if any(triple.reasoning for triple in shown):
+    if user.settings.reasons and any(triple.reasoning for triple in shown):
         reasoning = (await user.think(pair, shown, seed=seed)).text
     return (await user.speak(pair, shown, reasoning, seed=seed, afresh=not reasoning)).text
 
@@ -244,6 +246,7 @@ def _result(
         },
         "seed": seed,
         "k": user.k,
+        "twin_arm": "recalled_pairs" if user.settings.traces == "none" else "recalled_triples",
         "triples": len(user.store),
         "against": None if against is None else str(against),
         "dropped_conversations": dropped,

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from usertwin.memory import EndingModel, Leaving, Triple, TwinRecord
+from usertwin.memory import EndingModel, Leaving, Settings, Triple, TwinRecord
 from usertwin.memory.transcript import flat
 
 #: How many traces are shown of a twin.
@@ -27,7 +27,7 @@ _ARM_NAMES = {
     "other_person": "another's moments",
     "random_own": "own, at random",
     "recalled_pairs": "own, recalled",
-    "recalled_triples": "twin: with traces",
+    "recalled_triples": "own, with traces",
 }
 _MEASURES = (
     ("bits_per_char", "bits per char", "low is close", 2),
@@ -50,10 +50,16 @@ def closeness_table(result: Mapping[str, Any]) -> RenderableType:
     for key, title, direction, _ in shown:
         n = max(arm[key]["n"] for arm in result["arms"].values() if key in arm)
         table.add_column(f"{title}\n[dim]{direction}\nn={n}[/dim]", justify="right", no_wrap=True)
+    twin = twin_arm(result)
     for arm, measures in result["arms"].items():
-        style = "bold" if arm == "recalled_triples" else ""
-        table.add_row(_ARM_NAMES[arm], *(_cell(measures.get(key), digits) for key, _, _, digits in shown), style=style)
+        style, mark = ("bold", " (twin)") if arm == twin else ("", "")
+        table.add_row(_ARM_NAMES[arm] + mark, *(_cell(measures.get(key), digits) for key, _, _, digits in shown), style=style)
     return Group(table, *map(Text.from_markup, verdicts(result)))
+
+
+def twin_arm(result: Mapping[str, Any]) -> str:
+    """The arm that is what the twin does: with or without traces, as was found best for it."""
+    return str(result.get("twin_arm", "recalled_triples"))
 
 
 def _cell(estimate: Mapping[str, Any] | None, digits: int) -> str:
@@ -107,8 +113,8 @@ _SUBJECT = {"recalled_pairs": "Recalled moments are", "recalled_triples": "With 
 
 def closeness_line(result: Mapping[str, Any]) -> str:
     """One line about a measurement."""
-    best = result["arms"]["recalled_triples"]["bits_per_char"]
-    against = result["paired"]["recalled_triples - no_memory"]["bits_per_char"]
+    best = result["arms"][twin_arm(result)]["bits_per_char"]
+    against = result["paired"][f"{twin_arm(result)} - no_memory"]["bits_per_char"]
     return (
         f"{best['value']:.3f} bits per character {_interval(best, 3)}, {against['value']:+.3f} {_interval(against, 3, '+')} "
         f"against no memory; n={best['n']} held-out turns, {result['measured_at'][:10]}"
@@ -135,6 +141,9 @@ def twin_view(
         "says": "\n".join(persona.sample_turns),
         "memory": f"{len(triples)} triples, {len(traced)} with a trace ({recipe.method}){score}{leavings}",
         "proposals": _proposals(triples),
+        "audit": _audit(traced),
+        "cost": _cost(triples),
+        "shown": _shown(record.settings),
         "leaving": _leaves(ending, leaving),
         "held out": f"{len(record.validation)} conversations for validation, {len(record.test)} to measure on",
         "compared with": record.other_speaker or "nobody else in the log",
@@ -173,6 +182,138 @@ def _proposals(triples: Sequence[Triple]) -> str:
     why = ", ".join(f"{count} {name}" for name, count in rejected.most_common()) or "none"
     versions = ", ".join(sorted({provenance.prompt_version for provenance in told}))
     return f"{sum(p.candidates for p in told)} for {len(told)} moments, prompt {versions}; rejected: {why}"
+
+
+def _audit(traced: Sequence[Triple]) -> str:
+    """What the detector that is in no score says of the traces that were kept."""
+    told = [t.provenance.measured["gives_away"] for t in traced if t.provenance and "gives_away" in t.provenance.measured]
+    if not told:
+        return "none"
+    return f"{sum(told):.0f} of {len(told)} traces tell the action from other actions without the context"
+
+
+def _cost(triples: Sequence[Triple]) -> str:
+    """What the traces took, in texts, tokens and money."""
+    told = [triple.provenance.cost for triple in triples if triple.provenance is not None and triple.provenance.cost]
+    if not told:
+        return "not known"
+
+    def total(key: str) -> float:
+        return sum(one.get(key) or 0 for one in told)
+
+    price = "price not known" if any(one.get("dollars") is None for one in told) else f"${total('dollars'):.4g}"
+    return (
+        f"{total('calls'):.0f} texts, {total('repeated'):.0f} more from kept answers; {total('input_tokens'):.0f} tokens read, "
+        f"{total('output_tokens'):.0f} written; {price}; a moment: {total('calls') / len(told):.1f} texts, "
+        f"{(total('input_tokens') + total('output_tokens')) / len(told):.0f} tokens"
+    )
+
+
+def _shown(settings: Settings | None) -> str:
+    """How the twin uses its memory, and on what that rests."""
+    if settings is None:
+        return "8 moments with their traces; not measured whether that is best (usertwin tune)"
+    return _described(settings) + ("" if settings.measured is None else f"; {_rests_on(settings.measured)}")
+
+
+def _described(settings: Settings) -> str:
+    names = {"none": "without traces", "backward": "with the first traces", "chosen": "with the chosen traces"}
+    own = ", and a trace of its own before it acts" if settings.reasons else ""
+    return f"{settings.k} moments {names[settings.traces]}, {settings.window} turns of the chat{own}"
+
+
+def _rests_on(measured: Mapping[str, Any]) -> str:
+    return (
+        f"best within a standard error on {measured['turns']} validation turns of {measured['conversations']} conversations, "
+        f"scored by {measured['scorer']}"
+    )
+
+
+def settings_table(settings: Settings) -> RenderableType:
+    """What was compared to find how a twin best uses its memory, and what was chosen."""
+    if settings.measured is None:
+        return Text("nothing to decide on: there is no validation turn; the twin is shown its memories without traces")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="What the twin is best shown", title_justify="left")
+    for title in ("moments", "turns", "traces", "own"):
+        table.add_column(title)
+    table.add_column("bits per char", justify="right")
+    table.add_column("against the best without traces", justify="right")
+    for row in settings.measured["settings"]:
+        extra = row["against_plain"]
+        told = "–" if extra is None else f"{extra['value']:+.3f} {_interval(extra, 3, '+')}"
+        bits = "–" if row["bits_per_char"] is None else f"{row['bits_per_char']['value']:.3f}"
+        own = "yes" if row["reasons"] else "no"
+        mark = " ←" if row["chosen"] else ""
+        cells = (str(row["k"]), str(row["window"]), row["traces"], own, bits, told + mark)
+        table.add_row(*cells, style="bold" if row["chosen"] else "")
+    chosen = Text(f"Chosen, the simplest that is {_rests_on(settings.measured)}: {_described(settings)}.")
+    return Group(table, chosen)
+
+
+_CONTROL_NAMES = {
+    "own": "own trace",
+    "filler": "C0 filler",
+    "copy": "C1 copy of the action",
+    "paraphrase": "C2 paraphrase of it",
+    "shuffled": "C3 another moment's",
+    "other": "C4 another person's",
+    "bag": "C5 bag of words",
+    "keywords": "C6 keywords",
+    "swapped": "C7 for another action",
+    "forward": "C8 without the action",
+}
+
+
+def controls_table(found: Mapping[str, Any]) -> RenderableType:
+    """Control traces beside the real ones, and whether the score is more than leakage; it fits into 80 columns."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=f"Is the score of {found['twin']}'s traces more than leakage? Nats per token",
+        title_justify="left",
+    )
+    table.add_column("trace", min_width=21)
+    for title in ("unguarded\n[dim]gain", "on words not\n[dim]copied", "own minus it\n[dim]not copied", "rejected\n[dim]of n"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, row in found["controls"].items():
+        against = found["own_minus"].get(name)
+        reason = max(row["reasons"], key=row["reasons"].get, default="")
+        table.add_row(
+            _CONTROL_NAMES[name],
+            _signed(row["gain"]),
+            _signed(row["novel"]),
+            "–" if against is None else _signed(against),
+            f"{row['rejected']} of {row['n']}\n[dim]{reason}",
+            style="bold" if name == "own" else "",
+        )
+    return Group(table, *map(Text.from_markup, _leakage_verdicts(found)))
+
+
+def _signed(estimate: Mapping[str, Any] | None) -> str:
+    return "–" if estimate is None else f"{estimate['value']:+.3f}\n[dim]{_interval(estimate, 2, '+').strip('()')}"
+
+
+def _leakage_verdicts(found: Mapping[str, Any]) -> list[str]:
+    """The decision, condition by condition, and what it rests on; rich markup."""
+    said: list[str] = []
+    told = {"a swapped trace moves the other action": found["swap_contrast"]}
+    told |= {"the score predicts the benefit downstream": found["validity"]}
+    told |= {f"own beats {name}": one for name, one in found["own_minus"].items()}
+    told |= {f"choosing by score beats {name.removeprefix('recon - ')}": one for name, one in found["selection"].items()}
+    for condition, holds in found["decision"]["conditions"].items():
+        one = told.get(condition)
+        numbers = "not measured" if one is None else f"{one['value']:+.4f} {_interval(one, 4, '+')}, n={one['n']}"
+        said.append(f"{'[green]yes[/green]' if holds else '[red]no [/red]'} {condition}: [dim]{numbers}[/dim]")
+    verdict = "more than leakage" if found["decision"]["more_than_leakage"] else "not shown to be more than leakage"
+    models = found["models"]
+    said.append(f"[bold]The score is {verdict}[/bold] on this person, with these models (each: 95% interval above 0).")
+    spent = found["cost"]
+    said.append(
+        f"[dim]{found['turns']} validation turns of {found['conversations']} conversations; intervals by conversation; "
+        f"traces by {escape(models['proposer'])}, scored by {escape(models['scorer'])}; {spent['calls']} texts written, "
+        f"{spent['repeated']} from kept answers; seed {found['seed']}[/dim]"
+    )
+    return said
 
 
 def _traces_table(triples: Sequence[Triple]) -> Table:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 #: Bootstrap resamples, and how much of them an interval holds.
 RESAMPLES, CONFIDENCE = 4999, 0.95
+_CORRELATION_RESAMPLES = 999  # each is a fit of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +82,57 @@ def ratio(
 def mean(values: Sequence[float], conversations: Sequence[Hashable], *, seed: int = 0) -> Estimate | None:
     """The mean over turns, with an interval from resampling conversations; None if there is no turn."""
     return ratio(values, [1.0] * len(values), conversations, seed=seed)
+
+
+def partial_spearman(
+    xs: Sequence[float],
+    ys: Sequence[float],
+    covariates: Sequence[Sequence[float]],
+    conversations: Sequence[Hashable],
+    *,
+    seed: int = 0,
+) -> Estimate | None:
+    """The rank correlation of two measures, what covariates explain of each taken out, resampling conversations.
+
+    All are ranked; x and y are then the residuals of a least-squares fit on the covariates (Conover 1999).
+
+    Args:
+        xs: one for each item.
+        ys: one for each item.
+        covariates: for each item the same number of values.
+        conversations: which conversation each item belongs to.
+        seed: for the resampling.
+
+    Returns:
+        The estimate; None for fewer than four items, or where x or y is all one.
+    """
+    if len(xs) < 4:
+        return None
+    import numpy as np
+    from scipy.stats import rankdata
+
+    members: dict[Hashable, list[int]] = {}
+    for item, conversation in enumerate(conversations):
+        members.setdefault(conversation, []).append(item)
+    groups = [np.array(items) for items in members.values()]
+    raw = np.column_stack([xs, ys, *zip(*covariates, strict=True)])
+
+    def correlation(items: np.ndarray) -> float:
+        ranks = rankdata(raw[items], axis=0)
+        design = np.column_stack([np.ones(len(items)), ranks[:, 2:]])
+        residuals = ranks[:, :2] - design @ np.linalg.lstsq(design, ranks[:, :2], rcond=None)[0]
+        spread = np.sqrt((residuals**2).sum(axis=0)).prod()
+        return float((residuals[:, 0] * residuals[:, 1]).sum() / spread) if spread > 1e-9 else float("nan")
+
+    value = correlation(np.arange(len(xs)))
+    if np.isnan(value):
+        return None
+    if len(groups) < 2:
+        return Estimate(value, None, None, len(xs))
+    rng = np.random.default_rng(seed)
+    drawn = [
+        correlation(np.concatenate([groups[place] for place in rng.integers(0, len(groups), len(groups))]))
+        for _ in range(_CORRELATION_RESAMPLES)
+    ]
+    low, high = np.nanpercentile(drawn, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    return Estimate(value, float(low), float(high), len(xs))

@@ -33,8 +33,11 @@ class Distractors:
     """
 
     def __init__(self, pairs: Sequence[Pair], embedder: Embedder) -> None:
-        kept = {flat(pair.action): pair for pair in pairs if not pair.left and pair.action.strip()}
-        self._pairs = list(kept.values())[-_POOL:]
+        kept: dict[str, Pair] = {}
+        for pair in reversed(pairs):  # of what was done several times the latest
+            if not pair.left and pair.action.strip():
+                kept.setdefault(flat(pair.action), pair)
+        self._pairs = list(kept.values())[:_POOL][::-1]
         self._embedder = embedder
 
     @cached_property

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import exp, log
+from math import exp, fsum, log
 from typing import Protocol
 
 from usertwin.personas import Pair
@@ -85,24 +85,26 @@ def gains(scorer: Scorer, pair: Pair, traces: Sequence[str]) -> list[dict[str, f
     alone, *told = scorer.score([(prompt, action) for prompt in prompts])
     found: list[dict[str, float]] = []
     for trace, likelihood in zip(traces, told, strict=True):
-        gain = (likelihood.nats - alone.nats) / likelihood.tokens
-        copied = _on_copied(pair, action, trace, alone, likelihood) / likelihood.tokens
-        found.append({"gain": gain, "novel": gain - copied, "copied": copied})
+        novel, copied = _parted(pair, action, trace, alone, likelihood)
+        gain = likelihood.nats - alone.nats
+        found.append({name: nats / likelihood.tokens for name, nats in (("gain", gain), ("novel", novel), ("copied", copied))})
     return found
 
 
-def _on_copied(pair: Pair, action: str, trace: str, alone: Likelihood, told: Likelihood) -> float:
-    """The nats gained on the tokens of the action that belong to a word which the trace has and the context does not."""
+def _parted(pair: Pair, action: str, trace: str, alone: Likelihood, told: Likelihood) -> tuple[float, float]:
+    """The nats gained on the tokens of the action that belong to no word which only the trace has, and on those that do.
+
+    Each is a sum of its own, since the rounding in a difference would make a trace that only copies mislead.
+    """
     fresh = stems(trace) - stems(known_text(pair))
     spans = [span for span in word_spans(action) if stem(action[slice(*span)].casefold().replace("’", "'")) in fresh]
-    if not spans:
-        return 0.0
-    gained, start = 0.0, 0
+    if not spans or not told.each:
+        return told.nats - alone.nats, 0.0
+    novel, copied, start = list[float](), list[float](), 0
     for one, other, end in zip(told.each, alone.each, told.ends, strict=True):
-        if any(start < stop and end > begin for begin, stop in spans):
-            gained += one - other
+        (copied if any(start < stop and end > begin for begin, stop in spans) else novel).append(one - other)
         start = end
-    return gained
+    return fsum(novel), fsum(copied)
 
 
 class Gain:

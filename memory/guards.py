@@ -17,7 +17,7 @@ from usertwin.personas import Pair
 
 from .scoring import Scorer
 from .transcript import ME, THOUGHT, action_line, flat, open_moment
-from .words import known_text, longest_new_run, new_stems, runs, stem, word_spans, word_tokens
+from .words import content_words, known_text, longest_new_run, new_stems, runs, stem, stems, word_spans, word_tokens
 
 if TYPE_CHECKING:
     from .embed import Embedder
@@ -83,12 +83,12 @@ def rejected_by(trace: str, pair: Pair, examples: str = "", embedder: Embedder |
         return "too_long"
     if _quotes(trace, pair):
         return "quotes_action"
-    if set(_names(pair)) & set(told):
+    told_stems, fresh = {stem(word) for word in told}, new_stems(pair)
+    if _names(pair) & told_stems:
         return "new_names"
-    fresh = new_stems(pair)
-    if fresh and len(fresh & {stem(word) for word in told}) > MOST_NEW_WORDS * len(fresh):
+    if fresh and len(fresh & told_stems) > MOST_NEW_WORDS * len(fresh):
         return "new_words"
-    if _ANNOUNCES.search(trace):
+    if _ANNOUNCES.search(trace.replace("’", "'")):
         return "announces"
     if runs(told, LONGEST_ECHO) & runs(word_tokens(examples), LONGEST_ECHO):
         return "echoes_examples"
@@ -102,11 +102,13 @@ def _quotes(trace: str, pair: Pair) -> bool:
     return longest_new_run(trace, pair.action, known_text(pair)) >= min(LONGEST_RUN, max(SHORTEST_ACTION, len(done)))
 
 
-def _names(pair: Pair) -> list[str]:
-    """The numbers and names of the action that nobody mentioned before; a capital that begins a sentence makes no name."""
-    known = set(word_tokens(known_text(pair)))
-    found = (word for name in _NAME.findall(pair.action) for word in word_tokens(name))
-    return [word for word in found if word not in known and word not in {"i", "i'm", "i'd", "i'll", "i've"}]
+def _names(pair: Pair) -> set[str]:
+    """The stems of the action's numbers and names that nobody mentioned before.
+
+    A capital that begins a sentence makes no name, nor does one of a word that carries no content ("Yes, The red one").
+    """
+    found = (word for name in _NAME.findall(pair.action) for word in content_words(word_tokens(name)))
+    return {stem(word) for word in found} - stems(known_text(pair))
 
 
 def says_the_same(trace: str, pair: Pair, embedder: Embedder) -> bool:

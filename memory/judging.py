@@ -132,7 +132,7 @@ def _read(text: str, labels: Sequence[str], dimensions: Sequence[str]) -> dict[s
         told: Any = json.loads(found[0] if found else "")
         ranking = [str(label) for label in told["ranking"]]
         marks = {label: {one: float(told["scores"][label][one]) / _MOST for one in dimensions} for label in labels}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     if sorted(ranking) != sorted(labels) or not all(0 <= one <= 1 for each in marks.values() for one in each.values()):
         return None

@@ -21,9 +21,10 @@ from typing import Any, Literal, get_args
 
 from usertwin.personas import Pair, UsageError
 
-from .sampling import ChatModel, Ledger, sample
+from .sampling import ChatModel, Ledger, Style, sample
 from .templates import PromptTemplate
 from .transcript import ME, context_lines, flat, open_moment, past_moment
+from .words import word_tokens
 
 Proposing = Literal["backward", "forward", "scaffolded", "search"]
 PROPOSING: tuple[Proposing, ...] = get_args(Proposing)
@@ -47,6 +48,7 @@ _SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 _LAST_CLAUSE = re.compile(r"(.+[.!?]|.+?(?=,[^,]*$))")
+_CLIPPED_VERB = re.compile(r"['’](?:m|d|ll|ve)\b")
 _BLOCKS = re.compile(r"<(action|think|reply)>.*?(</\1>|$)|```\w*|</?\w+>", re.DOTALL | re.IGNORECASE)
 
 
@@ -57,7 +59,11 @@ def template(name: str) -> PromptTemplate:
 
 def proposal_template(model: ChatModel, how: Proposing = "backward") -> PromptTemplate:
     """The prompt that traces are asked for with, by the model's style."""
-    if model.style == "transcript":
+    return _template(model.style, how)
+
+
+def _template(style: Style, how: Proposing) -> PromptTemplate:
+    if style == "transcript":
         return template({"forward": "forward_transcript", "scaffolded": "scaffold_transcript"}.get(how, "propose_transcript"))
     return template("forward_instruction" if how == "forward" else "propose_instruction")
 
@@ -96,7 +102,9 @@ async def propose(
     shares = [n // len(lenses) + (place < n % len(lenses)) for place in range(len(lenses))]
     found = await asyncio.gather(
         *(
-            _sampled(model, _prompt(model, pair, name, how, lens), share, seed, ledger)
+            _sampled(
+                model, prompt_for(model.style, pair, name, how, lens=lens, structured=model.structured), share, seed, ledger
+            )
             for lens, share in zip(lenses, shares, strict=True)
             if share
         )
@@ -104,16 +112,22 @@ async def propose(
     return [trace for traces in found for trace in traces]
 
 
-def _prompt(model: ChatModel, pair: Pair, name: str, how: Proposing, lens: str) -> str:
-    filled = proposal_template(model, how).fill
-    if model.style == "instruction":
+def prompt_for(style: Style, pair: Pair, name: str, how: Proposing, *, lens: str = "", structured: bool = False) -> str:
+    """The text that a trace is asked for with."""
+    filled = _template(style, how).fill
+    if style == "instruction":
         return filled(
             name=name, goal=pair.goal, context=context_lines(pair, CONTEXT_TURNS), action=pair.action,
-            lens=_LENSES.get(lens, ""), structured=model.structured,
+            lens=_LENSES.get(lens, ""), structured=structured,
         )  # fmt: skip
     if how == "forward":
         return filled(moment=open_moment(pair, CONTEXT_TURNS).removesuffix(f"{ME}:").rstrip("\n"))
     return filled(moment=past_moment(pair, CONTEXT_TURNS).rstrip("\n"), lens=lens)
+
+
+def written_tokens(style: Style) -> int:
+    """About how many tokens a trace takes."""
+    return {"transcript": 30, "instruction": 90}[style]
 
 
 async def _sampled(model: ChatModel, prompt: str, n: int, seed: int, ledger: Ledger | None) -> list[str]:
@@ -123,7 +137,7 @@ async def _sampled(model: ChatModel, prompt: str, n: int, seed: int, ledger: Led
         stop=["\n"] if continues else [], schema=None if continues else _SCHEMA, ledger=ledger,
     )  # fmt: skip
     if continues:
-        return [_whole(f"I {text}") if (text := cleaned(answer.text)) else "" for answer in answers]
+        return [_whole(in_first_person(text)) if word_tokens(text := cleaned(answer.text)) else "" for answer in answers]
     return [_of_object(answer.text) for answer in answers]
 
 
@@ -149,10 +163,15 @@ def _of_object(text: str) -> str:
         return flat(text)
     try:
         told: Any = json.loads(text)
-        parts = [flat(str(told[name])) for name in _FIELDS]
-    except (ValueError, KeyError):
+        parts = [flat(told[name]) for name in _FIELDS]
+    except (ValueError, KeyError, AttributeError, RecursionError):  # no JSON, a field missing, no text in it, nested too deep
         return MALFORMED
     return " ".join(part if part[-1] in ".!?" else f"{part}." for part in parts if part)
+
+
+def in_first_person(text: str) -> str:
+    """What a model wrote after the "I" with which its prompt ended, with it: "felt tired", "'m tired"."""
+    return f"I{text}" if _CLIPPED_VERB.match(text) else f"I {text}"
 
 
 def _whole(text: str) -> str:

@@ -167,7 +167,7 @@ class Synthesizer:
     async def _scored(self, found: list[Candidate], pair: Pair, seed: int, ledger: Ledger) -> list[Candidate]:
         """The candidates with the score they are chosen by; without a verdict that can be read, all are rejected."""
         traces = list(dict.fromkeys(one.trace for one in found if one.rejected is None))
-        if not traces or self.how == "search" or self.method not in {"recon", "quality"}:
+        if not traces or self.method not in {"recon", "quality"} or (self.how == "search" and self.method == "recon"):
             return found
         try:
             if self.method == "quality" and self.judge is not None:
@@ -232,4 +232,4 @@ def backward_trace(triple: Triple) -> str | None:
     """The trace that Backward Synthesis would have had: the first proposal that no guard rejected by its words."""
     if triple.provenance is None:
         return None
-    return next((one.trace for one in triple.provenance.proposals if one.rejected in {None, "misleads"}), None)
+    return next((one.trace for one in triple.provenance.proposals if one.rejected in {None, "misleads", "no_verdict"}), None)

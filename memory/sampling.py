@@ -197,14 +197,44 @@ async def _ask(
     together: list[AIMessage] = []
     if n > 1 and model.controls and hasattr(model.chat, "n"):
         prompt = [convert_to_messages(list(messages))]
-        result = await model.chat.agenerate(prompt, n=n, seed=seed, **options)
-        together = [cast("AIMessage", cast("Any", generation).message) for generation in result.generations[0]]
+        try:
+            result = await model.chat.agenerate(prompt, n=n, seed=seed, **options)
+            together = [cast("AIMessage", cast("Any", generation).message) for generation in result.generations[0]]
+        except Exception as error:
+            together = _cut_short(error)
     rest = range(len(together), n)  # all of them, or what an endpoint that overlooks "n" left out
     each: list[dict[str, Any]] = [{**options} | ({"seed": seed + i} if model.controls else {}) for i in rest]
-    alone = await asyncio.gather(*(model.chat.ainvoke(list(messages), config, **cast("Any", one)) for one in each))
+    alone = await asyncio.gather(*(_ask_once(model, messages, one, config) for one in each))
     # Every message of one answer tells the tokens of the whole answer.
     used = [_usage(message) if number == 0 else Usage() for number, message in enumerate(together)] + list(map(_usage, alone))
     return [(str(answer.text), tokens) for answer, tokens in zip([*together, *alone], used, strict=True)]
+
+
+async def _ask_once(
+    model: ChatModel, messages: Sequence[tuple[str, str]], options: Mapping[str, Any], config: RunnableConfig | None
+) -> AIMessage:
+    try:
+        return await model.chat.ainvoke(list(messages), config, **options)
+    except Exception as error:
+        return _cut_short(error)[0]
+
+
+def _cut_short(error: Exception) -> list[AIMessage]:
+    """The answers in what OpenAI's client raises where one that is held to a schema was cut short; any other error again."""
+    from langchain_core.messages import AIMessage
+    from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+
+    completion: Any = getattr(error, "completion", None)
+    if completion is None or not completion.choices:
+        raise error
+    used, told = completion.usage, None
+    if used is not None:
+        cached = getattr(used.prompt_tokens_details, "cached_tokens", None) or 0
+        told = UsageMetadata(
+            input_tokens=used.prompt_tokens, output_tokens=used.completion_tokens, total_tokens=used.total_tokens,
+            input_token_details=InputTokenDetails(cache_read=cached),
+        )  # fmt: skip
+    return [AIMessage(choice.message.content or "", usage_metadata=told) for choice in completion.choices]
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from usertwin.personas import Pair, VerdictError
 
 from .fidelity import Fidelity
-from .propose import CONTEXT_TURNS, cleaned, parts_of, propose, template
+from .propose import CONTEXT_TURNS, cleaned, in_first_person, parts_of, propose, template
 from .sampling import ChatModel, Ledger, sample
 from .transcript import context_lines, past_moment
 from .triples import Candidate
@@ -115,6 +115,6 @@ async def _rewritten(
         text = cleaned(answer.text)
         if text:
             if model.style == "transcript":  # the mark it stopped at is the one of the part that it replaces
-                text = ("" if before else "I ") + text + (parts[place][-1] if parts[place][-1] in ".,;!?" else "")
+                text = (text if before else in_first_person(text)) + (parts[place][-1] if parts[place][-1] in ".,;!?" else "")
             found.append(" ".join([*before, text, *after]))
     return found

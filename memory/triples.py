@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 
 from usertwin.personas import Pair
@@ -57,7 +57,8 @@ class Provenance:
 
     def to_json(self) -> dict[str, Any]:
         """The provenance as a JSON object."""
-        return asdict(self) | {"proposals": [astuple(one) for one in self.proposals]}
+        counts = dict(self.rejected)  # a Counter would be counted anew
+        return asdict(replace(self, rejected=counts)) | {"proposals": [astuple(one) for one in self.proposals]}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Provenance:

@@ -23,7 +23,8 @@ _CLIPPED = {"i'm", "i'd", "i'll", "i've", "it's", "that's", "you're", "don't", "
 
 def word_tokens(text: str) -> list[str]:
     """The words of a text, lower case, without punctuation; both apostrophes are one."""
-    return _WORD.findall(text.casefold().replace("’", "'"))
+    # Folded word by word: folding a whole text can change where its words begin ("İ" becomes two characters).
+    return [word.casefold() for word in _WORD.findall(text.replace("’", "'"))]
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
@@ -79,9 +80,19 @@ def runs(tokens: list[str], length: int) -> set[tuple[str, ...]]:
 
 def longest_new_run(trace: str, action: str, known: str) -> int:
     """The length in words of the longest run that trace and action share and that `known` does not have."""
-    told, done, known_tokens = word_tokens(trace), word_tokens(action), word_tokens(known)
-    for length in range(min(len(told), len(done)), 0, -1):
-        shared = runs(told, length) & runs(done, length)
-        if shared - runs(known_tokens, length):
-            return length
-    return 0
+    told = word_tokens(trace)
+    shared, old = _ending_runs(told, word_tokens(action)), _ending_runs(told, word_tokens(known))
+    return max((length for length, before in zip(shared, old, strict=True) if length > before), default=0)
+
+
+def _ending_runs(told: list[str], other: list[str]) -> list[int]:
+    """For each token told, the length of the longest run ending there that the other tokens have too."""
+    places: dict[str, list[int]] = {}
+    for place, word in enumerate(other):
+        places.setdefault(word, []).append(place)
+    found: list[int] = []
+    ends: dict[int, int] = {}
+    for word in told:
+        ends = {place: ends.get(place - 1, 0) + 1 for place in places.get(word, ())}
+        found.append(max(ends.values(), default=0))
+    return found

@@ -87,6 +87,15 @@ def load_model(
     raise UsageError(f'"{name}" is no model\'s name; there are {_KNOWN}')
 
 
+def manner_of(name: str, style: Style | None = None) -> tuple[Style, bool]:
+    """How a model of that name is prompted, and whether one reading of a prompt serves several texts; nothing is loaded."""
+    kind, _, rest = name.partition(":")
+    hosted = kind == "openai"
+    return style or ("instruction" if hosted else "transcript"), kind == "local" or (
+        hosted and not rest.startswith(_NO_CONTROLS)
+    )
+
+
 def _openai_chat(model: str, url: str | None) -> Any:
     from langchain_openai import ChatOpenAI
 

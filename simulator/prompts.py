@@ -8,14 +8,17 @@ its cache. The evaluation scores real actions after exactly these prompts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from usertwin.memory import Style, Triple
+from usertwin.memory.recon import backward_trace
 from usertwin.memory.templates import PromptTemplate
 from usertwin.memory.transcript import context_lines, joined, open_moment, open_thought, past_moment
+from usertwin.memory.twin import Shown
 from usertwin.personas import Pair, Persona
 
-#: Turns of the present chat, and of each recalled moment, that are shown (chosen on validation turns).
+#: Turns of the present chat, where nothing else was measured, and of each recalled moment that are shown.
 CONTEXT_TURNS, RECALLED_TURNS = 6, 2
 _REASON = PromptTemplate(Path(__file__).parent / "user_reason.txt")
 _ACT = PromptTemplate(Path(__file__).parent / "user_act.txt")
@@ -34,25 +37,38 @@ def transcript(recalled: Sequence[Triple], last: str) -> str:
     return joined([*moments, last])
 
 
-def act_transcript(query: Pair, recalled: Sequence[Triple], reasoning: str | None = None) -> str:
+def act_transcript(query: Pair, recalled: Sequence[Triple], reasoning: str | None = None, *, turns: int = CONTEXT_TURNS) -> str:
     """The text that a transcript model continues with the action, and after which real actions are scored."""
-    return transcript(recalled, open_moment(query, CONTEXT_TURNS, thought=reasoning))
+    return transcript(recalled, open_moment(query, turns, thought=reasoning))
 
 
-def reason_messages(style: Style, persona: Persona, query: Pair, recalled: Sequence[Triple]) -> Messages:
+def reason_messages(
+    style: Style, persona: Persona, query: Pair, recalled: Sequence[Triple], *, turns: int = CONTEXT_TURNS
+) -> Messages:
     """What a model is asked for the twin's reasoning with."""
     if style == "transcript":
-        return [("user", transcript(recalled, open_thought(query, CONTEXT_TURNS)))]
-    return [("user", _REASON.fill(**_parts(persona, query, recalled)))]
+        return [("user", transcript(recalled, open_thought(query, turns)))]
+    return [("user", _REASON.fill(**_parts(persona, query, recalled, turns)))]
 
 
-def act_messages(style: Style, persona: Persona, query: Pair, recalled: Sequence[Triple], reasoning: str) -> Messages:
+def act_messages(
+    style: Style, persona: Persona, query: Pair, recalled: Sequence[Triple], reasoning: str, *, turns: int = CONTEXT_TURNS
+) -> Messages:
     """What a model is asked for the twin's action with."""
     if style == "transcript":
-        return [("user", act_transcript(query, recalled, reasoning or None))]
-    return [("user", _ACT.fill(reasoning=reasoning, **_parts(persona, query, recalled)))]
+        return [("user", act_transcript(query, recalled, reasoning or None, turns=turns))]
+    return [("user", _ACT.fill(reasoning=reasoning, **_parts(persona, query, recalled, turns)))]
 
 
-def _parts(persona: Persona, query: Pair, recalled: Sequence[Triple]) -> dict[str, object]:
+def _parts(persona: Persona, query: Pair, recalled: Sequence[Triple], turns: int) -> dict[str, object]:
     moments = [past_moment(t.pair, RECALLED_TURNS, thought=t.reasoning).rstrip("\n") for t in reversed(recalled)]
-    return {"persona": persona, "goal": query.goal, "moments": moments, "context": context_lines(query, 20)}
+    return {"persona": persona, "goal": query.goal, "moments": moments, "context": context_lines(query, turns)}
+
+
+def as_shown(recalled: Sequence[Triple], traces: Shown) -> list[Triple]:
+    """What came to mind as a twin is shown it: without traces, with the first proposals, or with the chosen ones."""
+    if traces == "none":
+        return [Triple(triple.pair) for triple in recalled]
+    if traces == "backward":
+        return [replace(triple, reasoning=backward_trace(triple)) for triple in recalled]
+    return list(recalled)

@@ -19,6 +19,7 @@ from usertwin.memory import (
     ChatModel,
     Embedder,
     Sample,
+    Settings,
     Style,
     Triple,
     TripleStore,
@@ -36,7 +37,7 @@ from usertwin.personas import Pair, Persona, Turn, TwinError, as_conversation
 from usertwin.personas.pairs import visible_turns
 
 from .models import DEFAULT_MODEL, load_embedder, load_model
-from .prompts import CONTEXT_TURNS, act_messages, reason_messages
+from .prompts import CONTEXT_TURNS, act_messages, as_shown, reason_messages
 from .state import Answer, TwinState, as_state, from_state
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Triples a twin recalls each turn (chosen on validation turns, see evals/EXPERIMENTS.md).
-DEFAULT_K = 8
 #: How often a twin tries again when a model writes nothing, or only what was said already.
 _TRIES = 4
 #: A turn of so few words ("yes") may well be said twice.
@@ -75,7 +74,8 @@ class SimulatedUser:
         model: who reasons and acts for it.
         ending: when it leaves with a last word; None if it never does.
         leaving: when it leaves without another word; None if it never does.
-        k: how many triples it recalls for a turn.
+        settings: how it uses its memory; by default what was found best on validation turns, if that was measured.
+        k: how many triples it recalls for a turn, if not as many as the settings say.
         ranking: what counts for that besides similarity, and how much text they may be.
         seed: for the sampler; together with the turn's number it fixes what a local model says.
     """
@@ -88,11 +88,14 @@ class SimulatedUser:
         *,
         ending: EndingModel | None = None,
         leaving: Leaving | None = None,
-        k: int = DEFAULT_K,
+        settings: Settings | None = None,
+        k: int | None = None,
         ranking: Ranking = SIMILARITY,
         seed: int = 0,
     ) -> None:
-        self.record, self.store, self.model, self.k, self.seed = record, store, model, k, seed
+        self.record, self.store, self.model, self.seed = record, store, model, seed
+        self.settings = settings or record.settings or Settings()
+        self.k = self.settings.k if k is None else k
         self.ending, self.leaving, self.ranking = ending, leaving, ranking
         self._graph: Graph | None = None
 
@@ -105,7 +108,8 @@ class SimulatedUser:
         model: str | ChatModel = DEFAULT_MODEL,
         style: Style | None = None,
         embedder: Embedder | None = None,
-        k: int = DEFAULT_K,
+        settings: Settings | None = None,
+        k: int | None = None,
         ranking: Ranking = SIMILARITY,
         seed: int = 0,
     ) -> Self:
@@ -117,7 +121,8 @@ class SimulatedUser:
             model: who acts for it, by name or built already.
             style: how to prompt the model, if not in its usual way.
             embedder: the embedding model its memory was made with, if it is not to be loaded by its name.
-            k: how many triples to recall for a turn.
+            settings: how it is to use its memory; by default what was found best on validation turns, if that was measured.
+            k: how many triples to recall for a turn, if not as many as the settings say.
             ranking: what counts for that besides similarity, and how much text they may be.
             seed: for the sampler.
 
@@ -132,7 +137,7 @@ class SimulatedUser:
         store = TripleStore(folder, embedder or load_embedder(record.recipe.embedder), create=False)
         chat = load_model(model, style=style) if isinstance(model, str) else model
         ending, leaving = EndingModel.load(folder / ENDING), Leaving.load(folder / LEAVING)
-        return cls(record, store, chat, ending=ending, leaving=leaving, k=k, ranking=ranking, seed=seed)
+        return cls(record, store, chat, ending=ending, leaving=leaving, settings=settings, k=k, ranking=ranking, seed=seed)
 
     @property
     def name(self) -> str:
@@ -205,18 +210,22 @@ class SimulatedUser:
 
     async def _recall(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         query = self._query(state)
-        found = await asyncio.to_thread(self.store.recall, query, self.k, with_trace=True, ranking=self.ranking)
+        traced = self.settings.traces != "none"
+        found = await asyncio.to_thread(self.store.recall, query, self.k, with_trace=traced, ranking=self.ranking)
         update = {"usage": asdict(Usage()), "done": False, "leaving": 0.0}
         if self.leaving is not None and any(turn.speaker == query.speaker for turn in query.context):
             near = await asyncio.to_thread(self.store.recall, query, NEIGHBOURS, left=None)
             update["leaving"] = round(share_of_leavings(near), 6)
             if self.leaving.leaves(near):
                 found, update = near, update | {"done": True, "action": "", "reasoning": ""}
+        if self.settings.traces == "backward":
+            first = as_shown([one.triple for one in found], "backward")
+            found = [replace(one, triple=triple) for one, triple in zip(found, first, strict=True)]
         return update | {"recalled": [as_state(one) for one in found]}
 
     async def _reason(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
-        recalled = from_state(state, self.record.recipe.speaker)
-        if self._continues and not any(triple.reasoning for triple in recalled):
+        recalled = self._shown(state)
+        if not self.settings.reasons or (self._continues and not any(triple.reasoning for triple in recalled)):
             return {"reasoning": ""}  # without examples of thoughts a model that continues text would not write one
         query = self._query(state)
         thought = await self.think(query, recalled, seed=self._seed(query), config=config)
@@ -226,7 +235,7 @@ class SimulatedUser:
         from langchain_core.messages import HumanMessage
 
         query = self._query(state)
-        recalled, reasoning = from_state(state, self.record.recipe.speaker), state.get("reasoning", "")
+        recalled, reasoning = self._shown(state), state.get("reasoning", "")
         said_before = {flat(turn.text).casefold() for turn in query.context if len(turn.text.split()) > _SHORT}
         used, action = Usage(), ""
         for attempt in range(_TRIES):
@@ -245,7 +254,7 @@ class SimulatedUser:
         self, query: Pair, recalled: Sequence[Triple], *, seed: int, config: RunnableConfig | None = None
     ) -> Sample:
         """Ask the model once for what goes on in the person at this moment."""
-        messages = reason_messages(self.model.style, self.persona, query, recalled)
+        messages = reason_messages(self.model.style, self.persona, query, recalled, turns=self.settings.window)
         most = 60 if self._continues else 400
         [thought] = await sample(self.model, messages, seed=seed, max_tokens=most, stop=self._stop, afresh=True, config=config)
         return replace(thought, text=flat(thought.text).rstrip(")"))
@@ -261,7 +270,7 @@ class SimulatedUser:
         config: RunnableConfig | None = None,
     ) -> Sample:
         """Ask the model once for the person's turn; not `afresh`, it goes on from what was computed for the reasoning."""
-        messages = act_messages(self.model.style, self.persona, query, recalled, reasoning)
+        messages = act_messages(self.model.style, self.persona, query, recalled, reasoning, turns=self.settings.window)
         most = self.most_tokens
         [answer] = await sample(self.model, messages, seed=seed, max_tokens=most, stop=self._stop, afresh=afresh, config=config)
         return replace(answer, text=answer.text.strip())
@@ -282,6 +291,11 @@ class SimulatedUser:
     def _seed(self, query: Pair) -> int:
         return (self.seed * 7919 + query.position) % 2**31
 
+    def _shown(self, state: TwinState) -> list[Triple]:
+        """What came to mind as the model is shown it; traces that are not shown stay in the state, to be looked at."""
+        recalled = from_state(state, self.record.recipe.speaker)
+        return as_shown(recalled, "none") if self.settings.traces == "none" else recalled
+
     def _query(self, state: TwinState) -> Pair:
         """The present moment as a pair whose action is yet to come."""
         conversation = as_conversation(state["messages"], _LIVE)
@@ -292,7 +306,7 @@ class SimulatedUser:
         )
         return Pair(
             speaker=self.record.recipe.speaker,
-            context=context[-max(CONTEXT_TURNS, self.record.recipe.window) :],
+            context=context[-max(CONTEXT_TURNS, self.settings.window, self.record.recipe.window) :],
             action="",
             goal="\n".join([text for text in (state.get("goal", ""), *private) if text]),
             conversation_id=_LIVE,

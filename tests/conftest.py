@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
+from collections.abc import Callable, Mapping, Sequence
+from math import fsum
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatResult
 
-from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Recipe, learn
+from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Likelihood, Recipe, Style, learn
 from usertwin.personas import ChatLog, Conversation, Turn
 from usertwin.personas.chat import in_time_order
 from usertwin.simulator.scripted import ScriptedChatModel
@@ -103,6 +111,64 @@ def recipe(**changes: object) -> Recipe:
 def scripted(*answers: str, rules: list[tuple[str, str]] | None = None) -> ChatModel:
     """A model that gives these answers in turn."""
     return ChatModel("scripted:test", ScriptedChatModel(answers=list(answers), rules=rules or []), "transcript")
+
+
+class Telling(BaseChatModel):
+    """Says what a function makes of the prompt and the seed, and remembers both."""
+
+    say: Callable[[str, int], str]
+    asked: list[tuple[str, int]] = []  # noqa: RUF012 - a pydantic field, copied for each model
+
+    @property
+    def _llm_type(self) -> str:
+        return "telling"
+
+    @property
+    def prompts(self) -> list[str]:
+        """What it was asked, in order."""
+        return [prompt for prompt, _ in self.asked]
+
+    def _generate(self, *args: Any, **options: Any) -> ChatResult:
+        raise AssertionError("models are asked asynchronously")
+
+    async def _agenerate(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, *, seed: int = 0, **options: Any
+    ) -> ChatResult:
+        prompt = "\n".join(str(message.text) for message in messages)
+        self.asked.append((prompt, seed))
+        said = self.say(prompt, seed)
+        usage = UsageMetadata(input_tokens=len(prompt.split()), output_tokens=len(said.split()), total_tokens=0)
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(said, usage_metadata=usage))])
+
+
+def telling(say: Callable[[str, int], str], style: Style = "transcript", **facts: Any) -> tuple[ChatModel, Telling]:
+    """A model that says what a function makes of the prompt and the seed, and the same as something that can be looked into."""
+    chat = Telling(say=say)
+    return ChatModel("telling", chat, style, **facts), chat
+
+
+class WeighingScorer:
+    """A scorer for which some words of a prompt make all of a continuation likelier, and a word of the prompt itself more so.
+
+    So what a trace gains by reasons is the sum of their weights, on each token, and apart from what it gains by copying.
+    """
+
+    def __init__(self, weights: Mapping[str, float], copied: float = 2.0) -> None:
+        self.name = "weighing"
+        self.calls: list[list[tuple[str, str]]] = []
+        self._weights, self._copied = weights, copied
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """See `Scorer.score`."""
+        self.calls.append(list(items))
+        found: list[Likelihood] = []
+        for prompt, continuation in items:
+            known = set(re.findall(r"\w+", prompt.casefold()))
+            reasons = fsum(weight for word, weight in self._weights.items() if word in known)
+            tokens = list(re.finditer(r"\s*\S+|\s+", continuation))
+            each = [reasons - 10 + self._copied * (token[0].strip().casefold() in known) for token in tokens]
+            found.append(Likelihood(fsum(each), len(each), tuple(each), tuple(token.end() for token in tokens)))
+        return found
 
 
 @pytest.fixture(scope="session")

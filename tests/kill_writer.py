@@ -260,7 +260,7 @@ def check(folder: Path, options: Sequence[Known]) -> Known:
         assert store.problems() == []
         assert len(store) == store.stats().triples == len(found)
         assert_recalls(store, found)
-    assert not list(folder.glob("*-wal")), "closed, but not into one file"
+    assert not list(folder.glob("memory*-wal")), "closed, but not into one file"
     return found
 
 

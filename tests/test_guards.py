@@ -1,73 +1,97 @@
-"""memory/guards.py: a trace that gives the action away is rejected, and no other."""
+"""memory/guards.py: a trace that gives the action away is rejected, whatever its words, and no other."""
 
 from __future__ import annotations
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from collections.abc import Mapping, Sequence
 
-from usertwin.memory.guards import LONGEST_ECHO, LONGEST_RUN, LONGEST_TRACE, longest_new_run, rejected_by, word_tokens
+import numpy as np
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from usertwin.memory import FakeEmbedder, Likelihood
+from usertwin.memory.guards import (
+    LEAST_KEPT,
+    LONGEST_ECHO,
+    LONGEST_RUN,
+    LONGEST_TRACE,
+    MOST_NEW_WORDS,
+    REASONS,
+    SAME_MEANING,
+    gives_away,
+    kept_share,
+    masked,
+    rejected_by,
+    says_the_same,
+)
+from usertwin.memory.transcript import action_line, open_moment
+from usertwin.memory.words import known_text, longest_new_run, new_stems, runs, stem, stems, word_tokens
 from usertwin.personas import Pair, Turn
 
 ACTION = "I would rather take the early train to Oslo"
+#: Makes every word of the action known, one by one, so that only longer runs of them are new.
+KNOWN = " / ".join(reversed(ACTION.split()))
+
+VERDICTS = {None, *REASONS}
+MODEL_REASONS = {"malformed", "misleads", "leans_on_words", "no_verdict"}  # not by a trace's words alone
 
 
-def pair(action: str = ACTION, *context: str, goal: str = "") -> Pair:
+def pair(action: str, *context: str, goal: str = "") -> Pair:
     turns = tuple(Turn("Bob", "agent", text) for text in context)
     return Pair("Ann", turns, action, goal, "talk", len(turns), 0.0)
 
 
-def naive_longest(trace: list[str], action: list[str], known: list[str]) -> int:
-    """Every run of the trace, looked for in the action and in what is known."""
+class Meanings:
+    """An embedder of which a test says what its texts mean; any other text means nothing in particular."""
 
-    def has(words: list[str], run: list[str]) -> bool:
-        return any(words[i : i + len(run)] == run for i in range(len(words) - len(run) + 1))
+    name, dimension = "meanings", 3
 
-    runs = (trace[i:j] for i in range(len(trace)) for j in range(i + 1, len(trace) + 1))
-    return max((len(run) for run in runs if has(action, run) and not has(known, run)), default=0)
+    def __init__(self, alike: Mapping[str, float]) -> None:
+        self.alike, self.calls = alike, list[list[str]]()
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.calls.append(list(texts))
+        rows = [(cosine := self.alike.get(text, 0.0), (1 - cosine * cosine) ** 0.5, 0.0) for text in texts]
+        return np.asarray(rows, np.float32)
 
 
-words = st.lists(st.sampled_from(["tea", "milk", "no", "I'm"]), max_size=9)
+# G1, runs: what the trace quotes -------------------------------------------------------------------------------------
 
 
-@given(trace=words, action=words, known=words)
-def test_the_longest_new_run_is_what_a_naive_search_finds(trace: list[str], action: list[str], known: list[str]) -> None:
-    found = longest_new_run(" ".join(trace), "... ".join(action), ", ".join(known))
-    plain = [[word.lower() for word in part] for part in (trace, action, known)]
-    assert found == naive_longest(*plain)
+words = st.lists(st.sampled_from(["tea", "milk", "no", "I'm", "茶"]), max_size=9)
 
 
 @given(trace=words.filter(bool), action=words, context=st.lists(words, max_size=3), goal=words)
-def test_a_trace_is_rejected_by_the_five_token_rule_and_nothing_else(
+def test_of_known_words_a_trace_is_rejected_by_the_five_token_rule_and_nothing_else(
     trace: list[str], action: list[str], context: list[list[str]], goal: list[str]
 ) -> None:
-    known = [word.lower() for part in (*context, goal) for word in part]
-    run = naive_longest([w.lower() for w in trace], [w.lower() for w in action], known)
+    said = [" ".join(turn) for turn in (["I'm", "茶", "no", "milk", "tea"], *context)]
+    moment = pair(" ".join(action), *said, goal=" ".join(goal))
+    run = longest_new_run(" ".join(trace), " ".join(action), "\n".join([*said, " ".join(goal)]))
     whole = len(action) in (3, 4) and run == len(action)
-    moment = pair(" ".join(action), *(" ".join(turn) for turn in context), goal=" ".join(goal))
     assert rejected_by(" ".join(trace), moment) == ("quotes_action" if run >= 5 or whole else None)
 
 
 def test_five_shared_words_are_rejected_and_four_are_not() -> None:
     assert LONGEST_RUN == 5
-    assert rejected_by("Thinks: would rather take the early one.", pair()) == "quotes_action"
-    assert rejected_by("Thinks: would rather take the late one.", pair()) is None
+    assert rejected_by("Thinks: would rather take the early one.", pair(ACTION, KNOWN)) == "quotes_action"
+    assert rejected_by("Thinks: would rather take the late one.", pair(ACTION, KNOWN)) is None
 
 
 def test_case_punctuation_and_line_breaks_hide_no_quotation() -> None:
-    assert rejected_by('Says "i WOULD...\nrather - take; the"', pair()) == "quotes_action"
+    assert rejected_by('Felt "i WOULD...\nrather - take; the"', pair(ACTION)) == "quotes_action"
 
 
 def test_a_typographic_apostrophe_hides_no_quotation() -> None:
-    assert word_tokens("Don’t") == word_tokens("don't")
     assert rejected_by("So: I don’t think we can’t come.", pair("i don't think we can't come")) == "quotes_action"
 
 
 def test_a_run_that_the_context_or_the_goal_has_is_allowed() -> None:
     trace = "Was asked to take the early train to Oslo and likes it."
-    assert rejected_by(trace, pair()) == "quotes_action"
+    assert rejected_by(trace, pair(ACTION)) == "quotes_action"
     assert rejected_by(trace, pair(ACTION, "Hello", "Will you take the early train to Oslo?")) is None
-    assert rejected_by(trace, pair(goal="Take the early train to Oslo.")) is None
+    assert rejected_by(trace, pair(ACTION, goal="Take the early train to Oslo.")) is None
 
 
 def test_a_run_longer_than_what_the_context_has_is_rejected() -> None:
@@ -75,44 +99,376 @@ def test_a_run_longer_than_what_the_context_has_is_rejected() -> None:
     assert rejected_by(trace, pair(ACTION, "Will you take the early train to Oslo?")) == "quotes_action"
 
 
-@pytest.mark.parametrize("action", ["see you tomorrow", "no thank you Bob"])
+@pytest.mark.parametrize("action", ["see you tomorrow", "no thank you Bob", "так и есть", "東京駅"])
 def test_a_short_action_may_not_be_quoted_whole(action: str) -> None:
-    assert rejected_by(f"Will say {action.upper()}!", pair(action)) == "quotes_action"
-    assert rejected_by(f"Will say {action.split()[0]} and more", pair(action)) is None
-    assert rejected_by(f"Will say {action}", pair(action, f"Say: {action}")) is None
+    known = " / ".join([*word_tokens(action), "and", *word_tokens(action)])  # every word, and never the whole
+    assert rejected_by(f"Felt like {action.upper()}!", pair(action, known.replace(" / ", " x "))) == "quotes_action"
+    assert rejected_by(f"Felt like {action[:-1]}", pair(action, known.replace(" / ", " x "))) is None
+    assert rejected_by(f"Felt like {action}", pair(action, f"Say: {action}")) is None
 
 
-@pytest.mark.parametrize("action", ["", "yes", "ok bye", "!!!"])
-def test_one_or_two_words_give_nothing_away(action: str) -> None:
-    assert rejected_by(f"Agrees, so it is ok bye, yes, {action}", pair(action)) is None
+@pytest.mark.parametrize("action", ["", "are you", "is it?"])
+def test_one_or_two_words_without_content_give_nothing_away(action: str) -> None:
+    assert rejected_by(f"I wondered what is it, and who are you {action}", pair(action)) is None
+
+
+def test_an_action_without_words_may_not_be_quoted_either() -> None:
+    assert rejected_by("I was glad and felt like 👍 🎉", pair("👍\n🎉")) == "quotes_action"
+    assert rejected_by("I was glad and felt like 👍", pair("👍 🎉")) is None
+    assert rejected_by("I was glad...", pair("😀")) is None
+
+
+pieces = st.text(min_size=1, max_size=8) | st.sampled_from(["don’t", "Oslo", "дом", "東京", "सेवा", "ขอบคุณ", "שלום", "🙂", "42"])
+actions = st.lists(pieces, min_size=1, max_size=12).map(" ".join)
+
+
+@given(action=actions, before=st.text(max_size=20), after=st.text(max_size=20), context=st.text(), goal=actions)
+@example(action="may I ask", before="", after="", context="", goal="may I")
+def test_a_trace_with_the_whole_action_never_passes(action: str, before: str, after: str, context: str, goal: str) -> None:
+    moment, tokens = pair(action, context, goal=goal), word_tokens(action)
+    assume(len(tokens) >= 3)
+    assume(tuple(tokens) not in runs(word_tokens(known_text(moment)), len(tokens)))
+    assert rejected_by(f"{before} {action} {after}", moment) in {"quotes_action", "too_long"}
+
+
+# G1, single words: content words, numbers and names ------------------------------------------------------------------
+
+TEN = "whales shout loudly; frozen bridges creak; winter storms break glass"
+
+
+def test_three_of_ten_new_content_words_are_allowed_and_four_are_not() -> None:
+    assert MOST_NEW_WORDS == 0.3
+    assert len(new_stems(pair(TEN))) == 10
+    assert rejected_by("I thought of a storm or bridge, or of winter", pair(TEN)) is None
+    assert rejected_by("I thought of a storm or bridge, or of frozen winter", pair(TEN)) == "new_words"
+    assert rejected_by("I thought of a storm or bridge, or of frozen winter", pair(TEN, "Is it winter?")) == "new_words"
+    assert (
+        rejected_by("I thought of a storm or bridge, or of winter", pair(f"so it is in {TEN}", "Do whales shout?"))
+        == "new_words"
+    )
+
+
+def test_of_up_to_three_new_content_words_none_is_allowed_in_any_form() -> None:
+    assert rejected_by("I was in the mood for singing", pair("sang songs, sings")) == "new_words"
+    assert rejected_by("I was in the mood for it", pair("sang songs, sings")) is None
+
+
+@pytest.mark.parametrize("action", ["yes", "No!", "thanks", "ok bye"])
+def test_an_action_of_one_or_two_words_may_not_be_told(action: str) -> None:
+    told = word_tokens(action)[0]
+    assert rejected_by(f"I meant {told.upper()} by that", pair(action)) == "new_words"
+    assert rejected_by(f"I meant {told} by that", pair(action, f"{action}?")) is None
+
+
+some_words = st.lists(st.sampled_from(word_tokens(TEN)), unique=True)
+
+
+@given(some_words, some_words)
+def test_words_that_were_said_before_do_not_count(told: list[str], said: list[str]) -> None:
+    moment = pair(TEN, " or ".join(said))
+    trace = " or ".join(["so", *told])
+    fresh = {stem(word) for word in word_tokens(TEN)} - {stem(word) for word in said}
+    share = len(fresh & stems(trace)) / len(fresh) if fresh else 0
+    assert rejected_by(trace, moment) == ("new_words" if share > 0.3 else None)
+
+
+LONG = "so we could maybe walk slowly along some quiet green river banks"
+
+
+@pytest.mark.parametrize(
+    ("end", "telling"),
+    [
+        ("near Oslo", "I missed oslo"),
+        ("near Oslo", "I missed Oslo’s air"),
+        ("near Oslo's", "I missed Oslo"),
+        ("at 15:30", "I had 30 in mind"),
+        ("with 3kg", "I weighed 3kg"),
+        ("on day 12", "I had 12 in mind"),
+        ("then, Bobby", "I liked bobby"),
+    ],
+)
+def test_one_new_number_or_name_is_enough(end: str, telling: str) -> None:
+    assert rejected_by(telling, pair(f"{LONG} {end}")) == "new_names"
+    assert rejected_by(telling, pair(f"{LONG} {end}", f"Is it {end}?")) is None
+
+
+@pytest.mark.parametrize(
+    "end", ["now. Calm it is", "but, My dear, The end", "and I'm glad, I’ll come", "AND THE END IS NEAR ME"]
+)
+def test_a_capital_at_a_beginning_or_of_a_word_without_content_makes_no_name(end: str) -> None:
+    assert rejected_by("I felt calm: this is my day, and the rest is for me, I'm sure", pair(f"{LONG} {end}")) is None
+
+
+# G8: form ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        "I will say that all is well",
+        "I'll reply politely",
+        "I’ll just tell them about it",
+        "I was in a hurry. I am going to write something short",
+        "she would then answer calmly",
+        "He'd say little",
+        "My reply is: fine",
+        "the response will be: fine",
+        'I was sure and said "fine"',
+        "I was sure and wrote: fine",
+        "I felt sure. Reply: fine",
+    ],
+)
+def test_a_trace_that_announces_the_reply_is_rejected(trace: str) -> None:
+    assert rejected_by(trace, pair("x")) == "announces"
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        "I wanted to say little and decided on a short reply",
+        "I felt that they said too much, so my answer is short",
+        "I would rather not say",
+        "I will be late and was told so",
+        "I noticed that his reply was cold",
+    ],
+)
+def test_a_trace_that_speaks_of_speaking_is_not(trace: str) -> None:
+    assert rejected_by(trace, pair("x")) is None
 
 
 def test_seven_words_of_the_prompts_examples_are_rejected_and_six_are_not() -> None:
     assert LONGEST_ECHO == 7
     examples = "Note: feels unsure about strangers and asks who comes."
-    assert rejected_by("Ann feels UNSURE about strangers, and asks who", pair(), examples) == "echoes_examples"
-    assert rejected_by("Ann feels unsure about strangers and asks them", pair(), examples) is None
-    assert rejected_by("Ann feels unsure about strangers and asks who", pair()) is None
+    assert rejected_by("Ann feels UNSURE about strangers, and asks who", pair("x"), examples) == "echoes_examples"
+    assert rejected_by("Ann feels unsure about strangers and asks them", pair("x"), examples) is None
+    assert rejected_by("Ann feels unsure about strangers and asks who", pair("x")) is None
 
 
-@pytest.mark.parametrize("trace", ["", " \n", "...", "?! —"])
+@pytest.mark.parametrize("trace", ["", " \n", "...", "?! —", "👍"])
 def test_a_trace_without_words_is_empty(trace: str) -> None:
-    assert rejected_by(trace, pair()) == "empty"
+    assert rejected_by(trace, pair(ACTION)) == "empty"
     assert rejected_by(trace, pair("")) == "empty"
 
 
 def test_a_trace_may_be_120_words_and_not_121() -> None:
     assert LONGEST_TRACE == 120
-    assert rejected_by("well " * 120, pair()) is None
-    assert rejected_by("well " * 121, pair()) == "too_long"
+    assert rejected_by("well " * 120, pair(ACTION)) is None
+    assert rejected_by("well " * 121, pair(ACTION)) == "too_long"
 
 
-@given(st.text(), st.text(), st.text())
-def test_any_text_is_judged(trace: str, action: str, known: str) -> None:
-    assert rejected_by(trace, pair(action, known)) in {None, "empty", "too_long", "quotes_action"}
+# G5: the same in other words -----------------------------------------------------------------------------------------
 
 
-@given(st.text())
-def test_a_copy_of_an_action_of_three_words_or_more_never_passes(action: str) -> None:
-    verdict = rejected_by(action, pair(action))
-    assert (verdict is None) == (1 <= len(word_tokens(action)) <= 2)
+@pytest.mark.parametrize(("cosine", "same"), [(SAME_MEANING - 0.01, False), (SAME_MEANING + 0.01, True), (1.0, True)])
+def test_one_sentence_that_means_what_the_action_does_is_enough(cosine: float, same: bool) -> None:
+    embedder = Meanings({"see you later": 1.0, "I felt tired!": 0.3, "I had to part for now.": cosine})
+    trace = "I felt tired! I had to part for now. It was late"
+    assert says_the_same(trace, pair("see you later"), embedder) is same
+    assert rejected_by(trace, pair("see you later"), embedder=embedder) == ("same_meaning" if same else None)
+    assert embedder.calls[0] == ["see you later", "I felt tired!", "I had to part for now.", "It was late"]
+
+
+def test_what_one_of_the_last_turns_means_as_much_may_be_said_again() -> None:
+    embedder = Meanings({"see you later": 1.0, "I had to part": 0.8, "so we part now?": 0.85, "bye?": 0.78})
+    assert says_the_same("I had to part", pair("see you later", "hello", " \n", "bye?"), embedder)
+    assert not says_the_same("I had to part", pair("see you later", "so we part now?", "b", "c", "d"), embedder)
+    assert says_the_same("I had to part", pair("see you later", "so we part now?", "b", "c", "d", "e"), embedder)
+    assert not any(text.isspace() for call in embedder.calls for text in call)
+
+
+def test_no_embedder_is_asked_about_a_trace_that_another_guard_rejects() -> None:
+    embedder = Meanings({})
+    assert rejected_by(ACTION, pair(ACTION), embedder=embedder) == "quotes_action"
+    assert embedder.calls == []
+
+
+@pytest.mark.slow
+def test_the_real_embeddings_tell_a_paraphrase_from_reasons() -> None:
+    from usertwin.simulator import load_embedder
+
+    embedder = load_embedder()
+    moment = pair("can you get me the refund for these shoes", "Hello, how may I help?", "Tell me what happened.")
+    paraphrase = "I was upset. Could you reimburse me for this pair of shoes?"
+    reasons = "I was upset that the soles came off, felt cheated, and wanted the matter settled fast. I stayed polite."
+    assert says_the_same(paraphrase, moment, embedder)
+    assert not says_the_same(reasons, moment, embedder)
+    assert not says_the_same(paraphrase, pair(moment.action, "Do you want the refund for these shoes?"), embedder)
+    for odd in ("", "👍", "https://shop.example/a?b=1", "東京へ行きたい", "well " * 3000):
+        assert rejected_by(reasons, pair(odd, odd), embedder=embedder) is None
+
+
+# G3: masking ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_form_of_a_word_that_only_the_action_has_is_masked() -> None:
+    moment = pair("I booked Oslo’s trains, no?", "Which train?", goal="")
+    assert masked("Booking, or no booking: the TRAIN to Oslo was early", moment) == "…, or … …: the TRAIN to … was early"
+    assert masked("I was in a hurry", moment) == "I was in a hurry"
+    assert masked("", moment) == ""
+
+
+@given(action=actions, trace=actions, mixed=st.booleans(), context=st.text(), goal=actions)
+@example(action="we met in İstanbul", trace="I like İstanbul", mixed=False, context="", goal="")
+@example(action="東京", trace="a東'b京'c", mixed=False, context="", goal="")
+def test_masking_leaves_no_new_word_of_the_action_and_every_other(
+    action: str, trace: str, mixed: bool, context: str, goal: str
+) -> None:
+    moment = pair(action, context, goal=goal)
+    trace = f"{trace} {action} {trace}" if mixed else trace
+    assert stems(masked(trace, moment)) == stems(trace) - new_stems(moment)
+
+
+class Weighing:
+    """A scorer that gives a continuation so many nats for each word of the prompt, and remembers what it was asked."""
+
+    name = "weighing"
+
+    def __init__(self, nats: Mapping[str, float]) -> None:
+        self.nats, self.calls = nats, list[list[tuple[str, str]]]()
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        self.calls.append(list(items))
+        return [Likelihood(sum(self.nats.get(word, 0.0) for word in word_tokens(prompt)) - 50, 5) for prompt, _ in items]
+
+
+TRACE = "I like mornings and trains"
+MOMENT = pair("the early train please", "When?", goal="See the sea.")
+
+
+@pytest.mark.parametrize(
+    ("reason", "word", "kept"),
+    [
+        (1.0, 3.0, 0.25),
+        (3.0, 1.0, 0.75),
+        (2.0, 0.0, 1.0),
+        (0.0, 2.0, 0.0),
+        (-1.0, 3.0, -0.5),
+        (-2.0, 1.0, 1.0),
+        (0.0, 0.0, 1.0),
+    ],
+)
+def test_what_is_kept_is_the_part_of_the_gain_that_the_actions_words_do_not_make(
+    reason: float, word: float, kept: float
+) -> None:
+    assert kept_share(Weighing({"mornings": reason, "trains": word}), MOMENT, TRACE, 4) == pytest.approx(kept)
+    assert (kept < LEAST_KEPT) == (kept not in {0.75, 1.0})
+
+
+def test_the_masked_trace_is_scored_like_the_trace_on_the_same_action() -> None:
+    scorer = Weighing({"mornings": 1.0})
+    kept_share(scorer, MOMENT, TRACE, 4)
+    thoughts = (None, TRACE, "I like mornings and …")
+    assert scorer.calls == [[(open_moment(MOMENT, 4, thought=thought), action_line(MOMENT.action)) for thought in thoughts]]
+
+
+def test_a_trace_without_words_of_the_action_keeps_everything_and_nobody_is_asked() -> None:
+    scorer = Weighing({"mornings": -9.0})
+    assert kept_share(scorer, MOMENT, "I like mornings", 4) == 1.0
+    assert scorer.calls == []
+
+
+# The audit (G4) ------------------------------------------------------------------------------------------------------
+
+
+class Knowing:
+    """A scorer that knows how likely each action is alone, and how much likelier a trace makes it."""
+
+    name = "knowing"
+
+    def __init__(self, alone: Mapping[str, float], told: Mapping[str, float]) -> None:
+        self.alone, self.told, self.prompts = alone, told, set[str]()
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        self.prompts |= {prompt for prompt, _ in items}
+        told = [self.told.get(action.strip(), 0.0) if TRACE in prompt else 0.0 for prompt, action in items]
+        return [Likelihood(self.alone[action.strip()] + one, 1) for (_, action), one in zip(items, told, strict=True)]
+
+
+OTHERS = ["no thats all", "tomorrow then"]
+
+
+def test_a_trace_gives_the_action_away_if_it_makes_it_likelier_than_any_other() -> None:
+    alone = {MOMENT.action: -20.0, "no thats all": -5.0, "tomorrow then": -9.0}
+    for told, away in (({MOMENT.action: 4.0}, True), ({MOMENT.action: 4.0, "tomorrow then": 5.0}, False), ({}, False)):
+        assert gives_away(Knowing(alone, told), MOMENT, TRACE, OTHERS) is away
+    assert not gives_away(Knowing(alone, {MOMENT.action: 4.0, "no thats all": 4.0}), MOMENT, TRACE, OTHERS)  # told from none
+
+
+def test_the_audit_sees_the_trace_and_neither_context_nor_goal() -> None:
+    scorer = Knowing(dict.fromkeys([MOMENT.action, *OTHERS], -1.0), {})
+    gives_away(scorer, MOMENT, f"{TRACE}\n", OTHERS)
+    assert scorer.prompts == {f"(Me thinking: {TRACE})\nMe:", "Me:"}
+
+
+def test_with_nothing_to_tell_it_from_nothing_is_given_away() -> None:
+    scorer = Knowing({}, {})
+    assert gives_away(scorer, MOMENT, TRACE, []) is False
+    assert scorer.prompts == set()
+
+
+# Anything at all -----------------------------------------------------------------------------------------------------
+
+EACH: dict[str, tuple[str, Pair]] = {
+    "empty": ("…", pair("x")),
+    "too_long": ("well " * 121, pair("x")),
+    "quotes_action": (f"so {ACTION}", pair(ACTION)),
+    "new_words": ("I thought of whales", pair("whales")),
+    "new_names": ("I missed Oslo", pair(f"{LONG} near Oslo")),
+    "announces": ("I will say it", pair("x")),
+    "echoes_examples": ("a b c d e f g h", pair("x")),
+    "same_meaning": ("it is so", pair("same")),
+}
+
+
+@pytest.mark.parametrize("reason", EACH)
+def test_each_guard_gives_its_own_reason(reason: str) -> None:
+    trace, moment = EACH[reason]
+    embedder = Meanings({"same": 1.0, "it is so": 0.9})
+    assert rejected_by(trace, moment, "A b c d e f g", embedder) == reason
+
+
+def test_every_reason_is_explained() -> None:
+    assert set(REASONS) == set(EACH) | MODEL_REASONS
+    assert all(REASONS.values())
+
+
+@given(trace=st.text() | actions, action=st.text() | actions, known=st.text(), goal=actions, examples=st.text())
+def test_any_text_in_any_script_is_judged(trace: str, action: str, known: str, goal: str, examples: str) -> None:
+    moment = pair(action, known, goal=goal)
+    verdict = rejected_by(trace, moment, examples, FakeEmbedder(64))
+    assert verdict in VERDICTS
+    assert (verdict == "empty") == (word_tokens(trace) == [])
+    if verdict is None:
+        assert rejected_by(trace, moment) is None
+
+
+ODD_ACTIONS = {
+    "one word": "ok",
+    "emoji": "👍🏽",
+    "link": "https://shop.example/item/42?colour=red&size=9#top",
+    "3,000 words": " ".join(f"word{number}" for number in range(3000)),
+    "one word 3,000 times": "well " * 3000,
+    "3,000 characters without a space": "東" * 3000,
+    "one endless word": "a1-" * 3000,
+}
+ODD_CONTEXTS = {
+    "none": "",
+    "Arabic": "مرحبا، كيف يمكنني مساعدتك اليوم؟",
+    "Japanese": "こんにちは。どのようなご用件でしょうか。",
+    "Hindi": "नमस्ते, मैं आपकी क्या मदद कर सकता हूँ?",
+    "Thai": "สวัสดีครับ มีอะไรให้ช่วยไหมครับ",
+    "3,000 words": "so " * 3000,
+}
+
+
+@pytest.mark.parametrize("context", ODD_CONTEXTS)
+@pytest.mark.parametrize("action", ODD_ACTIONS)
+def test_whatever_the_pair_is_a_copy_is_rejected_and_honest_reasons_are_not(action: str, context: str) -> None:
+    moment, embedder = pair(ODD_ACTIONS[action], ODD_CONTEXTS[context]), FakeEmbedder()
+    assert rejected_by("I felt at ease and wanted this to be over", moment, embedder=embedder) is None
+    copy = " ".join(ODD_ACTIONS[action].split()[:100])
+    assert rejected_by(copy, moment, embedder=embedder) in REASONS
+    assert rejected_by("", moment, embedder=embedder) == "empty"
+    assert rejected_by(" \n\t ", moment, embedder=embedder) == "empty"
+    assert rejected_by(" ".join(["token"] * 10_000), moment, embedder=embedder) == "too_long"
+    assert new_stems(moment).isdisjoint(stems(masked(f"I felt {moment.action}", moment)))

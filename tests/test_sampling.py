@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +19,10 @@ from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 
 from conftest import scripted
-from usertwin.memory import ChatModel, Sample, Usage, sample
+from usertwin.memory import AnswerCache, ChatModel, Ledger, Price, Sample, Usage, sample
+from usertwin.memory.sampling import FREE
 from usertwin.personas import ModelError, UsageError
+from usertwin.simulator import load_model
 
 
 class Recording(BaseChatModel):
@@ -135,3 +143,268 @@ def test_the_config_reaches_the_call() -> None:
     ear = Ear()
     ask(ChatModel("m", Recording()), config={"callbacks": [ear], "tags": ["here"]})
     assert ear.heard == ("here",)
+
+
+# What it cost ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_price_is_for_a_million_tokens_and_cached_ones_cost_as_much() -> None:
+    assert Price(2.0, 10.0).of(Usage(1_000_000, 900_000, 500_000)) == pytest.approx(7.0)
+    assert FREE.of(Usage(5, 5, 5)) == 0.0
+
+
+def test_a_ledger_adds_up_what_several_models_wrote() -> None:
+    cheap, dear = ChatModel("a", Recording(), price=Price(1.0, 1.0)), ChatModel("b", Recording(), price=Price(0.0, 5.0))
+    ledger = Ledger()
+    ledger.note(cheap, [Sample("x", Usage(100, 10, 50)), Sample("y", Usage(0, 0, 50))])
+    ledger.note(dear, [Sample("z", Usage(1, 0, 100))])
+    assert (ledger.calls, ledger.repeated, ledger.usage) == (3, 0, Usage(101, 10, 200))
+    assert ledger.dollars == pytest.approx((200 + 500) / 1e6)
+    assert json.loads(json.dumps(ledger.to_json())) == {
+        "calls": 3, "repeated": 0, "input_tokens": 101, "cached_tokens": 10, "output_tokens": 200,
+        "dollars": pytest.approx(7e-4),
+    }  # fmt: skip
+
+
+def test_dollars_are_unknown_as_soon_as_one_price_is_and_stay_so() -> None:
+    ledger = Ledger()
+    ledger.note(ChatModel("a", Recording(), price=Price(1.0, 1.0)), [Sample("x", Usage(1, 0, 1))])
+    assert ledger.dollars is not None
+    ledger.note(ChatModel("b", Recording()), [Sample("x", Usage(1, 0, 1))])
+    assert ledger.dollars is None
+    ledger.note(ChatModel("a", Recording(), price=FREE), [Sample("x", Usage(1, 0, 1))])
+    assert (ledger.dollars, ledger.calls, ledger.to_json()["dollars"]) == (None, 3, None)
+
+
+def test_a_call_is_noted_where_it_is_made() -> None:
+    ledger = Ledger()
+    ask(replace(scripted("good day to you"), price=Price(1.0, 2.0)), n=2, ledger=ledger)
+    assert (ledger.calls, ledger.usage) == (2, Usage(8, 0, 8))
+    assert ledger.dollars == pytest.approx((8 + 16) / 1e6)
+    with pytest.raises(ModelError):
+        ask(ChatModel("m", Recording(error=ValueError("no"))), ledger=ledger)
+    assert ledger.calls == 2
+
+
+# Held to a schema --------------------------------------------------------------------------------------------------------
+
+SCHEMA = {"type": "object", "properties": {"felt": {"type": "string"}}, "required": ["felt"]}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
+
+
+def test_a_schema_is_passed_on_only_to_models_that_can_be_held_to_one() -> None:
+    able, unable, unasked = Recording(), Several(), Recording()
+    ask(ChatModel("m", able, structured=True), schema=SCHEMA)
+    ask(ChatModel("m", unable), schema=SCHEMA, n=2)
+    ask(ChatModel("m", unasked, structured=True))
+    assert able.calls[0]["response_format"] == FORMAT
+    assert not any("response_format" in call for call in (*unable.calls, *unasked.calls))
+
+
+# Kept --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Iterator[AnswerCache]:
+    cache = AnswerCache(tmp_path / "answers.sqlite")
+    yield cache
+    cache.close()
+
+
+def test_what_was_asked_is_not_asked_again_and_comes_with_what_it_took_then(answers: AnswerCache) -> None:
+    model, ledger = replace(scripted("one;tail", "two", "three"), answers=answers), Ledger()
+    first = ask(model, n=2, stop=[";"], ledger=ledger)
+    assert [one.text for one in first] == ["one", "two"]
+    assert ask(model, n=2, stop=[";"], ledger=ledger) == first
+    assert ask(replace(model, chat=scripted("other").chat), n=2, stop=[";"], ledger=ledger) == first
+    assert (ledger.calls, ledger.repeated, ledger.usage) == (2, 4, first[0].usage + first[1].usage)
+
+
+def test_an_answer_from_before_costs_nothing_even_if_the_price_is_not_known(answers: AnswerCache) -> None:
+    model = replace(scripted("one"), answers=answers)
+    ask(model)
+    ledger = Ledger()
+    ask(model, ledger=ledger)
+    assert ledger == Ledger(repeated=1)
+    assert ledger.dollars == 0.0
+
+
+@pytest.mark.parametrize(
+    ("told", "model"),
+    [
+        ({"seed": 1}, {}),
+        ({"temperature": 0.1}, {}),
+        ({"max_tokens": 7}, {}),
+        ({"stop": ["\n"]}, {}),
+        ({"n": 2}, {}),
+        ({"schema": SCHEMA}, {"structured": True}),
+        ({"afresh": True}, {"afresh": {"extra_body": {"cache_prompt": False}}}),
+        ({}, {"name": "other"}),
+        ({}, {"identity": "other weights"}),
+    ],
+)
+def test_whatever_may_change_an_answer_makes_another_question(
+    answers: AnswerCache, told: dict[str, Any], model: dict[str, Any]
+) -> None:
+    chat = Recording()
+    ask(ChatModel("m", chat, answers=answers))
+    ask(replace(ChatModel("m", chat, answers=answers), **model), **told)
+    asked = len(chat.calls)
+    assert asked == 1 + told.get("n", 1)
+    ask(replace(ChatModel("m", chat, answers=answers), **model), **told)
+    ask(ChatModel("m", chat, answers=answers))
+    assert len(chat.calls) == asked
+
+
+def test_another_prompt_or_role_is_another_question(answers: AnswerCache) -> None:
+    chat = Recording()
+    prompts: Sequence[list[tuple[str, str]]] = [
+        [("user", "ab")], [("system", "ab")], [("user", "a"), ("user", "b")], [("user", "ab"), ("user", "")]
+    ]  # fmt: skip
+    for prompt in (*prompts, *prompts):
+        asyncio.run(sample(ChatModel("m", chat, answers=answers), prompt))
+    assert len(chat.calls) == 4
+
+
+def test_a_price_or_a_control_that_is_not_passed_on_makes_no_other_question(answers: AnswerCache) -> None:
+    chat = Recording()
+    model = ChatModel("m", chat, controls=False, answers=answers)
+    ask(model, temperature=0.1, stop=["x"], schema=SCHEMA)
+    ask(replace(model, price=FREE), temperature=0.9, stop=[])
+    assert len(chat.calls) == 1
+
+
+def test_what_could_not_be_answered_is_not_kept(answers: AnswerCache) -> None:
+    chat = Recording(error=ValueError("busy"))
+    with pytest.raises(ModelError):
+        ask(ChatModel("m", chat, answers=answers))
+    chat.error = None
+    assert ask(ChatModel("m", chat, answers=answers))[0].text == "0/0"
+    assert len(chat.calls) == 2
+
+
+@given(st.text(st.characters() | st.sampled_from(["\ud83d", "\x00"]), max_size=20))
+def test_any_text_is_the_same_when_it_is_taken_from_where_it_was_kept(
+    text: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cache = AnswerCache(tmp_path_factory.mktemp("answers") / "answers.sqlite")
+    model = replace(scripted(text), answers=cache)
+    assert ask(model) == ask(model) == [Sample(text, Usage(4, 0, len(text.split())))]
+    cache.close()
+
+
+# OpenAI's own client ------------------------------------------------------------------------------------------------------
+
+
+class Endpoint:
+    """A server that answers in OpenAI's format, as many choices as are asked for, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.content: str | None = '{"felt": "tired"}'
+        self.reason = "stop"
+        self.most = 9
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.asked.append(body)
+                raw = json.dumps(outer.answer(body)).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request; every choice writes ten tokens, and the prompt has a hundred, forty of them known."""
+        count = min(body.get("n") or 1, self.most)
+        message = {"role": "assistant", "content": self.content}
+        usage = {
+            "prompt_tokens": 100, "completion_tokens": 10 * count, "total_tokens": 100 + 10 * count,
+            "prompt_tokens_details": {"cached_tokens": 40},
+        }  # fmt: skip
+        return {
+            "id": "1", "object": "chat.completion", "created": 1, "model": body["model"], "usage": usage,
+            "choices": [{"index": i, "finish_reason": self.reason, "message": message} for i in range(count)],
+        }  # fmt: skip
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    found = Endpoint()
+    thread = threading.Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(("n", "usage"), [(1, Usage(100, 40, 10)), (3, Usage(100, 40, 30))])
+@pytest.mark.parametrize("schema", [None, SCHEMA])
+def test_openais_client_asks_once_for_all_and_the_tokens_count_once(
+    endpoint: Endpoint, n: int, usage: Usage, schema: dict[str, Any] | None
+) -> None:
+    ledger = Ledger()
+    model = load_model(f"openai:m@{endpoint.url}", price=Price(1.0, 10.0))
+    found = ask(model, n=n, seed=7, temperature=0.3, max_tokens=50, stop=[";"], schema=schema, ledger=ledger)
+    assert [one.text for one in found] == ['{"felt": "tired"}'] * n
+    assert (ledger.calls, ledger.usage) == (n, usage)
+    assert sum((one.usage for one in found), Usage()) == usage
+    assert ledger.dollars == pytest.approx((100 + 10 * usage.output_tokens) / 1e6)
+    [asked] = endpoint.asked
+    assert (asked["seed"], asked["temperature"], asked["stop"]) == (7, 0.3, [";"])
+    assert asked.get("max_completion_tokens", asked.get("max_tokens")) == 50
+    assert asked.get("n") == (3 if n == 3 else None)
+    assert asked.get("response_format") == (None if schema is None else FORMAT)
+    assert [(m["role"], m["content"]) for m in asked["messages"]] == [("system", "be kind"), ("user", "hello there")]
+
+
+def test_a_hosted_model_that_reasons_on_its_own_is_asked_one_by_one_without_controls(endpoint: Endpoint) -> None:
+    ledger = Ledger()
+    ask(load_model(f"openai:gpt-5-mini@{endpoint.url}"), n=3, seed=7, stop=["\n"], schema=SCHEMA, ledger=ledger)
+    assert len(endpoint.asked) == 3
+    assert all(asked["response_format"] == FORMAT for asked in endpoint.asked)
+    assert not any({"seed", "temperature", "stop"} & asked.keys() for asked in endpoint.asked)
+    assert (ledger.calls, ledger.usage, ledger.dollars) == (3, Usage(300, 120, 30), None)
+
+
+def test_an_endpoint_that_gives_one_choice_for_three_is_asked_twice_more(endpoint: Endpoint) -> None:
+    endpoint.most = 1
+    found = ask(load_model(f"openai:m@{endpoint.url}"), n=3, seed=7)
+    assert [asked["seed"] for asked in endpoint.asked][0] == 7
+    assert sorted(asked["seed"] for asked in endpoint.asked[1:]) == [8, 9]
+    assert sum((one.usage for one in found), Usage()) == Usage(300, 120, 30)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(
+    ("reason", "content", "text"),
+    [("length", '{"felt": "tir', '{"felt": "tir'), ("content_filter", None, ""), ("stop", None, ""), ("stop", "  ", "  ")],
+)
+def test_an_answer_that_was_cut_short_or_withheld_is_an_answer_and_is_paid_for(
+    endpoint: Endpoint, n: int, reason: str, content: str | None, text: str
+) -> None:
+    endpoint.reason, endpoint.content = reason, content
+    ledger = Ledger()
+    found = ask(load_model(f"openai:m@{endpoint.url}"), n=n, schema=SCHEMA, ledger=ledger)
+    assert [one.text for one in found] == [text] * n
+    assert (ledger.calls, ledger.usage, len(endpoint.asked)) == (n, Usage(100, 40, 10 * n), 1)
+
+
+def test_an_endpoint_that_is_not_there_is_a_model_that_does_not_answer(endpoint: Endpoint) -> None:
+    model = load_model("openai:m@http://127.0.0.1:1/v1")
+    model = replace(model, chat=model.chat.model_copy(update={"max_retries": 0}))
+    with pytest.raises(ModelError, match=r'the model "openai:m@http://127\.0\.0\.1:1/v1" did not answer'):
+        ask(model, schema=SCHEMA)
+    assert endpoint.asked == []

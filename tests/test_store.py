@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import shutil
@@ -9,6 +10,7 @@ import sqlite3
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -19,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from usertwin.memory import FakeEmbedder, Provenance, Recalled, SentenceTransformerEmbedder, Triple, TripleStore
+from usertwin.memory import Candidate, FakeEmbedder, Provenance, Recalled, SentenceTransformerEmbedder, Triple, TripleStore
 from usertwin.memory.embed import query_text
 from usertwin.personas import ModelError, Pair, Turn, TwinError
 
@@ -75,8 +77,17 @@ def test_a_triple_is_named_after_what_happened_and_not_after_its_trace() -> None
 
 
 def test_provenance_is_the_same_after_json() -> None:
-    provenance = Provenance("recon", "local", None, "1", 3, 4, {"too_long": 1})
-    assert Provenance(**provenance.to_json()) == provenance
+    tried = (Candidate("was late", 0.5, None), Candidate("", None, "empty"))
+    cost = {"calls": 2, "dollars": None}
+    provenance = Provenance("recon", "local", None, "1", 3, 4, Counter(empty=1), "search", tried, {"gain": 0.5}, cost)
+    assert Provenance.from_json(json.loads(json.dumps(provenance.to_json()))) == provenance
+
+
+def test_provenance_of_an_earlier_version_can_be_read() -> None:
+    raw = {"method": "recon", "proposer": "local", "scorer": None, "prompt_version": "1", "seed": 3, "candidates": 4}
+    assert Provenance.from_json(raw | {"rejected": {"copies": 1}}) == Provenance(
+        "recon", "local", None, "1", 3, 4, {"copies": 1}
+    )
 
 
 # There and back ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,309 @@
+"""The commands that make and test traces: `usertwin learn`, `usertwin tune`, `usertwin controls`.
+
+The one design choice: what a command will take is printed before it begins, and what it took after, in texts, tokens and money.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from usertwin.personas import UsageError
+
+from .options import (
+    Style,
+    console_for,
+    home_option,
+    model_option,
+    price_of,
+    price_option,
+    progress_bars,
+    seed_option,
+    style_option,
+)
+from .twins import open_twin, show_twin, tune_twin
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from usertwin.memory import ChatModel, Price, Recipe
+    from usertwin.personas import ChatLog
+
+    from .bars import Bars
+
+_FIDELITIES = ["novel", "gain", "judge", "choice", "rank", "prior"]
+#: On how many validation turns `learn` decides how the twin uses its memory.
+_MEASURE = 24
+
+scorer_option = click.option(
+    "--scorer", default="local", show_default=True, help="The model under which traces and turns are scored, or fake:."
+)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--from", "source", required=True, help='A log: JSON lines, plain or gzip, or "chitchat", which is built in.')
+@click.option("--speaker", required=True, help="Whose twin to learn, as the log calls them.")
+@click.option("--max-triples", type=int, help="Remember only the latest so many moments.  [default: all]")
+@click.option(
+    "--traces",
+    type=click.Choice(["recon", "random", "longest", "quality", "backward", "none"]),
+    default="recon",
+    show_default=True,
+    help="How a trace is chosen among the proposals: the best-scored, any, the longest, by a judge of looks, the first; none.",
+)
+@click.option(
+    "--max-traces", default=100, show_default=True, help="Find traces only for the latest so many (seconds each); -1 for all."
+)
+@click.option("--candidates", default=4, show_default=True, help="How many traces are proposed for a moment.")
+@click.option(
+    "--propose",
+    "how",
+    type=click.Choice(["backward", "forward", "scaffolded", "search"]),
+    default="backward",
+    show_default=True,
+    help="With the action in sight, without, by psychological lenses, or bettered part by part.",
+)
+@click.option("--calls", default=12, show_default=True, help="For search: how many texts a moment may take.")
+@click.option(
+    "--fidelity",
+    type=click.Choice(_FIDELITIES),
+    default="novel",
+    show_default=True,
+    help="What scores a trace: likelihood gained (on words not copied, on all), a judge, a forced choice, a rank, a prior.",
+)
+@model_option
+@scorer_option
+@click.option("--actor", help="The model that reconstructs actions, for judge and rank.  [default: the model]")
+@click.option("--judge", help="The model that judges, for judge and quality.  [default: the model]")
+@click.option("--embedder", help="A sentence-transformers model or folder, or fake:.  [default: all-MiniLM-L6-v2]")
+@click.option(
+    "--persona", type=click.Path(path_type=Path), help="A TOML file about the person, instead of one drawn from the log."
+)
+@click.option("--window", default=6, show_default=True, help="How many turns before an action belong to it.")
+@click.option(
+    "--measure",
+    default=_MEASURE,
+    show_default=True,
+    help="On how many validation turns to decide how the twin uses its memory; 0 to leave that out.",
+)
+@click.option("--concurrency", type=int, help="Moments that may wait for a model at once.  [default: 1 if local, else 8]")
+@price_option
+@click.option("--dry-run", is_flag=True, help="Print what it would take, and do nothing.")
+@home_option
+@seed_option
+@style_option
+@click.option("--skip-bad-lines", is_flag=True, help="Read the rest of a log that has broken lines, and count those.")
+@click.option("--overwrite", is_flag=True, help="Replace a twin of this name.")
+def learn(
+    name: str,
+    source: str,
+    speaker: str,
+    max_triples: int | None,
+    traces: Literal["recon", "random", "longest", "quality", "backward", "none"],
+    max_traces: int,
+    candidates: int,
+    how: Literal["backward", "forward", "scaffolded", "search"],
+    calls: int,
+    fidelity: Literal["novel", "gain", "judge", "choice", "rank", "prior"],
+    model: str,
+    scorer: str,
+    actor: str | None,
+    judge: str | None,
+    embedder: str | None,
+    persona: Path | None,
+    window: int,
+    measure: int,
+    concurrency: int | None,
+    price: str | None,
+    dry_run: bool,
+    home: Path | None,
+    seed: int,
+    style: Style | None,
+    skip_bad_lines: bool,
+    overwrite: bool,
+) -> None:
+    """Learn the twin NAME from a chat log.
+
+    Stopped with Ctrl-C, it leaves a twin that can be used, and the same command goes on where it stopped. Nothing that a model
+    was asked before is asked again. At the end it is decided, by measuring, what the twin is shown of its memory.
+    """
+    from usertwin.memory import Recipe, twin_folder
+    from usertwin.memory import learn as learn_twin
+    from usertwin.personas import load_log, read_persona
+    from usertwin.simulator import load_embedder, load_scorer
+
+    console = console_for()
+    twin_folder(name, home)  # a name that cannot be is said before anything is loaded
+    costs = price_of(price)
+    if measure < 0 or (concurrency is not None and concurrency < 1):
+        raise UsageError("the number of turns to measure on is at least 0, and that of moments at once at least 1")
+    log = load_log(source, skip_bad_lines=skip_bad_lines)
+    for bad in log.skipped:
+        console.print(f"skipped line {bad.line}: {bad.reason}", style="yellow", markup=False)
+    drawn = read_persona(persona) if persona is not None else None
+    vectors = load_embedder(embedder)
+    makes = traces != "none"
+    acts = makes and traces == "recon" and fidelity in {"judge", "rank"}
+    judges = makes and (traces == "quality" or (traces == "recon" and fidelity == "judge"))
+    recipe = Recipe(
+        source, speaker, traces, candidates, max_triples, None if max_traces < 0 else max_traces, window, vectors.name,
+        model if makes else None, scorer if makes else None, seed, how, fidelity,
+        (actor or model) if acts else None, (judge or model) if judges else None, calls,
+    )  # fmt: skip
+    _say_plan(console, log, recipe, style, costs, measure)
+    if dry_run:
+        return
+    with progress_bars(console) as bars:
+        loaded = _Loader(bars, style, costs)
+        record = asyncio.run(
+            learn_twin(
+                name, log, recipe, embedder=vectors, model=loaded.chat(recipe.model), actor=loaded.chat(recipe.actor),
+                scorer=load_scorer(scorer, progress=bars.fetch) if makes else None, judge=loaded.judge(recipe.judge),
+                persona=drawn, home=home, overwrite=overwrite, progress=bars,
+                concurrency=concurrency or (1 if model.startswith("local") else 8),
+            )
+        )  # fmt: skip
+    if log.skipped:
+        console.print(f"{len(log.skipped)} broken lines were skipped.")
+    if measure:
+        tune_twin(console, name, home=home, model=model, scorer=scorer, style=style, seed=seed, turns=measure)
+    show_twin(console, record.name, home)
+    console.print(f"\nTalk to it: usertwin chat {name}    How close is it: usertwin eval {name}", style="dim")
+
+
+class _Loader:
+    """Loads models by name, each once."""
+
+    def __init__(self, bars: Bars, style: Style | None, price: Price | None) -> None:
+        self._bars, self._price = bars, price
+        self._style: Style | None = style
+
+    def chat(self, name: str | None) -> ChatModel | None:
+        """The chat model of that name, in its usual manner or the one that was asked for."""
+        from usertwin.simulator import load_model
+
+        return None if name is None else load_model(name, style=self._style, price=self._price, progress=self._bars.fetch)
+
+    def judge(self, name: str | None) -> ChatModel | None:
+        """The same for a judge, which is always told what to do."""
+        from usertwin.simulator import load_model
+
+        return None if name is None else load_model(name, style="instruction", price=self._price, progress=self._bars.fetch)
+
+
+def _say_plan(console: Console, log: ChatLog, recipe: Recipe, style: Style | None, price: Price | None, measure: int) -> None:
+    """What learning will take, in two lines."""
+    from usertwin.memory.planning import plan
+    from usertwin.memory.sampling import FREE
+    from usertwin.simulator.models import manner_of
+
+    name = recipe.model or ""
+    manner, together = manner_of(name, style)
+    found = plan(log, recipe, style=manner, together=together, price=FREE if name.startswith(("local", "scripted")) else price)
+    cost = "price not known (--price)" if found.dollars is None else f"${found.dollars:.2f}"
+    console.print(f"{found.triples} moments to remember, {found.traces} to find traces for", style="dim")
+    if found.traces:
+        most = f" (at most {found.most_calls} where guards reject)" if found.most_calls > found.calls else ""
+        console.print(
+            f"about {found.calls} texts of {name}{most}, {found.usage.input_tokens:,} tokens read and "
+            f"{found.usage.output_tokens:,} written: {cost}",
+            style="dim", markup=False,
+        )  # fmt: skip
+    if measure:
+        console.print(
+            f"then up to {measure} validation turns are scored under a few settings (--measure 0 leaves that out)", style="dim"
+        )
+
+
+@click.command()
+@click.argument("name")
+@click.option("--turns", default=_MEASURE, show_default=True, help="On how many validation turns, spread evenly.")
+@model_option
+@scorer_option
+@home_option
+@seed_option
+@style_option
+def tune(name: str, turns: int, model: str, scorer: str, home: Path | None, seed: int, style: Style | None) -> None:
+    """Decide by measuring what the twin NAME is shown of its memory: how many moments, which traces.
+
+    `learn` does this once; do it again for another model that is to score or to act. The simplest setting within a standard
+    error of the best is kept in the twin's record.
+    """
+    if turns < 1:
+        raise UsageError(f"{turns} turns to measure on: at least one is needed")
+    tune_twin(console_for(), name, home=home, model=model, scorer=scorer, style=style, seed=seed, turns=turns)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--limit", default=60, show_default=True, help="On how many validation turns, spread evenly.")
+@click.option("--candidates", default=4, show_default=True, help="How many traces are proposed for a moment.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this file.")
+@model_option
+@scorer_option
+@click.option("--concurrency", type=int, help="Moments that may wait for a model at once.  [default: 1 if local, else 8]")
+@price_option
+@home_option
+@seed_option
+@style_option
+def controls(
+    name: str,
+    limit: int,
+    candidates: int,
+    json_file: Path | None,
+    model: str,
+    scorer: str,
+    concurrency: int | None,
+    price: str | None,
+    home: Path | None,
+    seed: int,
+    style: Style | None,
+) -> None:
+    """Test whether the score of NAME's traces is more than leakage, with control traces on validation turns.
+
+    Ends in a table and a decision. Nothing of the twin is changed but the answers that are kept; stopped, it goes on where
+    it was.
+    """
+    from usertwin.memory import AnswerCache, Gain, Synthesizer, existing_twin
+    from usertwin.memory.answers import ANSWERS
+    from usertwin.simulator import load_scorer
+
+    from .controls import Controls, held_out_moments, other_moments
+    from .report import controls_table
+
+    if limit < 2:
+        raise UsageError(f"a limit of {limit}: controls need at least two turns")
+    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
+        raise UsageError(f"{json_file}: no file can be written there; name one in a folder that exists with --json")
+    console, folder = console_for(), existing_twin(name, home)
+    with open_twin(console, name, home, model, style, seed, price=price_of(price)) as user, progress_bars(console) as bars:
+        answers = AnswerCache(folder / ANSWERS)
+        chat, likelihood, embedder = (
+            replace(user.model, answers=answers),
+            load_scorer(scorer, progress=bars.fetch),
+            user.store.embedder,
+        )
+        pairs, others = held_out_moments(user, folder, limit), other_moments(user, folder, limit)
+        how = user.record.recipe.how
+        console.print(
+            f"{len(pairs)} validation turns: about {len(pairs) * (3 * candidates + 2) + len(others) * candidates} texts of "
+            f"{model}, and {len(pairs) * 16} turns scored under {scorer}",
+            style="dim", markup=False,
+        )  # fmt: skip
+        made = Controls(
+            Synthesizer("recon", chat, Gain(likelihood), likelihood, embedder, None, None, how, candidates),
+            chat, likelihood, embedder, seed, concurrency=concurrency or (1 if model.startswith("local") else 8),
+        )  # fmt: skip
+        try:
+            found = asyncio.run(made.measure(pairs, others, user.store, name=user.persona.name, progress=bars))
+        finally:
+            answers.close()
+    console.print(controls_table(found | {"twin": name}))
+    if json_file is not None:
+        json_file.write_text(json.dumps(found | {"twin": name}, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,120 @@
+"""Twins as the commands open, show and measure them.
+
+The one design choice: what several commands and the demonstration do is done here, once, with its bars and its messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import Style, progress_bars
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from usertwin.memory import Price
+    from usertwin.simulator import SimulatedUser
+
+
+def measure(
+    console: Console,
+    name: str,
+    *,
+    home: Path | None,
+    model: str,
+    scorer: str,
+    style: Style | None,
+    seed: int,
+    against: Path | None,
+    limit: int | None,
+    generate: int,
+) -> dict[str, Any]:
+    """Measure a twin and note the result in its record."""
+    from usertwin.memory import TwinRecord, existing_twin
+    from usertwin.simulator import load_scorer
+
+    from .replay import evaluate as replay
+
+    folder = existing_twin(name, home)
+    with open_twin(console, name, home, model, style, seed) as user, progress_bars(console) as bars:
+        result = asyncio.run(
+            replay(
+                user, load_scorer(scorer, progress=bars.fetch), user.store.embedder, folder=folder, against=against,
+                limit=limit, generate=generate, seed=seed, progress=bars,
+            )
+        )  # fmt: skip
+    TwinRecord.load(folder).measured(result).save(folder)
+    return result
+
+
+def tune_twin(
+    console: Console,
+    name: str,
+    *,
+    home: Path | None,
+    model: str,
+    scorer: str,
+    style: Style | None,
+    seed: int,
+    turns: int,
+) -> None:
+    """Decide by measuring how a twin uses its memory, say so, and note it in its record."""
+    from usertwin.memory import TwinRecord, existing_twin
+    from usertwin.simulator import load_scorer
+
+    from .decide import decide, plan
+    from .report import settings_table
+
+    folder = existing_twin(name, home)
+    with open_twin(console, name, home, model, style, seed) as user, progress_bars(console) as bars:
+        console.print(f"deciding by measuring: {plan(user, folder, turns)}", style="dim")
+        scoring = load_scorer(scorer, progress=bars.fetch)
+        settings = asyncio.run(decide(user, scoring, folder=folder, limit=turns, seed=seed, progress=bars))
+    replace(TwinRecord.load(folder), settings=settings).save(folder)
+    console.print(settings_table(settings))
+
+
+@contextmanager
+def open_twin(
+    console: Console,
+    name: str,
+    home: Path | None,
+    model: str,
+    style: Style | None,
+    seed: int,
+    *,
+    price: Price | None = None,
+) -> Generator[SimulatedUser]:
+    """A twin with its model, loaded with a bar if that takes a download."""
+    from usertwin.memory import existing_twin
+    from usertwin.simulator import SimulatedUser, load_model
+
+    existing_twin(name, home)
+    with progress_bars(console) as bars:
+        chat_model = load_model(model, style=style, price=price, progress=bars.fetch)
+    with SimulatedUser.load(name, home=home, model=chat_model, seed=seed) as user:
+        if user.record.state == "interrupted":
+            console.print(
+                f"{name} was not learned to the end; the same learn command goes on where it stopped.", style="yellow"
+            )
+        yield user
+
+
+def show_twin(console: Console, name: str, home: Path | None) -> None:
+    """Print what a twin holds."""
+    from usertwin.memory import EndingModel, Leaving, TripleStore, TwinRecord, existing_twin
+    from usertwin.memory.twin import ENDING, LEAVING
+    from usertwin.simulator import load_embedder
+
+    from .report import twin_view
+
+    folder = existing_twin(name, home)
+    record = TwinRecord.load(folder)
+    with TripleStore(folder, load_embedder(record.recipe.embedder), create=False) as store:
+        triples = list(store.triples())
+    console.print(twin_view(record, triples, EndingModel.load(folder / ENDING), Leaving.load(folder / LEAVING)))

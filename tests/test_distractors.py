@@ -1,0 +1,91 @@
+"""memory/distractors.py: what a person did elsewhere, as near as there is to what they did here, and never the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usertwin.memory import Distractors, FakeEmbedder
+from usertwin.memory.transcript import flat
+from usertwin.personas import Pair, Turn
+from usertwin.personas.pairs import LEFT
+
+
+def pair(action: str, conversation: str = "here", *, ends: bool = False) -> Pair:
+    return Pair("Ann", (Turn("Bob", "agent", "And you?"),), action, "", conversation, 1, 0.0, ends)
+
+
+def elsewhere(*actions: str) -> list[Pair]:
+    return [pair(action, f"talk {place}") for place, action in enumerate(actions)]
+
+
+def of(pairs: list[Pair], action: str, count: int = 9) -> list[str]:
+    return Distractors(pairs, FakeEmbedder(8192)).of(pair(action), count)
+
+
+texts = st.lists(st.sampled_from(["tea", "milk", "no", "thanks", "a\ntea", " "]), max_size=4).map(" ".join)
+pairs = st.lists(st.builds(pair, texts, st.sampled_from(["here", "there", "far"])), max_size=12)
+
+
+@given(pairs, texts.filter(str.strip), st.integers(0, 12))
+def test_distractors_are_few_different_and_from_other_conversations(found: list[Pair], action: str, count: int) -> None:
+    others = of(found, action, count)
+    assert len(others) <= count
+    assert len({flat(other) for other in others}) == len(others)
+    assert flat(action) not in {flat(other) for other in others}
+    assert {*others} <= {one.action for one in found if one.conversation_id != "here"}
+    assert "" not in map(flat, others)
+    assert others == of(found, action, 12)[:count]  # the best matched come first, however many are wanted
+
+
+def test_the_nearest_in_topic_come_first() -> None:
+    found = elsewhere("no train for me", "the red cat sat", "the train was red", "a dog ran off")
+    assert of(found, "the train is late", 2) == ["the train was red", "no train for me"]
+
+
+def test_one_of_another_length_comes_after_one_that_is_as_long() -> None:
+    long = "the train is late and " * 6
+    assert of(elsewhere(long, "the cat is here"), "the train is late") == ["the cat is here", long]
+    assert of(elsewhere("the", "the cat is here"), "the train is late") == ["the cat is here", "the"]
+
+
+def test_nearly_the_same_words_are_no_other_action() -> None:
+    assert of(elsewhere("late is the train", "the train is early"), "the train is late") == ["the train is early"]
+
+
+def test_neither_silence_nor_an_empty_turn_is_an_action_to_choose() -> None:
+    silent = pair(LEFT, "talk 9", ends=True)
+    assert silent.left
+    assert of([silent, *elsewhere("", " \n", "yes")], "no thanks") == ["yes"]
+
+
+def test_what_was_said_twice_is_there_once() -> None:
+    assert of(elsewhere("yes please", "yes  please", "no idea"), "thank you") == ["yes  please", "no idea"]
+
+
+def test_whoever_did_nothing_else_has_no_other_actions() -> None:
+    assert of([], "no thanks") == []
+    assert of([pair("yes")], "no thanks") == []
+    assert of(elsewhere("yes"), "no thanks", 0) == []
+
+
+def test_only_the_latest_actions_are_drawn_from() -> None:
+    many = elsewhere(*(f"word{number}" for number in range(520)))
+    found = of(many, "hello", 1000)
+    assert len(found) == 500
+    assert {"word19", "word519"} & {*found} == {"word519"}
+
+
+def test_an_action_said_again_lately_is_a_late_one() -> None:
+    many = elsewhere("hi there", *(f"word{number}" for number in range(510)), "hi there")
+    assert "hi there" in of(many, "hello", 1000)
+
+
+@pytest.mark.parametrize("action", ["ok", "👍", "https://example.org/a?b=c", "word " * 3000, "Привет, как дела"])
+def test_any_action_has_distractors(action: str) -> None:
+    assert of(elsewhere("yes", "no idea", replace(pair(action)).action), action) == [
+        *sorted(["yes", "no idea"], key=lambda other: abs(len(other) - len(flat(action))))
+    ]

@@ -1,0 +1,289 @@
+"""memory/fidelity.py: a trace's gain is what it tells of the action, apart from what it copies, and never sees the action."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import exp, fsum, log
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import WeighingScorer
+from usertwin.memory import Choice, Distractors, FakeEmbedder, FakeScorer, Fidelity, Gain, Likelihood, Prior, Scored, Scorer
+from usertwin.memory.fidelity import CHOICES, gains, reconstruct
+from usertwin.memory.propose import CONTEXT_TURNS
+from usertwin.memory.transcript import action_line
+from usertwin.personas import Pair, Turn
+
+ACTION = "the early train to Rome please"
+PAIR = Pair(
+    speaker="Ann",
+    context=(Turn("Bob", "agent", "Hello there"), Turn("Ann", "user", "hi"), Turn("Bob", "agent", "When do you want to go?")),
+    action=ACTION,
+    goal="You want to see the sea.",
+    conversation_id="talk",
+    position=3,
+    when=1.0,
+)
+
+
+def scored(fidelity: Fidelity, *traces: str, pair: Pair = PAIR) -> list[Scored]:
+    return asyncio.run(fidelity.score(pair, traces))
+
+
+@dataclass
+class Scripted:
+    """A scorer that says what a function of prompt and continuation says, the whole in one token."""
+
+    nats: Callable[[str, str], float]
+    name: str = "scripted"
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        return [Likelihood(self.nats(*item), 1, (self.nats(*item),), (len(item[1]),)) for item in items]
+
+
+# What a reconstruction is made of --------------------------------------------------------------------------------------
+
+texts = st.text(max_size=60)
+contexts = st.lists(st.builds(Turn, st.sampled_from(["Ann", "Bob", "Cleo"]), st.just("any"), texts), max_size=6).map(tuple)
+
+
+@given(contexts, texts, st.none() | texts, texts, texts)
+def test_the_reconstruction_does_not_depend_on_the_action(
+    context: tuple[Turn, ...], goal: str, trace: str | None, one: str, other: str
+) -> None:
+    pair = replace(PAIR, context=context, goal=goal)
+    assert reconstruct(replace(pair, action=one, ends=True), trace) == reconstruct(replace(pair, action=other), trace)
+
+
+@given(contexts, texts, st.none() | texts, texts.map(lambda text: f"⟦{text}⟧"))
+def test_the_action_never_appears_in_the_reconstruct_prompt(
+    context: tuple[Turn, ...], goal: str, trace: str | None, action: str
+) -> None:
+    prompt = reconstruct(replace(PAIR, context=context, goal=goal, action=action), trace)
+    assert "⟦" not in prompt
+    assert prompt.endswith("Me:")
+
+
+def test_the_reconstruction_shows_goal_context_and_trace() -> None:
+    assert reconstruct(PAIR, "I was in a hurry") == (
+        "(My goal: You want to see the sea.)\nThem: Hello there\nMe: hi\nThem: When do you want to go?\n"
+        "(Me thinking: I was in a hurry)\nMe:"
+    )
+    assert "thinking" not in reconstruct(PAIR, None)
+    longer = replace(PAIR, context=tuple(Turn("Bob", "agent", f"line {i}") for i in range(CONTEXT_TURNS + 1)))
+    assert "line 0" not in reconstruct(longer, None)
+    assert "line 1" in reconstruct(longer, None)
+
+
+# Gain: S2 and G2 -------------------------------------------------------------------------------------------------------
+
+STEMS = {"book": "book", "booked": "book", "Booking": "book", "train": "train", "trains": "train", "sea": "sea", "the": "the"}
+words = st.lists(st.sampled_from(sorted(STEMS)), max_size=6)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A scorer that cuts every continuation at the same places, and gives each prompt its own nats for each piece."""
+
+    ends: tuple[int, ...]
+    rows: tuple[tuple[float, ...], ...]
+    name: str = "tokens"
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        return [Likelihood(fsum(row), len(row), row, self.ends) for row, _ in zip(self.rows, items, strict=True)]
+
+
+@st.composite
+def moments(draw: st.DrawFn) -> tuple[Pair, str, Tokens]:
+    """A pair, a trace, and what a model says of the action without and with it, token by token."""
+    pair = replace(
+        PAIR,
+        context=(Turn("Bob", "agent", " ".join(draw(words))),),
+        goal=" ".join(draw(words)),
+        action=" ".join(draw(words)) or "sea",
+    )
+    line = action_line(pair.action)
+    ends = (*sorted(draw(st.sets(st.integers(1, len(line) - 1)))), len(line))
+    nats = st.lists(st.floats(-20, 0), min_size=len(ends), max_size=len(ends)).map(tuple)
+    return pair, " ".join(draw(words)), Tokens(ends, (draw(nats), draw(nats)))
+
+
+def copied_tokens(pair: Pair, trace: str, ends: Sequence[int]) -> list[bool]:
+    """For each token, letter by letter: does it hold a letter of a word that the trace has and nobody said before?"""
+    known = {STEMS[word] for text in (pair.context[0].text, pair.goal) for word in text.split()}
+    fresh = {STEMS[word] for word in trace.split()} - known
+    letters = "".join(
+        ("x" if STEMS.get(word) in fresh else "-") * len(word) for word in re.split(r"(\s)", action_line(pair.action))
+    )
+    return ["x" in letters[start:end] for start, end in zip((0, *ends), ends, strict=False)]
+
+
+@given(moments())
+def test_the_gain_is_what_is_gained_on_new_words_and_what_is_gained_on_copied_ones(moment: tuple[Pair, str, Tokens]) -> None:
+    pair, trace, scorer = moment
+    alone, told = scorer.rows
+    [found] = gains(scorer, pair, [trace])
+    assert found["gain"] == pytest.approx((fsum(told) - fsum(alone)) / len(told), abs=1e-9)
+    assert found["gain"] == pytest.approx(found["novel"] + found["copied"], abs=1e-9)
+    copied = copied_tokens(pair, trace, scorer.ends)
+    expected = fsum(b - a for a, b, of_copied in zip(alone, told, copied, strict=True) if of_copied)
+    assert found["copied"] == pytest.approx(expected / len(told), abs=1e-9)
+
+
+@given(moments(), st.floats(-50, 50))
+def test_whatever_is_gained_on_a_copied_word_the_novel_gain_is_the_same(moment: tuple[Pair, str, Tokens], more: float) -> None:
+    pair, trace, scorer = moment
+    alone, told = scorer.rows
+    copied = copied_tokens(pair, trace, scorer.ends)
+    shifted = tuple(nats + more * of_copied for nats, of_copied in zip(told, copied, strict=True))
+    [before], [after] = gains(scorer, pair, [trace]), gains(replace(scorer, rows=(alone, shifted)), pair, [trace])
+    assert after["novel"] == pytest.approx(before["novel"], abs=1e-9)
+    assert after["gain"] == pytest.approx(before["gain"] + more * sum(copied) / len(copied), abs=1e-9)
+
+
+def test_a_trace_that_only_copies_has_all_of_the_gain_and_no_novel_one() -> None:
+    copy, told = scored(Gain(FakeScorer(), novel=False), f"{ACTION} !", "I thought of nothing much")
+    assert copy.value == pytest.approx(4 * log(100) / 6)  # "the" and "to" were said before
+    assert told.value == 0
+    [copy] = scored(Gain(FakeScorer()), f"{ACTION} !")
+    assert copy.value == 0  # exactly: it does not mislead either
+    assert copy.parts["copied"] == pytest.approx(copy.parts["gain"])
+
+
+def test_a_word_told_in_another_form_is_copied_and_one_that_was_said_before_is_not() -> None:
+    pair = replace(PAIR, action="booked trains", goal="", context=(Turn("Bob", "agent", "A train?"),))
+    even = Scripted(lambda prompt, _: -1.0 if "thinking" in prompt else -2.0)
+    assert gains(even, pair, ["I liked booking"]) == [{"gain": 1.0, "novel": 0.0, "copied": 1.0}]
+    assert gains(even, pair, ["I liked the train"]) == [{"gain": 1.0, "novel": 1.0, "copied": 0.0}]
+
+
+def test_reasons_count_on_every_token_that_is_not_copied() -> None:
+    scorer = WeighingScorer({"hurry": 0.5, "bored": -0.25}, copied=2.0)
+    hurry, bored, both = gains(scorer, PAIR, ["I was in a hurry", "I was bored", "I was in a hurry and liked Rome"])
+    assert hurry == pytest.approx({"gain": 0.5, "novel": 0.5, "copied": 0.0})
+    assert bored == pytest.approx({"gain": -0.25, "novel": -0.25, "copied": 0.0})
+    assert both == pytest.approx({"gain": 0.5 + 2 / 7, "novel": 0.5 * 6 / 7, "copied": 2.5 / 7})
+
+
+def test_all_traces_of_a_pair_are_scored_in_one_call_that_never_holds_the_action_in_a_prompt() -> None:
+    scorer = WeighingScorer({})
+    scored(Gain(scorer), "I was in a hurry", "I was bored")
+    assert scorer.calls == [
+        [(reconstruct(PAIR, trace), action_line(ACTION)) for trace in (None, "I was in a hurry", "I was bored")]
+    ]
+    assert gains(scorer, PAIR, []) == []
+
+
+def test_a_gain_says_its_name_and_that_below_nothing_is_worse_than_no_trace() -> None:
+    assert Gain(FakeScorer()).name == "novel gain under fake:"
+    assert Gain(FakeScorer(), novel=False).name == "gain under fake:"
+    assert Gain(FakeScorer()).floor == 0.0
+
+
+# Choice: S4 ------------------------------------------------------------------------------------------------------------
+
+OTHERS = ("two coffees please", "nothing at all today", "is the sea warm there")
+
+
+def distractors(*actions: str) -> Distractors:
+    pairs = [replace(PAIR, action=action, conversation_id=f"talk {place}") for place, action in enumerate(actions)]
+    return Distractors(pairs, FakeEmbedder())
+
+
+def favouring(liked: str, by: float) -> Scorer:
+    """With the thought of it, an action is so much likelier than with any other thought."""
+    return Scripted(lambda prompt, action: -5 + by * (liked in action and f"thinking: {liked}" in prompt))
+
+
+def test_a_trace_that_favours_the_real_action_is_chosen_and_one_that_favours_another_misleads() -> None:
+    [found] = scored(Choice(favouring("the early train", 2), distractors(*OTHERS)), "the early train")
+    assert found.parts == pytest.approx({"chosen": exp(2) / (exp(2) + 3), "before": 1 / 4})
+    assert found.value == pytest.approx(log(found.parts["chosen"] / found.parts["before"]))
+    [found] = scored(Choice(favouring("coffees", 2), distractors("two coffees please", *OTHERS[1:])), "coffees")
+    assert found.parts == pytest.approx({"chosen": 1 / (exp(2) + 3), "before": 1 / 4})
+    assert found.value < 0 == Choice(FakeScorer(), distractors()).floor
+
+
+def test_a_trace_that_says_nothing_about_the_action_changes_no_choice() -> None:
+    [found] = scored(Choice(favouring("train", 2), distractors(*OTHERS)), "the weather")
+    assert found.value == 0
+
+
+def test_without_another_action_there_is_nothing_to_choose() -> None:
+    for none in (distractors(), distractors(ACTION)):
+        found = scored(Choice(favouring("the early train", 2), none), "the early train", "the weather")
+        assert [one.value for one in found] == [0, 0]
+
+
+@given(st.lists(st.floats(-3, 3), min_size=4, max_size=4), st.lists(st.floats(-30, 0), min_size=4, max_size=4))
+def test_how_common_an_action_is_anyway_counts_for_nothing(told: list[float], usual: list[float]) -> None:
+    actions = [action_line(action) for action in (ACTION, *OTHERS)]
+
+    def nats(common: Sequence[float]) -> Scorer:
+        table = {action: (own, often) for action, own, often in zip(actions, told, common, strict=True)}
+        return Scripted(lambda prompt, action: table[action][1] + table[action][0] * ("thinking" in prompt))
+
+    [found] = scored(Choice(nats(usual), distractors(*OTHERS)), "I was in a hurry")
+    [even] = scored(Choice(nats([0, 0, 0, 0]), distractors(*OTHERS)), "I was in a hurry")
+    assert found.value == pytest.approx(even.value, abs=1e-6)
+    assert found.parts["before"] == pytest.approx(1 / 4)
+    assert found.parts["chosen"] == pytest.approx(exp(told[0]) / fsum(map(exp, told)))
+
+
+def test_a_choice_is_among_as_many_as_asked_for_and_its_prompts_hold_none_of_them() -> None:
+    scorer = WeighingScorer({})
+    many = distractors(*(f"{letter} tea {letter}" for letter in "bcdfghjklm"))
+    scored(Choice(scorer, many), "I was in a hurry")
+    assert [len(call) for call in scorer.calls] == [CHOICES] * 3
+    actions = {action.strip() for _, action in scorer.calls[0]}
+    assert len(actions) == CHOICES
+    assert not [prompt for call in scorer.calls for prompt, _ in call for action in actions if action in prompt]
+    scorer.calls.clear()
+    scored(Choice(scorer, many, choices=3), "I was in a hurry", "I was bored")
+    assert [len(call) for call in scorer.calls] == [3] * 4
+    assert Choice(scorer, many, choices=3).name == "choice of 3 under weighing"
+
+
+# Prior: S5 -------------------------------------------------------------------------------------------------------------
+
+traces = st.lists(st.sampled_from(["early", "Rome", "please", "tired", "sea", "quick"]), min_size=1, max_size=5).map(" ".join)
+
+
+@given(st.lists(traces, min_size=1, max_size=3), st.floats(0, 3))
+def test_the_prior_is_the_gain_plus_its_weight_times_how_honest_the_trace_is(found: list[str], weight: float) -> None:
+    gain = scored(Gain(FakeScorer(), novel=False), *found)
+    unweighed, weighed = (scored(Prior(FakeScorer(), one), *found) for one in (0.0, weight))
+    for one, plain, other in zip(gain, unweighed, weighed, strict=True):
+        assert plain.value == pytest.approx(one.value)
+        assert other.value == pytest.approx(one.value + weight * other.parts["prior"])
+
+
+def test_a_copy_is_punished_by_the_prior_and_a_reason_is_not() -> None:
+    copy, reason = scored(Prior(FakeScorer()), ACTION, "I wanted more time for the sea")
+    assert copy.parts["prior"] < 0 == reason.parts["prior"]
+    heavy = scored(Prior(FakeScorer(), 3.0), ACTION, "I wanted more time for the sea")
+    assert copy.value > reason.value
+    assert heavy[0].value < heavy[1].value
+
+
+def test_the_prior_sees_the_moment_without_the_action_and_the_posterior_with_it() -> None:
+    scorer = WeighingScorer({})
+    scored(Prior(scorer), "I was in\na hurry")
+    posterior, prior, _ = scorer.calls
+    assert [line for _, line in posterior] == [line for _, line in prior] == [" I was in a hurry\n"]
+    [(before, _)], [(after, _)] = prior, posterior
+    assert ACTION in after
+    assert ACTION not in before
+    assert "When do you want to go?" in before
+    assert not before.endswith(" I")  # the trace brings its own
+    assert not after.endswith(" I")
+
+
+def test_a_prior_says_its_weight_and_cannot_tell_a_trace_from_none() -> None:
+    assert Prior(FakeScorer(), 0.25).name == "gain with prior 0.25 under fake:"
+    assert Prior(FakeScorer()).floor is None

@@ -1,0 +1,130 @@
+"""memory/words.py: two texts share a word if they share its stem, in any script, and a run of words is found however long."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from usertwin.memory.words import (
+    content_words,
+    known_text,
+    longest_new_run,
+    new_stems,
+    runs,
+    stem,
+    stems,
+    word_spans,
+    word_tokens,
+)
+from usertwin.personas import Pair, Turn
+
+
+def pair(action: str, *context: str, goal: str = "") -> Pair:
+    turns = tuple(Turn("Bob", "agent", text) for text in context)
+    return Pair("Ann", turns, action, goal, "talk", len(turns), 0.0)
+
+
+# Words ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", []),
+        (" \n\u2028 ?! — … 👍🏽", []),
+        ('He said: "NO way" (twice).', ["he", "said", "no", "way", "twice"]),
+        ("rock 'n' roll, 'quoted' words'", ["rock", "n", "roll", "quoted", "words"]),
+        ("I don't; I don’t", ["i", "don't", "i", "don't"]),
+        ("see https://shop.example/a?b=1", ["see", "https", "shop", "example", "a", "b", "1"]),
+        ("at 14:30, for 9.99", ["at", "14", "30", "for", "9", "99"]),
+        ("Straße ÉCOLE", ["strasse", "école"]),
+        ("Привет, МИР", ["привет", "мир"]),
+        ("안녕하세요 세계", ["안녕하세요", "세계"]),
+        ("東京へ行く", ["東", "京", "へ", "行", "く"]),
+        ("plan B東A", ["plan", "b", "東", "a"]),
+    ],
+)
+def test_words_are_in_lower_case_without_punctuation_and_a_character_is_a_word_where_nothing_parts_words(
+    text: str, words: list[str]
+) -> None:
+    assert word_tokens(text) == words
+
+
+@given(st.text())
+@example("İstanbul ŉ ẞ ǰ")
+def test_spans_are_where_the_words_stand_in_any_script(text: str) -> None:
+    spans = word_spans(text)
+    assert [text[start:end].casefold().replace("’", "'") for start, end in spans] == word_tokens(text)
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
+
+
+def test_forms_of_a_word_have_one_stem_and_other_scripts_keep_theirs() -> None:
+    assert {stem(word) for word in ("book", "booked", "booking", "books")} == {"book"}
+    assert stem("oslo's") == stem("oslo")
+    assert stems("Trains and a TRAINING; дома 東") == {"train", "and", "a", "дома", "東"}
+
+
+def test_content_words_leave_out_what_every_text_has_but_not_what_answers_a_question() -> None:
+    told = word_tokens("I'm sure it's not the one, no thanks, please never mind the dont")
+    assert content_words(told) == ["sure", "not", "no", "thanks", "please", "never", "mind"]
+    assert content_words(["東", "привет", "42"]) == ["東", "привет", "42"]
+
+
+# What is new in an action --------------------------------------------------------------------------------------------
+
+
+def test_context_and_goal_are_known_and_the_action_is_not() -> None:
+    assert known_text(pair("secret", "one", "two", goal="three")) == "one\ntwo\nthree"
+
+
+def test_only_content_words_of_which_nothing_said_before_has_a_form_are_new() -> None:
+    action = "I booked the early trains to Oslo, please"
+    assert new_stems(pair(action)) == {stem(word) for word in ("book", "early", "train", "oslo", "please")}
+    assert new_stems(pair(action, "Any booking?", "An EARLY one", goal="Oslo’s museum")) == {"train", stem("please")}
+    assert new_stems(pair("it is what it is")) == set()
+
+
+@given(st.text(), st.text(), st.text())
+@example("İstanbul", "istanbul", "")
+def test_nothing_new_was_known(action: str, context: str, goal: str) -> None:
+    moment = pair(action, context, goal=goal)
+    assert new_stems(moment) <= stems(action) - stems(context) - stems(goal)
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+
+def naive_longest(trace: list[str], action: list[str], known: list[str]) -> int:
+    """Every run of the trace, looked for in the action and in what is known."""
+
+    def has(words: list[str], run: list[str]) -> bool:
+        return any(words[i : i + len(run)] == run for i in range(len(words) - len(run) + 1))
+
+    every = (trace[i:j] for i in range(len(trace)) for j in range(i + 1, len(trace) + 1))
+    return max((len(run) for run in every if has(action, run) and not has(known, run)), default=0)
+
+
+words = st.lists(st.sampled_from(["tea", "milk", "no", "I'm", "茶"]), max_size=9)
+
+
+@given(trace=words, action=words, known=words)
+@example(trace=["tea", "milk", "no"], action=["tea", "milk", "no"], known=["tea", "milk", "milk", "no"])
+def test_the_longest_new_run_is_what_a_naive_search_finds(trace: list[str], action: list[str], known: list[str]) -> None:
+    found = longest_new_run(" ".join(trace), "... ".join(action), ", ".join(known))
+    plain = [[word.lower() for word in part] for part in (trace, action, known)]
+    assert found == naive_longest(*plain)
+
+
+def test_a_run_of_three_thousand_words_is_found_without_comparing_every_length() -> None:
+    action = " ".join(f"word{number}" for number in range(3000))
+    assert longest_new_run(action, action, "") == 3000
+    assert longest_new_run(action, action, action) == 0
+    assert longest_new_run(action, f"{action} more", action.replace("word0 ", "")) == 3000
+
+
+def test_runs_are_all_of_one_length() -> None:
+    assert runs(["a", "b", "a", "b"], 2) == {("a", "b"), ("b", "a")}
+    assert runs(["a"], 2) == set()
