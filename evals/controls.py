@@ -184,7 +184,7 @@ class Controls:
         for name, one in zip(names, gains(self.scorer, pair, [traces[name] for name in names]), strict=True):
             trace = traces[name]
             away = gives_away(self.scorer, pair, trace, rivals)
-            moment.told[name] = Told(trace, one["gain"], one["novel"], self.synthesizer.guarded(trace, pair), away)
+            moment.told[name] = Told(trace, one["gain"], one["novel"], self.synthesizer.guarded(trace, pair), away, one["slot"])
         if "own" in traces and "swapped" in traces:
             real, swapped = moment.told["own"].gain, moment.told["swapped"].gain
             mine, theirs = gains(self.scorer, replace(pair, action=other_action), [traces["own"], traces["swapped"]])
@@ -258,7 +258,8 @@ def keywords(text: str, corpus: Sequence[str]) -> list[str]:
     own = list(dict.fromkeys(content_words(word_tokens(text))))
     if not own:
         return []
-    vectorizer = TfidfVectorizer(tokenizer=word_tokens, lowercase=False)
+    tokens: Any = word_tokens  # its type names only the analyzers that have a name
+    vectorizer = TfidfVectorizer(analyzer=tokens)
     weights = vectorizer.fit([*corpus, text]).transform([text]).toarray()[0]
     best = sorted(own, key=lambda word: -float(weights[vectorizer.vocabulary_[word]]))[:_KEYWORDS]
     return [word for word in own if word in best]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from usertwin.memory.recon import in_order
@@ -27,13 +27,14 @@ CHOOSERS: tuple[Chooser, ...] = get_args(Chooser)
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A control trace of one moment: what it gains, the guard that rejects it, if any, and whether it gives the action away."""
+    """A control trace of one moment: what it gains, the guard that rejects it, whether it gives the action away, and the slot."""
 
     trace: str
     gain: float
     novel: float
     rejected: str | None
     gives_away: bool
+    slot: float = 0.0
 
 
 @dataclass(slots=True)
@@ -75,7 +76,18 @@ def result(moments: Sequence[Moment], downstream: Sequence[tuple[Pair, Sequence[
         "downstream_turns": len(downstream),
         "seed": seed,
     }
-    return found | {"decision": decision(found)}
+    return found | {"decision": decision(found), "moments": [_moment_json(moment) for moment in moments]}
+
+
+def _moment_json(moment: Moment) -> dict[str, Any]:
+    return {
+        "conversation_id": moment.pair.conversation_id,
+        "position": moment.pair.position,
+        "action": moment.pair.action,
+        "other_action": moment.other_action,
+        "contrast": moment.contrast,
+        "traces": {name: asdict(told) for name, told in moment.told.items()},
+    }
 
 
 def decision(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,6 +126,7 @@ def _row(moments: Sequence[Moment], name: str, seed: int) -> dict[str, Any] | No
         "rejected": len(have) - len(passed),
         "reasons": dict(Counter(one.rejected for one in told if one.rejected is not None)),
         "gives_away": sum(leaking),
+        "slot": _json(mean([one.slot for one in told], where, seed=seed)),
         "gain_by_leak_mean": sum(sum(group) / len(group) for group in by_leak if group) / max(1, sum(map(bool, by_leak))),
         "n": len(have),
     }

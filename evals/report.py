@@ -252,15 +252,23 @@ def settings_table(settings: Settings) -> RenderableType:
 
 _CONTROL_NAMES = {
     "own": "own trace",
-    "filler": "C0 filler",
-    "copy": "C1 copy of the action",
-    "paraphrase": "C2 paraphrase of it",
-    "shuffled": "C3 another moment's",
-    "other": "C4 another person's",
-    "bag": "C5 bag of words",
-    "keywords": "C6 keywords",
-    "swapped": "C7 for another action",
-    "forward": "C8 without the action",
+    "filler": "0 filler",
+    "copy": "1 the action",
+    "paraphrase": "2 paraphrase",
+    "shuffled": "3 shuffled",
+    "other": "4 other person",
+    "bag": "5 bag of words",
+    "keywords": "6 keywords",
+    "swapped": "7 swapped",
+    "forward": "8 forward",
+}
+
+
+_REASON_NAMES = {
+    "quotes_action": "quotes",
+    "echoes_examples": "echoes",
+    "same_meaning": "same sense",
+    "leans_on_words": "leans",
 }
 
 
@@ -272,8 +280,13 @@ def controls_table(found: Mapping[str, Any]) -> RenderableType:
         title=f"Is the score of {found['twin']}'s traces more than leakage? Nats per token",
         title_justify="left",
     )
-    table.add_column("trace", min_width=21)
-    for title in ("unguarded\n[dim]gain", "on words not\n[dim]copied", "own minus it\n[dim]not copied", "rejected\n[dim]of n"):
+    table.add_column("trace", no_wrap=True)
+    for title in (
+        "gain\n[dim]unguarded",
+        "gain\n[dim]words not copied",
+        "own minus it\n[dim]words not copied",
+        "rejected\n[dim]why",
+    ):
         table.add_column(title, justify="right", no_wrap=True)
     for name, row in found["controls"].items():
         against = found["own_minus"].get(name)
@@ -283,7 +296,7 @@ def controls_table(found: Mapping[str, Any]) -> RenderableType:
             _signed(row["gain"]),
             _signed(row["novel"]),
             "–" if against is None else _signed(against),
-            f"{row['rejected']} of {row['n']}\n[dim]{reason}",
+            f"{row['rejected']} of {row['n']}\n[dim]{_REASON_NAMES.get(reason, reason)}",
             style="bold" if name == "own" else "",
         )
     return Group(table, *map(Text.from_markup, _leakage_verdicts(found)))

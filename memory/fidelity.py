@@ -4,8 +4,8 @@ The one design choice: a scorer answers with one number, higher is better, and s
 tell that a trace is worse than none (`floor`), what falls below is rejected. The reconstruction model is the scorer's own, so
 that traces made with one model can be scored, and used, by another.
 
-    Gain        S2  how much more likely the action is with the trace, in nats per token; by default without the words that
-                    the trace has from the action (G2: "novel gain")
+    Gain        S2  how much more likely the action is with the trace than with words that say nothing, in nats per token;
+                    by default without the words that the trace has from the action (G2: "novel gain")
     Choice      S4  how much better the action is told from other actions of the same person
     Prior       S5  the gain, less what the trace owes to having seen the action
     (Judged S1 and Ranked S3, which reconstruct in words, are in judging.py.)
@@ -25,7 +25,7 @@ from .distractors import Distractors
 from .propose import CONTEXT_TURNS, template
 from .sampling import Ledger
 from .scoring import Likelihood, Scorer
-from .transcript import ME, action_line, flat, open_moment, past_moment
+from .transcript import ME, action_line, filler, flat, open_moment, past_moment
 from .words import known_text, stem, stems, word_spans
 
 #: Of how many actions a forced choice is one.
@@ -77,17 +77,22 @@ def reconstruct(pair: Pair, trace: str | None) -> str:
 def gains(scorer: Scorer, pair: Pair, traces: Sequence[str]) -> list[dict[str, float]]:
     """What each trace gains on the action, in nats per token of the action: `gain` = `novel` + `copied`.
 
-    `copied` is what is gained on words of the action whose stem the trace has and the context does not; `novel` on all others,
-    the end of the turn among them. Above 0 a trace helps, below 0 it misleads.
+    It is compared with words that say nothing in its place, as many (`filler`): any words there change what is predicted, and
+    that is told apart as `slot`, the gain of the filler over no words at all. `copied` is what is gained on words of the action
+    whose stem the trace has and the context does not; `novel` on all others, the end of the turn among them. Above 0 a trace
+    helps, below 0 it misleads.
     """
     action = action_line(pair.action)
-    prompts = [reconstruct(pair, None), *(reconstruct(pair, trace) for trace in traces)]
-    alone, *told = scorer.score([(prompt, action) for prompt in prompts])
+    fillers = [filler(len(trace.split())) for trace in traces]
+    thoughts: list[str | None] = list(dict.fromkeys([None, *fillers, *traces]))
+    scored = scorer.score([(reconstruct(pair, thought), action) for thought in thoughts])
+    known = dict(zip(thoughts, scored, strict=True))
     found: list[dict[str, float]] = []
-    for trace, likelihood in zip(traces, told, strict=True):
-        novel, copied = _parted(pair, action, trace, alone, likelihood)
-        gain = likelihood.nats - alone.nats
-        found.append({name: nats / likelihood.tokens for name, nats in (("gain", gain), ("novel", novel), ("copied", copied))})
+    for trace, nothing in zip(traces, fillers, strict=True):
+        told, base = known[trace], known[nothing]
+        novel, copied = _parted(pair, action, trace, base, told)
+        parts = {"gain": told.nats - base.nats, "novel": novel, "copied": copied, "slot": base.nats - known[None].nats}
+        found.append({name: nats / told.tokens for name, nats in parts.items()})
     return found
 
 
@@ -108,7 +113,7 @@ def _parted(pair: Pair, action: str, trace: str, alone: Likelihood, told: Likeli
 
 
 class Gain:
-    """S2: how much more likely the action is with the trace than without, in nats per token of the action.
+    """S2: how much more likely the action is with the trace than with words that say nothing, in nats per token of the action.
 
     Args:
         scorer: the reconstruction model.

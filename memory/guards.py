@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from usertwin.personas import Pair
 
 from .scoring import Scorer
-from .transcript import ME, THOUGHT, action_line, flat, open_moment
+from .transcript import ME, THOUGHT, action_line, filler, flat, open_moment
 from .words import content_words, known_text, longest_new_run, new_stems, runs, stem, stems, word_spans, word_tokens
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ REASONS = {
     "announces": "announces the reply instead of giving reasons",
     "echoes_examples": "repeats the prompt",
     "same_meaning": "says in other words what the action says",
-    "misleads": "predicts the action worse than no trace",
+    "misleads": "predicts the action worse than words that say nothing",
     "leans_on_words": "gains by the words it shares with the action",
     "no_verdict": "the judge gave no verdict that can be read",
 }
@@ -140,9 +140,9 @@ def kept_share(scorer: Scorer, pair: Pair, trace: str, turns: int) -> float:
     if without == trace:
         return 1.0
     action = action_line(pair.action)
-    prompts = [open_moment(pair, turns, thought=thought) for thought in (None, trace, without)]
-    alone, told, hidden = (found.nats for found in scorer.score([(prompt, action) for prompt in prompts]))
-    return (hidden - alone) / (told - alone) if told > alone else 1.0
+    prompts = [open_moment(pair, turns, thought=thought) for thought in (filler(len(trace.split())), trace, without)]
+    nothing, told, hidden = (found.nats for found in scorer.score([(prompt, action) for prompt in prompts]))
+    return (hidden - nothing) / (told - nothing) if told > nothing else 1.0
 
 
 def gives_away(scorer: Scorer, pair: Pair, trace: str, others: Sequence[str]) -> bool:

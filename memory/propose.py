@@ -177,7 +177,7 @@ def in_first_person(text: str) -> str:
 def _whole(text: str) -> str:
     """A text without the clause that was cut off at its end, if it has others."""
     whole = _LAST_CLAUSE.match(text)
-    return whole[1] if whole else text
+    return whole[1].rstrip() if whole else text
 
 
 def parts_of(trace: str) -> Sequence[str]:

@@ -13,6 +13,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from usertwin.personas import ModelError, UsertwinError
+from usertwin.personas.chat import whole
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -207,7 +208,7 @@ async def _ask(
     alone = await asyncio.gather(*(_ask_once(model, messages, one, config) for one in each))
     # Every message of one answer tells the tokens of the whole answer.
     used = [_usage(message) if number == 0 else Usage() for number, message in enumerate(together)] + list(map(_usage, alone))
-    return [(str(answer.text), tokens) for answer, tokens in zip([*together, *alone], used, strict=True)]
+    return [(whole(str(answer.text)), tokens) for answer, tokens in zip([*together, *alone], used, strict=True)]
 
 
 async def _ask_once(

@@ -17,6 +17,10 @@ THEM = "Them"
 THOUGHT = f"({ME} thinking:"
 #: Characters of a goal and of one earlier turn that are shown; the end of each says most about what comes next.
 _GOAL_CHARACTERS, _TURN_CHARACTERS = 400, 240
+_NOTHING = (
+    "I was there and I saw what there was to see and then it went on as it does, and so it was, "
+    "and it was that and nothing else, one thing and then the next one "
+)
 
 
 def flat(text: str) -> str:
@@ -55,6 +59,12 @@ def past_moment(pair: Pair, turns: int, *, thought: str | None = None) -> str:
 def joined(moments: Iterable[str]) -> str:
     """Moments one after the other, a blank line between."""
     return "\n\n".join(moment.rstrip("\n") for moment in moments)
+
+
+def filler(words: int) -> str:
+    """Words that say nothing, about as many: in steps of five, so that traces of one pair share them."""
+    count = max(5, 5 * round(words / 5))
+    return " ".join((_NOTHING * (count // len(_NOTHING.split()) + 1)).split()[:count])
 
 
 def _thought(thought: str | None) -> list[str]:

@@ -75,7 +75,7 @@ class Triple:
         pair: what the person saw and did.
         reasoning: the trace, or None where none was asked for or none passed the guards.
         score: the trace's fidelity (see `Provenance.scorer`; by default in nats per token of the action: how much better it
-            is predicted with the trace than without), or None for a trace that was not scored.
+            is predicted with the trace than with words that say nothing), or None for a trace that was not scored.
         provenance: where the trace came from; None where there is none.
     """
 

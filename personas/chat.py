@@ -122,7 +122,7 @@ def _from_record(record: Mapping[str, Any], conversation_id: str) -> Conversatio
         if role is not None and not isinstance(role, str):
             raise LogError(f'the "role" of turn {number} must be a string')
         time = _moment(item.pop("time", None), f"turn {number}")
-        turns.append(Turn(_whole(speaker), _whole(role or "participant"), _whole(text), time, item))
+        turns.append(Turn(whole(speaker), whole(role or "participant"), whole(text), time, item))
     return _conversation(record, tuple(turns), conversation_id, ("turns",))
 
 
@@ -150,7 +150,7 @@ def _from_messages(messages: Any, record: Mapping[str, Any], conversation_id: st
             raise LogError(f'message {number} needs a "content" that is text')
         if text:
             speaker = name if isinstance(name, str) and name else role
-            turns.append(Turn(_whole(speaker), _whole(role), _whole(text)))
+            turns.append(Turn(whole(speaker), whole(role), whole(text)))
     return _conversation(record, tuple(turns), conversation_id, ("messages",))
 
 
@@ -173,7 +173,7 @@ def text_of(content: Any) -> str | None:
     return None
 
 
-def _whole(text: str) -> str:
+def whole(text: str) -> str:
     """The text with U+FFFD for half characters (a log cut within an emoji has them), which no file and no model takes."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -183,7 +183,7 @@ def _conversation(record: Mapping[str, Any], turns: tuple[Turn, ...], fallback: 
     name = record.get("conversation_id", fallback)
     if not isinstance(name, str | int):
         raise LogError('"conversation_id" must be a string')
-    return Conversation(_whole(str(name)), turns, _moment(record.get("started_at"), "started_at"), extra)
+    return Conversation(whole(str(name)), turns, _moment(record.get("started_at"), "started_at"), extra)
 
 
 def _moment(value: Any, where: str) -> str | None:

@@ -238,6 +238,7 @@ def test_no_traces_ask_nobody(how: Proposing) -> None:
         ("felt tired. I wanted to sle", "I felt tired."),
         ("felt tired, wanted tea, and was about", "I felt tired, wanted tea"),
         ("felt tired and was about", "I felt tired and was about"),
+        ("felt tired , so", "I felt tired"),
         ("felt tired.", "I felt tired."),
         ("'m happy", "I'm happy"),
         ("’d rather sleep.", "I’d rather sleep."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -177,6 +178,69 @@ def test_weights_are_loaded_once_and_only_when_needed() -> None:
     assert loads == [1]
 
 
+# Token by token -------------------------------------------------------------------------------------------------------
+
+
+def assert_each_token_is_told(found: Likelihood, continuation: str, *, whole: bool = True) -> None:
+    assert len(found.each) == len(found.ends) == found.tokens
+    assert sum(found.each) == pytest.approx(found.nats, abs=1e-6)
+    assert all(nats <= 0 for nats in found.each)
+    assert list(found.ends) == sorted(found.ends)
+    assert all(0 < end <= len(continuation) for end in found.ends)
+    if whole and continuation:
+        assert found.ends[-1] == len(continuation)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    items=st.lists(
+        st.tuples(st.text("ab \n", max_size=40), st.text("aé 日😀\n", min_size=1, max_size=12)), min_size=1, max_size=5
+    )
+)
+def test_each_token_has_its_nats_and_the_character_where_it_ends(items: list[tuple[str, str]]) -> None:
+    for found, (_, continuation) in zip(TransformersScorer("tiny", tiny).score(items), items, strict=True):
+        assert_each_token_is_told(found, continuation)
+        assert set(found.ends) == set(range(1, len(continuation) + 1))  # its tokens are bytes: none spans two characters
+
+
+def test_each_token_has_the_nats_of_a_plain_forward_pass() -> None:
+    (found,) = TransformersScorer("tiny", tiny).score([("hello", " dé")])
+    known = "hello"
+    for letter, nats in zip(" d", found.each, strict=False):
+        assert nats == pytest.approx(plain(known, letter), abs=1e-4)
+        known += letter
+    assert sum(found.each[2:]) == pytest.approx(plain("hello d", "é"), abs=1e-4)
+    assert found.ends == (1, 2, 3, 3)
+
+
+def test_of_a_continuation_that_is_cut_the_tokens_that_were_scored_are_told() -> None:
+    text = "é" * PLACES
+    (found,) = TransformersScorer("tiny", tiny).score([("p", text)])
+    assert_each_token_is_told(found, text, whole=False)
+    assert found.ends[-1] == PLACES // 4  # half of the places, two bytes a character
+
+
+def test_a_token_of_several_characters_ends_where_the_last_of_them_does() -> None:
+    """A tokenizer of words, as a character's end is only a token's where tokens are bytes."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    model, _ = tiny()
+    tokens = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<end>", "?", "tea", "slow", "."])}, unk_token="?"))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>")
+    (found,) = TransformersScorer("words", lambda: (model, words)).score([("tea", " slow tea.")])
+    assert found.ends == (5, 9, 10)
+    assert found.tokens == 3
+
+
+@given(st.text("ab é\n", max_size=20), st.text("ab é\n", max_size=20))
+def test_the_fake_tells_each_word_and_where_it_ends(prompt: str, continuation: str) -> None:
+    (found,) = FakeScorer().score([(prompt, continuation)])
+    assert sum(found.each) == pytest.approx(found.nats)
+    assert [continuation[:end].split()[-1] for end in found.ends] == continuation.split()
+
+
 # The cache -----------------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +260,50 @@ def test_what_was_computed_survives_reopening(tmp_path: Path) -> None:
     scorer = Counting()
     assert CachedScorer(scorer, tmp_path / "scores.sqlite").score([("a", "a b c")]) == before
     assert scorer.asked == []
+
+
+def test_the_single_tokens_survive_the_cache(tmp_path: Path) -> None:
+    items = [("Them: hello\nMe:", " good dày 😀\n"), ("", "a"), ("abc", "")]
+    fresh = TransformersScorer("tiny", tiny).score(items)
+    assert CachedScorer(TransformersScorer("tiny", tiny), tmp_path / "scores.sqlite").score(items) == fresh
+    assert CachedScorer(Never("tiny"), tmp_path / "scores.sqlite").score(items) == fresh
+    assert [found.ends[-1:] for found in fresh] == [(len(" good dày 😀\n"),), (1,), ()]
+
+
+class Never(FakeScorer):
+    """A scorer that must not be asked."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        raise AssertionError(f"asked for {items}")
+
+
+def test_a_cache_of_an_earlier_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "scores.sqlite"
+    old = sqlite3.connect(path)
+    old.execute("CREATE TABLE scores (key BLOB PRIMARY KEY, nats REAL NOT NULL, tokens INTEGER NOT NULL) STRICT, WITHOUT ROWID")
+    old.execute("INSERT INTO scores VALUES (zeroblob(32), -1.5, 3)")
+    old.commit()
+    old.close()
+    scorer = Counting()
+    found = CachedScorer(scorer, path).score([("a", "a b")])
+    assert found == FakeScorer().score([("a", "a b")])
+    assert CachedScorer(Never("fake:"), path).score([("a", "a b")]) == found
+    now = sqlite3.connect(path)
+    assert [name for (name,) in now.execute("SELECT name FROM sqlite_master WHERE type = 'table'")] == ["likelihoods"]
+    now.close()
+
+
+def test_an_old_cache_may_be_opened_by_two_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "scores.sqlite"
+    old = sqlite3.connect(path)
+    old.execute("CREATE TABLE scores (key BLOB PRIMARY KEY, nats REAL NOT NULL, tokens INTEGER NOT NULL)")
+    old.commit()
+    old.close()
+    one, two = CachedScorer(Counting(), path), CachedScorer(Counting(), path)
+    assert one.score([("a", "b")]) == two.score([("a", "b")]) == CachedScorer(Never("fake:"), path).score([("a", "b")])
 
 
 def test_two_scorers_in_one_file_do_not_mix(tmp_path: Path) -> None:
