@@ -48,6 +48,8 @@ from .replay import spread
 
 _FILLER = "Well, here it is as it is, and so on and so forth, one thing after another, this and that, and then some more of it"
 _KEYWORDS = 6
+#: Proposals for a moment of which one trace is needed that a guard lets pass.
+_DRAFTS = 2
 
 #: Is told the stage, how much is done, of how much.
 ControlProgress = Callable[[str, int, int], None]
@@ -153,7 +155,8 @@ class Controls:
     async def _written(self, pair: Pair, other_action: str, name: str, alone: bool) -> dict[str, str]:
         """The traces that a model writes for a moment; only the own one for another person's."""
         found: dict[str, str] = {}
-        own = await self._first_allowed(pair, name)
+        # For the own moment as many as for the twin, so that what was asked before is not asked again.
+        own = await self._first_allowed(pair, name, _DRAFTS if alone else self.synthesizer.candidates)
         if own is not None:
             found["own"] = own
         if alone:
@@ -163,13 +166,13 @@ class Controls:
         said = await paraphrase(self.model, pair.action, seed=self.seed, ledger=self.ledger)
         found |= {"paraphrase": said} if said else {}
         if other_action:
-            swapped = await self._first_allowed(replace(pair, action=other_action), name)
+            swapped = await self._first_allowed(replace(pair, action=other_action), name, _DRAFTS)
             found |= {"swapped": swapped} if swapped is not None else {}
         return found
 
-    async def _first_allowed(self, pair: Pair, name: str) -> str | None:
-        """The first proposal that no guard rejects by its words."""
-        how, n = self.synthesizer.how, self.synthesizer.candidates
+    async def _first_allowed(self, pair: Pair, name: str, n: int) -> str | None:
+        """The first of n proposals that no guard rejects by its words."""
+        how = self.synthesizer.how
         drafts = await propose(
             self.model, pair, name, how="backward" if how == "search" else how, n=n, seed=self.seed, ledger=self.ledger
         )  # fmt: skip

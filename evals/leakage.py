@@ -27,7 +27,7 @@ CHOOSERS: tuple[Chooser, ...] = get_args(Chooser)
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A control trace of one moment: what it gains, the guard that rejects it, whether it gives the action away, and the slot."""
+    """A control trace of one moment: its gain, the guard that rejects it, whether it gives the action away, and the slot."""
 
     trace: str
     gain: float

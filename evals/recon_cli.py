@@ -292,7 +292,7 @@ def controls(
         pairs, others = held_out_moments(user, folder, limit), other_moments(user, folder, limit)
         how = user.record.recipe.how
         console.print(
-            f"{len(pairs)} validation turns: about {len(pairs) * (3 * candidates + 2) + len(others) * candidates} texts of "
+            f"{len(pairs)} validation turns: about {len(pairs) * (2 * candidates + 4) + 2 * len(others)} texts of "
             f"{model}, and {len(pairs) * 16} turns scored under {scorer}",
             style="dim", markup=False,
         )  # fmt: skip
