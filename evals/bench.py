@@ -25,15 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 from usertwin.memory import ChatModel, Recipe, learn
-from usertwin.memory.fidelity import reconstruct
-from usertwin.memory.scoring import Likelihood, TransformersScorer
-from usertwin.memory.transcript import action_line
-from usertwin.personas import ModelError, load_chitchat, split_pairs
+from usertwin.personas import ModelError, load_chitchat
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer, simulate
 from usertwin.simulator.engine import cores, start_engine
 from usertwin.simulator.models import local_file
 
 from .bench_memory import memory_part
+from .bench_recon import controls_part, recon_part
 from .demo import SPEAKER
 from .figures import Figure, figure, timed
 
@@ -144,29 +142,6 @@ def _bench_twin(home: str) -> SimulatedUser:
     return SimulatedUser.load("bench", home=home, model=model, embedder=embedder)
 
 
-def recon_part() -> Iterator[tuple[str, Figure]]:
-    """Scoring eight traces of one pair with the shared context computed once, against eight whole sequences."""
-    cached: Any = load_scorer("local")
-    scorer: TransformersScorer = cached.scorer
-    pairs = [pair for pair in split_pairs(load_chitchat(), SPEAKER, window=40).validation if len(pair.context) >= 20][:6]
-    speedups, errors = list[float](), list[float]()
-    for pair in pairs:
-        before = "\n".join(turn.text for turn in pair.context)
-        traces = [f"I felt {word} about it, and I wanted to {word} a little more." for word in _WORDS]
-        items = [(f"{before}\n{reconstruct(pair, trace)}", action_line(pair.action)) for trace in traces]
-        shared = list[Likelihood]()
-        alone = list[Likelihood]()
-        together = timed(lambda items=items, shared=shared: shared.extend(scorer.score(items)))
-        apart = timed(lambda items=items, alone=alone: [alone.extend(scorer.score([item])) for item in items])
-        speedups.append(apart / together)
-        errors += [abs(a.nats - b.nats) / a.tokens for a, b in zip(shared, alone, strict=True)]
-    yield "recon.shared_context_speedup", figure(speedups, "ratio", "eight whole sequences one by one")
-    yield "recon.logprob_max_abs_error", Figure(max(errors), "nats/token", min(errors), max(errors), len(errors), "likewise")
-
-
-_WORDS = ("happy", "curious", "tired", "sure", "glad", "shy", "hurried", "amused")
-
-
 _QUESTION = "Which number would you like?"
 
 
@@ -209,6 +184,7 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
     "recon": recon_part,
     "simulate": simulate_part,
     "memory": memory_part,
+    "controls": controls_part,
 }
 
 
@@ -217,15 +193,24 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
 @click.option("--out", default="build/bench.json", type=click.Path(path_type=Path), show_default=True)
 def main(only: str | None, out: Path) -> None:
     """Measure, print a table, and write the figures to a file; figures of other parts in it are kept."""
-    console, found = Console(highlight=False), dict[str, Figure]()
+    console = Console(highlight=False)
     for name, part in _PARTS.items():
         if only in {None, name}:
             with console.status(f"measuring {name}"):
-                found |= dict(part())
-    table = Table("figure", "median", "quartiles", "n", "against")
+                found = dict(part())
+            _show(console, found)
+            _write(out, found)  # a part that fails takes no other with it
+    console.print(f"written to {out}", style="dim")
+
+
+def _show(console: Console, found: dict[str, Figure]) -> None:
+    table = Table("figure", "median", "low to high", "n", "against")
     for name, one in found.items():
         table.add_row(name, f"{one.value:.4g} {one.unit}", f"{one.low:.4g} to {one.high:.4g}", str(one.n), one.against)
     console.print(table)
+
+
+def _write(out: Path, found: dict[str, Figure]) -> None:
     known: dict[str, Any] = json.loads(out.read_text("utf-8"))["figures"] if out.exists() else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     machine = {
@@ -240,7 +225,6 @@ def main(only: str | None, out: Path) -> None:
         "versions": {package: version(package) for package in _PACKAGES},
     }
     out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    console.print(f"written to {out}", style="dim")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ LONGEST_RUN = 5
 SHORTEST_ACTION = 3
 #: A trace that shares a run of this many word tokens with the examples it was asked for with is one of them, warmed up.
 LONGEST_ECHO = 7
-#: Traces longer than this, in words, are rejected.
+#: Traces longer than this, in words, are rejected; so are those with a dozen times as many characters (one endless word).
 LONGEST_TRACE = 120
 #: The most of the action's new content words that a trace may have.
 MOST_NEW_WORDS = 0.3
@@ -41,7 +41,7 @@ LEAST_KEPT = 0.5
 REASONS = {
     "empty": "nothing was written",
     "malformed": "not the object that was asked for",
-    "too_long": f"over {LONGEST_TRACE} words",
+    "too_long": f"over {LONGEST_TRACE} words, or as much in one",
     "quotes_action": "quotes the action",
     "new_words": f"has over {MOST_NEW_WORDS:.0%} of the action's new words",
     "new_names": "has a number or a name that only the action has",
@@ -79,7 +79,7 @@ def rejected_by(trace: str, pair: Pair, examples: str = "", embedder: Embedder |
     told = word_tokens(trace)
     if not told:
         return "empty"
-    if len(told) > LONGEST_TRACE:
+    if len(told) > LONGEST_TRACE or len(trace) > 12 * LONGEST_TRACE:
         return "too_long"
     if _quotes(trace, pair):
         return "quotes_action"

@@ -109,7 +109,7 @@ async def learn(
             _remember(store, pairs, progress)
             learn_when_to_leave(work, record, store)
             with open_synthesizer(work, record, store, model, scorer, actor, judge) as synthesizer:
-                await trace(store, store.triples(), record, synthesizer, concurrency, progress)
+                await trace(store, store.triples(), record, synthesizer, recipe.max_traces, concurrency, progress)
         record = replace(record, state="complete")
         record.save(work)
     except BaseException:
@@ -181,7 +181,7 @@ async def append(
         _remember(store, [triple.pair for triple in new], progress)
         if max_traces:
             with open_synthesizer(folder, record, store, model, scorer, actor, judge) as synthesizer:
-                await trace(store, new[-max_traces:], record, synthesizer, concurrency, progress)
+                await trace(store, new, record, synthesizer, max_traces, concurrency, progress)
         if new:
             learn_when_to_leave(folder, record, store)
     record = replace(record, corpus=tuple(dict.fromkeys([*record.corpus, *_ids([triple.pair for triple in new])])))

@@ -77,7 +77,8 @@ class TransformersScorer:
         self._lock = threading.Lock()
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
+    def loaded(self) -> tuple[Any, Any]:
+        """The model and its tokenizer, loaded when first needed."""
         model, tokenizer = self._load()
         return model.eval(), tokenizer
 
@@ -86,7 +87,7 @@ class TransformersScorer:
         """Whether the logits are the output embeddings' alone; some models scale or cap them further on their way out."""
         import torch
 
-        model, _ = self._loaded
+        model, _ = self.loaded
         with torch.inference_mode():
             ids = torch.arange(8, device=model.device)[None] % model.config.vocab_size
             ours = model.get_output_embeddings()(model.base_model(ids).last_hidden_state)
@@ -97,7 +98,7 @@ class TransformersScorer:
         if not items:
             return []
         with self._lock:
-            model, tokenizer = self._loaded
+            model, tokenizer = self.loaded
             limit = int(getattr(model.config, "max_position_embeddings", 2048))
             encoded = [_encode(tokenizer, prompt, continuation, limit) for prompt, continuation in items]
             shared = _shared_prefix([prompt for prompt, _, _ in encoded]) if len(items) > 1 else 0
@@ -112,7 +113,7 @@ class TransformersScorer:
     def _prefix_cache(self, prefix: Sequence[int]) -> Any:
         import torch
 
-        model, _ = self._loaded
+        model, _ = self.loaded
         with torch.inference_mode():
             ids = torch.tensor([prefix], device=model.device)
             return model.base_model(ids, use_cache=True).past_key_values
@@ -121,7 +122,7 @@ class TransformersScorer:
         """The nats of each token of rows of (prompt ids, continuation ids), padded on the right, where nothing is read."""
         import torch
 
-        model, _ = self._loaded
+        model, _ = self.loaded
         width = max(len(prompt) + len(continuation) for prompt, continuation in rows)
         ids = torch.zeros((len(rows), width), dtype=torch.long)
         for row, (prompt, continuation) in enumerate(rows):

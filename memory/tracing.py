@@ -85,14 +85,15 @@ async def trace(
     triples: Iterable[Triple],
     record: TwinRecord,
     synthesizer: Synthesizer,
+    most: int | None,
     concurrency: int,
     progress: Progress,
 ) -> None:
-    """Give triples that were not yet tried a trace, the latest first; each is on disk before the next is begun."""
+    """Give triples that were not yet tried a trace, the latest first and `most` in all; each is on disk before the next."""
     recipe = record.recipe
     if recipe.method == "none":
         return
-    wanted = [triple for triple in triples if not triple.pair.left][::-1][: recipe.max_traces]
+    wanted = [triple for triple in triples if not triple.pair.left][::-1][:most]
     waiting = [triple for triple in wanted if triple.provenance is None]
     done, total = len(wanted) - len(waiting), len(wanted)
     progress("traces", done, total)
