@@ -99,9 +99,10 @@ class Controls:
             Everything that `usertwin controls --json` writes.
 
         Raises:
-            UsageError: fewer than two moments.
+            UsageError: fewer than two moments, or a synthesizer that lacks something.
             ModelError: a model does not answer.
         """
+        self.synthesizer.check()
         if len(pairs) < 2:
             raise UsageError(f"controls need at least two held-out turns of the person, and there are {len(pairs)}")
         distractors = Distractors([triple.pair for triple in store.triples()], self.embedder)

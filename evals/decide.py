@@ -164,7 +164,9 @@ class _Comparison:
     async def _thought(self, pair: Pair, shown: Sequence[Triple], setting: Settings, seed: int) -> str | None:
         if not setting.reasons or not any(triple.reasoning for triple in shown):
             return None
-        return (await self._user.think(pair, shown, seed=seed)).text or None
+        user = self._user  # who thinks is shown as many turns of the chat as the setting under test says
+        twin = SimulatedUser(user.record, user.store, user.model, settings=setting, ranking=user.ranking, seed=user.seed)
+        return (await twin.think(pair, shown, seed=seed)).text or None
 
     def of(self, setting: Settings, seed: int) -> Estimate | None:
         """Bits per character under a setting."""

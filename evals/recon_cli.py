@@ -149,8 +149,9 @@ def learn(
     drawn = read_persona(persona) if persona is not None else None
     vectors = load_embedder(embedder)
     makes = traces != "none"
-    acts = makes and traces == "recon" and fidelity in {"judge", "rank"}
-    judges = makes and (traces == "quality" or (traces == "recon" and fidelity == "judge"))
+    scored = makes and (traces == "recon" or how == "search")
+    acts = scored and fidelity in {"judge", "rank"}
+    judges = makes and (traces == "quality" or (scored and fidelity == "judge"))
     recipe = Recipe(
         source, speaker, traces, candidates, max_triples, None if max_traces < 0 else max_traces, window, vectors.name,
         model if makes else None, scorer if makes else None, seed, how, fidelity,
@@ -204,8 +205,9 @@ def _say_plan(console: Console, log: ChatLog, recipe: Recipe, style: Style | Non
     from usertwin.simulator.models import manner_of
 
     name = recipe.model or ""
-    manner, together = manner_of(name, style)
-    found = plan(log, recipe, style=manner, together=together, price=FREE if name.startswith(("local", "scripted")) else price)
+    manner, together = manner_of(name or "local", style)
+    here = all((one or "local").startswith(("local", "scripted")) for one in (recipe.model, recipe.actor, recipe.judge))
+    found = plan(log, recipe, style=manner, together=together, price=FREE if here else price)
     cost = "price not known (--price)" if found.dollars is None else f"${found.dollars:.2f}"
     console.print(f"{found.triples} moments to remember, {found.traces} to find traces for", style="dim")
     if found.traces:
@@ -279,6 +281,8 @@ def controls(
 
     if limit < 2:
         raise UsageError(f"a limit of {limit}: controls need at least two turns")
+    if concurrency is not None and concurrency < 1:
+        raise UsageError(f"{concurrency} moments at once: at least one must be")
     if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
         raise UsageError(f"{json_file}: no file can be written there; name one in a folder that exists with --json")
     console, folder = console_for(), existing_twin(name, home)

@@ -33,7 +33,7 @@ LONGEST_TRACE = 120
 #: The most of the action's new content words that a trace may have.
 MOST_NEW_WORDS = 0.3
 #: A sentence of the trace this similar to the action (cosine), and more similar than any turn before, says the same.
-SAME_MEANING = 0.75
+SAME_MEANING = 0.6
 #: The least part of a trace's gain that must be left when the words it shares with the action are masked.
 LEAST_KEPT = 0.5
 

@@ -22,7 +22,6 @@ from usertwin.personas import (
     Persona,
     Split,
     TwinError,
-    UsageError,
     draw_persona,
     split_pairs,
     write_conversations,
@@ -93,12 +92,7 @@ async def learn(
         UsageError: a limit that makes no sense.
         ModelError: a model does not answer; what was done until then is kept.
     """
-    if recipe.max_triples is not None and recipe.max_triples < 1:
-        raise UsageError(f"{recipe.max_triples} triples at most: a twin needs at least one")
-    if recipe.max_traces is not None and recipe.max_traces < 0:
-        raise UsageError(f"{recipe.max_traces} traces at most: a number of traces is not negative")
-    if recipe.window < 1:
-        raise UsageError(f"a window of {recipe.window} turns: an action belongs to at least one turn before it")
+    recipe.check()
     split = split_pairs(log, recipe.speaker, window=recipe.window)
     target = twin_folder(name, home)
     work = _work_folder(name, target, recipe, split, overwrite, embedder)

@@ -53,7 +53,9 @@ def plan(log: ChatLog, recipe: Recipe, *, style: Style, together: bool, price: P
 
     Raises:
         LogError: the speaker is unknown or has too few turns.
+        UsageError: a limit that makes no sense.
     """
+    recipe.check()
     corpus = split_pairs(log, recipe.speaker, window=recipe.window).corpus
     pairs = corpus if recipe.max_triples is None else corpus[-recipe.max_triples :]
     traced = [] if recipe.method == "none" else [pair for pair in pairs if not pair.left][::-1][: recipe.max_traces]
@@ -75,10 +77,11 @@ def plan(log: ChatLog, recipe: Recipe, *, style: Style, together: bool, price: P
 
 def _judging(recipe: Recipe, proposals: int) -> int:
     """Texts that reconstruct and judge the proposals of one moment."""
-    if recipe.method == "quality":
-        return 1
+    looks = int(recipe.method == "quality")
+    if recipe.how == "search":  # it scores what it wrote two by two, whatever is done with them in the end
+        return looks + {"judge": proposals + (proposals + 1) // 2, "rank": proposals}.get(recipe.fidelity, 0)
     if recipe.method != "recon":
-        return 0
+        return looks
     return {"judge": proposals + 1, "rank": proposals}.get(recipe.fidelity, 0)
 
 

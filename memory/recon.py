@@ -48,6 +48,12 @@ SEARCH_CALLS = 12
 _ROUND_SEED = 7919
 
 
+def check_counts(candidates: int, calls: int) -> None:
+    """UsageError if so few proposals, or texts of a search, make no sense."""
+    if candidates < 1 or calls < 2:
+        raise UsageError(f"{candidates} candidates and {calls} calls: at least one candidate, and two calls")
+
+
 def select(candidates: Sequence[Candidate], method: Method = "recon", *, seed: object = 0) -> Candidate | None:
     """The candidate that a way of choosing takes; None if no guard lets one pass. See `in_order`."""
     return next(iter(in_order(candidates, method, seed=seed)), None)
@@ -106,8 +112,7 @@ class Synthesizer:
             raise UsageError(f'"{self.method}" is no way to make traces; there are {", ".join(METHODS)}')
         if self.how not in PROPOSING:
             raise UsageError(f'"{self.how}" is no way to propose traces; there are {", ".join(PROPOSING)}')
-        if self.candidates < 1 or self.calls < 2:
-            raise UsageError(f"{self.candidates} candidates and {self.calls} calls: at least one candidate, and two calls")
+        check_counts(self.candidates, self.calls)
         if self.method == "none":
             return
         scored = self.method == "recon" or self.how == "search"

@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from usertwin.personas import Conversation, Persona, TwinError, read_conversations
+from usertwin.personas import Conversation, Persona, TwinError, UsageError, read_conversations
 
 from .judging import FidelityName
 from .propose import Proposing
-from .recon import SEARCH_CALLS, Method
+from .recon import SEARCH_CALLS, Method, check_counts
 
 _FORMAT = 1
 _SAFE_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # Windows has devices
@@ -74,6 +74,17 @@ class Recipe:
     actor: str | None = None
     judge: str | None = None
     calls: int = SEARCH_CALLS
+
+    def check(self) -> None:
+        """UsageError if a number makes no sense."""
+        if self.max_triples is not None and self.max_triples < 1:
+            raise UsageError(f"{self.max_triples} triples at most: a twin needs at least one")
+        if self.max_traces is not None and self.max_traces < 0:
+            raise UsageError(f"{self.max_traces} traces at most: a number of traces is not negative")
+        if self.window < 1:
+            raise UsageError(f"a window of {self.window} turns: an action belongs to at least one turn before it")
+        if self.method != "none":
+            check_counts(self.candidates, self.calls)
 
 
 #: Which traces a twin is shown with its memories.

@@ -84,12 +84,18 @@ def load_model(
             )
         controls = not model.startswith(_NO_CONTROLS)
         return ChatModel(name, _openai_chat(model, url or None), style or "instruction", controls, structured=True, price=price)
-    raise UsageError(f'"{name}" is no model\'s name; there are {_KNOWN}')
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> UsageError:
+    return UsageError(f'"{name}" is no model\'s name; there are {_KNOWN}')
 
 
 def manner_of(name: str, style: Style | None = None) -> tuple[Style, bool]:
     """How a model of that name is prompted, and whether one reading of a prompt serves several texts; nothing is loaded."""
     kind, _, rest = name.partition(":")
+    if kind != "local" and (kind not in {"openai", "scripted"} or not rest):
+        raise _unknown(name)
     hosted = kind == "openai"
     return style or ("instruction" if hosted else "transcript"), kind == "local" or (
         hosted and not rest.startswith(_NO_CONTROLS)

@@ -16,7 +16,7 @@ from conftest import WeighingScorer
 from usertwin.memory import Choice, Distractors, FakeEmbedder, FakeScorer, Fidelity, Gain, Likelihood, Prior, Scored, Scorer
 from usertwin.memory.fidelity import CHOICES, gains, reconstruct
 from usertwin.memory.propose import CONTEXT_TURNS
-from usertwin.memory.transcript import action_line
+from usertwin.memory.transcript import action_line, filler
 from usertwin.personas import Pair, Turn
 
 ACTION = "the early train to Rome please"
@@ -88,7 +88,10 @@ words = st.lists(st.sampled_from(sorted(STEMS)), max_size=6)
 
 @dataclass(frozen=True)
 class Tokens:
-    """A scorer that cuts every continuation at the same places, and gives each prompt its own nats for each piece."""
+    """A scorer that cuts every continuation at the same places, and gives each prompt its own nats for each piece.
+
+    The rows are for the moment alone, with words that say nothing, and with the trace.
+    """
 
     ends: tuple[int, ...]
     rows: tuple[tuple[float, ...], ...]
@@ -100,7 +103,7 @@ class Tokens:
 
 @st.composite
 def moments(draw: st.DrawFn) -> tuple[Pair, str, Tokens]:
-    """A pair, a trace, and what a model says of the action without and with it, token by token."""
+    """A pair, a trace, and what a model says of the action alone, after nothing much, and after the trace, token by token."""
     pair = replace(
         PAIR,
         context=(Turn("Bob", "agent", " ".join(draw(words))),),
@@ -110,7 +113,7 @@ def moments(draw: st.DrawFn) -> tuple[Pair, str, Tokens]:
     line = action_line(pair.action)
     ends = (*sorted(draw(st.sets(st.integers(1, len(line) - 1)))), len(line))
     nats = st.lists(st.floats(-20, 0), min_size=len(ends), max_size=len(ends)).map(tuple)
-    return pair, " ".join(draw(words)), Tokens(ends, (draw(nats), draw(nats)))
+    return pair, " ".join(draw(words)), Tokens(ends, (draw(nats), draw(nats), draw(nats)))
 
 
 def copied_tokens(pair: Pair, trace: str, ends: Sequence[int]) -> list[bool]:
@@ -126,22 +129,23 @@ def copied_tokens(pair: Pair, trace: str, ends: Sequence[int]) -> list[bool]:
 @given(moments())
 def test_the_gain_is_what_is_gained_on_new_words_and_what_is_gained_on_copied_ones(moment: tuple[Pair, str, Tokens]) -> None:
     pair, trace, scorer = moment
-    alone, told = scorer.rows
+    alone, nothing, told = scorer.rows
     [found] = gains(scorer, pair, [trace])
-    assert found["gain"] == pytest.approx((fsum(told) - fsum(alone)) / len(told), abs=1e-9)
+    assert found["gain"] == pytest.approx((fsum(told) - fsum(nothing)) / len(told), abs=1e-9)
+    assert found["slot"] == pytest.approx((fsum(nothing) - fsum(alone)) / len(told), abs=1e-9)
     assert found["gain"] == pytest.approx(found["novel"] + found["copied"], abs=1e-9)
     copied = copied_tokens(pair, trace, scorer.ends)
-    expected = fsum(b - a for a, b, of_copied in zip(alone, told, copied, strict=True) if of_copied)
+    expected = fsum(b - a for a, b, of_copied in zip(nothing, told, copied, strict=True) if of_copied)
     assert found["copied"] == pytest.approx(expected / len(told), abs=1e-9)
 
 
 @given(moments(), st.floats(-50, 50))
 def test_whatever_is_gained_on_a_copied_word_the_novel_gain_is_the_same(moment: tuple[Pair, str, Tokens], more: float) -> None:
     pair, trace, scorer = moment
-    alone, told = scorer.rows
+    *others, told = scorer.rows
     copied = copied_tokens(pair, trace, scorer.ends)
     shifted = tuple(nats + more * of_copied for nats, of_copied in zip(told, copied, strict=True))
-    [before], [after] = gains(scorer, pair, [trace]), gains(replace(scorer, rows=(alone, shifted)), pair, [trace])
+    [before], [after] = gains(scorer, pair, [trace]), gains(replace(scorer, rows=(*others, shifted)), pair, [trace])
     assert after["novel"] == pytest.approx(before["novel"], abs=1e-9)
     assert after["gain"] == pytest.approx(before["gain"] + more * sum(copied) / len(copied), abs=1e-9)
 
@@ -157,25 +161,37 @@ def test_a_trace_that_only_copies_has_all_of_the_gain_and_no_novel_one() -> None
 
 def test_a_word_told_in_another_form_is_copied_and_one_that_was_said_before_is_not() -> None:
     pair = replace(PAIR, action="booked trains", goal="", context=(Turn("Bob", "agent", "A train?"),))
-    even = Scripted(lambda prompt, _: -1.0 if "thinking" in prompt else -2.0)
-    assert gains(even, pair, ["I liked booking"]) == [{"gain": 1.0, "novel": 0.0, "copied": 1.0}]
-    assert gains(even, pair, ["I liked the train"]) == [{"gain": 1.0, "novel": 1.0, "copied": 0.0}]
+    even = Scripted(lambda prompt, _: -1.0 if "liked" in prompt else -2.0)
+    assert gains(even, pair, ["I liked booking"]) == [{"gain": 1.0, "novel": 0.0, "copied": 1.0, "slot": 0.0}]
+    assert gains(even, pair, ["I liked the train"]) == [{"gain": 1.0, "novel": 1.0, "copied": 0.0, "slot": 0.0}]
+
+
+def test_what_any_words_would_change_is_no_gain() -> None:
+    """Whatever stands where the trace does makes the action likelier; only what the trace adds to that is its own."""
+    scorer = Scripted(
+        lambda prompt, _: -5.0 + 2.0 * ("thinking" in prompt) + 0.5 * ("hurry" in prompt) - 1.0 * ("lost" in prompt)
+    )
+    hurry, lost, idle = gains(scorer, PAIR, ["I was in a hurry", "I was lost", "I was here"])
+    assert hurry == {"gain": 0.5, "novel": 0.5, "copied": 0.0, "slot": 2.0}
+    assert lost == {"gain": -1.0, "novel": -1.0, "copied": 0.0, "slot": 2.0}  # though the action is likelier than without it
+    assert idle == {"gain": 0.0, "novel": 0.0, "copied": 0.0, "slot": 2.0}
 
 
 def test_reasons_count_on_every_token_that_is_not_copied() -> None:
     scorer = WeighingScorer({"hurry": 0.5, "bored": -0.25}, copied=2.0)
-    hurry, bored, both = gains(scorer, PAIR, ["I was in a hurry", "I was bored", "I was in a hurry and liked Rome"])
-    assert hurry == pytest.approx({"gain": 0.5, "novel": 0.5, "copied": 0.0})
-    assert bored == pytest.approx({"gain": -0.25, "novel": -0.25, "copied": 0.0})
-    assert both == pytest.approx({"gain": 0.5 + 2 / 7, "novel": 0.5 * 6 / 7, "copied": 2.5 / 7})
+    hurry, bored, both = scored(Gain(scorer), "I was in a hurry", "I was bored", "I was in a hurry and liked Rome")
+    assert hurry.parts == pytest.approx({"gain": 0.5, "novel": 0.5, "copied": 0.0, "slot": 0.0})
+    assert bored.parts == pytest.approx({"gain": -0.25, "novel": -0.25, "copied": 0.0, "slot": 0.0})
+    assert both.parts == pytest.approx({"gain": 0.5 + 2 / 7, "novel": 0.5 * 6 / 7, "copied": 2.5 / 7, "slot": 0.0})
+    assert [one.value for one in (hurry, bored, both)] == [one.parts["novel"] for one in (hurry, bored, both)]
 
 
 def test_all_traces_of_a_pair_are_scored_in_one_call_that_never_holds_the_action_in_a_prompt() -> None:
     scorer = WeighingScorer({})
-    scored(Gain(scorer), "I was in a hurry", "I was bored")
-    assert scorer.calls == [
-        [(reconstruct(PAIR, trace), action_line(ACTION)) for trace in (None, "I was in a hurry", "I was bored")]
-    ]
+    traces = ("I was in a hurry", "I was bored", "I was in a hurry and liked being early there")
+    scored(Gain(scorer), *traces)
+    thoughts = [None, filler(5), filler(10), *traces]  # the first two are about as long
+    assert scorer.calls == [[(reconstruct(PAIR, thought), action_line(ACTION)) for thought in thoughts]]
     assert gains(scorer, PAIR, []) == []
 
 

@@ -249,8 +249,6 @@ def test_the_local_model_tells_the_true_reason_from_the_others_where_it_is_guard
 
     table = Table.of(load_scorer("local"))
     naive, ranks = mean_ranks(table.unguarded), mean_ranks(table.guarded)
-    print(f"\nunguarded: mean place {naive}, mean gain {means(table.unguarded)}")  # noqa: T201 - for whoever asks with -s
-    print(f"guarded: mean place {ranks}, mean novel gain {means(table.guarded)}")  # noqa: T201 - likewise
     assert naive["copy"] < 1.2
     assert means(table.unguarded)["copy"] > means(table.unguarded)["true"] + 1.0
     assert ranks["copy"] == len(KINDS)

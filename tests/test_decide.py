@@ -1,0 +1,482 @@
+"""evals/decide.py: what a twin is shown of its memory is found by measuring, and the simplest setting that is as good is taken."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from conftest import Telling, recipe, scripted, small_conversation, small_log, telling
+from usertwin.evals import evaluate
+from usertwin.evals.decide import KS, WINDOWS, Plan, decide, plan, validation_pairs
+from usertwin.memory import (
+    Candidate,
+    ChatModel,
+    FakeEmbedder,
+    FakeScorer,
+    Likelihood,
+    Provenance,
+    Recipe,
+    Settings,
+    TripleStore,
+    TwinRecord,
+    existing_twin,
+    learn,
+)
+from usertwin.memory.twin import HELD_OUT
+from usertwin.personas import ChatLog, Persona, TwinError, UsageError, read_conversations, write_conversations
+from usertwin.simulator import SimulatedUser
+
+#: The first proposals and the chosen traces of the test's twin.
+FIRST, CHOSEN = "a first guess", "the better reason"
+PLAIN = Settings(4, 3, "none", reasons=False)
+#: The number in "tomorrow, day 7", which tells the conversation that something is from.
+DAY = re.compile(r"day (\d+)")
+WHICH_DAY = [
+    {"role": "assistant", "content": "Hello, what can I do for you?"},
+    {"role": "user", "content": "hi, the weather in Oslo please"},
+    {"role": "assistant", "content": "Which day do you mean for Oslo?"},
+]
+
+
+class By:
+    """A scorer that goes by a function of prompt and continuation, in nats, and remembers what it was asked."""
+
+    name = "by hand"
+
+    def __init__(self, nats: Callable[[str, str], float]) -> None:
+        self._nats = nats
+        self.items: list[tuple[str, str]] = []
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """See `Scorer.score`."""
+        self.items += items
+        return [Likelihood(self._nats(prompt, continuation), 1) for prompt, continuation in items]
+
+
+def moments(prompt: str) -> int:
+    """How many recalled moments a prompt shows."""
+    return prompt.count("\n\n")
+
+
+def present(prompt: str) -> str:
+    """The part of a prompt that is the present moment."""
+    return prompt.split("\n\n")[-1]
+
+
+@pytest.fixture
+def twin(ann: str) -> str:
+    """Ann's twin, each trace of which was chosen before another one that came first."""
+    provenance = Provenance(
+        "recon", "test", "test", "1", 0, 2, {}, proposals=(Candidate(FIRST, 0.1, None), Candidate(CHOSEN, 0.4, None))
+    )
+    with TripleStore(existing_twin(ann), FakeEmbedder(), create=False) as store:
+        store.set_traces([replace(t, reasoning=CHOSEN, score=0.4, provenance=provenance) for t in store.triples()])
+    return ann
+
+
+def decided(name: str, scorer: By, model: ChatModel | None = None, **options: Any) -> Settings:
+    """What is decided for a twin of the test's home."""
+    with SimulatedUser.load(name, model=model or telling(lambda *_: "I wonder")[0]) as user:
+        return asyncio.run(decide(user, scorer, folder=existing_twin(name), **options))
+
+
+def what(settings: Settings) -> Settings:
+    """The settings without what was compared to find them."""
+    return replace(settings, measured=None)
+
+
+# What is taken ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("nats", "best"),
+    [
+        (lambda prompt, _: -10.0, PLAIN),
+        (lambda prompt, _: -10.0 + 5 * (CHOSEN in prompt), replace(PLAIN, traces="chosen")),
+        (lambda prompt, _: -10.0 + 5 * (FIRST in prompt), replace(PLAIN, traces="backward")),
+        (lambda prompt, _: -10.0 + 5 * (CHOSEN in prompt or FIRST in prompt), replace(PLAIN, traces="backward")),
+        (lambda prompt, _: -10.0 + 5 * ("thinking" in present(prompt)), Settings(4, 3, "chosen", reasons=True)),
+        (lambda prompt, _: -10.0 + moments(prompt), replace(PLAIN, k=8)),
+        (lambda prompt, _: -50.0 + present(prompt).count("\n"), replace(PLAIN, window=6)),
+        (lambda prompt, _: -50.0 + moments(prompt) + 5 * (CHOSEN in prompt), replace(PLAIN, k=8, traces="chosen")),
+        (lambda prompt, _: -10.0 - moments(prompt), PLAIN),
+        (lambda prompt, _: -10.0 - 1e-3 * ("thinking" in prompt), PLAIN),
+    ],
+    ids=[
+        "all the same", "the chosen trace helps", "the first trace helps", "any trace helps", "a thought of its own helps",
+        "more moments help", "more of the chat helps", "more moments and the chosen trace help", "moments harm", "traces harm",
+    ],
+)  # fmt: skip
+def test_the_simplest_of_the_best_settings_is_taken(twin: str, nats: Callable[[str, str], float], best: Settings) -> None:
+    assert what(decided(twin, By(nats))) == best
+
+
+@pytest.mark.parametrize(("in_one", "in_the_other", "traces"), [(3.0, -2.0, "none"), (3.0, 2.0, "chosen")])
+def test_what_helps_in_one_conversation_and_harms_in_the_other_is_within_the_error(
+    twin: str, in_one: float, in_the_other: float, traces: str
+) -> None:
+    """Both help on average; the first only because one conversation gains more than the other loses."""
+    [one, other] = TwinRecord.load(existing_twin(twin)).validation
+    cities = {name: small_conversation(int(name.removeprefix("talk-"))).turns[2].text.split()[4] for name in (one, other)}
+
+    def nats(prompt: str, continuation: str) -> float:
+        where = in_one if cities[one] in present(prompt) + continuation else in_the_other
+        return -20.0 + where * (CHOSEN in prompt)
+
+    assert decided(twin, By(nats)).traces == traces
+
+
+@examples(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    more=st.floats(-2, 2),
+    longer=st.floats(-2, 2),
+    harm=st.lists(st.floats(0.01, 5), min_size=6, max_size=6),
+    own=st.floats(0, 3),
+)
+def test_where_traces_make_things_worse_no_twin_is_shown_any(
+    twin: str, more: float, longer: float, harm: list[float], own: float
+) -> None:
+    """However much the rest matters, and however unequal the harm is."""
+    actions: dict[str, float] = {}
+
+    def nats(prompt: str, continuation: str) -> float:
+        cost = actions.setdefault(continuation, harm[len(actions) % len(harm)])
+        worse = cost * ("thinking" in prompt) + own * ("thinking" in present(prompt))
+        return -100.0 + more * moments(prompt) + longer * present(prompt).count("\n") - worse
+
+    found = decided(twin, By(nats))
+    assert (found.traces, found.reasons) == ("none", False)
+
+
+def test_with_one_conversation_to_decide_on_the_simplest_is_taken(twin: str) -> None:
+    folder = existing_twin(twin)
+    record = TwinRecord.load(folder)
+    replace(record, validation=record.validation[:1]).save(folder)
+    assert what(decided(twin, By(lambda prompt, _: -10.0 + 5 * (CHOSEN in prompt)))) == PLAIN
+
+
+def test_a_memory_without_traces_is_compared_without_them() -> None:
+    asyncio.run(learn("plain", small_log(), recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
+    model, chat = telling(lambda *_: "I wonder")
+    scorer = By(lambda prompt, _: -20.0 + moments(prompt))
+    found = decided("plain", scorer, model)
+    assert what(found) == replace(PLAIN, k=8)
+    assert chat.asked == []
+    assert found.measured is not None
+    assert {row["traces"] for row in found.measured["settings"]} == {"none"}
+
+
+def test_without_a_validation_turn_a_twin_is_shown_no_traces_and_nothing_is_asked(twin: str) -> None:
+    folder = existing_twin(twin)
+    replace(TwinRecord.load(folder), validation=()).save(folder)
+    scorer = By(lambda *_: -1.0)
+    assert decided(twin, scorer) == Settings(traces="none", reasons=False)
+    assert scorer.items == []
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_below_one_is_refused(twin: str, limit: int) -> None:
+    with pytest.raises(UsageError, match=f"{limit} turns to decide on: at least one is needed"):
+        decided(twin, By(lambda *_: -1.0), limit=limit)
+
+
+# On which turns --------------------------------------------------------------------------------------------------------
+
+
+def days_of(names: Sequence[str]) -> set[int]:
+    return {int(name.removeprefix("talk-")) for name in names}
+
+
+def test_only_validation_conversations_are_looked_at(twin: str) -> None:
+    record = TwinRecord.load(existing_twin(twin))
+    model, chat = telling(lambda *_: "I wonder")
+    scorer = By(lambda *_: -1.0)
+    decided(twin, scorer, model)
+    own = {
+        turn.text for number in days_of(record.validation) for turn in small_conversation(number).turns if turn.speaker == "Ann"
+    }
+    assert {continuation.strip() for _, continuation in scorer.items} == own
+    read = {int(day) for text in [*map("".join, scorer.items), *chat.prompts] for day in DAY.findall(text)}
+    assert read <= days_of(record.corpus) | days_of(record.validation)
+    assert not read & days_of(record.test)
+
+
+def test_the_turns_to_measure_on_may_be_gone(twin: str) -> None:
+    """The strongest form of the same: without the test conversations everything is decided alike."""
+    before = decided(twin, By(lambda prompt, _: -20.0 + moments(prompt)))
+    path, known = existing_twin(twin) / HELD_OUT, set(TwinRecord.load(existing_twin(twin)).validation)
+    kept = [one for one in read_conversations(path).conversations if one.conversation_id in known]
+    assert len(kept) == 2
+    write_conversations(kept, path)
+    assert decided(twin, By(lambda prompt, _: -20.0 + moments(prompt))) == before
+
+
+def test_no_moment_is_shown_that_came_later_or_is_from_the_same_conversation(twin: str) -> None:
+    scorer = By(lambda *_: -1.0)
+    decided(twin, scorer)
+    for prompt, _ in scorer.items:
+        past = prompt.removesuffix(present(prompt))
+        assert not {int(day) for day in DAY.findall(past)} & days_of(TwinRecord.load(existing_twin(twin)).validation)
+
+
+def test_a_log_without_dates_is_decided_on_with_all_of_the_memory(tmp_path: Path) -> None:
+    log = ChatLog(tuple(replace(one, started_at=None) for one in map(small_conversation, range(20))), "test")
+    asyncio.run(learn("bea", log, recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
+    scorer = By(lambda *_: -1.0)
+    decided("bea", scorer)
+    assert {moments(prompt) for prompt, _ in scorer.items} == set(KS)
+
+
+def test_a_silent_leaving_is_nothing_to_decide_on(tmp_path: Path) -> None:
+    talks = [replace(one, turns=one.turns[:-1]) for one in map(small_conversation, range(20))]
+    asyncio.run(learn("cy", ChatLog(tuple(talks), "test"), recipe(method="backward", model="x"), embedder=FakeEmbedder(),
+                      model=scripted("is in a hurry")))  # fmt: skip
+    with SimulatedUser.load("cy", model=scripted("x")) as user:
+        pairs = validation_pairs(user, existing_twin("cy"), 100)
+    assert pairs
+    assert not any(pair.left for pair in pairs)
+
+
+# What it takes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1, 4, 24])
+def test_the_plan_is_what_is_done(twin: str, limit: int) -> None:
+    model, chat = telling(lambda *_: "I wonder")
+    scorer, told = By(lambda *_: -1.0), list[tuple[str, int, int]]()
+    with SimulatedUser.load(twin, model=model) as user:
+        planned = plan(user, existing_twin(twin), limit)
+        found = asyncio.run(
+            decide(user, scorer, folder=existing_twin(twin), limit=limit, progress=lambda *now: told.append(now))
+        )
+    assert planned == Plan(min(limit, 6), len(KS) * len(WINDOWS) + 3, min(limit, 6))
+    assert len(scorer.items) == planned.scorings
+    assert len(chat.asked) == planned.thoughts
+    assert told[0] == ("deciding", 0, planned.scorings)
+    assert told[-1] == ("deciding", planned.scorings, planned.scorings)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert found.measured is not None
+    assert len(found.measured["settings"]) == planned.settings
+    assert found.measured["turns"] == planned.turns
+    assert str(planned) == (
+        f"7 settings on {planned.turns} validation turns: {planned.scorings} turns scored and {planned.turns} thoughts written"
+    )
+
+
+def test_a_window_the_twin_was_learned_with_is_compared_too() -> None:
+    made = recipe(method="none", model=None, scorer=None, window=5)
+    asyncio.run(learn("wide", small_log(), made, embedder=FakeEmbedder()))
+    scorer = By(lambda *_: -1.0)
+    with SimulatedUser.load("wide", model=scripted("x")) as user:
+        planned = plan(user, existing_twin("wide"), 24)
+    found = decided("wide", scorer)
+    assert (planned.settings, planned.thoughts, len(scorer.items)) == (6, 0, 36)
+    assert found.measured is not None
+    assert [(row["k"], row["window"]) for row in found.measured["settings"]] == [(k, w) for k in KS for w in (3, 5, 6)]
+    assert "thoughts" not in str(planned)
+
+
+def test_a_thought_is_written_from_what_the_setting_shows_and_is_scored_with_it(twin: str) -> None:
+    model, chat = telling(lambda *_: "I wonder")
+    scorer = By(lambda *_: -1.0)
+    assert what(decided(twin, scorer, model)) == PLAIN
+    assert max(len(present(prompt).splitlines()) for prompt in chat.prompts) == 1 + 3 + 1  # the goal, three turns, the thought
+    thoughts = [prompt for prompt, _ in scorer.items if "I wonder" in present(prompt)]
+    assert thoughts == [f"{prompt} I wonder)\nMe:" for prompt in chat.prompts]
+    assert all(CHOSEN in prompt and FIRST not in prompt for prompt in chat.prompts)
+
+
+def test_a_model_that_writes_no_thought_leaves_the_prompt_as_it_was(twin: str) -> None:
+    scorer = By(lambda *_: -1.0)
+    decided(twin, scorer, scripted(""))
+    assert not any("thinking" in present(prompt) for prompt, _ in scorer.items)
+
+
+def test_one_seed_decides_alike_and_reaches_the_thoughts(twin: str) -> None:
+    def run(seed: int) -> tuple[Settings, list[int]]:
+        model, chat = telling(lambda *_: "I wonder")
+        return decided(twin, By(lambda prompt, _: -20.0 + moments(prompt)), model, seed=seed), [seed for _, seed in chat.asked]
+
+    assert run(3) == run(3)
+    assert not set(run(3)[1]) & set(run(100)[1])
+
+
+# What is recorded ------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_compared_is_told_with_intervals_against_the_best_without_traces(twin: str) -> None:
+    found = decided(twin, By(lambda prompt, _: -20.0 + moments(prompt) + 5 * (CHOSEN in prompt)), seed=2)
+    told = found.measured
+    assert told is not None
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert {key: told[key] for key in ("turns", "conversations", "scorer", "model", "seed")} == {
+        "turns": 6, "conversations": 2, "scorer": "by hand", "model": "telling", "seed": 2,
+    }  # fmt: skip
+    rows = told["settings"]
+    assert [(row["k"], row["window"], row["traces"], row["reasons"]) for row in rows] == [
+        (4, 3, "none", False), (4, 6, "none", False), (8, 3, "none", False), (8, 6, "none", False),
+        (8, 3, "backward", False), (8, 3, "chosen", False), (8, 3, "chosen", True),
+    ]  # fmt: skip
+    assert [row["chosen"] for row in rows] == [False] * 5 + [True, False]
+    assert [row["against_plain"] is None for row in rows] == [False, False, True, False, False, False, False]
+    for row in rows:
+        assert set(row["bits_per_char"]) == {"value", "low", "high", "n"}
+        assert row["bits_per_char"]["n"] == 6
+    [plain, chosen] = (row["bits_per_char"]["value"] for row in (rows[2], rows[5]))
+    assert rows[5]["against_plain"]["value"] == pytest.approx(chosen - plain)
+    assert rows[5]["against_plain"]["high"] < 0 < rows[0]["against_plain"]["low"]
+
+
+def test_bits_per_character_are_those_of_the_real_turns(twin: str) -> None:
+    scorer = By(lambda *_: -2.0)
+    found = decided(twin, scorer)
+    characters = sum(len(continuation) - 1 for _, continuation in scorer.items[:6])  # the end of the line counts, the space not
+    assert found.measured is not None
+    assert found.measured["settings"][0]["bits_per_char"]["value"] == pytest.approx(6 * 2 / 0.6931471805599453 / characters)
+
+
+def test_what_is_recorded_comes_back_and_is_what_the_twin_does(twin: str) -> None:
+    folder = existing_twin(twin)
+    found = decided(twin, By(lambda prompt, _: -20.0 + moments(prompt) + 5 * (CHOSEN in prompt)))
+    record = replace(TwinRecord.load(folder), settings=found)
+    record.save(folder)
+    assert TwinRecord.load(folder) == record
+    with SimulatedUser.load(twin, model=scripted("hi")) as user:
+        assert user.settings == found
+        assert user.k == found.k == 8
+    with SimulatedUser.load(twin, model=scripted("hi"), k=2) as user:
+        assert (user.k, user.settings.k) == (2, 8)  # who asks for another number is given it
+    with SimulatedUser.load(twin, model=scripted("hi"), settings=Settings(1)) as user:
+        assert user.settings == Settings(1)
+
+
+def test_a_record_of_before_there_were_settings_still_loads(twin: str) -> None:
+    path = existing_twin(twin) / "twin.json"
+    raw = json.loads(path.read_text("utf-8"))
+    del raw["settings"]
+    for key in ("how", "fidelity", "actor", "judge", "calls"):
+        del raw["recipe"][key]
+    path.write_text(json.dumps(raw), "utf-8")
+    record = TwinRecord.load(path.parent)
+    assert record.settings is None
+    assert record.recipe == recipe()
+    assert (record.recipe.how, record.recipe.fidelity) == ("backward", "novel")
+    with SimulatedUser.load(twin, model=scripted("hi")) as user:
+        assert user.settings == Settings(8, 6, "chosen", reasons=True)
+
+
+@pytest.mark.parametrize("damage", [{"k": 4, "magic": 1}, [4], "often"])
+def test_settings_that_are_none_are_a_damaged_twin(twin: str, damage: object) -> None:
+    path = existing_twin(twin) / "twin.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"settings": damage}), "utf-8")
+    with pytest.raises(TwinError, match="is damaged"):
+        TwinRecord.load(path.parent)
+
+
+@given(
+    st.builds(
+        Settings,
+        st.integers(0, 50),
+        st.integers(1, 50),
+        st.sampled_from(["none", "backward", "chosen"]),
+        st.booleans(),
+        st.none() | st.dictionaries(st.text(max_size=5), st.none() | st.floats(-9, 9) | st.text(max_size=5), min_size=1),
+    )  # fmt: skip
+)
+@examples(max_examples=40)
+def test_any_settings_survive_being_written(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> None:
+    folder = tmp_path_factory.mktemp("record")
+    asked = TwinRecord(
+        "x", Persona("Ann"), Recipe("t", "Ann", "none", 1, None, None, 6, "fake:", None, None, 0), "complete", "2024", True,
+        1.0, (), (), (), None, {}, settings=settings,
+    )  # fmt: skip
+    asked.save(folder)
+    assert TwinRecord.load(folder) == asked
+
+
+# What a twin does with its settings ------------------------------------------------------------------------------------
+
+
+def asked_of(name: str, settings: Settings) -> tuple[list[str], Any]:
+    """The prompts of one turn of a twin with these settings, and its answer."""
+    chat = Telling(say=lambda prompt, _: "I wonder" if prompt.endswith("thinking:") else "tomorrow please")
+    with SimulatedUser.load(name, model=ChatModel("telling", chat, "transcript"), settings=settings) as user:
+        answer = asyncio.run(user.arespond(WHICH_DAY))
+    return chat.prompts, answer
+
+
+def test_without_traces_no_prompt_has_one_but_the_answer_still_tells_them(twin: str) -> None:
+    prompts, answer = asked_of(twin, Settings(4, 6, "none", reasons=False))
+    assert not any("thinking" in prompt or CHOSEN in prompt or FIRST in prompt for prompt in prompts)
+    assert len(prompts) == 1
+    assert {row["reasoning"] for row in answer.recalled} == {CHOSEN}
+
+
+def test_backward_shows_the_first_proposals(twin: str) -> None:
+    prompts, answer = asked_of(twin, Settings(4, 6, "backward", reasons=False))
+    assert prompts[0].count(f"(Me thinking: {FIRST})") == 4
+    assert CHOSEN not in prompts[0]
+    assert {row["reasoning"] for row in answer.recalled} == {FIRST}
+
+
+def test_chosen_shows_the_chosen_ones(twin: str) -> None:
+    prompts, _ = asked_of(twin, Settings(4, 6, "chosen", reasons=False))
+    assert prompts[0].count(f"(Me thinking: {CHOSEN})") == 4
+    assert FIRST not in prompts[0]
+
+
+@pytest.mark.parametrize(("reasons", "thought"), [(False, ""), (True, "I wonder")])
+def test_a_thought_is_only_asked_for_where_it_helps(twin: str, reasons: bool, thought: str) -> None:
+    prompts, answer = asked_of(twin, Settings(4, 6, "chosen", reasons=reasons))
+    assert answer.reasoning == thought
+    assert len(prompts) == 1 + reasons
+    assert ("thinking" in present(prompts[-1])) is reasons
+
+
+@pytest.mark.parametrize(("k", "window"), [(1, 1), (4, 2), (8, 3)])
+def test_as_many_moments_and_turns_are_shown_as_the_settings_say(twin: str, k: int, window: int) -> None:
+    [prompt], answer = asked_of(twin, Settings(k, window, "chosen", reasons=False))
+    assert moments(prompt) == len(answer.recalled) == k
+    assert len(present(prompt).splitlines()) == window + 1
+
+
+def test_an_instruction_model_is_shown_and_asked_the_same(twin: str) -> None:
+    for settings, shown in ((Settings(2, 6, "none", reasons=False), ""), (Settings(2, 6, "backward", reasons=True), FIRST)):
+        model, chat = telling(lambda *_: "tomorrow please", "instruction")
+        with SimulatedUser.load(twin, model=model, settings=settings) as user:
+            asyncio.run(user.arespond(WHICH_DAY))
+        assert len(chat.prompts) == 1 + settings.reasons
+        assert all(shown in prompt and CHOSEN not in prompt for prompt in chat.prompts)
+
+
+@pytest.mark.parametrize(
+    ("traces", "arm", "with_thought"),
+    [("none", "recalled_pairs", 0), ("backward", "recalled_triples", 2), ("chosen", "recalled_triples", 2)],
+)
+def test_an_evaluation_says_which_arm_is_what_the_twin_does(twin: str, traces: Any, arm: str, with_thought: int) -> None:
+    model, chat = telling(lambda prompt, _: "I wonder" if prompt.endswith("thinking:") else "fine")
+    scorer, folder = By(lambda *_: -1.0), existing_twin(twin)
+    settings = Settings(4, 2, traces, reasons=traces != "none")
+    with SimulatedUser.load(twin, model=model, settings=settings) as user:
+        result = asyncio.run(evaluate(user, scorer, FakeEmbedder(), folder=folder, generate=2))
+    assert (result["twin_arm"], result["k"]) == (arm, 4)
+    assert sum(prompt.endswith("thinking:") for prompt in chat.prompts) == with_thought
+    shown = [prompt for prompt, _ in scorer.items[4::5]]
+    assert all((FIRST if traces == "backward" else CHOSEN) in prompt for prompt in shown)
+    assert max(len(present(prompt).splitlines()) for prompt in shown) == 1 + 2 + 1  # the goal, two turns, the action
+
+
+def test_a_twin_that_was_never_tuned_is_measured_with_its_traces(twin: str) -> None:
+    with SimulatedUser.load(twin, model=scripted("hi")) as user:
+        result = asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=existing_twin(twin), generate=0))
+    assert (result["twin_arm"], result["k"]) == ("recalled_triples", 8)
