@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cog
 
-COMMANDS = ("learn", "chat", "simulate", "eval", "show", "demo")
+COMMANDS = ("learn", "tune", "controls", "chat", "simulate", "eval", "show", "demo")
 MEMORY = ("stats", "check", "rebuild", "add", "forget")
 FOLDERS = ("personas", "memory", "simulator", "evals", "examples", "tests")
 NOT_PYTHON = {".txt": "a prompt", ".md": "what was tried, with numbers"}
@@ -28,9 +28,9 @@ def tree() -> None:
     """Put out the files of each folder, with what they are."""
     cog.outl("```")
     for folder in map(Path, FOLDERS):
-        cog.outl(f"{folder}/".ljust(28) + (_says(folder / "__init__.py") or _OTHER[folder.name]))
+        cog.outl(f"{folder}/".ljust(32) + (_says(folder / "__init__.py") or _OTHER[folder.name]))
         for path, text in _files(folder):
-            cog.outl(f"  {path.name}".ljust(28) + text)
+            cog.outl(f"  {path.name}".ljust(32) + text)
     cog.outl("```")
 
 

@@ -29,9 +29,9 @@ NAME = "demo"
 #: A student who took part in 118 chats of the BYU Chit-Chat Challenge of 2018; the corpus gives no name, "Robin" is ours.
 SPEAKER, CALLED = "60576dcf-5b39-4420-a850-33ff7d108047", "Robin"
 GOAL = "Your parcel should have come on Monday and has not. You want to know where it is."
-MAX_TRIPLES, MAX_TRACES, CANDIDATES, WINDOW, GENERATE = 200, 56, 4, 6, 4
+MAX_TRIPLES, MAX_TRACES, CANDIDATES, WINDOW, GENERATE = 200, 40, 4, 6, 4
 #: Validation turns on which it is decided what the twin is shown.
-MEASURE = 12
+MEASURE = 8
 
 
 def run_demo(console: Console, *, home: Path | None, turns: int, limit: int) -> None:

@@ -1,4 +1,4 @@
-"""evals/decide.py: what a twin is shown of its memory is found by measuring, and the simplest setting that is as good is taken."""
+"""evals/decide.py: what a twin is shown of its memory is measured, and the simplest setting that is as good is taken."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def what(settings: Settings) -> Settings:
         (lambda prompt, _: -10.0 + 5 * (CHOSEN in prompt or FIRST in prompt), replace(PLAIN, traces="backward")),
         (lambda prompt, _: -10.0 + 5 * ("thinking" in present(prompt)), Settings(4, 3, "chosen", reasons=True)),
         (lambda prompt, _: -10.0 + moments(prompt), replace(PLAIN, k=8)),
-        (lambda prompt, _: -50.0 + present(prompt).count("\n"), replace(PLAIN, window=6)),
+        (lambda prompt, _: -50.0 + present(prompt).count("Them:"), replace(PLAIN, window=6)),
         (lambda prompt, _: -50.0 + moments(prompt) + 5 * (CHOSEN in prompt), replace(PLAIN, k=8, traces="chosen")),
         (lambda prompt, _: -10.0 - moments(prompt), PLAIN),
         (lambda prompt, _: -10.0 - 1e-3 * ("thinking" in prompt), PLAIN),
@@ -152,7 +152,7 @@ def test_where_traces_make_things_worse_no_twin_is_shown_any(
     def nats(prompt: str, continuation: str) -> float:
         cost = actions.setdefault(continuation, harm[len(actions) % len(harm)])
         worse = cost * ("thinking" in prompt) + own * ("thinking" in present(prompt))
-        return -100.0 + more * moments(prompt) + longer * present(prompt).count("\n") - worse
+        return -100.0 + more * moments(prompt) + longer * present(prompt).count("Them:") - worse
 
     found = decided(twin, By(nats))
     assert (found.traces, found.reasons) == ("none", False)
@@ -391,7 +391,7 @@ def test_settings_that_are_none_are_a_damaged_twin(twin: str, damage: object) ->
         st.sampled_from(["none", "backward", "chosen"]),
         st.booleans(),
         st.none() | st.dictionaries(st.text(max_size=5), st.none() | st.floats(-9, 9) | st.text(max_size=5), min_size=1),
-    )  # fmt: skip
+    )
 )
 @examples(max_examples=40)
 def test_any_settings_survive_being_written(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> None:
