@@ -54,6 +54,11 @@ class Fidelity(Protocol):
         """Below this score a trace is worse than none; None if the scorer cannot tell."""
         ...
 
+    @property
+    def comparable(self) -> bool:
+        """Whether scores of traces that were not scored together can be compared."""
+        ...
+
     async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
         """The score of each trace, in order.
 
@@ -121,6 +126,7 @@ class Gain:
     """
 
     floor = 0.0
+    comparable = True
 
     def __init__(self, scorer: Scorer, *, novel: bool = True) -> None:
         self._scorer, self._part = scorer, "novel" if novel else "gain"
@@ -133,10 +139,10 @@ class Gain:
 
 
 class Choice:
-    """S4: how much better the action is told from other actions of the same person with the trace than without, in nats.
+    """S4: how much better the action is told from other actions of the same person with the trace, in nats.
 
-    The choice is by how much more likely the moment makes an action than nothing does; `parts` say with which probability the
-    real one is chosen (`chosen`), and with which without a trace (`before`).
+    Compared with words that say nothing in its place. The choice is by how much more likely the moment makes an action than nothing does; `parts` say with which
+    probability the real one is chosen (`chosen`), and with which after words that say nothing (`before`).
 
     Args:
         scorer: the reconstruction model.
@@ -145,6 +151,7 @@ class Choice:
     """
 
     floor = 0.0
+    comparable = True
 
     def __init__(self, scorer: Scorer, distractors: Distractors, choices: int = CHOICES) -> None:
         self._scorer, self._distractors, self._choices = scorer, distractors, choices
@@ -159,15 +166,19 @@ class Choice:
         actions = [action_line(action) for action in (pair.action, *others)]
         usual = [found.nats for found in self._scorer.score([(f"{ME}:", action) for action in actions])]
 
-        def chosen(trace: str | None) -> float:
+        def chosen(trace: str) -> float:
             prompt = reconstruct(pair, trace)
             found = self._scorer.score([(prompt, action) for action in actions])
             likely = [one.nats - nats for one, nats in zip(found, usual, strict=True)]
             top = max(likely)
             return likely[0] - top - log(sum(exp(one - top) for one in likely))
 
-        before = chosen(None)
-        return [Scored(found - before, {"chosen": exp(found), "before": exp(before)}) for found in map(chosen, traces)]
+        nothing = {text: chosen(text) for text in dict.fromkeys(filler(len(trace.split())) for trace in traces)}
+        found: list[Scored] = []
+        for trace in traces:
+            told, before = chosen(trace), nothing[filler(len(trace.split()))]
+            found.append(Scored(told - before, {"chosen": exp(told), "before": exp(before)}))
+        return found
 
 
 class Prior:
@@ -182,6 +193,7 @@ class Prior:
     """
 
     floor = None
+    comparable = True
 
     def __init__(self, scorer: Scorer, weight: float = _PRIOR_WEIGHT) -> None:
         self._scorer, self._weight = scorer, weight

@@ -30,11 +30,13 @@ from .fidelity import CHOICES, Choice, Fidelity, Gain, Prior, Scored, reconstruc
 from .propose import CONTEXT_TURNS, template
 from .sampling import ChatModel, Ledger, sample
 from .scoring import Scorer
-from .transcript import context_lines, flat
+from .transcript import context_lines, flat, shortened
 
 FidelityName = Literal["novel", "gain", "judge", "choice", "rank", "prior"]
 FIDELITIES: tuple[FidelityName, ...] = get_args(FidelityName)
 
+#: How many traces a judge can compare in one verdict: there is a letter for each.
+MOST_ATTEMPTS = len(string.ascii_uppercase)
 _TRIES = 3
 _ACTION_TOKENS = {"transcript": 80, "instruction": 600}
 _DIMENSIONS = {"judge_traces": ("style", "intent", "values"), "judge_quality": ("plausible", "specific", "clear")}
@@ -71,6 +73,7 @@ async def verdict(
     attempts: Sequence[str],
     *,
     seed: int = 0,
+    backwards: bool = False,
     ledger: Ledger | None = None,
 ) -> list[Scored]:
     """One listwise verdict: each attempt's place, from 1 (the best) to 0, and the marks it got, from 0 to 1.
@@ -81,19 +84,22 @@ async def verdict(
         pair: the moment.
         attempts: what is judged.
         seed: for the order in which they are shown, and for the sampler.
+        backwards: whether that order is turned round, so that whoever was first is last.
         ledger: where to note what it cost.
 
     Raises:
         VerdictError: nothing that can be read, three times.
         ModelError: the judge does not answer.
     """
-    if len(attempts) > len(string.ascii_uppercase):
-        raise UsageError(f"{len(attempts)} attempts in one verdict: at most {len(string.ascii_uppercase)} can be told apart")
+    if len(attempts) > MOST_ATTEMPTS:
+        raise UsageError(f"{len(attempts)} attempts in one verdict: at most {MOST_ATTEMPTS} can be told apart")
     order = list(range(len(attempts)))
     random.Random(f"{seed}/{pair.conversation_id}/{pair.position}").shuffle(order)
+    if backwards:
+        order.reverse()
     labels = list(string.ascii_uppercase[: len(attempts)])
     prompt = template(question).fill(
-        name=flat(pair.speaker)[:24], context=context_lines(pair, CONTEXT_TURNS), action=flat(pair.action), labels=labels,
+        name=flat(pair.speaker)[:24], context=context_lines(pair, CONTEXT_TURNS), action=shortened(pair.action), labels=labels,
         attempts=[attempts[place] or "(nothing)" for place in order],
     )  # fmt: skip
     schema = _schema(labels, _DIMENSIONS[question])
@@ -146,11 +152,12 @@ class Judged:
     Args:
         actor: the reconstruction model.
         judge: who ranks.
-        orders: how many verdicts, each on another order of the same reconstructions; their places are averaged, and `flips`
-            says in which part of the pairs of attempts two verdicts contradict each other.
+        orders: how many verdicts, each on another order of the same reconstructions, every second one turned round; their
+            places are averaged, and `flips` says in which part of the pairs of attempts two verdicts contradict each other.
     """
 
     floor = None
+    comparable = False  # a place is a place among those it was ranked with
 
     def __init__(self, actor: ChatModel, judge: ChatModel, *, orders: int = 1) -> None:
         self._actor, self._judge, self._orders = actor, judge, orders
@@ -160,7 +167,15 @@ class Judged:
         """See `Fidelity.score`. VerdictError if the judge gives no verdict that can be read."""
         attempts = await reconstructions(self._actor, pair, traces, seed=seed, ledger=ledger)
         verdicts = [
-            await verdict(self._judge, "judge_traces", pair, attempts, seed=seed + 101 * turn, ledger=ledger)
+            await verdict(
+                self._judge,
+                "judge_traces",
+                pair,
+                attempts,
+                seed=seed + 101 * (turn // 2),
+                backwards=turn % 2 == 1,
+                ledger=ledger,
+            )
             for turn in range(self._orders)
         ]
         flips = _flips([[one.value for one in told] for told in verdicts])
@@ -199,6 +214,7 @@ class Ranked:
     """
 
     floor = None
+    comparable = True
 
     def __init__(self, actor: ChatModel, embedder: Embedder, distractors: Distractors, choices: int = CHOICES) -> None:
         self._actor, self._embedder, self._distractors, self._choices = actor, embedder, distractors, choices
@@ -255,5 +271,9 @@ def fidelity_by_name(
         return Ranked(actor, embedder, distractors)
     if name not in FIDELITIES:
         raise UsageError(f'"{name}" scores no traces; there are {", ".join(FIDELITIES)}')
-    needs = {"judge": "an actor and a judge", "rank": "an actor"}.get(name, "a scorer")
+    needs = {
+        "judge": "an actor and a judge",
+        "rank": "an actor, an embedder and distractors",
+        "choice": "a scorer and distractors",
+    }.get(name, "a scorer")
     raise UsageError(f'traces scored by "{name}" need {needs}')

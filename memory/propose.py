@@ -23,7 +23,7 @@ from usertwin.personas import Pair, UsageError
 
 from .sampling import ChatModel, Ledger, Style, sample
 from .templates import PromptTemplate
-from .transcript import ME, context_lines, flat, open_moment, past_moment
+from .transcript import ME, context_lines, flat, open_moment, past_moment, shortened
 from .words import word_tokens
 
 Proposing = Literal["backward", "forward", "scaffolded", "search"]
@@ -117,7 +117,7 @@ def prompt_for(style: Style, pair: Pair, name: str, how: Proposing, *, lens: str
     filled = _template(style, how).fill
     if style == "instruction":
         return filled(
-            name=name, goal=pair.goal, context=context_lines(pair, CONTEXT_TURNS), action=pair.action,
+            name=name, goal=pair.goal, context=context_lines(pair, CONTEXT_TURNS), action=shortened(pair.action),
             lens=_LENSES.get(lens, ""), structured=structured,
         )  # fmt: skip
     if how == "forward":
@@ -143,7 +143,7 @@ async def _sampled(model: ChatModel, prompt: str, n: int, seed: int, ledger: Led
 
 async def paraphrase(model: ChatModel, text: str, *, seed: int, ledger: Ledger | None = None) -> str:
     """A text in other words, as the model says it: what a trace that only repeats the action looks like (control C2)."""
-    prompt = template(f"paraphrase_{model.style}").fill(action=flat(text))
+    prompt = template(f"paraphrase_{model.style}").fill(action=shortened(text))
     most, stop = (80, ["\n"]) if model.style == "transcript" else (400, list[str]())
     [answer] = await sample(
         model, [("user", prompt)], seed=seed, max_tokens=most, temperature=_TEMPERATURE, stop=stop, ledger=ledger

@@ -11,7 +11,8 @@ guarded candidates, so that they differ in nothing but the choice:
     backward   the first (Backward Synthesis)
     none       no trace at all
 
-A trace that is stored has passed every guard, whichever way it was chosen; only "recon" also rejects what misleads.
+A trace that is stored has passed every guard, whichever way it was chosen; only "recon", and a search, whatever is done with
+what it found, also reject what misleads.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .distractors import Distractors
 from .embed import Embedder
 from .fidelity import CHOICES, Fidelity, gains
 from .guards import LEAST_KEPT, gives_away, kept_share, rejected_by
-from .judging import plausibility
+from .judging import MOST_ATTEMPTS, plausibility
 from .propose import CONTEXT_TURNS, MALFORMED, PROPOSING, Proposing, proposal_template, propose
 from .sampling import ChatModel, Ledger
 from .scoring import Scorer
@@ -119,6 +120,14 @@ class Synthesizer:
         if self.model is None or (scored and self.fidelity is None) or (self.method == "quality" and self.judge is None):
             needs = "a model" + " and a scorer" * scored + " and a judge" * (self.method == "quality")
             raise UsageError(f'traces by "{self.method}" need {needs}')
+        if self.how == "search" and self.fidelity is not None and not self.fidelity.comparable:
+            raise UsageError(f"a search compares scores of different steps, which those {self.fidelity.name} are not made for")
+        judged = self.method == "quality" or (
+            self.method == "recon" and self.fidelity is not None and not self.fidelity.comparable
+        )
+        most = self.calls if self.how == "search" else self.candidates
+        if judged and most > MOST_ATTEMPTS:
+            raise UsageError(f"{most} proposals for a judge to compare: at most {MOST_ATTEMPTS} can be told apart")
 
     async def synthesize(self, pair: Pair, name: str, *, seed: int = 0) -> Triple:
         """Make a triple of a pair.

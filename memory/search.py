@@ -14,7 +14,7 @@ from usertwin.personas import Pair, VerdictError
 from .fidelity import Fidelity
 from .propose import CONTEXT_TURNS, cleaned, in_first_person, parts_of, propose, template
 from .sampling import ChatModel, Ledger, sample
-from .transcript import context_lines, past_moment
+from .transcript import context_lines, past_moment, shortened
 from .triples import Candidate
 
 #: Drafts to begin with, and ways to write a part anew that are compared at each step.
@@ -101,7 +101,7 @@ async def _rewritten(
         prompt = template("rewrite_instruction").fill(
             name=name,
             context=context_lines(pair, CONTEXT_TURNS),
-            action=pair.action,
+            action=shortened(pair.action),
             before=lead,
             part=parts[place],
             after=tail,

@@ -17,6 +17,8 @@ THEM = "Them"
 THOUGHT = f"({ME} thinking:"
 #: Characters of a goal and of one earlier turn that are shown; the end of each says most about what comes next.
 _GOAL_CHARACTERS, _TURN_CHARACTERS = 400, 240
+#: Characters of an action that are shown where it is not the one to be predicted; a model's context holds only so much.
+_ACTION_CHARACTERS = 1200
 _NOTHING = (
     "I was there and I saw what there was to see and then it went on as it does, and so it was, "
     "and it was that and nothing else, one thing and then the next one "
@@ -31,6 +33,12 @@ def flat(text: str) -> str:
 def action_line(action: str) -> str:
     """What a model is to write after `Me:` (the line's end included: to stop is part of the action)."""
     return f" {flat(action)}\n"
+
+
+def shortened(action: str) -> str:
+    """An action as one line, the beginning of it if it is very long."""
+    text = flat(action)
+    return text if len(text) <= _ACTION_CHARACTERS else text[:_ACTION_CHARACTERS].rstrip() + "…"
 
 
 def context_lines(pair: Pair, turns: int) -> list[str]:
@@ -53,7 +61,7 @@ def open_thought(pair: Pair, turns: int) -> str:
 
 def past_moment(pair: Pair, turns: int, *, thought: str | None = None) -> str:
     """A whole moment with its action, as an example."""
-    return "\n".join([*context_lines(pair, turns), *_thought(thought), f"{ME}:{action_line(pair.action)}"])
+    return "\n".join([*context_lines(pair, turns), *_thought(thought), f"{ME}:{action_line(shortened(pair.action))}"])
 
 
 def joined(moments: Iterable[str]) -> str:

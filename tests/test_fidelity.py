@@ -242,7 +242,7 @@ def test_how_common_an_action_is_anyway_counts_for_nothing(told: list[float], us
 
     def nats(common: Sequence[float]) -> Scorer:
         table = {action: (own, often) for action, own, often in zip(actions, told, common, strict=True)}
-        return Scripted(lambda prompt, action: table[action][1] + table[action][0] * ("thinking" in prompt))
+        return Scripted(lambda prompt, action: table[action][1] + table[action][0] * ("hurry" in prompt))
 
     [found] = scored(Choice(nats(usual), distractors(*OTHERS)), "I was in a hurry")
     [even] = scored(Choice(nats([0, 0, 0, 0]), distractors(*OTHERS)), "I was in a hurry")

@@ -167,8 +167,8 @@ def learn_counting(
     with ExitStack() as stack:
 
         def progress(stage: str, done: int, total: int) -> None:
-            if (stage, done) == ("traces", 0) or (stage == "traces" and step is not None and "begun" not in told):
-                told.append("begun")
+            if stage == "traces" and not told:
+                told.append(stage)
                 stack.enter_context(killed_at(step))
             there.send((stage, done))
 

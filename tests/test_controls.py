@@ -1,0 +1,482 @@
+"""evals/controls.py: every control trace is wrong in the one way that it is said to be, and a planted case is decided right."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import fsum
+from typing import Any
+from zlib import crc32
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import Telling, telling
+from usertwin.evals.controls import Controls, held_out_moments, keywords, other_moments
+from usertwin.memory import (
+    AnswerCache,
+    ChatModel,
+    Distractors,
+    FakeEmbedder,
+    FakeScorer,
+    Gain,
+    Ledger,
+    Likelihood,
+    Scorer,
+    Synthesizer,
+    TripleStore,
+    TwinRecord,
+    existing_twin,
+)
+from usertwin.memory.guards import rejected_by
+from usertwin.memory.words import word_tokens
+from usertwin.personas import ModelError, Pair, Turn, UsageError
+from usertwin.simulator import SimulatedUser
+
+WORDS = ("calm", "proud", "shy", "bold", "tense", "keen", "glum", "warm", "cool", "hurt", "glad", "stern", "wary", "mild")
+#: With what each of the three prompts ends.
+BACKWARD, FORWARD, PARAPHRASE = "Before I wrote that, I", "Before I answered, I", "In other words:"
+
+
+def words_for(text: str, count: int = 3) -> list[str]:
+    """Words that a text is known by, and that are in none."""
+    rng = random.Random(crc32(text.encode()))
+    return rng.sample(WORDS, count)
+
+
+def last_moment(prompt: str) -> str:
+    """The moment that a prompt asks about, without the question."""
+    return prompt.split("\n\n")[-1].rsplit("\n", 1)[0]
+
+
+def action_of(prompt: str) -> str:
+    """What the person does in the moment that a prompt asks about."""
+    return last_moment(prompt).rsplit("Me: ", 1)[1]
+
+
+def writing(prompt: str, seed: int) -> str:
+    """A thought by which the action can be known, and which of the proposals it is; another one if it is not told."""
+    if prompt.endswith(PARAPHRASE):
+        return f"rather {' '.join(words_for(prompt))}"
+    first, second, third = words_for(action_of(prompt) if prompt.endswith(BACKWARD) else f"unseen {last_moment(prompt)}")
+    return f"felt {first} at heart and {second} in part{' too' * (seed % 2)} and wanted to stay {third} in it all."
+
+
+def moments_of(count: int = 6) -> list[Pair]:
+    """Held-out moments of Ann, three in each conversation, all different."""
+    return [
+        Pair("Ann", (Turn("desk", "agent", f"What about lamp {i}?"),), f"lamp {i} broke on its shelf, sir", "",
+             f"new {i // 3}", i % 3, 9e9)
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def others_of(count: int = 4) -> list[Pair]:
+    """Moments of Bob."""
+    return [
+        Pair("Bob", (Turn("desk", "agent", f"And {i}?"),), f"I demand a refund for order {i}!!", "", f"bob {i}", 1, 1.0)
+        for i in range(count)
+    ]
+
+
+class Run:
+    """A run of the controls on Ann's twin, with what the model was asked."""
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair] | None = None,
+        others: Sequence[Pair] | None = None,
+        *,
+        say: Callable[[str, int], str] = writing,
+        scorer: Scorer | None = None,
+        model: ChatModel | None = None,
+        seed: int = 0,
+        concurrency: int = 1,
+        **more: Any,
+    ) -> None:
+        self.pairs = moments_of() if pairs is None else pairs
+        self.others = others_of() if others is None else others
+        made, self.chat = telling(say)
+        model, scorer, embedder = model or made, scorer or FakeScorer(), FakeEmbedder()
+        self.ledger = Ledger()
+        synthesizer = Synthesizer("recon", model, Gain(scorer), scorer, embedder, **({"candidates": 3} | more))
+        controls = Controls(synthesizer, model, scorer, embedder, seed, self.ledger, concurrency)
+        self.told: list[tuple[str, int, int]] = []
+        with TripleStore(existing_twin("ann"), embedder, create=False) as store:
+            self.distractors = Distractors([triple.pair for triple in store.triples()], embedder)
+            self.result = asyncio.run(
+                controls.measure(self.pairs, self.others, store, name="Ann", progress=lambda *now: self.told.append(now))
+            )
+        self.traces = [{name: told["trace"] for name, told in one["traces"].items()} for one in self.result["moments"]]
+
+    def asked(self, ending: str) -> list[str]:
+        """The prompts of one kind."""
+        return [prompt for prompt in self.chat.prompts if prompt.endswith(ending)]
+
+
+@pytest.fixture
+def run(ann: str) -> Run:
+    """An ordinary run."""
+    return Run()
+
+
+# What each control is --------------------------------------------------------------------------------------------------
+
+
+def test_every_control_is_made_for_every_moment(run: Run) -> None:
+    names = {"own", "filler", "copy", "paraphrase", "shuffled", "other", "bag", "keywords", "swapped", "forward"}
+    assert [set(traces) for traces in run.traces] == [names] * 6
+    assert {row["n"] for row in run.result["controls"].values()} == {6}
+
+
+def test_the_own_trace_is_the_first_proposal_that_no_guard_rejects(ann: str) -> None:
+    """Not the best-scored one: the last of the three would be likeliest, and the first quotes."""
+
+    def say(prompt: str, seed: int) -> str:
+        if not prompt.endswith(BACKWARD):
+            return writing(prompt, seed)
+        return (f"said {action_of(prompt)}", "felt warm", f"felt {' '.join(action_of(prompt).split()[:2])} coming")[seed % 3]
+
+    assert {traces["own"] for traces in Run(say=say).traces} == {"I felt warm"}
+
+
+def test_a_moment_without_a_trace_that_passes_has_only_the_controls_that_need_none(ann: str) -> None:
+    def say(prompt: str, seed: int) -> str:
+        return "" if prompt.endswith(BACKWARD) and "lamp 4" in prompt else writing(prompt, seed)
+
+    found = Run(say=say)
+    assert "own" not in found.traces[4]
+    assert not {"bag", "keywords", "filler"} & set(found.traces[4])
+    assert {"copy", "paraphrase", "forward", "other", "shuffled"} <= set(found.traces[4])
+    assert found.result["controls"]["own"]["n"] == 5
+    assert found.result["own_minus"]["copy"]["n"] == 5
+
+
+def test_filler_is_as_many_words_as_the_own_trace_and_none_of_it(run: Run) -> None:
+    for traces in run.traces:
+        assert len(traces["filler"].split()) == len(traces["own"].split())
+        assert not {*WORDS} & {*word_tokens(traces["filler"])}
+
+
+@pytest.mark.parametrize("length", [2, 19, 20, 21, 45, 90])
+def test_filler_is_as_many_words_however_many_they_are(ann: str, length: int) -> None:
+    def say(prompt: str, seed: int) -> str:
+        return " ".join(["mild"] * (length - 1)) if prompt.endswith(BACKWARD) else writing(prompt, seed)
+
+    for traces in Run(moments_of(2), [], say=say).traces:
+        assert len(traces["filler"].split()) == len(traces["own"].split()) == length
+
+
+def test_copy_is_the_action_and_a_guard_rejects_it_every_time(run: Run) -> None:
+    for pair, traces, one in zip(run.pairs, run.traces, run.result["moments"], strict=True):
+        assert traces["copy"] == f"I would say: {pair.action}"
+        assert one["traces"]["copy"]["rejected"] == rejected_by(traces["copy"], pair) == "quotes_action"
+    row = run.result["controls"]["copy"]
+    assert (row["rejected"], row["reasons"], row["guarded"]) == (6, {"quotes_action": 6}, None)
+
+
+def test_unguarded_the_copy_gains_most_where_words_that_were_said_are_likely(run: Run) -> None:
+    rows = run.result["controls"]
+    assert max(rows, key=lambda name: rows[name]["gain"]["value"]) == "copy"
+    assert rows["copy"]["novel"]["value"] < rows["copy"]["gain"]["value"] / 2
+
+
+def test_the_paraphrase_is_what_the_model_makes_of_the_action_alone(run: Run) -> None:
+    assert [prompt.rsplit("\n", 2)[-2] for prompt in run.asked(PARAPHRASE)] == [pair.action for pair in run.pairs]
+    for prompt, traces in zip(run.asked(PARAPHRASE), run.traces, strict=True):
+        assert traces["paraphrase"] == writing(prompt, 0)
+
+
+def test_shuffled_is_the_own_trace_of_another_conversation(run: Run) -> None:
+    for pair, traces in zip(run.pairs, run.traces, strict=True):
+        elsewhere = [
+            one["own"]
+            for other, one in zip(run.pairs, run.traces, strict=True)
+            if other.conversation_id != pair.conversation_id
+        ]
+        assert traces["shuffled"] in elsewhere
+        assert traces["shuffled"] != traces["own"]
+
+
+def test_in_a_single_conversation_nothing_can_be_shuffled(ann: str) -> None:
+    found = Run(moments_of(3))
+    assert not any("shuffled" in traces for traces in found.traces)
+    assert found.result["decision"]["conditions"]["own beats shuffled"] is False
+
+
+def test_other_is_a_trace_that_was_written_for_the_other_person(run: Run) -> None:
+    bobs = {f"I {writing(prompt, 0)}" for prompt in run.asked(BACKWARD) if "refund" in last_moment(prompt)}
+    assert len(bobs) == 4
+    assert {traces["other"] for traces in run.traces} == bobs
+    assert not bobs & {traces["own"] for traces in run.traces}
+
+
+def test_without_another_person_that_control_is_left_out(ann: str) -> None:
+    found = Run(others=[])
+    assert "other" not in found.result["controls"]
+    assert found.result["decision"]["conditions"]["own beats other"] is False
+    assert found.result["decision"]["more_than_leakage"] is False
+
+
+def test_the_bag_holds_the_words_of_the_own_trace_in_another_order(run: Run) -> None:
+    for traces in run.traces:
+        assert Counter(traces["bag"].split()) == Counter(traces["own"].split())
+    assert sum(traces["bag"] == traces["own"] for traces in run.traces) == 0
+
+
+def test_keywords_are_telling_words_of_the_own_trace(run: Run) -> None:
+    for pair, traces in zip(run.pairs, run.traces, strict=True):
+        listed = traces["keywords"].split(", ")
+        assert set(words_for(pair.action)) <= set(listed)
+        assert set(listed) <= set(word_tokens(traces["own"]))
+        assert 0 < len(listed) <= 6
+
+
+def test_swapped_was_written_for_another_action_of_the_person_in_the_same_moment(run: Run) -> None:
+    for pair, traces, one in zip(run.pairs, run.traces, run.result["moments"], strict=True):
+        assert one["other_action"] == run.distractors.of(pair, 1)[0] != pair.action
+        [prompt, *_] = [
+            asked for asked in run.asked(BACKWARD)
+            if action_of(asked) == one["other_action"] and pair.context[-1].text in last_moment(asked)
+        ]  # fmt: skip
+        assert pair.action not in last_moment(prompt)
+        assert traces["swapped"] == f"I {writing(prompt, 0)}"
+
+
+def test_the_contrast_is_how_much_each_trace_prefers_its_own_action(run: Run) -> None:
+    scorer = FakeScorer()
+    for pair, traces, one in zip(run.pairs, run.traces, run.result["moments"], strict=True):
+        both = [traces["own"], traces["swapped"]]
+        real, other = (
+            asyncio.run(Gain(scorer, novel=False).score(replace(pair, action=action), both))
+            for action in (pair.action, one["other_action"])
+        )
+        expected = (real[0].value - real[1].value) - (other[0].value - other[1].value)
+        assert one["contrast"] == pytest.approx(expected)
+
+
+def test_the_forward_trace_was_written_without_having_seen_the_action(run: Run) -> None:
+    asked = run.asked(FORWARD)
+    assert len(asked) == 6
+    for pair, prompt, traces in zip(run.pairs, asked, run.traces, strict=True):
+        assert last_moment(prompt) == f"Them: {pair.context[-1].text}"
+        assert "broke" not in prompt
+        assert traces["forward"] == f"I {writing(prompt, 0)}"
+
+
+def test_each_trace_is_scored_as_traces_are(run: Run) -> None:
+    for pair, traces, one in zip(run.pairs, run.traces, run.result["moments"], strict=True):
+        for novel in (True, False):
+            found = asyncio.run(Gain(FakeScorer(), novel=novel).score(pair, list(traces.values())))
+            told = [one["traces"][name]["novel" if novel else "gain"] for name in traces]
+            assert told == pytest.approx([score.value for score in found])
+
+
+@settings(max_examples=60)
+@given(st.text(max_size=80), st.lists(st.text(max_size=40), max_size=4))
+def test_keywords_are_at_most_six_words_of_the_text_each_once_in_its_order(text: str, corpus: list[str]) -> None:
+    found, words = keywords(text, corpus), word_tokens(text)
+    assert len(found) <= 6
+    assert sorted(set(found), key=words.index) == found
+
+
+def test_keywords_are_the_words_that_other_texts_do_not_have() -> None:
+    corpus = ["felt tired after work and wanted quiet"] * 9
+    text = "felt tired after work and wanted quiet, missing grandmother, violin, harbour, lantern, saffron and cobalt"
+    assert keywords(text, corpus) == ["missing", "grandmother", "violin", "harbour", "lantern", "saffron"]
+    assert keywords(f"{text} {text}, cobalt", corpus)[-1] == "cobalt"  # the word that is there most
+    assert keywords("and so it is", corpus) == []
+
+
+# What it takes ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_cost_counts_every_text(run: Run) -> None:
+    assert run.result["cost"]["calls"] == run.ledger.calls == len(run.chat.asked)
+    assert run.result["cost"]["repeated"] == 0
+    # Three proposals, one forward, one paraphrase and two for the other action; two for Bob's; the rest is downstream.
+    assert len(run.asked(FORWARD)) == len(run.asked(PARAPHRASE)) == 6
+    assert len([prompt for prompt in run.asked(BACKWARD) if "lamp" in last_moment(prompt)]) == 6 * (3 + 2)
+    assert len([prompt for prompt in run.asked(BACKWARD) if "refund" in last_moment(prompt)]) == 4 * 2
+
+
+def test_a_second_run_with_kept_answers_asks_nothing_and_finds_the_same(ann: str) -> None:
+    cache = AnswerCache(existing_twin(ann) / "answers.sqlite")
+    chats = [Telling(say=writing) for _ in range(2)]
+    first, second = (Run(model=ChatModel("telling", chat, "transcript", answers=cache)) for chat in chats)
+    cache.close()
+    assert len(chats[0].asked) == first.result["cost"]["calls"] > 0
+    assert chats[1].asked == []
+    assert (second.result["cost"]["calls"], second.result["cost"]["repeated"]) == (
+        0, first.result["cost"]["calls"] + first.result["cost"]["repeated"],
+    )  # fmt: skip
+    assert {**first.result, "cost": None} == {**second.result, "cost": None}
+
+
+def test_several_moments_at_once_change_nothing(ann: str) -> None:
+    one, four = Run(), Run(concurrency=4)
+    assert one.result == four.result
+
+
+def test_one_seed_gives_one_result_and_another_one_draws_anew(ann: str) -> None:
+    first, again, other = Run(seed=1), Run(seed=1), Run(seed=2)
+    assert first.result == again.result
+    assert [traces["bag"] for traces in first.traces] != [traces["bag"] for traces in other.traces]
+
+
+def test_progress_reaches_the_end_of_each_stage(run: Run) -> None:
+    assert [now for now in run.told if now[1] == now[2]] == [
+        ("control traces", 10, 10), ("control scores", 6, 6), ("downstream", 6, 6),
+    ]  # fmt: skip
+    assert run.told == sorted(
+        run.told, key=lambda now: (["control traces", "control scores", "downstream"].index(now[0]), now[1])
+    )
+
+
+def test_too_few_moments_or_a_synthesizer_that_lacks_something_are_refused_before_anything_is_asked(ann: str) -> None:
+    model, chat = telling(writing)
+    with pytest.raises(UsageError, match="at least two held-out turns of the person, and there are 1"):
+        Run(moments_of(1), model=model)
+    with pytest.raises(UsageError, match="0 candidates"):
+        Run(model=model, candidates=0)
+    assert chat.asked == []
+
+
+def test_a_model_that_fails_is_a_model_error(ann: str) -> None:
+    def say(prompt: str, seed: int) -> str:
+        raise OSError("no route to host")
+
+    with pytest.raises(ModelError, match='"telling" did not answer: OSError: no route to host'):
+        Run(say=say)
+
+
+def test_a_model_that_writes_nothing_leaves_only_the_copy(ann: str) -> None:
+    found = Run(say=lambda *_: "")
+    assert list(found.result["controls"]) == ["copy"]
+    assert found.result["decision"]["more_than_leakage"] is False
+    assert found.result["downstream_turns"] == 0
+
+
+# Which moments ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_moments_are_validation_turns_and_never_those_to_measure_on(ann: str) -> None:
+    folder = existing_twin(ann)
+    record = TwinRecord.load(folder)
+    with SimulatedUser.load(ann, model=telling(writing)[0]) as user:
+        found = held_out_moments(user, folder, 100)
+        assert {pair.conversation_id for pair in found} == set(record.validation)
+        assert not {pair.conversation_id for pair in found} & {*record.test, *record.corpus}
+        assert {pair.speaker for pair in found} == {"Ann"}
+        assert len(found) == 6
+        assert len(held_out_moments(user, folder, 4)) == 4
+
+
+def test_the_other_moments_are_those_of_the_person_whom_the_twin_is_compared_with(ann: str) -> None:
+    folder = existing_twin(ann)
+    with SimulatedUser.load(ann, model=telling(writing)[0]) as user:
+        found = other_moments(user, folder, 5)
+        assert len(found) == 5
+        assert {pair.speaker for pair in found} == {"Bob"}
+        assert not any(pair.left for pair in found)
+        user.record = replace(user.record, other_speaker=None)
+        assert other_moments(user, folder, 5) == []
+
+
+# Downstream ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_trace_is_worth_is_counted_at_a_later_moment_against_the_same_one_without(ann: str) -> None:
+    """Each recalled moment is shown alone; a bit per character is won where a proposal with a certain word is shown."""
+
+    class Too:
+        name = "too"
+
+        def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+            found: list[Likelihood] = []
+            for prompt, line in items:
+                shown = prompt.split("\n\n")
+                won = len(shown) == 2 and " in part too and" in shown[0]
+                found.append(Likelihood((len(line) - 1) * (-2 + won) * 0.6931471805599453, 1))
+            return found
+
+    found = Run(scorer=Too()).result
+    assert found["downstream_turns"] == 6
+    # Of the three proposals the second one has the word; all score alike, so that the first is chosen.
+    assert found["downstream"]["random"]["value"] == pytest.approx(1 / 3)
+    assert found["downstream"]["recon"]["value"] == found["downstream"]["backward"]["value"] == pytest.approx(0)
+
+
+# A planted case --------------------------------------------------------------------------------------------------------
+
+DEGREES = ("hardly", "barely", "mildly", "fairly", "deeply")
+
+
+def reason(action: str, degree: str) -> str:
+    """A thought that speaks for an action, more or less; only in this order does it say anything."""
+    first, second, third = words_for(action)
+    return f"was {degree} {first} then {second} and {third} about the whole of it"
+
+
+class Planted:
+    """A reader that knows the person: a reason for an action makes it likelier, by its degree, and the others less so.
+
+    A word of the thought that the action has makes it likelier too, by far: without guards a copy is best. At a later moment a
+    shown reason helps by its degree, whatever it is for.
+    """
+
+    name = "planted"
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """See `Scorer.score`."""
+        return [self._one(prompt, continuation) for prompt, continuation in items]
+
+    def _one(self, prompt: str, line: str) -> Likelihood:
+        *past, present = prompt.split("\n\n")
+        thoughts = re.findall(r"\(Me thinking: (.*)\)", present)
+        first, second, third = words_for(line.strip())
+        help_ = 0.0
+        for thought in thoughts:
+            found = re.search(r"was (\w+) (\w+) then (\w+) and (\w+) about", thought)
+            if found:
+                fits = found.groups()[1:] == (first, second, third)
+                help_ += 0.3 * (1 + DEGREES.index(found[1])) if fits else -0.2
+        help_ += fsum(0.05 * DEGREES.index(one) for text in past for one in re.findall(rf"was ({'|'.join(DEGREES)})", text))
+        said = {*word_tokens(" ".join(thoughts))}
+        tokens = list(re.finditer(r"\s*\S+|\s+", line))
+        each = [help_ - 8 + 4 * bool({*word_tokens(token[0])} & said) for token in tokens]
+        return Likelihood(fsum(each), len(each), tuple(each), tuple(token.end() for token in tokens))
+
+
+def reasoning(prompt: str, seed: int) -> str:
+    """What a good model of the planted person writes: for each sample another degree, in an order drawn from the moment."""
+    if prompt.endswith(PARAPHRASE):
+        return "something else altogether"
+    if prompt.endswith(FORWARD):
+        return "was about to reply"
+    order = random.Random(crc32(last_moment(prompt).encode())).sample(DEGREES, 3)
+    return reason(action_of(prompt), order[seed % 3])
+
+
+def test_a_planted_reason_is_more_than_leakage_by_every_condition(ann: str) -> None:
+    found = Run(moments_of(12), say=reasoning, scorer=Planted()).result
+    assert found["decision"]["conditions"] == dict.fromkeys(found["decision"]["conditions"], True)
+    assert found["decision"]["more_than_leakage"] is True
+    rows = found["controls"]
+    assert max(rows, key=lambda name: rows[name]["gain"]["value"]) == "copy"
+    guarded = {name: row["guarded"]["value"] for name, row in rows.items() if row["guarded"] is not None}
+    assert max(guarded, key=lambda name: guarded[name]) == "own"
+    assert "copy" not in guarded
+
+
+def test_where_only_shared_words_help_it_is_not_more_than_leakage(ann: str) -> None:
+    """The same model and traces, under a reader that likes nothing but words that were told before."""
+    found = Run(moments_of(12), say=reasoning, scorer=FakeScorer()).result
+    assert found["decision"]["more_than_leakage"] is False
+    assert found["decision"]["conditions"]["own beats bag"] is False
+    assert found["controls"]["copy"]["gain"]["value"] > found["controls"]["own"]["gain"]["value"] + 1
