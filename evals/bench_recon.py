@@ -43,6 +43,7 @@ class ReconSizes:
     traces: int = 12
     controls: int = 60
     agreement: int = 20
+    memory: int = 1500
 
 
 FULL = ReconSizes()
@@ -130,7 +131,7 @@ def controls_part(sizes: ReconSizes = FULL, *, judge: str = "local:small") -> It
     log, embedder, scorer, model = load_chitchat(), load_embedder(), load_scorer("local"), load_model(proposer)
     with tempfile.TemporaryDirectory() as home:
         for called, speaker in PEOPLE.items():
-            recipe = Recipe("chitchat", speaker, "none", 4, 1500, None, 6, embedder.name, None, None, 0)
+            recipe = Recipe("chitchat", speaker, "none", 4, sizes.memory, None, 6, embedder.name, None, None, 0)
             asyncio.run(learn(called, log, recipe, embedder=embedder, home=home))
             with SimulatedUser.load(called, home=home, model=model, embedder=embedder) as user:
                 folder = Path(home) / called

@@ -228,6 +228,14 @@ class Controls:
         ]
 
 
+def takes(moments: int, others: int, candidates: int) -> tuple[int, int]:
+    """About how many texts a model writes for the controls of so many moments, and how many are scored."""
+    texts = moments * (2 * candidates + 2 + _DRAFTS) + _DRAFTS * min(moments, others)
+    # Each trace and what it is compared with; each with all choices, for the audit; the contrast; the proposals downstream.
+    scored = moments * (len(CONTROLS) + 6 + (len(CONTROLS) + 1) * CHOICES + 5 + 2 * candidates + 4)
+    return texts, scored
+
+
 def held_out_moments(user: SimulatedUser, folder: Path, limit: int) -> list[Pair]:
     """The validation turns that controls are tested on, at most so many, spread evenly."""
     return validation_pairs(user, folder, limit)

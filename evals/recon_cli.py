@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from usertwin.personas import UsageError
+from usertwin.personas import TwinError, UsageError
 
 from .options import (
     Style,
@@ -160,22 +160,34 @@ def learn(
     _say_plan(console, log, recipe, style, costs, measure)
     if dry_run:
         return
-    with progress_bars(console) as bars:
-        loaded = _Loader(bars, style, costs)
-        record = asyncio.run(
-            learn_twin(
-                name, log, recipe, embedder=vectors, model=loaded.chat(recipe.model), actor=loaded.chat(recipe.actor),
-                scorer=load_scorer(scorer, progress=bars.fetch) if makes else None, judge=loaded.judge(recipe.judge),
-                persona=drawn, home=home, overwrite=overwrite, progress=bars,
-                concurrency=concurrency or (1 if model.startswith("local") else 8),
-            )
-        )  # fmt: skip
+    if overwrite or not (measure and _undecided(name, home, recipe)):
+        with progress_bars(console) as bars:
+            loaded = _Loader(bars, style, costs)
+            asyncio.run(
+                learn_twin(
+                    name, log, recipe, embedder=vectors, model=loaded.chat(recipe.model), actor=loaded.chat(recipe.actor),
+                    scorer=load_scorer(scorer, progress=bars.fetch) if makes else None, judge=loaded.judge(recipe.judge),
+                    persona=drawn, home=home, overwrite=overwrite, progress=bars,
+                    concurrency=concurrency or (1 if model.startswith("local") else 8),
+                )
+            )  # fmt: skip
     if log.skipped:
         console.print(f"{len(log.skipped)} broken lines were skipped.")
     if measure:
         tune_twin(console, name, home=home, model=model, scorer=scorer, style=style, seed=seed, turns=measure)
-    show_twin(console, record.name, home)
+    show_twin(console, name, home)
     console.print(f"\nTalk to it: usertwin chat {name}    How close is it: usertwin eval {name}", style="dim")
+
+
+def _undecided(name: str, home: Path | None, recipe: Recipe) -> bool:
+    """Whether the twin was learned so to the end, and then stopped before it was decided what it is shown."""
+    from usertwin.memory import TwinRecord, twin_folder
+
+    try:
+        record = TwinRecord.load(twin_folder(name, home))
+    except TwinError:
+        return False
+    return (record.state, record.settings, record.recipe) == ("complete", None, recipe)
 
 
 class _Loader:
@@ -276,7 +288,7 @@ def controls(
     from usertwin.memory.answers import ANSWERS
     from usertwin.simulator import load_scorer
 
-    from .controls import Controls, held_out_moments, other_moments
+    from .controls import Controls, held_out_moments, other_moments, takes
     from .report import controls_table
 
     if limit < 2:
@@ -295,9 +307,9 @@ def controls(
         )
         pairs, others = held_out_moments(user, folder, limit), other_moments(user, folder, limit)
         how = user.record.recipe.how
+        texts, scorings = takes(len(pairs), len(others), candidates)
         console.print(
-            f"{len(pairs)} validation turns: about {len(pairs) * (2 * candidates + 4) + 2 * len(others)} texts of "
-            f"{model}, and {len(pairs) * 16} turns scored under {scorer}",
+            f"{len(pairs)} validation turns: about {texts} texts of {model}, and {scorings} scored under {scorer}",
             style="dim", markup=False,
         )  # fmt: skip
         made = Controls(

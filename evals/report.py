@@ -276,7 +276,7 @@ def controls_table(found: Mapping[str, Any]) -> RenderableType:
     """Control traces beside the real ones, and whether the score is more than leakage; it fits into 80 columns."""
     table = Table(
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,  # a blank is between columns anyway, and five figures are wide
         title=f"Is the score of {found['twin']}'s traces more than leakage? Nats per token",
         title_justify="left",
     )

@@ -17,6 +17,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -179,8 +180,11 @@ class TwinRecord:
 
 
 def kept_conversations(path: Path) -> Sequence[Conversation]:
-    """The conversations in one of a twin's files, which may hold none."""
-    return read_conversations(path).conversations if gzip.decompress(path.read_bytes()) else ()
+    """The conversations in one of a twin's files, which may hold none. TwinError if it is missing or damaged."""
+    try:
+        return read_conversations(path).conversations if gzip.decompress(path.read_bytes()) else ()
+    except (OSError, EOFError, zlib.error) as error:
+        raise TwinError(f"{path}: is missing or damaged ({error}); learn the twin again with --overwrite") from None
 
 
 def default_home() -> Path:

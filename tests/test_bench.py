@@ -14,6 +14,7 @@ from usertwin.evals.bench import main
 from usertwin.evals.bench_kills import judge_appended, judge_learned, small_log, small_recipe
 from usertwin.evals.bench_large import short_triples, units, variants
 from usertwin.evals.bench_memory import Sizes, memory_part, real_embeddings
+from usertwin.evals.bench_recon import PEOPLE, ReconSizes, controls_part, recon_part
 from usertwin.evals.figures import figure, in_child, in_turn
 from usertwin.memory import FakeEmbedder, TripleStore, learn
 
@@ -101,3 +102,23 @@ def test_a_figure_is_the_median_with_its_quartiles() -> None:
 
 def test_a_child_process_gives_back_what_the_function_returns() -> None:
     assert in_child(math.gcd, 12, 18) == 6
+
+
+@pytest.mark.slow
+def test_the_figures_of_recon_come_out_of_a_tiny_run_and_nothing_is_asked_twice() -> None:
+    found = dict(recon_part(ReconSizes(pairs=2, traces=2)))
+    assert found["recon.logprob_max_abs_error"].value < 1e-3
+    assert found["recon.shared_context_speedup"].n == 2
+    assert found["recon.resume_repeated_requests"].value == found["recon.warm_cache_requests"].value == 0
+    assert found["recon.warm_cache_time_share"].value < 1
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_controls_come_out_of_a_tiny_run(tmp_path: Path) -> None:
+    script = tmp_path / "judge.txt"
+    script.write_text("no verdict\n", "utf-8")
+    found = dict(controls_part(ReconSizes(controls=2, agreement=0, memory=60), judge=f"scripted:{script}"))
+    for called in PEOPLE:
+        assert found[f"controls.{called}.copy.rejected"].value == 1
+        assert found[f"controls.{called}.copy.gain"].value > found[f"controls.{called}.own.gain"].value
+        assert found[f"controls.{called}.more_than_leakage"].n == 2

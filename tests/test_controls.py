@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import Telling, telling
-from usertwin.evals.controls import Controls, held_out_moments, keywords, other_moments
+from usertwin.evals.controls import Controls, held_out_moments, keywords, other_moments, takes
 from usertwin.memory import (
     AnswerCache,
     ChatModel,
@@ -303,6 +303,23 @@ def test_the_cost_counts_every_text(run: Run) -> None:
     assert len(run.asked(FORWARD)) == len(run.asked(PARAPHRASE)) == 6
     assert len([prompt for prompt in run.asked(BACKWARD) if "lamp" in last_moment(prompt)]) == 6 * (3 + 2)
     assert len([prompt for prompt in run.asked(BACKWARD) if "refund" in last_moment(prompt)]) == 4 * 2
+
+
+def test_what_it_takes_can_be_told_beforehand(ann: str) -> None:
+    class Counting(FakeScorer):
+        def __init__(self) -> None:
+            self.items: set[tuple[str, str]] = set()
+
+        def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+            self.items |= set(items)
+            return super().score(items)
+
+    scorer = Counting()
+    found = Run(scorer=scorer)
+    texts, scored = takes(6, 4, 3)
+    assert texts == len(found.chat.asked)
+    assert scored / 2 < len(scorer.items) <= scored  # the twin's memory has fewer other actions than could be chosen from
+    assert takes(6, 99, 3) == takes(6, 6, 3)
 
 
 def test_a_second_run_with_kept_answers_asks_nothing_and_finds_the_same(ann: str) -> None:

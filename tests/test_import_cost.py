@@ -13,7 +13,7 @@ HEAVY = {
     "accelerate", "pydantic",
 }  # fmt: skip
 PACKAGES = ("usertwin.personas", "usertwin.memory", "usertwin.simulator", "usertwin.evals")
-COMMANDS = ("demo", "learn", "chat", "simulate", "eval", "show")
+COMMANDS = ("demo", "learn", "chat", "simulate", "eval", "show", "tune", "controls")
 
 
 def _loaded_by(code: str) -> set[str]:

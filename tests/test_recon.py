@@ -24,6 +24,7 @@ from usertwin.memory import (
     FakeEmbedder,
     FakeScorer,
     Gain,
+    Judged,
     Likelihood,
     Method,
     Price,
@@ -451,6 +452,13 @@ def test_what_makes_no_sense_is_refused() -> None:
     for candidates, calls in ((0, 12), (-1, 12), (4, 1)):
         with pytest.raises(UsageError, match=f"{candidates} candidates and {calls} calls: at least one candidate, and two"):
             make(model, candidates=candidates, calls=calls)
+    judged = Judged(model, model)
+    with pytest.raises(UsageError, match="a search compares scores of different steps"):
+        make(model, how="search", fidelity=judged)
+    with pytest.raises(UsageError, match="27 proposals for a judge to compare: at most 26"):
+        make(model, fidelity=judged, candidates=27)
+    with pytest.raises(UsageError, match="27 proposals for a judge to compare: at most 26"):
+        make(model, "quality", how="search", judge=model, calls=27)
     assert chat.asked == []
     Synthesizer("none").check()
     Synthesizer("longest", model).check()

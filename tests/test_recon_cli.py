@@ -1,4 +1,4 @@
-"""evals/recon_cli.py: learning with its plan and its price, `usertwin tune` and `usertwin controls`, as a user would type them."""
+"""evals/recon_cli.py: learning with its plan and its price, `usertwin tune` and `usertwin controls`, as a user types them."""
 
 from __future__ import annotations
 
@@ -166,10 +166,12 @@ def test_learning_says_its_plan_makes_traces_decides_and_shows_the_twin(log_file
         "42 moments to remember, 42 to find traces for", "about 84 texts of scripted:", "then up to 24 validation turns",
         "deciding by measuring: 7 settings on 6 validation turns: 42 turns scored and 6 thoughts written",
         "What the twin is best shown", "Chosen, the simplest that is best within a standard error on 6 validation turns",
-        "twin sam", "tell the action from other actions without the context", "texts, 0 more from kept answers", "Talk to it:",
+        "twin sam", "tell the action from other actions without the context", "more from kept answers", "Talk to it:",
     ]  # fmt: skip
+    assert [one for one in order if one not in text] == []
     places = [text.index(one) for one in order]
     assert places == sorted(places)
+    assert record().state == "complete"
     assert record().settings is not None
     with TripleStore(existing_twin("sam"), FakeEmbedder(), create=False) as store:
         assert all(triple.provenance is not None for triple in store.triples())
@@ -214,6 +216,32 @@ def test_learning_the_same_again_asks_nothing(log_file: Path, script: str, asked
     text = done(*learn(log_file, script, "--measure", "0", "--overwrite"))
     assert asked == []
     assert re.search(r"0 texts, \d\d+ more from kept answers", text)
+
+
+def test_stopped_while_deciding_the_same_command_goes_on_where_it_was(
+    log_file: Path, script: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("usertwin.evals.recon_cli.tune_twin", stopped)
+        result = run(*learn(log_file, script))
+    assert result.exit_code == 130
+    assert "what was done until now is kept" in result.stderr
+    made = record()
+    assert (made.state, made.settings) == ("complete", None)
+    asked.clear()
+    assert "What the twin is best shown" in done(*learn(log_file, script))
+    assert len(asked) == 6  # the thoughts of the deciding
+    assert replace(record(), settings=None) == made
+    assert "--overwrite" in refused(*learn(log_file, script))
+
+
+@pytest.mark.parametrize("more", [("--seed", "9"), ("--measure", "0"), ("--candidates", "3")])
+def test_another_learning_of_the_same_name_still_asks_for_overwrite(log_file: Path, script: str, more: tuple[str, str]) -> None:
+    done(*learn(log_file, script, "--measure", "0"))
+    assert "--overwrite" in refused(*learn(log_file, script, *more))
 
 
 @pytest.mark.parametrize(
@@ -316,6 +344,7 @@ def test_controls_end_in_a_table_and_the_decision(ann: str, script: str) -> None
     before = record(ann)
     text = done(*controls(ann, script))
     assert "6 validation turns: about 84 texts of scripted:" in text
+    assert "scored under fake:" in text
     for name in (
         "own trace", "0 filler", "1 the action", "2 paraphrase", "3 shuffled", "4 other person", "5 bag of words", "6 keywords",
         "7 swapped", "8 forward",
@@ -344,9 +373,10 @@ def test_controls_write_every_figure_with_every_moment(ann: str, script: str, tm
 
 def test_the_same_controls_again_ask_nothing(ann: str, script: str, tmp_path: Path, asked: list[str]) -> None:
     first, second = tmp_path / "first.json", tmp_path / "second.json"
-    done(*controls(ann, script, "--json", first))
+    one_by_one = ("--concurrency", "1")  # else the script gives two answers to one question that is asked twice at once
+    done(*controls(ann, script, "--json", first, *one_by_one))
     spent = len(asked)
-    done(*controls(ann, script, "--json", second))
+    done(*controls(ann, script, "--json", second, *one_by_one))
     assert len(asked) == spent
     one, other = (json.loads(path.read_text("utf-8")) for path in (first, second))
     assert one["cost"]["calls"] > 0

@@ -78,7 +78,7 @@ def write(conversations: Sequence[Conversation], path: Path) -> Path:
 def test_the_result_has_exactly_the_promised_keys(ann: str) -> None:
     result = measure(ann)
     promised = {"twin", "arms", "paired", "turns", "conversations", "models", "seed"}
-    more = {"ending", "k", "triples", "against", "dropped_conversations", "measured_at"}
+    more = {"ending", "k", "twin_arm", "triples", "against", "dropped_conversations", "measured_at"}
     assert set(result) == promised | more
     assert tuple(result["arms"]) == ARMS == ("no_memory", "other_person", "random_own", "recalled_pairs", "recalled_triples")
     assert list(result["paired"]) == [f"{a} - {b}" for a, b in CONTRASTS]

@@ -5,6 +5,7 @@ that the interval does not carry.
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +13,20 @@ import pytest
 from rich.console import Console, RenderableType
 
 from conftest import recipe
+from usertwin.evals.leakage import CONTROLS, decision
 from usertwin.evals.replay import ARMS, CONTRASTS
-from usertwin.evals.report import closeness_line, closeness_table, twin_view, verdicts
-from usertwin.memory import EndingModel, Leaving, Provenance, Triple, TwinRecord
+from usertwin.evals.report import (
+    _REASON_NAMES,
+    closeness_line,
+    closeness_table,
+    controls_table,
+    settings_table,
+    twin_arm,
+    twin_view,
+    verdicts,
+)
+from usertwin.memory import EndingModel, Leaving, Provenance, Settings, Triple, TwinRecord
+from usertwin.memory.guards import REASONS
 from usertwin.personas import Pair, Persona, Turn
 
 
@@ -85,7 +97,7 @@ def plain(result: dict[str, Any]) -> str:
 def test_every_arm_has_a_row_with_value_and_interval() -> None:
     text = shown(closeness_table(measurement()), width=80).splitlines()
     assert max(map(len, text)) <= 80
-    names = ("no memory", "another's moments", "own, at random", "own, recalled", "twin: with traces")
+    names = ("no memory", "another's moments", "own, at random", "own, recalled", "own, with traces")
     for i, name in enumerate(names):
         [at] = [number for number, line in enumerate(text) if name in line]
         assert f"{1.5 - i / 10:.2f}" in text[at]
@@ -193,3 +205,225 @@ def test_an_ending_that_could_not_be_checked_is_not_given_a_score() -> None:
     text = shown(twin_view(RECORD, moments(42), EndingModel((), 0.0, 0.5, None, 14, 6), Leaving(0.4, 0.75, 9, 30)))
     assert "no ending to check it on" in text
     assert "without another word, by 9 remembered leavings (F1 0.75, on the moments it was tuned on, n=30)" in text
+
+
+# Which arm is the twin ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "name", "bits"),
+    [
+        ({}, "own, with traces (twin)", "1.100"),
+        ({"twin_arm": "recalled_triples"}, "own, with traces (twin)", "1.100"),
+        ({"twin_arm": "recalled_pairs"}, "own, recalled (twin)", "1.200"),
+    ],
+)
+def test_the_arm_that_is_what_the_twin_does_is_marked_and_told_in_the_line(told: dict[str, str], name: str, bits: str) -> None:
+    result = measurement() | told
+    assert twin_arm(result) == told.get("twin_arm", "recalled_triples")
+    text = shown(closeness_table(result))
+    assert text.count("(twin)") == text.count(name) == 1
+    assert closeness_line(result).startswith(f"{bits} bits per character")
+
+
+def test_the_marked_arm_fits_into_eighty_columns() -> None:
+    result = measurement() | {"twin_arm": "recalled_triples"}
+    for arm in result["arms"].values():
+        arm |= {"embedding_similarity": estimate(0.5, -0.25, 0.75), "length_ratio": estimate(1.25, 0.75, 12.5)}
+    text = shown(closeness_table(result), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert text.count("0.75 to 12.50") == 5
+    assert text.count("-0.25 to 0.75") == 5
+
+
+# What the twin is shown ----------------------------------------------------------------------------------------------------
+
+COMPARED = {
+    "settings": [
+        {"k": k, "window": window, "traces": traces, "reasons": reasons, "bits_per_char": bits, "against_plain": against,
+         "chosen": chosen}
+        for k, window, traces, reasons, bits, against, chosen in (
+            (4, 3, "none", False, estimate(1.5, 1.25, 1.75), estimate(0.25, -0.125, 0.5), False),
+            (8, 3, "none", False, estimate(1.25, 1.0, 1.5), None, False),
+            (8, 3, "backward", False, estimate(1.375, None, None), estimate(0.125, None, None), False),
+            (8, 3, "chosen", True, estimate(1.0, 0.75, 1.25), estimate(-0.25, -0.375, -0.0625), True),
+            (8, 3, "chosen", False, None, None, False),
+        )
+    ],
+    "turns": 24, "conversations": 9, "scorer": "local:/my[models]/x.gguf", "model": "local", "seed": 0,
+}  # fmt: skip
+
+
+def test_every_setting_that_was_compared_has_a_row_and_the_chosen_one_a_mark() -> None:
+    text = shown(settings_table(Settings(8, 3, "chosen", True, COMPARED)), width=400)
+    rows = [line.split() for line in text.splitlines() if re.match(r" +\d", line)]
+    assert rows == [
+        ["4", "3", "none", "no", "1.500", "+0.250", "(-0.125", "to", "+0.500)"],
+        ["8", "3", "none", "no", "1.250", "–"],
+        ["8", "3", "backward", "no", "1.375", "+0.125", "(no", "interval)"],
+        ["8", "3", "chosen", "yes", "1.000", "-0.250", "(-0.375", "to", "-0.062)", "←"],
+        ["8", "3", "chosen", "no", "–", "–"],
+    ]
+    assert (
+        "Chosen, the simplest that is best within a standard error on 24 validation turns of 9 conversations, scored by "
+        "local:/my[models]/x.gguf: 8 moments with the chosen traces, 3 turns of the chat, and a trace of its own before it "
+        "acts."
+    ) in text
+
+
+def test_the_settings_fit_into_eighty_columns_and_nothing_is_cut_off() -> None:
+    wide, narrow = (shown(settings_table(Settings(8, 3, "chosen", True, COMPARED)), width) for width in (200, 80))
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "…" not in narrow
+    assert sorted(narrow.split()) == sorted(wide.split())
+
+
+def test_where_there_was_nothing_to_decide_on_that_is_said() -> None:
+    assert "there is no validation turn" in shown(settings_table(Settings(traces="none", reasons=False)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (None, "8 moments with their traces; not measured whether that is best (usertwin tune)"),
+        (Settings(4, 3, "none", False), "4 moments without traces, 3 turns of the chat\n"),
+        (Settings(4, 6, "backward", False), "4 moments with the first traces, 6 turns of the chat\n"),
+        (
+            Settings(8, 3, "chosen", True, COMPARED),
+            "8 moments with the chosen traces, 3 turns of the chat, and a trace of its own before it acts; best within a "
+            "standard error on 24 validation turns of 9 conversations, scored by local:/my[models]/x.gguf",
+        ),
+    ],
+)
+def test_a_twin_is_shown_with_how_it_uses_its_memory(settings: Settings | None, says: str) -> None:
+    text = re.sub(" *\n", "\n", shown(twin_view(replace(RECORD, settings=settings), moments(3), None, None), width=400))
+    [row] = [line for line in text.splitlines(keepends=True) if line.startswith("shown ")]
+    assert says in row
+
+
+# What the traces took and whether they leak --------------------------------------------------------------------------------
+
+
+def traced_with(measured: list[dict[str, float]], cost: list[dict[str, float | None]]) -> list[Triple]:
+    """Moments with traces that were measured so and cost so."""
+    return [
+        replace(
+            triple,
+            provenance=Provenance("recon", "local", "local", "propose/1", 0, 2, {}, measured=one, cost=spent),
+        )
+        for triple, one, spent in zip(moments(len(measured), traced=len(measured)), measured, cost, strict=True)
+    ]
+
+
+def row_of(name: str, triples: list[Triple]) -> str:
+    text = shown(twin_view(RECORD, triples, None, None), width=400)
+    [row] = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+    return row.removeprefix(name).strip()
+
+
+def test_the_audit_counts_the_kept_traces_that_give_the_action_away() -> None:
+    triples = traced_with([{"gives_away": 1.0, "kept": 1.0}, {"gives_away": 0.0}, {"gives_away": 1.0}, {"kept": 1.0}], [{}] * 4)
+    untaken = replace(triples[0], reasoning=None)  # its trace was not kept, so it is not asked about
+    assert row_of("audit", [*triples, untaken]) == "2 of 3 traces tell the action from other actions without the context"
+    assert row_of("audit", moments(3)) == "none"
+
+
+def test_the_cost_is_told_in_texts_tokens_and_money_and_for_a_moment() -> None:
+    spent = {"calls": 4, "repeated": 1, "input_tokens": 1000, "cached_tokens": 0, "output_tokens": 100, "dollars": 0.0125}
+    none = {"calls": 0, "repeated": 5, "input_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "dollars": 0.0}
+    triples = traced_with([{}] * 3, [spent, spent, none])
+    assert row_of("cost", triples) == (
+        "8 texts, 7 more from kept answers; 2000 tokens read, 200 written; $0.025; a moment: 2.7 texts, 733 tokens"
+    )
+    unknown = traced_with([{}] * 2, [spent, spent | {"dollars": None}])
+    assert "; price not known; " in row_of("cost", unknown)
+    assert row_of("cost", moments(3)) == "not known"
+    assert row_of("cost", traced_with([{}], [{}])) == "not known"  # of a twin from before costs were kept
+
+
+# Controls ------------------------------------------------------------------------------------------------------------------
+
+
+def controls_found(low: float = 0.01, **changes: Any) -> dict[str, Any]:
+    """Controls in which every comparison came out as told, with figures as wide as they come."""
+    rows = {
+        name: {
+            "gain": estimate(-10.123456, -12.345678, 11.345678, 100), "novel": estimate(10.123456, -12.345678, -11.345678, 100),
+            "guarded": None, "rejected": 100 if place else 0, "reasons": {reason: 100} if place else {}, "n": 100,
+        }
+        for place, (name, reason) in enumerate(zip(CONTROLS, [*REASONS][:len(CONTROLS)], strict=True))
+    }  # fmt: skip
+    found: dict[str, Any] = {
+        "twin": "ann",
+        "controls": rows,
+        "own_minus": {name: estimate(0.5, low, 12.25, 100) for name in CONTROLS if name != "own"},
+        "swap_contrast": estimate(0.5, low, 1.0, 90),
+        "validity": estimate(0.25, low, 0.5, 240),
+        "selection": {f"recon - {name}": estimate(0.125, low, 0.25, 60) for name in ("random", "longest", "backward")},
+        "turns": 100, "conversations": 40, "seed": 3,
+        "models": {"proposer": "local:/my[models]/x.gguf", "scorer": "local:small", "embedder": "fake:256"},
+        "cost": {"calls": 1200, "repeated": 34},
+    }  # fmt: skip
+    found |= changes
+    return found | {"decision": decision(found)}
+
+
+@pytest.mark.parametrize("guard", [*REASONS])
+def test_the_controls_fit_into_eighty_columns_and_nothing_is_cut_off(guard: str) -> None:
+    found = controls_found()
+    for row in found["controls"].values():
+        row["reasons"] = {guard: 100, "empty": 1}
+    wide, narrow = (shown(controls_table(found), width) for width in (200, 80))
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "…" not in narrow + wide
+    assert sorted(narrow.split()) == sorted(wide.split())
+    assert narrow.count("100 of 100") == 9
+    assert narrow.count(_REASON_NAMES.get(guard, guard)) >= 10
+    assert narrow.count("-12.35 to +11.35") == 10
+
+
+def test_a_control_that_was_not_made_or_not_compared_is_not_invented() -> None:
+    found = controls_found()
+    del found["controls"]["other"], found["own_minus"]["other"]
+    found["controls"]["copy"]["novel"] = None
+    found = found | {"decision": decision(found)}
+    text = shown(controls_table(found))
+    assert "4 other person" not in text
+    assert "own beats other: not measured" in text
+    [row] = [line for line in text.splitlines() if "1 the action" in line]
+    assert "–" in row
+    [own] = [line for line in text.splitlines() if "own trace" in line]
+    assert "–" in own  # it is not compared with itself
+
+
+@pytest.mark.parametrize(("low", "verdict"), [(0.01, "more than leakage"), (-0.01, "not shown to be more than leakage")])
+def test_the_decision_is_told_condition_by_condition_with_its_figures(low: float, verdict: str) -> None:
+    text = shown(controls_table(controls_found(low)), width=300)
+    word = "yes" if low > 0 else "no "
+    for line in (
+        f"{word} own beats shuffled: +0.5000 ({low:+.4f} to +12.2500), n=100",
+        f"{word} own beats keywords: +0.5000 ({low:+.4f} to +12.2500), n=100",
+        f"{word} a swapped trace moves the other action: +0.5000 ({low:+.4f} to +1.0000), n=90",
+        f"{word} the score predicts the benefit downstream: +0.2500 ({low:+.4f} to +0.5000), n=240",
+        f"{word} choosing by score beats random: +0.1250 ({low:+.4f} to +0.2500), n=60",
+        f"{word} choosing by score beats longest: +0.1250 ({low:+.4f} to +0.2500), n=60",
+    ):
+        assert line in text
+    assert len(re.findall(r"^(?:yes|no ) ", text, re.MULTILINE)) == 8
+    assert f"The score is {verdict} on this person, with these models (each: 95% interval above 0)." in text
+
+
+def test_what_the_controls_rest_on_is_told_and_brackets_in_a_models_name_are_kept() -> None:
+    assert (
+        "100 validation turns of 40 conversations; intervals by conversation; traces by local:/my[models]/x.gguf, scored by "
+        "local:small; 1200 texts written, 34 from kept answers; seed 3"
+    ) in shown(controls_table(controls_found()), width=400)
+
+
+def test_a_condition_without_an_interval_does_not_hold_and_says_so() -> None:
+    found = controls_found(swap_contrast=estimate(0.5, None, None, 3), validity=None)
+    text = shown(controls_table(found), width=300)
+    assert "no  a swapped trace moves the other action: +0.5000 (no interval), n=3" in text
+    assert "no  the score predicts the benefit downstream: not measured" in text
+    assert "not shown to be more than leakage" in text
