@@ -141,8 +141,9 @@ class Gain:
 class Choice:
     """S4: how much better the action is told from other actions of the same person with the trace, in nats.
 
-    Compared with words that say nothing in its place. The choice is by how much more likely the moment makes an action than nothing does; `parts` say with which
-    probability the real one is chosen (`chosen`), and with which after words that say nothing (`before`).
+    Compared with words that say nothing in its place. The choice is by how much more likely the moment makes an action than
+    nothing does; `parts` say with which probability the real one is chosen (`chosen`), and with which after words that say
+    nothing (`before`).
 
     Args:
         scorer: the reconstruction model.

@@ -16,6 +16,7 @@ from usertwin.personas.chat import seconds
 from .answers import ANSWERS
 from .embed import Embedder
 from .leaving import learn_when_to_leave
+from .lock import WriterLock
 from .store import TripleStore
 from .twin import HELD_OUT, OTHER_PERSON, TwinRecord, kept_conversations
 
@@ -62,7 +63,11 @@ def forget(
     record = TwinRecord.load(folder)
     if timed and not record.dated:
         raise UsageError(f"the log of {record.name} has no dates; name the conversation that is to be forgotten")
-    shutil.rmtree(folder.parent / f".{folder.name}.old", ignore_errors=True)
+    begun = folder.parent / f".{folder.name}.partial"
+    if begun.exists():  # a learning that was to replace this twin; it is begun again, without the forgotten
+        WriterLock(begun, wait=0.0).check()
+    for other in (begun, folder.parent / f".{folder.name}.old"):
+        shutil.rmtree(other, ignore_errors=True)
     for kept in folder.glob(f"{ANSWERS}*"):
         kept.unlink()
     with TripleStore(folder, embedder, create=False) as store:

@@ -196,7 +196,7 @@ def _work_folder(name: str, target: Path, recipe: Recipe, split: Split, overwrit
         if folder.exists():  # nothing is replaced that somebody is writing
             WriterLock(folder, wait=0.0).check()
     if not _begun(work, recipe, split, embedder):
-        answers = next((kept for kept in map(_answers, (work, target)) if kept), {})
+        answers = next((kept for folder in (work, target) if (kept := _answers(folder, recipe))), {})
         shutil.rmtree(work, ignore_errors=True)
         with _writable(target.parent):
             work.mkdir(parents=True)
@@ -205,8 +205,14 @@ def _work_folder(name: str, target: Path, recipe: Recipe, split: Split, overwrit
     return work
 
 
-def _answers(folder: Path) -> dict[str, bytes]:
-    """The files of what models answered, by name; a killed run leaves a log beside the database."""
+def _answers(folder: Path, recipe: Recipe) -> dict[str, bytes]:
+    """The files of what models answered about the same person, by name; a killed run leaves a log beside the database."""
+    try:
+        known = TwinRecord.load(folder).recipe
+    except TwinError:
+        return {}
+    if (known.source, known.speaker) != (recipe.source, recipe.speaker):
+        return {}  # nothing of one person is kept in another one's folder
     return {file.name: file.read_bytes() for file in folder.glob(f"{ANSWERS}*")}
 
 

@@ -25,7 +25,7 @@ def test_a_twin_of_the_same_name_but_of_somebody_else_is_left_alone() -> None:
 
 @pytest.mark.slow
 def test_a_second_run_shows_what_the_first_one_learned_and_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name, small in {"MAX_TRIPLES": 40, "MAX_TRACES": 2, "CANDIDATES": 2, "GENERATE": 1}.items():
+    for name, small in {"MAX_TRIPLES": 40, "MAX_TRACES": 2, "CANDIDATES": 2, "GENERATE": 1, "MEASURE": 3}.items():
         monkeypatch.setattr(demo, name, small)
     said: list[str] = []
     for _ in range(2):
@@ -38,5 +38,9 @@ def test_a_second_run_shows_what_the_first_one_learned_and_measured(monkeypatch:
         assert "thinks" in screen
         assert "no memory" in screen
         assert "n=4" in screen
+        assert "What the twin is best shown" in screen
+        assert "3 validation turns" in screen
+    assert "deciding by measuring" in said[0]
+    assert "deciding by measuring" not in said[1]
     assert "learned on" in said[1]
     assert "measured on" in said[1]

@@ -25,7 +25,7 @@ from usertwin.memory.guards import (
     rejected_by,
     says_the_same,
 )
-from usertwin.memory.transcript import action_line, open_moment
+from usertwin.memory.transcript import action_line, filler, open_moment
 from usertwin.memory.words import known_text, longest_new_run, new_stems, runs, stem, stems, word_tokens
 from usertwin.personas import Pair, Turn
 
@@ -357,7 +357,7 @@ def test_what_is_kept_is_the_part_of_the_gain_that_the_actions_words_do_not_make
 def test_the_masked_trace_is_scored_like_the_trace_on_the_same_action() -> None:
     scorer = Weighing({"mornings": 1.0})
     kept_share(scorer, MOMENT, TRACE, 4)
-    thoughts = (None, TRACE, "I like mornings and …")
+    thoughts = (filler(len(TRACE.split())), TRACE, "I like mornings and …")
     assert scorer.calls == [[(open_moment(MOMENT, 4, thought=thought), action_line(MOMENT.action)) for thought in thoughts]]
 
 
