@@ -78,11 +78,9 @@ def plan(log: ChatLog, recipe: Recipe, *, style: Style, together: bool, price: P
 def _judging(recipe: Recipe, proposals: int) -> int:
     """Texts that reconstruct and judge the proposals of one moment."""
     looks = int(recipe.method == "quality")
-    if recipe.how == "search":  # it scores what it wrote two by two, whatever is done with them in the end
-        return looks + {"judge": proposals + (proposals + 1) // 2, "rank": proposals}.get(recipe.fidelity, 0)
-    if recipe.method != "recon":
+    if recipe.method != "recon" and recipe.how != "search":  # a search scores what it writes, whatever is then taken
         return looks
-    return {"judge": proposals + 1, "rank": proposals}.get(recipe.fidelity, 0)
+    return looks + {"judge": proposals + 1, "rank": proposals}.get(recipe.fidelity, 0)
 
 
 def _read(pairs: Sequence[Pair], recipe: Recipe, style: Style, times: int) -> int:

@@ -226,6 +226,8 @@ def _cut_short(error: Exception) -> list[AIMessage]:
     from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
     completion: Any = getattr(error, "completion", None)
+    if completion is None and type(error).__name__ == "ContentFilterFinishReasonError":
+        return [AIMessage("")]  # older clients do not tell what it took
     if completion is None or not completion.choices:
         raise error
     used, told = completion.usage, None

@@ -77,15 +77,18 @@ class Recipe:
     calls: int = SEARCH_CALLS
 
     def check(self) -> None:
-        """UsageError if a number makes no sense."""
+        """UsageError if a number makes no sense, or two choices together do not."""
         if self.max_triples is not None and self.max_triples < 1:
             raise UsageError(f"{self.max_triples} triples at most: a twin needs at least one")
         if self.max_traces is not None and self.max_traces < 0:
             raise UsageError(f"{self.max_traces} traces at most: a number of traces is not negative")
         if self.window < 1:
             raise UsageError(f"a window of {self.window} turns: an action belongs to at least one turn before it")
-        if self.method != "none":
-            check_counts(self.candidates, self.calls)
+        if self.method == "none":
+            return
+        check_counts(self.candidates, self.calls)
+        if self.how == "search" and self.fidelity == "judge":
+            raise UsageError("a search compares scores of different steps, which those of a judge are not made for")
 
 
 #: Which traces a twin is shown with its memories.

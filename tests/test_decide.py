@@ -27,6 +27,7 @@ from usertwin.memory import (
     Provenance,
     Recipe,
     Settings,
+    Triple,
     TripleStore,
     TwinRecord,
     existing_twin,
@@ -229,6 +230,16 @@ def test_no_moment_is_shown_that_came_later_or_is_from_the_same_conversation(twi
         assert not {int(day) for day in DAY.findall(past)} & days_of(TwinRecord.load(existing_twin(twin)).validation)
 
 
+def test_what_the_memory_learned_since_is_not_shown(twin: str) -> None:
+    """A memory grows; what was said after the validation turns would tell how they went on."""
+    with TripleStore(existing_twin(twin), FakeEmbedder(), create=False) as store:
+        pairs = [replace(triple.pair, conversation_id=f"since {n}", when=9e9) for n, triple in enumerate(store.triples())]
+        store.add([Triple(replace(pair, action=f"since then, {pair.action}")) for pair in pairs])
+    scorer = By(lambda *_: -1.0)
+    decided(twin, scorer)
+    assert not any("since then" in prompt for prompt, _ in scorer.items)
+
+
 def test_a_log_without_dates_is_decided_on_with_all_of_the_memory(tmp_path: Path) -> None:
     log = ChatLog(tuple(replace(one, started_at=None) for one in map(small_conversation, range(20))), "test")
     asyncio.run(learn("bea", log, recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
@@ -420,6 +431,15 @@ def test_without_traces_no_prompt_has_one_but_the_answer_still_tells_them(twin: 
     assert not any("thinking" in prompt or CHOSEN in prompt or FIRST in prompt for prompt in prompts)
     assert len(prompts) == 1
     assert {row["reasoning"] for row in answer.recalled} == {CHOSEN}
+
+
+@pytest.mark.parametrize(("traces", "traced"), [("none", 0), ("chosen", 1)])
+def test_only_a_twin_that_is_shown_traces_keeps_a_place_for_a_moment_with_one(twin: str, traces: Any, traced: int) -> None:
+    with TripleStore(existing_twin(twin), FakeEmbedder(), create=False) as store:
+        kept = next(t.id for t in store.triples() if t.pair.action.startswith("no thats all"))
+        store.set_traces([replace(t, reasoning=None, score=None, provenance=None) for t in store.triples() if t.id != kept])
+    _, answer = asked_of(twin, Settings(4, 6, traces, reasons=False))
+    assert sum(row["reasoning"] is not None for row in answer.recalled) == traced
 
 
 def test_backward_shows_the_first_proposals(twin: str) -> None:

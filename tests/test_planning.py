@@ -67,9 +67,8 @@ def learned(made: Recipe, model: ChatModel) -> list[Triple]:
         {"method": "backward", "candidates": 9},
         {"method": "none"},
         {"method": "recon", "how": "search", "calls": 5},
-        {"method": "recon", "how": "search", "calls": 5, "fidelity": "judge", "actor": "x", "judge": "x"},
         {"method": "random", "how": "search", "calls": 5, "fidelity": "rank", "actor": "x"},
-        {"method": "quality", "how": "search", "calls": 6, "fidelity": "judge", "actor": "x", "judge": "x"},
+        {"method": "quality", "how": "search", "calls": 6, "fidelity": "rank", "actor": "x", "judge": "x"},
     ],
     ids=lambda changes: " ".join(str(value) for value in changes.values()),
 )
@@ -197,9 +196,12 @@ def test_a_price_that_is_not_known_is_none() -> None:
         ({"window": 0}, "a window of 0 turns"),
         ({"candidates": 0}, "0 candidates and 12 calls: at least one candidate"),
         ({"calls": 1}, "2 candidates and 1 calls: at least one candidate, and two calls"),
+        ({"how": "search", "fidelity": "judge"}, "a search compares scores of different steps"),
     ],
 )
-def test_a_limit_that_makes_no_sense_is_refused_by_the_plan_and_by_learning_alike(changes: dict[str, int], says: str) -> None:
+def test_a_limit_that_makes_no_sense_is_refused_by_the_plan_and_by_learning_alike(
+    changes: dict[str, object], says: str
+) -> None:
     made = recipe(**changes)
     with pytest.raises(UsageError, match=says):
         reckoned(made)

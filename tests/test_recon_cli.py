@@ -146,6 +146,7 @@ def test_a_dry_run_refuses_what_learning_refuses(log_file: Path) -> None:
         (("--max-triples", "0"), "0 triples at most"),
         (("--window", "0"), "a window of 0 turns"),
         (("--calls", "1"), "1 calls"),
+        (("--propose", "search", "--fidelity", "judge"), "a search compares scores of different steps"),
         (("--model", "nonsense"), '"nonsense" is no model\'s name'),
         (("--model", "openai:"), '"openai:" is no model\'s name'),
         (("--speaker", "Zoe"), 'nobody called "Zoe"'),

