@@ -214,9 +214,8 @@ class Controls:
         return [(pair, shown) for pair, shown in found if len(shown) > 1]
 
     def _note(self, made: Triple) -> None:
-        spent = made.provenance.cost if made.provenance else {}
-        self.ledger.calls += int(spent.get("calls") or 0)
-        self.ledger.repeated += int(spent.get("repeated") or 0)
+        if made.provenance is not None:
+            self.ledger.include(made.provenance.cost)
 
     def _benefits(self, pair: Pair, past: Pair, usable: Sequence[Candidate]) -> list[Shown]:
         line = action_line(pair.action)

@@ -120,6 +120,14 @@ class Ledger:
         else:
             self.dollars += model.price.of(used)
 
+    def include(self, other: Mapping[str, float | None]) -> None:
+        """Include what another ledger noted, as its JSON object."""
+        self.calls += int(other["calls"] or 0)
+        self.repeated += int(other["repeated"] or 0)
+        self.usage += Usage(*(int(other[key] or 0) for key in ("input_tokens", "cached_tokens", "output_tokens")))
+        spent = other["dollars"]
+        self.dollars = None if spent is None or self.dollars is None else self.dollars + spent
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return {"calls": self.calls, "repeated": self.repeated, **asdict(self.usage), "dollars": self.dollars}

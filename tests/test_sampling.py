@@ -421,3 +421,11 @@ def test_an_endpoint_that_is_not_there_is_a_model_that_does_not_answer(endpoint:
     with pytest.raises(ModelError, match=r'the model "openai:m@http://127\.0\.0\.1:1/v1" did not answer'):
         ask(model, schema=SCHEMA)
     assert endpoint.asked == []
+
+
+def test_a_ledger_includes_another_ones_sums() -> None:
+    one, other = Ledger(2, 1, Usage(10, 4, 3), 0.5), Ledger(5, 0, Usage(1, 1, 1), 0.25)
+    one.include(other.to_json())
+    assert one == Ledger(7, 1, Usage(11, 5, 4), 0.75)
+    one.include(Ledger(1, 0, Usage(), None).to_json())
+    assert (one.calls, one.dollars) == (8, None)
