@@ -43,7 +43,7 @@ from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript
 
 from .decide import validation_pairs
-from .leakage import CONTROLS, Moment, Shown, Told, result
+from .leakage import CONTROLS, PROBED, Moment, Shown, Told, result
 from .replay import spread
 
 _FILLER = "Well, here it is as it is, and so on and so forth, one thing after another, this and that, and then some more of it"
@@ -187,7 +187,7 @@ class Controls:
         rivals = distractors.of(pair, CHOICES - 1)
         for name, one in zip(names, gains(self.scorer, pair, [traces[name] for name in names]), strict=True):
             trace = traces[name]
-            away = gives_away(self.scorer, pair, trace, rivals)
+            away = gives_away(self.scorer, pair, trace, rivals) if name in PROBED else None
             moment.told[name] = Told(trace, one["gain"], one["novel"], self.synthesizer.guarded(trace, pair), away, one["slot"])
         if "own" in traces and "swapped" in traces:
             real, swapped = moment.told["own"].gain, moment.told["swapped"].gain
@@ -231,7 +231,7 @@ def takes(moments: int, others: int, candidates: int) -> tuple[int, int]:
     """About how many texts a model writes for the controls of so many moments, and how many are scored."""
     texts = moments * (2 * candidates + 2 + _DRAFTS) + _DRAFTS * min(moments, others)
     # Each trace and what it is compared with; each with all choices, for the audit; the contrast; the proposals downstream.
-    scored = moments * (len(CONTROLS) + 6 + (len(CONTROLS) + 1) * CHOICES + 5 + 2 * candidates + 4)
+    scored = moments * (len(CONTROLS) + 6 + (len(PROBED) + 1) * CHOICES + 5 + 2 * candidates + 4)
     return texts, scored
 
 

@@ -18,6 +18,8 @@ from usertwin.personas import Pair
 from .statistics import Estimate, mean, partial_spearman
 
 CONTROLS = ("own", "filler", "copy", "paraphrase", "shuffled", "other", "bag", "keywords", "swapped", "forward")
+#: Which are asked whether they give the action away without the context; that takes sixteen scorings each.
+PROBED = ("own", "copy", "paraphrase", "other")
 #: What the own trace must beat, by the decision rule, for its score to be more than leakage.
 RIVALS = ("shuffled", "other", "bag", "keywords")
 #: Ways of choosing among the proposals of a past moment that are compared downstream.
@@ -33,7 +35,7 @@ class Told:
     gain: float
     novel: float
     rejected: str | None
-    gives_away: bool
+    gives_away: bool | None
     slot: float = 0.0
 
 
@@ -116,20 +118,24 @@ def _row(moments: Sequence[Moment], name: str, seed: int) -> dict[str, Any] | No
         return None
     told, where = [moment.told[name] for moment in have], _where(have)
     passed = [moment for moment in have if moment.told[name].rejected is None]
-    leaking = [one.gives_away for one in told]
     # Averaged over traces that give the action away and those that do not, as LAS does, so that leaks weigh no more.
-    by_leak = [[one.gain for one, leak in zip(told, leaking, strict=True) if leak is kind] for kind in (True, False)]
+    by_leak = [[one.gain for one in told if one.gives_away is kind] for kind in (True, False)]
     return {
         "gain": _json(mean([one.gain for one in told], where, seed=seed)),
         "novel": _json(mean([one.novel for one in told], where, seed=seed)),
         "guarded": _json(mean([moment.told[name].novel for moment in passed], _where(passed), seed=seed)),
         "rejected": len(have) - len(passed),
         "reasons": dict(Counter(one.rejected for one in told if one.rejected is not None)),
-        "gives_away": sum(leaking),
+        "gives_away": sum(one.gives_away or 0 for one in told) if name in PROBED else None,
         "slot": _json(mean([one.slot for one in told], where, seed=seed)),
-        "gain_by_leak_mean": sum(sum(group) / len(group) for group in by_leak if group) / max(1, sum(map(bool, by_leak))),
+        "gain_by_leak_mean": _mean_of_means(by_leak) if name in PROBED else None,
         "n": len(have),
     }
+
+
+def _mean_of_means(groups: Sequence[Sequence[float]]) -> float:
+    means = [sum(group) / len(group) for group in groups if group]
+    return sum(means) / max(1, len(means))
 
 
 def _against(moments: Sequence[Moment], name: str, seed: int) -> Estimate | None:
