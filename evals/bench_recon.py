@@ -39,10 +39,10 @@ _WORDS = ("happy", "curious", "tired", "sure", "glad", "shy", "hurried", "amused
 class ReconSizes:
     """How much is measured."""
 
-    pairs: int = 12
-    traces: int = 12
+    pairs: int = 6
+    traces: int = 8
     controls: int = 60
-    agreement: int = 20
+    agreement: int = 12
     memory: int = 1500
 
 
