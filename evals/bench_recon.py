@@ -7,9 +7,10 @@ The one design choice: the figures of meaning (control traces, agreement of scor
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,47 +83,48 @@ class _StoppedError(Exception):
 
 
 def _asked_once(traces: int) -> Iterator[tuple[str, Figure]]:
-    """A learning that is stopped in the middle and goes on, and one that was done before, by the texts that a model writes."""
+    """A learning that is stopped in the middle and goes on, and one that was done before, by what a model is asked."""
     log, embedder, scorer = load_chitchat(), load_embedder(), load_scorer("local")
     model = load_model("local")
-    written = _counted(model)
+    asked = _noted(model)
     recipe = Recipe("chitchat", SPEAKER, "recon", 4, 60, traces, 6, embedder.name, "local", "local", 0)
 
-    def run(home: str, name: str, *, stop_at: int | None = None) -> int:
+    def run(home: str, name: str, *, stop_at: int | None = None) -> list[str]:
         def progress(stage: str, done: int, total: int) -> None:
             if stage == "traces" and done == stop_at:
                 raise _StoppedError
 
-        before = written()
+        asked.clear()
         learning = learn(
             name, log, recipe, embedder=embedder, model=model, scorer=scorer, home=home, overwrite=True, progress=progress
         )  # fmt: skip
         with suppress(_StoppedError, BaseExceptionGroup):
             asyncio.run(learning)
-        return written() - before
+        return list(asked)
 
     with tempfile.TemporaryDirectory() as home:
-        whole: list[int] = []
-        first = timed(lambda: whole.append(run(home, "whole")))
-        again: list[int] = []
-        second = timed(lambda: again.append(run(home, "whole")))
-        parts = [run(home, "parts", stop_at=traces // 2), run(home, "parts")]
-    yield "recon.resume_repeated_requests", one_figure(sum(parts) - whole[0], "requests", f"{whole[0]} uninterrupted", traces)
-    yield "recon.warm_cache_requests", one_figure(again[0], "requests", f"{whole[0]} the first time (bar: 0)", traces)
+        whole, again = list[str](), list[str]()
+        first = timed(lambda: whole.extend(run(home, "whole")))
+        second = timed(lambda: again.extend(run(home, "whole")))
+        parts = run(home, "parts", stop_at=traces // 2) + run(home, "parts")
+    repeated = len(parts) - len(set(parts))
+    yield "recon.resume_repeated_requests", one_figure(repeated, "requests", f"{len(parts)} before and after the stop", traces)
+    yield "recon.warm_cache_requests", one_figure(len(again), "requests", f"{len(whole)} the first time (bar: 0)", traces)
     yield "recon.warm_cache_time_share", one_figure(second / first, "ratio", "the first run (bar: 0.05)", traces)
 
 
-def _counted(model: ChatModel) -> Callable[[], int]:
-    """How often a model was asked until now."""
+def _noted(model: ChatModel) -> list[str]:
+    """A list to which every question that a model is asked is added, as JSON."""
     chat: Any = model.chat
-    make, asked = type(chat)._get_request_payload, list[None]()
+    make, asked = type(chat)._get_request_payload, list[str]()
 
-    def counting(self: Any, *arguments: Any, **options: Any) -> Any:
-        asked.append(None)
-        return make(self, *arguments, **options)
+    def noting(self: Any, *arguments: Any, **options: Any) -> Any:
+        payload = make(self, *arguments, **options)
+        asked.append(json.dumps(payload, sort_keys=True, default=str))
+        return payload
 
-    object.__setattr__(chat, "_get_request_payload", counting.__get__(chat))
-    return lambda: len(asked)
+    object.__setattr__(chat, "_get_request_payload", noting.__get__(chat))
+    return asked
 
 
 def controls_part(sizes: ReconSizes = FULL, *, judge: str = "local:small") -> Iterator[tuple[str, Figure]]:
