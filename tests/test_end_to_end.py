@@ -33,7 +33,7 @@ def test_a_real_person_becomes_a_twin_that_talks_and_is_measured(tmp_path: Path)
     assert len(traced) == 4
     for triple in traced:
         assert triple.provenance is not None
-        assert (triple.provenance.proposer, triple.provenance.scorer) == ("local", "local")
+        assert (triple.provenance.proposer, triple.provenance.scorer) == ("local", "novel gain under local")
         assert triple.reasoning is None or rejected_by(triple.reasoning, triple.pair) is None
 
     shown = usertwin("simulate", "robin", "--agent", "demo", "--turns", "2", "--agent-first", "--out", str(tmp_path / "run"))
