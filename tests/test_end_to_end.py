@@ -55,5 +55,6 @@ def test_a_real_person_becomes_a_twin_that_talks_and_is_measured(tmp_path: Path)
     with SimulatedUser.load("robin") as user:
         asked = [{"role": "assistant", "content": "Hey, what are you up to this weekend?"}]
         first, again = user.respond(asked), user.respond(asked)
+        assert user.settings.measured is not None  # what is recalled was decided by measuring
+        assert len(first.recalled) == user.settings.k
     assert first.action == again.action  # the same seed says the same
-    assert len(first.recalled) == 8
