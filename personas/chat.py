@@ -208,18 +208,19 @@ class BadLine:
 
 @dataclass(frozen=True, slots=True)
 class ChatLog:
-    """Conversations in the order of time, and the lines that were skipped on request."""
+    """Conversations in the order of time, the lines that were skipped on request, and how many files hold no conversation."""
 
     conversations: tuple[Conversation, ...]
     source: str
     skipped: tuple[BadLine, ...] = ()
+    left_out: int = 0
 
-    def turn_counts(self) -> dict[str, int]:
-        """Turns of each speaker that others could see, most first."""
+    def turn_counts(self, role: str | None = None) -> dict[str, int]:
+        """Turns of each speaker that others could see, most first; of one role only, if one is given."""
         counts: dict[str, int] = {}
         for conversation in self.conversations:
             for turn in conversation.turns:
-                if not turn.private:
+                if not turn.private and role in {None, turn.role}:
                     counts[turn.speaker] = counts.get(turn.speaker, 0) + 1
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
