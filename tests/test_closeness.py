@@ -1,0 +1,369 @@
+"""How close arms come: every measure has the value it can be reckoned to have, and what is close is told as close."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from usertwin.evals import chrf, mean, ratio
+from usertwin.evals.closeness import CONTRASTS, MEASURES, closeness
+from usertwin.evals.manner import function_word_distance, mattr, style_distance
+from usertwin.evals.record import MeasuredTurn
+from usertwin.memory.words import word_tokens
+
+TWIN = "recalled_pairs"
+LINES = (
+    "hey there, is the shop open today?", "no idea :)", "Thanks a lot for the help", "i dont know what you mean by that",
+    "can you say it again please?", "ok", "that is fine with me, we can do it tomorrow", "lol", "sorry, i was away", "Yes!",
+)  # fmt: skip
+
+
+def turn(action: str = "ok", person: str = "x/ann", talk: str = "t0", position: int = 0, **measured: Any) -> MeasuredTurn:
+    """A turn of which only what is named was measured; a reply may be given as one text."""
+    replies = measured.pop("replies", {})
+    said = {arm: (texts,) if isinstance(texts, str) else tuple(texts) for arm, texts in replies.items()}
+    return MeasuredTurn(person, talk, position, (), action, len(action) + 1, replies=said, **measured)
+
+
+def several(people: int = 4, talks: int = 5, each: int = 4, seed: int = 0, gain: float = 0.3) -> list[MeasuredTurn]:
+    """Everything measured for three arms: the twin costs `gain` bits per character less, and writes as people do."""
+    rng = random.Random(seed)
+    found: list[MeasuredTurn] = []
+    for person in range(people):
+        for talk in range(talks):
+            for position in range(each):
+                real = rng.choice(LINES)
+                cost = 2.0 * (len(real) + 1) + rng.gauss(0, 1)
+                found.append(
+                    turn(
+                        real, f"x/p{person}", f"t{talk}", position,
+                        bits={TWIN: cost - gain * (len(real) + 1), "no_memory": cost, "openevals": cost + 3},
+                        choice={TWIN: 1.0, "no_memory": float(rng.random() < 0.5), "openevals": 0.0},
+                        replies={TWIN: rng.choice(LINES), "no_memory": rng.choice(LINES), "openevals": "Certainly! I ask."},
+                        similarity={TWIN: (0.9,), "no_memory": (0.5,), "openevals": (0.1,)},
+                        rank={TWIN: (0.8,), "no_memory": (0.5,), "openevals": (0.2,)},
+                        own_action=rng.choice(LINES),
+                    )
+                )  # fmt: skip
+    return found
+
+
+@pytest.fixture(scope="module")
+def result() -> dict[str, Any]:
+    """Four people, three arms."""
+    return closeness(several(), TWIN)
+
+
+def value(found: Mapping[str, Any], measure: str, arm: str = TWIN) -> float:
+    return found["arms"][arm][measure]["value"]
+
+
+def further(found: Mapping[str, Any], measure: str, contrast: str = f"{TWIN} - no_memory") -> float:
+    return found["paired"][contrast][measure]["value"]
+
+
+# What is in a result ----------------------------------------------------------------------------------------------------
+
+
+def test_every_measure_is_told_of_every_arm_with_its_interval_and_n(result: dict[str, Any]) -> None:
+    measures = [measure.name for measure in MEASURES]
+    assert list(result["arms"]) == ["no_memory", TWIN, "openevals"]
+    for arm in result["arms"].values():
+        assert list(arm) == measures
+        for estimate in arm.values():
+            assert set(estimate) == {"value", "low", "high", "n"}
+            assert estimate["low"] <= estimate["value"] <= estimate["high"]
+            assert estimate["n"] == 80
+
+
+def test_the_twin_is_compared_with_every_arm_with_p_and_what_is_visible(result: dict[str, Any]) -> None:
+    assert list(result["paired"]) == [f"{TWIN} - no_memory", f"{TWIN} - openevals"]
+    for contrast in result["paired"].values():
+        for name, estimate in contrast.items():
+            assert set(estimate) - {"p_holm"} == {"value", "low", "high", "n", "p", "visible"}, name
+            assert 2 / 16 <= estimate["p"] <= 1
+            assert estimate["visible"] >= 0
+
+
+def test_each_person_has_the_same_without_a_p(result: dict[str, Any]) -> None:
+    assert list(result["people"]) == ["x/p0", "x/p1", "x/p2", "x/p3"]
+    for own in result["people"].values():
+        assert (own["turns"], own["conversations"]) == (20, 5)
+        assert list(own["arms"]) == list(result["arms"])
+        assert all(one["p"] is None for contrast in own["paired"].values() for one in contrast.values())
+
+
+def test_the_value_of_several_people_is_the_mean_of_theirs(result: dict[str, Any]) -> None:
+    for arm in result["arms"]:
+        for measure in MEASURES:
+            own = [person["arms"][arm][measure.name]["value"] for person in result["people"].values()]
+            assert value(result, measure.name, arm) == pytest.approx(sum(own) / len(own))
+
+
+def test_what_was_planted_is_found(result: dict[str, Any]) -> None:
+    bits = result["paired"][f"{TWIN} - no_memory"]["bits_per_char"]
+    assert bits["value"] == pytest.approx(-0.3)
+    assert bits["high"] < 0
+    assert result["arms"]["openevals"]["discriminator"]["value"] > 0.95
+    assert value(result, "discriminator") == pytest.approx(0.5, abs=0.15)
+    assert further(result, "discriminator", f"{TWIN} - openevals") < -0.3
+
+
+def test_the_persons_own_other_turns_cannot_be_told_apart(result: dict[str, Any]) -> None:
+    found = result["discriminator"]
+    assert (found["folds_by"], found["folds"]) == ("person", 4)
+    assert found["control"]["value"] == pytest.approx(0.5, abs=0.15)
+    assert found["control"]["n"] == 80
+
+
+def test_the_counts_are_told(result: dict[str, Any]) -> None:
+    assert (result["turns"], result["conversations"], result["twin_arm"], result["seed"]) == (80, 20, TWIN, 0)
+
+
+def test_a_result_is_json_without_numbers_that_are_none(result: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_the_same_seed_gives_the_same_result(result: dict[str, Any]) -> None:
+    assert closeness(several(), TWIN) == result
+
+
+def test_the_declared_family_is_the_peers_adjusted(result: dict[str, Any]) -> None:
+    assert result["family"] == {"measure": "bits_per_char", "contrasts": [f"{TWIN} - openevals"], "alpha": 0.05}
+    told = [name for name, contrast in result["paired"].items() for one in contrast.values() if "p_holm" in one]
+    assert told == [f"{TWIN} - openevals"]
+
+
+def test_several_peers_are_adjusted_together() -> None:
+    turns = [
+        turn(person=f"x/p{p}", talk=f"t{t}", bits={TWIN: 5.0, "openevals": 7.0 + t, "tau2": 8.0 + t, "persona": 3.0 + p})
+        for p in range(5)
+        for t in range(3)
+    ]
+    found = closeness(turns, TWIN)
+    ps = {name: one["bits_per_char"] for name, one in found["paired"].items()}
+    assert [one["p"] for one in ps.values()] == [2 / 32, 2 / 32, 1.0]
+    assert [one["p_holm"] for one in ps.values()] == pytest.approx([6 / 32, 6 / 32, 1.0])
+
+
+def test_without_a_peer_the_family_is_no_memory() -> None:
+    turns = [replace(one, bits={arm: one.bits[arm] for arm in (TWIN, "no_memory")}, replies={}) for one in several(people=2)]
+    found = closeness(turns, TWIN)
+    assert found["family"]["contrasts"] == [f"{TWIN} - no_memory"]
+    assert found["paired"][f"{TWIN} - no_memory"]["bits_per_char"]["p_holm"] == 0.5
+
+
+def test_one_person_has_intervals_and_no_p() -> None:
+    found = closeness(several(people=1), TWIN)
+    assert found["paired"][f"{TWIN} - openevals"]["bits_per_char"]["p"] is None
+    assert found["paired"][f"{TWIN} - openevals"]["bits_per_char"]["p_holm"] is None
+    assert found["paired"][f"{TWIN} - openevals"]["bits_per_char"]["high"] < 0
+    assert found["discriminator"]["folds_by"] == "conversation"
+    assert found["arms"] == found["people"]["x/p0"]["arms"]
+
+
+def test_one_conversation_has_values_and_no_interval() -> None:
+    found = closeness(several(people=1, talks=1, each=12), TWIN)
+    assert "discriminator" not in found["arms"][TWIN]
+    assert found["discriminator"] is None
+    for one in [*found["arms"][TWIN].values(), *found["paired"][f"{TWIN} - no_memory"].values()]:
+        assert one["low"] is one["high"] is None
+        assert one.get("visible") is None
+
+
+def test_nothing_measured_is_nothing_told() -> None:
+    found = closeness([], TWIN)
+    assert (found["arms"], found["paired"], found["people"], found["turns"]) == ({}, {}, {}, 0)
+    bare = closeness([turn(), turn(talk="t1")], TWIN)
+    assert (bare["arms"], bare["paired"], bare["turns"]) == ({}, {}, 2)
+
+
+def test_what_is_compared_by_default_goes_by_the_arms_there_are() -> None:
+    arms = ("no_memory", "other_person", "random_own", "recalled_pairs", "recalled_triples", "backward", "my_own_arm")
+    turns = [turn(talk=f"t{t}", bits=dict.fromkeys(arms, 5.0)) for t in range(2)]
+    found = list(closeness(turns, "recalled_triples")["paired"])
+    twins = [f"recalled_triples - {arm}" for arm in (*arms[:4], "backward", "my_own_arm")]
+    assert found == [*twins, *(f"{a} - {b}" for a, b in CONTRASTS[:3])]
+
+
+def test_only_what_is_asked_for_is_compared() -> None:
+    found = closeness(several(people=2), TWIN, contrasts=[("no_memory", "openevals"), ("no_memory", "trained")])
+    assert list(found["paired"]) == ["no_memory - openevals"]
+
+
+# The measures -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_measures_of_one_person_are_what_ratios_and_means_over_turns_are() -> None:
+    """As they have been since before there were several people: the same values and the same intervals."""
+    turns = several(people=1, talks=6)
+    where = [one.conversation_id for one in turns]
+    found = closeness(turns, TWIN, seed=4)["arms"][TWIN]
+    lengths = [float(len(one.replies[TWIN][0])) for one in turns]
+    expected = {
+        "bits_per_char": ratio([t.bits[TWIN] for t in turns], [float(t.characters) for t in turns], where, seed=4),
+        "chrf": mean([chrf(t.replies[TWIN][0], t.action) for t in turns], where, seed=4),
+        "embedding_similarity": mean([t.similarity[TWIN][0] for t in turns], where, seed=4),
+        "length_ratio": ratio(lengths, [float(len(t.action)) for t in turns], where, seed=4),
+    }
+    assert {name: found[name] for name in expected} == {name: one.to_json() for name, one in expected.items() if one}
+
+
+def pooled(actions: Sequence[str], replies: Sequence[str]) -> dict[str, float]:
+    turns = [
+        turn(real, talk=f"t{i}", replies={TWIN: said}) for i, (real, said) in enumerate(zip(actions, replies, strict=True))
+    ]
+    return {name: one["value"] for name, one in closeness(turns, TWIN)["arms"][TWIN].items()}
+
+
+def test_rates_are_shares_of_replies_minus_shares_of_real_turns() -> None:
+    found = pooled(["why?", "hi you", "no thanks", ":)"], ["Why?", "What?", "Hello :)", "Ok?"])
+    assert {name: found[name] for name in ("questions", "greetings", "politeness", "emoji")} == {
+        "questions": 0.5, "greetings": 0.0, "politeness": -0.25, "emoji": 0.0
+    }  # fmt: skip
+    assert found["capitals"] == 1.0  # ":)" begins with no letter, and none of the other real turns with a capital
+
+
+def test_capitals_are_left_out_where_no_turn_begins_with_a_letter() -> None:
+    assert "capitals" not in pooled(["1", "2"], ["One", "Two"])
+    assert "capitals" not in pooled(["One", "Two"], ["1", "2"])
+
+
+def test_distances_are_those_of_all_texts_together() -> None:
+    real, said = LINES[:5], LINES[5:]
+    found = pooled(real, said)
+    assert found["style"] == pytest.approx(style_distance(said, real))
+    assert found["function_words"] == pytest.approx(function_word_distance(said, real))
+
+
+def test_function_words_are_left_out_where_the_person_uses_none() -> None:
+    assert "function_words" not in pooled(["nein", "doch"], ["the", "doch"])
+
+
+def test_diversity_is_the_difference_of_the_joined_texts() -> None:
+    rng = random.Random(3)
+    real, said = ([" ".join(rng.choices("abcdefghijklmnop"[:kinds], k=9)) for _ in range(12)] for kinds in (16, 5))
+    expected = mattr(word_tokens(" ".join(said))) - mattr(word_tokens(" ".join(real)))
+    assert expected < 0
+    assert pooled(real, said)["diversity"] == pytest.approx(expected)
+
+
+def test_diversity_is_left_out_of_texts_shorter_than_a_window() -> None:
+    assert "diversity" not in pooled(["one two"] * 30, ["one"] * 30)
+
+
+def test_several_replies_share_the_weight_of_their_moment() -> None:
+    turns = [
+        turn("abc", talk="t0", replies={TWIN: ["abc", "x?"]}, similarity={TWIN: (1.0, 0.0)}, rank={TWIN: (1.0, 0.5)}),
+        turn("abc", talk="t1", replies={TWIN: ["abc"]}, similarity={TWIN: (1.0,)}, rank={TWIN: (1.0,)}),
+    ]
+    found = closeness(turns, TWIN)
+    assert value(found, "embedding_similarity") == 0.75
+    assert value(found, "rank") == 0.875
+    assert value(found, "questions") == 0.25
+    assert value(found, "length_ratio") == pytest.approx((2.5 + 3) / 6)
+    assert value(found, "chrf") == pytest.approx(0.75)
+    assert found["arms"][TWIN]["chrf"]["n"] == 2
+
+
+def test_replies_count_where_there_are_some_and_bits_everywhere() -> None:
+    turns = [turn(talk="t0", bits={TWIN: 3.0}, replies={TWIN: "ok"}), turn(talk="t1", bits={TWIN: 6.0}, replies={TWIN: ()})]
+    found = closeness(turns, TWIN)["arms"][TWIN]
+    assert (found["bits_per_char"]["n"], found["bits_per_char"]["value"]) == (2, 1.5)
+    assert (found["chrf"]["n"], found["chrf"]["value"]) == (1, 1.0)
+
+
+def test_silence_is_far_but_not_endlessly_so() -> None:
+    turns = [turn("hello", talk=f"t{i}", replies={TWIN: "hello", "no_memory": ""}) for i in range(3)]
+    found = closeness(turns, TWIN)
+    assert value(found, "length_ratio", "no_memory") == 0
+    assert further(found, "length_ratio") == pytest.approx(math.log(1e-3))
+    assert value(found, "style", "no_memory") == 1.0
+    json.dumps(found, allow_nan=False)
+
+
+# How far from the person ------------------------------------------------------------------------------------------------
+
+
+def test_below_zero_is_closer_for_every_measure() -> None:
+    """The twin says what the person says; the other arm does not, in any respect."""
+    rng = random.Random(1)
+    turns = [
+        turn(
+            real := rng.choice(LINES), f"x/p{i % 3}", f"t{i % 4}", i, own_action=rng.choice(LINES),
+            bits={TWIN: 1.0, "no_memory": 9.0}, choice={TWIN: 1.0, "no_memory": 0.0},
+            replies={TWIN: real, "no_memory": "Hello, thank you! 😀 Would it be fine to ask? " * 2},
+            similarity={TWIN: (1.0,), "no_memory": (0.0,)}, rank={TWIN: (1.0,), "no_memory": (0.0,)},
+        )
+        for i in range(60)
+    ]  # fmt: skip
+    found = closeness(turns, TWIN)["paired"][f"{TWIN} - no_memory"]
+    assert set(found) == {measure.name for measure in MEASURES}
+    assert {name for name, one in found.items() if one["value"] < 0 and one["high"] < 0} == set(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "near", "far"),
+    [("bits_per_char", 1.0, 2.0), ("chrf", 0.6, 0.5), ("length_ratio", 1.5, 0.5), ("emoji", -0.1, 0.2), ("style", 0.2, 0.3)],
+)
+def test_the_distance_of_a_measure_goes_by_its_ideal(name: str, near: float, far: float) -> None:
+    import numpy as np
+
+    measure = next(one for one in MEASURES if one.name == name)
+    assert measure.distance(np.array([near]))[0] < measure.distance(np.array([far]))[0]
+
+
+def test_twice_as_long_is_as_far_as_half_as_long() -> None:
+    turns = [turn("abcd", talk=f"t{i}", replies={TWIN: "abcdabcd", "no_memory": "ab"}) for i in range(3)]
+    assert further(closeness(turns, TWIN), "length_ratio") == pytest.approx(0)
+
+
+def test_arms_are_compared_where_both_were_measured() -> None:
+    """At the second moment only the twin was measured, and there it costs much."""
+    turns = [turn(talk="t0", bits={TWIN: 3.0, "no_memory": 6.0}), turn(talk="t1", bits={TWIN: 60.0}, replies={TWIN: "a"})]
+    found = closeness(turns, TWIN)
+    paired = found["paired"][f"{TWIN} - no_memory"]
+    assert set(paired) == {"bits_per_char"}
+    assert (paired["bits_per_char"]["value"], paired["bits_per_char"]["n"]) == (-1.0, 1)
+    assert value(found, "bits_per_char") == pytest.approx(63 / 6)
+
+
+def test_differences_are_paired_so_what_both_arms_share_does_not_widen_them() -> None:
+    rng = random.Random(2)
+    costs = [rng.uniform(1, 90) for _ in range(40)]
+    turns = [turn(talk=f"t{i}", bits={TWIN: cost, "no_memory": cost + 1}) for i, cost in enumerate(costs)]
+    found = closeness(turns, TWIN)
+    paired, alone = found["paired"][f"{TWIN} - no_memory"]["bits_per_char"], found["arms"][TWIN]["bits_per_char"]
+    assert alone["high"] - alone["low"] > 4
+    assert paired["high"] - paired["low"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_same_replies_are_no_further_by_any_measure() -> None:
+    turns = [replace(one, replies={TWIN: one.replies[TWIN], "no_memory": one.replies[TWIN]}, bits={}) for one in several()]
+    found = closeness([replace(one, choice={}, similarity={}, rank={}) for one in turns], TWIN)
+    for name, one in found["paired"][f"{TWIN} - no_memory"].items():
+        assert (one["value"], one["low"], one["high"], one["p"]) == (0, 0, 0, 1), name
+
+
+texts = st.text(max_size=12)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(texts, texts, texts, st.integers(0, 2), st.integers(0, 2)), max_size=8))
+def test_whatever_is_said_a_result_is_json_and_intervals_are_in_order(rows: list[tuple[str, str, str, int, int]]) -> None:
+    turns = [
+        turn(real, f"x/{who}", f"t{talk}", i, replies={TWIN: one, "no_memory": two}, bits={TWIN: 1.0})
+        for i, (real, one, two, who, talk) in enumerate(rows)
+    ]
+    found = json.loads(json.dumps(closeness(turns, TWIN), allow_nan=False))
+    estimates = [one for key in ("arms", "paired") for measures in found[key].values() for one in measures.values()]
+    assert all(one["low"] is None or one["low"] <= one["high"] for one in estimates)
+    assert all(one["n"] >= 1 for one in estimates)
