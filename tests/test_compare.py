@@ -1,0 +1,159 @@
+"""evals/compare.py, and the commands for runs that are there: report, compare, export."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from invented_run import PEOPLE, TWIN, est, result, turns, write_run
+from rich.console import Console
+
+from usertwin.evals.compare import compare, comparison_table, verdict_of
+from usertwin.evals.record import MeasuredTurn
+from usertwin.evals.run_cli import compare as compare_command
+from usertwin.evals.run_cli import export, report
+from usertwin.personas import UsageError
+
+
+def cheaper(measured: list[MeasuredTurn], bits: float) -> list[MeasuredTurn]:
+    """The same turns, which cost the twin so many bits less."""
+    return [replace(one, bits={**one.bits, TWIN: one.bits[TWIN] - bits}) for one in measured]
+
+
+def test_twins_are_compared_turn_by_turn() -> None:
+    found = compare(result(), result(), turns(), cheaper(turns(), 1.1))
+    assert found["twin"]["value"] == pytest.approx(-0.1)
+    assert (found["twin"]["n"], found["twin"]["people"]) == (40, 4)
+    assert found["twin"]["high"] < 0
+    assert "closer: −0.100 bits per character, new minus old" in verdict_of(found)
+    assert "n=40 turns of 4 people" in verdict_of(found)
+
+
+def test_only_turns_that_both_runs_hold_are_paired() -> None:
+    changed = [replace(one, action="something else") if one.position < 10 else one for one in turns()]
+    found = compare(result(), result(), turns(), cheaper(changed, 1.1)[:20])
+    assert found["twin"]["n"] == 10
+
+
+def test_twins_of_different_arms_are_paired_by_their_own_arm() -> None:
+    found = compare(result(), result(twin_arm="persona"), turns(), turns())
+    assert found["differs"] == {"twin_arm": [TWIN, "persona"]}
+    assert found["twin"]["value"] == pytest.approx(sum(39.0 - one.bits[TWIN] for one in turns()) / (40 * 11), abs=0.05)
+
+
+def test_without_a_common_turn_there_is_no_difference_of_twins() -> None:
+    found = compare(result(), result(), turns()[:20], turns()[20:])
+    assert found["twin"] is None
+    assert "cannot be compared turn by turn" in verdict_of(found)
+
+
+def test_bits_of_different_scorers_are_not_subtracted() -> None:
+    other = result(models={**result()["models"], "scorer": "local:small"})
+    found = compare(result(), other, turns(), turns())
+    assert not found["comparable"]
+    assert found["why_not"] == ["bits of different scorers (local, local:small) cannot be compared"]
+    assert found["twin"] is None
+    told = found["arms"]["persona"]
+    assert told["bits_per_char"]["difference"] is None
+    assert told["choice"]["difference"] is None
+    assert told["chrf"]["difference"] == 0.0
+    assert found["differs"] == {"models.scorer": ["local", "local:small"]}
+
+
+def test_averages_over_different_people_are_not_subtracted_but_common_turns_are_paired() -> None:
+    fewer = result(people={PEOPLE[0]: result()["people"][PEOPLE[0]]})
+    found = compare(result(), fewer, turns(), [one for one in turns() if one.person == PEOPLE[0]])
+    assert "chitchat/bob, support/cyd, support/dee in one only" in found["why_not"][0]
+    assert all(one["difference"] is None for arm in found["arms"].values() for one in arm.values())
+    assert (found["twin"]["n"], found["twin"]["p"]) == (10, None)
+
+
+def test_measures_are_subtracted_arm_by_arm_and_what_one_run_lacks_is_told() -> None:
+    new = result(arms={TWIN: {"bits_per_char": est(1.3), "new_measure": est(1.0)}})
+    found = compare(result(), new)
+    assert found["arms"][TWIN]["bits_per_char"]["difference"] == pytest.approx(1.3 - 1.396)
+    assert found["arms"][TWIN]["new_measure"] == {"old": None, "new": est(1.0), "difference": None}
+    assert found["arms"]["persona"]["chrf"]["new"] is None
+
+
+def test_what_the_runs_were_made_with_is_told_where_it_differs() -> None:
+    new = result(settings={**result()["settings"], "k": 8}, seed=9, versions={"usertwin": "0.1.0"})
+    assert compare(result(), new)["differs"] == {"settings.k": [4, 8], "versions.torch": ["2.13.0", None], "seed": [7, 9]}
+
+
+def test_the_table_shows_both_values_with_their_n_and_ends_with_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    Console(width=120).print(comparison_table(compare(result(), result(seed=8), turns(), cheaper(turns(), 1.1))))
+    shown = capsys.readouterr().out
+    assert "1.404" in shown
+    assert "n=412" in shown
+    assert "seed: 7 → 8" in shown
+    assert shown.rstrip().endswith("are invisible.")
+
+
+def test_markup_in_a_name_is_only_text(capsys: pytest.CaptureFixture[str]) -> None:
+    Console(width=120).print(comparison_table(compare(result(name="[red]x[/blue]"), result())))
+    assert "[red]x[/blue]" in capsys.readouterr().out
+
+
+# The commands
+
+
+def test_report_writes_both_forms_anew(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", result(), turns())
+    done = CliRunner().invoke(report, [str(run)], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "The twin is closer" in done.output
+    assert "<!doctype html>" in (run / "report.html").read_text("utf-8")
+    assert (run / "report.md").read_text("utf-8").startswith("# How close is the twin?")
+    assert sorted(one.name for one in run.iterdir()) == ["manifest.json", "people", "report.html", "report.md", "result.json"]
+
+
+def test_report_of_a_run_that_was_not_finished_is_one_clear_sentence(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", result(), turns(), state="measuring")
+    with pytest.raises(UsageError, match="was not finished"):
+        CliRunner().invoke(report, [str(run)], catch_exceptions=False)
+    assert not (run / "report.html").exists()
+
+
+def test_report_of_no_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run is there"):
+        CliRunner().invoke(report, [str(tmp_path)], catch_exceptions=False)
+
+
+def test_compare_writes_every_figure(tmp_path: Path) -> None:
+    old = write_run(tmp_path / "old", result(), turns())
+    new = write_run(tmp_path / "new", result(name="later"), cheaper(turns(), 1.1))
+    to_screen = CliRunner().invoke(compare_command, [str(old), str(new), "--json", "-"], catch_exceptions=False)
+    found = json.loads(to_screen.stdout)
+    assert found["names"] == ["four <people>", "later"]
+    assert found["twin"]["n"] == 40
+    file = tmp_path / "found.json"
+    CliRunner().invoke(compare_command, [str(old), str(new), "--json", str(file)], catch_exceptions=False)
+    assert json.loads(file.read_text("utf-8")) == found
+
+
+def test_export_writes_a_line_for_each_turn_of_the_twin_unless_another_arm_is_named(tmp_path: Path) -> None:
+    run, out = write_run(tmp_path / "run", result(), turns()), tmp_path / "out.jsonl"
+    for named, said in (([], "twin says 0"), (["--arm", "persona"], "persona says 0")):
+        done = CliRunner().invoke(export, [str(run), "--out", str(out), *named], catch_exceptions=False)
+        lines = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+        assert done.exit_code == 0
+        assert len(lines) == 40
+        assert lines[0]["rollout_conversation"][-1]["content"].endswith(said)
+        assert lines[0]["metadata"]["run"] == "four <people>"
+
+
+def test_an_unknown_arm_leaves_no_file(tmp_path: Path) -> None:
+    run, out = write_run(tmp_path / "run", result(), turns()), tmp_path / "out.jsonl"
+    with pytest.raises(UsageError, match='"nobody" is in this run; name one of persona, recalled_pairs'):
+        CliRunner().invoke(export, [str(run), "--arm", "nobody", "--out", str(out)], catch_exceptions=False)
+    assert not out.exists()
+
+
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", result(), turns())
+    with pytest.raises(UsageError, match="cannot be written"):
+        CliRunner().invoke(export, [str(run), "--out", str(tmp_path / "no" / "out.jsonl")], catch_exceptions=False)

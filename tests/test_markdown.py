@@ -1,0 +1,67 @@
+"""evals/markdown.py: the same figures as the page, and nothing that was said can break a table."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from invented_run import PEOPLE, result
+
+from usertwin.evals.markdown import render_markdown, text
+from usertwin.evals.summary import summary_of
+from usertwin.evals.tables import sections_of
+
+
+def cells(line: str) -> list[str]:
+    """The cells of a line of a table."""
+    return re.split(r"(?<!\\)\|", line)[1:-1]
+
+
+def test_every_figure_of_the_tables_is_there() -> None:
+    page = render_markdown(result())
+    for section in sections_of(result()):
+        assert f"\n## {section.title}\n" in page
+        for grid in section.grids:
+            for row in grid.rows:
+                assert [one for one in row.cells if text(one.beside) not in page or text(one.text) not in page] == []
+
+
+def test_every_table_is_whole() -> None:
+    lines = render_markdown(result()).split("\n")
+    heads = [place for place, line in enumerate(lines) if set(line) == {"|", " ", "-"}]
+    assert len(heads) == 10
+    for head in heads:
+        wide = len(cells(lines[head]))
+        assert len(cells(lines[head - 1])) == wide
+        assert lines[head - 2] == ""
+        assert lines[head + 1].startswith("| ")
+        end = next(place for place in range(head, len(lines)) if not lines[place])
+        assert {len(cells(line)) for line in lines[head + 1 : end]} == {wide}
+
+
+def test_the_summary_and_the_warnings_come_first() -> None:
+    page = render_markdown(result())
+    assert page.startswith("# How close is the twin? four \\<people\\>\n\n**The twin is closer")
+    assert page.index("few replies: 40") < page.index("## The twin against each alternative")
+    assert text(summary_of(result())) in page
+
+
+@settings(max_examples=25)  # each draws a whole report
+@given(st.text())
+def test_a_name_cannot_break_a_table(said: str) -> None:
+    people = {f"x|{said}\n": one for one in [result()["people"][PEOPLE[0]]]}
+    page = render_markdown(result(people=people, judge=None))
+    line = next(line for line in page.split("\n") if line.startswith(f"| {text('x|')}"))
+    assert len(cells(line)) == 10
+
+
+@given(st.text())
+def test_no_markup_survives_in_a_text(said: str) -> None:
+    assert not re.search(r"(?<!\\)(?:\\\\)*[`*_\[\]<>|#~&]", text(said))
+    assert "\n" not in text(said)
+
+
+def test_a_suite_with_backticks_stays_inside_its_fence() -> None:
+    page = render_markdown(result(suite_text='name = "a"\n```\n# out?\n'))
+    assert page.rstrip().endswith('````toml\nname = "a"\n```\n# out?\n````')
