@@ -3,19 +3,42 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .arms import ARMS
+    from .closeness import CONTRASTS
+    from .measures import MEASURES, Measure
     from .metrics import chrf, embedding_similarities
-    from .replay import ARMS, CONTRASTS, evaluate
+    from .record import MeasuredTurn
+    from .replay import Protocol, evaluate
+    from .running import Run
     from .statistics import Estimate, mean, ratio
+    from .suite import Suite, read_suite
 
-__all__ = ["ARMS", "CONTRASTS", "Estimate", "chrf", "embedding_similarities", "evaluate", "mean", "ratio"]
+__all__ = [
+    "ARMS",
+    "CONTRASTS",
+    "MEASURES",
+    "Estimate",
+    "Measure",
+    "MeasuredTurn",
+    "Protocol",
+    "Run",
+    "Suite",
+    "chrf",
+    "embedding_similarities",
+    "evaluate",
+    "mean",
+    "ratio",
+    "read_suite",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import the public names when they are asked for: the pytest plugin below is loaded in every run of every user."""
     from importlib import import_module
 
-    for module in ("metrics", "replay", "statistics"):
+    modules = ("arms", "closeness", "measures", "metrics", "record", "replay", "running", "statistics", "suite")
+    for module in modules if name in __all__ else ():  # a module of ours is none of their business
         found = import_module(f".{module}", __name__)
-        if name in __all__ and hasattr(found, name):
+        if hasattr(found, name):
             return getattr(found, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,19 +6,21 @@ that a user can mend is one sentence on standard error with exit code 2; no trac
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from usertwin.personas import UsageError, UsertwinError
+from usertwin.personas import UsertwinError
 
+from .closeness_cli import evaluate, suite
+from .hand_cli import judge_by_hand
 from .memory_cli import memory
 from .options import Style, console_for, home_option, model_option, progress_bars, seed_option, style_option
 from .recon_cli import controls, learn, tune
-from .twins import measure, open_twin, show_twin
+from .run_cli import compare, export, report
+from .twins import open_twin, show_twin
 
 if TYPE_CHECKING:
     from usertwin.simulator import Exchange
@@ -132,46 +134,7 @@ def simulate(
         sys.exit(1)
 
 
-@main.command("eval")
-@click.argument("name")
-@click.option("--against", type=click.Path(path_type=Path), help="Measure on this person's turns in another log.")
-@click.option("--limit", default=100, show_default=True, help="Measure on at most so many turns, spread evenly; 0 for all.")
-@click.option("--generate", default=20, show_default=True, help="On how many of them each arm also writes a reply.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this file; - for the screen.")
-@model_option
-@click.option("--scorer", default="local", show_default=True, help="The model under which real turns are scored.")
-@home_option
-@seed_option
-@style_option
-def evaluate(
-    name: str,
-    against: Path | None,
-    limit: int,
-    generate: int,
-    json_file: Path | None,
-    model: str,
-    scorer: str,
-    home: Path | None,
-    seed: int,
-    style: Style | None,
-) -> None:
-    """Measure how close the twin NAME is to the person's held-out turns, beside the baselines."""
-    from .report import closeness_table
-
-    if json_file is not None and str(json_file) != "-" and (json_file.is_dir() or not json_file.parent.is_dir()):
-        raise UsageError(f"{json_file}: no file can be written there; name one in a folder that exists with --json")
-    console = console_for(stderr=json_file is not None and str(json_file) == "-")
-    result = measure(
-        console, name, home=home, model=model, scorer=scorer, style=style, seed=seed,
-        against=against, limit=limit or None, generate=generate,
-    )  # fmt: skip
-    console.print(closeness_table(result))
-    if json_file is not None:
-        text = json.dumps(result, indent=1, ensure_ascii=False)
-        if str(json_file) == "-":
-            click.echo(text)
-        else:
-            json_file.write_text(text + "\n", "utf-8")
+main.add_command(evaluate)
 
 
 @main.command()
@@ -191,4 +154,9 @@ def show(name: str | None, home: Path | None) -> None:
 
 main.add_command(tune)
 main.add_command(controls)
+main.add_command(suite)
+main.add_command(report)
+main.add_command(compare)
+main.add_command(judge_by_hand)
+main.add_command(export)
 main.add_command(memory)

@@ -22,6 +22,7 @@ from usertwin.simulator.demo_agent import help_desk
 from usertwin.simulator.terminal import show_exchange
 
 from .bars import Bars
+from .replay import Protocol
 from .report import closeness_table, settings_table
 from .twins import measure, open_twin, tune_twin
 
@@ -71,8 +72,8 @@ def run_demo(console: Console, *, home: Path | None, turns: int, limit: int) -> 
         result = known
     else:
         result = measure(
-            console, NAME, home=home, model="local", scorer="local", style=None, seed=0,
-            against=None, limit=limit, generate=GENERATE,
+            console, NAME, home=home, model="local", scorer="local", style=None, against=None,
+            protocol=Protocol(limit=limit, generate=GENERATE),
         )  # fmt: skip
     console.print(closeness_table(result))
     console.print(f"\nNext: usertwin chat {NAME}    usertwin show {NAME}    usertwin learn --help")

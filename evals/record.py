@@ -6,6 +6,7 @@ turn; so a stopped run goes on where it was, and what is reported can be looked 
     manifest.json     what was run: format, versions, models, prompts, seeds, settings, state; no secrets
     people/N.jsonl    a line for each held-out turn of a person
     people/N.json     what is known of that person besides: the split, leaks, endings, drift
+    answers.sqlite    what models answered, so that nothing is asked twice
     verdicts.jsonl    what a judge said, a line for each pair of replies
     labels.jsonl      what somebody said who judged by hand
     result.json       every figure; report.html, report.md: the same to be read
@@ -103,9 +104,12 @@ class MeasuredTurn:
         def pairs(turns: Iterable[Iterable[str]]) -> tuple[tuple[str, str], ...]:
             return tuple((who, text) for who, text in turns)
 
-        several = {name: {arm: tuple(found) for arm, found in data[name].items()} for name in ("replies", "similarity", "rank")}
-        memories = tuple(Memory(**{**memory, "context": pairs(memory["context"])}) for memory in data["recalled"])
-        return cls(**{**data, **several, "context": pairs(data["context"]), "recalled": memories})
+        several: dict[str, Any] = {
+            name: {arm: tuple(found) for arm, found in data[name].items()} for name in ("replies", "similarity", "rank")
+        }
+        memories = tuple(Memory(**dict[str, Any](memory, context=pairs(memory["context"]))) for memory in data["recalled"])
+        read: dict[str, Any] = {**data, **several, "context": pairs(data["context"]), "recalled": memories}
+        return cls(**read)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

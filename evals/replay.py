@@ -1,67 +1,261 @@
-"""Replaying held-out turns: how well each way of remembering predicts what the person really said.
+"""Replaying held-out turns: what each arm makes of the moments before them, measured turn by turn.
 
-The one design choice: the arms differ in nothing but the moments that are shown before the present one. Each real action is
-scored under the same model after the same prompt the twin acts on, so differences are paired turn by turn, and the cost of
-a person's own memory, of the right memories and of their traces can be read off one table. Lower bits are closer.
+The one design choice: a turn is measured whole, under every arm, and kept before the next one is begun, so that a
+measurement that is stopped goes on where it was and every figure is reckoned from the same records. What is measured:
 
-    no_memory          the chat alone
-    other_person       moments recalled, in the same way, from somebody else's past
-    random_own         moments of the person's own past, drawn at random
-    recalled_pairs     the person's own moments that are most like now
-    recalled_triples   the same moments, with their traces
+    bits         what the real action costs after each arm's prompt, in one batch for all arms
+    choice       whether it is told from other actions of the same person (S4; Recon's forced choice)
+    replies      what the twin's model writes there under each arm, with how like the real action they are
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from usertwin.memory import Embedder, Scorer, Triple, TripleStore
-from usertwin.memory.leaving import NEIGHBOURS
-from usertwin.memory.transcript import action_line
-from usertwin.memory.twin import HELD_OUT, OTHER_PERSON
-from usertwin.personas import LogError, Pair, UsageError, read_conversations
-from usertwin.personas.pairs import check_speaker, pairs_of_log
+from usertwin.memory import Distractors, Embedder, Scorer
+from usertwin.memory.fidelity import CHOICES
+from usertwin.memory.transcript import ME, action_line
+from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser
-from usertwin.simulator.prompts import act_transcript, as_shown
+from usertwin.simulator.prompts import RECALLED_TURNS
 
-from .metrics import chrf, embedding_similarities
-from .statistics import Estimate, mean, ratio
+from .arms import USUAL_ARMS, Arms, Moment, check_arms
+from .closeness import closeness
+from .endings import endings
+from .heldout import held_out_pairs, other_person, spread
+from .peers import PEERS, Peer, peer_messages, said_by
+from .record import MeasuredTurn, Memory, turns_of
+from .verdicts import open_to_append, write_line
 
-ARMS = ("no_memory", "other_person", "random_own", "recalled_pairs", "recalled_triples")
-#: The comparisons that are reported, each paired turn by turn.
-CONTRASTS = (
-    ("other_person", "no_memory"),
-    ("random_own", "no_memory"),
-    ("recalled_pairs", "no_memory"),
-    ("recalled_triples", "no_memory"),
-    ("recalled_pairs", "other_person"),
-    ("recalled_pairs", "random_own"),
-    ("recalled_triples", "recalled_pairs"),
-)
-_SCORED_AT_ONCE = 20
-
-T = TypeVar("T")
+_AT_ONCE = 20
 
 #: Is told the stage ("scoring" or "writing"), how many turns are done, of how many.
 ReplayProgress = Callable[[str, int, int], None]
 
 
-@dataclass(slots=True)
-class Turnwise:
-    """What was measured at one held-out turn, by arm."""
+def _quiet(stage: str, done: int, total: int) -> None: ...
 
-    pair: Pair
-    shown: dict[str, list[Triple]]
-    bits: dict[str, float] = field(default_factory=dict[str, float])
-    replies: dict[str, str] = field(default_factory=dict[str, str])
-    similarity: dict[str, float] = field(default_factory=dict[str, float])
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How a twin is measured.
+
+    Attributes:
+        arms: what is compared; see arms.py.
+        limit: the most turns to measure on, spread evenly over all there are; None for all.
+        generate: on how many of them each arm also writes replies, and has to choose.
+        samples: how many replies each time.
+        choices: among how many actions the real one is to be found (S4); 0 leaves that out.
+        concurrency: how many arms may wait for a model at once.
+        seed: for what is drawn and sampled, and for intervals.
+    """
+
+    arms: tuple[str, ...] = USUAL_ARMS
+    limit: int | None = 100
+    generate: int = 20
+    samples: int = 1
+    choices: int = 0
+    concurrency: int = 1
+    seed: int = 0
+
+    def check(self) -> None:
+        """UsageError if there is no such arm, or a number makes no sense."""
+        check_arms(self.arms)
+        if (self.limit is not None and self.limit < 1) or self.generate < 0:
+            raise UsageError("a limit is at least 1, and the number of written replies at least 0")
+        if self.samples < 1 or self.choices < 0 or self.choices == 1 or self.concurrency < 1:
+            raise UsageError("at least one sample, one arm at a time, and two actions to choose from (or 0, for none)")
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Measures a twin turn by turn.
+
+    Attributes:
+        user: the twin; its model writes the replies of all arms.
+        scorer: the model under which real actions are scored.
+        embedder: tells how like two texts are.
+        arms: what is compared.
+        protocol: how.
+        person: what to call the person in the records.
+    """
+
+    user: SimulatedUser
+    scorer: Scorer
+    embedder: Embedder
+    arms: Arms
+    protocol: Protocol
+    person: str
+
+    async def run(
+        self, pairs: Sequence[Pair], *, keep: Path | None = None, progress: ReplayProgress = _quiet
+    ) -> list[MeasuredTurn]:
+        """Measure held-out moments.
+
+        Args:
+            pairs: the moments.
+            keep: a file of records to go on from and to write to.
+            progress: is told how far things are.
+
+        Raises:
+            ModelError: a model does not answer; what was measured is kept.
+        """
+        writing = {_key(pair) for pair in spread(pairs, self.protocol.generate)} if self.protocol.generate else set[Any]()
+        known = {(turn.conversation_id, turn.position): turn for turn in (turns_of(keep) if keep else [])}
+        missing = [pair for pair in pairs if _key(pair) not in known]
+        distractors = Distractors([triple.pair for triple in self.user.store.triples()], self.embedder)
+        wrote = sum(_key(pair) in writing for pair in pairs if _key(pair) in known)
+        with open_to_append(keep) if keep is not None else nullcontext() as file:
+            for start in range(0, len(missing), _AT_ONCE):
+                progress("scoring", len(known), len(pairs))
+                moments = await asyncio.to_thread(self.arms.moments, missing[start : start + _AT_ONCE])
+                turns = await asyncio.to_thread(self._scored, moments, pairs)
+                for moment, scored in zip(moments, turns, strict=True):
+                    turn = scored
+                    if _key(moment.pair) in writing:
+                        progress("writing", wrote, len(writing))
+                        turn = await self._written(scored, moment, distractors)
+                        wrote += 1
+                    if file is not None:
+                        write_line(file, turn.to_json())
+                    known[_key(moment.pair)] = turn
+        progress("scoring", len(pairs), len(pairs))
+        if writing:
+            progress("writing", len(writing), len(writing))
+        return [known[_key(pair)] for pair in pairs]
+
+    def _scored(self, moments: Sequence[Moment], pairs: Sequence[Pair]) -> list[MeasuredTurn]:
+        """The records of moments, with what the real actions cost."""
+        places = [(place, arm) for place, moment in enumerate(moments) for arm in moment.shown]
+        items = [(self.arms.prompt(arm, moments[i]), action_line(moments[i].pair.action)) for i, arm in places]
+        bits: list[dict[str, float]] = [{} for _ in moments]
+        for (place, arm), likelihood in zip(places, self.scorer.score(items), strict=True):
+            bits[place][arm] = likelihood.bits
+        found: list[MeasuredTurn] = []
+        for moment, costs in zip(moments, bits, strict=True):
+            pair = moment.pair
+            found.append(
+                MeasuredTurn(
+                    self.person,
+                    pair.conversation_id,
+                    pair.position,
+                    _said(pair),
+                    pair.action,
+                    len(action_line(pair.action)) - 1,
+                    pair.goal,
+                    costs,
+                    recalled=_memories(moment),
+                    other_action=self._other_action(pair),
+                    own_action=_elsewhere(pair, pairs),
+                )
+            )
+        return found
+
+    def _other_action(self, pair: Pair) -> str:
+        other = self.arms.other
+        if other is None:
+            return ""
+        drawn = other.draw(pair, 1, rng=random.Random(f"{self.protocol.seed}/{pair.conversation_id}/{pair.position}"))
+        return drawn[0].pair.action if drawn else ""
+
+    async def _written(self, turn: MeasuredTurn, moment: Moment, distractors: Distractors) -> MeasuredTurn:
+        """The record with the replies of each arm, how like the real action they are, and what each arm chooses."""
+        limit = asyncio.Semaphore(self.protocol.concurrency)
+
+        async def one(arm: str) -> tuple[str, list[str]]:
+            async with limit:
+                return await self._replies(moment, arm)
+
+        answers = dict(zip(moment.shown, await asyncio.gather(*(one(arm) for arm in moment.shown)), strict=True))
+        replies = {arm: tuple(texts) for arm, (_, texts) in answers.items()}
+        others = distractors.of(moment.pair, (self.protocol.choices or CHOICES) - 1)
+        similarity, rank = await asyncio.to_thread(self._compared, replies, moment.pair.action, others)
+        choice = await asyncio.to_thread(self._chosen, moment, others) if self.protocol.choices else {}
+        reasoning = {arm: thought for arm, (thought, _) in answers.items() if thought}
+        return replace(turn, replies=replies, reasoning=reasoning, similarity=similarity, rank=rank, choice=choice)
+
+    async def _replies(self, moment: Moment, arm: str) -> tuple[str, list[str]]:
+        """The thought, if the twin has one of its own, and the replies that the twin's model writes under an arm."""
+        user, pair, seed, n = self.user, moment.pair, self.protocol.seed, self.protocol.samples
+        if arm in PEERS:
+            peer: Peer = arm
+            messages = peer_messages(peer, user.model.style, user.persona, pair, turns=user.settings.window)
+            return "", [said_by(peer, answer.text) for answer in await user.write(messages, n=n, seed=seed)]
+        shown, reasoning = moment.shown[arm], ""
+        if user.settings.reasons and any(triple.reasoning for triple in shown):
+            reasoning = (await user.think(pair, shown, seed=seed)).text
+        answers = await user.speak(pair, shown, reasoning, seed=seed, afresh=not reasoning, n=n)
+        return reasoning, [answer.text for answer in answers]
+
+    def _compared(
+        self, replies: dict[str, tuple[str, ...]], real: str, others: Sequence[str]
+    ) -> tuple[dict[str, tuple[float, ...]], dict[str, tuple[float, ...]]]:
+        """Cosine of each reply and the real action, and of the person's other actions the share that it is less like (S3)."""
+        texts = [text for arm in replies for text in replies[arm]]
+        vectors = self.embedder.embed([*texts, real, *others])
+        alike = vectors[: len(texts)] @ vectors[len(texts) :].T
+        similarity: dict[str, tuple[float, ...]] = {}
+        rank: dict[str, tuple[float, ...]] = {}
+        start = 0
+        for arm, said in replies.items():
+            rows = alike[start : start + len(said)]
+            start += len(said)
+            similarity[arm] = tuple(float(row[0]) for row in rows)
+            if others:
+                rank[arm] = tuple(float(((row[1:] < row[0]) + 0.5 * (row[1:] == row[0])).mean()) for row in rows)
+        return similarity, rank
+
+    def _chosen(self, moment: Moment, others: Sequence[str]) -> dict[str, float]:
+        """Whether each arm tells the real action from others, by how much likelier its prompt makes it than no prompt does."""
+        if not others:
+            return {}
+        actions = [action_line(action) for action in (moment.pair.action, *others)]
+        usual = [found.nats for found in self.scorer.score([(f"{ME}:", action) for action in actions])]
+        chosen: dict[str, float] = {}
+        for arm in moment.shown:
+            found = self.scorer.score([(self.arms.prompt(arm, moment), action) for action in actions])
+            likely = [one.nats - nats for one, nats in zip(found, usual, strict=True)]
+            best = max(likely)
+            chosen[arm] = (likely[0] == best) / likely.count(best)
+        return chosen
+
+
+def _key(pair: Pair) -> tuple[str, int]:
+    return pair.conversation_id, pair.position
+
+
+def _said(pair: Pair) -> tuple[tuple[str, str], ...]:
+    return tuple((ME if turn.speaker == pair.speaker else turn.speaker, turn.text) for turn in pair.context)
+
+
+def _memories(moment: Moment) -> tuple[Memory, ...]:
+    """What the twin was shown, most similar first."""
+    shown = moment.shown.get("recalled_triples", moment.shown.get("recalled_pairs", ()))
+    found: list[Memory] = []
+    for one, triple in zip(moment.recalled, shown, strict=False):  # an evaluation without these arms shows none
+        pair = triple.pair
+        said = _said(replace(pair, context=pair.context[-RECALLED_TURNS:]))
+        found.append(Memory(pair.conversation_id, pair.position, round(one.similarity, 4), said, pair.action, triple.reasoning))
+    return tuple(found)
+
+
+def _elsewhere(pair: Pair, pairs: Sequence[Pair]) -> str:
+    """What the person said at another held-out moment, half of them away and in another conversation."""
+    place = next(i for i, other in enumerate(pairs) if _key(other) == _key(pair))
+    turned = [*pairs[place + len(pairs) // 2 :], *pairs[: place + len(pairs) // 2]]
+    return next((other.action for other in turned if other.conversation_id != pair.conversation_id), "")
+
+
+def twin_arm(user: SimulatedUser) -> str:
+    """The arm that is what the twin does: with or without traces, as was found best for it."""
+    return "recalled_pairs" if user.settings.traces == "none" else "recalled_triples"
 
 
 async def evaluate(
@@ -71,10 +265,8 @@ async def evaluate(
     *,
     folder: Path,
     against: str | Path | None = None,
-    limit: int | None = 100,
-    generate: int = 20,
-    seed: int = 0,
-    progress: ReplayProgress = lambda stage, done, total: None,
+    protocol: Protocol = Protocol(),
+    progress: ReplayProgress = _quiet,
 ) -> dict[str, Any]:
     """Measure how close a twin is to the person, beside the baselines.
 
@@ -84,9 +276,7 @@ async def evaluate(
         embedder: for recall in the other person's past, and for similarity.
         folder: the twin's folder, which holds the held-out conversations.
         against: another log with turns of the same speaker to measure on instead.
-        limit: the most turns to measure on, spread evenly over all there are; None for all.
-        generate: on how many of them each arm also writes a reply of its own.
-        seed: for random moments, sampling and intervals.
+        protocol: how to measure.
         progress: is told how far things are.
 
     Returns:
@@ -94,159 +284,25 @@ async def evaluate(
 
     Raises:
         LogError: there is nothing to measure on.
-        UsageError: a limit that makes no sense.
+        UsageError: no such arm, or a number that makes no sense.
+        TwinError: something that is held out is in the memory.
     """
-    if (limit is not None and limit < 1) or generate < 0:
-        raise UsageError("a limit is at least 1, and the number of written replies at least 0")
-    held_out, dropped = _held_out(user, folder, against)
-    chosen = spread([pair for pair in held_out if not pair.left], limit)
-    progress("recalling", 0, len(chosen))
+    protocol.check()
+    held_out, dropped = held_out_pairs(user, folder, against)
     with ExitStack() as stack:
-        other = _other_person(user, folder, embedder, stack)
-        turns = _recall_all(user, other, chosen, seed)
-    progress("recalling", len(turns), len(turns))
-    for start in range(0, len(turns), _SCORED_AT_ONCE):
-        progress("scoring", start, len(turns))
-        _score(turns[start : start + _SCORED_AT_ONCE], scorer, user.settings.window)
-    progress("scoring", len(turns), len(turns))
-    writing = spread(turns, generate) if generate else []
-    for done, turn in enumerate(writing):
-        progress("writing", done, len(writing))
-        for arm in turn.shown:
-            turn.replies[arm] = await _write(user, turn, arm, seed)
-    if writing:
-        progress("writing", len(writing), len(writing))
-        _compare(writing, embedder)
-    ending = _ending(user, held_out, seed)
-    return _result(user, scorer, turns, writing, ending, dropped, against, seed)
-
-
-def _held_out(user: SimulatedUser, folder: Path, against: str | Path | None) -> tuple[list[Pair], int]:
-    """The turns to measure on, and how many conversations of `against` were dropped since the twin knows them."""
-    record, window = user.record, user.record.recipe.window
-    if against is None:
-        log = read_conversations(folder / HELD_OUT)
-        groups = pairs_of_log(log.conversations, record.recipe.speaker, window=window)
-        # Without dates, `when` is the place in the log, and everything that was held out came after the corpus.
-        pairs = [later(pair, record.dated, record.corpus_ends) for group in groups for pair in group]
-        return [pair for pair in pairs if pair.conversation_id in set(record.test)], 0
-    log = read_conversations(against)
-    check_speaker(log, record.recipe.speaker)
-    if record.dated and any(c.started_at is None for c in log.conversations):
-        raise LogError(f'{against}: its conversations need "started_at", since those the twin was learned from have it')
-    known = {*record.corpus, *record.validation}
-    groups = pairs_of_log(log.conversations, record.recipe.speaker, window=window)
-    fresh = [group for group in groups if group[0].conversation_id not in known]
-    if not fresh:
-        raise LogError(
-            f"{against}: the twin was learned from every conversation of {record.recipe.speaker} in it; none is held out"
-        )
-    pairs = [later(pair, record.dated, record.corpus_ends) for group in fresh for pair in group]
-    return pairs, len(groups) - len(fresh)
-
-
-def later(pair: Pair, dated: bool, corpus_ends: float) -> Pair:
-    """A held-out pair with a time after the corpus; without dates, `when` is only a place in the log."""
-    return pair if dated else replace(pair, when=corpus_ends + 1 + pair.when)
-
-
-def spread(items: Sequence[T], most: int | None) -> list[T]:
-    """At most so many items, spread evenly."""
-    if most is None or len(items) <= most:
-        return list(items)
-    return [items[(i * len(items)) // most] for i in range(most)]
-
-
-def _other_person(user: SimulatedUser, folder: Path, embedder: Embedder, stack: ExitStack) -> TripleStore | None:
-    """A memory of the other person's past, for the time of the measurement."""
-    record = user.record
-    if record.other_speaker is None:
-        return None
-    log = read_conversations(folder / OTHER_PERSON)
-    groups = pairs_of_log(log.conversations, record.other_speaker, window=record.recipe.window)
-    store = TripleStore(stack.enter_context(tempfile.TemporaryDirectory()), embedder)
-    stack.callback(store.close)
-    store.add([Triple(pair) for group in groups for pair in group])
-    return store
-
-
-def _recall_all(user: SimulatedUser, other: TripleStore | None, pairs: Sequence[Pair], seed: int) -> list[Turnwise]:
-    """For each turn, what each arm is shown. An arm that has nothing to show anywhere is left out."""
-    times = [pair.when for pair in pairs]
-    traced = user.settings.traces != "none"
-    own = user.store.recall_many(pairs, user.k, before=times, with_trace=traced, ranking=user.ranking)
-    theirs = None
-    if other is not None:
-        theirs = other.recall_many(pairs, user.k, before=times if user.record.dated else None, ranking=user.ranking)
-    found: list[Turnwise] = []
-    for number, pair in enumerate(pairs):
-        recalled = [r.triple for r in own[number]]
-        shown = {"no_memory": list[Triple]()}
-        if theirs is not None:
-            shown["other_person"] = [r.triple for r in theirs[number]]
-        rng = random.Random(f"{seed}/{number}")
-        drawn = user.store.draw(pair, user.k, before=pair.when, rng=rng)
-        shown["random_own"] = [Triple(triple.pair) for triple in drawn]
-        shown["recalled_pairs"] = [Triple(triple.pair) for triple in recalled]
-        shown["recalled_triples"] = as_shown(recalled, "backward" if user.settings.traces == "backward" else "chosen")
-        found.append(Turnwise(pair, shown))
-    return found
-
-
-def _score(turns: Sequence[Turnwise], scorer: Scorer, turns_shown: int) -> None:
-    """Put the cost in bits of each real action, under each arm, where it belongs."""
-    places = [(turn, arm) for turn in turns for arm in turn.shown]
-    items = [(act_transcript(t.pair, t.shown[arm], turns=turns_shown), action_line(t.pair.action)) for t, arm in places]
-    for (turn, arm), likelihood in zip(places, scorer.score(items), strict=True):
-        turn.bits[arm] = likelihood.bits
-
-
-async def _write(user: SimulatedUser, turn: Turnwise, arm: str, seed: int) -> str:
-    """The reply that the twin's model writes under an arm; the arm with traces reasons first, if the twin does."""
-    pair, shown, reasoning = turn.pair, turn.shown[arm], ""
-    if user.settings.reasons and any(triple.reasoning for triple in shown):
-        reasoning = (await user.think(pair, shown, seed=seed)).text
-    return (await user.speak(pair, shown, reasoning, seed=seed, afresh=not reasoning)).text
-
-
-def _compare(turns: Sequence[Turnwise], embedder: Embedder) -> None:
-    places = [(turn, arm) for turn in turns for arm in turn.replies]
-    said = [turn.replies[arm] for turn, arm in places]
-    for (turn, arm), value in zip(
-        places, embedding_similarities(said, [t.pair.action for t, _ in places], embedder), strict=True
-    ):
-        turn.similarity[arm] = value
-
-
-def _result(
-    user: SimulatedUser,
-    scorer: Scorer,
-    turns: Sequence[Turnwise],
-    writing: Sequence[Turnwise],
-    ending: Estimate | None,
-    dropped: int,
-    against: str | Path | None,
-    seed: int,
-) -> dict[str, Any]:
-    arms = [arm for arm in ARMS if any(arm in turn.bits for turn in turns)]
-    measured = {arm: _arm(turns, writing, arm, seed) for arm in arms}
-    paired = {f"{a} - {b}": _contrast(turns, writing, a, b, seed) for a, b in CONTRASTS if a in arms and b in arms}
+        other = other_person(user, folder, embedder, stack)
+        progress("recalling", 0, 1)
+        arms = Arms(user, protocol.arms, other, seed=protocol.seed)
+        replay = Replay(user, scorer, embedder, arms, protocol, user.name)
+        turns = await replay.run(spread([pair for pair in held_out if not pair.left], protocol.limit), progress=progress)
+    told = endings(user, held_out, seed=protocol.seed)
+    found = closeness(turns, twin_arm(user), seed=protocol.seed)
     return {
         "twin": user.name,
-        "arms": {arm: _json(estimates) for arm, estimates in measured.items()},
-        "paired": {name: _json(estimates) for name, estimates in paired.items()},
-        "ending": _json({"f1": ending}),
-        "turns": len(turns),
-        "conversations": len({turn.pair.conversation_id for turn in turns}),
-        "models": {
-            "action": user.model.name,
-            "scorer": scorer.name,
-            "embedder": user.store.embedder.name,
-            "proposer": user.record.recipe.model,
-        },
-        "seed": seed,
+        **{name: value for name, value in found.items() if name != "people"},
+        "ending": {} if told is None else {"f1": told["f1"]},
+        "models": models_of(user, scorer),
         "k": user.k,
-        "twin_arm": "recalled_pairs" if user.settings.traces == "none" else "recalled_triples",
         "triples": len(user.store),
         "against": None if against is None else str(against),
         "dropped_conversations": dropped,
@@ -254,61 +310,11 @@ def _result(
     }
 
 
-def _json(estimates: dict[str, Estimate | None]) -> dict[str, Any]:
-    return {name: estimate.to_json() for name, estimate in estimates.items() if estimate is not None}
-
-
-def _arm(turns: Sequence[Turnwise], writing: Sequence[Turnwise], arm: str, seed: int) -> dict[str, Estimate | None]:
-    """Every measure of one arm."""
-    where, wrote = _where(turns), _where(writing)
+def models_of(user: SimulatedUser, scorer: Scorer) -> dict[str, str | None]:
+    """The names of the models that a measurement rests on."""
     return {
-        "bits_per_char": ratio([t.bits[arm] for t in turns], [_characters(t) for t in turns], where, seed=seed),
-        "embedding_similarity": mean([t.similarity[arm] for t in writing], wrote, seed=seed),
-        "chrf": mean([chrf(t.replies[arm], t.pair.action) for t in writing], wrote, seed=seed),
-        "length_ratio": ratio(
-            [float(len(t.replies[arm])) for t in writing], [float(len(t.pair.action)) for t in writing], wrote, seed=seed
-        ),
+        "action": user.model.name,
+        "scorer": scorer.name,
+        "embedder": user.store.embedder.name,
+        "proposer": user.record.recipe.model,
     }
-
-
-def _contrast(turns: Sequence[Turnwise], writing: Sequence[Turnwise], a: str, b: str, seed: int) -> dict[str, Estimate | None]:
-    """The differences of two arms, paired turn by turn."""
-    where, wrote = _where(turns), _where(writing)
-    real = [t.pair.action for t in writing]
-    return {
-        "bits_per_char": ratio([t.bits[a] - t.bits[b] for t in turns], [_characters(t) for t in turns], where, seed=seed),
-        "embedding_similarity": mean([t.similarity[a] - t.similarity[b] for t in writing], wrote, seed=seed),
-        "chrf": mean(
-            [chrf(t.replies[a], r) - chrf(t.replies[b], r) for t, r in zip(writing, real, strict=True)], wrote, seed=seed
-        ),
-        "length_ratio": ratio(
-            [float(len(t.replies[a]) - len(t.replies[b])) for t in writing], [float(len(r)) for r in real], wrote, seed=seed
-        ),
-    }
-
-
-def _ending(user: SimulatedUser, moments: Sequence[Pair], seed: int) -> Estimate | None:
-    """F1 of "the person leaves now, or with this turn", told from all real turns before: 2TP / (2TP + FP + FN)."""
-    if user.ending is None and user.leaving is None:
-        return None
-    silent = [False] * len(moments)
-    if user.leaving is not None:
-        near = user.store.recall_many(moments, NEIGHBOURS, before=[pair.when for pair in moments], left=None)
-        own = [any(turn.speaker == pair.speaker for turn in pair.context) for pair in moments]
-        silent = [spoken and user.leaving.leaves(recalled) for recalled, spoken in zip(near, own, strict=True)]
-    said = [
-        gone or (user.ending is not None and not pair.left and user.ending.leaves(pair))
-        for gone, pair in zip(silent, moments, strict=True)
-    ]
-    hits = [2.0 * (told and pair.ends) for told, pair in zip(said, moments, strict=True)]
-    costs = [hit + (told != pair.ends) for hit, told, pair in zip(hits, said, moments, strict=True)]
-    return ratio(hits, costs, [pair.conversation_id for pair in moments], seed=seed)
-
-
-def _where(turns: Sequence[Turnwise]) -> list[str]:
-    return [turn.pair.conversation_id for turn in turns]
-
-
-def _characters(turn: Turnwise) -> float:
-    """The characters of the action as it was scored, the end of the line included."""
-    return float(len(action_line(turn.pair.action)) - 1)

@@ -20,6 +20,8 @@ from rich.text import Text
 from usertwin.memory import EndingModel, Leaving, Settings, Triple, TwinRecord
 from usertwin.memory.transcript import flat
 
+from .wording import PRIMARY, arm_name
+
 #: How many traces are shown of a twin.
 _BEST = 3
 _ARM_NAMES = {
@@ -53,8 +55,31 @@ def closeness_table(result: Mapping[str, Any]) -> RenderableType:
     twin = twin_arm(result)
     for arm, measures in result["arms"].items():
         style, mark = ("bold", " (twin)") if arm == twin else ("", "")
-        table.add_row(_ARM_NAMES[arm] + mark, *(_cell(measures.get(key), digits) for key, _, _, digits in shown), style=style)
+        table.add_row(
+            _ARM_NAMES.get(arm, arm_name(arm).title) + mark,
+            *(_cell(measures.get(key), digits) for key, _, _, digits in shown),
+            style=style,
+        )
     return Group(table, *map(Text.from_markup, verdicts(result)))
+
+
+def run_table(result: Mapping[str, Any]) -> RenderableType:
+    """The arms of a run in bits per character, and how much further off than the twin each is; it fits into 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=str(result["name"]), title_justify="left")
+    table.add_column("shown to the model", no_wrap=True)
+    table.add_column("bits per char\n[dim]low is close[/dim]", justify="right", no_wrap=True)
+    table.add_column("twin minus it\n[dim]below 0: twin closer[/dim]", justify="right", no_wrap=True)
+    table.add_column("replies told apart\n[dim]0.5: they are not[/dim]", justify="right", no_wrap=True)
+    twin = twin_arm(result)
+    for arm, measures in result["arms"].items():
+        paired = result["paired"].get(f"{twin} - {arm}", {}).get(PRIMARY)
+        cells = (measures.get(PRIMARY), paired, measures.get("discriminator"))
+        counted = [f"{_cell(one, 3)} [dim]n={one['n']}[/dim]" if one else "–" for one in cells]
+        mark = " (twin)" if arm == twin else ""
+        table.add_row(arm_name(arm).title + mark, *counted, style="bold" if arm == twin else "")
+    people = f"{result['turns']} turns of {result['conversations']} conversations of {len(result['people'])} people"
+    note = f"[dim]{people}; intervals: 95%, over people and conversations; scored by {escape(result['models']['scorer'])}[/dim]"
+    return Group(table, Text.from_markup(note))
 
 
 def twin_arm(result: Mapping[str, Any]) -> str:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from usertwin.memory import Price
     from usertwin.simulator import SimulatedUser
 
+    from .replay import Protocol
+
 
 def measure(
     console: Console,
@@ -29,10 +31,8 @@ def measure(
     model: str,
     scorer: str,
     style: Style | None,
-    seed: int,
     against: Path | None,
-    limit: int | None,
-    generate: int,
+    protocol: Protocol,
 ) -> dict[str, Any]:
     """Measure a twin and note the result in its record."""
     from usertwin.memory import TwinRecord, existing_twin
@@ -41,11 +41,11 @@ def measure(
     from .replay import evaluate as replay
 
     folder = existing_twin(name, home)
-    with open_twin(console, name, home, model, style, seed) as user, progress_bars(console) as bars:
+    with open_twin(console, name, home, model, style, protocol.seed) as user, progress_bars(console) as bars:
+        scoring = load_scorer(scorer, progress=bars.fetch)
         result = asyncio.run(
             replay(
-                user, load_scorer(scorer, progress=bars.fetch), user.store.embedder, folder=folder, against=against,
-                limit=limit, generate=generate, seed=seed, progress=bars,
+                user, scoring, user.store.embedder, folder=folder, against=against, protocol=protocol, progress=bars
             )
         )  # fmt: skip
     TwinRecord.load(folder).measured(result).save(folder)
@@ -67,14 +67,19 @@ def tune_twin(
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.simulator import load_scorer
 
-    from .decide import decide, plan
+    from .decide import Plan, decide
     from .report import settings_table
 
     folder = existing_twin(name, home)
     with open_twin(console, name, home, model, style, seed) as user, progress_bars(console) as bars:
-        console.print(f"deciding by measuring: {plan(user, folder, turns)}", style="dim")
+
+        def say(planned: Plan) -> None:
+            console.print(f"deciding by measuring: {planned}", style="dim")
+
         scoring = load_scorer(scorer, progress=bars.fetch)
-        settings = asyncio.run(decide(user, scoring, folder=folder, limit=turns, seed=seed, progress=bars))
+        settings = asyncio.run(
+            decide(user, scoring, folder=folder, limit=turns, seed=seed, planned=say, progress=bars)
+        )  # fmt: skip
     replace(TwinRecord.load(folder), settings=settings).save(folder)
     console.print(settings_table(settings))
 

@@ -37,7 +37,7 @@ from usertwin.personas import Pair, Persona, Turn, TwinError, as_conversation
 from usertwin.personas.pairs import visible_turns
 
 from .models import DEFAULT_MODEL, load_embedder, load_model
-from .prompts import CONTEXT_TURNS, act_messages, as_shown, reason_messages
+from .prompts import CONTEXT_TURNS, Messages, act_messages, as_shown, reason_messages
 from .state import Answer, TwinState, as_state, from_state
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class SimulatedUser:
         used, action = Usage(), ""
         for attempt in range(_TRIES):
             seed, afresh = self._seed(query) + 1_000_003 * attempt, attempt == 0 and not reasoning
-            answer = await self.speak(query, recalled, reasoning, seed=seed, afresh=afresh, config=config)
+            [answer] = await self.speak(query, recalled, reasoning, seed=seed, afresh=afresh, config=config)
             used, text = used + answer.usage, answer.text
             action = text or action
             if text and flat(text).casefold() not in said_before and not _runs_in_circles(text):
@@ -267,13 +267,21 @@ class SimulatedUser:
         *,
         seed: int,
         afresh: bool,
+        n: int = 1,
         config: RunnableConfig | None = None,
-    ) -> Sample:
-        """Ask the model once for the person's turn; not `afresh`, it goes on from what was computed for the reasoning."""
+    ) -> list[Sample]:
+        """Ask the model for the person's turn; not `afresh`, it goes on from what was computed for the reasoning."""
         messages = act_messages(self.model.style, self.persona, query, recalled, reasoning, turns=self.settings.window)
-        most = self.most_tokens
-        [answer] = await sample(self.model, messages, seed=seed, max_tokens=most, stop=self._stop, afresh=afresh, config=config)
-        return replace(answer, text=answer.text.strip())
+        return await self.write(messages, n=n, seed=seed, afresh=afresh, config=config)
+
+    async def write(
+        self, messages: Messages, *, n: int = 1, seed: int, afresh: bool = True, config: RunnableConfig | None = None
+    ) -> list[Sample]:
+        """Ask the model for n turns in the room that a turn of this person takes."""
+        answers = await sample(
+            self.model, messages, n=n, seed=seed, max_tokens=self.most_tokens, stop=self._stop, afresh=afresh, config=config
+        )
+        return [replace(answer, text=answer.text.strip()) for answer in answers]
 
     @property
     def most_tokens(self) -> int:

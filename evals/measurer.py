@@ -1,0 +1,267 @@
+"""One person of a suite: learned, opened with the settings to measure it with, and measured.
+
+The one design choice: each step looks first at what is in the run's folder already, so that the same call goes on wherever it
+was stopped, and a person who is done costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from usertwin.memory import ChatModel, Embedder, Recipe, Scorer, Settings, TripleStore, TwinRecord, existing_twin, learn
+from usertwin.memory.answers import AnswerCache
+from usertwin.memory.tracing import Progress, no_progress
+from usertwin.personas import ChatLog, TwinError, UsageError
+from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer
+from usertwin.simulator.models import manner_of
+
+from .arms import Arms
+from .decide import decide
+from .drift import Drifted, drift
+from .endings import endings
+from .files import write_whole
+from .heldout import held_out_pairs, other_person, spread
+from .record import MeasuredTurn
+from .replay import Protocol, Replay, twin_arm
+from .splits import check_split, known_by_heart, near_duplicates
+from .suite import Corpus, Suite
+
+#: Turns of context that belong to a moment, unless the suite says otherwise.
+WINDOW = 6
+_CHECKED = (
+    "no held-out conversation is in the memory",
+    "nothing in the memory is later than what is held out",
+    "near-duplicates across the split are dropped",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Somebody to measure: as the report calls them, their twin's name and home, and where to learn it from, if it is to be."""
+
+    label: str
+    twin: str
+    home: Path | None
+    corpus: Corpus | None = None
+    speaker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The models of a suite, each loaded when first needed, and once; what they answer is kept in `answers`, if it is given."""
+
+    suite: Suite
+    fetch: Any
+    answers: AnswerCache | None = None
+    kept: dict[tuple[str, str], Any] = field(default_factory=dict[tuple[str, str], Any])
+
+    def _once(self, kind: str, name: str, load: Callable[[], Any]) -> Any:
+        if (kind, name) not in self.kept:
+            self.kept[kind, name] = load()
+        return self.kept[kind, name]
+
+    def chat(self, name: str) -> ChatModel:
+        """A chat model in its usual manner, or the suite's."""
+        found = self._once("chat", name, lambda: load_model(name, style=self.suite.models.style, progress=self.fetch))
+        return replace(found, answers=self.answers)
+
+    def judge(self, name: str) -> ChatModel:
+        """The same for a judge, which is always told what to do; a scripted one is as it is."""
+        style = None if name.startswith("scripted:") else "instruction"
+        found = self._once("judge", name, lambda: load_model(name, style=style, progress=self.fetch))
+        return replace(found, answers=self.answers)
+
+    def check(self) -> None:
+        """UsageError or ModelError if a name is no model's, or a script or key is missing; nothing long is loaded for it."""
+        models, transfer = self.suite.models, self.suite.transfer
+        proposers = [models.proposer, models.trained, *(transfer.proposers if transfer else ())]
+        for name in filter(None, [models.action, *proposers]):
+            manner_of(name)
+            if not name.startswith("local"):
+                self.chat(name)
+        if models.judge is not None:
+            manner_of(models.judge)
+            if not models.judge.startswith("local"):
+                self.judge(models.judge)
+        for name in [models.scorer, *(transfer.scorers if transfer else ())]:
+            kind = name.partition(":")[0]
+            if name != "fake:" and kind not in {"local", "transformers"}:
+                load_scorer(name)  # says what is wrong with it
+
+    def scorer(self, name: str) -> Scorer:
+        """A scorer, with its cache."""
+        precision = self.suite.models.precision
+        return self._once("scorer", name, lambda: load_scorer(name, precision, progress=self.fetch))
+
+    def embedder(self) -> Embedder:
+        """The embedding model."""
+        name = self.suite.models.embedder
+        return self._once("embedder", name or "", lambda: load_embedder(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Measurer:
+    """Learns and measures the people of a suite.
+
+    Attributes:
+        suite: what is measured.
+        models: its models.
+        logs: its corpora, by name.
+        folder: of the run's people, where records are kept.
+        progress: is told how far things are.
+    """
+
+    suite: Suite
+    models: Loaded
+    logs: Mapping[str, ChatLog]
+    folder: Path
+    progress: Progress = no_progress
+
+    def records(self, number: int) -> Path:
+        """The file of a person's measured turns."""
+        return self.folder / f"{number}.jsonl"
+
+    async def learn(self, person: Person, proposer: str, *, name: str | None = None) -> Path:
+        """Learn a person's twin, if it is not yet; returns its folder."""
+        suite, corpus = self.suite, person.corpus
+        if corpus is None:
+            raise UsageError(f"{person.label}: was learned elsewhere, and its log is not part of this suite")
+        traced = name is not None or suite.traced
+        embedder = self.models.embedder()
+        recipe = Recipe(
+            corpus.source, person.speaker, "recon" if traced else "none", suite.traces.candidates,
+            corpus.max_triples, suite.traces.moments, suite.window or WINDOW, embedder.name,
+            proposer if traced else None, suite.models.scorer if traced else None, suite.seed, suite.traces.propose,
+            suite.traces.fidelity,
+        )  # fmt: skip
+        recipe = replace(
+            recipe,
+            actor=proposer if traced and recipe.fidelity in {"judge", "rank"} else None,
+            judge=(suite.models.judge or proposer) if traced and recipe.fidelity == "judge" else None,
+        )
+        twin = name or person.twin
+        if (known := _learned(twin, person.home)) is not None and (known.state, known.recipe) == ("complete", recipe):
+            return existing_twin(twin, person.home)
+        await learn(
+            twin, self.logs[corpus.name], recipe, embedder=embedder, home=person.home, progress=self.progress,
+            concurrency=suite.concurrency,
+            model=self.models.chat(proposer) if traced else None,
+            scorer=self.models.scorer(suite.models.scorer) if traced else None,
+            actor=self.models.chat(recipe.actor) if recipe.actor else None,
+            judge=self.models.judge(recipe.judge) if recipe.judge else None,
+        )  # fmt: skip
+        return existing_twin(twin, person.home)
+
+    async def _open(self, person: Person, folder: Path, scorer: Scorer, stack: ExitStack, *, name: str) -> SimulatedUser:
+        """A person's twin with its settings, which are found on validation turns unless the suite says them."""
+        suite = self.suite
+        record = TwinRecord.load(folder)
+        traced = suite.traced
+        plain = Settings(traces="chosen" if traced else "none", reasons=traced and suite.traces.reasons)
+        embedder = self.models.embedder() if person.corpus else load_embedder(record.recipe.embedder)
+        settings = record.settings if person.corpus else record.settings or Settings()  # who was learned before is as they are
+        if settings is not None and not traced:  # no arm shows what this twin is otherwise shown
+            settings = replace(settings, traces="none", reasons=False)
+        if suite.k is not None and suite.window is not None:
+            settings = replace(plain, k=suite.k, window=suite.window)
+        options: dict[str, Any] = {"home": person.home, "model": self.models.chat(suite.models.action), "seed": suite.seed}
+        user = stack.enter_context(SimulatedUser.load(name, embedder=embedder, settings=settings, **options))
+        if settings is None:
+            found = await decide(user, scorer, folder=folder, seed=suite.seed, progress=self.progress)
+            # Where arms with traces are compared the twin's arm is the one that shows those that were chosen.
+            found = replace(found, traces=plain.traces, reasons=plain.reasons) if traced else found
+            replace(record, settings=found).save(folder)
+            user = SimulatedUser(
+                user.record, user.store, user.model, ending=user.ending, leaving=user.leaving, settings=found, seed=suite.seed
+            )
+        return user
+
+    async def measure(self, person: Person, number: int) -> dict[str, Any]:
+        """Measure one person's turns, or go on with that; returns what is known of the person besides."""
+        suite = self.suite
+        done = self.folder / f"{number}.json"
+        if done.exists():
+            return json.loads(done.read_text("utf-8"))
+        folder = existing_twin(person.twin, person.home)
+        scorer = self.models.scorer(suite.models.scorer)
+        with ExitStack() as stack:
+            user = await self._open(person, folder, scorer, stack, name=person.twin)
+            held_out, _ = held_out_pairs(user, folder)
+            known = [triple.pair for triple in user.store.triples()]
+            check_split(user.record, known, held_out)
+            twice = near_duplicates(held_out, known)
+            fresh = [pair for place, pair in enumerate(held_out) if place not in twice]
+            said = [pair for pair in fresh if not pair.left]
+            if not said:
+                raise UsageError(f"{person.label}: no held-out turn is left that is not nearly the same in the memory")
+            other = other_person(user, folder, user.store.embedder, stack)
+            arms = Arms(user, suite.arms, other, await self._trained(person, stack), suite.seed)
+            protocol = Protocol(
+                suite.arms, suite.turns or None, suite.replies, suite.samples, suite.choices, suite.concurrency, suite.seed
+            )
+            replay = Replay(user, scorer, user.store.embedder, arms, protocol, person.label)
+            await replay.run(spread(said, protocol.limit), keep=self.records(number), progress=self.progress)
+            freely = await drift(
+                user, user.store.embedder, fresh, person.label, most=suite.drift, seed=suite.seed, progress=self.progress
+            ) if suite.drift else list[Drifted]()  # fmt: skip
+            heart = await asyncio.to_thread(known_by_heart, scorer, said, seed=suite.seed)
+            facts = {
+                "twin_arm": twin_arm(user),
+                "triples": len(user.store),
+                "k": user.k,
+                "window": user.settings.window,
+                "leakage": {
+                    "near_duplicates": len(twice),
+                    "of": len(held_out),
+                    "known_by_heart": heart,
+                    "checked": list(_CHECKED),
+                },
+                "endings": endings(user, fresh, seed=suite.seed),
+                "drift": [asdict(one) for one in freely],
+            }
+        write_whole(done, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        return facts
+
+    async def _trained(self, person: Person, stack: ExitStack) -> TripleStore | None:
+        """The memory with the traces of another synthesizer, if the suite has one."""
+        suite = self.suite
+        if suite.models.trained is None or "trained" not in suite.arms or person.corpus is None:
+            return None
+        folder = await self.learn(person, suite.models.trained, name=f"{person.twin}-trained")
+        store = TripleStore(folder, self.models.embedder(), create=False)
+        stack.callback(store.close)
+        return store
+
+    async def used(self, person: Person, name: str, folder: Path, scorer: str, turns: int, keep: Path) -> list[MeasuredTurn]:
+        """A person's turns under one model with the traces of another."""
+        suite = self.suite
+        with ExitStack() as stack:
+            k, window = suite.k or Settings().k, suite.window or WINDOW
+            settings = Settings(k, window, "chosen", reasons=False)
+            options: dict[str, Any] = {"home": person.home, "model": self.models.chat(suite.models.action), "seed": suite.seed}
+            user = stack.enter_context(SimulatedUser.load(name, embedder=self.models.embedder(), settings=settings, **options))
+            said = [pair for pair in held_out_pairs(user, folder)[0] if not pair.left]
+            arms = ("recalled_pairs", "recalled_triples")
+            protocol = Protocol(arms, turns, 0, seed=suite.seed)
+            replay = Replay(
+                user,
+                self.models.scorer(scorer),
+                self.models.embedder(),
+                Arms(user, arms, seed=suite.seed),
+                protocol,
+                person.label,
+            )
+            return await replay.run(spread(said, turns), keep=keep, progress=self.progress)
+
+
+def _learned(name: str, home: Path | None) -> TwinRecord | None:
+    try:
+        return TwinRecord.load(existing_twin(name, home))
+    except TwinError:
+        return None
