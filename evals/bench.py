@@ -30,10 +30,11 @@ from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_sc
 from usertwin.simulator.engine import cores, start_engine
 from usertwin.simulator.models import local_file
 
+from .bench_eval import eval_part
 from .bench_memory import memory_part
 from .bench_recon import controls_part, recon_part
 from .demo import SPEAKER
-from .figures import Figure, figure, timed
+from .figures import Figure, figure, noted_questions, timed
 
 _PACKAGES = (
     "usertwin",
@@ -73,7 +74,7 @@ def twin_part() -> Iterator[tuple[str, Figure]]:
         bare = start_engine(local_file(""), "transcript")  # a second engine, so that neither profits from the other's cache
         turns, rates, cached = list[float](), list[float](), list[float]()
         messages = [{"role": "assistant", "content": "Hey, how is your day going?"}]
-        asked = _recorded_prompts(user)
+        asked = noted_questions(user.model)
         user.leaving = None  # it is to talk on
         for turn in range(24):
             asked.clear()
@@ -82,7 +83,7 @@ def twin_part() -> Iterator[tuple[str, Figure]]:
             seconds = time.perf_counter() - began
             bare_seconds = 0.0
             bare_tokens = 0
-            for payload in asked:
+            for payload in map(_for_engine, asked):
                 began = time.perf_counter()
                 reply: Any = bare.handle_chat_completions(payload)
                 bare_seconds += time.perf_counter() - began
@@ -113,21 +114,11 @@ def _usage(reply: Any) -> dict[str, Any]:
     return found["usage"]
 
 
-def _recorded_prompts(user: SimulatedUser) -> list[dict[str, Any]]:
-    """A list to which everything that is asked of the twin's model is added, as the engine is asked."""
-    asked: list[dict[str, Any]] = []
-    chat: Any = user.model.chat
-    make = type(chat)._get_request_payload
-
-    def recording(self: Any, *arguments: Any, **options: Any) -> Any:
-        payload = make(self, *arguments, **options)
-        sent = json.loads(json.dumps(payload))
-        extra = sent.pop("extra_body", {})  # the client puts these beside the others
-        asked.append({**sent, **extra, "stream": False})
-        return payload
-
-    object.__setattr__(chat, "_get_request_payload", recording.__get__(chat))
-    return asked
+def _for_engine(question: str) -> dict[str, Any]:
+    """What the twin's model was asked, as the engine is asked."""
+    sent: dict[str, Any] = json.loads(question)
+    extra = sent.pop("extra_body", {})  # the client puts these beside the others
+    return {**sent, **extra, "stream": False}
 
 
 def _bench_twin(home: str) -> SimulatedUser:
@@ -182,6 +173,7 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
     "cli": cli_part,
     "twin": twin_part,
     "recon": recon_part,
+    "eval": eval_part,
     "simulate": simulate_part,
     "memory": memory_part,
     "controls": controls_part,

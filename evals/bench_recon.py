@@ -7,7 +7,6 @@ The one design choice: the figures of meaning (control traces, agreement of scor
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,16 +15,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from usertwin.memory import ChatModel, Choice, Distractors, Gain, Judged, Recipe, Synthesizer, learn
+from usertwin.memory import Choice, Distractors, Gain, Judged, Recipe, Synthesizer, learn
 from usertwin.memory.fidelity import reconstruct
 from usertwin.memory.scoring import Likelihood, TransformersScorer
 from usertwin.memory.transcript import action_line, joined, past_moment
 from usertwin.personas import Pair, load_chitchat, split_pairs
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer
 
-from .controls import Controls, held_out_moments, other_moments
+from .controls import Controls, other_moments
+from .decide import validation_pairs
 from .demo import SPEAKER
-from .figures import Figure, figure, one_figure, timed
+from .figures import Figure, figure, noted_questions, one_figure, timed
 from .statistics import Estimate, mean
 
 #: Two people of the built-in corpus whose controls are measured.
@@ -86,7 +86,7 @@ def _asked_once(traces: int) -> Iterator[tuple[str, Figure]]:
     """A learning that is stopped in the middle and goes on, and one that was done before, by what a model is asked."""
     log, embedder, scorer = load_chitchat(), load_embedder(), load_scorer("local")
     model = load_model("local")
-    asked = _noted(model)
+    asked = noted_questions(model)
     recipe = Recipe("chitchat", SPEAKER, "recon", 4, 60, traces, 6, embedder.name, "local", "local", 0)
 
     def run(home: str, name: str, *, stop_at: int | None = None) -> list[str]:
@@ -113,20 +113,6 @@ def _asked_once(traces: int) -> Iterator[tuple[str, Figure]]:
     yield "recon.warm_cache_time_share", one_figure(second / first, "ratio", "the first run (bar: 0.05)", traces)
 
 
-def _noted(model: ChatModel) -> list[str]:
-    """A list to which every question that a model is asked is added, as JSON."""
-    chat: Any = model.chat
-    make, asked = type(chat)._get_request_payload, list[str]()
-
-    def noting(self: Any, *arguments: Any, **options: Any) -> Any:
-        payload = make(self, *arguments, **options)
-        asked.append(json.dumps(payload, sort_keys=True, default=str))
-        return payload
-
-    object.__setattr__(chat, "_get_request_payload", noting.__get__(chat))
-    return asked
-
-
 def controls_part(sizes: ReconSizes = FULL, *, judge: str = "local:small") -> Iterator[tuple[str, Figure]]:
     """Control traces of two people, and how far the scorers agree on the same traces."""
     proposer = os.environ.get(PROPOSER, "local")
@@ -137,7 +123,7 @@ def controls_part(sizes: ReconSizes = FULL, *, judge: str = "local:small") -> It
             asyncio.run(learn(called, log, recipe, embedder=embedder, home=home))
             with SimulatedUser.load(called, home=home, model=model, embedder=embedder) as user:
                 folder = Path(home) / called
-                pairs, others = held_out_moments(user, folder, sizes.controls), other_moments(user, folder, sizes.controls)
+                pairs, others = validation_pairs(user, folder, sizes.controls), other_moments(user, folder, sizes.controls)
                 made = Controls(Synthesizer("recon", model, Gain(scorer), scorer, embedder), model, scorer, embedder)
                 found = asyncio.run(made.measure(pairs, others, user.store, name=user.persona.name))
                 yield from _control_figures(called, found, proposer)

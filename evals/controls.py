@@ -42,9 +42,8 @@ from usertwin.personas.pairs import pairs_of_log
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript
 
-from .decide import validation_pairs
+from .heldout import spread
 from .leakage import CONTROLS, PROBED, Moment, Shown, Told, result
-from .replay import spread
 
 _FILLER = "Well, here it is as it is, and so on and so forth, one thing after another, this and that, and then some more of it"
 _KEYWORDS = 6
@@ -233,11 +232,6 @@ def takes(moments: int, others: int, candidates: int) -> tuple[int, int]:
     # Each trace and what it is compared with; each with all choices, for the audit; the contrast; the proposals downstream.
     scored = moments * (len(CONTROLS) + 6 + (len(PROBED) + 1) * CHOICES + 5 + 2 * candidates + 4)
     return texts, scored
-
-
-def held_out_moments(user: SimulatedUser, folder: Path, limit: int) -> list[Pair]:
-    """The validation turns that controls are tested on, at most so many, spread evenly."""
-    return validation_pairs(user, folder, limit)
 
 
 def other_moments(user: SimulatedUser, folder: Path, limit: int) -> list[Pair]:

@@ -22,7 +22,7 @@ from usertwin.personas.pairs import pairs_of_log
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript, as_shown
 
-from .replay import later, spread
+from .heldout import later, spread
 from .statistics import Estimate, ratio
 
 #: What is compared: how many moments, and how many turns of the present chat. Fewer is simpler.
@@ -56,23 +56,18 @@ class Plan:
 def validation_pairs(user: SimulatedUser, folder: Path, limit: int) -> list[Pair]:
     """The person's own turns that settings may be chosen on, at most so many, spread evenly."""
     record = user.record
-    groups = pairs_of_log(kept_conversations(folder / HELD_OUT), record.recipe.speaker, window=_most_turns(user))
+    groups = pairs_of_log(kept_conversations(folder / HELD_OUT), record.recipe.speaker, window=_windows(user)[-1])
     known = set(record.validation)
     pairs = [later(pair, record.dated, record.corpus_ends) for group in groups for pair in group]
     return spread([pair for pair in pairs if pair.conversation_id in known and not pair.left], limit)
-
-
-def _most_turns(user: SimulatedUser) -> int:
-    return max(*WINDOWS, user.record.recipe.window)
 
 
 def _windows(user: SimulatedUser) -> list[int]:
     return sorted({*WINDOWS, user.record.recipe.window})
 
 
-def plan(user: SimulatedUser, folder: Path, limit: int = DEFAULT_TURNS) -> Plan:
-    """What `decide` would take."""
-    turns = len(validation_pairs(user, folder, limit))
+def plan(user: SimulatedUser, turns: int) -> Plan:
+    """What deciding on so many turns takes."""
     variants = _trace_variants(user)
     return Plan(turns, len(KS) * len(_windows(user)) + len(variants), turns * any(one.reasons for one in variants))
 
@@ -96,6 +91,7 @@ async def decide(
     folder: Path,
     limit: int = DEFAULT_TURNS,
     seed: int = 0,
+    planned: Callable[[Plan], None] = lambda plan: None,
     progress: DecideProgress = lambda stage, done, total: None,
 ) -> Settings:
     """Find how a twin best uses its memory.
@@ -106,6 +102,7 @@ async def decide(
         folder: the twin's.
         limit: the most validation turns to measure on, spread evenly.
         seed: for sampling and intervals.
+        planned: is told what it will take, before it begins.
         progress: is told how far things are.
 
     Returns:
@@ -118,9 +115,11 @@ async def decide(
     if limit < 1:
         raise UsageError(f"{limit} turns to decide on: at least one is needed")
     pairs = validation_pairs(user, folder, limit)
+    takes = plan(user, len(pairs))
+    planned(takes)
     if not pairs:
         return Settings(traces="none", reasons=False)
-    compared = _Comparison(user, scorer, pairs, plan(user, folder, limit).scorings, progress)
+    compared = _Comparison(user, scorer, pairs, takes.scorings, progress)
     for k in KS:
         for window in _windows(user):
             await compared.measure(Settings(k, window, "none", reasons=False), seed)

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from usertwin.memory import ChatModel
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -58,6 +60,20 @@ def in_turn(times: int, *sides: Callable[[int], float]) -> list[list[float]]:
 def ratios(ours: list[float], theirs: list[float]) -> list[float]:
     """How many times theirs ours are, pair by pair."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+def noted_questions(model: ChatModel) -> list[str]:
+    """A list to which everything that an OpenAI-compatible model is asked from now on is added, as JSON with sorted keys."""
+    chat: Any = model.chat
+    make, asked = type(chat)._get_request_payload, list[str]()
+
+    def noting(self: Any, *arguments: Any, **options: Any) -> Any:
+        payload = make(self, *arguments, **options)
+        asked.append(json.dumps(payload, sort_keys=True, default=str))
+        return payload
+
+    object.__setattr__(chat, "_get_request_payload", noting.__get__(chat))
+    return asked
 
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .options import console_for, home_option, model_option, progress_bars
+from .options import concurrency_of, console_for, home_option, model_option, progress_bars
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,7 +117,7 @@ def add(name: str, source: str, max_traces: int, model: str, scorer: str, skip_b
         _, new = asyncio.run(
             append(
                 name, log, embedder=embedder, model=chat, scorer=likelihood, home=home, max_traces=max_traces,
-                concurrency=1 if model.startswith("local") else 8, progress=bars,
+                concurrency=concurrency_of(None, model), progress=bars,
             )
         )  # fmt: skip
     console.print(f"{new} new moments are remembered." if new else "nothing new: all of it was there, or is held out.")

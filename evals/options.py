@@ -5,6 +5,7 @@ The one design choice: an option that several commands have is written once, so 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -44,6 +45,11 @@ price_option = click.option(
 )
 
 
+concurrency_option = click.option(
+    "--concurrency", type=int, help="Moments that may wait for a model at once.  [default: 1 if local, else 8]"
+)
+
+
 def price_of(text: str | None) -> Price | None:
     """A price as it is written on the command line. UsageError if it is none."""
     if text is None:
@@ -57,6 +63,36 @@ def price_of(text: str | None) -> Price | None:
     if not (0 <= read < float("inf") and 0 <= written < float("inf")):
         raise UsageError(f'"{text}" is no price; write dollars for a million tokens read and written, such as --price 0.25/2')
     return Price(read, written)
+
+
+def json_path(path: Path | None) -> bool:
+    """Whether figures are to be written to the screen ("-"). UsageError if they are to go where no file can be written."""
+    if path is None or str(path) == "-":
+        return path is not None
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"{path}: no file can be written there; name one in a folder that exists with --json")
+    return False
+
+
+def write_json(path: Path | None, value: object) -> None:
+    """Write figures to a file or, for "-", to the screen; nothing for None."""
+    if path is None:
+        return
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    if str(path) == "-":
+        click.echo(text)
+    else:
+        path.write_text(text + "\n", "utf-8")
+
+
+def concurrency_of(told: int | None, model: str) -> int:
+    """How many moments may wait for a model at once: as told, else 1 for a local model and 8 for others.
+
+    UsageError if fewer than one may.
+    """
+    if told is not None and told < 1:
+        raise UsageError(f"{told} moments at once: at least one must be")
+    return told or (1 if model.startswith("local") else 8)
 
 
 def console_for(*, stderr: bool = False) -> Console:

@@ -6,10 +6,9 @@ The one design choice: what a command will take is printed before it begins, and
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -17,14 +16,18 @@ from usertwin.personas import TwinError, UsageError
 
 from .options import (
     Style,
+    concurrency_of,
+    concurrency_option,
     console_for,
     home_option,
+    json_path,
     model_option,
     price_of,
     price_option,
     progress_bars,
     seed_option,
     style_option,
+    write_json,
 )
 from .twins import open_twin, show_twin, tune_twin
 
@@ -47,7 +50,12 @@ scorer_option = click.option(
 
 @click.command()
 @click.argument("name")
-@click.option("--from", "source", required=True, help='A log: JSON lines, plain or gzip, or "chitchat", which is built in.')
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    help='A log: JSON lines, plain or gzip; or "chitchat", which is built in; or "oyez:FOLDER" of Supreme Court arguments.',
+)
 @click.option("--speaker", required=True, help="Whose twin to learn, as the log calls them.")
 @click.option("--max-triples", type=int, help="Remember only the latest so many moments.  [default: all]")
 @click.option(
@@ -92,7 +100,7 @@ scorer_option = click.option(
     show_default=True,
     help="On how many validation turns to decide how the twin uses its memory; 0 to leave that out.",
 )
-@click.option("--concurrency", type=int, help="Moments that may wait for a model at once.  [default: 1 if local, else 8]")
+@concurrency_option
 @price_option
 @click.option("--dry-run", is_flag=True, help="Print what it would take, and do nothing.")
 @home_option
@@ -134,49 +142,62 @@ def learn(
     was asked before is asked again. At the end it is decided, by measuring, what the twin is shown of its memory.
     """
     from usertwin.memory import Recipe, twin_folder
-    from usertwin.memory import learn as learn_twin
-    from usertwin.personas import load_log, read_persona
-    from usertwin.simulator import load_embedder, load_scorer
+    from usertwin.personas import read_persona
+    from usertwin.simulator import load_embedder
 
-    console = console_for()
+    console, costs = console_for(), price_of(price)
     twin_folder(name, home)  # a name that cannot be is said before anything is loaded
-    costs = price_of(price)
     if measure < 0 or (concurrency is not None and concurrency < 1):
         raise UsageError("the number of turns to measure on is at least 0, and that of moments at once at least 1")
-    log = load_log(source, skip_bad_lines=skip_bad_lines)
-    for bad in log.skipped:
-        console.print(f"skipped line {bad.line}: {bad.reason}", style="yellow", markup=False)
+    log = _log(console, source, skip_bad_lines=skip_bad_lines)
     drawn = read_persona(persona) if persona is not None else None
     vectors = load_embedder(embedder)
-    makes = traces != "none"
-    scored = makes and (traces == "recon" or how == "search")
-    acts = scored and fidelity in {"judge", "rank"}
-    judges = makes and (traces == "quality" or (scored and fidelity == "judge"))
     recipe = Recipe(
         source, speaker, traces, candidates, max_triples, None if max_traces < 0 else max_traces, window, vectors.name,
-        model if makes else None, scorer if makes else None, seed, how, fidelity,
-        (actor or model) if acts else None, (judge or model) if judges else None, calls,
-    )  # fmt: skip
+        model, scorer, seed, how, fidelity, actor or model, judge or model, calls,
+    ).pared()  # fmt: skip
     _say_plan(console, log, recipe, style, costs, measure)
     if dry_run:
         return
     if overwrite or not (measure and _undecided(name, home, recipe)):
-        with progress_bars(console) as bars:
-            loaded = _Loader(bars, style, costs)
-            asyncio.run(
-                learn_twin(
-                    name, log, recipe, embedder=vectors, model=loaded.chat(recipe.model), actor=loaded.chat(recipe.actor),
-                    scorer=load_scorer(scorer, progress=bars.fetch) if makes else None, judge=loaded.judge(recipe.judge),
-                    persona=drawn, home=home, overwrite=overwrite, progress=bars,
-                    concurrency=concurrency or (1 if model.startswith("local") else 8),
-                )
-            )  # fmt: skip
+        options: dict[str, Any] = {"embedder": vectors, "persona": drawn, "home": home, "overwrite": overwrite}
+        _learn(console, name, log, recipe, style, costs, concurrency=concurrency_of(concurrency, model), **options)
     if log.skipped:
         console.print(f"{len(log.skipped)} broken lines were skipped.")
     if measure:
         tune_twin(console, name, home=home, model=model, scorer=scorer, style=style, seed=seed, turns=measure)
     show_twin(console, name, home)
     console.print(f"\nTalk to it: usertwin chat {name}    How close is it: usertwin eval {name}", style="dim")
+
+
+def _log(console: Console, source: str, *, skip_bad_lines: bool) -> ChatLog:
+    """The log of that name; what of it was left out is said."""
+    from usertwin.personas import load_log
+
+    log = load_log(source, skip_bad_lines=skip_bad_lines)
+    for bad in log.skipped:
+        console.print(f"skipped line {bad.line}: {bad.reason}", style="yellow", markup=False)
+    if log.left_out:
+        console.print(f"{log.left_out} files without a conversation were left out.", style="dim")
+    return log
+
+
+def _learn(
+    console: Console, name: str, log: ChatLog, recipe: Recipe, style: Style | None, price: Price | None, **options: Any
+) -> None:
+    """Learn after a recipe, with bars; the options are those of `usertwin.memory.learn`."""
+    from usertwin.memory import learn as learn_twin
+    from usertwin.simulator import load_scorer
+
+    with progress_bars(console) as bars:
+        loaded = _Loader(bars, style, price)
+        scorer = None if recipe.scorer is None else load_scorer(recipe.scorer, progress=bars.fetch)
+        asyncio.run(
+            learn_twin(
+                name, log, recipe, model=loaded.chat(recipe.model), actor=loaded.chat(recipe.actor), scorer=scorer,
+                judge=loaded.judge(recipe.judge), progress=bars, **options,
+            )
+        )  # fmt: skip
 
 
 def _undecided(name: str, home: Path | None, recipe: Recipe) -> bool:
@@ -258,10 +279,10 @@ def tune(name: str, turns: int, model: str, scorer: str, home: Path | None, seed
 @click.argument("name")
 @click.option("--limit", default=60, show_default=True, help="On how many validation turns, spread evenly.")
 @click.option("--candidates", default=4, show_default=True, help="How many traces are proposed for a moment.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this file.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this file; - for the screen.")
 @model_option
 @scorer_option
-@click.option("--concurrency", type=int, help="Moments that may wait for a model at once.  [default: 1 if local, else 8]")
+@concurrency_option
 @price_option
 @home_option
 @seed_option
@@ -288,16 +309,14 @@ def controls(
     from usertwin.memory.answers import ANSWERS
     from usertwin.simulator import load_scorer
 
-    from .controls import Controls, held_out_moments, other_moments, takes
+    from .controls import Controls, other_moments, takes
+    from .decide import validation_pairs
     from .report import controls_table
 
     if limit < 2:
         raise UsageError(f"a limit of {limit}: controls need at least two turns")
-    if concurrency is not None and concurrency < 1:
-        raise UsageError(f"{concurrency} moments at once: at least one must be")
-    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
-        raise UsageError(f"{json_file}: no file can be written there; name one in a folder that exists with --json")
-    console, folder = console_for(), existing_twin(name, home)
+    at_once, on_screen = concurrency_of(concurrency, model), json_path(json_file)
+    console, folder = console_for(stderr=on_screen), existing_twin(name, home)
     with open_twin(console, name, home, model, style, seed, price=price_of(price)) as user, progress_bars(console) as bars:
         answers = AnswerCache(folder / ANSWERS)
         chat, likelihood, embedder = (
@@ -305,7 +324,7 @@ def controls(
             load_scorer(scorer, progress=bars.fetch),
             user.store.embedder,
         )
-        pairs, others = held_out_moments(user, folder, limit), other_moments(user, folder, limit)
+        pairs, others = validation_pairs(user, folder, limit), other_moments(user, folder, limit)
         how = user.record.recipe.how
         texts, scorings = takes(len(pairs), len(others), candidates)
         console.print(
@@ -314,12 +333,11 @@ def controls(
         )  # fmt: skip
         made = Controls(
             Synthesizer("recon", chat, Gain(likelihood), likelihood, embedder, None, None, how, candidates),
-            chat, likelihood, embedder, seed, concurrency=concurrency or (1 if model.startswith("local") else 8),
+            chat, likelihood, embedder, seed, concurrency=at_once,
         )  # fmt: skip
         try:
             found = asyncio.run(made.measure(pairs, others, user.store, name=user.persona.name, progress=bars))
         finally:
             answers.close()
     console.print(controls_table(found | {"twin": name}))
-    if json_file is not None:
-        json_file.write_text(json.dumps(found | {"twin": name}, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write_json(json_file, found | {"twin": name})

@@ -39,7 +39,8 @@ class Distractors:
         for pair in reversed(pairs):  # of what was done several times the latest
             if not pair.left and pair.action.strip():
                 kept.setdefault(flat(pair.action), pair)
-        self._pairs = list(kept.values())[:_POOL][::-1]
+        latest = list(kept.items())[:_POOL][::-1]
+        self._pairs, self._lines = [pair for _, pair in latest], [line for line, _ in latest]
         self._embedder = embedder
 
     @cached_property
@@ -55,11 +56,11 @@ class Distractors:
             return []
         [own] = self._embedder.embed([pair.action])
         near = self._vectors @ own
-        length = len(flat(pair.action))
+        line = flat(pair.action)
         found: list[tuple[float, int]] = []
-        for place, other in enumerate(self._pairs):
-            if other.conversation_id == pair.conversation_id or near[place] > _SAME or flat(other.action) == flat(pair.action):
+        for place, (other, said) in enumerate(zip(self._pairs, self._lines, strict=True)):
+            if other.conversation_id == pair.conversation_id or near[place] > _SAME or said == line:
                 continue
-            found.append((float(near[place]) - abs(math.log2((len(flat(other.action)) + 4) / (length + 4))), place))
+            found.append((float(near[place]) - abs(math.log2((len(said) + 4) / (len(line) + 4))), place))
         found.sort(key=lambda one: (-one[0], one[1]))
         return [self._pairs[place].action for _, place in found[:count]]

@@ -14,19 +14,20 @@ that traces made with one model can be scored, and used, by another.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import exp, fsum, log
 from typing import Protocol
 
-from usertwin.personas import Pair
+from usertwin.personas import Pair, VerdictError
 
 from .distractors import Distractors
-from .propose import CONTEXT_TURNS, template
+from .propose import CONTEXT_TURNS, prompt_for
 from .sampling import Ledger
 from .scoring import Likelihood, Scorer
-from .transcript import ME, action_line, filler, flat, open_moment, past_moment
-from .words import known_text, stem, stems, word_spans
+from .transcript import ME, action_line, filler, flat, open_moment
+from .triples import Candidate
+from .words import known_text, spans_of, stems
 
 #: Of how many actions a forced choice is one.
 CHOICES = 8
@@ -74,6 +75,34 @@ class Fidelity(Protocol):
         ...
 
 
+def passed(candidates: Sequence[Candidate]) -> list[str]:
+    """The traces that no guard rejected, each once, in order."""
+    return list(dict.fromkeys(one.trace for one in candidates if one.rejected is None))
+
+
+async def with_scores(
+    candidates: Sequence[Candidate], scoring: Awaitable[Sequence[Scored]], floor: float | None
+) -> list[Candidate]:
+    """The candidates with their scores; without a verdict that can be read, all are rejected.
+
+    Args:
+        candidates: what was proposed, with the guard that rejects it.
+        scoring: gives the scores of those that `passed`, in that order.
+        floor: below it a trace is worse than none, and rejected as "misleads"; None if that cannot be told.
+    """
+    try:
+        scores = await scoring
+    except VerdictError:
+        return [replace(one, rejected=one.rejected or "no_verdict") for one in candidates]
+    known = dict(zip(passed(candidates), (one.value for one in scores), strict=True))
+    found: list[Candidate] = []
+    for one in candidates:
+        score = known.get(one.trace) if one.rejected is None else None
+        misleads = score is not None and floor is not None and score < floor
+        found.append(Candidate(one.trace, score, "misleads" if misleads else one.rejected))
+    return found
+
+
 def reconstruct(pair: Pair, trace: str | None) -> str:
     """The text from which the action is to be predicted: context and, if given, the trace; never the action."""
     return open_moment(pair, CONTEXT_TURNS, thought=trace)
@@ -106,8 +135,7 @@ def _parted(pair: Pair, action: str, trace: str, alone: Likelihood, told: Likeli
 
     Each is a sum of its own, since the rounding in a difference would make a trace that only copies mislead.
     """
-    fresh = stems(trace) - stems(known_text(pair))
-    spans = [span for span in word_spans(action) if stem(action[slice(*span)].casefold().replace("’", "'")) in fresh]
+    spans = spans_of(action, stems(trace) - stems(known_text(pair)))
     if not spans or not told.each:
         return told.nats - alone.nats, 0.0
     novel, copied, start = list[float](), list[float](), 0
@@ -205,9 +233,7 @@ class Prior:
         return await asyncio.to_thread(self._score, pair, traces)
 
     def _score(self, pair: Pair, traces: Sequence[str]) -> list[Scored]:
-        after = template("propose_transcript").fill(moment=past_moment(pair, CONTEXT_TURNS).rstrip("\n")).removesuffix(" I")
-        moment = open_moment(pair, CONTEXT_TURNS).removesuffix(f"{ME}:").rstrip("\n")
-        before = template("forward_transcript").fill(moment=moment).removesuffix(" I")
+        after, before = (prompt_for("transcript", pair, "", how).removesuffix(" I") for how in ("backward", "forward"))
         lines = [f" {flat(trace)}\n" for trace in traces]
         posterior = self._scorer.score([(after, line) for line in lines])
         prior = self._scorer.score([(before, line) for line in lines])

@@ -44,7 +44,7 @@ def forget(
 ) -> Forgotten:
     """Forget a conversation, or what was said before or after a moment; nothing of it is left in the twin's folder.
 
-    The last measurement is forgotten too: it was of another twin.
+    The last measurements are forgotten too, since they were of another twin; what was decided by them stays as it is.
 
     Args:
         folder: the twin's.
@@ -111,7 +111,7 @@ def _learn_anew(folder: Path, record: TwinRecord, store: TripleStore, gone: set[
         validation=tuple(name for name in record.validation if name not in gone),
         test=tuple(name for name in record.test if name not in gone),
         closeness=None,
-        settings=None,
+        settings=None if record.settings is None else replace(record.settings, measured=None),
     ).save(folder)
 
 

@@ -17,7 +17,7 @@ from usertwin.personas import Pair
 
 from .scoring import Scorer
 from .transcript import ME, THOUGHT, action_line, filler, flat, open_moment
-from .words import content_words, known_text, longest_new_run, new_stems, runs, stem, stems, word_spans, word_tokens
+from .words import content_words, known_text, longest_new_run, new_stems, runs, spans_of, stem, stems, word_tokens
 
 if TYPE_CHECKING:
     from .embed import Embedder
@@ -123,11 +123,10 @@ def says_the_same(trace: str, pair: Pair, embedder: Embedder) -> bool:
 
 def masked(trace: str, pair: Pair) -> str:
     """The trace with every word that only the action has replaced by an ellipsis (guard G3)."""
-    fresh, pieces, end = new_stems(pair), list[str](), 0
-    for start, stop in word_spans(trace):
-        if stem(trace[start:stop].casefold().replace("’", "'")) in fresh:
-            pieces += [trace[end:start], "…"]
-            end = stop
+    pieces, end = list[str](), 0
+    for start, stop in spans_of(trace, new_stems(pair)):
+        pieces += [trace[end:start], "…"]
+        end = stop
     return "".join([*pieces, trace[end:]])
 
 

@@ -154,19 +154,10 @@ async def append(
     """
     folder = existing_twin(name, home)
     record = TwinRecord.load(folder)
-    speaker, held_out = record.recipe.speaker, {*record.validation, *record.test}
-    check_speaker(log, speaker)
-    fresh = [one for one in log.conversations if one.conversation_id not in held_out]
-    if record.dated and any(one.started_at is None for one in fresh):
-        raise LogError(f'{log.source}: its conversations need "started_at", since those the twin was learned from have it')
-    groups = pairs_of_log(fresh, speaker, window=record.recipe.window)
+    pairs = _not_held_out(log, record)
     with TripleStore(folder, embedder, create=False) as store:
-        pairs = [pair for group in groups for pair in group]
-        if not record.dated:  # then `when` is a place in the log; everything held out came before this log
-            known = {triple.pair.conversation_id for triple in store.triples()}
-            pairs = [pair for pair in pairs if pair.conversation_id not in known]
-            later = max(record.corpus_ends + 1 + len(held_out), (store.stats().last or 0.0) + 1)
-            pairs = [replace(pair, when=later + pair.when) for pair in pairs]
+        if not record.dated:
+            pairs = _later(pairs, record, store)
         new = store.missing([Triple(pair) for pair in pairs])
         went_on = {triple.pair.conversation_id: triple.pair.position for triple in new if not triple.pair.left}
         store.delete(
@@ -181,6 +172,27 @@ async def append(
     record = replace(record, corpus=tuple(dict.fromkeys([*record.corpus, *_ids([triple.pair for triple in new])])))
     record.save(folder)
     return record, len(new)
+
+
+def _not_held_out(log: ChatLog, record: TwinRecord) -> list[Pair]:
+    """What the twin's person did in another log, but for the conversations that the twin is measured on."""
+    speaker, held_out = record.recipe.speaker, {*record.validation, *record.test}
+    check_speaker(log, speaker)
+    fresh = [one for one in log.conversations if one.conversation_id not in held_out]
+    if record.dated and any(one.started_at is None for one in fresh):
+        raise LogError(f'{log.source}: its conversations need "started_at", since those the twin was learned from have it')
+    return [pair for group in pairs_of_log(fresh, speaker, window=record.recipe.window) for pair in group]
+
+
+def _later(pairs: Sequence[Pair], record: TwinRecord, store: TripleStore) -> list[Pair]:
+    """Of conversations that the memory does not know, the pairs after all it knows and all that is held out.
+
+    Where logs have no dates, `when` is a place in the log; everything held out came before the log that is added.
+    """
+    known = {triple.pair.conversation_id for triple in store.triples()}
+    held_out = {*record.validation, *record.test}
+    begins = max(record.corpus_ends + 1 + len(held_out), (store.stats().last or 0.0) + 1)
+    return [replace(pair, when=begins + pair.when) for pair in pairs if pair.conversation_id not in known]
 
 
 def _work_folder(name: str, target: Path, recipe: Recipe, split: Split, overwrite: bool, embedder: Embedder) -> Path:

@@ -78,7 +78,7 @@ def plan(log: ChatLog, recipe: Recipe, *, style: Style, together: bool, price: P
 def _judging(recipe: Recipe, proposals: int) -> int:
     """Texts that reconstruct and judge the proposals of one moment."""
     looks = int(recipe.method == "quality")
-    if recipe.method != "recon" and recipe.how != "search":  # a search scores what it writes, whatever is then taken
+    if not recipe.scored:
         return looks
     return looks + {"judge": proposals + 1, "rank": proposals}.get(recipe.fidelity, 0)
 

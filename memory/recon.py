@@ -24,11 +24,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from usertwin.personas import Pair, UsageError, VerdictError
+from usertwin.personas import Pair, UsageError
 
 from .distractors import Distractors
 from .embed import Embedder
-from .fidelity import CHOICES, Fidelity, gains
+from .fidelity import CHOICES, Fidelity, gains, passed, with_scores
 from .guards import LEAST_KEPT, gives_away, kept_share, rejected_by
 from .judging import MOST_ATTEMPTS, plausibility
 from .propose import CONTEXT_TURNS, MALFORMED, PROPOSING, Proposing, proposal_template, propose
@@ -47,6 +47,11 @@ ROUNDS = 3
 #: How many calls a search on one trace may take, its drafts included.
 SEARCH_CALLS = 12
 _ROUND_SEED = 7919
+
+
+def is_scored(method: Method, how: Proposing) -> bool:
+    """Whether proposals are given a fidelity: to choose by it, or since a search betters it, whatever is then taken."""
+    return method == "recon" or (method != "none" and how == "search")
 
 
 def check_counts(candidates: int, calls: int) -> None:
@@ -116,7 +121,7 @@ class Synthesizer:
         check_counts(self.candidates, self.calls)
         if self.method == "none":
             return
-        scored = self.method == "recon" or self.how == "search"
+        scored = is_scored(self.method, self.how)
         if self.model is None or (scored and self.fidelity is None) or (self.method == "quality" and self.judge is None):
             needs = "a model" + " and a scorer" * scored + " and a judge" * (self.method == "quality")
             raise UsageError(f'traces by "{self.method}" need {needs}')
@@ -180,20 +185,15 @@ class Synthesizer:
 
     async def _scored(self, found: list[Candidate], pair: Pair, seed: int, ledger: Ledger) -> list[Candidate]:
         """The candidates with the score they are chosen by; without a verdict that can be read, all are rejected."""
-        traces = list(dict.fromkeys(one.trace for one in found if one.rejected is None))
-        if not traces or self.method not in {"recon", "quality"} or (self.how == "search" and self.method == "recon"):
+        traces = passed(found)
+        if not traces:
             return found
-        try:
-            if self.method == "quality" and self.judge is not None:
-                scores, floor = await plausibility(self.judge, pair, traces, seed=seed, ledger=ledger), None
-            elif self.fidelity is not None:
-                scores, floor = await self.fidelity.score(pair, traces, seed=seed, ledger=ledger), self.fidelity.floor
-            else:
-                return found
-        except VerdictError:
-            return [replace(one, rejected=one.rejected or "no_verdict") for one in found]
-        known = dict(zip(traces, (one.value for one in scores), strict=True))
-        return [_judged(one, known.get(one.trace), floor) for one in found]
+        if self.method == "quality" and self.judge is not None:
+            return await with_scores(found, plausibility(self.judge, pair, traces, seed=seed, ledger=ledger), None)
+        if self.method == "recon" and self.how != "search" and self.fidelity is not None:
+            scoring = self.fidelity.score(pair, traces, seed=seed, ledger=ledger)
+            return await with_scores(found, scoring, self.fidelity.floor)
+        return found
 
     def _chosen(self, model: ChatModel, pair: Pair, found: list[Candidate], seed: int, ledger: Ledger) -> Triple:
         """The triple of the first candidate in order that keeps its gain; the others before it are rejected too."""
@@ -234,12 +234,6 @@ class Synthesizer:
             "kept": kept_share(self.scorer, pair, trace, CONTEXT_TURNS),
             "gives_away": float(gives_away(self.scorer, pair, trace, others)),
         }
-
-
-def _judged(one: Candidate, score: float | None, floor: float | None) -> Candidate:
-    """A candidate with its score; one that is worse than no trace is rejected as "misleads"."""
-    worse = one.rejected is None and score is not None and floor is not None and score < floor
-    return Candidate(one.trace, score if one.rejected is None else None, "misleads" if worse else one.rejected)
 
 
 def backward_trace(triple: Triple) -> str | None:

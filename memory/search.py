@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from usertwin.personas import Pair, VerdictError
+from usertwin.personas import Pair
 
-from .fidelity import Fidelity
-from .propose import CONTEXT_TURNS, cleaned, in_first_person, parts_of, propose, template
+from .fidelity import Fidelity, passed, with_scores
+from .propose import CONTEXT_TURNS, cleaned, in_first_person, parts_of, prompt_for, propose, template
 from .sampling import ChatModel, Ledger, sample
-from .transcript import context_lines, past_moment, shortened
+from .transcript import context_lines, shortened
 from .triples import Candidate
 
 #: Drafts to begin with, and ways to write a part anew that are compared at each step.
@@ -70,19 +70,11 @@ async def search(
 async def _looked_at(
     traces: list[str], fidelity: Fidelity, pair: Pair, guard: Callable[[str], str | None], seed: int, ledger: Ledger | None
 ) -> list[Candidate]:
-    rejected = {trace: await asyncio.to_thread(guard, trace) for trace in traces}
-    allowed = [trace for trace, why in rejected.items() if why is None]
-    try:
-        scores = await fidelity.score(pair, allowed, seed=seed, ledger=ledger) if allowed else []
-    except VerdictError:
-        return [Candidate(trace, None, why or "no_verdict") for trace, why in rejected.items()]
-    known = dict(zip(allowed, (one.value for one in scores), strict=True))
-    floor = fidelity.floor
-    return [
-        Candidate(trace, value, "misleads" if value is not None and floor is not None and value < floor else why)
-        for trace, why in rejected.items()
-        for value in [known.get(trace)]
-    ]
+    found = [Candidate(trace, None, await asyncio.to_thread(guard, trace)) for trace in dict.fromkeys(traces)]
+    allowed = passed(found)
+    if not allowed:
+        return found
+    return await with_scores(found, fidelity.score(pair, allowed, seed=seed, ledger=ledger), fidelity.floor)
 
 
 async def _rewritten(
@@ -93,7 +85,7 @@ async def _rewritten(
     place = step % len(parts)
     before, after = parts[:place], parts[place + 1 :]
     if model.style == "transcript":
-        opening = template("propose_transcript").fill(moment=past_moment(pair, CONTEXT_TURNS).rstrip("\n"))
+        opening = prompt_for("transcript", pair, name, "backward")
         told = " ".join(["", *before]).removeprefix(" I") if before else ""
         prompt, most, stop = opening + told, 24, ["\n", ".", ",", ";"]
     else:

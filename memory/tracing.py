@@ -58,7 +58,7 @@ def open_synthesizer(
         model, actor, judge = (None if one is None else replace(one, answers=answers) for one in (model, actor, judge))
         distractors = Distractors([triple.pair for triple in store.triples()], store.embedder)
         fidelity = None
-        if recipe.method == "recon" or recipe.how == "search":
+        if recipe.scored:
             fidelity = fidelity_by_name(
                 recipe.fidelity, scorer=scorer, actor=actor, judge=judge, embedder=store.embedder, distractors=distractors
             )

@@ -27,7 +27,7 @@ from usertwin.personas import Conversation, Persona, TwinError, UsageError, read
 
 from .judging import FidelityName
 from .propose import Proposing
-from .recon import SEARCH_CALLS, Method, check_counts
+from .recon import SEARCH_CALLS, Method, check_counts, is_scored
 
 _FORMAT = 1
 _SAFE_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # Windows has devices
@@ -75,6 +75,32 @@ class Recipe:
     actor: str | None = None
     judge: str | None = None
     calls: int = SEARCH_CALLS
+
+    @property
+    def scored(self) -> bool:
+        """Whether proposals are given a fidelity (see `is_scored`)."""
+        return is_scored(self.method, self.how)
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether a model, the actor, writes what the person may have done: for a judge, or to see how like it is."""
+        return self.scored and self.fidelity in {"judge", "rank"}
+
+    @property
+    def judged(self) -> bool:
+        """Whether a judge reads something: reconstructions, or the traces themselves."""
+        return self.method == "quality" or (self.scored and self.fidelity == "judge")
+
+    def pared(self) -> Recipe:
+        """The same without the models that nothing in it needs."""
+        makes = self.method != "none"
+        return replace(
+            self,
+            model=self.model if makes else None,
+            scorer=self.scorer if makes else None,
+            actor=self.actor if self.reconstructs else None,
+            judge=self.judge if self.judged else None,
+        )
 
     def check(self) -> None:
         """UsageError if a number makes no sense, or two choices together do not."""

@@ -7,7 +7,7 @@ they are), so that "booked" is told by "booking"; in scripts without spaces betw
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -30,6 +30,12 @@ def word_tokens(text: str) -> list[str]:
 def word_spans(text: str) -> list[tuple[int, int]]:
     """Where the words of a text stand: (start, end), in characters."""
     return [match.span() for match in _WORD.finditer(text.replace("’", "'"))]
+
+
+def spans_of(text: str, wanted: Collection[str]) -> list[tuple[int, int]]:
+    """Where the words of a text stand whose stem is one of those wanted: (start, end), in characters."""
+    spans = word_spans(text)
+    return [span for span in spans if stem(text[slice(*span)].casefold().replace("’", "'")) in wanted]
 
 
 @lru_cache(maxsize=65536)

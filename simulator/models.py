@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from usertwin.memory import (
     CachedEmbedder,
@@ -33,6 +33,7 @@ from usertwin.memory import (
     TransformersScorer,
 )
 from usertwin.memory.sampling import FREE, Price
+from usertwin.memory.scoring import Precision
 from usertwin.personas import ModelError, UsageError
 
 from .engine import engine_url
@@ -124,17 +125,22 @@ def _refuse_unscripted(name: str) -> None:
         )
 
 
-def load_scorer(name: str = DEFAULT_MODEL, *, progress: FetchProgress | None = None) -> Scorer:
+def load_scorer(
+    name: str = DEFAULT_MODEL, precision: Precision = "float32", *, progress: FetchProgress | None = None
+) -> Scorer:
     """The scorer of that name, with a cache on disk; its weights are loaded when the first new text is scored.
 
     Args:
         name: "local", "local:small", "local:/path.gguf", "transformers:DIR" or "fake:".
+        precision: what it reckons in; scores in "bfloat16" come under a name of their own, and are cached apart.
         progress: is told how far a download is.
 
     Raises:
-        UsageError: no model has such a name, or it gives no likelihoods.
+        UsageError: no model has such a name, or it gives no likelihoods; or no such precision.
         ModelError: the model cannot be had.
     """
+    if precision not in get_args(Precision):
+        raise UsageError(f'"{precision}" is no precision of a scorer; there are {", ".join(get_args(Precision))}')
     kind, _, rest = name.partition(":")
     if name == "fake:":
         return FakeScorer()
@@ -146,7 +152,11 @@ def load_scorer(name: str = DEFAULT_MODEL, *, progress: FetchProgress | None = N
     path = local_file(rest, progress) if kind == "local" else Path(rest).expanduser()
     if not path.exists():
         raise ModelError(f"{path}: there is no such model; name a file or folder that exists")
-    scorer = TransformersScorer(name, lambda: _load_transformers(_dequantized(path) if kind == "local" else path))
+
+    def load() -> tuple[Any, Any]:
+        return _load_transformers(_dequantized(path) if kind == "local" else path, precision)
+
+    scorer = TransformersScorer(name, load, precision)
     return CachedScorer(scorer, cache_folder() / "scores.sqlite", _identity(path))
 
 
@@ -205,13 +215,13 @@ def _dequantized(gguf: Path) -> Path:
     return target
 
 
-def _load_transformers(folder: Path) -> tuple[Any, Any]:
+def _load_transformers(folder: Path, precision: Precision) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision), local_files_only=True)
         return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise ModelError(f"{folder}: transformers cannot load this model ({error})") from error

@@ -6,7 +6,10 @@ import asyncio
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import fsum
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 
 from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Likelihood, Recipe, Style, learn
-from usertwin.personas import ChatLog, Conversation, Turn
+from usertwin.personas import ChatLog, Conversation, Pair, Turn
 from usertwin.personas.chat import in_time_order
 from usertwin.simulator.scripted import ScriptedChatModel
 
@@ -74,6 +77,19 @@ def small_log() -> ChatLog:
     """Twenty talks of Ann and ten of Bob."""
     conversations = [*map(small_conversation, range(20)), *map(other_conversation, range(10))]
     return ChatLog(in_time_order(conversations, "test"), "test")
+
+
+#: A moment of Ann's, for tests of what goes on with a single one.
+ACTION = "the early train to Rome please"
+PAIR = Pair(
+    speaker="Ann",
+    context=(Turn("Bob", "agent", "Hello there"), Turn("Ann", "user", "hi"), Turn("Bob", "agent", "When do you want to go?")),
+    action=ACTION,
+    goal="You want to see the sea.",
+    conversation_id="talk",
+    position=3,
+    when=1.0,
+)
 
 
 @pytest.fixture
@@ -169,6 +185,101 @@ class WeighingScorer:
             each = [reasons - 10 + self._copied * (token[0].strip().casefold() in known) for token in tokens]
             found.append(Likelihood(fsum(each), len(each), tuple(each), tuple(token.end() for token in tokens)))
         return found
+
+
+class Endpoint:
+    """An OpenAI-compatible server on the loopback that remembers what it was asked, and by which path.
+
+    Attributes:
+        asked: the requests, in order, each with its `path`.
+        content: what it answers, as often as is asked for.
+        refusal: with what message it says that there is no such thing, instead of an answer; None if it answers.
+        reason: why it stops writing.
+        most: how many choices it gives at most.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.content: str | None = "Good day, what can I do?"
+        self.refusal: str | None = None
+        self.reason = "stop"
+        self.most = 9
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:  # the name is the standard library's
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                endpoint.asked.append(body | {"path": self.path})
+                refused = endpoint.refusal is not None
+                raw = json.dumps({"error": {"message": endpoint.refusal}} if refused else endpoint.answer(body)).encode()
+                self.send_response(404 if refused else 200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request; every choice writes ten tokens, and the prompt has a hundred, forty of them known."""
+        count = min(body.get("n") or 1, self.most)
+        message = {"role": "assistant", "content": self.content}
+        usage = {
+            "prompt_tokens": 100, "completion_tokens": 10 * count, "total_tokens": 100 + 10 * count,
+            "prompt_tokens_details": {"cached_tokens": 40},
+        }  # fmt: skip
+        return {
+            "id": "1", "object": "chat.completion", "created": 1, "model": body["model"], "usage": usage,
+            "choices": [{"index": i, "finish_reason": self.reason, "message": message} for i in range(count)],
+        }  # fmt: skip
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    """An OpenAI-compatible server on the loopback, which may be named though it is not scripted."""
+    monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    found = Endpoint()
+    thread = threading.Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+    thread.join()
+
+
+#: The tiny model's longest text, in tokens; its tokens are bytes.
+PLACES = 160
+
+
+@cache
+def tiny() -> tuple[Any, Any]:
+    """A small Llama with random but decided weights, and a tokenizer of bytes."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(["<end>", *alphabet])}, merges=[]))
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=PLACES,
+        initializer_range=0.4,  # far from uniform, so that a wrong context is seen in every number
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval(), PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>")
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import sys
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypedDict
@@ -23,7 +20,7 @@ from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langgraph.checkpoint.memory import MemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 
-from conftest import scripted
+from conftest import Endpoint, scripted
 from usertwin.personas import AgentError, ModelError, UsageError
 from usertwin.simulator import as_agent
 from usertwin.simulator.agents import as_replies, load_agent
@@ -469,55 +466,6 @@ def test_a_real_model_as_an_agent_is_refused_where_only_scripts_are_allowed() ->
 # An endpoint -------------------------------------------------------------------------------------------------------------
 
 
-class Endpoint:
-    """An OpenAI-compatible server on the loopback, with what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.reply: str | None = "Good day, what can I do?"
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # the name is the standard library's
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint.asked.append(body | {"path": self.path})
-                if endpoint.reply is None:
-                    self._send(404, {"error": {"message": "no such model"}})
-                    return
-                message = {"role": "assistant", "content": endpoint.reply}
-                choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-                usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-                head = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
-                self._send(200, head | {"choices": choices, "usage": usage})
-
-            def _send(self, status: int, value: dict[str, Any]) -> None:
-                raw = json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(raw)))
-                self.end_headers()
-                self.wfile.write(raw)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Say nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    found = Endpoint()
-    thread = threading.Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
-    thread.join()
-
-
 def test_an_openai_compatible_endpoint_is_an_agent(endpoint: Endpoint) -> None:
     assert ask(f"openai:desk-model@{endpoint.url}", LONGER) == ["Good day, what can I do?"]
     [asked] = endpoint.asked
@@ -533,9 +481,9 @@ def test_an_endpoint_answers_calls_from_different_event_loops(endpoint: Endpoint
 
 
 def test_an_endpoint_that_says_nothing_or_refuses_is_said_in_a_sentence(endpoint: Endpoint) -> None:
-    endpoint.reply = "  "
+    endpoint.content = "  "
     with pytest.raises(AgentError, match="said nothing"):
         ask(f"openai:x@{endpoint.url}")
-    endpoint.reply = None
+    endpoint.refusal = "no such model"
     with pytest.raises(ModelError, match=r"did not answer.*no such model"):
         ask(f"openai:x@{endpoint.url}")

@@ -1,22 +1,28 @@
-"""The benchmark of the memory runs at a tiny size, yields every promised figure, and would notice what it counts."""
+"""The benchmarks run at a tiny size, yields every promised figure, and would notice what it counts."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
 
+from conftest import Endpoint, tiny
 from usertwin.evals.bench import main
+from usertwin.evals.bench_eval import EvalSizes, eval_part, scoring_figures
 from usertwin.evals.bench_kills import judge_appended, judge_learned, small_log, small_recipe
 from usertwin.evals.bench_large import short_triples, units, variants
 from usertwin.evals.bench_memory import Sizes, memory_part, real_embeddings
 from usertwin.evals.bench_recon import PEOPLE, ReconSizes, controls_part, recon_part
-from usertwin.evals.figures import figure, in_child, in_turn
-from usertwin.memory import FakeEmbedder, TripleStore, learn
+from usertwin.evals.figures import figure, in_child, in_turn, noted_questions
+from usertwin.memory import FakeEmbedder, Likelihood, TransformersScorer, TripleStore, learn, sample
+from usertwin.simulator import load_model
 
 TINY = Sizes(
     dimension=32, flat=300, appended=20, recalls=2, opens=2, appends=2, saves=2, kinds=300, large=600, chunk=250, real=280,
@@ -100,8 +106,45 @@ def test_a_figure_is_the_median_with_its_quartiles() -> None:
     assert figure([2.0], "s", "nothing").low == 2.0
 
 
+def test_scoring_is_compared_with_the_bare_model_on_the_same_sequences() -> None:
+    items = [("Them: hello\nMe:", " good day\n"), ("Them: hullo\nMe:", " good day\n"), ("Them: and now?\nMe:", " bye\n")]
+    found = dict(scoring_figures(TransformersScorer("tiny", tiny), items, 3))
+    assert set(found) == {"eval.scoring_vs_forward", "eval.scoring_tokens_per_s", "eval.scoring_max_abs_error"}
+    assert all(0 < one.low <= one.value <= one.high for name, one in found.items() if name != "eval.scoring_max_abs_error")
+    assert found["eval.scoring_max_abs_error"].value < 1e-4
+    assert found["eval.scoring_max_abs_error"].n == sum(len(continuation) for _, continuation in items)
+    assert "3 sequences of 23 to 25 tokens" in found["eval.scoring_vs_forward"].against
+
+
+def test_scores_that_are_off_are_seen_in_the_largest_error() -> None:
+    class Off(TransformersScorer):
+        def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+            return [replace(one, each=(one.each[0] - 0.5, *one.each[1:])) for one in super().score(items)]
+
+    found = dict(scoring_figures(Off("tiny", tiny), [("Them: hello\nMe:", " good day\n")], 2))
+    assert found["eval.scoring_max_abs_error"].value == pytest.approx(0.5, abs=1e-3)
+
+
+def test_what_a_model_is_asked_is_noted_in_order(endpoint: Endpoint) -> None:
+    model = load_model(f"openai:m@{endpoint.url}")
+    asked = noted_questions(model)
+    for text in ("first", "second"):
+        asyncio.run(sample(model, [("user", text)], seed=3))
+    found = [json.loads(question) for question in asked]
+    assert [one["messages"][-1]["content"] for one in found] == ["first", "second"]
+    assert [one["messages"] for one in found] == [one["messages"] for one in endpoint.asked]
+    assert asked == [json.dumps(one, sort_keys=True) for one in found]
+
+
 def test_a_child_process_gives_back_what_the_function_returns() -> None:
     assert in_child(math.gcd, 12, 18) == 6
+
+
+@pytest.mark.slow
+def test_real_turns_are_scored_as_the_bare_model_scores_them() -> None:
+    found = dict(eval_part(EvalSizes(items=4, rounds=2)))
+    assert found["eval.scoring_max_abs_error"].value < 1e-3
+    assert found["eval.scoring_vs_forward"].n == 2
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import Telling, telling
-from usertwin.evals.controls import Controls, held_out_moments, keywords, other_moments, takes
+from usertwin.evals.controls import Controls, keywords, other_moments, takes
+from usertwin.evals.decide import validation_pairs
 from usertwin.memory import (
     AnswerCache,
     ChatModel,
@@ -388,12 +389,12 @@ def test_the_moments_are_validation_turns_and_never_those_to_measure_on(ann: str
     folder = existing_twin(ann)
     record = TwinRecord.load(folder)
     with SimulatedUser.load(ann, model=telling(writing)[0]) as user:
-        found = held_out_moments(user, folder, 100)
+        found = validation_pairs(user, folder, 100)
         assert {pair.conversation_id for pair in found} == set(record.validation)
         assert not {pair.conversation_id for pair in found} & {*record.test, *record.corpus}
         assert {pair.speaker for pair in found} == {"Ann"}
         assert len(found) == 6
-        assert len(held_out_moments(user, folder, 4)) == 4
+        assert len(validation_pairs(user, folder, 4)) == 4
 
 
 def test_the_other_moments_are_those_of_the_person_whom_the_twin_is_compared_with(ann: str) -> None:

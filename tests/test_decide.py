@@ -16,7 +16,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from conftest import Telling, recipe, scripted, small_conversation, small_log, telling
-from usertwin.evals import evaluate
+from usertwin.evals import Protocol, evaluate
 from usertwin.evals.decide import KS, WINDOWS, Plan, decide, plan, validation_pairs
 from usertwin.memory import (
     Candidate,
@@ -264,12 +264,16 @@ def test_a_silent_leaving_is_nothing_to_decide_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [1, 4, 24])
 def test_the_plan_is_what_is_done(twin: str, limit: int) -> None:
     model, chat = telling(lambda *_: "I wonder")
-    scorer, told = By(lambda *_: -1.0), list[tuple[str, int, int]]()
+    scorer, told, said = By(lambda *_: -1.0), list[tuple[str, int, int]](), list[Plan]()
     with SimulatedUser.load(twin, model=model) as user:
-        planned = plan(user, existing_twin(twin), limit)
+        planned = plan(user, len(validation_pairs(user, existing_twin(twin), limit)))
         found = asyncio.run(
-            decide(user, scorer, folder=existing_twin(twin), limit=limit, progress=lambda *now: told.append(now))
-        )
+            decide(
+                user, scorer, folder=existing_twin(twin), limit=limit, planned=said.append,
+                progress=lambda *now: told.append(now),
+            )
+        )  # fmt: skip
+    assert said == [planned]
     assert planned == Plan(min(limit, 6), len(KS) * len(WINDOWS) + 3, min(limit, 6))
     assert len(scorer.items) == planned.scorings
     assert len(chat.asked) == planned.thoughts
@@ -289,7 +293,7 @@ def test_a_window_the_twin_was_learned_with_is_compared_too() -> None:
     asyncio.run(learn("wide", small_log(), made, embedder=FakeEmbedder()))
     scorer = By(lambda *_: -1.0)
     with SimulatedUser.load("wide", model=scripted("x")) as user:
-        planned = plan(user, existing_twin("wide"), 24)
+        planned = plan(user, len(validation_pairs(user, existing_twin("wide"), 24)))
     found = decided("wide", scorer)
     assert (planned.settings, planned.thoughts, len(scorer.items)) == (6, 0, 36)
     assert found.measured is not None
@@ -488,7 +492,7 @@ def test_an_evaluation_says_which_arm_is_what_the_twin_does(twin: str, traces: A
     scorer, folder = By(lambda *_: -1.0), existing_twin(twin)
     settings = Settings(4, 2, traces, reasons=traces != "none")
     with SimulatedUser.load(twin, model=model, settings=settings) as user:
-        result = asyncio.run(evaluate(user, scorer, FakeEmbedder(), folder=folder, generate=2))
+        result = asyncio.run(evaluate(user, scorer, FakeEmbedder(), folder=folder, protocol=Protocol(generate=2)))
     assert (result["twin_arm"], result["k"]) == (arm, 4)
     assert sum(prompt.endswith("thinking:") for prompt in chat.prompts) == with_thought
     shown = [prompt for prompt, _ in scorer.items[4::5]]
@@ -498,5 +502,7 @@ def test_an_evaluation_says_which_arm_is_what_the_twin_does(twin: str, traces: A
 
 def test_a_twin_that_was_never_tuned_is_measured_with_its_traces(twin: str) -> None:
     with SimulatedUser.load(twin, model=scripted("hi")) as user:
-        result = asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=existing_twin(twin), generate=0))
+        result = asyncio.run(
+            evaluate(user, FakeScorer(), FakeEmbedder(), folder=existing_twin(twin), protocol=Protocol(generate=0))
+        )
     assert (result["twin_arm"], result["k"]) == ("recalled_triples", 8)

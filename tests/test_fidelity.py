@@ -12,23 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import WeighingScorer
+from conftest import ACTION, PAIR, WeighingScorer
 from usertwin.memory import Choice, Distractors, FakeEmbedder, FakeScorer, Fidelity, Gain, Likelihood, Prior, Scored, Scorer
 from usertwin.memory.fidelity import CHOICES, gains, reconstruct
 from usertwin.memory.propose import CONTEXT_TURNS
 from usertwin.memory.transcript import action_line, filler
 from usertwin.personas import Pair, Turn
-
-ACTION = "the early train to Rome please"
-PAIR = Pair(
-    speaker="Ann",
-    context=(Turn("Bob", "agent", "Hello there"), Turn("Ann", "user", "hi"), Turn("Bob", "agent", "When do you want to go?")),
-    action=ACTION,
-    goal="You want to see the sea.",
-    conversation_id="talk",
-    position=3,
-    when=1.0,
-)
 
 
 def scored(fidelity: Fidelity, *traces: str, pair: Pair = PAIR) -> list[Scored]:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import Telling, telling
+from conftest import ACTION, PAIR, Telling, telling
 from usertwin.memory import (
     ChatModel,
     Choice,
@@ -34,18 +34,8 @@ from usertwin.memory import (
     fidelity_by_name,
 )
 from usertwin.memory.judging import FIDELITIES, plausibility, reconstructions, verdict
-from usertwin.personas import ModelError, Pair, Turn, UsageError, VerdictError
+from usertwin.personas import ModelError, Pair, UsageError, VerdictError
 
-ACTION = "the early train to Rome please"
-PAIR = Pair(
-    speaker="Ann",
-    context=(Turn("Bob", "agent", "Hello there"), Turn("Ann", "user", "hi"), Turn("Bob", "agent", "When do you want to go?")),
-    action=ACTION,
-    goal="You want to see the sea.",
-    conversation_id="talk",
-    position=3,
-    when=1.0,
-)
 TRACES = ("I was in a hurry", "I was bored", "I liked mornings", "I felt worn")
 _SHOWN = re.compile(r"^(?:Attempt|Note) ([A-Z]):\n(.*)$", re.MULTILINE)
 _MARKS = ("style", "intent", "values", "plausible", "specific", "clear")

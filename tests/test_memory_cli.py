@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from conftest import other_conversation, small_conversation
 from usertwin.evals.cli import main
-from usertwin.memory import FakeEmbedder, Triple, TripleStore, TwinRecord, existing_twin
+from usertwin.memory import FakeEmbedder, Settings, Triple, TripleStore, TwinRecord, existing_twin
 from usertwin.memory.forget import forget
 from usertwin.personas import Conversation, read_conversations, write_conversations
 
@@ -224,6 +224,16 @@ def test_a_conversation_that_is_partly_too_late_is_forgotten_as_a_whole_where_it
     write_conversations([replace(held_out[0], turns=turns), *held_out[1:]], folder / "held_out.jsonl.gz")
     assert forget(folder, FakeEmbedder(), after=1735600000.0).conversations == 1
     assert len(read_conversations(folder / "held_out.jsonl.gz").conversations) == len(held_out) - 1
+
+
+def test_what_was_decided_outlives_forgetting_and_its_figures_do_not(ann: str) -> None:
+    """Traces that were found to hurt are not shown again only because something was forgotten."""
+    folder = existing_twin(ann)
+    decided = Settings(4, 3, "none", reasons=False, measured={"turns": 6, "settings": []})
+    replace(TwinRecord.load(folder), settings=decided).save(folder)
+    done("forget", ann, "--conversation", known(ann)[0].pair.conversation_id)
+    assert TwinRecord.load(folder).settings == replace(decided, measured=None)
+    assert b'"turns": 6' not in (folder / "twin.json").read_bytes()
 
 
 def test_forgetting_nothing_that_is_there_changes_nothing(ann: str) -> None:

@@ -111,6 +111,18 @@ def test_what_gives_no_likelihoods_is_no_scorer(name: str) -> None:
         load_scorer(name)
 
 
+def test_an_unknown_precision_of_a_scorer_is_answered_with_those_there_are() -> None:
+    assert isinstance(load_scorer("fake:", "bfloat16"), FakeScorer)
+    with pytest.raises(UsageError, match='"int8" is no precision of a scorer; there are float32, bfloat16'):
+        load_scorer("fake:", "int8")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.usefixtures("real")
+def test_a_scorer_says_in_its_name_that_it_reckons_in_bfloat16(tmp_path: Path) -> None:
+    names = [load_scorer(f"transformers:{tmp_path}", precision).name for precision in ("float32", "bfloat16")]
+    assert names == [f"transformers:{tmp_path}", f"transformers:{tmp_path}, bfloat16"]
+
+
 @pytest.mark.parametrize("name", ["fake:many", "fake:0", "fake:-3"])
 def test_a_fake_embedder_has_a_whole_number_of_dimensions(name: str) -> None:
     with pytest.raises(UsageError, match=name):

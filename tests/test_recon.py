@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import Telling, WeighingScorer, telling
+from conftest import ACTION, PAIR, Telling, WeighingScorer, telling
 from usertwin.memory import (
     METHODS,
     AnswerCache,
@@ -43,16 +43,6 @@ from usertwin.memory.recon import DEFAULT_CANDIDATES, ROUNDS, backward_trace, in
 from usertwin.memory.words import word_tokens
 from usertwin.personas import ModelError, Pair, Turn, UsageError
 
-ACTION = "the early train to Rome please"
-PAIR = Pair(
-    speaker="Ann",
-    context=(Turn("Bob", "agent", "Hello there"), Turn("Ann", "user", "hi"), Turn("Bob", "agent", "When do you want to go?")),
-    action=ACTION,
-    goal="You want to see the sea.",
-    conversation_id="talk",
-    position=3,
-    when=1.0,
-)
 WEIGHTS = {"mornings": 0.5, "polite": 0.2, "bored": -0.5, "lost": -0.1}
 GOOD = "I liked mornings and had no time."
 FAIR = "I felt polite today."

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from openai import ContentFilterFinishReasonError
 
-from conftest import scripted
+from conftest import Endpoint, scripted
 from usertwin.memory import AnswerCache, ChatModel, Ledger, Price, Sample, Usage, sample
 from usertwin.memory.sampling import FREE
 from usertwin.personas import ModelError, UsageError
@@ -307,58 +305,11 @@ def test_half_a_character_is_marked_so_that_the_text_can_be_written(answers: Ans
 # OpenAI's own client ------------------------------------------------------------------------------------------------------
 
 
-class Endpoint:
-    """A server that answers in OpenAI's format, as many choices as are asked for, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.content: str | None = '{"felt": "tired"}'
-        self.reason = "stop"
-        self.most = 9
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.asked.append(body)
-                raw = json.dumps(outer.answer(body)).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(raw)))
-                self.end_headers()
-                self.wfile.write(raw)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Say nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-
-    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a request; every choice writes ten tokens, and the prompt has a hundred, forty of them known."""
-        count = min(body.get("n") or 1, self.most)
-        message = {"role": "assistant", "content": self.content}
-        usage = {
-            "prompt_tokens": 100, "completion_tokens": 10 * count, "total_tokens": 100 + 10 * count,
-            "prompt_tokens_details": {"cached_tokens": 40},
-        }  # fmt: skip
-        return {
-            "id": "1", "object": "chat.completion", "created": 1, "model": body["model"], "usage": usage,
-            "choices": [{"index": i, "finish_reason": self.reason, "message": message} for i in range(count)],
-        }  # fmt: skip
-
-
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    found = Endpoint()
-    thread = threading.Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
-    thread.join()
+def endpoint(endpoint: Endpoint) -> Endpoint:
+    """The shared one, which answers with an object here."""
+    endpoint.content = '{"felt": "tired"}'
+    return endpoint
 
 
 @pytest.mark.parametrize(("n", "usage"), [(1, Usage(100, 40, 10)), (3, Usage(100, 40, 30))])

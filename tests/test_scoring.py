@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from functools import cache
 from math import log
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from usertwin.memory import CachedScorer, FakeScorer, Likelihood, TransformersScorer
+from conftest import PLACES, tiny
+from usertwin.memory import CachedScorer, FakeScorer, Likelihood, TransformersScorer, scoring
 from usertwin.personas import ModelError
-
-PLACES = 160  # the tiny model's longest text, in tokens; its tokens are bytes
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,32 +40,6 @@ class Counting(FakeScorer):
     def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
         self.asked += items
         return super().score(items)
-
-
-@cache
-def tiny() -> tuple[Any, Any]:
-    """A small Llama with random but decided weights, and a tokenizer of bytes."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(["<end>", *alphabet])}, merges=[]))
-    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokens.decoder = decoders.ByteLevel()
-    config = LlamaConfig(
-        vocab_size=257,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=PLACES,
-        initializer_range=0.4,  # far from uniform, so that a wrong context is seen in every number
-        tie_word_embeddings=False,
-    )
-    torch.manual_seed(0)
-    return LlamaForCausalLM(config).eval(), PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>")
 
 
 def plain(prompt: str, continuation: str) -> float:
@@ -110,20 +83,87 @@ def test_together_is_one_by_one(shared: str, items: list[tuple[str, str]]) -> No
 
 
 def test_a_shared_beginning_is_computed_once() -> None:
+    prompts = ["x" * 100 + letter for letter in "abcdefgh"]
+    found, seen = scored_and_counted([(prompt, " done") for prompt in prompts])
+    assert sum(seen) == 100 + 8 * len("a done")
+    for likelihood, prompt in zip(found, prompts, strict=True):
+        assert_same(likelihood, plain(prompt, " done"))
+    assert len({likelihood.nats for likelihood in found}) == 8
+
+
+def scored_and_counted(items: Sequence[tuple[str, str]]) -> tuple[list[Likelihood], list[int]]:
+    """What the tiny model makes of items, and how many tokens went through it in each of its calls, padding included."""
     model, _ = tiny()
     seen: list[int] = []
     scorer = TransformersScorer("tiny", tiny)
     scorer.score([("x", "y")])  # the first call also looks at the model
     hook = model.base_model.register_forward_hook(lambda _module, arguments, _out: seen.append(arguments[0].numel()))
     try:
-        prompts = ["x" * 100 + letter for letter in "abcdefgh"]
-        found = scorer.score([(prompt, " done") for prompt in prompts])
+        return scorer.score(items), seen
     finally:
         hook.remove()
-    assert sum(seen) == 100 + 8 * len("a done")
-    for likelihood, prompt in zip(found, prompts, strict=True):
-        assert_same(likelihood, plain(prompt, " done"))
-    assert len({likelihood.nats for likelihood in found}) == 8
+
+
+def test_a_prompt_of_several_continuations_is_computed_once_among_others() -> None:
+    """Forced choices: a prompt, eight actions, and the next prompt; here in any order."""
+    prompts = ["q" * 60, "r" * 90, "s" * 40]
+    items = [(prompt, f" act {number}") for number in range(8) for prompt in prompts] + [("t" * 50, " alone")]
+    found, seen = scored_and_counted(items)
+    together = sum(len(prompt) - 1 + 8 * len("q act 1") for prompt in prompts)
+    assert sum(seen) == together + len("t" * 50 + " alone")
+    for likelihood, item in zip(found, items, strict=True):
+        assert_same(likelihood, plain(*item))
+
+
+def test_a_prompt_of_several_continuations_goes_on_from_what_all_prompts_share() -> None:
+    prompts = ["x" * 50 + letter * 40 for letter in "ab"]
+    items = [(prompt, action) for prompt in prompts for action in (" yes", " no!")] + [("x" * 50 + "c", " yes")]
+    found, seen = scored_and_counted(items)
+    assert sum(seen) == 50 + 2 * (39 + 2 * len("a yes")) + len("c yes")
+    for likelihood, item in zip(found, items, strict=True):
+        assert_same(likelihood, plain(*item))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["a" * 40, "a" * 35 + "b" * 35, "b" * 80, "c"]), st.text("ab ", max_size=9)), max_size=9)
+)
+def test_however_prompts_repeat_each_score_is_that_of_a_plain_forward_pass(items: list[tuple[str, str]]) -> None:
+    for found, item in zip(TransformersScorer("tiny", tiny).score(items), items, strict=True):
+        assert_same(found, plain(*item))
+
+
+# How rows are put together -------------------------------------------------------------------------------------------
+
+
+def every_split(order: list[int]) -> Iterator[list[list[int]]]:
+    """Every way to cut a list into runs."""
+    if not order:
+        yield []
+    for end in range(1, len(order) + 1):
+        yield from ([order[:end], *rest] for rest in every_split(order[end:]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 60), max_size=7), st.integers(0, 40))
+def test_batches_hold_each_row_once_and_cost_the_least(lengths: list[int], call: int) -> None:
+    def cost(groups: list[list[int]]) -> int:
+        return sum(call + len(group) * max(lengths[i] for i in group) for group in groups)
+
+    def fits(group: list[int]) -> bool:
+        return len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 100
+
+    found = scoring._batches(lengths, 0, most=100, call=call)
+    assert sorted(index for group in found for index in group) == list(range(len(lengths)))
+    assert all(map(fits, found))
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    assert cost(found) == min(cost(groups) for groups in every_split(order) if all(map(fits, groups)))
+
+
+def test_rows_that_share_a_long_beginning_are_held_only_a_few_at_once() -> None:
+    few = scoring._batches([10] * 8, scoring._HELD_TOKENS // 2 - 10, most=1000, call=32)
+    assert sorted(map(len, few)) == [2, 2, 2, 2]
+    assert scoring._batches([10] * 8, 0, most=1000, call=32) == [list(range(8))]
 
 
 def test_equal_prompts_and_a_prompt_that_another_begins_with_share_too() -> None:
@@ -176,6 +216,34 @@ def test_weights_are_loaded_once_and_only_when_needed() -> None:
     scorer.score([("a", "b")])
     scorer.score([("a", "c")])
     assert loads == [1]
+
+
+def test_in_bfloat16_a_scorer_says_so_and_reckons_nearly_the_same() -> None:
+    coarse = TransformersScorer("tiny", lambda: copy.deepcopy(tiny()), "bfloat16")
+    assert coarse.name == "tiny, bfloat16"
+    items = [("Them: hello\nMe:", " good day\n"), ("Them: bye\nMe:", " bye then\n")]
+    found, exact = coarse.score(items), TransformersScorer("tiny", tiny).score(items)
+    assert {str(one.dtype) for one in coarse.loaded[0].parameters()} == {"torch.bfloat16"}
+    gaps = [abs(a - b) for one, other in zip(found, exact, strict=True) for a, b in zip(one.each, other.each, strict=True)]
+    assert 0 < max(gaps) <= 0.5
+    assert sum(gaps) / len(gaps) <= 0.1
+    # Logits have eight binary digits; the nats made of them have those of float32.
+    assert any(nats != as_bfloat16(nats) for one in found for nats in one.each)
+
+
+def as_bfloat16(number: float) -> float:
+    """A number as bfloat16 has it."""
+    import torch
+
+    return torch.tensor(number).bfloat16().item()
+
+
+def test_scores_of_two_precisions_do_not_mix_in_a_cache(tmp_path: Path) -> None:
+    items = [("Them: hello\nMe:", " good day\n")]
+    path = tmp_path / "scores.sqlite"
+    coarse = CachedScorer(TransformersScorer("tiny", lambda: copy.deepcopy(tiny()), "bfloat16"), path, "same file").score(items)
+    assert CachedScorer(TransformersScorer("tiny", tiny), path, "same file").score(items) != coarse
+    assert CachedScorer(Never("tiny, bfloat16"), path, "same file").score(items) == coarse
 
 
 # Token by token -------------------------------------------------------------------------------------------------------
@@ -420,3 +488,26 @@ def test_the_local_scorer_prefers_the_likely_and_shares_exactly() -> None:
         assert one.tokens == other.tokens
         assert abs(one.nats - other.nats) <= 1e-3 * one.tokens
     assert together[2].nats > together[0].nats
+
+
+@pytest.mark.slow
+def test_the_local_scorer_in_bfloat16_agrees_with_itself_in_float32() -> None:
+    """Over 20 prompts with recalled moments it was 0.038 nats a token apart on average, 0.24 at most, and 0.12 a turn of 49."""
+    from usertwin.simulator import load_scorer
+
+    exact, coarse = load_scorer("local"), load_scorer("local", "bfloat16")
+    assert (exact.name, coarse.name) == ("local", "local, bfloat16")
+    talk = "Them: Hello, this is the help desk. What can I do for you?\nMe: hi, I need a train to Rome\n\nThem: {}\nMe:"
+    items = [
+        (talk.format("Which day would you like to travel?"), " tomorrow morning please\n"),
+        (talk.format("Do you need anything else?"), " no thats all thank you bye\n"),
+        (talk.format("How are you today?"), " banana banana giraffe\n"),
+    ]
+    assert isinstance(exact, CachedScorer)
+    assert isinstance(coarse, CachedScorer)
+    apart = list[float]()
+    for one, other in zip(exact.scorer.score(items), coarse.scorer.score(items), strict=True):
+        apart += [abs(a - b) for a, b in zip(one.each, other.each, strict=True)]
+        assert abs(one.nats - other.nats) <= 1.0
+    assert max(apart) <= 0.4
+    assert sum(apart) / len(apart) <= 0.1

@@ -72,6 +72,32 @@ def test_names_that_windows_keeps_for_devices_are_refused(name: str) -> None:
         twin_folder(name)
 
 
+# What a recipe needs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "scored", "reconstructs", "judged"),
+    [
+        ({"method": "recon"}, True, False, False),
+        ({"method": "recon", "fidelity": "rank"}, True, True, False),
+        ({"method": "recon", "fidelity": "judge"}, True, True, True),
+        ({"method": "backward", "fidelity": "judge"}, False, False, False),
+        ({"method": "quality", "fidelity": "rank"}, False, False, True),
+        ({"method": "random", "how": "search"}, True, False, False),
+        ({"method": "longest", "how": "search", "fidelity": "rank"}, True, True, False),
+        ({"method": "none", "how": "search", "fidelity": "judge"}, False, False, False),
+    ],
+)
+def test_a_recipe_tells_what_is_scored_reconstructed_and_judged(
+    changes: dict[str, str], scored: bool, reconstructs: bool, judged: bool
+) -> None:
+    made = recipe(**changes, actor="an actor", judge="a judge")
+    assert (made.scored, made.reconstructs, made.judged) == (scored, reconstructs, judged)
+    makes = changes["method"] != "none"
+    needed = {"model": makes, "scorer": makes, "actor": reconstructs, "judge": judged}
+    assert made.pared() == replace(made, **{name: getattr(made, name) if needed[name] else None for name in needed})
+
+
 # The home ------------------------------------------------------------------------------------------------------------
 
 

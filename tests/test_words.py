@@ -14,6 +14,7 @@ from usertwin.memory.words import (
     longest_new_run,
     new_stems,
     runs,
+    spans_of,
     stem,
     stems,
     word_spans,
@@ -59,6 +60,13 @@ def test_spans_are_where_the_words_stand_in_any_script(text: str) -> None:
     spans = word_spans(text)
     assert [text[start:end].casefold().replace("’", "'") for start, end in spans] == word_tokens(text)
     assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
+
+
+def test_words_are_found_by_their_stem_with_either_apostrophe() -> None:
+    text = "Booked it; Oslo’s BOOKING, not oslo's book"
+    assert [text[start:end] for start, end in spans_of(text, {"book"})] == ["Booked", "BOOKING", "book"]
+    assert [text[start:end] for start, end in spans_of(text, {stem("oslo's")})] == ["Oslo’s", "oslo's"]
+    assert spans_of(text, set()) == []
 
 
 def test_forms_of_a_word_have_one_stem_and_other_scripts_keep_theirs() -> None:
