@@ -9,17 +9,21 @@ from pathlib import Path
 
 import cog
 
-COMMANDS = ("learn", "tune", "controls", "chat", "simulate", "eval", "show", "demo")
+COMMANDS = (
+    "learn", "tune", "controls", "chat", "simulate", "eval", "report", "compare", "judge-by-hand", "export", "show", "demo",
+)  # fmt: skip
 MEMORY = ("stats", "check", "rebuild", "add", "forget")
 FOLDERS = ("personas", "memory", "simulator", "evals", "examples", "tests")
-NOT_PYTHON = {".txt": "a prompt", ".md": "what was tried, with numbers"}
+NOT_PYTHON = {".txt": "a prompt", ".md": "what was tried, with numbers", ".html": "a page, to be filled", ".toml": "a suite"}
+
+BY_NAME = {"report_md.txt": "a report in Markdown, to be filled", "suite_small_replies.txt": "what its scripted model says"}
 
 
 def help_of_all() -> None:
     """Put out `--help` of the program and of each command."""
     program = Path(sys.executable).parent / "usertwin"
     environment = {"COLUMNS": "100", "PATH": os.environ["PATH"]}
-    for words in ((), *((command,) for command in COMMANDS), *(("memory", command) for command in MEMORY)):
+    for words in ((), *((command,) for command in COMMANDS), ("suite", "run"), *(("memory", command) for command in MEMORY)):
         done = subprocess.run([program, *words, "--help"], capture_output=True, text=True, check=True, env=environment)
         cog.outl("```console\n$ " + " ".join(("usertwin", *words, "--help")) + f"\n{done.stdout.rstrip()}\n```\n")
 
@@ -42,7 +46,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, str]]:
         return
     for path in sorted(folder.iterdir()):
         if path.suffix in NOT_PYTHON:
-            yield path, NOT_PYTHON[path.suffix]
+            yield path, BY_NAME.get(path.name, NOT_PYTHON[path.suffix])
         elif path.suffix == ".py" and path.name != "__init__.py":
             yield path, _says(path)
 

@@ -129,7 +129,10 @@ class Arms:
         if triple.provenance is None:
             return None
         # What only the score rejected is no reason for a choice that does not look at the score.
-        allowed = [replace(one, rejected=None) if one.rejected == "misleads" else one for one in triple.provenance.proposals]
+        allowed = [
+            replace(one, rejected=None) if one.rejected in {"misleads", "no_verdict"} else one
+            for one in triple.provenance.proposals
+        ]
         chosen = select(allowed, "random", seed=f"{self.seed}/{triple.pair.conversation_id}/{triple.pair.position}")
         return None if chosen is None else chosen.trace
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from usertwin.memory import Embedder
-from usertwin.personas import Pair, Turn
+from usertwin.personas import Pair
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import as_shown
 
@@ -93,15 +93,19 @@ async def drift(
 
 
 async def _talk(user: SimulatedUser, embedder: Embedder, talk: Sequence[Pair], person: str, seed: int) -> list[Drifted]:
-    own: dict[str, str] = {}  # the real turns, and what the twin said instead
+    own: dict[int, str] = {}  # what the twin said, by the place of the turn: the same words may have been said twice
     found: list[tuple[int, Pair, str, str]] = []
     for depth, pair in enumerate(talk, 1):
-        instead = tuple(_said(turn, pair.speaker, own) for turn in pair.context)
+        first = pair.position - len(pair.context)
+        instead = tuple(
+            replace(turn, text=own[place]) if place in own else turn for place, turn in enumerate(pair.context, first)
+        )
         free = await _reply(user, replace(pair, context=instead), seed)
         if depth in DEPTHS:
             same = instead == pair.context  # at the first turn the two histories are one
             found.append((depth, pair, free, free if same else await _reply(user, pair, seed)))
-        own[pair.action] = free or pair.action
+        if free:  # of a silence nothing stands in a history; the real turn does
+            own[pair.position] = free
     reals = [pair.action for _, pair, _, _ in found]
     freely = await asyncio.to_thread(embedding_similarities, [free for _, _, free, _ in found], reals, embedder)
     led_by = await asyncio.to_thread(embedding_similarities, [led for _, _, _, led in found], reals, embedder)
@@ -109,10 +113,6 @@ async def _talk(user: SimulatedUser, embedder: Embedder, talk: Sequence[Pair], p
         Drifted(person, pair.conversation_id, depth, pair.action, free, led, mine, theirs)
         for (depth, pair, free, led), mine, theirs in zip(found, freely, led_by, strict=True)
     ]
-
-
-def _said(turn: Turn, speaker: str, own: dict[str, str]) -> Turn:
-    return replace(turn, text=own.get(turn.text, turn.text)) if turn.speaker == speaker else turn
 
 
 async def _reply(user: SimulatedUser, pair: Pair, seed: int) -> str:

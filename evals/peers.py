@@ -64,4 +64,6 @@ def peer_messages(peer: Peer, style: Style, persona: Persona, pair: Pair, *, tur
 
 def said_by(peer: Peer, text: str) -> str:
     """What a peer's user says, of what its model wrote."""
-    return text.replace(STOP, "").strip() if peer == "tau2" else text.strip()
+    while peer == "tau2" and STOP in text:  # taken out once, what is left may join to another one
+        text = text.replace(STOP, "")
+    return text.strip()

@@ -99,7 +99,7 @@ class MeasuredTurn:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> MeasuredTurn:
-        """Back from `to_json`. KeyError or TypeError if it is something else."""
+        """Back from `to_json`. KeyError, TypeError, ValueError or AttributeError if it is something else."""
 
         def pairs(turns: Iterable[Iterable[str]]) -> tuple[tuple[str, str], ...]:
             return tuple((who, text) for who, text in turns)
@@ -121,6 +121,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder}: no run is there; name the folder of a run") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); run the suite again into another folder") from error
+    if isinstance(found, dict) and found.get("kind") == "simulate":
+        raise UsageError(f"{folder}: holds conversations of `usertwin simulate`, and no run of a suite; name another folder")
     if not isinstance(found, dict) or found.get("format") != RUN_FORMAT:
         told = found.get("format") if isinstance(found, dict) else None
         raise UsageError(
@@ -150,13 +152,13 @@ def read_turns(folder: Path) -> list[MeasuredTurn]:
 
 
 def turns_of(path: Path) -> list[MeasuredTurn]:
-    """The measured turns of one file; a last line that was cut short by a kill is left out."""
-    lines = path.read_text("utf-8").split("\n") if path.is_file() else [""]
+    """The measured turns of one file; a last line that was cut short by a kill, maybe within a letter, is left out."""
+    lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     found: list[MeasuredTurn] = []
     for number, line in enumerate(lines[:-1], 1):
         try:
-            found.append(MeasuredTurn.from_json(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
+            found.append(MeasuredTurn.from_json(json.loads(line.decode("utf-8"))))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             way_out = "delete that line, and run the suite again"
             raise UsageError(f"{path}, line {number}: no measured turn ({error!r}); {way_out}") from error
     return found

@@ -32,6 +32,7 @@ from .endings import endings
 from .heldout import held_out_pairs, other_person, spread
 from .peers import PEERS, Peer, peer_messages, said_by
 from .record import MeasuredTurn, Memory, turns_of
+from .splits import check_split
 from .verdicts import open_to_append, write_line
 
 _AT_ONCE = 20
@@ -106,7 +107,10 @@ class Replay:
 
         Raises:
             ModelError: a model does not answer; what was measured is kept.
+            UsageError: there is nothing to show for any of the arms, or a line of the file is broken.
         """
+        if not self.arms.present:
+            raise UsageError(f"{self.person}: nothing is there to show for {', '.join(self.arms.names)}; name other arms")
         writing = {_key(pair) for pair in spread(pairs, self.protocol.generate)} if self.protocol.generate else set[Any]()
         known = {(turn.conversation_id, turn.position): turn for turn in (turns_of(keep) if keep else [])}
         missing = [pair for pair in pairs if _key(pair) not in known]
@@ -289,6 +293,8 @@ async def evaluate(
     """
     protocol.check()
     held_out, dropped = held_out_pairs(user, folder, against)
+    # Moments that were added later may be in the memory; each moment is shown only what came before it.
+    check_split(user.record, (triple.pair for triple in user.store.triples()), held_out, by_time=False)
     with ExitStack() as stack:
         other = other_person(user, folder, embedder, stack)
         progress("recalling", 0, 1)

@@ -65,16 +65,16 @@ def closeness_table(result: Mapping[str, Any]) -> RenderableType:
 
 def run_table(result: Mapping[str, Any]) -> RenderableType:
     """The arms of a run in bits per character, and how much further off than the twin each is; it fits into 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=str(result["name"]), title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=Text(str(result["name"])), title_justify="left")
     table.add_column("shown to the model", no_wrap=True)
     table.add_column("bits per char\n[dim]low is close[/dim]", justify="right", no_wrap=True)
-    table.add_column("twin minus it\n[dim]below 0: twin closer[/dim]", justify="right", no_wrap=True)
+    table.add_column("twin minus it\n[dim]below 0 is closer[/dim]", justify="right", no_wrap=True)
     table.add_column("replies told apart\n[dim]0.5: they are not[/dim]", justify="right", no_wrap=True)
     twin = twin_arm(result)
     for arm, measures in result["arms"].items():
         paired = result["paired"].get(f"{twin} - {arm}", {}).get(PRIMARY)
         cells = (measures.get(PRIMARY), paired, measures.get("discriminator"))
-        counted = [f"{_cell(one, 3)} [dim]n={one['n']}[/dim]" if one else "–" for one in cells]
+        counted = [f"n={one['n']} {_cell(one, 3)}" if one else "–" for one in cells]
         mark = " (twin)" if arm == twin else ""
         table.add_row(arm_name(arm).title + mark, *counted, style="bold" if arm == twin else "")
     people = f"{result['turns']} turns of {result['conversations']} conversations of {len(result['people'])} people"
@@ -137,13 +137,14 @@ _SUBJECT = {"recalled_pairs": "Recalled moments are", "recalled_triples": "With 
 
 
 def closeness_line(result: Mapping[str, Any]) -> str:
-    """One line about a measurement."""
-    best = result["arms"][twin_arm(result)]["bits_per_char"]
-    against = result["paired"][f"{twin_arm(result)} - no_memory"]["bits_per_char"]
-    return (
-        f"{best['value']:.3f} bits per character {_interval(best, 3)}, {against['value']:+.3f} {_interval(against, 3, '+')} "
-        f"against no memory; n={best['n']} held-out turns, {result['measured_at'][:10]}"
-    )
+    """One line about a measurement; it may have been one without the twin's own arm, or without one to hold it against."""
+    twin, day = twin_arm(result), result["measured_at"][:10]
+    best = result["arms"].get(twin, {}).get(PRIMARY)
+    if best is None:
+        return f"only {', '.join(result['arms'])} measured; n={result['turns']} held-out turns, {day}"
+    against = result["paired"].get(f"{twin} - no_memory", {}).get(PRIMARY)
+    told = "" if against is None else f", {against['value']:+.3f} {_interval(against, 3, '+')} against no memory"
+    return f"{best['value']:.3f} bits per character {_interval(best, 3)}{told}; n={best['n']} held-out turns, {day}"
 
 
 def twin_view(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.memory.answers import ANSWERS, AnswerCache
-from usertwin.memory.files import digest
+from usertwin.memory.files import digest, digest_of
 from usertwin.memory.tracing import Progress, no_progress
 from usertwin.personas import ChatLog, UsageError
 from usertwin.simulator.prompts import prompt_versions
@@ -49,6 +49,7 @@ class Run:
         home: where the suite's named twins live.
         fetch: is told how far a download is.
         progress: is told how far things are.
+        models: the suite's, if some are there already; the others are loaded.
     """
 
     def __init__(
@@ -60,9 +61,10 @@ class Run:
         home: Path | None = None,
         fetch: Any = None,
         progress: Progress = no_progress,
+        models: Loaded | None = None,
     ) -> None:
         self.suite, self.folder, self.text, self._home, self._progress = suite, folder, text, home, progress
-        self._models = Loaded(suite, fetch)
+        self._models = models or Loaded(suite, fetch)
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
 
     def people(self, logs: Mapping[str, ChatLog]) -> list[Person]:
@@ -124,30 +126,45 @@ class Run:
         """Write the manifest, or see that it is the same suite's."""
         wanted = self.suite.model_dump(mode="json")
         sources = {c.name: digest(Path(c.source)) for c in self.suite.corpora if Path(c.source).is_file()}
+        twins = {name: self._learned(name) for name in self.suite.twins}
         if (self.folder / MANIFEST).exists():
             known = read_manifest(self.folder)
-            other = [key for key in wanted if known["suite"].get(key) != wanted[key]]
+            other = [key for key in wanted if known.get("suite", {}).get(key) != wanted[key]]
             if other:
                 told = ", ".join(f'"{key}"' for key in other)
                 raise UsageError(
                     f"{self.folder}: holds a run of another suite (what differs: {told}); name another folder with --out"
                 )
             for corpus in self.suite.corpora:
-                if known["sources"].get(corpus.name) != sources.get(corpus.name):
+                if known.get("sources", {}).get(corpus.name) != sources.get(corpus.name):
                     raise UsageError(
                         f"{corpus.source}: is not what it was when the run in {self.folder} was begun; put back the file of "
                         "then, or name another folder with --out"
                     )
-            self._started = known["started_at"]
+            for name, when in twins.items():
+                if known.get("twins", {}).get(name) != when:
+                    raise UsageError(
+                        f'the twin "{name}" is not what it was when the run in {self.folder} was begun; name another folder '
+                        "with --out"
+                    )
+            self._started = known.get("started_at", self._started)
             for name in (PAGE, NOTES, RESULT):  # what is written now is of a run that goes on
                 (self.folder / name).unlink(missing_ok=True)
         try:
             (self.folder / "people").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{self.folder}: cannot be made ({error.strerror}); name another folder with --out") from None
-        self._write_manifest("interrupted", wanted, sources, people)
+        self._write_manifest("interrupted", wanted, sources, twins, people)
 
-    def _write_manifest(self, state: str, suite: Any, sources: Mapping[str, str], people: Sequence[Person]) -> None:
+    def _learned(self, name: str) -> str:
+        """What tells a twin from what it was, or will be, before it was learned, or told how to use its memory, again."""
+        record = TwinRecord.load(existing_twin(name, self._home))
+        told = [record.learned_at, asdict(record.recipe), asdict(record.settings) if record.settings else None]
+        return digest_of(json.dumps(told, sort_keys=True, default=str).encode())
+
+    def _write_manifest(
+        self, state: str, suite: Any, sources: Mapping[str, str], twins: Mapping[str, str], people: Sequence[Person]
+    ) -> None:
         manifest = {
             "format": RUN_FORMAT,
             "kind": "closeness",
@@ -156,6 +173,7 @@ class Run:
             "started_at": self._started,
             "suite": suite,
             "sources": dict(sources),
+            "twins": dict(twins),
             "people": [person.label for person in people],
             "prompts": prompt_versions("transcript") | prompt_versions("instruction") | peer_versions(),
             "versions": _versions(),

@@ -12,12 +12,15 @@ with it (a key, an arm, a person, a file) is said before anything long begins, w
     from = "chitchat"                # a package, a file or "oyez:FOLDER"; paths are relative to the suite's file
     people = 2                       # those who said most; or their names: ["ann", "bob"]
 
+Paths of models ("scripted:replies.txt", "local:models/x.gguf", "transformers:DIR") are relative to the suite's file, too.
 All keys, with what they are if they are left out, are the attributes of the classes below.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -99,7 +102,9 @@ class Corpus(_Strict):
     @classmethod
     def _somebody(cls, people: tuple[str, ...] | int) -> tuple[str, ...] | int:
         if not people or (isinstance(people, int) and people < 1):
-            raise ValueError("name at least one person, or how many")
+            raise ValueError('"people": name at least one person, or how many')
+        if isinstance(people, tuple) and (twice := [name for name in people if people.count(name) > 1]):
+            raise ValueError(f'"people": "{twice[0]}" is named twice')
         return people
 
 
@@ -115,6 +120,13 @@ class Transfer(_Strict):
     proposers: tuple[str, ...]
     scorers: tuple[str, ...]
     turns: int = Field(default=40, ge=1)
+
+    @field_validator("proposers", "scorers")
+    @classmethod
+    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError('a table of transfer needs at least one of the "proposers" and one of the "scorers"')
+        return tuple(dict.fromkeys(names))
 
 
 class Suite(_Strict):
@@ -175,8 +187,9 @@ class Suite(_Strict):
     def _something(self) -> Suite:
         if not self.corpora and not self.twins:
             raise ValueError("names nobody to measure: give [[corpora]] with people, or twins")
-        if len({corpus.name for corpus in self.corpora}) < len(self.corpora):
-            raise ValueError("two corpora have the same name; give each its own")
+        names = [corpus.name for corpus in self.corpora]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f'two corpora have the name "{twice[0]}"; give each its own')
         if (self.k is None) != (self.window is None):
             raise ValueError('"k" and "window" are given together, or neither')
         return self
@@ -193,11 +206,20 @@ def read_suite(path: str | Path) -> Suite:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: {error}") from None
     try:
-        suite = Suite.model_validate(data)
+        # As JSON a list is a tuple, and yet a text is no number, and a yes no 1.
+        suite = Suite.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         raise UsageError(_sentence(path, text, error)) from None
-    near = tuple(corpus.model_copy(update={"source": _found(corpus.source, path.parent)}) for corpus in suite.corpora)
-    return suite.model_copy(update={"corpora": near})
+    folder, models, transfer = path.parent, suite.models, suite.transfer
+    named = {key: _model(getattr(models, key), folder) for key in ("action", "scorer", "proposer", "trained", "judge")}
+    found: dict[str, Any] = {
+        "corpora": tuple(corpus.model_copy(update={"source": _found(corpus.source, folder)}) for corpus in suite.corpora),
+        "models": models.model_copy(update=named),
+    }
+    if transfer is not None:
+        both = {key: tuple(_model(one, folder) for one in getattr(transfer, key)) for key in ("proposers", "scorers")}
+        found["transfer"] = transfer.model_copy(update=both)
+    return suite.model_copy(update=found)
 
 
 def _found(source: str, folder: Path) -> str:
@@ -206,25 +228,72 @@ def _found(source: str, folder: Path) -> str:
         return source
     kind, colon, rest = source.partition(":")
     if colon and kind.isalpha() and len(kind) > 1:
-        return f"{kind}:{(folder / rest).resolve()}"
-    return str((folder / source).resolve())
+        return f"{kind}:{_path(rest, folder)}"
+    return _path(source, folder)
+
+
+def _model(name: str | None, folder: Path) -> str | None:
+    """A model's name with its path, if there is one in it, made absolute."""
+    if name is None:
+        return None
+    kind, _, rest = name.partition(":")
+    is_path = kind in {"scripted", "transformers"} or (kind == "local" and rest.endswith(".gguf"))
+    return f"{kind}:{_path(rest, folder)}" if rest and is_path else name
+
+
+def _path(name: str, folder: Path) -> str:
+    return str((folder / Path(name).expanduser()).resolve())
 
 
 def _sentence(path: Path, text: str, error: ValidationError) -> str:
     """The first thing that is wrong, in one sentence with its line."""
     first = error.errors()[0]
-    keys = [str(part) for part in first["loc"] if isinstance(part, str)]
-    key = keys[-1] if keys else ""
+    place = _place(first["loc"])
+    keys = [part for part in place if isinstance(part, str)]
+    name = ".".join(keys)
     if first["type"] == "extra_forbidden":
-        what = f'there is no key "{".".join(keys)}"{_meant(key, _keys(keys[:-1]))}'
+        what = f'there is no key "{name}"{_meant(keys[-1], _keys(keys[:-1]))}'
     elif first["type"] == "value_error":
         what = str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
+        named = [(word,) for word in re.findall(r'"(\w+)"', what)]  # what concerns several keys is said of one that is there
+        place = place or next((one for one in named if _line(text, one)), ())
     elif first["type"] == "missing":
-        what = f'"{".".join(keys)}" is missing'
+        what = f'"{name}" is missing'
+    elif keys[-1:] == ["people"]:
+        what = f'"{name}": how many, or a list of names, not {first["input"]!r}'
     else:
-        what = f'"{".".join(keys)}": {first["msg"].lower()}, not {first["input"]!r}'
-    line = next((n for n, one in enumerate(text.splitlines(), 1) if key and one.strip().strip("[]").startswith(key)), None)
+        what = f'"{name}": {first["msg"][:1].lower()}{first["msg"][1:]}, not {first["input"]!r}'
+    line = _line(text, place)
     return f"{path}{f', line {line}' if line else ''}: {what}"
+
+
+def _place(found: Sequence[int | str]) -> tuple[int | str, ...]:
+    """Where in the file something is wrong, without what pydantic adds for the one and the other kind of "people"."""
+    known = {key for outer in ("", "models", "traces", "transfer", "corpora") for key in _keys([outer] if outer else [])}
+    place = list(found)
+    while len(place) > 1 and (isinstance(place[-1], int) or (place[-1] not in known and "people" in place)):
+        place.pop()
+    return tuple(place)
+
+
+def _line(text: str, place: Sequence[int | str]) -> int | None:
+    """The line of the file on which a key stands, or the table in which it should; None if there is none."""
+    if not place:
+        return None
+    table, number = str(place[0]), next((part for part in place if isinstance(part, int)), 0)
+    key = str(place[-1]) if isinstance(place[-1], str) and len(place) > 1 else ""
+    inside, seen, header = "", -1, None
+    for count, line in enumerate(text.splitlines(), 1):
+        if opened := re.match(r"\s*(\[{1,2})\s*[\"']?([\w-]+)", line):
+            inside = opened[2]
+            seen += inside == table and opened[1] == "[["
+            if inside == table and seen in (-1, number):
+                header = header or count
+        elif (said := re.match(r"\s*[\"']?([\w-]+)[\"']?\s*([.=])\s*[\"']?([\w-]*)", line)) is not None:
+            here = inside == table and seen in (-1, number) and said[1] == key
+            if here or (not inside and said[1] == table and (said[2] == "=" or said[3] == key)):
+                return count
+    return header
 
 
 def _keys(outer: Sequence[str]) -> list[str]:

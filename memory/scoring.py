@@ -127,17 +127,19 @@ class TransformersScorer:
     ) -> None:
         """Score items whose prompts share their first `start` tokens, which `past` holds, into `found`.
 
-        What they share beyond that is computed first, then what those with the same prompt do; the others go in batches.
+        What they share beyond that is computed first, then likewise for those that share their next tokens; the rest in batches.
         """
         shared = _shared_prefix([encoded[index][0] for index in which]) if len(which) > 1 else 0
         if shared - start >= _LEAST_SHARED:
             past, start = self._continued(past, encoded[which[0]][0][start:shared]), shared
         alike: dict[tuple[int, ...], list[int]] = {}
-        for index in which:
-            alike.setdefault(tuple(encoded[index][0]), []).append(index)
+        for index in which:  # a prompt that is too short to share anything is alone, by a key that only it has
+            prompt = encoded[index][0]
+            enough = len(prompt) - 1 - start >= _LEAST_SHARED
+            alike.setdefault(tuple(prompt[start : start + _LEAST_SHARED]) if enough else (-1 - index,), []).append(index)
         alone: list[int] = []
-        for prompt, group in alike.items():
-            if len(group) > 1 and len(prompt) - 1 - start >= _LEAST_SHARED:
+        for group in alike.values():
+            if len(group) > 1:
                 self._score_from(start, past, encoded, group, found)
             else:
                 alone += group

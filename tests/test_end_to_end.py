@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from usertwin.evals.cli import main
 from usertwin.evals.demo import SPEAKER
-from usertwin.evals.replay import ARMS
+from usertwin.evals.arms import USUAL_ARMS
 from usertwin.memory import TripleStore, existing_twin
 from usertwin.memory.guards import rejected_by
 from usertwin.simulator import SimulatedUser, load_embedder
@@ -44,8 +44,8 @@ def test_a_real_person_becomes_a_twin_that_talks_and_is_measured(tmp_path: Path)
 
     usertwin("eval", "robin", "--limit", "10", "--generate", "1", "--json", str(tmp_path / "close.json"))
     result = json.loads((tmp_path / "close.json").read_text("utf-8"))
-    assert list(result["arms"]) == list(ARMS)
-    for arm in ARMS:
+    assert list(result["arms"]) == list(USUAL_ARMS)
+    for arm in USUAL_ARMS:
         bits = result["arms"][arm]["bits_per_char"]
         assert bits["n"] == result["turns"] == 10
         assert 0.3 < bits["value"] < 4.0  # a language model knows something about English, and not everything

@@ -13,7 +13,10 @@ HEAVY = {
     "accelerate", "pydantic",
 }  # fmt: skip
 PACKAGES = ("usertwin.personas", "usertwin.memory", "usertwin.simulator", "usertwin.evals")
-COMMANDS = ("demo", "learn", "chat", "simulate", "eval", "show", "tune", "controls")
+COMMANDS = (
+    "demo", "learn", "chat", "simulate", "eval", "show", "tune", "controls", "suite", "report", "compare", "judge-by-hand",
+    "export", "memory",
+)  # fmt: skip
 
 
 def _loaded_by(code: str) -> set[str]:

@@ -16,8 +16,8 @@ HEAVY = (
     "torch", "transformers", "faiss", "langchain", "langchain_core", "langchain_openai", "langgraph", "langgraph_sdk",
     "sentence_transformers", "numpy", "scipy", "sklearn", "sacrebleu", "xllamacpp", "openai", "pydantic", "accelerate", "gguf",
 )  # fmt: skip
-#: Its classes derive from LangChain's; it is imported only for a model that is scripted.
-ALLOWED_HEAVY = {"simulator/scripted.py"}
+#: What derives from a heavy library's classes, and is imported only when needed: for a model that is scripted, for a suite.
+ALLOWED_HEAVY = {"simulator/scripted.py", "evals/suite.py"}
 
 every_source = pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 

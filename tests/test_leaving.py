@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from conftest import other_conversation, recipe, scripted
-from usertwin.evals import evaluate
+from usertwin.evals import Protocol, evaluate
 from usertwin.memory import FakeEmbedder, FakeScorer, Leaving, Recalled, Triple, TripleStore, learn, learn_leaving, twin_folder
 from usertwin.memory.leaving import NEIGHBOURS, share_of_leavings
 from usertwin.personas import ChatLog, Conversation, Pair, Turn, TwinError, pairs_of, split_pairs
@@ -173,14 +173,15 @@ def test_leavings_get_no_traces_and_are_no_part_of_the_persona(silent_log: ChatL
 
 
 def test_the_evaluation_measures_turns_and_judges_leavings(silent: str) -> None:
+    every = Protocol(limit=None, generate=0)
     with opened(silent, "city 1") as user:
-        result = asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=twin_folder(silent), limit=None, generate=0))
+        result = asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=twin_folder(silent), protocol=every))
         held_out = split_pairs(ChatLog(tuple(map(silent_talk, range(28))), "test"), "Ann").test
         assert result["turns"] == sum(not pair.left for pair in held_out)
         assert result["ending"]["f1"]["value"] == 1.0
         assert result["ending"]["f1"]["n"] == len(held_out)
         user.leaving = None
-        blind = asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=twin_folder(silent), limit=None, generate=0))
+        blind = asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=twin_folder(silent), protocol=every))
     assert "f1" not in blind["ending"]  # such a twin never leaves, and nothing is claimed
 
 

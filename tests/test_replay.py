@@ -11,17 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conftest import other_conversation, recipe, scripted, small_conversation
-from usertwin.evals import ARMS, CONTRASTS, evaluate
-from usertwin.evals.replay import Turnwise, _recall_all
+from usertwin.evals import CONTRASTS, MEASURES, Protocol, evaluate
+from usertwin.evals.arms import USUAL_ARMS, Arms, Moment
 from usertwin.memory import FakeEmbedder, FakeScorer, Likelihood, default_home, learn
 from usertwin.memory.embed import query_text
 from usertwin.personas import ChatLog, Conversation, LogError, Turn, UsageError, pairs_of, write_conversations
 from usertwin.simulator import SimulatedUser
 
-WRITTEN = {"bits_per_char", "embedding_similarity", "chrf", "length_ratio"}
+#: What is measured of so few replies; these two need more of them, and nothing was to be chosen from.
+WRITTEN = {measure.name for measure in MEASURES} - {"choice", "discriminator", "diversity"}
+#: The twin with every other arm, and what is always compared.
+PAIRED = [*((USUAL_ARMS[-1], arm) for arm in USUAL_ARMS[:-1]), *(pair for pair in CONTRASTS if set(pair) <= set(USUAL_ARMS))]
 #: The number in "tomorrow, day 7", which tells the conversation a moment is from.
 DAY = re.compile(r"day (\d+)")
 
@@ -43,8 +47,12 @@ def measure(name: str = "ann", **options: Any) -> dict[str, Any]:
     """Measure a twin of the test's home."""
     scorer = options.pop("scorer", FakeScorer())
     model = scripted("hi, the weather in Rome please", "no", "tomorrow, day 3", "thank you so much, bye")
+    how = {key: options.pop(key) for key in ("arms", "limit", "generate", "samples", "choices", "seed") if key in options}
+    protocol = Protocol(**{"generate": 4, **how})
     with SimulatedUser.load(name, model=model, k=4) as user:
-        return asyncio.run(evaluate(user, scorer, FakeEmbedder(), folder=default_home() / name, **({"generate": 4} | options)))
+        return asyncio.run(
+            evaluate(user, scorer, FakeEmbedder(), folder=default_home() / name, protocol=protocol, **options)
+        )  # fmt: skip
 
 
 def learn_from(conversations: Sequence[Conversation], name: str = "ann", **changes: Any) -> None:
@@ -77,17 +85,24 @@ def write(conversations: Sequence[Conversation], path: Path) -> Path:
 
 def test_the_result_has_exactly_the_promised_keys(ann: str) -> None:
     result = measure(ann)
-    promised = {"twin", "arms", "paired", "turns", "conversations", "models", "seed"}
+    promised = {"twin", "arms", "paired", "family", "discriminator", "turns", "conversations", "models", "seed"}
     more = {"ending", "k", "twin_arm", "triples", "against", "dropped_conversations", "measured_at"}
     assert set(result) == promised | more
-    assert tuple(result["arms"]) == ARMS == ("no_memory", "other_person", "random_own", "recalled_pairs", "recalled_triples")
-    assert list(result["paired"]) == [f"{a} - {b}" for a, b in CONTRASTS]
+    assert USUAL_ARMS == ("no_memory", "other_person", "random_own", "recalled_pairs", "recalled_triples")
+    assert tuple(result["arms"]) == USUAL_ARMS
+    assert list(result["paired"]) == list(dict.fromkeys(f"{a} - {b}" for a, b in PAIRED))
     for measures in (*result["arms"].values(), *result["paired"].values()):
         assert set(measures) == WRITTEN
-    figures = [figure for part in ("arms", "paired") for measures in result[part].values() for figure in measures.values()]
-    for figure in [*figures, result["ending"]["f1"]]:
-        assert list(figure) == ["value", "low", "high", "n"]
-        assert figure["low"] <= figure["value"] <= figure["high"]
+    figures = [figure for measures in result["arms"].values() for figure in measures.values()]
+    paired = [figure for measures in result["paired"].values() for figure in measures.values()]
+    for figure in [*figures, *paired, result["ending"]["f1"]]:
+        assert list(figure)[:4] == ["value", "low", "high", "n"]
+        assert figure["low"] <= figure["value"] + 1e-9
+        assert figure["value"] <= figure["high"] + 1e-9
+    assert all(list(figure)[4:] == ["p", "visible"] for figure in paired if "p_holm" not in figure)
+    assert [name for name, found in result["paired"].items() if "p_holm" in found["bits_per_char"]] == result["family"][
+        "contrasts"
+    ]
 
 
 def test_the_result_is_plain_json_without_nan(ann: str) -> None:
@@ -129,10 +144,12 @@ def test_another_seed_draws_other_moments_but_recalls_the_same(ann: str) -> None
 @pytest.mark.parametrize("measure_name", sorted(WRITTEN))
 def test_a_paired_difference_is_the_difference_of_the_arms(ann: str, measure_name: str) -> None:
     result = measure(ann)
-    for first, second in CONTRASTS:
+    [kind] = [kind for kind in MEASURES if kind.name == measure_name]
+    for first, second in PAIRED:
         difference = result["paired"][f"{first} - {second}"][measure_name]
         one, other = result["arms"][first][measure_name], result["arms"][second][measure_name]
-        assert difference["value"] == pytest.approx(one["value"] - other["value"], abs=1e-9)
+        away = kind.distance(np.array([one["value"], other["value"]]))  # in terms of how far from the person
+        assert difference["value"] == pytest.approx(away[0] - away[1], abs=1e-9)
         assert difference["n"] == one["n"] == other["n"]
 
 
@@ -159,9 +176,9 @@ def test_bits_per_character_are_the_scorers_bits_over_the_characters(ann: str) -
 # What an arm may be shown --------------------------------------------------------------------------------------------
 
 
-def recalled_for(user: SimulatedUser, conversations: Sequence[Conversation]) -> list[Turnwise]:
+def recalled_for(user: SimulatedUser, conversations: Sequence[Conversation]) -> list[Moment]:
     pairs = [pair for conversation in conversations for pair in pairs_of(conversation, "Ann")]
-    return _recall_all(user, None, pairs, 0)
+    return Arms(user, USUAL_ARMS).moments(pairs)
 
 
 def test_no_arm_is_shown_the_turns_own_conversation_or_anything_later(ann: str) -> None:
@@ -208,7 +225,7 @@ def test_prompts_never_hold_a_later_day(ann: str, tmp_path: Path) -> None:
     assert measure(ann, against=against, scorer=scorer, generate=0)["turns"] == 9
     seen: dict[int, set[int]] = defaultdict(set)
     for index, (prompt, _) in enumerate(scorer.items):
-        number = (3, 7, 11)[index // (3 * len(ARMS))]
+        number = (3, 7, 11)[index // (3 * len(USUAL_ARMS))]
         seen[number] |= {int(day) for day in DAY.findall(prompt)} - {900 + number}
     assert {number: max(days) < number for number, days in seen.items()} == {3: True, 7: True, 11: True}
     assert max(seen[11]) > 3  # and the later talk was shown more of the past than the first
@@ -217,13 +234,13 @@ def test_prompts_never_hold_a_later_day(ann: str, tmp_path: Path) -> None:
 def test_the_prompts_of_the_arms_end_alike_and_ask_for_the_same_action(ann: str) -> None:
     scorer = RecordingScorer()
     measure(ann, scorer=scorer)
-    assert len(scorer.items) == 12 * len(ARMS)
-    for start in range(0, len(scorer.items), len(ARMS)):
-        by_arm = dict(zip(ARMS, scorer.items[start : start + len(ARMS)], strict=True))
+    assert len(scorer.items) == 12 * len(USUAL_ARMS)
+    for start in range(0, len(scorer.items), len(USUAL_ARMS)):
+        by_arm = dict(zip(USUAL_ARMS, scorer.items[start : start + len(USUAL_ARMS)], strict=True))
         present, action = by_arm["no_memory"]
         assert present.endswith("Me:")
         assert {continuation for _, continuation in by_arm.values()} == {action}
-        for arm in ARMS[1:]:
+        for arm in USUAL_ARMS[1:]:
             prompt = by_arm[arm][0]
             assert prompt.endswith("\n\n" + present)
             assert prompt.count("\n\n") == 4  # four moments, whoever's they are
@@ -242,16 +259,17 @@ def test_the_other_person_is_the_other_one(ann: str) -> None:
 def test_without_another_person_there_is_no_such_arm() -> None:
     learn_from([small_conversation(number) for number in range(20)])
     result = measure()
-    assert set(result["arms"]) == set(ARMS) - {"other_person"}
+    assert set(result["arms"]) == set(USUAL_ARMS) - {"other_person"}
     assert not [name for name in result["paired"] if "other_person" in name]
 
 
 def test_the_twin_that_is_measured_reasons_only_where_it_is_shown_traces(ann: str) -> None:
     model = scripted("thinks of rain)", rules=[("\nMe:", "hello")])
     with SimulatedUser.load(ann, model=model, k=4) as user:
-        asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=default_home() / ann, generate=2))
+        two = Protocol(generate=2)
+        asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=default_home() / ann, protocol=two))
     prompts: list[str] = model.chat.prompts  # pyright: ignore[reportAttributeAccessIssue]
-    assert len(prompts) == 2 * (len(ARMS) + 1)
+    assert len(prompts) == 2 * (len(USUAL_ARMS) + 1)
     assert sum(prompt.endswith("(Me thinking:") for prompt in prompts) == 2
 
 
@@ -262,7 +280,7 @@ def test_a_limit_spreads_the_turns_over_the_conversations(ann: str) -> None:
     scorer = RecordingScorer()
     result = measure(ann, limit=4, scorer=scorer)
     assert (result["turns"], result["conversations"]) == (4, 4)
-    assert len(scorer.items) == 4 * len(ARMS)
+    assert len(scorer.items) == 4 * len(USUAL_ARMS)
 
 
 def test_a_limit_above_what_there_is_takes_everything(ann: str) -> None:
@@ -286,7 +304,9 @@ def test_without_written_replies_only_bits_are_measured(ann: str) -> None:
         assert set(measures) == {"bits_per_char"}
 
 
-@pytest.mark.parametrize("wrong", [{"limit": 0}, {"limit": -1}, {"generate": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"limit": 0}, {"limit": -1}, {"generate": -1}, {"samples": 0}, {"choices": 1}, {"choices": -1}]
+)
 def test_a_limit_that_makes_no_sense_is_refused(ann: str, wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="at least"):
         measure(ann, **wrong)
@@ -339,9 +359,9 @@ def test_a_log_without_dates_is_measured_like_any_other() -> None:
     learn_from(undated())
     scorer = RecordingScorer()
     result = measure(limit=None, scorer=scorer)
-    assert set(result["arms"]) == set(ARMS)
+    assert set(result["arms"]) == set(USUAL_ARMS)
     assert (result["turns"], result["conversations"]) == (12, 4)
-    for arm in range(1, len(ARMS)):  # all of the memory is past: no arm is empty
+    for arm in range(1, len(USUAL_ARMS)):  # all of the memory is past: no arm is empty
         assert all(prompt.count("\n\n") == 4 for prompt, _ in scorer.items[arm::5])
 
 

@@ -13,13 +13,15 @@ import pytest
 from rich.console import Console, RenderableType
 
 from conftest import recipe
+from usertwin.evals.arms import ARMS, USUAL_ARMS
+from usertwin.evals.closeness import CONTRASTS
 from usertwin.evals.leakage import CONTROLS, decision
-from usertwin.evals.replay import ARMS, CONTRASTS
 from usertwin.evals.report import (
     _REASON_NAMES,
     closeness_line,
     closeness_table,
     controls_table,
+    run_table,
     settings_table,
     twin_arm,
     twin_view,
@@ -28,6 +30,12 @@ from usertwin.evals.report import (
 from usertwin.memory import EndingModel, Leaving, Provenance, Settings, Triple, TwinRecord
 from usertwin.memory.guards import REASONS
 from usertwin.personas import Pair, Persona, Turn
+
+#: What may be compared: either arm that a twin may be with every other one, and what is always compared.
+COMPARED_ARMS = [
+    *((twin, arm) for twin in ("recalled_pairs", "recalled_triples") for arm in USUAL_ARMS if arm != twin),
+    *CONTRASTS,
+]  # fmt: skip
 
 
 def estimate(value: float, low: float | None, high: float | None, n: int = 12) -> dict[str, Any]:
@@ -39,12 +47,12 @@ def measurement(**difference: Any) -> dict[str, Any]:
     told = difference or {"value": -0.2, "low": -0.3, "high": -0.1}
     arms = {
         arm: {"bits_per_char": estimate(1.5 - i / 10, 1.2, 1.8), "chrf": estimate(0.25, 0.125, 0.375, 3)}
-        for i, arm in enumerate(ARMS)
+        for i, arm in enumerate(USUAL_ARMS)
     }
     return {
         "twin": "ann",
         "arms": arms,
-        "paired": {f"{a} - {b}": {"bits_per_char": {"n": 12, **told}} for a, b in CONTRASTS},
+        "paired": {f"{a} - {b}": {"bits_per_char": {"n": 12, **told}} for a, b in COMPARED_ARMS},
         "ending": {"f1": estimate(0.75, 0.5, 1.0)},
         "turns": 12,
         "conversations": 4,
@@ -172,6 +180,73 @@ def test_the_line_has_value_difference_n_and_day() -> None:
         "1.100 bits per character (1.200 to 1.800), -0.200 (-0.300 to -0.100) against no memory; "
         "n=12 held-out turns, 2024-05-06"
     )
+
+
+def test_the_line_of_a_measurement_without_something_to_hold_it_against_claims_nothing() -> None:
+    result = measurement()
+    del result["paired"]["recalled_triples - no_memory"]
+    assert closeness_line(result) == "1.100 bits per character (1.200 to 1.800); n=12 held-out turns, 2024-05-06"
+
+
+def test_the_line_of_a_measurement_without_the_twins_own_arm_says_what_was_measured() -> None:
+    result = measurement()
+    result["arms"] = {"no_memory": result["arms"]["no_memory"]}
+    assert closeness_line(result) == "only no_memory measured; n=12 held-out turns, 2024-05-06"
+
+
+def test_only_comparisons_that_are_known_by_a_sentence_are_told() -> None:
+    text = plain(measurement())
+    told = [line for line in text.splitlines() if "bits per character" in line]
+    assert len(told) == 4  # of seven contrasts and the twin with every other arm
+
+
+# A run ---------------------------------------------------------------------------------------------------------------------
+
+
+def run_result() -> dict[str, Any]:
+    """The result of a run with every arm, of two people."""
+    arms = {
+        arm: {"bits_per_char": estimate(1.5 + i / 100, 1.25, 1.75, 200), "discriminator": estimate(0.625, 0.5, 0.75, 40)}
+        for i, arm in enumerate(ARMS)
+    }
+    paired = {f"recalled_pairs - {arm}": {"bits_per_char": estimate(-0.125, -0.25, -0.0625, 198)} for arm in ARMS}
+    del paired["recalled_pairs - recalled_pairs"]
+    return {
+        "name": "four [domains]", "arms": arms, "paired": paired, "twin_arm": "recalled_pairs",
+        "people": {"a/Ann": {}, "b/Bob": {}}, "turns": 200, "conversations": 21, "models": {"scorer": "local:/[odd]/y.gguf"},
+    }  # fmt: skip
+
+
+def test_every_arm_of_a_run_has_a_row_with_its_values_intervals_and_ns_in_eighty_columns() -> None:
+    text = shown(run_table(run_result()), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert text.count("1.250 to 1.750") == text.count("0.500 to 0.750") == text.count("n=40 0.625") == len(ARMS)
+    assert text.count("-0.250 to -0.062") == text.count("n=198 -0.125") == len(ARMS) - 1  # the twin is not held against itself
+    for i in range(len(ARMS)):
+        assert f"n=200 {1.5 + i / 100:.3f}" in text
+
+
+def test_the_twins_row_of_a_run_is_marked_and_the_run_says_what_it_rests_on() -> None:
+    text = shown(run_table(run_result()), width=300)
+    assert text.count("(twin)") == text.count("Own, recalled (twin)") == 1
+    assert "200 turns of 21 conversations of 2 people; intervals: 95%, over people and conversations" in text
+    assert "scored by local:/[odd]/y.gguf" in text
+
+
+def test_what_was_not_measured_in_a_run_is_a_dash() -> None:
+    result = run_result()
+    del result["arms"]["persona"]["discriminator"], result["paired"]["recalled_pairs - persona"]
+    text = shown(run_table(result), width=120).splitlines()
+    [row] = [line for line in text if line.strip().startswith("Persona")]
+    assert row.count("–") == 2
+
+
+def test_brackets_in_the_name_of_a_run_are_kept() -> None:
+    assert "four [domains]" in shown(run_table(run_result()), width=120)
+
+
+# A twin --------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_twin_is_shown_with_everything_it_holds() -> None:
