@@ -21,7 +21,6 @@ from click.testing import CliRunner, Result
 
 from conftest import other_conversation, small_conversation
 from usertwin.evals.cli import main
-from usertwin.evals.memory_cli import memory
 from usertwin.memory import FakeEmbedder, TripleStore, TwinRecord, default_home, existing_twin
 from usertwin.personas import Conversation, write_conversations
 
@@ -104,7 +103,21 @@ def triples_of(name: str) -> list[tuple[str, str | None]]:
 
 def test_help_lists_the_commands_in_the_order_of_use() -> None:
     text = done("--help")
-    places = [text.index(f"\n  {name} ") for name in ("demo", "learn", "chat", "simulate", "eval", "show", "tune", "controls")]
+    names = (
+        "demo",
+        "learn",
+        "chat",
+        "simulate",
+        "eval",
+        "show",
+        "tune",
+        "controls",
+        "suite",
+        "report",
+        "compare",
+        "judge-by-hand",
+    )
+    places = [text.index(f"\n  {name} ") for name in (*names, "export", "memory")]
     assert places == sorted(places)
 
 
@@ -127,6 +140,9 @@ def test_help_of_a_command_explains_each_option(name: str) -> None:
         ("chat", "--home"),
         ("simulate", "--agent --turns --count --goal --seed --out --home"),
         ("eval", "--against --limit --json --home"),
+        ("eval", "--arms --generate --samples --choices --judge --out --model --scorer --style --seed"),
+        ("compare", "--json --seed"),
+        ("export", "--arm --out"),
         ("show", "--home"),
         ("controls", "--limit --candidates --json --price --home"),
         ("demo", "--home"),
@@ -138,11 +154,13 @@ def test_the_promised_options_exist(name: str, options: str) -> None:
 
 
 def test_the_home_can_come_from_the_environment_and_the_help_says_so() -> None:
-    for name in main.commands:
-        if name != "memory":
-            assert "USERTWIN_HOME" in done(name, "--help")
-    for name in memory.commands:
-        assert "USERTWIN_HOME" in done("memory", name, "--help")
+    of_runs = {"report", "compare", "judge-by-hand", "export"}  # read the folder of a run, and no twin
+    for name, command in main.commands.items():
+        if isinstance(command, click.Group):
+            for one in command.commands:
+                assert "USERTWIN_HOME" in done(name, one, "--help")
+        else:
+            assert ("USERTWIN_HOME" in done(name, "--help")) == (name not in of_runs)
 
 
 def test_the_version_is_the_packages() -> None:
@@ -279,57 +297,6 @@ def test_show_tells_what_a_twin_holds(ann: str) -> None:
     text = done("show", ann)
     assert "42 triples, 42 with a trace (recon)" in text
     assert "not measured: usertwin eval ann" in text
-
-
-# eval -----------------------------------------------------------------------------------------------------------------
-
-
-def test_eval_shows_a_table_and_notes_the_measurement_in_the_twin(ann: str, script: str) -> None:
-    text = done("eval", ann, "--model", script, "--scorer", "fake:", "--limit", "6", "--generate", "2")
-    assert "How close is ann" in text
-    assert "6 turns of 4 conversations that the twin never saw" in text
-    noted = TwinRecord.load(existing_twin(ann)).closeness
-    assert noted is not None
-    assert noted["turns"] == 6
-    assert "n=6 held-out turns" in done("show", ann)
-
-
-def test_eval_writes_every_figure_as_json(ann: str, script: str, tmp_path: Path) -> None:
-    path = tmp_path / "closeness.json"
-    done("eval", ann, "--model", script, "--scorer", "fake:", "--generate", "2", "--seed", "3", "--json", path)
-    found = json.loads(path.read_text("utf-8"))
-    assert {"twin", "arms", "paired", "turns", "conversations", "models", "seed"} <= set(found)
-    assert set(found["arms"]) == {"no_memory", "other_person", "random_own", "recalled_pairs", "recalled_triples"}
-    assert set(found["arms"]["recalled_triples"]["bits_per_char"]) == {"value", "low", "high", "n"}
-    assert (found["twin"], found["turns"], found["seed"]) == ("ann", 12, 3)
-
-
-def test_eval_writes_nothing_but_json_to_the_screen_if_asked(ann: str, script: str) -> None:
-    result = run("eval", ann, "--model", script, "--scorer", "fake:", "--generate", "0", "--limit", "0", "--json", "-")
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["turns"] == 12
-    assert "How close is ann" in result.stderr
-
-
-def test_eval_against_another_log_counts_what_the_twin_knows(ann: str, script: str, log_file: Path, tmp_path: Path) -> None:
-    path = tmp_path / "closeness.json"
-    done("eval", ann, "--model", script, "--scorer", "fake:", "--generate", "0", "--against", log_file, "--json", path)
-    assert json.loads(path.read_text("utf-8"))["dropped_conversations"] == 16  # corpus and validation
-
-
-@pytest.mark.parametrize(
-    ("more", "says"),
-    [
-        (("--limit", "-1"), "a limit is at least 1"),
-        (("--generate", "-1"), "at least 0"),
-        (("--against", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
-        (("--scorer", "nonsense"), '"nonsense" cannot score'),
-        (("--model", "nonsense"), '"nonsense" is no model'),
-        (("--json", "nowhere/closeness.json"), "nowhere/closeness.json"),
-    ],
-)
-def test_wrong_arguments_of_eval_get_one_sentence(ann: str, script: str, more: tuple[str, str], says: str) -> None:
-    assert says in refused("eval", ann, "--model", script, "--scorer", "fake:", *more)
 
 
 # simulate -------------------------------------------------------------------------------------------------------------

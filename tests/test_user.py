@@ -357,6 +357,33 @@ def test_only_the_latest_turns_are_shown(user: SimulatedUser) -> None:
     assert "turn 40" not in prompts(user)[0]
 
 
+# One step at a time, as measuring needs it --------------------------------------------------------------------------------
+
+
+def moment(user: SimulatedUser) -> Pair:
+    """What the second turn of a talk answers."""
+    return next(triple.pair for triple in user.store.triples() if triple.pair.position == 3)
+
+
+def test_speak_gives_as_many_turns_as_asked_after_what_the_twin_would_be_shown(ann: str) -> None:
+    with SimulatedUser.load(ann, model=recording(" one \n more", "two")) as user:
+        pair = moment(user)
+        shown = [one.triple for one in user.store.recall(pair, 2)]
+        found = asyncio.run(user.speak(pair, shown, "is in a hurry", seed=7, afresh=False, n=3))
+        assert [answer.text for answer in found] == ["one", "two", "one"]  # cut at the end of the turn, and stripped
+        [(_, prompt)] = act_messages("transcript", user.persona, pair, shown, "is in a hurry", turns=user.settings.window)
+        assert prompts(user) == [prompt] * 3
+        assert [call["seed"] for call in calls(user)] == [7, 8, 9]
+
+
+def test_write_asks_for_turns_with_messages_of_any_making_in_the_persons_room(ann: str) -> None:
+    with SimulatedUser.load(ann, model=recording(" hi \n", "hello", style="instruction")) as user:
+        found = asyncio.run(user.write([("system", "Be Ann."), ("user", "Hello?")], n=2, seed=3))
+        assert [answer.text for answer in found] == ["hi", "hello"]
+        assert prompts(user) == ["Be Ann.\nHello?"] * 2
+        assert {call["max_tokens"] for call in calls(user)} == {user.most_tokens}
+
+
 # The graph itself --------------------------------------------------------------------------------------------------------
 
 
