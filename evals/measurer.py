@@ -34,6 +34,8 @@ from .suite import Corpus, Suite
 
 #: Turns of context that belong to a moment, unless the suite says otherwise.
 WINDOW = 6
+#: On so many turns at most, and on no more than are measured, the scoring model is asked what it knows by heart.
+BY_HEART = 200
 _CHECKED = (
     "no held-out conversation is in the memory",
     "nothing in the memory is later than what is held out",
@@ -194,7 +196,7 @@ class Measurer:
             user = await self._open(person, folder, scorer, stack, name=person.twin)
             held_out, _ = held_out_pairs(user, folder)
             known = [triple.pair for triple in user.store.triples()]
-            check_split(user.record, known, held_out)
+            check_split(user.record, known, held_out, by_time=person.corpus is not None)
             twice = near_duplicates(held_out, known)
             fresh = [pair for place, pair in enumerate(held_out) if place not in twice]
             said = [pair for pair in fresh if not pair.left]
@@ -210,12 +212,15 @@ class Measurer:
             freely = await drift(
                 user, user.store.embedder, fresh, person.label, most=suite.drift, seed=suite.seed, progress=self.progress
             ) if suite.drift else list[Drifted]()  # fmt: skip
-            heart = await asyncio.to_thread(known_by_heart, scorer, said, seed=suite.seed)
+            heart = await asyncio.to_thread(
+                known_by_heart, scorer, said, most=min(suite.turns or BY_HEART, BY_HEART), seed=suite.seed
+            )
             facts = {
                 "twin_arm": twin_arm(user),
                 "triples": len(user.store),
                 "k": user.k,
                 "window": user.settings.window,
+                "embedder": user.store.embedder.name,
                 "leakage": {
                     "near_duplicates": len(twice),
                     "of": len(held_out),

@@ -142,7 +142,7 @@ class Run:
                         "then, or name another folder with --out"
                     )
             for name, when in twins.items():
-                if known.get("twins", {}).get(name) != when:
+                if known.get("twins", {}).get(name, when) != when:
                     raise UsageError(
                         f'the twin "{name}" is not what it was when the run in {self.folder} was begun; name another folder '
                         "with --out"
@@ -208,7 +208,7 @@ class Run:
             "endings": {person: fact["endings"] for person, fact in facts.items() if fact["endings"]},
             "drift": drift_result(drifted, seed=suite.seed),
             "transfer": await self._transfer(measurer, people),
-            "models": suite.models.model_dump(mode="json") | {"embedder": self._models.embedder().name},
+            "models": suite.models.model_dump(mode="json") | {"embedder": self._embedders(facts)},
             "settings": {
                 "arms": list(suite.arms), "turns": suite.turns, "replies": suite.replies, "samples": suite.samples,
                 "choices": suite.choices, "k": _of_each(facts, "k"), "window": _of_each(facts, "window"),
@@ -220,6 +220,11 @@ class Run:
             "suite_text": self.text,
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
+
+    def _embedders(self, facts: Mapping[str, dict[str, Any]]) -> str:
+        """The names of what the memories were searched with, which a twin that was learned before brings along."""
+        names = [fact.get("embedder") or self._models.embedder().name for fact in facts.values()]
+        return ", ".join(dict.fromkeys(names))
 
     async def _judge(self, turns: Sequence[MeasuredTurn], twin: str) -> dict[str, Any] | None:
         """What a judge says of the twin's replies and each other arm's; None without a judge, or without replies."""
