@@ -127,7 +127,7 @@ class TransformersScorer:
     ) -> None:
         """Score items whose prompts share their first `start` tokens, which `past` holds, into `found`.
 
-        What they share beyond that is computed first, then likewise for those that share their next tokens; the rest in batches.
+        What they share beyond that is computed first, then likewise for those that share their next tokens.
         """
         shared = _shared_prefix([encoded[index][0] for index in which]) if len(which) > 1 else 0
         if shared - start >= _LEAST_SHARED:
