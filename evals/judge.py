@@ -250,7 +250,7 @@ def judged(verdicts: Sequence[Verdict], seed: int = 0) -> dict[str, Any]:
     Returns:
         "contrasts", by name: "win" (the share in which the first arm is closer, ties a half), "ties", "p" (sign-flip over
         people) and "decided" ("win" of the pairs on which both orders agree; None if there is none). "sanity": what came out
-        of the pairs of which it is known, what "must", and whether that "holds" (None: too few conversations to tell).
+        of the pairs of which it is known, what "must", and whether that "holds" (None: too few pairs or conversations to tell).
         "consistent": the share of pairs on which both orders agree, and "first": of the answers that name a reply, the share
         that names the one shown first (a half is fair); both without identical pairs, and None if there is nothing to tell
         it from. "unreadable": the share of answers. "usable": whether the figures tell anything of the replies; if not,
@@ -304,8 +304,8 @@ def _known(verdicts: Sequence[Verdict], kind: str, seed: int) -> dict[str, Any] 
         holds = ties.value >= _SURE
     elif kind == "real":
         holds = win.value >= _SURE
-    elif win.low is None or win.high is None:
-        holds = None
+    elif win.low is None or win.high is None or len(scores) < _ENOUGH:
+        holds = None  # of a few pairs the interval may be a point
     else:
         holds = win.low <= 0.5 <= win.high if kind == "same_arm" else win.high < 0.5
     return {"win": win.to_json(), "ties": ties.to_json(), "must": MUST[kind], "holds": holds}
