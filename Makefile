@@ -11,7 +11,7 @@ demo: $(READY)          ## learn a twin of a real person, let it talk, measure i
 	@$(BIN)/usertwin demo
 
 test: $(READY_DEV)      ## every test, the real tiny model's included
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(READY_DEV)     ## lint, format, types, generated documentation
 	@$(BIN)/ruff check .
