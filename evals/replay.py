@@ -253,7 +253,8 @@ def _memories(moment: Moment) -> tuple[Memory, ...]:
 def _elsewhere(pair: Pair, pairs: Sequence[Pair]) -> str:
     """What the person said at another held-out moment, half of them away and in another conversation."""
     place = next(i for i, other in enumerate(pairs) if _key(other) == _key(pair))
-    turned = [*pairs[place + len(pairs) // 2 :], *pairs[: place + len(pairs) // 2]]
+    start = (place + len(pairs) // 2) % len(pairs)  # so that each turn stands in for another about once
+    turned = [*pairs[start:], *pairs[:start]]
     return next((other.action for other in turned if other.conversation_id != pair.conversation_id), "")
 
 
