@@ -15,7 +15,8 @@ the peers' descriptions are worth can be read off one table.
     trained            the same, with the traces of another synthesizer, where there is one
     openevals, tau2, persona    the peers (see peers.py): a description instead of moments
 
-Where the twin is shown traces, all arms that recall are shown the same moments: of those that have a trace.
+All arms that recall are shown the same moments; where the twin is shown traces, at least one of these has a trace, if any
+moment has one.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Arms:
 
     @property
     def with_traces(self) -> bool:
-        """Whether the twin is shown traces, and so every arm that recalls is shown moments that have one."""
+        """Whether the twin is shown traces, and so what is recalled for every arm includes a moment with one."""
         return self.user.settings.traces != "none"
 
     @property
