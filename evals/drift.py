@@ -121,10 +121,7 @@ async def _reply(user: SimulatedUser, pair: Pair, seed: int) -> str:
     recalled = await asyncio.to_thread(
         user.store.recall, pair, user.k, before=pair.when, with_trace=traced, ranking=user.ranking
     )  # fmt: skip
-    shown, reasoning = as_shown([one.triple for one in recalled], user.settings.traces), ""
-    if user.settings.reasons and any(triple.reasoning for triple in shown):
-        reasoning = (await user.think(pair, shown, seed=seed)).text
-    [answer] = await user.speak(pair, shown, reasoning, seed=seed, afresh=not reasoning)
+    _, [answer] = await user.reply(pair, as_shown([one.triple for one in recalled], user.settings.traces), seed=seed)
     return answer.text
 
 

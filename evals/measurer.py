@@ -139,22 +139,17 @@ class Measurer:
         recipe = Recipe(
             corpus.source, person.speaker, "recon" if traced else "none", suite.traces.candidates,
             corpus.max_triples, suite.traces.moments, suite.window or WINDOW, embedder.name,
-            proposer if traced else None, suite.models.scorer if traced else None, suite.seed, suite.traces.propose,
-            suite.traces.fidelity,
-        )  # fmt: skip
-        recipe = replace(
-            recipe,
-            actor=proposer if traced and recipe.fidelity in {"judge", "rank"} else None,
-            judge=(suite.models.judge or proposer) if traced and recipe.fidelity == "judge" else None,
-        )
+            proposer, suite.models.scorer, suite.seed, suite.traces.propose, suite.traces.fidelity, proposer,
+            suite.models.judge or proposer,
+        ).pared()  # fmt: skip
         twin = name or person.twin
         if (known := _learned(twin, person.home)) is not None and (known.state, known.recipe) == ("complete", recipe):
             return existing_twin(twin, person.home)
         await learn(
             twin, self.logs[corpus.name], recipe, embedder=embedder, home=person.home, progress=self.progress,
             concurrency=suite.concurrency,
-            model=self.models.chat(proposer) if traced else None,
-            scorer=self.models.scorer(suite.models.scorer) if traced else None,
+            model=self.models.chat(recipe.model) if recipe.model else None,
+            scorer=self.models.scorer(recipe.scorer) if recipe.scorer else None,
             actor=self.models.chat(recipe.actor) if recipe.actor else None,
             judge=self.models.judge(recipe.judge) if recipe.judge else None,
         )  # fmt: skip

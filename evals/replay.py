@@ -192,10 +192,7 @@ class Replay:
             peer: Peer = arm
             messages = peer_messages(peer, user.model.style, user.persona, pair, turns=user.settings.window)
             return "", [said_by(peer, answer.text) for answer in await user.write(messages, n=n, seed=seed)]
-        shown, reasoning = moment.shown[arm], ""
-        if user.settings.reasons and any(triple.reasoning for triple in shown):
-            reasoning = (await user.think(pair, shown, seed=seed)).text
-        answers = await user.speak(pair, shown, reasoning, seed=seed, afresh=not reasoning, n=n)
+        reasoning, answers = await user.reply(pair, moment.shown[arm], seed=seed, n=n)
         return reasoning, [answer.text for answer in answers]
 
     def _compared(

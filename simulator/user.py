@@ -274,6 +274,13 @@ class SimulatedUser:
         messages = act_messages(self.model.style, self.persona, query, recalled, reasoning, turns=self.settings.window)
         return await self.write(messages, n=n, seed=seed, afresh=afresh, config=config)
 
+    async def reply(self, query: Pair, shown: Sequence[Triple], *, seed: int, n: int = 1) -> tuple[str, list[Sample]]:
+        """Think, where this twin does and is shown traces, and then speak: the thought, or "", and n turns."""
+        reasoning = ""
+        if self.settings.reasons and any(triple.reasoning for triple in shown):
+            reasoning = (await self.think(query, shown, seed=seed)).text
+        return reasoning, await self.speak(query, shown, reasoning, seed=seed, afresh=not reasoning, n=n)
+
     async def write(
         self, messages: Messages, *, n: int = 1, seed: int, afresh: bool = True, config: RunnableConfig | None = None
     ) -> list[Sample]:
