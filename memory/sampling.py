@@ -41,6 +41,7 @@ class ChatModel:
         identity: what tells its weights from others that may come under the same name.
         price: what it costs; None if that is not known.
         answers: where its answers are kept and looked up; None if every call is to be made.
+        together: how many texts it gives to one prompt at once; more are asked for in turn.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ChatModel:
     identity: str = ""
     price: Price | None = None
     answers: AnswerCache | None = None
+    together: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,9 @@ async def sample(
             ledger.repeated += len(known)
         return [Sample(text, Usage(*used)) for text, used in known]
     try:
-        answers = await _ask(model, messages, n, seed, options, config)
+        answers = list[tuple[str, Usage]]()
+        for begun in range(0, n, model.together):
+            answers += await _ask(model, messages, min(model.together, n - begun), seed + begun, options, config)
     except UsertwinError:
         raise
     except Exception as error:

@@ -36,7 +36,7 @@ from usertwin.memory.sampling import FREE, Price
 from usertwin.memory.scoring import Precision
 from usertwin.personas import ModelError, UsageError
 
-from .engine import engine_url
+from .engine import SLOTS, engine_url
 from .weights import SMALL, TINY, FetchProgress, cache_folder, fetch
 
 DEFAULT_MODEL = "local"
@@ -75,7 +75,7 @@ def load_model(
         file = local_file(rest, progress)
         chat = _openai_chat("local", engine_url(file, style))
         afresh = {"extra_body": {"cache_prompt": False}}
-        return ChatModel(name, chat, style, True, afresh, style == "instruction", _identity(file), FREE)
+        return ChatModel(name, chat, style, True, afresh, style == "instruction", _identity(file), FREE, together=SLOTS)
     if kind == "openai" and rest:
         _refuse_unscripted(name)
         model, _, url = rest.partition("@")
