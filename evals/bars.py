@@ -23,6 +23,8 @@ _TITLES = {
     "drifting": "talking freely through held-out chats",
     "recalling": "recalling moments for held-out turns",
     "scoring": "scoring real turns under each arm",
+    "fitting": "fine-tuning user models (steps)",
+    "settling": "scoring real turns under user models",
     "talking": "talking (turns of the twin, at most)",
     "writing": "writing replies under each arm",
 }

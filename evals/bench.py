@@ -33,6 +33,7 @@ from usertwin.simulator.models import local_file
 from .bench_eval import eval_part
 from .bench_memory import memory_part
 from .bench_recon import controls_part, recon_part
+from .bench_train import train_part
 from .demo import SPEAKER
 from .figures import Figure, figure, noted_questions, timed
 
@@ -46,6 +47,8 @@ _PACKAGES = (
     "openevals",
     "faiss-cpu",
     "langchain-community",
+    "trl",
+    "peft",
 )
 
 
@@ -177,6 +180,7 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
     "simulate": simulate_part,
     "memory": memory_part,
     "controls": controls_part,
+    "train": train_part,
 }
 
 

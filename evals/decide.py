@@ -97,7 +97,7 @@ async def decide(
     """Find how a twin best uses its memory.
 
     Args:
-        user: the twin; its model writes the thoughts for the present turn.
+        user: the twin; its reasoner writes the thoughts for the present turn.
         scorer: under which real turns are predicted; traces pay for one model and not for another.
         folder: the twin's.
         limit: the most validation turns to measure on, spread evenly.
@@ -164,7 +164,9 @@ class _Comparison:
         if not setting.reasons or not any(triple.reasoning for triple in shown):
             return None
         user = self._user  # who thinks is shown as many turns of the chat as the setting under test says
-        twin = SimulatedUser(user.record, user.store, user.model, settings=setting, ranking=user.ranking, seed=user.seed)
+        twin = SimulatedUser(
+            user.record, user.store, user.model, reasoner=user.reasoner, settings=setting, ranking=user.ranking, seed=user.seed
+        )
         return (await twin.think(pair, shown, seed=seed)).text or None
 
     def of(self, setting: Settings, seed: int) -> Estimate | None:

@@ -85,15 +85,15 @@ class Loaded:
         proposers = [models.proposer, models.trained, *(transfer.proposers if transfer else ())]
         for name in filter(None, [models.action, *proposers]):
             manner_of(name)
-            if not name.startswith("local"):
+            if not name.startswith(("local", "hf:")):
                 self.chat(name)
         if models.judge is not None:
             manner_of(models.judge)
-            if not models.judge.startswith("local"):
+            if not models.judge.startswith(("local", "hf:")):
                 self.judge(models.judge)
         for name in [models.scorer, *(transfer.scorers if transfer else ())]:
             kind = name.partition(":")[0]
-            if name != "fake:" and kind not in {"local", "transformers"}:
+            if name != "fake:" and kind not in {"local", "hf", "transformers"}:
                 load_scorer(name)  # says what is wrong with it
 
     def scorer(self, name: str) -> Scorer:
@@ -175,8 +175,9 @@ class Measurer:
             found = replace(found, traces=plain.traces, reasons=plain.reasons) if traced else found
             replace(record, settings=found).save(folder)
             user = SimulatedUser(
-                user.record, user.store, user.model, ending=user.ending, leaving=user.leaving, settings=found, seed=suite.seed
-            )
+                user.record, user.store, user.model, reasoner=user.reasoner, ending=user.ending, leaving=user.leaving,
+                settings=found, seed=suite.seed,
+            )  # fmt: skip
         return user
 
     async def measure(self, person: Person, number: int) -> dict[str, Any]:

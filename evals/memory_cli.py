@@ -107,7 +107,10 @@ def add(name: str, source: str, max_traces: int, model: str, scorer: str, skip_b
     from usertwin.simulator import load_model, load_scorer
 
     console = console_for()
-    method = TwinRecord.load(existing_twin(name, home)).recipe.method
+    recipe = TwinRecord.load(existing_twin(name, home)).recipe
+    if click.get_current_context().get_parameter_source("model") is click.core.ParameterSource.DEFAULT:
+        model = recipe.synthesizer or model  # who proposed the traces that are there, if that is who the twin reasons with
+    method = recipe.method
     _, embedder, _ = _twin(name, home)
     log = load_log(source, skip_bad_lines=skip_bad_lines)
     with _notices(console), progress_bars(console) as bars:

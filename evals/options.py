@@ -36,7 +36,8 @@ model_option = click.option(
     "--model",
     default="local",
     show_default=True,
-    help='"local", "local:small", "local:/path.gguf", "openai:NAME[@URL]" or "scripted:FILE".',
+    help='"local", "local:small", "local:/path.gguf", "hf:OWNER/REPO/FILE.gguf" or "transformers:DIR", each perhaps with '
+    '"+ADAPTER"; "openai:NAME[@URL]" or "scripted:FILE".',
 )
 
 
@@ -92,7 +93,7 @@ def concurrency_of(told: int | None, model: str) -> int:
     """
     if told is not None and told < 1:
         raise UsageError(f"{told} moments at once: at least one must be")
-    return told or (1 if model.startswith("local") else 8)
+    return told or (1 if model.startswith(("local", "hf:", "transformers:")) else 8)
 
 
 def console_for(*, stderr: bool = False) -> Console:

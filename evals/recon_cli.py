@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from .bars import Bars
 
 _FIDELITIES = ["novel", "gain", "judge", "choice", "rank", "prior"]
+#: How the names of models begin that cost nothing.
+_IN_PROCESS = ("local", "hf:", "transformers:", "scripted:")
 #: On how many validation turns `learn` decides how the twin uses its memory.
 _MEASURE = 24
 
@@ -76,6 +78,11 @@ scorer_option = click.option(
     default="backward",
     show_default=True,
     help="With the action in sight, without, by psychological lenses, or bettered part by part.",
+)
+@click.option(
+    "--synthesizer",
+    metavar="ADAPTER",
+    help="Who proposes the traces and then reasons for the twin: an adapter's folder, or a model.  [default: the model]",
 )
 @click.option("--calls", default=12, show_default=True, help="For search: how many texts a moment may take.")
 @click.option(
@@ -117,6 +124,7 @@ def learn(
     max_traces: int,
     candidates: int,
     how: Literal["backward", "forward", "scaffolded", "search"],
+    synthesizer: str | None,
     calls: int,
     fidelity: Literal["novel", "gain", "judge", "choice", "rank", "prior"],
     model: str,
@@ -144,24 +152,28 @@ def learn(
     from usertwin.memory import Recipe, twin_folder
     from usertwin.personas import read_persona
     from usertwin.simulator import load_embedder
+    from usertwin.simulator.reasoner import synthesizer_named
 
     console, costs = console_for(), price_of(price)
     twin_folder(name, home)  # a name that cannot be is said before anything is loaded
     if measure < 0 or (concurrency is not None and concurrency < 1):
         raise UsageError("the number of turns to measure on is at least 0, and that of moments at once at least 1")
+    if synthesizer is not None and traces == "none":
+        raise UsageError("a synthesizer makes traces, and --traces none makes none; leave one of the two out")
+    trained = None if synthesizer is None else synthesizer_named(synthesizer)
     log = _log(console, source, skip_bad_lines=skip_bad_lines)
     drawn = read_persona(persona) if persona is not None else None
     vectors = load_embedder(embedder)
     recipe = Recipe(
         source, speaker, traces, candidates, max_triples, None if max_traces < 0 else max_traces, window, vectors.name,
-        model, scorer, seed, how, fidelity, actor or model, judge or model, calls,
+        trained or model, scorer, seed, how, fidelity, actor or model, judge or model, calls, trained,
     ).pared()  # fmt: skip
     _say_plan(console, log, recipe, style, costs, measure)
     if dry_run:
         return
     if overwrite or not (measure and _undecided(name, home, recipe)):
         options: dict[str, Any] = {"embedder": vectors, "persona": drawn, "home": home, "overwrite": overwrite}
-        _learn(console, name, log, recipe, style, costs, concurrency=concurrency_of(concurrency, model), **options)
+        _learn(console, name, log, recipe, style, costs, concurrency=concurrency_of(concurrency, trained or model), **options)
     if log.skipped:
         console.print(f"{len(log.skipped)} broken lines were skipped.")
     if measure:
@@ -191,10 +203,11 @@ def _learn(
 
     with progress_bars(console) as bars:
         loaded = _Loader(bars, style, price)
+        proposer = loaded.chat(recipe.model) if recipe.synthesizer is None else loaded.synthesizer(recipe.synthesizer)
         scorer = None if recipe.scorer is None else load_scorer(recipe.scorer, progress=bars.fetch)
         asyncio.run(
             learn_twin(
-                name, log, recipe, model=loaded.chat(recipe.model), actor=loaded.chat(recipe.actor), scorer=scorer,
+                name, log, recipe, model=proposer, actor=loaded.chat(recipe.actor), scorer=scorer,
                 judge=loaded.judge(recipe.judge), progress=bars, **options,
             )
         )  # fmt: skip
@@ -224,6 +237,12 @@ class _Loader:
 
         return None if name is None else load_model(name, style=self._style, price=self._price, progress=self._bars.fetch)
 
+    def synthesizer(self, name: str) -> ChatModel:
+        """The model of that name in its own manner, the one that it was trained in if it was."""
+        from usertwin.simulator import load_model
+
+        return load_model(name, price=self._price, progress=self._bars.fetch)
+
     def judge(self, name: str | None) -> ChatModel | None:
         """The same for a judge, which is always told what to do."""
         from usertwin.simulator import load_model
@@ -238,8 +257,8 @@ def _say_plan(console: Console, log: ChatLog, recipe: Recipe, style: Style | Non
     from usertwin.simulator.models import manner_of
 
     name = recipe.model or ""
-    manner, together = manner_of(name or "local", style)
-    here = all((one or "local").startswith(("local", "scripted")) for one in (recipe.model, recipe.actor, recipe.judge))
+    manner, together = manner_of(name or "local", style if recipe.synthesizer is None else None)
+    here = all((one or "local").startswith(_IN_PROCESS) for one in (recipe.model, recipe.actor, recipe.judge))
     found = plan(log, recipe, style=manner, together=together, price=FREE if here else price)
     cost = "price not known (--price)" if found.dollars is None else f"${found.dollars:.2f}"
     console.print(f"{found.triples} moments to remember, {found.traces} to find traces for", style="dim")
@@ -250,6 +269,8 @@ def _say_plan(console: Console, log: ChatLog, recipe: Recipe, style: Style | Non
             f"{found.usage.output_tokens:,} written: {cost}",
             style="dim", markup=False,
         )  # fmt: skip
+    if recipe.synthesizer is not None:
+        console.print(f"the twin reasons with: {recipe.synthesizer}, where it reasons at all", style="dim", markup=False)
     if measure:
         console.print(
             f"then up to {measure} validation turns are scored under a few settings (--measure 0 leaves that out)", style="dim"
@@ -317,7 +338,8 @@ def controls(
         raise UsageError(f"a limit of {limit}: controls need at least two turns")
     at_once, on_screen = concurrency_of(concurrency, model), json_path(json_file)
     console, folder = console_for(stderr=on_screen), existing_twin(name, home)
-    with open_twin(console, name, home, model, style, seed, price=price_of(price)) as user, progress_bars(console) as bars:
+    opened = open_twin(console, name, home, model, style, seed, price=price_of(price), reasons=False)
+    with opened as user, progress_bars(console) as bars:
         answers = AnswerCache(folder / ANSWERS)
         chat, likelihood, embedder = (
             replace(user.model, answers=answers),

@@ -123,6 +123,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: cannot be read ({error}); run the suite again into another folder") from error
     if isinstance(found, dict) and found.get("kind") == "simulate":
         raise UsageError(f"{folder}: holds conversations of `usertwin simulate`, and no run of a suite; name another folder")
+    if isinstance(found, dict) and found.get("kind") == "training":
+        raise UsageError(f"{folder}: holds a training of `usertwin train`, and no run of a suite; name another folder")
     if not isinstance(found, dict) or found.get("format") != RUN_FORMAT:
         told = found.get("format") if isinstance(found, dict) else None
         raise UsageError(

@@ -321,4 +321,5 @@ def models_of(user: SimulatedUser, scorer: Scorer) -> dict[str, str | None]:
         "scorer": scorer.name,
         "embedder": user.store.embedder.name,
         "proposer": user.record.recipe.model,
+        **({} if user.reasoner is user.model else {"reasoner": user.reasoner.name}),
     }

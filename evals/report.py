@@ -170,6 +170,7 @@ def twin_view(
         "audit": _audit(traced),
         "cost": _cost(triples),
         "shown": _shown(record.settings),
+        **({} if recipe.synthesizer is None else {"reasons with": _reasons_with(recipe.synthesizer, record.settings)}),
         "leaving": _leaves(ending, leaving),
         "held out": f"{len(record.validation)} conversations for validation, {len(record.test)} to measure on",
         "compared with": record.other_speaker or "nobody else in the log",
@@ -240,6 +241,13 @@ def _shown(settings: Settings | None) -> str:
     if settings is None:
         return "8 moments with their traces; not measured whether that is best (usertwin tune)"
     return _described(settings) + ("" if settings.measured is None else f"; {_rests_on(settings.measured)}")
+
+
+def _reasons_with(synthesizer: str, settings: Settings | None) -> str:
+    """Which model reasons for the twin, where that is not the one that acts."""
+    if settings is None or settings.reasons:
+        return synthesizer
+    return f"nothing, since that was not found to help; its traces are by {synthesizer}"
 
 
 def _described(settings: Settings) -> str:

@@ -19,16 +19,32 @@ _run = click.Path(path_type=Path)
 @click.command()
 @click.argument("run", type=_run)
 def report(run: Path) -> None:
-    """Write report.html and report.md of the run in the folder RUN anew."""
+    """Write report.html and report.md of the run in the folder RUN anew, be it of a suite or of a training."""
     from .files import write_reports
     from .record import read_result, read_turns
     from .summary import summary_of
+    from .training_record import is_training
 
+    if is_training(run):
+        _report_training(run)
+        return
     found = read_result(run)
     page, notes = write_reports(run, found, read_turns(run))
     console = console_for()
     console.print(found.get("summary") or summary_of(found), markup=False)
     console.print(f"written to {page} and {notes}", markup=False)
+
+
+def _report_training(run: Path) -> None:
+    from .files import NOTES, PAGE
+    from .training_report import read_training, summary_of_training, training_pages
+
+    found = read_training(run)
+    training_pages(found)
+    console = console_for()
+    for sentence in summary_of_training(found):
+        console.print(sentence, markup=False)
+    console.print(f"written to {run / PAGE} and {run / NOTES}", markup=False)
 
 
 @click.command()

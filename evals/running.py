@@ -30,6 +30,7 @@ from .judge import judge_pairs, judged, questions_of
 from .measurer import WINDOW, Loaded, Measurer, Person
 from .peers import peer_versions
 from .record import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest, turns_of
+from .settling import check_settling, settle, settling_plan
 from .suite import Suite, logs_of, people_of
 from .summary import summary_of
 from .transfer import transfer_result
@@ -83,6 +84,7 @@ class Run:
     def check(self) -> None:
         """UsageError or ModelError if a model cannot be had, as far as that is known before one is loaded."""
         self._models.check()
+        check_settling(self.suite)
 
     async def run(self) -> dict[str, Any]:
         """Do what is not yet done, and return every figure.
@@ -208,6 +210,7 @@ class Run:
             "endings": {person: fact["endings"] for person, fact in facts.items() if fact["endings"]},
             "drift": drift_result(drifted, seed=suite.seed),
             "transfer": await self._transfer(measurer, people),
+            "settling": await settle(suite, measurer, people, self.folder, self._progress),
             "models": suite.models.model_dump(mode="json") | {"embedder": self._embedders(facts)},
             "settings": {
                 "arms": list(suite.arms), "turns": suite.turns, "replies": suite.replies, "samples": suite.samples,
@@ -304,6 +307,8 @@ def plan_of(suite: Suite, logs: Mapping[str, ChatLog], people: Iterable[Person])
     if suite.models.judge is not None:
         pairs = count * (suite.replies * suite.samples * max(0, arms - 1)) + 4 * suite.sanity
         said.append(f"about {2 * pairs:,} verdicts of {suite.models.judge}")
+    if suite.settling is not None:
+        said += settling_plan(suite, count - len(suite.twins))
     peers = [arm for arm in suite.arms if arm in PEERS]
     if peers:
         said.append(f"peers: {', '.join(peers)}")

@@ -12,7 +12,7 @@ with it (a key, an arm, a person, a file) is said before anything long begins, w
     from = "chitchat"                # a package, a file or "oyez:FOLDER"; paths are relative to the suite's file
     people = 2                       # those who said most; or their names: ["ann", "bob"]
 
-Paths of models ("scripted:replies.txt", "local:models/x.gguf", "transformers:DIR") are relative to the suite's file, too.
+Paths of models ("scripted:replies.txt", "local:models/x.gguf", "local+ADAPTER") are relative to the suite's file, too.
 All keys, with what they are if they are left out, are the attributes of the classes below.
 """
 
@@ -24,13 +24,14 @@ import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from usertwin.personas import ChatLog, LogError, UsageError, load_log, split_pairs
 from usertwin.personas.importers import CHITCHAT
 from usertwin.personas.pairs import check_speaker
+from usertwin.simulator.adapters import split_adapter
 
 from .arms import ARMS, TRACE_ARMS, USUAL_ARMS
 
@@ -129,6 +130,45 @@ class Transfer(_Strict):
         return tuple(dict.fromkeys(names))
 
 
+Kind = Literal["none", "backward", "recon", "trained"]
+
+
+class Settling(_Strict):
+    """Models that are fine-tuned on people, with and without traces; see settling.py.
+
+    Attributes:
+        kinds: trained on pairs alone ("none"), or with which traces; None for all that can be had.
+        of: whether each person has a model of their own, or the people of a corpus share one.
+        base: what is fine-tuned.
+        steps: of the optimizer; None: as `epochs` (how often everything is seen) say.
+        batch: moments of a step.
+        learning_rate: at the start.
+        rank: of the LoRA adapter.
+        thoughts: how many thoughts of its own a model writes at each held-out turn.
+        turns: on how many held-out turns of each person.
+        precision: of the base's weights.
+    """
+
+    kinds: tuple[Kind, ...] | None = None
+    of: Literal["person", "group"] = "person"
+    base: str = "local"
+    steps: int | None = Field(default=None, ge=1)
+    epochs: int = Field(default=3, ge=1)
+    batch: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    rank: int = Field(default=16, ge=1)
+    thoughts: int = Field(default=4, ge=1)
+    turns: int = Field(default=40, ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @field_validator("kinds")
+    @classmethod
+    def _compared(cls, kinds: tuple[Kind, ...] | None) -> tuple[Kind, ...] | None:
+        if kinds is not None and ("none" not in kinds or len(set(kinds)) < 2):
+            raise ValueError('"kinds": name "none", which the others are compared with, and at least one kind of traces')
+        return kinds and tuple(kind for kind in get_args(Kind) if kind in kinds)
+
+
 class Suite(_Strict):
     """What is measured.
 
@@ -148,6 +188,7 @@ class Suite(_Strict):
         models: which.
         traces: how they are made, where an arm shows some.
         transfer: a table of proposers and users of traces, if wanted.
+        settling: user models that are fine-tuned with and without traces, if wanted.
         corpora: where people are learned from.
         twins: twins that were learned before, by name.
     """
@@ -167,6 +208,7 @@ class Suite(_Strict):
     models: Models = Field(default_factory=Models)
     traces: Traces = Field(default_factory=Traces)
     transfer: Transfer | None = None
+    settling: Settling | None = None
     corpora: tuple[Corpus, ...] = ()
     twins: tuple[str, ...] = ()
 
@@ -174,6 +216,13 @@ class Suite(_Strict):
     def traced(self) -> bool:
         """Whether an arm shows traces."""
         return any(arm in TRACE_ARMS for arm in self.arms)
+
+    @property
+    def settled(self) -> tuple[Kind, ...]:
+        """The kinds of user models that are compared; empty without such a table."""
+        if self.settling is None:
+            return ()
+        return self.settling.kinds or get_args(Kind)[: 3 if self.models.trained is None else 4]
 
     @field_validator("arms")
     @classmethod
@@ -190,9 +239,16 @@ class Suite(_Strict):
         names = [corpus.name for corpus in self.corpora]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f'two corpora have the name "{twice[0]}"; give each its own')
+        if "trained" in self.settled and self.models.trained is None:
+            raise ValueError('"settling": the kind "trained" needs a model that makes the traces: name it as models.trained')
+        if self.settling is not None and not self.corpora:
+            raise ValueError('"settling": is of people who are learned here: give [[corpora]] with people')
         if (self.k is None) != (self.window is None):
             raise ValueError('"k" and "window" are given together, or neither')
         return self
+
+
+_TABLES = {"models": Models, "traces": Traces, "transfer": Transfer, "settling": Settling, "corpora": Corpus}
 
 
 def read_suite(path: str | Path) -> Suite:
@@ -219,6 +275,8 @@ def read_suite(path: str | Path) -> Suite:
     if transfer is not None:
         both = {key: tuple(_model(one, folder) for one in getattr(transfer, key)) for key in ("proposers", "scorers")}
         found["transfer"] = transfer.model_copy(update=both)
+    if (settling := suite.settling) is not None:
+        found["settling"] = settling.model_copy(update={"base": _model(settling.base, folder)})
     return suite.model_copy(update=found)
 
 
@@ -233,12 +291,14 @@ def _found(source: str, folder: Path) -> str:
 
 
 def _model(name: str | None, folder: Path) -> str | None:
-    """A model's name with its path, if there is one in it, made absolute."""
+    """A model's name with its path and its adapter's, if there are such in it, made absolute."""
     if name is None:
         return None
-    kind, _, rest = name.partition(":")
+    base, adapter = split_adapter(name, folder)
+    kind, _, rest = base.partition(":")
     is_path = kind in {"scripted", "transformers"} or (kind == "local" and rest.endswith(".gguf"))
-    return f"{kind}:{_path(rest, folder)}" if rest and is_path else name
+    found = f"{kind}:{_path(rest, folder)}" if rest and is_path else base
+    return found if adapter is None else f"{found}+{adapter.resolve()}"
 
 
 def _path(name: str, folder: Path) -> str:
@@ -269,7 +329,7 @@ def _sentence(path: Path, text: str, error: ValidationError) -> str:
 
 def _place(found: Sequence[int | str]) -> tuple[int | str, ...]:
     """Where in the file something is wrong, without what pydantic adds for the one and the other kind of "people"."""
-    known = {key for outer in ("", "models", "traces", "transfer", "corpora") for key in _keys([outer] if outer else [])}
+    known = {key for outer in ("", *_TABLES) for key in _keys([outer] if outer else [])}
     place = list(found)
     while len(place) > 1 and (isinstance(place[-1], int) or (place[-1] not in known and "people" in place)):
         place.pop()
@@ -298,7 +358,7 @@ def _line(text: str, place: Sequence[int | str]) -> int | None:
 
 def _keys(outer: Sequence[str]) -> list[str]:
     """The keys that are known at a place of the file."""
-    kind: Any = {"models": Models, "traces": Traces, "transfer": Transfer, "corpora": Corpus}.get(outer[0]) if outer else Suite
+    kind: Any = _TABLES.get(outer[0]) if outer else Suite
     return [field.alias or name for name, field in (kind or Suite).model_fields.items()]
 
 

@@ -100,6 +100,7 @@ def sections_of(result: Mapping[str, Any]) -> list[Section]:
     """Every section of tables that a result has something for, in the order of a report."""
     made: Sequence[Callable[[Mapping[str, Any]], Section | None]] = (
         measures_section, people_section, judge_section, drift_section, endings_section, leakage_section, transfer_section,
+        settling_section,
     )  # fmt: skip
     return [section for make in made if (section := make(result)) is not None]
 
@@ -308,6 +309,56 @@ def transfer_section(result: Mapping[str, Any]) -> Section | None:
     columns = ("Models", "Arm", "Against", "Bits per character", "Test")
     caption = "Paired differences; below 0 the traces help the model that uses them"
     return Section("transfer", "From one model to another", (), (Grid(caption, columns, tuple(rows)),))
+
+
+#: How a report calls what a user model was taught.
+_TAUGHT = {
+    "base": ("Not trained", "the base as it is"),
+    "none": ("Pairs", "context and action alone"),
+    "backward": ("Backward synthesis", "with the first reasoning that was proposed"),
+    "recon": ("Recon-Select", "with the reasoning that reconstructs the action best"),
+    "trained": ("Trained synthesizer", "with reasoning by a trained model"),
+}
+
+
+def settling_section(result: Mapping[str, Any]) -> Section | None:
+    """What models that were fine-tuned on people, with and without traces, make of held-out turns."""
+    found = result.get("settling")
+    if not found:
+        return None
+    rows: list[Row] = []
+    for one in found["rows"]:
+        against, beside_it = one["against"], one["at_once_against"]
+        tests = ", ".join(filter(None, (chance((against or {}).get("p")), _holm(against or {}))))
+        cells = (
+            estimate_cell(one["bits_per_char"], 3), difference_cell(against),
+            Cell(tests or "–", f"n={counted(against['n'])}") if against else NONE,
+            estimate_cell(one["at_once"], 3), difference_cell(beside_it),
+        )  # fmt: skip
+        rows.append(Row(*_TAUGHT.get(one["kind"], (one["kind"], "")), cells))
+    columns = ("Trained on", "Bits per character", "Minus pairs", "Test", "Asked at once", "Asked at once, minus pairs")
+    shared = "the people of a corpus share a model" if found["of"] == "group" else "each person has a model of their own"
+    lessons, steps = (sorted({*found[key]}) for key in ("lessons", "steps"))
+    notes = (
+        f"{found['base']} fine-tuned (LoRA), {shared}: {_span(lessons)} moments, the same in every kind, {_span(steps)} "
+        f"steps; then asked what {several(found['turns'], 'held-out turn')} of {several(found['people'], 'person', 'people')} "
+        f"cost. What was taught reasoning writes {several(found['thoughts'], 'thought')} of its own first, from the context "
+        "alone, and the mean of the probabilities after each counts: on average a lower bound (arXiv 1509.00519), so "
+        "these figures are if anything too high. Below 0: it predicts people better than what was taught pairs alone.",
+    )
+    grids = [Grid("What held-out turns cost under models of people, by what these were trained on", columns, tuple(rows))]
+    if found["paired"]:
+        among = tuple(
+            Row(" minus ".join(_TAUGHT.get(kind, (kind, ""))[0] for kind in name.split(" - ")), "", (difference_cell(one),))
+            for name, one in found["paired"].items()
+        )
+        grids.append(Grid("Kinds of reasoning against each other", ("What was taught", "Bits per character"), among))
+    return Section("settling", "What a model learns from reasoning", notes, tuple(grids))
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = numbers[0], numbers[-1]
+    return counted(low) if low == high else f"{counted(low)} to {counted(high)}"
 
 
 def power_lines(result: Mapping[str, Any]) -> list[str]:

@@ -71,7 +71,7 @@ def tune_twin(
     from .report import settings_table
 
     folder = existing_twin(name, home)
-    with open_twin(console, name, home, model, style, seed) as user, progress_bars(console) as bars:
+    with open_twin(console, name, home, model, style, seed, reasons=True) as user, progress_bars(console) as bars:
 
         def say(planned: Plan) -> None:
             console.print(f"deciding by measuring: {planned}", style="dim")
@@ -94,15 +94,22 @@ def open_twin(
     seed: int,
     *,
     price: Price | None = None,
+    reasons: bool | None = None,
 ) -> Generator[SimulatedUser]:
-    """A twin with its model, loaded with a bar if that takes a download."""
-    from usertwin.memory import existing_twin
-    from usertwin.simulator import SimulatedUser, load_model
+    """A twin with its models, loaded with a bar if that takes a download.
 
-    existing_twin(name, home)
+    Who reasons for it is loaded if its settings say that it reasons; with `reasons` True or False always, or never.
+    """
+    from usertwin.memory import Settings, TwinRecord, existing_twin
+    from usertwin.simulator import SimulatedUser, load_model
+    from usertwin.simulator.reasoner import reasoner_of
+
+    record = TwinRecord.load(existing_twin(name, home))
+    needs = None if reasons is None else Settings(reasons=reasons)
     with progress_bars(console) as bars:
         chat_model = load_model(model, style=style, price=price, progress=bars.fetch)
-    with SimulatedUser.load(name, home=home, model=chat_model, seed=seed) as user:
+        reasoner = reasoner_of(record, chat_model, needs, price=price, progress=bars.fetch)
+    with SimulatedUser.load(name, home=home, model=chat_model, reasoner=reasoner, seed=seed) as user:
         if user.record.state == "interrupted":
             console.print(
                 f"{name} was not learned to the end; the same learn command goes on where it stopped.", style="yellow"

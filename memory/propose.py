@@ -33,8 +33,9 @@ PROPOSING: tuple[Proposing, ...] = get_args(Proposing)
 CONTEXT_TURNS = 4
 #: Stands for an answer that was to be a JSON object and is none.
 MALFORMED = "{"
-_TRACE_TOKENS = {"transcript": 48, "instruction": 400}  # a hosted model may reason before it writes
-_TEMPERATURE = 0.8
+#: The most tokens of a trace, and how freely it is sampled.
+TRACE_TOKENS = {"transcript": 48, "instruction": 400}  # a hosted model may reason before it writes
+TEMPERATURE = 0.8
 _LENSES = {
     "how I am by nature": "my personality (how open, conscientious, outgoing, agreeable and anxious I am)",
     "what I value": "what I value (security, freedom, achievement, kindness, tradition, pleasure)",
@@ -133,12 +134,18 @@ def written_tokens(style: Style) -> int:
 async def _sampled(model: ChatModel, prompt: str, n: int, seed: int, ledger: Ledger | None) -> list[str]:
     continues = model.style == "transcript"
     answers = await sample(
-        model, [("user", prompt)], n=n, seed=seed, max_tokens=_TRACE_TOKENS[model.style], temperature=_TEMPERATURE,
+        model, [("user", prompt)], n=n, seed=seed, max_tokens=TRACE_TOKENS[model.style], temperature=TEMPERATURE,
         stop=["\n"] if continues else [], schema=None if continues else _SCHEMA, ledger=ledger,
     )  # fmt: skip
-    if continues:
-        return [_whole(in_first_person(text)) if word_tokens(text := cleaned(answer.text)) else "" for answer in answers]
-    return [_of_object(answer.text) for answer in answers]
+    return [as_trace(model.style, answer.text) for answer in answers]
+
+
+def as_trace(style: Style, text: str) -> str:
+    """The trace in what a model wrote after a prompt of `prompt_for`; "" if there is none, `MALFORMED` for a broken object."""
+    if style == "instruction":
+        return _of_object(text)
+    text = cleaned(text.partition("\n")[0])
+    return _whole(in_first_person(text)) if word_tokens(text) else ""
 
 
 async def paraphrase(model: ChatModel, text: str, *, seed: int, ledger: Ledger | None = None) -> str:
@@ -146,7 +153,7 @@ async def paraphrase(model: ChatModel, text: str, *, seed: int, ledger: Ledger |
     prompt = template(f"paraphrase_{model.style}").fill(action=shortened(text))
     most, stop = (80, ["\n"]) if model.style == "transcript" else (400, list[str]())
     [answer] = await sample(
-        model, [("user", prompt)], seed=seed, max_tokens=most, temperature=_TEMPERATURE, stop=stop, ledger=ledger
+        model, [("user", prompt)], seed=seed, max_tokens=most, temperature=TEMPERATURE, stop=stop, ledger=ledger
     )
     return cleaned(answer.text)
 

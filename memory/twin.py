@@ -57,6 +57,7 @@ class Recipe:
         actor: who reconstructs actions, where the fidelity needs that.
         judge: who judges, where the method or the fidelity needs that.
         calls: how many texts a search may take for one pair.
+        synthesizer: who proposed the traces, where that model is also to do the twin's own reasoning; None if it is not.
     """
 
     source: str
@@ -75,6 +76,7 @@ class Recipe:
     actor: str | None = None
     judge: str | None = None
     calls: int = SEARCH_CALLS
+    synthesizer: str | None = None
 
     @property
     def scored(self) -> bool:
@@ -110,6 +112,11 @@ class Recipe:
             raise UsageError(f"{self.max_traces} traces at most: a number of traces is not negative")
         if self.window < 1:
             raise UsageError(f"a window of {self.window} turns: an action belongs to at least one turn before it")
+        if self.synthesizer is not None and (self.method == "none" or self.synthesizer != self.model):
+            raise UsageError(
+                f'the synthesizer "{self.synthesizer}" is to propose the traces, and it does not: '
+                "choose a way to make traces other than none, or leave the synthesizer out"
+            )
         if self.method == "none":
             return
         check_counts(self.candidates, self.calls)

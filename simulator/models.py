@@ -3,9 +3,11 @@
     local                 SmolLM2-135M in this process, fetched once (the default)
     local:small           Qwen2.5-Coder-1.5B in this process, fetched once (1.1 GB)
     local:/path.gguf      any GGUF file, in this process
+    hf:OWNER/REPO/x.gguf  a GGUF file of the Hugging Face hub, fetched once into its own cache
+    transformers:DIR      a folder with a transformers model, in this process by torch
+    BASE+ADAPTER          any of these with a LoRA adapter: local+DIR, local:small+DIR, transformers:DIR+DIR
     openai:NAME           OpenAI's model of that name (OPENAI_API_KEY, OPENAI_BASE_URL)
     openai:NAME@URL       any OpenAI-compatible endpoint: vLLM, Ollama, a proxy
-    transformers:DIR      a folder with a transformers model; as a scorer only
     scripted:FILE         answers from a file; fake: as a scorer or embedder
 
 The one design choice: building models happens here and nowhere else; every other part is given what it needs, so it runs with
@@ -36,11 +38,21 @@ from usertwin.memory.sampling import FREE, Price
 from usertwin.memory.scoring import Precision
 from usertwin.personas import ModelError, UsageError
 
+from .adapters import Adapter, check_fits, read_adapter, split_adapter, with_adapter
 from .engine import SLOTS, engine_url
+from .lora_gguf import has_chat_template, kept_as_gguf, layers_of
 from .weights import SMALL, TINY, FetchProgress, cache_folder, fetch
 
 DEFAULT_MODEL = "local"
-_KNOWN = '"local", "local:small", "local:/path.gguf", "openai:NAME", "openai:NAME@URL", "scripted:FILE"'
+_KNOWN = (
+    '"local", "local:small", "local:/path.gguf", "hf:OWNER/REPO/FILE.gguf", "transformers:DIR", each of these with "+ADAPTER" '
+    'behind it, "openai:NAME", "openai:NAME@URL", "scripted:FILE"'
+)
+_WEIGHTED = '"local", "local:small", "local:/path.gguf", "hf:OWNER/REPO/FILE.gguf" or "transformers:DIR"'
+_BUILT_IN = {"": TINY, "small": SMALL}
+_HERE = ("local", "hf", "transformers")
+#: How many texts a transformers model writes at once: each holds the keys and values of the whole prompt.
+_ROWS = 16
 #: Hosted models that reason on their own refuse temperature and stop texts; others take them.
 _NO_CONTROLS = ("gpt-5", "o1", "o3", "o4")
 
@@ -69,13 +81,13 @@ def load_model(
         from .scripted import scripted_model
 
         return ChatModel(name, scripted_model(rest), style or "transcript", price=FREE)
-    if kind == "local":
+    base, folder = split_adapter(name)
+    if base.partition(":")[0] in _HERE and base not in {"hf:", "transformers:"}:
         _refuse_unscripted(name)
-        style = style or "transcript"
-        file = local_file(rest, progress)
-        chat = _openai_chat("local", engine_url(file, style))
-        afresh = {"extra_body": {"cache_prompt": False}}
-        return ChatModel(name, chat, style, True, afresh, style == "instruction", _identity(file), FREE, together=SLOTS)
+        adapter = None if folder is None else read_adapter(folder)
+        if base.startswith("transformers:"):
+            return _transformers_chat(name, Path(base.partition(":")[2]).expanduser(), adapter, style)
+        return _engine_chat(name, base, adapter, style, progress)
     if kind == "openai" and rest:
         _refuse_unscripted(name)
         model, _, url = rest.partition("@")
@@ -88,19 +100,74 @@ def load_model(
     raise _unknown(name)
 
 
+def _engine_chat(
+    name: str, base: str, adapter: Adapter | None, style: Style | None, progress: FetchProgress | None
+) -> ChatModel:
+    """A GGUF file in llama.cpp, with an adapter or without."""
+    style = style or (adapter and adapter.style) or "transcript"
+    file = _gguf_file(base, progress)
+    lora = None if adapter is None else kept_as_gguf(adapter, file, base)
+    chat = _openai_chat("local", engine_url(file, style, lora))
+    afresh = {"extra_body": {"cache_prompt": False}}
+    identity = _identity(file, adapter)
+    return ChatModel(name, chat, style, True, afresh, style == "instruction", identity, FREE, together=SLOTS)
+
+
+def _transformers_chat(name: str, folder: Path, adapter: Adapter | None, style: Style | None) -> ChatModel:
+    """A transformers folder in torch, with an adapter or without; its weights are loaded when the first text is asked for."""
+    from .transformers_chat import TransformersChat
+
+    style = _manner_in_transformers(folder, adapter, style)
+    _check_folder(folder, adapter)
+
+    def load() -> tuple[Any, Any]:
+        model, tokenizer = _load_transformers(folder, "float32", adapter)
+        return _on_fastest(model.eval()), tokenizer
+
+    chat = TransformersChat(called=name, load=load, style=style)
+    return ChatModel(name, chat, style, identity=_identity(folder, adapter), price=FREE, together=_ROWS)
+
+
+def _manner_in_transformers(folder: Path, adapter: Adapter | None, style: Style | None) -> Style:
+    """How a transformers folder is prompted. UsageError if that takes a chat template, and it has none."""
+    templated = has_chat_template(folder)
+    style = style or (adapter and adapter.style) or ("instruction" if templated else "transcript")
+    if style == "instruction" and not templated and folder.is_dir():
+        raise UsageError(f"{folder}: this model has no chat template, so it cannot be told what to do; use --style transcript")
+    return style
+
+
+def _check_folder(folder: Path, adapter: Adapter | None) -> None:
+    """ModelError if there is no model in a folder, or an adapter does not fit to it; no weights are loaded."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: there is no transformers model; name a folder with a config.json and its weights")
+    if adapter is not None:
+        check_fits(adapter, layers_of(folder), f"transformers:{folder}")
+
+
 def _unknown(name: str) -> UsageError:
     return UsageError(f'"{name}" is no model\'s name; there are {_KNOWN}')
 
 
 def manner_of(name: str, style: Style | None = None) -> tuple[Style, bool]:
-    """How a model of that name is prompted, and whether one reading of a prompt serves several texts; nothing is loaded."""
-    kind, _, rest = name.partition(":")
-    if kind != "local" and (kind not in {"openai", "scripted"} or not rest):
+    """How a model of that name is prompted, and whether one reading of a prompt serves several texts; nothing is loaded.
+
+    Raises:
+        UsageError: no model has such a name, or it has no chat template to be told what to do by.
+        ModelError: it is to run with an adapter, and that cannot be read, or does not fit to what is here already.
+    """
+    base, folder = split_adapter(name)
+    adapter = None if folder is None else read_adapter(folder)
+    kind, _, rest = base.partition(":")
+    if kind != "local" and (kind not in {*_HERE, "openai", "scripted"} or not rest):
         raise _unknown(name)
+    if kind == "transformers":
+        return _manner_in_transformers(Path(rest).expanduser(), adapter, style), True
+    if adapter is not None and kind == "local" and (file := _file_that_is_here(rest)) is not None:
+        check_fits(adapter, layers_of(file), base)
     hosted = kind == "openai"
-    return style or ("instruction" if hosted else "transcript"), kind == "local" or (
-        hosted and not rest.startswith(_NO_CONTROLS)
-    )
+    usual = (adapter and adapter.style) or ("instruction" if hosted else "transcript")
+    return style or usual, kind in _HERE or (hosted and not rest.startswith(_NO_CONTROLS))
 
 
 def _openai_chat(model: str, url: str | None) -> Any:
@@ -112,10 +179,58 @@ def _openai_chat(model: str, url: str | None) -> Any:
     return ChatOpenAI(model=model, base_url=url, api_key=lambda: key, default_headers=closing, timeout=300, max_retries=2)
 
 
+def _file_that_is_here(rest: str) -> Path | None:
+    """The GGUF file of a local model, if it need not be fetched first."""
+    path = cache_folder() / "models" / _BUILT_IN[rest].filename if rest in _BUILT_IN else Path(rest).expanduser()
+    return path if path.is_file() else None
+
+
 def local_file(rest: str, progress: FetchProgress | None = None) -> Path:
     """The GGUF file of a local model: "" and "small" are built in and fetched, anything else is a path."""
-    built_in = {"": TINY, "small": SMALL}
-    return fetch(built_in[rest], progress) if rest in built_in else Path(rest).expanduser()
+    return fetch(_BUILT_IN[rest], progress) if rest in _BUILT_IN else Path(rest).expanduser()
+
+
+def _gguf_file(base: str, progress: FetchProgress | None = None) -> Path:
+    """The file of a "local" or "hf:" model. UsageError or ModelError if it cannot be had."""
+    kind, _, rest = base.partition(":")
+    if kind == "local":
+        return local_file(rest, progress)
+    owner, _, file = rest.partition("/")
+    repository, _, file = file.partition("/")
+    if not (owner and repository and file.endswith(".gguf")):
+        raise UsageError(f'"{base}" is no file on the hub; write hf:OWNER/REPOSITORY/FILE.gguf')
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(f"{owner}/{repository}", file))
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f'"{base}" is not in the cache of the Hugging Face hub and could not be fetched ({type(error).__name__}: {said}); '
+            "connect once and try again, or name a file that is here: local:/path/to/model.gguf"
+        ) from error
+
+
+def weights_folder(name: str, progress: FetchProgress | None = None) -> Path:
+    """The folder with the transformers weights of a model: its own, or those made of a GGUF file once, in float32.
+
+    Args:
+        name: "local", "local:small", "local:/path.gguf", "hf:OWNER/REPO/FILE.gguf" or "transformers:DIR".
+        progress: is told how far a download is.
+
+    Raises:
+        UsageError: no such model has weights here.
+        ModelError: the model cannot be had.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in _HERE or (kind != "local" and not rest):
+        raise UsageError(f'"{name}" has no weights here; there are {_WEIGHTED}')
+    _refuse_unscripted(name)
+    if kind != "transformers":
+        return _dequantized(_gguf_file(name, progress))
+    folder = Path(rest).expanduser()
+    _check_folder(folder, None)
+    return folder
 
 
 def _refuse_unscripted(name: str) -> None:
@@ -131,7 +246,8 @@ def load_scorer(
     """The scorer of that name, with a cache on disk; its weights are loaded when the first new text is scored.
 
     Args:
-        name: "local", "local:small", "local:/path.gguf", "transformers:DIR" or "fake:".
+        name: "local", "local:small", "local:/path.gguf", "hf:OWNER/REPO/FILE.gguf", "transformers:DIR", any of these with an
+            adapter, or "fake:".
         precision: what it reckons in; scores in "bfloat16" come under a name of their own, and are cached apart.
         progress: is told how far a download is.
 
@@ -141,29 +257,32 @@ def load_scorer(
     """
     if precision not in get_args(Precision):
         raise UsageError(f'"{precision}" is no precision of a scorer; there are {", ".join(get_args(Precision))}')
-    kind, _, rest = name.partition(":")
     if name == "fake:":
         return FakeScorer()
-    if kind not in {"local", "transformers"} or (kind == "transformers" and not rest):
-        raise UsageError(
-            f'"{name}" cannot score texts; a scorer is "local", "local:small", "local:/path.gguf" or "transformers:DIR"'
-        )
+    base, folder = split_adapter(name)
+    kind, _, rest = base.partition(":")
+    if kind not in _HERE or (kind != "local" and not rest):
+        raise UsageError(f'"{name}" cannot score texts; a scorer is {_WEIGHTED}, each perhaps with "+ADAPTER" behind it')
     _refuse_unscripted(name)
-    path = local_file(rest, progress) if kind == "local" else Path(rest).expanduser()
+    adapter = None if folder is None else read_adapter(folder)
+    path = Path(rest).expanduser() if kind == "transformers" else _gguf_file(base, progress)
     if not path.exists():
         raise ModelError(f"{path}: there is no such model; name a file or folder that exists")
+    if adapter is not None:
+        check_fits(adapter, layers_of(path), base)
 
     def load() -> tuple[Any, Any]:
-        return _load_transformers(_dequantized(path) if kind == "local" else path, precision)
+        return _load_transformers(path if kind == "transformers" else _dequantized(path), precision, adapter)
 
     scorer = TransformersScorer(name, load, precision)
-    return CachedScorer(scorer, cache_folder() / "scores.sqlite", _identity(path))
+    return CachedScorer(scorer, cache_folder() / "scores.sqlite", _identity(path, adapter))
 
 
-def _identity(path: Path) -> str:
-    """What tells a model's file, or the files of its folder, from others that may once be at the same place."""
+def _identity(path: Path, adapter: Adapter | None = None) -> str:
+    """What tells a model's file, or those of its folder, from others that may once be at the same place; its adapter too."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    return " ".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
+    told = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
+    return " ".join([*told, *([] if adapter is None else [f"+{adapter.identity}"])])
 
 
 def load_embedder(name: str | None = None) -> Embedder:
@@ -215,13 +334,23 @@ def _dequantized(gguf: Path) -> Path:
     return target
 
 
-def _load_transformers(folder: Path, precision: Precision) -> tuple[Any, Any]:
+def _load_transformers(folder: Path, precision: Precision, adapter: Adapter | None = None) -> tuple[Any, Any]:
+    """A model and its tokenizer; an adapter is merged into weights in float32, as its small changes would be rounded away."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     logging.disable_progress_bar()
+    kept = torch.float32 if adapter is not None else getattr(torch, precision)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision), local_files_only=True)
-        return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=kept, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise ModelError(f"{folder}: transformers cannot load this model ({error})") from error
+    return (model if adapter is None else with_adapter(model, adapter)), tokenizer
+
+
+def _on_fastest(model: Any) -> Any:
+    """A model on the graphics card if there is one, in bfloat16 then, or else as it is."""
+    import torch
+
+    return model.to("cuda", torch.bfloat16) if torch.cuda.is_available() else model

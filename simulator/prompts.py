@@ -2,7 +2,8 @@
 
 The one design choice: both steps are made of the same parts (persona, goal, recalled moments, the chat now), and for a model
 that continues transcripts the second prompt begins with the first one and its answer, so that the engine has most of it in
-its cache. The evaluation scores real actions after exactly these prompts.
+its cache, if one model does both. Each is written in the style of the model that does it. The evaluation scores real actions
+after exactly these prompts.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ _ACT = PromptTemplate(Path(__file__).parent / "user_act.txt")
 Messages = list[tuple[str, str]]
 
 
-def prompt_versions(style: Style) -> dict[str, str]:
-    """The versions of the prompts, for a run's manifest."""
-    return {"transcript": "1"} if style == "transcript" else {"reason": _REASON.version, "act": _ACT.version}
+def prompt_versions(style: Style, reasoner: Style | None = None) -> dict[str, str]:
+    """The versions of the prompts, for a run's manifest; of a reasoner's too, where that has another style."""
+    acts = {"transcript": "1"} if style == "transcript" else {"act": _ACT.version}
+    return acts | ({"reason": _REASON.version} if (reasoner or style) == "instruction" else {"transcript": "1"})
 
 
 def transcript(recalled: Sequence[Triple], last: str) -> str:

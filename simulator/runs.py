@@ -53,11 +53,12 @@ class RunFolder:
             "models": {
                 "action": user.model.name,
                 "style": user.model.style,
+                **({} if user.reasoner is user.model else {"reasoner": user.reasoner.name}),
                 "proposer": user.record.recipe.model,
                 "scorer": user.record.recipe.scorer,
                 "embedder": user.record.recipe.embedder,
             },
-            "prompts": prompt_versions(user.model.style),
+            "prompts": prompt_versions(user.model.style, user.reasoner.style),
             "k": user.k,
             "seed": user.seed,
             "arguments": arguments,

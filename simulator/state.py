@@ -56,6 +56,7 @@ class Answer:
         recalled: the triples that came to mind, most similar first.
         done: whether the person leaves with this turn.
         leaving: how much of what came to mind are moments in which the person silently left, 0 to 1.
+        reasoner: the name of the model that reasoned, where that is not the one that acts; else None.
         usage: tokens, over all model calls of the turn.
     """
 
@@ -65,6 +66,7 @@ class Answer:
     done: bool
     usage: Usage
     leaving: float = 0.0
+    reasoner: str | None = None
 
     @property
     def message(self) -> dict[str, str]:

@@ -55,10 +55,11 @@ def memories_table(recalled: tuple[RecalledTriple, ...], most: int | None = None
 def why(answer: Answer, name: str, most: int | None = None) -> RenderableType:
     """The memories, all or the `most` similar ones, and the reasoning behind an answer."""
     thought = Text(answer.reasoning or "(no thought was written down)", style="italic")
+    by = "" if answer.reasoner is None else f"  (reasoned by {answer.reasoner})"
     if not answer.action:
         thought = Text(f"{answer.leaving:.0%} of what came to mind are moments in which {name} left", style="italic")
     return Panel(
-        Group(memories_table(answer.recalled, most), Text(), Text.assemble(("thinks  ", "dim"), thought)),
+        Group(memories_table(answer.recalled, most), Text(), Text.assemble(("thinks  ", "dim"), thought, (by, "dim"))),
         title=f"why {escape(name)} {'says this' if answer.action else 'leaves'}",
         title_align="left",
         border_style="dim",

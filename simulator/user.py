@@ -30,6 +30,7 @@ from usertwin.memory import (
 )
 from usertwin.memory.ending import EndingModel
 from usertwin.memory.leaving import NEIGHBOURS, Leaving, share_of_leavings
+from usertwin.memory.propose import MALFORMED, as_trace
 from usertwin.memory.ranking import SIMILARITY, Ranking
 from usertwin.memory.transcript import flat
 from usertwin.memory.twin import ENDING, LEAVING
@@ -38,6 +39,7 @@ from usertwin.personas.pairs import visible_turns
 
 from .models import DEFAULT_MODEL, load_embedder, load_model
 from .prompts import CONTEXT_TURNS, Messages, act_messages, as_shown, reason_messages
+from .reasoner import reasoner_of
 from .state import Answer, TwinState, as_state, from_state
 
 if TYPE_CHECKING:
@@ -71,7 +73,8 @@ class SimulatedUser:
     Args:
         record: what is known about the twin.
         store: its memory.
-        model: who reasons and acts for it.
+        model: who acts for it, and reasons too where nobody else does.
+        reasoner: who reasons for it; None for the model.
         ending: when it leaves with a last word; None if it never does.
         leaving: when it leaves without another word; None if it never does.
         settings: how it uses its memory; by default what was found best on validation turns, if that was measured.
@@ -86,6 +89,7 @@ class SimulatedUser:
         store: TripleStore,
         model: ChatModel,
         *,
+        reasoner: ChatModel | None = None,
         ending: EndingModel | None = None,
         leaving: Leaving | None = None,
         settings: Settings | None = None,
@@ -94,6 +98,7 @@ class SimulatedUser:
         seed: int = 0,
     ) -> None:
         self.record, self.store, self.model, self.seed = record, store, model, seed
+        self.reasoner = reasoner or model
         self.settings = settings or record.settings or Settings()
         self.k = self.settings.k if k is None else k
         self.ending, self.leaving, self.ranking = ending, leaving, ranking
@@ -107,6 +112,7 @@ class SimulatedUser:
         home: str | Path | None = None,
         model: str | ChatModel = DEFAULT_MODEL,
         style: Style | None = None,
+        reasoner: str | ChatModel | None = None,
         embedder: Embedder | None = None,
         settings: Settings | None = None,
         k: int | None = None,
@@ -120,6 +126,8 @@ class SimulatedUser:
             home: where twins live; by default USERTWIN_HOME, else the user's data folder.
             model: who acts for it, by name or built already.
             style: how to prompt the model, if not in its usual way.
+            reasoner: who reasons for it, by name or built already; by default the synthesizer it was learned with, which is
+                loaded only where the settings say that the twin reasons, else the model.
             embedder: the embedding model its memory was made with, if it is not to be loaded by its name.
             settings: how it is to use its memory; by default what was found best on validation turns, if that was measured.
             k: how many triples to recall for a turn, if not as many as the settings say.
@@ -128,16 +136,25 @@ class SimulatedUser:
 
         Raises:
             TwinError: there is no such twin, or it is damaged.
-            ModelError: the model cannot be had.
+            ModelError: a model cannot be had.
         """
         folder = existing_twin(name, home)
         record = TwinRecord.load(folder)
         if embedder is not None and not isinstance(embedder, CachedEmbedder):
             embedder = CachedEmbedder(embedder)  # a moment is looked up more than once in a turn
         store = TripleStore(folder, embedder or load_embedder(record.recipe.embedder), create=False)
-        chat = load_model(model, style=style) if isinstance(model, str) else model
-        ending, leaving = EndingModel.load(folder / ENDING), Leaving.load(folder / LEAVING)
-        return cls(record, store, chat, ending=ending, leaving=leaving, settings=settings, k=k, ranking=ranking, seed=seed)
+        try:
+            chat = load_model(model, style=style) if isinstance(model, str) else model
+            thinks = reasoner_of(record, chat, settings) if reasoner is None else reasoner
+            if isinstance(thinks, str):
+                thinks = chat if thinks == chat.name else load_model(thinks)
+            return cls(
+                record, store, chat, reasoner=thinks, ending=EndingModel.load(folder / ENDING),
+                leaving=Leaving.load(folder / LEAVING), settings=settings, k=k, ranking=ranking, seed=seed,
+            )  # fmt: skip
+        except BaseException:
+            store.close()
+            raise
 
     @property
     def name(self) -> str:
@@ -190,6 +207,7 @@ class SimulatedUser:
             done=found["done"],
             usage=Usage(**found["usage"]),
             leaving=found["leaving"],
+            reasoner=self.reasoner.name if found["reasoning"] and not self._one_model else None,
         )
 
     def respond(self, messages: Any, *, goal: str = "", config: RunnableConfig | None = None) -> Answer:
@@ -225,8 +243,9 @@ class SimulatedUser:
 
     async def _reason(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         recalled = self._shown(state)
-        if not self.settings.reasons or (self._continues and not any(triple.reasoning for triple in recalled)):
-            return {"reasoning": ""}  # without examples of thoughts a model that continues text would not write one
+        continues = "transcript" in {self.model.style, self.reasoner.style}
+        if not self.settings.reasons or (continues and not any(triple.reasoning for triple in recalled)):
+            return {"reasoning": ""}  # without examples of thoughts a model that continues text makes nothing of one
         query = self._query(state)
         thought = await self.think(query, recalled, seed=self._seed(query), config=config)
         return {"reasoning": thought.text, "usage": _add(state, thought.usage)}
@@ -239,7 +258,7 @@ class SimulatedUser:
         said_before = {flat(turn.text).casefold() for turn in query.context if len(turn.text.split()) > _SHORT}
         used, action = Usage(), ""
         for attempt in range(_TRIES):
-            seed, afresh = self._seed(query) + 1_000_003 * attempt, attempt == 0 and not reasoning
+            seed, afresh = self._seed(query) + 1_000_003 * attempt, attempt == 0 and self._nothing_computed(reasoning)
             [answer] = await self.speak(query, recalled, reasoning, seed=seed, afresh=afresh, config=config)
             used, text = used + answer.usage, answer.text
             action = text or action
@@ -253,11 +272,14 @@ class SimulatedUser:
     async def think(
         self, query: Pair, recalled: Sequence[Triple], *, seed: int, config: RunnableConfig | None = None
     ) -> Sample:
-        """Ask the model once for what goes on in the person at this moment."""
-        messages = reason_messages(self.model.style, self.persona, query, recalled, turns=self.settings.window)
-        most = 60 if self._continues else 400
-        [thought] = await sample(self.model, messages, seed=seed, max_tokens=most, stop=self._stop, afresh=True, config=config)
-        return replace(thought, text=flat(thought.text).rstrip(")"))
+        """Ask the reasoner once for what goes on in the person at this moment, in the manner of the traces that are shown."""
+        model, style = self.reasoner, self.reasoner.style
+        messages = reason_messages(style, self.persona, query, recalled, turns=self.settings.window)
+        most, stop = (60, ["\n"]) if style == "transcript" else (400, list[str]())
+        [thought] = await sample(model, messages, seed=seed, max_tokens=most, stop=stop, afresh=True, config=config)
+        # One that was trained to propose traces as objects may well write its thought as one.
+        text = thought.text if style == "transcript" else as_trace(style, thought.text)
+        return replace(thought, text="" if text == MALFORMED else flat(text).rstrip(")"))
 
     async def speak(
         self,
@@ -270,7 +292,7 @@ class SimulatedUser:
         n: int = 1,
         config: RunnableConfig | None = None,
     ) -> list[Sample]:
-        """Ask the model for the person's turn; not `afresh`, it goes on from what was computed for the reasoning."""
+        """Ask the model for the person's turn; not `afresh`, it goes on from what it computed before, for the reasoning."""
         messages = act_messages(self.model.style, self.persona, query, recalled, reasoning, turns=self.settings.window)
         return await self.write(messages, n=n, seed=seed, afresh=afresh, config=config)
 
@@ -279,7 +301,7 @@ class SimulatedUser:
         reasoning = ""
         if self.settings.reasons and any(triple.reasoning for triple in shown):
             reasoning = (await self.think(query, shown, seed=seed)).text
-        return reasoning, await self.speak(query, shown, reasoning, seed=seed, afresh=not reasoning, n=n)
+        return reasoning, await self.speak(query, shown, reasoning, seed=seed, afresh=self._nothing_computed(reasoning), n=n)
 
     async def write(
         self, messages: Messages, *, n: int = 1, seed: int, afresh: bool = True, config: RunnableConfig | None = None
@@ -294,6 +316,16 @@ class SimulatedUser:
     def most_tokens(self) -> int:
         """Room for a turn several times as long as this person's usual one; a hosted model may reason before it writes."""
         return min(400, 32 + 4 * self.persona.typical_words) if self._continues else 1500
+
+    @property
+    def _one_model(self) -> bool:
+        """Whether the model that acts is also the one that reasons."""
+        return self.reasoner.chat is self.model.chat
+
+    def _nothing_computed(self, reasoning: str) -> bool:
+        # What another model computed for its reasoning is not in the cache of the one that acts: that one reads all of its
+        # prompt, and has to do so afresh, since what its cache holds of turns before would let the same seed say another thing.
+        return not (reasoning and self._one_model)
 
     @property
     def _continues(self) -> bool:

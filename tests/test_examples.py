@@ -39,6 +39,13 @@ def test_the_flat_recon_loop_ranks_traces(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_flat_training_loop_takes_a_step(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    said = run(str(EXAMPLES / "train_recon.py"), "--steps", "1", "--group", "2", cwd=tmp_path)
+    assert said.startswith("step 0  reward ")
+
+
+@pytest.mark.slow
 def test_the_pytest_example_runs(tmp_path: Path) -> None:
     text = (EXAMPLES / "test_my_agent.py").read_text("utf-8")
     command = next(line for line in text.splitlines() if "usertwin learn" in line).split("usertwin ")[1].split()

@@ -1,0 +1,329 @@
+"""One run of `usertwin train`: lessons, proposals of the base, each method in turn, measured on held-out people, reported.
+
+The one design choice: every step looks first at what is in the run's folder already, so that the same command goes on wherever
+it was stopped; the untrained base's traces are written once and compared with those of every method.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from usertwin.memory import ChatModel, Embedder, Scorer
+from usertwin.memory.distractors import Distractors
+from usertwin.memory.downstream import Downstream, place_of
+from usertwin.memory.fidelity import Fidelity
+from usertwin.memory.guards import rejected_by
+from usertwin.memory.judging import fidelity_by_name
+from usertwin.memory.lessons import Enrolment, Lesson, Lessons, lessons_of, with_later
+from usertwin.memory.model_card import CardFacts, write_card
+from usertwin.memory.policy import check_chat_template, load_base, write_traces
+from usertwin.memory.pool import Proposed, fill_pool
+from usertwin.memory.propose import proposal_template
+from usertwin.memory.tracing import Progress, no_progress
+from usertwin.memory.training import ADAPTER, Outcome, Training, TrainMethod, train
+from usertwin.memory.watch import Auditor
+from usertwin.personas import ChatLog, Pair, UsageError, load_log
+from usertwin.simulator import load_embedder, load_model, load_scorer
+from usertwin.simulator.models import weights_folder
+
+from .closeness_cli import digest_of_source
+from .files import write_whole
+from .record import MANIFEST, RESULT
+from .synthesizers import Looked, compared, examples_of, look_at, of_each
+from .training_record import TRAINING_FORMAT, read_training
+from .training_report import training_pages
+
+POOL, BASE_TRACES = "pool.jsonl", "base_traces.json"
+_VERSIONED = ("usertwin", "torch", "transformers", "trl", "peft", "datasets")
+
+
+@dataclass(frozen=True)
+class TrainingOrder:
+    """What is to be trained.
+
+    Attributes:
+        plan: how; its method is replaced by each of the methods.
+        methods: which, each from the untrained base.
+        sources: the logs.
+        enrolment: who of them.
+        scorer: in the reward and in the audit.
+        measured_by: the scorer that measures at the end, which is best one that was in no reward.
+        actor: reconstructs actions for a judge.
+        judge: who judges, where the fidelity needs that.
+        embedder: finds distractors and tells whether a trace says the same as the action.
+    """
+
+    plan: Training
+    methods: tuple[TrainMethod, ...]
+    sources: tuple[str, ...]
+    enrolment: Enrolment = field(default_factory=Enrolment)
+    scorer: str = "local"
+    measured_by: str | None = None
+    actor: str | None = None
+    judge: str | None = None
+    embedder: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that decides what comes out, as a JSON object."""
+        found = asdict(self)
+        plan = found.pop("plan")
+        plan.pop("method")
+        return json.loads(json.dumps(plan | found))
+
+
+@dataclass
+class Trainer:
+    """Carries out an order in a folder.
+
+    Attributes:
+        order: what is to be trained.
+        out: the run's folder; made if missing.
+        fetch: is told how far a download is.
+        progress: is told how far things are.
+    """
+
+    order: TrainingOrder
+    out: Path
+    fetch: Any = None
+    progress: Progress = no_progress
+
+    # What is needed, each loaded when first asked for ------------------------------------------------------------------
+
+    @cached_property
+    def logs(self) -> dict[str, ChatLog]:
+        """The logs, by what to call them."""
+        found: dict[str, ChatLog] = {}
+        for source in self.order.sources:
+            name = Path(source).name.partition(".")[0] or source
+            found[name if name not in found else source] = load_log(source)
+        return found
+
+    @cached_property
+    def lessons(self) -> Lessons:
+        """The lessons."""
+        return lessons_of(self.logs, self.order.enrolment)
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """In the reward and in the audit."""
+        return load_scorer(self.order.scorer, self.order.plan.precision, progress=self.fetch)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """For distractors, the guard against paraphrase, and what is alike."""
+        return load_embedder(self.order.embedder)
+
+    @cached_property
+    def distractors(self) -> dict[str, Distractors]:
+        """Other actions of each person: of those trained on from what is trained on, of the others from what is measured."""
+        own: dict[str, list[Pair]] = {}
+        parts = (self.lessons.train, self.lessons.watched, self.lessons.seen, self.lessons.unseen)
+        for one in (lesson for part in parts for lesson in part):
+            own.setdefault(one.label, []).append(one.pair)
+        return {label: Distractors(pairs, self.embedder) for label, pairs in own.items()}
+
+    @cached_property
+    def base(self) -> ChatModel:
+        """The base as a proposer."""
+        return load_model(self.order.plan.base, style=self.order.plan.style, progress=self.fetch)
+
+    @cached_property
+    def _examples(self) -> str:
+        model = ChatModel("", None, self.order.plan.style)  # pyright: ignore[reportArgumentType]
+        return proposal_template(model, self.order.plan.how).text
+
+    def guard(self, trace: str, pair: Pair) -> str | None:
+        """The name of the guard that rejects a trace, or None."""
+        return rejected_by(trace, pair, self._examples, self.embedder)
+
+    def fidelity(self, method: TrainMethod) -> Fidelity:
+        """What scores the traces of a method."""
+        if method == "e2e":
+            later = {place_of(one.pair): one.later for one in with_later(self.lessons.train, self.embedder) if one.later}
+            return Downstream(self.scorer, later)
+        order = self.order
+        judged = order.plan.fidelity == "judge"
+        actor = order.actor or order.plan.base
+        return fidelity_by_name(
+            order.plan.fidelity, scorer=self.scorer, embedder=self.embedder,
+            actor=load_model(actor) if order.plan.fidelity in {"judge", "rank"} else None,
+            judge=load_model(order.judge or order.plan.base) if judged else None,
+            distractors=Distractors([one.pair for one in self.lessons.train], self.embedder),
+        )  # fmt: skip
+
+    # The run -----------------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """UsageError, LogError or ModelError if something is wrong, as far as it is known before anything long begins."""
+        order = self.order
+        for method in order.methods:
+            replace(order.plan, method=method).check()
+        folder = weights_folder(order.plan.base, self.fetch)
+        from transformers import AutoTokenizer
+
+        check_chat_template(AutoTokenizer.from_pretrained(folder, local_files_only=True), order.plan.base, order.plan.style)
+        _ = self.lessons
+
+    def run(self) -> dict[str, Any]:
+        """Do what is not yet done, and return the results by method."""
+        self.check()
+        self._begin()
+        found: dict[str, Any] = {}
+        pool = asyncio.run(self._pool()) if any(not replace(self.order.plan, method=m).online for m in self.order.methods) else []
+        for method in self.order.methods:
+            found[method] = self._method(replace(self.order.plan, method=method), pool)
+        self._write_manifest("complete")
+        training_pages(read_training(self.out))
+        return found
+
+    async def _pool(self) -> list[Proposed]:
+        plan = self.order.plan
+        return await fill_pool(
+            self.out / POOL, self.lessons.train, self.base, self.fidelity("dpo"), self.guard, weights=plan.weights, how=plan.how,
+            group=plan.group, budget=plan.budget, seed=plan.seed, progress=self.progress,
+        )  # fmt: skip
+
+    def _method(self, plan: Training, pool: Sequence[Proposed]) -> dict[str, Any]:
+        folder = self.out / plan.method
+        done = folder / RESULT
+        if done.exists():
+            return json.loads(done.read_text("utf-8"))
+        outcome_file = folder / "outcome.json"
+        model, tokenizer = load_base(weights_folder(plan.base), plan.precision)
+        model.name_or_path = str(weights_folder(plan.base))
+        self._base_traces(model, tokenizer)
+        if outcome_file.exists() and (folder / ADAPTER).is_dir():
+            outcome = Outcome(**json.loads(outcome_file.read_text("utf-8")))
+            model = _with_adapter(model, folder / ADAPTER)
+        else:
+            auditor = Auditor(
+                self.lessons.watched, self.scorer, self.distractors, self.guard, plan.style, plan.how, plan.seed
+            )  # fmt: skip
+            outcome, model = train(
+                plan, self.lessons.train, folder, model, tokenizer, auditor,
+                fidelity=self.fidelity(plan.method) if plan.online else None, guard=self.guard, pool=pool,
+                progress=self.progress,
+            )  # fmt: skip
+            write_whole(outcome_file, json.dumps(asdict(outcome)) + "\n")
+        measured, examples = self._measured(plan, model, tokenizer)
+        result = {"method": plan.method, **asdict(outcome), "measured": measured, "examples": examples}
+        self._finish_adapter(plan, folder, outcome, measured)
+        write_whole(done, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        return result
+
+    # Measuring ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _held_out(self) -> list[Lesson]:
+        return [*self.lessons.seen, *self.lessons.unseen]
+
+    def _write(self, model: Any, tokenizer: Any) -> list[str]:
+        plan = self.order.plan
+        pairs = [one.pair for one in self._held_out]
+        return [trace for trace, _, _ in write_traces(model, tokenizer, pairs, plan.style, plan.how, seed=plan.seed + 1)]
+
+    def _look(self, traces: Sequence[str]) -> list[Looked]:
+        by = self.order.measured_by
+        scorer = self.scorer if by is None else load_scorer(by, self.order.plan.precision, progress=self.fetch)
+        return look_at(self._held_out, traces, scorer, self.scorer, self.distractors, self.guard, self.progress)
+
+    def _base_traces(self, model: Any, tokenizer: Any) -> tuple[list[str], list[Looked]]:
+        """What the untrained base writes for the held-out pairs, looked at; written once, before anything is trained."""
+        kept = self.out / BASE_TRACES
+        if not kept.exists():
+            traces = self._write(model, tokenizer)
+            found = {"traces": traces, "looked": [asdict(one) for one in self._look(traces)]}
+            write_whole(kept, json.dumps(found, ensure_ascii=False) + "\n")
+        told = json.loads(kept.read_text("utf-8"))
+        return told["traces"], [Looked(**one) for one in told["looked"]]
+
+    def _measured(self, plan: Training, model: Any, tokenizer: Any) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        if not self._held_out:
+            return None, []
+        before, base = self._base_traces(model, tokenizer)
+        after = self._write(model, tokenizer)
+        trained = self._look(after)
+        seen = len(self.lessons.seen)
+        return {
+            "scorer": self.order.measured_by or self.order.scorer,
+            "seen": compared(base[:seen], trained[:seen], seed=plan.seed),
+            "unseen": compared(base[seen:], trained[seen:], seed=plan.seed),
+            "people": of_each(base, trained, seed=plan.seed),
+        }, examples_of(self._held_out, before, after, base, trained)
+
+    # The folder --------------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Write the manifest, or see that it is the same order's."""
+        path = self.out / MANIFEST
+        if path.exists():
+            known = asdict(read_training(self.out).manifest)
+            wanted = self.order.to_json()
+            other = [key for key in wanted if known["plan"].get(key) != wanted[key] and key != "methods"]
+            if other or known["sources"] != self._sources():
+                told = ", ".join(f'"{key}"' for key in other) or "the logs have changed"
+                raise UsageError(f"{self.out}: holds another training (what differs: {told}); name another folder")
+            self._started = str(known["started_at"])
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._write_manifest("interrupted")
+        except OSError as error:
+            raise UsageError(f"{self.out}: cannot be written ({error.strerror}); name another folder") from None
+
+    def _sources(self) -> dict[str, str | None]:
+        return {source: digest_of_source(source) for source in self.order.sources}
+
+    _started: str = ""
+
+    def _write_manifest(self, state: str) -> None:
+        self._started = self._started or datetime.now(UTC).isoformat(timespec="seconds")
+        lessons = self.lessons
+        manifest = {
+            "format": TRAINING_FORMAT,
+            "kind": "training",
+            "state": state,
+            "started_at": self._started,
+            "plan": self.order.to_json(),
+            "people": lessons.people,
+            "pairs": {"train": len(lessons.train), "watched": len(lessons.watched)},
+            "sources": self._sources(),
+            "versions": _versions(),
+        }
+        write_whole(self.out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+    def _finish_adapter(self, plan: Training, folder: Path, outcome: Outcome, measured: Mapping[str, Any] | None) -> None:
+        """Put beside the adapter what a name needs to know of it, and its card."""
+        import torch
+
+        told = {"format": 1, "base": plan.base, "style": plan.style, "method": plan.method, "how": plan.how, "rank": plan.rank}
+        write_whole(folder / ADAPTER / "usertwin.json", json.dumps(told, indent=1) + "\n")
+        people = self.lessons.people
+        weights = asdict(plan.weights)
+        write_card(
+            folder / ADAPTER,
+            CardFacts(
+                base=plan.base, method=plan.method, sources=self.order.sources, people=len(people["seen"]),
+                pairs=len(self.lessons.train), unseen=len(people["unseen"]), style=plan.style, how=plan.how, reward=weights,
+                scorer=self.order.judge if plan.fidelity == "judge" else self.order.scorer, rank=plan.rank, steps=outcome.steps,
+                tokens=outcome.tokens, seconds=outcome.seconds, stopped=outcome.stopped, seed=plan.seed,
+                device="cuda" if torch.cuda.is_available() else "cpu", measured=measured, versions=_versions(),
+            ),
+        )  # fmt: skip
+
+
+def _with_adapter(model: Any, folder: Path) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(folder))
+
+
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in _VERSIONED}

@@ -1,0 +1,181 @@
+"""What a synthesizer is trained on, watched on and measured on: pairs of people, parted by person and by time.
+
+The one design choice: people who are held out ("unseen") are so with every conversation they took part in, so that nobody
+who is trained on can bring a turn of theirs along; of everybody else only what a twin may remember is trained on, and what came
+later ("seen") is measured.
+
+    train      corpus part of the people who are seen
+    watched    validation part of the same, a few pairs: looked at while training, to see whether it goes wrong
+    seen       test part of the same
+    unseen     test part of the people who are held out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from usertwin.personas import ChatLog, LogError, Pair, Split, UsageError, split_pairs
+from usertwin.personas.pairs import DEFAULT_WINDOW, check_speaker
+
+from .embed import Embedder
+from .words import word_tokens
+
+#: Fewer words than this make a turn that any trace predicts as well as any other ("ok", "yes please").
+LEAST_WORDS = 4
+#: Longer turns take long to score and leave a trace little room to matter.
+MOST_WORDS = 80
+#: So many training pairs at least: fewer are learned by heart.
+LEAST_PAIRS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A pair of somebody.
+
+    Attributes:
+        label: the log and the person, as they are told apart.
+        pair: what the person saw and did.
+        later: a moment of the same person in another conversation, the most alike of those trained on, that what was learned
+            here may help with; None where nobody asks for it.
+    """
+
+    label: str
+    pair: Pair
+    later: Pair | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """The parts; see the top of this file."""
+
+    train: tuple[Lesson, ...]
+    watched: tuple[Lesson, ...]
+    seen: tuple[Lesson, ...]
+    unseen: tuple[Lesson, ...]
+
+    @property
+    def people(self) -> dict[str, list[str]]:
+        """The labels of who is seen and who is not."""
+        return {
+            "seen": list(dict.fromkeys(one.label for one in self.train)),
+            "unseen": list(dict.fromkeys(one.label for one in self.unseen)),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """Who is trained on and how much of them.
+
+    Attributes:
+        people: how many people of each log, those who said most.
+        unseen: how many more of each log are held out, spread evenly among them.
+        held_out: people who are held out, by name, instead.
+        role: of whom, such as "user"; None for anybody.
+        pairs: training pairs of each person.
+        watched: pairs that are watched, of all people together.
+        measured: pairs that are measured, of each person.
+        window: turns of context of a pair.
+    """
+
+    people: int = 8
+    unseen: int = 4
+    held_out: tuple[str, ...] = ()
+    role: str | None = None
+    pairs: int = 16
+    watched: int = 32
+    measured: int = 16
+    window: int = DEFAULT_WINDOW
+
+
+def lessons_of(logs: Mapping[str, ChatLog], enrolment: Enrolment) -> Lessons:
+    """The lessons of some logs.
+
+    Args:
+        logs: by what to call them.
+        enrolment: who, and how much.
+
+    Raises:
+        LogError: somebody is unknown, or too few people said enough.
+        UsageError: a number that makes no sense.
+    """
+    if min(enrolment.people, enrolment.pairs, enrolment.watched) < 1 or min(enrolment.unseen, enrolment.measured) < 0:
+        raise UsageError("at least one person, one pair of each and one that is watched are needed, and no number is negative")
+    parts: dict[str, list[Lesson]] = {"train": [], "seen": [], "unseen": []}
+    watched: list[list[Lesson]] = []
+    for name, log in logs.items():
+        splits, strangers = _people(log, enrolment)
+        without = {
+            one.conversation_id
+            for one in log.conversations
+            if strangers & {turn.speaker for turn in one.turns if not turn.private}
+        }
+        for speaker, split in splits.items():
+            label = f"{name}/{speaker}"
+            if speaker in strangers:
+                parts["unseen"] += _lessons(label, split.test, enrolment.measured)
+                continue
+            known = [pair for pair in split.corpus if pair.conversation_id not in without]
+            parts["train"] += _lessons(label, known, enrolment.pairs)
+            watched.append(_lessons(label, split.validation, enrolment.watched))
+            parts["seen"] += _lessons(label, split.test, enrolment.measured)
+    if len(parts["train"]) < LEAST_PAIRS:
+        raise LogError(
+            f"only {len(parts['train'])} pairs to train on (answers of {LEAST_WORDS} to {MOST_WORDS} words); "
+            f" at least {LEAST_PAIRS} are needed; take more people, more pairs of each, or a longer log"
+        )
+    in_turn = [one for place in range(enrolment.watched) for group in watched for one in group[place : place + 1]]
+    return Lessons(tuple(parts["train"]), tuple(in_turn[: enrolment.watched]), tuple(parts["seen"]), tuple(parts["unseen"]))
+
+
+def with_later(lessons: Sequence[Lesson], embedder: Embedder) -> list[Lesson]:
+    """The lessons, each with the most alike of the same person in another conversation, if there is one."""
+    found: list[Lesson] = []
+    by_person: dict[str, list[Lesson]] = {}
+    for one in lessons:
+        by_person.setdefault(one.label, []).append(one)
+    for own in by_person.values():
+        vectors = embedder.embed(["\n".join(turn.text for turn in one.pair.context[-2:]) for one in own])
+        near = vectors @ vectors.T
+        for place, one in enumerate(own):
+            others = [i for i, other in enumerate(own) if other.pair.conversation_id != one.pair.conversation_id]
+            best = max(others, key=lambda i: float(near[place][i]), default=None)
+            found.append(Lesson(one.label, one.pair, None if best is None else own[best].pair))
+    return found
+
+
+def _people(log: ChatLog, enrolment: Enrolment) -> tuple[dict[str, Split], set[str]]:
+    """The splits of everybody who is looked at, and who of them is held out."""
+    named = [speaker for speaker in enrolment.held_out if speaker in log.turn_counts()]
+    for speaker in named:
+        check_speaker(log, speaker)
+    wanted = enrolment.people + (0 if named else enrolment.unseen)
+    splits: dict[str, Split] = {speaker: split_pairs(log, speaker, window=enrolment.window) for speaker in named}
+    for speaker in log.turn_counts(enrolment.role):
+        if len(splits) == wanted + len(named):
+            break
+        if speaker not in splits:
+            try:
+                splits[speaker] = split_pairs(log, speaker, window=enrolment.window)
+            except LogError:
+                continue
+    if len(splits) < wanted + len(named):
+        raise LogError(
+            f"{log.source}: only {len(splits)} people said enough, and {wanted + len(named)} are wanted "
+            f"({enrolment.people} to train on and {wanted + len(named) - enrolment.people} held out); ask for fewer"
+        )
+    ranked = list(splits)
+    spread = (
+        {ranked[int((i + 0.5) * len(ranked) / enrolment.unseen)] for i in range(enrolment.unseen)} if not named else set(named)
+    )
+    return splits, spread
+
+
+def _lessons(label: str, pairs: Sequence[Pair], most: int) -> list[Lesson]:
+    """At most so many lessons, spread evenly over the pairs that one can learn from."""
+    usable = [
+        pair for pair in pairs if pair.context and not pair.left and LEAST_WORDS <= len(word_tokens(pair.action)) <= MOST_WORDS
+    ]
+    if len(usable) > most:
+        usable = [usable[len(usable) * place // most] for place in range(most)]
+    return [Lesson(label, pair) for pair in usable]

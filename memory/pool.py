@@ -1,0 +1,159 @@
+"""What the base proposes for the training pairs: the traces that fine-tuning and DPO learn from, and their rewards.
+
+The one design choice: they are sampled once, by the untrained base, written line by line as they come, and shared by the
+methods that learn from them, so that these start from the same texts and a stop loses at most one pair.
+
+A line of the file is one pair: {"place": of the lesson, "traces": [...], "rewards": [{...} of each], "tokens": written}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from usertwin.personas import Pair, UsageError
+
+from .fidelity import Fidelity
+from .lessons import Lesson
+from .policy import prompt_of
+from .propose import Proposing, propose
+from .rewards import Reward, Weights, rewards_of
+from .sampling import ChatModel, Ledger, Style
+from .tracing import Progress, no_progress
+
+#: A pair teaches a preference only if its best trace is worth so much more than its worst.
+LEAST_MARGIN = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """What was proposed for a lesson.
+
+    Attributes:
+        lesson: for which.
+        traces: what was proposed.
+        rewards: of each.
+        tokens: that were written for it.
+    """
+
+    lesson: Lesson
+    traces: tuple[str, ...]
+    rewards: tuple[Reward, ...]
+    tokens: int
+
+    def ranked(self, weights: Weights) -> list[tuple[float, str]]:
+        """The traces in which something was written, each with its worth, the best first; of equals the first proposed."""
+        told = dict(zip(self.traces, (one.total(weights) for one in self.rewards), strict=True))
+        return sorted(((worth, trace) for trace, worth in told.items() if trace), key=lambda one: -one[0])
+
+
+async def fill_pool(
+    path: Path,
+    lessons: Sequence[Lesson],
+    model: ChatModel,
+    fidelity: Fidelity,
+    guard: Callable[[str, Pair], str | None],
+    *,
+    weights: Weights,
+    how: Proposing,
+    group: int,
+    budget: int,
+    seed: int,
+    progress: Progress = no_progress,
+) -> list[Proposed]:
+    """Have traces proposed for the lessons, in order, until so many tokens are written; goes on where it was stopped.
+
+    Args:
+        path: the file they are kept in.
+        lessons: for which.
+        model: the base.
+        fidelity: scores them.
+        guard: the name of the guard that rejects a trace, or None.
+        weights: tell the shape of the reward.
+        how: in which way they are proposed.
+        group: how many for each.
+        budget: of tokens.
+        seed: for the sampler.
+        progress: is told how many tokens of the budget are written.
+
+    Raises:
+        ModelError: the model does not answer; what was done is kept.
+        UsageError: the file is not what this run wrote.
+    """
+    found = _read(path, lessons)
+    spent = sum(one.tokens for one in found)
+    with path.open("a", encoding="utf-8") as file:
+        for place in range(len(found), len(lessons)):
+            progress("proposals", min(spent, budget), budget)
+            if spent >= budget:
+                break
+            lesson, ledger = lessons[place], Ledger()
+            traces = await propose(model, lesson.pair, "the person", how=how, n=group, seed=seed + place, ledger=ledger)
+            rewards = await rewards_of(
+                lesson.pair, traces, [True] * len(traces), fidelity=fidelity, guard=guard, shape=weights.shape, seed=seed
+            )
+            # An engine that tells no tokens has written about one for each four characters.
+            tokens = ledger.usage.output_tokens or sum(len(trace) // 4 + 1 for trace in traces)
+            found.append(Proposed(lesson, tuple(traces), tuple(rewards), tokens))
+            row = {"place": place, "traces": traces, "rewards": [asdict(one) for one in rewards], "tokens": tokens}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            spent += tokens
+    progress("proposals", min(spent, budget), budget)
+    return found
+
+
+def chosen_rows(pool: Sequence[Proposed], weights: Weights, style: Style, how: Proposing) -> list[dict[str, Any]]:
+    """Rows to fine-tune on: for each pair the best trace, where it helps; prompt and completion as trl takes them."""
+    rows: list[dict[str, Any]] = []
+    for one in pool:
+        scores = {trace: reward.score for trace, reward in zip(one.traces, one.rewards, strict=True)}
+        best = next(iter(one.ranked(weights)), None)
+        if best is not None and (scores[best[1]] or 0.0) > 0:
+            rows.append({"prompt": prompt_of(one.lesson.pair, style, how), "completion": completion_of(best[1], style)})
+    return rows
+
+
+def preference_rows(pool: Sequence[Proposed], weights: Weights, style: Style, how: Proposing) -> list[dict[str, Any]]:
+    """Rows for DPO: for each pair the best and the worst trace, where one is clearly better and itself allowed."""
+    rows: list[dict[str, Any]] = []
+    for one in pool:
+        ranked = one.ranked(weights)
+        if len(ranked) > 1 and ranked[0][0] - ranked[-1][0] >= LEAST_MARGIN:
+            rows.append(
+                {
+                    "prompt": prompt_of(one.lesson.pair, style, how),
+                    "chosen": completion_of(ranked[0][1], style),
+                    "rejected": completion_of(ranked[-1][1], style),
+                }
+            )
+    return rows
+
+
+def completion_of(trace: str, style: Style) -> Any:
+    """What a model would have written for `as_trace` to make this trace of it."""
+    return trace[1:] + "\n" if style == "transcript" else [{"role": "assistant", "content": trace}]
+
+
+def _read(path: Path, lessons: Sequence[Lesson]) -> list[Proposed]:
+    """What the file holds; a line that was cut off by a stop is taken off it."""
+    if not path.exists():
+        return []
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if len(whole) < len(raw):
+        path.write_bytes(whole)
+    found: list[Proposed] = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            row: Any = json.loads(line)
+            rewards = tuple(Reward(**one) for one in row["rewards"])
+            if row["place"] != number - 1 or len(rewards) != len(row["traces"]):
+                raise ValueError("out of order")
+            found.append(Proposed(lessons[number - 1], tuple(row["traces"]), rewards, int(row["tokens"])))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise UsageError(f"{path}, line {number}: is damaged ({error}); delete the file to have it written again") from None
+    return found

@@ -1,0 +1,263 @@
+"""Training a synthesizer: fine-tuning on chosen traces, DPO, GRPO and E2E-GRPO, from the same base on the same pairs.
+
+The one design choice: the training loops are trl's, and all that is here is what they are told: which rows, which rewards, when
+to look and when to stop. Read in this order: lessons.py (on whom), policy.py (what is trained), pool.py (what the base
+proposes), rewards.py, trainers.py (what trl is told), watch.py, and this file, which puts them together. The same algorithm
+without trl, on one page, is examples/train_recon.py.
+
+    sft    the best trace of each pair that the base proposed is learned (rejection sampling)
+    dpo    so is to prefer it to the worst (arXiv 2305.18290)
+    grpo   the policy proposes, and the reward is how well the action is reconstructed (Recon-GRPO)
+    e2e    likewise, but the reward is only whether the trace helps with another moment
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from usertwin.personas import Pair, UsageError
+
+from .fidelity import Fidelity
+from .judging import FidelityName
+from .lessons import Lesson
+from .policy import ends_of
+from .pool import Proposed, chosen_rows, preference_rows
+from .propose import Proposing
+from .rewards import Weights
+from .sampling import Style
+from .scoring import Precision
+from .tracing import Progress, no_progress
+from .trainers import CHECKPOINTS, GroupRewards, group_trainer, preference_trainer, supervised_trainer
+from .watch import Auditor, Curves
+
+TrainMethod = Literal["sft", "dpo", "grpo", "e2e"]
+TRAIN_METHODS: tuple[TrainMethod, ...] = get_args(TrainMethod)
+
+#: Learning rates for a LoRA, about ten times those for all weights.
+LEARNING_RATES: Mapping[TrainMethod, float] = {"sft": 2e-4, "dpo": 5e-5, "grpo": 1e-4, "e2e": 1e-4}
+#: How strongly the policy is held to the base: DPO's beta; GRPO's weight of the divergence.
+BETAS: Mapping[TrainMethod, float] = {"sft": 0.0, "dpo": 0.1, "grpo": 0.0, "e2e": 0.0}
+ADAPTER, CURVES = "adapter", "curves.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a synthesizer is trained; two equal ones on the same lessons make the same adapter.
+
+    Attributes:
+        method: see the top of this file.
+        base: the model's name.
+        style: how it is prompted.
+        how: with the action in sight, or without.
+        fidelity: what scores a trace, for all methods but e2e.
+        weights: of the reward's terms.
+        group: traces of a pair.
+        batch: traces of a step (GRPO), or rows of one (the others).
+        at_once: of these, how many are in memory at once; it changes nothing else.
+        budget: tokens to be generated, the same for every method.
+        epochs: how often the others see each row.
+        learning_rate: None for the method's own.
+        beta: how strongly the policy is held to the base; None for the method's own.
+        rank: of the LoRA.
+        precision: of the base's weights and sums; the adapter's are always float32.
+        vllm: whether GRPO's traces are written by vLLM, on a GPU.
+        tensorboard: whether curves are written for TensorBoard, too.
+        save_every: steps between checkpoints.
+        audit_every: steps between audits.
+        seed: for everything that is drawn.
+    """
+
+    method: TrainMethod = "dpo"
+    base: str = "local"
+    style: Style = "transcript"
+    how: Proposing = "backward"
+    fidelity: FidelityName = "novel"
+    weights: Weights = field(default_factory=Weights)
+    group: int = 8
+    batch: int = 16
+    at_once: int = 4
+    budget: int = 40_000
+    epochs: float = 2.0
+    learning_rate: float | None = None
+    beta: float | None = None
+    rank: int = 16
+    precision: Precision = "float32"
+    vllm: bool = False
+    tensorboard: bool = False
+    save_every: int = 20
+    audit_every: int = 20
+    seed: int = 0
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return LEARNING_RATES[self.method] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def hold(self) -> float:
+        """How strongly the policy is held to the base."""
+        return BETAS[self.method] if self.beta is None else self.beta
+
+    @property
+    def online(self) -> bool:
+        """Whether the policy itself writes what it learns from."""
+        return self.method in {"grpo", "e2e"}
+
+    def check(self) -> None:
+        """UsageError if a number makes no sense, or two choices together do not."""
+        if self.method not in TRAIN_METHODS:
+            raise UsageError(f'"{self.method}" is no way to train; there are {", ".join(TRAIN_METHODS)}')
+        if self.how not in {"backward", "forward"}:
+            raise UsageError(f'traces to train on are proposed "backward" or "forward", not "{self.how}"')
+        self.weights.check()
+        if self.group < 2:
+            raise UsageError(
+                f"a group of {self.group}: traces are compared with others of the same pair, so at least 2 are needed"
+            )
+        if self.online and self.batch % self.group:
+            raise UsageError(
+                f"a batch of {self.batch} traces does not hold whole groups of {self.group}; take a multiple of {self.group}, "
+                f"such as {max(1, round(self.batch / self.group)) * self.group}, or another --group"
+            )
+        if self.at_once < 1 or self.batch % self.at_once:
+            raise UsageError(f"a batch of {self.batch} cannot be parted into portions of {self.at_once}; take a divisor of it")
+        least = min(self.batch, self.rank, self.save_every, self.audit_every)
+        if least < 1 or self.budget < self.group or self.epochs <= 0:
+            raise UsageError(
+                "batch, rank, epochs and the steps between checkpoints and audits are at least 1, the budget a group"
+            )
+        if (self.learning_rate or 1.0) < 0 or (self.beta or 0.0) < 0:
+            raise UsageError("a learning rate and a beta are not negative")
+        if self.vllm and not self.online:
+            raise UsageError(f'vLLM writes the traces of GRPO; "{self.method}" learns from those in the pool')
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        stopped: why it stopped by itself; None if it came to its end.
+        steps: of the optimizer.
+        tokens: that were generated for it.
+        seconds: it took, its audits included; of the last part only, if it went on after a stop.
+    """
+
+    stopped: str | None
+    steps: int
+    tokens: int
+    seconds: float
+
+
+# Training, watched -----------------------------------------------------------------------------------------------------
+
+
+def train(
+    plan: Training,
+    lessons: Sequence[Lesson],
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    auditor: Auditor,
+    *,
+    fidelity: Fidelity | None = None,
+    guard: Callable[[str, Pair], str | None] | None = None,
+    pool: Sequence[Proposed] = (),
+    progress: Progress = no_progress,
+) -> Outcome:
+    """Train, or go on with that; the adapter is `folder`/adapter when this returns.
+
+    Args:
+        plan: how.
+        lessons: what GRPO proposes traces for.
+        folder: of this method in the run's folder; made if missing.
+        model: the base, which is changed.
+        tokenizer: its own.
+        auditor: looks at the policy before the first step, at times, and after the last.
+        fidelity: for GRPO.
+        guard: for GRPO.
+        pool: for the others.
+        progress: is told how many steps are done, or, for GRPO, how many tokens generated.
+
+    Raises:
+        UsageError: something makes no sense, nothing can be learned from the pool, or there is no room for a checkpoint.
+    """
+    from transformers import set_seed
+
+    from .watching import Watching
+
+    plan.check()
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_room(model, folder, plan.rank)
+    checkpoint = last_checkpoint(folder / CHECKPOINTS)
+    curves = Curves(folder / CURVES)
+    curves.begin_at(-1 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]))
+    set_seed(plan.seed)  # the adapter's first weights are drawn before trl's trainers set it
+    watching = Watching(plan, curves, auditor, tokenizer, progress)
+    if plan.online:
+        if fidelity is None or guard is None:
+            raise UsageError(f'"{plan.method}" needs something that scores traces, and guards')
+        rewards = GroupRewards(plan, lessons, fidelity, guard, ends_of(tokenizer, plan.style))
+        watching.rewards, rewards.tokens = rewards, watching.tokens_before
+        trainer = group_trainer(plan, folder, model, tokenizer, lessons, rewards.functions, watching)
+    else:
+        rows = (chosen_rows if plan.method == "sft" else preference_rows)(pool, plan.weights, plan.style, plan.how)
+        if len(rows) < plan.batch:
+            raise UsageError(
+                f"only {len(rows)} pairs of {len(pool)} have traces to learn from, fewer than a batch of {plan.batch}; "
+                "take more pairs, a larger --group, or a smaller --batch"
+            )
+        make = supervised_trainer if plan.method == "sft" else preference_trainer
+        trainer = make(plan, folder, model, tokenizer, rows, watching)
+    began = time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        watching.look(trainer.model, trainer.state.global_step)
+        _save(trainer, folder)
+    except OSError as error:
+        raise UsageError(f"{folder}: a checkpoint cannot be written ({error}); make room, and give the same command") from error
+    tokens = watching.tokens if plan.online else sum(one.tokens for one in pool)
+    return Outcome(watching.stopped, trainer.state.global_step, tokens, time.monotonic() - began)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; those that a stop left half-written are deleted."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda one: int(one.name.rpartition("-")[2]))
+    for one in reversed(found):
+        # Written in this order by transformers: whatever the last of them is beside, is whole.
+        if (one / "trainer_state.json").is_file() and (one / "adapter_model.safetensors").is_file():
+            return one
+        shutil.rmtree(one)
+    return None
+
+
+def _save(trainer: Any, folder: Path) -> None:
+    """Put the adapter in its place, whole or not at all."""
+    partial = folder / f"{ADAPTER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    trainer.model.save_pretrained(str(partial))
+    trainer.processing_class.save_pretrained(str(partial))
+    partial.rename(folder / ADAPTER)
+
+
+def adapter_bytes(model: Any, rank: int) -> int:
+    """What an adapter of that rank takes on disk: float32, on every linear layer."""
+    import torch
+
+    layers = [layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and "lm_head" not in name]
+    return 4 * rank * sum(layer.in_features + layer.out_features for layer in layers)
+
+
+def _check_room(model: Any, folder: Path, rank: int) -> None:
+    """UsageError if the disk has no room for two checkpoints (adapter, two moments of it) and the adapter."""
+    needed, free = 7 * adapter_bytes(model, rank) + 64 * 2**20, shutil.disk_usage(folder).free
+    if free < needed:
+        raise UsageError(
+            f"{folder}: training needs {needed / 2**20:,.0f} MiB for its checkpoints, and {free / 2**20:,.0f} are free; make "
+            "room, or name another folder"
+        )

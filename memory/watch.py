@@ -1,0 +1,164 @@
+"""Watching a training: its curves, an audit of held-out pairs, and the decision to stop when traces begin to cheat.
+
+The one design choice: the audit asks a detector that is in no reward (can the action be told from the trace alone, guards.py's
+`gives_away`) about the same few pairs each time, so that what rises is the policy's doing; training stops where it has risen
+by more than chance allows. What trains against a detector learns to hide from it (arXiv 2601.23086), so it never does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from usertwin.personas import Pair
+
+from .distractors import Distractors
+from .fidelity import CHOICES, gains
+from .guards import gives_away
+from .lessons import Lesson
+from .policy import write_traces
+from .propose import Proposing
+from .sampling import Style
+from .scoring import Scorer
+from .words import word_tokens
+
+#: The audit has risen if chance would do as much less often than this, compared with the untrained policy's (Fisher's exact
+#: test, one-sided); small, since it is asked at every audit.
+CHANCE = 0.01
+#: Guards that speak of a leak; the others of form.
+LEAKS = ("quotes_action", "new_words", "new_names", "same_meaning", "announces")
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What a policy writes for the watched pairs.
+
+    Attributes:
+        n: pairs.
+        novel: the mean guarded gain, in nats per token of the action; 0 for a trace that a guard rejects.
+        leak_rate: the share of traces that a guard rejects for a leak.
+        rejected: the share that any guard rejects.
+        gives_away: the share of traces from which alone the action can be told.
+        words: of a trace, on average.
+    """
+
+    n: int
+    novel: float
+    leak_rate: float
+    rejected: float
+    gives_away: float
+    words: float
+
+
+class Auditor:
+    """Audits a policy on the same pairs, with the same seed.
+
+    Args:
+        lessons: the pairs.
+        scorer: for gain and audit.
+        distractors: of each person, by label: other actions, for the audit.
+        guard: the name of the guard that rejects a trace, or None.
+        style: how the policy is prompted.
+        how: likewise.
+        seed: for what it writes.
+    """
+
+    def __init__(
+        self,
+        lessons: Sequence[Lesson],
+        scorer: Scorer,
+        distractors: Mapping[str, Distractors],
+        guard: Callable[[str, Pair], str | None],
+        style: Style,
+        how: Proposing,
+        seed: int,
+    ) -> None:
+        self.lessons, self._scorer, self._guard = list(lessons), scorer, guard
+        self._style: Style = style
+        self._how: Proposing = how
+        self._seed = seed
+        self._others = [distractors[one.label].of(one.pair, CHOICES - 1) for one in self.lessons]
+
+    def __call__(self, model: Any, tokenizer: Any) -> Audit:
+        """Have the policy write a trace for each pair, and look at them."""
+        written = write_traces(
+            model, tokenizer, [one.pair for one in self.lessons], self._style, self._how, seed=self._seed
+        )  # fmt: skip
+        return self.look([trace for trace, _, _ in written])
+
+    def look(self, traces: Sequence[str]) -> Audit:
+        """An audit of traces that are there already, one for each pair."""
+        novel, reasons, away = list[float](), list[str | None](), list[bool]()
+        for one, others, trace in zip(self.lessons, self._others, traces, strict=True):
+            reasons.append(self._guard(trace, one.pair))
+            away.append(bool(trace) and gives_away(self._scorer, one.pair, trace, others))
+            novel.append(gains(self._scorer, one.pair, [trace])[0]["novel"] if reasons[-1] is None else 0.0)
+        return Audit(
+            n=len(traces),
+            novel=fmean(novel),
+            leak_rate=fmean(why in LEAKS for why in reasons),
+            rejected=fmean(why is not None for why in reasons),
+            gives_away=fmean(away),
+            words=fmean(len(word_tokens(trace)) for trace in traces),
+        )
+
+
+def reason_to_stop(first: Audit, now: Audit) -> str | None:
+    """Why a training is to stop after this audit, or None: the audit has risen by more than chance allows."""
+    from scipy.stats import fisher_exact
+
+    before, after = round(first.gives_away * first.n), round(now.gives_away * now.n)
+    found: Any = fisher_exact([[after, now.n - after], [before, first.n - before]], alternative="greater")
+    if float(found.pvalue) >= CHANCE:
+        return None
+    return (
+        f"the audit rises: from {after} of {now.n} traces alone the action can be told, it was {before} of {first.n} before "
+        f"training (chance does as much with a probability of {float(found.pvalue):.2g}); the traces begin to carry the action"
+    )
+
+
+class Curves:
+    """The file of a training's curves: one JSON object a line, in the order of the steps.
+
+    Args:
+        path: the file; made if missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def add_audit(self, step: int, audit: Audit) -> None:
+        """Add an audit's line."""
+        self.add({"step": step, "audit": {name: round(value, 6) for name, value in asdict(audit).items()}})
+
+    def read(self) -> list[dict[str, Any]]:
+        """The lines; one that a stop cut off is left out."""
+        if not self.path.exists():
+            return []
+        rows: list[dict[str, Any]] = []
+        for line in self.path.read_text("utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+    def begin_at(self, step: int) -> None:
+        """Take off what was written after a step: training goes on from its checkpoint, and does those steps again."""
+        kept = [row for row in self.read() if row["step"] <= step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+        partial.replace(self.path)
+
+    def first_audit(self) -> Audit | None:
+        """The audit of the untrained policy, if it was made."""
+        return next((Audit(**row["audit"]) for row in self.read() if row["step"] == 0 and "audit" in row), None)
