@@ -20,6 +20,7 @@ from .memory_cli import memory
 from .options import Style, console_for, home_option, model_option, progress_bars, seed_option, style_option
 from .recon_cli import controls, learn, tune
 from .run_cli import compare, export, report
+from .train_cli import train
 from .twins import open_twin, show_twin
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def show(name: str | None, home: Path | None) -> None:
 
 
 main.add_command(tune)
+main.add_command(train)
 main.add_command(controls)
 main.add_command(suite)
 main.add_command(report)

@@ -1,7 +1,8 @@
 """The curves of a training as pictures: SVG for the page, and one file with all of them.
 
 The one design choice: each panel is a picture of its own, so that a page can set them side by side or one below the other, and
-each says in words where its lines begin and end; what is drawn depends on the numbers alone, so the same run gives the same file.
+each says in words where its lines begin and end; what is drawn depends on the numbers alone, so a run
+gives one and the same file.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ def whole_picture(panels: Sequence[Panel], lines: Mapping[str, tuple[str, Any]])
         ax.set_axis_off()
     handles = [_sample(name, *style) for name, style in lines.items()]
     if handles:
-        figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, labelcolor=_TEXT)
+        figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, labelcolor=_TEXT)
     drawn = _svg(figure, "curves")
     start = drawn.index(">", drawn.index("<svg")) + 1
     return f'<?xml version="1.0" encoding="utf-8"?>\n{drawn[:start]}\n{_STYLE}{drawn[start:]}\n'
@@ -214,12 +215,14 @@ def _figure(rows: int, columns: int) -> Figure:
 
 def _draw(ax: Axes, panel: Panel, lines: Mapping[str, tuple[str, Any]]) -> None:
     """Raw points faint, their running mean as a line, audits as large marks joined by a thin line."""
+    from matplotlib.ticker import MaxNLocator
+
     ax.patch.set_alpha(0.0)
     for line in panel.lines:
         colour, dashes = lines[line.method]
         if line.curve is not None:
             steps, values = line.curve.steps, line.curve.values
-            ax.plot(steps, values, ".", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
+            ax.plot(steps, values, ".", color=colour, alpha=0.55, markersize=4.5, markeredgewidth=0)
             ax.plot(steps, running_mean(values), color=colour, linestyle=dashes, linewidth=1.8)
         if line.audit is not None:
             style: dict[str, Any] = {"color": colour, "markerfacecolor": "none", "markeredgewidth": 1.4, "linewidth": 0.8}
@@ -227,7 +230,7 @@ def _draw(ax: Axes, panel: Panel, lines: Mapping[str, tuple[str, Any]]) -> None:
     ax.set_title(panel.kind.title, fontsize=11, color=_TEXT, loc="left", parse_math=False)
     ax.set_xlabel("step", fontsize=9, color=_TEXT)
     ax.tick_params(colors=_TEXT, labelsize=9)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.margins(x=0.03)
     ax.grid(visible=True, color=_TEXT, alpha=0.12, linewidth=0.6)
     for name, spine in ax.spines.items():

@@ -1,7 +1,7 @@
 """The report of a training: what each method did, what came of it on held-out pairs, and its curves.
 
-The one design choice: the page and the Markdown draw the same sentences and tables, made here, and every method has a sentence of
-its own; none is called the best, as that would be picked on the very pairs it is then judged by.
+The one design choice: the page and the Markdown draw the same sentences and tables, made here, and every method has a sentence
+of its own; none is called the best, as that would be picked on the very pairs it is then judged by.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PICTURE = "curves.svg"
 _SAME_BUDGET = 0.05
 #: So many turns before the action are shown with an example.
 _CONTEXT = 4
-_GROUPS = {"unseen": "people not trained on", "seen": "people trained on, later turns"}
+_GROUPS = {"unseen": "not trained on", "seen": "trained on, later turns"}
 _SIGNS = {"holds": "✓", "fails": "✗"}
 _SPOKEN = {"holds": "better than the base", "fails": "worse than the base"}
 
@@ -128,7 +128,7 @@ def _sentence(one: MethodRun) -> str:
     leaked = "" if leaks is None else f"; leak rate {_change(leaks, 3)}"
     return (
         f"{title} {sure}: novel gain {number(gained.value, 3, signed=True)} nats per token against it ({ends}; "
-        f"{several(group.n, 'held-out pair')} of {several(group.people, 'person', 'people')}, {_GROUPS[name]}){leaked}.{ended}"
+        f"{several(group.n, 'held-out pair')} of {several(group.people, 'person', 'people')} {_GROUPS[name]}){leaked}.{ended}"
     )
 
 
@@ -160,7 +160,7 @@ def _warnings(run: TrainingRun) -> list[str]:
         if measured and measured.scorer is not None and measured.scorer == run.manifest.plan.get("scorer"):
             found.append(f"{title} was measured with {measured.scorer}, the scorer that was in its reward; take another.")
         worse = [
-            f"{title} leaks more than the base on {_GROUPS[name]}: {_change(group.leak_rate, 3)} (n={counted(group.n)})."
+            f"{title} leaks more than the base on people {_GROUPS[name]}: {_change(group.leak_rate, 3)} (n={counted(group.n)})."
             for name in _GROUPS
             if measured and (group := getattr(measured, name)) is not None and group.leak_rate and _rose(group.leak_rate)
         ]
@@ -214,9 +214,9 @@ def _came_of_it(run: TrainingRun) -> Section | None:
         for name, said in _GROUPS.items():
             group: Group | None = getattr(measured, name)
             if group is None:
-                rows.append(Row(method_title(one.name), said, (Cell("not measured"), *[NONE] * 5)))
+                rows.append(Row(method_title(one.name), f"people {said}", (Cell("not measured"), *[NONE] * 5)))
             else:
-                rows.append(Row(method_title(one.name), said, _cells(group)))
+                rows.append(Row(method_title(one.name), f"people {said}", _cells(group)))
     if not rows:
         return None
     notes = (
@@ -318,7 +318,7 @@ def _facts(run: TrainingRun) -> list[tuple[str, str]]:
         "Audits": f"on the same {several(audited, 'held-out pair')} each time" if audited else "",
         "Sources": _listed(manifest.sources),
         "Plan": _listed(manifest.plan),
-        "Intervals": "95%, from resampling people and then the conversations of each (two-level bootstrap); differences are paired",
+        "Intervals": "95%, from resampling people, then conversations of each (two-level bootstrap); differences are paired",
         "Versions": _listed(manifest.versions),
         "Started at": manifest.started_at or "",
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,6 +20,7 @@ from usertwin.memory import ChatModel, Embedder, Scorer
 from usertwin.memory.distractors import Distractors
 from usertwin.memory.downstream import Downstream, place_of
 from usertwin.memory.fidelity import Fidelity
+from usertwin.memory.files import digest
 from usertwin.memory.guards import rejected_by
 from usertwin.memory.judging import fidelity_by_name
 from usertwin.memory.lessons import Enrolment, Lesson, Lessons, lessons_of, with_later
@@ -27,6 +28,7 @@ from usertwin.memory.model_card import CardFacts, write_card
 from usertwin.memory.policy import check_chat_template, load_base, write_traces
 from usertwin.memory.pool import Proposed, fill_pool
 from usertwin.memory.propose import proposal_template
+from usertwin.memory.scoring import Precision
 from usertwin.memory.tracing import Progress, no_progress
 from usertwin.memory.training import ADAPTER, Outcome, Training, TrainMethod, train
 from usertwin.memory.watch import Auditor
@@ -34,7 +36,6 @@ from usertwin.personas import ChatLog, Pair, UsageError, load_log
 from usertwin.simulator import load_embedder, load_model, load_scorer
 from usertwin.simulator.models import weights_folder
 
-from .closeness_cli import digest_of_source
 from .files import write_whole
 from .record import MANIFEST, RESULT
 from .synthesizers import Looked, compared, examples_of, look_at, of_each
@@ -55,6 +56,7 @@ class TrainingOrder:
         sources: the logs.
         enrolment: who of them.
         scorer: in the reward and in the audit.
+        scorer_precision: of its weights and sums, and of those of the one that measures.
         measured_by: the scorer that measures at the end, which is best one that was in no reward.
         actor: reconstructs actions for a judge.
         judge: who judges, where the fidelity needs that.
@@ -66,10 +68,20 @@ class TrainingOrder:
     sources: tuple[str, ...]
     enrolment: Enrolment = field(default_factory=Enrolment)
     scorer: str = "local"
+    scorer_precision: Precision = "float32"
     measured_by: str | None = None
     actor: str | None = None
     judge: str | None = None
     embedder: str | None = None
+
+    def check(self) -> None:
+        """UsageError if two choices do not go together, or a number makes no sense."""
+        for method in self.methods:
+            replace(self.plan, method=method).check()
+        if self.plan.how == "forward" and self.plan.fidelity == "prior":
+            raise UsageError(
+                "the prior compares what is written with and without the action in sight, which forward traces never have"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Everything that decides what comes out, as a JSON object."""
@@ -114,7 +126,7 @@ class Trainer:
     @cached_property
     def scorer(self) -> Scorer:
         """In the reward and in the audit."""
-        return load_scorer(self.order.scorer, self.order.plan.precision, progress=self.fetch)
+        return load_scorer(self.order.scorer, self.order.scorer_precision, progress=self.fetch)
 
     @cached_property
     def embedder(self) -> Embedder:
@@ -164,8 +176,7 @@ class Trainer:
     def check(self) -> None:
         """UsageError, LogError or ModelError if something is wrong, as far as it is known before anything long begins."""
         order = self.order
-        for method in order.methods:
-            replace(order.plan, method=method).check()
+        order.check()
         folder = weights_folder(order.plan.base, self.fetch)
         from transformers import AutoTokenizer
 
@@ -177,7 +188,9 @@ class Trainer:
         self.check()
         self._begin()
         found: dict[str, Any] = {}
-        pool = asyncio.run(self._pool()) if any(not replace(self.order.plan, method=m).online for m in self.order.methods) else []
+        pool = (
+            asyncio.run(self._pool()) if any(not replace(self.order.plan, method=m).online for m in self.order.methods) else []
+        )
         for method in self.order.methods:
             found[method] = self._method(replace(self.order.plan, method=method), pool)
         self._write_manifest("complete")
@@ -232,7 +245,7 @@ class Trainer:
 
     def _look(self, traces: Sequence[str]) -> list[Looked]:
         by = self.order.measured_by
-        scorer = self.scorer if by is None else load_scorer(by, self.order.plan.precision, progress=self.fetch)
+        scorer = self.scorer if by is None else load_scorer(by, self.order.scorer_precision, progress=self.fetch)
         return look_at(self._held_out, traces, scorer, self.scorer, self.distractors, self.guard, self.progress)
 
     def _base_traces(self, model: Any, tokenizer: Any) -> tuple[list[str], list[Looked]]:
@@ -279,7 +292,7 @@ class Trainer:
             raise UsageError(f"{self.out}: cannot be written ({error.strerror}); name another folder") from None
 
     def _sources(self) -> dict[str, str | None]:
-        return {source: digest_of_source(source) for source in self.order.sources}
+        return {one: digest(Path(one)) if Path(one).is_file() else None for one in self.order.sources}
 
     _started: str = ""
 

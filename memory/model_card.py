@@ -28,7 +28,10 @@ METHODS = {
     ),
     "dpo": ("DPO", "The base was taught to prefer its own best-rewarded trace of a moment over its worst."),
     "grpo": ("Recon-GRPO", "The base was trained by GRPO with a reward for traces from which the action can be reconstructed."),
-    "e2e": ("E2E-GRPO", "The base was trained by GRPO with a reward for how close the action comes that follows the trace."),
+    "e2e": (
+        "E2E-GRPO",
+        "The base was trained by GRPO with a reward for how much a trace helps with another moment of the person.",
+    ),
 }
 #: Bases whose origin is known: what they are called on the Hugging Face hub, the licence there, and its name.
 _KNOWN = {

@@ -56,10 +56,23 @@ class Weights:
 
     def check(self) -> None:
         """UsageError if a weight is negative, nothing counts, or there is no such shape."""
-        if min(self.fidelity, self.leak, self.length, self.format) < 0 or self.fidelity == 0:
+        if not (min(self.fidelity, self.leak, self.length, self.format) >= 0 and 0 < self.fidelity < float("inf")):
             raise UsageError("the weights of a reward are not negative, and that of fidelity is not 0")
         if self.shape not in SHAPES:
             raise UsageError(f'"{self.shape}" is no shape of a reward; there are {", ".join(SHAPES)}')
+
+
+def weights_from(told: str, shape: Shape = "clipped") -> Weights:
+    """Weights as they are written on the command line, "fidelity/leak/length/format". UsageError if they are none."""
+    try:
+        fidelity, leak, length, form = (float(part) for part in told.split("/"))
+    except ValueError:
+        raise UsageError(
+            f'"{told}" are no weights of a reward; write those of fidelity, leak, length and format, such as 1/0.2/0.1/0.1'
+        ) from None
+    weights = Weights(fidelity, leak, length, form, shape)
+    weights.check()
+    return weights
 
 
 @dataclass(frozen=True, slots=True)

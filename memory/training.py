@@ -169,8 +169,8 @@ def train(
     guard: Callable[[str, Pair], str | None] | None = None,
     pool: Sequence[Proposed] = (),
     progress: Progress = no_progress,
-) -> Outcome:
-    """Train, or go on with that; the adapter is `folder`/adapter when this returns.
+) -> tuple[Outcome, Any]:
+    """Train, or go on with that; returns how it ended and the trained model. The adapter is then in `folder`/adapter.
 
     Args:
         plan: how.
@@ -222,7 +222,7 @@ def train(
     except OSError as error:
         raise UsageError(f"{folder}: a checkpoint cannot be written ({error}); make room, and give the same command") from error
     tokens = watching.tokens if plan.online else sum(one.tokens for one in pool)
-    return Outcome(watching.stopped, trainer.state.global_step, tokens, time.monotonic() - began)
+    return Outcome(watching.stopped, trainer.state.global_step, tokens, time.monotonic() - began), trainer.model
 
 
 def last_checkpoint(folder: Path) -> Path | None:

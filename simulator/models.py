@@ -233,6 +233,20 @@ def weights_folder(name: str, progress: FetchProgress | None = None) -> Path:
     return folder
 
 
+def known_weights(name: str) -> tuple[Path | None, int]:
+    """The folder of a model's transformers weights, None if they are not here yet, and their size in float32, in bytes.
+
+    Nothing is fetched or made. The size is 0 where it is not known.
+    """
+    kind, _, rest = name.partition(":")
+    folder = Path(rest).expanduser() if kind == "transformers" else None
+    if kind == "local" and (file := _file_that_is_here(rest)) is not None:
+        folder = _float32_folder(file)
+    if folder is None or not (folder / "config.json").is_file():
+        return None, 0
+    return folder, sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
 def _refuse_unscripted(name: str) -> None:
     if os.environ.get("USERTWIN_ONLY_SCRIPTED"):
         raise ModelError(
@@ -300,12 +314,17 @@ def load_embedder(name: str | None = None) -> Embedder:
     return CachedEmbedder(embedder)
 
 
+def _float32_folder(gguf: Path) -> Path:
+    """Where the weights of a GGUF file are kept for transformers, once they were made."""
+    stat = gguf.stat()
+    return cache_folder() / "float32" / f"{gguf.stem}-{stat.st_size}-{int(stat.st_mtime)}"
+
+
 def _dequantized(gguf: Path) -> Path:
     """A folder with the weights of a GGUF file in float32 for transformers; made once, since that takes a while."""
     if not gguf.is_file():
         raise ModelError(f"{gguf}: there is no such model file; name a GGUF file that exists")
-    stat = gguf.stat()
-    target = cache_folder() / "float32" / f"{gguf.stem}-{stat.st_size}-{int(stat.st_mtime)}"
+    target = _float32_folder(gguf)
     if target.is_dir():
         return target
     import torch

@@ -1,0 +1,91 @@
+"""What a training will take, before it begins: people, pairs, steps, tokens, memory.
+
+The one design choice: it is reckoned from the lessons as they are and from the sizes of the weights on disk; no model is loaded
+or fetched for it, and what is a guess says "about".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from usertwin.memory.lessons import Lesson, Lessons
+from usertwin.memory.propose import TRACE_TOKENS, prompt_for, written_tokens
+from usertwin.memory.training import Training
+from usertwin.simulator.models import known_weights
+
+if TYPE_CHECKING:
+    from .training_run import TrainingOrder
+
+_CHARACTERS = 4
+_BYTES = {"float32": 4, "bfloat16": 2}
+#: Bytes of activations of a layer for each token and unit of width, in 16 bits, without recomputing (arXiv 2205.05198).
+_ACTIVATIONS = 34
+
+
+def plan_of_training(order: TrainingOrder, lessons: Lessons) -> list[str]:
+    """What an order will take, a sentence each."""
+    people, plan = lessons.people, order.plan
+    said = [
+        f"{len(lessons.train):,} pairs of {len(people['seen'])} people to train on, {len(lessons.watched)} watched; "
+        f"measured on {len(lessons.seen):,} later pairs of theirs and {len(lessons.unseen):,} of {len(people['unseen'])} people "
+        "who are held out with every conversation they took part in"
+    ]
+    said += [_method(replace(plan, method=method), lessons) for method in order.methods]
+    by = order.measured_by or order.scorer
+    said.append(
+        f"rewards and audits by {order.scorer}; measured by {by}"
+        + ("" if by != order.scorer else ", which is in the reward, too")
+    )
+    said.append(_memory(order, lessons.train))
+    return said
+
+
+def _method(plan: Training, lessons: Lessons) -> str:
+    each = written_tokens(plan.style)
+    if plan.online:
+        steps = plan.budget // (plan.batch * each)
+        return (
+            f"{plan.method}: about {steps:,} steps of {plan.batch // plan.group} pairs with {plan.group} traces each, until "
+            f"{plan.budget:,} tokens are generated"
+        )
+    pairs = min(len(lessons.train), max(1, plan.budget // (plan.group * each)))
+    steps = max(1, int(pairs * plan.epochs / plan.batch))
+    return (
+        f"{plan.method}: {plan.group} traces of the base for each of about {pairs:,} pairs, until {plan.budget:,} tokens are "
+        f"generated; then at most {steps:,} steps of {plan.batch} rows"
+    )
+
+
+def _memory(order: TrainingOrder, train: Sequence[Lesson]) -> str:
+    """About what training needs at once: weights, adapter with its moments, and what the steps back need of the steps there."""
+    plan = order.plan
+    folder, size = known_weights(plan.base)
+    if folder is None:
+        return f"memory: not known until the weights of {plan.base} are here (they are fetched, or made, when training begins)"
+    shape = _shape(folder)
+    of_scorer = known_weights(order.scorer)[1]
+    weights = size * _BYTES[plan.precision] // 4 + of_scorer * _BYTES[order.scorer_precision] // 4
+    longest = max((len(prompt_for(plan.style, one.pair, "the person", plan.how)) for one in train), default=0) // _CHARACTERS
+    tokens = plan.at_once * (longest + TRACE_TOKENS[plan.style]) * (2 if plan.method == "dpo" else 1)
+    width = _BYTES[plan.precision]
+    activations = tokens * shape["layers"] * shape["hidden"] * _ACTIVATIONS * width // 2
+    logits = 3 * 4 * tokens * shape["vocabulary"]
+    total = (weights + activations + logits) / 2**30
+    return (
+        f"memory: about {total:.1f} GiB ({weights / 2**30:.1f} of weights, the rest for {plan.at_once} at once of up to "
+        f"{longest + TRACE_TOKENS[plan.style]:,} tokens)"
+    )
+
+
+def _shape(folder: Path) -> dict[str, int]:
+    config: Any = json.loads((folder / "config.json").read_text("utf-8"))
+    config = config.get("text_config", config)
+    return {
+        "layers": int(config.get("num_hidden_layers", 0)),
+        "hidden": int(config.get("hidden_size", 0)),
+        "vocabulary": int(config.get("vocab_size", 0)),
+    }
