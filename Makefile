@@ -40,5 +40,5 @@ $(READY): pyproject.toml | $(VENV)
 	@touch $@
 
 $(READY_DEV): $(READY)
-	@$(BIN)/python -m pip install --group dev > $(VENV)/install-dev.log 2>&1 || { tail -n 20 $(VENV)/install-dev.log; exit 1; }
+	@$(BIN)/python -m pip install --editable ".[train]" --group dev > $(VENV)/install-dev.log 2>&1 || { tail -n 20 $(VENV)/install-dev.log; exit 1; }
 	@touch $@

@@ -19,7 +19,7 @@ _run = click.Path(path_type=Path)
 @click.command()
 @click.argument("run", type=_run)
 def report(run: Path) -> None:
-    """Write report.html and report.md of the run in the folder RUN anew, be it of a suite or of a training."""
+    """Write report.html and report.md of the run in the folder RUN anew."""
     from .files import write_reports
     from .record import read_result, read_turns
     from .summary import summary_of

@@ -45,7 +45,7 @@ _PRECISION = click.Choice(["float32", "bfloat16"])
 @click.option("--people", default=8, show_default=True, help="People of each log to train on, those who said most.")
 @click.option("--unseen", default=4, show_default=True, help="People of each log to hold out, spread evenly among them.")
 @click.option("--hold-out", multiple=True, metavar="NAME", help="Hold out this person instead; may be given several times.")
-@click.option("--role", help='Only people of this role, such as "user".')
+@click.option("--role", help='Only people of this role, such as "user", in logs that have it.')
 @click.option("--pairs", default=16, show_default=True, help="Training pairs of each person.")
 @click.option("--watched", default=32, show_default=True, help="Held-out pairs that are looked at while training.")
 @click.option("--measured", default=16, show_default=True, help="Held-out pairs of each person to measure on; 0 for none.")
@@ -99,8 +99,8 @@ def train(out: Path, dry_run: bool, **told: Any) -> None:
     """Train a synthesizer on people's logs, into the folder OUT.
 
     Each method starts from the same base and the same pairs, and may have the same number of tokens generated. What is held
-    out is never trained on: some people wholly, and the later conversations of all others. Training stops by itself where the traces
-    begin to carry the action. Use what comes out with: usertwin learn NAME --from LOG --speaker WHO --synthesizer
+    out is never trained on: some people wholly, and the later conversations of all others. Training stops by itself where
+    the traces begin to carry the action. Use what comes out with: usertwin learn NAME --from LOG --speaker WHO --synthesizer
     OUT/METHOD/adapter
     """
     from usertwin.memory.policy import check_installed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,8 @@ def plan_of_training(order: TrainingOrder, lessons: Lessons) -> list[str]:
     people, plan = lessons.people, order.plan
     said = [
         f"{len(lessons.train):,} pairs of {len(people['seen'])} people to train on, {len(lessons.watched)} watched; "
-        f"measured on {len(lessons.seen):,} later pairs of theirs and {len(lessons.unseen):,} of {len(people['unseen'])} people "
-        "who are held out with every conversation they took part in"
+        f"measured on {len(lessons.seen):,} later pairs of theirs and {len(lessons.unseen):,} of {len(people['unseen'])} "
+        "people who are held out with every conversation they took part in"
     ]
     said += [_method(replace(plan, method=method), lessons) for method in order.methods]
     by = order.measured_by or order.scorer
@@ -47,13 +48,13 @@ def plan_of_training(order: TrainingOrder, lessons: Lessons) -> list[str]:
 def _method(plan: Training, lessons: Lessons) -> str:
     each = written_tokens(plan.style)
     if plan.online:
-        steps = plan.budget // (plan.batch * each)
+        steps = max(1, plan.budget // (plan.batch * each))
         return (
             f"{plan.method}: about {steps:,} steps of {plan.batch // plan.group} pairs with {plan.group} traces each, until "
             f"{plan.budget:,} tokens are generated"
         )
     pairs = min(len(lessons.train), max(1, plan.budget // (plan.group * each)))
-    steps = max(1, int(pairs * plan.epochs / plan.batch))
+    steps = ceil(plan.epochs * ceil(pairs / plan.batch))
     return (
         f"{plan.method}: {plan.group} traces of the base for each of about {pairs:,} pairs, until {plan.budget:,} tokens are "
         f"generated; then at most {steps:,} steps of {plan.batch} rows"
@@ -70,7 +71,7 @@ def _memory(order: TrainingOrder, train: Sequence[Lesson]) -> str:
     of_scorer = known_weights(order.scorer)[1]
     weights = size * _BYTES[plan.precision] // 4 + of_scorer * _BYTES[order.scorer_precision] // 4
     longest = max((len(prompt_for(plan.style, one.pair, "the person", plan.how)) for one in train), default=0) // _CHARACTERS
-    tokens = plan.at_once * (longest + TRACE_TOKENS[plan.style]) * (2 if plan.method == "dpo" else 1)
+    tokens = plan.at_once * (longest + TRACE_TOKENS[plan.style]) * (2 if "dpo" in order.methods else 1)
     width = _BYTES[plan.precision]
     activations = tokens * shape["layers"] * shape["hidden"] * _ACTIVATIONS * width // 2
     logits = 3 * 4 * tokens * shape["vocabulary"]

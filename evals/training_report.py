@@ -107,7 +107,9 @@ def summary_of_training(run: TrainingRun) -> list[str]:
     base = manifest.plan.get("base")
     first = f"{several(len(run.methods), 'method')} from {'the same base' if base is None else f'the base {base}'}, "
     first += f"on {pairs} of {several(seen, 'person', 'people')}"
-    first += f"; {several(unseen, 'other')} were kept apart to be measured on." if unseen else "; nobody was kept apart."
+    first += (
+        f"; {several(unseen, 'other')} {_were(unseen)} kept apart to be measured on." if unseen else "; nobody was kept apart."
+    )
     return [first, *map(_sentence, run.methods)]
 
 

@@ -148,6 +148,13 @@ class Trainer:
         return load_model(self.order.plan.base, style=self.order.plan.style, progress=self.fetch)
 
     @cached_property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(weights_folder(self.order.plan.base, self.fetch), local_files_only=True)
+
+    @cached_property
     def _examples(self) -> str:
         model = ChatModel("", None, self.order.plan.style)  # pyright: ignore[reportArgumentType]
         return proposal_template(model, self.order.plan.how).text
@@ -177,10 +184,7 @@ class Trainer:
         """UsageError, LogError or ModelError if something is wrong, as far as it is known before anything long begins."""
         order = self.order
         order.check()
-        folder = weights_folder(order.plan.base, self.fetch)
-        from transformers import AutoTokenizer
-
-        check_chat_template(AutoTokenizer.from_pretrained(folder, local_files_only=True), order.plan.base, order.plan.style)
+        check_chat_template(self.tokenizer, order.plan.base, order.plan.style)
         _ = self.lessons
 
     def run(self) -> dict[str, Any]:
@@ -200,8 +204,9 @@ class Trainer:
     async def _pool(self) -> list[Proposed]:
         plan = self.order.plan
         return await fill_pool(
-            self.out / POOL, self.lessons.train, self.base, self.fidelity("dpo"), self.guard, weights=plan.weights, how=plan.how,
-            group=plan.group, budget=plan.budget, seed=plan.seed, progress=self.progress,
+            self.out / POOL, self.lessons.train, self.base, self.fidelity("dpo"), self.guard,
+            count=lambda text: len(self.tokenizer(text).input_ids), weights=plan.weights,
+            how=plan.how, group=plan.group, budget=plan.budget, seed=plan.seed, progress=self.progress,
         )  # fmt: skip
 
     def _method(self, plan: Training, pool: Sequence[Proposed]) -> dict[str, Any]:

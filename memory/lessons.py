@@ -2,7 +2,7 @@
 
 The one design choice: people who are held out ("unseen") are so with every conversation they took part in, so that nobody
 who is trained on can bring a turn of theirs along; of everybody else only what a twin may remember is trained on, and what came
-later ("seen") is measured.
+later ("seen") is measured. A conversation of several who are looked at is in one part only, the latest it is in for any of them.
 
     train      corpus part of the people who are seen
     watched    validation part of the same, a few pairs: looked at while training, to see whether it goes wrong
@@ -12,7 +12,7 @@ later ("seen") is measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from usertwin.personas import ChatLog, LogError, Pair, Split, UsageError, split_pairs
@@ -71,7 +71,7 @@ class Enrolment:
         people: how many people of each log, those who said most.
         unseen: how many more of each log are held out, spread evenly among them.
         held_out: people who are held out, by name, instead.
-        role: of whom, such as "user"; None for anybody.
+        role: of whom, such as "user", in logs where somebody has it; None for anybody.
         pairs: training pairs of each person.
         watched: pairs that are watched, of all people together.
         measured: pairs that are measured, of each person.
@@ -101,6 +101,7 @@ def lessons_of(logs: Mapping[str, ChatLog], enrolment: Enrolment) -> Lessons:
     """
     if min(enrolment.people, enrolment.pairs, enrolment.watched) < 1 or min(enrolment.unseen, enrolment.measured) < 0:
         raise UsageError("at least one person, one pair of each and one that is watched are needed, and no number is negative")
+    _check_named(logs, enrolment.held_out)
     parts: dict[str, list[Lesson]] = {"train": [], "seen": [], "unseen": []}
     watched: list[list[Lesson]] = []
     for name, log in logs.items():
@@ -110,19 +111,22 @@ def lessons_of(logs: Mapping[str, ChatLog], enrolment: Enrolment) -> Lessons:
             for one in log.conversations
             if strangers & {turn.speaker for turn in one.turns if not turn.private}
         }
+        known = {speaker: split for speaker, split in splits.items() if speaker not in strangers}
+        measured = without | {pair.conversation_id for split in known.values() for pair in split.test}
+        looked_at = measured | {pair.conversation_id for split in known.values() for pair in split.validation}
         for speaker, split in splits.items():
             label = f"{name}/{speaker}"
             if speaker in strangers:
                 parts["unseen"] += _lessons(label, split.test, enrolment.measured)
-                continue
-            known = [pair for pair in split.corpus if pair.conversation_id not in without]
-            parts["train"] += _lessons(label, known, enrolment.pairs)
-            watched.append(_lessons(label, split.validation, enrolment.watched))
-            parts["seen"] += _lessons(label, split.test, enrolment.measured)
-    if len(parts["train"]) < LEAST_PAIRS:
+            elif own := _lessons(label, _outside(split.corpus, looked_at), enrolment.pairs):
+                parts["train"] += own
+                watched.append(_lessons(label, _outside(split.validation, measured), enrolment.watched))
+                parts["seen"] += _lessons(label, _outside(split.test, without), enrolment.measured)
+    if len(parts["train"]) < LEAST_PAIRS or not any(watched):
         raise LogError(
-            f"only {len(parts['train'])} pairs to train on (answers of {LEAST_WORDS} to {MOST_WORDS} words); "
-            f" at least {LEAST_PAIRS} are needed; take more people, more pairs of each, or a longer log"
+            f"only {len(parts['train'])} pairs to train on and {sum(map(len, watched))} to watch (answers of {LEAST_WORDS} to "
+            f"{MOST_WORDS} words, in conversations without anybody who is held out); at least {LEAST_PAIRS} and one are needed; "
+            "take more people, more pairs of each, or a longer log"
         )
     in_turn = [one for place in range(enrolment.watched) for group in watched for one in group[place : place + 1]]
     return Lessons(tuple(parts["train"]), tuple(in_turn[: enrolment.watched]), tuple(parts["seen"]), tuple(parts["unseen"]))
@@ -144,14 +148,26 @@ def with_later(lessons: Sequence[Lesson], embedder: Embedder) -> list[Lesson]:
     return found
 
 
+def _outside(pairs: Sequence[Pair], conversations: Collection[str]) -> list[Pair]:
+    return [pair for pair in pairs if pair.conversation_id not in conversations]
+
+
+def _check_named(logs: Mapping[str, ChatLog], names: Sequence[str]) -> None:
+    """LogError if somebody who is to be held out speaks in none of the logs."""
+    for name in names:
+        if not any(name in log.turn_counts() for log in logs.values()):
+            raise LogError(f'nobody called "{name}" speaks in {", ".join(logs)}, so nothing of theirs can be held out')
+
+
 def _people(log: ChatLog, enrolment: Enrolment) -> tuple[dict[str, Split], set[str]]:
     """The splits of everybody who is looked at, and who of them is held out."""
-    named = [speaker for speaker in enrolment.held_out if speaker in log.turn_counts()]
+    named = [speaker for speaker in dict.fromkeys(enrolment.held_out) if speaker in log.turn_counts()]
     for speaker in named:
         check_speaker(log, speaker)
-    wanted = enrolment.people + (0 if named else enrolment.unseen)
+    unseen = 0 if enrolment.held_out else enrolment.unseen
+    wanted = enrolment.people + unseen
     splits: dict[str, Split] = {speaker: split_pairs(log, speaker, window=enrolment.window) for speaker in named}
-    for speaker in log.turn_counts(enrolment.role):
+    for speaker in log.turn_counts(enrolment.role) or log.turn_counts():
         if len(splits) == wanted + len(named):
             break
         if speaker not in splits:
@@ -165,10 +181,7 @@ def _people(log: ChatLog, enrolment: Enrolment) -> tuple[dict[str, Split], set[s
             f"({enrolment.people} to train on and {wanted + len(named) - enrolment.people} held out); ask for fewer"
         )
     ranked = list(splits)
-    spread = (
-        {ranked[int((i + 0.5) * len(ranked) / enrolment.unseen)] for i in range(enrolment.unseen)} if not named else set(named)
-    )
-    return splits, spread
+    return splits, {*named, *(ranked[int((i + 0.5) * len(ranked) / unseen)] for i in range(unseen))}
 
 
 def _lessons(label: str, pairs: Sequence[Pair], most: int) -> list[Lesson]:

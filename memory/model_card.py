@@ -148,7 +148,7 @@ def _front(facts: CardFacts) -> str:
     data: dict[str, Any] = {
         "library_name": "peft",
         "pipeline_tag": "text-generation",
-        "tags": ["lora", "usertwin", "recon", "user-simulation", facts.method],
+        "tags": ["lora", "usertwin", "recon", "user-simulation", "".join(filter(str.isprintable, facts.method))],
     }
     if hub:
         data |= {"base_model": hub, "base_model_relation": "adapter"}
@@ -171,9 +171,9 @@ def _base(base: str) -> str:
 
 
 def _name(told: str) -> str:
-    """A model or a log without the folders of the machine it was on; a name on the hub stays whole."""
+    """A model or a log without the folders and addresses of where it was; a name on the hub stays whole."""
     if told.startswith(("hf:", "openai:")):
-        return told
+        return told.partition("@")[0]
     kind, colon, path = told.rpartition(":") if re.match(r"(?:local|transformers):", told) else ("", "", told)
     return kind + colon + (re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path)
 

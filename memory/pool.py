@@ -21,7 +21,7 @@ from .lessons import Lesson
 from .policy import prompt_of
 from .propose import Proposing, propose
 from .rewards import Reward, Weights, rewards_of
-from .sampling import ChatModel, Ledger, Style
+from .sampling import ChatModel, Style
 from .tracing import Progress, no_progress
 
 #: A pair teaches a preference only if its best trace is worth so much more than its worst.
@@ -57,6 +57,7 @@ async def fill_pool(
     fidelity: Fidelity,
     guard: Callable[[str, Pair], str | None],
     *,
+    count: Callable[[str], int],
     weights: Weights,
     how: Proposing,
     group: int,
@@ -72,6 +73,8 @@ async def fill_pool(
         model: the base.
         fidelity: scores them.
         guard: the name of the guard that rejects a trace, or None.
+        count: the tokens of a text. What was cut off a trace is not counted; servers do not agree on whether they tell those of
+            all samples of a prompt, or of one.
         weights: tell the shape of the reward.
         how: in which way they are proposed.
         group: how many for each.
@@ -90,13 +93,12 @@ async def fill_pool(
             progress("proposals", min(spent, budget), budget)
             if spent >= budget:
                 break
-            lesson, ledger = lessons[place], Ledger()
-            traces = await propose(model, lesson.pair, "the person", how=how, n=group, seed=seed + place, ledger=ledger)
+            lesson = lessons[place]
+            traces = await propose(model, lesson.pair, "the person", how=how, n=group, seed=seed + place)
             rewards = await rewards_of(
                 lesson.pair, traces, [True] * len(traces), fidelity=fidelity, guard=guard, shape=weights.shape, seed=seed
             )
-            # An engine that tells no tokens has written about one for each four characters.
-            tokens = ledger.usage.output_tokens or sum(len(trace) // 4 + 1 for trace in traces)
+            tokens = sum(count(trace) + 1 for trace in traces)
             found.append(Proposed(lesson, tuple(traces), tuple(rewards), tokens))
             row = {"place": place, "traces": traces, "rewards": [asdict(one) for one in rewards], "tokens": tokens}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

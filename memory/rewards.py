@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, get_args
 
 from usertwin.personas import Pair, UsageError, VerdictError
@@ -56,8 +57,8 @@ class Weights:
 
     def check(self) -> None:
         """UsageError if a weight is negative, nothing counts, or there is no such shape."""
-        if not (min(self.fidelity, self.leak, self.length, self.format) >= 0 and 0 < self.fidelity < float("inf")):
-            raise UsageError("the weights of a reward are not negative, and that of fidelity is not 0")
+        if not all(0 <= weight < inf for weight in (self.fidelity, self.leak, self.length, self.format)) or not self.fidelity:
+            raise UsageError("the weights of a reward are numbers that are not negative, and that of fidelity is not 0")
         if self.shape not in SHAPES:
             raise UsageError(f'"{self.shape}" is no shape of a reward; there are {", ".join(SHAPES)}')
 

@@ -5,7 +5,7 @@ So the real training code runs in a test, in a second and without a network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def tiny_model(folder: Path, chat_template: bool = False) -> Path:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None]:
     """Reckon in one thread: where a model is tiny, threads wait for each other longer than they work."""
     import torch
 
