@@ -10,13 +10,18 @@ from pathlib import Path
 import cog
 
 COMMANDS = (
-    "learn", "tune", "controls", "chat", "simulate", "eval", "report", "compare", "judge-by-hand", "export", "show", "demo",
+    "learn", "tune", "train", "controls", "chat", "simulate", "eval", "report", "compare", "judge-by-hand", "export", "show", "demo",
 )  # fmt: skip
 MEMORY = ("stats", "check", "rebuild", "add", "forget")
 FOLDERS = ("personas", "memory", "simulator", "evals", "examples", "tests")
 NOT_PYTHON = {".txt": "a prompt", ".md": "what was tried, with numbers", ".html": "a page, to be filled", ".toml": "a suite"}
 
-BY_NAME = {"report_md.txt": "a report in Markdown, to be filled", "suite_small_replies.txt": "what its scripted model says"}
+BY_NAME = {
+    "report_md.txt": "a report in Markdown, to be filled",
+    "training_report_md.txt": "a report in Markdown, to be filled",
+    "model_card.txt": "the card of an adapter, to be filled",
+    "suite_small_replies.txt": "what its scripted model says",
+}
 
 
 def help_of_all() -> None:

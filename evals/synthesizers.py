@@ -51,38 +51,42 @@ class Looked:
 
 def look_at(
     lessons: Sequence[Lesson],
-    traces: Sequence[str],
+    written: Sequence[Sequence[str]],
     scorer: Scorer,
     detector: Scorer,
     distractors: Mapping[str, Distractors],
     guard: Callable[[str, Pair], str | None],
     progress: Progress = no_progress,
-) -> list[Looked]:
-    """Look at a trace of each pair.
+) -> list[list[Looked]]:
+    """Look at the traces of several writers, one for each pair; those of a pair together, since they share its context.
 
     Args:
         lessons: the pairs.
-        traces: one for each.
+        written: for each writer, the trace of each pair.
         scorer: for the gain.
         detector: is asked whether the trace gives the action away.
         distractors: other actions of each person, by label.
         guard: the name of the guard that rejects a trace, or None.
         progress: is told how far things are.
     """
-    found: list[Looked] = []
-    for done, (one, trace) in enumerate(zip(lessons, traces, strict=True)):
+    found: list[list[Looked]] = [[] for _ in written]
+    for done, (one, *traces) in enumerate(zip(lessons, *written, strict=True)):
         progress("measuring", done, len(lessons))
-        why, others = guard(trace, one.pair), distractors[one.label].of(one.pair, CHOICES - 1)
-        found.append(
-            Looked(
-                label=one.label,
-                conversation=one.pair.conversation_id,
-                novel=gains(scorer, one.pair, [trace])[0]["novel"] if why is None else 0.0,
-                leaks=why in LEAKS,
-                gives_away=bool(trace) and gives_away(detector, one.pair, trace, others),
-                words=len(word_tokens(trace)),
+        reasons = {trace: guard(trace, one.pair) for trace in dict.fromkeys(traces)}
+        passed = [trace for trace, why in reasons.items() if why is None]
+        novel = {trace: parts["novel"] for trace, parts in zip(passed, gains(scorer, one.pair, passed), strict=True)}
+        others = distractors[one.label].of(one.pair, CHOICES - 1)
+        for own, trace in zip(found, traces, strict=True):
+            own.append(
+                Looked(
+                    label=one.label,
+                    conversation=one.pair.conversation_id,
+                    novel=novel.get(trace, 0.0),
+                    leaks=reasons[trace] in LEAKS,
+                    gives_away=bool(trace) and gives_away(detector, one.pair, trace, others),
+                    words=len(word_tokens(trace)),
+                )
             )
-        )
     progress("measuring", len(lessons), len(lessons))
     return found
 

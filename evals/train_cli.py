@@ -108,7 +108,7 @@ def train(out: Path, dry_run: bool, **told: Any) -> None:
     from .training_plan import plan_of_training
 
     console = console_for()
-    check_installed()
+    check_installed(vllm=told["vllm"], tensorboard=told["tensorboard"])
     with progress_bars(console) as bars:
         from .training_run import Trainer
 
@@ -133,7 +133,7 @@ def _order(told: dict[str, Any]) -> TrainingOrder:
     from .training_run import TrainingOrder
 
     base: str = told["base"]
-    style: Literal["transcript", "instruction"] = told["style"] or manner_of(base)[0]
+    style: Literal["transcript", "instruction"] = manner_of(base, told["style"])[0]
     weights: Weights = weights_from(told["weights"], told["shape"])
     plan = Training(
         method=told["methods"][0], style=style, weights=weights,

@@ -223,8 +223,9 @@ def _came_of_it(run: TrainingRun) -> Section | None:
         return None
     notes = (
         "Novel gain: how much likelier a trace makes what the person really did, in nats per token, without the words that it "
-        f"has from there; scored by {', '.join(dict.fromkeys(scorers))}. Gives away: share of traces that tell the action "
-        "without the context, which is in no reward.",
+        "has from there; 0 for a trace that a guard rejects; scored by "
+        f"{', '.join(dict.fromkeys(scorers))}. Gives away: share of traces that tell the action without the context, which is "
+        "in no reward.",
         "✓ better than the base, ✗ worse, each where the 95% interval of the paired difference excludes zero.",
     )
     columns = ("Method", "Difference", "Base", "Trained", "Leak rate", "Gives away", "Words a trace")

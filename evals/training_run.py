@@ -25,15 +25,16 @@ from usertwin.memory.guards import rejected_by
 from usertwin.memory.judging import fidelity_by_name
 from usertwin.memory.lessons import Enrolment, Lesson, Lessons, lessons_of, with_later
 from usertwin.memory.model_card import CardFacts, write_card
-from usertwin.memory.policy import check_chat_template, load_base, write_traces
+from usertwin.memory.policy import check_chat_template, empty_base, load_base, write_traces
 from usertwin.memory.pool import Proposed, fill_pool
 from usertwin.memory.propose import proposal_template
 from usertwin.memory.scoring import Precision
 from usertwin.memory.tracing import Progress, no_progress
-from usertwin.memory.training import ADAPTER, Outcome, Training, TrainMethod, train
+from usertwin.memory.training import ADAPTER, Outcome, Training, TrainMethod, check_room, train
 from usertwin.memory.watch import Auditor
 from usertwin.personas import ChatLog, Pair, UsageError, load_log
 from usertwin.simulator import load_embedder, load_model, load_scorer
+from usertwin.simulator.adapters import split_adapter
 from usertwin.simulator.models import weights_folder
 
 from .files import write_whole
@@ -78,6 +79,10 @@ class TrainingOrder:
         """UsageError if two choices do not go together, or a number makes no sense."""
         for method in self.methods:
             replace(self.plan, method=method).check()
+        if split_adapter(self.plan.base)[1] is not None:
+            raise UsageError(
+                f'the base "{self.plan.base}" has an adapter, and an adapter is trained on a model as it is; name it alone'
+            )
         if self.plan.how == "forward" and self.plan.fidelity == "prior":
             raise UsageError(
                 "the prior compares what is written with and without the action in sight, which forward traces never have"
@@ -184,8 +189,12 @@ class Trainer:
         """UsageError, LogError or ModelError if something is wrong, as far as it is known before anything long begins."""
         order = self.order
         order.check()
+        folder = weights_folder(order.plan.base, self.fetch)
         check_chat_template(self.tokenizer, order.plan.base, order.plan.style)
-        _ = self.lessons
+        for method in order.methods:
+            replace(order.plan, method=method).check_pairs(len(self.lessons.train))
+        near = next(one for one in (self.out, *self.out.absolute().parents) if one.is_dir())
+        check_room(empty_base(folder), near, order.plan.rank)
 
     def run(self) -> dict[str, Any]:
         """Do what is not yet done, and return the results by method."""
@@ -248,27 +257,23 @@ class Trainer:
         pairs = [one.pair for one in self._held_out]
         return [trace for trace, _, _ in write_traces(model, tokenizer, pairs, plan.style, plan.how, seed=plan.seed + 1)]
 
-    def _look(self, traces: Sequence[str]) -> list[Looked]:
+    def _look(self, *written: Sequence[str]) -> list[list[Looked]]:
         by = self.order.measured_by
         scorer = self.scorer if by is None else load_scorer(by, self.order.scorer_precision, progress=self.fetch)
-        return look_at(self._held_out, traces, scorer, self.scorer, self.distractors, self.guard, self.progress)
+        return look_at(self._held_out, written, scorer, self.scorer, self.distractors, self.guard, self.progress)
 
-    def _base_traces(self, model: Any, tokenizer: Any) -> tuple[list[str], list[Looked]]:
-        """What the untrained base writes for the held-out pairs, looked at; written once, before anything is trained."""
+    def _base_traces(self, model: Any, tokenizer: Any) -> list[str]:
+        """What the untrained base writes for the held-out pairs; written once, before anything is trained."""
         kept = self.out / BASE_TRACES
         if not kept.exists():
-            traces = self._write(model, tokenizer)
-            found = {"traces": traces, "looked": [asdict(one) for one in self._look(traces)]}
-            write_whole(kept, json.dumps(found, ensure_ascii=False) + "\n")
-        told = json.loads(kept.read_text("utf-8"))
-        return told["traces"], [Looked(**one) for one in told["looked"]]
+            write_whole(kept, json.dumps(self._write(model, tokenizer), ensure_ascii=False) + "\n")
+        return json.loads(kept.read_text("utf-8"))
 
     def _measured(self, plan: Training, model: Any, tokenizer: Any) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
         if not self._held_out:
             return None, []
-        before, base = self._base_traces(model, tokenizer)
-        after = self._write(model, tokenizer)
-        trained = self._look(after)
+        before, after = self._base_traces(model, tokenizer), self._write(model, tokenizer)
+        base, trained = self._look(before, after)
         seen = len(self.lessons.seen)
         return {
             "scorer": self.order.measured_by or self.order.scorer,

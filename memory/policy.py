@@ -21,12 +21,15 @@ _INSTALL = "training needs packages that are not installed; install them with: p
 _BATCH = 16
 
 
-def check_installed() -> None:
-    """UsageError, with the command, if what training needs is not installed."""
+def check_installed(*, vllm: bool = False, tensorboard: bool = False) -> None:
+    """UsageError, with the command, if what training needs, or what was asked for besides, is not installed."""
     from importlib.util import find_spec
 
     if any(find_spec(package) is None for package in ("trl", "peft", "datasets")):
         raise UsageError(_INSTALL)
+    for package, wanted in (("vllm", vllm), ("tensorboard", tensorboard)):
+        if wanted and find_spec(package) is None:
+            raise UsageError(f"--{package} needs a package that is not installed; install it with: pip install {package}")
 
 
 def load_base(folder: str | Path, precision: Precision = "float32") -> tuple[Any, Any]:
@@ -43,6 +46,21 @@ def load_base(folder: str | Path, precision: Precision = "float32") -> tuple[Any
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def empty_base(folder: str | Path) -> Any:
+    """A base model without weights: what can be told from its layers' shapes costs neither time nor memory.
+
+    ModelError if it cannot be made.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    except Exception as error:
+        raise ModelError(f"{folder}: transformers cannot load this model ({error})") from error
 
 
 def check_chat_template(tokenizer: Any, name: str, style: Style) -> None:

@@ -19,7 +19,7 @@ from usertwin.personas import Pair, UsageError
 from .fidelity import Fidelity
 from .lessons import Lesson
 from .policy import prompt_of
-from .propose import Proposing, propose
+from .propose import Proposing, as_trace, propose
 from .rewards import Reward, Weights, rewards_of
 from .sampling import ChatModel, Style
 from .tracing import Progress, no_progress
@@ -136,8 +136,14 @@ def preference_rows(pool: Sequence[Proposed], weights: Weights, style: Style, ho
 
 
 def completion_of(trace: str, style: Style) -> Any:
-    """What a model would have written for `as_trace` to make this trace of it."""
-    return trace[1:] + "\n" if style == "transcript" else [{"role": "assistant", "content": trace}]
+    """What a model would have written for `as_trace` to make this trace of it, but for a full stop that it may end with.
+
+    A trace that was cut off at a comma gets one: as it is, it would be cut again, at the comma before.
+    """
+    if style == "instruction":
+        return [{"role": "assistant", "content": trace}]
+    written = trace[1:] + "\n"
+    return written if as_trace(style, written) == trace else f"{trace[1:]}.\n"
 
 
 def _read(path: Path, lessons: Sequence[Lesson]) -> list[Proposed]:

@@ -13,6 +13,7 @@ without trl, on one page, is examples/train_recon.py.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -127,14 +128,22 @@ class Training:
         if self.at_once < 1 or self.batch % self.at_once:
             raise UsageError(f"a batch of {self.batch} cannot be parted into portions of {self.at_once}; take a divisor of it")
         least = min(self.batch, self.rank, self.save_every, self.audit_every)
-        if least < 1 or self.budget < self.group or self.epochs <= 0:
+        if least < 1 or self.budget < self.group or not 0 < self.epochs < float("inf"):
             raise UsageError(
                 "batch, rank, epochs and the steps between checkpoints and audits are at least 1, the budget a group"
             )
-        if (self.learning_rate or 1.0) < 0 or (self.beta or 0.0) < 0:
-            raise UsageError("a learning rate and a beta are not negative")
+        if not all(0 <= number < float("inf") for number in (self.rate, self.hold)):
+            raise UsageError("a learning rate and a beta are numbers, and not negative")
         if self.vllm and not self.online:
             raise UsageError(f'vLLM writes the traces of GRPO; "{self.method}" learns from those in the pool')
+
+    def check_pairs(self, count: int) -> None:
+        """UsageError if so many pairs do not fill a step in which the policy itself writes."""
+        if self.online and count < self.batch // self.group:
+            raise UsageError(
+                f"only {count} pairs to train on, and a batch of {self.batch} holds groups of {self.batch // self.group}; "
+                "take more pairs, a larger --group, or a smaller --batch"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,15 +197,17 @@ def train(
         UsageError: something makes no sense, nothing can be learned from the pool, or there is no room for a checkpoint.
     """
     from transformers import set_seed
+    from transformers.trainer_callback import PrinterCallback
 
     from .watching import Watching
 
     plan.check()
+    plan.check_pairs(len(lessons))
     folder.mkdir(parents=True, exist_ok=True)
-    _check_room(model, folder, plan.rank)
+    check_room(model, folder, plan.rank)
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
     curves = Curves(folder / CURVES)
-    curves.begin_at(-1 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]))
+    curves.begin_at(-1 if checkpoint is None else _step_of(checkpoint))
     set_seed(plan.seed)  # the adapter's first weights are drawn before trl's trainers set it
     watching = Watching(plan, curves, auditor, tokenizer, progress)
     if plan.online:
@@ -206,34 +217,78 @@ def train(
         watching.rewards, rewards.tokens = rewards, watching.tokens_before
         trainer = group_trainer(plan, folder, model, tokenizer, lessons, rewards.functions, watching)
     else:
-        rows = (chosen_rows if plan.method == "sft" else preference_rows)(pool, plan.weights, plan.style, plan.how)
-        if len(rows) < plan.batch:
-            raise UsageError(
-                f"only {len(rows)} pairs of {len(pool)} have traces to learn from, fewer than a batch of {plan.batch}; "
-                "take more pairs, a larger --group, or a smaller --batch"
-            )
-        make = supervised_trainer if plan.method == "sft" else preference_trainer
-        trainer = make(plan, folder, model, tokenizer, rows, watching)
+        trainer = _pool_trainer(plan, folder, model, tokenizer, pool, watching)
+    trainer.remove_callback(PrinterCallback)  # it prints each step's figures where our bars are
     began = time.monotonic()
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if checkpoint is not None and (_at_its_end(checkpoint) or watching.over(_step_of(checkpoint))):
+            _restore(trainer, checkpoint)  # what was stopped was only what comes after training
+        else:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         watching.look(trainer.model, trainer.state.global_step)
         _save(trainer, folder)
-    except OSError as error:
+    except Exception as error:
+        if not _of_a_disk(error):
+            raise
         raise UsageError(f"{folder}: a checkpoint cannot be written ({error}); make room, and give the same command") from error
     tokens = watching.tokens if plan.online else sum(one.tokens for one in pool)
     return Outcome(watching.stopped, trainer.state.global_step, tokens, time.monotonic() - began), trainer.model
 
 
+def _pool_trainer(plan: Training, folder: Path, model: Any, tokenizer: Any, pool: Sequence[Proposed], watching: Any) -> Any:
+    """The trainer of a method that learns from what the base proposed. UsageError if that is too little."""
+    rows = (chosen_rows if plan.method == "sft" else preference_rows)(pool, plan.weights, plan.style, plan.how)
+    if len(rows) < plan.batch:
+        raise UsageError(
+            f"only {len(rows)} pairs of {len(pool)} have traces to learn from, fewer than a batch of {plan.batch}; "
+            "take more pairs, a larger --group, or a smaller --batch"
+        )
+    make = supervised_trainer if plan.method == "sft" else preference_trainer
+    return make(plan, folder, model, tokenizer, rows, watching)
+
+
+# Checkpoints -----------------------------------------------------------------------------------------------------------
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that is whole; those that a stop left half-written are deleted."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda one: int(one.name.rpartition("-")[2]))
-    for one in reversed(found):
-        # Written in this order by transformers: whatever the last of them is beside, is whole.
-        if (one / "trainer_state.json").is_file() and (one / "adapter_model.safetensors").is_file():
+    for one in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
+        try:
+            _state_of(one)  # transformers writes it after everything else
             return one
-        shutil.rmtree(one)
+        except (OSError, ValueError):
+            shutil.rmtree(one)
     return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+
+
+def _at_its_end(checkpoint: Path) -> bool:
+    state = _state_of(checkpoint)
+    return state["global_step"] >= state["max_steps"]
+
+
+def _restore(trainer: Any, checkpoint: Path) -> None:
+    """Bring a trainer to where a checkpoint is; going on from the last one, transformers would do a step too many."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+    from transformers import TrainerState
+
+    set_peft_model_state_dict(trainer.model, load_file(checkpoint / "adapter_model.safetensors"))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def _of_a_disk(error: Exception) -> bool:
+    """Whether something could not be written: each of those who write a checkpoint says it in another way."""
+    from safetensors import SafetensorError
+
+    return isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error)
 
 
 def _save(trainer: Any, folder: Path) -> None:
@@ -242,6 +297,7 @@ def _save(trainer: Any, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     trainer.model.save_pretrained(str(partial))
     trainer.processing_class.save_pretrained(str(partial))
+    shutil.rmtree(folder / ADAPTER, ignore_errors=True)  # there is one if a stop came right after it was put there
     partial.rename(folder / ADAPTER)
 
 
@@ -253,8 +309,14 @@ def adapter_bytes(model: Any, rank: int) -> int:
     return 4 * rank * sum(layer.in_features + layer.out_features for layer in layers)
 
 
-def _check_room(model: Any, folder: Path, rank: int) -> None:
-    """UsageError if the disk has no room for two checkpoints (adapter, two moments of it) and the adapter."""
+def check_room(model: Any, folder: Path, rank: int) -> None:
+    """UsageError if the disk has no room for two checkpoints (adapter, two moments of it) and the adapter.
+
+    Args:
+        model: the base; of its layers only the shapes matter.
+        folder: where checkpoints go; it exists.
+        rank: of the adapter.
+    """
     needed, free = 7 * adapter_bytes(model, rank) + 64 * 2**20, shutil.disk_usage(folder).free
     if free < needed:
         raise UsageError(

@@ -162,3 +162,7 @@ class Curves:
     def first_audit(self) -> Audit | None:
         """The audit of the untrained policy, if it was made."""
         return next((Audit(**row["audit"]) for row in self.read() if row["step"] == 0 and "audit" in row), None)
+
+    def last_audit(self) -> tuple[int, Audit] | None:
+        """The step of the last audit, and the audit; None if there was none."""
+        return next(((row["step"], Audit(**row["audit"])) for row in reversed(self.read()) if "audit" in row), None)

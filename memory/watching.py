@@ -44,7 +44,7 @@ class Watching(TrainerCallback):
     ) -> None:
         self._plan, self._curves, self._auditor, self._tokenizer, self._progress = plan, curves, auditor, tokenizer, progress
         self._first = curves.first_audit()
-        self._last: tuple[int, Audit] | None = None
+        self._last: tuple[int, Audit] | None = curves.last_audit()
         #: What counts the tokens that GRPO generates.
         self.rewards: GroupRewards | None = None
         #: Why training stopped by itself.
@@ -60,6 +60,12 @@ class Watching(TrainerCallback):
     def tokens(self) -> int:
         """Tokens generated so far."""
         return 0 if self.rewards is None else self.rewards.tokens
+
+    def over(self, step: int) -> bool:
+        """Whether training was to stop by itself at a step that it was brought back to."""
+        if self._first is not None and self._last is not None and self._last[0] == step:
+            self.stopped = reason_to_stop(self._first, self._last[1])
+        return self.stopped is not None or (self.rewards is not None and self.tokens >= self._plan.budget)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -14,8 +14,8 @@ HEAVY = {
 }  # fmt: skip
 PACKAGES = ("usertwin.personas", "usertwin.memory", "usertwin.simulator", "usertwin.evals")
 COMMANDS = (
-    "demo", "learn", "chat", "simulate", "eval", "show", "tune", "controls", "suite", "report", "compare", "judge-by-hand",
-    "export", "memory",
+    "demo", "learn", "chat", "simulate", "eval", "show", "tune", "train", "controls", "suite", "report", "compare",
+    "judge-by-hand", "export", "memory",
 )  # fmt: skip
 
 
