@@ -2,7 +2,7 @@
 
 The one design choice: people who are held out ("unseen") are so with every conversation they took part in, so that nobody
 who is trained on can bring a turn of theirs along; of everybody else only what a twin may remember is trained on, and what came
-later ("seen") is measured. A conversation of several who are looked at is in one part only, the latest it is in for any of them.
+later ("seen") is measured. A conversation of several of them is in one part only, the latest that it is in for any.
 
     train      corpus part of the people who are seen
     watched    validation part of the same, a few pairs: looked at while training, to see whether it goes wrong
@@ -125,8 +125,8 @@ def lessons_of(logs: Mapping[str, ChatLog], enrolment: Enrolment) -> Lessons:
     if len(parts["train"]) < LEAST_PAIRS or not any(watched):
         raise LogError(
             f"only {len(parts['train'])} pairs to train on and {sum(map(len, watched))} to watch (answers of {LEAST_WORDS} to "
-            f"{MOST_WORDS} words, in conversations without anybody who is held out); at least {LEAST_PAIRS} and one are needed; "
-            "take more people, more pairs of each, or a longer log"
+            f"{MOST_WORDS} words, in conversations without anybody who is held out); at least {LEAST_PAIRS} and one are "
+            "needed; take more people, more pairs of each, or a longer log"
         )
     in_turn = [one for place in range(enrolment.watched) for group in watched for one in group[place : place + 1]]
     return Lessons(tuple(parts["train"]), tuple(in_turn[: enrolment.watched]), tuple(parts["seen"]), tuple(parts["unseen"]))

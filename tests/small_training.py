@@ -44,7 +44,7 @@ LESSONS = [lesson(number) for number in range(12)]
 WATCHED = [lesson(number) for number in range(20, 23)]
 #: Six steps of DPO or SFT; of GRPO as many as the budget lasts, about as many.
 PLAN = Training(
-    "dpo", "transformers:tiny", group=2, batch=2, at_once=1, budget=500, epochs=1, learning_rate=1e-2, rank=2, save_every=2,
+    "dpo", "transformers:tiny", group=2, batch=2, at_once=2, budget=500, epochs=1, learning_rate=1e-2, rank=2, save_every=2,
     audit_every=3,
 )  # fmt: skip
 

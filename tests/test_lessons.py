@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations, cycle, islice
+from itertools import combinations, cycle, islice, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -66,7 +66,9 @@ def test_no_conversation_is_in_two_parts_and_none_of_a_stranger_in_any_but_the_l
     assert not any(one & other for one, other in combinations(parts, 2))
     strangers = {label.partition("/")[2] for label in lessons.people["unseen"]}
     known = set().union(*parts[:3])
-    assert not any(strangers & {turn.speaker for turn in one.turns} for one in log.conversations if one.conversation_id in known)
+    assert not any(
+        strangers & {turn.speaker for turn in one.turns} for one in log.conversations if one.conversation_id in known
+    )
 
 
 def test_a_talk_of_somebody_trained_on_with_somebody_held_out_is_kept_from_all_but_the_held_out() -> None:
@@ -169,7 +171,7 @@ def test_pairs_are_spread_over_the_whole_of_what_may_be_trained_on() -> None:
     some = lessons_of({"log": with_desk("Ann", "Bob")}, replace(FEW, pairs=20)).train
     own = [one.pair for one in all_of_them if one.label == some[0].label]
     places = [own.index(one.pair) for one in some if one.label == some[0].label]
-    gaps = [after - before for before, after in zip(places, places[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(places)]
     assert max(gaps) - min(gaps) <= 1
 
 
@@ -194,7 +196,7 @@ def test_more_people_than_said_enough_are_too_many(log: ChatLog) -> None:
 
 
 def test_too_few_pairs_are_said_to_be_too_few() -> None:
-    with pytest.raises(LogError, match="only 3 pairs to train on .* at least 16 .* take more people"):
+    with pytest.raises(LogError, match=r"only 3 pairs to train on .* at least 16 .* take more people"):
         lessons_of({"log": with_desk("Ann", "Bob")}, replace(FEW, pairs=3))
 
 

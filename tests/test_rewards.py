@@ -1,4 +1,4 @@
-"""memory/rewards.py and downstream.py: every term lies within 0 and 1, what is rejected is worth nothing, and signs are right."""
+"""memory/rewards.py and downstream.py: every term lies within 0 and 1, what is rejected is worth nothing, signs are right."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def allowed(trace: str, pair: Pair) -> str | None:
     return None
 
 
-def rewarded(scores: Mapping[str, float], traces: Sequence[str], shape: Shape = "clipped", comparable: bool = True) -> list[Reward]:
+def rewarded(
+    scores: Mapping[str, float], traces: Sequence[str], shape: Shape = "clipped", comparable: bool = True
+) -> list[Reward]:
     known = Known(scores, comparable=comparable)
     finished = [True] * len(traces)
     return asyncio.run(rewards_of(PAIR, traces, finished, fidelity=known, guard=allowed, shape=shape))
@@ -218,14 +220,16 @@ def test_the_terms_of_a_reward_are_those_that_are_weighed() -> None:
 LATER = replace(PAIR, conversation_id="another", action="a quiet seat by the window")
 
 
-def downstream(weights: Mapping[str, float], traces: Sequence[str], later: Pair | None = LATER) -> tuple[list[float], WeighingScorer]:
+def downstream(
+    weights: Mapping[str, float], traces: Sequence[str], later: Pair | None = LATER
+) -> tuple[list[float], WeighingScorer]:
     scorer = WeighingScorer(weights)
     found = Downstream(scorer, {} if later is None else {place_of(PAIR): later})
     return [one.value for one in asyncio.run(found.score(PAIR, traces))], scorer
 
 
 def test_a_trace_that_makes_the_other_moment_likelier_gains_by_as_much_a_token_and_one_that_misleads_loses() -> None:
-    gained, _ = downstream({"helpful": 0.25, "misleading": -0.5}, ["a helpful one", "nothing", "misleading"])
+    gained, _ = downstream({"helpful": 0.25, "misleading": -0.5}, ["one helpful word", "nothing", "misleading"])
     assert gained == pytest.approx([0.25, 0.0, -0.5])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -32,8 +31,9 @@ PEOPLE = ("Ann", "Bob", "Cid")
 WANTED = ("a plum cake", "two train tickets", "an umbrella", "the weather report", "my old parcel", "a quiet room")
 #: A training of a few steps: two people to train on, one to measure on.
 SMALL = (
-    "--embedder=fake:64", "--people=2", "--unseen=1", "--pairs=8", "--watched=3", "--measured=2", "--group=2", "--batch=2",
-    "--at-once=1", "--budget=300", "--rank=2", "--epochs=1", "--save-every=1", "--audit-every=2",
+    "--embedder=fake:64", "--role=user",
+    "--people=2", "--unseen=1", "--pairs=8", "--watched=3", "--measured=2", "--group=2", "--batch=2",
+    "--at-once=2", "--budget=600", "--rank=2", "--epochs=1", "--save-every=2", "--audit-every=4",
 )  # fmt: skip
 
 
@@ -179,8 +179,8 @@ def test_all_methods_had_the_same_budget_and_the_two_of_the_pool_the_same_texts(
     spent = sum(row["tokens"] for row in pool)
     results = {one.parent.name: json.loads(one.read_text()) for one in finished.glob("*/result.json")}
     assert results["sft"]["tokens"] == results["dpo"]["tokens"] == spent
-    assert spent - pool[-1]["tokens"] < 300 <= spent
-    assert all(300 <= results[method]["tokens"] < 300 + 2 * 48 for method in ("grpo", "e2e"))
+    assert spent - pool[-1]["tokens"] < 600 <= spent
+    assert all(600 <= results[method]["tokens"] < 600 + 2 * 48 for method in ("grpo", "e2e"))
     assert [row["place"] for row in pool] == list(range(len(pool)))
 
 
@@ -190,11 +190,13 @@ def test_the_report_shows_every_method(finished: Path) -> None:
     assert [one.name for one in read_training(finished).methods if one.outcome is not None] == ["sft", "dpo", "grpo", "e2e"]
 
 
-def test_nobody_who_is_held_out_is_in_the_pool(finished: Path, place: Path) -> None:
+def test_who_is_held_out_is_not_trained_on(finished: Path, place: Path) -> None:
     from usertwin.memory.lessons import Enrolment, lessons_of
     from usertwin.personas import load_log
 
-    lessons = lessons_of({"log": load_log(str(place / "log.jsonl"))}, Enrolment(2, 1, pairs=8, watched=3, measured=2))
+    lessons = lessons_of(
+        {"log": load_log(str(place / "log.jsonl"))}, Enrolment(2, 1, role="user", pairs=8, watched=3, measured=2)
+    )
     assert {one.pair.speaker for one in lessons.train}.isdisjoint(one.pair.speaker for one in lessons.unseen)
     assert json.loads((finished / "manifest.json").read_text())["people"] == lessons.people
 
@@ -209,15 +211,16 @@ def test_a_second_call_does_nothing_anew(finished: Path, train: Train) -> None:
     assert changed <= {"manifest.json", "report.html", "report.md", "curves.svg"}
 
 
-def test_another_method_is_added_to_the_same_pool(train: Train, tmp_path: Path) -> None:
+def test_another_method_is_added_with_the_same_pool(finished: Path, train: Train, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done(train(out, "--method=dpo"))
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "dpo")
     before = times(out)
-    done(train(out, "--method=dpo", "--method=grpo"))
+    done(train(out, "--measured-by=transformers:chatty", "--method=sft", "--method=dpo"))
     after = times(out)
-    kept = [name for name in before if name.startswith("dpo/")] + ["pool.jsonl", "base_traces.json"]
+    kept = [name for name in before if "/" in name or name in {"pool.jsonl", "base_traces.json"}]
     assert all(before[name] == after[name] for name in kept)
-    assert (out / "grpo" / "result.json").exists()
+    assert same(weights(out / "dpo"), weights(finished / "dpo"))
 
 
 def test_what_was_lost_after_training_is_measured_again_without_training_again(
@@ -272,7 +275,12 @@ def test_a_command_that_is_killed_goes_on_and_ends_where_the_other_did(
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        while process.poll() is None and not list(out.glob("grpo/checkpoints/checkpoint-*/trainer_state.json")):
+        until = time.monotonic() + 240
+        while (
+            process.poll() is None
+            and time.monotonic() < until
+            and not list(out.glob("grpo/checkpoints/checkpoint-*/trainer_state.json"))
+        ):
             time.sleep(0.01)
     finally:
         process.kill()
@@ -294,8 +302,8 @@ def test_a_dry_run_prints_what_it_would_take_and_writes_nothing(train: Train, tm
     said = " ".join(done(train(tmp_path / "run", "--method=dpo", "--method=grpo", "--dry-run")).output.split())
     assert "16 pairs of 2 people to train on, 3 watched" in said
     assert "1 people who are held out" in said
-    assert re.search(r"dpo: 2 traces .* until 300 tokens are generated", said)
-    assert re.search(r"grpo: about \d+ steps of 1 pairs with 2 traces each, until 300 tokens are generated", said)
+    assert re.search(r"dpo: 2 traces .* until 600 tokens are generated", said)
+    assert re.search(r"grpo: about \d+ steps of 1 pairs with 2 traces each, until 600 tokens are generated", said)
     assert re.search(r"memory: about \d+\.\d GiB", said)
     assert not list(tmp_path.iterdir())
 
@@ -388,10 +396,10 @@ def test_a_place_where_nothing_can_be_written_is_told(train: Train, tmp_path: Pa
 
 
 def test_a_scripted_judge_can_be_the_reward(train: Train, tmp_path: Path) -> None:
-    (tmp_path / "judge.txt").write_text(f" {ruling('AB')}\n {ruling('BA')}\n")
+    (tmp_path / "judge.txt").write_text(f"So: {ruling('AB')}\nSo: {ruling('BA')}\n")
     (tmp_path / "actor.txt").write_text("one cake\ntwo tickets please\n")
     judged = ("--fidelity=judge", f"--judge=scripted:{tmp_path / 'judge.txt'}", f"--actor=scripted:{tmp_path / 'actor.txt'}")
-    done(train(tmp_path / "run", "--method=grpo", "--measured=0", "--unseen=0", *judged))
+    done(train(tmp_path / "run", "--method=grpo", "--measured=0", "--unseen=0", "--budget=300", *judged))
     rows = [json.loads(line) for line in (tmp_path / "run" / "grpo" / "curves.jsonl").read_text().splitlines()]
     assert 0.75 in {row["values"]["fidelity"] for row in rows if "values" in row and row["values"]["rejected"] == 0}
     assert "judge.txt" in (tmp_path / "run" / "grpo" / "adapter" / "README.md").read_text()

@@ -54,12 +54,12 @@ def test_traces_that_quote_the_action_leak_and_give_it_away_and_gain_nothing() -
 
 
 def test_an_audit_is_the_mean_over_its_pairs() -> None:
-    traces = ["I was in a hurry to the sea", f"I want {ACTIONS[1]}", ""]
+    traces = ["I was in no hurry at all", f"I want {ACTIONS[1]}", ""]
     found = auditor().look(traces)
     assert found.leak_rate == pytest.approx(1 / 3)
     assert found.rejected == pytest.approx(2 / 3)  # nothing written is rejected, and no leak
-    assert found.gives_away == pytest.approx(2 / 3) or found.gives_away == pytest.approx(1 / 3)
-    assert found.words == pytest.approx((8 + 8 + 0) / 3, abs=1)
+    assert found.gives_away == pytest.approx(1 / 3)
+    assert found.words == pytest.approx((7 + 9 + 0) / 3)
     assert found.novel == pytest.approx(gains(FakeScorer(), PAIRS[0], traces[:1])[0]["novel"] / 3)
 
 
@@ -87,7 +87,7 @@ def test_guards_that_speak_of_a_leak_are_guards() -> None:
 
 @pytest.mark.parametrize(
     ("before", "after", "n", "stops"),
-    # One-sided Fisher: of 32, from 4 to 13 has p = 0.0101, to 14 p = 0.0054; from 0 to 5 p = 0.0266, to 6 p = 0.0119, to 7 0.005.
+    # Fisher's test, one-sided: 4 to 13 of 32 has p = 0.0110, to 14 0.0056; 0 to 6 0.0121, to 7 0.0054; 0 to 4 of 4 0.0143.
     [(4, 13, 32, False), (4, 14, 32, True), (0, 6, 32, False), (0, 7, 32, True), (8, 8, 32, False), (14, 4, 32, False),
      (0, 4, 4, False), (0, 5, 5, True), (32, 32, 32, False), (0, 0, 32, False)],
 )  # fmt: skip
@@ -147,7 +147,9 @@ def test_what_was_added_is_read(rows: list[dict[str, Any]]) -> None:
 
 @given(ROWS, st.data())
 @example([{"values": {"loss": float("nan")}}], None)
-def test_curves_that_were_cut_off_at_any_byte_go_on_from_any_step(rows: list[dict[str, Any]], data: st.DataObject | None) -> None:
+def test_curves_that_were_cut_off_at_any_byte_go_on_from_any_step(
+    rows: list[dict[str, Any]], data: st.DataObject | None
+) -> None:
     with TemporaryDirectory() as folder:
         curves = curves_of(folder, rows)
         raw = curves.path.read_bytes()
