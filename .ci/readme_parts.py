@@ -10,7 +10,8 @@ from pathlib import Path
 import cog
 
 COMMANDS = (
-    "learn", "tune", "train", "controls", "chat", "simulate", "eval", "report", "compare", "judge-by-hand", "export", "show", "demo",
+    "learn", "tune", "train", "controls", "chat", "simulate", "eval", "report", "compare", "judge-by-hand", "export", "show",
+    "demo",
 )  # fmt: skip
 MEMORY = ("stats", "check", "rebuild", "add", "forget")
 FOLDERS = ("personas", "memory", "simulator", "evals", "examples", "tests")

@@ -6,6 +6,7 @@ proposes traces; where the prompt is a transcript, every token that holds a line
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .scoring import Precision
 _INSTALL = "training needs packages that are not installed; install them with: pip install 'usertwin[train]'"
 #: Prompts that are continued at once; the keys and values of more crowd a processor's caches.
 _BATCH = 16
+_LEAST_SHARED = 32
 
 
 def check_installed(*, vllm: bool = False, tensorboard: bool = False) -> None:
@@ -110,11 +112,14 @@ def write_traces(
     """
     import torch
 
+    if not pairs:
+        return []
     ends, most = ends_of(tokenizer, style), TRACE_TOKENS[style]
     prompts = [prompt_of(pair, style, how) for pair in pairs]
     if style == "instruction":
         prompts = [tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    encoded: list[list[int]] = tokenizer(prompts, add_special_tokens=style == "transcript").input_ids
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     found: dict[int, tuple[str, bool, int]] = {}
     training = model.training
     model.eval()
@@ -122,15 +127,15 @@ def write_traces(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode():
         torch.manual_seed(seed)
+        begun, past = _begun(model, encoded)
         for start in range(0, len(order), _BATCH):
             batch = order[start : start + _BATCH]
-            asked = tokenizer(
-                [prompts[i] for i in batch], return_tensors="pt", padding=True, add_special_tokens=style == "transcript"
-            )
+            asked = _padded([encoded[i] for i in batch], begun, tokenizer.pad_token_id).to(device)
             written = model.generate(
-                **asked.to(device), do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0, max_new_tokens=most,
-                eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, use_cache=True,
-            )[:, asked.input_ids.shape[1] :]  # fmt: skip
+                input_ids=asked, attention_mask=_read(asked, [len(encoded[i]) for i in batch], begun),
+                past_key_values=_repeated(past, len(batch)), do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0,
+                max_new_tokens=most, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, use_cache=True,
+            )[:, asked.shape[1] :]  # fmt: skip
             for i, row in zip(batch, written.tolist(), strict=True):
                 end = next((place for place, token in enumerate(row) if token in ends), None)
                 kept = row if end is None else row[: end + 1]
@@ -138,3 +143,48 @@ def write_traces(
                 found[i] = as_trace(style, text), end is not None, len(kept)
     model.train(training)
     return [found[i] for i in range(len(pairs))]
+
+
+def _begun(model: Any, encoded: Sequence[Sequence[int]]) -> tuple[int, Any]:
+    """How many first tokens all prompts share, and their keys and values: the examples of a prompt are half of what is read.
+
+    Of at most all but one token, since the last is read by whoever goes on; none of what is too short to be worth it.
+    """
+    import torch
+
+    if len(encoded) < 2:
+        return 0, None
+    rows = [list(one) for one in encoded]
+    first, last, most = min(rows), max(rows), min(map(len, rows)) - 1
+    shared = next((place for place in range(most) if first[place] != last[place]), max(0, most))
+    if shared < _LEAST_SHARED:
+        return 0, None
+    ids = torch.tensor([first[:shared]], device=next(model.parameters()).device)
+    return shared, model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+
+
+def _repeated(past: Any, rows: int) -> Any:
+    """Keys and values for so many rows, apart from the ones that are kept."""
+    if past is None:
+        return None
+    own = copy.deepcopy(past)
+    own.batch_repeat_interleave(rows)
+    return own
+
+
+def _padded(encoded: Sequence[Sequence[int]], begun: int, pad: int) -> Any:
+    """Prompts as one tensor (rows, tokens): what they share, then what is not read, then the rest of each."""
+    import torch
+
+    width = max(map(len, encoded))
+    return torch.tensor([[*one[:begun], *[pad] * (width - len(one)), *one[begun:]] for one in encoded])
+
+
+def _read(asked: Any, lengths: Sequence[int], begun: int) -> Any:
+    """Which tokens of such a tensor are read: 1, and 0 where it was filled up."""
+    import torch
+
+    found = torch.ones_like(asked)
+    for row, length in enumerate(lengths):
+        found[row, begun : begun + asked.shape[1] - length] = 0
+    return found

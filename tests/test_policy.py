@@ -61,6 +61,9 @@ class Greedy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._model(*args, **options)
+
     def generate(self, **options: Any) -> Any:
         return self._model.generate(**{**options, "do_sample": False, "temperature": None, "top_k": None, "top_p": None})
 
@@ -171,6 +174,9 @@ class Saying:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._model(*args, **options)
 
     def generate(self, *, input_ids: Any, **options: Any) -> Any:
         import torch

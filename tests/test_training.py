@@ -19,6 +19,7 @@ from small_training import (
     PLAN,
     Liking,
     Unmoved,
+    Where,
     a_plan,
     an_auditor,
     guard,
@@ -130,21 +131,18 @@ def test_fine_tuning_makes_the_chosen_trace_likelier_and_dpo_prefers_it(base: Pa
 # Stopped and gone on with ----------------------------------------------------------------------------------------------
 
 
-@dpo_and_grpo
+@pytest.mark.parametrize(("method", "within"), [("dpo", "within a checkpoint"), ("grpo", "within its last file")])
 def test_a_training_that_was_killed_again_and_again_ends_with_the_adapter_of_one_that_was_not(
-    base: Path, whole: Any, method: str, tmp_path: Path
+    base: Path, whole: Any, method: str, within: Where, tmp_path: Path
 ) -> None:
     plan, checkpoints = a_plan(method=method), tmp_path / "checkpoints"
-    killed(base, tmp_path, plan, "between checkpoints", 1)
-    assert not list(checkpoints.glob("checkpoint-*"))
     killed(base, tmp_path, plan, "after a checkpoint", 2)
-    assert [one.name for one in checkpoints.glob("checkpoint-*")] == ["checkpoint-2"]
     killed(base, tmp_path, plan, "between checkpoints", 3)
-    killed(base, tmp_path, plan, "within a checkpoint", 4)
-    assert not (checkpoints / "checkpoint-4" / "trainer_state.json").exists()
-    killed(base, tmp_path, plan, "within its last file", 4)
-    with pytest.raises(ValueError, match="Unterminated"):
-        json.loads((checkpoints / "checkpoint-4" / "trainer_state.json").read_text())
+    assert [one.name for one in checkpoints.glob("checkpoint-*")] == ["checkpoint-2"]
+    killed(base, tmp_path, plan, within, 4)
+    half = checkpoints / "checkpoint-4" / "trainer_state.json"
+    assert half.parent.is_dir()
+    assert not half.exists() or not half.read_text().endswith("}\n")
     with (tmp_path / "curves.jsonl").open("a") as file:
         file.write('{"step": 5, "valu')
     outcome, _ = trained(base, tmp_path, plan)
@@ -568,14 +566,12 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_is_told_and_the_trainin
 def test_a_full_disk_is_known_by_whatever_name_it_comes(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors import SafetensorError
 
-    for number, error in enumerate(
-        [
-            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-            RuntimeError("[enforce fail at inline_container.cc:668] . PytorchStreamWriter failed writing file data/0"),
-        ]
-    ):
-        with monkeypatch.context() as patch, pytest.raises(UsageError, match="make room"):
-            full_at(1, error, patch)
+    for number, error in enumerate((
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:668] . PytorchStreamWriter failed writing file data/0"),
+    )):  # fmt: skip
+        full_at(1, error, monkeypatch)
+        with pytest.raises(UsageError, match="make room"):
             trained(base, tmp_path / str(number), a_plan(method="sft", save_every=1), Unmoved())
 
 
