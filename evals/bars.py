@@ -27,6 +27,7 @@ _TITLES = {
     "proposals": "proposals of the base (tokens)",
     "steps": "training (steps)",
     "tokens": "training (tokens generated)",
+    "writing traces": "traces for held-out pairs",
     "measuring": "looking at held-out traces",
     "settling": "scoring real turns under user models",
     "talking": "talking (turns of the twin, at most)",

@@ -1,22 +1,25 @@
 """How good a trained synthesizer is: what its traces gain on held-out pairs, beside the base's on the same pairs.
 
-The one design choice: base and trained write one trace for each pair under the same seed, and what is compared is the guarded
-gain: a trace that a guard rejects counts 0, as a twin would have none, so that nothing is won by writing what is not used.
-The scorer should be one that was in no reward.
+The one design choice: both are asked as a twin's learning asks them, by their name as a model, for several traces of each pair,
+and what is compared is the guarded gain: a trace that a guard rejects counts 0, as a twin would have none, so that nothing is
+won by writing what is not used. The scorer should be one that was in no reward.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from usertwin.memory import Scorer
+from usertwin.memory import ChatModel, Scorer
 from usertwin.memory.distractors import Distractors
 from usertwin.memory.fidelity import CHOICES, gains
 from usertwin.memory.guards import gives_away
 from usertwin.memory.lessons import Lesson
+from usertwin.memory.propose import Proposing, propose
 from usertwin.memory.tracing import Progress, no_progress
 from usertwin.memory.watch import LEAKS
 from usertwin.memory.words import word_tokens
@@ -30,39 +33,78 @@ _EXAMPLES = 6
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """A trace of a held-out pair, looked at.
+    """The traces that one writer has written for a held-out pair, looked at.
 
     Attributes:
         label: whose pair it is.
         conversation: from which conversation.
-        novel: the guarded gain, in nats per token of the action.
-        leaks: whether a guard rejects it for a leak.
-        gives_away: whether the action can be told from it alone.
-        words: how many it has.
+        novel: the guarded gain, in nats per token of the action, the mean over the traces.
+        leaks: the share that a guard rejects for a leak.
+        gives_away: whether the action can be told from the first of them alone.
+        words: of a trace, on average.
     """
 
     label: str
     conversation: str
     novel: float
-    leaks: bool
+    leaks: float
     gives_away: bool
-    words: int
+    words: float
+
+
+async def write_held_out(
+    path: Path,
+    lessons: Sequence[Lesson],
+    model: ChatModel,
+    how: Proposing,
+    *,
+    samples: int,
+    seed: int,
+    progress: Progress = no_progress,
+) -> list[list[str]]:
+    """Have a model write traces for each pair; kept line by line in a file, so that a stop loses at most one pair.
+
+    Args:
+        path: the file.
+        lessons: the pairs.
+        model: who writes.
+        how: in which way.
+        samples: how many for each.
+        seed: for the sampler.
+        progress: is told how far things are.
+
+    Raises:
+        ModelError: the model does not answer; what was done is kept.
+    """
+    raw = path.read_bytes() if path.exists() else b""
+    whole = raw[: raw.rfind(b"\n") + 1]  # a line that a stop cut off is written again
+    found: list[list[str]] = [json.loads(line) for line in whole.splitlines()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(whole)
+    with path.open("a", encoding="utf-8") as file:
+        for one in lessons[len(found) :]:
+            progress("writing traces", len(found), len(lessons))
+            found.append(await propose(model, one.pair, "the person", how=how, n=samples, seed=seed))
+            file.write(json.dumps(found[-1], ensure_ascii=False) + "\n")
+            file.flush()
+    progress("writing traces", len(found), len(lessons))
+    return found
 
 
 def look_at(
     lessons: Sequence[Lesson],
-    written: Sequence[Sequence[str]],
+    written: Sequence[Sequence[Sequence[str]]],
     scorer: Scorer,
     detector: Scorer,
     distractors: Mapping[str, Distractors],
     guard: Callable[[str, Pair], str | None],
     progress: Progress = no_progress,
 ) -> list[list[Looked]]:
-    """Look at the traces of several writers, one for each pair; those of a pair together, since they share its context.
+    """Look at the traces of several writers; those of a pair together, since they share its context.
 
     Args:
         lessons: the pairs.
-        written: for each writer, the trace of each pair.
+        written: for each writer, the traces of each pair.
         scorer: for the gain.
         detector: is asked whether the trace gives the action away.
         distractors: other actions of each person, by label.
@@ -70,21 +112,21 @@ def look_at(
         progress: is told how far things are.
     """
     found: list[list[Looked]] = [[] for _ in written]
-    for done, (one, *traces) in enumerate(zip(lessons, *written, strict=True)):
+    for done, (one, *groups) in enumerate(zip(lessons, *written, strict=True)):
         progress("measuring", done, len(lessons))
-        reasons = {trace: guard(trace, one.pair) for trace in dict.fromkeys(traces)}
+        reasons = {trace: guard(trace, one.pair) for traces in groups for trace in traces}
         passed = [trace for trace, why in reasons.items() if why is None]
         novel = {trace: parts["novel"] for trace, parts in zip(passed, gains(scorer, one.pair, passed), strict=True)}
         others = distractors[one.label].of(one.pair, CHOICES - 1)
-        for own, trace in zip(found, traces, strict=True):
+        for own, traces in zip(found, groups, strict=True):
             own.append(
                 Looked(
                     label=one.label,
                     conversation=one.pair.conversation_id,
-                    novel=novel.get(trace, 0.0),
-                    leaks=reasons[trace] in LEAKS,
-                    gives_away=bool(trace) and gives_away(detector, one.pair, trace, others),
-                    words=len(word_tokens(trace)),
+                    novel=fmean(novel.get(trace, 0.0) for trace in traces),
+                    leaks=fmean(reasons[trace] in LEAKS for trace in traces),
+                    gives_away=bool(traces[0]) and gives_away(detector, one.pair, traces[0], others),
+                    words=fmean(len(word_tokens(trace)) for trace in traces),
                 )
             )
     progress("measuring", len(lessons), len(lessons))
@@ -129,17 +171,21 @@ def of_each(base: Sequence[Looked], trained: Sequence[Looked], *, seed: int = 0)
 
 
 def examples_of(
-    lessons: Sequence[Lesson], before: Sequence[str], after: Sequence[str], base: Sequence[Looked], trained: Sequence[Looked]
+    lessons: Sequence[Lesson],
+    before: Sequence[Sequence[str]],
+    after: Sequence[Sequence[str]],
+    base: Sequence[Looked],
+    trained: Sequence[Looked],
 ) -> list[dict[str, Any]]:
-    """Pairs with both traces: those on which the trained one gains most over the base's, and those on which it loses most."""
+    """Pairs with the first trace of both: those on which the trained gains most over the base, and loses most."""
     order = sorted(range(len(lessons)), key=lambda i: trained[i].novel - base[i].novel)
     picked = list(dict.fromkeys([*order[::-1][: _EXAMPLES // 2], *order[: _EXAMPLES // 2]]))
     return [
         {
             "context": [f"{turn.speaker}: {turn.text}" for turn in lessons[i].pair.context[-3:]],
             "action": lessons[i].pair.action,
-            "base": before[i],
-            "trained": after[i],
+            "base": before[i][0],
+            "trained": after[i][0],
         }
         for i in picked
     ]

@@ -86,6 +86,7 @@ _PRECISION = click.Choice(["float32", "bfloat16"])
 @click.option("--scorer", default="local", show_default=True, help="The model in the reward and in the audit.")
 @click.option("--scorer-precision", type=_PRECISION, default="float32", show_default=True, help="Of the scorers.")
 @click.option("--measured-by", help="A scorer that is in no reward, to measure with at the end.  [default: the scorer]")
+@click.option("--samples", default=4, show_default=True, help="Traces of each held-out pair that are measured.")
 @click.option("--actor", help="The model that reconstructs actions, for judge and rank.  [default: the base]")
 @click.option("--judge", help="The model that judges.  [default: the base]")
 @click.option("--embedder", help="A sentence-transformers model or folder, or fake:.  [default: all-MiniLM-L6-v2]")
@@ -147,7 +148,7 @@ def _order(told: dict[str, Any]) -> TrainingOrder:
     )
     order = TrainingOrder(
         plan, tuple(dict.fromkeys(told["methods"])), told["sources"], enrolment,
-        **{key: told[key] for key in ("scorer", "scorer_precision", "measured_by", "actor", "judge", "embedder")},
+        **{key: told[key] for key in ("scorer", "scorer_precision", "measured_by", "samples", "actor", "judge", "embedder")},
     )  # fmt: skip
     order.check()
     return order

@@ -25,7 +25,7 @@ from usertwin.memory.guards import rejected_by
 from usertwin.memory.judging import fidelity_by_name
 from usertwin.memory.lessons import Enrolment, Lesson, Lessons, lessons_of, with_later
 from usertwin.memory.model_card import CardFacts, write_card
-from usertwin.memory.policy import check_chat_template, empty_base, load_base, write_traces
+from usertwin.memory.policy import check_chat_template, empty_base, load_base
 from usertwin.memory.pool import Proposed, fill_pool
 from usertwin.memory.propose import proposal_template
 from usertwin.memory.scoring import Precision
@@ -39,11 +39,11 @@ from usertwin.simulator.models import weights_folder
 
 from .files import write_whole
 from .record import MANIFEST, RESULT
-from .synthesizers import Looked, compared, examples_of, look_at, of_each
+from .synthesizers import compared, examples_of, look_at, of_each, write_held_out
 from .training_record import TRAINING_FORMAT, read_training
 from .training_report import training_pages
 
-POOL, BASE_TRACES = "pool.jsonl", "base_traces.json"
+POOL, BASE_TRACES, TRACES, OUTCOME = "pool.jsonl", "base_traces.jsonl", "traces.jsonl", "outcome.json"
 _VERSIONED = ("usertwin", "torch", "transformers", "trl", "peft", "datasets")
 
 
@@ -59,6 +59,7 @@ class TrainingOrder:
         scorer: in the reward and in the audit.
         scorer_precision: of its weights and sums, and of those of the one that measures.
         measured_by: the scorer that measures at the end, which is best one that was in no reward.
+        samples: traces of each pair that it measures, of the base and of each method.
         actor: reconstructs actions for a judge.
         judge: who judges, where the fidelity needs that.
         embedder: finds distractors and tells whether a trace says the same as the action.
@@ -71,6 +72,7 @@ class TrainingOrder:
     scorer: str = "local"
     scorer_precision: Precision = "float32"
     measured_by: str | None = None
+    samples: int = 4
     actor: str | None = None
     judge: str | None = None
     embedder: str | None = None
@@ -83,6 +85,8 @@ class TrainingOrder:
             raise UsageError(
                 f'the base "{self.plan.base}" has an adapter, and an adapter is trained on a model as it is; name it alone'
             )
+        if self.samples < 1:
+            raise UsageError(f"{self.samples} traces of each pair to measure: at least one")
         if self.plan.how == "forward" and self.plan.fidelity == "prior":
             raise UsageError(
                 "the prior compares what is written with and without the action in sight, which forward traces never have"
@@ -223,28 +227,30 @@ class Trainer:
         done = folder / RESULT
         if done.exists():
             return json.loads(done.read_text("utf-8"))
-        outcome_file = folder / "outcome.json"
-        model, tokenizer = load_base(weights_folder(plan.base), plan.precision)
-        model.name_or_path = str(weights_folder(plan.base))
-        self._base_traces(model, tokenizer)
-        if outcome_file.exists() and (folder / ADAPTER).is_dir():
-            outcome = Outcome(**json.loads(outcome_file.read_text("utf-8")))
-            model = _with_adapter(model, folder / ADAPTER)
-        else:
-            auditor = Auditor(
-                self.lessons.watched, self.scorer, self.distractors, self.guard, plan.style, plan.how, plan.seed
-            )  # fmt: skip
-            outcome, model = train(
-                plan, self.lessons.train, folder, model, tokenizer, auditor,
-                fidelity=self.fidelity(plan.method) if plan.online else None, guard=self.guard, pool=pool,
-                progress=self.progress,
-            )  # fmt: skip
-            write_whole(outcome_file, json.dumps(asdict(outcome)) + "\n")
-        measured, examples = self._measured(plan, model, tokenizer)
+        outcome = self._trained(plan, folder, pool)
+        measured, examples = self._measured(plan, folder)
         result = {"method": plan.method, **asdict(outcome), "measured": measured, "examples": examples}
-        self._finish_adapter(plan, folder, outcome, measured)
+        self._write_card(plan, folder, outcome, measured)
         write_whole(done, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         return result
+
+    def _trained(self, plan: Training, folder: Path, pool: Sequence[Proposed]) -> Outcome:
+        """Train a method, or see how it ended."""
+        ended = folder / OUTCOME
+        if ended.exists() and (folder / ADAPTER).is_dir():
+            return Outcome(**json.loads(ended.read_text("utf-8")))
+        model, tokenizer = load_base(weights_folder(plan.base), plan.precision)
+        auditor = Auditor(
+            self.lessons.watched, self.scorer, self.distractors, self.guard, plan.style, plan.how, plan.seed
+        )  # fmt: skip
+        outcome, _ = train(
+            plan, self.lessons.train, folder, model, tokenizer, auditor,
+            fidelity=self.fidelity(plan.method) if plan.online else None, guard=self.guard, pool=pool, progress=self.progress,
+        )  # fmt: skip
+        told = {"format": 1, "base": plan.base, "style": plan.style, "method": plan.method, "how": plan.how, "rank": plan.rank}
+        write_whole(folder / ADAPTER / "usertwin.json", json.dumps(told, indent=1) + "\n")
+        write_whole(ended, json.dumps(asdict(outcome)) + "\n")
+        return outcome
 
     # Measuring ---------------------------------------------------------------------------------------------------------
 
@@ -252,31 +258,29 @@ class Trainer:
     def _held_out(self) -> list[Lesson]:
         return [*self.lessons.seen, *self.lessons.unseen]
 
-    def _write(self, model: Any, tokenizer: Any) -> list[str]:
-        plan = self.order.plan
-        pairs = [one.pair for one in self._held_out]
-        return [trace for trace, _, _ in write_traces(model, tokenizer, pairs, plan.style, plan.how, seed=plan.seed + 1)]
+    def _traces(self, path: Path, name: str) -> list[list[str]]:
+        """What a model of that name writes for the held-out pairs; written once."""
+        order = self.order
+        model = load_model(name, style=order.plan.style, progress=self.fetch)
+        work = write_held_out(
+            path, self._held_out, model, order.plan.how, samples=order.samples, seed=order.plan.seed, progress=self.progress
+        )
+        return asyncio.run(work)
 
-    def _look(self, *written: Sequence[str]) -> list[list[Looked]]:
-        by = self.order.measured_by
-        scorer = self.scorer if by is None else load_scorer(by, self.order.scorer_precision, progress=self.fetch)
-        return look_at(self._held_out, written, scorer, self.scorer, self.distractors, self.guard, self.progress)
-
-    def _base_traces(self, model: Any, tokenizer: Any) -> list[str]:
-        """What the untrained base writes for the held-out pairs; written once, before anything is trained."""
-        kept = self.out / BASE_TRACES
-        if not kept.exists():
-            write_whole(kept, json.dumps(self._write(model, tokenizer), ensure_ascii=False) + "\n")
-        return json.loads(kept.read_text("utf-8"))
-
-    def _measured(self, plan: Training, model: Any, tokenizer: Any) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    def _measured(self, plan: Training, folder: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        order = self.order
         if not self._held_out:
             return None, []
-        before, after = self._base_traces(model, tokenizer), self._write(model, tokenizer)
-        base, trained = self._look(before, after)
+        before = self._traces(self.out / BASE_TRACES, plan.base)
+        after = self._traces(folder / TRACES, f"{plan.base}+{folder / ADAPTER}")
+        by = order.measured_by
+        scorer = self.scorer if by is None else load_scorer(by, order.scorer_precision, progress=self.fetch)
+        base, trained = look_at(
+            self._held_out, (before, after), scorer, self.scorer, self.distractors, self.guard, self.progress
+        )
         seen = len(self.lessons.seen)
         return {
-            "scorer": self.order.measured_by or self.order.scorer,
+            "scorer": by or order.scorer,
             "seen": compared(base[:seen], trained[:seen], seed=plan.seed),
             "unseen": compared(base[seen:], trained[seen:], seed=plan.seed),
             "people": of_each(base, trained, seed=plan.seed),
@@ -322,12 +326,10 @@ class Trainer:
         }
         write_whole(self.out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
-    def _finish_adapter(self, plan: Training, folder: Path, outcome: Outcome, measured: Mapping[str, Any] | None) -> None:
-        """Put beside the adapter what a name needs to know of it, and its card."""
+    def _write_card(self, plan: Training, folder: Path, outcome: Outcome, measured: Mapping[str, Any] | None) -> None:
+        """Put its card beside the adapter."""
         import torch
 
-        told = {"format": 1, "base": plan.base, "style": plan.style, "method": plan.method, "how": plan.how, "rank": plan.rank}
-        write_whole(folder / ADAPTER / "usertwin.json", json.dumps(told, indent=1) + "\n")
         people = self.lessons.people
         weights = asdict(plan.weights)
         write_card(
@@ -340,12 +342,6 @@ class Trainer:
                 device="cuda" if torch.cuda.is_available() else "cpu", measured=measured, versions=_versions(),
             ),
         )  # fmt: skip
-
-
-def _with_adapter(model: Any, folder: Path) -> Any:
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, str(folder))
 
 
 def _versions() -> dict[str, str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import PAIR, WeighingScorer
-from usertwin.evals.synthesizers import Looked, compared, examples_of, look_at, of_each
+from conftest import PAIR, WeighingScorer, scripted
+from usertwin.evals.synthesizers import Looked, compared, examples_of, look_at, of_each, write_held_out
 from usertwin.memory import FakeEmbedder, FakeScorer
 from usertwin.memory.distractors import Distractors
 from usertwin.memory.guards import rejected_by
@@ -27,6 +28,10 @@ def guard(trace: str, pair: Pair) -> str | None:
     return rejected_by(trace, pair)
 
 
+def one_each(*traces: str) -> list[list[str]]:
+    return [[trace] for trace in traces]
+
+
 def looked(*novel: float, label: str = "log/Ann", **facts: bool) -> list[Looked]:
     """One trace of each conversation, with these gains."""
     told = {"leaks": False, "gives_away": False} | facts
@@ -38,7 +43,7 @@ def looked(*novel: float, label: str = "log/Ann", **facts: bool) -> list[Looked]
 
 def test_each_writer_is_looked_at_and_what_a_guard_rejects_gains_nothing() -> None:
     weighing = WeighingScorer({"helpful": 0.5, "misleading": -0.25})
-    good, bad = ["I was helpful"] * 3, ["I was misleading", f"I was helpful, {ACTIONS[1]}", ""]
+    good, bad = one_each(*["I was helpful"] * 3), one_each("I was misleading", f"I was helpful, {ACTIONS[1]}", "")
     first, second = look_at(LESSONS, [good, bad], weighing, FakeScorer(), OTHERS, guard)
     assert [one.novel for one in first] == pytest.approx([0.5] * 3)
     assert [one.novel for one in second] == pytest.approx([-0.25, 0.0, 0.0])
@@ -49,21 +54,47 @@ def test_each_writer_is_looked_at_and_what_a_guard_rejects_gains_nothing() -> No
 
 
 def test_writers_that_wrote_the_same_are_looked_at_alike() -> None:
-    traces = ["I was calm", "I was in a hurry", ""]
+    traces = one_each("I was calm", "I was in a hurry", "")
     first, second = look_at(LESSONS, [traces, traces], FakeScorer(), FakeScorer(), OTHERS, guard)
     assert first == second
 
 
 def test_a_writer_is_looked_at_alike_whoever_is_beside_it() -> None:
-    traces, others = ["I was calm", "I was in a hurry", "I like tea"], [f"I want {action}" for action in ACTIONS]
+    traces = one_each("I was calm", "I was in a hurry", "I like tea")
+    others = one_each(*(f"I want {action}" for action in ACTIONS))
     [alone] = look_at(LESSONS, [traces], FakeScorer(), FakeScorer(), OTHERS, guard)
     assert look_at(LESSONS, [others, traces], FakeScorer(), FakeScorer(), OTHERS, guard)[1] == alone
+
+
+def test_of_several_traces_the_mean_is_taken_and_the_first_is_audited() -> None:
+    weighing = WeighingScorer({"helpful": 0.5, "misleading": -0.25})
+    several = ["I was helpful", "I was misleading", f"I was helpful, {ACTIONS[0]}"]
+    [[found]] = look_at(LESSONS[:1], [[several]], weighing, FakeScorer(), OTHERS, guard)
+    assert (found.novel, found.leaks, found.gives_away) == (pytest.approx(0.25 / 3), pytest.approx(1 / 3), False)
+
+
+def test_what_is_written_is_kept_and_a_line_that_a_stop_cut_off_is_written_again(tmp_path: Path) -> None:
+    import asyncio
+
+    model = scripted(*(f" was told {place}" for place in range(20)))
+    path = tmp_path / "traces.jsonl"
+
+    def write(lessons: list[Lesson]) -> list[list[str]]:
+        return asyncio.run(write_held_out(path, lessons, model, "backward", samples=2, seed=0))
+
+    first = write(LESSONS[:2])
+    assert [len(traces) for traces in first] == [2, 2]
+    path.write_bytes(path.read_bytes() + b'["I was cut')
+    third = write(LESSONS)
+    assert third[:2] == first
+    assert len(third) == 3
+    assert write(LESSONS) == third
 
 
 def test_progress_is_told_up_to_the_end() -> None:
     told: list[tuple[str, int, int]] = []
     look_at(
-        LESSONS, [["I was calm"] * 3], FakeScorer(), FakeScorer(), OTHERS, guard, lambda *one: told.append(one)
+        LESSONS, [one_each(*["I was calm"] * 3)], FakeScorer(), FakeScorer(), OTHERS, guard, lambda *one: told.append(one)
     )  # fmt: skip
     assert told == [("measuring", done, 3) for done in range(4)]
 
@@ -138,7 +169,7 @@ def test_each_person_has_numbers_of_their_own() -> None:
 def examples(changes: Sequence[float]) -> list[str]:
     lessons = [Lesson("log/Ann", replace(PAIR, action=str(place))) for place in range(len(changes))]
     texts = [f"b{place}" for place in range(len(changes))], [f"t{place}" for place in range(len(changes))]
-    found = examples_of(lessons, *texts, looked(*[0.0] * len(changes)), looked(*changes))
+    found = examples_of(lessons, *(one_each(*own) for own in texts), looked(*[0.0] * len(changes)), looked(*changes))
     assert all((one["base"], one["trained"]) == (f"b{one['action']}", f"t{one['action']}") for one in found)
     return [one["action"] for one in found]
 
@@ -155,6 +186,6 @@ def test_no_example_is_shown_twice(changes: list[float]) -> None:
 
 def test_an_example_shows_the_last_turns_before_the_action() -> None:
     lesson = Lesson("log/Ann", replace(PAIR, context=(*PAIR.context, PAIR.context[1])))
-    [found] = examples_of([lesson], ["b"], ["t"], looked(0.0), looked(0.1))
+    [found] = examples_of([lesson], [["b"]], [["t"]], looked(0.0), looked(0.1))
     assert found["context"] == ["Ann: hi", "Bob: When do you want to go?", "Ann: hi"]
     assert found["action"] == PAIR.action

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from filelock import FileLock
 from test_judging import ruling
 from tiny_model import one_thread, tiny_model
 
@@ -64,12 +66,24 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this file's, the same for every process of a parallel run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "train_cli"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(shared: Path) -> Path:
     """A folder with a log of three people, a model without a chat template ("base"), and one with it ("chatty")."""
-    folder = tmp_path_factory.mktemp("place")
-    (folder / "log.jsonl").write_text("".join(json.dumps(talk(number)) + "\n" for number in range(60)), "utf-8")
-    tiny_model(folder / "base")
-    tiny_model(folder / "chatty", chat_template=True)
+    folder = shared / "place"
+    with FileLock(shared / "place.lock"):
+        if not folder.exists():
+            tiny_model(shared / "making" / "base")
+            tiny_model(shared / "making" / "chatty", chat_template=True)
+            (shared / "making" / "log.jsonl").write_text("".join(json.dumps(talk(number)) + "\n" for number in range(60)))
+            (shared / "making").rename(folder)
     return folder
 
 
@@ -108,15 +122,16 @@ def refused(result: Result) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of all four methods."""
-    out = tmp_path_factory.mktemp("runs") / "all"
-    with pytest.MonkeyPatch.context() as patch, one_thread():
-        patch.chdir(place)
-        patch.delenv("USERTWIN_ONLY_SCRIPTED", raising=False)
-        patch.setenv("USERTWIN_CACHE", str(out.parent / "cache"))
-        every = [f"--method={method}" for method in ("sft", "dpo", "grpo", "e2e")]
-        done(CliRunner().invoke(main, command(out, "--measured-by=transformers:chatty", *every)[1:]))
+def finished(place: Path, shared: Path) -> Path:
+    """A finished run of all four methods; tests that change it do so in a copy."""
+    out = shared / "finished"
+    with FileLock(shared / "finished.lock"), pytest.MonkeyPatch.context() as patch, one_thread():
+        if not (out / "report.html").exists():
+            patch.chdir(place)
+            patch.delenv("USERTWIN_ONLY_SCRIPTED", raising=False)
+            patch.setenv("USERTWIN_CACHE", str(shared / "cache"))
+            every = [f"--method={method}" for method in ("sft", "dpo", "grpo", "e2e")]
+            done(CliRunner().invoke(main, command(out, "--measured-by=transformers:chatty", *every)[1:]))
     return out
 
 
@@ -201,11 +216,12 @@ def test_who_is_held_out_is_not_trained_on(finished: Path, place: Path) -> None:
     assert json.loads((finished / "manifest.json").read_text())["people"] == lessons.people
 
 
-def test_a_second_call_does_nothing_anew(finished: Path, train: Train) -> None:
-    before = times(finished)
-    again = done(train(finished, "--measured-by=transformers:chatty", "--method=sft", "--method=grpo"))
+def test_a_second_call_does_nothing_anew(finished: Path, train: Train, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    before = times(out)
+    again = done(train(out, "--measured-by=transformers:chatty", "--method=sft", "--method=grpo"))
     assert "Report:" in again.output
-    after = times(finished)
+    after = times(out)
     assert after.keys() == before.keys()
     changed = {name for name in before if before[name] != after[name]}
     assert changed <= {"manifest.json", "report.html", "report.md", "curves.svg"}

@@ -40,7 +40,7 @@ from usertwin.memory.policy import check_chat_template, check_installed, empty_b
 from usertwin.memory.pool import chosen_rows, preference_rows
 from usertwin.memory.rewards import Weights
 from usertwin.memory.trainers import GroupRewards
-from usertwin.memory.training import TRAIN_METHODS, Training, check_room, last_checkpoint
+from usertwin.memory.training import TRAIN_METHODS, check_room, last_checkpoint
 from usertwin.memory.watch import Audit
 from usertwin.personas import Pair, UsageError
 
@@ -515,11 +515,6 @@ def test_a_plan_that_makes_no_sense_is_refused_in_a_sentence(changes: dict[str, 
     with pytest.raises(UsageError, match=re.escape(said)) as caught:
         a_plan(**changes).check()
     assert "\n" not in str(caught.value)
-
-
-def test_the_plan_that_one_has_without_saying_anything_makes_sense_for_every_method() -> None:
-    for method in TRAIN_METHODS:
-        Training(method).check()
 
 
 def test_too_few_pairs_are_told_before_a_step_is_done(base: Path, tmp_path: Path) -> None:
