@@ -80,7 +80,8 @@ async def write_held_out(
     whole = raw[: raw.rfind(b"\n") + 1]  # a line that a stop cut off is written again
     found: list[list[str]] = [json.loads(line) for line in whole.splitlines()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(whole)
+    if len(whole) < len(raw):
+        path.write_bytes(whole)
     with path.open("a", encoding="utf-8") as file:
         for one in lessons[len(found) :]:
             progress("writing traces", len(found), len(lessons))
