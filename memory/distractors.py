@@ -50,7 +50,7 @@ class Distractors:
     def of(self, pair: Pair, count: int) -> list[str]:
         """At most so many other actions, the best matched first: near in topic, and within about twice the length.
 
-        None is from the pair's own conversation, and none is nearly the same.
+        All are of the same speaker, none is from the pair's own conversation, and none is nearly the same.
         """
         if not self._pairs or count < 1:
             return []
@@ -59,7 +59,9 @@ class Distractors:
         line = flat(pair.action)
         found: list[tuple[float, int]] = []
         for place, (other, said) in enumerate(zip(self._pairs, self._lines, strict=True)):
-            if other.conversation_id == pair.conversation_id or near[place] > _SAME or said == line:
+            if other.speaker != pair.speaker or other.conversation_id == pair.conversation_id:
+                continue
+            if near[place] > _SAME or said == line:
                 continue
             found.append((float(near[place]) - abs(math.log2((len(said) + 4) / (len(line) + 4))), place))
         found.sort(key=lambda one: (-one[0], one[1]))

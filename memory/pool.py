@@ -94,7 +94,7 @@ async def fill_pool(
             if spent >= budget:
                 break
             lesson = lessons[place]
-            traces = await propose(model, lesson.pair, "the person", how=how, n=group, seed=seed + place)
+            traces = await propose(model, lesson.pair, "the person", how=how, n=group, seed=seed + place * group)
             rewards = await rewards_of(
                 lesson.pair, traces, [True] * len(traces), fidelity=fidelity, guard=guard, shape=weights.shape, seed=seed
             )

@@ -145,7 +145,8 @@ def as_trace(style: Style, text: str) -> str:
     if style == "instruction":
         return _of_object(text)
     text = cleaned(text.partition("\n")[0])
-    return _whole(in_first_person(text)) if word_tokens(text) else ""
+    trace = _whole(in_first_person(text)) if word_tokens(text) else ""
+    return trace if word_tokens(trace[1:]) else ""  # what was cut off may have been all but the "I"
 
 
 async def paraphrase(model: ChatModel, text: str, *, seed: int, ledger: Ledger | None = None) -> str:
