@@ -89,3 +89,8 @@ def test_any_action_has_distractors(action: str) -> None:
     assert of(elsewhere("yes", "no idea", replace(pair(action)).action), action) == [
         *sorted(["yes", "no idea"], key=lambda other: abs(len(other) - len(flat(action))))
     ]
+
+
+def test_what_somebody_else_did_is_no_distractor() -> None:
+    others = [replace(one, speaker="Bob") for one in elsewhere("the train is early", "the cat sat")]
+    assert of([*others, *elsewhere("a dog ran off")], "the train is late") == ["a dog ran off"]
