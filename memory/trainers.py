@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from .training import Training
 
 CHECKPOINTS = "checkpoints"
-_WARM_UP = 0.05
 
 
 def _settings(plan: Training, folder: Path) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def supervised_trainer(
     from trl.trainer.sft_trainer import SFTTrainer
 
     config = SFTConfig(
-        **_settings(plan, folder), num_train_epochs=plan.epochs, warmup_steps=_WARM_UP, lr_scheduler_type="cosine",
+        **_settings(plan, folder), num_train_epochs=plan.epochs, lr_scheduler_type="cosine",
         max_length=None, completion_only_loss=True,
     )  # fmt: skip
     return SFTTrainer(
@@ -83,7 +82,7 @@ def preference_trainer(
     from trl.trainer.dpo_trainer import DPOTrainer
 
     config = DPOConfig(
-        **_settings(plan, folder), num_train_epochs=plan.epochs, warmup_steps=_WARM_UP, lr_scheduler_type="cosine",
+        **_settings(plan, folder), num_train_epochs=plan.epochs, lr_scheduler_type="cosine",
         max_length=None, beta=plan.hold,
     )  # fmt: skip
     return DPOTrainer(
@@ -116,8 +115,7 @@ def group_trainer(
     weights = plan.weights
     config = GRPOConfig(
         **_settings(plan, folder), max_steps=-(-plan.budget // plan.batch), num_generations=plan.group,
-        max_completion_length=TRACE_TOKENS[plan.style], temperature=TEMPERATURE, lr_scheduler_type="constant_with_warmup",
-        warmup_steps=5, beta=plan.hold,
+        max_completion_length=TRACE_TOKENS[plan.style], temperature=TEMPERATURE, lr_scheduler_type="constant", beta=plan.hold,
         # Ranks have the same spread in every group; a clipped gain is standardised within its own.
         scale_rewards="none" if weights.shape == "rank" else "group",
         reward_weights=[weights.fidelity, weights.leak, weights.length, weights.format] if len(rewards) > 1 else None,

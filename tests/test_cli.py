@@ -154,7 +154,7 @@ def test_the_promised_options_exist(name: str, options: str) -> None:
 
 
 def test_the_home_can_come_from_the_environment_and_the_help_says_so() -> None:
-    of_runs = {"report", "compare", "judge-by-hand", "export"}  # read the folder of a run, and no twin
+    of_runs = {"train", "report", "compare", "judge-by-hand", "export"}  # work on the folder of a run, and no twin
     for name, command in main.commands.items():
         if isinstance(command, click.Group):
             for one in command.commands:
