@@ -49,6 +49,7 @@ _PRECISION = click.Choice(["float32", "bfloat16"])
 @click.option("--pairs", default=16, show_default=True, help="Training pairs of each person.")
 @click.option("--watched", default=32, show_default=True, help="Held-out pairs that are looked at while training.")
 @click.option("--measured", default=16, show_default=True, help="Held-out pairs of each person to measure on; 0 for none.")
+@click.option("--later", type=int, help="Of each person trained on, instead: their later conversations.  [default: as many]")
 @click.option(
     "--propose",
     "how",
@@ -144,7 +145,14 @@ def _order(told: dict[str, Any]) -> TrainingOrder:
         )},
     )  # fmt: skip
     enrolment = Enrolment(
-        told["people"], told["unseen"], told["hold_out"], told["role"], told["pairs"], told["watched"], told["measured"]
+        told["people"],
+        told["unseen"],
+        told["hold_out"],
+        told["role"],
+        told["pairs"],
+        told["watched"],
+        told["measured"],
+        later=told["later"],
     )
     order = TrainingOrder(
         plan, tuple(dict.fromkeys(told["methods"])), told["sources"], enrolment,

@@ -76,6 +76,7 @@ class Enrolment:
         watched: pairs that are watched, of all people together.
         measured: pairs that are measured, of each person.
         window: turns of context of a pair.
+        later: pairs that are measured of each person who is trained on, if not as many as of the others.
     """
 
     people: int = 8
@@ -86,6 +87,12 @@ class Enrolment:
     watched: int = 32
     measured: int = 16
     window: int = DEFAULT_WINDOW
+    later: int | None = None
+
+    @property
+    def of_seen(self) -> int:
+        """Pairs that are measured of each person who is trained on."""
+        return self.measured if self.later is None else self.later
 
 
 def lessons_of(logs: Mapping[str, ChatLog], enrolment: Enrolment) -> Lessons:
@@ -99,7 +106,10 @@ def lessons_of(logs: Mapping[str, ChatLog], enrolment: Enrolment) -> Lessons:
         LogError: somebody is unknown, or too few people said enough.
         UsageError: a number that makes no sense.
     """
-    if min(enrolment.people, enrolment.pairs, enrolment.watched) < 1 or min(enrolment.unseen, enrolment.measured) < 0:
+    if (
+        min(enrolment.people, enrolment.pairs, enrolment.watched) < 1
+        or min(enrolment.unseen, enrolment.measured, enrolment.of_seen) < 0
+    ):
         raise UsageError("at least one person, one pair of each and one that is watched are needed, and no number is negative")
     _check_named(logs, enrolment.held_out)
     parts: dict[str, list[Lesson]] = {"train": [], "seen": [], "unseen": []}
@@ -121,7 +131,7 @@ def lessons_of(logs: Mapping[str, ChatLog], enrolment: Enrolment) -> Lessons:
             elif own := _lessons(label, _outside(split.corpus, looked_at), enrolment.pairs):
                 parts["train"] += own
                 watched.append(_lessons(label, _outside(split.validation, measured), enrolment.watched))
-                parts["seen"] += _lessons(label, _outside(split.test, without), enrolment.measured)
+                parts["seen"] += _lessons(label, _outside(split.test, without), enrolment.of_seen)
     if len(parts["train"]) < LEAST_PAIRS or not any(watched):
         raise LogError(
             f"only {len(parts['train'])} pairs to train on and {sum(map(len, watched))} to watch (answers of {LEAST_WORDS} to "

@@ -237,3 +237,13 @@ def lesson(who: str, where: str, topic: str, position: int = 1) -> Lesson:
     """A lesson of somebody who answers to a topic."""
     [pair] = pairs_of(Conversation(where, (Turn("desk", "agent", topic), Turn(who, "user", "so it is")), None), who)
     return Lesson(who, replace(pair, position=position))
+
+
+def test_fewer_later_pairs_of_those_trained_on_can_be_measured_than_of_the_others() -> None:
+    log = {"log": with_desk(*PEOPLE)}
+    many, few = (lessons_of(log, Enrolment(people=3, unseen=1, pairs=20, measured=4, later=later)) for later in (None, 1))
+    assert (len(few.unseen), len(few.seen)) == (len(many.unseen), 3)
+    assert len(many.seen) > 3
+    assert few.train == many.train
+    with pytest.raises(UsageError, match="negative"):
+        lessons_of(log, Enrolment(later=-1))
