@@ -119,9 +119,12 @@ class Database:
         )
 
     def _read_meta(self, embedder: str) -> None:
+        # Before what it is the version of is read: what is written between the two is then noticed at the next look.
+        self._version = self._data_version()
         meta = dict(self.connection.execute("SELECT key, value FROM meta"))
         if meta.get("format") == "1":
             meta = self._upgrade(meta)
+            self._version = -1  # that of a connection which is closed now says nothing of this one
         if meta.get("format") != FORMAT:
             raise TwinError(
                 f"{self.folder}: the memory has format {meta.get('format')}, and this version of usertwin reads {FORMAT}; "
@@ -140,7 +143,6 @@ class Database:
                 f"{self.folder}: the memory is damaged: memory.sqlite is not as it was closed; {way_out(self.folder)}"
             )
         self.sealed = bool(self._holds)
-        self._version = self._data_version()
 
     def refresh(self) -> bool:
         """Take notice of what other processes wrote; whether they did."""

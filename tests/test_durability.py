@@ -222,3 +222,21 @@ def test_a_memory_that_four_processes_make_at_once_is_one_memory(tmp_path: Path,
         child.said.send("now")
     assert [(child.end(), child.process.exitcode) for child in children] == [([], 0)] * 4
     check(tmp_path / "memory", [{t.id: t for t in triples(*range(4))}])
+
+
+def test_what_is_written_while_a_memory_is_being_opened_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from usertwin.memory import database
+
+    with TripleStore(tmp_path / "memory", EMBEDDER) as writer:
+        writer.add(triples(0))
+        known = database.read_seal
+
+        def meanwhile(folder: Path) -> object:
+            monkeypatch.undo()
+            writer.add(triples(1))
+            return known(folder)
+
+        monkeypatch.setattr(database, "read_seal", meanwhile)
+        with TripleStore(tmp_path / "memory", EMBEDDER, wait=0) as reader:
+            assert {t.id for t in reader.triples()} == {t.id for t in triples(0, 1)}
+            assert len(reader) == 2
