@@ -30,7 +30,7 @@ from usertwin.memory.policy import check_installed
 from usertwin.memory.recon import backward_trace
 from usertwin.memory.tracing import Progress, no_progress
 from usertwin.memory.transcript import ME, action_line
-from usertwin.memory.user_models import FitProgress, Fitting, UserModel, fit, row_of
+from usertwin.memory.user_models import Fitting, UserModel, fit, row_of
 from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.adapters import split_adapter
@@ -267,8 +267,9 @@ class _Group:
         about = {
             "base": self._wanted.base, "method": "user model", "kind": kind, "people": [one.label for one in self._members],
         }  # fmt: skip
-        told: FitProgress = self._progress
-        self.losses[kind] = fit(rows, base, target, _fitting(self._suite, self._wanted), about=about, progress=told)["loss"]
+        self.losses[kind] = fit(rows, base, target, _fitting(self._suite, self._wanted), about=about, progress=self._progress)[
+            "loss"
+        ]
         return target
 
     def _measured(self, model: UserModel, kind: str, one: Taught, keep: Path) -> list[MeasuredTurn]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.memory import ChatModel, Embedder, Scorer
+from usertwin.memory.checkpoints import ADAPTER, check_room
 from usertwin.memory.distractors import Distractors
 from usertwin.memory.downstream import Downstream, place_of
 from usertwin.memory.fidelity import Fidelity
@@ -30,7 +31,7 @@ from usertwin.memory.pool import Proposed, fill_pool
 from usertwin.memory.propose import proposal_template
 from usertwin.memory.scoring import Precision
 from usertwin.memory.tracing import Progress, no_progress
-from usertwin.memory.training import ADAPTER, Outcome, Training, TrainMethod, check_room, train
+from usertwin.memory.training import Outcome, Training, TrainMethod, train
 from usertwin.memory.watch import Auditor
 from usertwin.personas import ChatLog, Pair, UsageError, load_log
 from usertwin.simulator import load_embedder, load_model, load_scorer
@@ -243,7 +244,7 @@ class Trainer:
         auditor = Auditor(
             self.lessons.watched, self.scorer, self.distractors, self.guard, plan.style, plan.how, plan.seed
         )  # fmt: skip
-        outcome, _ = train(
+        outcome = train(
             plan, self.lessons.train, folder, model, tokenizer, auditor,
             fidelity=self.fidelity(plan.method) if plan.online else None, guard=self.guard, pool=pool, progress=self.progress,
         )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from usertwin.personas import Pair
 
+from .checkpoints import CHECKPOINTS
 from .fidelity import Fidelity
 from .lessons import Lesson
 from .policy import ends_of, lora, prompt_of, text_of
@@ -26,19 +27,19 @@ from .words import word_tokens
 if TYPE_CHECKING:
     from .training import Training
 
-CHECKPOINTS = "checkpoints"
 
-
-def _settings(plan: Training, folder: Path) -> dict[str, Any]:
-    """The settings that all of trl's trainers share."""
+def settings_of(
+    folder: Path, *, batch: int, at_once: int, learning_rate: float, save_every: int, seed: int, tensorboard: bool = False
+) -> dict[str, Any]:
+    """The settings that all of trl's trainers share, with checkpoints in a folder; see `Training` for what the others are."""
     import torch
 
     gpu = torch.cuda.is_available()
     return {
         "output_dir": str(folder / CHECKPOINTS),
-        "per_device_train_batch_size": plan.at_once,
-        "gradient_accumulation_steps": plan.batch // plan.at_once,
-        "learning_rate": plan.rate,
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": batch // at_once,
+        "learning_rate": learning_rate,
         "max_grad_norm": 1.0,
         "use_cpu": not gpu,
         "bf16": False,  # the base is loaded in its precision, and the adapter is float32 beside it
@@ -46,13 +47,20 @@ def _settings(plan: Training, folder: Path) -> dict[str, Any]:
         "dataloader_pin_memory": gpu,
         "logging_steps": 1,
         "save_strategy": "steps",
-        "save_steps": plan.save_every,
+        "save_steps": save_every,
         "save_total_limit": 2,
-        "report_to": ["tensorboard"] if plan.tensorboard else "none",
+        "report_to": ["tensorboard"] if tensorboard else "none",
         "disable_tqdm": True,
-        "seed": plan.seed,
-        "data_seed": plan.seed,
+        "seed": seed,
+        "data_seed": seed,
     }
+
+
+def _settings(plan: Training, folder: Path) -> dict[str, Any]:
+    return settings_of(
+        folder, batch=plan.batch, at_once=plan.at_once, learning_rate=plan.rate, save_every=plan.save_every, seed=plan.seed,
+        tensorboard=plan.tensorboard,
+    )  # fmt: skip
 
 
 def supervised_trainer(

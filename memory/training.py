@@ -13,8 +13,6 @@ without trl, on one page, is examples/train_recon.py.
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from typing import Any, Literal, get_args
 
 from usertwin.personas import Pair, UsageError
 
+from .checkpoints import CHECKPOINTS, check_room, go_on, last_checkpoint, save_adapter, step_of, told_in_one_sentence
 from .fidelity import Fidelity
 from .judging import FidelityName
 from .lessons import Lesson
@@ -33,7 +32,7 @@ from .rewards import Weights
 from .sampling import Style
 from .scoring import Precision
 from .tracing import Progress, no_progress
-from .trainers import CHECKPOINTS, GroupRewards, group_trainer, preference_trainer, supervised_trainer
+from .trainers import GroupRewards, group_trainer, preference_trainer, supervised_trainer
 from .watch import Auditor, Curves
 
 TrainMethod = Literal["sft", "dpo", "grpo", "e2e"]
@@ -43,7 +42,7 @@ TRAIN_METHODS: tuple[TrainMethod, ...] = get_args(TrainMethod)
 LEARNING_RATES: Mapping[TrainMethod, float] = {"sft": 2e-4, "dpo": 5e-5, "grpo": 1e-4, "e2e": 1e-4}
 #: How strongly the policy is held to the base: DPO's beta; GRPO's weight of the divergence.
 BETAS: Mapping[TrainMethod, float] = {"sft": 0.0, "dpo": 0.1, "grpo": 0.0, "e2e": 0.0}
-ADAPTER, CURVES = "adapter", "curves.jsonl"
+CURVES = "curves.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +177,8 @@ def train(
     guard: Callable[[str, Pair], str | None] | None = None,
     pool: Sequence[Proposed] = (),
     progress: Progress = no_progress,
-) -> tuple[Outcome, Any]:
-    """Train, or go on with that; returns how it ended and the trained model. The adapter is then in `folder`/adapter.
+) -> Outcome:
+    """Train, or go on with that; returns how it ended. The adapter is then in `folder`/adapter.
 
     Args:
         plan: how.
@@ -207,9 +206,9 @@ def train(
     check_room(model, folder, plan.rank)
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
     curves = Curves(folder / CURVES)
-    curves.begin_at(-1 if checkpoint is None else _step_of(checkpoint))
-    set_seed(plan.seed)  # the adapter's first weights are drawn before trl's trainers set it
+    curves.begin_at(-1 if checkpoint is None else step_of(checkpoint))
     watching = Watching(plan, curves, auditor, tokenizer, progress)
+    set_seed(plan.seed)  # the adapter's first weights are drawn before trl's trainers set it
     if plan.online:
         if fidelity is None or guard is None:
             raise UsageError(f'"{plan.method}" needs something that scores traces, and guards')
@@ -220,19 +219,12 @@ def train(
         trainer = _pool_trainer(plan, folder, model, tokenizer, pool, watching)
     trainer.remove_callback(PrinterCallback)  # it prints each step's figures where our bars are
     began = time.monotonic()
-    try:
-        if checkpoint is not None and (_at_its_end(checkpoint) or watching.over(_step_of(checkpoint))):
-            _restore(trainer, checkpoint)  # what was stopped was only what comes after training
-        else:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with told_in_one_sentence(folder):
+        go_on(trainer, checkpoint, watching.over)
         watching.look(trainer.model, trainer.state.global_step)
-        _save(trainer, folder)
-    except Exception as error:
-        if not _of_a_disk(error):
-            raise
-        raise UsageError(f"{folder}: a checkpoint cannot be written ({error}); make room, and give the same command") from error
+        save_adapter(trainer, folder)
     tokens = watching.tokens if plan.online else sum(one.tokens for one in pool)
-    return Outcome(watching.stopped, trainer.state.global_step, tokens, time.monotonic() - began), trainer.model
+    return Outcome(watching.stopped, trainer.state.global_step, tokens, time.monotonic() - began)
 
 
 def _pool_trainer(plan: Training, folder: Path, model: Any, tokenizer: Any, pool: Sequence[Proposed], watching: Any) -> Any:
@@ -245,81 +237,3 @@ def _pool_trainer(plan: Training, folder: Path, model: Any, tokenizer: Any, pool
         )
     make = supervised_trainer if plan.method == "sft" else preference_trainer
     return make(plan, folder, model, tokenizer, rows, watching)
-
-
-# Checkpoints -----------------------------------------------------------------------------------------------------------
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; those that a stop left half-written are deleted."""
-    for one in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
-        try:
-            _state_of(one)  # transformers writes it after everything else
-            return one
-        except (OSError, ValueError):
-            shutil.rmtree(one)
-    return None
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def _state_of(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
-
-
-def _at_its_end(checkpoint: Path) -> bool:
-    state = _state_of(checkpoint)
-    return state["global_step"] >= state["max_steps"]
-
-
-def _restore(trainer: Any, checkpoint: Path) -> None:
-    """Bring a trainer to where a checkpoint is; going on from the last one, transformers would do a step too many."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-    from transformers import TrainerState
-
-    set_peft_model_state_dict(trainer.model, load_file(checkpoint / "adapter_model.safetensors"))
-    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-
-
-def _of_a_disk(error: Exception) -> bool:
-    """Whether something could not be written: each of those who write a checkpoint says it in another way."""
-    from safetensors import SafetensorError
-
-    return isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error)
-
-
-def _save(trainer: Any, folder: Path) -> None:
-    """Put the adapter in its place, whole or not at all."""
-    partial = folder / f"{ADAPTER}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    trainer.model.save_pretrained(str(partial))
-    trainer.processing_class.save_pretrained(str(partial))
-    shutil.rmtree(folder / ADAPTER, ignore_errors=True)  # there is one if a stop came right after it was put there
-    partial.rename(folder / ADAPTER)
-
-
-def adapter_bytes(model: Any, rank: int) -> int:
-    """What an adapter of that rank takes on disk: float32, on every linear layer."""
-    import torch
-
-    layers = [layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and "lm_head" not in name]
-    return 4 * rank * sum(layer.in_features + layer.out_features for layer in layers)
-
-
-def check_room(model: Any, folder: Path, rank: int) -> None:
-    """UsageError if the disk has no room for two checkpoints (adapter, two moments of it) and the adapter.
-
-    Args:
-        model: the base; of its layers only the shapes matter.
-        folder: where checkpoints go; it exists.
-        rank: of the adapter.
-    """
-    needed, free = 7 * adapter_bytes(model, rank) + 64 * 2**20, shutil.disk_usage(folder).free
-    if free < needed:
-        raise UsageError(
-            f"{folder}: training needs {needed / 2**20:,.0f} MiB for its checkpoints, and {free / 2**20:,.0f} are free; make "
-            "room, or name another folder"
-        )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import ceil, exp, fsum, gcd, log
@@ -22,10 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from usertwin.personas import Pair, UsageError
 
+from .checkpoints import CHECKPOINTS, go_on, last_checkpoint, told_in_one_sentence
 from .files import digest_of, sync_folder
 from .policy import check_installed, ends_of, load_base, lora
 from .propose import TRACE_TOKENS
 from .scoring import Likelihood, Precision, TransformersScorer
+from .tracing import Progress, no_progress
+from .trainers import settings_of
 from .transcript import ME, action_line, flat, open_moment, open_thought
 
 if TYPE_CHECKING:
@@ -43,8 +46,6 @@ _CHECKPOINTS = 8
 
 #: A prompt and what is to be learned after it.
 Row = tuple[str, str]
-#: Is told the stage, how many steps are done, of how many.
-FitProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def fit(
     how: Fitting,
     *,
     about: Mapping[str, Any],
-    progress: FitProgress | None = None,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Fine-tune a base on rows, or find that this was done; what was begun and killed goes on from its last checkpoint.
 
@@ -110,18 +111,14 @@ def fit(
         What is noted with the adapter: `about`, and `steps`, `rows`, `loss` (in nats per token, over the last tenth of steps).
 
     Raises:
-        UsageError: there is no row; a package is missing; the adapter that is there was made of other rows.
+        UsageError: there is no row; a package is missing; the adapter that is there was made of other rows; there is no room.
         ModelError: the base cannot be loaded.
     """
     if not rows:
         raise UsageError(f"{target}: there is nothing to learn; give more people, or traces for more moments")
     made_of = digest_of(json.dumps([list(rows), asdict(how), str(about.get("base"))]).encode("utf-8", "surrogatepass"))
     partial = target.with_name(f"{target.name}.partial")
-    for folder in (target, partial):
-        if (folder / ABOUT).exists() and json.loads((folder / ABOUT).read_text("utf-8")).get("made_of") != made_of:
-            raise UsageError(
-                f"{folder}: holds a model that was trained on something else; delete that folder, or name another one"
-            )
+    _check_same(made_of, target, partial)
     if (target / ABOUT).exists():
         return json.loads((target / ABOUT).read_text("utf-8"))
     check_installed()
@@ -133,26 +130,35 @@ def fit(
         "made_of": made_of,
         "how_fitted": asdict(how),
     }
-    try:
+    with told_in_one_sentence(partial):
         partial.mkdir(parents=True, exist_ok=True)
-        (partial / ABOUT).write_text(json.dumps(noted, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        trainer = _trainer(rows, base, partial / "checkpoints", how, progress)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(partial / "checkpoints"))
+        _note(noted, partial)
+        trainer = _trainer(rows, base, partial, how, progress)
+        go_on(trainer, last_checkpoint(partial / CHECKPOINTS))
         noted |= {"steps": trainer.state.global_step, "loss": _last_loss(trainer)}
         trainer.save_model(str(partial))
         (partial / "README.md").write_text(_card(noted), "utf-8")
-        (partial / ABOUT).write_text(json.dumps(noted, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        shutil.rmtree(partial / "checkpoints", ignore_errors=True)
+        _note(noted, partial)
+        shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
         partial.rename(target)
         sync_folder(target.parent)
-    except OSError as error:
-        raise UsageError(
-            f"{partial}: the training cannot be kept ({error.strerror or error}); make room, and the same command goes on"
-        ) from error
     return noted
 
 
-def _trainer(rows: Sequence[Row], base: Path, folder: Path, how: Fitting, progress: FitProgress | None) -> SFTTrainer:
+def _check_same(made_of: str, *folders: Path) -> None:
+    """UsageError if one of the folders holds a model that was made of something else."""
+    for folder in folders:
+        if (folder / ABOUT).exists() and json.loads((folder / ABOUT).read_text("utf-8")).get("made_of") != made_of:
+            raise UsageError(
+                f"{folder}: holds a model that was trained on something else; delete that folder, or name another one"
+            )
+
+
+def _note(noted: Mapping[str, Any], folder: Path) -> None:
+    (folder / ABOUT).write_text(json.dumps(noted, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _trainer(rows: Sequence[Row], base: Path, folder: Path, how: Fitting, progress: Progress) -> SFTTrainer:
     """The trainer of trl, for rows that are tokenized already."""
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
@@ -160,24 +166,23 @@ def _trainer(rows: Sequence[Row], base: Path, folder: Path, how: Fitting, progre
     from trl.trainer.sft_trainer import SFTTrainer
 
     model, tokenizer = load_base(base, how.precision)
-    cpu, steps = model.device.type == "cpu", how.steps_for(len(rows))
-    together = gcd(how.batch, _AT_ONCE) if cpu else how.batch
+    steps = how.steps_for(len(rows))
+    together = gcd(how.batch, _AT_ONCE) if model.device.type == "cpu" else how.batch
     longest = min(_LONGEST, int(getattr(model.config, "max_position_embeddings", _LONGEST)))
     config = SFTConfig(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=together,
-        gradient_accumulation_steps=how.batch // together, learning_rate=how.learning_rate, lr_scheduler_type="linear",
-        warmup_steps=0, logging_steps=1, save_strategy="steps", save_steps=max(1, steps // _CHECKPOINTS), save_total_limit=1,
-        seed=how.seed, data_seed=how.seed, use_cpu=cpu, bf16=False,
-        gradient_checkpointing=False, dataloader_pin_memory=False, report_to="none", disable_tqdm=True, max_length=None,
-        packing=False, completion_only_loss=True, dataset_kwargs={"skip_prepare_dataset": True},
+        **settings_of(
+            folder, batch=how.batch, at_once=together, learning_rate=how.learning_rate,
+            save_every=max(1, steps // _CHECKPOINTS), seed=how.seed,
+        ),
+        max_steps=steps, lr_scheduler_type="linear", warmup_steps=0, max_length=None, packing=False, completion_only_loss=True,
+        dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
 
     class Told(TrainerCallback):
         """Says how far the training is."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            if progress is not None:
-                progress("fitting", state.global_step, steps)
+            progress("fitting", state.global_step, steps)
 
     data = Dataset.from_list([_encoded(tokenizer, row, longest) for row in rows])
     trainer = SFTTrainer(
@@ -193,12 +198,6 @@ def _encoded(tokenizer: Any, row: Row, longest: int) -> dict[str, list[int]]:
     after: list[int] = tokenizer(row[1], add_special_tokens=False).input_ids[: longest // 2]
     before = before[-(longest - len(after)) :]
     return {"input_ids": before + after, "labels": [-100] * len(before) + after}
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The latest checkpoint that was written to its end: the state of the trainer is written last."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
-    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
 
 
 def _last_loss(trainer: SFTTrainer) -> float | None:

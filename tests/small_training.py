@@ -94,7 +94,7 @@ def an_auditor(plan: Training = PLAN, scorer: Any = None, watched: Sequence[Less
 
 def trained(
     base: Path, folder: Path, plan: Training, auditor: Any = None, fidelity: Fidelity | None = None, **options: Any
-) -> tuple[Outcome, Any]:
+) -> Outcome:
     """Train the tiny model as the plan says."""
     with one_thread():
         model, tokenizer = load_base(base)

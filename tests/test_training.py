@@ -35,12 +35,13 @@ from tiny_model import one_thread, tiny_model
 
 from conftest import scripted, telling
 from usertwin.memory import Judged, Likelihood, Scored, trainers
+from usertwin.memory.checkpoints import check_room, last_checkpoint
 from usertwin.memory.downstream import Downstream, place_of
 from usertwin.memory.policy import check_chat_template, check_installed, empty_base, ends_of, load_base, prompt_of, text_of
 from usertwin.memory.pool import chosen_rows, preference_rows
 from usertwin.memory.rewards import Weights
 from usertwin.memory.trainers import GroupRewards
-from usertwin.memory.training import TRAIN_METHODS, check_room, last_checkpoint
+from usertwin.memory.training import TRAIN_METHODS
 from usertwin.memory.watch import Audit
 from usertwin.personas import Pair, UsageError
 
@@ -70,7 +71,7 @@ def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     def of(method: str) -> Path:
         if method not in known:
             known[method] = tmp_path_factory.mktemp(method)
-            outcome, _ = trained(base, known[method], a_plan(method=method))
+            outcome = trained(base, known[method], a_plan(method=method))
             (known[method] / "outcome.json").write_text(json.dumps([outcome.stopped, outcome.steps, outcome.tokens]))
         return known[method]
 
@@ -145,7 +146,7 @@ def test_a_training_that_was_killed_again_and_again_ends_with_the_adapter_of_one
     assert not half.exists() or not half.read_text().endswith("}\n")
     with (tmp_path / "curves.jsonl").open("a") as file:
         file.write('{"step": 5, "valu')
-    outcome, _ = trained(base, tmp_path, plan)
+    outcome = trained(base, tmp_path, plan)
     assert [outcome.stopped, outcome.steps, outcome.tokens] == json.loads((whole(method) / "outcome.json").read_text())
     assert_same(weights_of(whole(method)), weights_of(tmp_path))
     assert rows_of(tmp_path).keys() == rows_of(whole(method)).keys()
@@ -159,10 +160,10 @@ def test_a_training_that_was_killed_after_its_last_checkpoint_does_no_step_too_m
     base: Path, method: str, tmp_path: Path
 ) -> None:
     plan = a_plan(method=method, save_every=1, audit_every=1, budget=200, epochs=0.5)
-    before, _ = trained(base, tmp_path, plan)
+    before = trained(base, tmp_path, plan)
     weights, curves = weights_of(tmp_path), (tmp_path / "curves.jsonl").read_text()
     shutil.rmtree(tmp_path / "adapter")
-    after, _ = trained(base, tmp_path, plan)
+    after = trained(base, tmp_path, plan)
     assert (after.steps, after.tokens, after.stopped) == (before.steps, before.tokens, before.stopped)
     assert_same(weights, weights_of(tmp_path))
     assert (tmp_path / "curves.jsonl").read_text() == curves
@@ -224,20 +225,20 @@ class Told:
 @dpo_and_grpo
 def test_training_stops_with_the_reason_when_the_audit_rises_and_stays_stopped(base: Path, method: str, tmp_path: Path) -> None:
     plan = a_plan(method=method, audit_every=2)
-    outcome, _ = trained(base, tmp_path, plan, Told(0.25, 0.75))
+    outcome = trained(base, tmp_path, plan, Told(0.25, 0.75))
     assert outcome.steps == 2
     assert outcome.stopped is not None
     assert outcome.stopped.startswith("the audit rises: from 24 of 32 traces alone the action can be told, it was 8 of 32")
     assert rows_of(tmp_path, "audit").keys() == {0, 2}
     weights = weights_of(tmp_path)
     shutil.rmtree(tmp_path / "adapter")  # as if it was killed then
-    again, _ = trained(base, tmp_path, plan, Told(0.0))
+    again = trained(base, tmp_path, plan, Told(0.0))
     assert (again.stopped, again.steps) == (outcome.stopped, 2)
     assert_same(weights, weights_of(tmp_path))
 
 
 def test_training_goes_on_while_the_audit_rises_no_more_than_by_chance(base: Path, tmp_path: Path) -> None:
-    outcome, _ = trained(base, tmp_path, a_plan(method="sft", audit_every=1), Told(0.25, 0.4, 0.25, 0.4, 0.1))
+    outcome = trained(base, tmp_path, a_plan(method="sft", audit_every=1), Told(0.25, 0.4, 0.25, 0.4, 0.1))
     assert (outcome.stopped, outcome.steps) == (None, 6)
 
 
@@ -249,7 +250,7 @@ def test_a_detector_that_begins_to_tell_the_action_stops_the_training(base: Path
     scorer.left = 10**9
     assert auditor.look(["I was hungry."] * 8).gives_away == 0
     scorer.left = (10**9 - scorer.left) * 3 // 2  # the second look at the policy, or the third, is beyond it
-    outcome, _ = trained(base, tmp_path, a_plan(method="sft", audit_every=1), auditor)
+    outcome = trained(base, tmp_path, a_plan(method="sft", audit_every=1), auditor)
     assert outcome.stopped is not None
     assert re.match(r"the audit rises: from \d of 8 traces alone .*, it was 0 of 8 before", outcome.stopped)
     assert 1 <= outcome.steps < 6
