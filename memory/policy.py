@@ -6,7 +6,6 @@ proposes traces; where the prompt is a transcript, every token that holds a line
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,11 @@ from usertwin.personas import ModelError, Pair, UsageError
 
 from .propose import TEMPERATURE, TRACE_TOKENS, Proposing, as_trace, prompt_for
 from .sampling import Style
-from .scoring import Precision
+from .scoring import Precision, repeated, shared_prefix
 
 _INSTALL = "training needs packages that are not installed; install them with: pip install 'usertwin[train]'"
 #: Prompts that are continued at once; the keys and values of more crowd a processor's caches.
 _BATCH = 16
-_LEAST_SHARED = 32
 
 
 def check_installed(*, vllm: bool = False, tensorboard: bool = False) -> None:
@@ -133,7 +131,7 @@ def write_traces(
             asked = _padded([encoded[i] for i in batch], begun, tokenizer.pad_token_id).to(device)
             written = model.generate(
                 input_ids=asked, attention_mask=_read(asked, [len(encoded[i]) for i in batch], begun),
-                past_key_values=_repeated(past, len(batch)), do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0,
+                past_key_values=repeated(past, len(batch)), do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0,
                 max_new_tokens=most, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, use_cache=True,
             )[:, asked.shape[1] :]  # fmt: skip
             for i, row in zip(batch, written.tolist(), strict=True):
@@ -146,30 +144,14 @@ def write_traces(
 
 
 def _begun(model: Any, encoded: Sequence[Sequence[int]]) -> tuple[int, Any]:
-    """How many first tokens all prompts share, and their keys and values: the examples of a prompt are half of what is read.
-
-    Of at most all but one token, since the last is read by whoever goes on; none of what is too short to be worth it.
-    """
+    """How many first tokens all prompts share, and their keys and values: the examples of a prompt are half of what is read."""
     import torch
 
-    if len(encoded) < 2:
+    shared = shared_prefix(encoded) if len(encoded) > 1 else 0
+    if not shared:
         return 0, None
-    rows = [list(one) for one in encoded]
-    first, last, most = min(rows), max(rows), min(map(len, rows)) - 1
-    shared = next((place for place in range(most) if first[place] != last[place]), max(0, most))
-    if shared < _LEAST_SHARED:
-        return 0, None
-    ids = torch.tensor([first[:shared]], device=next(model.parameters()).device)
+    ids = torch.tensor([encoded[0][:shared]], device=next(model.parameters()).device)
     return shared, model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-
-
-def _repeated(past: Any, rows: int) -> Any:
-    """Keys and values for so many rows, apart from the ones that are kept."""
-    if past is None:
-        return None
-    own = copy.deepcopy(past)
-    own.batch_repeat_interleave(rows)
-    return own
 
 
 def _padded(encoded: Sequence[Sequence[int]], begun: int, pad: int) -> Any:

@@ -129,7 +129,7 @@ class TransformersScorer:
 
         What they share beyond that is computed first, then likewise for those that share their next tokens.
         """
-        shared = _shared_prefix([encoded[index][0] for index in which]) if len(which) > 1 else 0
+        shared = shared_prefix([encoded[index][0] for index in which]) if len(which) > 1 else 0
         if shared - start >= _LEAST_SHARED:
             past, start = self._continued(past, encoded[which[0]][0][start:shared]), shared
         alike: dict[tuple[int, ...], list[int]] = {}
@@ -174,10 +174,7 @@ class TransformersScorer:
         where = [(row, len(p) + t - 1) for row, (p, c) in enumerate(rows) for t in range(len(c))]
         wanted = torch.tensor([token for _, continuation in rows for token in continuation])
         with torch.inference_mode():
-            cache = None
-            if past is not None:
-                cache = copy.deepcopy(past)
-                cache.batch_repeat_interleave(len(rows))
+            cache = repeated(past, len(rows))
             options = {"past_key_values": cache, "use_cache": cache is not None}
             picked = [row for row, _ in where], [place for _, place in where]
             if self._plain_head:  # the head is a fifth of a small model's work, and only few places are needed
@@ -207,11 +204,21 @@ def _encode(tokenizer: Any, prompt: str, continuation: str, limit: int) -> _Enco
     return before[-(limit - len(after)) :], after, ends
 
 
-def _shared_prefix(prompts: Sequence[list[int]]) -> int:
-    """How many first tokens all prompts share, leaving each at least one of its own."""
-    first, last = min(prompts), max(prompts)
-    most = min(map(len, prompts)) - 1
-    return next((i for i in range(most) if first[i] != last[i]), max(most, 0))
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all prompts share, leaving each at least one of its own; 0 if too few to be computed apart."""
+    first, last = min(map(list, prompts)), max(map(list, prompts))
+    most = max(0, min(map(len, prompts)) - 1)
+    shared = next((i for i in range(most) if first[i] != last[i]), most)
+    return shared if shared >= _LEAST_SHARED else 0
+
+
+def repeated(past: Any, rows: int) -> Any:
+    """Keys and values for so many rows, apart from those that are kept; None for none."""
+    if past is None:
+        return None
+    own = copy.deepcopy(past)
+    own.batch_repeat_interleave(rows)
+    return own
 
 
 def _batches(lengths: Sequence[int], held: int, *, most: int, call: int) -> list[list[int]]:

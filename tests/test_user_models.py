@@ -132,6 +132,31 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_adapter(base: Path, fi
         assert found == pytest.approx(whole[name], abs=1e-6), name
 
 
+def test_after_a_kill_at_the_very_end_no_step_is_done_again_nor_half_a_checkpoint_read(
+    base: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("usertwin.memory.user_models.sync_folder", stopped)
+        patched.setattr("usertwin.memory.user_models.shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            fit(ROWS, base, tmp_path / "none", FITTING, about={"base": "local"})
+    (tmp_path / "none").rename(tmp_path / "none.partial")
+    half = tmp_path / "none.partial" / "checkpoints" / "checkpoint-9"
+    half.mkdir()
+    (half / "trainer_state.json").write_text('{"global_step": 9, "max_st', "utf-8")
+    steps: list[int] = []
+    noted = fit(
+        ROWS, base, tmp_path / "none", FITTING, about={"base": "local"}, progress=lambda _, done, __: steps.append(done)
+    )
+    assert (steps, noted["steps"]) == ([], 4)
+    whole = weights(fitted)
+    for name, found in weights(tmp_path / "none").items():
+        assert found == pytest.approx(whole[name], abs=1e-6), name
+
+
 def test_no_rows_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is nothing to learn; give more people, or traces for more moments"):
         fit([], tmp_path / "nowhere", tmp_path / "none", FITTING, about={})
