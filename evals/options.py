@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .bars import Bars
 
 Style = Literal["transcript", "instruction"]
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 home_option = click.option(
     "--home", type=click.Path(path_type=Path), envvar="USERTWIN_HOME", show_envvar=True, help="Where twins live."
@@ -44,6 +45,17 @@ model_option = click.option(
 price_option = click.option(
     "--price", metavar="READ/WRITTEN", help="What a hosted model costs, in dollars for a million tokens, such as 0.25/2."
 )
+
+
+embedder_option = click.option(
+    "--embedder", help="A sentence-transformers model or folder, or fake:.  [default: all-MiniLM-L6-v2]"
+)
+
+
+def fidelity_option(says: str) -> Callable[[_Command], _Command]:
+    """--fidelity, with what it says it is for."""
+    names = ["novel", "gain", "judge", "choice", "rank", "prior"]
+    return click.option("--fidelity", type=click.Choice(names), default="novel", show_default=True, help=says)
 
 
 concurrency_option = click.option(

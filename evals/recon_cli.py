@@ -19,6 +19,8 @@ from .options import (
     concurrency_of,
     concurrency_option,
     console_for,
+    embedder_option,
+    fidelity_option,
     home_option,
     json_path,
     model_option,
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
     from .bars import Bars
 
-_FIDELITIES = ["novel", "gain", "judge", "choice", "rank", "prior"]
 #: How the names of models begin that cost nothing.
 _IN_PROCESS = ("local", "hf:", "transformers:", "scripted:")
 #: On how many validation turns `learn` decides how the twin uses its memory.
@@ -85,18 +86,14 @@ scorer_option = click.option(
     help="Who proposes the traces and then reasons for the twin: an adapter's folder, or a model.  [default: the model]",
 )
 @click.option("--calls", default=12, show_default=True, help="For search: how many texts a moment may take.")
-@click.option(
-    "--fidelity",
-    type=click.Choice(_FIDELITIES),
-    default="novel",
-    show_default=True,
-    help="What scores a trace: likelihood gained (on words not copied, on all), a judge, a forced choice, a rank, a prior.",
+@fidelity_option(
+    "What scores a trace: likelihood gained (on words not copied, on all), a judge, a forced choice, a rank, a prior."
 )
 @model_option
 @scorer_option
 @click.option("--actor", help="The model that reconstructs actions, for judge and rank.  [default: the model]")
 @click.option("--judge", help="The model that judges, for judge and quality.  [default: the model]")
-@click.option("--embedder", help="A sentence-transformers model or folder, or fake:.  [default: all-MiniLM-L6-v2]")
+@embedder_option
 @click.option(
     "--persona", type=click.Path(path_type=Path), help="A TOML file about the person, instead of one drawn from the log."
 )

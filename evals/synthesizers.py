@@ -9,47 +9,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from usertwin.memory import ChatModel, Scorer
 from usertwin.memory.distractors import Distractors
-from usertwin.memory.fidelity import CHOICES, gains
-from usertwin.memory.guards import gives_away
+from usertwin.memory.fidelity import CHOICES
 from usertwin.memory.lessons import Lesson
+from usertwin.memory.looked import Looked, look_at_pair
 from usertwin.memory.propose import Proposing, propose
 from usertwin.memory.tracing import Progress, no_progress
-from usertwin.memory.watch import LEAKS
-from usertwin.memory.words import word_tokens
 from usertwin.personas import Pair
 
 from .statistics import mean_over_people
 
 #: Examples that a report shows: pairs on which base and trained differ the most, to both sides.
 _EXAMPLES = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Looked:
-    """The traces that one writer has written for a held-out pair, looked at.
-
-    Attributes:
-        label: whose pair it is.
-        conversation: from which conversation.
-        novel: the guarded gain, in nats per token of the action, the mean over the traces.
-        leaks: the share that a guard rejects for a leak.
-        gives_away: whether the action can be told from the first of them alone.
-        words: of a trace, on average.
-    """
-
-    label: str
-    conversation: str
-    novel: float
-    leaks: float
-    gives_away: bool
-    words: float
 
 
 async def write_held_out(
@@ -101,13 +78,13 @@ def look_at(
     guard: Callable[[str, Pair], str | None],
     progress: Progress = no_progress,
 ) -> list[list[Looked]]:
-    """Look at the traces of several writers; those of a pair together, since they share its context.
+    """Look at the traces of several writers, as `look_at_pair` does it.
 
     Args:
         lessons: the pairs.
         written: for each writer, the traces of each pair.
         scorer: for the gain.
-        detector: is asked whether the trace gives the action away.
+        detector: for the audit.
         distractors: other actions of each person, by label.
         guard: the name of the guard that rejects a trace, or None.
         progress: is told how far things are.
@@ -115,21 +92,9 @@ def look_at(
     found: list[list[Looked]] = [[] for _ in written]
     for done, (one, *groups) in enumerate(zip(lessons, *written, strict=True)):
         progress("measuring", done, len(lessons))
-        reasons = {trace: guard(trace, one.pair) for traces in groups for trace in traces}
-        passed = [trace for trace, why in reasons.items() if why is None]
-        novel = {trace: parts["novel"] for trace, parts in zip(passed, gains(scorer, one.pair, passed), strict=True)}
         others = distractors[one.label].of(one.pair, CHOICES - 1)
-        for own, traces in zip(found, groups, strict=True):
-            own.append(
-                Looked(
-                    label=one.label,
-                    conversation=one.pair.conversation_id,
-                    novel=fmean(novel.get(trace, 0.0) for trace in traces),
-                    leaks=fmean(reasons[trace] in LEAKS for trace in traces),
-                    gives_away=bool(traces[0]) and gives_away(detector, one.pair, traces[0], others),
-                    words=fmean(len(word_tokens(trace)) for trace in traces),
-                )
-            )
+        for own, looked in zip(found, look_at_pair(one, groups, scorer, detector, others, guard), strict=True):
+            own.append(looked)
     progress("measuring", len(lessons), len(lessons))
     return found
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .options import console_for, progress_bars, seed_option
+from .options import console_for, embedder_option, fidelity_option, progress_bars, seed_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,13 +58,7 @@ _PRECISION = click.Choice(["float32", "bfloat16"])
     show_default=True,
     help="Traces that are written with the action in sight, or without.",
 )
-@click.option(
-    "--fidelity",
-    type=click.Choice(["novel", "gain", "judge", "choice", "rank", "prior"]),
-    default="novel",
-    show_default=True,
-    help="What a trace is rewarded for; see learn.",
-)
+@fidelity_option("What a trace is rewarded for; see learn.")
 @click.option(
     "--weights", default="1/0.2/0.1/0.1", show_default=True, help="Of the reward's terms: fidelity/leak/length/format."
 )
@@ -90,7 +84,7 @@ _PRECISION = click.Choice(["float32", "bfloat16"])
 @click.option("--samples", default=4, show_default=True, help="Traces of each held-out pair that are measured.")
 @click.option("--actor", help="The model that reconstructs actions, for judge and rank.  [default: the base]")
 @click.option("--judge", help="The model that judges.  [default: the base]")
-@click.option("--embedder", help="A sentence-transformers model or folder, or fake:.  [default: all-MiniLM-L6-v2]")
+@embedder_option
 @click.option("--save-every", default=20, show_default=True, help="Steps between checkpoints.")
 @click.option("--audit-every", default=20, show_default=True, help="Steps between audits.")
 @click.option("--vllm", is_flag=True, help="Let vLLM write the traces of GRPO, on a GPU.")

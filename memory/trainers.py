@@ -18,10 +18,10 @@ from usertwin.personas import Pair
 from .checkpoints import CHECKPOINTS
 from .fidelity import Fidelity
 from .lessons import Lesson
+from .looked import LEAKS
 from .policy import ends_of, lora, prompt_of, text_of
 from .propose import TEMPERATURE, TRACE_TOKENS, as_trace
 from .rewards import Reward, rewards_of
-from .watch import LEAKS
 from .words import word_tokens
 
 if TYPE_CHECKING:

@@ -17,20 +17,17 @@ from typing import Any
 from usertwin.personas import Pair
 
 from .distractors import Distractors
-from .fidelity import CHOICES, gains
-from .guards import gives_away
+from .fidelity import CHOICES
 from .lessons import Lesson
+from .looked import look_at_pair
 from .policy import write_traces
 from .propose import Proposing
 from .sampling import Style
 from .scoring import Scorer
-from .words import word_tokens
 
 #: The audit has risen if chance would do as much less often than this, compared with the untrained policy's (Fisher's exact
 #: test, one-sided); small, since it is asked at every audit.
 CHANCE = 0.01
-#: Guards that speak of a leak; the others of form.
-LEAKS = ("quotes_action", "new_words", "new_names", "same_meaning", "announces")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +89,17 @@ class Auditor:
 
     def look(self, traces: Sequence[str]) -> Audit:
         """An audit of traces that are there already, one for each pair."""
-        novel, reasons, away = list[float](), list[str | None](), list[bool]()
-        for one, others, trace in zip(self.lessons, self._others, traces, strict=True):
-            reasons.append(self._guard(trace, one.pair))
-            away.append(bool(trace) and gives_away(self._scorer, one.pair, trace, others))
-            novel.append(gains(self._scorer, one.pair, [trace])[0]["novel"] if reasons[-1] is None else 0.0)
+        looked = [
+            look_at_pair(one, [[trace]], self._scorer, self._scorer, others, self._guard)[0]
+            for one, others, trace in zip(self.lessons, self._others, traces, strict=True)
+        ]
         return Audit(
-            n=len(traces),
-            novel=fmean(novel),
-            leak_rate=fmean(why in LEAKS for why in reasons),
-            rejected=fmean(why is not None for why in reasons),
-            gives_away=fmean(away),
-            words=fmean(len(word_tokens(trace)) for trace in traces),
+            n=len(looked),
+            novel=fmean(one.novel for one in looked),
+            leak_rate=fmean(one.leaks for one in looked),
+            rejected=fmean(one.rejected for one in looked),
+            gives_away=fmean(one.gives_away for one in looked),
+            words=fmean(one.words for one in looked),
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_model import one_thread
 
 from conftest import PLACES, tiny
 from usertwin.memory import CachedScorer, FakeScorer, Likelihood, TransformersScorer, scoring
@@ -21,13 +22,8 @@ from usertwin.personas import ModelError
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """Threads cost a tiny model more than they give, much more on a busy machine."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 class Counting(FakeScorer):

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import PAIR, WeighingScorer, scripted
-from usertwin.evals.synthesizers import Looked, compared, examples_of, look_at, of_each, write_held_out
+from usertwin.evals.synthesizers import compared, examples_of, look_at, of_each, write_held_out
 from usertwin.memory import FakeEmbedder, FakeScorer
 from usertwin.memory.distractors import Distractors
 from usertwin.memory.guards import rejected_by
 from usertwin.memory.lessons import Lesson
+from usertwin.memory.looked import Looked
 from usertwin.personas import Pair
 
 ACTIONS = ("the early train to Rome please", "a quiet seat by the window thanks", "no coffee for me today thanks")
@@ -32,9 +33,9 @@ def one_each(*traces: str) -> list[list[str]]:
     return [[trace] for trace in traces]
 
 
-def looked(*novel: float, label: str = "log/Ann", **facts: bool) -> list[Looked]:
+def looked(*novel: float, label: str = "log/Ann", **facts: float) -> list[Looked]:
     """One trace of each conversation, with these gains."""
-    told = {"leaks": False, "gives_away": False} | facts
+    told = {"leaks": 0.0, "rejected": 0.0, "gives_away": False} | facts
     return [Looked(label, f"talk-{place}", gain, words=10, **told) for place, gain in enumerate(novel)]
 
 
@@ -130,8 +131,8 @@ GAINS = st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1), st.sampled_from("
 
 @given(GAINS)
 def test_the_difference_is_that_of_the_two_and_every_number_has_its_size(told: list[tuple[float, float, str]]) -> None:
-    base = [Looked(who, str(place), before, False, False, 4) for place, (before, _, who) in enumerate(told)]
-    trained = [Looked(who, str(place), after, False, False, 8) for place, (_, after, who) in enumerate(told)]
+    base = [Looked(who, str(place), before, 0.0, 0.0, False, 4) for place, (before, _, who) in enumerate(told)]
+    trained = [Looked(who, str(place), after, 0.0, 0.0, False, 8) for place, (_, after, who) in enumerate(told)]
     found = compared(base, trained)
     assert found is not None
     assert found["difference"]["value"] == pytest.approx(found["trained"]["value"] - found["base"]["value"], abs=1e-9)

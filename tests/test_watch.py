@@ -19,7 +19,8 @@ from usertwin.memory.distractors import Distractors
 from usertwin.memory.fidelity import gains
 from usertwin.memory.guards import REASONS, rejected_by
 from usertwin.memory.lessons import Lesson
-from usertwin.memory.watch import CHANCE, LEAKS, Audit, Auditor, Curves, reason_to_stop
+from usertwin.memory.looked import LEAKS
+from usertwin.memory.watch import CHANCE, Audit, Auditor, Curves, reason_to_stop
 from usertwin.personas import Pair
 
 ACTIONS = ("the early train to Rome please", "a quiet seat by the window thanks", "no coffee for me today thanks")
