@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .pages import template
 from .summary import summary_of
 from .tables import forest_grid, power_lines, sections_of
 from .webpage import method_of
-
-if TYPE_CHECKING:
-    import jinja2
-
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&])")
 
 
 def render_markdown(result: Mapping[str, Any]) -> str:
@@ -29,7 +23,7 @@ def render_markdown(result: Mapping[str, Any]) -> str:
         result: what `result.json` holds.
     """
     suite = str(result.get("suite_text") or "")
-    page = _template().render(
+    page = template("report_md.txt").render(
         name=result.get("name") or "a run",
         summary=result.get("summary") or summary_of(result),
         warnings=result.get("warnings", ()),
@@ -42,30 +36,6 @@ def render_markdown(result: Mapping[str, Any]) -> str:
         signs={"closer": "✓", "further": "✗", "holds": "✓", "fails": "✗"},
     )
     return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
-
-
-@cache
-def _template() -> jinja2.Template:
-    import jinja2
-
-    environment = jinja2.Environment(  # Markdown is not HTML: every value goes through the filter below instead
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=False,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["text"] = text
-    return environment.get_template("report_md.txt")
-
-
-def text(value: object) -> str:
-    r"""A value as text inside Markdown, on one line.
-
-    >>> text("a|b <i>")
-    'a\\|b \\<i\\>'
-    """
-    return _SPECIAL.sub(r"\\\1", " ".join(str(value).split()))
 
 
 def _fence(inside: str) -> str:

@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .curves import colours_of, inline_panel, legend_mark, method_title, panels_of, whole_picture
 from .files import NOTES, PAGE, write_whole
-from .markdown import text
+from .pages import template
 from .tables import NONE, Cell, Grid, Mark, Row, Section
 from .training_record import Change, Estimate, Example, Group, MethodRun, TrainingRun, read_training
 from .wording import beside, counted, interval, number, several
-
-if TYPE_CHECKING:
-    import jinja2
 
 __all__ = ["PICTURE", "read_training", "render_training", "render_training_markdown", "summary_of_training", "training_pages"]
 
@@ -52,7 +47,7 @@ def training_pages(run: TrainingRun) -> None:
 def render_training(run: TrainingRun) -> str:
     """The report as one HTML file without links to anything else. UsageError if matplotlib is not installed."""
     lines, panels = colours_of(run.methods), panels_of(run.methods)
-    return _template("training_report.html").render(
+    return template("training_report.html").render(
         **_shared(run),
         verdict=_verdict(run),
         legend=[(legend_mark(*style), method_title(name)) for name, style in lines.items()],
@@ -64,7 +59,7 @@ def render_training(run: TrainingRun) -> str:
 
 def render_training_markdown(run: TrainingRun) -> str:
     """The report in Markdown (GitHub's tables), without the examples; the picture is the file beside it."""
-    page = _template("training_report_md.txt").render(**_shared(run), panels=panels_of(run.methods), picture=PICTURE)
+    page = template("training_report_md.txt").render(**_shared(run), panels=panels_of(run.methods), picture=PICTURE)
     return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
 
 
@@ -79,21 +74,6 @@ def _shared(run: TrainingRun) -> dict[str, Any]:
         "facts": _facts(run),
         "signs": _SIGNS,
     }
-
-
-@cache
-def _template(name: str) -> jinja2.Template:
-    import jinja2
-
-    environment = jinja2.Environment(  # Markdown is not HTML: every value goes through the filter there instead
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=name.endswith(".html"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["text"] = text
-    return environment.get_template(name)
 
 
 # In sentences

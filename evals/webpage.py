@@ -7,20 +7,16 @@ put in as text; there is no script in the page, and a policy in its head forbids
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import chain
 from math import ceil, floor, log10
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .examples import bits_gained, examples_of
+from .pages import template
 from .record import MeasuredTurn, Memory
 from .summary import best_alternative, summary_of
 from .tables import forest_grid, power_lines, sections_of
 from .wording import arm_name, contrasts_of, counted, in_order, measure_name, number, several, verdict
-
-if TYPE_CHECKING:
-    import jinja2
 
 _KINDS = {
     "typical": ("Typical", "from the middle of the order"),
@@ -42,7 +38,7 @@ def render_html(result: Mapping[str, Any], turns: Sequence[MeasuredTurn]) -> str
         The HTML document.
     """
     found = best_alternative(result)
-    return _template().render(
+    return template("report.html").render(
         name=result.get("name") or "a run",
         measured_at=str(result.get("measured_at", ""))[:10],
         summary=result.get("summary") or summary_of(result),
@@ -59,20 +55,6 @@ def render_html(result: Mapping[str, Any], turns: Sequence[MeasuredTurn]) -> str
         signs={"closer": "✓", "further": "✗", "holds": "✓", "fails": "✗"},
         spoken={"closer": "the twin is closer", "further": "the twin is further off"},
     )
-
-
-@cache
-def _template() -> jinja2.Template:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html")
 
 
 def _tiles(result: Mapping[str, Any]) -> list[tuple[str, str]]:

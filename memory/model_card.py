@@ -115,7 +115,9 @@ def write_card(folder: Path, facts: CardFacts) -> Path:
 
 def card_of(facts: CardFacts) -> str:
     """The card as Markdown with the front matter of the Hugging Face hub."""
-    title, what = METHODS.get(facts.method, (_text(facts.method), f"The base was trained by {_text(facts.method)}."))
+    title, what = METHODS.get(
+        facts.method, (in_markdown(facts.method), f"The base was trained by {in_markdown(facts.method)}.")
+    )
     rows, missing = _rows(facts.measured)
     page = _TEMPLATE.fill(
         front=_front(facts),
@@ -127,13 +129,13 @@ def card_of(facts: CardFacts) -> str:
         pairs=_several(facts.pairs, "pair", "pairs"),
         people=_several(facts.people, "person", "people"),
         unseen=_several(facts.unseen, "other person", "other people") if facts.unseen else "",
-        sources=", ".join(_text(_name(source)) for source in facts.sources) or "not told",
+        sources=", ".join(in_markdown(_name(source)) for source in facts.sources) or "not told",
         reward=_reward(facts),
-        terms=[(_text(name), _text(weight)) for name, weight in facts.reward.items() if name != "shape"],
+        terms=[(in_markdown(name), in_markdown(weight)) for name, weight in facts.reward.items() if name != "shape"],
         training=_training(facts),
         rows=rows,
         missing=missing,
-        scorer=_text(_name(str((facts.measured or {}).get("scorer") or "a scorer whose name was not kept"))),
+        scorer=in_markdown(_name(str((facts.measured or {}).get("scorer") or "a scorer whose name was not kept"))),
         licence=_licence(facts.base),
         limits=_limits(facts),
     )
@@ -167,7 +169,7 @@ def _hub_name(base: str) -> str:
 def _base(base: str) -> str:
     if base in _KNOWN:
         return f"`{base}`: {_KNOWN[base][1]} ({_KNOWN[base][0]} on the Hugging Face hub)."
-    return f"{_text(_name(base))}."
+    return f"{in_markdown(_name(base))}."
 
 
 def _name(told: str) -> str:
@@ -188,20 +190,20 @@ def _reward(facts: CardFacts) -> str:
     told = "A trace is worth the weighted sum of the terms below, each from 0 to 1, and nothing if a guard rejects it."
     if not facts.reward:
         told = "Its weights were not kept."
-    shape = f" The form of the fidelity: {_text(facts.reward['shape'])}." if "shape" in facts.reward else ""
-    return told + shape + (f" Scored by {_text(_name(facts.scorer))}." if facts.scorer else "")
+    shape = f" The form of the fidelity: {in_markdown(facts.reward['shape'])}." if "shape" in facts.reward else ""
+    return told + shape + (f" Scored by {in_markdown(_name(facts.scorer))}." if facts.scorer else "")
 
 
 def _training(facts: CardFacts) -> list[tuple[str, str]]:
     found = {
         "Steps": f"{facts.steps:,}",
         "Generated tokens": f"{facts.tokens:,}",
-        "Time": f"{facts.seconds / 60:.1f} minutes on {_text(facts.device)}",
-        "Ended": f"early: {_text(facts.stopped)}" if facts.stopped else "as planned",
+        "Time": f"{facts.seconds / 60:.1f} minutes on {in_markdown(facts.device)}",
+        "Ended": f"early: {in_markdown(facts.stopped)}" if facts.stopped else "as planned",
         "Seed": str(facts.seed),
     }
     if facts.versions:
-        found["Versions"] = ", ".join(f"{_text(name)} {_text(version)}" for name, version in facts.versions.items())
+        found["Versions"] = ", ".join(f"{in_markdown(name)} {in_markdown(version)}" for name, version in facts.versions.items())
     return list(found.items())
 
 
@@ -264,6 +266,10 @@ def _several(n: int, one: str, many: str) -> str:
     return f"{n:,} {one if n == 1 else many}"
 
 
-def _text(value: object) -> str:
-    """A value as text inside Markdown, on one line."""
+def in_markdown(value: object) -> str:
+    r"""A value as text inside Markdown, on one line.
+
+    >>> in_markdown("a|b <i>")
+    'a\\|b \\<i\\>'
+    """
     return _SPECIAL.sub(r"\\\1", " ".join(str(value).split()))

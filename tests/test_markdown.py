@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from invented_run import PEOPLE, result
 
-from usertwin.evals.markdown import render_markdown, text
+from usertwin.evals.markdown import render_markdown
 from usertwin.evals.summary import summary_of
 from usertwin.evals.tables import sections_of
+from usertwin.memory.model_card import in_markdown
 
 
 def cells(line: str) -> list[str]:
@@ -24,7 +25,9 @@ def test_every_figure_of_the_tables_is_there() -> None:
         assert f"\n## {section.title}\n" in page
         for grid in section.grids:
             for row in grid.rows:
-                assert [one for one in row.cells if text(one.beside) not in page or text(one.text) not in page] == []
+                assert [
+                    one for one in row.cells if in_markdown(one.beside) not in page or in_markdown(one.text) not in page
+                ] == []
 
 
 def test_every_table_is_whole() -> None:
@@ -44,7 +47,7 @@ def test_the_summary_and_the_warnings_come_first() -> None:
     page = render_markdown(result())
     assert page.startswith("# How close is the twin? four \\<people\\>\n\n**The twin is closer")
     assert page.index("few replies: 40") < page.index("## The twin against each alternative")
-    assert text(summary_of(result())) in page
+    assert in_markdown(summary_of(result())) in page
 
 
 @settings(max_examples=25)  # each draws a whole report
@@ -52,14 +55,14 @@ def test_the_summary_and_the_warnings_come_first() -> None:
 def test_a_name_cannot_break_a_table(said: str) -> None:
     people = {f"x|{said}\n": one for one in [result()["people"][PEOPLE[0]]]}
     page = render_markdown(result(people=people, judge=None))
-    line = next(line for line in page.split("\n") if line.startswith(f"| {text('x|')}"))
+    line = next(line for line in page.split("\n") if line.startswith(f"| {in_markdown('x|')}"))
     assert len(cells(line)) == 10
 
 
 @given(st.text())
 def test_no_markup_survives_in_a_text(said: str) -> None:
-    assert not re.search(r"(?<!\\)(?:\\\\)*[`*_\[\]<>|#~&]", text(said))
-    assert "\n" not in text(said)
+    assert not re.search(r"(?<!\\)(?:\\\\)*[`*_\[\]<>|#~&]", in_markdown(said))
+    assert "\n" not in in_markdown(said)
 
 
 def test_a_suite_with_backticks_stays_inside_its_fence() -> None:

@@ -20,7 +20,7 @@ from usertwin.evals.tables import forest_grid, power_lines, sections_of
 from usertwin.evals.webpage import forest_plot, render_html
 from usertwin.evals.wording import distance, number, turned, verdict
 
-PAGE = Path(__file__).resolve().parents[1] / "evals" / "report.html"
+PAGE = Path(__file__).resolve().parents[1] / "evals" / "page.html"
 
 
 class Tags(HTMLParser):
@@ -360,7 +360,7 @@ def test_every_text_is_dark_enough_on_its_ground(scheme: str) -> None:
     blocks = re.findall(r":root \{([^}]*)\}", style)
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[0 if scheme == "light" else 1]))
     grounds = {
-        "text": ("page", "box", "closer-box", "further-box", "same-box", "twin-box"), "dim": ("page", "box", "twin-box"),
+        "text": ("page", "box", "closer-box", "further-box", "same-box", "mark-box"), "dim": ("page", "box", "mark-box"),
         "closer": ("page", "closer-box"), "further": ("page", "further-box"), "same": ("page",), "link": ("page",),
     }  # fmt: skip
     poor = [(a, b) for a, several in grounds.items() for b in several if _contrast(colours[a], colours[b]) < 4.5]
