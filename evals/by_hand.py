@@ -19,13 +19,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from usertwin.memory.json_lines import read_lines
 from usertwin.memory.transcript import flat
 from usertwin.personas import UsageError
 
 from .judge import questions_of
 from .record import MeasuredTurn
 from .statistics import Estimate, Resampling, mean, sums
-from .verdicts import LABELS, Closer, Question, Verdict, read_lines
+from .verdicts import LABELS, Closer, Question, Verdict
 
 if TYPE_CHECKING:
     from .statistics import Floats
@@ -90,7 +91,7 @@ def read_labels(path: Path) -> list[HandLabel]:
     Raises:
         UsageError: a line is no label; the message names it.
     """
-    return read_lines(path, HandLabel.from_json, "label")
+    return read_lines(path, HandLabel.from_json, "label", "delete that line, and try again")
 
 
 #: A pair that two judged: whose conversation it is from, and the one's and the other's label.

@@ -73,8 +73,9 @@ def _ask_all(
     seed: int,
 ) -> list[HandLabel]:
     """Ask until there are so many labels of the rater, or no more pairs, or they stop. All labels, with the new ones."""
+    from usertwin.memory.json_lines import open_to_append, write_line
+
     from .by_hand import HandLabel, order_of, pair_view
-    from .verdicts import open_to_append, write_line
 
     wanted = {question.pair for question in plan}
     own = {label.pair: label for label in labels if label.rater == rater and label.pair in wanted}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.memory import ChatModel, Ledger
+from usertwin.memory.json_lines import open_to_append, write_line
 from usertwin.memory.sampling import sample
 from usertwin.memory.templates import PromptTemplate
 from usertwin.memory.transcript import flat, shortened
@@ -24,7 +25,7 @@ from usertwin.personas import UsageError, UsertwinError
 from .heldout import spread
 from .record import MeasuredTurn
 from .statistics import Estimate, mean_over_people, sign_flip
-from .verdicts import LABELS, Kind, Label, Question, Verdict, digest, open_to_append, read_verdicts, write_line
+from .verdicts import LABELS, Kind, Label, Question, Verdict, digest, read_verdicts
 
 PROMPT = PromptTemplate(Path(__file__).with_name("judge_pair.txt"))
 #: From which share on the same answer to everything means that a judge does not look, and of how many answers at least.

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from usertwin.memory.json_lines import read_lines
 from usertwin.personas import UsageError
 
 #: The form of run folders that this version writes and reads.
@@ -155,12 +156,4 @@ def read_turns(folder: Path) -> list[MeasuredTurn]:
 
 def turns_of(path: Path) -> list[MeasuredTurn]:
     """The measured turns of one file; a last line that was cut short by a kill, maybe within a letter, is left out."""
-    lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-    found: list[MeasuredTurn] = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            found.append(MeasuredTurn.from_json(json.loads(line.decode("utf-8"))))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            way_out = "delete that line, and run the suite again"
-            raise UsageError(f"{path}, line {number}: no measured turn ({error!r}); {way_out}") from error
-    return found
+    return read_lines(path, MeasuredTurn.from_json, "measured turn", "delete that line, and run the suite again")

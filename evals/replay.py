@@ -21,6 +21,7 @@ from typing import Any
 
 from usertwin.memory import Distractors, Embedder, Scorer
 from usertwin.memory.fidelity import CHOICES
+from usertwin.memory.json_lines import open_to_append, write_line
 from usertwin.memory.transcript import ME, action_line
 from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser
@@ -33,7 +34,6 @@ from .heldout import held_out_pairs, other_person, spread
 from .peers import PEERS, Peer, peer_messages, said_by
 from .record import MeasuredTurn, Memory, turns_of
 from .splits import check_split
-from .verdicts import open_to_append, write_line
 
 _AT_ONCE = 20
 

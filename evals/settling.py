@@ -26,6 +26,7 @@ from typing import Any
 from zlib import crc32
 
 from usertwin.memory import Settings, TripleStore
+from usertwin.memory.json_lines import open_to_append, write_line
 from usertwin.memory.policy import check_installed
 from usertwin.memory.recon import backward_trace
 from usertwin.memory.tracing import Progress, no_progress
@@ -44,7 +45,6 @@ from .record import MeasuredTurn, turns_of
 from .splits import check_split, near_duplicates
 from .statistics import holm
 from .suite import Kind, Settling, Suite
-from .verdicts import open_to_append, write_line
 
 BASE, PAIRS = "base", "none"
 #: A moment, and its trace by kind.

@@ -17,6 +17,7 @@ from typing import Any
 from usertwin.memory import ChatModel, Scorer
 from usertwin.memory.distractors import Distractors
 from usertwin.memory.fidelity import CHOICES
+from usertwin.memory.json_lines import open_to_append, whole_lines, write_line
 from usertwin.memory.lessons import Lesson
 from usertwin.memory.looked import Looked, look_at_pair
 from usertwin.memory.propose import Proposing, propose
@@ -53,18 +54,13 @@ async def write_held_out(
     Raises:
         ModelError: the model does not answer; what was done is kept.
     """
-    raw = path.read_bytes() if path.exists() else b""
-    whole = raw[: raw.rfind(b"\n") + 1]  # a line that a stop cut off is written again
-    found: list[list[str]] = [json.loads(line) for line in whole.splitlines()]
+    found: list[list[str]] = [json.loads(line) for line in whole_lines(path)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    if len(whole) < len(raw):
-        path.write_bytes(whole)
-    with path.open("a", encoding="utf-8") as file:
+    with open_to_append(path) as file:
         for one in lessons[len(found) :]:
             progress("writing traces", len(found), len(lessons))
             found.append(await propose(model, one.pair, "the person", how=how, n=samples, seed=seed))
-            file.write(json.dumps(found[-1], ensure_ascii=False) + "\n")
-            file.flush()
+            write_line(file, found[-1])
     progress("writing traces", len(found), len(lessons))
     return found
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypeAlias, TypeVar, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
+from usertwin.memory.json_lines import read_lines
 from usertwin.memory.transcript import flat
-from usertwin.personas import UsageError
 
 #: What a pair is asked for: a contrast of two arms, or to see whether the judge says what must come out.
 Kind = Literal["contrast", "identical", "real", "same_arm", "another_person"]
@@ -25,7 +23,6 @@ LABELS: tuple[Label, ...] = get_args(Label)
 #: Latest turns that whoever judges is shown, and characters of each.
 CONTEXT_TURNS, _TURN_CHARACTERS = 6, 240
 
-T = TypeVar("T")
 Place: TypeAlias = tuple[Kind, str, str, str, str, int, int]
 
 
@@ -169,35 +166,7 @@ def read_verdicts(path: Path) -> list[Verdict]:
     Raises:
         UsageError: a line is no verdict; the message names it.
     """
-    return read_lines(path, Verdict.from_json, "verdict")
-
-
-def read_lines(path: Path, made: Callable[[Any], T], what: str) -> list[T]:
-    """What the whole lines of a file of JSON lines hold. UsageError names the line that holds something else."""
-    found: list[T] = []
-    lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            found.append(made(json.loads(line)))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError(f"{path}, line {number}: no {what} ({error!r}); delete that line, and try again") from error
-    return found
-
-
-def open_to_append(path: Path) -> TextIO:
-    """A file of JSON lines, to append to; a last line that was cut short by a kill is taken off first."""
-    if path.is_file():
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(path, whole)
-    return path.open("a", encoding="utf-8")
-
-
-def write_line(file: TextIO, data: Any) -> None:
-    """Append an object as a line, and hand it to the system at once."""
-    file.write(json.dumps(data, ensure_ascii=False) + "\n")
-    file.flush()
+    return read_lines(path, Verdict.from_json, "verdict", "delete that line, and try again")
 
 
 def digest(content: object) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from usertwin.personas import Pair, UsageError
 
 from .fidelity import Fidelity
+from .json_lines import open_to_append, whole_lines, write_line
 from .lessons import Lesson
 from .policy import prompt_of
 from .propose import Proposing, as_trace, propose
@@ -88,7 +89,7 @@ async def fill_pool(
     """
     found = _read(path, lessons)
     spent = sum(one.tokens for one in found)
-    with path.open("a", encoding="utf-8") as file:
+    with open_to_append(path) as file:
         for place in range(len(found), len(lessons)):
             progress("proposals", min(spent, budget), budget)
             if spent >= budget:
@@ -101,8 +102,7 @@ async def fill_pool(
             tokens = sum(count(trace) + 1 for trace in traces)
             found.append(Proposed(lesson, tuple(traces), tuple(rewards), tokens))
             row = {"place": place, "traces": traces, "rewards": [asdict(one) for one in rewards], "tokens": tokens}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
+            write_line(file, row)
             spent += tokens
     progress("proposals", min(spent, budget), budget)
     return found
@@ -147,15 +147,9 @@ def completion_of(trace: str, style: Style) -> Any:
 
 
 def _read(path: Path, lessons: Sequence[Lesson]) -> list[Proposed]:
-    """What the file holds; a line that was cut off by a stop is taken off it."""
-    if not path.exists():
-        return []
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        path.write_bytes(whole)
+    """What the file holds; see json_lines.py."""
     found: list[Proposed] = []
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(whole_lines(path), 1):
         try:
             row: Any = json.loads(line)
             rewards = tuple(Reward(**one) for one in row["rewards"])
