@@ -36,7 +36,7 @@ from usertwin.memory.watch import Auditor
 from usertwin.personas import ChatLog, Pair, UsageError, load_log
 from usertwin.simulator import load_embedder, load_model, load_scorer
 from usertwin.simulator.adapters import split_adapter
-from usertwin.simulator.models import weights_folder
+from usertwin.simulator.models import check_weighted, weights_folder
 
 from .files import write_whole
 from .record import MANIFEST, RESULT
@@ -86,6 +86,7 @@ class TrainingOrder:
             raise UsageError(
                 f'the base "{self.plan.base}" has an adapter, and an adapter is trained on a model as it is; name it alone'
             )
+        check_weighted(self.plan.base)
         if self.samples < 1:
             raise UsageError(f"{self.samples} traces of each pair to measure: at least one")
         if self.plan.how == "forward" and self.plan.fidelity == "prior":

@@ -222,15 +222,21 @@ def weights_folder(name: str, progress: FetchProgress | None = None) -> Path:
         UsageError: no such model has weights here.
         ModelError: the model cannot be had.
     """
+    check_weighted(name)
     kind, _, rest = name.partition(":")
-    if kind not in _HERE or (kind != "local" and not rest):
-        raise UsageError(f'"{name}" has no weights here; there are {_WEIGHTED}')
     _refuse_unscripted(name)
     if kind != "transformers":
         return _dequantized(_gguf_file(name, progress))
     folder = Path(rest).expanduser()
     _check_folder(folder, None)
     return folder
+
+
+def check_weighted(name: str) -> None:
+    """UsageError if a model of that name, such as a hosted one, never has weights here."""
+    kind, _, rest = name.partition(":")
+    if kind not in _HERE or (kind != "local" and not rest):
+        raise UsageError(f'"{name}" has no weights here; there are {_WEIGHTED}')
 
 
 def known_weights(name: str) -> tuple[Path | None, int]:

@@ -372,6 +372,10 @@ def test_what_is_wrong_is_said_in_a_sentence_before_anything_is_written(
     assert not list(tmp_path.rglob("curves.jsonl"))
 
 
+def test_a_dry_run_refuses_a_base_that_has_no_weights_here(train: Train, tmp_path: Path) -> None:
+    assert "has no weights here" in refused(train(tmp_path / "run", "--base=openai:gpt-5-mini", "--dry-run"))
+
+
 def test_an_adapter_is_no_base(train: Train, finished: Path, tmp_path: Path) -> None:
     sentence = refused(train(tmp_path / "run", f"--base=transformers:base+{finished / 'sft' / 'adapter'}"))
     assert "has an adapter" in sentence
