@@ -19,7 +19,7 @@ from typing import Any
 from usertwin.memory import ChatModel, Embedder, Scorer
 from usertwin.memory.checkpoints import ADAPTER, check_room
 from usertwin.memory.distractors import Distractors
-from usertwin.memory.downstream import Downstream, place_of
+from usertwin.memory.downstream import Downstream
 from usertwin.memory.fidelity import Fidelity
 from usertwin.memory.files import digest
 from usertwin.memory.guards import rejected_by
@@ -177,7 +177,7 @@ class Trainer:
     def fidelity(self, method: TrainMethod) -> Fidelity:
         """What scores the traces of a method."""
         if method == "e2e":
-            later = {place_of(one.pair): one.later for one in with_later(self.lessons.train, self.embedder) if one.later}
+            later = {one.pair: one.later for one in with_later(self.lessons.train, self.embedder) if one.later}
             return Downstream(self.scorer, later)
         order = self.order
         judged = order.plan.fidelity == "judge"

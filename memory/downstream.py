@@ -24,13 +24,13 @@ class Downstream:
 
     Args:
         scorer: the acting model.
-        later: for each pair, by `place_of`, the other moment; without one every score is 0.
+        later: for each pair the other moment; without one every score is 0.
     """
 
     floor = 0.0
     comparable = True
 
-    def __init__(self, scorer: Scorer, later: Mapping[tuple[str, str, int], Pair]) -> None:
+    def __init__(self, scorer: Scorer, later: Mapping[Pair, Pair]) -> None:
         self._scorer, self._later = scorer, later
         self.name = f"downstream gain under {scorer.name}"
 
@@ -39,15 +39,10 @@ class Downstream:
         return await asyncio.to_thread(self._score, pair, traces)
 
     def _score(self, pair: Pair, traces: Sequence[str]) -> list[Scored]:
-        other = self._later.get(place_of(pair))
+        other = self._later.get(pair)
         if other is None:
             return [Scored(0.0) for _ in traces]
         present, action = open_moment(other, CONTEXT_TURNS), action_line(other.action)
         prompts = [joined([past_moment(pair, CONTEXT_TURNS, thought=thought), present]) for thought in (None, *traces)]
         plain, *told = self._scorer.score([(prompt, action) for prompt in prompts])
         return [Scored((one.nats - plain.nats) / plain.tokens) for one in told]
-
-
-def place_of(pair: Pair) -> tuple[str, str, int]:
-    """What tells a pair from every other: speaker, conversation, position."""
-    return pair.speaker, pair.conversation_id, pair.position

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from conftest import ACTION, PAIR, WeighingScorer
 from usertwin.memory import FakeScorer, Ledger
-from usertwin.memory.downstream import Downstream, place_of
+from usertwin.memory.downstream import Downstream
 from usertwin.memory.fidelity import Gain, Scored
 from usertwin.memory.guards import LONGEST_TRACE, rejected_by
 from usertwin.memory.rewards import CLIP, SHAPES, Reward, Shape, Weights, rewards_of, weights_from
@@ -224,7 +225,7 @@ def downstream(
     weights: Mapping[str, float], traces: Sequence[str], later: Pair | None = LATER
 ) -> tuple[list[float], WeighingScorer]:
     scorer = WeighingScorer(weights)
-    found = Downstream(scorer, {} if later is None else {place_of(PAIR): later})
+    found = Downstream(scorer, {} if later is None else {PAIR: later})
     return [one.value for one in asyncio.run(found.score(PAIR, traces))], scorer
 
 
@@ -246,6 +247,10 @@ def test_without_another_moment_every_trace_is_worth_the_same_and_nothing_is_sco
     assert downstream({"good": 1.0}, ["good", "bad"], None)[0] == [0.0, 0.0]
 
 
-def test_pairs_are_told_apart_by_who_where_and_when() -> None:
-    others = [replace(PAIR, **change) for change in ({"speaker": "Eve"}, {"conversation_id": "b"}, {"position": 9})]
-    assert len({place_of(one) for one in (PAIR, *others)}) == 4
+@pytest.mark.parametrize(
+    "change", [{"speaker": "Eve"}, {"conversation_id": "b"}, {"position": 9}, {"action": "said in another log"}]
+)
+def test_pairs_are_told_apart_by_who_where_when_and_what(change: dict[str, Any]) -> None:
+    found = Downstream(WeighingScorer({"good": 1.0}), {PAIR: LATER})
+    [other] = asyncio.run(found.score(replace(PAIR, **change), ["good"]))
+    assert other.value == 0.0

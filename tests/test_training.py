@@ -36,7 +36,7 @@ from tiny_model import one_thread, tiny_model
 from conftest import scripted, telling
 from usertwin.memory import Judged, Likelihood, Scored, trainers
 from usertwin.memory.checkpoints import check_room, last_checkpoint
-from usertwin.memory.downstream import Downstream, place_of
+from usertwin.memory.downstream import Downstream
 from usertwin.memory.policy import check_chat_template, check_installed, empty_base, ends_of, load_base, prompt_of, text_of
 from usertwin.memory.pool import chosen_rows, preference_rows
 from usertwin.memory.rewards import Weights
@@ -419,7 +419,7 @@ class Reading:
 
 def test_the_reward_of_e2e_asks_for_the_other_moment_and_never_for_the_action_itself() -> None:
     scorer, other = Reading(), lesson(40).pair
-    fidelity = Downstream(scorer, {place_of(LESSONS[0].pair): other})
+    fidelity = Downstream(scorer, {LESSONS[0].pair: other})
     terms, logged = rewarded([HONEST, OTHER], fidelity)
     assert {text.strip() for _, text in scorer.asked} == {other.action}
     assert terms[0][0] > terms[0][1] > 0.5  # the longer trace makes this scorer's prompt longer
