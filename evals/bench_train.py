@@ -80,7 +80,7 @@ def overhead_figures(
     def guard(trace: str, pair: Pair) -> str | None:
         return rejected_by(trace, pair, examples, embedder)
 
-    rewards = GroupRewards(plan, rows, Gain(scorer), guard, ends_of(tokenizer, plan.style))
+    rewards = GroupRewards(plan, rows, Gain(scorer), guard, ends_of(tokenizer, plan.style), embedder)
     written: list[Any] = []
     rewarding: list[float] = []
     turns, seconds = _turns_and_clock()

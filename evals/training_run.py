@@ -220,7 +220,7 @@ class Trainer:
         plan = self.order.plan
         return await fill_pool(
             self.out / POOL, self.lessons.train, self.base, self.fidelity("dpo"), self.guard,
-            count=lambda text: len(self.tokenizer(text).input_ids), weights=plan.weights,
+            count=lambda text: len(self.tokenizer(text).input_ids), weights=plan.weights, embedder=self.embedder,
             how=plan.how, group=plan.group, budget=plan.budget, seed=plan.seed, progress=self.progress,
         )  # fmt: skip
 
@@ -247,7 +247,8 @@ class Trainer:
         )  # fmt: skip
         outcome = train(
             plan, self.lessons.train, folder, model, tokenizer, auditor,
-            fidelity=self.fidelity(plan.method) if plan.online else None, guard=self.guard, pool=pool, progress=self.progress,
+            fidelity=self.fidelity(plan.method) if plan.online else None,
+            guard=self.guard, embedder=self.embedder, pool=pool, progress=self.progress,
         )  # fmt: skip
         told = {"format": 1, "base": plan.base, "style": plan.style, "method": plan.method, "how": plan.how, "rank": plan.rank}
         write_whole(folder / ADAPTER / "usertwin.json", json.dumps(told, indent=1) + "\n")

@@ -113,12 +113,20 @@ def _names(pair: Pair) -> set[str]:
 
 def says_the_same(trace: str, pair: Pair, embedder: Embedder) -> bool:
     """Whether a sentence of the trace means what the action does, more than anything said before it does (guard G5)."""
+    told, known = meaning_shared(trace, pair, embedder)
+    return told >= SAME_MEANING and told > known
+
+
+def meaning_shared(trace: str, pair: Pair, embedder: Embedder) -> tuple[float, float]:
+    """How near the nearest sentence of the trace comes to what the action means, and how near the last turns came (cosines).
+
+    -1 for the turns if nothing was said before.
+    """
     sentences = [found for part in _SENTENCE.findall(trace) if (found := part.strip())] or [trace]
     turns = [turn.text for turn in pair.context[-4:] if turn.text.strip()]
     vectors = embedder.embed([pair.action, *sentences, *turns])
     similar = vectors[1:] @ vectors[0]
-    told, known = similar[: len(sentences)].max(), similar[len(sentences) :].max(initial=-1.0)
-    return bool(told >= SAME_MEANING and told > known)
+    return float(similar[: len(sentences)].max()), float(similar[len(sentences) :].max(initial=-1.0))
 
 
 def masked(trace: str, pair: Pair) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from usertwin.personas import Pair, UsageError
 
+from .embed import Embedder
 from .fidelity import Fidelity
 from .json_lines import open_to_append, whole_lines, write_line
 from .lessons import Lesson
@@ -60,6 +61,7 @@ async def fill_pool(
     *,
     count: Callable[[str], int],
     weights: Weights,
+    embedder: Embedder | None = None,
     how: Proposing,
     group: int,
     budget: int,
@@ -77,6 +79,7 @@ async def fill_pool(
         count: the tokens of a text. What was cut off a trace is not counted; servers do not agree on whether they tell those of
             all samples of a prompt, or of one.
         weights: tell the shape of the reward.
+        embedder: see `rewards_of`.
         how: in which way they are proposed.
         group: how many for each.
         budget: of tokens.
@@ -97,8 +100,9 @@ async def fill_pool(
             lesson = lessons[place]
             traces = await propose(model, lesson.pair, "the person", how=how, n=group, seed=seed + place * group)
             rewards = await rewards_of(
-                lesson.pair, traces, [True] * len(traces), fidelity=fidelity, guard=guard, shape=weights.shape, seed=seed
-            )
+                lesson.pair, traces, [True] * len(traces),
+                fidelity=fidelity, guard=guard, embedder=embedder, shape=weights.shape, seed=seed,
+            )  # fmt: skip
             tokens = sum(count(trace) + 1 for trace in traces)
             found.append(Proposed(lesson, tuple(traces), tuple(rewards), tokens))
             row = {"place": place, "traces": traces, "rewards": [asdict(one) for one in rewards], "tokens": tokens}

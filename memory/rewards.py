@@ -4,7 +4,7 @@ The one design choice: every term lies between 0 and 1 and is 0 for a trace that
 ever worth more than something that does not, whatever the weights are.
 
     fidelity   how well the trace lets the action be reconstructed: its rank among the traces of the pair, or its gain, clipped
-    leak       1 if the trace has few of the action's new words, 0 where the guard would reject it
+    leak       1 if the trace has few of the action's new words and little of its meaning, 0 where the guard would reject it
     length     1 for a trace of a usual length, less for very short and for long ones
     format     1 if it came to its end by itself
 
@@ -17,13 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from usertwin.personas import Pair, UsageError, VerdictError
 
 from .fidelity import Fidelity
-from .guards import LONGEST_TRACE, MOST_NEW_WORDS
+from .guards import LONGEST_TRACE, MOST_NEW_WORDS, SAME_MEANING, meaning_shared
 from .words import new_stems, stems, word_tokens
+
+if TYPE_CHECKING:
+    from .embed import Embedder
 
 Shape = Literal["clipped", "rank"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
@@ -32,6 +35,9 @@ SHAPES: tuple[Shape, ...] = get_args(Shape)
 CLIP = 0.5
 #: From this share of the action's new words on a trace is worth less.
 TOLERATED = 0.15
+#: So near to what the action means (cosine), and a trace is worth less. What the base proposes has 0.17 on average; the best of
+#: eight by their gain 0.25, and a model that learned from those leaked more than the base.
+TOLERATED_MEANING = 0.2
 #: Words of a trace below which, and above which, it is worth less.
 USUAL = (5, 60)
 
@@ -113,6 +119,7 @@ async def rewards_of(
     *,
     fidelity: Fidelity,
     guard: Callable[[str, Pair], str | None],
+    embedder: Embedder | None = None,
     shape: Shape = "clipped",
     seed: int = 0,
 ) -> list[Reward]:
@@ -124,6 +131,7 @@ async def rewards_of(
         finished: for each, whether it came to its end by itself.
         fidelity: scores those that pass the guards; where a judge gives no verdict that can be read, all are worth the same.
         guard: the name of the guard that rejects a trace, or None.
+        embedder: tells how near a trace comes to what the action means; only words count as a leak if None.
         shape: of the fidelity; "rank" in any case for scores that cannot be compared.
         seed: for whatever is sampled.
     """
@@ -144,7 +152,7 @@ async def rewards_of(
             continue
         score = scores[trace]
         worth = _rank(score, kept) if ranked else (max(-CLIP, min(CLIP, score)) / CLIP + 1) / 2
-        found.append(Reward(worth, _clean(trace, pair), _length(trace), float(ended), score))
+        found.append(Reward(worth, _clean(trace, pair, embedder), _length(trace), float(ended), score))
     return found
 
 
@@ -154,11 +162,20 @@ def _rank(score: float, group: Sequence[float]) -> float:
     return (below + (same + 1) / 2) / len(group)
 
 
-def _clean(trace: str, pair: Pair) -> float:
-    """1 up to the tolerated share of the action's new words, falling to 0 where the guard rejects."""
+def _clean(trace: str, pair: Pair, embedder: Embedder | None) -> float:
+    """1 up to what is tolerated of the action's new words and of its meaning, falling to 0 where the guard rejects.
+
+    Unlike the guard it does not ask whether a turn before came as near: what is worth less is not yet rejected.
+    """
     fresh = new_stems(pair)
     share = len(fresh & stems(trace)) / len(fresh) if fresh else 0.0
-    return 1 - max(0.0, min(1.0, (share - TOLERATED) / (MOST_NEW_WORDS - TOLERATED)))
+    told = -1.0 if embedder is None else meaning_shared(trace, pair, embedder)[0]
+    return min(_falling(share, TOLERATED, MOST_NEW_WORDS), _falling(told, TOLERATED_MEANING, SAME_MEANING))
+
+
+def _falling(value: float, start: float, end: float) -> float:
+    """1 up to the start, 0 from the end on."""
+    return 1 - max(0.0, min(1.0, (value - start) / (end - start)))
 
 
 def _length(trace: str) -> float:

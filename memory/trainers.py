@@ -25,6 +25,7 @@ from .rewards import Reward, rewards_of
 from .words import word_tokens
 
 if TYPE_CHECKING:
+    from .embed import Embedder
     from .training import Training
 
 
@@ -144,6 +145,7 @@ class GroupRewards:
         fidelity: scores the traces.
         guard: the name of the guard that rejects a trace, or None.
         ends: the tokens that end a trace.
+        embedder: see `rewards_of`.
     """
 
     def __init__(
@@ -153,8 +155,10 @@ class GroupRewards:
         fidelity: Fidelity,
         guard: Callable[[str, Pair], str | None],
         ends: Sequence[int],
+        embedder: Embedder | None = None,
     ) -> None:
         self._plan, self._lessons, self._fidelity, self._guard, self._ends = plan, lessons, fidelity, guard, set(ends)
+        self._embedder = embedder
         self._asked: Any = None
         self._found: list[Reward] = []
         #: Tokens generated so far.
@@ -185,7 +189,8 @@ class GroupRewards:
             found += asyncio.run(
                 rewards_of(
                     self._lessons[place].pair, [traces[i] for i in group], [finished[i] for i in group],
-                    fidelity=self._fidelity, guard=self._guard, shape=self._plan.weights.shape, seed=self._plan.seed,
+                    fidelity=self._fidelity, guard=self._guard, embedder=self._embedder,
+                    shape=self._plan.weights.shape, seed=self._plan.seed,
                 )
             )  # fmt: skip
         self.tokens += sum(len(one) for one in ids)

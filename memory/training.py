@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 from usertwin.personas import Pair, UsageError
 
 from .checkpoints import CHECKPOINTS, check_room, go_on, last_checkpoint, save_adapter, step_of, told_in_one_sentence
+from .embed import Embedder
 from .fidelity import Fidelity
 from .judging import FidelityName
 from .lessons import Lesson
@@ -175,6 +176,7 @@ def train(
     *,
     fidelity: Fidelity | None = None,
     guard: Callable[[str, Pair], str | None] | None = None,
+    embedder: Embedder | None = None,
     pool: Sequence[Proposed] = (),
     progress: Progress = no_progress,
 ) -> Outcome:
@@ -189,6 +191,7 @@ def train(
         auditor: looks at the policy before the first step, at times, and after the last.
         fidelity: for GRPO.
         guard: for GRPO.
+        embedder: for GRPO, see `rewards_of`.
         pool: for the others.
         progress: is told how many steps are done, or, for GRPO, how many tokens generated.
 
@@ -212,7 +215,7 @@ def train(
     if plan.online:
         if fidelity is None or guard is None:
             raise UsageError(f'"{plan.method}" needs something that scores traces, and guards')
-        rewards = GroupRewards(plan, lessons, fidelity, guard, ends_of(tokenizer, plan.style))
+        rewards = GroupRewards(plan, lessons, fidelity, guard, ends_of(tokenizer, plan.style), embedder)
         watching.rewards, rewards.tokens = rewards, watching.tokens_before
         trainer = group_trainer(plan, folder, model, tokenizer, lessons, rewards.functions, watching)
     else:

@@ -14,12 +14,14 @@ from math import fsum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
+from numpy.typing import NDArray
 
 from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Likelihood, Recipe, Style, learn
 from usertwin.personas import ChatLog, Conversation, Pair, Turn
@@ -296,3 +298,17 @@ def ann(_learned_ann: Path, tmp_path: Path) -> str:
     """A learned twin of Ann in the test's home, by name."""
     shutil.copytree(_learned_ann, tmp_path / "twins")
     return "ann"
+
+
+class Meanings:
+    """An embedder of which a test says what its texts mean; any other text means nothing in particular."""
+
+    name, dimension = "meanings", 3
+
+    def __init__(self, alike: Mapping[str, float]) -> None:
+        self.alike, self.calls = alike, list[list[str]]()
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.calls.append(list(texts))
+        rows = [(cosine := self.alike.get(text, 0.0), (1 - cosine * cosine) ** 0.5, 0.0) for text in texts]
+        return np.asarray(rows, np.float32)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import numpy as np
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
+from conftest import Meanings
 from usertwin.memory import FakeEmbedder, Likelihood
 from usertwin.memory.guards import (
     LEAST_KEPT,
@@ -40,20 +37,6 @@ MODEL_REASONS = {"malformed", "misleads", "leans_on_words", "no_verdict"}  # not
 def pair(action: str, *context: str, goal: str = "") -> Pair:
     turns = tuple(Turn("Bob", "agent", text) for text in context)
     return Pair("Ann", turns, action, goal, "talk", len(turns), 0.0)
-
-
-class Meanings:
-    """An embedder of which a test says what its texts mean; any other text means nothing in particular."""
-
-    name, dimension = "meanings", 3
-
-    def __init__(self, alike: Mapping[str, float]) -> None:
-        self.alike, self.calls = alike, list[list[str]]()
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        self.calls.append(list(texts))
-        rows = [(cosine := self.alike.get(text, 0.0), (1 - cosine * cosine) ** 0.5, 0.0) for text in texts]
-        return np.asarray(rows, np.float32)
 
 
 # G1, runs: what the trace quotes -------------------------------------------------------------------------------------

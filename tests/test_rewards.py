@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ACTION, PAIR, WeighingScorer
+from conftest import ACTION, PAIR, Meanings, WeighingScorer
 from usertwin.memory import FakeScorer, Ledger
 from usertwin.memory.downstream import Downstream
 from usertwin.memory.fidelity import Gain, Scored
-from usertwin.memory.guards import LONGEST_TRACE, rejected_by
-from usertwin.memory.rewards import CLIP, SHAPES, Reward, Shape, Weights, rewards_of, weights_from
+from usertwin.memory.guards import LONGEST_TRACE, SAME_MEANING, rejected_by
+from usertwin.memory.rewards import CLIP, SHAPES, TOLERATED_MEANING, Reward, Shape, Weights, rewards_of, weights_from
 from usertwin.personas import Pair, UsageError, VerdictError
 
 TERMS = ("fidelity", "leak", "length", "format")
@@ -177,6 +177,32 @@ def test_a_trace_is_worth_less_the_more_of_the_new_words_it_has() -> None:
     known = Known(dict.fromkeys(traces, 0.0))
     found = asyncio.run(rewards_of(pair, traces, [True] * 4, fidelity=known, guard=allowed))
     assert [round(one.leak, 6) for one in found] == [1.0, 1.0, round(1 - 0.05 / 0.15, 6), 0.0]
+
+
+@pytest.mark.parametrize(
+    ("cosine", "worth"), [(0.0, 1.0), (TOLERATED_MEANING, 1.0), (0.3, 0.75), (0.5, 0.25), (SAME_MEANING, 0.0), (0.9, 0.0)]
+)
+def test_a_trace_is_worth_less_the_nearer_one_of_its_sentences_comes_to_what_the_action_means(
+    cosine: float, worth: float
+) -> None:
+    embedder = Meanings({ACTION: 1.0, "I was off.": cosine, "so off?": 0.95})
+    said = replace(PAIR, context=(*PAIR.context, replace(PAIR.context[-1], text="so off?")))
+    known = Known({"I was off. It was late": 0.0})
+    for pair in (PAIR, said):  # whatever was said before: worth less is not yet rejected
+        found = asyncio.run(
+            rewards_of(pair, ["I was off. It was late"], [True], fidelity=known, guard=allowed, embedder=embedder)
+        )  # fmt: skip
+        assert found[0].leak == pytest.approx(worth, abs=1e-6)
+
+
+def test_of_words_and_meaning_the_one_that_tells_more_counts() -> None:
+    pair = replace(PAIR, action="kind grey tall wise young brave loud quick calm warm")
+    near = Meanings({pair.action: 1.0, "soft": 0.3, "kind grey": 0.3})
+    known = Known(dict.fromkeys(["soft", "kind grey"], 0.0))
+    told = asyncio.run(
+        rewards_of(pair, ["soft", "kind grey"], [True] * 2, fidelity=known, guard=allowed, embedder=near)
+    )  # fmt: skip
+    assert [round(one.leak, 6) for one in told] == [0.75, round(1 - 0.05 / 0.15, 6)]
 
 
 def test_a_trace_of_a_usual_length_is_worth_more_than_one_word_or_very_many() -> None:
