@@ -7,7 +7,6 @@ from what was said: a pair on which the two orders disagree is a tie, and an ans
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 from collections import Counter
@@ -20,7 +19,8 @@ from usertwin.memory.json_lines import open_to_append, write_line
 from usertwin.memory.sampling import sample
 from usertwin.memory.templates import PromptTemplate
 from usertwin.memory.transcript import flat, shortened
-from usertwin.personas import UsageError, UsertwinError
+from usertwin.memory.workers import several
+from usertwin.personas import UsageError
 
 from .heldout import spread
 from .record import MeasuredTurn
@@ -176,12 +176,7 @@ async def judge_pairs(
                 left -= len(same)
                 progress("judging", len(asked) - left, len(asked))
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(max(1, concurrency)):
-                    group.create_task(work())
-        except* UsertwinError as failed:
-            raise failed.exceptions[0] from None  # the first one is the cause; the others only lost the same judge
+        await several(work, concurrency)
     return [written[key, *question.place] for key, question in asked]
 
 

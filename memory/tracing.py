@@ -6,14 +6,11 @@ stop is nothing but doing what is left.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
-
-from usertwin.personas import UsertwinError
 
 from .answers import ANSWERS, AnswerCache
 from .distractors import Distractors
@@ -24,6 +21,7 @@ from .scoring import Scorer
 from .store import TripleStore
 from .triples import Triple
 from .twin import TwinRecord
+from .workers import several
 
 
 class Progress(Protocol):
@@ -107,9 +105,4 @@ async def trace(
             done += 1
             progress("traces", done, total)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(max(1, concurrency)):
-                group.create_task(work())
-    except* UsertwinError as failed:
-        raise failed.exceptions[0] from None  # the first one is the cause; the others only lost the same model
+    await several(work, concurrency)
