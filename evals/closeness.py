@@ -28,6 +28,8 @@ CONTRASTS = (
     ("recalled_triples", "recalled_pairs"),
     ("recalled_triples", "backward"),
     ("recalled_triples", "random_of_n"),
+    ("trained", "recalled_pairs"),
+    ("trained", "backward"),
 )
 #: The level of the declared family of tests, adjusted by Holm, and the measure they are about.
 ALPHA, PRIMARY = 0.05, "bits_per_char"

@@ -99,8 +99,8 @@ def difference_cell(paired: Estimates | None, digits: int = 3) -> Cell:
 def sections_of(result: Mapping[str, Any]) -> list[Section]:
     """Every section of tables that a result has something for, in the order of a report."""
     made: Sequence[Callable[[Mapping[str, Any]], Section | None]] = (
-        measures_section, people_section, judge_section, drift_section, endings_section, leakage_section, transfer_section,
-        settling_section,
+        measures_section, between_section, people_section, judge_section, drift_section, endings_section, leakage_section,
+        transfer_section, settling_section,
     )  # fmt: skip
     return [section for make in made if (section := make(result)) is not None]
 
@@ -111,13 +111,16 @@ def forest_grid(result: Mapping[str, Any]) -> Grid:
     told = {"closer": "twin closer", "further": "twin further off", "same": "not told apart"}
     for arm, one in contrasts_of(result).items():
         tests = ", ".join(filter(None, (chance(one.get("p")), _holm(one))))
-        visible = one.get("visible")
-        smallest = NONE if visible is None else Cell(number(visible, 3), f"n={counted(one['n'])}")
-        cells = (difference_cell(one), Cell(told[verdict(one)], tests, difference_cell(one).mark), smallest)
+        cells = (difference_cell(one), Cell(told[verdict(one)], tests, difference_cell(one).mark), _visible_cell(one))
         rows.append(Row(arm_name(arm).title, arm_name(arm).said, cells))
     caption = f"{arm_name(result['twin_arm']).title} (the twin) minus each other arm; below 0 the twin is closer"
     columns = ("The twin against", "Bits per character", "Verdict", "Smallest difference seen with 80% power")
     return Grid(caption, columns, tuple(rows))
+
+
+def _visible_cell(paired: Estimates) -> Cell:
+    visible = paired.get("visible")
+    return NONE if visible is None else Cell(number(visible, 3), f"n={counted(paired['n'])}")
 
 
 def _holm(paired: Estimates) -> str:
@@ -152,6 +155,24 @@ def measures_section(result: Mapping[str, Any]) -> Section | None:
     )
     caption = "Every measure of every arm: value, 95% interval, number of turns or replies"
     return Section("measures", "All measures", notes, (Grid(caption, columns, tuple(rows)),))
+
+
+def between_section(result: Mapping[str, Any]) -> Section | None:
+    """Arms held against each other, neither of which is what the twin does: what memory, and what traces, are worth."""
+    rows: list[Row] = []
+    for name, measures in result["paired"].items():
+        first, _, second = name.partition(" - ")
+        one = measures.get(PRIMARY)
+        if one is not None and result["twin_arm"] not in (first, second):
+            said = {"closer": "the first is closer", "further": "the second is closer", "same": "not told apart"}[verdict(one)]
+            title = f"{arm_name(first).title} minus {arm_name(second).title}"
+            cells = (estimate_cell(one, 3, signed=True), Cell(said, chance(one.get("p"))), _visible_cell(one))
+            rows.append(Row(title, "", cells))
+    if not rows:
+        return None
+    columns = ("Arms", "Bits per character", "Verdict", "Smallest difference seen with 80% power")
+    caption = "Paired differences of other arms; below 0 the first is closer to the person"
+    return Section("between", "Arms against each other", (), (Grid(caption, columns, tuple(rows)),))
 
 
 def people_section(result: Mapping[str, Any]) -> Section | None:

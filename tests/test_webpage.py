@@ -165,6 +165,22 @@ def test_the_star_is_with_the_arm_that_is_nearest_in_the_sense_of_the_measure() 
     assert [[cell.best for cell in row.cells] for row in grid.rows] == [[False, True], [True, False]]
 
 
+def test_arms_that_are_not_the_twin_are_held_against_each_other_in_a_table_of_their_own() -> None:
+    told = {
+        "recalled_triples - trained": {"bits_per_char": paired(-0.01)},
+        "trained - backward": {"bits_per_char": paired(-0.002, 0.004)},
+        "trained - recalled_pairs": {"bits_per_char": paired(0.007, 0.004)},
+        "trained - openevals": {"chrf": paired(0.1)},  # nothing to say in the measure that tests are about
+    }
+    whole = result(paired=told, twin_arm="recalled_triples")
+    (grid,) = next(one for one in sections_of(whole) if one.name == "between").grids
+    assert [(row.title, row.cells[0].text, row.cells[1].text) for row in grid.rows] == [
+        ("Trained synthesizer minus Backward synthesis", "−0.002", "not told apart"),
+        ("Trained synthesizer minus Own, recalled", "+0.007", "the second is closer"),
+    ]
+    assert not [cell for row in grid.rows for cell in row.cells if cell.mark]  # a mark speaks of the twin
+
+
 def test_the_people_for_whom_the_twin_is_ahead_are_counted() -> None:
     people = next(section for section in sections_of(result()) if section.name == "people")
     assert "closer for 1, further off for 0 and not told apart for 3 of 4 people" in people.notes[0]
