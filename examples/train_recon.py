@@ -36,6 +36,7 @@ from usertwin.memory.fidelity import gains
 from usertwin.memory.guards import rejected_by
 from usertwin.memory.looked import LEAKS
 from usertwin.memory.propose import TRACE_TOKENS, as_trace, prompt_for, template
+from usertwin.memory.scoring import cache_of, with_cache
 from usertwin.memory.words import word_tokens
 from usertwin.personas import Pair, load_log, split_pairs
 from usertwin.simulator import load_scorer
@@ -50,8 +51,9 @@ EXAMPLES = template("propose_transcript").text
 def read_prompt(policy: Any, prompt_1P: Tensor, group: int) -> tuple[Tensor, Any]:
     """The logits of what comes first after a prompt, and its keys and values: read once, repeated for each trace."""
     read = policy(prompt_1P, use_cache=True, logits_to_keep=1)
-    read.past_key_values.batch_repeat_interleave(group)
-    return read.logits[:, -1].float().expand(group, -1), read.past_key_values
+    past = cache_of(read)
+    past.batch_repeat_interleave(group)
+    return read.logits[:, -1].float().expand(group, -1), past
 
 
 @torch.no_grad()
@@ -69,14 +71,14 @@ def sample_traces(policy: Any, prompt_1P: Tensor, group: int, ends_E: Tensor) ->
         logprobs.append(logprobs_GV.gather(1, token_G1))
         mask.append(goes_on_G[:, None])  # the token that ends a trace is its own; what is sampled after it is not
         goes_on_G = goes_on_G & ~torch.isin(token_G1[:, 0], ends_E)
-        logits_GV = policy(token_G1, past_key_values=past).logits[:, -1].float()
+        logits_GV = policy(token_G1, **with_cache(past)).logits[:, -1].float()
     return torch.cat(tokens, 1), torch.cat(logprobs, 1), torch.cat(mask, 1)
 
 
 def logprobs_of(policy: Any, prompt_1P: Tensor, tokens_GT: Tensor) -> Tensor:
     """The log-probability of each token of the traces, with gradients, the prompt's share in them included."""
     first_GV, past = read_prompt(policy, prompt_1P, len(tokens_GT))
-    later_GTV = policy(tokens_GT, past_key_values=past).logits[:, :-1].float()
+    later_GTV = policy(tokens_GT, **with_cache(past)).logits[:, :-1].float()
     logprobs_GTV = torch.cat([first_GV[:, None], later_GTV], 1).log_softmax(-1)
     return logprobs_GTV.gather(2, tokens_GT[..., None])[..., 0]
 

@@ -14,7 +14,7 @@ from usertwin.personas import ModelError, Pair, UsageError
 
 from .propose import TEMPERATURE, TRACE_TOKENS, Proposing, as_trace, prompt_for
 from .sampling import Style
-from .scoring import Precision, repeated, shared_prefix
+from .scoring import Precision, cache_of, repeated, shared_prefix, with_cache
 
 _INSTALL = "training needs packages that are not installed; install them with: pip install 'usertwin[train]'"
 #: Prompts that are continued at once; the keys and values of more crowd a processor's caches.
@@ -131,7 +131,7 @@ def write_traces(
             asked = _padded([encoded[i] for i in batch], begun, tokenizer.pad_token_id).to(device)
             written = model.generate(
                 input_ids=asked, attention_mask=_read(asked, [len(encoded[i]) for i in batch], begun),
-                past_key_values=repeated(past, len(batch)), do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0,
+                **with_cache(repeated(past, len(batch))), do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0,
                 max_new_tokens=most, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, use_cache=True,
             )[:, asked.shape[1] :]  # fmt: skip
             for i, row in zip(batch, written.tolist(), strict=True):
@@ -151,7 +151,7 @@ def _begun(model: Any, encoded: Sequence[Sequence[int]]) -> tuple[int, Any]:
     if not shared:
         return 0, None
     ids = torch.tensor([encoded[0][:shared]], device=next(model.parameters()).device)
-    return shared, model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+    return shared, cache_of(model(input_ids=ids, use_cache=True, logits_to_keep=1))
 
 
 def _padded(encoded: Sequence[Sequence[int]], begun: int, pad: int) -> Any:

@@ -14,8 +14,8 @@ import struct
 import threading
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 from math import fsum, log
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -159,7 +159,7 @@ class TransformersScorer:
         model, _ = self.loaded
         with torch.inference_mode():
             ids = torch.tensor([tokens], device=model.device)
-            return model.base_model(ids, past_key_values=copy.deepcopy(past), use_cache=True).past_key_values
+            return cache_of(model.base_model(ids, use_cache=True, **with_cache(copy.deepcopy(past))))
 
     def _score_batch(self, rows: Sequence[tuple[list[int], list[int]]], past: Any) -> list[list[float]]:
         """The nats of each token of rows of (prompt ids, continuation ids), padded on the right, where nothing is read."""
@@ -175,7 +175,7 @@ class TransformersScorer:
         wanted = torch.tensor([token for _, continuation in rows for token in continuation])
         with torch.inference_mode():
             cache = repeated(past, len(rows))
-            options = {"past_key_values": cache, "use_cache": cache is not None}
+            options = {**with_cache(cache), "use_cache": cache is not None}
             picked = [row for row, _ in where], [place for _, place in where]
             if self._plain_head:  # the head is a fifth of a small model's work, and only few places are needed
                 logits = model.get_output_embeddings()(
@@ -210,6 +210,24 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     most = max(0, min(map(len, prompts)) - 1)
     shared = next((i for i in range(most) if first[i] != last[i]), most)
     return shared if shared >= _LEAST_SHARED else 0
+
+
+@lru_cache(maxsize=1)
+def _cache_word() -> str:
+    """What transformers calls keys and values that are kept: "cache" from 5.24 on, where it warns of the older name."""
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    return "cache" if "cache" in {one.name for one in fields(BaseModelOutputWithPast)} else "past_key_values"
+
+
+def with_cache(past: Any) -> dict[str, Any]:
+    """The argument by which a model, or its `generate`, is given keys and values; None for none."""
+    return {_cache_word(): past}
+
+
+def cache_of(output: Any) -> Any:
+    """The keys and values in what a model gave."""
+    return getattr(output, _cache_word())
 
 
 def repeated(past: Any, rows: int) -> Any:

@@ -19,6 +19,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import PrivateAttr
 
 from usertwin.memory import Style
+from usertwin.memory.scoring import cache_of, with_cache
 from usertwin.personas import ModelError
 
 _TAIL = 4  # tokens of a prompt that are decoded with what follows, so that a first space is not lost
@@ -115,7 +116,7 @@ class TransformersChat(BaseChatModel):
             written = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
-                past_key_values=self._read(ids[:1, :-1], len(seeds)),
+                **with_cache(self._read(ids[:1, :-1], len(seeds))),
                 generation_config=settings,
                 logits_processor=LogitsProcessorList([_Noise(temperature, seeds, ids.device)] if temperature > 0 else []),
                 stopping_criteria=StoppingCriteriaList([ending]),
@@ -128,7 +129,7 @@ class TransformersChat(BaseChatModel):
         if ids.shape[1] == 0:
             return None
         model, _ = self.loaded
-        cache = model.base_model(ids, use_cache=True).past_key_values
+        cache = cache_of(model.base_model(ids, use_cache=True))
         if times > 1:
             cache.batch_repeat_interleave(times)
         return cache
