@@ -25,7 +25,7 @@ from usertwin.simulator.prompts import prompt_versions
 from .arms import PEERS
 from .closeness import closeness
 from .drift import Drifted, drift_result
-from .files import NOTES, PAGE, write_reports, write_whole
+from .files import NOTES, PAGE, alone, write_reports, write_whole
 from .judge import judge_pairs, judged, questions_of
 from .measurer import WINDOW, Loaded, Measurer, Person
 from .peers import peer_versions
@@ -95,13 +95,14 @@ class Run:
         logs = logs_of(self.suite)
         people = self.people(logs)
         self.check()
-        self._begin(people)
-        answers = AnswerCache(self.folder / ANSWERS)
-        self._models = replace(self._models, answers=answers)
-        try:
-            return await self._measured(logs, people)
-        finally:
-            answers.close()
+        with alone(self.folder):
+            self._begin(people)
+            answers = AnswerCache(self.folder / ANSWERS)
+            self._models = replace(self._models, answers=answers)
+            try:
+                return await self._measured(logs, people)
+            finally:
+                answers.close()
 
     async def _measured(self, logs: Mapping[str, ChatLog], people: Sequence[Person]) -> dict[str, Any]:
         measurer = Measurer(self.suite, self._models, logs, self.folder / "people", self._progress)
@@ -152,10 +153,7 @@ class Run:
             self._started = known.get("started_at", self._started)
             for name in (PAGE, NOTES, RESULT):  # what is written now is of a run that goes on
                 (self.folder / name).unlink(missing_ok=True)
-        try:
-            (self.folder / "people").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{self.folder}: cannot be made ({error.strerror}); name another folder with --out") from None
+        (self.folder / "people").mkdir(exist_ok=True)
         self._write_manifest("interrupted", wanted, sources, twins, people)
 
     def _learned(self, name: str) -> str:

@@ -38,7 +38,7 @@ from usertwin.simulator import load_embedder, load_model, load_scorer
 from usertwin.simulator.adapters import split_adapter
 from usertwin.simulator.models import check_weighted, weights_folder
 
-from .files import write_whole
+from .files import alone, write_whole
 from .record import MANIFEST, RESULT
 from .synthesizers import compared, examples_of, look_at, of_each, write_held_out
 from .training_record import TRAINING_FORMAT, read_training
@@ -205,6 +205,10 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Do what is not yet done, and return the results by method."""
         self.check()
+        with alone(self.out):
+            return self._done()
+
+    def _done(self) -> dict[str, Any]:
         self._begin()
         found: dict[str, Any] = {}
         pool = (
@@ -302,11 +306,7 @@ class Trainer:
                 told = ", ".join(f'"{key}"' for key in other) or "the logs have changed"
                 raise UsageError(f"{self.out}: holds another training (what differs: {told}); name another folder")
             self._started = str(known["started_at"])
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            self._write_manifest("interrupted")
-        except OSError as error:
-            raise UsageError(f"{self.out}: cannot be written ({error.strerror}); name another folder") from None
+        self._write_manifest("interrupted")
 
     def _sources(self) -> dict[str, str | None]:
         return {one: digest(Path(one)) if Path(one).is_file() else None for one in self.order.sources}

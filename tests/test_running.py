@@ -14,7 +14,7 @@ import pytest
 from invented_suite import JUDGED, TRACED, Models, learned_twin, small_suite, speaks, talk, write_log
 
 from conftest import WeighingScorer, telling
-from usertwin.evals.files import NOTES, PAGE
+from usertwin.evals.files import NOTES, PAGE, alone
 from usertwin.evals.record import MANIFEST, RESULT, VERDICTS, read_result, read_turns
 from usertwin.evals.running import Run, plan_of
 from usertwin.evals.suite import Suite, logs_of
@@ -194,6 +194,15 @@ def refused(suite: Suite, folder: Path, error: type[UsertwinError] = UsageError)
     assert models.calls == (0, 0)
     assert "\n" not in str(said.value)
     return str(said.value)
+
+
+def test_two_processes_do_not_go_on_with_one_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with alone(folder):
+        assert refused(small_suite(tmp_path), folder).startswith(f"{folder}: another process works on this run; wait until")
+    with alone(folder):  # it is free again
+        pass
+    assert not list(folder.iterdir())
 
 
 def test_a_folder_of_another_suite_is_refused_and_what_differs_is_said(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from test_judging import ruling
 from tiny_model import one_thread, tiny_model
 
 from usertwin.evals.cli import main
+from usertwin.evals.files import alone
 from usertwin.evals.training_record import read_training
 from usertwin.simulator import load_model, load_scorer
 from usertwin.simulator.adapters import model_with_adapter, read_adapter
@@ -427,6 +428,12 @@ def test_a_missing_package_is_told_before_the_logs_are_read(
 def test_a_place_where_nothing_can_be_written_is_told(train: Train, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     assert "cannot be written" in refused(train(tmp_path / "file"))
+
+
+def test_a_training_that_another_process_is_at_is_left_alone(train: Train, tmp_path: Path) -> None:
+    with alone(tmp_path / "run"):
+        assert "another process works on this run" in refused(train(tmp_path / "run"))
+    assert not (tmp_path / "run" / "manifest.json").exists()
 
 
 # Other rewards, other prompts ------------------------------------------------------------------------------------------
