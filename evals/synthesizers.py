@@ -108,8 +108,9 @@ def compared(base: Sequence[Looked], trained: Sequence[Looked], *, seed: int = 0
         found = mean_over_people(values, people, where, seed=seed)
         return None if found is None else {key: asdict(found[0].estimate())[key] for key in ("value", "low", "high")}
 
-    def both(of: Callable[[Looked], float]) -> dict[str, float]:
-        return {"base": fmean(map(of, base)), "trained": fmean(map(of, trained))}
+    def both(of: Callable[[Looked], float]) -> dict[str, Any]:
+        more = [of(b) - of(a) for a, b in zip(base, trained, strict=True)]
+        return {"base": fmean(map(of, base)), "trained": fmean(map(of, trained)), "difference": estimate(more)}
 
     return {
         "n": len(base),

@@ -45,10 +45,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Change:
-    """A number of the base, and the same of the trained model."""
+    """A number of the base, the same of the trained model, and the paired difference, of which people weigh the same."""
 
     base: float | None = None
     trained: float | None = None
+    difference: Estimate | None = None
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,8 @@ def _warnings(run: TrainingRun) -> list[str]:
         if measured and measured.scorer is not None and measured.scorer == run.manifest.plan.get("scorer"):
             found.append(f"{title} was measured with {measured.scorer}, the scorer that was in its reward; take another.")
         worse = [
-            f"{title} leaks more than the base on people {_GROUPS[name]}: {_change(group.leak_rate, 3)} (n={counted(group.n)})."
+            f"{title} leaks more than the base on people {_GROUPS[name]}: {_change(group.leak_rate, 3)} "
+            f"({_difference(group.leak_rate, 3)}n={counted(group.n)})."
             for name in _GROUPS
             if measured and (group := getattr(measured, name)) is not None and group.leak_rate and _rose(group.leak_rate)
         ]
@@ -255,7 +256,17 @@ def _estimate(one: Estimate | None, n: int, *, signed: bool = False, mark: Mark 
 
 
 def _changed(one: Change | None, n: int, digits: int = 3) -> Cell:
-    return NONE if one is None else Cell(_change(one, digits), f"n={counted(n)}")
+    if one is None:
+        return NONE
+    return Cell(_change(one, digits), f"{_difference(one, digits)}n={counted(n)}")
+
+
+def _difference(one: Change, digits: int) -> str:
+    """By how much a number changed, with its interval and a comma; nothing if that is not known."""
+    if one.difference is None:
+        return ""
+    ends = interval(_plain(one.difference), digits, signed=True)
+    return f"{number(one.difference.value, digits, signed=True)} ({ends}), "
 
 
 def _change(one: Change, digits: int) -> str:

@@ -223,16 +223,18 @@ def _rows(measured: Mapping[str, Any] | None) -> tuple[list[tuple[str, ...]], li
         for name, title in (("leak_rate", "leak rate"), ("gives_away", "tells the action alone"), ("words", "words a trace")):
             one = group.get(name) or {}
             digits = 1 if name == "words" else 3
-            rows.append((of, title, *(_number(one.get(side), digits) for side in ("base", "trained")), "", n))
+            values = (_number(one.get(side), digits) for side in ("base", "trained"))
+            more = _estimate(one["difference"], signed=True, digits=digits) if one.get("difference") else ""
+            rows.append((of, title, *values, more, n))
     return rows, missing
 
 
-def _estimate(one: Mapping[str, Any] | None, *, signed: bool) -> str:
+def _estimate(one: Mapping[str, Any] | None, *, signed: bool, digits: int = 3) -> str:
     if one is None:
         return "not measured"
     low, high = one.get("low"), one.get("high")
-    ends = "no interval" if low is None or high is None else f"{_number(low, 3)} to {_number(high, 3)}"
-    return f"{'+' if signed and round(one['value'], 3) > 0 else ''}{_number(one['value'], 3)} ({ends})"
+    ends = "no interval" if low is None or high is None else f"{_number(low, digits)} to {_number(high, digits)}"
+    return f"{'+' if signed and round(one['value'], digits) > 0 else ''}{_number(one['value'], digits)} ({ends})"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -21,7 +21,7 @@ GROUP: dict[str, Any] = {
     "base": {"value": 0.012, "low": 0.002, "high": 0.022},
     "trained": {"value": 0.033, "low": None, "high": None},
     "difference": {"value": 0.021, "low": -0.001, "high": 0.043},
-    "leak_rate": {"base": 0.12, "trained": 0.08},
+    "leak_rate": {"base": 0.12, "trained": 0.08, "difference": {"value": -0.04, "low": -0.08, "high": 0.01}},
     "gives_away": {"base": 0.2, "trained": None},
     "words": {"base": 22.41, "trained": 15.0},
 }
@@ -96,7 +96,7 @@ def test_the_address_of_a_server_is_not_told() -> None:
 def test_the_numbers_have_their_intervals_and_their_n() -> None:
     assert rows(card_of(FACTS)) == [
         ["not trained on (2)", "novel gain", "0.012 (0.002 to 0.022)", "0.033 (no interval)", "+0.021 (−0.001 to 0.043)", "90"],
-        ["not trained on (2)", "leak rate", "0.120", "0.080", "", "90"],
+        ["not trained on (2)", "leak rate", "0.120", "0.080", "−0.040 (−0.080 to 0.010)", "90"],
         ["not trained on (2)", "tells the action alone", "0.200", "not measured", "", "90"],
         ["not trained on (2)", "words a trace", "22.4", "15.0", "", "90"],
     ]

@@ -52,7 +52,7 @@ def group(value: float, half: float | None = 0.01, **changes: Any) -> dict[str, 
 
     whole = {
         "n": 90, "people": 1, "base": estimate(0.01), "trained": estimate(0.01 + value), "difference": estimate(value),
-        "leak_rate": {"base": 0.12, "trained": 0.08}, "gives_away": {"base": 0.2, "trained": 0.21},
+        "leak_rate": {"base": 0.12, "trained": 0.08, "difference": {"value": -0.04, "low": -0.08, "high": 0.01}}, "gives_away": {"base": 0.2, "trained": 0.21},
         "words": {"base": 22.4, "trained": 15.0},
     }  # fmt: skip
     return whole | changes
@@ -280,6 +280,11 @@ def test_what_makes_the_figures_doubtful_is_said(tmp_path: Path) -> None:
 def test_nothing_is_doubtful_in_a_run_that_kept_the_rules(tmp_path: Path) -> None:
     page = render_training_markdown(read_training(write(tmp_path / "run", {"dpo": outcome(group(0.02))})))
     assert "Before you believe it" not in page
+
+
+def test_a_change_stands_beside_its_interval_and_its_n(tmp_path: Path) -> None:
+    page = words(render_training(read_training(write(tmp_path / "run", {"dpo": outcome(group(0.02))}))))
+    assert "0.120 → 0.080 −0.040 (−0.080 to +0.010), n=90" in page
 
 
 def test_a_rise_of_leaks_is_said(folder: Path) -> None:
