@@ -52,7 +52,8 @@ def group(value: float, half: float | None = 0.01, **changes: Any) -> dict[str, 
 
     whole = {
         "n": 90, "people": 1, "base": estimate(0.01), "trained": estimate(0.01 + value), "difference": estimate(value),
-        "leak_rate": {"base": 0.12, "trained": 0.08, "difference": {"value": -0.04, "low": -0.08, "high": 0.01}}, "gives_away": {"base": 0.2, "trained": 0.21},
+        "leak_rate": {"base": 0.12, "trained": 0.08, "difference": {"value": -0.04, "low": -0.08, "high": 0.01}},
+        "gives_away": {"base": 0.2, "trained": 0.21},
         "words": {"base": 22.4, "trained": 15.0},
     }  # fmt: skip
     return whole | changes
