@@ -4,7 +4,7 @@ The one design choice: people who are held out ("unseen") are so with every conv
 who is trained on can bring a turn of theirs along; of everybody else only what a twin may remember is trained on, and what came
 later ("seen") is measured. A conversation of several of them is in one part only, the latest that it is in for any.
 
-    train      corpus part of the people who are seen
+    train      corpus part of the people who are seen, in turn: a budget that ends early leaves nobody out
     watched    validation part of the same, a few pairs: looked at while training, to see whether it goes wrong
     seen       test part of the same
     unseen     test part of the people who are held out
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from usertwin.personas import ChatLog, LogError, Pair, Split, UsageError, split_pairs
 from usertwin.personas.pairs import DEFAULT_WINDOW, check_speaker
@@ -112,7 +113,8 @@ def lessons_of(logs: Mapping[str, ChatLog], enrolment: Enrolment) -> Lessons:
     ):
         raise UsageError("at least one person, one pair of each and one that is watched are needed, and no number is negative")
     _check_named(logs, enrolment.held_out)
-    parts: dict[str, list[Lesson]] = {"train": [], "seen": [], "unseen": []}
+    parts: dict[str, list[Lesson]] = {"seen": [], "unseen": []}
+    trained: list[list[Lesson]] = []
     watched: list[list[Lesson]] = []
     for name, log in logs.items():
         splits, strangers = _people(log, enrolment)
@@ -129,17 +131,23 @@ def lessons_of(logs: Mapping[str, ChatLog], enrolment: Enrolment) -> Lessons:
             if speaker in strangers:
                 parts["unseen"] += _lessons(label, split.test, enrolment.measured)
             elif own := _lessons(label, _outside(split.corpus, looked_at), enrolment.pairs):
-                parts["train"] += own
+                trained.append(own)
                 watched.append(_lessons(label, _outside(split.validation, measured), enrolment.watched))
                 parts["seen"] += _lessons(label, _outside(split.test, without), enrolment.of_seen)
-    if len(parts["train"]) < LEAST_PAIRS or not any(watched):
+    train = _in_turn(trained)
+    if len(train) < LEAST_PAIRS or not any(watched):
         raise LogError(
-            f"only {len(parts['train'])} pairs to train on and {sum(map(len, watched))} to watch (answers of {LEAST_WORDS} to "
+            f"only {len(train)} pairs to train on and {sum(map(len, watched))} to watch (answers of {LEAST_WORDS} to "
             f"{MOST_WORDS} words, in conversations without anybody who is held out); at least {LEAST_PAIRS} and one are "
             "needed; take more people, more pairs of each, or a longer log"
         )
-    in_turn = [one for place in range(enrolment.watched) for group in watched for one in group[place : place + 1]]
-    return Lessons(tuple(parts["train"]), tuple(in_turn[: enrolment.watched]), tuple(parts["seen"]), tuple(parts["unseen"]))
+    looked_at_often = _in_turn(watched)[: enrolment.watched]
+    return Lessons(tuple(train), tuple(looked_at_often), tuple(parts["seen"]), tuple(parts["unseen"]))
+
+
+def _in_turn(groups: Sequence[Sequence[Lesson]]) -> list[Lesson]:
+    """A lesson of each person, then the next of each: whoever takes only the first so many has them of everybody."""
+    return [one for of_each in zip_longest(*groups) for one in of_each if one is not None]
 
 
 def with_later(lessons: Sequence[Lesson], embedder: Embedder) -> list[Lesson]:

@@ -198,7 +198,7 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
     found = {
         "Steps": f"{facts.steps:,}",
         "Generated tokens": f"{facts.tokens:,}",
-        "Time": f"{facts.seconds / 60:.1f} minutes on {in_markdown(facts.device)}",
+        "Time": f"{facts.seconds / 60:.1f} minutes of steps and audits on {in_markdown(facts.device)}",
         "Ended": f"early: {in_markdown(facts.stopped)}" if facts.stopped else "as planned",
         "Seed": str(facts.seed),
     }

@@ -3,7 +3,7 @@
 The one design choice: they are sampled once, by the untrained base, written line by line as they come, and shared by the
 methods that learn from them, so that these start from the same texts and a stop loses at most one pair.
 
-A line of the file is one pair: {"place": of the lesson, "traces": [...], "rewards": [{...} of each], "tokens": written}.
+A line of the file is one pair: {"pair": [conversation, position], "traces": [...], "rewards": [{...} of each], "tokens": all}.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ async def fill_pool(
             )  # fmt: skip
             tokens = sum(count(trace) + 1 for trace in traces)
             found.append(Proposed(lesson, tuple(traces), tuple(rewards), tokens))
-            row = {"place": place, "traces": traces, "rewards": [asdict(one) for one in rewards], "tokens": tokens}
+            row = {"pair": _key(lesson), "traces": traces, "rewards": [asdict(one) for one in rewards], "tokens": tokens}
             write_line(file, row)
             spent += tokens
     progress("proposals", min(spent, budget), budget)
@@ -150,6 +150,10 @@ def completion_of(trace: str, style: Style) -> Any:
     return written if as_trace(style, written) == trace else f"{trace[1:]}.\n"
 
 
+def _key(lesson: Lesson) -> list[Any]:
+    return [lesson.pair.conversation_id, lesson.pair.position]
+
+
 def _read(path: Path, lessons: Sequence[Lesson]) -> list[Proposed]:
     """What the file holds; see json_lines.py."""
     found: list[Proposed] = []
@@ -157,9 +161,10 @@ def _read(path: Path, lessons: Sequence[Lesson]) -> list[Proposed]:
         try:
             row: Any = json.loads(line)
             rewards = tuple(Reward(**one) for one in row["rewards"])
-            if row["place"] != number - 1 or len(rewards) != len(row["traces"]):
-                raise ValueError("out of order")
-            found.append(Proposed(lessons[number - 1], tuple(row["traces"]), rewards, int(row["tokens"])))
+            lesson = lessons[number - 1]
+            if row["pair"] != _key(lesson) or len(rewards) != len(row["traces"]):
+                raise ValueError("of another pair")
+            found.append(Proposed(lesson, tuple(row["traces"]), rewards, int(row["tokens"])))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise UsageError(f"{path}, line {number}: is damaged ({error}); delete the file to have it written again") from None
     return found

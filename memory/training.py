@@ -154,7 +154,8 @@ class Outcome:
         stopped: why it stopped by itself; None if it came to its end.
         steps: of the optimizer.
         tokens: that were generated for it.
-        seconds: it took, its audits included; of the last part only, if it went on after a stop.
+        seconds: its steps and audits took, without the proposals that it learned from; of the last part only, if it went on
+            after a stop.
     """
 
     stopped: str | None

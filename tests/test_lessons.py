@@ -161,6 +161,15 @@ def test_of_many_pairs_so_many_are_taken_and_no_more(most: int) -> None:
     assert 0 < len(lessons.unseen) <= most
 
 
+def test_a_budget_that_ends_early_leaves_nobody_out() -> None:
+    lessons = lessons_of({"log": with_desk("Ann", "Bob", "Cleo")}, Enrolment(people=3, unseen=0, pairs=10, watched=3))
+    firsts = [one.label for one in lessons.train]
+    assert [len({*firsts[start : start + 3]}) for start in range(0, 30, 3)] == [3] * 10
+    for label in {*firsts}:
+        own = [one.pair for one in lessons.train if one.label == label]
+        assert own == sorted(own, key=lambda pair: (pair.when, pair.position))
+
+
 def test_those_who_are_watched_take_turns() -> None:
     lessons = lessons_of({"log": with_desk("Ann", "Bob", "Cleo")}, Enrolment(people=3, unseen=0, pairs=40, watched=3))
     assert len({one.label for one in lessons.watched}) == 3

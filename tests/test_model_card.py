@@ -125,7 +125,7 @@ def test_the_reward_and_the_reason_to_stop_are_told() -> None:
     assert "form of the fidelity: clipped." in card
     assert "- Ended: early: the audit rises: 20 of 32" in card
     assert "1,210 pairs" in card
-    assert "12.5 minutes on cpu" in card
+    assert "12.5 minutes of steps and audits on cpu" in card
 
 
 @pytest.mark.parametrize("method", METHODS)

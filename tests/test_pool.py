@@ -89,9 +89,10 @@ def test_a_pool_that_is_damaged_is_read_as_it_may_be_or_refused_in_a_sentence(pl
 
 @pytest.mark.parametrize(
     "line",
-    ["{}", "[]", "1", '"text"', "null", '{"place": 1, "traces": [], "rewards": [], "tokens": 1}',
-     '{"place": 0, "traces": ["a"], "rewards": [], "tokens": 1}', '{"place": 0, "traces": [], "rewards": [], "tokens": "x"}',
-     '{"place": 0, "traces": ["a"], "rewards": [{"worth": 1}], "tokens": 1}'],
+    ["{}", "[]", "1", '"text"', "null", '{"pair": ["talk-1", 1], "traces": [], "rewards": [], "tokens": 1}',
+     '{"pair": ["talk-0", 0], "traces": ["a"], "rewards": [], "tokens": 1}',
+     '{"pair": ["talk-0", 0], "traces": [], "rewards": [], "tokens": "x"}',
+     '{"pair": ["talk-0", 0], "traces": ["a"], "rewards": [{"worth": 1}], "tokens": 1}'],
 )  # fmt: skip
 def test_a_line_that_is_no_pair_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "pool.jsonl"
@@ -105,6 +106,13 @@ def test_more_lines_than_there_are_pairs_are_of_another_run(tmp_path: Path) -> N
     path.write_bytes(RAW)
     with pytest.raises(UsageError, match="line 4: is damaged"):
         filled(path, writer()[0], lessons=LESSONS[:3])
+
+
+def test_a_pool_of_the_same_pairs_in_another_order_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    path = tmp_path / "pool.jsonl"
+    path.write_bytes(RAW)
+    with pytest.raises(UsageError, match=r"line 1: is damaged \(of another pair\); delete the file"):
+        filled(path, writer()[0], lessons=LESSONS[::-1])
 
 
 def test_a_model_that_falls_silent_loses_no_pair_that_was_done(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_all_methods_had_the_same_budget_and_the_two_of_the_pool_the_same_texts(
     assert results["sft"]["tokens"] == results["dpo"]["tokens"] == spent
     assert spent - pool[-1]["tokens"] < 600 <= spent
     assert all(600 <= results[method]["tokens"] < 600 + 2 * 48 for method in ("grpo", "e2e"))
-    assert [row["place"] for row in pool] == list(range(len(pool)))
+    assert len({tuple(row["pair"]) for row in pool}) == len(pool)
 
 
 def test_the_report_shows_every_method(finished: Path) -> None:
@@ -403,7 +403,7 @@ def test_a_log_that_has_changed_is_another_training(
 
 def test_a_damaged_pool_is_named_with_its_line(train: Train, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    (tmp_path / "run" / "pool.jsonl").write_text('{"place": 5}\n')
+    (tmp_path / "run" / "pool.jsonl").write_text('{"pair": ["talk", 5]}\n')
     sentence = refused(train(tmp_path / "run", "--measured-by=transformers:chatty", "--method=sft"))
     assert "pool.jsonl, line 1: is damaged" in sentence
 
