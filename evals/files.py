@@ -7,7 +7,7 @@ and two processes never go on with the same run, whose lines would mix.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ LOCK = "run.lock"
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Generator[None]:
     """Work in the folder of a run, which is made if missing, and let no other process do so meanwhile.
 
     Raises:
