@@ -48,7 +48,7 @@ def test_the_first_error_of_ours_comes_bare_and_the_others_are_cancelled():
         asyncio.run(several(worker, 3))
     assert type(raised.value) is ModelError
     assert str(raised.value) == "worker 1 lost the model"
-    assert cancelled == [0, 2]
+    assert sorted(cancelled) == [0, 2]  # in which order a TaskGroup cancels is not said
 
 
 def test_of_two_errors_of_ours_the_earlier_one_is_seen():
