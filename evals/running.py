@@ -153,7 +153,10 @@ class Run:
             self._started = known.get("started_at", self._started)
             for name in (PAGE, NOTES, RESULT):  # what is written now is of a run that goes on
                 (self.folder / name).unlink(missing_ok=True)
-        (self.folder / "people").mkdir(exist_ok=True)
+        try:
+            (self.folder / "people").mkdir(exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{self.folder}: cannot be made ({error.strerror}); name another folder with --out") from None
         self._write_manifest("interrupted", wanted, sources, twins, people)
 
     def _learned(self, name: str) -> str:

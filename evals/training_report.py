@@ -143,7 +143,7 @@ def _warnings(run: TrainingRun) -> list[str]:
             found.append(f"{title} was measured with {measured.scorer}, the scorer that was in its reward; take another.")
         worse = [
             f"{title} leaks more than the base on people {_GROUPS[name]}: {_change(group.leak_rate, 3)} "
-            f"({_difference(group.leak_rate, 3)}n={counted(group.n)})."
+            f"({_beside(group.leak_rate, group.n, 3)})."
             for name in _GROUPS
             if measured and (group := getattr(measured, name)) is not None and group.leak_rate and _rose(group.leak_rate)
         ]
@@ -256,17 +256,15 @@ def _estimate(one: Estimate | None, n: int, *, signed: bool = False, mark: Mark 
 
 
 def _changed(one: Change | None, n: int, digits: int = 3) -> Cell:
-    if one is None:
-        return NONE
-    return Cell(_change(one, digits), f"{_difference(one, digits)}n={counted(n)}")
+    return NONE if one is None else Cell(_change(one, digits), _beside(one, n, digits))
 
 
-def _difference(one: Change, digits: int) -> str:
-    """By how much a number changed, with its interval and a comma; nothing if that is not known."""
+def _beside(one: Change, n: int, digits: int) -> str:
+    """What is written beside a change: by how much, with its interval, if that is known, and n."""
     if one.difference is None:
-        return ""
+        return f"n={counted(n)}"
     ends = interval(_plain(one.difference), digits, signed=True)
-    return f"{number(one.difference.value, digits, signed=True)} ({ends}), "
+    return f"{number(one.difference.value, digits, signed=True)} ({ends}), n={counted(n)}"
 
 
 def _change(one: Change, digits: int) -> str:

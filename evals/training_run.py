@@ -209,6 +209,7 @@ class Trainer:
             return self._done()
 
     def _done(self) -> dict[str, Any]:
+        """The results by method, of a folder that is ours alone."""
         self._begin()
         found: dict[str, Any] = {}
         pool = (
