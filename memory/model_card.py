@@ -26,7 +26,10 @@ METHODS = {
         "SFT on selected traces",
         "The base was fine-tuned on its own traces that were rewarded best (rejection sampling).",
     ),
-    "dpo": ("DPO", "The base was taught to prefer its own best-rewarded trace of a moment over its worst."),
+    "dpo": (
+        "DPO",
+        "The base was taught to prefer its own best-rewarded trace of a moment over its worst, or over one that leaks.",
+    ),
     "grpo": ("Recon-GRPO", "The base was trained by GRPO with a reward for traces from which the action can be reconstructed."),
     "e2e": (
         "E2E-GRPO",

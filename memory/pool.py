@@ -20,6 +20,7 @@ from .embed import Embedder
 from .fidelity import Fidelity
 from .json_lines import open_to_append, whole_lines, write_line
 from .lessons import Lesson
+from .looked import LEAKS
 from .policy import prompt_of
 from .propose import Proposing, as_trace, propose
 from .rewards import Reward, Weights, rewards_of
@@ -124,16 +125,28 @@ def chosen_rows(pool: Sequence[Proposed], weights: Weights, style: Style, how: P
 
 
 def preference_rows(pool: Sequence[Proposed], weights: Weights, style: Style, how: Proposing) -> list[dict[str, Any]]:
-    """Rows for DPO: for each pair the best and the worst trace, where one is clearly better and itself allowed."""
+    """Rows for DPO: for each pair its best trace, and the worst of those that are allowed, where the best is clearly better.
+
+    In every other group that holds a trace that leaks, this stands in for the worst. With one from each of them, all that is
+    learned is to stay far from the action, and so from what explains it; with none, to come near it in its own words.
+    """
     rows: list[dict[str, Any]] = []
+    turn = False
     for one in pool:
+        why = {trace: reward.rejected for trace, reward in zip(one.traces, one.rewards, strict=True)}
         ranked = one.ranked(weights)
-        if len(ranked) > 1 and ranked[0][0] - ranked[-1][0] >= LEAST_MARGIN:
+        allowed = [told for told in ranked if why[told[1]] is None]
+        leaking = [told for told in ranked if why[told[1]] in LEAKS]
+        if not allowed:
+            continue
+        turn ^= bool(leaking)
+        best, against = allowed[0], (leaking if leaking and turn else allowed)[-1]
+        if best[0] - against[0] >= LEAST_MARGIN:
             rows.append(
                 {
                     "prompt": prompt_of(one.lesson.pair, style, how),
-                    "chosen": completion_of(ranked[0][1], style),
-                    "rejected": completion_of(ranked[-1][1], style),
+                    "chosen": completion_of(best[1], style),
+                    "rejected": completion_of(against[1], style),
                 }
             )
     return rows

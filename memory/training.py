@@ -6,7 +6,7 @@ proposes), rewards.py, trainers.py (what trl is told), watch.py, and this file, 
 without trl, on one page, is examples/train_recon.py.
 
     sft    the best trace of each pair that the base proposed is learned (rejection sampling)
-    dpo    so is to prefer it to the worst (arXiv 2305.18290)
+    dpo    so is to prefer it to the worst, or to one that leaks (arXiv 2305.18290)
     grpo   the policy proposes, and the reward is how well the action is reconstructed (Recon-GRPO)
     e2e    likewise, but the reward is only whether the trace helps with another moment
 """

@@ -211,6 +211,24 @@ def test_the_best_of_a_pair_is_learned_and_preferred_to_the_worst() -> None:
     assert row == {"prompt": prompt, "chosen": " felt.\n", "rejected": " say: yes.\n"}
 
 
+def test_a_trace_that_leaks_is_the_worst_in_every_other_group_that_holds_one() -> None:
+    leaking = proposed(("I was.", good(0.4, 0.1)), ("I felt.", good(0.9, 0.4)), ("I say: yes.", BAD), ("I am.", good(0.6, 0.2)))
+    clean = proposed(("I was.", good(0.4, 0.1)), ("I felt.", good(0.9, 0.4)), ("I echo.", Reward(rejected="echoes_examples")))
+    refused = proposed(("I say: yes.", BAD), ("I quote.", BAD))  # nothing is preferred to these, and they count for no turn
+
+    def worst(*pool: Proposed) -> list[str]:
+        return [row["rejected"] for row in preference_rows(pool, WEIGHTS, "transcript", "backward")]
+
+    assert worst(*[leaking] * 4) == [" say: yes.\n", " was.\n"] * 2
+    assert worst(clean, leaking, refused, clean, leaking, clean) == [" was.\n", " say: yes.\n", *[" was.\n"] * 3]
+
+
+def test_one_trace_that_is_allowed_is_preferred_to_one_that_leaks_and_to_nothing_else() -> None:
+    one = proposed(("I felt.", good(0.9, 0.4)), ("I say: yes.", BAD))
+    rows = preference_rows([one] * 4, WEIGHTS, "transcript", "backward")
+    assert [row["rejected"] for row in rows] == [" say: yes.\n"] * 2
+
+
 def test_of_equals_the_first_that_was_proposed_is_the_best() -> None:
     ranked = proposed(("I was.", good(0.5, 0.1)), ("I felt.", good(0.5, 0.1))).ranked(WEIGHTS)
     assert [trace for _, trace in ranked] == ["I was.", "I felt."]
