@@ -127,8 +127,9 @@ def chosen_rows(pool: Sequence[Proposed], weights: Weights, style: Style, how: P
 def preference_rows(pool: Sequence[Proposed], weights: Weights, style: Style, how: Proposing) -> list[dict[str, Any]]:
     """Rows for DPO: for each pair its best trace, and the worst of those that are allowed, where the best is clearly better.
 
-    In every other group that holds a trace that leaks, this stands in for the worst. With one from each of them, all that is
-    learned is to stay far from the action, and so from what explains it; with none, to come near it in its own words.
+    In every other group that holds a trace that leaks, this stands in for the worst. Such traces are near the action (a cosine
+    of 0.45; 0.17 of all that pass): with one from each of these groups, what is preferred would on the whole be farther from the
+    action than what it is preferred to, and it is with nearness that a gain mostly comes.
     """
     rows: list[dict[str, Any]] = []
     turn = False
