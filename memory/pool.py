@@ -128,8 +128,8 @@ def preference_rows(pool: Sequence[Proposed], weights: Weights, style: Style, ho
     """Rows for DPO: for each pair its best trace, and the worst of those that are allowed, where the best is clearly better.
 
     In every other group that holds a trace that leaks, this stands in for the worst. Such traces are near the action (a cosine
-    of 0.45; 0.17 of all that pass): with one from each of these groups, what is preferred would on the whole be farther from the
-    action than what it is preferred to, and it is with nearness that a gain mostly comes.
+    of 0.45; 0.17 of all that pass): with one from each of these groups, what is preferred would on the whole be farther from
+    the action than what it is preferred to, and it is with nearness that a gain mostly comes.
     """
     rows: list[dict[str, Any]] = []
     turn = False
