@@ -102,7 +102,7 @@ def forest_plot(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _step(span: float) -> float:
     """A round distance between ticks that makes three to five of them."""
-    if span <= 0:
+    if span < 1e-12:  # nothing to be seen; a fourth of the least floats is 0, which has no logarithm
         return 0.01
     power = 10.0 ** floor(log10(span / 4))
     return next(power * times for times in (1, 2, 5, 10) if span / (power * times) <= 4)

@@ -460,7 +460,7 @@ def test_a_base_with_a_chat_template_is_told_what_to_do(train: Train, tmp_path: 
     for module in (policy, propose, trainers):
         monkeypatch.setattr(module, "TRACE_TOKENS", {"instruction": 12, "transcript": 12})
     out = tmp_path / "run"
-    done(train(out, "--base=transformers:chatty", "--method=dpo", "--method=grpo", "--measured=1", "--budget=200"))
+    done(train(out, "--base=transformers:chatty", "--method=dpo", "--method=grpo", "--measured=1", "--budget=400"))
     assert json.loads((out / "dpo" / "adapter" / "usertwin.json").read_text())["style"] == "instruction"
     assert json.loads((out / "grpo" / "adapter" / "usertwin.json").read_text())["style"] == "instruction"
     assert load_model(f"transformers:chatty+{out / 'dpo' / 'adapter'}").style == "instruction"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from invented_run import EVIL, PEOPLE, TWIN, differences, est, paired, result, turn, turns
 
@@ -240,6 +240,7 @@ def test_the_power_line_names_the_smallest_difference_that_would_be_seen() -> No
 
 
 @given(st.lists(st.tuples(st.floats(-3, 3), st.floats(0, 1)), min_size=1, max_size=6))
+@example([(0.0, 5e-324)])
 def test_every_box_of_the_plot_is_inside_it_and_holds_its_dot(ends: list[tuple[float, float]]) -> None:
     told = {f"{TWIN} - arm{place}": {"bits_per_char": paired(*one)} for place, one in enumerate(ends)}
     plot = forest_plot(result(paired=told))
