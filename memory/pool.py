@@ -127,9 +127,9 @@ def chosen_rows(pool: Sequence[Proposed], weights: Weights, style: Style, how: P
 def preference_rows(pool: Sequence[Proposed], weights: Weights, style: Style, how: Proposing) -> list[dict[str, Any]]:
     """Rows for DPO: for each pair its best trace, and the worst of those that are allowed, where the best is clearly better.
 
-    In every other group that holds a trace that leaks, this stands in for the worst. Such traces are near the action (a cosine
-    of 0.45; 0.17 of all that pass): with one from each of these groups, what is preferred would on the whole be farther from
-    the action than what it is preferred to, and it is with nearness that a gain mostly comes.
+    In every other group that holds a trace that leaks, this stands in for the worst. Such traces are near the action
+    (see `TOLERATED_MEANING` in rewards.py): with one from each of these groups, what is preferred would on the whole be farther
+    from the action than what it is preferred to, and it is with nearness that a gain mostly comes.
     """
     rows: list[dict[str, Any]] = []
     turn = False
