@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from usertwin.memory.lessons import Lesson, Lessons
 from usertwin.memory.propose import TRACE_TOKENS, prompt_for, written_tokens
+from usertwin.memory.soup import PARTS
 from usertwin.memory.training import Training
 from usertwin.simulator.models import known_weights
 
@@ -54,7 +55,7 @@ def _method(plan: Training, lessons: Lessons) -> str:
             f"{plan.budget:,} tokens are generated"
         )
     pairs = min(len(lessons.train), max(1, plan.budget // (plan.group * each)))
-    steps = ceil(plan.epochs * ceil(pairs / plan.batch))
+    steps = ceil(plan.epochs * ceil(pairs / plan.batch)) * (len(PARTS) if plan.method == "soup" else 1)
     return (
         f"{plan.method}: {plan.group} traces of the base for each of about {pairs:,} pairs, until {plan.budget:,} tokens are "
         f"generated; then at most {steps:,} steps of {plan.batch} rows"
@@ -71,7 +72,7 @@ def _memory(order: TrainingOrder, train: Sequence[Lesson]) -> str:
     of_scorer = known_weights(order.scorer)[1]
     weights = size * _BYTES[plan.precision] // 4 + of_scorer * _BYTES[order.scorer_precision] // 4
     longest = max((len(prompt_for(plan.style, one.pair, "the person", plan.how)) for one in train), default=0) // _CHARACTERS
-    tokens = plan.at_once * (longest + TRACE_TOKENS[plan.style]) * (2 if "dpo" in order.methods else 1)
+    tokens = plan.at_once * (longest + TRACE_TOKENS[plan.style]) * (2 if {"dpo", "soup"} & {*order.methods} else 1)
     width = _BYTES[plan.precision]
     activations = tokens * shape["layers"] * shape["hidden"] * _ACTIVATIONS * width // 2
     logits = 3 * 4 * tokens * shape["vocabulary"]

@@ -5,6 +5,7 @@ is one sentence that names it, and what comes after need not ask again; a line t
 
     manifest.json            what was trained on what: format, state, plan, people, pairs, sources, versions
     METHOD/curves.jsonl      a line for each training step ("values") and each look at held-out pairs ("audit")
+    soup/PART/...            for that method likewise of each part, whose curves its own hold one after the other
     METHOD/result.json       what came of it: steps, tokens, seconds, why it stopped, what was measured, examples
     report.html, report.md, curves.svg   the same to be read
 """

@@ -200,7 +200,8 @@ class Trainer:
         for method in order.methods:
             replace(order.plan, method=method).check_pairs(len(self.lessons.train))
         near = next(one for one in (self.out, *self.out.absolute().parents) if one.is_dir())
-        check_room(empty_base(folder), near, order.plan.rank)
+        most = max(replace(order.plan, method=method).adapter_rank for method in order.methods)
+        check_room(empty_base(folder), near, most)
 
     def run(self) -> dict[str, Any]:
         """Do what is not yet done, and return the results by method."""
@@ -255,7 +256,14 @@ class Trainer:
             fidelity=self.fidelity(plan.method) if plan.online else None,
             guard=self.guard, embedder=self.embedder, pool=pool, progress=self.progress,
         )  # fmt: skip
-        told = {"format": 1, "base": plan.base, "style": plan.style, "method": plan.method, "how": plan.how, "rank": plan.rank}
+        told = {
+            "format": 1,
+            "base": plan.base,
+            "style": plan.style,
+            "method": plan.method,
+            "how": plan.how,
+            "rank": plan.adapter_rank,
+        }
         write_whole(folder / ADAPTER / "usertwin.json", json.dumps(told, indent=1) + "\n")
         write_whole(ended, json.dumps(asdict(outcome)) + "\n")
         return outcome
@@ -341,7 +349,8 @@ class Trainer:
             CardFacts(
                 base=plan.base, method=plan.method, sources=self.order.sources, people=len(people["seen"]),
                 pairs=len(self.lessons.train), unseen=len(people["unseen"]), style=plan.style, how=plan.how, reward=weights,
-                scorer=self.order.judge if plan.fidelity == "judge" else self.order.scorer, rank=plan.rank, steps=outcome.steps,
+                scorer=self.order.judge if plan.fidelity == "judge" else self.order.scorer, rank=plan.adapter_rank,
+                soup=plan.soup if plan.method == "soup" else (), lean=plan.lean, steps=outcome.steps,
                 tokens=outcome.tokens, seconds=outcome.seconds, stopped=outcome.stopped, seed=plan.seed,
                 device="cuda" if torch.cuda.is_available() else "cpu", measured=measured, versions=_versions(),
             ),

@@ -79,12 +79,12 @@ def told_in_one_sentence(folder: Path) -> Generator[None]:
         raise UsageError(f"{folder}: a checkpoint cannot be written ({error}); make room, and give the same command") from error
 
 
-def save_adapter(trainer: Any, folder: Path) -> None:
-    """Put the adapter in its place in a folder, whole or not at all."""
+def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Put a model's adapter in its place in a folder, whole or not at all."""
     partial = folder / f"{ADAPTER}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    trainer.model.save_pretrained(str(partial))
-    trainer.processing_class.save_pretrained(str(partial))
+    model.save_pretrained(str(partial))
+    tokenizer.save_pretrained(str(partial))
     shutil.rmtree(folder / ADAPTER, ignore_errors=True)  # there is one if a stop came right after it was put there
     partial.rename(folder / ADAPTER)
 

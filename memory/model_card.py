@@ -30,6 +30,11 @@ METHODS = {
         "DPO",
         "The base was taught to prefer its own best-rewarded trace of a moment over its worst, or over one that leaks.",
     ),
+    "soup": (
+        "Sum of two by DPO",
+        "The base was taught by DPO twice to prefer traces that gain over others and over those that leak, once leaning toward "
+        "the action and once away from it; the adapter is the weighted sum of both.",
+    ),
     "grpo": ("Recon-GRPO", "The base was trained by GRPO with a reward for traces from which the action can be reconstructed."),
     "e2e": (
         "E2E-GRPO",
@@ -61,6 +66,8 @@ class CardFacts:
         reward: the weights of its terms, and its shape.
         scorer: whose likelihood, or whose judgement, is in the reward.
         rank: of the LoRA; 0 if not told.
+        soup: the weights of what was added, first of the part that leans toward the action; empty if nothing was.
+        lean: of these parts.
         steps: of the optimiser.
         tokens: that were generated, by the base or while it was trained.
         seconds: that it took.
@@ -82,6 +89,8 @@ class CardFacts:
     reward: Mapping[str, float | str] = field(default_factory=dict[str, float | str])
     scorer: str | None = None
     rank: int = 0
+    soup: Sequence[float] = ()
+    lean: float = 0.0
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -205,6 +214,12 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
         "Ended": f"early: {in_markdown(facts.stopped)}" if facts.stopped else "as planned",
         "Seed": str(facts.seed),
     }
+    if facts.soup:
+        toward, away = facts.soup
+        found["Sum"] = (
+            f"{toward:g} times the part to which nearness to the action is worth {facts.lean:g} more, {away:g} times the one "
+            "to which distance is"
+        )
     if facts.versions:
         found["Versions"] = ", ".join(f"{in_markdown(name)} {in_markdown(version)}" for name, version in facts.versions.items())
     return list(found.items())

@@ -47,10 +47,20 @@ class Proposed:
     rewards: tuple[Reward, ...]
     tokens: int
 
-    def ranked(self, weights: Weights) -> list[tuple[float, str]]:
-        """The traces in which something was written, each with its worth, the best first; of equals the first proposed."""
-        told = dict(zip(self.traces, (one.total(weights) for one in self.rewards), strict=True))
+    def ranked(self, weights: Weights, lean: float = 0.0) -> list[tuple[float, str]]:
+        """The traces in which something was written, each with its worth, the best first; of equals the first proposed.
+
+        Args:
+            weights: of the reward's terms.
+            lean: what being near the action is worth beside these; what being far from it is worth, if negative.
+        """
+        told = {trace: one.total(weights) + _leaning(one, lean) for trace, one in zip(self.traces, self.rewards, strict=True)}
         return sorted(((worth, trace) for trace, worth in told.items() if trace), key=lambda one: -one[0])
+
+
+def _leaning(reward: Reward, lean: float) -> float:
+    """Never negative, and 0 for a trace that is rejected, so that this is worth no more than one that is not."""
+    return 0.0 if reward.rejected else lean * (reward.nearness if lean > 0 else reward.nearness - 1)
 
 
 async def fill_pool(
@@ -124,24 +134,27 @@ def chosen_rows(pool: Sequence[Proposed], weights: Weights, style: Style, how: P
     return rows
 
 
-def preference_rows(pool: Sequence[Proposed], weights: Weights, style: Style, how: Proposing) -> list[dict[str, Any]]:
+def preference_rows(
+    pool: Sequence[Proposed], weights: Weights, style: Style, how: Proposing, lean: float = 0.0
+) -> list[dict[str, Any]]:
     """Rows for DPO: for each pair its best trace, and the worst of those that are allowed, where the best is clearly better.
 
     In every other group that holds a trace that leaks, this stands in for the worst. Such traces are near the action
     (see `TOLERATED_MEANING` in rewards.py): with one from each of these groups, what is preferred would on the whole be farther
-    from the action than what it is preferred to, and it is with nearness that a gain mostly comes.
+    from the action than what it is preferred to, and it is with nearness that a gain mostly comes. Where the choice leans
+    toward the action or away from it (see `Proposed.ranked`), this is decided, and it stands in in each such group.
     """
     rows: list[dict[str, Any]] = []
     turn = False
     for one in pool:
         why = {trace: reward.rejected for trace, reward in zip(one.traces, one.rewards, strict=True)}
-        ranked = one.ranked(weights)
+        ranked = one.ranked(weights, lean)
         allowed = [told for told in ranked if why[told[1]] is None]
         leaking = [told for told in ranked if why[told[1]] in LEAKS]
         if not allowed:
             continue
         turn ^= bool(leaking)
-        best, against = allowed[0], (leaking if leaking and turn else allowed)[-1]
+        best, against = allowed[0], (leaking if leaking and (turn or lean) else allowed)[-1]
         if best[0] - against[0] >= LEAST_MARGIN:
             rows.append(
                 {

@@ -92,6 +92,8 @@ class Reward:
         format: likewise.
         score: what the scorer said; None for a trace that was not scored.
         rejected: the guard that rejects the trace, or None.
+        nearness: from 0 to 1, how near it comes to what the action means, 1 from `TOLERATED_MEANING` on. No term: it is what
+            the parts of a soup lean toward, or away from (see soup.py).
     """
 
     fidelity: float = 0.0
@@ -100,6 +102,7 @@ class Reward:
     format: float = 0.0
     score: float | None = None
     rejected: str | None = None
+    nearness: float = 0.0
 
     def total(self, weights: Weights) -> float:
         """The weighted sum; 0 for a trace that is rejected."""
@@ -130,7 +133,7 @@ async def rewards_of(
         finished: for each, whether it came to its end by itself.
         fidelity: scores those that pass the guards; where a judge gives no verdict that can be read, all are worth the same.
         guard: the name of the guard that rejects a trace, or None.
-        embedder: tells how near a trace comes to what the action means; only words count as a leak if None.
+        embedder: tells how near a trace comes to what the action means; if None, only words count as a leak, and none is near.
         shape: of the fidelity; "rank" in any case for scores that cannot be compared.
         seed: for whatever is sampled.
     """
@@ -151,7 +154,9 @@ async def rewards_of(
             continue
         score = scores[trace]
         worth = _rank(score, kept) if ranked else (max(-CLIP, min(CLIP, score)) / CLIP + 1) / 2
-        found.append(Reward(worth, _clean(trace, pair, embedder), _length(trace), float(ended), score))
+        near = 0.0 if embedder is None else max(0.0, meaning_shared(trace, pair, embedder)[0])
+        nearness = min(1.0, near / TOLERATED_MEANING)
+        found.append(Reward(worth, _clean(trace, pair, near), _length(trace), float(ended), score, nearness=nearness))
     return found
 
 
@@ -161,15 +166,14 @@ def _rank(score: float, group: Sequence[float]) -> float:
     return (below + (same + 1) / 2) / len(group)
 
 
-def _clean(trace: str, pair: Pair, embedder: Embedder | None) -> float:
+def _clean(trace: str, pair: Pair, near: float) -> float:
     """1 without any of the action's new words and up to what is tolerated of its meaning, falling to 0 where the guard rejects.
 
     Unlike the guard it does not ask whether a turn before came as near: what is worth less is not yet rejected.
     """
     fresh = new_stems(pair)
     share = len(fresh & stems(trace)) / len(fresh) if fresh else 0.0
-    told = -1.0 if embedder is None else meaning_shared(trace, pair, embedder)[0]
-    return min(_falling(share, 0.0, MOST_NEW_WORDS), _falling(told, TOLERATED_MEANING, SAME_MEANING))
+    return min(_falling(share, 0.0, MOST_NEW_WORDS), _falling(near, TOLERATED_MEANING, SAME_MEANING))
 
 
 def _falling(value: float, start: float, end: float) -> float:

@@ -2,11 +2,12 @@
 
 The one design choice: the training loops are trl's, and all that is here is what they are told: which rows, which rewards, when
 to look and when to stop. Read in this order: lessons.py (on whom), policy.py (what is trained), pool.py (what the base
-proposes), rewards.py, trainers.py (what trl is told), watch.py, and this file, which puts them together. The same algorithm
-without trl, on one page, is examples/train_recon.py.
+proposes), rewards.py, trainers.py (what trl is told), watch.py, soup.py, and this file, which puts them together. The same
+algorithm without trl, on one page, is examples/train_recon.py.
 
     sft    the best trace of each pair that the base proposed is learned (rejection sampling)
     dpo    so is to prefer it to the worst, or to one that leaks (arXiv 2305.18290)
+    soup   the sum of two by dpo, one leaning toward the action and one away from it (soup.py)
     grpo   the policy proposes, and the reward is how well the action is reconstructed (Recon-GRPO)
     e2e    likewise, but the reward is only whether the trace helps with another moment
 """
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,18 +34,18 @@ from .propose import Proposing
 from .rewards import Weights
 from .sampling import Style
 from .scoring import Precision
+from .soup import cook
 from .tracing import Progress, no_progress
 from .trainers import GroupRewards, group_trainer, preference_trainer, supervised_trainer
-from .watch import Auditor, Curves
+from .watch import CURVES, Auditor, Curves
 
-TrainMethod = Literal["sft", "dpo", "grpo", "e2e"]
+TrainMethod = Literal["sft", "dpo", "soup", "grpo", "e2e"]
 TRAIN_METHODS: tuple[TrainMethod, ...] = get_args(TrainMethod)
 
 #: Learning rates for a LoRA, about ten times those for all weights.
-LEARNING_RATES: Mapping[TrainMethod, float] = {"sft": 2e-4, "dpo": 5e-5, "grpo": 1e-4, "e2e": 1e-4}
+LEARNING_RATES: Mapping[TrainMethod, float] = {"sft": 2e-4, "dpo": 5e-5, "soup": 5e-5, "grpo": 1e-4, "e2e": 1e-4}
 #: How strongly the policy is held to the base: DPO's beta; GRPO's weight of the divergence.
-BETAS: Mapping[TrainMethod, float] = {"sft": 0.0, "dpo": 0.1, "grpo": 0.0, "e2e": 0.0}
-CURVES = "curves.jsonl"
+BETAS: Mapping[TrainMethod, float] = {"sft": 0.0, "dpo": 0.1, "soup": 0.1, "grpo": 0.0, "e2e": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,10 @@ class Training:
         epochs: how often the others see each row.
         learning_rate: None for the method's own.
         beta: how strongly the policy is held to the base; None for the method's own.
-        rank: of the LoRA.
+        rank: of the LoRA; that of a soup has twice as much.
+        lean: how much being near the action, from 0 to 1, counts for one part of a soup and against the other when traces are
+            ranked.
+        soup: the weights of these parts in the sum.
         precision: of the base's weights and sums; the adapter's are always float32.
         vllm: whether GRPO's traces are written by vLLM, on a GPU.
         tensorboard: whether curves are written for TensorBoard, too.
@@ -87,6 +92,8 @@ class Training:
     learning_rate: float | None = None
     beta: float | None = None
     rank: int = 16
+    lean: float = 0.3
+    soup: tuple[float, float] = (2.0, 0.6)
     precision: Precision = "float32"
     vllm: bool = False
     tensorboard: bool = False
@@ -103,6 +110,11 @@ class Training:
     def hold(self) -> float:
         """How strongly the policy is held to the base."""
         return BETAS[self.method] if self.beta is None else self.beta
+
+    @property
+    def adapter_rank(self) -> int:
+        """The rank of what comes out."""
+        return self.rank * (len(self.soup) if self.method == "soup" else 1)
 
     @property
     def online(self) -> bool:
@@ -134,6 +146,8 @@ class Training:
             )
         if not all(0 <= number < float("inf") for number in (self.rate, self.hold)):
             raise UsageError("a learning rate and a beta are numbers, and not negative")
+        if not 0 < self.lean < float("inf") or not all(0 < weight < float("inf") for weight in self.soup):
+            raise UsageError("the lean of the parts of a soup, and their weights in it, are numbers above 0")
         if self.vllm and not self.online:
             raise UsageError(f'vLLM writes the traces of GRPO; "{self.method}" learns from those in the pool')
 
@@ -154,8 +168,8 @@ class Outcome:
         stopped: why it stopped by itself; None if it came to its end.
         steps: of the optimizer.
         tokens: that were generated for it.
-        seconds: its steps and audits took, without the proposals that it learned from; of the last part only, if it went on
-            after a stop.
+        seconds: its steps and audits took, without the proposals that it learned from; only since then, if it went on after a
+            stop.
     """
 
     stopped: str | None
@@ -179,6 +193,7 @@ def train(
     guard: Callable[[str, Pair], str | None] | None = None,
     embedder: Embedder | None = None,
     pool: Sequence[Proposed] = (),
+    lean: float = 0.0,
     progress: Progress = no_progress,
 ) -> Outcome:
     """Train, or go on with that; returns how it ended. The adapter is then in `folder`/adapter.
@@ -187,13 +202,14 @@ def train(
         plan: how.
         lessons: what GRPO proposes traces for.
         folder: of this method in the run's folder; made if missing.
-        model: the base, which is changed.
+        model: the base; it is without an adapter again when this returns.
         tokenizer: its own.
         auditor: looks at the policy before the first step, at times, and after the last.
         fidelity: for GRPO.
         guard: for GRPO.
         embedder: for GRPO, see `rewards_of`.
         pool: for the others.
+        lean: for DPO, see `preference_rows`.
         progress: is told how many steps are done, or, for GRPO, how many tokens generated.
 
     Raises:
@@ -207,7 +223,16 @@ def train(
     plan.check()
     plan.check_pairs(len(lessons))
     folder.mkdir(parents=True, exist_ok=True)
-    check_room(model, folder, plan.rank)
+    check_room(model, folder, plan.adapter_rank)
+    began = time.monotonic()
+    tokens = sum(one.tokens for one in pool)
+    if plan.method == "soup":
+        part = partial(
+            train, replace(plan, method="dpo"), lessons, model=model, tokenizer=tokenizer, auditor=auditor, pool=pool,
+            progress=progress,
+        )  # fmt: skip
+        stopped, steps = cook(plan, folder, model, tokenizer, auditor, lambda where, lean: part(where, lean=lean))
+        return Outcome(stopped, steps, tokens, time.monotonic() - began)
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
     curves = Curves(folder / CURVES)
     curves.begin_at(-1 if checkpoint is None else step_of(checkpoint))
@@ -220,20 +245,26 @@ def train(
         watching.rewards, rewards.tokens = rewards, watching.tokens_before
         trainer = group_trainer(plan, folder, model, tokenizer, lessons, rewards.functions, watching)
     else:
-        trainer = _pool_trainer(plan, folder, model, tokenizer, pool, watching)
+        trainer = _pool_trainer(plan, folder, model, tokenizer, pool, watching, lean)
     trainer.remove_callback(PrinterCallback)  # it prints each step's figures where our bars are
-    began = time.monotonic()
     with told_in_one_sentence(folder):
         go_on(trainer, checkpoint, watching.over)
         watching.look(trainer.model, trainer.state.global_step)
-        save_adapter(trainer, folder)
-    tokens = watching.tokens if plan.online else sum(one.tokens for one in pool)
+        save_adapter(trainer.model, tokenizer, folder)
+    trainer.model.unload()
+    tokens = watching.tokens if plan.online else tokens
     return Outcome(watching.stopped, trainer.state.global_step, tokens, time.monotonic() - began)
 
 
-def _pool_trainer(plan: Training, folder: Path, model: Any, tokenizer: Any, pool: Sequence[Proposed], watching: Any) -> Any:
+def _pool_trainer(
+    plan: Training, folder: Path, model: Any, tokenizer: Any, pool: Sequence[Proposed], watching: Any, lean: float
+) -> Any:
     """The trainer of a method that learns from what the base proposed. UsageError if that is too little."""
-    rows = (chosen_rows if plan.method == "sft" else preference_rows)(pool, plan.weights, plan.style, plan.how)
+    rows = (
+        chosen_rows(pool, plan.weights, plan.style, plan.how)
+        if plan.method == "sft"
+        else preference_rows(pool, plan.weights, plan.style, plan.how, lean)
+    )
     if len(rows) < plan.batch:
         raise UsageError(
             f"only {len(rows)} pairs of {len(pool)} have traces to learn from, fewer than a batch of {plan.batch}; "

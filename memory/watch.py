@@ -28,6 +28,8 @@ from .scoring import Scorer
 #: The audit has risen if chance would do as much less often than this, compared with the untrained policy's (Fisher's exact
 #: test, one-sided); small, since it is asked at every audit.
 CHANCE = 0.01
+#: The file of a training's curves in its folder.
+CURVES = "curves.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +152,12 @@ class Curves:
 
     def begin_at(self, step: int) -> None:
         """Take off what was written after a step: training goes on from its checkpoint, and does those steps again."""
-        kept = [row for row in self.read() if row["step"] <= step]
+        self.write([row for row in self.read() if row["step"] <= step])
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write lines in place of those that are there."""
         partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         partial.replace(self.path)
 
     def first_audit(self) -> Audit | None:

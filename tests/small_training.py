@@ -25,8 +25,8 @@ from usertwin.memory.lessons import Lesson
 from usertwin.memory.policy import load_base
 from usertwin.memory.pool import Proposed
 from usertwin.memory.rewards import Reward
-from usertwin.memory.training import CURVES, Outcome, Training, train
-from usertwin.memory.watch import Audit, Auditor
+from usertwin.memory.training import Outcome, Training, train
+from usertwin.memory.watch import CURVES, Audit, Auditor
 from usertwin.personas import Pair, Turn
 
 Where = Literal["after a checkpoint", "between checkpoints", "within a checkpoint", "within its last file"]
@@ -71,7 +71,7 @@ def guard(trace: str, pair: Pair) -> str | None:
 
 def pool_of(lessons: Sequence[Lesson]) -> list[Proposed]:
     """A pool in which each pair has a good trace and a bad one."""
-    good, bad = Reward(0.9, 1, 1, 1, 0.4), Reward(0.2, 1, 1, 1, -0.3)
+    good, bad = Reward(0.9, 1, 1, 1, 0.4, nearness=0.8), Reward(0.2, 1, 1, 1, -0.3)
     traces = ("I felt hungry and wanted to be polite.", "I had no idea what they meant by that.")
     return [Proposed(one, traces, (good, bad), 20) for one in lessons]
 

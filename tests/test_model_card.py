@@ -128,6 +128,12 @@ def test_the_reward_and_the_reason_to_stop_are_told() -> None:
     assert "12.5 minutes of steps and audits on cpu" in card
 
 
+def test_of_a_sum_the_weights_are_told() -> None:
+    card = card_of(replace(FACTS, method="soup", soup=(2.0, 0.6), lean=0.3))
+    assert "- Sum: 2 times the part to which nearness to the action is worth 0.3 more, 0.6 times the one to which" in card
+    assert "- Sum:" not in card_of(FACTS)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_says_what_it_does(method: str) -> None:
     card = card_of(replace(FACTS, method=method))

@@ -179,10 +179,9 @@ def good(fidelity: float, score: float) -> Reward:
 
 BAD = Reward(rejected="quotes_action")
 REWARDS = st.one_of(
-    st.builds(Reward, *[st.floats(0, 1)] * 4, score=st.floats(-5, 5)), st.sampled_from(["new_words", "empty"]).map(
-        lambda name: Reward(rejected=name)
-    ),
-)  # fmt: skip
+    st.builds(Reward, *[st.floats(0, 1)] * 4, score=st.floats(-5, 5), nearness=st.floats(0, 1)),
+    st.sampled_from(["new_words", "empty"]).map(lambda name: Reward(rejected=name)),
+)
 TOLD = st.dictionaries(st.sampled_from(["", "I felt", "I was.", "I'd go, yes", "I am", "I 7"]), REWARDS, min_size=1)
 STYLES: tuple[Style, ...] = ("transcript", "instruction")
 
@@ -227,6 +226,28 @@ def test_one_trace_that_is_allowed_is_preferred_to_one_that_leaks_and_to_nothing
     one = proposed(("I felt.", good(0.9, 0.4)), ("I say: yes.", BAD))
     rows = preference_rows([one] * 4, WEIGHTS, "transcript", "backward")
     assert [row["rejected"] for row in rows] == [" say: yes.\n"] * 2
+
+
+def near(fidelity: float, nearness: float) -> Reward:
+    return replace(good(fidelity, 0.1), nearness=nearness)
+
+
+def test_a_lean_counts_nearness_for_a_trace_or_against_it_and_then_what_leaks_is_always_the_worst() -> None:
+    group = proposed(("I was.", near(0.5, 0.9)), ("I felt.", near(0.65, 0.3)), ("I am.", near(0.7, 0.1)), ("I say: yes.", BAD))
+    told = {lean: [trace for _, trace in group.ranked(WEIGHTS, lean)] for lean in (-0.3, 0.0, 0.3)}
+    assert told[0.0] == told[-0.3] == ["I am.", "I felt.", "I was.", "I say: yes."]
+    assert told[0.3] == ["I was.", "I felt.", "I am.", "I say: yes."]
+    for lean, best in ((0.3, " was.\n"), (-0.3, " am.\n")):
+        rows = preference_rows([group] * 3, WEIGHTS, "transcript", "backward", lean)
+        assert [(row["chosen"], row["rejected"]) for row in rows] == [(best, " say: yes.\n")] * 3
+
+
+@given(TOLD, st.floats(-5, 5))
+def test_no_lean_makes_a_rejected_trace_worth_more_than_one_that_is_allowed(told: dict[str, Reward], lean: float) -> None:
+    ranked = proposed(*told.items()).ranked(WEIGHTS, lean)
+    worths = {kind: [worth for worth, trace in ranked if (told[trace].rejected is None) is kind] for kind in (True, False)}
+    assert all(worth == 0 for worth in worths[False])
+    assert all(worth >= 0 for worth in worths[True])
 
 
 def test_of_equals_the_first_that_was_proposed_is_the_best() -> None:

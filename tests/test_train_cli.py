@@ -24,7 +24,9 @@ from tiny_model import one_thread, tiny_model
 
 from usertwin.evals.cli import main
 from usertwin.evals.files import alone
+from usertwin.evals.train_cli import train as train_command
 from usertwin.evals.training_record import read_training
+from usertwin.memory.training import BETAS, LEARNING_RATES, TRAIN_METHODS, Training
 from usertwin.simulator import load_model, load_scorer
 from usertwin.simulator.adapters import model_with_adapter, read_adapter
 
@@ -124,14 +126,14 @@ def refused(result: Result) -> str:
 
 @pytest.fixture(scope="module")
 def finished(place: Path, shared: Path) -> Path:
-    """A finished run of all four methods; tests that change it do so in a copy."""
+    """A finished run of all methods; tests that change it do so in a copy."""
     out = shared / "finished"
     with FileLock(shared / "finished.lock"), pytest.MonkeyPatch.context() as patch, one_thread():
         if not (out / "report.html").exists():
             patch.chdir(place)
             patch.delenv("USERTWIN_ONLY_SCRIPTED", raising=False)
             patch.setenv("USERTWIN_CACHE", str(shared / "cache"))
-            every = [f"--method={method}" for method in ("sft", "dpo", "grpo", "e2e")]
+            every = [f"--method={method}" for method in TRAIN_METHODS]
             done(CliRunner().invoke(main, command(out, "--measured-by=transformers:chatty", *every)[1:]))
     return out
 
@@ -186,7 +188,7 @@ def test_the_manifest_says_what_was_planned_on_whom_and_with_what(finished: Path
     assert told["versions"].keys() >= {"trl", "peft", "torch", "transformers"}
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "grpo", "e2e"])
+@pytest.mark.parametrize("method", TRAIN_METHODS)
 def test_every_method_leaves_curves_an_adapter_with_its_card_and_a_result(finished: Path, method: str) -> None:
     folder = finished / method
     rows = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
@@ -199,7 +201,8 @@ def test_every_method_leaves_curves_an_adapter_with_its_card_and_a_result(finish
     assert (result["measured"]["seen"]["n"], result["measured"]["unseen"]["n"]) == (4, 2)
     told = json.loads((folder / "adapter" / "usertwin.json").read_text())
     assert told == {
-        "format": 1, "base": "transformers:base", "style": "transcript", "method": method, "how": "backward", "rank": 2
+        "format": 1, "base": "transformers:base", "style": "transcript", "method": method, "how": "backward",
+        "rank": 4 if method == "soup" else 2,
     }  # fmt: skip
     card = (folder / "adapter" / "README.md").read_text()
     assert "transformers:base" in card
@@ -207,11 +210,11 @@ def test_every_method_leaves_curves_an_adapter_with_its_card_and_a_result(finish
     assert any(bool(weight.any()) for name, weight in weights(folder).items() if "lora_B" in name)
 
 
-def test_all_methods_had_the_same_budget_and_the_two_of_the_pool_the_same_texts(finished: Path) -> None:
+def test_all_methods_had_the_same_budget_and_those_of_the_pool_the_same_texts(finished: Path) -> None:
     pool = [json.loads(line) for line in (finished / "pool.jsonl").read_text().splitlines()]
     spent = sum(row["tokens"] for row in pool)
     results = {one.parent.name: json.loads(one.read_text()) for one in finished.glob("*/result.json")}
-    assert results["sft"]["tokens"] == results["dpo"]["tokens"] == spent
+    assert results["sft"]["tokens"] == results["dpo"]["tokens"] == results["soup"]["tokens"] == spent
     assert spent - pool[-1]["tokens"] < 600 <= spent
     assert all(600 <= results[method]["tokens"] < 600 + 2 * 48 for method in ("grpo", "e2e"))
     assert len({tuple(row["pair"]) for row in pool}) == len(pool)
@@ -219,8 +222,8 @@ def test_all_methods_had_the_same_budget_and_the_two_of_the_pool_the_same_texts(
 
 def test_the_report_shows_every_method(finished: Path) -> None:
     page = (finished / "report.html").read_text()
-    assert all(method in page for method in ("SFT", "DPO", "GRPO", "E2E"))
-    assert [one.name for one in read_training(finished).methods if one.outcome is not None] == ["sft", "dpo", "grpo", "e2e"]
+    assert all(method in page for method in ("SFT", "DPO", "Sum", "GRPO", "E2E"))
+    assert [one.name for one in read_training(finished).methods if one.outcome is not None] == list(TRAIN_METHODS)
 
 
 def test_who_is_held_out_is_not_trained_on(finished: Path, place: Path) -> None:
@@ -434,6 +437,17 @@ def test_a_training_that_another_process_is_at_is_left_alone(train: Train, tmp_p
     with alone(tmp_path / "run"):
         assert "another process works on this run" in refused(train(tmp_path / "run"))
     assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_the_help_tells_the_methods_and_the_defaults_that_training_has() -> None:
+    options: dict[str, Any] = {one.name: one for one in train_command.params if one.name is not None}
+    assert options["methods"].type.choices == TRAIN_METHODS
+    assert (options["lean"].default, options["soup"].default) == (Training().lean, Training().soup)
+    for name, known in (("learning_rate", LEARNING_RATES), ("beta", BETAS)):
+        told = re.findall(r"\[default: (.*)\]", options[name].help)[0].removesuffix(" for the others").split(", ")
+        parts = [one.removeprefix("else ").partition(" for ") for one in told]
+        said = {method: float(value) for value, _, methods in parts[:-1] for method in methods.split(" and ")}
+        assert {method: said.get(method, float(parts[-1][0])) for method in TRAIN_METHODS} == dict(known)
 
 
 # Other rewards, other prompts ------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,9 +42,10 @@ from usertwin.memory.policy import check_chat_template, check_installed, empty_b
 from usertwin.memory.pool import chosen_rows, preference_rows
 from usertwin.memory.rewards import Weights
 from usertwin.memory.trainers import GroupRewards
-from usertwin.memory.training import TRAIN_METHODS
+from usertwin.memory.training import TRAIN_METHODS, train
 from usertwin.memory.watch import Audit
 from usertwin.personas import Pair, UsageError
+from usertwin.simulator import load_scorer
 
 pytest.importorskip("trl")
 
@@ -83,7 +85,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert all(torch.allclose(one[name], other[name], rtol=0, atol=1e-5) for name in one)
 
 
-# The four methods ------------------------------------------------------------------------------------------------------
+# Every method ------------------------------------------------------------------------------------------------------
 
 
 @every_method
@@ -263,6 +265,83 @@ def test_training_ends_with_the_step_in_which_the_budget_of_tokens_is_spent(whol
     assert stopped is None
     assert told == sorted(told)
     assert told[-2] < PLAN.budget <= told[-1] == tokens
+
+
+# Soups -----------------------------------------------------------------------------------------------------------------
+
+
+def changed(folder: Path) -> dict[str, torch.Tensor]:
+    """What an adapter adds to each layer."""
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    weights = weights_of(folder)
+    return {
+        name: config["lora_alpha"] / config["r"] * weights[name.replace("lora_A", "lora_B")] @ weights[name]
+        for name in weights
+        if "lora_A" in name
+    }
+
+
+def test_a_soup_is_the_weighted_sum_of_its_parts_and_has_the_rank_of_both(base: Path, whole: Any, tmp_path: Path) -> None:
+    toward, away, soup = (changed(whole("soup") / name) for name in ("toward", "away", "."))
+    assert soup.keys() == toward.keys()
+    assert all(torch.allclose(soup[name], 2.0 * toward[name] + 0.6 * away[name], atol=1e-5) for name in soup)
+    assert json.loads((whole("soup") / "adapter" / "adapter_config.json").read_text())["r"] == 2 * PLAN.rank
+    trained(base, tmp_path, a_plan(method="soup", soup=(0.5, 1.5)))
+    other = changed(tmp_path)
+    assert all(torch.allclose(other[name], 0.5 * toward[name] + 1.5 * away[name], atol=1e-5) for name in other)
+
+
+def test_the_parts_of_a_soup_prefer_what_is_near_and_what_is_far(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED")
+    near = replace(pool_of(LESSONS[:1])[0].rewards[0], fidelity=0.5)
+    pool = [replace(one, rewards=(near, replace(near, nearness=0.1))) for one in pool_of(LESSONS)]
+    trained(base, tmp_path, a_plan(method="soup", epochs=3), Unmoved(), pool=pool)
+    prompts = [prompt_of(one.lesson.pair, "transcript", "backward") for one in pool]
+    asked = [(prompt, trace[1:]) for prompt in prompts for trace in pool[0].traces]
+    plain = [one.nats for one in load_scorer(f"transformers:{base}").score(asked)]
+    for name, sign in {"toward": 1, "away": -1}.items():
+        found = [one.nats for one in load_scorer(f"transformers:{base}+{tmp_path / name / 'adapter'}").score(asked)]
+        risen = [after - before for after, before in zip(found, plain, strict=True)]
+        assert all(sign * (close - far) > 0 for close, far in zip(risen[::2], risen[1::2], strict=True))
+
+
+def test_a_base_is_without_an_adapter_again_when_its_training_is_over(base: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_base(base)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    train(a_plan(method="soup"), LESSONS, tmp_path, model, tokenizer, Unmoved(), pool=pool_of(LESSONS))
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_soup_that_was_killed_in_each_part_ends_with_the_adapter_of_one_that_was_not(
+    base: Path, whole: Any, tmp_path: Path
+) -> None:
+    plan = a_plan(method="soup")
+    killed(base, tmp_path, plan, "after a checkpoint", 2)
+    assert not (tmp_path / "away").exists()
+    killed(base, tmp_path, plan, "within a checkpoint", 4)
+    killed(base, tmp_path, plan, "after a checkpoint", 2)
+    assert (tmp_path / "away" / "checkpoints" / "checkpoint-2").is_dir()
+    assert not (tmp_path / "adapter").exists()
+    outcome = trained(base, tmp_path, plan)
+    assert [outcome.stopped, outcome.steps, outcome.tokens] == json.loads((whole("soup") / "outcome.json").read_text())
+    assert_same(weights_of(whole("soup")), weights_of(tmp_path))
+    assert rows_of(tmp_path, "audit") == rows_of(whole("soup"), "audit")
+
+
+def test_an_audit_that_rises_in_a_part_stops_it_and_one_that_rises_in_the_sum_is_told(base: Path, tmp_path: Path) -> None:
+    plan = a_plan(method="soup", audit_every=2)
+    part = trained(base, tmp_path / "part", plan, Told(0.25, 0.75, 0.25))  # two of toward, four of away, one of the sum
+    assert part.steps == 2 + 6
+    assert part.stopped is not None
+    assert part.stopped.startswith("in the part toward the action, the audit rises: from 24 of 32 traces")
+    summed = trained(base, tmp_path / "sum", plan, Told(*[0.25] * 8, 0.75))
+    assert summed.steps == 6 + 6
+    assert summed.stopped is not None
+    assert summed.stopped.startswith("the audit rises: from 24 of 32 traces")
 
 
 # Rewards ---------------------------------------------------------------------------------------------------------------
@@ -491,7 +570,7 @@ def test_a_transcript_ends_with_any_token_that_holds_a_lines_end_and_an_instruct
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"method": "magic"}, '"magic" is no way to train; there are sft, dpo, grpo, e2e'),
+        ({"method": "magic"}, '"magic" is no way to train; there are sft, dpo, soup, grpo, e2e'),
         ({"how": "search"}, 'not "search"'),
         ({"group": 1}, "at least 2 are needed"),
         ({"method": "grpo", "group": 3, "batch": 8}, "a multiple of 3, such as 9"),
@@ -508,6 +587,10 @@ def test_a_transcript_ends_with_any_token_that_holds_a_lines_end_and_an_instruct
         ({"learning_rate": math.nan}, "learning rate"),
         ({"beta": math.inf}, "beta"),
         ({"vllm": True}, "vLLM"),
+        ({"lean": 0.0}, "lean"),
+        ({"lean": math.nan}, "lean"),
+        ({"soup": (2.0, 0.0)}, "soup"),
+        ({"soup": (math.inf, 0.6)}, "soup"),
         ({"weights": Weights(fidelity=0)}, "weights"),
         ({"weights": Weights(leak=math.nan)}, "weights"),
     ],

@@ -17,7 +17,7 @@ from usertwin.evals.training_plan import plan_of_training
 from usertwin.evals.training_run import TrainingOrder
 from usertwin.memory.lessons import Lesson, Lessons
 from usertwin.memory.propose import written_tokens
-from usertwin.memory.training import Training
+from usertwin.memory.training import TRAIN_METHODS, Training
 
 GIB = 2**30
 
@@ -63,9 +63,9 @@ def test_a_plan_says_of_whom_how_many_pairs_go_where() -> None:
 
 
 def test_each_method_has_a_line_with_the_same_budget() -> None:
-    methods = ("sft", "dpo", "grpo", "e2e")
+    methods = TRAIN_METHODS
     lines = planned(*methods, budget=12_345)
-    for method, line in zip(methods, lines[1:5], strict=True):
+    for method, line in zip(methods, lines[1:-2], strict=True):
         assert line.startswith(f"{method}: ")
         assert "until 12,345 tokens are generated" in line
 
@@ -91,6 +91,11 @@ def test_so_many_steps_of_rows_at_most(train: int, batch: int, epochs: float, bu
 
 def test_a_pool_that_the_budget_does_not_fill_teaches_on_fewer_pairs() -> None:
     assert "about 10 pairs" in planned("dpo", budget=10 * 8 * written_tokens("transcript"), group=8)[1]
+
+
+def test_a_soup_takes_the_steps_of_both_its_parts() -> None:
+    one, both = planned("dpo", "soup")[1:3]
+    assert steps_of(both) == 2 * steps_of(one)
 
 
 # Who measures --------------------------------------------------------------------------------------------------------
