@@ -25,6 +25,9 @@ _SAME_BUDGET = 0.05
 #: So many turns before the action are shown with an example.
 _CONTEXT = 4
 _GROUPS = {"unseen": "not trained on", "seen": "trained on, later turns"}
+_SUMMED = (
+    "The curves of a sum are those of its two parts, one after the other; only the audit at its end is of the sum itself.",
+)
 _SIGNS = {"holds": "✓", "fails": "✗"}
 _SPOKEN = {"holds": "better than the base", "fails": "worse than the base"}
 
@@ -182,7 +185,8 @@ def _methods(run: TrainingRun) -> Section | None:
             Row(method_title(one.name), one.name, (Cell(counted(outcome.steps)), Cell(counted(outcome.tokens)), took, ended))
         )
     columns = ("Method", "Steps", "Generated tokens", "Time", "Ended")
-    return Section("methods", "The methods", (), (Grid("What each method did", columns, tuple(rows)),))
+    notes = _SUMMED if any(one.name == "soup" for one in run.methods) else ()
+    return Section("methods", "The methods", notes, (Grid("What each method did", columns, tuple(rows)),))
 
 
 def _came_of_it(run: TrainingRun) -> Section | None:

@@ -31,7 +31,7 @@ METHODS = {
         "The base was taught to prefer its own best-rewarded trace of a moment over its worst, or over one that leaks.",
     ),
     "soup": (
-        "Sum of two by DPO",
+        "DPO twice, added",
         "The base was taught by DPO twice to prefer traces that gain over others and over those that leak, once leaning toward "
         "the action and once away from it; the adapter is the weighted sum of both.",
     ),
@@ -140,7 +140,7 @@ def card_of(facts: CardFacts) -> str:
         rank=facts.rank,
         pairs=_several(facts.pairs, "pair", "pairs"),
         people=_several(facts.people, "person", "people"),
-        unseen=_several(facts.unseen, "other person", "other people") if facts.unseen else "",
+        unseen=_several(facts.unseen, "other person was", "other people were") if facts.unseen else "",
         sources=", ".join(in_markdown(_name(source)) for source in facts.sources) or "not told",
         reward=_reward(facts),
         terms=[(in_markdown(name), in_markdown(weight)) for name, weight in facts.reward.items() if name != "shape"],

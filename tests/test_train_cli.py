@@ -222,7 +222,7 @@ def test_all_methods_had_the_same_budget_and_those_of_the_pool_the_same_texts(fi
 
 def test_the_report_shows_every_method(finished: Path) -> None:
     page = (finished / "report.html").read_text()
-    assert all(method in page for method in ("SFT", "DPO", "Sum", "GRPO", "E2E"))
+    assert all(method in page for method in ("SFT", "DPO", "DPO twice, added", "GRPO", "E2E"))
     assert [one.name for one in read_training(finished).methods if one.outcome is not None] == list(TRAIN_METHODS)
 
 

@@ -278,6 +278,15 @@ def test_what_makes_the_figures_doubtful_is_said(tmp_path: Path) -> None:
     assert "did not generate the same number of tokens, so they are no fair rivals: DPO 10, Recon-GRPO 40,123." in page
 
 
+def test_of_whom_the_curves_of_a_sum_are_is_said(tmp_path: Path) -> None:
+    told = "only the audit at its end is of the sum itself"
+    pages = [
+        render_training_markdown(read_training(write(tmp_path / name, {name: outcome(group(0.02))})))
+        for name in ("soup", "dpo")
+    ]
+    assert [told in page for page in pages] == [True, False]
+
+
 def test_nothing_is_doubtful_in_a_run_that_kept_the_rules(tmp_path: Path) -> None:
     page = render_training_markdown(read_training(write(tmp_path / "run", {"dpo": outcome(group(0.02))})))
     assert "Before you believe it" not in page
