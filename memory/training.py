@@ -17,7 +17,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -227,11 +226,12 @@ def train(
     began = time.monotonic()
     tokens = sum(one.tokens for one in pool)
     if plan.method == "soup":
-        part = partial(
-            train, replace(plan, method="dpo"), lessons, model=model, tokenizer=tokenizer, auditor=auditor, pool=pool,
-            progress=progress,
-        )  # fmt: skip
-        stopped, steps = cook(plan, folder, model, tokenizer, auditor, lambda where, lean: part(where, lean=lean))
+        by_dpo = replace(plan, method="dpo")
+
+        def train_part(where: Path, lean: float) -> Outcome:
+            return train(by_dpo, lessons, where, model, tokenizer, auditor, pool=pool, lean=lean, progress=progress)
+
+        stopped, steps = cook(plan, folder, model, tokenizer, auditor, train_part)
         return Outcome(stopped, steps, tokens, time.monotonic() - began)
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
     curves = Curves(folder / CURVES)
@@ -252,8 +252,8 @@ def train(
         watching.look(trainer.model, trainer.state.global_step)
         save_adapter(trainer.model, tokenizer, folder)
     trainer.model.unload()
-    tokens = watching.tokens if plan.online else tokens
-    return Outcome(watching.stopped, trainer.state.global_step, tokens, time.monotonic() - began)
+    spent = watching.tokens if plan.online else tokens
+    return Outcome(watching.stopped, trainer.state.global_step, spent, time.monotonic() - began)
 
 
 def _pool_trainer(
