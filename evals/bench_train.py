@@ -1,7 +1,7 @@
-"""What our reward costs a training step: a part of `make bench`.
+"""What our reward costs a training step, and what reading a batch's common beginning once spares it: a part of `make bench`.
 
 The one design choice: both sides are steps of one training, in turn, on the same pairs and from the same seed, with a learning
-rate of 0: so the policy stays what it is, both sides write the same tokens (that is checked), and only the reward is another.
+rate of 0: so the policy stays what it is, both sides write the same tokens (that is checked), and only one thing is another.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -18,9 +19,10 @@ from typing import Any
 from usertwin.memory import CachedScorer, Embedder, Gain, Scorer
 from usertwin.memory.guards import rejected_by
 from usertwin.memory.lessons import Lesson
-from usertwin.memory.policy import check_installed, ends_of, load_base
+from usertwin.memory.policy import check_installed, ends_of, load_base, prompt_of
 from usertwin.memory.propose import template
-from usertwin.memory.trainers import GroupRewards, group_trainer
+from usertwin.memory.sharing import reading_once
+from usertwin.memory.trainers import GroupRewards, group_trainer, preference_trainer
 from usertwin.memory.training import Training
 from usertwin.personas import ModelError, Pair, load_chitchat, split_pairs
 from usertwin.simulator import load_embedder, load_scorer
@@ -43,7 +45,7 @@ FULL = TrainSizes()
 
 
 def train_part(sizes: TrainSizes = FULL) -> Iterator[tuple[str, Figure]]:
-    """A step of GRPO with our reward, against the same step with a constant one."""
+    """A step of GRPO with our reward, against the same step with a constant one; of DPO, reading once and reading all."""
     check_installed()
     corpus = split_pairs(load_chitchat(), SPEAKER).corpus
     lessons = [Lesson("chitchat", pair) for pair in corpus if not pair.left]
@@ -52,6 +54,7 @@ def train_part(sizes: TrainSizes = FULL) -> Iterator[tuple[str, Figure]]:
         # As in training, what was scored is kept; but what an earlier run of this has scored must not be known.
         fresh = CachedScorer(scorer.scorer, Path(folder) / "scores.sqlite")
         yield from overhead_figures(weights_folder("local"), fresh, load_embedder(), lessons, sizes)
+    yield from reading_figures(weights_folder("local"), lessons, sizes)
 
 
 def overhead_figures(
@@ -90,7 +93,8 @@ def overhead_figures(
         trainer.remove_callback(PrinterCallback)
         trainer.shuffle_dataset = False
         trainer.args.learning_rate = 0.0
-        trainer.train()
+        with reading_once(model):
+            trainer.train()
     if any(written[2 * number] != written[2 * number + 1] for number in range(rounds)):
         raise ModelError("the steps with our reward and with a constant one did not write the same tokens; nothing to compare")
     steps = range(2, 2 * rounds)  # the first round is warm-up
@@ -104,6 +108,48 @@ def overhead_figures(
     )
     yield "train.reward_share", figure(shares, "share", "seconds of the same step")
     yield "train.grpo_step_s", figure(ours, "s", which)
+
+
+def reading_figures(base: Path, lessons: Sequence[Lesson], sizes: TrainSizes) -> Iterator[tuple[str, Figure]]:
+    """What a step of DPO takes that reads once what its rows begin with, against one that reads each from its start.
+
+    Args:
+        base: the folder of the policy's weights.
+        lessons: what the prompts are of, as many as a batch or more; all steps are on the same ones.
+        sizes: how much is measured.
+    """
+    from transformers import PrinterCallback, TrainerCallback
+
+    model, tokenizer = load_base(base)
+    steps, once = 2 * (sizes.rounds + 1), ExitStack()
+    plan = Training("dpo", batch=sizes.batch, at_once=4, epochs=steps, learning_rate=0.0, save_every=10**6)
+    rows = [
+        {
+            "prompt": prompt_of(lesson.pair, plan.style, plan.how),
+            "chosen": " felt curious, and I wanted to hear more about it.\n",
+            "rejected": " was tired of the subject, and I wanted to talk of something else.\n",
+        }
+        for lesson in lessons[: sizes.batch]
+    ]
+    turns, seconds = _turns_and_clock()
+
+    class Reading(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if _is_ours(state.global_step):
+                once.enter_context(reading_once(model))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            once.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = preference_trainer(plan, Path(folder), model, tokenizer, rows, turns)
+        trainer.add_callback(Reading())
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    ours, plain = ([seconds[step] for step in range(2, steps) if _is_ours(step) is side] for side in (True, False))
+    which = f"{sizes.batch} rows of a chosen and a rejected trace"
+    yield "train.reading_once", figure(ratios(ours, plain), "ratio", f"the step that reads each from its start, {which}")
+    yield "train.dpo_step_s", figure(ours, "s", which)
 
 
 def _mean_length(written: Sequence[Sequence[Sequence[int]]]) -> float:

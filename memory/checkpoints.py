@@ -15,6 +15,8 @@ from typing import Any
 
 from usertwin.personas import UsageError
 
+from .sharing import reading_once
+
 ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
 
 
@@ -46,14 +48,13 @@ def go_on(trainer: Any, checkpoint: Path | None, over: Callable[[int], bool] = l
         checkpoint: where to go on, if anywhere.
         over: whether a training was to stop by itself after a step.
     """
-    if checkpoint is None:
-        trainer.train()
-        return
-    state = _state_of(checkpoint)
-    if state["global_step"] >= state["max_steps"] or over(step_of(checkpoint)):
-        _restore(trainer, checkpoint)  # what was stopped was only what comes after training
-    else:
-        trainer.train(resume_from_checkpoint=str(checkpoint))
+    if checkpoint is not None:
+        state = _state_of(checkpoint)
+        if state["global_step"] >= state["max_steps"] or over(step_of(checkpoint)):
+            _restore(trainer, checkpoint)  # what was stopped was only what comes after training
+            return
+    with reading_once(trainer.model.get_base_model()):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def _restore(trainer: Any, checkpoint: Path) -> None:

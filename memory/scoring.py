@@ -31,7 +31,7 @@ _BATCH_TOKENS, _CALL_TOKENS = 1024, 32
 _ACCELERATED = 16
 #: The most tokens whose keys and values are held at once, where rows of a batch share what was computed before.
 _HELD_TOKENS = 16384
-_LEAST_SHARED = 32
+LEAST_SHARED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +130,13 @@ class TransformersScorer:
         What they share beyond that is computed first, then likewise for those that share their next tokens.
         """
         shared = shared_prefix([encoded[index][0] for index in which]) if len(which) > 1 else 0
-        if shared - start >= _LEAST_SHARED:
+        if shared - start >= LEAST_SHARED:
             past, start = self._continued(past, encoded[which[0]][0][start:shared]), shared
         alike: dict[tuple[int, ...], list[int]] = {}
         for index in which:  # a prompt that is too short to share anything is alone, by a key that only it has
             prompt = encoded[index][0]
-            enough = len(prompt) - 1 - start >= _LEAST_SHARED
-            alike.setdefault(tuple(prompt[start : start + _LEAST_SHARED]) if enough else (-1 - index,), []).append(index)
+            enough = len(prompt) - 1 - start >= LEAST_SHARED
+            alike.setdefault(tuple(prompt[start : start + LEAST_SHARED]) if enough else (-1 - index,), []).append(index)
         alone: list[int] = []
         for group in alike.values():
             if len(group) > 1:
@@ -209,7 +209,7 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     first, last = min(map(list, prompts)), max(map(list, prompts))
     most = max(0, min(map(len, prompts)) - 1)
     shared = next((i for i in range(most) if first[i] != last[i]), most)
-    return shared if shared >= _LEAST_SHARED else 0
+    return shared if shared >= LEAST_SHARED else 0
 
 
 @lru_cache(maxsize=1)

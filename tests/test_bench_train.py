@@ -11,7 +11,7 @@ import pytest
 from tiny_model import tiny_model
 
 from usertwin.evals import bench_train
-from usertwin.evals.bench_train import TrainSizes, overhead_figures
+from usertwin.evals.bench_train import TrainSizes, overhead_figures, reading_figures
 from usertwin.memory import FakeEmbedder, FakeScorer, Likelihood
 from usertwin.memory.lessons import Lesson
 from usertwin.personas import ChatLog, ModelError, split_pairs
@@ -84,3 +84,23 @@ def test_steps_that_wrote_other_tokens_are_not_compared(
     monkeypatch.setattr(transformers, "set_seed", lambda seed: None)
     with pytest.raises(ModelError, match="the same tokens"):
         list(overhead_figures(tiny_model(tmp_path / "base"), FakeScorer(), FakeEmbedder(64), lessons, TINY))
+
+
+def test_a_step_that_reads_once_is_held_against_the_same_step_that_reads_all(
+    tmp_path: Path, lessons: list[Lesson], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that counts the tokens read: what is measured is the reading, of the same rows on both sides."""
+    from transformers.models.llama.modeling_llama import LlamaModel
+
+    clock, own = SimpleNamespace(read=0, perf_counter=lambda: clock.read), LlamaModel.forward
+
+    def counted(self: Any, input_ids: Any = None, **told: Any) -> Any:
+        clock.read += input_ids.numel()
+        return own(self, input_ids=input_ids, **told)
+
+    monkeypatch.setattr(bench_train, "time", clock)
+    monkeypatch.setattr(LlamaModel, "forward", counted)
+    found = dict(reading_figures(tiny_model(tmp_path / "base"), lessons, TINY))
+    assert set(found) == {"train.reading_once", "train.dpo_step_s"}
+    assert {one.n for one in found.values()} == {TINY.rounds}
+    assert 0 < found["train.reading_once"].value < 0.6
