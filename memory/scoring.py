@@ -31,6 +31,7 @@ _BATCH_TOKENS, _CALL_TOKENS = 1024, 32
 _ACCELERATED = 16
 #: The most tokens whose keys and values are held at once, where rows of a batch share what was computed before.
 _HELD_TOKENS = 16384
+#: Fewer tokens than these are read again sooner than they are read apart.
 LEAST_SHARED = 32
 
 
