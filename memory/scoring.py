@@ -167,10 +167,10 @@ class TransformersScorer:
         import torch
 
         model, _ = self.loaded
-        width = max(len(prompt) + len(continuation) for prompt, continuation in rows)
-        ids = torch.zeros((len(rows), width), dtype=torch.long)
-        for row, (prompt, continuation) in enumerate(rows):
-            ids[row, : len(prompt) + len(continuation)] = torch.tensor(prompt + continuation)
+        read = [prompt + continuation[:-1] for prompt, continuation in rows]  # after the last token nothing is asked
+        ids = torch.zeros((len(rows), max(map(len, read))), dtype=torch.long)
+        for row, tokens in enumerate(read):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
         # The token at place t is predicted by the hidden state at t - 1.
         where = [(row, len(p) + t - 1) for row, (p, c) in enumerate(rows) for t in range(len(c))]
         wanted = torch.tensor([token for _, continuation in rows for token in continuation])

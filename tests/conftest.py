@@ -23,6 +23,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 from numpy.typing import NDArray
+from tiny_model import one_thread, tiny_model
 
 from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Likelihood, Recipe, Style, learn
 from usertwin.personas import ChatLog, Conversation, Pair, Turn
@@ -47,6 +48,19 @@ def _nothing_real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     if request.node.get_closest_marker("slow") is None:
         monkeypatch.setenv("USERTWIN_ONLY_SCRIPTED", "1")
         monkeypatch.setenv("USERTWIN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def in_one_thread() -> Iterator[None]:
+    """For modules that reckon with a tiny model."""
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random model."""
+    return tiny_model(tmp_path_factory.mktemp("base") / "tiny")
 
 
 def small_conversation(number: int) -> Conversation:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_model import one_thread, tiny_model
+from tiny_model import tiny_model
 
 from conftest import PAIR
 from usertwin.memory import Style
@@ -28,16 +27,12 @@ from usertwin.memory.policy import (
 from usertwin.memory.propose import TRACE_TOKENS, as_trace, prompt_for
 from usertwin.personas import ModelError, Turn, UsageError
 
+pytestmark = pytest.mark.usefixtures("in_one_thread")
+
 PAIRS = [
     replace(PAIR, context=(*PAIR.context, Turn("Bob", "agent", " ".join(["well"] * words))), position=words)
     for words in (1, 40, 3, 17, 8)
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

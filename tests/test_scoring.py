@@ -13,17 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import one_thread
 
 from conftest import PLACES, tiny
 from usertwin.memory import CachedScorer, FakeScorer, Likelihood, TransformersScorer, scoring
 from usertwin.personas import ModelError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("in_one_thread")
 
 
 class Counting(FakeScorer):
@@ -81,14 +76,17 @@ def test_together_is_one_by_one(shared: str, items: list[tuple[str, str]]) -> No
 def test_a_shared_beginning_is_computed_once() -> None:
     prompts = ["x" * 100 + letter for letter in "abcdefgh"]
     found, seen = scored_and_counted([(prompt, " done") for prompt in prompts])
-    assert sum(seen) == 100 + 8 * len("a done")
+    assert sum(seen) == 100 + 8 * (len("a done") - 1)
     for likelihood, prompt in zip(found, prompts, strict=True):
         assert_same(likelihood, plain(prompt, " done"))
     assert len({likelihood.nats for likelihood in found}) == 8
 
 
 def scored_and_counted(items: Sequence[tuple[str, str]]) -> tuple[list[Likelihood], list[int]]:
-    """What the tiny model makes of items, and how many tokens went through it in each of its calls, padding included."""
+    """What the tiny model makes of items, and how many tokens went through it in each of its calls, padding included.
+
+    The last token of a continuation is not among them: it is predicted, and nothing after it is.
+    """
     model, _ = tiny()
     seen: list[int] = []
     scorer = TransformersScorer("tiny", tiny)
@@ -105,8 +103,8 @@ def test_a_prompt_of_several_continuations_is_computed_once_among_others() -> No
     prompts = ["q" * 60, "r" * 90, "s" * 40]
     items = [(prompt, f" act {number}") for number in range(8) for prompt in prompts] + [("t" * 50, " alone")]
     found, seen = scored_and_counted(items)
-    together = sum(len(prompt) - 1 + 8 * len("q act 1") for prompt in prompts)
-    assert sum(seen) == together + len("t" * 50 + " alone")
+    together = sum(len(prompt) - 1 + 8 * (len("q act 1") - 1) for prompt in prompts)
+    assert sum(seen) == together + len("t" * 50 + " alone") - 1
     for likelihood, item in zip(found, items, strict=True):
         assert_same(likelihood, plain(*item))
 
@@ -115,7 +113,7 @@ def test_a_prompt_of_several_continuations_goes_on_from_what_all_prompts_share()
     prompts = ["x" * 50 + letter * 40 for letter in "ab"]
     items = [(prompt, action) for prompt in prompts for action in (" yes", " no!")] + [("x" * 50 + "c", " yes")]
     found, seen = scored_and_counted(items)
-    assert sum(seen) == 50 + 2 * (39 + 2 * len("a yes")) + len("c yes")
+    assert sum(seen) == 50 + 2 * (39 + 2 * (len("a yes") - 1)) + len("c yes") - 1
     for likelihood, item in zip(found, items, strict=True):
         assert_same(likelihood, plain(*item))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from invented_suite import Models, small_suite, suite_file
-from tiny_model import one_thread, tiny_model
+from tiny_model import tiny_model
 
 from usertwin.evals.files import NOTES, PAGE
 from usertwin.evals.record import MeasuredTurn, read_manifest, turns_of
@@ -22,6 +22,8 @@ from usertwin.evals.tables import settling_section
 from usertwin.memory.user_models import Row
 from usertwin.personas import Pair, UsageError
 from usertwin.personas.pairs import pairs_of_log
+
+pytestmark = pytest.mark.usefixtures("in_one_thread")
 
 ARMS = 'arms = ["no_memory", "other_person", "recalled_pairs"]'
 CORPORA = '[[corpora]]\nname = "shop"'
@@ -61,12 +63,6 @@ def thinks(prompt: str, seed: int) -> str:
 @pytest.fixture(autouse=True)
 def _weights_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED", raising=False)  # the base is a folder that was made here
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

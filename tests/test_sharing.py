@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_training import a_plan, rows_of, trained, weights_of
-from tiny_model import one_thread, tiny_model
 
 from usertwin.memory import checkpoints
 from usertwin.memory.policy import load_base, lora
@@ -21,20 +19,9 @@ from usertwin.memory.scoring import LEAST_SHARED
 from usertwin.memory.sharing import reading_once
 
 pytest.importorskip("trl")
+pytestmark = pytest.mark.usefixtures("in_one_thread")
 
 FIELDS = ("loss", "log_probs", "entropy", "mean_logits", "is_top1", "label_mask")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Generator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny random model."""
-    return tiny_model(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_model import tiny_model
 from torch import Tensor
 
 from usertwin.memory import FakeScorer
@@ -35,12 +34,6 @@ def loop() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny random model."""
-    return tiny_model(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture

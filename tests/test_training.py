@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ from small_training import (
     weights_of,
 )
 from test_judging import ruling, shown
-from tiny_model import one_thread, tiny_model
+from tiny_model import tiny_model
 
 from conftest import scripted, telling
 from usertwin.memory import Judged, Likelihood, Scored, trainers
@@ -48,21 +48,10 @@ from usertwin.personas import Pair, UsageError
 from usertwin.simulator import load_scorer
 
 pytest.importorskip("trl")
+pytestmark = pytest.mark.usefixtures("in_one_thread")
 
 every_method = pytest.mark.parametrize("method", TRAIN_METHODS)
 dpo_and_grpo = pytest.mark.parametrize("method", ["dpo", "grpo"])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Generator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny random model."""
-    return tiny_model(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture(scope="module")

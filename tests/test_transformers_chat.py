@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,9 @@ from usertwin.simulator import load_model
 from usertwin.simulator.models import manner_of
 from usertwin.simulator.transformers_chat import TransformersChat
 
+pytestmark = pytest.mark.usefixtures("in_one_thread")
+
 PROMPT = "Them: hello\nMe:"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads cost a tiny model more than they give."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

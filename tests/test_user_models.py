@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_model import one_thread, tiny_model
 
 from usertwin.memory.transcript import action_line, open_moment
 from usertwin.memory.user_models import ABOUT, Fitting, UserModel, fit, mean_likelihood, row_of, thought_in
 from usertwin.personas import Pair, Turn, UsageError
+
+pytestmark = pytest.mark.usefixtures("in_one_thread")
 
 FITTING = Fitting(steps=4, batch=2, learning_rate=0.02, rank=4)
 THOUGHT = "wants the cake (now)"
@@ -27,17 +27,6 @@ def pair(number: int = 0, action: str = "one plum cake please") -> Pair:
 
 
 ROWS = [row_of(pair(number), 6) for number in range(6)]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
