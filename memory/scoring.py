@@ -144,7 +144,7 @@ class TransformersScorer:
                 self._score_from(start, past, encoded, group, found)
             else:
                 alone += group
-        for batch in self._batches([len(encoded[index][0]) + len(encoded[index][1]) - start for index in alone], start):
+        for batch in self._batches([len(encoded[index][0]) + len(encoded[index][1][:-1]) - start for index in alone], start):
             members = [alone[place] for place in batch]
             rows = [(encoded[index][0][start:], encoded[index][1]) for index in members]
             found |= dict(zip(members, self._score_batch(rows, past), strict=True))
