@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from click.testing import CliRunner, Result
 from filelock import FileLock
 from test_judging import ruling
-from tiny_model import one_thread, tiny_model
+from tiny_model import tiny_model
 
 from usertwin.evals.cli import main
 from usertwin.evals.files import alone
@@ -31,6 +31,7 @@ from usertwin.simulator import load_model, load_scorer
 from usertwin.simulator.adapters import model_with_adapter, read_adapter
 
 pytest.importorskip("trl")
+pytestmark = pytest.mark.usefixtures("in_one_thread")
 
 PEOPLE = ("Ann", "Bob", "Cid")
 WANTED = ("a plum cake", "two train tickets", "an umbrella", "the weather report", "my old parcel", "a quiet room")
@@ -59,13 +60,11 @@ def talk(number: int) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def _here(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
-    """Models from folders may be named, and are small enough for one thread."""
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models from folders may be named, and are small enough for one thread, in other processes too."""
     monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +127,7 @@ def refused(result: Result) -> str:
 def finished(place: Path, shared: Path) -> Path:
     """A finished run of all methods; tests that change it do so in a copy."""
     out = shared / "finished"
-    with FileLock(shared / "finished.lock"), pytest.MonkeyPatch.context() as patch, one_thread():
+    with FileLock(shared / "finished.lock"), pytest.MonkeyPatch.context() as patch:
         if not (out / "report.html").exists():
             patch.chdir(place)
             patch.delenv("USERTWIN_ONLY_SCRIPTED", raising=False)
