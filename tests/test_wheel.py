@@ -95,7 +95,7 @@ def test_a_project_with_its_own_memory_and_evals_works_beside_it(furnished: Path
         (tmp_path / folder / "__init__.py").write_text(f"WHOSE = 'mine: {folder}'\n")
     (tmp_path / "test_mine.py").write_text(
         "import evals, memory\n"
-        "import usertwin.evals.plugin, usertwin.memory\n\n"
+        "import usertwin.evals.pytest_plugin, usertwin.memory\n\n"
         "def test_mine(simulate):\n"
         "    assert memory.WHOSE == 'mine: memory' and evals.WHOSE == 'mine: evals'\n"
         "    assert usertwin.memory.__file__ != memory.__file__\n"
