@@ -20,7 +20,7 @@ check: $(READY_DEV)     ## lint, format, types, generated documentation
 	@$(BIN)/cog --check README.md
 
 bench: $(READY_DEV)     ## every figure, or ONLY=name for a part: build/bench.json
-	@$(BIN)/python -m usertwin.evals.bench $(if $(ONLY),--only $(ONLY))
+	@$(BIN)/python -m usertwin.evals.benchmarks.run $(if $(ONLY),--only $(ONLY))
 
 docs: $(READY_DEV)      ## write the generated parts of the documentation anew
 	@$(BIN)/cog -r README.md

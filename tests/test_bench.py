@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from conftest import Endpoint, tiny
-from usertwin.evals.bench import main
-from usertwin.evals.bench_eval import EvalSizes, eval_part, scoring_figures
-from usertwin.evals.bench_kills import judge_appended, judge_learned, small_log, small_recipe
-from usertwin.evals.bench_large import short_triples, units, variants
-from usertwin.evals.bench_memory import Sizes, memory_part, real_embeddings
-from usertwin.evals.bench_recon import PEOPLE, ReconSizes, controls_part, recon_part
-from usertwin.evals.figures import figure, in_child, in_turn, noted_questions
+from usertwin.evals.benchmarks.crash_safety import judge_appended, judge_learned, small_log, small_recipe
+from usertwin.evals.benchmarks.figures import figure, in_child, in_turn, noted_questions
+from usertwin.evals.benchmarks.large_memory import short_triples, units, variants
+from usertwin.evals.benchmarks.memory import Sizes, memory_part, real_embeddings
+from usertwin.evals.benchmarks.recon import PEOPLE, ReconSizes, controls_part, recon_part
+from usertwin.evals.benchmarks.run import main
+from usertwin.evals.benchmarks.scoring import EvalSizes, eval_part, scoring_figures
 from usertwin.memory import FakeEmbedder, Likelihood, TransformersScorer, TripleStore, learn, sample
 from usertwin.simulator import load_model
 

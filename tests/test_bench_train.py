@@ -11,7 +11,7 @@ import pytest
 from tiny_model import tiny_model
 
 from usertwin.evals import bench_train
-from usertwin.evals.bench_train import TrainSizes, overhead_figures, reading_figures
+from usertwin.evals.benchmarks.training import TrainSizes, overhead_figures, reading_figures
 from usertwin.memory import FakeEmbedder, FakeScorer, Likelihood
 from usertwin.memory.lessons import Lesson
 from usertwin.personas import ChatLog, ModelError, split_pairs

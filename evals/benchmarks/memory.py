@@ -35,9 +35,9 @@ from usertwin.personas.pairs import pairs_of
 from usertwin.simulator import load_embedder
 from usertwin.simulator.weights import cache_folder
 
-from .bench_kills import killed, killed_in_save, killed_in_save_langchain, quiet, small_log, small_recipe
-from .bench_large import Prepared, kinds_part, large_part, units
+from .crash_safety import killed, killed_in_save, killed_in_save_langchain, quiet, small_log, small_recipe
 from .figures import Figure, figure, in_child, in_turn, one_figure, ratios, timed
+from .large_memory import Prepared, kinds_part, large_part, units
 
 if TYPE_CHECKING:
     import numpy as np

@@ -24,18 +24,18 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from usertwin.evals.demo import SPEAKER
 from usertwin.memory import ChatModel, Recipe, learn
 from usertwin.personas import ModelError, load_chitchat
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer, simulate
 from usertwin.simulator.engine import cores, start_engine
 from usertwin.simulator.models import local_file
 
-from .bench_eval import eval_part
-from .bench_memory import memory_part
-from .bench_recon import controls_part, recon_part
-from .bench_train import train_part
-from .demo import SPEAKER
 from .figures import Figure, figure, noted_questions, timed
+from .memory import memory_part
+from .recon import controls_part, recon_part
+from .scoring import eval_part
+from .training import train_part
 
 _PACKAGES = (
     "usertwin",

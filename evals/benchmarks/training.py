@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from usertwin.evals.demo import SPEAKER
 from usertwin.memory import CachedScorer, Embedder, Gain, Scorer
 from usertwin.memory.guards import rejected_by
 from usertwin.memory.lessons import Lesson
@@ -28,7 +29,6 @@ from usertwin.personas import ModelError, Pair, load_chitchat, split_pairs
 from usertwin.simulator import load_embedder, load_scorer
 from usertwin.simulator.models import weights_folder
 
-from .demo import SPEAKER
 from .figures import Figure, figure, ratios
 
 

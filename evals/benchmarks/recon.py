@@ -15,6 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from usertwin.evals.controls import Controls, other_moments
+from usertwin.evals.decide import validation_pairs
+from usertwin.evals.demo import SPEAKER
+from usertwin.evals.statistics import Estimate, mean
 from usertwin.memory import Choice, Distractors, Gain, Judged, Recipe, Synthesizer, learn
 from usertwin.memory.fidelity import reconstruct
 from usertwin.memory.scoring import Likelihood, TransformersScorer
@@ -22,11 +26,7 @@ from usertwin.memory.transcript import action_line, joined, past_moment
 from usertwin.personas import Pair, load_chitchat, split_pairs
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer
 
-from .controls import Controls, other_moments
-from .decide import validation_pairs
-from .demo import SPEAKER
 from .figures import Figure, figure, noted_questions, one_figure, timed
-from .statistics import Estimate, mean
 
 #: Two people of the built-in corpus whose controls are measured.
 PEOPLE = {"student": SPEAKER, "chatter": "842e34da-02f5-4904-ace0-fe96083a3a1c"}

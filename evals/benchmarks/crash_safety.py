@@ -28,8 +28,8 @@ from usertwin.memory.recon import Method
 from usertwin.personas import ChatLog, Conversation, Turn
 from usertwin.personas.chat import in_time_order
 
-from .bench_large import Prepared, short_triples, units
 from .figures import timed
+from .large_memory import Prepared, short_triples, units
 
 #: The longest that a process may work before it is killed, and after how many kills it starts from nothing.
 _LONGEST_S, _FRESH_AFTER = 0.5, 20

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from usertwin.evals.demo import SPEAKER
 from usertwin.memory import Triple
 from usertwin.memory.scoring import Likelihood, TransformersScorer
 from usertwin.memory.transcript import action_line
@@ -18,7 +19,6 @@ from usertwin.personas import load_chitchat, split_pairs
 from usertwin.simulator import load_scorer
 from usertwin.simulator.prompts import act_transcript
 
-from .demo import SPEAKER
 from .figures import Figure, figure, in_turn, ratios, timed
 
 #: How many past moments the prompts show, in turn, so that their lengths are mixed.

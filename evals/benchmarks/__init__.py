@@ -1,0 +1,1 @@
+"""What the product costs and survives: speed, memory, crash safety. Not shipped to users."""
