@@ -21,7 +21,7 @@ from rich.console import Console
 from sklearn.metrics import cohen_kappa_score
 
 from usertwin.evals.by_hand import HandLabel, agreement, agreement_view, contrasts_of, order_of, planned, read_labels
-from usertwin.evals.hand_cli import judge_by_hand
+from usertwin.evals.cli.judge_by_hand import judge_by_hand
 from usertwin.evals.judge import PROMPT, questions_of
 from usertwin.evals.record import LABELS, MANIFEST, RUN_FORMAT, VERDICTS, MeasuredTurn
 from usertwin.evals.verdicts import Closer, Question, Verdict
@@ -345,7 +345,7 @@ def test_what_cannot_be_judged_is_one_sentence(tmp_path: Path) -> None:
 
 def test_on_a_terminal_one_key_is_an_answer(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", verdicts=[verdict(one, "a") for one in PAIRS])
-    code = "from usertwin.evals.hand_cli import judge_by_hand; judge_by_hand(prog_name='usertwin')"
+    code = "from usertwin.evals.cli.judge_by_hand import judge_by_hand; judge_by_hand(prog_name='usertwin')"
     plain = {"TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "120", "LINES": "50"}
     child = pexpect.spawn(
         sys.executable, ["-c", code, str(folder), "--count", "3"], encoding="utf-8", timeout=60, env=os.environ | plain

@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from conftest import other_conversation, small_conversation
-from usertwin.evals.cli import main
+from usertwin.evals.cli.main import main
 from usertwin.memory import FakeEmbedder, TripleStore, TwinRecord, default_home, existing_twin
 from usertwin.personas import Conversation, write_conversations
 
@@ -28,7 +28,7 @@ from usertwin.personas import Conversation, write_conversations
 PROGRAM = [
     sys.executable, "-c",
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from usertwin.evals.cli import main; main(prog_name='usertwin')",
+    "from usertwin.evals.cli.main import main; main(prog_name='usertwin')",
 ]  # fmt: skip
 FAKES = ("--scorer", "fake:", "--embedder", "fake:")
 

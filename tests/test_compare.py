@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from invented_run import PEOPLE, TWIN, est, result, turns, write_run
 from rich.console import Console
 
+from usertwin.evals.cli.runs import compare as compare_command
+from usertwin.evals.cli.runs import export, report
 from usertwin.evals.compare import compare, comparison_table, verdict_of
 from usertwin.evals.record import MeasuredTurn
-from usertwin.evals.run_cli import compare as compare_command
-from usertwin.evals.run_cli import export, report
 from usertwin.personas import UsageError
 
 

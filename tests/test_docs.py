@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from conftest import small_conversation
-from usertwin.evals.cli import main
+from usertwin.evals.cli.main import main
 from usertwin.personas import as_conversation, write_conversations
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from usertwin.evals.arms import ARMS
-from usertwin.evals.cli import main
+from usertwin.evals.cli.main import main
 from usertwin.evals.record import read_manifest, read_result, read_turns
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.personas import Conversation, Turn, write_conversations

@@ -41,13 +41,13 @@ def test_importing_the_four_packages_loads_nothing_heavy() -> None:
 
 
 def test_importing_the_command_line_loads_nothing_heavy_and_not_even_rich() -> None:
-    loaded = _loaded_by("import usertwin.evals.cli")
+    loaded = _loaded_by("import usertwin.evals.cli.main")
     assert not _heavy(loaded)
     assert "rich" not in loaded
 
 
 def test_help_loads_nothing_heavy_and_not_even_rich() -> None:
-    loaded = _loaded_by("from usertwin.evals.cli import main; main(['--help'], standalone_mode=False)")
+    loaded = _loaded_by("from usertwin.evals.cli.main import main; main(['--help'], standalone_mode=False)")
     assert "click" in loaded
     assert not _heavy(loaded)
     assert "rich" not in loaded
@@ -55,6 +55,6 @@ def test_help_loads_nothing_heavy_and_not_even_rich() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_loads_nothing_heavy(command: str) -> None:
-    loaded = _loaded_by(f"from usertwin.evals.cli import main; main(['{command}', '--help'], standalone_mode=False)")
+    loaded = _loaded_by(f"from usertwin.evals.cli.main import main; main(['{command}', '--help'], standalone_mode=False)")
     assert not _heavy(loaded)
     assert "rich" not in loaded

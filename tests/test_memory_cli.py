@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from conftest import other_conversation, small_conversation
-from usertwin.evals.cli import main
+from usertwin.evals.cli.main import main
 from usertwin.memory import FakeEmbedder, Settings, Triple, TripleStore, TwinRecord, existing_twin
 from usertwin.memory.forget import forget
 from usertwin.personas import Conversation, read_conversations, write_conversations

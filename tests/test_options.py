@@ -1,4 +1,4 @@
-"""evals/options.py: what several commands take means the same everywhere."""
+"""evals/cli/options.py: what several commands take means the same everywhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from usertwin.evals.options import concurrency_of, json_path, write_json
+from usertwin.evals.cli.options import concurrency_of, json_path, write_json
 from usertwin.personas import UsageError
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usertwin.evals.cli import main
+from usertwin.evals.cli.main import main
 from usertwin.memory import TwinRecord, twin_folder
 from usertwin.personas import ChatLog, LogError, Turn, as_conversation, load_log, split_pairs, write_conversations
 

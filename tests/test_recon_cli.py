@@ -1,4 +1,4 @@
-"""evals/recon_cli.py: learning with its plan and its price, `usertwin tune` and `usertwin controls`, as a user types them."""
+"""evals/cli/learn.py: learning with its plan and its price, `usertwin tune` and `usertwin controls`, as a user types them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from conftest import small_conversation
-from usertwin.evals.cli import main
+from usertwin.evals.cli.main import main
 from usertwin.evals.leakage import decision
 from usertwin.memory import FakeEmbedder, Settings, TripleStore, TwinRecord, default_home, existing_twin
 from usertwin.personas import write_conversations
@@ -226,7 +226,7 @@ def test_stopped_while_deciding_the_same_command_goes_on_where_it_was(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("usertwin.evals.recon_cli.tune_twin", stopped)
+        patched.setattr("usertwin.evals.cli.learn.tune_twin", stopped)
         result = run(*learn(log_file, script))
     assert result.exit_code == 130
     assert "what was done until now is kept" in result.stderr

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from invented_suite import JUDGED, learned_twin, sane, speaks, suite_file
 
 from conftest import Endpoint
-from usertwin.evals.cli import main
+from usertwin.evals.cli.main import main
 from usertwin.evals.files import NOTES, PAGE
 from usertwin.evals.record import MANIFEST, RESULT, VERDICTS, read_result
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from conftest import recipe
-from usertwin.evals.cli import main
+from usertwin.evals.cli.main import main
 from usertwin.memory import ChatModel, Settings, Style, TripleStore, TwinRecord, existing_twin
 from usertwin.personas import ModelError, UsageError
 from usertwin.simulator import SimulatedUser, load_embedder

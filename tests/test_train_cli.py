@@ -22,9 +22,9 @@ from filelock import FileLock
 from test_judging import ruling
 from tiny_model import tiny_model
 
-from usertwin.evals.cli import main
+from usertwin.evals.cli.main import main
+from usertwin.evals.cli.train import train as train_command
 from usertwin.evals.files import alone
-from usertwin.evals.train_cli import train as train_command
 from usertwin.evals.training_record import read_training
 from usertwin.memory.training import BETAS, LEARNING_RATES, TRAIN_METHODS, Training
 from usertwin.simulator import load_model, load_scorer

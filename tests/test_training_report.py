@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_webpage import Tags
 
-from usertwin.evals.cli import main
+from usertwin.evals.cli.main import main
 from usertwin.evals.curves import LINES, colours_of, inline_panel, panels_of, running_mean, whole_picture
 from usertwin.evals.training_record import CURVES, Curve, Manifest, MethodRun, TrainingRun, is_training
 from usertwin.evals.training_report import (

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from usertwin.evals.cli.demo import SPEAKER
 from usertwin.evals.controls import Controls, other_moments
 from usertwin.evals.decide import validation_pairs
-from usertwin.evals.demo import SPEAKER
 from usertwin.evals.statistics import Estimate, mean
 from usertwin.memory import Choice, Distractors, Gain, Judged, Recipe, Synthesizer, learn
 from usertwin.memory.fidelity import reconstruct

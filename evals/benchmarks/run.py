@@ -24,7 +24,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from usertwin.evals.demo import SPEAKER
+from usertwin.evals.cli.demo import SPEAKER
 from usertwin.memory import ChatModel, Recipe, learn
 from usertwin.personas import ModelError, load_chitchat
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer, simulate

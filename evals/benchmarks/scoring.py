@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from usertwin.evals.demo import SPEAKER
+from usertwin.evals.cli.demo import SPEAKER
 from usertwin.memory import Triple
 from usertwin.memory.scoring import Likelihood, TransformersScorer
 from usertwin.memory.transcript import action_line

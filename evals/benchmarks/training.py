@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from usertwin.evals.demo import SPEAKER
+from usertwin.evals.cli.demo import SPEAKER
 from usertwin.memory import CachedScorer, Embedder, Gain, Scorer
 from usertwin.memory.guards import rejected_by
 from usertwin.memory.lessons import Lesson

@@ -14,14 +14,14 @@ import click
 
 from usertwin.personas import UsertwinError
 
-from .closeness_cli import evaluate, suite
-from .hand_cli import judge_by_hand
-from .memory_cli import memory
+from .evaluate import evaluate, suite
+from .judge_by_hand import judge_by_hand
+from .learn import controls, learn, tune
+from .memory import memory
 from .options import Style, console_for, home_option, model_option, progress_bars, seed_option, style_option
-from .recon_cli import controls, learn, tune
-from .run_cli import compare, export, report
-from .train_cli import train
-from .twins import open_twin, show_twin
+from .runs import compare, export, report
+from .train import train
+from .twin_actions import open_twin, show_twin
 
 if TYPE_CHECKING:
     from usertwin.simulator import Exchange

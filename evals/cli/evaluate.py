@@ -23,12 +23,12 @@ from .options import (
     seed_option,
     style_option,
 )
-from .twins import measure
+from .twin_actions import measure
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .suite import Suite
+    from usertwin.evals.suite import Suite
 
 
 @click.command("eval")
@@ -68,9 +68,10 @@ def evaluate(
 
     With --out, the run is kept there turn by turn, goes on where it was stopped, and ends in a report.
     """
+    from usertwin.evals.replay import Protocol
+    from usertwin.evals.report import closeness_table
+
     from .options import json_path, write_json
-    from .replay import Protocol
-    from .report import closeness_table
 
     on_screen = json_path(json_file)
     if out is None and judge is not None:
@@ -86,7 +87,7 @@ def evaluate(
         )  # fmt: skip
         console.print(closeness_table(result))
     else:
-        from .suite import Models, Suite
+        from usertwin.evals.suite import Models, Suite
 
         models = Models(action=model, style=style, scorer=scorer, judge=judge)
         suite_of_one = Suite(
@@ -99,7 +100,7 @@ def evaluate(
 
 def _arms(told: str | None) -> tuple[str, ...]:
     """The arms that are named on the command line."""
-    from .arms import ARMS, USUAL_ARMS, check_arms
+    from usertwin.evals.arms import ARMS, USUAL_ARMS, check_arms
 
     if told is None:
         return USUAL_ARMS
@@ -118,13 +119,13 @@ def suite() -> None:
 @home_option
 def run_suite(file: Path, out: Path | None, dry_run: bool, home: Path | None) -> None:
     """Run the suite in FILE. Stopped at any time, the same command goes on where it was; nothing is asked twice."""
-    from .suite import read_suite
+    from usertwin.evals.suite import read_suite
 
     console, found = console_for(), read_suite(file)
     folder = out or Path("runs") / file.stem
     if dry_run:
-        from .running import Run, plan_of
-        from .suite import logs_of
+        from usertwin.evals.running import Run, plan_of
+        from usertwin.evals.suite import logs_of
 
         logs = logs_of(found)
         run = Run(found, folder, home=home)
@@ -140,9 +141,9 @@ def run_suite(file: Path, out: Path | None, dry_run: bool, home: Path | None) ->
 
 def _run(console: Console, suite: Suite, folder: Path, *, text: str, home: Path | None) -> dict[str, Any]:
     """Run a suite with bars, say what came out, and where it is."""
-    from .files import PAGE
-    from .report import run_table
-    from .running import Run
+    from usertwin.evals.files import PAGE
+    from usertwin.evals.report import run_table
+    from usertwin.evals.running import Run
 
     with progress_bars(console) as bars:
         result = asyncio.run(Run(suite, folder, text=text, home=home, fetch=bars.fetch, progress=bars).run())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from usertwin.memory import Price
 
-    from .bars import Bars
+    from .progress_bars import Bars
 
 Style = Literal["transcript", "instruction"]
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -120,7 +120,7 @@ def console_for(*, stderr: bool = False) -> Console:
 @contextmanager
 def progress_bars(console: Console) -> Generator[Bars]:
     """Bars for whatever takes longer than a moment; gone when it is done."""
-    from .bars import Bars
+    from .progress_bars import Bars
 
     with Bars(console) as bars:
         yield bars

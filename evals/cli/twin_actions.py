@@ -17,10 +17,9 @@ from .options import Style, progress_bars
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from usertwin.evals.replay import Protocol
     from usertwin.memory import Price
     from usertwin.simulator import SimulatedUser
-
-    from .replay import Protocol
 
 
 def measure(
@@ -35,10 +34,9 @@ def measure(
     protocol: Protocol,
 ) -> dict[str, Any]:
     """Measure a twin and note the result in its record."""
+    from usertwin.evals.replay import evaluate as replay
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.simulator import load_scorer
-
-    from .replay import evaluate as replay
 
     folder = existing_twin(name, home)
     with open_twin(console, name, home, model, style, protocol.seed) as user, progress_bars(console) as bars:
@@ -64,11 +62,10 @@ def tune_twin(
     turns: int,
 ) -> None:
     """Decide by measuring how a twin uses its memory, say so, and note it in its record."""
+    from usertwin.evals.decide import Plan, decide
+    from usertwin.evals.report import settings_table
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.simulator import load_scorer
-
-    from .decide import Plan, decide
-    from .report import settings_table
 
     folder = existing_twin(name, home)
     with open_twin(console, name, home, model, style, seed, reasons=True) as user, progress_bars(console) as bars:
@@ -119,11 +116,10 @@ def open_twin(
 
 def show_twin(console: Console, name: str, home: Path | None) -> None:
     """Print what a twin holds."""
+    from usertwin.evals.report import twin_view
     from usertwin.memory import EndingModel, Leaving, TripleStore, TwinRecord, existing_twin
     from usertwin.memory.twin import ENDING, LEAVING
     from usertwin.simulator import load_embedder
-
-    from .report import twin_view
 
     folder = existing_twin(name, home)
     record = TwinRecord.load(folder)

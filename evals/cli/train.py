@@ -16,7 +16,7 @@ from .options import console_for, embedder_option, fidelity_option, progress_bar
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .training_run import Trainer, TrainingOrder
+    from usertwin.evals.training_run import Trainer, TrainingOrder
 
 _METHODS = ["sft", "dpo", "soup", "grpo", "e2e"]
 _PRECISION = click.Choice(["float32", "bfloat16"])
@@ -111,14 +111,13 @@ def train(out: Path, dry_run: bool, **told: Any) -> None:
     the traces begin to carry the action. Use what comes out with: usertwin learn NAME --from LOG --speaker WHO --synthesizer
     OUT/METHOD/adapter
     """
+    from usertwin.evals.training_plan import plan_of_training
     from usertwin.memory.policy import check_installed
-
-    from .training_plan import plan_of_training
 
     console = console_for()
     check_installed(vllm=told["vllm"], tensorboard=told["tensorboard"])
     with progress_bars(console) as bars:
-        from .training_run import Trainer
+        from usertwin.evals.training_run import Trainer
 
         trainer = Trainer(_order(told), out, bars.fetch, bars)
         lines = plan_of_training(trainer.order, trainer.lessons)
@@ -133,12 +132,11 @@ def train(out: Path, dry_run: bool, **told: Any) -> None:
 
 
 def _order(told: dict[str, Any]) -> TrainingOrder:
+    from usertwin.evals.training_run import TrainingOrder
     from usertwin.memory.lessons import Enrolment
     from usertwin.memory.rewards import Weights, weights_from
     from usertwin.memory.training import Training
     from usertwin.simulator.models import manner_of
-
-    from .training_run import TrainingOrder
 
     base: str = told["base"]
     style: Literal["transcript", "instruction"] = manner_of(base, told["style"])[0]
@@ -169,8 +167,8 @@ def _order(told: dict[str, Any]) -> TrainingOrder:
 
 
 def _show(console: Console, trainer: Trainer, results: dict[str, Any]) -> None:
-    from .training_record import read_training
-    from .training_report import summary_of_training
+    from usertwin.evals.training_record import read_training
+    from usertwin.evals.training_report import summary_of_training
 
     for line in summary_of_training(read_training(trainer.out)):
         console.print(line, markup=False)

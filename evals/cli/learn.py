@@ -31,7 +31,7 @@ from .options import (
     style_option,
     write_json,
 )
-from .twins import open_twin, show_twin, tune_twin
+from .twin_actions import open_twin, show_twin, tune_twin
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from usertwin.memory import ChatModel, Price, Recipe
     from usertwin.personas import ChatLog
 
-    from .bars import Bars
+    from .progress_bars import Bars
 
 #: How the names of models begin that cost nothing.
 _IN_PROCESS = ("local", "hf:", "transformers:", "scripted:")
@@ -323,13 +323,12 @@ def controls(
     Ends in a table and a decision. Nothing of the twin is changed but the answers that are kept; stopped, it goes on where
     it was.
     """
+    from usertwin.evals.controls import Controls, other_moments, takes
+    from usertwin.evals.decide import validation_pairs
+    from usertwin.evals.report import controls_table
     from usertwin.memory import AnswerCache, Gain, Synthesizer, existing_twin
     from usertwin.memory.answers import ANSWERS
     from usertwin.simulator import load_scorer
-
-    from .controls import Controls, other_moments, takes
-    from .decide import validation_pairs
-    from .report import controls_table
 
     if limit < 2:
         raise UsageError(f"a limit of {limit}: controls need at least two turns")

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.rule import Rule
 
+from usertwin.evals.replay import Protocol
+from usertwin.evals.report import closeness_table, settings_table
 from usertwin.memory import Recipe, TwinRecord, list_twins, twin_folder
 from usertwin.memory import learn as learn_twin
 from usertwin.personas import TwinError, draw_persona, load_log, split_pairs
@@ -21,10 +23,8 @@ from usertwin.simulator import load_embedder, load_model, load_scorer, simulate
 from usertwin.simulator.demo_agent import help_desk
 from usertwin.simulator.terminal import show_exchange
 
-from .bars import Bars
-from .replay import Protocol
-from .report import closeness_table, settings_table
-from .twins import measure, open_twin, tune_twin
+from .progress_bars import Bars
+from .twin_actions import measure, open_twin, tune_twin
 
 NAME = "demo"
 #: A student who took part in 118 chats of the BYU Chit-Chat Challenge of 2018; the corpus gives no name, "Robin" is ours.

@@ -20,10 +20,10 @@ _run = click.Path(path_type=Path)
 @click.argument("run", type=_run)
 def report(run: Path) -> None:
     """Write report.html and report.md of the run in the folder RUN anew."""
-    from .files import write_reports
-    from .record import read_result, read_turns
-    from .summary import summary_of
-    from .training_record import is_training
+    from usertwin.evals.files import write_reports
+    from usertwin.evals.record import read_result, read_turns
+    from usertwin.evals.summary import summary_of
+    from usertwin.evals.training_record import is_training
 
     if is_training(run):
         _report_training(run)
@@ -36,8 +36,8 @@ def report(run: Path) -> None:
 
 
 def _report_training(run: Path) -> None:
-    from .files import NOTES, PAGE
-    from .training_report import read_training, summary_of_training, training_pages
+    from usertwin.evals.files import NOTES, PAGE
+    from usertwin.evals.training_report import read_training, summary_of_training, training_pages
 
     found = read_training(run)
     training_pages(found)
@@ -54,10 +54,10 @@ def _report_training(run: Path) -> None:
 @click.option("--seed", default=0, show_default=True, help="For the intervals.")
 def compare(old: Path, new: Path, json_file: Path | None, seed: int) -> None:
     """Compare the runs in the folders OLD and NEW: what was changed, and what came of it."""
-    from .compare import compare as compared
-    from .compare import comparison_table
-    from .files import write_whole
-    from .record import read_result, read_turns
+    from usertwin.evals.compare import compare as compared
+    from usertwin.evals.compare import comparison_table
+    from usertwin.evals.files import write_whole
+    from usertwin.evals.record import read_result, read_turns
 
     found = compared(read_result(old), read_result(new), read_turns(old), read_turns(new), seed=seed)
     on_screen = str(json_file) == "-"
@@ -77,9 +77,9 @@ def compare(old: Path, new: Path, json_file: Path | None, seed: int) -> None:
 )
 def export(run: Path, arm: str | None, out: Path) -> None:
     """Write the conversations of the run in the folder RUN in the JSON lines that mirrorbench reads."""
-    from .files import write_whole
-    from .mirrorbench import mirrorbench_lines
-    from .record import read_result, read_turns
+    from usertwin.evals.files import write_whole
+    from usertwin.evals.mirrorbench import mirrorbench_lines
+    from usertwin.evals.record import read_result, read_turns
 
     found = read_result(run)
     about = {"run": found.get("name"), "models": found.get("models"), "seed": found.get("seed")}

@@ -19,8 +19,8 @@ from .options import console_for
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .by_hand import Answer, HandLabel
-    from .verdicts import Question, Verdict
+    from usertwin.evals.by_hand import Answer, HandLabel
+    from usertwin.evals.verdicts import Question, Verdict
 
 _KEYS: dict[str, Answer | Literal["quit"]] = {"1": "1", "2": "2", "t": "tie", "s": "skip", "q": "quit"}
 _HELP = "which is closer to what was really written?  1, 2, t: a tie, s: skip, q: stop"
@@ -41,9 +41,9 @@ def judge_by_hand(run: Path, count: int, contrast: str | None, rater: str, seed:
     You are shown the turns before, what the person really wrote, and two replies; which arm wrote which is not told.
     Answers are kept in the run's folder at once; the same command goes on where you stopped.
     """
-    from .by_hand import agreement, agreement_view, contrasts_of, planned, read_labels
-    from .record import LABELS, VERDICTS, read_manifest, read_turns
-    from .verdicts import read_verdicts
+    from usertwin.evals.by_hand import agreement, agreement_view, contrasts_of, planned, read_labels
+    from usertwin.evals.record import LABELS, VERDICTS, read_manifest, read_turns
+    from usertwin.evals.verdicts import read_verdicts
 
     if count < 1:
         raise UsageError(f"--count {count}: at least one pair is judged")
@@ -73,9 +73,8 @@ def _ask_all(
     seed: int,
 ) -> list[HandLabel]:
     """Ask until there are so many labels of the rater, or no more pairs, or they stop. All labels, with the new ones."""
+    from usertwin.evals.by_hand import HandLabel, order_of, pair_view
     from usertwin.memory.json_lines import open_to_append, write_line
-
-    from .by_hand import HandLabel, order_of, pair_view
 
     wanted = {question.pair for question in plan}
     own = {label.pair: label for label in labels if label.rater == rater and label.pair in wanted}
