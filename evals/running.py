@@ -26,7 +26,7 @@ from .arms import PEERS
 from .closeness import closeness
 from .drift import Drifted, drift_result
 from .files import NOTES, PAGE, alone, write_reports, write_whole
-from .judge import judge_pairs, judged, questions_of
+from .judges.model_judge import judge_pairs, judged, questions_of
 from .measurer import WINDOW, Loaded, Measurer, Person
 from .peers import peer_versions
 from .record import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest, turns_of

@@ -1,4 +1,4 @@
-"""evals/by_hand.py and its command: blind pairs, each answer kept at once, and how far people and models agree."""
+"""evals/judges/human_judge.py and its command: blind pairs, each answer kept at once, and how far people and models agree."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sklearn.metrics import cohen_kappa_score
 
-from usertwin.evals.by_hand import HandLabel, agreement, agreement_view, contrasts_of, order_of, planned, read_labels
 from usertwin.evals.cli.judge_by_hand import judge_by_hand
-from usertwin.evals.judge import PROMPT, questions_of
+from usertwin.evals.judges.human_judge import HandLabel, agreement, agreement_view, contrasts_of, order_of, planned, read_labels
+from usertwin.evals.judges.model_judge import PROMPT, questions_of
 from usertwin.evals.record import LABELS, MANIFEST, RUN_FORMAT, VERDICTS, MeasuredTurn
 from usertwin.evals.verdicts import Closer, Question, Verdict
 from usertwin.personas import UsageError

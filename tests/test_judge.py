@@ -1,4 +1,4 @@
-"""evals/judge.py: both orders are asked, nothing is asked twice, what is known must come out, and bad judges are found out."""
+"""evals/judges/model_judge.py: both orders are asked, nothing is asked twice, what is known must come out, and bad judges are found out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conftest import Telling, telling
-from usertwin.evals.judge import MUST, PROMPT, judge_pairs, judged, questions_of, read_verdict
+from usertwin.evals.judges.model_judge import MUST, PROMPT, judge_pairs, judged, questions_of, read_verdict
 from usertwin.evals.metrics import chrf
 from usertwin.evals.record import MeasuredTurn
 from usertwin.evals.verdicts import Kind, Label, Question, Verdict, read_verdicts

@@ -19,7 +19,7 @@ from .options import console_for
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from usertwin.evals.by_hand import Answer, HandLabel
+    from usertwin.evals.judges.human_judge import Answer, HandLabel
     from usertwin.evals.verdicts import Question, Verdict
 
 _KEYS: dict[str, Answer | Literal["quit"]] = {"1": "1", "2": "2", "t": "tie", "s": "skip", "q": "quit"}
@@ -41,7 +41,7 @@ def judge_by_hand(run: Path, count: int, contrast: str | None, rater: str, seed:
     You are shown the turns before, what the person really wrote, and two replies; which arm wrote which is not told.
     Answers are kept in the run's folder at once; the same command goes on where you stopped.
     """
-    from usertwin.evals.by_hand import agreement, agreement_view, contrasts_of, planned, read_labels
+    from usertwin.evals.judges.human_judge import agreement, agreement_view, contrasts_of, planned, read_labels
     from usertwin.evals.record import LABELS, VERDICTS, read_manifest, read_turns
     from usertwin.evals.verdicts import read_verdicts
 
@@ -73,7 +73,7 @@ def _ask_all(
     seed: int,
 ) -> list[HandLabel]:
     """Ask until there are so many labels of the rater, or no more pairs, or they stop. All labels, with the new ones."""
-    from usertwin.evals.by_hand import HandLabel, order_of, pair_view
+    from usertwin.evals.judges.human_judge import HandLabel, order_of, pair_view
     from usertwin.memory.json_lines import open_to_append, write_line
 
     wanted = {question.pair for question in plan}

@@ -14,6 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from usertwin.evals.heldout import spread
+from usertwin.evals.record import MeasuredTurn
+from usertwin.evals.statistics import Estimate, mean_over_people, sign_flip
+from usertwin.evals.verdicts import LABELS, Kind, Label, Question, Verdict, digest, read_verdicts
 from usertwin.memory import ChatModel, Ledger
 from usertwin.memory.json_lines import open_to_append, write_line
 from usertwin.memory.sampling import sample
@@ -21,11 +25,6 @@ from usertwin.memory.templates import PromptTemplate
 from usertwin.memory.transcript import flat, shortened
 from usertwin.memory.workers import several
 from usertwin.personas import UsageError
-
-from .heldout import spread
-from .record import MeasuredTurn
-from .statistics import Estimate, mean_over_people, sign_flip
-from .verdicts import LABELS, Kind, Label, Question, Verdict, digest, read_verdicts
 
 PROMPT = PromptTemplate(Path(__file__).with_name("judge_pair.txt"))
 #: From which share on the same answer to everything means that a judge does not look, and of how many answers at least.

@@ -19,17 +19,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from usertwin.evals.record import MeasuredTurn
+from usertwin.evals.statistics import Estimate, Resampling, mean, sums
+from usertwin.evals.verdicts import LABELS, Closer, Question, Verdict
 from usertwin.memory.json_lines import read_lines
 from usertwin.memory.transcript import flat
 from usertwin.personas import UsageError
 
-from .judge import questions_of
-from .record import MeasuredTurn
-from .statistics import Estimate, Resampling, mean, sums
-from .verdicts import LABELS, Closer, Question, Verdict
+from .model_judge import questions_of
 
 if TYPE_CHECKING:
-    from .statistics import Floats
+    from usertwin.evals.statistics import Floats
 
 Answer = Literal["1", "2", "tie", "skip"]
 Order = Literal["ab", "ba"]

@@ -1,0 +1,1 @@
+"""Who compares two replies: a model, or a person."""
