@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .arms import ARMS
-    from .closeness import CONTRASTS
-    from .measures import MEASURES, Measure
-    from .metrics import chrf, embedding_similarities
+    from .metrics.closeness import CONTRASTS
+    from .metrics.measures import MEASURES, Measure
+    from .metrics.reply_similarity import chrf, embedding_similarities
+    from .metrics.statistics import Estimate, mean, ratio
     from .record import MeasuredTurn
     from .replay import Protocol, evaluate
     from .running import Run
-    from .statistics import Estimate, mean, ratio
     from .suite import Suite, read_suite
 
 __all__ = [

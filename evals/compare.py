@@ -116,7 +116,7 @@ def _paired(
     seed: int,
 ) -> dict[str, Any] | None:
     """The twins' difference at the turns that both runs measured; a turn of which the text is another is not the same turn."""
-    from .statistics import mean_over_people, sign_flip
+    from .metrics.statistics import mean_over_people, sign_flip
 
     before, after = str(old["twin_arm"]), str(new["twin_arm"])
     known = {(*turn.where, turn.position, turn.action): turn for turn in old_turns if before in turn.bits}

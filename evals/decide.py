@@ -23,7 +23,7 @@ from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript, as_shown
 
 from .heldout import later, spread
-from .statistics import Estimate, ratio
+from .metrics.statistics import Estimate, ratio
 
 #: What is compared: how many moments, and how many turns of the present chat. Fewer is simpler.
 KS, WINDOWS = (4, 8), (3, 6)

@@ -18,9 +18,9 @@ from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import as_shown
 
 from .heldout import spread
-from .manner import style_distance
-from .metrics import embedding_similarities
-from .statistics import mean_over_people
+from .metrics.reply_similarity import embedding_similarities
+from .metrics.statistics import mean_over_people
+from .metrics.writing_style import style_distance
 
 #: At which of the twin's turns in a conversation it is looked at.
 DEPTHS = (1, 3, 5, 10)

@@ -13,8 +13,8 @@ from usertwin.memory.leaving import NEIGHBOURS, share_of_leavings
 from usertwin.personas import Pair
 from usertwin.simulator import SimulatedUser
 
-from .manner import brier, reliability
-from .statistics import mean, ratio
+from .metrics.statistics import mean, ratio
+from .metrics.writing_style import brier, reliability
 
 
 def endings(user: SimulatedUser, moments: Sequence[Pair], *, seed: int = 0) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from usertwin.memory.recon import in_order
 from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair
 
-from .statistics import Estimate, mean, partial_spearman
+from .metrics.statistics import Estimate, mean, partial_spearman
 
 CONTROLS = ("own", "filler", "copy", "paraphrase", "shuffled", "other", "bag", "keywords", "swapped", "forward")
 #: Which are asked whether they give the action away without the context; that takes sixteen scorings each.

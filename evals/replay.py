@@ -28,9 +28,9 @@ from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import RECALLED_TURNS
 
 from .arms import USUAL_ARMS, Arms, Moment, check_arms
-from .closeness import closeness
 from .endings import endings
 from .heldout import held_out_pairs, other_person, spread
+from .metrics.closeness import closeness
 from .peers import PEERS, Peer, peer_messages, said_by
 from .record import MeasuredTurn, Memory, turns_of
 from .splits import check_split

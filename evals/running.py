@@ -23,11 +23,11 @@ from usertwin.personas import ChatLog, UsageError
 from usertwin.simulator.prompts import prompt_versions
 
 from .arms import PEERS
-from .closeness import closeness
 from .drift import Drifted, drift_result
 from .files import NOTES, PAGE, alone, write_reports, write_whole
 from .judges.model_judge import judge_pairs, judged, questions_of
 from .measurer import WINDOW, Loaded, Measurer, Person
+from .metrics.closeness import closeness
 from .peers import peer_versions
 from .record import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest, turns_of
 from .settling import check_settling, settle, settling_plan

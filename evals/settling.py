@@ -38,12 +38,12 @@ from usertwin.simulator.adapters import split_adapter
 from usertwin.simulator.models import weights_folder
 from usertwin.simulator.weights import FetchProgress
 
-from .closeness import ALPHA, PRIMARY, closeness
 from .heldout import held_out_pairs, spread
 from .measurer import WINDOW, Measurer, Person
+from .metrics.closeness import ALPHA, PRIMARY, closeness
+from .metrics.statistics import holm
 from .record import MeasuredTurn, turns_of
 from .splits import check_split, near_duplicates
-from .statistics import holm
 from .suite import Kind, Settling, Suite
 
 BASE, PAIRS = "base", "none"

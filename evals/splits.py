@@ -18,7 +18,7 @@ from usertwin.memory.words import word_tokens
 from usertwin.personas import Pair, TwinError
 
 from .heldout import spread
-from .statistics import mean
+from .metrics.statistics import mean
 
 #: Words of a shingle, and how much of their shingles two moments share to be nearly the same.
 SHINGLE, RESEMBLANCE, CONTAINMENT = 5, 0.7, 0.8

@@ -24,7 +24,7 @@ from usertwin.memory.propose import Proposing, propose
 from usertwin.memory.tracing import Progress, no_progress
 from usertwin.personas import Pair
 
-from .statistics import mean_over_people
+from .metrics.statistics import mean_over_people
 
 #: Examples that a report shows: pairs on which base and trained differ the most, to both sides.
 _EXAMPLES = 6

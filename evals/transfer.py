@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .closeness import closeness
+from .metrics.closeness import closeness
 from .record import MeasuredTurn
 
 _ARM, _AGAINST = "recalled_triples", "recalled_pairs"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from usertwin.evals.discriminator import Moment, area_under_curve, discriminate, surface
+from usertwin.evals.metrics.discriminator import Moment, area_under_curve, discriminate, surface
 
 WORDS = ("river", "stone", "cloud", "apple", "train", "house", "light", "paper", "glass", "bread", "sound", "green")
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import recipe, scripted
 from usertwin.evals.endings import endings
 from usertwin.evals.heldout import held_out_pairs
-from usertwin.evals.statistics import Estimate, ratio
+from usertwin.evals.metrics.statistics import Estimate, ratio
 from usertwin.memory import ChatModel, FakeEmbedder, learn
 from usertwin.memory.leaving import NEIGHBOURS, share_of_leavings
 from usertwin.personas import ChatLog, Conversation, Pair, Turn

@@ -13,7 +13,7 @@ from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import brier_score_loss
 
 from usertwin.evals import manner
-from usertwin.evals.manner import (
+from usertwin.evals.metrics.writing_style import (
     FUNCTION_WORDS,
     asks,
     brier,

@@ -14,8 +14,8 @@ from rich.console import Console, RenderableType
 
 from conftest import recipe
 from usertwin.evals.arms import ARMS, USUAL_ARMS
-from usertwin.evals.closeness import CONTRASTS
 from usertwin.evals.leakage import CONTROLS, decision
+from usertwin.evals.metrics.closeness import CONTRASTS
 from usertwin.evals.report import (
     _REASON_NAMES,
     closeness_line,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap, pearsonr, rankdata, spearmanr, ttest_1samp
 
 from usertwin.evals import Estimate, mean, ratio
-from usertwin.evals.statistics import (
+from usertwin.evals.metrics.statistics import (
     RESAMPLES,
     Drawn,
     Resampling,

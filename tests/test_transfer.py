@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from usertwin.evals.closeness import closeness
+from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.record import MeasuredTurn
 from usertwin.evals.transfer import transfer_result
 

@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from invented_run import EVIL, PEOPLE, TWIN, differences, est, paired, result, turn, turns
 
-from usertwin.evals.closeness import closeness
 from usertwin.evals.examples import bits_gained, examples_of
+from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.summary import best_alternative, summary_of
 from usertwin.evals.tables import forest_grid, power_lines, sections_of
 from usertwin.evals.webpage import forest_plot, render_html

@@ -19,8 +19,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from usertwin.evals.metrics.statistics import Estimate, Resampling, mean, sums
 from usertwin.evals.record import MeasuredTurn
-from usertwin.evals.statistics import Estimate, Resampling, mean, sums
 from usertwin.evals.verdicts import LABELS, Closer, Question, Verdict
 from usertwin.memory.json_lines import read_lines
 from usertwin.memory.transcript import flat
@@ -29,7 +29,7 @@ from usertwin.personas import UsageError
 from .model_judge import questions_of
 
 if TYPE_CHECKING:
-    from usertwin.evals.statistics import Floats
+    from usertwin.evals.metrics.statistics import Floats
 
 Answer = Literal["1", "2", "tie", "skip"]
 Order = Literal["ab", "ba"]

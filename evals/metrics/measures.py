@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
+from usertwin.evals.record import MeasuredTurn
 from usertwin.memory.words import word_tokens
 
-from . import manner
-from .metrics import chrf
-from .record import MeasuredTurn
+from . import writing_style as manner
+from .reply_similarity import chrf
 from .statistics import Statistic, of_sums, sums
 
 if TYPE_CHECKING:

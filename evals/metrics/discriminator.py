@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from usertwin.memory.transcript import flat
 
-from .manner import asks, capitalized, greets, has_emoji, is_polite
+from .writing_style import asks, capitalized, greets, has_emoji, is_polite
 
 if TYPE_CHECKING:
     from .statistics import Statistic

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeAlias
 
-from .arms import ARMS
+from usertwin.evals.arms import ARMS
+from usertwin.evals.peers import PEERS
+from usertwin.evals.record import MeasuredTurn
+
 from .discriminator import Moment, Told, area_under_curve, discriminate
 from .measures import DISCRIMINATOR, MEASURES, Measure, is_measured, statistic_of
-from .peers import PEERS
-from .record import MeasuredTurn
 from .statistics import FEW_RESAMPLES, RESAMPLES, Drawn, Resampling, Statistic, holm, sign_flip
 
 #: What is compared beside the twin and every other arm.

@@ -1,0 +1,1 @@
+"""Measures of closeness and the statistics over them."""
