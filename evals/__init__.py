@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .metrics.measures import MEASURES, Measure
     from .metrics.reply_similarity import chrf, embedding_similarities
     from .metrics.statistics import Estimate, mean, ratio
-    from .record import MeasuredTurn
+    from .records.measured_turns import MeasuredTurn
     from .replay import Protocol, evaluate
     from .running import Run
     from .suite import Suite, read_suite

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .record import MeasuredTurn
+from .records.measured_turns import MeasuredTurn
 from .wording import PRIMARY, arm_name, beside, chance, in_order, interval, measure_name, number, several, verdict
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from usertwin.memory.model_card import METHODS
 from usertwin.personas import UsageError
 
-from .training_record import Curve, MethodRun
+from .records.training_run import Curve, MethodRun
 from .wording import number
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from .arms import Arms
 from .decide import decide
 from .drift import Drifted, drift
 from .endings import endings
-from .files import write_whole
 from .heldout import held_out_pairs, other_person, spread
-from .record import MeasuredTurn
+from .records.measured_turns import MeasuredTurn
+from .records.run_folder import write_whole
 from .replay import Protocol, Replay, twin_arm
 from .splits import check_split, known_by_heart, near_duplicates
 from .suite import Corpus, Suite

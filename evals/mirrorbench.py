@@ -13,7 +13,7 @@ from typing import Any
 
 from usertwin.personas import UsageError
 
-from .record import MeasuredTurn
+from .records.measured_turns import MeasuredTurn
 
 TASK_TAG = "next_turn"
 #: What stands where nothing was said: mirrorbench refuses a message without text.

@@ -32,7 +32,7 @@ from .endings import endings
 from .heldout import held_out_pairs, other_person, spread
 from .metrics.closeness import closeness
 from .peers import PEERS, Peer, peer_messages, said_by
-from .record import MeasuredTurn, Memory, turns_of
+from .records.measured_turns import MeasuredTurn, Memory, turns_of
 from .splits import check_split
 
 _AT_ONCE = 20

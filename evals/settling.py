@@ -42,7 +42,7 @@ from .heldout import held_out_pairs, spread
 from .measurer import WINDOW, Measurer, Person
 from .metrics.closeness import ALPHA, PRIMARY, closeness
 from .metrics.statistics import holm
-from .record import MeasuredTurn, turns_of
+from .records.measured_turns import MeasuredTurn, turns_of
 from .splits import check_split, near_duplicates
 from .suite import Kind, Settling, Suite
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from .curves import colours_of, inline_panel, legend_mark, method_title, panels_of, whole_picture
-from .files import NOTES, PAGE, write_whole
 from .pages import template
+from .records.run_folder import NOTES, PAGE, write_whole
+from .records.training_run import Change, Estimate, Example, Group, MethodRun, TrainingRun, read_training
 from .tables import NONE, Cell, Grid, Mark, Row, Section
-from .training_record import Change, Estimate, Example, Group, MethodRun, TrainingRun, read_training
 from .wording import beside, counted, interval, number, several
 
 __all__ = ["PICTURE", "read_training", "render_training", "render_training_markdown", "summary_of_training", "training_pages"]

@@ -38,10 +38,10 @@ from usertwin.simulator import load_embedder, load_model, load_scorer
 from usertwin.simulator.adapters import split_adapter
 from usertwin.simulator.models import check_weighted, weights_folder
 
-from .files import alone, write_whole
-from .record import MANIFEST, RESULT
+from .records.measured_turns import MANIFEST, RESULT
+from .records.run_folder import alone, write_whole
+from .records.training_run import TRAINING_FORMAT, read_training
 from .synthesizers import compared, examples_of, look_at, of_each, write_held_out
-from .training_record import TRAINING_FORMAT, read_training
 from .training_report import training_pages
 
 POOL, BASE_TRACES, TRACES, OUTCOME = "pool.jsonl", "base_traces.jsonl", "traces.jsonl", "outcome.json"

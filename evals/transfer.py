@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .metrics.closeness import closeness
-from .record import MeasuredTurn
+from .records.measured_turns import MeasuredTurn
 
 _ARM, _AGAINST = "recalled_triples", "recalled_pairs"
 

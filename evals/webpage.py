@@ -13,7 +13,7 @@ from typing import Any
 
 from .examples import bits_gained, examples_of
 from .pages import template
-from .record import MeasuredTurn, Memory
+from .records.measured_turns import MeasuredTurn, Memory
 from .summary import best_alternative, summary_of
 from .tables import forest_grid, power_lines, sections_of
 from .wording import arm_name, contrasts_of, counted, in_order, measure_name, number, several, verdict

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.record import MANIFEST, RESULT, RUN_FORMAT, MeasuredTurn, Memory
+from usertwin.evals.records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, MeasuredTurn, Memory
 
 EVIL = "<script>document.title = 'x'</script> & \"quoted\" {{ 7 * 7 }}"
 TWIN = "recalled_pairs"

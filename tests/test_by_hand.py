@@ -23,8 +23,8 @@ from sklearn.metrics import cohen_kappa_score
 from usertwin.evals.cli.judge_by_hand import judge_by_hand
 from usertwin.evals.judges.human_judge import HandLabel, agreement, agreement_view, contrasts_of, order_of, planned, read_labels
 from usertwin.evals.judges.model_judge import PROMPT, questions_of
-from usertwin.evals.record import LABELS, MANIFEST, RUN_FORMAT, VERDICTS, MeasuredTurn
-from usertwin.evals.verdicts import Closer, Question, Verdict
+from usertwin.evals.records.measured_turns import LABELS, MANIFEST, RUN_FORMAT, VERDICTS, MeasuredTurn
+from usertwin.evals.records.verdicts import Closer, Question, Verdict
 from usertwin.personas import UsageError
 
 TWIN, NONE, OTHER = "recalled_pairs", "no_memory", "other_person"

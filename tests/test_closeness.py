@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from usertwin.evals import chrf, mean, ratio
 from usertwin.evals.metrics.closeness import CONTRASTS, MEASURES, closeness
 from usertwin.evals.metrics.writing_style import function_word_distance, mattr, style_distance
-from usertwin.evals.record import MeasuredTurn
+from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.memory.words import word_tokens
 
 TWIN = "recalled_pairs"

@@ -14,7 +14,7 @@ from rich.console import Console
 from usertwin.evals.cli.runs import compare as compare_command
 from usertwin.evals.cli.runs import export, report
 from usertwin.evals.compare import compare, comparison_table, verdict_of
-from usertwin.evals.record import MeasuredTurn
+from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.personas import UsageError
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from usertwin.evals.arms import ARMS
 from usertwin.evals.cli.main import main
-from usertwin.evals.record import read_manifest, read_result, read_turns
+from usertwin.evals.records.measured_turns import read_manifest, read_result, read_turns
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.personas import Conversation, Turn, write_conversations
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from conftest import Telling, telling
 from usertwin.evals.judges.model_judge import MUST, PROMPT, judge_pairs, judged, questions_of, read_verdict
 from usertwin.evals.metrics.reply_similarity import chrf
-from usertwin.evals.record import MeasuredTurn
-from usertwin.evals.verdicts import Kind, Label, Question, Verdict, read_verdicts
+from usertwin.evals.records.measured_turns import MeasuredTurn
+from usertwin.evals.records.verdicts import Kind, Label, Question, Verdict, read_verdicts
 from usertwin.memory import ChatModel, Ledger
 from usertwin.personas import ModelError, UsageError
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usertwin.evals.record import (
+from usertwin.evals.records.measured_turns import (
     MANIFEST,
     RESULT,
     RUN_FORMAT,

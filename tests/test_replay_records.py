@@ -16,7 +16,7 @@ import pytest
 from conftest import Telling, telling
 from usertwin.evals.arms import USUAL_ARMS, Arms
 from usertwin.evals.heldout import held_out_pairs, other_person
-from usertwin.evals.record import MeasuredTurn, turns_of
+from usertwin.evals.records.measured_turns import MeasuredTurn, turns_of
 from usertwin.evals.replay import Protocol, Replay, evaluate
 from usertwin.memory import Distractors, FakeEmbedder, FakeScorer, Likelihood, Triple, default_home
 from usertwin.memory.transcript import ME, action_line

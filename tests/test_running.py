@@ -14,8 +14,8 @@ import pytest
 from invented_suite import JUDGED, TRACED, Models, learned_twin, small_suite, speaks, talk, write_log
 
 from conftest import WeighingScorer, telling
-from usertwin.evals.files import NOTES, PAGE, alone
-from usertwin.evals.record import MANIFEST, RESULT, VERDICTS, read_result, read_turns
+from usertwin.evals.records.measured_turns import MANIFEST, RESULT, VERDICTS, read_result, read_turns
+from usertwin.evals.records.run_folder import NOTES, PAGE, alone
 from usertwin.evals.running import Run, plan_of
 from usertwin.evals.suite import Suite, logs_of
 from usertwin.memory import FakeEmbedder, Triple, TripleStore

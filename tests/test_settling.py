@@ -13,8 +13,8 @@ import pytest
 from invented_suite import Models, small_suite, suite_file
 from tiny_model import tiny_model
 
-from usertwin.evals.files import NOTES, PAGE
-from usertwin.evals.record import MeasuredTurn, read_manifest, turns_of
+from usertwin.evals.records.measured_turns import MeasuredTurn, read_manifest, turns_of
+from usertwin.evals.records.run_folder import NOTES, PAGE
 from usertwin.evals.running import Run, plan_of
 from usertwin.evals.settling import Lesson, Taught, check_settling, lessons_of, settling_result
 from usertwin.evals.suite import Suite, logs_of, read_suite

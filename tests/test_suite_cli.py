@@ -16,8 +16,8 @@ from invented_suite import JUDGED, learned_twin, sane, speaks, suite_file
 
 from conftest import Endpoint
 from usertwin.evals.cli.main import main
-from usertwin.evals.files import NOTES, PAGE
-from usertwin.evals.record import MANIFEST, RESULT, VERDICTS, read_result
+from usertwin.evals.records.measured_turns import MANIFEST, RESULT, VERDICTS, read_result
+from usertwin.evals.records.run_folder import NOTES, PAGE
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 QUICK = ("replies = 3", "replies = 2"), ("turns = 6", "turns = 4"), ('people = ["Ann", "Bob"]', 'people = ["Ann"]')

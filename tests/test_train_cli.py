@@ -24,8 +24,8 @@ from tiny_model import tiny_model
 
 from usertwin.evals.cli.main import main
 from usertwin.evals.cli.train import train as train_command
-from usertwin.evals.files import alone
-from usertwin.evals.training_record import read_training
+from usertwin.evals.records.run_folder import alone
+from usertwin.evals.records.training_run import read_training
 from usertwin.memory.training import BETAS, LEARNING_RATES, TRAIN_METHODS, Training
 from usertwin.simulator import load_model, load_scorer
 from usertwin.simulator.adapters import model_with_adapter, read_adapter

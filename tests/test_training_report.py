@@ -1,4 +1,4 @@
-"""evals/training_record.py, curves.py, training_report.py: a folder is read or refused in a sentence, and drawn as it is."""
+"""evals/records/training_run.py, curves.py, training_report.py: a folder is read or refused in a sentence, and drawn as it is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from test_webpage import Tags
 
 from usertwin.evals.cli.main import main
 from usertwin.evals.curves import LINES, colours_of, inline_panel, panels_of, running_mean, whole_picture
-from usertwin.evals.training_record import CURVES, Curve, Manifest, MethodRun, TrainingRun, is_training
+from usertwin.evals.records.training_run import CURVES, Curve, Manifest, MethodRun, TrainingRun, is_training
 from usertwin.evals.training_report import (
     PICTURE,
     read_training,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from usertwin.evals.metrics.closeness import closeness
-from usertwin.evals.record import MeasuredTurn
+from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.evals.transfer import transfer_result
 
 

@@ -141,7 +141,7 @@ def run_suite(file: Path, out: Path | None, dry_run: bool, home: Path | None) ->
 
 def _run(console: Console, suite: Suite, folder: Path, *, text: str, home: Path | None) -> dict[str, Any]:
     """Run a suite with bars, say what came out, and where it is."""
-    from usertwin.evals.files import PAGE
+    from usertwin.evals.records.run_folder import PAGE
     from usertwin.evals.report import run_table
     from usertwin.evals.running import Run
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from usertwin.evals.judges.human_judge import Answer, HandLabel
-    from usertwin.evals.verdicts import Question, Verdict
+    from usertwin.evals.records.verdicts import Question, Verdict
 
 _KEYS: dict[str, Answer | Literal["quit"]] = {"1": "1", "2": "2", "t": "tie", "s": "skip", "q": "quit"}
 _HELP = "which is closer to what was really written?  1, 2, t: a tie, s: skip, q: stop"
@@ -42,8 +42,8 @@ def judge_by_hand(run: Path, count: int, contrast: str | None, rater: str, seed:
     Answers are kept in the run's folder at once; the same command goes on where you stopped.
     """
     from usertwin.evals.judges.human_judge import agreement, agreement_view, contrasts_of, planned, read_labels
-    from usertwin.evals.record import LABELS, VERDICTS, read_manifest, read_turns
-    from usertwin.evals.verdicts import read_verdicts
+    from usertwin.evals.records.measured_turns import LABELS, VERDICTS, read_manifest, read_turns
+    from usertwin.evals.records.verdicts import read_verdicts
 
     if count < 1:
         raise UsageError(f"--count {count}: at least one pair is judged")

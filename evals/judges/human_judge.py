@@ -20,8 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from usertwin.evals.metrics.statistics import Estimate, Resampling, mean, sums
-from usertwin.evals.record import MeasuredTurn
-from usertwin.evals.verdicts import LABELS, Closer, Question, Verdict
+from usertwin.evals.records.measured_turns import MeasuredTurn
+from usertwin.evals.records.verdicts import LABELS, Closer, Question, Verdict
 from usertwin.memory.json_lines import read_lines
 from usertwin.memory.transcript import flat
 from usertwin.personas import UsageError

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from usertwin.evals.arms import ARMS
 from usertwin.evals.peers import PEERS
-from usertwin.evals.record import MeasuredTurn
+from usertwin.evals.records.measured_turns import MeasuredTurn
 
 from .discriminator import Moment, Told, area_under_curve, discriminate
 from .measures import DISCRIMINATOR, MEASURES, Measure, is_measured, statistic_of

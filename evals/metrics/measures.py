@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
-from usertwin.evals.record import MeasuredTurn
+from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.memory.words import word_tokens
 
 from . import writing_style as manner

@@ -14,7 +14,7 @@ from typing import Any
 
 from usertwin.personas import UsageError
 
-from .record import MeasuredTurn
+from .measured_turns import MeasuredTurn
 
 PAGE, NOTES = "report.html", "report.md"
 #: Held by the process that works in a run's folder; the system's own lock, so that it is gone with that process.
@@ -61,8 +61,8 @@ def write_reports(folder: Path, result: Mapping[str, Any], turns: Sequence[Measu
     Raises:
         UsageError: nothing can be written there.
     """
-    from .markdown import render_markdown
-    from .webpage import render_html
+    from usertwin.evals.markdown import render_markdown
+    from usertwin.evals.webpage import render_html
 
     page, notes = render_html(result, turns), render_markdown(result)
     write_whole(folder / PAGE, page)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from usertwin.memory.model_card import METHODS
 from usertwin.personas import UsageError
 
-from .record import MANIFEST, RESULT
+from .measured_turns import MANIFEST, RESULT
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
