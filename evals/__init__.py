@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .arms import ARMS
     from .metrics.closeness import CONTRASTS
     from .metrics.measures import MEASURES, Measure
     from .metrics.reply_similarity import chrf, embedding_similarities
     from .metrics.statistics import Estimate, mean, ratio
     from .records.measured_turns import MeasuredTurn
-    from .replay import Protocol, evaluate
+    from .replay.arms import ARMS
+    from .replay.replay import Protocol, evaluate
     from .running import Run
     from .suite import Suite, read_suite
 

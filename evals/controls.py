@@ -42,8 +42,8 @@ from usertwin.personas.pairs import pairs_of_log
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript
 
-from .heldout import spread
 from .leakage import CONTROLS, PROBED, Moment, Shown, Told, result
+from .replay.held_out import spread
 
 _FILLER = "Well, here it is as it is, and so on and so forth, one thing after another, this and that, and then some more of it"
 _KEYWORDS = 6

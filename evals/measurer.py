@@ -21,15 +21,15 @@ from usertwin.personas import ChatLog, TwinError, UsageError
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer
 from usertwin.simulator.models import manner_of
 
-from .arms import Arms
-from .decide import decide
-from .drift import Drifted, drift
-from .endings import endings
-from .heldout import held_out_pairs, other_person, spread
 from .records.measured_turns import MeasuredTurn
 from .records.run_folder import write_whole
-from .replay import Protocol, Replay, twin_arm
-from .splits import check_split, known_by_heart, near_duplicates
+from .replay.arms import Arms
+from .replay.drift import Drifted, drift
+from .replay.endings import endings
+from .replay.held_out import held_out_pairs, other_person, spread
+from .replay.leak_checks import check_split, known_by_heart, near_duplicates
+from .replay.replay import Protocol, Replay, twin_arm
+from .replay.tune import decide
 from .suite import Corpus, Suite
 
 #: Turns of context that belong to a moment, unless the suite says otherwise.

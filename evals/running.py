@@ -22,14 +22,14 @@ from usertwin.memory.tracing import Progress, no_progress
 from usertwin.personas import ChatLog, UsageError
 from usertwin.simulator.prompts import prompt_versions
 
-from .arms import PEERS
-from .drift import Drifted, drift_result
 from .judges.model_judge import judge_pairs, judged, questions_of
 from .measurer import WINDOW, Loaded, Measurer, Person
 from .metrics.closeness import closeness
-from .peers import peer_versions
 from .records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest, turns_of
 from .records.run_folder import NOTES, PAGE, alone, write_reports, write_whole
+from .replay.arms import PEERS
+from .replay.drift import Drifted, drift_result
+from .replay.peers import peer_versions
 from .settling import check_settling, settle, settling_plan
 from .suite import Suite, logs_of, people_of
 from .summary import summary_of

@@ -38,12 +38,12 @@ from usertwin.simulator.adapters import split_adapter
 from usertwin.simulator.models import weights_folder
 from usertwin.simulator.weights import FetchProgress
 
-from .heldout import held_out_pairs, spread
 from .measurer import WINDOW, Measurer, Person
 from .metrics.closeness import ALPHA, PRIMARY, closeness
 from .metrics.statistics import holm
 from .records.measured_turns import MeasuredTurn, turns_of
-from .splits import check_split, near_duplicates
+from .replay.held_out import held_out_pairs, spread
+from .replay.leak_checks import check_split, near_duplicates
 from .suite import Kind, Settling, Suite
 
 BASE, PAIRS = "base", "none"

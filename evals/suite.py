@@ -33,7 +33,7 @@ from usertwin.personas.importers import CHITCHAT
 from usertwin.personas.pairs import check_speaker
 from usertwin.simulator.adapters import split_adapter
 
-from .arms import ARMS, TRACE_ARMS, USUAL_ARMS
+from .replay.arms import ARMS, TRACE_ARMS, USUAL_ARMS
 
 
 class _Strict(BaseModel):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from conftest import other_conversation, scripted, small_conversation
-from usertwin.evals.arms import ARMS, MEMORY_ARMS, TRACE_ARMS, USUAL_ARMS, Arms, Moment, check_arms
-from usertwin.evals.heldout import held_out_pairs, other_person
-from usertwin.evals.peers import PEERS, peer_messages
+from usertwin.evals.replay.arms import ARMS, MEMORY_ARMS, TRACE_ARMS, USUAL_ARMS, Arms, Moment, check_arms
+from usertwin.evals.replay.held_out import held_out_pairs, other_person
+from usertwin.evals.replay.peers import PEERS, peer_messages
 from usertwin.memory import FakeEmbedder, Provenance, Settings, Triple, TripleStore, default_home
 from usertwin.memory.transcript import flat, open_moment
 from usertwin.memory.triples import Candidate

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from conftest import Telling, telling
 from usertwin.evals.controls import Controls, keywords, other_moments, takes
-from usertwin.evals.decide import validation_pairs
+from usertwin.evals.replay.tune import validation_pairs
 from usertwin.memory import (
     AnswerCache,
     ChatModel,

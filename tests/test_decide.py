@@ -1,4 +1,4 @@
-"""evals/decide.py: what a twin is shown of its memory is measured, and the simplest setting that is as good is taken."""
+"""evals/replay/tune.py: what a twin is shown of its memory is measured, and the simplest setting that is as good is taken."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from conftest import Telling, recipe, scripted, small_conversation, small_log, telling
 from usertwin.evals import Protocol, evaluate
-from usertwin.evals.decide import KS, WINDOWS, Plan, decide, plan, validation_pairs
+from usertwin.evals.replay.tune import KS, WINDOWS, Plan, decide, plan, validation_pairs
 from usertwin.memory import (
     Candidate,
     ChatModel,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from conftest import Telling, telling
-from usertwin.evals.drift import DEPTHS, Drifted, drift, drift_result
 from usertwin.evals.metrics.writing_style import style_distance
+from usertwin.evals.replay.drift import DEPTHS, Drifted, drift, drift_result
 from usertwin.memory import FakeEmbedder, Settings
 from usertwin.personas import Conversation, Pair, Turn, pairs_of
 from usertwin.simulator import SimulatedUser

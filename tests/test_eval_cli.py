@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from usertwin.evals.arms import ARMS
 from usertwin.evals.cli.main import main
 from usertwin.evals.records.measured_turns import read_manifest, read_result, read_turns
+from usertwin.evals.replay.arms import ARMS
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.personas import Conversation, Turn, write_conversations
 

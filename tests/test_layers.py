@@ -120,6 +120,6 @@ def f():
     path = ROOT / "evals" / "x.py"
     top = {name for node in _at_the_top(ast.parse(text)) for name in _imported(node, path)}
     assert {"os.path", "json", "faiss", "numpy", "scipy"} <= top
-    assert {"usertwin.evals.replay", "usertwin.evals.metrics.reply_similarity", "usertwin.memory"} <= top
+    assert {"usertwin.evals.replay.replay", "usertwin.evals.metrics.reply_similarity", "usertwin.memory"} <= top
     assert not top & {"torch", "sklearn"}
     assert {"torch", "sklearn"} <= set(_imported(ast.parse(text), path))

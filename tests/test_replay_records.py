@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from conftest import Telling, telling
-from usertwin.evals.arms import USUAL_ARMS, Arms
-from usertwin.evals.heldout import held_out_pairs, other_person
 from usertwin.evals.records.measured_turns import MeasuredTurn, turns_of
-from usertwin.evals.replay import Protocol, Replay, evaluate
+from usertwin.evals.replay.arms import USUAL_ARMS, Arms
+from usertwin.evals.replay.held_out import held_out_pairs, other_person
+from usertwin.evals.replay.replay import Protocol, Replay, evaluate
 from usertwin.memory import Distractors, FakeEmbedder, FakeScorer, Likelihood, Triple, default_home
 from usertwin.memory.transcript import ME, action_line
 from usertwin.personas import ModelError, Pair, TwinError, UsageError

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from conftest import recipe
-from usertwin.evals.arms import ARMS, USUAL_ARMS
 from usertwin.evals.leakage import CONTROLS, decision
 from usertwin.evals.metrics.closeness import CONTRASTS
+from usertwin.evals.replay.arms import ARMS, USUAL_ARMS
 from usertwin.evals.report import (
     _REASON_NAMES,
     closeness_line,

@@ -1,4 +1,4 @@
-"""evals/splits.py: a leak is an error, near-duplicates are found exactly, and a text known by heart is told from a new one."""
+"""evals/replay/leak_checks.py: a leak is an error, near-duplicates are found exactly, and a text known by heart is told from a new one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usertwin.evals.splits import check_split, known_by_heart, near_duplicates
+from usertwin.evals.replay.leak_checks import check_split, known_by_heart, near_duplicates
 from usertwin.memory import FakeEmbedder, FakeScorer, Likelihood, Triple, TripleStore, TwinRecord, twin_folder
 from usertwin.memory.twin import HELD_OUT, kept_conversations
 from usertwin.memory.words import word_tokens

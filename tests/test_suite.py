@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from invented_suite import suite_file, talk, write_log
 
-from usertwin.evals.arms import ARMS, USUAL_ARMS
+from usertwin.evals.replay.arms import ARMS, USUAL_ARMS
 from usertwin.evals.suite import Corpus, Suite, logs_of, people_of, read_suite
 from usertwin.personas import LogError, UsageError, read_conversations
 from usertwin.personas.importers import CHITCHAT

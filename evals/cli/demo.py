@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.rule import Rule
 
-from usertwin.evals.replay import Protocol
+from usertwin.evals.replay.replay import Protocol
 from usertwin.evals.report import closeness_table, settings_table
 from usertwin.memory import Recipe, TwinRecord, list_twins, twin_folder
 from usertwin.memory import learn as learn_twin

@@ -68,7 +68,7 @@ def evaluate(
 
     With --out, the run is kept there turn by turn, goes on where it was stopped, and ends in a report.
     """
-    from usertwin.evals.replay import Protocol
+    from usertwin.evals.replay.replay import Protocol
     from usertwin.evals.report import closeness_table
 
     from .options import json_path, write_json
@@ -100,7 +100,7 @@ def evaluate(
 
 def _arms(told: str | None) -> tuple[str, ...]:
     """The arms that are named on the command line."""
-    from usertwin.evals.arms import ARMS, USUAL_ARMS, check_arms
+    from usertwin.evals.replay.arms import ARMS, USUAL_ARMS, check_arms
 
     if told is None:
         return USUAL_ARMS

@@ -324,7 +324,7 @@ def controls(
     it was.
     """
     from usertwin.evals.controls import Controls, other_moments, takes
-    from usertwin.evals.decide import validation_pairs
+    from usertwin.evals.replay.tune import validation_pairs
     from usertwin.evals.report import controls_table
     from usertwin.memory import AnswerCache, Gain, Synthesizer, existing_twin
     from usertwin.memory.answers import ANSWERS

@@ -17,7 +17,7 @@ from .options import Style, progress_bars
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from usertwin.evals.replay import Protocol
+    from usertwin.evals.replay.replay import Protocol
     from usertwin.memory import Price
     from usertwin.simulator import SimulatedUser
 
@@ -34,7 +34,7 @@ def measure(
     protocol: Protocol,
 ) -> dict[str, Any]:
     """Measure a twin and note the result in its record."""
-    from usertwin.evals.replay import evaluate as replay
+    from usertwin.evals.replay.replay import evaluate as replay
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.simulator import load_scorer
 
@@ -62,7 +62,7 @@ def tune_twin(
     turns: int,
 ) -> None:
     """Decide by measuring how a twin uses its memory, say so, and note it in its record."""
-    from usertwin.evals.decide import Plan, decide
+    from usertwin.evals.replay.tune import Plan, decide
     from usertwin.evals.report import settings_table
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.simulator import load_scorer

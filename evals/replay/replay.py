@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from usertwin.evals.metrics.closeness import closeness
+from usertwin.evals.records.measured_turns import MeasuredTurn, Memory, turns_of
 from usertwin.memory import Distractors, Embedder, Scorer
 from usertwin.memory.fidelity import CHOICES
 from usertwin.memory.json_lines import open_to_append, write_line
@@ -29,11 +31,9 @@ from usertwin.simulator.prompts import RECALLED_TURNS
 
 from .arms import USUAL_ARMS, Arms, Moment, check_arms
 from .endings import endings
-from .heldout import held_out_pairs, other_person, spread
-from .metrics.closeness import closeness
+from .held_out import held_out_pairs, other_person, spread
+from .leak_checks import check_split
 from .peers import PEERS, Peer, peer_messages, said_by
-from .records.measured_turns import MeasuredTurn, Memory, turns_of
-from .splits import check_split
 
 _AT_ONCE = 20
 

@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from math import log
 from typing import Any
 
+from usertwin.evals.metrics.statistics import mean
 from usertwin.memory import Scorer
 from usertwin.memory.transcript import ME, flat
 from usertwin.memory.twin import TwinRecord
 from usertwin.memory.words import word_tokens
 from usertwin.personas import Pair, TwinError
 
-from .heldout import spread
-from .metrics.statistics import mean
+from .held_out import spread
 
 #: Words of a shingle, and how much of their shingles two moments share to be nearly the same.
 SHINGLE, RESEMBLANCE, CONTAINMENT = 5, 0.7, 0.8

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from usertwin.evals.metrics.statistics import mean, ratio
+from usertwin.evals.metrics.writing_style import brier, reliability
 from usertwin.memory.leaving import NEIGHBOURS, share_of_leavings
 from usertwin.personas import Pair
 from usertwin.simulator import SimulatedUser
-
-from .metrics.statistics import mean, ratio
-from .metrics.writing_style import brier, reliability
 
 
 def endings(user: SimulatedUser, moments: Sequence[Pair], *, seed: int = 0) -> dict[str, Any] | None:

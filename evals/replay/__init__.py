@@ -1,0 +1,1 @@
+"""Held-out turns replayed under each arm."""
