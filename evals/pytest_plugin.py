@@ -136,7 +136,7 @@ def _open(opened: dict[tuple[str, ...], SimulatedUser], settings: dict[str, Any]
 def _how_close(user: SimulatedUser) -> str:
     if user.record.closeness is None:
         return f"not measured; usertwin eval {user.name}"
-    from .report import closeness_line
+    from .reports.terminal import closeness_line
 
     return closeness_line(user.record.closeness)
 

@@ -30,9 +30,9 @@ from .records.run_folder import NOTES, PAGE, alone, write_reports, write_whole
 from .replay.arms import PEERS
 from .replay.drift import Drifted, drift_result
 from .replay.peers import peer_versions
+from .reports.summary import summary_of
 from .settling import check_settling, settle, settling_plan
 from .suite import Suite, logs_of, people_of
-from .summary import summary_of
 from .transfer import transfer_result
 
 _VERSIONED = ("usertwin", "torch", "transformers", "faiss-cpu", "sentence-transformers", "scikit-learn", "scipy", "sacrebleu")

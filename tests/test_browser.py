@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from invented_run import EVIL, PEOPLE, result, turn, turns
 
-from usertwin.evals.webpage import render_html
+from usertwin.evals.reports.html import render_html
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "chrome-headless-shell")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)

@@ -1,4 +1,4 @@
-"""evals/compare.py, and the commands for runs that are there: report, compare, export."""
+"""evals/reports/compare_runs.py, and the commands for runs that are there: report, compare, export."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rich.console import Console
 
 from usertwin.evals.cli.runs import compare as compare_command
 from usertwin.evals.cli.runs import export, report
-from usertwin.evals.compare import compare, comparison_table, verdict_of
 from usertwin.evals.records.measured_turns import MeasuredTurn
+from usertwin.evals.reports.compare_runs import compare, comparison_table, verdict_of
 from usertwin.personas import UsageError
 
 

@@ -1,4 +1,4 @@
-"""evals/markdown.py: the same figures as the page, and nothing that was said can break a table."""
+"""evals/reports/markdown.py: the same figures as the page, and nothing that was said can break a table."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from invented_run import PEOPLE, result
 
-from usertwin.evals.markdown import render_markdown
-from usertwin.evals.summary import summary_of
-from usertwin.evals.tables import sections_of
+from usertwin.evals.reports.markdown import render_markdown
+from usertwin.evals.reports.summary import summary_of
+from usertwin.evals.reports.tables import sections_of
 from usertwin.memory.model_card import in_markdown
 
 

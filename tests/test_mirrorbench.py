@@ -1,4 +1,4 @@
-"""evals/mirrorbench.py: lines that mirrorbench reads, with the two conversations alike but for the last turn."""
+"""evals/reports/mirrorbench_export.py: lines that mirrorbench reads, with the two conversations alike but for the last turn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from invented_run import PEOPLE, TWIN, turn, turns
 
-from usertwin.evals.mirrorbench import mirrorbench_lines
+from usertwin.evals.reports.mirrorbench_export import mirrorbench_lines
 from usertwin.personas import UsageError
 
 

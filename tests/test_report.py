@@ -16,7 +16,7 @@ from conftest import recipe
 from usertwin.evals.leakage import CONTROLS, decision
 from usertwin.evals.metrics.closeness import CONTRASTS
 from usertwin.evals.replay.arms import ARMS, USUAL_ARMS
-from usertwin.evals.report import (
+from usertwin.evals.reports.terminal import (
     _REASON_NAMES,
     closeness_line,
     closeness_table,

@@ -15,10 +15,10 @@ from tiny_model import tiny_model
 
 from usertwin.evals.records.measured_turns import MeasuredTurn, read_manifest, turns_of
 from usertwin.evals.records.run_folder import NOTES, PAGE
+from usertwin.evals.reports.tables import settling_section
 from usertwin.evals.running import Run, plan_of
 from usertwin.evals.settling import Lesson, Taught, check_settling, lessons_of, settling_result
 from usertwin.evals.suite import Suite, logs_of, read_suite
-from usertwin.evals.tables import settling_section
 from usertwin.memory.user_models import Row
 from usertwin.personas import Pair, UsageError
 from usertwin.personas.pairs import pairs_of_log

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from test_webpage import Tags
 
 from usertwin.evals.cli.main import main
-from usertwin.evals.curves import LINES, colours_of, inline_panel, panels_of, running_mean, whole_picture
 from usertwin.evals.records.training_run import CURVES, Curve, Manifest, MethodRun, TrainingRun, is_training
-from usertwin.evals.training_report import (
+from usertwin.evals.reports.training_curves import LINES, colours_of, inline_panel, panels_of, running_mean, whole_picture
+from usertwin.evals.reports.training_report import (
     PICTURE,
     read_training,
     render_training,

@@ -1,4 +1,4 @@
-"""evals/webpage.py, summary.py, tables.py and examples.py: what the page says, of whom, and that it keeps to itself."""
+"""evals/reports/html.py, summary.py, tables.py and examples.py: what the page says, of whom, and that it keeps to itself."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from invented_run import EVIL, PEOPLE, TWIN, differences, est, paired, result, turn, turns
 
-from usertwin.evals.examples import bits_gained, examples_of
 from usertwin.evals.metrics.closeness import closeness
-from usertwin.evals.summary import best_alternative, summary_of
-from usertwin.evals.tables import forest_grid, power_lines, sections_of
-from usertwin.evals.webpage import forest_plot, render_html
-from usertwin.evals.wording import distance, number, turned, verdict
+from usertwin.evals.reports.example_turns import bits_gained, examples_of
+from usertwin.evals.reports.html import forest_plot, render_html
+from usertwin.evals.reports.labels import distance, number, turned, verdict
+from usertwin.evals.reports.summary import best_alternative, summary_of
+from usertwin.evals.reports.tables import forest_grid, power_lines, sections_of
 
 PAGE = Path(__file__).resolve().parents[1] / "evals" / "page.html"
 

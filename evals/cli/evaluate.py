@@ -69,7 +69,7 @@ def evaluate(
     With --out, the run is kept there turn by turn, goes on where it was stopped, and ends in a report.
     """
     from usertwin.evals.replay.replay import Protocol
-    from usertwin.evals.report import closeness_table
+    from usertwin.evals.reports.terminal import closeness_table
 
     from .options import json_path, write_json
 
@@ -142,7 +142,7 @@ def run_suite(file: Path, out: Path | None, dry_run: bool, home: Path | None) ->
 def _run(console: Console, suite: Suite, folder: Path, *, text: str, home: Path | None) -> dict[str, Any]:
     """Run a suite with bars, say what came out, and where it is."""
     from usertwin.evals.records.run_folder import PAGE
-    from usertwin.evals.report import run_table
+    from usertwin.evals.reports.terminal import run_table
     from usertwin.evals.running import Run
 
     with progress_bars(console) as bars:

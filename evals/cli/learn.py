@@ -325,7 +325,7 @@ def controls(
     """
     from usertwin.evals.controls import Controls, other_moments, takes
     from usertwin.evals.replay.tune import validation_pairs
-    from usertwin.evals.report import controls_table
+    from usertwin.evals.reports.terminal import controls_table
     from usertwin.memory import AnswerCache, Gain, Synthesizer, existing_twin
     from usertwin.memory.answers import ANSWERS
     from usertwin.simulator import load_scorer

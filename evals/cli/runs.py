@@ -23,7 +23,7 @@ def report(run: Path) -> None:
     from usertwin.evals.records.measured_turns import read_result, read_turns
     from usertwin.evals.records.run_folder import write_reports
     from usertwin.evals.records.training_run import is_training
-    from usertwin.evals.summary import summary_of
+    from usertwin.evals.reports.summary import summary_of
 
     if is_training(run):
         _report_training(run)
@@ -37,7 +37,7 @@ def report(run: Path) -> None:
 
 def _report_training(run: Path) -> None:
     from usertwin.evals.records.run_folder import NOTES, PAGE
-    from usertwin.evals.training_report import read_training, summary_of_training, training_pages
+    from usertwin.evals.reports.training_report import read_training, summary_of_training, training_pages
 
     found = read_training(run)
     training_pages(found)
@@ -54,10 +54,10 @@ def _report_training(run: Path) -> None:
 @click.option("--seed", default=0, show_default=True, help="For the intervals.")
 def compare(old: Path, new: Path, json_file: Path | None, seed: int) -> None:
     """Compare the runs in the folders OLD and NEW: what was changed, and what came of it."""
-    from usertwin.evals.compare import compare as compared
-    from usertwin.evals.compare import comparison_table
     from usertwin.evals.records.measured_turns import read_result, read_turns
     from usertwin.evals.records.run_folder import write_whole
+    from usertwin.evals.reports.compare_runs import compare as compared
+    from usertwin.evals.reports.compare_runs import comparison_table
 
     found = compared(read_result(old), read_result(new), read_turns(old), read_turns(new), seed=seed)
     on_screen = str(json_file) == "-"
@@ -77,9 +77,9 @@ def compare(old: Path, new: Path, json_file: Path | None, seed: int) -> None:
 )
 def export(run: Path, arm: str | None, out: Path) -> None:
     """Write the conversations of the run in the folder RUN in the JSON lines that mirrorbench reads."""
-    from usertwin.evals.mirrorbench import mirrorbench_lines
     from usertwin.evals.records.measured_turns import read_result, read_turns
     from usertwin.evals.records.run_folder import write_whole
+    from usertwin.evals.reports.mirrorbench_export import mirrorbench_lines
 
     found = read_result(run)
     about = {"run": found.get("name"), "models": found.get("models"), "seed": found.get("seed")}

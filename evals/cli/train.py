@@ -168,7 +168,7 @@ def _order(told: dict[str, Any]) -> TrainingOrder:
 
 def _show(console: Console, trainer: Trainer, results: dict[str, Any]) -> None:
     from usertwin.evals.records.training_run import read_training
-    from usertwin.evals.training_report import summary_of_training
+    from usertwin.evals.reports.training_report import summary_of_training
 
     for line in summary_of_training(read_training(trainer.out)):
         console.print(line, markup=False)

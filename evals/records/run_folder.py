@@ -61,8 +61,8 @@ def write_reports(folder: Path, result: Mapping[str, Any], turns: Sequence[Measu
     Raises:
         UsageError: nothing can be written there.
     """
-    from usertwin.evals.markdown import render_markdown
-    from usertwin.evals.webpage import render_html
+    from usertwin.evals.reports.html import render_html
+    from usertwin.evals.reports.markdown import render_markdown
 
     page, notes = render_html(result, turns), render_markdown(result)
     write_whole(folder / PAGE, page)

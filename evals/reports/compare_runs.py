@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .records.measured_turns import MeasuredTurn
-from .wording import PRIMARY, arm_name, beside, chance, in_order, interval, measure_name, number, several, verdict
+from usertwin.evals.records.measured_turns import MeasuredTurn
+
+from .labels import PRIMARY, arm_name, beside, chance, in_order, interval, measure_name, number, several, verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -116,7 +117,7 @@ def _paired(
     seed: int,
 ) -> dict[str, Any] | None:
     """The twins' difference at the turns that both runs measured; a turn of which the text is another is not the same turn."""
-    from .metrics.statistics import mean_over_people, sign_flip
+    from usertwin.evals.metrics.statistics import mean_over_people, sign_flip
 
     before, after = str(old["twin_arm"]), str(new["twin_arm"])
     known = {(*turn.where, turn.position, turn.action): turn for turn in old_turns if before in turn.bits}

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .summary import best_alternative
-from .wording import (
+from .labels import (
     PRIMARY,
     Estimates,
     arm_name,
@@ -26,6 +25,7 @@ from .wording import (
     several,
     verdict,
 )
+from .summary import best_alternative
 
 Mark = Literal["", "closer", "further", "twin", "holds", "fails"]
 

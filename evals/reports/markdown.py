@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .pages import template
+from .html import method_of
 from .summary import summary_of
 from .tables import forest_grid, power_lines, sections_of
-from .webpage import method_of
+from .templates import template
 
 
 def render_markdown(result: Mapping[str, Any]) -> str:

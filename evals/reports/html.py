@@ -11,12 +11,13 @@ from itertools import chain
 from math import ceil, floor, log10
 from typing import Any
 
-from .examples import bits_gained, examples_of
-from .pages import template
-from .records.measured_turns import MeasuredTurn, Memory
+from usertwin.evals.records.measured_turns import MeasuredTurn, Memory
+
+from .example_turns import bits_gained, examples_of
+from .labels import arm_name, contrasts_of, counted, in_order, measure_name, number, several, verdict
 from .summary import best_alternative, summary_of
 from .tables import forest_grid, power_lines, sections_of
-from .wording import arm_name, contrasts_of, counted, in_order, measure_name, number, several, verdict
+from .templates import template
 
 _KINDS = {
     "typical": ("Typical", "from the middle of the order"),

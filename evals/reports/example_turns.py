@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .records.measured_turns import MeasuredTurn
+from usertwin.evals.records.measured_turns import MeasuredTurn
 
 #: How many turns are shown of each kind.
 SHOWN = 3

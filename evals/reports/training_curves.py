@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from usertwin.evals.records.training_run import Curve, MethodRun
 from usertwin.memory.model_card import METHODS
 from usertwin.personas import UsageError
 
-from .records.training_run import Curve, MethodRun
-from .wording import number
+from .labels import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,9 +11,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.personas import UsageError
-
-from .records.measured_turns import MeasuredTurn
 
 TASK_TAG = "next_turn"
 #: What stands where nothing was said: mirrorbench refuses a message without text.

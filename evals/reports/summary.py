@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .wording import PRIMARY, Estimates, arm_name, contrasts_of, interval, number, several, verdict
+from .labels import PRIMARY, Estimates, arm_name, contrasts_of, interval, number, several, verdict
 
 
 def best_alternative(result: Mapping[str, Any], *, rivals: bool = True) -> tuple[str, Estimates] | None:

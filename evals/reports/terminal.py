@@ -20,7 +20,7 @@ from rich.text import Text
 from usertwin.memory import EndingModel, Leaving, Settings, Triple, TwinRecord
 from usertwin.memory.transcript import flat
 
-from .wording import PRIMARY, arm_name
+from .labels import PRIMARY, arm_name
 
 #: How many traces are shown of a twin.
 _BEST = 3

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import log
 from typing import Any, Literal
 
-from .metrics.measures import MEASURES
+from usertwin.evals.metrics.measures import MEASURES
 
 Verdict = Literal["closer", "further", "same"]
 Estimates = Mapping[str, Any]

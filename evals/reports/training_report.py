@@ -10,12 +10,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .curves import colours_of, inline_panel, legend_mark, method_title, panels_of, whole_picture
-from .pages import template
-from .records.run_folder import NOTES, PAGE, write_whole
-from .records.training_run import Change, Estimate, Example, Group, MethodRun, TrainingRun, read_training
+from usertwin.evals.records.run_folder import NOTES, PAGE, write_whole
+from usertwin.evals.records.training_run import Change, Estimate, Example, Group, MethodRun, TrainingRun, read_training
+
+from .labels import beside, counted, interval, number, several
 from .tables import NONE, Cell, Grid, Mark, Row, Section
-from .wording import beside, counted, interval, number, several
+from .templates import template
+from .training_curves import colours_of, inline_panel, legend_mark, method_title, panels_of, whole_picture
 
 __all__ = ["PICTURE", "read_training", "render_training", "render_training_markdown", "summary_of_training", "training_pages"]
 

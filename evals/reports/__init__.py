@@ -1,0 +1,1 @@
+"""Tables, pages and Markdown made from a run."""
