@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from .records.measured_turns import MeasuredTurn
     from .replay.arms import ARMS
     from .replay.replay import Protocol, evaluate
-    from .running import Run
-    from .suite import Suite, read_suite
+    from .suites.config import Suite, read_suite
+    from .suites.run import Run
 
 __all__ = [
     "ARMS",

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import tiny_model
 
-from usertwin.evals.suite import read_suite
+from usertwin.evals.suites.config import read_suite
 from usertwin.memory import CachedScorer, sample
 from usertwin.personas import ModelError, UsageError, UsertwinError
 from usertwin.simulator import load_model, load_scorer

@@ -1,4 +1,4 @@
-"""evals/running.py and measurer.py: a run is finished or has no report, and nothing is asked twice."""
+"""evals/suites/run.py and measurer.py: a run is finished or has no report, and nothing is asked twice."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from invented_suite import JUDGED, TRACED, Models, learned_twin, small_suite, sp
 from conftest import WeighingScorer, telling
 from usertwin.evals.records.measured_turns import MANIFEST, RESULT, VERDICTS, read_result, read_turns
 from usertwin.evals.records.run_folder import NOTES, PAGE, alone
-from usertwin.evals.running import Run, plan_of
-from usertwin.evals.suite import Suite, logs_of
+from usertwin.evals.suites.config import Suite, logs_of
+from usertwin.evals.suites.run import Run, plan_of
 from usertwin.memory import FakeEmbedder, Triple, TripleStore
 from usertwin.personas import LogError, ModelError, TwinError, UsageError, UsertwinError
 from usertwin.personas.pairs import pairs_of_log

@@ -1,4 +1,4 @@
-"""evals/settling.py: what is learned and what is measured, a run that is killed, and the figures by hand."""
+"""evals/suites/user_model_experiment.py: what is learned and what is measured, a run that is killed, and the figures by hand."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tiny_model import tiny_model
 from usertwin.evals.records.measured_turns import MeasuredTurn, read_manifest, turns_of
 from usertwin.evals.records.run_folder import NOTES, PAGE
 from usertwin.evals.reports.tables import settling_section
-from usertwin.evals.running import Run, plan_of
-from usertwin.evals.settling import Lesson, Taught, check_settling, lessons_of, settling_result
-from usertwin.evals.suite import Suite, logs_of, read_suite
+from usertwin.evals.suites.config import Suite, logs_of, read_suite
+from usertwin.evals.suites.run import Run, plan_of
+from usertwin.evals.suites.user_model_experiment import Lesson, Taught, check_settling, lessons_of, settling_result
 from usertwin.memory.user_models import Row
 from usertwin.personas import Pair, UsageError
 from usertwin.personas.pairs import pairs_of_log
@@ -151,7 +151,7 @@ def _same_traces(noted: list[dict[str, Any]]) -> bool:
 
 def test_no_held_out_turn_is_learned(home: Path, killed: tuple[Path, dict[str, Any], list[tuple[str, int, int]]]) -> None:
     """Seen in the rows that the trainer is really given."""
-    import usertwin.evals.settling as module
+    import usertwin.evals.suites.user_model_experiment as module
 
     rows: list[str] = []
 

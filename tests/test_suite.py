@@ -1,4 +1,4 @@
-"""evals/suite.py: what a suite's file may say, and that whatever is wrong with it is said in one sentence with its line."""
+"""evals/suites/config.py: what a suite's file may say, and that whatever is wrong with it is said in one sentence with its line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from invented_suite import suite_file, talk, write_log
 
 from usertwin.evals.replay.arms import ARMS, USUAL_ARMS
-from usertwin.evals.suite import Corpus, Suite, logs_of, people_of, read_suite
+from usertwin.evals.suites.config import Corpus, Suite, logs_of, people_of, read_suite
 from usertwin.personas import LogError, UsageError, read_conversations
 from usertwin.personas.importers import CHITCHAT
 

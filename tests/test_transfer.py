@@ -6,7 +6,7 @@ import pytest
 
 from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.records.measured_turns import MeasuredTurn
-from usertwin.evals.transfer import transfer_result
+from usertwin.evals.suites.transfer import transfer_result
 
 
 def turns(gain: float, cost: float = 40.0) -> list[MeasuredTurn]:

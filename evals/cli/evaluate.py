@@ -28,7 +28,7 @@ from .twin_actions import measure
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from usertwin.evals.suite import Suite
+    from usertwin.evals.suites.config import Suite
 
 
 @click.command("eval")
@@ -87,7 +87,7 @@ def evaluate(
         )  # fmt: skip
         console.print(closeness_table(result))
     else:
-        from usertwin.evals.suite import Models, Suite
+        from usertwin.evals.suites.config import Models, Suite
 
         models = Models(action=model, style=style, scorer=scorer, judge=judge)
         suite_of_one = Suite(
@@ -119,13 +119,13 @@ def suite() -> None:
 @home_option
 def run_suite(file: Path, out: Path | None, dry_run: bool, home: Path | None) -> None:
     """Run the suite in FILE. Stopped at any time, the same command goes on where it was; nothing is asked twice."""
-    from usertwin.evals.suite import read_suite
+    from usertwin.evals.suites.config import read_suite
 
     console, found = console_for(), read_suite(file)
     folder = out or Path("runs") / file.stem
     if dry_run:
-        from usertwin.evals.running import Run, plan_of
-        from usertwin.evals.suite import logs_of
+        from usertwin.evals.suites.config import logs_of
+        from usertwin.evals.suites.run import Run, plan_of
 
         logs = logs_of(found)
         run = Run(found, folder, home=home)
@@ -143,7 +143,7 @@ def _run(console: Console, suite: Suite, folder: Path, *, text: str, home: Path 
     """Run a suite with bars, say what came out, and where it is."""
     from usertwin.evals.records.run_folder import PAGE
     from usertwin.evals.reports.terminal import run_table
-    from usertwin.evals.running import Run
+    from usertwin.evals.suites.run import Run
 
     with progress_bars(console) as bars:
         result = asyncio.run(Run(suite, folder, text=text, home=home, fetch=bars.fetch, progress=bars).run())

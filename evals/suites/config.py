@@ -28,12 +28,11 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from usertwin.evals.replay.arms import ARMS, TRACE_ARMS, USUAL_ARMS
 from usertwin.personas import ChatLog, LogError, UsageError, load_log, split_pairs
 from usertwin.personas.importers import CHITCHAT
 from usertwin.personas.pairs import check_speaker
 from usertwin.simulator.adapters import split_adapter
-
-from .replay.arms import ARMS, TRACE_ARMS, USUAL_ARMS
 
 
 class _Strict(BaseModel):

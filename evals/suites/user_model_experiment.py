@@ -25,6 +25,11 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from usertwin.evals.metrics.closeness import ALPHA, PRIMARY, closeness
+from usertwin.evals.metrics.statistics import holm
+from usertwin.evals.records.measured_turns import MeasuredTurn, turns_of
+from usertwin.evals.replay.held_out import held_out_pairs, spread
+from usertwin.evals.replay.leak_checks import check_split, near_duplicates
 from usertwin.memory import Settings, TripleStore
 from usertwin.memory.json_lines import open_to_append, write_line
 from usertwin.memory.policy import check_installed
@@ -38,13 +43,8 @@ from usertwin.simulator.adapters import split_adapter
 from usertwin.simulator.models import weights_folder
 from usertwin.simulator.weights import FetchProgress
 
-from .measurer import WINDOW, Measurer, Person
-from .metrics.closeness import ALPHA, PRIMARY, closeness
-from .metrics.statistics import holm
-from .records.measured_turns import MeasuredTurn, turns_of
-from .replay.held_out import held_out_pairs, spread
-from .replay.leak_checks import check_split, near_duplicates
-from .suite import Kind, Settling, Suite
+from .config import Kind, Settling, Suite
+from .measure_person import WINDOW, Measurer, Person
 
 BASE, PAIRS = "base", "none"
 #: A moment, and its trace by kind.

@@ -14,6 +14,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from usertwin.evals.records.measured_turns import MeasuredTurn
+from usertwin.evals.records.run_folder import write_whole
+from usertwin.evals.replay.arms import Arms
+from usertwin.evals.replay.drift import Drifted, drift
+from usertwin.evals.replay.endings import endings
+from usertwin.evals.replay.held_out import held_out_pairs, other_person, spread
+from usertwin.evals.replay.leak_checks import check_split, known_by_heart, near_duplicates
+from usertwin.evals.replay.replay import Protocol, Replay, twin_arm
+from usertwin.evals.replay.tune import decide
 from usertwin.memory import ChatModel, Embedder, Recipe, Scorer, Settings, TripleStore, TwinRecord, existing_twin, learn
 from usertwin.memory.answers import AnswerCache
 from usertwin.memory.tracing import Progress, no_progress
@@ -21,16 +30,7 @@ from usertwin.personas import ChatLog, TwinError, UsageError
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer
 from usertwin.simulator.models import manner_of
 
-from .records.measured_turns import MeasuredTurn
-from .records.run_folder import write_whole
-from .replay.arms import Arms
-from .replay.drift import Drifted, drift
-from .replay.endings import endings
-from .replay.held_out import held_out_pairs, other_person, spread
-from .replay.leak_checks import check_split, known_by_heart, near_duplicates
-from .replay.replay import Protocol, Replay, twin_arm
-from .replay.tune import decide
-from .suite import Corpus, Suite
+from .config import Corpus, Suite
 
 #: Turns of context that belong to a moment, unless the suite says otherwise.
 WINDOW = 6

@@ -15,6 +15,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from usertwin.evals.judges.model_judge import judge_pairs, judged, questions_of
+from usertwin.evals.metrics.closeness import closeness
+from usertwin.evals.records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest, turns_of
+from usertwin.evals.records.run_folder import NOTES, PAGE, alone, write_reports, write_whole
+from usertwin.evals.replay.arms import PEERS
+from usertwin.evals.replay.drift import Drifted, drift_result
+from usertwin.evals.replay.peers import peer_versions
+from usertwin.evals.reports.summary import summary_of
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.memory.answers import ANSWERS, AnswerCache
 from usertwin.memory.files import digest, digest_of
@@ -22,18 +30,10 @@ from usertwin.memory.tracing import Progress, no_progress
 from usertwin.personas import ChatLog, UsageError
 from usertwin.simulator.prompts import prompt_versions
 
-from .judges.model_judge import judge_pairs, judged, questions_of
-from .measurer import WINDOW, Loaded, Measurer, Person
-from .metrics.closeness import closeness
-from .records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest, turns_of
-from .records.run_folder import NOTES, PAGE, alone, write_reports, write_whole
-from .replay.arms import PEERS
-from .replay.drift import Drifted, drift_result
-from .replay.peers import peer_versions
-from .reports.summary import summary_of
-from .settling import check_settling, settle, settling_plan
-from .suite import Suite, logs_of, people_of
+from .config import Suite, logs_of, people_of
+from .measure_person import WINDOW, Loaded, Measurer, Person
 from .transfer import transfer_result
+from .user_model_experiment import check_settling, settle, settling_plan
 
 _VERSIONED = ("usertwin", "torch", "transformers", "faiss-cpu", "sentence-transformers", "scikit-learn", "scipy", "sacrebleu")
 #: Fewer people than this, and an interval over people says little.

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .metrics.closeness import closeness
-from .records.measured_turns import MeasuredTurn
+from usertwin.evals.metrics.closeness import closeness
+from usertwin.evals.records.measured_turns import MeasuredTurn
 
 _ARM, _AGAINST = "recalled_triples", "recalled_pairs"
 

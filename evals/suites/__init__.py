@@ -1,0 +1,1 @@
+"""Measurements of many people, described by one TOML file."""
