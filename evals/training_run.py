@@ -42,7 +42,7 @@ from .records.measured_turns import MANIFEST, RESULT
 from .records.run_folder import alone, write_whole
 from .records.training_run import TRAINING_FORMAT, read_training
 from .reports.training_report import training_pages
-from .synthesizers import compared, examples_of, look_at, of_each, write_held_out
+from .traces.synthesizer_quality import compared, examples_of, look_at, of_each, write_held_out
 
 POOL, BASE_TRACES, TRACES, OUTCOME = "pool.jsonl", "base_traces.jsonl", "traces.jsonl", "outcome.json"
 _VERSIONED = ("usertwin", "torch", "transformers", "trl", "peft", "datasets")

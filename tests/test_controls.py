@@ -1,4 +1,4 @@
-"""evals/controls.py: every control trace is wrong in the one way that it is said to be, and a planted case is decided right."""
+"""evals/traces/control_traces.py: every control trace is wrong in the one way that it is said to be, and a planted case is decided right."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import Telling, telling
-from usertwin.evals.controls import Controls, keywords, other_moments, takes
 from usertwin.evals.replay.tune import validation_pairs
+from usertwin.evals.traces.control_traces import Controls, keywords, other_moments, takes
 from usertwin.memory import (
     AnswerCache,
     ChatModel,

@@ -1,4 +1,4 @@
-"""evals/leakage.py: what control traces tell is a pure function of what was measured, and the decision follows its rule."""
+"""evals/traces/control_verdict.py: what control traces tell is a pure function of what was measured, and the decision follows its rule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from usertwin.evals.leakage import CHOOSERS, CONTROLS, RIVALS, Moment, Shown, Told, decision, result
+from usertwin.evals.traces.control_verdict import CHOOSERS, CONTROLS, RIVALS, Moment, Shown, Told, decision, result
 from usertwin.memory import Candidate
 from usertwin.personas import Pair, Turn
 

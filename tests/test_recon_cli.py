@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from conftest import small_conversation
 from usertwin.evals.cli.main import main
-from usertwin.evals.leakage import decision
+from usertwin.evals.traces.control_verdict import decision
 from usertwin.memory import FakeEmbedder, Settings, TripleStore, TwinRecord, default_home, existing_twin
 from usertwin.personas import write_conversations
 from usertwin.simulator.scripted import ScriptedChatModel

@@ -13,7 +13,6 @@ import pytest
 from rich.console import Console, RenderableType
 
 from conftest import recipe
-from usertwin.evals.leakage import CONTROLS, decision
 from usertwin.evals.metrics.closeness import CONTRASTS
 from usertwin.evals.replay.arms import ARMS, USUAL_ARMS
 from usertwin.evals.reports.terminal import (
@@ -27,6 +26,7 @@ from usertwin.evals.reports.terminal import (
     twin_view,
     verdicts,
 )
+from usertwin.evals.traces.control_verdict import CONTROLS, decision
 from usertwin.memory import EndingModel, Leaving, Provenance, Settings, Triple, TwinRecord
 from usertwin.memory.guards import REASONS
 from usertwin.personas import Pair, Persona, Turn

@@ -1,4 +1,4 @@
-"""evals/synthesizers.py: what is measured of two writers is known beforehand, and the examples are those that differ most."""
+"""evals/traces/synthesizer_quality.py: what is measured of two writers is known beforehand, and the examples are those that differ most."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import PAIR, WeighingScorer, scripted
-from usertwin.evals.synthesizers import compared, examples_of, look_at, of_each, write_held_out
+from usertwin.evals.traces.synthesizer_quality import compared, examples_of, look_at, of_each, write_held_out
 from usertwin.memory import FakeEmbedder, FakeScorer
 from usertwin.memory.distractors import Distractors
 from usertwin.memory.guards import rejected_by

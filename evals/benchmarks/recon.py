@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.evals.cli.demo import SPEAKER
-from usertwin.evals.controls import Controls, other_moments
 from usertwin.evals.metrics.statistics import Estimate, mean
 from usertwin.evals.replay.tune import validation_pairs
+from usertwin.evals.traces.control_traces import Controls, other_moments
 from usertwin.memory import Choice, Distractors, Gain, Judged, Recipe, Synthesizer, learn
 from usertwin.memory.fidelity import reconstruct
 from usertwin.memory.scoring import Likelihood, TransformersScorer

@@ -323,9 +323,9 @@ def controls(
     Ends in a table and a decision. Nothing of the twin is changed but the answers that are kept; stopped, it goes on where
     it was.
     """
-    from usertwin.evals.controls import Controls, other_moments, takes
     from usertwin.evals.replay.tune import validation_pairs
     from usertwin.evals.reports.terminal import controls_table
+    from usertwin.evals.traces.control_traces import Controls, other_moments, takes
     from usertwin.memory import AnswerCache, Gain, Synthesizer, existing_twin
     from usertwin.memory.answers import ANSWERS
     from usertwin.simulator import load_scorer

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from usertwin.evals.replay.held_out import spread
 from usertwin.memory import ChatModel, Distractors, Embedder, Ledger, Scorer, Triple, TripleStore
 from usertwin.memory.fidelity import CHOICES, gains
 from usertwin.memory.guards import gives_away
@@ -42,8 +43,7 @@ from usertwin.personas.pairs import pairs_of_log
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript
 
-from .leakage import CONTROLS, PROBED, Moment, Shown, Told, result
-from .replay.held_out import spread
+from .control_verdict import CONTROLS, PROBED, Moment, Shown, Told, result
 
 _FILLER = "Well, here it is as it is, and so on and so forth, one thing after another, this and that, and then some more of it"
 _KEYWORDS = 6

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from usertwin.evals.metrics.statistics import mean_over_people
 from usertwin.memory import ChatModel, Scorer
 from usertwin.memory.distractors import Distractors
 from usertwin.memory.fidelity import CHOICES
@@ -23,8 +24,6 @@ from usertwin.memory.looked import Looked, look_at_pair
 from usertwin.memory.propose import Proposing, propose
 from usertwin.memory.tracing import Progress, no_progress
 from usertwin.personas import Pair
-
-from .metrics.statistics import mean_over_people
 
 #: Examples that a report shows: pairs on which base and trained differ the most, to both sides.
 _EXAMPLES = 6

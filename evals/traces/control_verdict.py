@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from usertwin.evals.metrics.statistics import Estimate, mean, partial_spearman
 from usertwin.memory.recon import in_order
 from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair
-
-from .metrics.statistics import Estimate, mean, partial_spearman
 
 CONTROLS = ("own", "filler", "copy", "paraphrase", "shuffled", "other", "bag", "keywords", "swapped", "forward")
 #: Which are asked whether they give the action away without the context; that takes sixteen scorings each.

@@ -1,0 +1,1 @@
+"""Whether reasoning traces carry more than leakage."""
