@@ -1,4 +1,4 @@
-"""evals/training_plan.py: what a training will take is reckoned from what it will do, without any model loaded."""
+"""evals/training_runs/plan.py: what a training will take is reckoned from what it will do, without any model loaded."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tiny_model import tiny_model
 
 from conftest import PAIR
-from usertwin.evals.training_plan import plan_of_training
-from usertwin.evals.training_run import TrainingOrder
+from usertwin.evals.training_runs.plan import plan_of_training
+from usertwin.evals.training_runs.run import TrainingOrder
 from usertwin.memory.lessons import Lesson, Lessons
 from usertwin.memory.propose import written_tokens
 from usertwin.memory.training import TRAIN_METHODS, Training

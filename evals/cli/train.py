@@ -16,7 +16,7 @@ from .options import console_for, embedder_option, fidelity_option, progress_bar
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from usertwin.evals.training_run import Trainer, TrainingOrder
+    from usertwin.evals.training_runs.run import Trainer, TrainingOrder
 
 _METHODS = ["sft", "dpo", "soup", "grpo", "e2e"]
 _PRECISION = click.Choice(["float32", "bfloat16"])
@@ -111,13 +111,13 @@ def train(out: Path, dry_run: bool, **told: Any) -> None:
     the traces begin to carry the action. Use what comes out with: usertwin learn NAME --from LOG --speaker WHO --synthesizer
     OUT/METHOD/adapter
     """
-    from usertwin.evals.training_plan import plan_of_training
+    from usertwin.evals.training_runs.plan import plan_of_training
     from usertwin.memory.policy import check_installed
 
     console = console_for()
     check_installed(vllm=told["vllm"], tensorboard=told["tensorboard"])
     with progress_bars(console) as bars:
-        from usertwin.evals.training_run import Trainer
+        from usertwin.evals.training_runs.run import Trainer
 
         trainer = Trainer(_order(told), out, bars.fetch, bars)
         lines = plan_of_training(trainer.order, trainer.lessons)
@@ -132,7 +132,7 @@ def train(out: Path, dry_run: bool, **told: Any) -> None:
 
 
 def _order(told: dict[str, Any]) -> TrainingOrder:
-    from usertwin.evals.training_run import TrainingOrder
+    from usertwin.evals.training_runs.run import TrainingOrder
     from usertwin.memory.lessons import Enrolment
     from usertwin.memory.rewards import Weights, weights_from
     from usertwin.memory.training import Training

@@ -20,7 +20,7 @@ from usertwin.memory.training import Training
 from usertwin.simulator.models import known_weights
 
 if TYPE_CHECKING:
-    from .training_run import TrainingOrder
+    from .run import TrainingOrder
 
 _CHARACTERS = 4
 _BYTES = {"float32": 4, "bfloat16": 2}

@@ -16,6 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from usertwin.evals.records.measured_turns import MANIFEST, RESULT
+from usertwin.evals.records.run_folder import alone, write_whole
+from usertwin.evals.records.training_run import TRAINING_FORMAT, read_training
+from usertwin.evals.reports.training_report import training_pages
+from usertwin.evals.traces.synthesizer_quality import compared, examples_of, look_at, of_each, write_held_out
 from usertwin.memory import ChatModel, Embedder, Scorer
 from usertwin.memory.checkpoints import ADAPTER, check_room
 from usertwin.memory.distractors import Distractors
@@ -37,12 +42,6 @@ from usertwin.personas import ChatLog, Pair, UsageError, load_log
 from usertwin.simulator import load_embedder, load_model, load_scorer
 from usertwin.simulator.adapters import split_adapter
 from usertwin.simulator.models import check_weighted, weights_folder
-
-from .records.measured_turns import MANIFEST, RESULT
-from .records.run_folder import alone, write_whole
-from .records.training_run import TRAINING_FORMAT, read_training
-from .reports.training_report import training_pages
-from .traces.synthesizer_quality import compared, examples_of, look_at, of_each, write_held_out
 
 POOL, BASE_TRACES, TRACES, OUTCOME = "pool.jsonl", "base_traces.jsonl", "traces.jsonl", "outcome.json"
 _VERSIONED = ("usertwin", "torch", "transformers", "trl", "peft", "datasets")

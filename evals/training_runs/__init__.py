@@ -1,0 +1,1 @@
+"""Training runs as the command line starts them."""
