@@ -23,8 +23,8 @@ from uuid import uuid4
 from usertwin.personas import TwinError
 
 from . import rows
+from .atomic_files import digest_of, replace_file
 from .faults import said_in_one_sentence, way_out
-from .files import digest_of, replace_file
 from .lock import WriterLock
 from .seal import break_seal, holds, log_bytes, read_seal, write_seal
 from .triples import Triple

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from usertwin.personas import Pair
 
-from .files import digest, replace_file
+from .atomic_files import digest, replace_file
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,7 @@ from typing import Any
 
 from usertwin.personas import UsageError
 
-from .files import replace_file
+from .atomic_files import replace_file
 from .templates import PromptTemplate
 
 CARD = "README.md"

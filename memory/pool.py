@@ -18,7 +18,7 @@ from usertwin.personas import Pair, UsageError
 
 from .embed import Embedder
 from .fidelity import Fidelity
-from .json_lines import open_to_append, whole_lines, write_line
+from .jsonl import open_to_append, whole_lines, write_line
 from .lessons import Lesson
 from .looked import LEAKS
 from .policy import prompt_of

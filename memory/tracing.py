@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .answers import ANSWERS, AnswerCache
+from .concurrency import several
 from .distractors import Distractors
 from .judging import fidelity_by_name
 from .recon import Synthesizer
@@ -21,7 +22,6 @@ from .scoring import Scorer
 from .store import TripleStore
 from .triples import Triple
 from .twin import TwinRecord
-from .workers import several
 
 
 class Progress(Protocol):

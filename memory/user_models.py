@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from usertwin.personas import Pair, UsageError
 
+from .atomic_files import digest_of, sync_folder
 from .checkpoints import CHECKPOINTS, go_on, last_checkpoint, told_in_one_sentence
-from .files import digest_of, sync_folder
 from .policy import check_installed, ends_of, load_base, lora
 from .propose import TRACE_TOKENS
 from .scoring import Likelihood, Precision, TransformersScorer

@@ -5,7 +5,7 @@ from itertools import count
 
 import pytest
 
-from usertwin.memory.workers import several
+from usertwin.memory.concurrency import several
 from usertwin.personas import ModelError, UsertwinError
 
 

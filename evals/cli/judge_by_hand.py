@@ -74,7 +74,7 @@ def _ask_all(
 ) -> list[HandLabel]:
     """Ask until there are so many labels of the rater, or no more pairs, or they stop. All labels, with the new ones."""
     from usertwin.evals.judges.human_judge import HandLabel, order_of, pair_view
-    from usertwin.memory.json_lines import open_to_append, write_line
+    from usertwin.memory.jsonl import open_to_append, write_line
 
     wanted = {question.pair for question in plan}
     own = {label.pair: label for label in labels if label.rater == rater and label.pair in wanted}

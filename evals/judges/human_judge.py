@@ -22,7 +22,7 @@ from rich.text import Text
 from usertwin.evals.metrics.statistics import Estimate, Resampling, mean, sums
 from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.evals.records.verdicts import LABELS, Closer, Question, Verdict
-from usertwin.memory.json_lines import read_lines
+from usertwin.memory.jsonl import read_lines
 from usertwin.memory.transcript import flat
 from usertwin.personas import UsageError
 

@@ -19,11 +19,11 @@ from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.evals.records.verdicts import LABELS, Kind, Label, Question, Verdict, digest, read_verdicts
 from usertwin.evals.replay.held_out import spread
 from usertwin.memory import ChatModel, Ledger
-from usertwin.memory.json_lines import open_to_append, write_line
+from usertwin.memory.concurrency import several
+from usertwin.memory.jsonl import open_to_append, write_line
 from usertwin.memory.sampling import sample
 from usertwin.memory.templates import PromptTemplate
 from usertwin.memory.transcript import flat, shortened
-from usertwin.memory.workers import several
 from usertwin.personas import UsageError
 
 PROMPT = PromptTemplate(Path(__file__).with_name("judge_pair.txt"))

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from usertwin.memory.json_lines import read_lines
+from usertwin.memory.jsonl import read_lines
 from usertwin.personas import UsageError
 
 #: The form of run folders that this version writes and reads.

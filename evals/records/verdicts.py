@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
-from usertwin.memory.json_lines import read_lines
+from usertwin.memory.jsonl import read_lines
 from usertwin.memory.transcript import flat
 
 #: What a pair is asked for: a contrast of two arms, or to see whether the judge says what must come out.

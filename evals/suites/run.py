@@ -25,7 +25,7 @@ from usertwin.evals.replay.peers import peer_versions
 from usertwin.evals.reports.summary import summary_of
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.memory.answers import ANSWERS, AnswerCache
-from usertwin.memory.files import digest, digest_of
+from usertwin.memory.atomic_files import digest, digest_of
 from usertwin.memory.tracing import Progress, no_progress
 from usertwin.personas import ChatLog, UsageError
 from usertwin.simulator.prompts import prompt_versions

@@ -31,7 +31,7 @@ from usertwin.evals.records.measured_turns import MeasuredTurn, turns_of
 from usertwin.evals.replay.held_out import held_out_pairs, spread
 from usertwin.evals.replay.leak_checks import check_split, near_duplicates
 from usertwin.memory import Settings, TripleStore
-from usertwin.memory.json_lines import open_to_append, write_line
+from usertwin.memory.jsonl import open_to_append, write_line
 from usertwin.memory.policy import check_installed
 from usertwin.memory.recon import backward_trace
 from usertwin.memory.tracing import Progress, no_progress

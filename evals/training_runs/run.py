@@ -22,11 +22,11 @@ from usertwin.evals.records.training_run import TRAINING_FORMAT, read_training
 from usertwin.evals.reports.training_report import training_pages
 from usertwin.evals.traces.synthesizer_quality import compared, examples_of, look_at, of_each, write_held_out
 from usertwin.memory import ChatModel, Embedder, Scorer
+from usertwin.memory.atomic_files import digest
 from usertwin.memory.checkpoints import ADAPTER, check_room
 from usertwin.memory.distractors import Distractors
 from usertwin.memory.downstream import Downstream
 from usertwin.memory.fidelity import Fidelity
-from usertwin.memory.files import digest
 from usertwin.memory.guards import rejected_by
 from usertwin.memory.judging import fidelity_by_name
 from usertwin.memory.lessons import Enrolment, Lesson, Lessons, lessons_of, with_later
