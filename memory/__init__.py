@@ -1,17 +1,17 @@
 """WHAT THEY DID AND WHY: triples, the FAISS memory they are recalled from, Recon, and learning a twin from a log."""
 
-from .answers import AnswerCache
 from .distractors import Distractors
-from .embed import CachedEmbedder, Embedder, FakeEmbedder, SentenceTransformerEmbedder
 from .ending import EndingModel, learn_ending
 from .fidelity import Choice, Fidelity, Gain, Prior, Scored
 from .judging import Judged, Ranked, fidelity_by_name
 from .learn import append, learn
 from .leaving import Leaving, learn_leaving
+from .models.answer_cache import AnswerCache
+from .models.chat import ChatModel, Ledger, Price, Sample, Style, Usage, sample
+from .models.embedding import CachedEmbedder, Embedder, FakeEmbedder, SentenceTransformerEmbedder
+from .models.scoring import CachedScorer, FakeScorer, Likelihood, Scorer, TransformersScorer
 from .ranking import Ranking
 from .recon import METHODS, Method, Synthesizer, select
-from .sampling import ChatModel, Ledger, Price, Sample, Style, Usage, sample
-from .scoring import CachedScorer, FakeScorer, Likelihood, Scorer, TransformersScorer
 from .store import MemoryStats, TripleStore
 from .tracing import Progress
 from .triples import Candidate, Provenance, Recalled, Triple

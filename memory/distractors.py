@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from usertwin.personas import Pair
 
-from .embed import Embedder
+from .models.embedding import Embedder
 from .transcript import flat
 
 if TYPE_CHECKING:

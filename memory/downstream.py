@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from usertwin.personas import Pair
 
 from .fidelity import Scored
+from .models.chat import Ledger
+from .models.scoring import Scorer
 from .propose import CONTEXT_TURNS
-from .sampling import Ledger
-from .scoring import Scorer
 from .transcript import action_line, joined, open_moment, past_moment
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from usertwin.personas import Pair, TwinError
 
-from .embed import FakeEmbedder
+from .models.embedding import FakeEmbedder
 
 if TYPE_CHECKING:
     import numpy as np

@@ -22,9 +22,9 @@ from typing import Protocol
 from usertwin.personas import Pair, VerdictError
 
 from .distractors import Distractors
+from .models.chat import Ledger
+from .models.scoring import Likelihood, Scorer
 from .propose import CONTEXT_TURNS, prompt_for
-from .sampling import Ledger
-from .scoring import Likelihood, Scorer
 from .transcript import ME, action_line, filler, flat, open_moment
 from .triples import Candidate
 from .words import known_text, spans_of, stems

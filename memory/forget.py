@@ -13,10 +13,10 @@ from pathlib import Path
 from usertwin.personas import Conversation, UsageError, write_conversations
 from usertwin.personas.chat import seconds
 
-from .answers import ANSWERS
-from .embed import Embedder
 from .leaving import learn_when_to_leave
 from .lock import WriterLock
+from .models.answer_cache import ANSWERS
+from .models.embedding import Embedder
 from .store import TripleStore
 from .twin import HELD_OUT, OTHER_PERSON, TwinRecord, kept_conversations
 

@@ -17,9 +17,9 @@ from usertwin.personas.pairs import LEFT
 
 from . import rows
 from .database import Change, Database, State
-from .embed import Embedder, query_text
 from .faults import way_out
 from .index import UnusableIndexError, VectorIndex, column_of, column_type, key, kind_for
+from .models.embedding import Embedder, query_text
 from .ranking import WordIndex
 from .triples import Triple
 

@@ -25,11 +25,11 @@ from typing import Any, Literal, get_args
 from usertwin.personas import Pair, UsageError, VerdictError
 
 from .distractors import Distractors
-from .embed import Embedder
 from .fidelity import CHOICES, Choice, Fidelity, Gain, Prior, Scored, reconstruct
+from .models.chat import ChatModel, Ledger, sample
+from .models.embedding import Embedder
+from .models.scoring import Scorer
 from .propose import CONTEXT_TURNS, template
-from .sampling import ChatModel, Ledger, sample
-from .scoring import Scorer
 from .transcript import context_lines, flat, shortened
 
 FidelityName = Literal["novel", "gain", "judge", "choice", "rank", "prior"]

@@ -28,12 +28,12 @@ from usertwin.personas import (
 )
 from usertwin.personas.pairs import check_speaker, pairs_of_log
 
-from .answers import ANSWERS
-from .embed import Embedder
 from .leaving import learn_when_to_leave
 from .lock import WriterLock
-from .sampling import ChatModel
-from .scoring import Scorer
+from .models.answer_cache import ANSWERS
+from .models.chat import ChatModel
+from .models.embedding import Embedder
+from .models.scoring import Scorer
 from .store import TripleStore
 from .tracing import Progress, no_progress, open_synthesizer, trace
 from .triples import Triple

@@ -19,7 +19,7 @@ from itertools import zip_longest
 from usertwin.personas import ChatLog, LogError, Pair, Split, UsageError, split_pairs
 from usertwin.personas.pairs import DEFAULT_WINDOW, check_speaker
 
-from .embed import Embedder
+from .models.embedding import Embedder
 from .words import word_tokens
 
 #: Fewer words than this make a turn that any trace predicts as well as any other ("ok", "yes please").

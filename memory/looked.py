@@ -15,7 +15,7 @@ from usertwin.personas import Pair
 from .fidelity import gains
 from .guards import gives_away
 from .lessons import Lesson
-from .scoring import Scorer
+from .models.scoring import Scorer
 from .words import word_tokens
 
 #: Guards that speak of a leak; the others of form.

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from usertwin.personas import ChatLog, Pair, split_pairs
 
+from .models.chat import Price, Style, Usage
 from .propose import prompt_for, written_tokens
 from .recon import ROUNDS
-from .sampling import Price, Style, Usage
 from .twin import Recipe
 
 _CHARACTERS = 4

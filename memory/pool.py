@@ -16,15 +16,15 @@ from typing import Any
 
 from usertwin.personas import Pair, UsageError
 
-from .embed import Embedder
 from .fidelity import Fidelity
 from .jsonl import open_to_append, whole_lines, write_line
 from .lessons import Lesson
 from .looked import LEAKS
+from .models.chat import ChatModel, Style
+from .models.embedding import Embedder
 from .policy import prompt_of
 from .propose import Proposing, as_trace, propose
 from .rewards import Reward, Weights, rewards_of
-from .sampling import ChatModel, Style
 from .tracing import Progress, no_progress
 
 #: A pair teaches a preference only if its best trace is worth so much more than its worst.

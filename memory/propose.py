@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 from usertwin.personas import Pair, UsageError
 
-from .sampling import ChatModel, Ledger, Style, sample
+from .models.chat import ChatModel, Ledger, Style, sample
 from .templates import PromptTemplate
 from .transcript import ME, context_lines, flat, open_moment, past_moment, shortened
 from .words import word_tokens

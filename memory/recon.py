@@ -27,13 +27,13 @@ from typing import Literal, get_args
 from usertwin.personas import Pair, UsageError
 
 from .distractors import Distractors
-from .embed import Embedder
 from .fidelity import CHOICES, Fidelity, gains, passed, with_scores
 from .guards import LEAST_KEPT, gives_away, kept_share, rejected_by
 from .judging import MOST_ATTEMPTS, plausibility
+from .models.chat import ChatModel, Ledger
+from .models.embedding import Embedder
+from .models.scoring import Scorer
 from .propose import CONTEXT_TURNS, MALFORMED, PROPOSING, Proposing, proposal_template, propose
-from .sampling import ChatModel, Ledger
-from .scoring import Scorer
 from .search import search
 from .triples import Candidate, Provenance, Triple
 

@@ -26,7 +26,7 @@ from .guards import LONGEST_TRACE, MOST_NEW_WORDS, SAME_MEANING, meaning_shared
 from .words import new_stems, stems, word_tokens
 
 if TYPE_CHECKING:
-    from .embed import Embedder
+    from .models.embedding import Embedder
 
 Shape = Literal["clipped", "rank"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)

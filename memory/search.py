@@ -12,8 +12,8 @@ from collections.abc import Callable
 from usertwin.personas import Pair
 
 from .fidelity import Fidelity, passed, with_scores
+from .models.chat import ChatModel, Ledger, sample
 from .propose import CONTEXT_TURNS, cleaned, in_first_person, parts_of, prompt_for, propose, template
-from .sampling import ChatModel, Ledger, sample
 from .transcript import context_lines, shortened
 from .triples import Candidate
 

@@ -20,10 +20,10 @@ from usertwin.personas import Pair, TwinError, UsageError
 from usertwin.personas.pairs import Kind
 
 from .database import FORMAT
-from .embed import Embedder, query_text
 from .faults import said_in_one_sentence
 from .index import INDEX_KINDS, IndexKind, Tuning, key
 from .indexed import IndexedDatabase
+from .models.embedding import Embedder, query_text
 from .ranking import SIMILARITY, Ranking, choose, within
 from .triples import Recalled, Triple
 

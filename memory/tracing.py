@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from .answers import ANSWERS, AnswerCache
 from .concurrency import several
 from .distractors import Distractors
 from .judging import fidelity_by_name
+from .models.answer_cache import ANSWERS, AnswerCache
+from .models.chat import ChatModel
+from .models.scoring import Scorer
 from .recon import Synthesizer
-from .sampling import ChatModel
-from .scoring import Scorer
 from .store import TripleStore
 from .triples import Triple
 from .twin import TwinRecord

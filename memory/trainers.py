@@ -25,7 +25,7 @@ from .rewards import Reward, rewards_of
 from .words import word_tokens
 
 if TYPE_CHECKING:
-    from .embed import Embedder
+    from .models.embedding import Embedder
     from .training import Training
 
 

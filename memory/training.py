@@ -23,16 +23,16 @@ from typing import Any, Literal, get_args
 from usertwin.personas import Pair, UsageError
 
 from .checkpoints import CHECKPOINTS, check_room, go_on, last_checkpoint, save_adapter, step_of, told_in_one_sentence
-from .embed import Embedder
 from .fidelity import Fidelity
 from .judging import FidelityName
 from .lessons import Lesson
+from .models.chat import Style
+from .models.embedding import Embedder
+from .models.scoring import Precision
 from .policy import ends_of
 from .pool import Proposed, chosen_rows, preference_rows
 from .propose import Proposing
 from .rewards import Weights
-from .sampling import Style
-from .scoring import Precision
 from .soup import cook
 from .tracing import Progress, no_progress
 from .trainers import GroupRewards, group_trainer, preference_trainer, supervised_trainer

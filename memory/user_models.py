@@ -24,9 +24,9 @@ from usertwin.personas import Pair, UsageError
 
 from .atomic_files import digest_of, sync_folder
 from .checkpoints import CHECKPOINTS, go_on, last_checkpoint, told_in_one_sentence
+from .models.scoring import Likelihood, Precision, TransformersScorer
 from .policy import check_installed, ends_of, load_base, lora
 from .propose import TRACE_TOKENS
-from .scoring import Likelihood, Precision, TransformersScorer
 from .tracing import Progress, no_progress
 from .trainers import settings_of
 from .transcript import ME, action_line, flat, open_moment, open_thought

@@ -34,8 +34,8 @@ from usertwin.memory import (
     Style,
     TransformersScorer,
 )
-from usertwin.memory.sampling import FREE, Price
-from usertwin.memory.scoring import Precision
+from usertwin.memory.models.chat import FREE, Price
+from usertwin.memory.models.scoring import Precision
 from usertwin.personas import ModelError, UsageError
 
 from .adapters import Adapter, check_fits, read_adapter, split_adapter, with_adapter

@@ -25,7 +25,7 @@ import numpy as np
 
 from conftest import recipe, scripted, small_conversation
 from usertwin.memory import FakeEmbedder, FakeScorer, Method, Provenance, Recalled, Triple, TripleStore, learn
-from usertwin.memory.embed import query_text
+from usertwin.memory.models.embedding import query_text
 from usertwin.personas import ChatLog, Pair, Turn, TwinError
 from usertwin.personas.chat import in_time_order
 

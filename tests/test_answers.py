@@ -1,4 +1,4 @@
-"""memory/answers.py: what a model once answered is found again, by exactly what was asked, also after a kill."""
+"""memory/models/answer_cache.py: what a model once answered is found again, by exactly what was asked, also after a kill."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from usertwin.memory import CachedEmbedder, FakeEmbedder, SentenceTransformerEmbedder
-from usertwin.memory.embed import DEFAULT_EMBEDDER, QUERY_TURNS, query_text
+from usertwin.memory.models.embedding import DEFAULT_EMBEDDER, QUERY_TURNS, query_text
 from usertwin.personas import ModelError, Pair, Turn
 
 

@@ -14,7 +14,7 @@ import pytest
 from kill_writer import EMBEDDER, Child, check, known, read
 
 from usertwin.memory import Provenance, Triple, TripleStore
-from usertwin.memory.embed import query_text
+from usertwin.memory.models.embedding import query_text
 from usertwin.personas import Pair, Turn
 
 TOLD = Provenance("recon", "scripted:secret", None, "1", 0, 1, {})

@@ -18,7 +18,7 @@ from conftest import other_conversation, recipe, scripted, small_conversation
 from usertwin.evals import CONTRASTS, MEASURES, Protocol, evaluate
 from usertwin.evals.replay.arms import USUAL_ARMS, Arms, Moment
 from usertwin.memory import FakeEmbedder, FakeScorer, Likelihood, default_home, learn
-from usertwin.memory.embed import query_text
+from usertwin.memory.models.embedding import query_text
 from usertwin.personas import ChatLog, Conversation, LogError, Turn, UsageError, pairs_of, write_conversations
 from usertwin.simulator import SimulatedUser
 

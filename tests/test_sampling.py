@@ -1,4 +1,4 @@
-"""memory/sampling.py: whatever the model takes, n texts come back, cut, counted, and with the seed in them."""
+"""memory/models/chat.py: whatever the model takes, n texts come back, cut, counted, and with the seed in them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from openai import ContentFilterFinishReasonError
 
 from conftest import Endpoint, scripted
 from usertwin.memory import AnswerCache, ChatModel, Ledger, Price, Sample, Usage, sample
-from usertwin.memory.sampling import FREE
+from usertwin.memory.models.chat import FREE
 from usertwin.personas import ModelError, UsageError
 from usertwin.simulator import load_model
 

@@ -1,4 +1,4 @@
-"""memory/scoring.py: likelihoods are those of a plain forward pass, and are computed once."""
+"""memory/models/scoring.py: likelihoods are those of a plain forward pass, and are computed once."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_equal_prompts_and_a_prompt_that_another_begins_with_share_too() -> None
 
 
 def test_more_than_one_batch_keeps_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("usertwin.memory.scoring._BATCH_TOKENS", 64)
+    monkeypatch.setattr("usertwin.memory.models.scoring._BATCH_TOKENS", 64)
     items = [(letter * length, f" {length}") for letter, length in zip("abcdefgh", (9, 70, 3, 40, 1, 90, 20, 5), strict=True)]
     for found, item in zip(TransformersScorer("tiny", tiny).score(items), items, strict=True):
         assert_same(found, plain(*item))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from small_training import a_plan, rows_of, trained, weights_of
 
 from usertwin.memory import checkpoints
+from usertwin.memory.models.scoring import LEAST_SHARED
 from usertwin.memory.policy import load_base, lora
-from usertwin.memory.scoring import LEAST_SHARED
 from usertwin.memory.sharing import reading_once
 
 pytest.importorskip("trl")

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usertwin.memory import Candidate, FakeEmbedder, Provenance, Recalled, SentenceTransformerEmbedder, Triple, TripleStore
-from usertwin.memory.embed import query_text
+from usertwin.memory.models.embedding import query_text
 from usertwin.personas import ModelError, Pair, Turn, TwinError
 
 EMBEDDER = FakeEmbedder(64)

@@ -281,7 +281,7 @@ def test_nothing_is_measured_where_nothing_is_asked_for(train: Train, tmp_path: 
 def test_the_adapter_is_usable_by_name(finished: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import asyncio
 
-    from usertwin.memory.sampling import sample
+    from usertwin.memory.models.chat import sample
 
     monkeypatch.chdir(place)
     folder = finished / "dpo" / "adapter"

@@ -13,7 +13,7 @@ from tiny_model import tiny_model
 
 from conftest import PLACES, tiny
 from usertwin.memory import Sample, sample
-from usertwin.memory.sampling import ChatModel
+from usertwin.memory.models.chat import ChatModel
 from usertwin.personas import ModelError, UsageError
 from usertwin.simulator import load_model
 from usertwin.simulator.models import manner_of

@@ -29,7 +29,7 @@ from usertwin.memory import (
     list_twins,
 )
 from usertwin.memory import rows as table
-from usertwin.memory.embed import query_text
+from usertwin.memory.models.embedding import query_text
 from usertwin.personas import ChatLog, ModelError, Pair, Turn, load_chitchat
 from usertwin.personas.pairs import pairs_of
 from usertwin.simulator import load_embedder

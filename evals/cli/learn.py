@@ -249,8 +249,8 @@ class _Loader:
 
 def _say_plan(console: Console, log: ChatLog, recipe: Recipe, style: Style | None, price: Price | None, measure: int) -> None:
     """What learning will take, in two lines."""
+    from usertwin.memory.models.chat import FREE
     from usertwin.memory.planning import plan
-    from usertwin.memory.sampling import FREE
     from usertwin.simulator.models import manner_of
 
     name = recipe.model or ""
@@ -327,7 +327,7 @@ def controls(
     from usertwin.evals.reports.terminal import controls_table
     from usertwin.evals.traces.control_traces import Controls, other_moments, takes
     from usertwin.memory import AnswerCache, Gain, Synthesizer, existing_twin
-    from usertwin.memory.answers import ANSWERS
+    from usertwin.memory.models.answer_cache import ANSWERS
     from usertwin.simulator import load_scorer
 
     if limit < 2:

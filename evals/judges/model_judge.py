@@ -21,7 +21,7 @@ from usertwin.evals.replay.held_out import spread
 from usertwin.memory import ChatModel, Ledger
 from usertwin.memory.concurrency import several
 from usertwin.memory.jsonl import open_to_append, write_line
-from usertwin.memory.sampling import sample
+from usertwin.memory.models.chat import sample
 from usertwin.memory.templates import PromptTemplate
 from usertwin.memory.transcript import flat, shortened
 from usertwin.personas import UsageError

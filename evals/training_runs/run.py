@@ -31,10 +31,10 @@ from usertwin.memory.guards import rejected_by
 from usertwin.memory.judging import fidelity_by_name
 from usertwin.memory.lessons import Enrolment, Lesson, Lessons, lessons_of, with_later
 from usertwin.memory.model_card import CardFacts, write_card
+from usertwin.memory.models.scoring import Precision
 from usertwin.memory.policy import check_chat_template, empty_base, load_base
 from usertwin.memory.pool import Proposed, fill_pool
 from usertwin.memory.propose import proposal_template
-from usertwin.memory.scoring import Precision
 from usertwin.memory.tracing import Progress, no_progress
 from usertwin.memory.training import Outcome, Training, TrainMethod, train
 from usertwin.memory.watch import Auditor

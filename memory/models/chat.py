@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from langchain_core.messages import AIMessage
     from langchain_core.runnables import RunnableConfig
 
-    from .answers import AnswerCache
+    from .answer_cache import AnswerCache
 
 #: "transcript": the prompt is text to be continued, for base and small models. "instruction": the prompt says what to do.
 Style = Literal["transcript", "instruction"]
