@@ -1,6 +1,6 @@
 """Recon on one page: propose, reconstruct, score, select, for one moment of a real person.
 
-The library's version (memory/recon.py) adds guards, provenance, a cache and concurrency; this is the idea and nothing else.
+The library's version (memory/recon/synthesizer.py) adds guards, provenance, a cache and concurrency; this is the idea and nothing else.
 Run it: python examples/recon_loop.py (fetches the tiny model once)
 """
 

@@ -1,9 +1,6 @@
 """WHAT THEY DID AND WHY: triples, the FAISS memory they are recalled from, Recon, and learning a twin from a log."""
 
-from .distractors import Distractors
 from .ending import EndingModel, learn_ending
-from .fidelity import Choice, Fidelity, Gain, Prior, Scored
-from .judging import Judged, Ranked, fidelity_by_name
 from .learn import append, learn
 from .leaving import Leaving, learn_leaving
 from .models.answer_cache import AnswerCache
@@ -11,7 +8,10 @@ from .models.chat import ChatModel, Ledger, Price, Sample, Style, Usage, sample
 from .models.embedding import CachedEmbedder, Embedder, FakeEmbedder, SentenceTransformerEmbedder
 from .models.scoring import CachedScorer, FakeScorer, Likelihood, Scorer, TransformersScorer
 from .ranking import Ranking
-from .recon import METHODS, Method, Synthesizer, select
+from .recon.distractors import Distractors
+from .recon.fidelity import Choice, Fidelity, Gain, Prior, Scored
+from .recon.judged_fidelity import Judged, Ranked, fidelity_by_name
+from .recon.synthesizer import METHODS, Method, Synthesizer, select
 from .store import MemoryStats, TripleStore
 from .tracing import Progress
 from .triples import Candidate, Provenance, Recalled, Triple

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 
 from usertwin.personas import Pair
 
-from .fidelity import Scored
 from .models.chat import Ledger
 from .models.scoring import Scorer
-from .propose import CONTEXT_TURNS
+from .recon.fidelity import Scored
+from .recon.propose import CONTEXT_TURNS
 from .transcript import action_line, joined, open_moment, past_moment
 
 

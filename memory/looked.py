@@ -12,10 +12,10 @@ from statistics import fmean
 
 from usertwin.personas import Pair
 
-from .fidelity import gains
-from .guards import gives_away
 from .lessons import Lesson
 from .models.scoring import Scorer
+from .recon.fidelity import gains
+from .recon.guards import gives_away
 from .words import word_tokens
 
 #: Guards that speak of a leak; the others of form.

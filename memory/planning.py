@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from usertwin.personas import ChatLog, Pair, split_pairs
 
 from .models.chat import Price, Style, Usage
-from .propose import prompt_for, written_tokens
-from .recon import ROUNDS
+from .recon.propose import prompt_for, written_tokens
+from .recon.synthesizer import ROUNDS
 from .twin import Recipe
 
 _CHARACTERS = 4

@@ -14,7 +14,7 @@ from usertwin.personas import ModelError, Pair, UsageError
 
 from .models.chat import Style
 from .models.scoring import Precision, cache_of, repeated, shared_prefix, with_cache
-from .propose import TEMPERATURE, TRACE_TOKENS, Proposing, as_trace, prompt_for
+from .recon.propose import TEMPERATURE, TRACE_TOKENS, Proposing, as_trace, prompt_for
 
 _INSTALL = "training needs packages that are not installed; install them with: pip install 'usertwin[train]'"
 #: Prompts that are continued at once; the keys and values of more crowd a processor's caches.

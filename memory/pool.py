@@ -16,14 +16,14 @@ from typing import Any
 
 from usertwin.personas import Pair, UsageError
 
-from .fidelity import Fidelity
 from .jsonl import open_to_append, whole_lines, write_line
 from .lessons import Lesson
 from .looked import LEAKS
 from .models.chat import ChatModel, Style
 from .models.embedding import Embedder
 from .policy import prompt_of
-from .propose import Proposing, as_trace, propose
+from .recon.fidelity import Fidelity
+from .recon.propose import Proposing, as_trace, propose
 from .rewards import Reward, Weights, rewards_of
 from .tracing import Progress, no_progress
 

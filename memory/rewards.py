@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from usertwin.personas import Pair, UsageError, VerdictError
 
-from .fidelity import Fidelity
-from .guards import LONGEST_TRACE, MOST_NEW_WORDS, SAME_MEANING, meaning_shared
+from .recon.fidelity import Fidelity
+from .recon.guards import LONGEST_TRACE, MOST_NEW_WORDS, SAME_MEANING, meaning_shared
 from .words import new_stems, stems, word_tokens
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Protocol
 
 from .concurrency import several
-from .distractors import Distractors
-from .judging import fidelity_by_name
 from .models.answer_cache import ANSWERS, AnswerCache
 from .models.chat import ChatModel
 from .models.scoring import Scorer
-from .recon import Synthesizer
+from .recon.distractors import Distractors
+from .recon.judged_fidelity import fidelity_by_name
+from .recon.synthesizer import Synthesizer
 from .store import TripleStore
 from .triples import Triple
 from .twin import TwinRecord

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from usertwin.personas import Pair
 
 from .checkpoints import CHECKPOINTS
-from .fidelity import Fidelity
 from .lessons import Lesson
 from .looked import LEAKS
 from .policy import ends_of, lora, prompt_of, text_of
-from .propose import TEMPERATURE, TRACE_TOKENS, as_trace
+from .recon.fidelity import Fidelity
+from .recon.propose import TEMPERATURE, TRACE_TOKENS, as_trace
 from .rewards import Reward, rewards_of
 from .words import word_tokens
 

@@ -23,15 +23,15 @@ from typing import Any, Literal, get_args
 from usertwin.personas import Pair, UsageError
 
 from .checkpoints import CHECKPOINTS, check_room, go_on, last_checkpoint, save_adapter, step_of, told_in_one_sentence
-from .fidelity import Fidelity
-from .judging import FidelityName
 from .lessons import Lesson
 from .models.chat import Style
 from .models.embedding import Embedder
 from .models.scoring import Precision
 from .policy import ends_of
 from .pool import Proposed, chosen_rows, preference_rows
-from .propose import Proposing
+from .recon.fidelity import Fidelity
+from .recon.judged_fidelity import FidelityName
+from .recon.propose import Proposing
 from .rewards import Weights
 from .soup import cook
 from .tracing import Progress, no_progress

@@ -26,7 +26,7 @@ from .atomic_files import digest_of, sync_folder
 from .checkpoints import CHECKPOINTS, go_on, last_checkpoint, told_in_one_sentence
 from .models.scoring import Likelihood, Precision, TransformersScorer
 from .policy import check_installed, ends_of, load_base, lora
-from .propose import TRACE_TOKENS
+from .recon.propose import TRACE_TOKENS
 from .tracing import Progress, no_progress
 from .trainers import settings_of
 from .transcript import ME, action_line, flat, open_moment, open_thought

@@ -16,14 +16,14 @@ from typing import Any
 
 from usertwin.personas import Pair
 
-from .distractors import Distractors
-from .fidelity import CHOICES
 from .lessons import Lesson
 from .looked import look_at_pair
 from .models.chat import Style
 from .models.scoring import Scorer
 from .policy import write_traces
-from .propose import Proposing
+from .recon.distractors import Distractors
+from .recon.fidelity import CHOICES
+from .recon.propose import Proposing
 
 #: The audit has risen if chance would do as much less often than this, compared with the untrained policy's (Fisher's exact
 #: test, one-sided); small, since it is asked at every audit.

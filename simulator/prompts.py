@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from usertwin.memory import Style, Triple
-from usertwin.memory.recon import backward_trace
+from usertwin.memory.recon.synthesizer import backward_trace
 from usertwin.memory.templates import PromptTemplate
 from usertwin.memory.transcript import context_lines, joined, open_moment, open_thought, past_moment
 from usertwin.memory.twin import Shown

@@ -18,12 +18,12 @@ from typing import Any, Literal
 from tiny_model import one_thread
 
 from usertwin.memory import FakeEmbedder, FakeScorer, Scored
-from usertwin.memory.distractors import Distractors
-from usertwin.memory.fidelity import Fidelity
-from usertwin.memory.guards import rejected_by
 from usertwin.memory.lessons import Lesson
 from usertwin.memory.policy import load_base
 from usertwin.memory.pool import Proposed
+from usertwin.memory.recon.distractors import Distractors
+from usertwin.memory.recon.fidelity import Fidelity
+from usertwin.memory.recon.guards import rejected_by
 from usertwin.memory.rewards import Reward
 from usertwin.memory.training import Outcome, Training, train
 from usertwin.memory.watch import CURVES, Audit, Auditor

@@ -35,7 +35,7 @@ from usertwin.memory import (
     TwinRecord,
     existing_twin,
 )
-from usertwin.memory.guards import rejected_by
+from usertwin.memory.recon.guards import rejected_by
 from usertwin.memory.words import word_tokens
 from usertwin.personas import ModelError, Pair, Turn, UsageError
 from usertwin.simulator import SimulatedUser

@@ -1,4 +1,4 @@
-"""memory/distractors.py: what a person did elsewhere, as near as there is to what they did here, and never the same."""
+"""memory/recon/distractors.py: what a person did elsewhere, as near as there is to what they did here, and never the same."""
 
 from __future__ import annotations
 

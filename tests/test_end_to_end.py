@@ -12,7 +12,7 @@ from usertwin.evals.cli.demo import SPEAKER
 from usertwin.evals.cli.main import main
 from usertwin.evals.replay.arms import USUAL_ARMS
 from usertwin.memory import TripleStore, existing_twin
-from usertwin.memory.guards import rejected_by
+from usertwin.memory.recon.guards import rejected_by
 from usertwin.simulator import SimulatedUser, load_embedder
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""memory/fidelity.py: a trace's gain is what it tells of the action, apart from what it copies, and never sees the action."""
+"""memory/recon/fidelity.py: a trace's gain is what it tells of the action, apart from what it copies, and never sees the action."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from conftest import ACTION, PAIR, WeighingScorer
 from usertwin.memory import Choice, Distractors, FakeEmbedder, FakeScorer, Fidelity, Gain, Likelihood, Prior, Scored, Scorer
-from usertwin.memory.fidelity import CHOICES, gains, reconstruct
-from usertwin.memory.propose import CONTEXT_TURNS
+from usertwin.memory.recon.fidelity import CHOICES, gains, reconstruct
+from usertwin.memory.recon.propose import CONTEXT_TURNS
 from usertwin.memory.transcript import action_line, filler
 from usertwin.personas import Pair, Turn
 

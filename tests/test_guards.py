@@ -1,4 +1,4 @@
-"""memory/guards.py: a trace that gives the action away is rejected, whatever its words, and no other."""
+"""memory/recon/guards.py: a trace that gives the action away is rejected, whatever its words, and no other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from conftest import Meanings
 from usertwin.memory import FakeEmbedder, Likelihood
-from usertwin.memory.guards import (
+from usertwin.memory.recon.guards import (
     LEAST_KEPT,
     LONGEST_ECHO,
     LONGEST_RUN,

@@ -1,4 +1,4 @@
-"""memory/judging.py: a judge sees what traces lead to, never the traces, and what cannot be read is never a score of zero."""
+"""memory/recon/judged_fidelity.py: a judge sees what traces lead to, never the traces, and what cannot be read is never a score of zero."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from usertwin.memory import (
     Synthesizer,
     fidelity_by_name,
 )
-from usertwin.memory.judging import FIDELITIES, plausibility, reconstructions, verdict
+from usertwin.memory.recon.judged_fidelity import FIDELITIES, plausibility, reconstructions, verdict
 from usertwin.personas import ModelError, Pair, UsageError, VerdictError
 
 TRACES = ("I was in a hurry", "I was bored", "I liked mornings", "I felt worn")

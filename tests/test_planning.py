@@ -15,7 +15,7 @@ from conftest import Telling, recipe, small_conversation, small_log, telling
 from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Price, Recipe, Triple, TripleStore, existing_twin, learn
 from usertwin.memory.models.chat import FREE
 from usertwin.memory.planning import Plan, plan
-from usertwin.memory.propose import CONTEXT_TURNS, prompt_for
+from usertwin.memory.recon.propose import CONTEXT_TURNS, prompt_for
 from usertwin.personas import ChatLog, LogError, UsageError, split_pairs
 
 WORDS = ("calm", "proud", "shy", "bold", "tense", "keen", "glum", "warm", "cool", "hurt", "glad", "stern", "wary", "mild")

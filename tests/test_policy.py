@@ -24,7 +24,7 @@ from usertwin.memory.policy import (
     text_of,
     write_traces,
 )
-from usertwin.memory.propose import TRACE_TOKENS, as_trace, prompt_for
+from usertwin.memory.recon.propose import TRACE_TOKENS, as_trace, prompt_for
 from usertwin.personas import ModelError, Turn, UsageError
 
 pytestmark = pytest.mark.usefixtures("in_one_thread")

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from conftest import PAIR, Telling, telling
 from usertwin.memory import FakeScorer, Style
-from usertwin.memory.fidelity import Gain
-from usertwin.memory.guards import rejected_by
 from usertwin.memory.lessons import Lesson
 from usertwin.memory.policy import prompt_of, text_of
 from usertwin.memory.pool import LEAST_MARGIN, Proposed, chosen_rows, completion_of, fill_pool, preference_rows
-from usertwin.memory.propose import MALFORMED, as_trace
+from usertwin.memory.recon.fidelity import Gain
+from usertwin.memory.recon.guards import rejected_by
+from usertwin.memory.recon.propose import MALFORMED, as_trace
 from usertwin.memory.rewards import Reward, Weights
 from usertwin.personas import ModelError, UsageError
 

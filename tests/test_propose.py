@@ -1,4 +1,4 @@
-"""memory/propose.py: the ways of asking for a trace differ in one thing each, and what comes back is a line or says why not."""
+"""memory/recon/propose.py: the ways of asking for a trace differ in one thing each, and what comes back is a line or says why not."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from conftest import scripted, telling
 from usertwin.memory import AnswerCache, ChatModel, Ledger, Price, Style, Usage
-from usertwin.memory.guards import rejected_by
-from usertwin.memory.propose import (
+from usertwin.memory.recon.guards import rejected_by
+from usertwin.memory.recon.propose import (
     CONTEXT_TURNS,
     MALFORMED,
     PROPOSING,

@@ -1,4 +1,4 @@
-"""memory/recon.py: of several traces the one from which the action follows is kept, and never one that gives it away."""
+"""memory/recon/synthesizer.py: of several traces the one from which the action follows is kept, and never one that gives it away."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from usertwin.memory import (
     TripleStore,
     select,
 )
-from usertwin.memory.fidelity import gains
-from usertwin.memory.guards import LEAST_KEPT, LONGEST_TRACE, REASONS, rejected_by
-from usertwin.memory.propose import PROPOSING, Proposing, proposal_template
-from usertwin.memory.recon import DEFAULT_CANDIDATES, ROUNDS, backward_trace, in_order
+from usertwin.memory.recon.fidelity import gains
+from usertwin.memory.recon.guards import LEAST_KEPT, LONGEST_TRACE, REASONS, rejected_by
+from usertwin.memory.recon.propose import PROPOSING, Proposing, proposal_template
+from usertwin.memory.recon.synthesizer import DEFAULT_CANDIDATES, ROUNDS, backward_trace, in_order
 from usertwin.memory.words import word_tokens
 from usertwin.personas import ModelError, Pair, Turn, UsageError
 

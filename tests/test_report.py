@@ -28,7 +28,7 @@ from usertwin.evals.reports.terminal import (
 )
 from usertwin.evals.traces.control_verdict import CONTROLS, decision
 from usertwin.memory import EndingModel, Leaving, Provenance, Settings, Triple, TwinRecord
-from usertwin.memory.guards import REASONS
+from usertwin.memory.recon.guards import REASONS
 from usertwin.personas import Pair, Persona, Turn
 
 #: What may be compared: either arm that a twin may be with every other one, and what is always compared.

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from conftest import ACTION, PAIR, Meanings, WeighingScorer
 from usertwin.memory import FakeScorer, Ledger
 from usertwin.memory.downstream import Downstream
-from usertwin.memory.fidelity import Gain, Scored
-from usertwin.memory.guards import LONGEST_TRACE, SAME_MEANING, rejected_by
+from usertwin.memory.recon.fidelity import Gain, Scored
+from usertwin.memory.recon.guards import LONGEST_TRACE, SAME_MEANING, rejected_by
 from usertwin.memory.rewards import CLIP, SHAPES, TOLERATED_MEANING, Reward, Shape, Weights, rewards_of, weights_from
 from usertwin.personas import Pair, UsageError, VerdictError
 

@@ -1,4 +1,4 @@
-"""memory/search.py: a search writes as many texts as it may, and what it ends with is never worse than what it began with."""
+"""memory/recon/local_search.py: a search writes as many texts as it may, and what it ends with is never worse than what it began with."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from conftest import Telling, WeighingScorer, telling
 from usertwin.memory import Candidate, ChatModel, Fidelity, Gain, Ledger, Prior, Scored, Style, Synthesizer
-from usertwin.memory.propose import parts_of
-from usertwin.memory.search import search
+from usertwin.memory.recon.local_search import search
+from usertwin.memory.recon.propose import parts_of
 from usertwin.personas import Pair, Turn, VerdictError
 
 PAIR = Pair("Ann", (Turn("Bob", "agent", "When do you want to go?"),), "the early train to Rome please", "", "talk", 1, 1.0)

@@ -38,9 +38,9 @@ from usertwin.memory import (
     twin_folder,
 )
 from usertwin.memory.forget import forget
-from usertwin.memory.guards import LEAST_KEPT, REASONS, kept_share, rejected_by
 from usertwin.memory.models.answer_cache import ANSWERS
-from usertwin.memory.propose import CONTEXT_TURNS, proposal_template
+from usertwin.memory.recon.guards import LEAST_KEPT, REASONS, kept_share, rejected_by
+from usertwin.memory.recon.propose import CONTEXT_TURNS, proposal_template
 from usertwin.personas import ChatLog, Conversation, ModelError, Turn
 from usertwin.personas.chat import in_time_order
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from conftest import PAIR
 from usertwin.memory import FakeEmbedder, FakeScorer
-from usertwin.memory.distractors import Distractors
-from usertwin.memory.fidelity import gains
-from usertwin.memory.guards import REASONS, rejected_by
 from usertwin.memory.lessons import Lesson
 from usertwin.memory.looked import LEAKS
+from usertwin.memory.recon.distractors import Distractors
+from usertwin.memory.recon.fidelity import gains
+from usertwin.memory.recon.guards import REASONS, rejected_by
 from usertwin.memory.watch import CHANCE, Audit, Auditor, Curves, reason_to_stop
 from usertwin.personas import Pair
 

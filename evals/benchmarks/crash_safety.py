@@ -24,7 +24,7 @@ from typing import Any
 
 from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Recipe, TripleStore, TwinRecord, learn
 from usertwin.memory.models.embedding import query_text
-from usertwin.memory.recon import Method
+from usertwin.memory.recon.synthesizer import Method
 from usertwin.personas import ChatLog, Conversation, Turn
 from usertwin.personas.chat import in_time_order
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from usertwin.evals.cli.demo import SPEAKER
 from usertwin.memory import CachedScorer, Embedder, Gain, Scorer
-from usertwin.memory.guards import rejected_by
 from usertwin.memory.lessons import Lesson
 from usertwin.memory.policy import check_installed, ends_of, load_base, prompt_of
-from usertwin.memory.propose import template
+from usertwin.memory.recon.guards import rejected_by
+from usertwin.memory.recon.propose import template
 from usertwin.memory.sharing import reading_once
 from usertwin.memory.trainers import GroupRewards, group_trainer, preference_trainer
 from usertwin.memory.training import Training

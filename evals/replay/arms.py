@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from usertwin.memory import Recalled, Triple, TripleStore
-from usertwin.memory.recon import select
+from usertwin.memory.recon.synthesizer import select
 from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript, as_shown

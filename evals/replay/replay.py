@@ -22,8 +22,8 @@ from typing import Any
 from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.records.measured_turns import MeasuredTurn, Memory, turns_of
 from usertwin.memory import Distractors, Embedder, Scorer
-from usertwin.memory.fidelity import CHOICES
 from usertwin.memory.jsonl import open_to_append, write_line
+from usertwin.memory.recon.fidelity import CHOICES
 from usertwin.memory.transcript import ME, action_line
 from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser

@@ -30,10 +30,10 @@ from typing import Any
 
 from usertwin.evals.replay.held_out import spread
 from usertwin.memory import ChatModel, Distractors, Embedder, Ledger, Scorer, Triple, TripleStore
-from usertwin.memory.fidelity import CHOICES, gains
-from usertwin.memory.guards import gives_away
-from usertwin.memory.propose import paraphrase, propose
-from usertwin.memory.recon import Synthesizer
+from usertwin.memory.recon.fidelity import CHOICES, gains
+from usertwin.memory.recon.guards import gives_away
+from usertwin.memory.recon.propose import paraphrase, propose
+from usertwin.memory.recon.synthesizer import Synthesizer
 from usertwin.memory.transcript import action_line, flat
 from usertwin.memory.triples import Candidate
 from usertwin.memory.twin import OTHER_PERSON, kept_conversations

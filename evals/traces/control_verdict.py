@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from usertwin.evals.metrics.statistics import Estimate, mean, partial_spearman
-from usertwin.memory.recon import in_order
+from usertwin.memory.recon.synthesizer import in_order
 from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from usertwin.memory.lessons import Lesson, Lessons
-from usertwin.memory.propose import TRACE_TOKENS, prompt_for, written_tokens
+from usertwin.memory.recon.propose import TRACE_TOKENS, prompt_for, written_tokens
 from usertwin.memory.soup import PARTS
 from usertwin.memory.training import Training
 from usertwin.simulator.models import known_weights

@@ -24,17 +24,17 @@ from usertwin.evals.traces.synthesizer_quality import compared, examples_of, loo
 from usertwin.memory import ChatModel, Embedder, Scorer
 from usertwin.memory.atomic_files import digest
 from usertwin.memory.checkpoints import ADAPTER, check_room
-from usertwin.memory.distractors import Distractors
 from usertwin.memory.downstream import Downstream
-from usertwin.memory.fidelity import Fidelity
-from usertwin.memory.guards import rejected_by
-from usertwin.memory.judging import fidelity_by_name
 from usertwin.memory.lessons import Enrolment, Lesson, Lessons, lessons_of, with_later
 from usertwin.memory.model_card import CardFacts, write_card
 from usertwin.memory.models.scoring import Precision
 from usertwin.memory.policy import check_chat_template, empty_base, load_base
 from usertwin.memory.pool import Proposed, fill_pool
-from usertwin.memory.propose import proposal_template
+from usertwin.memory.recon.distractors import Distractors
+from usertwin.memory.recon.fidelity import Fidelity
+from usertwin.memory.recon.guards import rejected_by
+from usertwin.memory.recon.judged_fidelity import fidelity_by_name
+from usertwin.memory.recon.propose import proposal_template
 from usertwin.memory.tracing import Progress, no_progress
 from usertwin.memory.training import Outcome, Training, TrainMethod, train
 from usertwin.memory.watch import Auditor

@@ -13,14 +13,23 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from usertwin.memory.models.scoring import Scorer
+from usertwin.memory.transcript import ME, THOUGHT, action_line, filler, flat, open_moment
+from usertwin.memory.words import (
+    content_words,
+    known_text,
+    longest_new_run,
+    new_stems,
+    runs,
+    spans_of,
+    stem,
+    stems,
+    word_tokens,
+)
 from usertwin.personas import Pair
 
-from .models.scoring import Scorer
-from .transcript import ME, THOUGHT, action_line, filler, flat, open_moment
-from .words import content_words, known_text, longest_new_run, new_stems, runs, spans_of, stem, stems, word_tokens
-
 if TYPE_CHECKING:
-    from .models.embedding import Embedder
+    from usertwin.memory.models.embedding import Embedder
 
 #: A trace that shares a run of this many word tokens with the action, a run the context does not have, is rejected.
 LONGEST_RUN = 5

@@ -19,15 +19,15 @@ from dataclasses import dataclass, field, replace
 from math import exp, fsum, log
 from typing import Protocol
 
+from usertwin.memory.models.chat import Ledger
+from usertwin.memory.models.scoring import Likelihood, Scorer
+from usertwin.memory.transcript import ME, action_line, filler, flat, open_moment
+from usertwin.memory.triples import Candidate
+from usertwin.memory.words import known_text, spans_of, stems
 from usertwin.personas import Pair, VerdictError
 
 from .distractors import Distractors
-from .models.chat import Ledger
-from .models.scoring import Likelihood, Scorer
 from .propose import CONTEXT_TURNS, prompt_for
-from .transcript import ME, action_line, filler, flat, open_moment
-from .triples import Candidate
-from .words import known_text, spans_of, stems
 
 #: Of how many actions a forced choice is one.
 CHOICES = 8

@@ -24,18 +24,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from usertwin.memory.models.chat import ChatModel, Ledger
+from usertwin.memory.models.embedding import Embedder
+from usertwin.memory.models.scoring import Scorer
+from usertwin.memory.triples import Candidate, Provenance, Triple
 from usertwin.personas import Pair, UsageError
 
 from .distractors import Distractors
 from .fidelity import CHOICES, Fidelity, gains, passed, with_scores
 from .guards import LEAST_KEPT, gives_away, kept_share, rejected_by
-from .judging import MOST_ATTEMPTS, plausibility
-from .models.chat import ChatModel, Ledger
-from .models.embedding import Embedder
-from .models.scoring import Scorer
+from .judged_fidelity import MOST_ATTEMPTS, plausibility
+from .local_search import search
 from .propose import CONTEXT_TURNS, MALFORMED, PROPOSING, Proposing, proposal_template, propose
-from .search import search
-from .triples import Candidate, Provenance, Triple
 
 Method = Literal["recon", "random", "longest", "quality", "backward", "none"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from usertwin.memory.models.chat import ChatModel, Ledger, Style, sample
+from usertwin.memory.templates import PromptTemplate
+from usertwin.memory.transcript import ME, context_lines, flat, open_moment, past_moment, shortened
+from usertwin.memory.words import word_tokens
 from usertwin.personas import Pair, UsageError
-
-from .models.chat import ChatModel, Ledger, Style, sample
-from .templates import PromptTemplate
-from .transcript import ME, context_lines, flat, open_moment, past_moment, shortened
-from .words import word_tokens
 
 Proposing = Literal["backward", "forward", "scaffolded", "search"]
 PROPOSING: tuple[Proposing, ...] = get_args(Proposing)

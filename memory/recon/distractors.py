@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from usertwin.memory.models.embedding import Embedder
+from usertwin.memory.transcript import flat
 from usertwin.personas import Pair
-
-from .models.embedding import Embedder
-from .transcript import flat
 
 if TYPE_CHECKING:
     import numpy as np

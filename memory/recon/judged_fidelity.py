@@ -22,15 +22,15 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Literal, get_args
 
+from usertwin.memory.models.chat import ChatModel, Ledger, sample
+from usertwin.memory.models.embedding import Embedder
+from usertwin.memory.models.scoring import Scorer
+from usertwin.memory.transcript import context_lines, flat, shortened
 from usertwin.personas import Pair, UsageError, VerdictError
 
 from .distractors import Distractors
 from .fidelity import CHOICES, Choice, Fidelity, Gain, Prior, Scored, reconstruct
-from .models.chat import ChatModel, Ledger, sample
-from .models.embedding import Embedder
-from .models.scoring import Scorer
 from .propose import CONTEXT_TURNS, template
-from .transcript import context_lines, flat, shortened
 
 FidelityName = Literal["novel", "gain", "judge", "choice", "rank", "prior"]
 FIDELITIES: tuple[FidelityName, ...] = get_args(FidelityName)

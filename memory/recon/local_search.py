@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from usertwin.memory.models.chat import ChatModel, Ledger, sample
+from usertwin.memory.transcript import context_lines, shortened
+from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair
 
 from .fidelity import Fidelity, passed, with_scores
-from .models.chat import ChatModel, Ledger, sample
 from .propose import CONTEXT_TURNS, cleaned, in_first_person, parts_of, prompt_for, propose, template
-from .transcript import context_lines, shortened
-from .triples import Candidate
 
 #: Drafts to begin with, and ways to write a part anew that are compared at each step.
 _DRAFTS, _VARIANTS = 2, 2

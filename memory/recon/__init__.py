@@ -1,0 +1,1 @@
+"""Recon: propose, guard, score and select reasoning traces."""
