@@ -7,12 +7,12 @@ from .models.answer_cache import AnswerCache
 from .models.chat import ChatModel, Ledger, Price, Sample, Style, Usage, sample
 from .models.embedding import CachedEmbedder, Embedder, FakeEmbedder, SentenceTransformerEmbedder
 from .models.scoring import CachedScorer, FakeScorer, Likelihood, Scorer, TransformersScorer
-from .ranking import Ranking
 from .recon.distractors import Distractors
 from .recon.fidelity import Choice, Fidelity, Gain, Prior, Scored
 from .recon.judged_fidelity import Judged, Ranked, fidelity_by_name
 from .recon.synthesizer import METHODS, Method, Synthesizer, select
-from .store import MemoryStats, TripleStore
+from .store.ranking import Ranking
+from .store.triple_store import MemoryStats, TripleStore
 from .tracing import Progress
 from .triples import Candidate, Provenance, Recalled, Triple
 from .twin import Recipe, Settings, TwinRecord, default_home, existing_twin, list_twins, twin_folder

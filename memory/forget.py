@@ -14,10 +14,10 @@ from usertwin.personas import Conversation, UsageError, write_conversations
 from usertwin.personas.chat import seconds
 
 from .leaving import learn_when_to_leave
-from .lock import WriterLock
 from .models.answer_cache import ANSWERS
 from .models.embedding import Embedder
-from .store import TripleStore
+from .store.triple_store import TripleStore
+from .store.writer_lock import WriterLock
 from .twin import HELD_OUT, OTHER_PERSON, TwinRecord, kept_conversations
 
 

@@ -29,12 +29,12 @@ from usertwin.personas import (
 from usertwin.personas.pairs import check_speaker, pairs_of_log
 
 from .leaving import learn_when_to_leave
-from .lock import WriterLock
 from .models.answer_cache import ANSWERS
 from .models.chat import ChatModel
 from .models.embedding import Embedder
 from .models.scoring import Scorer
-from .store import TripleStore
+from .store.triple_store import TripleStore
+from .store.writer_lock import WriterLock
 from .tracing import Progress, no_progress, open_synthesizer, trace
 from .triples import Triple
 from .twin import HELD_OUT, OTHER_PERSON, Recipe, TwinRecord, existing_twin, twin_folder

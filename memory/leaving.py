@@ -16,7 +16,7 @@ from usertwin.personas import Pair, TwinError
 from usertwin.personas.pairs import pairs_of_log
 
 from .ending import LEAST_ENDINGS, learn_ending
-from .store import TripleStore
+from .store.triple_store import TripleStore
 from .triples import Recalled
 from .twin import ENDING, HELD_OUT, LEAVING, TwinRecord, kept_conversations
 

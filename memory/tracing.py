@@ -19,7 +19,7 @@ from .models.scoring import Scorer
 from .recon.distractors import Distractors
 from .recon.judged_fidelity import fidelity_by_name
 from .recon.synthesizer import Synthesizer
-from .store import TripleStore
+from .store.triple_store import TripleStore
 from .triples import Triple
 from .twin import TwinRecord
 

@@ -30,8 +30,8 @@ from usertwin.memory import (
 )
 from usertwin.memory.ending import EndingModel
 from usertwin.memory.leaving import NEIGHBOURS, Leaving, share_of_leavings
-from usertwin.memory.ranking import SIMILARITY, Ranking
 from usertwin.memory.recon.propose import MALFORMED, as_trace
+from usertwin.memory.store.ranking import SIMILARITY, Ranking
 from usertwin.memory.transcript import flat
 from usertwin.memory.twin import ENDING, LEAVING
 from usertwin.personas import Pair, Persona, Turn, TwinError, as_conversation

@@ -39,7 +39,7 @@ _PROCESSES.set_forkserver_preload(
         "hypothesis",
         "pytest",
         "sklearn.linear_model",
-        "usertwin.memory.store",
+        "usertwin.memory.store.triple_store",
         "usertwin.simulator.scripted",
     ]
 )

@@ -40,7 +40,7 @@ from kill_writer import (
 )
 
 from usertwin.memory import FakeEmbedder, Provenance, Triple, TripleStore, seal
-from usertwin.memory.lock import WriterLock
+from usertwin.memory.store.writer_lock import WriterLock
 from usertwin.personas import TwinError
 
 FILES = ("memory.sqlite", "memory.faiss", "memory.seal")

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from usertwin.memory import index as index_module
-from usertwin.memory.index import (
+from usertwin.memory.store.vector_index import (
     FLAT_UP_TO,
     INDEX_KINDS,
     IndexKind,
@@ -330,7 +330,7 @@ def test_an_index_of_another_version_is_refused_and_not_taken_for_damage(
 ) -> None:
     path = tmp_path / "index"
     with monkeypatch.context() as later:
-        later.setattr("usertwin.memory.index.asdict", lambda value: asdict(value) | {"more": 1})
+        later.setattr("usertwin.memory.store.vector_index.asdict", lambda value: asdict(value) | {"more": 1})
         built("flat", clustered(300)).write(path, "memory", generation=5, removals=1, witness=7)
     with pytest.raises(UnusableIndexError, match=r"^is of another format$"):
         VectorIndex.open(path)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from usertwin.memory import FakeEmbedder, Ranking, Triple, TripleStore
-from usertwin.memory.ranking import SIMILARITY, WordIndex, choose, tokens_of, within
+from usertwin.memory.store.ranking import SIMILARITY, WordIndex, choose, tokens_of, within
 from usertwin.personas import Pair, Turn, UsageError
 
 DIMENSION = 8

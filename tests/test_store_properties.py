@@ -16,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 
 from usertwin.memory import FakeEmbedder, Provenance, Recalled, Triple, TripleStore
-from usertwin.memory.index import INDEX_KINDS
 from usertwin.memory.models.embedding import query_text
+from usertwin.memory.store.vector_index import INDEX_KINDS
 from usertwin.personas import Pair, Turn, TwinError
 from usertwin.personas.pairs import KINDS, LEFT
 

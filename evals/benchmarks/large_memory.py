@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from usertwin.memory import Triple, TripleStore
-from usertwin.memory.index import INDEX_KINDS, VectorIndex, column_type
+from usertwin.memory.store.vector_index import INDEX_KINDS, VectorIndex, column_type
 from usertwin.personas import Pair, Turn
 
 from .figures import Figure, figure, in_child, in_turn, one_figure, ratios, timed

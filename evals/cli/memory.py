@@ -49,7 +49,7 @@ def stats(name: str, home: Path | None) -> None:
 @home_option
 def check(name: str, home: Path | None) -> None:
     """Read every byte of the memory of NAME, and say what is wrong. Exit code 1 if something is."""
-    from usertwin.memory.salvage import look
+    from usertwin.memory.store.repair import look
 
     console = console_for()
     folder, _, _ = _twin(name, home)
@@ -77,7 +77,7 @@ def check(name: str, home: Path | None) -> None:
 def rebuild(name: str, index: Literal["auto", "flat", "hnsw", "ivf", "ivfpq"] | None, home: Path | None) -> None:
     """Build the index of NAME anew. Of a damaged memory every triple that is whole is kept."""
     from usertwin.memory import TripleStore
-    from usertwin.memory.salvage import look, salvage
+    from usertwin.memory.store.repair import look, salvage
 
     console = console_for()
     folder, embedder, dated = _twin(name, home)

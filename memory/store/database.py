@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from usertwin.memory.atomic_files import digest_of, replace_file
+from usertwin.memory.triples import Triple
 from usertwin.personas import TwinError
 
-from . import rows
-from .atomic_files import digest_of, replace_file
-from .faults import said_in_one_sentence, way_out
-from .lock import WriterLock
+from . import schema as rows
+from .error_messages import said_in_one_sentence, way_out
 from .seal import break_seal, holds, log_bytes, read_seal, write_seal
-from .triples import Triple
+from .writer_lock import WriterLock
 
 _LOG = logging.getLogger("usertwin.memory")
 FORMAT = "2"

@@ -12,22 +12,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from usertwin.memory.models.embedding import Embedder, query_text
+from usertwin.memory.triples import Triple
 from usertwin.personas import TwinError
 from usertwin.personas.pairs import LEFT
 
-from . import rows
+from . import schema as rows
 from .database import Change, Database, State
-from .faults import way_out
-from .index import UnusableIndexError, VectorIndex, column_of, column_type, key, kind_for
-from .models.embedding import Embedder, query_text
+from .error_messages import way_out
 from .ranking import WordIndex
-from .triples import Triple
+from .vector_index import UnusableIndexError, VectorIndex, column_of, column_type, key, kind_for
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .index import Columns, Mask, Vectors
+    from .vector_index import Columns, Mask, Vectors
 
 _LOG = logging.getLogger("usertwin.memory")
 #: Up to so many triples the index file is written anew whenever something was added; later, when the tail is a tenth.

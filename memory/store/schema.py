@@ -10,10 +10,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from usertwin.memory.triples import Provenance, Triple
 from usertwin.personas import Turn
 from usertwin.personas.pairs import Pair
-
-from .triples import Provenance, Triple
 
 _PAIR = ("id", "speaker", "conversation", "position", "moment", "context", "action", "goal", "ends", "role", "kind")
 _WHY = ("reasoning", "score", "provenance")

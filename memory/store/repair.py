@@ -16,12 +16,12 @@ from uuid import uuid4
 
 from usertwin.personas import TwinError
 
-from . import rows
+from . import schema as rows
 from .database import State, examine, read_state, write_anew
-from .faults import said_in_one_sentence
-from .index import UnusableIndexError, VectorIndex
-from .lock import WriterLock
+from .error_messages import said_in_one_sentence
 from .seal import holds, log_bytes
+from .vector_index import UnusableIndexError, VectorIndex
+from .writer_lock import WriterLock
 
 #: Where a damaged file does not say how many triples there were, numbers up to this one past the last found are tried.
 _TRIED_PAST_THE_END = 1000

@@ -23,9 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+from usertwin.memory.atomic_files import digest, replace_file
 from usertwin.personas import Pair
-
-from .atomic_files import digest, replace_file
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .atomic_files import digest, digest_of, replace_file, sync_folder
+from usertwin.memory.atomic_files import digest, digest_of, replace_file, sync_folder
 
 #: A larger file is compared with its seal by its size only when it is opened (its rows are still checked when they are
 #: read, and `usertwin memory check` reads it all): to open a memory must not mean to read gigabytes.

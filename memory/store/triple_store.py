@@ -16,22 +16,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from usertwin.memory.models.embedding import Embedder, query_text
+from usertwin.memory.triples import Recalled, Triple
 from usertwin.personas import Pair, TwinError, UsageError
 from usertwin.personas.pairs import Kind
 
 from .database import FORMAT
-from .faults import said_in_one_sentence
-from .index import INDEX_KINDS, IndexKind, Tuning, key
-from .indexed import IndexedDatabase
-from .models.embedding import Embedder, query_text
+from .error_messages import said_in_one_sentence
+from .indexed_database import IndexedDatabase
 from .ranking import SIMILARITY, Ranking, choose, within
-from .triples import Recalled, Triple
+from .vector_index import INDEX_KINDS, IndexKind, Tuning, key
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .index import Mask, Vectors
+    from .vector_index import Mask, Vectors
 
 _AT_ONCE = 500
 

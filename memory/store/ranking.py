@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from usertwin.memory.triples import Triple
 from usertwin.personas import UsageError
-
-from .triples import Triple
 
 if TYPE_CHECKING:
     import numpy as np
