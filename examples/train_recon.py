@@ -37,7 +37,7 @@ from usertwin.memory.models.scoring import cache_of, with_cache
 from usertwin.memory.recon.fidelity import gains
 from usertwin.memory.recon.guards import rejected_by
 from usertwin.memory.recon.propose import TRACE_TOKENS, as_trace, prompt_for, template
-from usertwin.memory.words import word_tokens
+from usertwin.memory.text.words import word_tokens
 from usertwin.personas import Pair, load_log, split_pairs
 from usertwin.simulator import load_scorer
 

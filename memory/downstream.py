@@ -16,7 +16,7 @@ from .models.chat import Ledger
 from .models.scoring import Scorer
 from .recon.fidelity import Scored
 from .recon.propose import CONTEXT_TURNS
-from .transcript import action_line, joined, open_moment, past_moment
+from .text.transcript import action_line, joined, open_moment, past_moment
 
 
 class Downstream:

@@ -20,7 +20,7 @@ from usertwin.personas import ChatLog, LogError, Pair, Split, UsageError, split_
 from usertwin.personas.pairs import DEFAULT_WINDOW, check_speaker
 
 from .models.embedding import Embedder
-from .words import word_tokens
+from .text.words import word_tokens
 
 #: Fewer words than this make a turn that any trace predicts as well as any other ("ok", "yes please").
 LEAST_WORDS = 4

@@ -16,7 +16,7 @@ from .lessons import Lesson
 from .models.scoring import Scorer
 from .recon.fidelity import gains
 from .recon.guards import gives_away
-from .words import word_tokens
+from .text.words import word_tokens
 
 #: Guards that speak of a leak; the others of form.
 LEAKS = ("quotes_action", "new_words", "new_names", "same_meaning", "announces")

@@ -15,7 +15,7 @@ from typing import Any
 from usertwin.personas import UsageError
 
 from .atomic_files import replace_file
-from .templates import PromptTemplate
+from .text.prompt_template import PromptTemplate
 
 CARD = "README.md"
 _TEMPLATE = PromptTemplate(Path(__file__).parent / "model_card.txt")

@@ -23,7 +23,7 @@ from usertwin.personas import Pair, UsageError, VerdictError
 
 from .recon.fidelity import Fidelity
 from .recon.guards import LONGEST_TRACE, MOST_NEW_WORDS, SAME_MEANING, meaning_shared
-from .words import new_stems, stems, word_tokens
+from .text.words import new_stems, stems, word_tokens
 
 if TYPE_CHECKING:
     from .models.embedding import Embedder

@@ -22,7 +22,7 @@ from .policy import ends_of, lora, prompt_of, text_of
 from .recon.fidelity import Fidelity
 from .recon.propose import TEMPERATURE, TRACE_TOKENS, as_trace
 from .rewards import Reward, rewards_of
-from .words import word_tokens
+from .text.words import word_tokens
 
 if TYPE_CHECKING:
     from .models.embedding import Embedder

@@ -27,9 +27,9 @@ from .checkpoints import CHECKPOINTS, go_on, last_checkpoint, told_in_one_senten
 from .models.scoring import Likelihood, Precision, TransformersScorer
 from .policy import check_installed, ends_of, load_base, lora
 from .recon.propose import TRACE_TOKENS
+from .text.transcript import ME, action_line, flat, open_moment, open_thought
 from .tracing import Progress, no_progress
 from .trainers import settings_of
-from .transcript import ME, action_line, flat, open_moment, open_thought
 
 if TYPE_CHECKING:
     from trl.trainer.sft_trainer import SFTTrainer

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from usertwin.memory import Style, Triple
 from usertwin.memory.recon.synthesizer import backward_trace
-from usertwin.memory.templates import PromptTemplate
-from usertwin.memory.transcript import context_lines, joined, open_moment, open_thought, past_moment
+from usertwin.memory.text.prompt_template import PromptTemplate
+from usertwin.memory.text.transcript import context_lines, joined, open_moment, open_thought, past_moment
 from usertwin.memory.twin import Shown
 from usertwin.personas import Pair, Persona
 

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from usertwin.memory.transcript import flat
+from usertwin.memory.text.transcript import flat
 from usertwin.personas import UsertwinError
 
 from .agents import Message

@@ -32,7 +32,7 @@ from usertwin.memory.ending import EndingModel
 from usertwin.memory.leaving import NEIGHBOURS, Leaving, share_of_leavings
 from usertwin.memory.recon.propose import MALFORMED, as_trace
 from usertwin.memory.store.ranking import SIMILARITY, Ranking
-from usertwin.memory.transcript import flat
+from usertwin.memory.text.transcript import flat
 from usertwin.memory.twin import ENDING, LEAVING
 from usertwin.personas import Pair, Persona, Turn, TwinError, as_conversation
 from usertwin.personas.pairs import visible_turns

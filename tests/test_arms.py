@@ -14,7 +14,7 @@ from usertwin.evals.replay.arms import ARMS, MEMORY_ARMS, TRACE_ARMS, USUAL_ARMS
 from usertwin.evals.replay.held_out import held_out_pairs, other_person
 from usertwin.evals.replay.peers import PEERS, peer_messages
 from usertwin.memory import FakeEmbedder, Provenance, Settings, Triple, TripleStore, default_home
-from usertwin.memory.transcript import flat, open_moment
+from usertwin.memory.text.transcript import flat, open_moment
 from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair, UsageError, pairs_of
 from usertwin.simulator import SimulatedUser

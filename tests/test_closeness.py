@@ -17,7 +17,7 @@ from usertwin.evals import chrf, mean, ratio
 from usertwin.evals.metrics.closeness import CONTRASTS, MEASURES, closeness
 from usertwin.evals.metrics.writing_style import function_word_distance, mattr, style_distance
 from usertwin.evals.records.measured_turns import MeasuredTurn
-from usertwin.memory.words import word_tokens
+from usertwin.memory.text.words import word_tokens
 
 TWIN = "recalled_pairs"
 LINES = (

@@ -36,7 +36,7 @@ from usertwin.memory import (
     existing_twin,
 )
 from usertwin.memory.recon.guards import rejected_by
-from usertwin.memory.words import word_tokens
+from usertwin.memory.text.words import word_tokens
 from usertwin.personas import ModelError, Pair, Turn, UsageError
 from usertwin.simulator import SimulatedUser
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usertwin.memory import Distractors, FakeEmbedder
-from usertwin.memory.transcript import flat
+from usertwin.memory.text.transcript import flat
 from usertwin.personas import Pair, Turn
 from usertwin.personas.pairs import LEFT
 

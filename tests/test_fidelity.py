@@ -16,7 +16,7 @@ from conftest import ACTION, PAIR, WeighingScorer
 from usertwin.memory import Choice, Distractors, FakeEmbedder, FakeScorer, Fidelity, Gain, Likelihood, Prior, Scored, Scorer
 from usertwin.memory.recon.fidelity import CHOICES, gains, reconstruct
 from usertwin.memory.recon.propose import CONTEXT_TURNS
-from usertwin.memory.transcript import action_line, filler
+from usertwin.memory.text.transcript import action_line, filler
 from usertwin.personas import Pair, Turn
 
 

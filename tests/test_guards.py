@@ -24,8 +24,8 @@ from usertwin.memory.recon.guards import (
     rejected_by,
     says_the_same,
 )
-from usertwin.memory.transcript import action_line, filler, open_moment
-from usertwin.memory.words import known_text, longest_new_run, new_stems, runs, stem, stems, word_tokens
+from usertwin.memory.text.transcript import action_line, filler, open_moment
+from usertwin.memory.text.words import known_text, longest_new_run, new_stems, runs, stem, stems, word_tokens
 from usertwin.personas import Pair, Turn
 
 ACTION = "I would rather take the early train to Oslo"

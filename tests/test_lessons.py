@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from usertwin.memory import FakeEmbedder
 from usertwin.memory.lessons import LEAST_WORDS, MOST_WORDS, Enrolment, Lesson, Lessons, lessons_of, with_later
-from usertwin.memory.words import word_tokens
+from usertwin.memory.text.words import word_tokens
 from usertwin.personas import ChatLog, Conversation, LogError, Turn, UsageError, pairs_of
 
 PARTS = ("train", "watched", "seen", "unseen")

@@ -14,7 +14,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 
 from conftest import PAIR
 from usertwin.evals.replay.peers import PEERS, STOP, Peer, peer_messages, peer_transcript, peer_versions, said_by
-from usertwin.memory.transcript import open_moment
+from usertwin.memory.text.transcript import open_moment
 from usertwin.personas import Pair, Persona, Turn
 from usertwin.simulator.prompts import act_messages
 

@@ -23,7 +23,7 @@ from scipy.stats import rankdata
 from conftest import Telling
 from usertwin.memory import ChatModel, Gain, Likelihood, Scorer, Synthesizer
 from usertwin.memory.recon.guards import rejected_by
-from usertwin.memory.words import content_words, word_tokens
+from usertwin.memory.text.words import content_words, word_tokens
 from usertwin.personas import Pair, Turn
 
 REFUSED = (

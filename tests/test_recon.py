@@ -40,7 +40,7 @@ from usertwin.memory.recon.fidelity import gains
 from usertwin.memory.recon.guards import LEAST_KEPT, LONGEST_TRACE, REASONS, rejected_by
 from usertwin.memory.recon.propose import PROPOSING, Proposing, proposal_template
 from usertwin.memory.recon.synthesizer import DEFAULT_CANDIDATES, ROUNDS, backward_trace, in_order
-from usertwin.memory.words import word_tokens
+from usertwin.memory.text.words import word_tokens
 from usertwin.personas import ModelError, Pair, Turn, UsageError
 
 WEIGHTS = {"mornings": 0.5, "polite": 0.2, "bored": -0.5, "lost": -0.1}

@@ -19,7 +19,7 @@ from usertwin.evals.replay.arms import USUAL_ARMS, Arms
 from usertwin.evals.replay.held_out import held_out_pairs, other_person
 from usertwin.evals.replay.replay import Protocol, Replay, evaluate
 from usertwin.memory import Distractors, FakeEmbedder, FakeScorer, Likelihood, Triple, default_home
-from usertwin.memory.transcript import ME, action_line
+from usertwin.memory.text.transcript import ME, action_line
 from usertwin.personas import ModelError, Pair, TwinError, UsageError
 from usertwin.simulator import SimulatedUser
 

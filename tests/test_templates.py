@@ -1,4 +1,4 @@
-"""memory/templates.py: prompts are files, versions are of their text, and values are never template code."""
+"""memory/text/prompt_template.py: prompts are files, versions are of their text, and values are never template code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import usertwin.memory
 import usertwin.simulator
-from usertwin.memory.templates import PromptTemplate
+from usertwin.memory.text.prompt_template import PromptTemplate
 
 
 def template(folder: Path, text: str, name: str = "greet.txt") -> PromptTemplate:

@@ -1,11 +1,11 @@
-"""memory/transcript.py: a turn is a line, the person is Me, and the thought stands before the action."""
+"""memory/text/transcript.py: a turn is a line, the person is Me, and the thought stands before the action."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usertwin.memory.transcript import action_line, context_lines, flat, joined, open_moment, open_thought, past_moment
+from usertwin.memory.text.transcript import action_line, context_lines, flat, joined, open_moment, open_thought, past_moment
 from usertwin.personas import Pair, Turn
 
 

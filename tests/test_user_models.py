@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usertwin.memory.transcript import action_line, open_moment
+from usertwin.memory.text.transcript import action_line, open_moment
 from usertwin.memory.user_models import ABOUT, Fitting, UserModel, fit, mean_likelihood, row_of, thought_in
 from usertwin.personas import Pair, Turn, UsageError
 

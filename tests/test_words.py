@@ -1,4 +1,4 @@
-"""memory/words.py: two texts share a word if they share its stem, in any script, and a run of words is found however long."""
+"""memory/text/words.py: two texts share a word if they share its stem, in any script, and a run of words is found however long."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from usertwin.memory.words import (
+from usertwin.memory.text.words import (
     content_words,
     known_text,
     longest_new_run,

@@ -22,7 +22,7 @@ from usertwin.evals.traces.control_traces import Controls, other_moments
 from usertwin.memory import Choice, Distractors, Gain, Judged, Recipe, Synthesizer, learn
 from usertwin.memory.models.scoring import Likelihood, TransformersScorer
 from usertwin.memory.recon.fidelity import reconstruct
-from usertwin.memory.transcript import action_line, joined, past_moment
+from usertwin.memory.text.transcript import action_line, joined, past_moment
 from usertwin.personas import Pair, load_chitchat, split_pairs
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer
 

@@ -23,7 +23,7 @@ from usertwin.evals.metrics.statistics import Estimate, Resampling, mean, sums
 from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.evals.records.verdicts import LABELS, Closer, Question, Verdict
 from usertwin.memory.jsonl import read_lines
-from usertwin.memory.transcript import flat
+from usertwin.memory.text.transcript import flat
 from usertwin.personas import UsageError
 
 from .model_judge import questions_of

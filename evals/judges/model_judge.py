@@ -22,8 +22,8 @@ from usertwin.memory import ChatModel, Ledger
 from usertwin.memory.concurrency import several
 from usertwin.memory.jsonl import open_to_append, write_line
 from usertwin.memory.models.chat import sample
-from usertwin.memory.templates import PromptTemplate
-from usertwin.memory.transcript import flat, shortened
+from usertwin.memory.text.prompt_template import PromptTemplate
+from usertwin.memory.text.transcript import flat, shortened
 from usertwin.personas import UsageError
 
 PROMPT = PromptTemplate(Path(__file__).with_name("judge_pair.txt"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import log1p
 from typing import TYPE_CHECKING, Any, Literal
 
-from usertwin.memory.transcript import flat
+from usertwin.memory.text.transcript import flat
 
 from .writing_style import asks, capitalized, greets, has_emoji, is_polite
 

@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 from usertwin.evals.records.measured_turns import MeasuredTurn
-from usertwin.memory.words import word_tokens
+from usertwin.memory.text.words import word_tokens
 
 from . import writing_style as manner
 from .reply_similarity import chrf

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from usertwin.memory.transcript import flat
-from usertwin.memory.words import word_tokens
+from usertwin.memory.text.transcript import flat
+from usertwin.memory.text.words import word_tokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

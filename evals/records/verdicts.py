@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from usertwin.memory.jsonl import read_lines
-from usertwin.memory.transcript import flat
+from usertwin.memory.text.transcript import flat
 
 #: What a pair is asked for: a contrast of two arms, or to see whether the judge says what must come out.
 Kind = Literal["contrast", "identical", "real", "same_arm", "another_person"]

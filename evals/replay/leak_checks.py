@@ -13,9 +13,9 @@ from typing import Any
 
 from usertwin.evals.metrics.statistics import mean
 from usertwin.memory import Scorer
-from usertwin.memory.transcript import ME, flat
+from usertwin.memory.text.transcript import ME, flat
+from usertwin.memory.text.words import word_tokens
 from usertwin.memory.twin import TwinRecord
-from usertwin.memory.words import word_tokens
 from usertwin.personas import Pair, TwinError
 
 from .held_out import spread

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from usertwin.memory import Style
-from usertwin.memory.templates import PromptTemplate
-from usertwin.memory.transcript import ME, open_moment
+from usertwin.memory.text.prompt_template import PromptTemplate
+from usertwin.memory.text.transcript import ME, open_moment
 from usertwin.personas import Pair, Persona
 from usertwin.simulator.prompts import Messages, act_messages
 

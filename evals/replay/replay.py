@@ -24,7 +24,7 @@ from usertwin.evals.records.measured_turns import MeasuredTurn, Memory, turns_of
 from usertwin.memory import Distractors, Embedder, Scorer
 from usertwin.memory.jsonl import open_to_append, write_line
 from usertwin.memory.recon.fidelity import CHOICES
-from usertwin.memory.transcript import ME, action_line
+from usertwin.memory.text.transcript import ME, action_line
 from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import RECALLED_TURNS

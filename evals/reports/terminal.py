@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from usertwin.memory import EndingModel, Leaving, Settings, Triple, TwinRecord
-from usertwin.memory.transcript import flat
+from usertwin.memory.text.transcript import flat
 
 from .labels import PRIMARY, arm_name
 

@@ -34,8 +34,8 @@ from usertwin.memory import Settings, TripleStore
 from usertwin.memory.jsonl import open_to_append, write_line
 from usertwin.memory.policy import check_installed
 from usertwin.memory.recon.synthesizer import backward_trace
+from usertwin.memory.text.transcript import ME, action_line
 from usertwin.memory.tracing import Progress, no_progress
-from usertwin.memory.transcript import ME, action_line
 from usertwin.memory.user_models import Fitting, UserModel, fit, row_of
 from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser

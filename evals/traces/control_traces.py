@@ -34,10 +34,10 @@ from usertwin.memory.recon.fidelity import CHOICES, gains
 from usertwin.memory.recon.guards import gives_away
 from usertwin.memory.recon.propose import paraphrase, propose
 from usertwin.memory.recon.synthesizer import Synthesizer
-from usertwin.memory.transcript import action_line, flat
+from usertwin.memory.text.transcript import action_line, flat
+from usertwin.memory.text.words import content_words, known_text, longest_new_run, word_tokens
 from usertwin.memory.triples import Candidate
 from usertwin.memory.twin import OTHER_PERSON, kept_conversations
-from usertwin.memory.words import content_words, known_text, longest_new_run, word_tokens
 from usertwin.personas import Pair, UsageError
 from usertwin.personas.pairs import pairs_of_log
 from usertwin.simulator import SimulatedUser

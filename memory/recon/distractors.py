@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from usertwin.memory.models.embedding import Embedder
-from usertwin.memory.transcript import flat
+from usertwin.memory.text.transcript import flat
 from usertwin.personas import Pair
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from typing import Protocol
 
 from usertwin.memory.models.chat import Ledger
 from usertwin.memory.models.scoring import Likelihood, Scorer
-from usertwin.memory.transcript import ME, action_line, filler, flat, open_moment
+from usertwin.memory.text.transcript import ME, action_line, filler, flat, open_moment
+from usertwin.memory.text.words import known_text, spans_of, stems
 from usertwin.memory.triples import Candidate
-from usertwin.memory.words import known_text, spans_of, stems
 from usertwin.personas import Pair, VerdictError
 
 from .distractors import Distractors

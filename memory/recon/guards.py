@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from usertwin.memory.models.scoring import Scorer
-from usertwin.memory.transcript import ME, THOUGHT, action_line, filler, flat, open_moment
-from usertwin.memory.words import (
+from usertwin.memory.text.transcript import ME, THOUGHT, action_line, filler, flat, open_moment
+from usertwin.memory.text.words import (
     content_words,
     known_text,
     longest_new_run,

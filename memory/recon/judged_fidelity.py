@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 from usertwin.memory.models.chat import ChatModel, Ledger, sample
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.models.scoring import Scorer
-from usertwin.memory.transcript import context_lines, flat, shortened
+from usertwin.memory.text.transcript import context_lines, flat, shortened
 from usertwin.personas import Pair, UsageError, VerdictError
 
 from .distractors import Distractors

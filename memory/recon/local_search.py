@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 from usertwin.memory.models.chat import ChatModel, Ledger, sample
-from usertwin.memory.transcript import context_lines, shortened
+from usertwin.memory.text.transcript import context_lines, shortened
 from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair
 

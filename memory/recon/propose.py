@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from usertwin.memory.models.chat import ChatModel, Ledger, Style, sample
-from usertwin.memory.templates import PromptTemplate
-from usertwin.memory.transcript import ME, context_lines, flat, open_moment, past_moment, shortened
-from usertwin.memory.words import word_tokens
+from usertwin.memory.text.prompt_template import PromptTemplate
+from usertwin.memory.text.transcript import ME, context_lines, flat, open_moment, past_moment, shortened
+from usertwin.memory.text.words import word_tokens
 from usertwin.personas import Pair, UsageError
 
 Proposing = Literal["backward", "forward", "scaffolded", "search"]

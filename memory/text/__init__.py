@@ -1,0 +1,1 @@
+"""Transcripts, words and prompt templates."""
