@@ -18,15 +18,15 @@ from typing import Any, Literal
 from tiny_model import one_thread
 
 from usertwin.memory import FakeEmbedder, FakeScorer, Scored
-from usertwin.memory.lessons import Lesson
-from usertwin.memory.policy import load_base
-from usertwin.memory.pool import Proposed
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import Fidelity
 from usertwin.memory.recon.guards import rejected_by
-from usertwin.memory.rewards import Reward
-from usertwin.memory.training import Outcome, Training, train
-from usertwin.memory.watch import CURVES, Audit, Auditor
+from usertwin.memory.training.audit import CURVES, Audit, Auditor
+from usertwin.memory.training.candidate_pool import Proposed
+from usertwin.memory.training.dataset import Lesson
+from usertwin.memory.training.policy import load_base
+from usertwin.memory.training.rewards import Reward
+from usertwin.memory.training.train import Outcome, Training, train
 from usertwin.personas import Pair, Turn
 
 Where = Literal["after a checkpoint", "between checkpoints", "within a checkpoint", "within its last file"]
@@ -127,7 +127,7 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 
 def killed(base: Path, folder: Path, plan: Training, where: Where, step: int) -> None:
     """Train in a process of its own until it kills itself there."""
-    _PROCESSES.set_forkserver_preload(["small_training", "usertwin.memory.trainers", "trl.trainer.grpo_trainer",
+    _PROCESSES.set_forkserver_preload(["small_training", "usertwin.memory.training.trl_trainers", "trl.trainer.grpo_trainer",
                                        "trl.trainer.dpo_trainer"])  # fmt: skip
     process = _PROCESSES.Process(target=_until_killed, args=(base, folder, plan, where, step), daemon=True)
     process.start()

@@ -13,7 +13,7 @@ from tiny_model import tiny_model
 from usertwin.evals import bench_train
 from usertwin.evals.benchmarks.training import TrainSizes, overhead_figures, reading_figures
 from usertwin.memory import FakeEmbedder, FakeScorer, Likelihood
-from usertwin.memory.lessons import Lesson
+from usertwin.memory.training.dataset import Lesson
 from usertwin.personas import ChatLog, ModelError, split_pairs
 
 pytest.importorskip("trl")

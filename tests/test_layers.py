@@ -17,7 +17,12 @@ HEAVY = (
     "sentence_transformers", "numpy", "scipy", "sklearn", "sacrebleu", "xllamacpp", "openai", "pydantic", "accelerate", "gguf",
 )  # fmt: skip
 #: What derives from a heavy library's classes, and is imported only when needed: for a model of a kind, for a suite.
-ALLOWED_HEAVY = {"simulator/scripted.py", "simulator/transformers_chat.py", "memory/watching.py", "evals/suites/config.py"}
+ALLOWED_HEAVY = {
+    "simulator/scripted.py",
+    "simulator/transformers_chat.py",
+    "memory/training/callback.py",
+    "evals/suites/config.py",
+}
 
 every_source = pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -79,7 +84,11 @@ def test_importing_a_file_imports_nothing_heavy(path: Path) -> None:
 @every_source
 def test_the_file_that_may_import_langchain_is_itself_imported_only_when_needed(path: Path) -> None:
     found = {name for node in _at_the_top(ast.parse(path.read_text("utf-8"))) for name in _imported(node, path)}
-    assert not found & {"usertwin.simulator.scripted", "usertwin.simulator.transformers_chat", "usertwin.memory.watching"}
+    assert not found & {
+        "usertwin.simulator.scripted",
+        "usertwin.simulator.transformers_chat",
+        "usertwin.memory.training.callback",
+    }
 
 
 @every_source

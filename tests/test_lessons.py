@@ -1,4 +1,4 @@
-"""memory/lessons.py: who is held out is held out wholly, what is measured is never trained on, and what cannot be is said."""
+"""memory/training/dataset.py: who is held out is held out wholly, what is measured is never trained on, and what cannot be is said."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usertwin.memory import FakeEmbedder
-from usertwin.memory.lessons import LEAST_WORDS, MOST_WORDS, Enrolment, Lesson, Lessons, lessons_of, with_later
 from usertwin.memory.text.words import word_tokens
+from usertwin.memory.training.dataset import LEAST_WORDS, MOST_WORDS, Enrolment, Lesson, Lessons, lessons_of, with_later
 from usertwin.personas import ChatLog, Conversation, LogError, Turn, UsageError, pairs_of
 
 PARTS = ("train", "watched", "seen", "unseen")

@@ -11,7 +11,7 @@ from invented_run import PEOPLE, result
 from usertwin.evals.reports.markdown import render_markdown
 from usertwin.evals.reports.summary import summary_of
 from usertwin.evals.reports.tables import sections_of
-from usertwin.memory.model_card import in_markdown
+from usertwin.memory.training.model_card import in_markdown
 
 
 def cells(line: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""memory/model_card.py: a card that the hub can read, with every number's n, and nobody's name or words."""
+"""memory/training/model_card.py: a card that the hub can read, with every number's n, and nobody's name or words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from usertwin.memory.model_card import CARD, METHODS, CardFacts, card_of, write_card
+from usertwin.memory.training.model_card import CARD, METHODS, CardFacts, card_of, write_card
 from usertwin.personas import UsageError
 
 GROUP: dict[str, Any] = {

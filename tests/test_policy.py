@@ -1,4 +1,4 @@
-"""memory/policy.py: a trace ends where a line does, looking changes nothing, and prompts are those of a proposer."""
+"""memory/training/policy.py: a trace ends where a line does, looking changes nothing, and prompts are those of a proposer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tiny_model import tiny_model
 
 from conftest import PAIR
 from usertwin.memory import Style
-from usertwin.memory.policy import (
+from usertwin.memory.recon.propose import TRACE_TOKENS, as_trace, prompt_for
+from usertwin.memory.training.policy import (
     check_chat_template,
     check_installed,
     empty_base,
@@ -24,7 +25,6 @@ from usertwin.memory.policy import (
     text_of,
     write_traces,
 )
-from usertwin.memory.recon.propose import TRACE_TOKENS, as_trace, prompt_for
 from usertwin.personas import ModelError, Turn, UsageError
 
 pytestmark = pytest.mark.usefixtures("in_one_thread")

@@ -1,4 +1,4 @@
-"""memory/pool.py: a pool goes on wherever it was cut off, keeps to its budget, and teaches nothing that a guard rejects."""
+"""memory/training/candidate_pool.py: a pool goes on wherever it was cut off, keeps to its budget, and teaches nothing that a guard rejects."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ from hypothesis import strategies as st
 
 from conftest import PAIR, Telling, telling
 from usertwin.memory import FakeScorer, Style
-from usertwin.memory.lessons import Lesson
-from usertwin.memory.policy import prompt_of, text_of
-from usertwin.memory.pool import LEAST_MARGIN, Proposed, chosen_rows, completion_of, fill_pool, preference_rows
 from usertwin.memory.recon.fidelity import Gain
 from usertwin.memory.recon.guards import rejected_by
 from usertwin.memory.recon.propose import MALFORMED, as_trace
-from usertwin.memory.rewards import Reward, Weights
+from usertwin.memory.training.candidate_pool import (
+    LEAST_MARGIN,
+    Proposed,
+    chosen_rows,
+    completion_of,
+    fill_pool,
+    preference_rows,
+)
+from usertwin.memory.training.dataset import Lesson
+from usertwin.memory.training.policy import prompt_of, text_of
+from usertwin.memory.training.rewards import Reward, Weights
 from usertwin.personas import ModelError, UsageError
 
 LESSONS = [Lesson("log/Ann", replace(PAIR, conversation_id=f"talk-{place}", position=place)) for place in range(5)]

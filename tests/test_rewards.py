@@ -1,4 +1,4 @@
-"""memory/rewards.py and downstream.py: every term lies within 0 and 1, what is rejected is worth nothing, signs are right."""
+"""memory/training/rewards.py and downstream.py: every term lies within 0 and 1, what is rejected is worth nothing, signs are right."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from conftest import ACTION, PAIR, Meanings, WeighingScorer
 from usertwin.memory import FakeScorer, Ledger
-from usertwin.memory.downstream import Downstream
 from usertwin.memory.recon.fidelity import Gain, Scored
 from usertwin.memory.recon.guards import LONGEST_TRACE, SAME_MEANING, rejected_by
-from usertwin.memory.rewards import CLIP, SHAPES, TOLERATED_MEANING, Reward, Shape, Weights, rewards_of, weights_from
+from usertwin.memory.training.downstream_reward import Downstream
+from usertwin.memory.training.rewards import CLIP, SHAPES, TOLERATED_MEANING, Reward, Shape, Weights, rewards_of, weights_from
 from usertwin.personas import Pair, UsageError, VerdictError
 
 TERMS = ("fidelity", "leak", "length", "format")

@@ -19,7 +19,7 @@ from usertwin.evals.reports.tables import settling_section
 from usertwin.evals.suites.config import Suite, logs_of, read_suite
 from usertwin.evals.suites.run import Run, plan_of
 from usertwin.evals.suites.user_model_experiment import Lesson, Taught, check_settling, lessons_of, settling_result
-from usertwin.memory.user_models import Row
+from usertwin.memory.training.user_model import Row
 from usertwin.personas import Pair, UsageError
 from usertwin.personas.pairs import pairs_of_log
 

@@ -1,4 +1,4 @@
-"""memory/sharing.py: what is read once gives the same figures and gradient, and what cannot be shared is read as ever."""
+"""memory/training/prefix_sharing.py: what is read once gives the same figures and gradient, and what cannot be shared is read as ever."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from small_training import a_plan, rows_of, trained, weights_of
 
 from usertwin.memory import checkpoints
 from usertwin.memory.models.scoring import LEAST_SHARED
-from usertwin.memory.policy import load_base, lora
-from usertwin.memory.sharing import reading_once
+from usertwin.memory.training.policy import load_base, lora
+from usertwin.memory.training.prefix_sharing import reading_once
 
 pytest.importorskip("trl")
 pytestmark = pytest.mark.usefixtures("in_one_thread")

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from conftest import PAIR, WeighingScorer, scripted
 from usertwin.evals.traces.synthesizer_quality import compared, examples_of, look_at, of_each, write_held_out
 from usertwin.memory import FakeEmbedder, FakeScorer
-from usertwin.memory.lessons import Lesson
-from usertwin.memory.looked import Looked
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.guards import rejected_by
+from usertwin.memory.training.dataset import Lesson
+from usertwin.memory.training.trace_quality import Looked
 from usertwin.personas import Pair
 
 ACTIONS = ("the early train to Rome please", "a quiet seat by the window thanks", "no coffee for me today thanks")

@@ -26,7 +26,7 @@ from usertwin.evals.cli.main import main
 from usertwin.evals.cli.train import train as train_command
 from usertwin.evals.records.run_folder import alone
 from usertwin.evals.records.training_run import read_training
-from usertwin.memory.training import BETAS, LEARNING_RATES, TRAIN_METHODS, Training
+from usertwin.memory.training.train import BETAS, LEARNING_RATES, TRAIN_METHODS, Training
 from usertwin.simulator import load_model, load_scorer
 from usertwin.simulator.adapters import model_with_adapter, read_adapter
 
@@ -226,7 +226,7 @@ def test_the_report_shows_every_method(finished: Path) -> None:
 
 
 def test_who_is_held_out_is_not_trained_on(finished: Path, place: Path) -> None:
-    from usertwin.memory.lessons import Enrolment, lessons_of
+    from usertwin.memory.training.dataset import Enrolment, lessons_of
     from usertwin.personas import load_log
 
     lessons = lessons_of(

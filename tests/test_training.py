@@ -1,4 +1,4 @@
-"""memory/training.py, trainers.py and watching.py: real steps of a tiny model, stopped, killed and gone on with."""
+"""memory/training/train.py, trainers.py and watching.py: real steps of a tiny model, stopped, killed and gone on with."""
 
 from __future__ import annotations
 
@@ -36,14 +36,22 @@ from tiny_model import tiny_model
 
 from conftest import scripted, telling
 from usertwin.memory import Judged, Likelihood, Scored, trainers
-from usertwin.memory.checkpoints import check_room, last_checkpoint
-from usertwin.memory.downstream import Downstream
-from usertwin.memory.policy import check_chat_template, check_installed, empty_base, ends_of, load_base, prompt_of, text_of
-from usertwin.memory.pool import chosen_rows, preference_rows
-from usertwin.memory.rewards import Weights
-from usertwin.memory.trainers import GroupRewards
-from usertwin.memory.training import TRAIN_METHODS, train
-from usertwin.memory.watch import Audit
+from usertwin.memory.training.audit import Audit
+from usertwin.memory.training.candidate_pool import chosen_rows, preference_rows
+from usertwin.memory.training.checkpoints import check_room, last_checkpoint
+from usertwin.memory.training.downstream_reward import Downstream
+from usertwin.memory.training.policy import (
+    check_chat_template,
+    check_installed,
+    empty_base,
+    ends_of,
+    load_base,
+    prompt_of,
+    text_of,
+)
+from usertwin.memory.training.rewards import Weights
+from usertwin.memory.training.train import TRAIN_METHODS, train
+from usertwin.memory.training.trl_trainers import GroupRewards
 from usertwin.personas import Pair, UsageError
 from usertwin.simulator import load_scorer
 

@@ -15,9 +15,9 @@ from tiny_model import tiny_model
 from conftest import PAIR
 from usertwin.evals.training_runs.plan import plan_of_training
 from usertwin.evals.training_runs.run import TrainingOrder
-from usertwin.memory.lessons import Lesson, Lessons
 from usertwin.memory.recon.propose import written_tokens
-from usertwin.memory.training import TRAIN_METHODS, Training
+from usertwin.memory.training.dataset import Lesson, Lessons
+from usertwin.memory.training.train import TRAIN_METHODS, Training
 
 GIB = 2**30
 

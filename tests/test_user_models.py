@@ -1,4 +1,4 @@
-"""memory/user_models.py: what is learned is what is scored, a killed training goes on, and thoughts are averaged rightly."""
+"""memory/training/user_model.py: what is learned is what is scored, a killed training goes on, and thoughts are averaged rightly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usertwin.memory.text.transcript import action_line, open_moment
-from usertwin.memory.user_models import ABOUT, Fitting, UserModel, fit, mean_likelihood, row_of, thought_in
+from usertwin.memory.training.user_model import ABOUT, Fitting, UserModel, fit, mean_likelihood, row_of, thought_in
 from usertwin.personas import Pair, Turn, UsageError
 
 pytestmark = pytest.mark.usefixtures("in_one_thread")
@@ -128,8 +128,8 @@ def test_after_a_kill_at_the_very_end_no_step_is_done_again_nor_half_a_checkpoin
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("usertwin.memory.user_models.sync_folder", stopped)
-        patched.setattr("usertwin.memory.user_models.shutil.rmtree", lambda *_, **__: None)
+        patched.setattr("usertwin.memory.training.user_model.sync_folder", stopped)
+        patched.setattr("usertwin.memory.training.user_model.shutil.rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             fit(ROWS, base, tmp_path / "none", FITTING, about={"base": "local"})
     (tmp_path / "none").rename(tmp_path / "none.partial")

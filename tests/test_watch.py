@@ -1,4 +1,4 @@
-"""memory/watch.py: audits say what traces do, a training stops only on what chance does not do, and curves outlive a kill."""
+"""memory/training/audit.py: audits say what traces do, a training stops only on what chance does not do, and curves outlive a kill."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from conftest import PAIR
 from usertwin.memory import FakeEmbedder, FakeScorer
-from usertwin.memory.lessons import Lesson
-from usertwin.memory.looked import LEAKS
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import gains
 from usertwin.memory.recon.guards import REASONS, rejected_by
-from usertwin.memory.watch import CHANCE, Audit, Auditor, Curves, reason_to_stop
+from usertwin.memory.training.audit import CHANCE, Audit, Auditor, Curves, reason_to_stop
+from usertwin.memory.training.dataset import Lesson
+from usertwin.memory.training.trace_quality import LEAKS
 from usertwin.personas import Pair
 
 ACTIONS = ("the early train to Rome please", "a quiet seat by the window thanks", "no coffee for me today thanks")

@@ -112,7 +112,7 @@ def train(out: Path, dry_run: bool, **told: Any) -> None:
     OUT/METHOD/adapter
     """
     from usertwin.evals.training_runs.plan import plan_of_training
-    from usertwin.memory.policy import check_installed
+    from usertwin.memory.training.policy import check_installed
 
     console = console_for()
     check_installed(vllm=told["vllm"], tensorboard=told["tensorboard"])
@@ -133,9 +133,9 @@ def train(out: Path, dry_run: bool, **told: Any) -> None:
 
 def _order(told: dict[str, Any]) -> TrainingOrder:
     from usertwin.evals.training_runs.run import TrainingOrder
-    from usertwin.memory.lessons import Enrolment
-    from usertwin.memory.rewards import Weights, weights_from
-    from usertwin.memory.training import Training
+    from usertwin.memory.training.dataset import Enrolment
+    from usertwin.memory.training.rewards import Weights, weights_from
+    from usertwin.memory.training.train import Training
     from usertwin.simulator.models import manner_of
 
     base: str = told["base"]

@@ -20,7 +20,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from usertwin.memory.model_card import METHODS
+from usertwin.memory.training.model_card import METHODS
 from usertwin.personas import UsageError
 
 from .measured_turns import MANIFEST, RESULT

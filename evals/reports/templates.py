@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from usertwin.memory.model_card import in_markdown
+from usertwin.memory.training.model_card import in_markdown
 
 if TYPE_CHECKING:
     import jinja2

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from usertwin.evals.records.training_run import Curve, MethodRun
-from usertwin.memory.model_card import METHODS
+from usertwin.memory.training.model_card import METHODS
 from usertwin.personas import UsageError
 
 from .labels import number

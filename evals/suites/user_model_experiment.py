@@ -1,6 +1,6 @@
 """The settling experiment: does a model of a person learn more from (context, trace, action) than from (context, action)?
 
-A base is fine-tuned on what people did (memory/user_models.py), each time on the very same moments and with as many steps, and
+A base is fine-tuned on what people did (memory/training/user_model.py), each time on the very same moments and with as many steps, and
 only what stands before the action differs. It is then asked what people's held-out turns cost:
 
     base        nothing was learned
@@ -32,11 +32,11 @@ from usertwin.evals.replay.held_out import held_out_pairs, spread
 from usertwin.evals.replay.leak_checks import check_split, near_duplicates
 from usertwin.memory import Settings, TripleStore
 from usertwin.memory.jsonl import open_to_append, write_line
-from usertwin.memory.policy import check_installed
 from usertwin.memory.recon.synthesizer import backward_trace
 from usertwin.memory.text.transcript import ME, action_line
 from usertwin.memory.tracing import Progress, no_progress
-from usertwin.memory.user_models import Fitting, UserModel, fit, row_of
+from usertwin.memory.training.policy import check_installed
+from usertwin.memory.training.user_model import Fitting, UserModel, fit, row_of
 from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.adapters import split_adapter

@@ -13,10 +13,10 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from usertwin.memory.lessons import Lesson, Lessons
 from usertwin.memory.recon.propose import TRACE_TOKENS, prompt_for, written_tokens
-from usertwin.memory.soup import PARTS
-from usertwin.memory.training import Training
+from usertwin.memory.training.adapter_merge import PARTS
+from usertwin.memory.training.dataset import Lesson, Lessons
+from usertwin.memory.training.train import Training
 from usertwin.simulator.models import known_weights
 
 if TYPE_CHECKING:

@@ -23,21 +23,21 @@ from usertwin.evals.reports.training_report import training_pages
 from usertwin.evals.traces.synthesizer_quality import compared, examples_of, look_at, of_each, write_held_out
 from usertwin.memory import ChatModel, Embedder, Scorer
 from usertwin.memory.atomic_files import digest
-from usertwin.memory.checkpoints import ADAPTER, check_room
-from usertwin.memory.downstream import Downstream
-from usertwin.memory.lessons import Enrolment, Lesson, Lessons, lessons_of, with_later
-from usertwin.memory.model_card import CardFacts, write_card
 from usertwin.memory.models.scoring import Precision
-from usertwin.memory.policy import check_chat_template, empty_base, load_base
-from usertwin.memory.pool import Proposed, fill_pool
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import Fidelity
 from usertwin.memory.recon.guards import rejected_by
 from usertwin.memory.recon.judged_fidelity import fidelity_by_name
 from usertwin.memory.recon.propose import proposal_template
 from usertwin.memory.tracing import Progress, no_progress
-from usertwin.memory.training import Outcome, Training, TrainMethod, train
-from usertwin.memory.watch import Auditor
+from usertwin.memory.training.audit import Auditor
+from usertwin.memory.training.candidate_pool import Proposed, fill_pool
+from usertwin.memory.training.checkpoints import ADAPTER, check_room
+from usertwin.memory.training.dataset import Enrolment, Lesson, Lessons, lessons_of, with_later
+from usertwin.memory.training.downstream_reward import Downstream
+from usertwin.memory.training.model_card import CardFacts, write_card
+from usertwin.memory.training.policy import check_chat_template, empty_base, load_base
+from usertwin.memory.training.train import Outcome, Training, TrainMethod, train
 from usertwin.personas import ChatLog, Pair, UsageError, load_log
 from usertwin.simulator import load_embedder, load_model, load_scorer
 from usertwin.simulator.adapters import split_adapter

@@ -14,16 +14,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from usertwin.memory.models.chat import Style
+from usertwin.memory.models.scoring import Scorer
+from usertwin.memory.recon.distractors import Distractors
+from usertwin.memory.recon.fidelity import CHOICES
+from usertwin.memory.recon.propose import Proposing
 from usertwin.personas import Pair
 
-from .lessons import Lesson
-from .looked import look_at_pair
-from .models.chat import Style
-from .models.scoring import Scorer
+from .dataset import Lesson
 from .policy import write_traces
-from .recon.distractors import Distractors
-from .recon.fidelity import CHOICES
-from .recon.propose import Proposing
+from .trace_quality import look_at_pair
 
 #: The audit has risen if chance would do as much less often than this, compared with the untrained policy's (Fisher's exact
 #: test, one-sided); small, since it is asked at every audit.

@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .audit import CURVES, Audit, Curves, reason_to_stop
 from .checkpoints import ADAPTER, save_adapter, told_in_one_sentence
-from .watch import CURVES, Audit, Curves, reason_to_stop
 
 if TYPE_CHECKING:
-    from .training import Outcome, Training
+    from .train import Outcome, Training
 
 #: The parts, each trained in the folder of its name, and their leans in units of the plan's.
 PARTS: Mapping[str, int] = {"toward": 1, "away": -1}

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from usertwin.memory.models.scoring import Scorer
+from usertwin.memory.recon.fidelity import gains
+from usertwin.memory.recon.guards import gives_away
+from usertwin.memory.text.words import word_tokens
 from usertwin.personas import Pair
 
-from .lessons import Lesson
-from .models.scoring import Scorer
-from .recon.fidelity import gains
-from .recon.guards import gives_away
-from .text.words import word_tokens
+from .dataset import Lesson
 
 #: Guards that speak of a leak; the others of form.
 LEAKS = ("quotes_action", "new_words", "new_names", "same_meaning", "announces")

@@ -14,18 +14,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from usertwin.memory.jsonl import open_to_append, whole_lines, write_line
+from usertwin.memory.models.chat import ChatModel, Style
+from usertwin.memory.models.embedding import Embedder
+from usertwin.memory.recon.fidelity import Fidelity
+from usertwin.memory.recon.propose import Proposing, as_trace, propose
+from usertwin.memory.tracing import Progress, no_progress
 from usertwin.personas import Pair, UsageError
 
-from .jsonl import open_to_append, whole_lines, write_line
-from .lessons import Lesson
-from .looked import LEAKS
-from .models.chat import ChatModel, Style
-from .models.embedding import Embedder
+from .dataset import Lesson
 from .policy import prompt_of
-from .recon.fidelity import Fidelity
-from .recon.propose import Proposing, as_trace, propose
 from .rewards import Reward, Weights, rewards_of
-from .tracing import Progress, no_progress
+from .trace_quality import LEAKS
 
 #: A pair teaches a preference only if its best trace is worth so much more than its worst.
 LEAST_MARGIN = 0.02

@@ -13,20 +13,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from usertwin.memory.recon.fidelity import Fidelity
+from usertwin.memory.recon.propose import TEMPERATURE, TRACE_TOKENS, as_trace
+from usertwin.memory.text.words import word_tokens
 from usertwin.personas import Pair
 
 from .checkpoints import CHECKPOINTS
-from .lessons import Lesson
-from .looked import LEAKS
+from .dataset import Lesson
 from .policy import ends_of, lora, prompt_of, text_of
-from .recon.fidelity import Fidelity
-from .recon.propose import TEMPERATURE, TRACE_TOKENS, as_trace
 from .rewards import Reward, rewards_of
-from .text.words import word_tokens
+from .trace_quality import LEAKS
 
 if TYPE_CHECKING:
-    from .models.embedding import Embedder
-    from .training import Training
+    from usertwin.memory.models.embedding import Embedder
+
+    from .train import Training
 
 
 def settings_of(

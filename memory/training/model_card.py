@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from usertwin.memory.atomic_files import replace_file
+from usertwin.memory.text.prompt_template import PromptTemplate
 from usertwin.personas import UsageError
-
-from .atomic_files import replace_file
-from .text.prompt_template import PromptTemplate
 
 CARD = "README.md"
 _TEMPLATE = PromptTemplate(Path(__file__).parent / "model_card.txt")

@@ -16,11 +16,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from usertwin.memory.models.embedding import Embedder
+from usertwin.memory.text.words import word_tokens
 from usertwin.personas import ChatLog, LogError, Pair, Split, UsageError, split_pairs
 from usertwin.personas.pairs import DEFAULT_WINDOW, check_speaker
-
-from .models.embedding import Embedder
-from .text.words import word_tokens
 
 #: Fewer words than this make a turn that any trace predicts as well as any other ("ok", "yes please").
 LEAST_WORDS = 4

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
+from usertwin.memory.models.chat import Ledger
+from usertwin.memory.models.scoring import Scorer
+from usertwin.memory.recon.fidelity import Scored
+from usertwin.memory.recon.propose import CONTEXT_TURNS
+from usertwin.memory.text.transcript import action_line, joined, open_moment, past_moment
 from usertwin.personas import Pair
-
-from .models.chat import Ledger
-from .models.scoring import Scorer
-from .recon.fidelity import Scored
-from .recon.propose import CONTEXT_TURNS
-from .text.transcript import action_line, joined, open_moment, past_moment
 
 
 class Downstream:

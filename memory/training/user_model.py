@@ -20,16 +20,16 @@ from math import ceil, exp, fsum, gcd, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from usertwin.memory.atomic_files import digest_of, sync_folder
+from usertwin.memory.models.scoring import Likelihood, Precision, TransformersScorer
+from usertwin.memory.recon.propose import TRACE_TOKENS
+from usertwin.memory.text.transcript import ME, action_line, flat, open_moment, open_thought
+from usertwin.memory.tracing import Progress, no_progress
 from usertwin.personas import Pair, UsageError
 
-from .atomic_files import digest_of, sync_folder
 from .checkpoints import CHECKPOINTS, go_on, last_checkpoint, told_in_one_sentence
-from .models.scoring import Likelihood, Precision, TransformersScorer
 from .policy import check_installed, ends_of, load_base, lora
-from .recon.propose import TRACE_TOKENS
-from .text.transcript import ME, action_line, flat, open_moment, open_thought
-from .tracing import Progress, no_progress
-from .trainers import settings_of
+from .trl_trainers import settings_of
 
 if TYPE_CHECKING:
     from trl.trainer.sft_trainer import SFTTrainer

@@ -20,23 +20,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from usertwin.memory.models.chat import Style
+from usertwin.memory.models.embedding import Embedder
+from usertwin.memory.models.scoring import Precision
+from usertwin.memory.recon.fidelity import Fidelity
+from usertwin.memory.recon.judged_fidelity import FidelityName
+from usertwin.memory.recon.propose import Proposing
+from usertwin.memory.tracing import Progress, no_progress
 from usertwin.personas import Pair, UsageError
 
+from .adapter_merge import cook
+from .audit import CURVES, Auditor, Curves
+from .candidate_pool import Proposed, chosen_rows, preference_rows
 from .checkpoints import CHECKPOINTS, check_room, go_on, last_checkpoint, save_adapter, step_of, told_in_one_sentence
-from .lessons import Lesson
-from .models.chat import Style
-from .models.embedding import Embedder
-from .models.scoring import Precision
+from .dataset import Lesson
 from .policy import ends_of
-from .pool import Proposed, chosen_rows, preference_rows
-from .recon.fidelity import Fidelity
-from .recon.judged_fidelity import FidelityName
-from .recon.propose import Proposing
 from .rewards import Weights
-from .soup import cook
-from .tracing import Progress, no_progress
-from .trainers import GroupRewards, group_trainer, preference_trainer, supervised_trainer
-from .watch import CURVES, Auditor, Curves
+from .trl_trainers import GroupRewards, group_trainer, preference_trainer, supervised_trainer
 
 TrainMethod = Literal["sft", "dpo", "soup", "grpo", "e2e"]
 TRAIN_METHODS: tuple[TrainMethod, ...] = get_args(TrainMethod)
@@ -217,7 +217,7 @@ def train(
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
 
-    from .watching import Watching
+    from .callback import Watching
 
     plan.check()
     plan.check_pairs(len(lessons))

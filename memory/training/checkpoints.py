@@ -15,7 +15,7 @@ from typing import Any
 
 from usertwin.personas import UsageError
 
-from .sharing import reading_once
+from .prefix_sharing import reading_once
 
 ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
 

@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Literal, get_args
 
+from usertwin.memory.recon.fidelity import Fidelity
+from usertwin.memory.recon.guards import LONGEST_TRACE, MOST_NEW_WORDS, SAME_MEANING, meaning_shared
+from usertwin.memory.text.words import new_stems, stems, word_tokens
 from usertwin.personas import Pair, UsageError, VerdictError
 
-from .recon.fidelity import Fidelity
-from .recon.guards import LONGEST_TRACE, MOST_NEW_WORDS, SAME_MEANING, meaning_shared
-from .text.words import new_stems, stems, word_tokens
-
 if TYPE_CHECKING:
-    from .models.embedding import Embedder
+    from usertwin.memory.models.embedding import Embedder
 
 Shape = Literal["clipped", "rank"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)

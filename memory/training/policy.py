@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from usertwin.memory.models.chat import Style
+from usertwin.memory.models.scoring import Precision, cache_of, repeated, shared_prefix, with_cache
+from usertwin.memory.recon.propose import TEMPERATURE, TRACE_TOKENS, Proposing, as_trace, prompt_for
 from usertwin.personas import ModelError, Pair, UsageError
-
-from .models.chat import Style
-from .models.scoring import Precision, cache_of, repeated, shared_prefix, with_cache
-from .recon.propose import TEMPERATURE, TRACE_TOKENS, Proposing, as_trace, prompt_for
 
 _INSTALL = "training needs packages that are not installed; install them with: pip install 'usertwin[train]'"
 #: Prompts that are continued at once; the keys and values of more crowd a processor's caches.

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from .watch import Audit, Auditor, Curves, reason_to_stop
+from .audit import Audit, Auditor, Curves, reason_to_stop
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from .training import GroupRewards, Training
+    from .train import GroupRewards, Training
 
 #: What a step logs, by what trl calls it.
 _LOGGED = {

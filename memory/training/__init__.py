@@ -1,0 +1,1 @@
+"""Training a trace synthesizer (LoRA) with Recon rewards."""
