@@ -1,8 +1,5 @@
 """WHAT THEY DID AND WHY: triples, the FAISS memory they are recalled from, Recon, and learning a twin from a log."""
 
-from .ending import EndingModel, learn_ending
-from .learn import append, learn
-from .leaving import Leaving, learn_leaving
 from .models.answer_cache import AnswerCache
 from .models.chat import ChatModel, Ledger, Price, Sample, Style, Usage, sample
 from .models.embedding import CachedEmbedder, Embedder, FakeEmbedder, SentenceTransformerEmbedder
@@ -13,9 +10,12 @@ from .recon.judged_fidelity import Judged, Ranked, fidelity_by_name
 from .recon.synthesizer import METHODS, Method, Synthesizer, select
 from .store.ranking import Ranking
 from .store.triple_store import MemoryStats, TripleStore
-from .tracing import Progress
 from .triples import Candidate, Provenance, Recalled, Triple
-from .twin import Recipe, Settings, TwinRecord, default_home, existing_twin, list_twins, twin_folder
+from .twin.abandonment import Leaving, learn_leaving
+from .twin.add_traces import Progress
+from .twin.last_turn import EndingModel, learn_ending
+from .twin.learn import append, learn
+from .twin.record import Recipe, Settings, TwinRecord, default_home, existing_twin, list_twins, twin_folder
 
 __all__ = [
     "METHODS",

@@ -16,7 +16,7 @@ from usertwin.memory import Style, Triple
 from usertwin.memory.recon.synthesizer import backward_trace
 from usertwin.memory.text.prompt_template import PromptTemplate
 from usertwin.memory.text.transcript import context_lines, joined, open_moment, open_thought, past_moment
-from usertwin.memory.twin import Shown
+from usertwin.memory.twin.record import Shown
 from usertwin.personas import Pair, Persona
 
 #: Turns of the present chat, where nothing else was measured, and of each recalled moment that are shown.

@@ -28,12 +28,12 @@ from usertwin.memory import (
     existing_twin,
     sample,
 )
-from usertwin.memory.ending import EndingModel
-from usertwin.memory.leaving import NEIGHBOURS, Leaving, share_of_leavings
 from usertwin.memory.recon.propose import MALFORMED, as_trace
 from usertwin.memory.store.ranking import SIMILARITY, Ranking
 from usertwin.memory.text.transcript import flat
-from usertwin.memory.twin import ENDING, LEAVING
+from usertwin.memory.twin.abandonment import NEIGHBOURS, Leaving, share_of_leavings
+from usertwin.memory.twin.last_turn import EndingModel
+from usertwin.memory.twin.record import ENDING, LEAVING
 from usertwin.personas import Pair, Persona, Turn, TwinError, as_conversation
 from usertwin.personas.pairs import visible_turns
 

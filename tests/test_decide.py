@@ -33,7 +33,7 @@ from usertwin.memory import (
     existing_twin,
     learn,
 )
-from usertwin.memory.twin import HELD_OUT
+from usertwin.memory.twin.record import HELD_OUT
 from usertwin.personas import ChatLog, Persona, TwinError, UsageError, read_conversations, write_conversations
 from usertwin.simulator import SimulatedUser
 

@@ -1,4 +1,4 @@
-"""memory/ending.py: from real endings it is learned when a person leaves, and kept as plain numbers."""
+"""memory/twin/last_turn.py: from real endings it is learned when a person leaves, and kept as plain numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from conftest import small_conversation
 from usertwin.memory import EndingModel, learn_ending
-from usertwin.memory.ending import LEAST_ENDINGS
+from usertwin.memory.twin.last_turn import LEAST_ENDINGS
 from usertwin.personas import Pair, Turn, TwinError, pairs_of
 
 TALKS = [pairs_of(small_conversation(number), "Ann") for number in range(20)]

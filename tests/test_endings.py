@@ -14,7 +14,7 @@ from usertwin.evals.metrics.statistics import Estimate, ratio
 from usertwin.evals.replay.endings import endings
 from usertwin.evals.replay.held_out import held_out_pairs
 from usertwin.memory import ChatModel, FakeEmbedder, learn
-from usertwin.memory.leaving import NEIGHBOURS, share_of_leavings
+from usertwin.memory.twin.abandonment import NEIGHBOURS, share_of_leavings
 from usertwin.personas import ChatLog, Conversation, Pair, Turn
 from usertwin.simulator import SimulatedUser
 

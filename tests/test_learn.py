@@ -1,4 +1,4 @@
-"""memory/learn.py: all of the corpus and nothing held out is learned, and a learning that was stopped loses nothing."""
+"""memory/twin/learn.py: all of the corpus and nothing held out is learned, and a learning that was stopped loses nothing."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from conftest import other_conversation, small_conversation
 from usertwin.evals.cli.main import main
 from usertwin.memory import FakeEmbedder, Settings, Triple, TripleStore, TwinRecord, existing_twin
-from usertwin.memory.forget import forget
+from usertwin.memory.twin.forget import forget
 from usertwin.personas import Conversation, read_conversations, write_conversations
 
 

@@ -1,4 +1,4 @@
-"""memory/planning.py: what learning will take is what it then takes, reckoned without asking or loading anything."""
+"""memory/twin/learn_plan.py: what learning will take is what it then takes, reckoned without asking or loading anything."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from conftest import Telling, recipe, small_conversation, small_log, telling
 from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Price, Recipe, Triple, TripleStore, existing_twin, learn
 from usertwin.memory.models.chat import FREE
-from usertwin.memory.planning import Plan, plan
 from usertwin.memory.recon.propose import CONTEXT_TURNS, prompt_for
+from usertwin.memory.twin.learn_plan import Plan, plan
 from usertwin.personas import ChatLog, LogError, UsageError, split_pairs
 
 WORDS = ("calm", "proud", "shy", "bold", "tense", "keen", "glum", "warm", "cool", "hurt", "glad", "stern", "wary", "mild")

@@ -1,4 +1,4 @@
-"""memory/tracing.py: no call is made twice, whatever stops a learning; every trace passed the guards; bad input is a reason."""
+"""memory/twin/add_traces.py: no call is made twice, whatever stops a learning; every trace passed the guards; bad input is a reason."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from usertwin.memory import (
     learn,
     twin_folder,
 )
-from usertwin.memory.forget import forget
 from usertwin.memory.models.answer_cache import ANSWERS
 from usertwin.memory.recon.guards import LEAST_KEPT, REASONS, kept_share, rejected_by
 from usertwin.memory.recon.propose import CONTEXT_TURNS, proposal_template
+from usertwin.memory.twin.forget import forget
 from usertwin.personas import ChatLog, Conversation, ModelError, Turn
 from usertwin.personas.chat import in_time_order
 

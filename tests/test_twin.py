@@ -1,4 +1,4 @@
-"""memory/twin.py: names that can be folders, a record that survives the disk, and finding twins."""
+"""memory/twin/record.py: names that can be folders, a record that survives the disk, and finding twins."""
 
 from __future__ import annotations
 

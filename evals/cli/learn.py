@@ -194,7 +194,7 @@ def _log(console: Console, source: str, *, skip_bad_lines: bool) -> ChatLog:
 def _learn(
     console: Console, name: str, log: ChatLog, recipe: Recipe, style: Style | None, price: Price | None, **options: Any
 ) -> None:
-    """Learn after a recipe, with bars; the options are those of `usertwin.memory.learn`."""
+    """Learn after a recipe, with bars; the options are those of `usertwin.memory.twin.learn`."""
     from usertwin.memory import learn as learn_twin
     from usertwin.simulator import load_scorer
 
@@ -250,7 +250,7 @@ class _Loader:
 def _say_plan(console: Console, log: ChatLog, recipe: Recipe, style: Style | None, price: Price | None, measure: int) -> None:
     """What learning will take, in two lines."""
     from usertwin.memory.models.chat import FREE
-    from usertwin.memory.planning import plan
+    from usertwin.memory.twin.learn_plan import plan
     from usertwin.simulator.models import manner_of
 
     name = recipe.model or ""

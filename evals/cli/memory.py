@@ -134,8 +134,8 @@ def add(name: str, source: str, max_traces: int, model: str, scorer: str, skip_b
 @home_option
 def forget(name: str, conversation: str | None, before: str | None, after: str | None, home: Path | None) -> None:
     """Take a conversation, or what was said before or after a date, out of everything that NAME is made of. For good."""
-    from usertwin.memory.forget import forget as forget_it
-    from usertwin.memory.forget import moment_of
+    from usertwin.memory.twin.forget import forget as forget_it
+    from usertwin.memory.twin.forget import moment_of
 
     console = console_for()
     folder, embedder, _ = _twin(name, home)

@@ -118,7 +118,7 @@ def show_twin(console: Console, name: str, home: Path | None) -> None:
     """Print what a twin holds."""
     from usertwin.evals.reports.terminal import twin_view
     from usertwin.memory import EndingModel, Leaving, TripleStore, TwinRecord, existing_twin
-    from usertwin.memory.twin import ENDING, LEAVING
+    from usertwin.memory.twin.record import ENDING, LEAVING
     from usertwin.simulator import load_embedder
 
     folder = existing_twin(name, home)

@@ -11,7 +11,7 @@ from typing import Any
 
 from usertwin.evals.metrics.statistics import mean, ratio
 from usertwin.evals.metrics.writing_style import brier, reliability
-from usertwin.memory.leaving import NEIGHBOURS, share_of_leavings
+from usertwin.memory.twin.abandonment import NEIGHBOURS, share_of_leavings
 from usertwin.personas import Pair
 from usertwin.simulator import SimulatedUser
 

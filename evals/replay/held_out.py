@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from usertwin.memory import Embedder, Triple, TripleStore
-from usertwin.memory.twin import HELD_OUT, OTHER_PERSON
+from usertwin.memory.twin.record import HELD_OUT, OTHER_PERSON
 from usertwin.personas import LogError, Pair, read_conversations
 from usertwin.personas.pairs import check_speaker, pairs_of_log
 from usertwin.simulator import SimulatedUser

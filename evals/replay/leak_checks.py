@@ -15,7 +15,7 @@ from usertwin.evals.metrics.statistics import mean
 from usertwin.memory import Scorer
 from usertwin.memory.text.transcript import ME, flat
 from usertwin.memory.text.words import word_tokens
-from usertwin.memory.twin import TwinRecord
+from usertwin.memory.twin.record import TwinRecord
 from usertwin.personas import Pair, TwinError
 
 from .held_out import spread

@@ -17,7 +17,7 @@ from typing import Any
 from usertwin.evals.metrics.statistics import Estimate, ratio
 from usertwin.memory import Scorer, Settings, Triple
 from usertwin.memory.text.transcript import action_line
-from usertwin.memory.twin import HELD_OUT, kept_conversations
+from usertwin.memory.twin.record import HELD_OUT, kept_conversations
 from usertwin.personas import Pair, UsageError
 from usertwin.personas.pairs import pairs_of_log
 from usertwin.simulator import SimulatedUser

@@ -25,7 +25,7 @@ from usertwin.evals.replay.replay import Protocol, Replay, twin_arm
 from usertwin.evals.replay.tune import decide
 from usertwin.memory import ChatModel, Embedder, Recipe, Scorer, Settings, TripleStore, TwinRecord, existing_twin, learn
 from usertwin.memory.models.answer_cache import AnswerCache
-from usertwin.memory.tracing import Progress, no_progress
+from usertwin.memory.twin.add_traces import Progress, no_progress
 from usertwin.personas import ChatLog, TwinError, UsageError
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer
 from usertwin.simulator.models import manner_of

@@ -26,7 +26,7 @@ from usertwin.evals.reports.summary import summary_of
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.memory.atomic_files import digest, digest_of
 from usertwin.memory.models.answer_cache import ANSWERS, AnswerCache
-from usertwin.memory.tracing import Progress, no_progress
+from usertwin.memory.twin.add_traces import Progress, no_progress
 from usertwin.personas import ChatLog, UsageError
 from usertwin.simulator.prompts import prompt_versions
 

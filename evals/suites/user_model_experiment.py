@@ -34,9 +34,9 @@ from usertwin.memory import Settings, TripleStore
 from usertwin.memory.jsonl import open_to_append, write_line
 from usertwin.memory.recon.synthesizer import backward_trace
 from usertwin.memory.text.transcript import ME, action_line
-from usertwin.memory.tracing import Progress, no_progress
 from usertwin.memory.training.policy import check_installed
 from usertwin.memory.training.user_model import Fitting, UserModel, fit, row_of
+from usertwin.memory.twin.add_traces import Progress, no_progress
 from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.adapters import split_adapter

@@ -37,7 +37,7 @@ from usertwin.memory.recon.synthesizer import Synthesizer
 from usertwin.memory.text.transcript import action_line, flat
 from usertwin.memory.text.words import content_words, known_text, longest_new_run, word_tokens
 from usertwin.memory.triples import Candidate
-from usertwin.memory.twin import OTHER_PERSON, kept_conversations
+from usertwin.memory.twin.record import OTHER_PERSON, kept_conversations
 from usertwin.personas import Pair, UsageError
 from usertwin.personas.pairs import pairs_of_log
 from usertwin.simulator import SimulatedUser

@@ -29,7 +29,6 @@ from usertwin.memory.recon.fidelity import Fidelity
 from usertwin.memory.recon.guards import rejected_by
 from usertwin.memory.recon.judged_fidelity import fidelity_by_name
 from usertwin.memory.recon.propose import proposal_template
-from usertwin.memory.tracing import Progress, no_progress
 from usertwin.memory.training.audit import Auditor
 from usertwin.memory.training.candidate_pool import Proposed, fill_pool
 from usertwin.memory.training.checkpoints import ADAPTER, check_room
@@ -38,6 +37,7 @@ from usertwin.memory.training.downstream_reward import Downstream
 from usertwin.memory.training.model_card import CardFacts, write_card
 from usertwin.memory.training.policy import check_chat_template, empty_base, load_base
 from usertwin.memory.training.train import Outcome, Training, TrainMethod, train
+from usertwin.memory.twin.add_traces import Progress, no_progress
 from usertwin.personas import ChatLog, Pair, UsageError, load_log
 from usertwin.simulator import load_embedder, load_model, load_scorer
 from usertwin.simulator.adapters import split_adapter

@@ -19,7 +19,7 @@ from usertwin.memory.models.chat import ChatModel, Style
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.recon.fidelity import Fidelity
 from usertwin.memory.recon.propose import Proposing, as_trace, propose
-from usertwin.memory.tracing import Progress, no_progress
+from usertwin.memory.twin.add_traces import Progress, no_progress
 from usertwin.personas import Pair, UsageError
 
 from .dataset import Lesson

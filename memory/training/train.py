@@ -26,7 +26,7 @@ from usertwin.memory.models.scoring import Precision
 from usertwin.memory.recon.fidelity import Fidelity
 from usertwin.memory.recon.judged_fidelity import FidelityName
 from usertwin.memory.recon.propose import Proposing
-from usertwin.memory.tracing import Progress, no_progress
+from usertwin.memory.twin.add_traces import Progress, no_progress
 from usertwin.personas import Pair, UsageError
 
 from .adapter_merge import cook

@@ -24,7 +24,7 @@ from usertwin.memory.atomic_files import digest_of, sync_folder
 from usertwin.memory.models.scoring import Likelihood, Precision, TransformersScorer
 from usertwin.memory.recon.propose import TRACE_TOKENS
 from usertwin.memory.text.transcript import ME, action_line, flat, open_moment, open_thought
-from usertwin.memory.tracing import Progress, no_progress
+from usertwin.memory.twin.add_traces import Progress, no_progress
 from usertwin.personas import Pair, UsageError
 
 from .checkpoints import CHECKPOINTS, go_on, last_checkpoint, told_in_one_sentence

@@ -10,15 +10,15 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from usertwin.memory.models.answer_cache import ANSWERS
+from usertwin.memory.models.embedding import Embedder
+from usertwin.memory.store.triple_store import TripleStore
+from usertwin.memory.store.writer_lock import WriterLock
 from usertwin.personas import Conversation, UsageError, write_conversations
 from usertwin.personas.chat import seconds
 
-from .leaving import learn_when_to_leave
-from .models.answer_cache import ANSWERS
-from .models.embedding import Embedder
-from .store.triple_store import TripleStore
-from .store.writer_lock import WriterLock
-from .twin import HELD_OUT, OTHER_PERSON, TwinRecord, kept_conversations
+from .abandonment import learn_when_to_leave
+from .record import HELD_OUT, OTHER_PERSON, TwinRecord, kept_conversations
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from usertwin.memory.models.chat import Price, Style, Usage
+from usertwin.memory.recon.propose import prompt_for, written_tokens
+from usertwin.memory.recon.synthesizer import ROUNDS
 from usertwin.personas import ChatLog, Pair, split_pairs
 
-from .models.chat import Price, Style, Usage
-from .recon.propose import prompt_for, written_tokens
-from .recon.synthesizer import ROUNDS
-from .twin import Recipe
+from .record import Recipe
 
 _CHARACTERS = 4
 _VERDICT_TOKENS = 150

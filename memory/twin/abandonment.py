@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from usertwin.memory.store.triple_store import TripleStore
+from usertwin.memory.triples import Recalled
 from usertwin.personas import Pair, TwinError
 from usertwin.personas.pairs import pairs_of_log
 
-from .ending import LEAST_ENDINGS, learn_ending
-from .store.triple_store import TripleStore
-from .triples import Recalled
-from .twin import ENDING, HELD_OUT, LEAVING, TwinRecord, kept_conversations
+from .last_turn import LEAST_ENDINGS, learn_ending
+from .record import ENDING, HELD_OUT, LEAVING, TwinRecord, kept_conversations
 
 #: How many moments are looked at, and how much more the similar ones count (chosen on validation turns, see
 #: evals/EXPERIMENTS.md).

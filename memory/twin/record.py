@@ -23,11 +23,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from usertwin.memory.recon.judged_fidelity import FidelityName
+from usertwin.memory.recon.propose import Proposing
+from usertwin.memory.recon.synthesizer import SEARCH_CALLS, Method, check_counts, is_scored
 from usertwin.personas import Conversation, Persona, TwinError, UsageError, read_conversations
-
-from .recon.judged_fidelity import FidelityName
-from .recon.propose import Proposing
-from .recon.synthesizer import SEARCH_CALLS, Method, check_counts, is_scored
 
 _FORMAT = 1
 _SAFE_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # Windows has devices

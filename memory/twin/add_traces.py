@@ -12,16 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from .concurrency import several
-from .models.answer_cache import ANSWERS, AnswerCache
-from .models.chat import ChatModel
-from .models.scoring import Scorer
-from .recon.distractors import Distractors
-from .recon.judged_fidelity import fidelity_by_name
-from .recon.synthesizer import Synthesizer
-from .store.triple_store import TripleStore
-from .triples import Triple
-from .twin import TwinRecord
+from usertwin.memory.concurrency import several
+from usertwin.memory.models.answer_cache import ANSWERS, AnswerCache
+from usertwin.memory.models.chat import ChatModel
+from usertwin.memory.models.scoring import Scorer
+from usertwin.memory.recon.distractors import Distractors
+from usertwin.memory.recon.judged_fidelity import fidelity_by_name
+from usertwin.memory.recon.synthesizer import Synthesizer
+from usertwin.memory.store.triple_store import TripleStore
+from usertwin.memory.triples import Triple
+
+from .record import TwinRecord
 
 
 class Progress(Protocol):

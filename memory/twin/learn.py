@@ -14,6 +14,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from usertwin.memory.models.answer_cache import ANSWERS
+from usertwin.memory.models.chat import ChatModel
+from usertwin.memory.models.embedding import Embedder
+from usertwin.memory.models.scoring import Scorer
+from usertwin.memory.store.triple_store import TripleStore
+from usertwin.memory.store.writer_lock import WriterLock
+from usertwin.memory.triples import Triple
 from usertwin.personas import (
     ChatLog,
     Conversation,
@@ -28,16 +35,9 @@ from usertwin.personas import (
 )
 from usertwin.personas.pairs import check_speaker, pairs_of_log
 
-from .leaving import learn_when_to_leave
-from .models.answer_cache import ANSWERS
-from .models.chat import ChatModel
-from .models.embedding import Embedder
-from .models.scoring import Scorer
-from .store.triple_store import TripleStore
-from .store.writer_lock import WriterLock
-from .tracing import Progress, no_progress, open_synthesizer, trace
-from .triples import Triple
-from .twin import HELD_OUT, OTHER_PERSON, Recipe, TwinRecord, existing_twin, twin_folder
+from .abandonment import learn_when_to_leave
+from .add_traces import Progress, no_progress, open_synthesizer, trace
+from .record import HELD_OUT, OTHER_PERSON, Recipe, TwinRecord, existing_twin, twin_folder
 
 _BATCH = 32
 _OTHER_TURNS = 300

@@ -14,9 +14,8 @@ from math import exp, log1p
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.personas import Pair, TwinError
-
-from .models.embedding import FakeEmbedder
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,0 +1,1 @@
+"""A person's twin on disk: learn, extend, forget."""
