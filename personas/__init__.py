@@ -1,6 +1,6 @@
 """WHO: people and what they said. Turns, conversations, importers, pairs, splits, personas, and the errors of us all."""
 
-from .chat import (
+from .conversation import (
     PRIVATE_ROLES,
     BadLine,
     ChatLog,

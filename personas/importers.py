@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-from .chat import ChatLog, Conversation, Turn, in_time_order, read_conversations
+from .conversation import ChatLog, Conversation, Turn, in_time_order, read_conversations
 from .errors import LogError
 from .oyez import read_oyez
 

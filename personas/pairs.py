@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from .chat import ChatLog, Conversation, Turn, seconds
+from .conversation import ChatLog, Conversation, Turn, seconds
 from .errors import LogError
 
 #: Turns before the action that a pair keeps, unless told otherwise.

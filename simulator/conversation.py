@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from usertwin.memory import Usage
 from usertwin.personas import Conversation, ModelError, Turn, UsageError, UsertwinError
-from usertwin.personas.chat import PRIVATE_ROLES
+from usertwin.personas.conversation import PRIVATE_ROLES
 
 from .agents import AgentCall, Message, as_agent
 from .state import Answer

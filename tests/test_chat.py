@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
 from usertwin.personas import ChatLog, Conversation, LogError, Turn, as_conversation, read_conversations, write_conversations
-from usertwin.personas.chat import in_time_order, seconds
+from usertwin.personas.conversation import in_time_order, seconds
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from conftest import other_conversation, recipe, scripted, small_conversation
 from usertwin.evals.replay.held_out import held_out_pairs, later, other_person, spread
 from usertwin.memory import FakeEmbedder, default_home, learn
 from usertwin.personas import ChatLog, LogError, write_conversations
-from usertwin.personas.chat import in_time_order
+from usertwin.personas.conversation import in_time_order
 from usertwin.simulator import SimulatedUser
 
 

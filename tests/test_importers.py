@@ -9,7 +9,7 @@ import pytest
 
 from conftest import SHARED_DATA
 from usertwin.personas import ChatLog, LogError, load_chitchat, load_log, split_pairs
-from usertwin.personas.chat import seconds
+from usertwin.personas.conversation import seconds
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from usertwin.evals import Protocol, evaluate
 from usertwin.memory import FakeEmbedder, FakeScorer, Leaving, Recalled, Triple, TripleStore, learn, learn_leaving, twin_folder
 from usertwin.memory.twin.abandonment import NEIGHBOURS, share_of_leavings
 from usertwin.personas import ChatLog, Conversation, Pair, Turn, TwinError, pairs_of, split_pairs
-from usertwin.personas.chat import in_time_order
+from usertwin.personas.conversation import in_time_order
 from usertwin.personas.pairs import LEFT
 from usertwin.simulator import SimulatedUser, simulate
 from usertwin.simulator.terminal import chat

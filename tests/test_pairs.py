@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from usertwin.personas import ChatLog, Conversation, LogError, Pair, Split, Turn, pairs_of, split_pairs
-from usertwin.personas.chat import in_time_order, seconds
+from usertwin.personas.conversation import in_time_order, seconds
 from usertwin.personas.pairs import LEFT, MIN_TURNS, check_speaker, pairs_of_log, visible_turns
 
 HOUR = 3600

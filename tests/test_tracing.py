@@ -42,7 +42,7 @@ from usertwin.memory.recon.guards import LEAST_KEPT, REASONS, kept_share, reject
 from usertwin.memory.recon.propose import CONTEXT_TURNS, proposal_template
 from usertwin.memory.twin.forget import forget
 from usertwin.personas import ChatLog, Conversation, ModelError, Turn
-from usertwin.personas.chat import in_time_order
+from usertwin.personas.conversation import in_time_order
 
 WORDS = ("tired", "happy", "curious", "hurried", "unsure", "polite", "cold", "hungry", "proud", "bored", "calm", "shy")
 BACKWARD = recipe(method="backward", max_traces=12)

@@ -13,7 +13,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from usertwin.personas import ModelError, UsertwinError
-from usertwin.personas.chat import whole
+from usertwin.personas.conversation import whole
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel

@@ -15,7 +15,7 @@ from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.store.writer_lock import WriterLock
 from usertwin.personas import Conversation, UsageError, write_conversations
-from usertwin.personas.chat import seconds
+from usertwin.personas.conversation import seconds
 
 from .abandonment import learn_when_to_leave
 from .record import HELD_OUT, OTHER_PERSON, TwinRecord, kept_conversations
