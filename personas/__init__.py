@@ -11,7 +11,7 @@ from .conversation import (
     write_conversations,
 )
 from .errors import AgentError, LogError, ModelError, TwinError, UsageError, UsertwinError, VerdictError
-from .importers import load_chitchat, load_log
+from .importers.sources import load_chitchat, load_log
 from .pairs import Pair, Split, pairs_of, split_pairs
 from .persona import Persona, draw_persona, read_persona
 

@@ -1,4 +1,4 @@
-"""personas/oyez.py: arguments as Oyez answers them become conversations, word for word, and a twin of a justice is learned."""
+"""personas/importers/oyez.py: arguments as Oyez answers them become conversations, word for word, and a twin of a justice is learned."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from invented_suite import suite_file, talk, write_log
 from usertwin.evals.replay.arms import ARMS, USUAL_ARMS
 from usertwin.evals.suites.config import Corpus, Suite, logs_of, people_of, read_suite
 from usertwin.personas import LogError, UsageError, read_conversations
-from usertwin.personas.importers import CHITCHAT
+from usertwin.personas.importers.sources import CHITCHAT
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 LEAST = '[[corpora]]\nname = "casual"\nfrom = "chitchat"\n'

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from usertwin.evals.replay.arms import ARMS, TRACE_ARMS, USUAL_ARMS
 from usertwin.personas import ChatLog, LogError, UsageError, load_log, split_pairs
-from usertwin.personas.importers import CHITCHAT
+from usertwin.personas.importers.sources import CHITCHAT
 from usertwin.personas.pairs import check_speaker
 from usertwin.simulator.adapters import split_adapter
 

@@ -16,8 +16,8 @@ from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any, cast
 
-from .conversation import BadLine, ChatLog, Conversation, Turn, in_time_order, whole
-from .errors import LogError
+from usertwin.personas.conversation import BadLine, ChatLog, Conversation, Turn, in_time_order, whole
+from usertwin.personas.errors import LogError
 
 #: The roles of who speaks. Somebody unknown is nobody's turn: such turns stay apart, and no person is made of them.
 JUSTICE, ADVOCATE, UNKNOWN = "justice", "advocate", "unknown"

@@ -10,8 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-from .conversation import ChatLog, Conversation, Turn, in_time_order, read_conversations
-from .errors import LogError
+from usertwin.personas.conversation import ChatLog, Conversation, Turn, in_time_order, read_conversations
+from usertwin.personas.errors import LogError
+
 from .oyez import read_oyez
 
 #: The name under which the conversations of the `chitchat-dataset` package are had.

@@ -1,0 +1,1 @@
+"""Readers of chat logs, by source."""
