@@ -16,7 +16,7 @@ from usertwin.memory.text.transcript import flat
 from usertwin.personas import UsertwinError
 
 from .agents import Message
-from .conversation import Exchange
+from .simulation import Exchange
 from .state import Answer, RecalledTriple
 from .user import SimulatedUser
 

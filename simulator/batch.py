@@ -19,8 +19,8 @@ from typing import Any
 from usertwin.personas import UsageError
 
 from .agents import as_agent
-from .conversation import Exchange, Simulation, simulate
 from .prompts import prompt_versions
+from .simulation import Exchange, Simulation, simulate
 from .user import SimulatedUser
 
 #: A name and password in a URL.
