@@ -10,7 +10,7 @@ from pathlib import Path
 from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Recipe, learn
 from usertwin.personas import Conversation, Turn, load_log, write_conversations
 from usertwin.simulator import SimulatedUser, simulate
-from usertwin.simulator.scripted import ScriptedChatModel
+from usertwin.simulator.backends.scripted import ScriptedChatModel
 
 #: What the twin's model says: a thought and a turn, three times.
 SAID = ["I am hungry", "one plum cake pls", "I know when", "tomorrow, if thats ok", "I have it all", "no thats all, thx bye"]

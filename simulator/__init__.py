@@ -1,8 +1,8 @@
 """THE TWIN IN ACTION: the LangGraph twin, models, agents under test, conversations, the terminal."""
 
 from .agents import AgentCall, Message, as_agent
+from .backends.load import load_embedder, load_model, load_scorer
 from .batch import RunFolder, simulate_many
-from .models import load_embedder, load_model, load_scorer
 from .simulation import AGENT_FAULTS, TWIN_FAULTS, Exchange, Simulation, StopReason, asimulate, simulate
 from .state import Answer, RecalledTriple, TwinState
 from .user import SimulatedUser

@@ -65,7 +65,7 @@ def load_agent(spec: str) -> Any:
 
         return help_desk
     if spec.partition(":")[0] in {"openai", "local", "scripted"}:
-        from .models import load_model
+        from .backends.load import load_model
 
         return load_model(spec, style="instruction" if spec.startswith("local") else None)
     module_name, _, attribute = spec.partition(":")

@@ -11,9 +11,9 @@ from pathlib import Path
 from usertwin.memory import ChatModel, Price, Settings, TwinRecord
 from usertwin.personas import ModelError, UsageError
 
-from .adapters import model_with_adapter, split_adapter
-from .models import load_model, manner_of
-from .weights import FetchProgress
+from .backends.downloads import FetchProgress
+from .backends.load import load_model, manner_of
+from .backends.lora_adapter import model_with_adapter, split_adapter
 
 
 def synthesizer_named(told: str) -> str:

@@ -37,7 +37,7 @@ from usertwin.memory.twin.record import ENDING, LEAVING
 from usertwin.personas import Pair, Persona, Turn, TwinError, as_conversation
 from usertwin.personas.pairs import visible_turns
 
-from .models import DEFAULT_MODEL, load_embedder, load_model
+from .backends.load import DEFAULT_MODEL, load_embedder, load_model
 from .prompts import CONTEXT_TURNS, Messages, act_messages, as_shown, reason_messages
 from .reasoner import reasoner_of
 from .state import Answer, TwinState, as_state, from_state

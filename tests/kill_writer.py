@@ -40,7 +40,7 @@ _PROCESSES.set_forkserver_preload(
         "pytest",
         "sklearn.linear_model",
         "usertwin.memory.store.triple_store",
-        "usertwin.simulator.scripted",
+        "usertwin.simulator.backends.scripted",
     ]
 )
 

@@ -20,10 +20,10 @@ from usertwin.memory import CachedScorer, sample
 from usertwin.personas import ModelError, UsageError, UsertwinError
 from usertwin.simulator import load_model, load_scorer
 from usertwin.simulator import models as naming
-from usertwin.simulator.adapters import model_with_adapter, read_adapter, split_adapter
-from usertwin.simulator.lora_gguf import adapter_as_gguf, kept_as_gguf, layers_of
-from usertwin.simulator.models import manner_of, weights_folder
-from usertwin.simulator.weights import TINY, cache_folder, fetch
+from usertwin.simulator.backends.downloads import TINY, cache_folder, fetch
+from usertwin.simulator.backends.load import manner_of, weights_folder
+from usertwin.simulator.backends.lora_adapter import model_with_adapter, read_adapter, split_adapter
+from usertwin.simulator.backends.lora_to_gguf import adapter_as_gguf, kept_as_gguf, layers_of
 
 peft = pytest.importorskip("peft", reason="adapters need the extra: pip install 'usertwin[train]'")
 EVERY = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -28,7 +28,7 @@ from usertwin.simulator import (
     simulate,
     simulate_many,
 )
-from usertwin.simulator.scripted import ScriptedChatModel
+from usertwin.simulator.backends.scripted import ScriptedChatModel
 
 #: A thought, a turn, a thought, a turn, ...
 TALK = ("wants the weather", "hi, the weather in Oslo please", "is in a hurry", "tomorrow please", "is done", "and Rome?")

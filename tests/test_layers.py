@@ -18,8 +18,8 @@ HEAVY = (
 )  # fmt: skip
 #: What derives from a heavy library's classes, and is imported only when needed: for a model of a kind, for a suite.
 ALLOWED_HEAVY = {
-    "simulator/scripted.py",
-    "simulator/transformers_chat.py",
+    "simulator/backends/scripted.py",
+    "simulator/backends/transformers_chat.py",
     "memory/training/callback.py",
     "evals/suites/config.py",
 }
@@ -85,8 +85,8 @@ def test_importing_a_file_imports_nothing_heavy(path: Path) -> None:
 def test_the_file_that_may_import_langchain_is_itself_imported_only_when_needed(path: Path) -> None:
     found = {name for node in _at_the_top(ast.parse(path.read_text("utf-8"))) for name in _imported(node, path)}
     assert not found & {
-        "usertwin.simulator.scripted",
-        "usertwin.simulator.transformers_chat",
+        "usertwin.simulator.backends.scripted",
+        "usertwin.simulator.backends.transformers_chat",
         "usertwin.memory.training.callback",
     }
 

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from usertwin.memory import FakeEmbedder, FakeScorer, sample
 from usertwin.personas import ModelError, UsageError, UsertwinError
 from usertwin.simulator import load_embedder, load_model, load_scorer
-from usertwin.simulator.engine import cores, engine_url
-from usertwin.simulator.models import local_file
-from usertwin.simulator.scripted import ScriptedChatModel, scripted_model
-from usertwin.simulator.weights import SMALL, TINY, Weights, cache_folder, fetch
+from usertwin.simulator.backends.downloads import SMALL, TINY, Weights, cache_folder, fetch
+from usertwin.simulator.backends.llama_cpp import cores, engine_url
+from usertwin.simulator.backends.load import local_file
+from usertwin.simulator.backends.scripted import ScriptedChatModel, scripted_model
 
 # Names -------------------------------------------------------------------------------------------------------------------
 

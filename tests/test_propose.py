@@ -28,7 +28,7 @@ from usertwin.memory.recon.propose import (
     propose,
 )
 from usertwin.personas import ModelError, Pair, Turn, UsageError
-from usertwin.simulator.scripted import ScriptedChatModel
+from usertwin.simulator.backends.scripted import ScriptedChatModel
 
 ACTION = "the early train to Rome please"
 GOAL = "You want to see the sea."

@@ -16,7 +16,7 @@ from usertwin.evals.cli.main import main
 from usertwin.evals.traces.control_verdict import decision
 from usertwin.memory import FakeEmbedder, Settings, TripleStore, TwinRecord, default_home, existing_twin
 from usertwin.personas import write_conversations
-from usertwin.simulator.scripted import ScriptedChatModel
+from usertwin.simulator.backends.scripted import ScriptedChatModel
 
 FAKES = ("--scorer", "fake:", "--embedder", "fake:")
 WORDS = ("calm", "proud", "shy", "bold", "tense", "keen", "glum", "warm", "cool", "hurt", "glad", "stern", "wary")

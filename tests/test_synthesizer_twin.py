@@ -21,9 +21,9 @@ from usertwin.evals.cli.main import main
 from usertwin.memory import ChatModel, Settings, Style, TripleStore, TwinRecord, existing_twin
 from usertwin.personas import ModelError, UsageError
 from usertwin.simulator import SimulatedUser, load_embedder
+from usertwin.simulator.backends.scripted import ScriptedChatModel
 from usertwin.simulator.prompts import prompt_versions
 from usertwin.simulator.reasoner import synthesizer_named
-from usertwin.simulator.scripted import ScriptedChatModel
 from usertwin.simulator.terminal import why
 
 HELLO = [{"role": "assistant", "content": "Hello, what can I do for you?"}]

@@ -28,7 +28,7 @@ from usertwin.evals.records.run_folder import alone
 from usertwin.evals.records.training_run import read_training
 from usertwin.memory.training.train import BETAS, LEARNING_RATES, TRAIN_METHODS, Training
 from usertwin.simulator import load_model, load_scorer
-from usertwin.simulator.adapters import model_with_adapter, read_adapter
+from usertwin.simulator.backends.lora_adapter import model_with_adapter, read_adapter
 
 pytest.importorskip("trl")
 pytestmark = pytest.mark.usefixtures("in_one_thread")

@@ -16,8 +16,8 @@ from usertwin.memory import Sample, sample
 from usertwin.memory.models.chat import ChatModel
 from usertwin.personas import ModelError, UsageError
 from usertwin.simulator import load_model
-from usertwin.simulator.models import manner_of
-from usertwin.simulator.transformers_chat import TransformersChat
+from usertwin.simulator.backends.load import manner_of
+from usertwin.simulator.backends.transformers_chat import TransformersChat
 
 pytestmark = pytest.mark.usefixtures("in_one_thread")
 

@@ -18,8 +18,8 @@ from conftest import recipe, scripted, small_conversation
 from usertwin.memory import ChatModel, FakeEmbedder, Triple, Usage, learn
 from usertwin.personas import ChatLog, LogError, ModelError, Pair, Persona, Turn, TwinError
 from usertwin.simulator import Answer, SimulatedUser
+from usertwin.simulator.backends.scripted import ScriptedChatModel
 from usertwin.simulator.prompts import act_messages, prompt_versions, reason_messages
-from usertwin.simulator.scripted import ScriptedChatModel
 from usertwin.simulator.user import _runs_in_circles
 
 HELLO = [{"role": "assistant", "content": "Hello, what can I do for you?"}]

@@ -99,7 +99,7 @@ def killed(name: str, kills: int, seed: int) -> dict[str, Any]:
     import faiss  # noqa: F401 # pyright: ignore[reportUnusedImport] # imported once, here, and not in each fork
     import sklearn.linear_model  # noqa: F401 # pyright: ignore[reportUnusedImport]
 
-    import usertwin.simulator.scripted  # noqa: F401 # pyright: ignore[reportUnusedImport]
+    import usertwin.simulator.backends.scripted  # noqa: F401 # pyright: ignore[reportUnusedImport]
 
     rng, folder = random.Random(seed), Path(name)
     lost = acknowledged = 0
@@ -197,7 +197,7 @@ def small_recipe(method: Method, dimension: int) -> Recipe:
 
 def _learn(home: Path, told: Path, _: float) -> None:
     """Learn twins until killed, one after the other, the interrupted one first; tells what learning says is done."""
-    from usertwin.simulator.scripted import ScriptedChatModel
+    from usertwin.simulator.backends.scripted import ScriptedChatModel
 
     tell, recipe = _teller(told), small_recipe("recon", _DIMENSION)
     model = ChatModel("scripted:bench", ScriptedChatModel(answers=["wants to know it", "is in a hurry"]), "transcript")

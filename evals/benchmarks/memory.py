@@ -33,7 +33,7 @@ from usertwin.memory.models.embedding import query_text
 from usertwin.personas import ChatLog, ModelError, Pair, Turn, load_chitchat
 from usertwin.personas.pairs import pairs_of
 from usertwin.simulator import load_embedder
-from usertwin.simulator.weights import cache_folder
+from usertwin.simulator.backends.downloads import cache_folder
 
 from .crash_safety import killed, killed_in_save, killed_in_save_langchain, quiet, small_log, small_recipe
 from .figures import Figure, figure, in_child, in_turn, one_figure, ratios, timed

@@ -28,8 +28,8 @@ from usertwin.evals.cli.demo import SPEAKER
 from usertwin.memory import ChatModel, Recipe, learn
 from usertwin.personas import ModelError, load_chitchat
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer, simulate
-from usertwin.simulator.engine import cores, start_engine
-from usertwin.simulator.models import local_file
+from usertwin.simulator.backends.llama_cpp import cores, start_engine
+from usertwin.simulator.backends.load import local_file
 
 from .figures import Figure, figure, noted_questions, timed
 from .memory import memory_part
@@ -145,7 +145,7 @@ def simulate_part() -> Iterator[tuple[str, Figure]]:
         from openevals.simulators import create_llm_simulated_user, run_multiturn_simulation
     except ImportError:
         raise ModelError("simulate.vs_openevals compares with openevals; run: pip install openevals") from None
-    from usertwin.simulator.scripted import ScriptedChatModel
+    from usertwin.simulator.backends.scripted import ScriptedChatModel
 
     os.environ.setdefault("LANGSMITH_TRACING", "false")
     chat = ScriptedChatModel(answers=[f"I would like number {i}, please" for i in range(50)])

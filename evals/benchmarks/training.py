@@ -27,7 +27,7 @@ from usertwin.memory.training.train import Training
 from usertwin.memory.training.trl_trainers import GroupRewards, group_trainer, preference_trainer
 from usertwin.personas import ModelError, Pair, load_chitchat, split_pairs
 from usertwin.simulator import load_embedder, load_scorer
-from usertwin.simulator.models import weights_folder
+from usertwin.simulator.backends.load import weights_folder
 
 from .figures import Figure, figure, ratios
 

@@ -251,7 +251,7 @@ def _say_plan(console: Console, log: ChatLog, recipe: Recipe, style: Style | Non
     """What learning will take, in two lines."""
     from usertwin.memory.models.chat import FREE
     from usertwin.memory.twin.learn_plan import plan
-    from usertwin.simulator.models import manner_of
+    from usertwin.simulator.backends.load import manner_of
 
     name = recipe.model or ""
     manner, together = manner_of(name or "local", style if recipe.synthesizer is None else None)

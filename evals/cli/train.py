@@ -136,7 +136,7 @@ def _order(told: dict[str, Any]) -> TrainingOrder:
     from usertwin.memory.training.dataset import Enrolment
     from usertwin.memory.training.rewards import Weights, weights_from
     from usertwin.memory.training.train import Training
-    from usertwin.simulator.models import manner_of
+    from usertwin.simulator.backends.load import manner_of
 
     base: str = told["base"]
     style: Literal["transcript", "instruction"] = manner_of(base, told["style"])[0]

@@ -32,7 +32,7 @@ from usertwin.evals.replay.arms import ARMS, TRACE_ARMS, USUAL_ARMS
 from usertwin.personas import ChatLog, LogError, UsageError, load_log, split_pairs
 from usertwin.personas.importers.sources import CHITCHAT
 from usertwin.personas.pairs import check_speaker
-from usertwin.simulator.adapters import split_adapter
+from usertwin.simulator.backends.lora_adapter import split_adapter
 
 
 class _Strict(BaseModel):

@@ -28,7 +28,7 @@ from usertwin.memory.models.answer_cache import AnswerCache
 from usertwin.memory.twin.add_traces import Progress, no_progress
 from usertwin.personas import ChatLog, TwinError, UsageError
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer
-from usertwin.simulator.models import manner_of
+from usertwin.simulator.backends.load import manner_of
 
 from .config import Corpus, Suite
 

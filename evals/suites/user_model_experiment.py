@@ -39,9 +39,9 @@ from usertwin.memory.training.user_model import Fitting, UserModel, fit, row_of
 from usertwin.memory.twin.add_traces import Progress, no_progress
 from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser
-from usertwin.simulator.adapters import split_adapter
-from usertwin.simulator.models import weights_folder
-from usertwin.simulator.weights import FetchProgress
+from usertwin.simulator.backends.downloads import FetchProgress
+from usertwin.simulator.backends.load import weights_folder
+from usertwin.simulator.backends.lora_adapter import split_adapter
 
 from .config import Kind, Settling, Suite
 from .measure_person import WINDOW, Measurer, Person

@@ -17,7 +17,7 @@ from usertwin.memory.recon.propose import TRACE_TOKENS, prompt_for, written_toke
 from usertwin.memory.training.adapter_merge import PARTS
 from usertwin.memory.training.dataset import Lesson, Lessons
 from usertwin.memory.training.train import Training
-from usertwin.simulator.models import known_weights
+from usertwin.simulator.backends.load import known_weights
 
 if TYPE_CHECKING:
     from .run import TrainingOrder

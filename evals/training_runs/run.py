@@ -40,8 +40,8 @@ from usertwin.memory.training.train import Outcome, Training, TrainMethod, train
 from usertwin.memory.twin.add_traces import Progress, no_progress
 from usertwin.personas import ChatLog, Pair, UsageError, load_log
 from usertwin.simulator import load_embedder, load_model, load_scorer
-from usertwin.simulator.adapters import split_adapter
-from usertwin.simulator.models import check_weighted, weights_folder
+from usertwin.simulator.backends.load import check_weighted, weights_folder
+from usertwin.simulator.backends.lora_adapter import split_adapter
 
 POOL, BASE_TRACES, TRACES, OUTCOME = "pool.jsonl", "base_traces.jsonl", "traces.jsonl", "outcome.json"
 _VERSIONED = ("usertwin", "torch", "transformers", "trl", "peft", "datasets")

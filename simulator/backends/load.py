@@ -38,10 +38,10 @@ from usertwin.memory.models.chat import FREE, Price
 from usertwin.memory.models.scoring import Precision
 from usertwin.personas import ModelError, UsageError
 
-from .adapters import Adapter, check_fits, read_adapter, split_adapter, with_adapter
-from .engine import SLOTS, engine_url
-from .lora_gguf import has_chat_template, kept_as_gguf, layers_of
-from .weights import SMALL, TINY, FetchProgress, cache_folder, fetch
+from .downloads import SMALL, TINY, FetchProgress, cache_folder, fetch
+from .llama_cpp import SLOTS, engine_url
+from .lora_adapter import Adapter, check_fits, read_adapter, split_adapter, with_adapter
+from .lora_to_gguf import has_chat_template, kept_as_gguf, layers_of
 
 DEFAULT_MODEL = "local"
 _KNOWN = (

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from usertwin.personas import ModelError
 
-from .weights import cache_folder
+from .downloads import cache_folder
 
 if TYPE_CHECKING:
-    from .adapters import Adapter
+    from .lora_adapter import Adapter
 
 #: What llama.cpp calls the architecture of a transformers model type.
 _ARCHITECTURES = {
@@ -182,7 +182,7 @@ def adapter_as_gguf(adapter: Adapter, target: str | Path, base: str | Path | Non
         ModelError: the base cannot be had or is another, or the adapter holds what llama.cpp has no place for; or the file
             cannot be written.
     """
-    from .adapters import check_fits
+    from .lora_adapter import check_fits
 
     place = Path(base or adapter.trained_on or adapter.folder)
     layers = layers_of(place)
@@ -212,7 +212,7 @@ def kept_as_gguf(adapter: Adapter, base: Path, name: str) -> Path:
         base: a GGUF file.
         name: what the user calls the base.
     """
-    from .adapters import check_fits
+    from .lora_adapter import check_fits
 
     layers = layers_of(base)
     check_fits(adapter, layers, name)

@@ -17,7 +17,7 @@ from usertwin.memory import Style
 from usertwin.personas import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from .lora_gguf import Layers
+    from .lora_to_gguf import Layers
 
 CONFIG, WEIGHTS, FACTS = "adapter_config.json", "adapter_model.safetensors", "usertwin.json"
 _OUTER = "base_model.model."  # what peft puts before the name of every layer
