@@ -3,13 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .arm_names import ARMS
     from .metrics.closeness import CONTRASTS
     from .metrics.measures import MEASURES, Measure
     from .metrics.reply_similarity import chrf, embedding_similarities
     from .metrics.statistics import Estimate, mean, ratio
     from .records.measured_turns import MeasuredTurn
-    from .replay.arms import ARMS
-    from .replay.replay import Protocol, evaluate
+    from .replay.evaluate import evaluate
+    from .replay.replay import Protocol
     from .suites.config import Suite, read_suite
     from .suites.run import Run
 
@@ -32,13 +33,29 @@ __all__ = [
 ]
 
 
+_MODULES = {
+    "ARMS": "arm_names",
+    "CONTRASTS": "metrics.closeness",
+    "Estimate": "metrics.statistics",
+    "MEASURES": "metrics.measures",
+    "Measure": "metrics.measures",
+    "MeasuredTurn": "records.measured_turns",
+    "Protocol": "replay.replay",
+    "Run": "suites.run",
+    "Suite": "suites.config",
+    "chrf": "metrics.reply_similarity",
+    "embedding_similarities": "metrics.reply_similarity",
+    "evaluate": "replay.evaluate",
+    "mean": "metrics.statistics",
+    "ratio": "metrics.statistics",
+    "read_suite": "suites.config",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Import the public names when they are asked for: the pytest plugin below is loaded in every run of every user."""
+    """Import a public name on first use: the pytest plugin of this package is loaded in every pytest run of every user."""
     from importlib import import_module
 
-    modules = ("arms", "closeness", "measures", "metrics", "record", "replay", "running", "statistics", "suite")
-    for module in modules if name in __all__ else ():  # a module of ours is none of their business
-        found = import_module(f".{module}", __name__)
-        if hasattr(found, name):
-            return getattr(found, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -32,12 +32,11 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from usertwin.memory import Scorer
-from usertwin.memory.models.scoring import cache_of, with_cache
+from usertwin.memory.models.transformers_scorer import cache_of, with_cache
 from usertwin.memory.recon.fidelity import gains
-from usertwin.memory.recon.guards import rejected_by
+from usertwin.memory.recon.guards import LEAKS, rejected_by
 from usertwin.memory.recon.propose import TRACE_TOKENS, as_trace, prompt_for, template
 from usertwin.memory.text.words import word_tokens
-from usertwin.memory.training.trace_quality import LEAKS
 from usertwin.personas import Pair, load_log, split_pairs
 from usertwin.simulator import load_scorer
 

@@ -3,7 +3,10 @@
 from .models.answer_cache import AnswerCache
 from .models.chat import ChatModel, Ledger, Price, Sample, Style, Usage, sample
 from .models.embedding import CachedEmbedder, Embedder, FakeEmbedder, SentenceTransformerEmbedder
-from .models.scoring import CachedScorer, FakeScorer, Likelihood, Scorer, TransformersScorer
+from .models.score_cache import CachedScorer
+from .models.scoring import FakeScorer, Likelihood, Scorer
+from .models.transformers_scorer import TransformersScorer
+from .progress import Progress
 from .recon.distractors import Distractors
 from .recon.fidelity import Choice, Fidelity, Gain, Prior, Scored
 from .recon.judged_fidelity import Judged, Ranked, fidelity_by_name
@@ -12,10 +15,11 @@ from .store.ranking import Ranking
 from .store.triple_store import MemoryStats, TripleStore
 from .triples import Candidate, Provenance, Recalled, Triple
 from .twin.abandonment import Leaving, learn_leaving
-from .twin.add_traces import Progress
+from .twin.append import append
 from .twin.last_turn import EndingModel, learn_ending
-from .twin.learn import append, learn
-from .twin.record import Recipe, Settings, TwinRecord, default_home, existing_twin, list_twins, twin_folder
+from .twin.learn import learn
+from .twin.recipe import Recipe
+from .twin.record import Settings, TwinRecord, default_home, existing_twin, list_twins, twin_folder
 
 __all__ = [
     "METHODS",

@@ -1,17 +1,10 @@
 """WHO: people and what they said. Turns, conversations, importers, pairs, splits, personas, and the errors of us all."""
 
-from .conversation import (
-    PRIVATE_ROLES,
-    BadLine,
-    ChatLog,
-    Conversation,
-    Turn,
-    as_conversation,
-    read_conversations,
-    write_conversations,
-)
+from .chat_log import BadLine, ChatLog, read_conversations, write_conversations
+from .conversation import PRIVATE_ROLES, Conversation, Turn, as_conversation
 from .errors import AgentError, LogError, ModelError, TwinError, UsageError, UsertwinError, VerdictError
-from .importers.sources import load_chitchat, load_log
+from .importers.chitchat import load_chitchat
+from .importers.sources import load_log
 from .pairs import Pair, Split, pairs_of, split_pairs
 from .persona import Persona, draw_persona, read_persona
 

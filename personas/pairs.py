@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from .conversation import ChatLog, Conversation, Turn, seconds
+from .chat_log import ChatLog
+from .conversation import Conversation, Turn, seconds
 from .errors import LogError
 
 #: Turns before the action that a pair keeps, unless told otherwise.

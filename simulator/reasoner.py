@@ -13,7 +13,8 @@ from usertwin.personas import ModelError, UsageError
 
 from .backends.downloads import FetchProgress
 from .backends.load import load_model, manner_of
-from .backends.lora_adapter import model_with_adapter, split_adapter
+from .backends.lora_adapter import model_with_adapter
+from .backends.model_name import split_adapter
 
 
 def synthesizer_named(told: str) -> str:

@@ -27,7 +27,7 @@ from tiny_model import one_thread, tiny_model
 
 from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Likelihood, Recipe, Style, learn
 from usertwin.personas import ChatLog, Conversation, Pair, Turn
-from usertwin.personas.conversation import in_time_order
+from usertwin.personas.chat_log import in_time_order
 from usertwin.simulator.backends.scripted import ScriptedChatModel
 
 pytest_plugins = ["pytester"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from conftest import Telling, recipe
 from usertwin.evals.suites.config import Suite, read_suite
-from usertwin.evals.suites.measure_person import Loaded
+from usertwin.evals.suites.models import Loaded
 from usertwin.memory import ChatModel, FakeEmbedder, learn, twin_folder
 from usertwin.personas import Conversation, ModelError, Turn, read_conversations
 

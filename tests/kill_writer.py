@@ -27,7 +27,7 @@ from conftest import recipe, scripted, small_conversation
 from usertwin.memory import FakeEmbedder, FakeScorer, Method, Provenance, Recalled, Triple, TripleStore, learn
 from usertwin.memory.models.embedding import query_text
 from usertwin.personas import ChatLog, Pair, Turn, TwinError
-from usertwin.personas.conversation import in_time_order
+from usertwin.personas.chat_log import in_time_order
 
 EMBEDDER = FakeEmbedder(32)
 WORDS = ("weather", "oslo", "refund", "order", "monday", "please", "train", "music")

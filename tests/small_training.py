@@ -21,12 +21,14 @@ from usertwin.memory import FakeEmbedder, FakeScorer, Scored
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import Fidelity
 from usertwin.memory.recon.guards import rejected_by
-from usertwin.memory.training.audit import CURVES, Audit, Auditor
+from usertwin.memory.training.audit import Audit, Auditor
 from usertwin.memory.training.candidate_pool import Proposed
+from usertwin.memory.training.config import Outcome, Training
+from usertwin.memory.training.curves import CURVES
 from usertwin.memory.training.dataset import Lesson
 from usertwin.memory.training.policy import load_base
 from usertwin.memory.training.rewards import Reward
-from usertwin.memory.training.train import Outcome, Training, train
+from usertwin.memory.training.train import train
 from usertwin.personas import Pair, Turn
 
 Where = Literal["after a checkpoint", "between checkpoints", "within a checkpoint", "within its last file"]

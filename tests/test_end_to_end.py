@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from usertwin.evals.arm_names import USUAL_ARMS
 from usertwin.evals.cli.demo import SPEAKER
 from usertwin.evals.cli.main import main
-from usertwin.evals.replay.arms import USUAL_ARMS
 from usertwin.memory import TripleStore, existing_twin
 from usertwin.memory.recon.guards import rejected_by
 from usertwin.simulator import SimulatedUser, load_embedder

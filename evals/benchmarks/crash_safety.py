@@ -26,7 +26,7 @@ from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Recipe, TripleS
 from usertwin.memory.models.embedding import query_text
 from usertwin.memory.recon.synthesizer import Method
 from usertwin.personas import ChatLog, Conversation, Turn
-from usertwin.personas.conversation import in_time_order
+from usertwin.personas.chat_log import in_time_order
 
 from .figures import timed
 from .large_memory import Prepared, short_triples, units

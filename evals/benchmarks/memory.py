@@ -28,8 +28,8 @@ from usertwin.memory import (
     learn,
     list_twins,
 )
-from usertwin.memory import rows as table
 from usertwin.memory.models.embedding import query_text
+from usertwin.memory.store import schema as table
 from usertwin.personas import ChatLog, ModelError, Pair, Turn, load_chitchat
 from usertwin.personas.pairs import pairs_of
 from usertwin.simulator import load_embedder

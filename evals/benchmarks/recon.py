@@ -20,7 +20,8 @@ from usertwin.evals.metrics.statistics import Estimate, mean
 from usertwin.evals.replay.tune import validation_pairs
 from usertwin.evals.traces.control_traces import Controls, other_moments
 from usertwin.memory import Choice, Distractors, Gain, Judged, Recipe, Synthesizer, learn
-from usertwin.memory.models.scoring import Likelihood, TransformersScorer
+from usertwin.memory.models.scoring import Likelihood
+from usertwin.memory.models.transformers_scorer import TransformersScorer
 from usertwin.memory.recon.fidelity import reconstruct
 from usertwin.memory.text.transcript import action_line, joined, past_moment
 from usertwin.personas import Pair, load_chitchat, split_pairs

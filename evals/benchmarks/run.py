@@ -29,7 +29,7 @@ from usertwin.memory import ChatModel, Recipe, learn
 from usertwin.personas import ModelError, load_chitchat
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer, simulate
 from usertwin.simulator.backends.llama_cpp import cores, start_engine
-from usertwin.simulator.backends.load import local_file
+from usertwin.simulator.backends.weights import local_file
 
 from .figures import Figure, figure, noted_questions, timed
 from .memory import memory_part

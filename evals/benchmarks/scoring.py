@@ -13,7 +13,8 @@ from typing import Any
 
 from usertwin.evals.cli.demo import SPEAKER
 from usertwin.memory import Triple
-from usertwin.memory.models.scoring import Likelihood, TransformersScorer
+from usertwin.memory.models.scoring import Likelihood
+from usertwin.memory.models.transformers_scorer import TransformersScorer
 from usertwin.memory.text.transcript import action_line
 from usertwin.personas import load_chitchat, split_pairs
 from usertwin.simulator import load_scorer

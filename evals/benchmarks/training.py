@@ -20,14 +20,14 @@ from usertwin.evals.cli.demo import SPEAKER
 from usertwin.memory import CachedScorer, Embedder, Gain, Scorer
 from usertwin.memory.recon.guards import rejected_by
 from usertwin.memory.recon.propose import template
+from usertwin.memory.training.config import Training
 from usertwin.memory.training.dataset import Lesson
 from usertwin.memory.training.policy import check_installed, ends_of, load_base, prompt_of
 from usertwin.memory.training.prefix_sharing import reading_once
-from usertwin.memory.training.train import Training
 from usertwin.memory.training.trl_trainers import GroupRewards, group_trainer, preference_trainer
 from usertwin.personas import ModelError, Pair, load_chitchat, split_pairs
 from usertwin.simulator import load_embedder, load_scorer
-from usertwin.simulator.backends.load import weights_folder
+from usertwin.simulator.backends.weights import weights_folder
 
 from .figures import Figure, figure, ratios
 

@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.rule import Rule
 
 from usertwin.evals.replay.replay import Protocol
-from usertwin.evals.reports.terminal import closeness_table, settings_table
+from usertwin.evals.reports.terminal import closeness_table
+from usertwin.evals.reports.twin_view import settings_table
 from usertwin.memory import Recipe, TwinRecord, list_twins, twin_folder
 from usertwin.memory import learn as learn_twin
 from usertwin.personas import TwinError, draw_persona, load_log, split_pairs

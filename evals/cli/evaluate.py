@@ -100,7 +100,7 @@ def evaluate(
 
 def _arms(told: str | None) -> tuple[str, ...]:
     """The arms that are named on the command line."""
-    from usertwin.evals.replay.arms import ARMS, USUAL_ARMS, check_arms
+    from usertwin.evals.arm_names import ARMS, USUAL_ARMS, check_arms
 
     if told is None:
         return USUAL_ARMS

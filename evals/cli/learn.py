@@ -6,7 +6,6 @@ The one design choice: what a command will take is printed before it begins, and
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,16 +21,14 @@ from .options import (
     embedder_option,
     fidelity_option,
     home_option,
-    json_path,
     model_option,
     price_of,
     price_option,
     progress_bars,
     seed_option,
     style_option,
-    write_json,
 )
-from .twin_actions import open_twin, show_twin, tune_twin
+from .twin_actions import show_twin, tune_twin
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +41,7 @@ if TYPE_CHECKING:
 #: How the names of models begin that cost nothing.
 _IN_PROCESS = ("local", "hf:", "transformers:", "scripted:")
 #: On how many validation turns `learn` decides how the twin uses its memory.
-_MEASURE = 24
+DEFAULT_TUNE_TURNS = 24
 
 scorer_option = click.option(
     "--scorer", default="local", show_default=True, help="The model under which traces and turns are scored, or fake:."
@@ -100,7 +97,7 @@ scorer_option = click.option(
 @click.option("--window", default=6, show_default=True, help="How many turns before an action belong to it.")
 @click.option(
     "--measure",
-    default=_MEASURE,
+    default=DEFAULT_TUNE_TURNS,
     show_default=True,
     help="On how many validation turns to decide how the twin uses its memory; 0 to leave that out.",
 )
@@ -272,90 +269,3 @@ def _say_plan(console: Console, log: ChatLog, recipe: Recipe, style: Style | Non
         console.print(
             f"then up to {measure} validation turns are scored under a few settings (--measure 0 leaves that out)", style="dim"
         )
-
-
-@click.command()
-@click.argument("name")
-@click.option("--turns", default=_MEASURE, show_default=True, help="On how many validation turns, spread evenly.")
-@model_option
-@scorer_option
-@home_option
-@seed_option
-@style_option
-def tune(name: str, turns: int, model: str, scorer: str, home: Path | None, seed: int, style: Style | None) -> None:
-    """Decide by measuring what the twin NAME is shown of its memory: how many moments, which traces.
-
-    `learn` does this once; do it again for another model that is to score or to act. The simplest setting within a standard
-    error of the best is kept in the twin's record.
-    """
-    if turns < 1:
-        raise UsageError(f"{turns} turns to measure on: at least one is needed")
-    tune_twin(console_for(), name, home=home, model=model, scorer=scorer, style=style, seed=seed, turns=turns)
-
-
-@click.command()
-@click.argument("name")
-@click.option("--limit", default=60, show_default=True, help="On how many validation turns, spread evenly.")
-@click.option("--candidates", default=4, show_default=True, help="How many traces are proposed for a moment.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this file; - for the screen.")
-@model_option
-@scorer_option
-@concurrency_option
-@price_option
-@home_option
-@seed_option
-@style_option
-def controls(
-    name: str,
-    limit: int,
-    candidates: int,
-    json_file: Path | None,
-    model: str,
-    scorer: str,
-    concurrency: int | None,
-    price: str | None,
-    home: Path | None,
-    seed: int,
-    style: Style | None,
-) -> None:
-    """Test whether the score of NAME's traces is more than leakage, with control traces on validation turns.
-
-    Ends in a table and a decision. Nothing of the twin is changed but the answers that are kept; stopped, it goes on where
-    it was.
-    """
-    from usertwin.evals.replay.tune import validation_pairs
-    from usertwin.evals.reports.terminal import controls_table
-    from usertwin.evals.traces.control_traces import Controls, other_moments, takes
-    from usertwin.memory import AnswerCache, Gain, Synthesizer, existing_twin
-    from usertwin.memory.models.answer_cache import ANSWERS
-    from usertwin.simulator import load_scorer
-
-    if limit < 2:
-        raise UsageError(f"a limit of {limit}: controls need at least two turns")
-    at_once, on_screen = concurrency_of(concurrency, model), json_path(json_file)
-    console, folder = console_for(stderr=on_screen), existing_twin(name, home)
-    opened = open_twin(console, name, home, model, style, seed, price=price_of(price), reasons=False)
-    with opened as user, progress_bars(console) as bars:
-        answers = AnswerCache(folder / ANSWERS)
-        chat, likelihood, embedder = (
-            replace(user.model, answers=answers),
-            load_scorer(scorer, progress=bars.fetch),
-            user.store.embedder,
-        )
-        pairs, others = validation_pairs(user, folder, limit), other_moments(user, folder, limit)
-        how = user.record.recipe.how
-        texts, scorings = takes(len(pairs), len(others), candidates)
-        console.print(
-            f"{len(pairs)} validation turns: about {texts} texts of {model}, and {scorings} scored under {scorer}",
-            style="dim", markup=False,
-        )  # fmt: skip
-        made = Controls(
-            Synthesizer("recon", chat, Gain(likelihood), likelihood, embedder, None, None, how, candidates),
-            chat, likelihood, embedder, seed, concurrency=at_once,
-        )  # fmt: skip
-        try:
-            found = asyncio.run(made.measure(pairs, others, user.store, name=user.persona.name, progress=bars))
-        finally:
-            answers.close()
-    console.print(controls_table(found | {"twin": name}))
-    write_json(json_file, found | {"twin": name})

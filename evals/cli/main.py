@@ -14,13 +14,15 @@ import click
 
 from usertwin.personas import UsertwinError
 
+from .controls import controls
 from .evaluate import evaluate, suite
 from .judge_by_hand import judge_by_hand
-from .learn import controls, learn, tune
+from .learn import learn
 from .memory import memory
 from .options import Style, console_for, home_option, model_option, progress_bars, seed_option, style_option
 from .runs import compare, export, report
 from .train import train
+from .tune import tune
 from .twin_actions import open_twin, show_twin
 
 if TYPE_CHECKING:

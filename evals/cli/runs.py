@@ -21,9 +21,9 @@ _run = click.Path(path_type=Path)
 def report(run: Path) -> None:
     """Write report.html and report.md of the run in the folder RUN anew."""
     from usertwin.evals.records.measured_turns import read_result, read_turns
-    from usertwin.evals.records.run_folder import write_reports
     from usertwin.evals.records.training_run import is_training
     from usertwin.evals.reports.summary import summary_of
+    from usertwin.evals.reports.write_reports import write_reports
 
     if is_training(run):
         _report_training(run)

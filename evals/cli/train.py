@@ -133,9 +133,9 @@ def train(out: Path, dry_run: bool, **told: Any) -> None:
 
 def _order(told: dict[str, Any]) -> TrainingOrder:
     from usertwin.evals.training_runs.run import TrainingOrder
+    from usertwin.memory.training.config import Training
     from usertwin.memory.training.dataset import Enrolment
     from usertwin.memory.training.rewards import Weights, weights_from
-    from usertwin.memory.training.train import Training
     from usertwin.simulator.backends.load import manner_of
 
     base: str = told["base"]

@@ -34,7 +34,7 @@ def measure(
     protocol: Protocol,
 ) -> dict[str, Any]:
     """Measure a twin and note the result in its record."""
-    from usertwin.evals.replay.replay import evaluate as replay
+    from usertwin.evals.replay.evaluate import evaluate as replay
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.simulator import load_scorer
 
@@ -63,7 +63,7 @@ def tune_twin(
 ) -> None:
     """Decide by measuring how a twin uses its memory, say so, and note it in its record."""
     from usertwin.evals.replay.tune import Plan, decide
-    from usertwin.evals.reports.terminal import settings_table
+    from usertwin.evals.reports.twin_view import settings_table
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.simulator import load_scorer
 
@@ -116,7 +116,7 @@ def open_twin(
 
 def show_twin(console: Console, name: str, home: Path | None) -> None:
     """Print what a twin holds."""
-    from usertwin.evals.reports.terminal import twin_view
+    from usertwin.evals.reports.twin_view import twin_view
     from usertwin.memory import EndingModel, Leaving, TripleStore, TwinRecord, existing_twin
     from usertwin.memory.twin.record import ENDING, LEAVING
     from usertwin.simulator import load_embedder

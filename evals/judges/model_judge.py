@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.metrics.statistics import Estimate, mean_over_people, sign_flip
+from usertwin.evals.metrics.statistics import Estimate, mean_over_people, sign_flip, spread
 from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.evals.records.verdicts import LABELS, Kind, Label, Question, Verdict, digest, read_verdicts
-from usertwin.evals.replay.held_out import spread
 from usertwin.memory import ChatModel, Ledger
 from usertwin.memory.concurrency import several
 from usertwin.memory.jsonl import open_to_append, write_line

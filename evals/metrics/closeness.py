@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeAlias
 
+from usertwin.evals.arm_names import ARMS, PEERS
 from usertwin.evals.records.measured_turns import MeasuredTurn
-from usertwin.evals.replay.arms import ARMS
-from usertwin.evals.replay.peers import PEERS
 
 from .discriminator import Moment, Told, area_under_curve, discriminate
 from .measures import DISCRIMINATOR, MEASURES, Measure, is_measured, statistic_of

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -365,3 +365,13 @@ def partial_spearman(
     ]
     low, high = np.nanpercentile(drawn, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
     return Estimate(value, float(low), float(high), len(xs))
+
+
+T = TypeVar("T")
+
+
+def spread(items: Sequence[T], most: int | None) -> list[T]:
+    """At most so many items, spread evenly."""
+    if most is None or len(items) <= most:
+        return list(items)
+    return [items[(i * len(items)) // most] for i in range(most)]

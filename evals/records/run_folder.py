@@ -7,14 +7,11 @@ and two processes never go on with the same run, whose lines would mix.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from usertwin.personas import UsageError
-
-from .measured_turns import MeasuredTurn
 
 PAGE, NOTES = "report.html", "report.md"
 #: Held by the process that works in a run's folder; the system's own lock, so that it is gone with that process.
@@ -45,29 +42,6 @@ def alone(folder: Path) -> Generator[None]:
     finally:
         (folder / LOCK).unlink(missing_ok=True)  # while it is held; nobody waits for it, so nobody is left with what is gone
         lock.release()
-
-
-def write_reports(folder: Path, result: Mapping[str, Any], turns: Sequence[MeasuredTurn]) -> tuple[Path, Path]:
-    """Write both reports of a run into its folder.
-
-    Args:
-        folder: the run's folder.
-        result: what `result.json` holds.
-        turns: what was measured at each turn.
-
-    Returns:
-        The page and the Markdown.
-
-    Raises:
-        UsageError: nothing can be written there.
-    """
-    from usertwin.evals.reports.html import render_html
-    from usertwin.evals.reports.markdown import render_markdown
-
-    page, notes = render_html(result, turns), render_markdown(result)
-    write_whole(folder / PAGE, page)
-    write_whole(folder / NOTES, notes)
-    return folder / PAGE, folder / NOTES
 
 
 def write_whole(path: Path, text: str) -> None:

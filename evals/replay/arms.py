@@ -25,28 +25,14 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from usertwin.evals.arm_names import PEERS
 from usertwin.memory import Recalled, Triple, TripleStore
 from usertwin.memory.recon.synthesizer import select
-from usertwin.personas import Pair, UsageError
+from usertwin.personas import Pair
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript, as_shown
 
-from .peers import PEERS, peer_transcript
-
-MEMORY_ARMS = ("no_memory", "other_person", "random_own", "recent_own", "recalled_pairs")
-TRACE_ARMS = ("backward", "random_of_n", "recalled_triples", "trained")
-ARMS: tuple[str, ...] = (*MEMORY_ARMS, *TRACE_ARMS, *PEERS)
-#: What is compared where nothing else is said.
-USUAL_ARMS = ("no_memory", "other_person", "random_own", "recalled_pairs", "recalled_triples")
-
-
-def check_arms(names: Sequence[str]) -> tuple[str, ...]:
-    """The arms of these names, in the order in which they are reported. UsageError if there is no such arm, or none."""
-    unknown = [name for name in names if name not in ARMS]
-    if unknown or not names:
-        told = f'there is no arm "{unknown[0]}"' if unknown else "no arm is named"
-        raise UsageError(f"{told}; there are {', '.join(ARMS)}")
-    return tuple(arm for arm in ARMS if arm in names)
+from .peers import peer_transcript
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from usertwin.evals.metrics.reply_similarity import embedding_similarities
-from usertwin.evals.metrics.statistics import mean_over_people
+from usertwin.evals.metrics.statistics import mean_over_people, spread
 from usertwin.evals.metrics.writing_style import style_distance
 from usertwin.memory import Embedder
 from usertwin.personas import Pair
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import as_shown
-
-from .held_out import spread
 
 #: At which of the twin's turns in a conversation it is looked at.
 DEPTHS = (1, 3, 5, 10)

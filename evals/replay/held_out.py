@@ -7,19 +7,15 @@ so that no later choice can move a turn from one side to the other.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from usertwin.memory import Embedder, Triple, TripleStore
 from usertwin.memory.twin.record import HELD_OUT, OTHER_PERSON
 from usertwin.personas import LogError, Pair, read_conversations
 from usertwin.personas.pairs import check_speaker, pairs_of_log
 from usertwin.simulator import SimulatedUser
-
-T = TypeVar("T")
 
 
 def held_out_pairs(user: SimulatedUser, folder: Path, against: str | Path | None = None) -> tuple[list[Pair], int]:
@@ -58,13 +54,6 @@ def held_out_pairs(user: SimulatedUser, folder: Path, against: str | Path | None
 def later(pair: Pair, dated: bool, corpus_ends: float) -> Pair:
     """A held-out pair with a time after the corpus; without dates, `when` is only a place in the log."""
     return pair if dated else replace(pair, when=corpus_ends + 1 + pair.when)
-
-
-def spread(items: Sequence[T], most: int | None) -> list[T]:
-    """At most so many items, spread evenly."""
-    if most is None or len(items) <= most:
-        return list(items)
-    return [items[(i * len(items)) // most] for i in range(most)]
 
 
 def other_person(user: SimulatedUser, folder: Path, embedder: Embedder, stack: ExitStack) -> TripleStore | None:

@@ -11,14 +11,12 @@ from datetime import UTC, datetime
 from math import log
 from typing import Any
 
-from usertwin.evals.metrics.statistics import mean
+from usertwin.evals.metrics.statistics import mean, spread
 from usertwin.memory import Scorer
 from usertwin.memory.text.transcript import ME, flat
 from usertwin.memory.text.words import word_tokens
 from usertwin.memory.twin.record import TwinRecord
 from usertwin.personas import Pair, TwinError
-
-from .held_out import spread
 
 #: Words of a shingle, and how much of their shingles two moments share to be nearly the same.
 SHINGLE, RESEMBLANCE, CONTAINMENT = 5, 0.7, 0.8

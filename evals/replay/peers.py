@@ -14,16 +14,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, get_args
 
+from usertwin.evals.arm_names import PEERS, Peer
 from usertwin.memory import Style
 from usertwin.memory.text.prompt_template import PromptTemplate
 from usertwin.memory.text.transcript import ME, open_moment
 from usertwin.personas import Pair, Persona
 from usertwin.simulator.prompts import Messages, act_messages
 
-Peer = Literal["openevals", "tau2", "persona"]
-PEERS: tuple[Peer, ...] = get_args(Peer)
 #: What tau2's user writes when its task is done; never part of what it says.
 STOP = "###STOP###"
 _OPENING = "Begin the conversation as your instructions say. Write only the message."

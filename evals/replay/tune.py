@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.metrics.statistics import Estimate, ratio
+from usertwin.evals.metrics.statistics import Estimate, ratio, spread
 from usertwin.memory import Scorer, Settings, Triple
 from usertwin.memory.text.transcript import action_line
 from usertwin.memory.twin.record import HELD_OUT, kept_conversations
@@ -23,7 +23,7 @@ from usertwin.personas.pairs import pairs_of_log
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript, as_shown
 
-from .held_out import later, spread
+from .held_out import later
 
 #: What is compared: how many moments, and how many turns of the present chat. Fewer is simpler.
 KS, WINDOWS = (4, 8), (3, 6)

@@ -39,7 +39,11 @@ def summary_of(result: Mapping[str, Any]) -> str:
     arm, difference = found
     rival, verdict_ = _called(arm), verdict(difference)
     value, share = difference["value"], _share(result, arm, difference["value"])
-    sure = "no interval: too few conversations" if difference.get("low") is None else f"95% interval {_interval(difference)}"
+    sure = (
+        "no interval: too few conversations"
+        if difference.get("low") is None
+        else f"95% interval {_directed_interval(difference)}"
+    )
     if verdict_ == "closer":
         text = (
             f"The twin is closer to the {'person' if len(result['people']) == 1 else 'people'} than the best alternative, "
@@ -58,7 +62,7 @@ def summary_of(result: Mapping[str, Any]) -> str:
     return f"{text}; {measured}){_own_way(result)}."
 
 
-def _interval(difference: Estimates) -> str:
+def _directed_interval(difference: Estimates) -> str:
     """The interval in the direction of the sentence: "less" and "more" have no sign, unclear differences have one."""
     told = verdict(difference)
     if told == "closer":

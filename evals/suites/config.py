@@ -28,11 +28,11 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from usertwin.evals.replay.arms import ARMS, TRACE_ARMS, USUAL_ARMS
+from usertwin.evals.arm_names import ARMS, TRACE_ARMS, USUAL_ARMS
 from usertwin.personas import ChatLog, LogError, UsageError, load_log, split_pairs
-from usertwin.personas.importers.sources import CHITCHAT
+from usertwin.personas.importers.chitchat import CHITCHAT
 from usertwin.personas.pairs import check_speaker
-from usertwin.simulator.backends.lora_adapter import split_adapter
+from usertwin.simulator.backends.model_name import split_adapter
 
 
 class _Strict(BaseModel):

@@ -8,29 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from usertwin.evals.metrics.statistics import spread
 from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.evals.records.run_folder import write_whole
 from usertwin.evals.replay.arms import Arms
 from usertwin.evals.replay.drift import Drifted, drift
 from usertwin.evals.replay.endings import endings
-from usertwin.evals.replay.held_out import held_out_pairs, other_person, spread
+from usertwin.evals.replay.evaluate import twin_arm
+from usertwin.evals.replay.held_out import held_out_pairs, other_person
 from usertwin.evals.replay.leak_checks import check_split, known_by_heart, near_duplicates
-from usertwin.evals.replay.replay import Protocol, Replay, twin_arm
+from usertwin.evals.replay.replay import Protocol, Replay
 from usertwin.evals.replay.tune import decide
-from usertwin.memory import ChatModel, Embedder, Recipe, Scorer, Settings, TripleStore, TwinRecord, existing_twin, learn
-from usertwin.memory.models.answer_cache import AnswerCache
-from usertwin.memory.twin.add_traces import Progress, no_progress
+from usertwin.memory import Recipe, Scorer, Settings, TripleStore, TwinRecord, existing_twin, learn
+from usertwin.memory.progress import Progress, no_progress
 from usertwin.personas import ChatLog, TwinError, UsageError
-from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer
-from usertwin.simulator.backends.load import manner_of
+from usertwin.simulator import SimulatedUser, load_embedder
 
 from .config import Corpus, Suite
+from .models import Loaded
 
 #: Turns of context that belong to a moment, unless the suite says otherwise.
 WINDOW = 6
@@ -52,59 +53,6 @@ class Person:
     home: Path | None
     corpus: Corpus | None = None
     speaker: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """The models of a suite, each loaded when first needed, and once; what they answer is kept in `answers`, if it is given."""
-
-    suite: Suite
-    fetch: Any
-    answers: AnswerCache | None = None
-    kept: dict[tuple[str, str], Any] = field(default_factory=dict[tuple[str, str], Any])
-
-    def _once(self, kind: str, name: str, load: Callable[[], Any]) -> Any:
-        if (kind, name) not in self.kept:
-            self.kept[kind, name] = load()
-        return self.kept[kind, name]
-
-    def chat(self, name: str) -> ChatModel:
-        """A chat model in its usual manner, or the suite's."""
-        found = self._once("chat", name, lambda: load_model(name, style=self.suite.models.style, progress=self.fetch))
-        return replace(found, answers=self.answers)
-
-    def judge(self, name: str) -> ChatModel:
-        """The same for a judge, which is always told what to do; a scripted one is as it is."""
-        style = None if name.startswith("scripted:") else "instruction"
-        found = self._once("judge", name, lambda: load_model(name, style=style, progress=self.fetch))
-        return replace(found, answers=self.answers)
-
-    def check(self) -> None:
-        """UsageError or ModelError if a name is no model's, or a script or key is missing; nothing long is loaded for it."""
-        models, transfer = self.suite.models, self.suite.transfer
-        proposers = [models.proposer, models.trained, *(transfer.proposers if transfer else ())]
-        for name in filter(None, [models.action, *proposers]):
-            manner_of(name)
-            if not name.startswith(("local", "hf:")):
-                self.chat(name)
-        if models.judge is not None:
-            manner_of(models.judge)
-            if not models.judge.startswith(("local", "hf:")):
-                self.judge(models.judge)
-        for name in [models.scorer, *(transfer.scorers if transfer else ())]:
-            kind = name.partition(":")[0]
-            if name != "fake:" and kind not in {"local", "hf", "transformers"}:
-                load_scorer(name)  # says what is wrong with it
-
-    def scorer(self, name: str) -> Scorer:
-        """A scorer, with its cache."""
-        precision = self.suite.models.precision
-        return self._once("scorer", name, lambda: load_scorer(name, precision, progress=self.fetch))
-
-    def embedder(self) -> Embedder:
-        """The embedding model."""
-        name = self.suite.models.embedder
-        return self._once("embedder", name or "", lambda: load_embedder(name))
 
 
 @dataclass(frozen=True, slots=True)

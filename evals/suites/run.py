@@ -18,20 +18,22 @@ from typing import Any
 from usertwin.evals.judges.model_judge import judge_pairs, judged, questions_of
 from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest, turns_of
-from usertwin.evals.records.run_folder import NOTES, PAGE, alone, write_reports, write_whole
+from usertwin.evals.records.run_folder import NOTES, PAGE, alone, write_whole
 from usertwin.evals.replay.arms import PEERS
 from usertwin.evals.replay.drift import Drifted, drift_result
 from usertwin.evals.replay.peers import peer_versions
 from usertwin.evals.reports.summary import summary_of
+from usertwin.evals.reports.write_reports import write_reports
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.memory.atomic_files import digest, digest_of
 from usertwin.memory.models.answer_cache import ANSWERS, AnswerCache
-from usertwin.memory.twin.add_traces import Progress, no_progress
+from usertwin.memory.progress import Progress, no_progress
 from usertwin.personas import ChatLog, UsageError
 from usertwin.simulator.prompts import prompt_versions
 
 from .config import Suite, logs_of, people_of
-from .measure_person import WINDOW, Loaded, Measurer, Person
+from .measure_person import WINDOW, Measurer, Person
+from .models import Loaded
 from .transfer import transfer_result
 from .user_model_experiment import check_settling, settle, settling_plan
 

@@ -26,22 +26,22 @@ from typing import Any
 from zlib import crc32
 
 from usertwin.evals.metrics.closeness import ALPHA, PRIMARY, closeness
-from usertwin.evals.metrics.statistics import holm
+from usertwin.evals.metrics.statistics import holm, spread
 from usertwin.evals.records.measured_turns import MeasuredTurn, turns_of
-from usertwin.evals.replay.held_out import held_out_pairs, spread
+from usertwin.evals.replay.held_out import held_out_pairs
 from usertwin.evals.replay.leak_checks import check_split, near_duplicates
 from usertwin.memory import Settings, TripleStore
 from usertwin.memory.jsonl import open_to_append, write_line
+from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.synthesizer import backward_trace
 from usertwin.memory.text.transcript import ME, action_line
 from usertwin.memory.training.policy import check_installed
 from usertwin.memory.training.user_model import Fitting, UserModel, fit, row_of
-from usertwin.memory.twin.add_traces import Progress, no_progress
 from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.backends.downloads import FetchProgress
-from usertwin.simulator.backends.load import weights_folder
-from usertwin.simulator.backends.lora_adapter import split_adapter
+from usertwin.simulator.backends.model_name import split_adapter
+from usertwin.simulator.backends.weights import weights_folder
 
 from .config import Kind, Settling, Suite
 from .measure_person import WINDOW, Measurer, Person

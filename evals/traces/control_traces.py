@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.replay.held_out import spread
+from usertwin.evals.metrics.statistics import spread
 from usertwin.memory import ChatModel, Distractors, Embedder, Ledger, Scorer, Triple, TripleStore
 from usertwin.memory.recon.fidelity import CHOICES, gains
 from usertwin.memory.recon.guards import gives_away

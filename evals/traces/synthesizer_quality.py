@@ -17,12 +17,12 @@ from typing import Any
 from usertwin.evals.metrics.statistics import mean_over_people
 from usertwin.memory import ChatModel, Scorer
 from usertwin.memory.jsonl import open_to_append, whole_lines, write_line
+from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import CHOICES
 from usertwin.memory.recon.propose import Proposing, propose
 from usertwin.memory.training.dataset import Lesson
 from usertwin.memory.training.trace_quality import Looked, look_at_pair
-from usertwin.memory.twin.add_traces import Progress, no_progress
 from usertwin.personas import Pair
 
 #: Examples that a report shows: pairs on which base and trained differ the most, to both sides.

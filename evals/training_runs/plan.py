@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from usertwin.memory.recon.propose import TRACE_TOKENS, prompt_for, written_tokens
 from usertwin.memory.training.adapter_merge import PARTS
+from usertwin.memory.training.config import Training
 from usertwin.memory.training.dataset import Lesson, Lessons
-from usertwin.memory.training.train import Training
-from usertwin.simulator.backends.load import known_weights
+from usertwin.simulator.backends.weights import known_weights
 
 if TYPE_CHECKING:
     from .run import TrainingOrder

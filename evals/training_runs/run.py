@@ -24,6 +24,7 @@ from usertwin.evals.traces.synthesizer_quality import compared, examples_of, loo
 from usertwin.memory import ChatModel, Embedder, Scorer
 from usertwin.memory.atomic_files import digest
 from usertwin.memory.models.scoring import Precision
+from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import Fidelity
 from usertwin.memory.recon.guards import rejected_by
@@ -32,16 +33,16 @@ from usertwin.memory.recon.propose import proposal_template
 from usertwin.memory.training.audit import Auditor
 from usertwin.memory.training.candidate_pool import Proposed, fill_pool
 from usertwin.memory.training.checkpoints import ADAPTER, check_room
+from usertwin.memory.training.config import Outcome, Training, TrainMethod
 from usertwin.memory.training.dataset import Enrolment, Lesson, Lessons, lessons_of, with_later
 from usertwin.memory.training.downstream_reward import Downstream
 from usertwin.memory.training.model_card import CardFacts, write_card
 from usertwin.memory.training.policy import check_chat_template, empty_base, load_base
-from usertwin.memory.training.train import Outcome, Training, TrainMethod, train
-from usertwin.memory.twin.add_traces import Progress, no_progress
+from usertwin.memory.training.train import train
 from usertwin.personas import ChatLog, Pair, UsageError, load_log
 from usertwin.simulator import load_embedder, load_model, load_scorer
-from usertwin.simulator.backends.load import check_weighted, weights_folder
-from usertwin.simulator.backends.lora_adapter import split_adapter
+from usertwin.simulator.backends.model_name import split_adapter
+from usertwin.simulator.backends.weights import check_weighted, weights_folder
 
 POOL, BASE_TRACES, TRACES, OUTCOME = "pool.jsonl", "base_traces.jsonl", "traces.jsonl", "outcome.json"
 _VERSIONED = ("usertwin", "torch", "transformers", "trl", "peft", "datasets")

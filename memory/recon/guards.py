@@ -174,3 +174,7 @@ def gives_away(scorer: Scorer, pair: Pair, trace: str, others: Sequence[str]) ->
     told, alone = (scorer.score([(prompt, action) for action in actions]) for prompt in prompts)
     gains = [a.nats - b.nats for a, b in zip(told, alone, strict=True)]
     return gains[0] > max(gains[1:])
+
+
+#: Guards that speak of a leak; the others of form.
+LEAKS = ("quotes_action", "new_words", "new_names", "same_meaning", "announces")

@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .audit import CURVES, Audit, Curves, reason_to_stop
+from .audit import Audit, reason_to_stop
 from .checkpoints import ADAPTER, save_adapter, told_in_one_sentence
+from .curves import CURVES, Curves
 
 if TYPE_CHECKING:
-    from .train import Outcome, Training
+    from .config import Outcome, Training
 
 #: The parts, each trained in the folder of its name, and their leans in units of the plan's.
 PARTS: Mapping[str, int] = {"toward": 1, "away": -1}

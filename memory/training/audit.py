@@ -7,10 +7,8 @@ by more than chance allows. What trains against a detector learns to hide from i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -28,8 +26,6 @@ from .trace_quality import look_at_pair
 #: The audit has risen if chance would do as much less often than this, compared with the untrained policy's (Fisher's exact
 #: test, one-sided); small, since it is asked at every audit.
 CHANCE = 0.01
-#: The file of a training's curves in its folder.
-CURVES = "curves.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,53 +113,3 @@ def reason_to_stop(first: Audit, now: Audit) -> str | None:
         f"the audit rises: from {after} of {now.n} traces alone the action can be told, it was {before} of {first.n} before "
         f"training (chance does as much with a probability of {float(found.pvalue):.2g}); the traces begin to carry the action"
     )
-
-
-class Curves:
-    """The file of a training's curves: one JSON object a line, in the order of the steps.
-
-    Args:
-        path: the file; made if missing.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Add a line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def add_audit(self, step: int, audit: Audit) -> None:
-        """Add an audit's line."""
-        self.add({"step": step, "audit": {name: round(value, 6) for name, value in asdict(audit).items()}})
-
-    def read(self) -> list[dict[str, Any]]:
-        """The lines; one that a stop cut off is left out."""
-        if not self.path.exists():
-            return []
-        rows: list[dict[str, Any]] = []
-        for line in self.path.read_text("utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
-        return rows
-
-    def begin_at(self, step: int) -> None:
-        """Take off what was written after a step: training goes on from its checkpoint, and does those steps again."""
-        self.write([row for row in self.read() if row["step"] <= step])
-
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write lines in place of those that are there."""
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-        partial.replace(self.path)
-
-    def first_audit(self) -> Audit | None:
-        """The audit of the untrained policy, if it was made."""
-        return next((Audit(**row["audit"]) for row in self.read() if row["step"] == 0 and "audit" in row), None)
-
-    def last_audit(self) -> tuple[int, Audit] | None:
-        """The step of the last audit, and the audit; None if there was none."""
-        return next(((row["step"], Audit(**row["audit"])) for row in reversed(self.read()) if "audit" in row), None)

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from .audit import Audit, Auditor, Curves, reason_to_stop
+from .audit import Audit, Auditor, reason_to_stop
+from .curves import Curves
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from .train import GroupRewards, Training
+    from .config import Training
+    from .trl_trainers import GroupRewards
 
 #: What a step logs, by what trl calls it.
 _LOGGED = {

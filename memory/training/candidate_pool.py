@@ -17,15 +17,15 @@ from typing import Any
 from usertwin.memory.jsonl import open_to_append, whole_lines, write_line
 from usertwin.memory.models.chat import ChatModel, Style
 from usertwin.memory.models.embedding import Embedder
+from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.fidelity import Fidelity
+from usertwin.memory.recon.guards import LEAKS
 from usertwin.memory.recon.propose import Proposing, as_trace, propose
-from usertwin.memory.twin.add_traces import Progress, no_progress
 from usertwin.personas import Pair, UsageError
 
 from .dataset import Lesson
 from .policy import prompt_of
 from .rewards import Reward, Weights, rewards_of
-from .trace_quality import LEAKS
 
 #: A pair teaches a preference only if its best trace is worth so much more than its worst.
 LEAST_MARGIN = 0.02

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.memory.models.chat import Style
-from usertwin.memory.models.scoring import Precision, cache_of, repeated, shared_prefix, with_cache
+from usertwin.memory.models.scoring import Precision
+from usertwin.memory.models.transformers_scorer import cache_of, repeated, shared_prefix, with_cache
 from usertwin.memory.recon.propose import TEMPERATURE, TRACE_TOKENS, Proposing, as_trace, prompt_for
 from usertwin.personas import ModelError, Pair, UsageError
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-from usertwin.memory.models.scoring import LEAST_SHARED, cache_of, with_cache
+from usertwin.memory.models.transformers_scorer import LEAST_SHARED, cache_of, with_cache
 
 _NO_LABEL = -100  # of a token that no loss is told of, in torch and trl
 

@@ -12,14 +12,11 @@ from statistics import fmean
 
 from usertwin.memory.models.scoring import Scorer
 from usertwin.memory.recon.fidelity import gains
-from usertwin.memory.recon.guards import gives_away
+from usertwin.memory.recon.guards import LEAKS, gives_away
 from usertwin.memory.text.words import word_tokens
 from usertwin.personas import Pair
 
 from .dataset import Lesson
-
-#: Guards that speak of a leak; the others of form.
-LEAKS = ("quotes_action", "new_words", "new_names", "same_meaning", "announces")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from usertwin.memory.recon.fidelity import Fidelity
+from usertwin.memory.recon.guards import LEAKS
 from usertwin.memory.recon.propose import TEMPERATURE, TRACE_TOKENS, as_trace
 from usertwin.memory.text.words import word_tokens
 from usertwin.personas import Pair
@@ -22,12 +23,11 @@ from .checkpoints import CHECKPOINTS
 from .dataset import Lesson
 from .policy import ends_of, lora, prompt_of, text_of
 from .rewards import Reward, rewards_of
-from .trace_quality import LEAKS
 
 if TYPE_CHECKING:
     from usertwin.memory.models.embedding import Embedder
 
-    from .train import Training
+    from .config import Training
 
 
 def settings_of(

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from usertwin.memory.atomic_files import digest_of, sync_folder
-from usertwin.memory.models.scoring import Likelihood, Precision, TransformersScorer
+from usertwin.memory.models.scoring import Likelihood, Precision
+from usertwin.memory.models.transformers_scorer import TransformersScorer
+from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.propose import TRACE_TOKENS
 from usertwin.memory.text.transcript import ME, action_line, flat, open_moment, open_thought
-from usertwin.memory.twin.add_traces import Progress, no_progress
 from usertwin.personas import Pair, UsageError
 
 from .checkpoints import CHECKPOINTS, go_on, last_checkpoint, told_in_one_sentence

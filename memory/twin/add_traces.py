@@ -10,12 +10,12 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from usertwin.memory.concurrency import several
 from usertwin.memory.models.answer_cache import ANSWERS, AnswerCache
 from usertwin.memory.models.chat import ChatModel
 from usertwin.memory.models.scoring import Scorer
+from usertwin.memory.progress import Progress
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.judged_fidelity import fidelity_by_name
 from usertwin.memory.recon.synthesizer import Synthesizer
@@ -23,18 +23,6 @@ from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.triples import Triple
 
 from .record import TwinRecord
-
-
-class Progress(Protocol):
-    """Is told how far learning has come: the stage ("memories" or "traces"), how many are done, of how many."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Be told."""
-        ...
-
-
-def no_progress(stage: str, done: int, total: int) -> None:
-    """Tell nobody."""
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from usertwin.memory.recon.propose import prompt_for, written_tokens
 from usertwin.memory.recon.synthesizer import ROUNDS
 from usertwin.personas import ChatLog, Pair, split_pairs
 
-from .record import Recipe
+from .recipe import Recipe
 
 _CHARACTERS = 4
 _VERDICT_TOKENS = 150

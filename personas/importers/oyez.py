@@ -16,7 +16,8 @@ from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any, cast
 
-from usertwin.personas.conversation import BadLine, ChatLog, Conversation, Turn, in_time_order, whole
+from usertwin.personas.chat_log import BadLine, ChatLog, in_time_order
+from usertwin.personas.conversation import Conversation, Turn, whole
 from usertwin.personas.errors import LogError
 
 #: The roles of who speaks. Somebody unknown is nobody's turn: such turns stay apart, and no person is made of them.

@@ -17,8 +17,6 @@ a fake as well. With USERTWIN_ONLY_SCRIPTED set, everything that is not scripted
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,19 +36,29 @@ from usertwin.memory.models.chat import FREE, Price
 from usertwin.memory.models.scoring import Precision
 from usertwin.personas import ModelError, UsageError
 
-from .downloads import SMALL, TINY, FetchProgress, cache_folder, fetch
+from .downloads import FetchProgress, cache_folder
 from .llama_cpp import SLOTS, engine_url
-from .lora_adapter import Adapter, check_fits, read_adapter, split_adapter, with_adapter
-from .lora_to_gguf import has_chat_template, kept_as_gguf, layers_of
+from .lora_adapter import Adapter, check_fits, read_adapter
+from .lora_to_gguf import kept_as_gguf
+from .model_files import has_chat_template, layers_of
+from .model_name import split_adapter
+from .weights import (
+    PRESENT,
+    WEIGHTED,
+    check_folder,
+    dequantized,
+    existing_file,
+    gguf_file,
+    load_transformers,
+    on_fastest,
+    refuse_unscripted,
+)
 
 DEFAULT_MODEL = "local"
 _KNOWN = (
     '"local", "local:small", "local:/path.gguf", "hf:OWNER/REPO/FILE.gguf", "transformers:DIR", each of these with "+ADAPTER" '
     'behind it, "openai:NAME", "openai:NAME@URL", "scripted:FILE"'
 )
-_WEIGHTED = '"local", "local:small", "local:/path.gguf", "hf:OWNER/REPO/FILE.gguf" or "transformers:DIR"'
-_BUILT_IN = {"": TINY, "small": SMALL}
-_HERE = ("local", "hf", "transformers")
 #: How many texts a transformers model writes at once: each holds the keys and values of the whole prompt.
 _ROWS = 16
 #: Hosted models that reason on their own refuse temperature and stop texts; others take them.
@@ -82,14 +90,14 @@ def load_model(
 
         return ChatModel(name, scripted_model(rest), style or "transcript", price=FREE)
     base, folder = split_adapter(name)
-    if base.partition(":")[0] in _HERE and base not in {"hf:", "transformers:"}:
-        _refuse_unscripted(name)
+    if base.partition(":")[0] in PRESENT and base not in {"hf:", "transformers:"}:
+        refuse_unscripted(name)
         adapter = None if folder is None else read_adapter(folder)
         if base.startswith("transformers:"):
             return _transformers_chat(name, Path(base.partition(":")[2]).expanduser(), adapter, style)
         return _engine_chat(name, base, adapter, style, progress)
     if kind == "openai" and rest:
-        _refuse_unscripted(name)
+        refuse_unscripted(name)
         model, _, url = rest.partition("@")
         if not url and not os.environ.get("OPENAI_API_KEY"):
             raise ModelError(
@@ -105,7 +113,7 @@ def _engine_chat(
 ) -> ChatModel:
     """A GGUF file in llama.cpp, with an adapter or without."""
     style = style or (adapter and adapter.style) or "transcript"
-    file = _gguf_file(base, progress)
+    file = gguf_file(base, progress)
     lora = None if adapter is None else kept_as_gguf(adapter, file, base)
     chat = _openai_chat("local", engine_url(file, style, lora))
     afresh = {"extra_body": {"cache_prompt": False}}
@@ -118,11 +126,11 @@ def _transformers_chat(name: str, folder: Path, adapter: Adapter | None, style: 
     from .transformers_chat import TransformersChat
 
     style = _manner_in_transformers(folder, adapter, style)
-    _check_folder(folder, adapter)
+    check_folder(folder, adapter)
 
     def load() -> tuple[Any, Any]:
-        model, tokenizer = _load_transformers(folder, "float32", adapter)
-        return _on_fastest(model.eval()), tokenizer
+        model, tokenizer = load_transformers(folder, "float32", adapter)
+        return on_fastest(model.eval()), tokenizer
 
     chat = TransformersChat(called=name, load=load, style=style)
     return ChatModel(name, chat, style, identity=_identity(folder, adapter), price=FREE, together=_ROWS)
@@ -135,14 +143,6 @@ def _manner_in_transformers(folder: Path, adapter: Adapter | None, style: Style 
     if style == "instruction" and not templated and folder.is_dir():
         raise UsageError(f"{folder}: this model has no chat template, so it cannot be told what to do; use --style transcript")
     return style
-
-
-def _check_folder(folder: Path, adapter: Adapter | None) -> None:
-    """ModelError if there is no model in a folder, or an adapter does not fit to it; no weights are loaded."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: there is no transformers model; name a folder with a config.json and its weights")
-    if adapter is not None:
-        check_fits(adapter, layers_of(folder), f"transformers:{folder}")
 
 
 def _unknown(name: str) -> UsageError:
@@ -159,15 +159,15 @@ def manner_of(name: str, style: Style | None = None) -> tuple[Style, bool]:
     base, folder = split_adapter(name)
     adapter = None if folder is None else read_adapter(folder)
     kind, _, rest = base.partition(":")
-    if kind != "local" and (kind not in {*_HERE, "openai", "scripted"} or not rest):
+    if kind != "local" and (kind not in {*PRESENT, "openai", "scripted"} or not rest):
         raise _unknown(name)
     if kind == "transformers":
         return _manner_in_transformers(Path(rest).expanduser(), adapter, style), True
-    if adapter is not None and kind == "local" and (file := _file_that_is_here(rest)) is not None:
+    if adapter is not None and kind == "local" and (file := existing_file(rest)) is not None:
         check_fits(adapter, layers_of(file), base)
     hosted = kind == "openai"
     usual = (adapter and adapter.style) or ("instruction" if hosted else "transcript")
-    return style or usual, kind in _HERE or (hosted and not rest.startswith(_NO_CONTROLS))
+    return style or usual, kind in PRESENT or (hosted and not rest.startswith(_NO_CONTROLS))
 
 
 def _openai_chat(model: str, url: str | None) -> Any:
@@ -177,87 +177,6 @@ def _openai_chat(model: str, url: str | None) -> Any:
     # A connection kept alive belongs to the event loop that opened it, and callers of the sync door have a new one each time.
     closing = {"Connection": "close"}
     return ChatOpenAI(model=model, base_url=url, api_key=lambda: key, default_headers=closing, timeout=300, max_retries=2)
-
-
-def _file_that_is_here(rest: str) -> Path | None:
-    """The GGUF file of a local model, if it need not be fetched first."""
-    path = cache_folder() / "models" / _BUILT_IN[rest].filename if rest in _BUILT_IN else Path(rest).expanduser()
-    return path if path.is_file() else None
-
-
-def local_file(rest: str, progress: FetchProgress | None = None) -> Path:
-    """The GGUF file of a local model: "" and "small" are built in and fetched, anything else is a path."""
-    return fetch(_BUILT_IN[rest], progress) if rest in _BUILT_IN else Path(rest).expanduser()
-
-
-def _gguf_file(base: str, progress: FetchProgress | None = None) -> Path:
-    """The file of a "local" or "hf:" model. UsageError or ModelError if it cannot be had."""
-    kind, _, rest = base.partition(":")
-    if kind == "local":
-        return local_file(rest, progress)
-    owner, _, file = rest.partition("/")
-    repository, _, file = file.partition("/")
-    if not (owner and repository and file.endswith(".gguf")):
-        raise UsageError(f'"{base}" is no file on the hub; write hf:OWNER/REPOSITORY/FILE.gguf')
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(f"{owner}/{repository}", file))
-    except Exception as error:
-        said = str(error).strip().partition("\n")[0]
-        raise ModelError(
-            f'"{base}" is not in the cache of the Hugging Face hub and could not be fetched ({type(error).__name__}: {said}); '
-            "connect once and try again, or name a file that is here: local:/path/to/model.gguf"
-        ) from error
-
-
-def weights_folder(name: str, progress: FetchProgress | None = None) -> Path:
-    """The folder with the transformers weights of a model: its own, or those made of a GGUF file once, in float32.
-
-    Args:
-        name: "local", "local:small", "local:/path.gguf", "hf:OWNER/REPO/FILE.gguf" or "transformers:DIR".
-        progress: is told how far a download is.
-
-    Raises:
-        UsageError: no such model has weights here.
-        ModelError: the model cannot be had.
-    """
-    check_weighted(name)
-    kind, _, rest = name.partition(":")
-    _refuse_unscripted(name)
-    if kind != "transformers":
-        return _dequantized(_gguf_file(name, progress))
-    folder = Path(rest).expanduser()
-    _check_folder(folder, None)
-    return folder
-
-
-def check_weighted(name: str) -> None:
-    """UsageError if a model of that name, such as a hosted one, never has weights here."""
-    kind, _, rest = name.partition(":")
-    if kind not in _HERE or (kind != "local" and not rest):
-        raise UsageError(f'"{name}" has no weights here; there are {_WEIGHTED}')
-
-
-def known_weights(name: str) -> tuple[Path | None, int]:
-    """The folder of a model's transformers weights, None if they are not here yet, and their size in float32, in bytes.
-
-    Nothing is fetched or made. The size is 0 where it is not known.
-    """
-    kind, _, rest = name.partition(":")
-    folder = Path(rest).expanduser() if kind == "transformers" else None
-    if kind == "local" and (file := _file_that_is_here(rest)) is not None:
-        folder = _float32_folder(file)
-    if folder is None or not (folder / "config.json").is_file():
-        return None, 0
-    return folder, sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def _refuse_unscripted(name: str) -> None:
-    if os.environ.get("USERTWIN_ONLY_SCRIPTED"):
-        raise ModelError(
-            f'"{name}" is not a scripted model, and USERTWIN_ONLY_SCRIPTED forbids all others; unset it, or use scripted:FILE'
-        )
 
 
 def load_scorer(
@@ -281,18 +200,18 @@ def load_scorer(
         return FakeScorer()
     base, folder = split_adapter(name)
     kind, _, rest = base.partition(":")
-    if kind not in _HERE or (kind != "local" and not rest):
-        raise UsageError(f'"{name}" cannot score texts; a scorer is {_WEIGHTED}, each perhaps with "+ADAPTER" behind it')
-    _refuse_unscripted(name)
+    if kind not in PRESENT or (kind != "local" and not rest):
+        raise UsageError(f'"{name}" cannot score texts; a scorer is {WEIGHTED}, each perhaps with "+ADAPTER" behind it')
+    refuse_unscripted(name)
     adapter = None if folder is None else read_adapter(folder)
-    path = Path(rest).expanduser() if kind == "transformers" else _gguf_file(base, progress)
+    path = Path(rest).expanduser() if kind == "transformers" else gguf_file(base, progress)
     if not path.exists():
         raise ModelError(f"{path}: there is no such model; name a file or folder that exists")
     if adapter is not None:
         check_fits(adapter, layers_of(path), base)
 
     def load() -> tuple[Any, Any]:
-        return _load_transformers(path if kind == "transformers" else _dequantized(path), precision, adapter)
+        return load_transformers(path if kind == "transformers" else dequantized(path), precision, adapter)
 
     scorer = TransformersScorer(name, load, precision)
     return CachedScorer(scorer, cache_folder() / "scores.sqlite", _identity(path, adapter))
@@ -316,66 +235,5 @@ def load_embedder(name: str | None = None) -> Embedder:
             raise UsageError(f'"{name}" is no embedder\'s name; after "fake:" comes the length of a vector, or nothing')
         return CachedEmbedder(FakeEmbedder(int(size)))
     embedder = SentenceTransformerEmbedder() if name is None else SentenceTransformerEmbedder(name)
-    _refuse_unscripted(embedder.name)
+    refuse_unscripted(embedder.name)
     return CachedEmbedder(embedder)
-
-
-def _float32_folder(gguf: Path) -> Path:
-    """Where the weights of a GGUF file are kept for transformers, once they were made."""
-    stat = gguf.stat()
-    return cache_folder() / "float32" / f"{gguf.stem}-{stat.st_size}-{int(stat.st_mtime)}"
-
-
-def _dequantized(gguf: Path) -> Path:
-    """A folder with the weights of a GGUF file in float32 for transformers; made once, since that takes a while."""
-    if not gguf.is_file():
-        raise ModelError(f"{gguf}: there is no such model file; name a GGUF file that exists")
-    target = _float32_folder(gguf)
-    if target.is_dir():
-        return target
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        model.hf_quantizer = None  # the weights are plain numbers now, and are to be saved as such
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
-        partial.rename(target)
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if target.is_dir():  # somebody else was faster
-            return target
-        raise ModelError(f"{gguf}: transformers cannot read this model ({error})") from error
-    finally:
-        logging.set_verbosity(verbosity)
-    return target
-
-
-def _load_transformers(folder: Path, precision: Precision, adapter: Adapter | None = None) -> tuple[Any, Any]:
-    """A model and its tokenizer; an adapter is merged into weights in float32, as its small changes would be rounded away."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
-
-    logging.disable_progress_bar()
-    kept = torch.float32 if adapter is not None else getattr(torch, precision)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=kept, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise ModelError(f"{folder}: transformers cannot load this model ({error})") from error
-    return (model if adapter is None else with_adapter(model, adapter)), tokenizer
-
-
-def _on_fastest(model: Any) -> Any:
-    """A model on the graphics card if there is one, in bfloat16 then, or else as it is."""
-    import torch
-
-    return model.to("cuda", torch.bfloat16) if torch.cuda.is_available() else model

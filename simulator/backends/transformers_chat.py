@@ -19,7 +19,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import PrivateAttr
 
 from usertwin.memory import Style
-from usertwin.memory.models.scoring import cache_of, with_cache
+from usertwin.memory.models.transformers_scorer import cache_of, with_cache
 from usertwin.personas import ModelError
 
 _TAIL = 4  # tokens of a prompt that are decoded with what follows, so that a first space is not lost

@@ -1,0 +1,100 @@
+"""What a twin is measured on is what was held out when it was learned, and the other person's past is another's."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import other_conversation, recipe, scripted, small_conversation
+from usertwin.evals.metrics.statistics import spread
+from usertwin.evals.replay.held_out import held_out_pairs, later, other_person
+from usertwin.memory import FakeEmbedder, default_home, learn
+from usertwin.personas import ChatLog, LogError, write_conversations
+from usertwin.personas.chat_log import in_time_order
+from usertwin.simulator import SimulatedUser
+
+
+def opened(name: str) -> SimulatedUser:
+    return SimulatedUser.load(name, model=scripted("hi"))
+
+
+def test_what_is_held_out_is_read_from_the_twins_folder_by_the_ids_in_its_record(ann: str) -> None:
+    with opened(ann) as user:
+        pairs, dropped = held_out_pairs(user, default_home() / ann)
+        assert dropped == 0
+        assert {pair.conversation_id for pair in pairs} == set(user.record.test) == {f"talk-{n}" for n in range(16, 20)}
+        assert len(pairs) == 12
+        user.record = replace(user.record, test=("talk-18",))
+        assert {pair.conversation_id for pair in held_out_pairs(user, default_home() / ann)[0]} == {"talk-18"}
+
+
+def test_nothing_that_is_held_out_is_in_the_memory_nor_earlier_than_it(ann: str) -> None:
+    with opened(ann) as user:
+        pairs, _ = held_out_pairs(user, default_home() / ann)
+        known = [triple.pair for triple in user.store.triples()]
+    assert not {pair.conversation_id for pair in pairs} & {pair.conversation_id for pair in known}
+    assert min(pair.when for pair in pairs) > max(pair.when for pair in known)
+
+
+def test_without_dates_all_that_is_held_out_is_later_than_the_memory() -> None:
+    talks = [replace(small_conversation(number), started_at=None) for number in range(20)]
+    asyncio.run(
+        learn("bare", ChatLog(tuple(talks), "test"), recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder())
+    )
+    with opened("bare") as user:
+        pairs, _ = held_out_pairs(user, default_home() / "bare")
+        assert min(pair.when for pair in pairs) > user.record.corpus_ends
+        assert [pair.when for pair in pairs] == sorted(pair.when for pair in pairs)
+        assert later(pairs[0], dated=True, corpus_ends=99.0) == pairs[0]
+
+
+def test_of_another_log_only_what_the_twin_does_not_know_is_measured(ann: str, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    talks = [small_conversation(number) for number in range(10, 24)]
+    write_conversations(in_time_order([*talks, other_conversation(1)], "test"), other)
+    with opened(ann) as user:
+        pairs, dropped = held_out_pairs(user, default_home() / ann, other)
+        assert dropped == 6  # four of the corpus, two of validation
+        assert {pair.conversation_id for pair in pairs} == {f"talk-{number}" for number in range(16, 24)}
+
+
+def test_another_log_of_nothing_new_is_refused(ann: str, tmp_path: Path) -> None:
+    known = tmp_path / "known.jsonl"
+    write_conversations([small_conversation(number) for number in range(5)], known)
+    with opened(ann) as user, pytest.raises(LogError, match="none is held out"):
+        held_out_pairs(user, default_home() / ann, known)
+
+
+def test_the_other_person_is_remembered_as_long_as_the_stack_is_open(ann: str) -> None:
+    with opened(ann) as user, ExitStack() as stack:
+        store = other_person(user, default_home() / ann, FakeEmbedder(), stack)
+        assert store is not None
+        folder = Path(store.folder)
+        assert {triple.pair.speaker for triple in store.triples()} == {"Bob"}
+        assert len(store) == 20
+        assert folder.is_dir()
+        stack.close()
+        assert not folder.exists()
+
+
+def test_without_another_person_there_is_no_such_memory(ann: str) -> None:
+    with opened(ann) as user, ExitStack() as stack:
+        user.record = replace(user.record, other_speaker=None)
+        assert other_person(user, default_home() / ann, FakeEmbedder(), stack) is None
+
+
+@given(st.integers(0, 60), st.integers(1, 70) | st.none())
+def test_items_are_spread_evenly_in_their_order_from_the_first_on(count: int, most: int | None) -> None:
+    found = spread(range(count), most)
+    assert len(found) == (count if most is None else min(count, most))
+    assert found == sorted(set(found))
+    assert found[:1] == list(range(count))[:1]
+    gaps = [b - a for a, b in pairwise([*found, count])]
+    assert not gaps or max(gaps) - min(gaps) <= 1

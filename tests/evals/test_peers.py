@@ -1,0 +1,155 @@
+"""The peers' simulated users are made as the peers make them: checked against the real one where it is installed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+
+from conftest import PAIR
+from usertwin.evals.arm_names import PEERS, Peer
+from usertwin.evals.replay.peers import STOP, peer_messages, peer_transcript, peer_versions, said_by
+from usertwin.memory.text.transcript import open_moment
+from usertwin.personas import Pair, Persona, Turn
+from usertwin.simulator.prompts import act_messages
+
+PERSONA = Persona("Ann", "Ann writes [short] turns.", 5, ("hi there", "no {{ thanks }}"))
+ROLES = {"human": "user", "ai": "assistant", "system": "system"}
+every_peer = pytest.mark.parametrize("peer", PEERS)
+
+
+class Client(BaseChatModel):
+    """A LangChain model that remembers what it was sent."""
+
+    sent: list[list[BaseMessage]] = []  # noqa: RUF012 - a pydantic field, copied for each model
+
+    @property
+    def _llm_type(self) -> str:
+        return "client"
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **options: Any) -> ChatResult:
+        self.sent.append(messages)
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("fine"))])
+
+
+def sent_by_openevals(system: str, pair: Pair) -> list[tuple[str, str]]:
+    """What openevals' own simulated user sends to its model: (role, text)."""
+    simulators = pytest.importorskip("openevals.simulators")
+    client = Client()
+    user = simulators.create_llm_simulated_user(system=system, client=client)
+    chat = [
+        {"role": "user" if turn.speaker == pair.speaker else "assistant", "content": turn.text, "id": str(number)}
+        for number, turn in enumerate(pair.context)
+    ]  # in a trajectory the simulated user is the user
+    user(chat, turn_counter=len(chat))
+    [messages] = client.sent
+    return [(ROLES[message.type], str(message.text)) for message in messages]
+
+
+def talk(*said: tuple[str, str], goal: str = "You want to see the sea.") -> Pair:
+    """A moment of Ann's after these turns."""
+    context = tuple(Turn(who, "user" if who == "Ann" else "agent", text) for who, text in said)
+    return replace(PAIR, context=context, goal=goal, position=len(context))
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        PAIR,
+        talk(("Bob", "Hello")),
+        talk(("Ann", "hi"), ("Bob", "two\nlines {{ 1 }}")),
+        talk(("Bob", "Hello"), ("Cid", "and hello from me"), ("Ann", "hi both"), ("Bob", "so?"), goal=""),
+    ],
+)
+def test_openevals_own_simulated_user_sends_role_by_role_what_we_send(pair: Pair) -> None:
+    ours = peer_messages("openevals", "instruction", PERSONA, pair, turns=20)
+    assert sent_by_openevals(ours[0][1], pair) == ours
+    assert ours[0][0] == "system"
+
+
+def test_where_nobody_has_spoken_openevals_asks_for_a_beginning_and_so_do_we() -> None:
+    ours = peer_messages("openevals", "instruction", PERSONA, talk(), turns=20)
+    assert [role for role, _ in sent_by_openevals(ours[0][1], talk())] == [role for role, _ in ours] == ["system", "user"]
+    assert "begin" in ours[1][1].lower()
+
+
+def test_taus_user_has_the_roles_exchanged_too() -> None:
+    messages = peer_messages("tau2", "instruction", PERSONA, PAIR, turns=20)
+    assert [role for role, _ in messages] == ["system", "user", "assistant", "user"]
+    assert [text for _, text in messages[1:]] == ["Hello there", "hi", "When do you want to go?"]
+
+
+@every_peer
+def test_a_peer_is_told_who_is_played_and_what_for(peer: Peer) -> None:
+    for style in ("transcript", "instruction"):
+        told = "\n".join(text for _, text in peer_messages(peer, style, PERSONA, PAIR, turns=6))
+        assert "Ann writes [short] turns." in told
+        assert "You want to see the sea." in told
+    without = peer_transcript(peer, PERSONA, replace(PAIR, goal=""), turns=6)
+    assert "You want to see the sea." not in without
+
+
+@every_peer
+def test_real_turns_are_among_what_a_peer_is_told_word_by_word(peer: Peer) -> None:
+    told = peer_transcript(peer, PERSONA, PAIR, turns=6)
+    assert all(turn in told for turn in PERSONA.sample_turns)
+    assert peer_transcript(peer, replace(PERSONA, sample_turns=()), PAIR, turns=6) != told
+
+
+@every_peer
+def test_a_model_that_continues_transcripts_gets_the_same_before_the_present_moment(peer: Peer) -> None:
+    [(role, text)] = peer_messages(peer, "transcript", PERSONA, PAIR, turns=6)
+    assert role == "user"
+    assert text == peer_transcript(peer, PERSONA, PAIR, turns=6)
+    told, _, present = text.rpartition("\n\n")
+    assert present == open_moment(PAIR, 6)
+    assert told.strip()
+    if peer != "persona":
+        assert peer_messages(peer, "instruction", PERSONA, PAIR, turns=6)[0] == ("system", told)
+
+
+def test_a_persona_is_asked_in_the_twins_own_manner_without_any_memory() -> None:
+    assert peer_messages("persona", "instruction", PERSONA, PAIR, turns=6) == act_messages(
+        "instruction", PERSONA, PAIR, (), "", turns=6
+    )
+
+
+@every_peer
+def test_no_more_turns_of_the_chat_are_shown_than_the_twin_is_shown(peer: Peer) -> None:
+    for style in ("transcript", "instruction"):
+        told = "\n".join(text for _, text in peer_messages(peer, style, PERSONA, PAIR, turns=1))
+        assert "When do you want to go?" in told
+        assert "Hello there" not in told
+
+
+def test_no_peer_is_told_the_action() -> None:
+    for peer in PEERS:
+        for style in ("transcript", "instruction"):
+            assert PAIR.action not in "\n".join(text for _, text in peer_messages(peer, style, PERSONA, PAIR, turns=6))
+
+
+@given(st.lists(st.sampled_from([STOP, "###", "ST", "OP", "###ST", "OP###", " bye", "\n", "ok"])).map("".join))
+def test_the_mark_by_which_taus_user_stops_is_never_said(text: str) -> None:
+    said = said_by("tau2", text)
+    assert STOP not in said
+    assert said == said.strip()
+    if STOP not in text:
+        assert said == text.strip()
+
+
+def test_what_is_said_besides_the_mark_is_kept_and_others_may_say_it() -> None:
+    assert said_by("tau2", "thanks, bye ###STOP###\n") == "thanks, bye"
+    assert said_by("openevals", " ###STOP### ") == STOP
+
+
+def test_every_prompt_has_a_version() -> None:
+    versions = peer_versions()
+    assert set(versions) == set(PEERS)
+    assert len(set(versions.values())) == len(PEERS)
+    assert all(version.startswith(f"peer_{peer}/") for peer, version in versions.items())

@@ -1,0 +1,334 @@
+"""What is written down of each held-out turn, and that a measurement which is cut off goes on where it was."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Telling, telling
+from usertwin.evals.arm_names import USUAL_ARMS
+from usertwin.evals.records.measured_turns import MeasuredTurn, turns_of
+from usertwin.evals.replay.arms import Arms
+from usertwin.evals.replay.evaluate import evaluate
+from usertwin.evals.replay.held_out import held_out_pairs, other_person
+from usertwin.evals.replay.replay import Protocol, Replay
+from usertwin.memory import Distractors, FakeEmbedder, FakeScorer, Likelihood, Triple, default_home
+from usertwin.memory.text.transcript import ME, action_line
+from usertwin.personas import ModelError, Pair, TwinError, UsageError
+from usertwin.simulator import SimulatedUser
+
+WORDS = ["hi", "no", "yes", "tomorrow", "please", "the", "weather", "in", "Rome", "Oslo", "thanks", "bye"]
+#: The arms there are without another person, and what a model is asked at one moment: a reply each, and one thought.
+FOUR = tuple(arm for arm in USUAL_ARMS if arm != "other_person")
+ASKED = len(FOUR) + 1
+
+
+def by_prompt(prompt: str, seed: int) -> str:
+    """What the model of these tests says: the same to the same prompt, and something else to another one."""
+    number = zlib.crc32(f"{prompt}{seed}".encode())
+    return " ".join(WORDS[(number >> shift) % len(WORDS)] for shift in (0, 4, 8))
+
+
+class Asked:
+    """A scorer that does what a function says, in nats, and remembers the prompts."""
+
+    name = "asked"
+
+    def __init__(self, nats: Callable[[str, str], float]) -> None:
+        self.nats, self.prompts = nats, list[str]()
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        self.prompts += [prompt for prompt, _ in items]
+        return [Likelihood(self.nats(*item), 1, (self.nats(*item),), (len(item[1]),)) for item in items]
+
+
+def measured(
+    say: Callable[[str, int], str] = by_prompt,
+    *,
+    pairs: Callable[[list[Pair]], list[Pair]] = lambda all_of_them: all_of_them,
+    scorer: Any = None,
+    keep: Path | None = None,
+    arms: tuple[str, ...] = FOUR,
+    **how: Any,
+) -> tuple[list[MeasuredTurn], Telling]:
+    """Measure Ann, and what her model was asked."""
+    model, chat = telling(say)
+    protocol = Protocol(**dict[str, Any](arms=arms, generate=4, seed=5) | how)
+    folder = default_home() / "ann"
+    with SimulatedUser.load("ann", model=model, k=3) as user:
+        replay = Replay(user, scorer or FakeScorer(), FakeEmbedder(), Arms(user, arms, seed=5), protocol, "small/Ann")
+        found = asyncio.run(replay.run(pairs(held_out_pairs(user, folder)[0]), keep=keep))
+    return found, chat
+
+
+def failing_at(number: int) -> Callable[[str, int], str]:
+    """A model that answers so often and is then gone."""
+    left = iter(range(number - 1))
+
+    def say(prompt: str, seed: int) -> str:
+        if next(left, None) is None:
+            raise ConnectionError("the server went away")
+        return by_prompt(prompt, seed)
+
+    return say
+
+
+# What is written down ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("ann")
+def test_a_record_says_whose_turn_it_is_and_what_was_said_before() -> None:
+    found, _ = measured(generate=0)
+    assert len(found) == 12
+    turn = found[4]
+    assert (turn.person, turn.conversation_id, turn.position) == ("small/Ann", "talk-17", 3)
+    assert turn.where == ("small/Ann", "talk-17")
+    assert turn.action == "tomorrow, day 17"
+    assert turn.context[-2:] == ((ME, "hi, the weather in Lima please"), ("desk-1", "Which day do you mean for Lima?"))
+    assert turn.goal == "You want the weather for Lima."
+    assert turn.characters == len(action_line(turn.action)) - 1 == len("tomorrow, day 17") + 1
+    assert set(turn.bits) == set(FOUR)
+    assert not turn.replies
+
+
+@pytest.mark.usefixtures("ann")
+def test_the_memories_of_a_record_are_those_that_the_twin_was_shown_with_their_traces() -> None:
+    scorer = Asked(lambda prompt, action: -1.0)
+    found, _ = measured(scorer=scorer, generate=0)
+    shown = scorer.prompts[FOUR.index("recalled_triples") :: len(FOUR)]
+    for turn, prompt in zip(found, shown, strict=True):
+        assert len(turn.recalled) == 3
+        assert [one.similarity for one in turn.recalled] == sorted((one.similarity for one in turn.recalled), reverse=True)
+        for memory, block in zip(turn.recalled, reversed(prompt.split("\n\n")[:-1]), strict=True):  # the most similar one last
+            assert block.endswith(f"(Me thinking: {memory.reasoning})\nMe: {memory.action}")
+            assert memory.conversation_id != turn.conversation_id
+            assert memory.context[-1][1] in block
+
+
+@pytest.mark.usefixtures("ann")
+def test_the_persons_own_other_action_is_never_of_the_same_conversation() -> None:
+    found, _ = measured(generate=0)
+    said = {turn.action: set[str]() for turn in found}
+    for turn in found:
+        said[turn.action].add(turn.conversation_id)
+    assert all(turn.own_action for turn in found)
+    assert all(said[turn.own_action] != {turn.conversation_id} for turn in found)
+    assert len({turn.own_action for turn in found}) > 3
+    own, real = Counter(turn.own_action for turn in found), Counter(turn.action for turn in found)
+    assert all(times <= 2 * real[text] for text, times in own.items())  # no turn stands in for many others
+
+
+@pytest.mark.usefixtures("ann")
+def test_another_persons_action_is_noted_where_there_is_one() -> None:
+    model, _ = telling(by_prompt)
+    with SimulatedUser.load("ann", model=model, k=3) as user, ExitStack() as stack:
+        folder = default_home() / "ann"
+        other = other_person(user, folder, FakeEmbedder(), stack)
+        arms = Arms(user, USUAL_ARMS, other)
+        replay = Replay(user, FakeScorer(), FakeEmbedder(), arms, Protocol(generate=0), "x")
+        found = asyncio.run(replay.run(held_out_pairs(user, folder)[0]))
+    assert all("order" in turn.other_action.lower() for turn in found)
+    assert all(not turn.other_action for turn in measured(generate=0)[0])
+
+
+@pytest.mark.usefixtures("ann")
+def test_every_arm_writes_as_many_replies_as_asked_and_only_the_twin_thinks() -> None:
+    found, chat = measured(samples=3, generate=2)
+    wrote = [turn for turn in found if turn.replies]
+    assert len(wrote) == 2
+    for turn in wrote:
+        assert set(turn.replies) == set(FOUR)
+        assert all(len(said) == 3 for part in (turn.replies, turn.similarity, turn.rank) for said in part.values())
+        assert set(turn.reasoning) == {"recalled_triples"}
+        assert len(set(turn.replies["no_memory"])) > 1  # each with a seed of its own
+    assert len(chat.prompts) == 2 * (3 * len(FOUR) + 1)
+
+
+@pytest.mark.usefixtures("ann")
+def test_a_reply_that_is_the_real_action_is_as_like_it_as_can_be_and_ranks_above_all_others() -> None:
+    def say(prompt: str, seed: int) -> str:
+        return "tomorrow, day 17"
+
+    [turn], _ = measured(say, pairs=lambda every: [every[4]], generate=1)
+    assert turn.similarity["no_memory"] == (pytest.approx(1.0, abs=1e-5),)
+    assert turn.rank["no_memory"] == (1.0,)
+
+
+@pytest.mark.usefixtures("ann")
+def test_similarity_is_the_cosine_and_rank_the_share_of_own_actions_that_the_reply_is_less_like() -> None:
+    """Counted by hand from the vectors; ties count a half."""
+    [turn], _ = measured(pairs=lambda every: [every[0]], generate=1, choices=6)
+    embedder = FakeEmbedder()
+    with SimulatedUser.load("ann", model=telling(by_prompt)[0]) as user:
+        pair = held_out_pairs(user, default_home() / "ann")[0][0]
+        others = Distractors([triple.pair for triple in user.store.triples()], embedder).of(pair, 5)
+    assert len(others) == 5
+    real, *rest = embedder.embed([pair.action, *others])
+    for arm, (reply,) in turn.replies.items():
+        [said] = embedder.embed([reply])
+        near = float(said @ real)
+        assert turn.similarity[arm] == (pytest.approx(near, abs=1e-5),)
+        share = [1.0 if said @ one < said @ real else 0.5 if said @ one == said @ real else 0.0 for one in rest]
+        assert turn.rank[arm] == (pytest.approx(sum(share) / 5),)
+
+
+# Forced choice -------------------------------------------------------------------------------------------------------
+
+
+def chosen(nats: Callable[[bool, str, str], float], place: int = 4, **how: Any) -> dict[str, float]:
+    """How often each arm finds the real action, under a scorer that is told whether it scores it, after what, and what."""
+    with SimulatedUser.load("ann", model=telling(by_prompt)[0]) as user:
+        pair = held_out_pairs(user, default_home() / "ann")[0][place]
+    real = action_line(pair.action)
+    scorer = Asked(lambda prompt, action: nats(action == real, prompt, action))
+    [turn], _ = measured(pairs=lambda every: [every[place]], scorer=scorer, generate=1, **dict[str, Any](choices=4) | how)
+    return dict(turn.choice)
+
+
+@pytest.mark.usefixtures("ann")
+@pytest.mark.parametrize("place", [0, 4, 11])
+def test_under_a_scorer_that_likes_the_real_action_it_is_found_by_every_arm(place: int) -> None:
+    assert chosen(lambda real, prompt, action: 0.0 if real and prompt != "Me:" else -9.0, place) == dict.fromkeys(FOUR, 1.0)
+
+
+@pytest.mark.usefixtures("ann")
+def test_under_a_scorer_that_likes_all_others_the_real_action_is_never_found() -> None:
+    assert chosen(lambda real, prompt, action: -9.0 if real and prompt != "Me:" else -1.0) == dict.fromkeys(FOUR, 0.0)
+
+
+@pytest.mark.usefixtures("ann")
+@pytest.mark.parametrize("choices", [2, 4])
+def test_under_a_scorer_that_likes_nothing_in_particular_all_share(choices: int) -> None:
+    assert chosen(lambda real, prompt, action: -1.0, choices=choices) == dict.fromkeys(FOUR, 1 / choices)
+
+
+@pytest.mark.usefixtures("ann")
+def test_what_is_likely_anyway_is_not_counted_for_it() -> None:
+    """The scorer likes the real action with the context and without: nothing is told by the context."""
+    assert chosen(lambda real, prompt, action: 0.0 if real else -9.0) == dict.fromkeys(FOUR, 0.25)
+
+
+@pytest.mark.usefixtures("ann")
+def test_only_the_arm_whose_prompt_tells_it_finds_the_action() -> None:
+    found = chosen(lambda real, prompt, action: 0.0 if real and "(Me thinking:" in prompt else -9.0)
+    assert found == dict.fromkeys(FOUR, 0.25) | {"recalled_triples": 1.0}
+
+
+@pytest.mark.usefixtures("ann")
+def test_nothing_is_chosen_unless_asked_for() -> None:
+    found, _ = measured(generate=2)
+    assert not any(turn.choice for turn in found)
+
+
+# Going on ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("ann")
+@pytest.mark.parametrize("number", [1, 2, ASKED, ASKED + 1, 2 * ASKED + 3, 4 * ASKED])
+def test_a_measurement_that_is_cut_off_keeps_what_was_measured_and_goes_on_to_the_same_records(
+    tmp_path: Path, number: int
+) -> None:
+    whole, chat = measured()
+    assert len(chat.prompts) == 4 * ASKED
+    keep = tmp_path / "0.jsonl"
+    with pytest.raises(ModelError, match="the server went away"):
+        measured(failing_at(number), keep=keep)
+    kept = turns_of(keep)
+    assert kept == whole[: len(kept)]
+    written = sum(bool(turn.replies) for turn in kept)
+    assert written == (number - 1) // ASKED  # every turn whose replies had all come
+    rest, again = measured(keep=keep)
+    assert rest == whole
+    assert turns_of(keep) == whole
+    assert again.prompts == chat.prompts[written * ASKED :]  # nothing is asked again about what was kept
+
+
+@pytest.mark.usefixtures("ann")
+def test_what_was_kept_is_not_scored_again(tmp_path: Path) -> None:
+    keep = tmp_path / "0.jsonl"
+    whole, _ = measured(keep=keep, generate=0)
+    lines = keep.read_text("utf-8").splitlines(keepends=True)
+    keep.write_text("".join(lines[:5] + lines[9:]), "utf-8")
+    scorer = Asked(lambda prompt, action: -1.0)
+    found, _ = measured(keep=keep, generate=0, scorer=scorer)
+    assert len(scorer.prompts) == 4 * len(FOUR)
+    assert found[:5] + found[9:] == whole[:5] + whole[9:]
+    assert [(turn.conversation_id, turn.position) for turn in found] == [(t.conversation_id, t.position) for t in whole]
+
+
+@pytest.mark.usefixtures("ann")
+def test_a_finished_measurement_asks_nothing(tmp_path: Path) -> None:
+    keep = tmp_path / "0.jsonl"
+    whole, _ = measured(keep=keep)
+    scorer = Asked(lambda prompt, action: -1.0)
+    found, chat = measured(keep=keep, scorer=scorer)
+    assert found == whole
+    assert not chat.prompts
+    assert not scorer.prompts
+
+
+@pytest.mark.usefixtures("ann")
+@pytest.mark.parametrize("left", [1, 40, -1])
+def test_a_file_that_was_cut_short_at_its_end_is_gone_on_from(tmp_path: Path, left: int) -> None:
+    """Within the last line, after its first letter, and of a line that lacks only its end."""
+    keep = tmp_path / "0.jsonl"
+    whole, _ = measured(keep=keep)
+    lines = keep.read_bytes().splitlines(keepends=True)
+    keep.write_bytes(b"".join(lines[:-1]) + lines[-1][:left])
+    assert turns_of(keep) == whole[:-1]
+    assert measured(keep=keep)[0] == whole
+    assert turns_of(keep) == whole
+
+
+@pytest.mark.usefixtures("ann")
+@pytest.mark.parametrize(
+    "line", ["{broken", "[]", "3", '{"person": "Ann"}', '{"replies": [], "similarity": [], "rank": []}', ""]
+)
+def test_a_broken_line_in_the_middle_is_refused_with_file_and_line(tmp_path: Path, line: str) -> None:
+    keep = tmp_path / "0.jsonl"
+    measured(keep=keep, generate=0)
+    lines = keep.read_text("utf-8").splitlines()
+    keep.write_text("\n".join([*lines[:3], line, *lines[3:]]) + "\n", "utf-8")
+    before = keep.read_bytes()
+    with pytest.raises(UsageError, match=r"0\.jsonl, line 4: no measured turn"):
+        measured(keep=keep)
+    assert keep.read_bytes() == before
+
+
+@pytest.mark.usefixtures("ann")
+def test_several_arms_that_wait_at_once_give_the_same_records() -> None:
+    assert measured(concurrency=4)[0] == measured()[0]
+
+
+# What cannot be measured ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("ann")
+def test_arms_of_which_none_has_anything_to_show_are_refused() -> None:
+    with pytest.raises(UsageError, match="nothing is there to show for other_person, trained"):
+        measured(arms=("other_person", "trained"))
+
+
+def test_a_held_out_conversation_in_the_memory_is_an_error(ann: str) -> None:
+    folder = default_home() / ann
+    with SimulatedUser.load(ann, model=telling(by_prompt)[0]) as user:
+        user.store.add([Triple(held_out_pairs(user, folder)[0][0])])
+        with pytest.raises(TwinError, match='knows the conversation "talk-16"'):
+            asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=folder))
+
+
+@pytest.mark.usefixtures("ann")
+def test_a_record_is_one_line_of_json(tmp_path: Path) -> None:
+    keep = tmp_path / "0.jsonl"
+    found, _ = measured(keep=keep, generate=1)
+    lines = keep.read_text("utf-8").split("\n")
+    assert lines.pop() == ""
+    assert [MeasuredTurn.from_json(json.loads(line)) for line in lines] == found

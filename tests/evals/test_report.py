@@ -1,0 +1,496 @@
+"""Tables and sentences about a measurement: what was measured is shown, with its interval and its n, and nothing is claimed
+that the interval does not carry.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from conftest import recipe
+from usertwin.evals.arm_names import ARMS, USUAL_ARMS
+from usertwin.evals.metrics.closeness import CONTRASTS
+from usertwin.evals.reports.controls_table import _REASON_NAMES, controls_table
+from usertwin.evals.reports.terminal import closeness_line, closeness_table, run_table, twin_arm, verdicts
+from usertwin.evals.reports.twin_view import settings_table, twin_view
+from usertwin.evals.traces.control_verdict import CONTROLS, decision
+from usertwin.memory import EndingModel, Leaving, Provenance, Settings, Triple, TwinRecord
+from usertwin.memory.recon.guards import REASONS
+from usertwin.personas import Pair, Persona, Turn
+
+#: What may be compared: either arm that a twin may be with every other one, and what is always compared.
+COMPARED_ARMS = [
+    *((twin, arm) for twin in ("recalled_pairs", "recalled_triples") for arm in USUAL_ARMS if arm != twin),
+    *CONTRASTS,
+]  # fmt: skip
+
+
+def estimate(value: float, low: float | None, high: float | None, n: int = 12) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def measurement(**difference: Any) -> dict[str, Any]:
+    """A measurement in which every comparison came out as told."""
+    told = difference or {"value": -0.2, "low": -0.3, "high": -0.1}
+    arms = {
+        arm: {"bits_per_char": estimate(1.5 - i / 10, 1.2, 1.8), "chrf": estimate(0.25, 0.125, 0.375, 3)}
+        for i, arm in enumerate(USUAL_ARMS)
+    }
+    return {
+        "twin": "ann",
+        "arms": arms,
+        "paired": {f"{a} - {b}": {"bits_per_char": {"n": 12, **told}} for a, b in COMPARED_ARMS},
+        "ending": {"f1": estimate(0.75, 0.5, 1.0)},
+        "turns": 12,
+        "conversations": 4,
+        "models": {"action": "scripted:test", "scorer": "fake:", "embedder": "fake:256", "proposer": None},
+        "seed": 7,
+        "measured_at": "2024-05-06T07:08:09+00:00",
+    }
+
+
+RECORD = TwinRecord(
+    name="ann",
+    persona=Persona("Ann", "Ann writes [short].", 5, ("hi there", "thank you")),
+    recipe=recipe(),
+    state="complete",
+    learned_at="2024-05-05T00:00:00+00:00",
+    dated=True,
+    corpus_ends=1.0,
+    corpus=("a",),
+    validation=("v1",),
+    test=("t1", "t2"),
+    other_speaker="Bob",
+    versions={"usertwin": "0.1.0"},
+)
+
+
+def moments(count: int, traced: int = 0) -> list[Triple]:
+    """Moments, the first of which have a trace, each a better one than the last."""
+    provenance = Provenance("recon", "local", "local", "propose/1", 0, 2, {"misleads": 1})
+    pairs = [
+        Pair("Ann", (Turn("Bob", "agent", f"how was day {i}?"),), f"it was fine {i}", "", f"talk-{i}", 1, float(i))
+        for i in range(count)
+    ]
+    return [
+        Triple(pair, f"I felt [glad] {i}", i / 100, provenance) if i < traced else Triple(pair) for i, pair in enumerate(pairs)
+    ]
+
+
+def shown(what: RenderableType, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    console.print(what)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def plain(result: dict[str, Any]) -> str:
+    """The sentences as they are read, without markup."""
+    return shown("\n".join(verdicts(result)), width=400)
+
+
+def test_every_arm_has_a_row_with_value_and_interval() -> None:
+    text = shown(closeness_table(measurement()), width=80).splitlines()
+    assert max(map(len, text)) <= 80
+    names = ("no memory", "another's moments", "own, at random", "own, recalled", "own, with traces")
+    for i, name in enumerate(names):
+        [at] = [number for number, line in enumerate(text) if name in line]
+        assert f"{1.5 - i / 10:.2f}" in text[at]
+        assert "1.20 to 1.80" in text[at + 1]
+        assert "0.12 to 0.38" in text[at + 1]
+
+
+def test_every_measure_says_its_n_and_which_way_is_closer() -> None:
+    titles, directions, sizes, *_ = shown(closeness_table(measurement())).splitlines()[2:]
+    assert "chrF" in titles
+    assert "low is close" in directions
+    assert "high is close" in directions
+    assert "n=12" in sizes
+    assert "n=3" in sizes
+
+
+def test_a_measure_that_was_not_taken_has_no_column_and_a_missing_one_a_dash() -> None:
+    result = measurement()
+    del result["arms"]["no_memory"]["chrf"]
+    text = shown(closeness_table(result))
+    assert "length ratio" not in text
+    [row] = [line for line in text.splitlines() if line.strip().startswith("no memory")]
+    assert "–" in row
+
+
+def test_the_sentences_stand_below_the_table() -> None:
+    assert "12 turns of 4 conversations that the twin never saw" in shown(closeness_table(measurement()), width=300)
+
+
+def test_an_interval_below_zero_is_called_closer() -> None:
+    text = plain(measurement(value=-0.2, low=-0.3, high=-0.1))
+    assert "Recalled moments are closer than the same model without a memory" in text
+    assert "-0.200 bits per character (-0.300 to -0.100), n=12" in text
+    assert "With their traces they are closer than the same moments without" in text
+
+
+def test_an_interval_above_zero_is_called_further_off() -> None:
+    assert "further off than another person's memory" in plain(measurement(value=0.2, low=0.1, high=0.3))
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.3, 0.1), (None, None), (-0.3, 0.0)])
+def test_an_interval_with_zero_or_none_at_all_is_not_called_a_difference(low: float | None, high: float | None) -> None:
+    text = plain(measurement(value=-0.2, low=low, high=high))
+    assert "closer than" not in text
+    assert "not told apart from own moments taken at random" in text
+
+
+def test_one_conversation_is_said_to_have_no_interval() -> None:
+    assert "(no interval)" in plain(measurement(value=-0.2, low=None, high=None))
+
+
+def test_models_seed_and_ending_are_told() -> None:
+    text = plain(measurement())
+    assert "scored by fake:, written by scripted:test; seed 7" in text
+    assert "F1 0.75 (0.50 to 1.00), n=12" in text
+
+
+def test_a_twin_that_never_leaves_is_not_given_a_score_for_leaving() -> None:
+    assert "leaves" not in plain(measurement() | {"ending": {}})
+
+
+def test_brackets_in_the_name_of_a_model_are_kept() -> None:
+    result = measurement()
+    result["models"] |= {"action": "local:/my[models]/x.gguf", "scorer": "local:/[/odd]/y.gguf"}
+    text = plain(result)
+    assert "local:/my[models]/x.gguf" in text
+    assert "local:/[/odd]/y.gguf" in text
+
+
+def test_the_line_has_value_difference_n_and_day() -> None:
+    assert closeness_line(measurement()) == (
+        "1.100 bits per character (1.200 to 1.800), -0.200 (-0.300 to -0.100) against no memory; "
+        "n=12 held-out turns, 2024-05-06"
+    )
+
+
+def test_the_line_of_a_measurement_without_something_to_hold_it_against_claims_nothing() -> None:
+    result = measurement()
+    del result["paired"]["recalled_triples - no_memory"]
+    assert closeness_line(result) == "1.100 bits per character (1.200 to 1.800); n=12 held-out turns, 2024-05-06"
+
+
+def test_the_line_of_a_measurement_without_the_twins_own_arm_says_what_was_measured() -> None:
+    result = measurement()
+    result["arms"] = {"no_memory": result["arms"]["no_memory"]}
+    assert closeness_line(result) == "only no_memory measured; n=12 held-out turns, 2024-05-06"
+
+
+def test_only_comparisons_that_are_known_by_a_sentence_are_told() -> None:
+    text = plain(measurement())
+    told = [line for line in text.splitlines() if "bits per character" in line]
+    assert len(told) == 4  # of seven contrasts and the twin with every other arm
+
+
+# A run ---------------------------------------------------------------------------------------------------------------------
+
+
+def run_result() -> dict[str, Any]:
+    """The result of a run with every arm, of two people."""
+    arms = {
+        arm: {"bits_per_char": estimate(1.5 + i / 100, 1.25, 1.75, 200), "discriminator": estimate(0.625, 0.5, 0.75, 40)}
+        for i, arm in enumerate(ARMS)
+    }
+    paired = {f"recalled_pairs - {arm}": {"bits_per_char": estimate(-0.125, -0.25, -0.0625, 198)} for arm in ARMS}
+    del paired["recalled_pairs - recalled_pairs"]
+    return {
+        "name": "four [domains]", "arms": arms, "paired": paired, "twin_arm": "recalled_pairs",
+        "people": {"a/Ann": {}, "b/Bob": {}}, "turns": 200, "conversations": 21, "models": {"scorer": "local:/[odd]/y.gguf"},
+    }  # fmt: skip
+
+
+def test_every_arm_of_a_run_has_a_row_with_its_values_intervals_and_ns_in_eighty_columns() -> None:
+    text = shown(run_table(run_result()), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert text.count("1.250 to 1.750") == text.count("0.500 to 0.750") == text.count("n=40 0.625") == len(ARMS)
+    assert text.count("-0.250 to -0.062") == text.count("n=198 -0.125") == len(ARMS) - 1  # the twin is not held against itself
+    for i in range(len(ARMS)):
+        assert f"n=200 {1.5 + i / 100:.3f}" in text
+
+
+def test_the_twins_row_of_a_run_is_marked_and_the_run_says_what_it_rests_on() -> None:
+    text = shown(run_table(run_result()), width=300)
+    assert text.count("(twin)") == text.count("Own, recalled (twin)") == 1
+    assert "200 turns of 21 conversations of 2 people; intervals: 95%, over people and conversations" in text
+    assert "scored by local:/[odd]/y.gguf" in text
+
+
+def test_what_was_not_measured_in_a_run_is_a_dash() -> None:
+    result = run_result()
+    del result["arms"]["persona"]["discriminator"], result["paired"]["recalled_pairs - persona"]
+    text = shown(run_table(result), width=120).splitlines()
+    [row] = [line for line in text if line.strip().startswith("Persona")]
+    assert row.count("–") == 2
+
+
+def test_brackets_in_the_name_of_a_run_are_kept() -> None:
+    assert "four [domains]" in shown(run_table(run_result()), width=120)
+
+
+# A twin --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_twin_is_shown_with_everything_it_holds() -> None:
+    record = replace(RECORD, closeness=measurement())
+    text = shown(twin_view(record, moments(42, traced=40), EndingModel((), 0.0, 0.5, 0.9, 14, 6), None))
+    for part in (
+        "twin ann", "complete", '"Ann" in test', "Ann: Ann writes [short].", "hi there", "thank you",
+        "42 triples, 40 with a trace (recon), mean fidelity +0.195 nats per token",
+        "80 for 40 moments, prompt propose/1; rejected: 40 misleads",
+        "traces that predict best", "+0.39", "how was day 39?", "I felt [glad] 39", "it was fine 39",
+        "learned from 14 real endings (F1 0.90, on the turns it was tuned on, n=6)",
+        "1 conversations for validation, 2 to measure on", "Bob",
+        "traces scripted:test, scores fake:, vectors fake:256, seed 0",
+        "usertwin 0.1.0", "1.100 bits per character",
+    ):  # fmt: skip
+        assert part in text
+
+
+def test_what_a_twin_does_not_have_is_said() -> None:
+    record = replace(RECORD, state="interrupted", other_speaker=None, recipe=recipe(method="none", model=None, scorer=None))
+    text = shown(twin_view(record, moments(42), None, None))
+    for part in (
+        "interrupted: the same learn command goes on where it stopped", "nobody else in the log",
+        "never learned when to leave (too few real endings)", "traces –, scores –", "not measured: usertwin eval ann",
+    ):  # fmt: skip
+        assert part in text
+    assert "fidelity" not in text
+
+
+def test_an_ending_that_could_not_be_checked_is_not_given_a_score() -> None:
+    text = shown(twin_view(RECORD, moments(42), EndingModel((), 0.0, 0.5, None, 14, 6), Leaving(0.4, 0.75, 9, 30)))
+    assert "no ending to check it on" in text
+    assert "without another word, by 9 remembered leavings (F1 0.75, on the moments it was tuned on, n=30)" in text
+
+
+# Which arm is the twin ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "name", "bits"),
+    [
+        ({}, "own, with traces (twin)", "1.100"),
+        ({"twin_arm": "recalled_triples"}, "own, with traces (twin)", "1.100"),
+        ({"twin_arm": "recalled_pairs"}, "own, recalled (twin)", "1.200"),
+    ],
+)
+def test_the_arm_that_is_what_the_twin_does_is_marked_and_told_in_the_line(told: dict[str, str], name: str, bits: str) -> None:
+    result = measurement() | told
+    assert twin_arm(result) == told.get("twin_arm", "recalled_triples")
+    text = shown(closeness_table(result))
+    assert text.count("(twin)") == text.count(name) == 1
+    assert closeness_line(result).startswith(f"{bits} bits per character")
+
+
+def test_the_marked_arm_fits_into_eighty_columns() -> None:
+    result = measurement() | {"twin_arm": "recalled_triples"}
+    for arm in result["arms"].values():
+        arm |= {"embedding_similarity": estimate(0.5, -0.25, 0.75), "length_ratio": estimate(1.25, 0.75, 12.5)}
+    text = shown(closeness_table(result), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert text.count("0.75 to 12.50") == 5
+    assert text.count("-0.25 to 0.75") == 5
+
+
+# What the twin is shown ----------------------------------------------------------------------------------------------------
+
+COMPARED = {
+    "settings": [
+        {"k": k, "window": window, "traces": traces, "reasons": reasons, "bits_per_char": bits, "against_plain": against,
+         "chosen": chosen}
+        for k, window, traces, reasons, bits, against, chosen in (
+            (4, 3, "none", False, estimate(1.5, 1.25, 1.75), estimate(0.25, -0.125, 0.5), False),
+            (8, 3, "none", False, estimate(1.25, 1.0, 1.5), None, False),
+            (8, 3, "backward", False, estimate(1.375, None, None), estimate(0.125, None, None), False),
+            (8, 3, "chosen", True, estimate(1.0, 0.75, 1.25), estimate(-0.25, -0.375, -0.0625), True),
+            (8, 3, "chosen", False, None, None, False),
+        )
+    ],
+    "turns": 24, "conversations": 9, "scorer": "local:/my[models]/x.gguf", "model": "local", "seed": 0,
+}  # fmt: skip
+
+
+def test_every_setting_that_was_compared_has_a_row_and_the_chosen_one_a_mark() -> None:
+    text = shown(settings_table(Settings(8, 3, "chosen", True, COMPARED)), width=400)
+    rows = [line.split() for line in text.splitlines() if re.match(r" +\d", line)]
+    assert rows == [
+        ["4", "3", "none", "no", "1.500", "+0.250", "(-0.125", "to", "+0.500)"],
+        ["8", "3", "none", "no", "1.250", "–"],
+        ["8", "3", "backward", "no", "1.375", "+0.125", "(no", "interval)"],
+        ["8", "3", "chosen", "yes", "1.000", "-0.250", "(-0.375", "to", "-0.062)", "←"],
+        ["8", "3", "chosen", "no", "–", "–"],
+    ]
+    assert (
+        "Chosen, the simplest that is best within a standard error on 24 validation turns of 9 conversations, scored by "
+        "local:/my[models]/x.gguf: 8 moments with the chosen traces, 3 turns of the chat, and a trace of its own before it "
+        "acts."
+    ) in text
+
+
+def test_the_settings_fit_into_eighty_columns_and_nothing_is_cut_off() -> None:
+    wide, narrow = (shown(settings_table(Settings(8, 3, "chosen", True, COMPARED)), width) for width in (200, 80))
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "…" not in narrow
+    assert sorted(narrow.split()) == sorted(wide.split())
+
+
+def test_where_there_was_nothing_to_decide_on_that_is_said() -> None:
+    assert "there is no validation turn" in shown(settings_table(Settings(traces="none", reasons=False)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (None, "8 moments with their traces; not measured whether that is best (usertwin tune)"),
+        (Settings(4, 3, "none", False), "4 moments without traces, 3 turns of the chat\n"),
+        (Settings(4, 6, "backward", False), "4 moments with the first traces, 6 turns of the chat\n"),
+        (
+            Settings(8, 3, "chosen", True, COMPARED),
+            "8 moments with the chosen traces, 3 turns of the chat, and a trace of its own before it acts; best within a "
+            "standard error on 24 validation turns of 9 conversations, scored by local:/my[models]/x.gguf",
+        ),
+    ],
+)
+def test_a_twin_is_shown_with_how_it_uses_its_memory(settings: Settings | None, says: str) -> None:
+    text = re.sub(" *\n", "\n", shown(twin_view(replace(RECORD, settings=settings), moments(3), None, None), width=400))
+    [row] = [line for line in text.splitlines(keepends=True) if line.startswith("shown ")]
+    assert says in row
+
+
+# What the traces took and whether they leak --------------------------------------------------------------------------------
+
+
+def traced_with(measured: list[dict[str, float]], cost: list[dict[str, float | None]]) -> list[Triple]:
+    """Moments with traces that were measured so and cost so."""
+    return [
+        replace(
+            triple,
+            provenance=Provenance("recon", "local", "local", "propose/1", 0, 2, {}, measured=one, cost=spent),
+        )
+        for triple, one, spent in zip(moments(len(measured), traced=len(measured)), measured, cost, strict=True)
+    ]
+
+
+def row_of(name: str, triples: list[Triple]) -> str:
+    text = shown(twin_view(RECORD, triples, None, None), width=400)
+    [row] = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+    return row.removeprefix(name).strip()
+
+
+def test_the_audit_counts_the_kept_traces_that_give_the_action_away() -> None:
+    triples = traced_with([{"gives_away": 1.0, "kept": 1.0}, {"gives_away": 0.0}, {"gives_away": 1.0}, {"kept": 1.0}], [{}] * 4)
+    untaken = replace(triples[0], reasoning=None)  # its trace was not kept, so it is not asked about
+    assert row_of("audit", [*triples, untaken]) == "2 of 3 traces tell the action from other actions without the context"
+    assert row_of("audit", moments(3)) == "none"
+
+
+def test_the_cost_is_told_in_texts_tokens_and_money_and_for_a_moment() -> None:
+    spent = {"calls": 4, "repeated": 1, "input_tokens": 1000, "cached_tokens": 0, "output_tokens": 100, "dollars": 0.0125}
+    none = {"calls": 0, "repeated": 5, "input_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "dollars": 0.0}
+    triples = traced_with([{}] * 3, [spent, spent, none])
+    assert row_of("cost", triples) == (
+        "8 texts, 7 more from kept answers; 2000 tokens read, 200 written; $0.025; a moment: 2.7 texts, 733 tokens"
+    )
+    unknown = traced_with([{}] * 2, [spent, spent | {"dollars": None}])
+    assert "; price not known; " in row_of("cost", unknown)
+    assert row_of("cost", moments(3)) == "not known"
+    assert row_of("cost", traced_with([{}], [{}])) == "not known"  # of a twin from before costs were kept
+
+
+# Controls ------------------------------------------------------------------------------------------------------------------
+
+
+def controls_found(low: float = 0.01, **changes: Any) -> dict[str, Any]:
+    """Controls in which every comparison came out as told, with figures as wide as they come."""
+    rows = {
+        name: {
+            "gain": estimate(-10.123456, -12.345678, 11.345678, 100), "novel": estimate(10.123456, -12.345678, -11.345678, 100),
+            "guarded": None, "rejected": 100 if place else 0, "reasons": {reason: 100} if place else {}, "n": 100,
+        }
+        for place, (name, reason) in enumerate(zip(CONTROLS, [*REASONS][:len(CONTROLS)], strict=True))
+    }  # fmt: skip
+    found: dict[str, Any] = {
+        "twin": "ann",
+        "controls": rows,
+        "own_minus": {name: estimate(0.5, low, 12.25, 100) for name in CONTROLS if name != "own"},
+        "swap_contrast": estimate(0.5, low, 1.0, 90),
+        "validity": estimate(0.25, low, 0.5, 240),
+        "selection": {f"recon - {name}": estimate(0.125, low, 0.25, 60) for name in ("random", "longest", "backward")},
+        "turns": 100, "conversations": 40, "seed": 3,
+        "models": {"proposer": "local:/my[models]/x.gguf", "scorer": "local:small", "embedder": "fake:256"},
+        "cost": {"calls": 1200, "repeated": 34},
+    }  # fmt: skip
+    found |= changes
+    return found | {"decision": decision(found)}
+
+
+@pytest.mark.parametrize("guard", [*REASONS])
+def test_the_controls_fit_into_eighty_columns_and_nothing_is_cut_off(guard: str) -> None:
+    found = controls_found()
+    for row in found["controls"].values():
+        row["reasons"] = {guard: 100, "empty": 1}
+    wide, narrow = (shown(controls_table(found), width) for width in (200, 80))
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "…" not in narrow + wide
+    assert sorted(narrow.split()) == sorted(wide.split())
+    assert narrow.count("100 of 100") == 9
+    assert narrow.count(_REASON_NAMES.get(guard, guard)) >= 10
+    assert narrow.count("-12.35 to +11.35") == 10
+
+
+def test_a_control_that_was_not_made_or_not_compared_is_not_invented() -> None:
+    found = controls_found()
+    del found["controls"]["other"], found["own_minus"]["other"]
+    found["controls"]["copy"]["novel"] = None
+    found = found | {"decision": decision(found)}
+    text = shown(controls_table(found))
+    assert "4 other person" not in text
+    assert "own beats other: not measured" in text
+    [row] = [line for line in text.splitlines() if "1 the action" in line]
+    assert "–" in row
+    [own] = [line for line in text.splitlines() if "own trace" in line]
+    assert "–" in own  # it is not compared with itself
+
+
+@pytest.mark.parametrize(("low", "verdict"), [(0.01, "more than leakage"), (-0.01, "not shown to be more than leakage")])
+def test_the_decision_is_told_condition_by_condition_with_its_figures(low: float, verdict: str) -> None:
+    text = shown(controls_table(controls_found(low)), width=300)
+    word = "yes" if low > 0 else "no "
+    for line in (
+        f"{word} own beats shuffled: +0.5000 ({low:+.4f} to +12.2500), n=100",
+        f"{word} own beats keywords: +0.5000 ({low:+.4f} to +12.2500), n=100",
+        f"{word} a swapped trace moves the other action: +0.5000 ({low:+.4f} to +1.0000), n=90",
+        f"{word} the score predicts the benefit downstream: +0.2500 ({low:+.4f} to +0.5000), n=240",
+        f"{word} choosing by score beats random: +0.1250 ({low:+.4f} to +0.2500), n=60",
+        f"{word} choosing by score beats longest: +0.1250 ({low:+.4f} to +0.2500), n=60",
+    ):
+        assert line in text
+    assert len(re.findall(r"^(?:yes|no ) ", text, re.MULTILINE)) == 8
+    assert f"The score is {verdict} on this person, with these models (each: 95% interval above 0)." in text
+
+
+def test_what_the_controls_rest_on_is_told_and_brackets_in_a_models_name_are_kept() -> None:
+    assert (
+        "100 validation turns of 40 conversations; intervals by conversation; traces by local:/my[models]/x.gguf, scored by "
+        "local:small; 1200 texts written, 34 from kept answers; seed 3"
+    ) in shown(controls_table(controls_found()), width=400)
+
+
+def test_a_condition_without_an_interval_does_not_hold_and_says_so() -> None:
+    found = controls_found(swap_contrast=estimate(0.5, None, None, 3), validity=None)
+    text = shown(controls_table(found), width=300)
+    assert "no  a swapped trace moves the other action: +0.5000 (no interval), n=3" in text
+    assert "no  the score predicts the benefit downstream: not measured" in text
+    assert "not shown to be more than leakage" in text

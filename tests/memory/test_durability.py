@@ -1,0 +1,242 @@
+"""The memory under kill -9 and Ctrl-C and used by several processes at once."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kill_writer import (
+    EMBEDDER,
+    QUERY,
+    Child,
+    Known,
+    assert_one_sentence,
+    assert_recalls,
+    brute_force,
+    check,
+    contents,
+    create,
+    hold,
+    kill_often,
+    known,
+    learn_ann,
+    long_log,
+    look,
+    make,
+    read,
+    triple,
+    triples,
+)
+
+from usertwin.memory import Method, TripleStore
+from usertwin.personas import TwinError, split_pairs
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A memory of sixty triples, some with a trace, saved and closed."""
+    make(tmp_path / "memory")
+    return tmp_path / "memory"
+
+
+# kill -9 -----------------------------------------------------------------------------------------------------------------
+
+
+def test_no_acknowledged_triple_is_lost_however_often_the_writer_is_killed(tmp_path: Path) -> None:
+    seen = kill_often(24, seed=20, home=tmp_path)
+    assert seen.kills >= 24
+    assert seen.acknowledged > 24
+    assert seen.in_a_change > 0
+
+
+@pytest.mark.parametrize(("method", "steps"), [("none", (20, 70, 100, 90)), ("backward", (100, 140, 120, 110))])
+def test_what_learning_acknowledged_is_there_when_it_was_killed_and_the_same_learning_ends_the_same(
+    tmp_path: Path, method: Method, steps: tuple[int, ...]
+) -> None:
+    most = {"memories": 0, "traces": 0}
+    for step in steps:
+        child = Child(learn_ann, str(tmp_path / "killed"), method, step)
+        for stage, done in child.end():
+            most[stage] = max(most[stage], done)
+        assert child.process.exitcode == -signal.SIGKILL
+        work = tmp_path / "killed" / ".ann.partial"
+        if most["memories"]:
+            learned = check(work, [known(work)])
+            assert len(learned) >= most["memories"]
+            assert sum(t.provenance is not None for t in learned.values()) >= most["traces"]
+    assert most["memories"] > 0
+    assert (most["traces"] > 0) == (method != "none")
+    said = Child(learn_ann, str(tmp_path / "killed"), method, None).end()
+    assert said[-1] == ("complete", 0)
+    assert said[0] >= ("memories", most["memories"])
+    assert Child(learn_ann, str(tmp_path / "whole"), method, None).end()[-1] == ("complete", 0)
+    assert free(known(tmp_path / "killed" / "ann")) == free(known(tmp_path / "whole" / "ann"))
+    assert {t.pair for t in known(tmp_path / "killed" / "ann").values()} == set(split_pairs(long_log(), "Ann", window=2).corpus)
+
+
+def free(known: Known) -> Known:
+    """The same without what the traces cost: an answer that was kept before a kill costs nothing."""
+    return {
+        name: replace(t, provenance=None if t.provenance is None else replace(t.provenance, cost={}))
+        for name, t in known.items()
+    }
+
+
+class Interrupted:
+    """A connection on which Ctrl-C arrives while a transaction is being written to the disk, where most of its time goes."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection, self._left = connection, 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        found = self._connection.execute(statement, *values)
+        if statement == "COMMIT" and self._left:
+            self._left = 0
+            raise KeyboardInterrupt
+        return found
+
+
+@pytest.mark.parametrize("change", ["add", "delete", "edit", "set_traces", "forget"])
+def test_ctrl_c_in_the_middle_of_a_commit_leaves_a_store_that_knows_what_it_holds(folder: Path, change: str) -> None:
+    values: dict[str, tuple[Any, ...]] = {
+        "add": (triples(60, 61),),
+        "delete": ([triple(3).id],),
+        "edit": (triple(3).id, triple(99)),
+        "set_traces": ([triple(3, "was late")],),
+        "forget": ("c1",),
+    }
+    with TripleStore(folder, EMBEDDER) as store:
+        inner: Any = store
+        inner._memory.database.connection = Interrupted(inner._memory.database.connection)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(store, change)(*values[change])
+        found = {t.id: t for t in store.triples()}
+        assert len(store) == len(found)
+        assert_recalls(store, found)
+        store.add(triples(70))
+    assert len(check(folder, [found | {triple(70).id: triple(70)}])) == len(found) + 1
+
+
+def test_after_an_error_in_a_transaction_the_store_goes_on_as_if_it_had_not_been_tried(folder: Path) -> None:
+    before = known(folder)
+    bad = replace(triple(61), pair=replace(triple(61).pair, action="half a character \ud800"))
+    with TripleStore(folder, EMBEDDER) as store:
+        with pytest.raises(TwinError) as error:
+            store.add([triple(60), bad])
+        assert_one_sentence(error.value, folder)
+        assert {t.id: t for t in store.triples()} == before
+        assert_recalls(store, before)
+        store.add(triples(62))
+    check(folder, [before | {triple(62).id: triple(62)}])
+
+
+# Several processes -------------------------------------------------------------------------------------------------------
+
+
+def test_three_readers_see_each_change_of_a_writer_when_it_is_committed(folder: Path) -> None:
+    readers = [Child(read, str(folder)) for _ in range(3)]
+    assert [reader.hear() for reader in readers] == ["opened"] * 3
+    changes: list[tuple[Any, ...]] = [
+        ("add", triples(60, 61, 62)),
+        ("delete", [triple(3).id, triple(60).id]),
+        ("edit", triple(4).id, triple(99)),
+        ("save",),
+        ("set_traces", [triple(5, "was late")]),
+        ("forget", "c2"),
+        ("save",),
+        ("add", triples(*range(100, 150))),
+        ("rebuild",),
+        ("forget", "c1"),
+    ]
+    with TripleStore(folder, EMBEDDER) as store:
+        for change in changes:
+            getattr(store, change[0])(*change[1:])
+            there = {t.id: t for t in store.triples()}
+            for reader in readers:
+                reader.said.send("tell")
+            assert [reader.hear() for reader in readers] == [(there, len(there), brute_force(there, QUERY, 10))] * 3, change[0]
+    for reader in readers:
+        reader.said.send("stop")
+        assert reader.end() == []
+        assert reader.process.exitcode == 0
+    check(folder, [there])
+    assert look(folder)[3] == []
+
+
+def test_a_second_writer_is_told_which_process_writes_and_changes_nothing(folder: Path) -> None:
+    writer = Child(hold, str(folder))
+    process = writer.hear()
+    with TripleStore(folder, EMBEDDER, wait=0.2) as store:
+        before = contents(folder)
+        for change in (lambda: store.add(triples(61)), lambda: store.delete([triple(3).id]), lambda: store.rebuild()):
+            with pytest.raises(TwinError, match=rf"process {process} \(.* is writing in this memory; wait until") as error:
+                change()
+            assert_one_sentence(error.value, folder)
+        assert contents(folder) == before
+        assert len(store) == 61
+        writer.said.send("go on")
+        store.add(triples(61))  # waits no longer than it must
+    writer.end()
+    assert len(known(folder)) == 62
+
+
+def test_a_second_writer_waits_for_the_first(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = Child(hold, str(folder))
+    process = writer.hear()
+    handler = logging.Handler()
+    handler.emit = lambda record: writer.said.send("go on")  # type: ignore[method-assign]
+    logging.getLogger("usertwin.memory").addHandler(handler)
+    try:
+        with TripleStore(folder, EMBEDDER, wait=60) as store:
+            store.add(triples(61))
+    finally:
+        logging.getLogger("usertwin.memory").removeHandler(handler)
+    assert f"waiting for process {process} " in caplog.text
+    writer.end()
+    assert len(known(folder)) == 62
+
+
+def test_the_right_to_write_of_a_killed_process_is_free(folder: Path) -> None:
+    writer = Child(hold, str(folder))
+    process = writer.hear()
+    assert str(process) in (folder / "memory.writer").read_text("utf-8")
+    writer.kill()
+    with TripleStore(folder, EMBEDDER, wait=0) as store:
+        assert store.add(triples(61)) == 1
+        assert len(store) == 62
+    assert not (folder / "memory.writer").exists()
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_a_memory_that_four_processes_make_at_once_is_one_memory(tmp_path: Path, attempt: int) -> None:
+    children = [Child(create, str(tmp_path / "memory"), number) for number in range(4)]
+    for child in children:
+        child.said.send("now")
+    assert [(child.end(), child.process.exitcode) for child in children] == [([], 0)] * 4
+    check(tmp_path / "memory", [{t.id: t for t in triples(*range(4))}])
+
+
+def test_what_is_written_while_a_memory_is_being_opened_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from usertwin.memory.store import database
+
+    with TripleStore(tmp_path / "memory", EMBEDDER) as writer:
+        writer.add(triples(0))
+        known = database.read_seal
+
+        def meanwhile(folder: Path) -> object:
+            monkeypatch.undo()
+            writer.add(triples(1))
+            return known(folder)
+
+        monkeypatch.setattr(database, "read_seal", meanwhile)
+        with TripleStore(tmp_path / "memory", EMBEDDER, wait=0) as reader:
+            assert {t.id for t in reader.triples()} == {t.id for t in triples(0, 1)}
+            assert len(reader) == 2

@@ -1,0 +1,374 @@
+"""memory/recon/judged_fidelity.py: a judge sees what traces lead to, never the traces, and what cannot be read is never a score of zero."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import permutations
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from judge_replies import ruling, shown
+
+from conftest import ACTION, PAIR, Telling, telling
+from usertwin.memory import (
+    ChatModel,
+    Choice,
+    Distractors,
+    FakeEmbedder,
+    FakeScorer,
+    Fidelity,
+    Gain,
+    Judged,
+    Ledger,
+    Prior,
+    Ranked,
+    Scored,
+    Style,
+    Synthesizer,
+    fidelity_by_name,
+)
+from usertwin.memory.recon.judged_fidelity import FIDELITIES, plausibility, reconstructions, verdict
+from usertwin.personas import ModelError, Pair, UsageError, VerdictError
+
+TRACES = ("I was in a hurry", "I was bored", "I liked mornings", "I felt worn")
+
+
+def judge(liking: Callable[[str], float], marks: Callable[[str], int] = lambda _: 5) -> tuple[ChatModel, Telling]:
+    """A judge that likes some texts better than others, and gives marks for a text."""
+
+    def say(prompt: str, seed: int) -> str:
+        texts = shown(prompt)
+        return ruling(sorted(texts, key=lambda label: -liking(texts[label])), lambda label: marks(texts[label]))
+
+    return telling(say, "instruction")
+
+
+def actor(style: Style = "transcript") -> tuple[ChatModel, Telling]:
+    """A model that writes, for the trace that its prompt has, one word of it backwards."""
+
+    def say(prompt: str, seed: int) -> str:
+        return next((f"doing {trace.split()[-1][::-1]}" for trace in TRACES if trace in prompt), "doing nothing")
+
+    return telling(say, style)
+
+
+def scored(fidelity: Fidelity, traces: Sequence[str] = TRACES, *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+    return asyncio.run(fidelity.score(PAIR, traces, seed=seed, ledger=ledger))
+
+
+def judged(model: ChatModel, attempts: Sequence[str], *, seed: int = 0, pair: Pair = PAIR) -> list[Scored]:
+    return asyncio.run(verdict(model, "judge_traces", pair, attempts, seed=seed))
+
+
+# Reconstructions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["transcript", "instruction"])
+def test_each_trace_is_turned_into_words_once_and_the_model_never_sees_the_action(style: Style) -> None:
+    model, chat = actor(style)
+    written = asyncio.run(reconstructions(model, PAIR, TRACES, seed=7))
+    assert written == ["doing yrruh", "doing derob", "doing sgninrom", "doing nrow"]
+    assert [seed for _, seed in chat.asked] == [7] * 4
+    for trace, prompt in zip(TRACES, chat.prompts, strict=True):
+        assert trace in prompt
+        assert "You want to see the sea." in prompt
+        assert "Them: When do you want to go?" in prompt
+        assert ACTION not in prompt
+
+
+def test_a_reconstruction_is_one_turn() -> None:
+    model, _ = telling(lambda *_: " the  early one\nThem: fine")
+    assert asyncio.run(reconstructions(model, PAIR, ["I was bored"])) == ["the early one"]
+    model, _ = telling(lambda *_: "the early one\n\nplease", "instruction")
+    assert asyncio.run(reconstructions(model, PAIR, ["I was bored"])) == ["the early one please"]
+
+
+# The verdict -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=8, unique=True), st.integers(0, 2**31), st.randoms())
+def test_places_and_marks_come_back_to_the_attempt_they_are_for_in_whatever_order_it_was_shown(
+    numbers: list[int], seed: int, chance: random.Random
+) -> None:
+    liked = {f"text {number}": place for place, number in enumerate(chance.sample(numbers, len(numbers)))}
+    model, chat = judge(lambda text: -liked[text], lambda text: liked[text])
+    attempts = [f"text {number}" for number in numbers]
+    found = judged(model, attempts, seed=seed)
+    assert sorted(shown(chat.prompts[0]).values()) == sorted(attempts)
+    last = max(1, len(numbers) - 1)
+    assert [one.value for one in found] == pytest.approx([1 - liked[text] / last for text in attempts])
+    assert [one.parts["intent"] for one in found] == pytest.approx([liked[text] / 10 for text in attempts])
+
+
+def test_the_order_is_drawn_from_the_seed_and_the_moment() -> None:
+    def order(seed: int, pair: Pair = PAIR) -> tuple[str, ...]:
+        model, chat = judge(len)
+        judged(model, ["one", "two", "three"], seed=seed, pair=pair)
+        return tuple(shown(chat.prompts[0]).values())
+
+    assert order(3) == order(3)
+    assert {order(seed) for seed in range(60)} == {*permutations(["one", "two", "three"])}
+    assert len({order(3, replace(PAIR, position=position)) for position in range(20)}) > 1
+    assert len({order(3, replace(PAIR, conversation_id=f"talk {number}")) for number in range(20)}) > 1
+
+
+def test_the_judge_is_shown_the_moment_the_action_and_every_attempt_under_a_letter() -> None:
+    model, chat = judge(len)
+    judged(model, ["one", ""])
+    (prompt,) = chat.prompts
+    assert "The real reply:\nthe early train to Rome please\n" in prompt
+    assert "Me: hi\nThem: When do you want to go?\n" in prompt
+    assert "style" in prompt
+    assert sorted(shown(prompt)) == ["A", "B"]
+    assert sorted(shown(prompt).values()) == ["(nothing)", "one"]
+
+
+GOOD = {"scores": {label: {"style": 1, "intent": 2, "values": 3} for label in "AB"}, "ranking": ["A", "B"]}
+MALFORMED = {
+    "nothing": "",
+    "blank": " \n",
+    "prose": "A is best, then B.",
+    "no scores": '{"ranking": ["A", "B"]}',
+    "no ranking": json.dumps({"scores": GOOD["scores"]}),
+    "an empty object": "{}",
+    "a list": json.dumps([GOOD["ranking"]]),
+    "null": '{"scores": null, "ranking": null}',
+    "cut off": json.dumps(GOOD)[:-3],
+    "a letter twice": json.dumps(GOOD | {"ranking": ["A", "A"]}),
+    "a letter too few": json.dumps(GOOD | {"ranking": ["A"]}),
+    "a letter too many": json.dumps(GOOD | {"ranking": ["A", "B", "C"]}),
+    "small letters": json.dumps(GOOD | {"ranking": ["a", "b"]}),
+    "a number for a ranking": json.dumps(GOOD | {"ranking": 1}),
+    "scores of one": json.dumps(GOOD | {"scores": {"A": {"style": 1, "intent": 2, "values": 3}}}),
+    "scores in a list": json.dumps(GOOD | {"scores": [1, 2]}),
+    "a mark that is missing": json.dumps(GOOD).replace('"intent"', '"content"', 1),
+    "a mark over ten": json.dumps(GOOD).replace("3", "11", 1),
+    "a mark below none": json.dumps(GOOD).replace("3", "-1", 1),
+    "a mark in words": json.dumps(GOOD).replace("3", '"ten"', 1),
+    "a mark that is no number": json.dumps(GOOD).replace("3", "NaN", 1),
+    "a mark without end": json.dumps(GOOD).replace("3", "1" + "0" * 400, 1),
+    "brackets without end": '{"scores": ' + "[" * 100_000 + "}",
+}
+
+
+@pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED)
+def test_a_verdict_that_cannot_be_read_is_asked_for_again_and_then_an_error_and_never_a_score(answer: str) -> None:
+    model, chat = telling(lambda *_: answer, "instruction")
+    with pytest.raises(VerdictError, match=r'the judge "telling" gave no verdict that can be read, 3 times in a row'):
+        judged(model, ["one", "two"], seed=5)
+    assert [seed for _, seed in chat.asked] == [5, 6, 7]  # the same seed would only say the same
+    assert len(set(chat.prompts)) == 1
+
+
+@pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED)
+def test_a_verdict_that_can_be_read_after_one_that_cannot_counts(answer: str) -> None:
+    model, chat = telling(lambda _, seed: answer if seed == 5 else json.dumps(GOOD), "instruction")
+    found = judged(model, ["one", "two"], seed=5)
+    assert sorted(one.value for one in found) == [0, 1]
+    assert len(chat.asked) == 2
+
+
+@pytest.mark.parametrize("around", ["{}", "```json\n{}\n```", "Gladly. {} I hope that helps.", "\n\n{}\n"])
+def test_words_around_a_verdict_do_not_matter(around: str) -> None:
+    model, chat = telling(lambda *_: around.replace("{}", json.dumps(GOOD, indent=1)), "instruction")
+    assert all(dict(one.parts) == {"style": 0.1, "intent": 0.2, "values": 0.3} for one in judged(model, ["one", "two"]))
+    assert len(chat.asked) == 1
+
+
+def test_more_attempts_than_letters_are_refused_before_anybody_is_asked() -> None:
+    model, chat = judge(len)
+    assert len(judged(model, [f"text {number}" for number in range(26)])) == 26
+    with pytest.raises(UsageError, match="27 attempts in one verdict: at most 26 can be told apart"):
+        judged(model, [f"text {number}" for number in range(27)])
+    assert len(chat.asked) == 1
+
+
+# Judged: S1 ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_judge_sees_the_reconstructions_and_never_a_trace() -> None:
+    (act, _), (jury, chat) = actor(), judge(len)
+    scored(Judged(act, jury))
+    (prompt,) = chat.prompts
+    assert sorted(shown(prompt).values()) == sorted(f"doing {trace.split()[-1][::-1]}" for trace in TRACES)
+    assert not [trace for trace in TRACES if trace in prompt or trace.split()[-1] in prompt.split()]
+
+
+@pytest.mark.parametrize("orders", [1, 2, 3])
+def test_whose_reconstruction_the_judge_likes_best_has_the_best_score_whatever_the_seed(orders: int) -> None:
+    liked = ["doing derob", "doing nrow", "doing sgninrom", "doing yrruh"]  # the least first
+    for seed in range(8):
+        (act, _), (jury, chat) = actor(), judge(liked.index)
+        found = scored(Judged(act, jury, orders=orders), seed=seed)
+        assert [one.value for one in found] == pytest.approx([1.0005, 0.0005, 2 / 3 + 0.0005, 1 / 3 + 0.0005])
+        assert {one.parts["flips"] for one in found} == {0}
+        assert len(chat.asked) == orders
+
+
+def test_marks_tell_equals_apart_and_outweigh_no_place() -> None:
+    (act, _), (jury, _) = actor(), judge(lambda text: -len(text), lambda text: 10 if "sgninrom" in text else 0)
+    found = scored(Judged(act, jury))
+    assert found[2].value == pytest.approx(0.001)  # the longest is the last, whatever its marks
+    assert min(one.value for place, one in enumerate(found) if place != 2) > 0.3
+    first_wins, _ = telling(lambda prompt, _: ruling("AB", lambda label: 9 if shown(prompt)[label] == "doing nrow" else 1))
+    tied = next(
+        found
+        for seed in range(12)
+        for found in [scored(Judged(act, first_wins, orders=2), ("I was bored", "I felt worn"), seed=seed)]
+        if found[0].parts["flips"]
+    )
+    assert tied[1].value == pytest.approx(tied[0].value + 0.0008)
+
+
+def test_verdicts_that_contradict_each_other_are_counted() -> None:
+    first_wins, _ = telling(lambda prompt, _: ruling(list(shown(prompt))), "instruction")  # whoever is shown first
+    act, _ = actor()
+    found = [scored(Judged(act, first_wins, orders=2), TRACES[:2], seed=seed) for seed in range(12)]
+    for one, other in found:  # the second verdict sees the first one's order turned round
+        assert one.parts["flips"] == other.parts["flips"] == 1
+        assert one.value == pytest.approx(other.value)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8])
+@pytest.mark.parametrize("orders", [1, 2])
+def test_n_proposals_take_2n_texts_and_one_for_each_verdict(n: int, orders: int) -> None:
+    kinds = ["tired", "glad", "curious", "calm", "hungry", "cold", "proud", "shy"]
+    model, proposer = telling(lambda _, seed: f"felt {kinds[seed % 8]} then")
+    act, reconstructor = telling(lambda prompt, _: f"so {prompt.split('I felt ')[1].split()[0]}")
+    jury, bench = judge(len)
+    maker = Synthesizer("recon", model, Judged(act, jury, orders=orders), candidates=n)
+    triple = asyncio.run(maker.synthesize(PAIR, "Ann"))
+    assert [len(chat.asked) for chat in (proposer, reconstructor, bench)] == [n, n, orders]
+    assert triple.provenance is not None
+    assert triple.provenance.cost["calls"] == 2 * n + orders
+    assert triple.provenance.scorer == "judged by telling, reconstructed by telling"
+    best = max(kinds[:n], key=len)
+    assert len(str(triple.reasoning)) == len(f"I felt {best} then")
+    assert not [trace for trace in (one.trace for one in triple.provenance.proposals) if trace in bench.prompts[0]]
+
+
+def test_a_pair_whose_verdict_cannot_be_read_is_kept_without_a_trace_and_says_so() -> None:
+    model, _ = telling(lambda _, seed: f"felt {['tired', 'glad'][seed % 2]} then")
+    (act, _), (mute, chat) = actor(), telling(lambda *_: "I would rather not say", "instruction")
+    triple = asyncio.run(Synthesizer("recon", model, Judged(act, mute), candidates=2).synthesize(PAIR, "Ann"))
+    assert triple.pair is PAIR
+    assert (triple.reasoning, triple.score) == (None, None)
+    assert triple.provenance is not None
+    assert dict(triple.provenance.rejected) == {"no_verdict": 2}
+    assert {one.score for one in triple.provenance.proposals} == {None}
+    assert triple.provenance.cost["calls"] == 2 + 2 + 3
+    assert len(chat.asked) == 3
+
+
+def test_a_judge_that_does_not_answer_at_all_is_heard() -> None:
+    def fail(prompt: str, seed: int) -> str:
+        raise ConnectionError("nobody there")
+
+    model, _ = telling(lambda *_: "felt glad then")
+    act, _ = actor()
+    mute, _ = telling(fail, "instruction")
+    with pytest.raises(ModelError, match='"telling" did not answer: ConnectionError') as failed:
+        asyncio.run(Synthesizer("recon", model, Judged(act, mute)).synthesize(PAIR, "Ann"))
+    assert not isinstance(failed.value, VerdictError)
+
+
+def test_a_judged_score_says_by_whom_and_cannot_tell_a_trace_from_none() -> None:
+    (act, _), (jury, _) = actor(), judge(len)
+    fidelity = Judged(replace(act, name="small"), replace(jury, name="large"))
+    assert (fidelity.name, fidelity.floor) == ("judged by large, reconstructed by small", None)
+
+
+# Ranked: S3 ------------------------------------------------------------------------------------------------------------
+
+OTHERS = ("the late bus to Milan thanks", "two coffees without milk", "is the sea warm there")
+
+
+def distractors(*actions: str) -> Distractors:
+    pairs = [replace(PAIR, action=action, conversation_id=f"talk {place}") for place, action in enumerate(actions)]
+    return Distractors(pairs, FakeEmbedder())
+
+
+def ranked(written: str, *others: str) -> Scored:
+    model, _ = telling(lambda *_: written)
+    [found] = scored(Ranked(model, FakeEmbedder(), distractors(*others)), ["I was bored"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("written", "share"),
+    [
+        ("early train to Rome", 1.0),
+        ("two coffees please", 2 / 3),
+        ("the late bus to Milan please", 2 / 3),
+        ("nothing at all, goodbye", 0.5),  # as unlike the action as the others
+    ],
+)
+def test_the_rank_is_the_share_of_other_actions_that_are_less_alike(written: str, share: float) -> None:
+    assert ranked(written, *OTHERS).value == pytest.approx(share)
+
+
+def test_without_other_actions_every_rank_is_a_half() -> None:
+    found = ranked(ACTION)
+    assert found.value == 0.5
+    assert found.parts["similarity"] == pytest.approx(1)
+
+
+def test_a_model_that_writes_the_same_for_each_trace_ranks_them_alike() -> None:
+    model, _ = telling(lambda *_: "the early train")
+    found = scored(Ranked(model, FakeEmbedder(), distractors(*OTHERS)))
+    assert len({one.value for one in found}) == 1
+    fidelity = Ranked(model, FakeEmbedder(), distractors(*OTHERS), choices=3)
+    assert (fidelity.name, fidelity.floor) == ("rank among 3 by fake:256, reconstructed by telling", None)
+
+
+# Plausibility, and all by name -----------------------------------------------------------------------------------------
+
+
+def test_whoever_judges_plausibility_reads_the_traces_themselves_and_the_action() -> None:
+    jury, chat = judge(TRACES.index)
+    found = asyncio.run(plausibility(jury, PAIR, TRACES, seed=1))
+    (prompt,) = chat.prompts
+    assert sorted(shown(prompt).values()) == sorted(TRACES)
+    assert ACTION in prompt
+    assert [one.value for one in found] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert set(found[0].parts) == {"plausible", "specific", "clear"}
+
+
+def test_every_name_makes_its_scorer_and_needs_no_more_than_its_models() -> None:
+    (act, _), (jury, _), others = actor(), judge(len), distractors(*OTHERS)
+    made: dict[str, tuple[type[object], dict[str, Any]]] = {
+        "novel": (Gain, {"scorer": FakeScorer()}),
+        "gain": (Gain, {"scorer": FakeScorer()}),
+        "judge": (Judged, {"actor": act, "judge": jury}),
+        "choice": (Choice, {"scorer": FakeScorer(), "distractors": others}),
+        "rank": (Ranked, {"actor": act, "embedder": FakeEmbedder(), "distractors": others}),
+        "prior": (Prior, {"scorer": FakeScorer()}),
+    }
+    assert set(made) == set(FIDELITIES)
+    names: set[str] = set()
+    for name, (kind, models) in made.items():
+        fidelity = fidelity_by_name(cast("Any", name), **models)
+        assert type(fidelity) is kind
+        names.add(fidelity.name)
+        assert len(scored(fidelity)) == len(TRACES)
+        for left_out in models:
+            with pytest.raises(UsageError, match=f'traces scored by "{name}" need an? '):
+                fidelity_by_name(cast("Any", name), **{one: model for one, model in models.items() if one != left_out})
+    assert len(names) == len(made)  # nobody can mistake one for the other in a provenance
+
+
+def test_a_scorer_that_is_missing_or_unknown_is_named() -> None:
+    with pytest.raises(UsageError, match=r'"magic" scores no traces; there are novel, gain, judge, choice, rank, prior$'):
+        fidelity_by_name(cast("Any", "magic"), scorer=FakeScorer())
+    with pytest.raises(UsageError, match='traces scored by "novel" need a scorer'):
+        fidelity_by_name("novel")
+    with pytest.raises(UsageError, match='traces scored by "judge" need an actor and a judge'):
+        fidelity_by_name("judge", actor=actor()[0])
+    with pytest.raises(UsageError, match='traces scored by "rank" need an actor'):
+        fidelity_by_name("rank", embedder=FakeEmbedder(), distractors=distractors())
