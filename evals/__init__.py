@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from .metrics.statistics import Estimate, mean, ratio
     from .records.measured_turns import MeasuredTurn
     from .replay.evaluate import evaluate
-    from .replay.replay import Protocol
+    from .replay.replay import ReplayConfig
     from .suites.config import Suite, read_suite
-    from .suites.run import Run
+    from .suites.run import SuiteRun
 
 __all__ = [
     "ARMS",
@@ -21,9 +21,9 @@ __all__ = [
     "Estimate",
     "Measure",
     "MeasuredTurn",
-    "Protocol",
-    "Run",
+    "ReplayConfig",
     "Suite",
+    "SuiteRun",
     "chrf",
     "embedding_similarities",
     "evaluate",
@@ -40,8 +40,8 @@ _MODULES = {
     "MEASURES": "metrics.measures",
     "Measure": "metrics.measures",
     "MeasuredTurn": "records.measured_turns",
-    "Protocol": "replay.replay",
-    "Run": "suites.run",
+    "ReplayConfig": "replay.replay",
+    "SuiteRun": "suites.run",
     "Suite": "suites.config",
     "chrf": "metrics.reply_similarity",
     "embedding_similarities": "metrics.reply_similarity",

@@ -77,8 +77,8 @@ def simulate(
 
     def run(agent: Any, **told: Any) -> Simulation:
         from usertwin.personas import UsertwinError
-        from usertwin.simulator import AGENT_FAULTS, TWIN_FAULTS
         from usertwin.simulator import simulate as simulate_once
+        from usertwin.simulator.simulation import AGENT_FAULTS, TWIN_FAULTS
 
         try:
             settings, rest = _settings(request, told)

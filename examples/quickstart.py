@@ -7,7 +7,9 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Recipe, learn
+from usertwin.memory import ChatModel, Recipe, alearn
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer
 from usertwin.personas import Conversation, Turn, load_log, write_conversations
 from usertwin.simulator import SimulatedUser, simulate
 from usertwin.simulator.backends.scripted import ScriptedChatModel
@@ -52,7 +54,7 @@ def main() -> None:
             embedder="fake:256", model=thinker.name, scorer="fake:", seed=0,
         )  # fmt: skip
         log = load_log(Path(folder) / "log.jsonl")
-        asyncio.run(learn("ann", log, recipe, embedder=FakeEmbedder(), model=thinker, scorer=FakeScorer(), home=folder))
+        asyncio.run(alearn("ann", log, recipe, embedder=FakeEmbedder(), model=thinker, scorer=FakeScorer(), home=folder))
         with SimulatedUser.load("ann", home=folder, model=talker, embedder=FakeEmbedder()) as ann:
             conversation = simulate(ann, my_agent, turns=4, agent_first=True)
     for message in conversation.messages:

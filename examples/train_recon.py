@@ -34,8 +34,8 @@ from torch import Tensor
 from usertwin.memory import Scorer
 from usertwin.memory.models.transformers_scorer import cache_of, with_cache
 from usertwin.memory.recon.fidelity import gains
-from usertwin.memory.recon.guards import LEAKS, rejected_by
-from usertwin.memory.recon.propose import TRACE_TOKENS, as_trace, prompt_for, template
+from usertwin.memory.recon.guards import LEAKS, rejection_reason
+from usertwin.memory.recon.propose import TRACE_TOKENS, as_trace, prompt_for, prompt_template
 from usertwin.memory.text.words import word_tokens
 from usertwin.personas import Pair, load_log, split_pairs
 from usertwin.simulator import load_scorer
@@ -44,7 +44,7 @@ SPEAKER = "60576dcf-5b39-4420-a850-33ff7d108047"
 LEARNING_RATE = 5e-4
 CLIP_RATIO = 0.2  # how far one step may move the likelihood of a token
 CLIP_GAIN = 0.5  # nats per token; a greater gain is luck with a short action more often than a better trace
-EXAMPLES = template("propose_transcript").text
+EXAMPLES = prompt_template("propose_transcript").text
 
 
 def read_prompt(policy: Any, prompt_1P: Tensor, group: int) -> tuple[Tensor, Any]:
@@ -84,7 +84,7 @@ def logprobs_of(policy: Any, prompt_1P: Tensor, tokens_GT: Tensor) -> Tensor:
 
 def judge(scorer: Scorer, pair: Pair, traces: Sequence[str]) -> tuple[Tensor, Tensor, list[str | None]]:
     """What each trace is worth: its reward from 0 to 1, its novel gain (0 if rejected), and the guard that rejects it."""
-    rejected = [rejected_by(trace, pair, EXAMPLES) for trace in traces]
+    rejected = [rejection_reason(trace, pair, EXAMPLES) for trace in traces]
     passing = [trace for trace, why in zip(traces, rejected, strict=True) if why is None]
     novel = iter([told["novel"] for told in gains(scorer, pair, passing)])
     novel_G = torch.tensor([next(novel) if why is None else 0.0 for why in rejected])
@@ -121,7 +121,7 @@ def main() -> None:
 
     # The data: moments of the past. Those that a twin is measured on are never looked at.
     corpus = split_pairs(load_log(options.log), options.speaker).corpus
-    past = [pair for pair in corpus if not pair.left]
+    past = [pair for pair in corpus if not pair.abandoned]
     pairs = random.Random(options.seed).sample(past, min(options.pairs, len(past)))
 
     # The models: the scorer stays as it is, and the policy is a copy of it with a LoRA adapter, which alone is trained.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from usertwin.personas import UsertwinError
 
 
-async def several(worker: Callable[[], Coroutine[object, object, None]], concurrency: int) -> None:
+async def run_concurrently(worker: Callable[[], Coroutine[object, object, None]], concurrency: int) -> None:
     """Run `worker` `concurrency` times at once (once at the least), until each has come to its end.
 
     Raises the first `UsertwinError` of a worker, after the others were cancelled: it is the cause, and the rest mostly lost the

@@ -50,7 +50,7 @@ class Provenance:
     seed: int
     candidates: int
     rejected: Mapping[str, int]
-    how: str = "backward"
+    proposal_mode: str = "backward"
     proposals: tuple[Candidate, ...] = ()
     measured: Mapping[str, float] = field(default_factory=dict[str, float])
     cost: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
@@ -64,6 +64,8 @@ class Provenance:
     def from_json(cls, raw: Mapping[str, Any]) -> Provenance:
         """The provenance in a JSON object; what an earlier version did not write is left empty."""
         known: dict[str, Any] = {**raw, "proposals": tuple(Candidate(*one) for one in raw.get("proposals", ()))}
+        if "how" in known:  # the name of this field until version 0.1
+            known["proposal_mode"] = known.pop("how")
         return cls(**known)
 
 

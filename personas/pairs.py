@@ -22,8 +22,8 @@ MIN_TURNS, MIN_CONVERSATIONS = 20, 3
 #: The action of a person who does not answer any more: it ends the pairs of a conversation in which others had the last word.
 LEFT = "(left)"
 #: Kinds of context (see `Pair.kind`).
-Kind = Literal["opening", "question", "statement"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+MomentKind = Literal["opening", "question", "statement"]
+KINDS: tuple[MomentKind, ...] = get_args(MomentKind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,12 @@ class Pair:
     ends: bool = False
 
     @property
-    def left(self) -> bool:
+    def abandoned(self) -> bool:
         """Whether the person did not answer any more, and was gone."""
         return self.ends and self.action == LEFT
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> MomentKind:
         """The kind of context: the person speaks first, is asked something, or is told something."""
         if not self.context:
             return "opening"
@@ -165,7 +165,7 @@ def split_pairs(
     """
     check_speaker(log, speaker)
     groups = pairs_of_log(log.conversations, speaker, window=window)
-    said, total = sum(not pair.left for pairs in groups for pair in pairs), sum(map(len, groups))
+    said, total = sum(not pair.abandoned for pairs in groups for pair in pairs), sum(map(len, groups))
     if said < MIN_TURNS or len(groups) < MIN_CONVERSATIONS:
         raise LogError(
             f'{log.source}: "{speaker}" has {said} turns in {len(groups)} conversations; '

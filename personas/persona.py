@@ -79,7 +79,7 @@ def draw_persona(pairs: Sequence[Pair], name: str) -> Persona:
         pairs: the person's pairs, at least one.
         name: what to call the person.
     """
-    pairs = [pair for pair in pairs if not pair.left]
+    pairs = [pair for pair in pairs if not pair.abandoned]
     actions = [pair.action for pair in pairs]
     words = round(statistics.median(len(action.split()) for action in actions))
     lower = _share(actions, lambda a: a[:1].islower())

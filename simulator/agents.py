@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from usertwin.memory import ChatModel, sample
+from usertwin.memory import ChatModel
+from usertwin.memory.models.chat import sample
 from usertwin.personas import AgentError, UsageError, as_conversation
 
 #: An OpenAI-style message.

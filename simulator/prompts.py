@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from usertwin.memory import Style, Triple
+from usertwin.memory import Triple
+from usertwin.memory.models.chat import Style
 from usertwin.memory.recon.synthesizer import backward_trace
 from usertwin.memory.text.prompt_template import PromptTemplate
-from usertwin.memory.text.transcript import context_lines, joined, open_moment, open_thought, past_moment
-from usertwin.memory.twin.record import Shown
+from usertwin.memory.text.transcript import context_lines, current_moment, joined, open_thought, past_moment
+from usertwin.memory.twin.record import ShownTraces
 from usertwin.personas import Pair, Persona
 
 #: Turns of the present chat, where nothing else was measured, and of each recalled moment that are shown.
@@ -41,7 +42,7 @@ def transcript(recalled: Sequence[Triple], last: str) -> str:
 
 def act_transcript(query: Pair, recalled: Sequence[Triple], reasoning: str | None = None, *, turns: int = CONTEXT_TURNS) -> str:
     """The text that a transcript model continues with the action, and after which real actions are scored."""
-    return transcript(recalled, open_moment(query, turns, thought=reasoning))
+    return transcript(recalled, current_moment(query, turns, thought=reasoning))
 
 
 def reason_messages(
@@ -67,7 +68,7 @@ def _parts(persona: Persona, query: Pair, recalled: Sequence[Triple], turns: int
     return {"persona": persona, "goal": query.goal, "moments": moments, "context": context_lines(query, turns)}
 
 
-def as_shown(recalled: Sequence[Triple], traces: Shown) -> list[Triple]:
+def as_shown(recalled: Sequence[Triple], traces: ShownTraces) -> list[Triple]:
     """What came to mind as a twin is shown it: without traces, with the first proposals, or with the chosen ones."""
     if traces == "none":
         return [Triple(triple.pair) for triple in recalled]

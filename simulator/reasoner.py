@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from usertwin.memory import ChatModel, Price, Settings, TwinRecord
+from usertwin.memory import ChatModel, Settings, TwinRecord
+from usertwin.memory.models.chat import Price
 from usertwin.personas import ModelError, UsageError
 
 from .backends.downloads import FetchProgress
-from .backends.load import load_model, manner_of
+from .backends.load import load_model, prompt_style_of
 from .backends.lora_adapter import model_with_adapter
 from .backends.model_name import split_adapter
 
@@ -30,7 +31,7 @@ def synthesizer_named(told: str) -> str:
     if Path(told).expanduser().is_dir():
         return _anywhere(model_with_adapter(told))
     try:
-        manner_of(told)
+        prompt_style_of(told)
     except UsageError as error:
         raise UsageError(f"the synthesizer is no folder of an adapter, and no model either: {error}") from None
     return _anywhere(told)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from uuid import uuid4
 
-from usertwin.memory import Usage
+from usertwin.memory.models.chat import Usage
 from usertwin.personas import Conversation, ModelError, Turn, UsageError, UsertwinError
 from usertwin.personas.conversation import PRIVATE_ROLES
 

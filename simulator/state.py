@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NotRequired, TypedDict, cast
 
-from usertwin.memory import Recalled, Triple, Usage
+from usertwin.memory import Recalled, Triple
+from usertwin.memory.models.chat import Usage
 from usertwin.personas import Pair, Turn
 
 

@@ -14,25 +14,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from usertwin.memory import (
-    CachedEmbedder,
-    ChatModel,
-    Embedder,
-    Sample,
-    Settings,
-    Style,
-    Triple,
-    TripleStore,
-    TwinRecord,
-    Usage,
-    existing_twin,
-    sample,
-)
+from usertwin.memory import ChatModel, Embedder, Settings, Triple, TripleStore, TwinRecord, existing_twin
+from usertwin.memory.models.chat import Sample, Style, Usage, sample
+from usertwin.memory.models.embedding import CachedEmbedder
 from usertwin.memory.recon.propose import MALFORMED, as_trace
 from usertwin.memory.store.ranking import SIMILARITY, Ranking
 from usertwin.memory.text.transcript import flat
-from usertwin.memory.twin.abandonment import NEIGHBOURS, Leaving, share_of_leavings
-from usertwin.memory.twin.last_turn import EndingModel
+from usertwin.memory.twin.abandonment import NEIGHBOURS, AbandonmentModel, abandonment_rate
+from usertwin.memory.twin.last_turn import LastTurnModel
 from usertwin.memory.twin.record import ENDING, LEAVING
 from usertwin.personas import Pair, Persona, Turn, TwinError, as_conversation
 from usertwin.personas.pairs import visible_turns
@@ -90,8 +79,8 @@ class SimulatedUser:
         model: ChatModel,
         *,
         reasoner: ChatModel | None = None,
-        ending: EndingModel | None = None,
-        leaving: Leaving | None = None,
+        ending: LastTurnModel | None = None,
+        leaving: AbandonmentModel | None = None,
         settings: Settings | None = None,
         k: int | None = None,
         ranking: Ranking = SIMILARITY,
@@ -149,8 +138,8 @@ class SimulatedUser:
             if isinstance(thinks, str):
                 thinks = chat if thinks == chat.name else load_model(thinks)
             return cls(
-                record, store, chat, reasoner=thinks, ending=EndingModel.load(folder / ENDING),
-                leaving=Leaving.load(folder / LEAVING), settings=settings, k=k, ranking=ranking, seed=seed,
+                record, store, chat, reasoner=thinks, ending=LastTurnModel.load(folder / ENDING),
+                leaving=AbandonmentModel.load(folder / LEAVING), settings=settings, k=k, ranking=ranking, seed=seed,
             )  # fmt: skip
         except BaseException:
             store.close()
@@ -233,7 +222,7 @@ class SimulatedUser:
         update = {"usage": asdict(Usage()), "done": False, "leaving": 0.0}
         if self.leaving is not None and any(turn.speaker == query.speaker for turn in query.context):
             near = await asyncio.to_thread(self.store.recall, query, NEIGHBOURS, left=None)
-            update["leaving"] = round(share_of_leavings(near), 6)
+            update["leaving"] = round(abandonment_rate(near), 6)
             if self.leaving.leaves(near):
                 found, update = near, update | {"done": True, "action": "", "reasoning": ""}
         if self.settings.traces == "backward":
@@ -247,7 +236,7 @@ class SimulatedUser:
         if not self.settings.reasons or (continues and not any(triple.reasoning for triple in recalled)):
             return {"reasoning": ""}  # without examples of thoughts a model that continues text makes nothing of one
         query = self._query(state)
-        thought = await self.think(query, recalled, seed=self._seed(query), config=config)
+        thought = await self.sample_reasoning(query, recalled, seed=self._seed(query), config=config)
         return {"reasoning": thought.text, "usage": _add(state, thought.usage)}
 
     async def _act(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
@@ -259,17 +248,17 @@ class SimulatedUser:
         used, action = Usage(), ""
         for attempt in range(_TRIES):
             seed, afresh = self._seed(query) + 1_000_003 * attempt, attempt == 0 and self._nothing_computed(reasoning)
-            [answer] = await self.speak(query, recalled, reasoning, seed=seed, afresh=afresh, config=config)
+            [answer] = await self.sample_action(query, recalled, reasoning, seed=seed, afresh=afresh, config=config)
             used, text = used + answer.usage, answer.text
             action = text or action
-            if text and flat(text).casefold() not in said_before and not _runs_in_circles(text):
+            if text and flat(text).casefold() not in said_before and not _is_repetitive(text):
                 break
         if not action:
             raise TwinError(f'the twin said nothing: its model "{self.model.name}" wrote nothing {_TRIES} times in a row')
         done = self.ending is not None and self.ending.leaves(replace(query, action=action))
         return {"messages": [HumanMessage(action)], "action": action, "done": done, "usage": _add(state, used)}
 
-    async def think(
+    async def sample_reasoning(
         self, query: Pair, recalled: Sequence[Triple], *, seed: int, config: RunnableConfig | None = None
     ) -> Sample:
         """Ask the reasoner once for what goes on in the person at this moment, in the manner of the traces that are shown."""
@@ -281,7 +270,7 @@ class SimulatedUser:
         text = thought.text if style == "transcript" else as_trace(style, thought.text)
         return replace(thought, text="" if text == MALFORMED else flat(text).rstrip(")"))
 
-    async def speak(
+    async def sample_action(
         self,
         query: Pair,
         recalled: Sequence[Triple],
@@ -294,16 +283,18 @@ class SimulatedUser:
     ) -> list[Sample]:
         """Ask the model for the person's turn; not `afresh`, it goes on from what it computed before, for the reasoning."""
         messages = act_messages(self.model.style, self.persona, query, recalled, reasoning, turns=self.settings.window)
-        return await self.write(messages, n=n, seed=seed, afresh=afresh, config=config)
+        return await self.complete(messages, n=n, seed=seed, afresh=afresh, config=config)
 
-    async def reply(self, query: Pair, shown: Sequence[Triple], *, seed: int, n: int = 1) -> tuple[str, list[Sample]]:
+    async def sample_reply(self, query: Pair, shown: Sequence[Triple], *, seed: int, n: int = 1) -> tuple[str, list[Sample]]:
         """Think, where this twin does and is shown traces, and then speak: the thought, or "", and n turns."""
         reasoning = ""
         if self.settings.reasons and any(triple.reasoning for triple in shown):
-            reasoning = (await self.think(query, shown, seed=seed)).text
-        return reasoning, await self.speak(query, shown, reasoning, seed=seed, afresh=self._nothing_computed(reasoning), n=n)
+            reasoning = (await self.sample_reasoning(query, shown, seed=seed)).text
+        return reasoning, await self.sample_action(
+            query, shown, reasoning, seed=seed, afresh=self._nothing_computed(reasoning), n=n
+        )
 
-    async def write(
+    async def complete(
         self, messages: Messages, *, n: int = 1, seed: int, afresh: bool = True, config: RunnableConfig | None = None
     ) -> list[Sample]:
         """Ask the model for n turns in the room that a turn of this person takes."""
@@ -362,7 +353,7 @@ class SimulatedUser:
         )
 
 
-def _runs_in_circles(text: str) -> bool:
+def _is_repetitive(text: str) -> bool:
     """Whether a text says the same again and again, as small models do: fewer than half of its word trigrams are new."""
     words = text.casefold().split()
     trigrams = list(zip(words, words[1:], words[2:], strict=False))

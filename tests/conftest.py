@@ -25,7 +25,10 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from numpy.typing import NDArray
 from tiny_model import one_thread, tiny_model
 
-from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Likelihood, Recipe, Style, learn
+from usertwin.memory import ChatModel, Recipe, alearn
+from usertwin.memory.models.chat import Style
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer, Likelihood
 from usertwin.personas import ChatLog, Conversation, Pair, Turn
 from usertwin.personas.chat_log import in_time_order
 from usertwin.simulator.backends.scripted import ScriptedChatModel
@@ -310,7 +313,7 @@ def _learned_ann(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a learned twin of Ann, made once."""
     home = tmp_path_factory.mktemp("learned")
     model = scripted("wants the weather for a city", "is in a hurry")
-    asyncio.run(learn("ann", small_log(), recipe(), embedder=FakeEmbedder(), model=model, scorer=FakeScorer(), home=home))
+    asyncio.run(alearn("ann", small_log(), recipe(), embedder=FakeEmbedder(), model=model, scorer=FakeScorer(), home=home))
     return home
 
 

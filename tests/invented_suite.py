@@ -12,8 +12,10 @@ from typing import Any
 
 from conftest import Telling, recipe
 from usertwin.evals.suites.config import Suite, read_suite
-from usertwin.evals.suites.models import Loaded
-from usertwin.memory import ChatModel, FakeEmbedder, learn, twin_folder
+from usertwin.evals.suites.models import SuiteModels
+from usertwin.memory import ChatModel, alearn
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.twin.record import twin_folder
 from usertwin.personas import Conversation, ModelError, Turn, read_conversations
 
 #: Who says what: nobody shares a word with anybody else.
@@ -140,14 +142,14 @@ class Models:
         """How often the action model and the judge were asked."""
         return len(self.action.asked), len(self.judge.asked)
 
-    def of(self, suite: Suite) -> Loaded:
+    def of(self, suite: Suite) -> SuiteModels:
         """As a run takes them."""
         names, transfer = suite.models, suite.transfer
         chats = {names.action, names.proposer, names.trained or names.proposer, *(transfer.proposers if transfer else ())}
         kept: dict[tuple[str, str], Any] = {("chat", name): ChatModel(name, self.action, "transcript") for name in chats}
         if names.judge is not None:
             kept["judge", names.judge] = ChatModel(names.judge, self.judge)
-        return Loaded(suite, None, kept=kept)
+        return SuiteModels(suite, None, kept=kept)
 
 
 def small_suite(folder: Path, *changes: tuple[str, str]) -> Suite:
@@ -159,5 +161,5 @@ def learned_twin(folder: Path, *, overwrite: bool = False, seed: int = 0) -> Pat
     """The folder of a twin "cid" that is learned from a log of Cid and Bob in a folder."""
     log = read_conversations(write_log(folder / "cid.jsonl", "Cid", "Bob"))
     how = recipe(speaker="Cid", method="none", model=None, scorer=None, embedder="fake:64", seed=seed)
-    asyncio.run(learn("cid", log, how, embedder=FakeEmbedder(64), overwrite=overwrite))
+    asyncio.run(alearn("cid", log, how, embedder=FakeEmbedder(64), overwrite=overwrite))
     return twin_folder("cid")

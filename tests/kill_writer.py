@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 
 from conftest import recipe, scripted, small_conversation
-from usertwin.memory import FakeEmbedder, FakeScorer, Method, Provenance, Recalled, Triple, TripleStore, learn
-from usertwin.memory.models.embedding import query_text
+from usertwin.memory import Provenance, Recalled, Triple, TripleStore, alearn
+from usertwin.memory.models.embedding import FakeEmbedder, query_text
+from usertwin.memory.models.scoring import FakeScorer
+from usertwin.memory.recon.synthesizer import Method
 from usertwin.personas import ChatLog, Pair, Turn, TwinError
 from usertwin.personas.chat_log import in_time_order
 
@@ -382,7 +384,7 @@ def learn_ann(there: Connection, home: str, method: Method, step: int | None) ->
     how = recipe(method=method, embedder=EMBEDDER.name, candidates=1, max_traces=30, window=2)
     with killed_at(step):
         asyncio.run(
-            learn(
+            alearn(
                 "ann", long_log(), how, embedder=EMBEDDER, model=model, scorer=FakeScorer(), home=home,
                 progress=lambda stage, done, total: there.send((stage, done)),
             )

@@ -17,15 +17,16 @@ from typing import Any, Literal
 
 from tiny_model import one_thread
 
-from usertwin.memory import FakeEmbedder, FakeScorer, Scored
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.distractors import Distractors
-from usertwin.memory.recon.fidelity import Fidelity
-from usertwin.memory.recon.guards import rejected_by
+from usertwin.memory.recon.fidelity import Fidelity, ScoredTraces
+from usertwin.memory.recon.guards import rejection_reason
 from usertwin.memory.training.audit import Audit, Auditor
-from usertwin.memory.training.candidate_pool import Proposed
-from usertwin.memory.training.config import Outcome, Training
+from usertwin.memory.training.candidate_pool import ScoredCandidates
+from usertwin.memory.training.config import TrainingConfig, TrainingResult
 from usertwin.memory.training.curves import CURVES
-from usertwin.memory.training.dataset import Lesson
+from usertwin.memory.training.dataset import TrainingExample
 from usertwin.memory.training.policy import load_base
 from usertwin.memory.training.rewards import Reward
 from usertwin.memory.training.train import train
@@ -35,23 +36,25 @@ Where = Literal["after a checkpoint", "between checkpoints", "within a checkpoin
 WANTED = ("a plum cake", "two train tickets", "a red umbrella", "the weather report", "my old parcel", "a quiet room")
 
 
-def lesson(number: int) -> Lesson:
+def lesson(number: int) -> TrainingExample:
     """A moment of Ann's."""
     context = (Turn("desk", "agent", f"Hello, what can I do for you on day {number}?"),)
     wanted = WANTED[number % len(WANTED)]
-    return Lesson("log/Ann", Pair("Ann", context, f"i would like {wanted} please", "", f"talk-{number}", 1, float(number)))
+    return TrainingExample(
+        "log/Ann", Pair("Ann", context, f"i would like {wanted} please", "", f"talk-{number}", 1, float(number))
+    )
 
 
 LESSONS = [lesson(number) for number in range(12)]
 WATCHED = [lesson(number) for number in range(20, 23)]
 #: Six steps of DPO or SFT; of GRPO as many as the budget lasts, about as many.
-PLAN = Training(
-    "dpo", "transformers:tiny", group=2, batch=2, at_once=2, budget=500, epochs=1, learning_rate=1e-2, rank=2, save_every=2,
+PLAN = TrainingConfig(
+    "dpo", "transformers:tiny", group_size=2, batch_size=2, micro_batch_size=2, token_budget=500, epochs=1, learning_rate=1e-2, rank=2, save_every=2,
     audit_every=3,
 )  # fmt: skip
 
 
-def a_plan(**changes: Any) -> Training:
+def a_plan(**changes: Any) -> TrainingConfig:
     """The plan above with some changes."""
     return replace(PLAN, **changes)
 
@@ -61,21 +64,21 @@ class Liking:
 
     name, floor, comparable = "liking", 0.0, True
 
-    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Any = None) -> list[Scored]:
+    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Any = None) -> list[ScoredTraces]:
         """See `Fidelity.score`."""
-        return [Scored(sum(letter.isascii() for letter in trace) / (1 + len(trace)) - 0.5) for trace in traces]
+        return [ScoredTraces(sum(letter.isascii() for letter in trace) / (1 + len(trace)) - 0.5) for trace in traces]
 
 
 def guard(trace: str, pair: Pair) -> str | None:
     """Rejects what leaks, by words alone."""
-    return rejected_by(trace, pair)
+    return rejection_reason(trace, pair)
 
 
-def pool_of(lessons: Sequence[Lesson]) -> list[Proposed]:
+def pool_of(lessons: Sequence[TrainingExample]) -> list[ScoredCandidates]:
     """A pool in which each pair has a good trace and a bad one."""
     good, bad = Reward(0.9, 1, 1, 1, 0.4, nearness=0.8), Reward(0.2, 1, 1, 1, -0.3)
     traces = ("I felt hungry and wanted to be polite.", "I had no idea what they meant by that.")
-    return [Proposed(one, traces, (good, bad), 20) for one in lessons]
+    return [ScoredCandidates(one, traces, (good, bad), 20) for one in lessons]
 
 
 class Unmoved:
@@ -88,15 +91,15 @@ class Unmoved:
         return Audit(32, 0.1, 0.0, 0.0, 0.25, 12.0)
 
 
-def an_auditor(plan: Training = PLAN, scorer: Any = None, watched: Sequence[Lesson] = WATCHED) -> Auditor:
+def an_auditor(plan: TrainingConfig = PLAN, scorer: Any = None, watched: Sequence[TrainingExample] = WATCHED) -> Auditor:
     """A real one, without any weights."""
     others = {"log/Ann": Distractors([one.pair for one in LESSONS], FakeEmbedder(64))}
-    return Auditor(watched, scorer or FakeScorer(), others, guard, plan.style, plan.how, plan.seed)
+    return Auditor(watched, scorer or FakeScorer(), others, guard, plan.style, plan.proposal_mode, plan.seed)
 
 
 def trained(
-    base: Path, folder: Path, plan: Training, auditor: Any = None, fidelity: Fidelity | None = None, **options: Any
-) -> Outcome:
+    base: Path, folder: Path, plan: TrainingConfig, auditor: Any = None, fidelity: Fidelity | None = None, **options: Any
+) -> TrainingResult:
     """Train the tiny model as the plan says."""
     with one_thread():
         model, tokenizer = load_base(base)
@@ -127,7 +130,7 @@ def weights_of(folder: Path) -> dict[str, Any]:
 _PROCESSES = multiprocessing.get_context("forkserver")
 
 
-def killed(base: Path, folder: Path, plan: Training, where: Where, step: int) -> None:
+def killed(base: Path, folder: Path, plan: TrainingConfig, where: Where, step: int) -> None:
     """Train in a process of its own until it kills itself there."""
     _PROCESSES.set_forkserver_preload(["small_training", "usertwin.memory.training.trl_trainers", "trl.trainer.grpo_trainer",
                                        "trl.trainer.dpo_trainer"])  # fmt: skip
@@ -140,7 +143,7 @@ def killed(base: Path, folder: Path, plan: Training, where: Where, step: int) ->
     assert process.exitcode == -signal.SIGKILL, f"the process was not killed {where} {step}: {process.exitcode}"
 
 
-def _until_killed(base: Path, folder: Path, plan: Training, where: Where, step: int) -> None:
+def _until_killed(base: Path, folder: Path, plan: TrainingConfig, where: Where, step: int) -> None:
     from transformers import Trainer, TrainerState
     from transformers.trainer_callback import CallbackHandler
 

@@ -12,7 +12,7 @@ from usertwin.evals.arm_names import USUAL_ARMS
 from usertwin.evals.cli.demo import SPEAKER
 from usertwin.evals.cli.main import main
 from usertwin.memory import TripleStore, existing_twin
-from usertwin.memory.recon.guards import rejected_by
+from usertwin.memory.recon.guards import rejection_reason
 from usertwin.simulator import SimulatedUser, load_embedder
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def test_a_real_person_becomes_a_twin_that_talks_and_is_measured(tmp_path: Path)
     for triple in traced:
         assert triple.provenance is not None
         assert (triple.provenance.proposer, triple.provenance.scorer) == ("local", "novel gain under local")
-        assert triple.reasoning is None or rejected_by(triple.reasoning, triple.pair) is None
+        assert triple.reasoning is None or rejection_reason(triple.reasoning, triple.pair) is None
 
     shown = usertwin("simulate", "robin", "--agent", "demo", "--turns", "2", "--agent-first", "--out", str(tmp_path / "run"))
     [line] = (tmp_path / "run" / "conversations.jsonl").read_text("utf-8").splitlines()

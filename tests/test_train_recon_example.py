@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from usertwin.memory import FakeScorer
+from usertwin.memory.models.scoring import FakeScorer
 from usertwin.personas import Pair, Turn
 
 pytest.importorskip("peft")

@@ -22,8 +22,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Recipe, TripleStore, TwinRecord, learn
-from usertwin.memory.models.embedding import query_text
+from usertwin.memory import ChatModel, Recipe, TripleStore, TwinRecord, alearn
+from usertwin.memory.models.embedding import FakeEmbedder, query_text
+from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.synthesizer import Method
 from usertwin.personas import ChatLog, Conversation, Turn
 from usertwin.personas.chat_log import in_time_order
@@ -209,7 +210,7 @@ def _learn(home: Path, told: Path, _: float) -> None:
         def progress(stage: str, done: int, total: int, name: str = name) -> None:
             tell(f"{name} {stage} {done}")
 
-        asyncio.run(learn(name, small_log(), recipe, progress=progress, **options))
+        asyncio.run(alearn(name, small_log(), recipe, progress=progress, **options))
 
 
 def judge_learned(home: Path, told: Path) -> dict[str, Any]:

@@ -17,20 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from usertwin.memory import (
-    Embedder,
-    FakeEmbedder,
-    Provenance,
-    Triple,
-    TripleStore,
-    TwinRecord,
-    existing_twin,
-    learn,
-    list_twins,
-)
-from usertwin.memory.models.embedding import query_text
+from usertwin.memory import Embedder, Provenance, Triple, TripleStore, TwinRecord, alearn, existing_twin, list_twins
+from usertwin.memory.models.embedding import FakeEmbedder, query_text
 from usertwin.memory.store import schema as table
-from usertwin.personas import ChatLog, ModelError, Pair, Turn, load_chitchat
+from usertwin.personas import ChatLog, ModelError, Pair, Turn
+from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.personas.pairs import pairs_of
 from usertwin.simulator import load_embedder
 from usertwin.simulator.backends.downloads import cache_folder
@@ -360,7 +351,7 @@ def _kills_part(folder: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
 def _twins_part(home: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
     """To list many twins, and to open one of them, against one that lives alone."""
     embedder, alone = FakeEmbedder(sizes.dimension), home / "alone"
-    asyncio.run(learn("twin", small_log(), small_recipe("none", sizes.dimension), embedder=embedder, home=alone))
+    asyncio.run(alearn("twin", small_log(), small_recipe("none", sizes.dimension), embedder=embedder, home=alone))
     crowd = home / "crowd"
     shutil.copytree(alone, crowd)
     for number in range(sizes.twins - 1):

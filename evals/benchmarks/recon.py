@@ -19,12 +19,15 @@ from usertwin.evals.cli.demo import SPEAKER
 from usertwin.evals.metrics.statistics import Estimate, mean
 from usertwin.evals.replay.tune import validation_pairs
 from usertwin.evals.traces.control_traces import Controls, other_moments
-from usertwin.memory import Choice, Distractors, Gain, Judged, Recipe, Synthesizer, learn
+from usertwin.memory import LikelihoodGain, Recipe, Synthesizer, alearn
 from usertwin.memory.models.scoring import Likelihood
 from usertwin.memory.models.transformers_scorer import TransformersScorer
-from usertwin.memory.recon.fidelity import reconstruct
+from usertwin.memory.recon.distractors import Distractors
+from usertwin.memory.recon.fidelity import ForcedChoice, reconstruct
+from usertwin.memory.recon.judged_fidelity import JudgeFidelity
 from usertwin.memory.text.transcript import action_line, joined, past_moment
-from usertwin.personas import Pair, load_chitchat, split_pairs
+from usertwin.personas import Pair, split_pairs
+from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer
 
 from .figures import Figure, figure, noted_questions, one_figure, timed
@@ -66,7 +69,7 @@ def _shared_context(count: int) -> Iterator[tuple[str, Figure]]:
     earlier = joined(past_moment(pair, 6) for pair in split.corpus[-60:])
     before = tokenizer.decode(tokenizer(earlier).input_ids[-_CONTEXT_TOKENS:])
     speedups, errors = list[float](), list[float]()
-    for pair in [pair for pair in split.validation if not pair.left][:count]:
+    for pair in [pair for pair in split.validation if not pair.abandoned][:count]:
         traces = [f"I felt {word} about it, and I wanted to {word} a little more." for word in _WORDS]
         items = [(f"{before}\n\n{reconstruct(pair, trace)}", action_line(pair.action)) for trace in traces]
         shared, alone = list[Likelihood](), list[Likelihood]()
@@ -96,7 +99,7 @@ def _asked_once(traces: int) -> Iterator[tuple[str, Figure]]:
                 raise _StoppedError
 
         asked.clear()
-        learning = learn(
+        learning = alearn(
             name, log, recipe, embedder=embedder, model=model, scorer=scorer, home=home, overwrite=True, progress=progress
         )  # fmt: skip
         with suppress(_StoppedError, BaseExceptionGroup):
@@ -121,19 +124,19 @@ def controls_part(sizes: ReconSizes = FULL, *, judge: str = "local:small") -> It
     with tempfile.TemporaryDirectory() as home:
         for called, speaker in PEOPLE.items():
             recipe = Recipe("chitchat", speaker, "none", 4, sizes.memory, None, 6, embedder.name, None, None, 0)
-            asyncio.run(learn(called, log, recipe, embedder=embedder, home=home))
+            asyncio.run(alearn(called, log, recipe, embedder=embedder, home=home))
             with SimulatedUser.load(called, home=home, model=model, embedder=embedder) as user:
                 folder = Path(home) / called
                 pairs, others = validation_pairs(user, folder, sizes.controls), other_moments(user, folder, sizes.controls)
-                made = Controls(Synthesizer("recon", model, Gain(scorer), scorer, embedder), model, scorer, embedder)
+                made = Controls(Synthesizer("recon", model, LikelihoodGain(scorer), scorer, embedder), model, scorer, embedder)
                 found = asyncio.run(made.measure(pairs, others, user.store, name=user.persona.name))
                 yield from _control_figures(called, found, proposer)
                 if called == "student":
                     distractors = Distractors([triple.pair for triple in user.store.triples()], embedder)
                     scorers = {
-                        "judge": Judged(model, load_model(judge, style="instruction"), orders=2),
-                        "gain": Gain(scorer),
-                        "choice": Choice(scorer, distractors),
+                        "judge": JudgeFidelity(model, load_model(judge, style="instruction"), orders=2),
+                        "gain": LikelihoodGain(scorer),
+                        "choice": ForcedChoice(scorer, distractors),
                     }
                     taus = asyncio.run(_agreement(made.synthesizer, scorers, pairs[: sizes.agreement]))
                     yield from _tau_figures(taus, f"same traces of {proposer}; judge {judge}")

@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from usertwin.evals.cli.demo import SPEAKER
-from usertwin.memory import ChatModel, Recipe, learn
-from usertwin.personas import ModelError, load_chitchat
+from usertwin.memory import ChatModel, Recipe, alearn
+from usertwin.personas import ModelError
+from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer, simulate
 from usertwin.simulator.backends.llama_cpp import cores, start_engine
 from usertwin.simulator.backends.weights import local_file
@@ -132,7 +133,7 @@ def _bench_twin(home: str) -> SimulatedUser:
         source="chitchat", speaker=SPEAKER, method="recon", candidates=2, max_triples=200, max_traces=40, window=6,
         embedder=embedder.name, model=model.name, scorer=scorer.name, seed=0,
     )  # fmt: skip
-    asyncio.run(learn("bench", log, recipe, embedder=embedder, model=model, scorer=scorer, home=home))
+    asyncio.run(alearn("bench", log, recipe, embedder=embedder, model=model, scorer=scorer, home=home))
     return SimulatedUser.load("bench", home=home, model=model, embedder=embedder)
 
 
@@ -159,7 +160,7 @@ def simulate_part() -> Iterator[tuple[str, Figure]]:
     with tempfile.TemporaryDirectory() as home:
         log, embedder = load_chitchat(), load_embedder("fake:")
         recipe = Recipe("chitchat", SPEAKER, "none", 1, 200, None, 6, embedder.name, None, None, 0)
-        asyncio.run(learn("bench", log, recipe, embedder=embedder, home=home))
+        asyncio.run(alearn("bench", log, recipe, embedder=embedder, home=home))
         user = SimulatedUser.load("bench", home=home, model=ChatModel("scripted:bench", chat), embedder=embedder)
         user.ending = user.leaving = None
         theirs = create_llm_simulated_user(system="You want a number.", client=chat)

@@ -16,7 +16,8 @@ from usertwin.memory import Triple
 from usertwin.memory.models.scoring import Likelihood
 from usertwin.memory.models.transformers_scorer import TransformersScorer
 from usertwin.memory.text.transcript import action_line
-from usertwin.personas import load_chitchat, split_pairs
+from usertwin.personas import split_pairs
+from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.simulator import load_scorer
 from usertwin.simulator.prompts import act_transcript
 
@@ -75,8 +76,8 @@ def scoring_figures(scorer: TransformersScorer, items: Sequence[tuple[str, str]]
 def _held_out(count: int) -> list[tuple[str, str]]:
     """Prompts and actions of held-out moments of a real person, as turns are scored, with few and with many memories."""
     split = split_pairs(load_chitchat(), SPEAKER, window=6)
-    past = [Triple(pair) for pair in split.corpus if not pair.left]
-    held_out = [pair for pair in (*split.validation, *split.test) if not pair.left][:count]
+    past = [Triple(pair) for pair in split.corpus if not pair.abandoned]
+    held_out = [pair for pair in (*split.validation, *split.test) if not pair.abandoned][:count]
     shown = [_SHOWN[number % len(_SHOWN)] for number in range(count)]
     recalled = [past[len(past) - sum(shown[: number + 1]) :][: shown[number]] for number in range(count)]
     return [(act_transcript(pair, near), action_line(pair.action)) for pair, near in zip(held_out, recalled, strict=True)]

@@ -17,15 +17,17 @@ from statistics import fmean
 from typing import Any
 
 from usertwin.evals.cli.demo import SPEAKER
-from usertwin.memory import CachedScorer, Embedder, Gain, Scorer
-from usertwin.memory.recon.guards import rejected_by
-from usertwin.memory.recon.propose import template
-from usertwin.memory.training.config import Training
-from usertwin.memory.training.dataset import Lesson
+from usertwin.memory import Embedder, LikelihoodGain, Scorer
+from usertwin.memory.models.score_cache import CachedScorer
+from usertwin.memory.recon.guards import rejection_reason
+from usertwin.memory.recon.propose import prompt_template
+from usertwin.memory.training.config import TrainingConfig
+from usertwin.memory.training.dataset import TrainingExample
 from usertwin.memory.training.policy import check_installed, ends_of, load_base, prompt_of
-from usertwin.memory.training.prefix_sharing import reading_once
+from usertwin.memory.training.prefix_sharing import shared_prefix_forward
 from usertwin.memory.training.trl_trainers import GroupRewards, group_trainer, preference_trainer
-from usertwin.personas import ModelError, Pair, load_chitchat, split_pairs
+from usertwin.personas import ModelError, Pair, split_pairs
+from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.simulator import load_embedder, load_scorer
 from usertwin.simulator.backends.weights import weights_folder
 
@@ -48,7 +50,7 @@ def train_part(sizes: TrainSizes = FULL) -> Iterator[tuple[str, Figure]]:
     """A step of GRPO with our reward, against the same step with a constant one; of DPO, reading once and reading all."""
     check_installed()
     corpus = split_pairs(load_chitchat(), SPEAKER).corpus
-    lessons = [Lesson("chitchat", pair) for pair in corpus if not pair.left]
+    lessons = [TrainingExample("chitchat", pair) for pair in corpus if not pair.abandoned]
     scorer: Any = load_scorer("local")
     with tempfile.TemporaryDirectory() as folder:
         # As in training, what was scored is kept; but what an earlier run of this has scored must not be known.
@@ -58,7 +60,7 @@ def train_part(sizes: TrainSizes = FULL) -> Iterator[tuple[str, Figure]]:
 
 
 def overhead_figures(
-    base: Path, scorer: Scorer, embedder: Embedder, lessons: Sequence[Lesson], sizes: TrainSizes
+    base: Path, scorer: Scorer, embedder: Embedder, lessons: Sequence[TrainingExample], sizes: TrainSizes
 ) -> Iterator[tuple[str, Figure]]:
     """The figures of one base and one scorer.
 
@@ -77,13 +79,15 @@ def overhead_figures(
     model, tokenizer = load_base(base)
     each, rounds = sizes.batch // sizes.group, sizes.rounds + 1
     rows = [lesson for number in range(rounds) for lesson in [*lessons[number * each : (number + 1) * each]] * 2]
-    plan = Training("grpo", group=sizes.group, batch=sizes.batch, budget=2 * rounds * sizes.batch, save_every=10**6)
-    examples = template("propose_transcript").text
+    plan = TrainingConfig(
+        "grpo", group_size=sizes.group, batch_size=sizes.batch, token_budget=2 * rounds * sizes.batch, save_every=10**6
+    )
+    examples = prompt_template("propose_transcript").text
 
     def guard(trace: str, pair: Pair) -> str | None:
-        return rejected_by(trace, pair, examples, embedder)
+        return rejection_reason(trace, pair, examples, embedder)
 
-    rewards = GroupRewards(plan, rows, Gain(scorer), guard, ends_of(tokenizer, plan.style), embedder)
+    rewards = GroupRewards(plan, rows, LikelihoodGain(scorer), guard, ends_of(tokenizer, plan.style), embedder)
     written: list[Any] = []
     rewarding: list[float] = []
     turns, seconds = _turns_and_clock()
@@ -93,7 +97,7 @@ def overhead_figures(
         trainer.remove_callback(PrinterCallback)
         trainer.shuffle_dataset = False
         trainer.args.learning_rate = 0.0
-        with reading_once(model):
+        with shared_prefix_forward(model):
             trainer.train()
     if any(written[2 * number] != written[2 * number + 1] for number in range(rounds)):
         raise ModelError("the steps with our reward and with a constant one did not write the same tokens; nothing to compare")
@@ -110,7 +114,7 @@ def overhead_figures(
     yield "train.grpo_step_s", figure(ours, "s", which)
 
 
-def reading_figures(base: Path, lessons: Sequence[Lesson], sizes: TrainSizes) -> Iterator[tuple[str, Figure]]:
+def reading_figures(base: Path, lessons: Sequence[TrainingExample], sizes: TrainSizes) -> Iterator[tuple[str, Figure]]:
     """What a step of DPO takes that reads once what its rows begin with, against one that reads each from its start.
 
     Args:
@@ -122,10 +126,10 @@ def reading_figures(base: Path, lessons: Sequence[Lesson], sizes: TrainSizes) ->
 
     model, tokenizer = load_base(base)
     steps, once = 2 * (sizes.rounds + 1), ExitStack()
-    plan = Training("dpo", batch=sizes.batch, at_once=4, epochs=steps, learning_rate=0.0, save_every=10**6)
+    plan = TrainingConfig("dpo", batch_size=sizes.batch, micro_batch_size=4, epochs=steps, learning_rate=0.0, save_every=10**6)
     rows = [
         {
-            "prompt": prompt_of(lesson.pair, plan.style, plan.how),
+            "prompt": prompt_of(lesson.pair, plan.style, plan.proposal_mode),
             "chosen": " felt curious, and I wanted to hear more about it.\n",
             "rejected": " was tired of the subject, and I wanted to talk of something else.\n",
         }
@@ -136,7 +140,7 @@ def reading_figures(base: Path, lessons: Sequence[Lesson], sizes: TrainSizes) ->
     class Reading(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if _is_ours(state.global_step):
-                once.enter_context(reading_once(model))
+                once.enter_context(shared_prefix_forward(model))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             once.close()

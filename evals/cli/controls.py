@@ -61,9 +61,9 @@ def controls(
     """
     from usertwin.evals.replay.tune import validation_pairs
     from usertwin.evals.reports.controls_table import controls_table
-    from usertwin.evals.traces.control_traces import Controls, other_moments, takes
-    from usertwin.memory import AnswerCache, Gain, Synthesizer, existing_twin
-    from usertwin.memory.models.answer_cache import ANSWERS
+    from usertwin.evals.traces.control_traces import Controls, estimated_calls, other_moments
+    from usertwin.memory import LikelihoodGain, Synthesizer, existing_twin
+    from usertwin.memory.models.answer_cache import COMPLETIONS_FILE, CompletionCache
     from usertwin.simulator import load_scorer
 
     if limit < 2:
@@ -72,21 +72,21 @@ def controls(
     console, folder = console_for(stderr=on_screen), existing_twin(name, home)
     opened = open_twin(console, name, home, model, style, seed, price=price_of(price), reasons=False)
     with opened as user, progress_bars(console) as bars:
-        answers = AnswerCache(folder / ANSWERS)
+        answers = CompletionCache(folder / COMPLETIONS_FILE)
         chat, likelihood, embedder = (
             replace(user.model, answers=answers),
             load_scorer(scorer, progress=bars.fetch),
             user.store.embedder,
         )
         pairs, others = validation_pairs(user, folder, limit), other_moments(user, folder, limit)
-        how = user.record.recipe.how
-        texts, scorings = takes(len(pairs), len(others), candidates)
+        how = user.record.recipe.proposal_mode
+        texts, scorings = estimated_calls(len(pairs), len(others), candidates)
         console.print(
             f"{len(pairs)} validation turns: about {texts} texts of {model}, and {scorings} scored under {scorer}",
             style="dim", markup=False,
         )  # fmt: skip
         made = Controls(
-            Synthesizer("recon", chat, Gain(likelihood), likelihood, embedder, None, None, how, candidates),
+            Synthesizer("recon", chat, LikelihoodGain(likelihood), likelihood, embedder, None, None, how, candidates),
             chat, likelihood, embedder, seed, concurrency=at_once,
         )  # fmt: skip
         try:

@@ -14,12 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.rule import Rule
 
-from usertwin.evals.replay.replay import Protocol
+from usertwin.evals.replay.replay import ReplayConfig
 from usertwin.evals.reports.terminal import closeness_table
 from usertwin.evals.reports.twin_view import settings_table
-from usertwin.memory import Recipe, TwinRecord, list_twins, twin_folder
-from usertwin.memory import learn as learn_twin
-from usertwin.personas import TwinError, draw_persona, load_log, split_pairs
+from usertwin.memory import Recipe, TwinRecord, list_twins
+from usertwin.memory import alearn as learn_twin
+from usertwin.memory.twin.record import twin_folder
+from usertwin.personas import TwinError, load_log, split_pairs
+from usertwin.personas.persona import draw_persona
 from usertwin.simulator import load_embedder, load_model, load_scorer, simulate
 from usertwin.simulator.demo_agent import help_desk
 from usertwin.simulator.terminal import show_exchange
@@ -74,7 +76,7 @@ def run_demo(console: Console, *, home: Path | None, turns: int, limit: int) -> 
     else:
         result = measure(
             console, NAME, home=home, model="local", scorer="local", style=None, against=None,
-            protocol=Protocol(limit=limit, generate=GENERATE),
+            protocol=ReplayConfig(limit=limit, generate=GENERATE),
         )  # fmt: skip
     console.print(closeness_table(result))
     console.print(f"\nNext: usertwin chat {NAME}    usertwin show {NAME}    usertwin learn --help")

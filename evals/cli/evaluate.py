@@ -68,7 +68,7 @@ def evaluate(
 
     With --out, the run is kept there turn by turn, goes on where it was stopped, and ends in a report.
     """
-    from usertwin.evals.replay.replay import Protocol
+    from usertwin.evals.replay.replay import ReplayConfig
     from usertwin.evals.reports.terminal import closeness_table
 
     from .options import json_path, write_json
@@ -79,7 +79,7 @@ def evaluate(
     if out is not None and against is not None:
         raise UsageError("a run is measured on the turns that were held out; leave out --against, or --out")
     console, named = console_for(stderr=on_screen), _arms(arms)
-    protocol = Protocol(named, limit or None, generate, samples, choices, seed=seed)
+    protocol = ReplayConfig(named, limit or None, generate, samples, choices, seed=seed)
     protocol.check()
     if out is None:
         result = measure(
@@ -125,10 +125,10 @@ def run_suite(file: Path, out: Path | None, dry_run: bool, home: Path | None) ->
     folder = out or Path("runs") / file.stem
     if dry_run:
         from usertwin.evals.suites.config import logs_of
-        from usertwin.evals.suites.run import Run, plan_of
+        from usertwin.evals.suites.run import SuiteRun, plan_of
 
         logs = logs_of(found)
-        run = Run(found, folder, home=home)
+        run = SuiteRun(found, folder, home=home)
         people = run.people(logs)
         run.check()
         for person in people:
@@ -143,10 +143,10 @@ def _run(console: Console, suite: Suite, folder: Path, *, text: str, home: Path 
     """Run a suite with bars, say what came out, and where it is."""
     from usertwin.evals.records.run_folder import PAGE
     from usertwin.evals.reports.terminal import run_table
-    from usertwin.evals.suites.run import Run
+    from usertwin.evals.suites.run import SuiteRun
 
     with progress_bars(console) as bars:
-        result = asyncio.run(Run(suite, folder, text=text, home=home, fetch=bars.fetch, progress=bars).run())
+        result = asyncio.run(SuiteRun(suite, folder, text=text, home=home, fetch=bars.fetch, progress=bars).run())
     console.print(run_table(result))
     console.print(str(result["summary"]), markup=False, style="bold")
     for warning in result["warnings"]:

@@ -19,10 +19,10 @@ from .options import console_for
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from usertwin.evals.judges.human_judge import Answer, HandLabel
-    from usertwin.evals.records.verdicts import Question, Verdict
+    from usertwin.evals.judges.human_judge import HandAnswer, HandLabel
+    from usertwin.evals.records.verdicts import JudgeVerdict, Question
 
-_KEYS: dict[str, Answer | Literal["quit"]] = {"1": "1", "2": "2", "t": "tie", "s": "skip", "q": "quit"}
+_KEYS: dict[str, HandAnswer | Literal["quit"]] = {"1": "1", "2": "2", "t": "tie", "s": "skip", "q": "quit"}
 _HELP = "which is closer to what was really written?  1, 2, t: a tie, s: skip, q: stop"
 
 
@@ -41,7 +41,7 @@ def judge_by_hand(run: Path, count: int, contrast: str | None, rater: str, seed:
     You are shown the turns before, what the person really wrote, and two replies; which arm wrote which is not told.
     Answers are kept in the run's folder at once; the same command goes on where you stopped.
     """
-    from usertwin.evals.judges.human_judge import agreement, agreement_view, contrasts_of, planned, read_labels
+    from usertwin.evals.judges.human_judge import agreement, agreement_view, contrasts_to_judge, planned, read_labels
     from usertwin.evals.records.measured_turns import LABELS, VERDICTS, read_manifest, read_turns
     from usertwin.evals.records.verdicts import read_verdicts
 
@@ -55,7 +55,7 @@ def judge_by_hand(run: Path, count: int, contrast: str | None, rater: str, seed:
     labels = read_labels(run / LABELS)
     if not summary:
         turns = read_turns(run)
-        plan = planned(turns, verdicts, contrasts_of(turns, verdicts, contrast), seed=seed)
+        plan = planned(turns, verdicts, contrasts_to_judge(turns, verdicts, contrast), seed=seed)
         if not plan:
             raise UsageError(f"{run}: no two replies of this contrast differ, so there is nothing to judge; name another one")
         labels = _ask_all(console, plan, labels, verdicts, run / LABELS, rater.strip(), count, seed)
@@ -66,7 +66,7 @@ def _ask_all(
     console: Console,
     plan: list[Question],
     labels: list[HandLabel],
-    verdicts: list[Verdict],
+    verdicts: list[JudgeVerdict],
     path: Path,
     rater: str,
     count: int,
@@ -106,7 +106,7 @@ def _ask_all(
     return found
 
 
-def _answer(console: Console) -> Answer | Literal["quit"]:
+def _answer(console: Console) -> HandAnswer | Literal["quit"]:
     """One answer: a key on a terminal, a line otherwise. The end of the input and Ctrl-C mean to stop."""
     console.print(_HELP, style="dim", markup=False)
     while True:

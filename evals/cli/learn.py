@@ -33,7 +33,8 @@ from .twin_actions import show_twin, tune_twin
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from usertwin.memory import ChatModel, Price, Recipe
+    from usertwin.memory import ChatModel, Recipe
+    from usertwin.memory.models.chat import Price
     from usertwin.personas import ChatLog
 
     from .progress_bars import Bars
@@ -143,8 +144,9 @@ def learn(
     Stopped with Ctrl-C, it leaves a twin that can be used, and the same command goes on where it stopped. Nothing that a model
     was asked before is asked again. At the end it is decided, by measuring, what the twin is shown of its memory.
     """
-    from usertwin.memory import Recipe, twin_folder
-    from usertwin.personas import read_persona
+    from usertwin.memory import Recipe
+    from usertwin.memory.twin.record import twin_folder
+    from usertwin.personas.persona import read_persona
     from usertwin.simulator import load_embedder
     from usertwin.simulator.reasoner import synthesizer_named
 
@@ -161,7 +163,7 @@ def learn(
     recipe = Recipe(
         source, speaker, traces, candidates, max_triples, None if max_traces < 0 else max_traces, window, vectors.name,
         trained or model, scorer, seed, how, fidelity, actor or model, judge or model, calls, trained,
-    ).pared()  # fmt: skip
+    ).without_unused()  # fmt: skip
     _say_plan(console, log, recipe, style, costs, measure)
     if dry_run:
         return
@@ -192,7 +194,7 @@ def _learn(
     console: Console, name: str, log: ChatLog, recipe: Recipe, style: Style | None, price: Price | None, **options: Any
 ) -> None:
     """Learn after a recipe, with bars; the options are those of `usertwin.memory.twin.learn`."""
-    from usertwin.memory import learn as learn_twin
+    from usertwin.memory import alearn as learn_twin
     from usertwin.simulator import load_scorer
 
     with progress_bars(console) as bars:
@@ -209,7 +211,8 @@ def _learn(
 
 def _undecided(name: str, home: Path | None, recipe: Recipe) -> bool:
     """Whether the twin was learned so to the end, and then stopped before it was decided what it is shown."""
-    from usertwin.memory import TwinRecord, twin_folder
+    from usertwin.memory import TwinRecord
+    from usertwin.memory.twin.record import twin_folder
 
     try:
         record = TwinRecord.load(twin_folder(name, home))
@@ -247,13 +250,13 @@ class _Loader:
 def _say_plan(console: Console, log: ChatLog, recipe: Recipe, style: Style | None, price: Price | None, measure: int) -> None:
     """What learning will take, in two lines."""
     from usertwin.memory.models.chat import FREE
-    from usertwin.memory.twin.learn_plan import plan
-    from usertwin.simulator.backends.load import manner_of
+    from usertwin.memory.twin.learn_plan import estimate_cost
+    from usertwin.simulator.backends.load import prompt_style_of
 
     name = recipe.model or ""
-    manner, together = manner_of(name or "local", style if recipe.synthesizer is None else None)
+    manner, together = prompt_style_of(name or "local", style if recipe.synthesizer is None else None)
     here = all((one or "local").startswith(_IN_PROCESS) for one in (recipe.model, recipe.actor, recipe.judge))
-    found = plan(log, recipe, style=manner, together=together, price=FREE if here else price)
+    found = estimate_cost(log, recipe, style=manner, together=together, price=FREE if here else price)
     cost = "price not known (--price)" if found.dollars is None else f"${found.dollars:.2f}"
     console.print(f"{found.triples} moments to remember, {found.traces} to find traces for", style="dim")
     if found.traces:

@@ -110,7 +110,8 @@ def simulate(
     style: Style | None,
 ) -> None:
     """Let the twin NAME talk with an agent, and keep what was said. Exit code 1 if a conversation failed."""
-    from usertwin.simulator import AGENT_FAULTS, TWIN_FAULTS, as_agent, simulate_many
+    from usertwin.simulator import as_agent, simulate_many
+    from usertwin.simulator.simulation import AGENT_FAULTS, TWIN_FAULTS
     from usertwin.simulator.terminal import show_exchange
 
     console = console_for()

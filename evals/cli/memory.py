@@ -22,7 +22,8 @@ from .options import concurrency_of, console_for, home_option, model_option, pro
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from usertwin.memory import Embedder, MemoryStats
+    from usertwin.memory import Embedder
+    from usertwin.memory.store.triple_store import MemoryStats
 
 
 @click.group()
@@ -49,11 +50,11 @@ def stats(name: str, home: Path | None) -> None:
 @home_option
 def check(name: str, home: Path | None) -> None:
     """Read every byte of the memory of NAME, and say what is wrong. Exit code 1 if something is."""
-    from usertwin.memory.store.repair import look
+    from usertwin.memory.store.repair import inspect
 
     console = console_for()
     folder, _, _ = _twin(name, home)
-    found = look(folder)
+    found = inspect(folder)
     for sentence in found.problems:
         console.print(f"memory.sqlite: {sentence}", style="red", markup=False)
     if found.index is not None:
@@ -77,11 +78,11 @@ def check(name: str, home: Path | None) -> None:
 def rebuild(name: str, index: Literal["auto", "flat", "hnsw", "ivf", "ivfpq"] | None, home: Path | None) -> None:
     """Build the index of NAME anew. Of a damaged memory every triple that is whole is kept."""
     from usertwin.memory import TripleStore
-    from usertwin.memory.store.repair import look, salvage
+    from usertwin.memory.store.repair import inspect, salvage
 
     console = console_for()
     folder, embedder, dated = _twin(name, home)
-    if look(folder).problems:
+    if inspect(folder).problems:
         kept, lost = salvage(folder, embedder.name)
         console.print(f"{kept} triples were kept, {lost} could not be read and are lost", style="yellow")
         if lost:
@@ -102,7 +103,8 @@ def rebuild(name: str, index: Literal["auto", "flat", "hnsw", "ivf", "ivfpq"] | 
 @home_option
 def add(name: str, source: str, max_traces: int, model: str, scorer: str, skip_bad_lines: bool, home: Path | None) -> None:
     """Add what the person said in another log to the memory of NAME; what is there already is skipped."""
-    from usertwin.memory import TwinRecord, append, existing_twin
+    from usertwin.memory import TwinRecord, existing_twin
+    from usertwin.memory.twin.append import aappend
     from usertwin.personas import load_log
     from usertwin.simulator import load_model, load_scorer
 
@@ -118,7 +120,7 @@ def add(name: str, source: str, max_traces: int, model: str, scorer: str, skip_b
         chat = load_model(model, progress=bars.fetch) if wanted and method != "none" else None
         likelihood = load_scorer(scorer, progress=bars.fetch) if wanted and method == "recon" else None
         _, new = asyncio.run(
-            append(
+            aappend(
                 name, log, embedder=embedder, model=chat, scorer=likelihood, home=home, max_traces=max_traces,
                 concurrency=concurrency_of(None, model), progress=bars,
             )

@@ -19,7 +19,7 @@ from usertwin.personas import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from usertwin.memory import Price
+    from usertwin.memory.models.chat import Price
 
     from .progress_bars import Bars
 
@@ -67,7 +67,7 @@ def price_of(text: str | None) -> Price | None:
     """A price as it is written on the command line. UsageError if it is none."""
     if text is None:
         return None
-    from usertwin.memory import Price
+    from usertwin.memory.models.chat import Price
 
     try:
         read, written = (float(part) for part in text.split("/"))

@@ -55,7 +55,7 @@ def _report_training(run: Path) -> None:
 def compare(old: Path, new: Path, json_file: Path | None, seed: int) -> None:
     """Compare the runs in the folders OLD and NEW: what was changed, and what came of it."""
     from usertwin.evals.records.measured_turns import read_result, read_turns
-    from usertwin.evals.records.run_folder import write_whole
+    from usertwin.evals.records.run_folder import write_atomically
     from usertwin.evals.reports.compare_runs import compare as compared
     from usertwin.evals.reports.compare_runs import comparison_table
 
@@ -66,7 +66,7 @@ def compare(old: Path, new: Path, json_file: Path | None, seed: int) -> None:
     if on_screen:
         click.echo(text)
     elif json_file is not None:
-        write_whole(json_file, text + "\n")
+        write_atomically(json_file, text + "\n")
 
 
 @click.command()
@@ -78,7 +78,7 @@ def compare(old: Path, new: Path, json_file: Path | None, seed: int) -> None:
 def export(run: Path, arm: str | None, out: Path) -> None:
     """Write the conversations of the run in the folder RUN in the JSON lines that mirrorbench reads."""
     from usertwin.evals.records.measured_turns import read_result, read_turns
-    from usertwin.evals.records.run_folder import write_whole
+    from usertwin.evals.records.run_folder import write_atomically
     from usertwin.evals.reports.mirrorbench_export import mirrorbench_lines
 
     found = read_result(run)
@@ -87,5 +87,5 @@ def export(run: Path, arm: str | None, out: Path) -> None:
     if str(out) == "-":
         click.echo("\n".join(lines))
         return
-    write_whole(out, "".join(line + "\n" for line in lines))
+    write_atomically(out, "".join(line + "\n" for line in lines))
     console_for().print(f"{len(lines)} conversations written to {out}", markup=False)

@@ -16,7 +16,7 @@ from .options import console_for, embedder_option, fidelity_option, progress_bar
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from usertwin.evals.training_runs.run import Trainer, TrainingOrder
+    from usertwin.evals.training_runs.run import Trainer, TrainingPlan
 
 _METHODS = ["sft", "dpo", "soup", "grpo", "e2e"]
 _PRECISION = click.Choice(["float32", "bfloat16"])
@@ -131,24 +131,26 @@ def train(out: Path, dry_run: bool, **told: Any) -> None:
     _show(console, trainer, results)
 
 
-def _order(told: dict[str, Any]) -> TrainingOrder:
-    from usertwin.evals.training_runs.run import TrainingOrder
-    from usertwin.memory.training.config import Training
-    from usertwin.memory.training.dataset import Enrolment
-    from usertwin.memory.training.rewards import Weights, weights_from
-    from usertwin.simulator.backends.load import manner_of
+def _order(told: dict[str, Any]) -> TrainingPlan:
+    from usertwin.evals.training_runs.run import TrainingPlan
+    from usertwin.memory.training.config import TrainingConfig
+    from usertwin.memory.training.dataset import SplitConfig
+    from usertwin.memory.training.rewards import RewardWeights, parse_weights
+    from usertwin.simulator.backends.load import prompt_style_of
 
     base: str = told["base"]
-    style: Literal["transcript", "instruction"] = manner_of(base, told["style"])[0]
-    weights: Weights = weights_from(told["weights"], told["shape"])
-    plan = Training(
+    style: Literal["transcript", "instruction"] = prompt_style_of(base, told["style"])[0]
+    weights: RewardWeights = parse_weights(told["weights"], told["shape"])
+    plan = TrainingConfig(
         method=told["methods"][0], style=style, weights=weights,
+        proposal_mode=told["how"], group_size=told["group"], batch_size=told["batch"], micro_batch_size=told["at_once"],
+        token_budget=told["budget"],
         **{key: told[key] for key in (
-            "base", "how", "fidelity", "group", "batch", "at_once", "budget", "epochs", "learning_rate", "beta", "rank", "lean",
-            "soup", "precision", "vllm", "tensorboard", "save_every", "audit_every", "seed",
+            "base", "fidelity", "epochs", "learning_rate", "beta", "rank", "lean", "soup", "precision", "vllm", "tensorboard",
+            "save_every", "audit_every", "seed",
         )},
     )  # fmt: skip
-    enrolment = Enrolment(
+    enrolment = SplitConfig(
         told["people"],
         told["unseen"],
         told["hold_out"],
@@ -156,9 +158,9 @@ def _order(told: dict[str, Any]) -> TrainingOrder:
         told["pairs"],
         told["watched"],
         told["measured"],
-        later=told["later"],
+        later_test_pairs=told["later"],
     )
-    order = TrainingOrder(
+    order = TrainingPlan(
         plan, tuple(dict.fromkeys(told["methods"])), told["sources"], enrolment,
         **{key: told[key] for key in ("scorer", "scorer_precision", "measured_by", "samples", "actor", "judge", "embedder")},
     )  # fmt: skip

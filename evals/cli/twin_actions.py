@@ -17,8 +17,8 @@ from .options import Style, progress_bars
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from usertwin.evals.replay.replay import Protocol
-    from usertwin.memory import Price
+    from usertwin.evals.replay.replay import ReplayConfig
+    from usertwin.memory.models.chat import Price
     from usertwin.simulator import SimulatedUser
 
 
@@ -31,7 +31,7 @@ def measure(
     scorer: str,
     style: Style | None,
     against: Path | None,
-    protocol: Protocol,
+    protocol: ReplayConfig,
 ) -> dict[str, Any]:
     """Measure a twin and note the result in its record."""
     from usertwin.evals.replay.evaluate import evaluate as replay
@@ -46,7 +46,7 @@ def measure(
                 user, scoring, user.store.embedder, folder=folder, against=against, protocol=protocol, progress=bars
             )
         )  # fmt: skip
-    TwinRecord.load(folder).measured(result).save(folder)
+    TwinRecord.load(folder).with_closeness(result).save(folder)
     return result
 
 
@@ -62,7 +62,7 @@ def tune_twin(
     turns: int,
 ) -> None:
     """Decide by measuring how a twin uses its memory, say so, and note it in its record."""
-    from usertwin.evals.replay.tune import Plan, decide
+    from usertwin.evals.replay.tune import TunePlan, tune
     from usertwin.evals.reports.twin_view import settings_table
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.simulator import load_scorer
@@ -70,12 +70,12 @@ def tune_twin(
     folder = existing_twin(name, home)
     with open_twin(console, name, home, model, style, seed, reasons=True) as user, progress_bars(console) as bars:
 
-        def say(planned: Plan) -> None:
+        def say(planned: TunePlan) -> None:
             console.print(f"deciding by measuring: {planned}", style="dim")
 
         scoring = load_scorer(scorer, progress=bars.fetch)
         settings = asyncio.run(
-            decide(user, scoring, folder=folder, limit=turns, seed=seed, planned=say, progress=bars)
+            tune(user, scoring, folder=folder, limit=turns, seed=seed, planned=say, progress=bars)
         )  # fmt: skip
     replace(TwinRecord.load(folder), settings=settings).save(folder)
     console.print(settings_table(settings))
@@ -117,7 +117,9 @@ def open_twin(
 def show_twin(console: Console, name: str, home: Path | None) -> None:
     """Print what a twin holds."""
     from usertwin.evals.reports.twin_view import twin_view
-    from usertwin.memory import EndingModel, Leaving, TripleStore, TwinRecord, existing_twin
+    from usertwin.memory import TripleStore, TwinRecord, existing_twin
+    from usertwin.memory.twin.abandonment import AbandonmentModel
+    from usertwin.memory.twin.last_turn import LastTurnModel
     from usertwin.memory.twin.record import ENDING, LEAVING
     from usertwin.simulator import load_embedder
 
@@ -125,4 +127,4 @@ def show_twin(console: Console, name: str, home: Path | None) -> None:
     record = TwinRecord.load(folder)
     with TripleStore(folder, load_embedder(record.recipe.embedder), create=False) as store:
         triples = list(store.triples())
-    console.print(twin_view(record, triples, EndingModel.load(folder / ENDING), Leaving.load(folder / LEAVING)))
+    console.print(twin_view(record, triples, LastTurnModel.load(folder / ENDING), AbandonmentModel.load(folder / LEAVING)))

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from usertwin.evals.metrics.statistics import Estimate, Resampling, mean, sums
 from usertwin.evals.records.measured_turns import MeasuredTurn
-from usertwin.evals.records.verdicts import LABELS, Closer, Question, Verdict
+from usertwin.evals.records.verdicts import LABELS, Closer, JudgeVerdict, Question
 from usertwin.memory.jsonl import read_lines
 from usertwin.memory.text.transcript import flat
 from usertwin.personas import UsageError
@@ -31,7 +31,7 @@ from .model_judge import questions_of
 if TYPE_CHECKING:
     from usertwin.evals.metrics.statistics import Floats
 
-Answer = Literal["1", "2", "tie", "skip"]
+HandAnswer = Literal["1", "2", "tie", "skip"]
 Order = Literal["ab", "ba"]
 _CLOSER: tuple[Closer, ...] = ("a", "b", "tie")
 
@@ -63,7 +63,7 @@ class HandLabel:
     position: int
     sample: int
     order: Order
-    label: Answer
+    label: HandAnswer
     when: str
 
     @property
@@ -95,14 +95,14 @@ def read_labels(path: Path) -> list[HandLabel]:
 
 
 #: A pair that two judged: whose conversation it is from, and the one's and the other's label.
-Row: TypeAlias = tuple[HandLabel, Closer, Closer]
+LabelledPair: TypeAlias = tuple[HandLabel, Closer, Closer]
 
 
 # Which pairs ---------------------------------------------------------------------------------------------------------
 
 
-def contrasts_of(
-    turns: Sequence[MeasuredTurn], verdicts: Sequence[Verdict], wanted: str | None = None
+def contrasts_to_judge(
+    turns: Sequence[MeasuredTurn], verdicts: Sequence[JudgeVerdict], wanted: str | None = None
 ) -> list[tuple[str, str]]:
     """The contrasts that are to be judged: what is wanted, or those that a model judged, or else the twin's and the rest.
 
@@ -131,7 +131,7 @@ def contrasts_of(
 
 
 def planned(
-    turns: Sequence[MeasuredTurn], verdicts: Sequence[Verdict], contrasts: Sequence[tuple[str, str]], *, seed: int = 0
+    turns: Sequence[MeasuredTurn], verdicts: Sequence[JudgeVerdict], contrasts: Sequence[tuple[str, str]], *, seed: int = 0
 ) -> list[Question]:
     """Every pair that can be judged by hand, in the order in which to ask.
 
@@ -176,7 +176,7 @@ def order_of(question: Question, rater: str, seed: int = 0) -> Order:
 # How far they agree --------------------------------------------------------------------------------------------------
 
 
-def agreement(labels: Sequence[HandLabel], verdicts: Sequence[Verdict], seed: int = 0) -> dict[str, Any]:
+def agreement(labels: Sequence[HandLabel], verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[str, Any]:
     """How far people who judged by hand agree with each model judge, and with each other.
 
     Args:
@@ -205,7 +205,9 @@ def agreement(labels: Sequence[HandLabel], verdicts: Sequence[Verdict], seed: in
     sides += [(rater, other, given[other], False) for rater, other in combinations(given, 2)]
     found: list[dict[str, Any]] = []
     for rater, other, theirs, model in sides:
-        rows: list[Row] = [(hands[rater][pair], mine, theirs[pair]) for pair, mine in given[rater].items() if pair in theirs]
+        rows: list[LabelledPair] = [
+            (hands[rater][pair], mine, theirs[pair]) for pair, mine in given[rater].items() if pair in theirs
+        ]
         found += [{"a": rater, "b": other, "model": model} | _compared(rows, seed)] if rows else []
     dealt, judged = sum(map(len, hands.values())), sum(map(len, given.values()))
     return {
@@ -218,7 +220,7 @@ def agreement(labels: Sequence[HandLabel], verdicts: Sequence[Verdict], seed: in
     }
 
 
-def _compared(rows: Sequence[Row], seed: int) -> dict[str, Any]:
+def _compared(rows: Sequence[LabelledPair], seed: int) -> dict[str, Any]:
     """Two raters on the same pairs."""
     where = [(label.person, label.conversation_id) for label, _, _ in rows]
     decided = [(place, float(a == b)) for place, (_, a, b) in zip(where, rows, strict=True) if "tie" not in {a, b}]
@@ -235,7 +237,7 @@ def _compared(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     }
 
 
-def _kappa(rows: Sequence[Row], where: Sequence[tuple[str, str]], seed: int) -> Estimate | None:
+def _kappa(rows: Sequence[LabelledPair], where: Sequence[tuple[str, str]], seed: int) -> Estimate | None:
     """Cohen's kappa, conversations resampled; None if both say one and the same to everything.
 
     Reckoned from the 3x3 table of each resample at once, where scikit-learn takes the labels of one at a time.

@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.metrics.statistics import Estimate, mean_over_people, sign_flip, spread
+from usertwin.evals.metrics.statistics import Estimate, evenly_spaced, mean_over_people, sign_flip
 from usertwin.evals.records.measured_turns import MeasuredTurn
-from usertwin.evals.records.verdicts import LABELS, Kind, Label, Question, Verdict, digest, read_verdicts
-from usertwin.memory import ChatModel, Ledger
-from usertwin.memory.concurrency import several
+from usertwin.evals.records.verdicts import LABELS, JudgeVerdict, Label, Question, QuestionKind, digest, read_verdicts
+from usertwin.memory import ChatModel
+from usertwin.memory.concurrency import run_concurrently
 from usertwin.memory.jsonl import open_to_append, write_line
-from usertwin.memory.models.chat import sample
+from usertwin.memory.models.chat import Ledger, sample
 from usertwin.memory.text.prompt_template import PromptTemplate
 from usertwin.memory.text.transcript import flat, shortened
 from usertwin.personas import UsageError
@@ -94,7 +94,7 @@ def questions_of(
 
 def _sanity(turns: Sequence[MeasuredTurn], arm: str, most: int, seed: int) -> list[Question]:
     """The pairs of which it is known what must come out."""
-    kinds: dict[Kind, list[Question]] = {"identical": [], "real": [], "same_arm": [], "another_person": []}
+    kinds: dict[QuestionKind, list[Question]] = {"identical": [], "real": [], "same_arm": [], "another_person": []}
     for turn in turns:
         replies = turn.replies.get(arm, ())
         if not replies:
@@ -110,10 +110,10 @@ def _sanity(turns: Sequence[MeasuredTurn], arm: str, most: int, seed: int) -> li
                 kinds["another_person"].append(_question("another_person", turn, "another_person", arm, number, texts))
         if len(order) > 1 and flat(replies[order[1]]) != flat(reply):
             kinds["same_arm"].append(_question("same_arm", turn, arm, arm, number, (reply, replies[order[1]])))
-    return [question for each in kinds.values() for question in spread(each, most)]
+    return [question for each in kinds.values() for question in evenly_spaced(each, most)]
 
 
-def _question(kind: Kind, turn: MeasuredTurn, a: str, b: str, number: int, texts: tuple[str, str]) -> Question:
+def _question(kind: QuestionKind, turn: MeasuredTurn, a: str, b: str, number: int, texts: tuple[str, str]) -> Question:
     place = (turn.person, turn.conversation_id, turn.position)
     return Question(kind, a, b, *place, turn.context, turn.action, number, texts)
 
@@ -130,7 +130,7 @@ async def judge_pairs(
     concurrency: int = 1,
     progress: JudgeProgress = lambda stage, done, total: None,
     ledger: Ledger | None = None,
-) -> list[Verdict]:
+) -> list[JudgeVerdict]:
     """Have every pair judged in both orders. What the file holds already is not asked again.
 
     Args:
@@ -168,13 +168,13 @@ async def judge_pairs(
                 labels = said[key] if key in said else await _both_orders(judge, same[0], seed, ledger)
                 for question in same:
                     told = (judge.name, judge.identity, PROMPT.version, seed, labels)
-                    verdict = Verdict(key, question.pair, *question.place, *told)
+                    verdict = JudgeVerdict(key, question.pair, *question.place, *told)
                     written[key, *question.place] = verdict
                     write_line(file, verdict.to_json())
                 left -= len(same)
                 progress("judging", len(asked) - left, len(asked))
 
-        await several(work, concurrency)
+        await run_concurrently(work, concurrency)
     return [written[key, *question.place] for key, question in asked]
 
 
@@ -232,7 +232,7 @@ def _key(judge: ChatModel, question: Question, seed: int) -> str:
 # What they say -------------------------------------------------------------------------------------------------------
 
 
-def judged(verdicts: Sequence[Verdict], seed: int = 0) -> dict[str, Any]:
+def judged(verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[str, Any]:
     """Every figure of what one judge said, as result.json holds it.
 
     Shares are means over people of each person's mean over pairs, with intervals from the two-level bootstrap.
@@ -272,7 +272,7 @@ def judged(verdicts: Sequence[Verdict], seed: int = 0) -> dict[str, Any]:
     return found | {"usable": not useless, "warnings": useless + _warnings(found)}
 
 
-def _contrast(verdicts: Sequence[Verdict], seed: int) -> dict[str, Any] | None:
+def _contrast(verdicts: Sequence[JudgeVerdict], seed: int) -> dict[str, Any] | None:
     scores = [(one, one.score) for one in verdicts if one.score is not None]
     found = _over_people(scores, seed)
     if found is None:
@@ -286,7 +286,7 @@ def _contrast(verdicts: Sequence[Verdict], seed: int) -> dict[str, Any] | None:
     }
 
 
-def _known(verdicts: Sequence[Verdict], kind: str, seed: int) -> dict[str, Any] | None:
+def _known(verdicts: Sequence[JudgeVerdict], kind: str, seed: int) -> dict[str, Any] | None:
     """What came out of the pairs of a kind, and whether it is what must."""
     scores = [(one, one.score) for one in verdicts if one.score is not None]
     win = _share(scores, seed)
@@ -346,13 +346,13 @@ def _of(share: dict[str, Any]) -> str:
     return f"{share['value']:.0%} of {share['n']} answers"
 
 
-def _over_people(values: Sequence[tuple[Verdict, float]], seed: int) -> tuple[Estimate, tuple[float, ...]] | None:
+def _over_people(values: Sequence[tuple[JudgeVerdict, float]], seed: int) -> tuple[Estimate, tuple[float, ...]] | None:
     people, conversations = [one.person for one, _ in values], [one.conversation_id for one, _ in values]
     found = mean_over_people([value for _, value in values], people, conversations, seed=seed)
     return None if found is None else (found[0].estimate(), found[1])
 
 
-def _share(values: Sequence[tuple[Verdict, float]], seed: int) -> Estimate | None:
+def _share(values: Sequence[tuple[JudgeVerdict, float]], seed: int) -> Estimate | None:
     found = _over_people(values, seed)
     return None if found is None else found[0]
 

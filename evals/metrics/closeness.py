@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from usertwin.evals.arm_names import ARMS, PEERS
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
-from .discriminator import Moment, Told, area_under_curve, discriminate
+from .discriminator import DiscriminatorScores, PairedReply, area_under_curve, discriminate
 from .measures import DISCRIMINATOR, MEASURES, Measure, is_measured, statistic_of
 from .statistics import FEW_RESAMPLES, RESAMPLES, Drawn, Resampling, Statistic, holm, sign_flip
 
@@ -165,14 +165,14 @@ def _family(paired: Mapping[str, dict[str, Any]], twin: str) -> dict[str, Any]:
 class _Scores:
     """What a discriminator said of an arm: (of the real turn, of the reply), by the place of the turn among its person's."""
 
-    told: Told
+    told: DiscriminatorScores
     by_place: Mapping[str, Mapping[int, tuple[float, float]]]
 
 
 def _discriminated(turns: Sequence[MeasuredTurn], arm: str | None, seed: int) -> _Scores | None:
     """Trained on an arm's first reply of each moment; without an arm on other real turns of the same person."""
     places: list[tuple[str, int]] = []
-    moments: list[Moment] = []
+    moments: list[PairedReply] = []
     seen: Counter[str] = Counter()
     for turn in turns:
         place = seen[turn.person]
@@ -180,7 +180,7 @@ def _discriminated(turns: Sequence[MeasuredTurn], arm: str | None, seed: int) ->
         reply = turn.own_action if arm is None else next(iter(turn.replies.get(arm, ())), None)
         if reply is not None and (arm is not None or reply):
             places.append((turn.person, place))
-            moments.append(Moment(turn.person, turn.conversation_id, turn.action, reply))
+            moments.append(PairedReply(turn.person, turn.conversation_id, turn.action, reply))
     told = discriminate(moments, seed=seed)
     if told is None:
         return None

@@ -26,7 +26,7 @@ FEWEST = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class PairedReply:
     """A moment at which there is a real turn and a reply."""
 
     person: str
@@ -36,7 +36,7 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class DiscriminatorScores:
     """What classifiers said that had not seen the person (or the conversation, if there is only one person).
 
     Attributes:
@@ -60,7 +60,7 @@ class Told:
         return float(roc_auc_score(labels, [*self.reals, *self.replies]))
 
 
-def discriminate(moments: Sequence[Moment], *, seed: int = 0) -> Told | None:
+def discriminate(moments: Sequence[PairedReply], *, seed: int = 0) -> DiscriminatorScores | None:
     """Train classifiers on some people's moments and let them tell others' real turns from replies.
 
     The discriminator is the classifier two-sample test of Lopez-Paz and Oquab (2017, arXiv 1610.06545), with features that
@@ -90,7 +90,7 @@ def discriminate(moments: Sequence[Moment], *, seed: int = 0) -> Told | None:
         _classifier(pieces, seed), features, labels, groups=groups * 2, cv=GroupKFold(folds), method="decision_function"
     )
     told = [float(score) for score in scores]
-    return Told(tuple(told[: len(moments)]), tuple(told[len(moments) :]), folds_by, folds)
+    return DiscriminatorScores(tuple(told[: len(moments)]), tuple(told[len(moments) :]), folds_by, folds)
 
 
 def _features(texts: Sequence[str]) -> tuple[Any, int]:

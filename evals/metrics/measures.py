@@ -249,12 +249,12 @@ def _diversity(turns: Sequence[MeasuredTurn], arm: str) -> Statistic | None:
 def _windows(texts: Sequence[str], shares: list[float], number: list[float]) -> bool:
     """Adds to each text's `shares` and `number` what its words have of the windows they are in; False if there are none."""
     words = [(word, place) for place, text in enumerate(texts) for word in word_tokens(text)]
-    if len(words) < manner.WINDOW:
+    if len(words) < manner.MATTR_WINDOW:
         return False
     ratios = manner.window_ratios([word for word, _ in words])
     before = [0.0, *accumulate(ratios)]
     for position, (_, place) in enumerate(words):
-        first, last = max(0, position - manner.WINDOW + 1), min(position + 1, len(ratios))
-        shares[place] += (before[last] - before[first]) / manner.WINDOW
-        number[place] += (last - first) / manner.WINDOW
+        first, last = max(0, position - manner.MATTR_WINDOW + 1), min(position + 1, len(ratios))
+        shares[place] += (before[last] - before[first]) / manner.MATTR_WINDOW
+        number[place] += (last - first) / manner.MATTR_WINDOW
     return True

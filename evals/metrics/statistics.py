@@ -370,7 +370,7 @@ def partial_spearman(
 T = TypeVar("T")
 
 
-def spread(items: Sequence[T], most: int | None) -> list[T]:
+def evenly_spaced(items: Sequence[T], most: int | None) -> list[T]:
     """At most so many items, spread evenly."""
     if most is None or len(items) <= most:
         return list(items)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: The length in words of the window of `mattr`.
-WINDOW = 50
+MATTR_WINDOW = 50
 #: How many bins a reliability table has.
 BINS = 10
 #: The length in characters of the pieces that a style is told by.
@@ -193,7 +193,7 @@ def function_word_distance(replies: Sequence[str], reals: Sequence[str]) -> floa
     return round(float(cosine_distance(found[:1], found[1:])[0]), 12)
 
 
-def window_ratios(tokens: Sequence[str], window: int = WINDOW) -> list[float]:
+def window_ratios(tokens: Sequence[str], window: int = MATTR_WINDOW) -> list[float]:
     """The share of different words in each window of so many; one of the whole text, if it is shorter; none of no text.
 
     The windows are in order of their first word.
@@ -211,7 +211,7 @@ def window_ratios(tokens: Sequence[str], window: int = WINDOW) -> list[float]:
     return found
 
 
-def mattr(tokens: Sequence[str], window: int = WINDOW) -> float:
+def mattr(tokens: Sequence[str], window: int = MATTR_WINDOW) -> float:
     """The moving-average type-token ratio, 0 to 1 (Covington and McFall 2010): diversity that does not fall with length.
 
     The mean over all windows of so many words of the share that are different words. A text that is shorter than the window

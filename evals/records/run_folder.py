@@ -19,7 +19,7 @@ LOCK = "run.lock"
 
 
 @contextmanager
-def alone(folder: Path) -> Generator[None]:
+def exclusive_run(folder: Path) -> Generator[None]:
     """Work in the folder of a run, which is made if missing, and let no other process do so meanwhile.
 
     Raises:
@@ -44,7 +44,7 @@ def alone(folder: Path) -> Generator[None]:
         lock.release()
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a file, or leave what was there. UsageError if it cannot be written."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -36,7 +36,7 @@ _Shape = TypeVar("_Shape")
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TrainingEstimate:
     """A value and the ends of its interval, None where there are too few for one."""
 
     value: float
@@ -45,12 +45,12 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Change:
+class MeasuredChange:
     """A number of the base, the same of the trained model, and the paired difference, of which people weigh the same."""
 
     base: float | None = None
     trained: float | None = None
-    difference: Estimate | None = None
+    difference: TrainingEstimate | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Group:
 
     n: int = 0
     people: int = 1
-    base: Estimate | None = None
-    trained: Estimate | None = None
-    difference: Estimate | None = None
-    leak_rate: Change | None = None
-    gives_away: Change | None = None
-    words: Change | None = None
+    base: TrainingEstimate | None = None
+    trained: TrainingEstimate | None = None
+    difference: TrainingEstimate | None = None
+    leak_rate: MeasuredChange | None = None
+    gives_away: MeasuredChange | None = None
+    words: MeasuredChange | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MethodOutcome:
     """What came of a method; `stopped` says why it ended early, None if it did not."""
 
     steps: int = 0
@@ -157,7 +157,7 @@ class MethodRun:
     values: Mapping[str, Curve]
     audits: Mapping[str, Curve]
     audited: int
-    outcome: Outcome | None
+    outcome: MethodOutcome | None
     cut: int
 
 
@@ -208,7 +208,7 @@ def read_training(folder: Path) -> TrainingRun:
 def _method(folder: Path) -> MethodRun:
     lines, cut = _lines(folder / CURVES)
     path = folder / RESULT
-    outcome = _checked(Outcome, _bytes_of(path), str(path), _AGAIN) if path.is_file() else None
+    outcome = _checked(MethodOutcome, _bytes_of(path), str(path), _AGAIN) if path.is_file() else None
     audits = [(line.step, line.audit) for line in lines if line.audit]
     sizes = [n for _, audit in audits if isinstance(n := audit.get("n"), int)]
     return MethodRun(

@@ -16,14 +16,14 @@ from usertwin.memory.jsonl import read_lines
 from usertwin.memory.text.transcript import flat
 
 #: What a pair is asked for: a contrast of two arms, or to see whether the judge says what must come out.
-Kind = Literal["contrast", "identical", "real", "same_arm", "another_person"]
+QuestionKind = Literal["contrast", "identical", "real", "same_arm", "another_person"]
 Label = Literal["1", "2", "tie"]
 Closer = Literal["a", "b", "tie"]
 LABELS: tuple[Label, ...] = get_args(Label)
 #: Latest turns that whoever judges is shown, and characters of each.
 CONTEXT_TURNS, _TURN_CHARACTERS = 6, 240
 
-Place: TypeAlias = tuple[Kind, str, str, str, str, int, int]
+Place: TypeAlias = tuple[QuestionKind, str, str, str, str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Question:
         texts: the two replies, a's and b's.
     """
 
-    kind: Kind
+    kind: QuestionKind
     a: str
     b: str
     person: str
@@ -75,7 +75,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class JudgeVerdict:
     """What a judge said about a pair.
 
     Attributes:
@@ -97,7 +97,7 @@ class Verdict:
 
     key: str
     pair: str
-    kind: Kind
+    kind: QuestionKind
     a: str
     b: str
     person: str
@@ -151,7 +151,7 @@ class Verdict:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Any) -> Verdict:
+    def from_json(cls, data: Any) -> JudgeVerdict:
         """Back from `to_json`. KeyError, TypeError or ValueError if it is something else."""
         first, second = data["said"]
         if not {first, second} <= {*LABELS, None}:
@@ -160,13 +160,13 @@ class Verdict:
         return cls(**rest, said=(first, second))
 
 
-def read_verdicts(path: Path) -> list[Verdict]:
+def read_verdicts(path: Path) -> list[JudgeVerdict]:
     """Every verdict in a file, none if it is not there; a last line that was cut short by a kill is left out.
 
     Raises:
         UsageError: a line is no verdict; the message names it.
     """
-    return read_lines(path, Verdict.from_json, "verdict", "delete that line, and try again")
+    return read_lines(path, JudgeVerdict.from_json, "verdict", "delete that line, and try again")
 
 
 def digest(content: object) -> str:

@@ -36,7 +36,7 @@ from .peers import peer_transcript
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class HeldOutTurn:
     """A held-out moment and what each arm is shown of the past; a peer is shown none."""
 
     pair: Pair
@@ -74,7 +74,7 @@ class Arms:
         missing = {"other_person": self.other is None, "trained": self.trained is None, "backward": plain, "random_of_n": plain}
         return tuple(arm for arm in self.names if not missing.get(arm, False))
 
-    def moments(self, pairs: Sequence[Pair]) -> list[Moment]:
+    def moments(self, pairs: Sequence[Pair]) -> list[HeldOutTurn]:
         """For each held-out pair what each arm is shown; nothing later than the pair, nothing of its conversation."""
         user, names = self.user, set(self.present)
         times = [pair.when for pair in pairs]
@@ -83,17 +83,17 @@ class Arms:
         if self.other is not None and "other_person" in names:
             before = times if user.record.dated else None
             theirs = self.other.recall_many(pairs, user.k, before=before, ranking=user.ranking)
-        past = [triple for triple in user.store.triples() if not triple.pair.left] if "recent_own" in names else []
+        past = [triple for triple in user.store.triples() if not triple.pair.abandoned] if "recent_own" in names else []
         elsewhere = self._trained_traces() if "trained" in names else {}
-        found: list[Moment] = []
+        found: list[HeldOutTurn] = []
         for number, pair in enumerate(pairs):
             shown = self._remembered(pair, [r.triple for r in own[number]], elsewhere)
             shown |= {"other_person": [r.triple for r in theirs[number]], "recent_own": _latest(past, pair, user.k)}
             if "random_own" in names:
                 rng = random.Random(f"{self.seed}/{pair.conversation_id}/{pair.position}")
-                drawn = user.store.draw(pair, user.k, before=pair.when, rng=rng)
+                drawn = user.store.sample(pair, user.k, before=pair.when, rng=rng)
                 shown["random_own"] = [Triple(triple.pair) for triple in drawn]
-            found.append(Moment(pair, {arm: shown.get(arm, []) for arm in self.present}, own[number]))
+            found.append(HeldOutTurn(pair, {arm: shown.get(arm, []) for arm in self.present}, own[number]))
         return found
 
     def _remembered(
@@ -128,7 +128,7 @@ class Arms:
             return {}
         return {(one.pair.conversation_id, one.pair.position): one.reasoning for one in self.trained.triples()}
 
-    def prompt(self, arm: str, moment: Moment) -> str:
+    def prompt(self, arm: str, moment: HeldOutTurn) -> str:
         """The text after which the real action is scored under an arm."""
         turns = self.user.settings.window
         if arm in PEERS:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from usertwin.evals.metrics.reply_similarity import embedding_similarities
-from usertwin.evals.metrics.statistics import mean_over_people, spread
+from usertwin.evals.metrics.statistics import evenly_spaced, mean_over_people
 from usertwin.evals.metrics.writing_style import style_distance
 from usertwin.memory import Embedder
 from usertwin.personas import Pair
@@ -78,10 +78,10 @@ async def drift(
     """
     talks: dict[str, list[Pair]] = {}
     for pair in pairs:
-        if not pair.left:
+        if not pair.abandoned:
             talks.setdefault(pair.conversation_id, []).append(pair)
     longest = sorted(talks.values(), key=lambda talk: -min(len(talk), DEPTHS[-1]))[: 2 * most]
-    chosen = spread(longest, most)
+    chosen = evenly_spaced(longest, most)
     found: list[Drifted] = []
     for number, talk in enumerate(chosen):
         progress("drifting", number, len(chosen))
@@ -119,7 +119,7 @@ async def _reply(user: SimulatedUser, pair: Pair, seed: int) -> str:
     recalled = await asyncio.to_thread(
         user.store.recall, pair, user.k, before=pair.when, with_trace=traced, ranking=user.ranking
     )  # fmt: skip
-    _, [answer] = await user.reply(pair, as_shown([one.triple for one in recalled], user.settings.traces), seed=seed)
+    _, [answer] = await user.sample_reply(pair, as_shown([one.triple for one in recalled], user.settings.traces), seed=seed)
     return answer.text
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from usertwin.evals.metrics.statistics import mean, ratio
 from usertwin.evals.metrics.writing_style import brier, reliability
-from usertwin.memory.twin.abandonment import NEIGHBOURS, share_of_leavings
+from usertwin.memory.twin.abandonment import NEIGHBOURS, abandonment_rate
 from usertwin.personas import Pair
 from usertwin.simulator import SimulatedUser
 
@@ -35,11 +35,11 @@ def endings(user: SimulatedUser, moments: Sequence[Pair], *, seed: int = 0) -> d
         near = user.store.recall_many(moments, NEIGHBOURS, before=[pair.when for pair in moments], left=None)
         for place, (recalled, pair) in enumerate(zip(near, moments, strict=True)):
             if any(turn.speaker == pair.speaker for turn in pair.context):
-                silent[place], chances[place] = user.leaving.leaves(recalled), share_of_leavings(recalled)
+                silent[place], chances[place] = user.leaving.leaves(recalled), abandonment_rate(recalled)
     said = list(silent)
     if user.ending is not None:
         for place, pair in enumerate(moments):
-            if not pair.left:
+            if not pair.abandoned:
                 said[place] = said[place] or user.ending.leaves(pair)
                 chances[place] = max(chances[place], user.ending.probability(pair))
     hits = [2.0 * (told and pair.ends) for told, pair in zip(said, moments, strict=True)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.evals.metrics.closeness import closeness
-from usertwin.evals.metrics.statistics import spread
+from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.memory import Embedder, Scorer
 from usertwin.simulator import SimulatedUser
 
@@ -16,7 +16,7 @@ from .arms import Arms
 from .endings import endings
 from .held_out import held_out_pairs, other_person
 from .leak_checks import check_split
-from .replay import Protocol, Replay, ReplayProgress, quiet
+from .replay import Replay, ReplayConfig, ReplayProgress, quiet
 
 
 def twin_arm(user: SimulatedUser) -> str:
@@ -31,7 +31,7 @@ async def evaluate(
     *,
     folder: Path,
     against: str | Path | None = None,
-    protocol: Protocol = Protocol(),
+    protocol: ReplayConfig = ReplayConfig(),
     progress: ReplayProgress = quiet,
 ) -> dict[str, Any]:
     """Measure how close a twin is to the person, beside the baselines.
@@ -62,7 +62,9 @@ async def evaluate(
         progress("recalling", 0, 1)
         arms = Arms(user, protocol.arms, other, seed=protocol.seed)
         replay = Replay(user, scorer, embedder, arms, protocol, user.name)
-        turns = await replay.run(spread([pair for pair in held_out if not pair.left], protocol.limit), progress=progress)
+        turns = await replay.run(
+            evenly_spaced([pair for pair in held_out if not pair.abandoned], protocol.limit), progress=progress
+        )
     told = endings(user, held_out, seed=protocol.seed)
     found = closeness(turns, twin_arm(user), seed=protocol.seed)
     return {

@@ -34,7 +34,7 @@ def held_out_pairs(user: SimulatedUser, folder: Path, against: str | Path | None
         log = read_conversations(folder / HELD_OUT)
         groups = pairs_of_log(log.conversations, record.recipe.speaker, window=window)
         # Without dates, `when` is the place in the log, and everything that was held out came after the corpus.
-        pairs = [later(pair, record.dated, record.corpus_ends) for group in groups for pair in group]
+        pairs = [with_time_after(pair, record.dated, record.corpus_ends) for group in groups for pair in group]
         return [pair for pair in pairs if pair.conversation_id in set(record.test)], 0
     log = read_conversations(against)
     check_speaker(log, record.recipe.speaker)
@@ -47,11 +47,11 @@ def held_out_pairs(user: SimulatedUser, folder: Path, against: str | Path | None
         raise LogError(
             f"{against}: the twin was learned from every conversation of {record.recipe.speaker} in it; none is held out"
         )
-    pairs = [later(pair, record.dated, record.corpus_ends) for group in fresh for pair in group]
+    pairs = [with_time_after(pair, record.dated, record.corpus_ends) for group in fresh for pair in group]
     return pairs, len(groups) - len(fresh)
 
 
-def later(pair: Pair, dated: bool, corpus_ends: float) -> Pair:
+def with_time_after(pair: Pair, dated: bool, corpus_ends: float) -> Pair:
     """A held-out pair with a time after the corpus; without dates, `when` is only a place in the log."""
     return pair if dated else replace(pair, when=corpus_ends + 1 + pair.when)
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from math import log
 from typing import Any
 
-from usertwin.evals.metrics.statistics import mean, spread
+from usertwin.evals.metrics.statistics import evenly_spaced, mean
 from usertwin.memory import Scorer
 from usertwin.memory.text.transcript import ME, flat
 from usertwin.memory.text.words import word_tokens
@@ -120,7 +120,7 @@ def _as_it_is(shingles: frozenset[str]) -> frozenset[str]:
 def _shingles(pair: Pair, turns: int | None) -> frozenset[str]:
     """The runs of words of a moment; none if it has too few words. A silent leaving is told by what came before it."""
     context = pair.context if turns is None else pair.context[len(pair.context) - min(turns, len(pair.context)) :]
-    said = [turn.text for turn in context] + ([] if pair.left else [pair.action])
+    said = [turn.text for turn in context] + ([] if pair.abandoned else [pair.action])
     words = [word for text in said for word in word_tokens(text)]
     if len(words) < FEWEST_WORDS:
         return frozenset()
@@ -153,9 +153,9 @@ def known_by_heart(scorer: Scorer, pairs: Sequence[Pair], *, most: int | None = 
     """
     texts: dict[str, Pair] = {}
     for pair in pairs:
-        if not pair.left and len(flat(pair.action).split()) >= FEWEST_TO_CONTINUE:
+        if not pair.abandoned and len(flat(pair.action).split()) >= FEWEST_TO_CONTINUE:
             texts.setdefault(flat(pair.action), pair)
-    chosen = spread(list(texts.items()), most)
+    chosen = evenly_spaced(list(texts.items()), most)
     halves = [_halves(text) for text, _ in chosen]
     own = _per_token(scorer, halves)
     others = [*halves[1:], *halves[:1]] if len(halves) > 1 else []

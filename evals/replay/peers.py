@@ -16,9 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from usertwin.evals.arm_names import PEERS, Peer
-from usertwin.memory import Style
+from usertwin.memory.models.chat import Style
 from usertwin.memory.text.prompt_template import PromptTemplate
-from usertwin.memory.text.transcript import ME, open_moment
+from usertwin.memory.text.transcript import ME, current_moment
 from usertwin.personas import Pair, Persona
 from usertwin.simulator.prompts import Messages, act_messages
 
@@ -46,7 +46,7 @@ def peer_transcript(peer: Peer, persona: Persona, pair: Pair, *, turns: int) -> 
         pair: the present moment.
         turns: how many turns of the chat are shown, as many as the twin is shown.
     """
-    return f"{_template(peer).fill(me=ME, persona=persona, goal=pair.goal)}\n\n{open_moment(pair, turns)}"
+    return f"{_template(peer).fill(me=ME, persona=persona, goal=pair.goal)}\n\n{current_moment(pair, turns)}"
 
 
 def peer_messages(peer: Peer, style: Style, persona: Persona, pair: Pair, *, turns: int) -> Messages:

@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.evals.arm_names import PEERS, USUAL_ARMS, Peer, check_arms
-from usertwin.evals.metrics.statistics import spread
+from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn, Memory, turns_of
-from usertwin.memory import Distractors, Embedder, Scorer
+from usertwin.memory import Embedder, Scorer
 from usertwin.memory.jsonl import open_to_append, write_line
+from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import CHOICES
 from usertwin.memory.text.transcript import ME, action_line
 from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import RECALLED_TURNS
 
-from .arms import Arms, Moment
+from .arms import Arms, HeldOutTurn
 from .peers import peer_messages, said_by
 
 _AT_ONCE = 20
@@ -43,7 +44,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Protocol:
+class ReplayConfig:
     """How a twin is measured.
 
     Attributes:
@@ -90,7 +91,7 @@ class Replay:
     scorer: Scorer
     embedder: Embedder
     arms: Arms
-    protocol: Protocol
+    config: ReplayConfig
     person: str
 
     async def run(
@@ -109,7 +110,7 @@ class Replay:
         """
         if not self.arms.present:
             raise UsageError(f"{self.person}: nothing is there to show for {', '.join(self.arms.names)}; name other arms")
-        writing = {_key(pair) for pair in spread(pairs, self.protocol.generate)} if self.protocol.generate else set[Any]()
+        writing = {_key(pair) for pair in evenly_spaced(pairs, self.config.generate)} if self.config.generate else set[Any]()
         known = {(turn.conversation_id, turn.position): turn for turn in (turns_of(keep) if keep else [])}
         missing = [pair for pair in pairs if _key(pair) not in known]
         distractors = Distractors([triple.pair for triple in self.user.store.triples()], self.embedder)
@@ -133,7 +134,7 @@ class Replay:
             progress("writing", len(writing), len(writing))
         return [known[_key(pair)] for pair in pairs]
 
-    def _scored(self, moments: Sequence[Moment], pairs: Sequence[Pair]) -> list[MeasuredTurn]:
+    def _scored(self, moments: Sequence[HeldOutTurn], pairs: Sequence[Pair]) -> list[MeasuredTurn]:
         """The records of moments, with what the real actions cost."""
         places = [(place, arm) for place, moment in enumerate(moments) for arm in moment.shown]
         items = [(self.arms.prompt(arm, moments[i]), action_line(moments[i].pair.action)) for i, arm in places]
@@ -164,12 +165,12 @@ class Replay:
         other = self.arms.other
         if other is None:
             return ""
-        drawn = other.draw(pair, 1, rng=random.Random(f"{self.protocol.seed}/{pair.conversation_id}/{pair.position}"))
+        drawn = other.sample(pair, 1, rng=random.Random(f"{self.config.seed}/{pair.conversation_id}/{pair.position}"))
         return drawn[0].pair.action if drawn else ""
 
-    async def _written(self, turn: MeasuredTurn, moment: Moment, distractors: Distractors) -> MeasuredTurn:
+    async def _written(self, turn: MeasuredTurn, moment: HeldOutTurn, distractors: Distractors) -> MeasuredTurn:
         """The record with the replies of each arm, how like the real action they are, and what each arm chooses."""
-        limit = asyncio.Semaphore(self.protocol.concurrency)
+        limit = asyncio.Semaphore(self.config.concurrency)
 
         async def one(arm: str) -> tuple[str, list[str]]:
             async with limit:
@@ -177,20 +178,20 @@ class Replay:
 
         answers = dict(zip(moment.shown, await asyncio.gather(*(one(arm) for arm in moment.shown)), strict=True))
         replies = {arm: tuple(texts) for arm, (_, texts) in answers.items()}
-        others = distractors.of(moment.pair, (self.protocol.choices or CHOICES) - 1)
+        others = distractors.of(moment.pair, (self.config.choices or CHOICES) - 1)
         similarity, rank = await asyncio.to_thread(self._compared, replies, moment.pair.action, others)
-        choice = await asyncio.to_thread(self._chosen, moment, others) if self.protocol.choices else {}
+        choice = await asyncio.to_thread(self._chosen, moment, others) if self.config.choices else {}
         reasoning = {arm: thought for arm, (thought, _) in answers.items() if thought}
         return replace(turn, replies=replies, reasoning=reasoning, similarity=similarity, rank=rank, choice=choice)
 
-    async def _replies(self, moment: Moment, arm: str) -> tuple[str, list[str]]:
+    async def _replies(self, moment: HeldOutTurn, arm: str) -> tuple[str, list[str]]:
         """The thought, if the twin has one of its own, and the replies that the twin's model writes under an arm."""
-        user, pair, seed, n = self.user, moment.pair, self.protocol.seed, self.protocol.samples
+        user, pair, seed, n = self.user, moment.pair, self.config.seed, self.config.samples
         if arm in PEERS:
             peer: Peer = arm
             messages = peer_messages(peer, user.model.style, user.persona, pair, turns=user.settings.window)
-            return "", [said_by(peer, answer.text) for answer in await user.write(messages, n=n, seed=seed)]
-        reasoning, answers = await user.reply(pair, moment.shown[arm], seed=seed, n=n)
+            return "", [said_by(peer, answer.text) for answer in await user.complete(messages, n=n, seed=seed)]
+        reasoning, answers = await user.sample_reply(pair, moment.shown[arm], seed=seed, n=n)
         return reasoning, [answer.text for answer in answers]
 
     def _compared(
@@ -211,7 +212,7 @@ class Replay:
                 rank[arm] = tuple(float(((row[1:] < row[0]) + 0.5 * (row[1:] == row[0])).mean()) for row in rows)
         return similarity, rank
 
-    def _chosen(self, moment: Moment, others: Sequence[str]) -> dict[str, float]:
+    def _chosen(self, moment: HeldOutTurn, others: Sequence[str]) -> dict[str, float]:
         """Whether each arm tells the real action from others, by how much likelier its prompt makes it than no prompt does."""
         if not others:
             return {}
@@ -234,7 +235,7 @@ def _said(pair: Pair) -> tuple[tuple[str, str], ...]:
     return tuple((ME if turn.speaker == pair.speaker else turn.speaker, turn.text) for turn in pair.context)
 
 
-def _memories(moment: Moment) -> tuple[Memory, ...]:
+def _memories(moment: HeldOutTurn) -> tuple[Memory, ...]:
     """What the twin was shown, most similar first."""
     shown = moment.shown.get("recalled_triples", moment.shown.get("recalled_pairs", ()))
     found: list[Memory] = []

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.metrics.statistics import Estimate, ratio, spread
+from usertwin.evals.metrics.statistics import Estimate, evenly_spaced, ratio
 from usertwin.memory import Scorer, Settings, Triple
 from usertwin.memory.text.transcript import action_line
 from usertwin.memory.twin.record import HELD_OUT, kept_conversations
@@ -23,7 +23,7 @@ from usertwin.personas.pairs import pairs_of_log
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript, as_shown
 
-from .held_out import later
+from .held_out import with_time_after
 
 #: What is compared: how many moments, and how many turns of the present chat. Fewer is simpler.
 KS, WINDOWS = (4, 8), (3, 6)
@@ -36,7 +36,7 @@ DecideProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TunePlan:
     """What deciding takes: on how many turns, how many settings, and with how many texts of the twin's model."""
 
     turns: int
@@ -58,18 +58,18 @@ def validation_pairs(user: SimulatedUser, folder: Path, limit: int) -> list[Pair
     record = user.record
     groups = pairs_of_log(kept_conversations(folder / HELD_OUT), record.recipe.speaker, window=_windows(user)[-1])
     known = set(record.validation)
-    pairs = [later(pair, record.dated, record.corpus_ends) for group in groups for pair in group]
-    return spread([pair for pair in pairs if pair.conversation_id in known and not pair.left], limit)
+    pairs = [with_time_after(pair, record.dated, record.corpus_ends) for group in groups for pair in group]
+    return evenly_spaced([pair for pair in pairs if pair.conversation_id in known and not pair.abandoned], limit)
 
 
 def _windows(user: SimulatedUser) -> list[int]:
     return sorted({*WINDOWS, user.record.recipe.window})
 
 
-def plan(user: SimulatedUser, turns: int) -> Plan:
+def tune_plan(user: SimulatedUser, turns: int) -> TunePlan:
     """What deciding on so many turns takes."""
     variants = _trace_variants(user)
-    return Plan(turns, len(KS) * len(_windows(user)) + len(variants), turns * any(one.reasons for one in variants))
+    return TunePlan(turns, len(KS) * len(_windows(user)) + len(variants), turns * any(one.reasons for one in variants))
 
 
 def _trace_variants(user: SimulatedUser) -> list[Settings]:
@@ -84,14 +84,14 @@ def _trace_variants(user: SimulatedUser) -> list[Settings]:
     ]
 
 
-async def decide(
+async def tune(
     user: SimulatedUser,
     scorer: Scorer,
     *,
     folder: Path,
     limit: int = DEFAULT_TURNS,
     seed: int = 0,
-    planned: Callable[[Plan], None] = lambda plan: None,
+    planned: Callable[[TunePlan], None] = lambda plan: None,
     progress: DecideProgress = lambda stage, done, total: None,
 ) -> Settings:
     """Find how a twin best uses its memory.
@@ -115,7 +115,7 @@ async def decide(
     if limit < 1:
         raise UsageError(f"{limit} turns to decide on: at least one is needed")
     pairs = validation_pairs(user, folder, limit)
-    takes = plan(user, len(pairs))
+    takes = tune_plan(user, len(pairs))
     planned(takes)
     if not pairs:
         return Settings(traces="none", reasons=False)
@@ -167,7 +167,7 @@ class _Comparison:
         twin = SimulatedUser(
             user.record, user.store, user.model, reasoner=user.reasoner, settings=setting, ranking=user.ranking, seed=user.seed
         )
-        return (await twin.think(pair, shown, seed=seed)).text or None
+        return (await twin.sample_reasoning(pair, shown, seed=seed)).text or None
 
     def of(self, setting: Settings, seed: int) -> Estimate | None:
         """Bits per character under a setting."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
-from .labels import PRIMARY, arm_name, beside, chance, in_order, interval, measure_name, number, several, verdict
+from .labels import PRIMARY, arm_name, beside, chance, in_order, interval, measure_name, number, plural, verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -168,7 +168,7 @@ def verdict_of(found: Mapping[str, Any]) -> str:
     told = {"closer": f"The twin of {new} is closer", "further": f"The twin of {old} is closer", "same": "Not told apart"}
     numbers = f"{number(twin['value'], 3, signed=True)} bits per character, new minus old"
     tests = "".join(f", {text}" for text in (chance(twin["p"]),) if text)
-    people = several(twin["people"], "person", "people")
+    people = plural(twin["people"], "person", "people")
     seen = "" if twin["visible"] is None else f"; with this n, differences under {number(twin['visible'], 3)} are invisible"
     sure = f"{interval(twin, 3, signed=True)}{tests}, n={twin['n']} turns of {people} in both runs"
     return f"{told[verdict(twin)]}: {numbers} ({sure}){seen}."

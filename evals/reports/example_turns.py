@@ -14,7 +14,7 @@ from usertwin.evals.records.measured_turns import MeasuredTurn
 SHOWN = 3
 
 
-def examples_of(turns: Sequence[MeasuredTurn], twin: str, *, shown: int = SHOWN) -> dict[str, list[MeasuredTurn]]:
+def example_turns(turns: Sequence[MeasuredTurn], twin: str, *, shown: int = SHOWN) -> dict[str, list[MeasuredTurn]]:
     """Turns to show: "typical" (from the middle of the order), "best" and "worst", of different people where there are some.
 
     Args:

@@ -13,8 +13,8 @@ from typing import Any
 
 from usertwin.evals.records.measured_turns import MeasuredTurn, Memory
 
-from .example_turns import bits_gained, examples_of
-from .labels import arm_name, contrasts_of, counted, in_order, measure_name, number, several, verdict
+from .example_turns import bits_gained, example_turns
+from .labels import arm_name, contrasts_of, counted, in_order, measure_name, number, plural, verdict
 from .summary import best_alternative, summary_of
 from .tables import forest_grid, power_lines, sections_of
 from .templates import template
@@ -114,7 +114,7 @@ def _examples(result: Mapping[str, Any], turns: Sequence[MeasuredTurn]) -> list[
     twin, found = str(result["twin_arm"]), best_alternative(result)
     rivals = [arm for arm in in_order(result["arms"]) if arm_name(arm).rival]
     peers = ([found[0]] if found else []) + rivals
-    shown = examples_of(turns, twin)
+    shown = example_turns(turns, twin)
     return [
         {"title": _KINDS[kind][0], "said": _KINDS[kind][1], "turns": [_example(turn, twin, peers) for turn in some]}
         for kind, some in shown.items()
@@ -158,8 +158,8 @@ def method_of(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     people = len(result["people"])
     family = result.get("family") or {}
     told = {
-        "Measured on": f"{several(result['turns'], 'held-out turn')} of {several(people, 'person', 'people')} in "
-        f"{several(result['conversations'], 'conversation')} that the twins never saw; split by conversation and by time",
+        "Measured on": f"{plural(result['turns'], 'held-out turn')} of {plural(people, 'person', 'people')} in "
+        f"{plural(result['conversations'], 'conversation')} that the twins never saw; split by conversation and by time",
         "The twin": f"{arm_name(result['twin_arm']).title}: {arm_name(result['twin_arm']).said}",
         "Arms": "; ".join(f"{arm_name(arm).title}: {arm_name(arm).said}" for arm in in_order(result["arms"])),
         "Intervals": "95%, from resampling people and then the conversations of each (two-level bootstrap), every person "
@@ -175,7 +175,7 @@ def method_of(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if family:
         named = "; ".join(_contrast(name) for name in family["contrasts"])
         told["Declared beforehand"] = (
-            f"{several(len(family['contrasts']), 'contrast')} in one measure ({family['measure']}), Holm's correction over "
+            f"{plural(len(family['contrasts']), 'contrast')} in one measure ({family['measure']}), Holm's correction over "
             f"them, alpha {family['alpha']}: {named}"
         )
     measures = [measure_name(name) for name in dict.fromkeys(chain.from_iterable(result["arms"].values()))]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from usertwin.evals.metrics.measures import MEASURES
 
-Verdict = Literal["closer", "further", "same"]
+DifferenceVerdict = Literal["closer", "further", "same"]
 Estimates = Mapping[str, Any]
 
 #: What everything is decided by; the others are shown beside it.
@@ -152,7 +152,7 @@ def counted(n: float) -> str:
     return f"{round(n):,}"
 
 
-def several(n: int, one: str, many: str = "") -> str:
+def plural(n: int, one: str, many: str = "") -> str:
     """A count of things.
 
     >>> several(1, "person", "people"), several(2, "turn")
@@ -161,7 +161,7 @@ def several(n: int, one: str, many: str = "") -> str:
     return f"{counted(n)} {one if n == 1 else many or one + 's'}"
 
 
-def verdict(paired: Estimates) -> Verdict:
+def verdict(paired: Estimates) -> DifferenceVerdict:
     """What a paired difference says of its first arm: closer or further if the interval excludes zero."""
     low, high = paired.get("low"), paired.get("high")
     if low is None or high is None or low <= 0 <= high:

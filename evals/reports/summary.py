@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .labels import PRIMARY, Estimates, arm_name, contrasts_of, interval, number, several, verdict
+from .labels import PRIMARY, Estimates, arm_name, contrasts_of, interval, number, plural, verdict
 
 
 def best_alternative(result: Mapping[str, Any], *, rivals: bool = True) -> tuple[str, Estimates] | None:
@@ -31,8 +31,8 @@ def best_alternative(result: Mapping[str, Any], *, rivals: bool = True) -> tuple
 
 def summary_of(result: Mapping[str, Any]) -> str:
     """One sentence: is the twin closer than the best alternative, by how much, on how much, and how sure is that."""
-    people = several(len(result["people"]), "person", "people")
-    measured = f"{several(result['turns'], 'held-out turn')} of {people} in {several(result['conversations'], 'conversation')}"
+    people = plural(len(result["people"]), "person", "people")
+    measured = f"{plural(result['turns'], 'held-out turn')} of {people} in {plural(result['conversations'], 'conversation')}"
     found = best_alternative(result)
     if found is None:
         return f"The twin was compared with nothing that one might use instead of it; it was measured on {measured}."

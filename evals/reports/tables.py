@@ -22,7 +22,7 @@ from .labels import (
     in_order,
     measure_name,
     number,
-    several,
+    plural,
     verdict,
 )
 from .summary import best_alternative
@@ -48,7 +48,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """A row: what it is about, a remark on that, and its cells."""
 
     title: str
@@ -63,7 +63,7 @@ class Grid:
 
     caption: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +107,12 @@ def sections_of(result: Mapping[str, Any]) -> list[Section]:
 
 def forest_grid(result: Mapping[str, Any]) -> Grid:
     """The twin against each other arm in bits per character, with what the tests say."""
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     told = {"closer": "twin closer", "further": "twin further off", "same": "not told apart"}
     for arm, one in contrasts_of(result).items():
         tests = ", ".join(filter(None, (chance(one.get("p")), _holm(one))))
         cells = (difference_cell(one), Cell(told[verdict(one)], tests, difference_cell(one).mark), _visible_cell(one))
-        rows.append(Row(arm_name(arm).title, arm_name(arm).said, cells))
+        rows.append(TableRow(arm_name(arm).title, arm_name(arm).said, cells))
     caption = f"{arm_name(result['twin_arm']).title} (the twin) minus each other arm; below 0 the twin is closer"
     columns = ("The twin against", "Bits per character", "Verdict", "Smallest difference seen with 80% power")
     return Grid(caption, columns, tuple(rows))
@@ -133,7 +133,7 @@ def measures_section(result: Mapping[str, Any]) -> Section | None:
     measures = list(dict.fromkeys(name for arm in arms for name in result["arms"][arm]))
     if not measures:
         return None
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for measure in measures:
         name, found = measure_name(measure), {arm: result["arms"][arm].get(measure) for arm in arms}
         marks: dict[str, Mark] = {arm: difference_cell(one).mark for arm, one in contrasts_of(result, measure).items()}
@@ -147,7 +147,7 @@ def measures_section(result: Mapping[str, Any]) -> Section | None:
             )
             for arm in arms
         )  # fmt: skip
-        rows.append(Row(name.title, "; ".join(filter(None, (name.said, name.closest))), tuple(cells)))
+        rows.append(TableRow(name.title, "; ".join(filter(None, (name.said, name.closest))), tuple(cells)))
     columns = ("Measure", *(arm_name(arm).title + (" (the twin)" if arm == twin else "") for arm in arms))
     notes = (
         "✓ the twin is closer to the person than this arm, ✗ it is further off, each where the interval of the paired "
@@ -159,7 +159,7 @@ def measures_section(result: Mapping[str, Any]) -> Section | None:
 
 def between_section(result: Mapping[str, Any]) -> Section | None:
     """Arms held against each other, neither of which is what the twin does: what memory, and what traces, are worth."""
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for name, measures in result["paired"].items():
         first, _, second = name.partition(" - ")
         one = measures.get(PRIMARY)
@@ -167,7 +167,7 @@ def between_section(result: Mapping[str, Any]) -> Section | None:
             said = {"closer": "the first is closer", "further": "the second is closer", "same": "not told apart"}[verdict(one)]
             title = f"{arm_name(first).title} minus {arm_name(second).title}"
             cells = (estimate_cell(one, 3, signed=True), Cell(said, chance(one.get("p"))), _visible_cell(one))
-            rows.append(Row(title, "", cells))
+            rows.append(TableRow(title, "", cells))
     if not rows:
         return None
     columns = ("Arms", "Bits per character", "Verdict", "Smallest difference seen with 80% power")
@@ -181,12 +181,12 @@ def people_section(result: Mapping[str, Any]) -> Section | None:
         return None
     twin, others = str(result["twin_arm"]), list(contrasts_of(result))
     each = {person: contrasts_of({**one, "twin_arm": twin}) for person, one in result["people"].items()}
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for person, one in result["people"].items():
         own = estimate_cell(one["arms"].get(twin, {}).get(PRIMARY), 3)
         cells = (own, *(difference_cell(each[person].get(arm)) for arm in others))
-        said = f"{several(one['turns'], 'turn')} in {several(one['conversations'], 'conversation')}"
-        rows.append(Row(person, said, cells))
+        said = f"{plural(one['turns'], 'turn')} in {plural(one['conversations'], 'conversation')}"
+        rows.append(TableRow(person, said, cells))
     columns = ("Person", "The twin's bits per character", *(f"against {arm_name(arm).title}" for arm in others))
     found, notes = best_alternative(result), list[str]()
     if found is not None:
@@ -194,7 +194,7 @@ def people_section(result: Mapping[str, Any]) -> Section | None:
         notes.append(
             f"Against {arm_name(found[0]).title}, the best alternative, the twin is closer for {ahead.count('closer')}, "
             f"further off for {ahead.count('further')} and not told apart for {ahead.count('same')} of "
-            f"{several(len(ahead), 'person', 'people')}; an interval of one person rests on that person's conversations alone."
+            f"{plural(len(ahead), 'person', 'people')}; an interval of one person rests on that person's conversations alone."
         )
     caption = "The twin's cost of each person's real turns, and its difference to each arm; below 0 the twin is closer"
     return Section("people", "Person by person", tuple(notes), (Grid(caption, columns, tuple(rows)),))
@@ -205,7 +205,7 @@ def judge_section(result: Mapping[str, Any]) -> Section | None:
     judge = result.get("judge")
     if not judge:
         return None
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for name, one in judge["contrasts"].items():
         first, _, second = name.partition(" - ")
         low, high = one["win"].get("low"), one["win"].get("high")
@@ -217,7 +217,7 @@ def judge_section(result: Mapping[str, Any]) -> Section | None:
             estimate_cell(one["ties"], 2),
             p,
         )
-        rows.append(Row(f"{arm_name(first).title} over {arm_name(second).title}", "", cells))
+        rows.append(TableRow(f"{arm_name(first).title} over {arm_name(second).title}", "", cells))
     columns = ("Which reply is closer", "Win rate", "Where both orders agree", "Ties", "p")
     wins = Grid("Share of pairs in which the first is closer to the real turn; a tie counts half", columns, tuple(rows))
     checks = tuple(_sanity_row(name, one) for name, one in judge["sanity"].items())
@@ -238,11 +238,11 @@ def _told(estimate: Estimates | None) -> str:
     return "not known" if estimate is None else f"{number(estimate['value'], 2)} ({beside(estimate, 2)})"
 
 
-def _sanity_row(name: str, one: Mapping[str, Any]) -> Row:
+def _sanity_row(name: str, one: Mapping[str, Any]) -> TableRow:
     holds = one.get("holds")
     answer = Cell("too few to tell") if holds is None else Cell("yes", mark="holds") if holds else Cell("no", mark="fails")
     title = name.replace("_", " ").capitalize()
-    return Row(title, "", (estimate_cell(one["win"], 2), estimate_cell(one["ties"], 2), Cell(one["must"]), answer))
+    return TableRow(title, "", (estimate_cell(one["win"], 2), estimate_cell(one["ties"], 2), Cell(one["must"]), answer))
 
 
 def drift_section(result: Mapping[str, Any]) -> Section | None:
@@ -251,7 +251,7 @@ def drift_section(result: Mapping[str, Any]) -> Section | None:
     if not drift:
         return None
     rows = tuple(
-        Row(
+        TableRow(
             f"Turn {depth}", "",
             (
                 estimate_cell(one["similarity"], 2), estimate_cell(one["real_history"], 2),
@@ -271,15 +271,15 @@ def endings_section(result: Mapping[str, Any]) -> Section | None:
     endings = {person: one for person, one in (result.get("endings") or {}).items() if one and one.get("f1")}
     if not endings:
         return None
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     grids: list[Grid] = []
     for person, one in endings.items():
         calibration = one.get("calibration")
         brier = estimate_cell(calibration.get("brier") if calibration else None, 3)
-        rows.append(Row(person, "", (estimate_cell(one["f1"], 2), brier)))
+        rows.append(TableRow(person, "", (estimate_cell(one["f1"], 2), brier)))
         if calibration and calibration["bins"]:
             bins = tuple(
-                Row(
+                TableRow(
                     f"{number(part['low'], 2)} to {number(part['high'], 2)}",
                     "",
                     (Cell(number(part["told"], 2)), Cell(number(part["left"], 2), f"n={counted(part['n'])}")),
@@ -298,12 +298,12 @@ def leakage_section(result: Mapping[str, Any]) -> Section | None:
     leakage = result.get("leakage")
     if not leakage:
         return None
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for person, one in leakage.items():
         heart = one.get("known_by_heart")
         known = estimate_cell(heart if heart and heart["value"] is not None else None, 2)
-        near = Cell(counted(one["near_duplicates"]), f"of {several(one['of'], 'turn')}")
-        rows.append(Row(person, "", (near, known, Cell("; ".join(one["checked"]) or "–"))))
+        near = Cell(counted(one["near_duplicates"]), f"of {plural(one['of'], 'turn')}")
+        rows.append(TableRow(person, "", (near, known, Cell("; ".join(one["checked"]) or "–"))))
     columns = ("Person", "Near-duplicates dropped", "Share the model knows by heart", "Checked")
     caption = "Held-out turns that are nearly in the memory, or that the model knows without one"
     return Section("leakage", "Leakage", (), (Grid(caption, columns, tuple(rows)),))
@@ -312,7 +312,7 @@ def leakage_section(result: Mapping[str, Any]) -> Section | None:
 def transfer_section(result: Mapping[str, Any]) -> Section | None:
     """Traces made by one model, used by another."""
     rows = [
-        Row(
+        TableRow(
             f"Traces of {one['proposer']}",
             f"used by {one['scorer']}",
             (
@@ -347,7 +347,7 @@ def settling_section(result: Mapping[str, Any]) -> Section | None:
     found = result.get("settling")
     if not found:
         return None
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for one in found["rows"]:
         against, beside_it = one["against"], one["at_once_against"]
         tests = ", ".join(filter(None, (chance((against or {}).get("p")), _holm(against or {}))))
@@ -356,21 +356,23 @@ def settling_section(result: Mapping[str, Any]) -> Section | None:
             Cell(tests or "–", f"n={counted(against['n'])}") if against else NONE,
             estimate_cell(one["at_once"], 3), difference_cell(beside_it),
         )  # fmt: skip
-        rows.append(Row(*_TAUGHT.get(one["kind"], (one["kind"], "")), cells))
+        rows.append(TableRow(*_TAUGHT.get(one["kind"], (one["kind"], "")), cells))
     columns = ("Trained on", "Bits per character", "Minus pairs", "Test", "Asked at once", "Asked at once, minus pairs")
     shared = "the people of a corpus share a model" if found["of"] == "group" else "each person has a model of their own"
     lessons, steps = (sorted({*found[key]}) for key in ("lessons", "steps"))
     notes = (
         f"{found['base']} fine-tuned (LoRA), {shared}: {_span(lessons)} moments, the same in every kind, {_span(steps)} "
-        f"steps; then asked what {several(found['turns'], 'held-out turn')} of {several(found['people'], 'person', 'people')} "
-        f"cost. What was taught reasoning writes {several(found['thoughts'], 'thought')} of its own first, from the context "
+        f"steps; then asked what {plural(found['turns'], 'held-out turn')} of {plural(found['people'], 'person', 'people')} "
+        f"cost. What was taught reasoning writes {plural(found['thoughts'], 'thought')} of its own first, from the context "
         "alone, and the mean of the probabilities after each counts: on average a lower bound (arXiv 1509.00519), so "
         "these figures are if anything too high. Below 0: it predicts people better than what was taught pairs alone.",
     )
     grids = [Grid("What held-out turns cost under models of people, by what these were trained on", columns, tuple(rows))]
     if found["paired"]:
         among = tuple(
-            Row(" minus ".join(_TAUGHT.get(kind, (kind, ""))[0] for kind in name.split(" - ")), "", (difference_cell(one),))
+            TableRow(
+                " minus ".join(_TAUGHT.get(kind, (kind, ""))[0] for kind in name.split(" - ")), "", (difference_cell(one),)
+            )
             for name, one in found["paired"].items()
         )
         grids.append(Grid("Kinds of reasoning against each other", ("What was taught", "Bits per character"), among))

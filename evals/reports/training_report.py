@@ -10,11 +10,19 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from usertwin.evals.records.run_folder import NOTES, PAGE, write_whole
-from usertwin.evals.records.training_run import Change, Estimate, Example, Group, MethodRun, TrainingRun, read_training
+from usertwin.evals.records.run_folder import NOTES, PAGE, write_atomically
+from usertwin.evals.records.training_run import (
+    Example,
+    Group,
+    MeasuredChange,
+    MethodRun,
+    TrainingEstimate,
+    TrainingRun,
+    read_training,
+)
 
-from .labels import beside, counted, interval, number, several
-from .tables import NONE, Cell, Grid, Mark, Row, Section
+from .labels import beside, counted, interval, number, plural
+from .tables import NONE, Cell, Grid, Mark, Section, TableRow
 from .templates import template
 from .training_curves import colours_of, inline_panel, legend_mark, method_title, panels_of, whole_picture
 
@@ -43,9 +51,9 @@ def training_pages(run: TrainingRun) -> None:
         UsageError: matplotlib is not installed, or nothing can be written there.
     """
     page, notes = render_training(run), render_training_markdown(run)
-    write_whole(run.folder / PICTURE, whole_picture(panels_of(run.methods), colours_of(run.methods)))
-    write_whole(run.folder / PAGE, page)
-    write_whole(run.folder / NOTES, notes)
+    write_atomically(run.folder / PICTURE, whole_picture(panels_of(run.methods), colours_of(run.methods)))
+    write_atomically(run.folder / PAGE, page)
+    write_atomically(run.folder / NOTES, notes)
 
 
 def render_training(run: TrainingRun) -> str:
@@ -87,12 +95,12 @@ def summary_of_training(run: TrainingRun) -> list[str]:
     """What came of a training: on what it was trained, then a sentence for each method."""
     manifest = run.manifest
     seen, unseen = (len(manifest.people.get(group, [])) for group in ("seen", "unseen"))
-    pairs = several(manifest.pairs.get("train", 0), "pair")
+    pairs = plural(manifest.pairs.get("train", 0), "pair")
     base = manifest.plan.get("base")
-    first = f"{several(len(run.methods), 'method')} from {'the same base' if base is None else f'the base {base}'}, "
-    first += f"on {pairs} of {several(seen, 'person', 'people')}"
+    first = f"{plural(len(run.methods), 'method')} from {'the same base' if base is None else f'the base {base}'}, "
+    first += f"on {pairs} of {plural(seen, 'person', 'people')}"
     first += (
-        f"; {several(unseen, 'other')} {_were(unseen)} kept apart to be measured on." if unseen else "; nobody was kept apart."
+        f"; {plural(unseen, 'other')} {_were(unseen)} kept apart to be measured on." if unseen else "; nobody was kept apart."
     )
     return [first, *map(_sentence, run.methods)]
 
@@ -101,7 +109,7 @@ def _sentence(one: MethodRun) -> str:
     title, outcome = method_title(one.name), one.outcome
     if outcome is None:
         steps = max((curve.steps[-1] for curve in one.values.values()), default=0)
-        return f"{title} is not finished: {several(steps, 'step')} so far."
+        return f"{title} is not finished: {plural(steps, 'step')} so far."
     ended = f" It stopped by itself: {outcome.stopped.strip().rstrip('.')}." if outcome.stopped else ""
     name, group = _first_group(one)
     if group is None or group.difference is None:
@@ -114,7 +122,7 @@ def _sentence(one: MethodRun) -> str:
     leaked = "" if leaks is None else f"; leak rate {_change(leaks, 3)}"
     return (
         f"{title} {sure}: novel gain {number(gained.value, 3, signed=True)} nats per token against it ({ends}; "
-        f"{several(group.n, 'held-out pair')} of {several(group.people, 'person', 'people')} {_GROUPS[name]}){leaked}.{ended}"
+        f"{plural(group.n, 'held-out pair')} of {plural(group.people, 'person', 'people')} {_GROUPS[name]}){leaked}.{ended}"
     )
 
 
@@ -141,7 +149,7 @@ def _warnings(run: TrainingRun) -> list[str]:
     for one in run.methods:
         title = method_title(one.name)
         if one.cut:
-            found.append(f"{title}: {several(one.cut, 'line')} of its curves, cut off by a kill, {_were(one.cut)} left out.")
+            found.append(f"{title}: {plural(one.cut, 'line')} of its curves, cut off by a kill, {_were(one.cut)} left out.")
         measured = one.outcome.measured if one.outcome else None
         if measured and measured.scorer is not None and measured.scorer == run.manifest.plan.get("scorer"):
             found.append(f"{title} was measured with {measured.scorer}, the scorer that was in its reward; take another.")
@@ -163,7 +171,7 @@ def _were(count: int) -> str:
     return "was" if count == 1 else "were"
 
 
-def _rose(change: Change) -> bool:
+def _rose(change: MeasuredChange) -> bool:
     return change.base is not None and change.trained is not None and change.trained > change.base
 
 
@@ -174,16 +182,18 @@ def _methods(run: TrainingRun) -> Section | None:
     """What each method did and what it took."""
     if not run.methods:
         return None
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for one in run.methods:
         outcome = one.outcome
         if outcome is None:
-            rows.append(Row(method_title(one.name), one.name, (NONE, NONE, NONE, Cell("not finished"))))
+            rows.append(TableRow(method_title(one.name), one.name, (NONE, NONE, NONE, Cell("not finished"))))
             continue
         ended = Cell("stopped", outcome.stopped) if outcome.stopped else Cell("as planned")
         took = Cell(_time(outcome.seconds))
         rows.append(
-            Row(method_title(one.name), one.name, (Cell(counted(outcome.steps)), Cell(counted(outcome.tokens)), took, ended))
+            TableRow(
+                method_title(one.name), one.name, (Cell(counted(outcome.steps)), Cell(counted(outcome.tokens)), took, ended)
+            )
         )
     columns = ("Method", "Steps", "Generated tokens", "Time", "Ended")
     notes = _SUMMED if any(one.name == "soup" for one in run.methods) else ()
@@ -192,7 +202,7 @@ def _methods(run: TrainingRun) -> Section | None:
 
 def _came_of_it(run: TrainingRun) -> Section | None:
     """What was measured on held-out pairs: a row for each method and group of people."""
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     scorers: list[str] = []
     for one in run.methods:
         measured = one.outcome.measured if one.outcome else None
@@ -202,9 +212,9 @@ def _came_of_it(run: TrainingRun) -> Section | None:
         for name, said in _GROUPS.items():
             group: Group | None = getattr(measured, name)
             if group is None:
-                rows.append(Row(method_title(one.name), f"people {said}", (Cell("not measured"), *[NONE] * 5)))
+                rows.append(TableRow(method_title(one.name), f"people {said}", (Cell("not measured"), *[NONE] * 5)))
             else:
-                rows.append(Row(method_title(one.name), f"people {said}", _cells(group)))
+                rows.append(TableRow(method_title(one.name), f"people {said}", _cells(group)))
     if not rows:
         return None
     notes = (
@@ -227,7 +237,7 @@ def _cells(group: Group) -> tuple[Cell, ...]:
         _estimate(group.trained, group.n),
     )
     changes = (_changed(group.leak_rate, group.n), _changed(group.gives_away, group.n), _changed(group.words, group.n, 1))
-    first = Cell(gains[0].text, f"{gains[0].beside}, {several(group.people, 'person', 'people')}".lstrip(", "), gains[0].mark)
+    first = Cell(gains[0].text, f"{gains[0].beside}, {plural(group.people, 'person', 'people')}".lstrip(", "), gains[0].mark)
     return first, *gains[1:], *changes
 
 
@@ -240,7 +250,7 @@ def _people(run: TrainingRun) -> Section | None:
     if not shown:
         return None
     rows = [
-        Row(person, next((said for name, said in _GROUPS.items() if person in run.manifest.people.get(name, ())), ""),
+        TableRow(person, next((said for name, said in _GROUPS.items() if person in run.manifest.people.get(name, ())), ""),
             tuple(_person_cell(people.get(person)) for people in measured.values()))
         for person in shown
     ]  # fmt: skip
@@ -254,17 +264,17 @@ def _person_cell(group: Group | None) -> Cell:
     return NONE if group is None else _estimate(group.difference, group.n, signed=True, mark=_mark(group.difference))
 
 
-def _estimate(one: Estimate | None, n: int, *, signed: bool = False, mark: Mark = "") -> Cell:
+def _estimate(one: TrainingEstimate | None, n: int, *, signed: bool = False, mark: Mark = "") -> Cell:
     if one is None:
         return NONE
     return Cell(number(one.value, 3, signed=signed), beside({**_plain(one), "n": n}, 3, signed=signed), mark)
 
 
-def _changed(one: Change | None, n: int, digits: int = 3) -> Cell:
+def _changed(one: MeasuredChange | None, n: int, digits: int = 3) -> Cell:
     return NONE if one is None else Cell(_change(one, digits), _beside(one, n, digits))
 
 
-def _beside(one: Change, n: int, digits: int) -> str:
+def _beside(one: MeasuredChange, n: int, digits: int) -> str:
     """What is written beside a change: by how much, with its interval, if that is known, and n."""
     if one.difference is None:
         return f"n={counted(n)}"
@@ -272,20 +282,20 @@ def _beside(one: Change, n: int, digits: int) -> str:
     return f"{number(one.difference.value, digits, signed=True)} ({ends}), n={counted(n)}"
 
 
-def _change(one: Change, digits: int) -> str:
+def _change(one: MeasuredChange, digits: int) -> str:
     """What became of a number, as it is written: from the base to the trained model."""
     return " → ".join("–" if value is None else number(value, digits) for value in (one.base, one.trained))
 
 
-def _plain(one: Estimate) -> dict[str, Any]:
+def _plain(one: TrainingEstimate) -> dict[str, Any]:
     return {"value": one.value, "low": one.low, "high": one.high}
 
 
-def _ends(one: Estimate) -> str:
+def _ends(one: TrainingEstimate) -> str:
     return interval(_plain(one), 3, signed=True)
 
 
-def _mark(difference: Estimate | None) -> Mark:
+def _mark(difference: TrainingEstimate | None) -> Mark:
     """What a difference of gains says of the trained model: nothing, unless its interval excludes zero."""
     if difference is None or difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
         return ""
@@ -312,7 +322,7 @@ def _facts(run: TrainingRun) -> list[tuple[str, str]]:
     found = {
         **{said: ", ".join(manifest.people.get(name, [])) for name, said in groups.items()},
         "Pairs": "; ".join(f"{name}: {counted(count)}" for name, count in manifest.pairs.items()),
-        "Audits": f"on the same {several(audited, 'held-out pair')} each time" if audited else "",
+        "Audits": f"on the same {plural(audited, 'held-out pair')} each time" if audited else "",
         "Sources": _listed(manifest.sources),
         "Plan": _listed(manifest.plan),
         "Intervals": "95%, from resampling people, then conversations of each (two-level bootstrap); differences are paired",

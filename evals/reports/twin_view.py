@@ -12,8 +12,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from usertwin.memory import EndingModel, Leaving, Settings, Triple, TwinRecord
+from usertwin.memory import Settings, Triple, TwinRecord
 from usertwin.memory.text.transcript import flat
+from usertwin.memory.twin.abandonment import AbandonmentModel
+from usertwin.memory.twin.last_turn import LastTurnModel
 
 from .terminal import closeness_line, interval_text
 
@@ -22,12 +24,12 @@ _BEST = 3
 
 
 def twin_view(
-    record: TwinRecord, triples: Sequence[Triple], ending: EndingModel | None, leaving: Leaving | None
+    record: TwinRecord, triples: Sequence[Triple], ending: LastTurnModel | None, leaving: AbandonmentModel | None
 ) -> RenderableType:
     """What a twin holds: its record, and the traces with the highest fidelity."""
     recipe, persona = record.recipe, record.persona
     traced = [triple for triple in triples if triple.reasoning is not None]
-    left = sum(triple.pair.left for triple in triples)
+    left = sum(triple.pair.abandoned for triple in triples)
     leavings = f"; {left} of them silent leavings" if left else ""
     scores = [triple.score for triple in traced if triple.score is not None]
     table = Table(title=f"twin {record.name}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -58,7 +60,7 @@ def twin_view(
     return Group(table, Text(), _traces_table(best)) if best else table
 
 
-def _leaves(ending: EndingModel | None, leaving: Leaving | None) -> str:
+def _leaves(ending: LastTurnModel | None, leaving: AbandonmentModel | None) -> str:
     """How the twin knows when to leave."""
     told: list[str] = []
     if ending is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.evals.records.measured_turns import MeasuredTurn
-from usertwin.evals.records.run_folder import NOTES, PAGE, write_whole
+from usertwin.evals.records.run_folder import NOTES, PAGE, write_atomically
 
 
 def write_reports(folder: Path, result: Mapping[str, Any], turns: Sequence[MeasuredTurn]) -> tuple[Path, Path]:
@@ -28,6 +28,6 @@ def write_reports(folder: Path, result: Mapping[str, Any], turns: Sequence[Measu
     from usertwin.evals.reports.markdown import render_markdown
 
     page, notes = render_html(result, turns), render_markdown(result)
-    write_whole(folder / PAGE, page)
-    write_whole(folder / NOTES, notes)
+    write_atomically(folder / PAGE, page)
+    write_atomically(folder / NOTES, notes)
     return folder / PAGE, folder / NOTES

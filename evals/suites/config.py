@@ -129,10 +129,10 @@ class Transfer(_Strict):
         return tuple(dict.fromkeys(names))
 
 
-Kind = Literal["none", "backward", "recon", "trained"]
+TraceKind = Literal["none", "backward", "recon", "trained"]
 
 
-class Settling(_Strict):
+class UserModels(_Strict):
     """Models that are fine-tuned on people, with and without traces; see settling.py.
 
     Attributes:
@@ -148,7 +148,7 @@ class Settling(_Strict):
         precision: of the base's weights.
     """
 
-    kinds: tuple[Kind, ...] | None = None
+    kinds: tuple[TraceKind, ...] | None = None
     of: Literal["person", "group"] = "person"
     base: str = "local"
     steps: int | None = Field(default=None, ge=1)
@@ -162,10 +162,10 @@ class Settling(_Strict):
 
     @field_validator("kinds")
     @classmethod
-    def _compared(cls, kinds: tuple[Kind, ...] | None) -> tuple[Kind, ...] | None:
+    def _compared(cls, kinds: tuple[TraceKind, ...] | None) -> tuple[TraceKind, ...] | None:
         if kinds is not None and ("none" not in kinds or len(set(kinds)) < 2):
             raise ValueError('"kinds": name "none", which the others are compared with, and at least one kind of traces')
-        return kinds and tuple(kind for kind in get_args(Kind) if kind in kinds)
+        return kinds and tuple(kind for kind in get_args(TraceKind) if kind in kinds)
 
 
 class Suite(_Strict):
@@ -207,7 +207,7 @@ class Suite(_Strict):
     models: Models = Field(default_factory=Models)
     traces: Traces = Field(default_factory=Traces)
     transfer: Transfer | None = None
-    settling: Settling | None = None
+    settling: UserModels | None = None
     corpora: tuple[Corpus, ...] = ()
     twins: tuple[str, ...] = ()
 
@@ -217,11 +217,11 @@ class Suite(_Strict):
         return any(arm in TRACE_ARMS for arm in self.arms)
 
     @property
-    def settled(self) -> tuple[Kind, ...]:
+    def settled(self) -> tuple[TraceKind, ...]:
         """The kinds of user models that are compared; empty without such a table."""
         if self.settling is None:
             return ()
-        return self.settling.kinds or get_args(Kind)[: 3 if self.models.trained is None else 4]
+        return self.settling.kinds or get_args(TraceKind)[: 3 if self.models.trained is None else 4]
 
     @field_validator("arms")
     @classmethod
@@ -247,7 +247,7 @@ class Suite(_Strict):
         return self
 
 
-_TABLES = {"models": Models, "traces": Traces, "transfer": Transfer, "settling": Settling, "corpora": Corpus}
+_TABLES = {"models": Models, "traces": Traces, "transfer": Transfer, "settling": UserModels, "corpora": Corpus}
 
 
 def read_suite(path: str | Path) -> Suite:

@@ -14,27 +14,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.metrics.statistics import spread
+from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn
-from usertwin.evals.records.run_folder import write_whole
+from usertwin.evals.records.run_folder import write_atomically
 from usertwin.evals.replay.arms import Arms
 from usertwin.evals.replay.drift import Drifted, drift
 from usertwin.evals.replay.endings import endings
 from usertwin.evals.replay.evaluate import twin_arm
 from usertwin.evals.replay.held_out import held_out_pairs, other_person
 from usertwin.evals.replay.leak_checks import check_split, known_by_heart, near_duplicates
-from usertwin.evals.replay.replay import Protocol, Replay
-from usertwin.evals.replay.tune import decide
-from usertwin.memory import Recipe, Scorer, Settings, TripleStore, TwinRecord, existing_twin, learn
+from usertwin.evals.replay.replay import Replay, ReplayConfig
+from usertwin.evals.replay.tune import tune
+from usertwin.memory import Recipe, Scorer, Settings, TripleStore, TwinRecord, alearn, existing_twin
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.personas import ChatLog, TwinError, UsageError
 from usertwin.simulator import SimulatedUser, load_embedder
 
 from .config import Corpus, Suite
-from .models import Loaded
+from .models import SuiteModels
 
 #: Turns of context that belong to a moment, unless the suite says otherwise.
-WINDOW = 6
+CONTEXT_WINDOW = 6
 #: On so many turns at most, and on no more than are measured, the scoring model is asked what it knows by heart.
 BY_HEART = 200
 _CHECKED = (
@@ -56,7 +56,7 @@ class Person:
 
 
 @dataclass(frozen=True, slots=True)
-class Measurer:
+class PersonMeasurement:
     """Learns and measures the people of a suite.
 
     Attributes:
@@ -68,7 +68,7 @@ class Measurer:
     """
 
     suite: Suite
-    models: Loaded
+    models: SuiteModels
     logs: Mapping[str, ChatLog]
     folder: Path
     progress: Progress = no_progress
@@ -86,14 +86,14 @@ class Measurer:
         embedder = self.models.embedder()
         recipe = Recipe(
             corpus.source, person.speaker, "recon" if traced else "none", suite.traces.candidates,
-            corpus.max_triples, suite.traces.moments, suite.window or WINDOW, embedder.name,
+            corpus.max_triples, suite.traces.moments, suite.window or CONTEXT_WINDOW, embedder.name,
             proposer, suite.models.scorer, suite.seed, suite.traces.propose, suite.traces.fidelity, proposer,
             suite.models.judge or proposer,
-        ).pared()  # fmt: skip
+        ).without_unused()  # fmt: skip
         twin = name or person.twin
         if (known := _learned(twin, person.home)) is not None and (known.state, known.recipe) == ("complete", recipe):
             return existing_twin(twin, person.home)
-        await learn(
+        await alearn(
             twin, self.logs[corpus.name], recipe, embedder=embedder, home=person.home, progress=self.progress,
             concurrency=suite.concurrency,
             model=self.models.chat(recipe.model) if recipe.model else None,
@@ -118,7 +118,7 @@ class Measurer:
         options: dict[str, Any] = {"home": person.home, "model": self.models.chat(suite.models.action), "seed": suite.seed}
         user = stack.enter_context(SimulatedUser.load(name, embedder=embedder, settings=settings, **options))
         if settings is None:
-            found = await decide(user, scorer, folder=folder, seed=suite.seed, progress=self.progress)
+            found = await tune(user, scorer, folder=folder, seed=suite.seed, progress=self.progress)
             # Where arms with traces are compared the twin's arm is the one that shows those that were chosen.
             found = replace(found, traces=plain.traces, reasons=plain.reasons) if traced else found
             replace(record, settings=found).save(folder)
@@ -143,16 +143,16 @@ class Measurer:
             check_split(user.record, known, held_out, by_time=person.corpus is not None)
             twice = near_duplicates(held_out, known)
             fresh = [pair for place, pair in enumerate(held_out) if place not in twice]
-            said = [pair for pair in fresh if not pair.left]
+            said = [pair for pair in fresh if not pair.abandoned]
             if not said:
                 raise UsageError(f"{person.label}: no held-out turn is left that is not nearly the same in the memory")
             other = other_person(user, folder, user.store.embedder, stack)
             arms = Arms(user, suite.arms, other, await self._trained(person, stack), suite.seed)
-            protocol = Protocol(
+            protocol = ReplayConfig(
                 suite.arms, suite.turns or None, suite.replies, suite.samples, suite.choices, suite.concurrency, suite.seed
             )
             replay = Replay(user, scorer, user.store.embedder, arms, protocol, person.label)
-            await replay.run(spread(said, protocol.limit), keep=self.records(number), progress=self.progress)
+            await replay.run(evenly_spaced(said, protocol.limit), keep=self.records(number), progress=self.progress)
             freely = await drift(
                 user, user.store.embedder, fresh, person.label, most=suite.drift, seed=suite.seed, progress=self.progress
             ) if suite.drift else list[Drifted]()  # fmt: skip
@@ -174,7 +174,7 @@ class Measurer:
                 "endings": endings(user, fresh, seed=suite.seed),
                 "drift": [asdict(one) for one in freely],
             }
-        write_whole(done, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(done, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         return facts
 
     async def _trained(self, person: Person, stack: ExitStack) -> TripleStore | None:
@@ -187,17 +187,19 @@ class Measurer:
         stack.callback(store.close)
         return store
 
-    async def used(self, person: Person, name: str, folder: Path, scorer: str, turns: int, keep: Path) -> list[MeasuredTurn]:
+    async def transfer_turns(
+        self, person: Person, name: str, folder: Path, scorer: str, turns: int, keep: Path
+    ) -> list[MeasuredTurn]:
         """A person's turns under one model with the traces of another."""
         suite = self.suite
         with ExitStack() as stack:
-            k, window = suite.k or Settings().k, suite.window or WINDOW
+            k, window = suite.k or Settings().k, suite.window or CONTEXT_WINDOW
             settings = Settings(k, window, "chosen", reasons=False)
             options: dict[str, Any] = {"home": person.home, "model": self.models.chat(suite.models.action), "seed": suite.seed}
             user = stack.enter_context(SimulatedUser.load(name, embedder=self.models.embedder(), settings=settings, **options))
-            said = [pair for pair in held_out_pairs(user, folder)[0] if not pair.left]
+            said = [pair for pair in held_out_pairs(user, folder)[0] if not pair.abandoned]
             arms = ("recalled_pairs", "recalled_triples")
-            protocol = Protocol(arms, turns, 0, seed=suite.seed)
+            protocol = ReplayConfig(arms, turns, 0, seed=suite.seed)
             replay = Replay(
                 user,
                 self.models.scorer(scorer),
@@ -206,7 +208,7 @@ class Measurer:
                 protocol,
                 person.label,
             )
-            return await replay.run(spread(said, turns), keep=keep, progress=self.progress)
+            return await replay.run(evenly_spaced(said, turns), keep=keep, progress=self.progress)
 
 
 def _learned(name: str, home: Path | None) -> TwinRecord | None:

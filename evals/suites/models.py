@@ -7,20 +7,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from usertwin.memory import ChatModel, Embedder, Scorer
-from usertwin.memory.models.answer_cache import AnswerCache
+from usertwin.memory.models.answer_cache import CompletionCache
 from usertwin.simulator import load_embedder, load_model, load_scorer
-from usertwin.simulator.backends.load import manner_of
+from usertwin.simulator.backends.load import prompt_style_of
 
 from .config import Suite
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class SuiteModels:
     """The models of a suite, each loaded when first needed, and once; what they answer is kept in `answers`, if it is given."""
 
     suite: Suite
     fetch: Any
-    answers: AnswerCache | None = None
+    answers: CompletionCache | None = None
     kept: dict[tuple[str, str], Any] = field(default_factory=dict[tuple[str, str], Any])
 
     def _once(self, kind: str, name: str, load: Callable[[], Any]) -> Any:
@@ -44,11 +44,11 @@ class Loaded:
         models, transfer = self.suite.models, self.suite.transfer
         proposers = [models.proposer, models.trained, *(transfer.proposers if transfer else ())]
         for name in filter(None, [models.action, *proposers]):
-            manner_of(name)
+            prompt_style_of(name)
             if not name.startswith(("local", "hf:")):
                 self.chat(name)
         if models.judge is not None:
-            manner_of(models.judge)
+            prompt_style_of(models.judge)
             if not models.judge.startswith(("local", "hf:")):
                 self.judge(models.judge)
         for name in [models.scorer, *(transfer.scorers if transfer else ())]:

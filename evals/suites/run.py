@@ -18,7 +18,7 @@ from typing import Any
 from usertwin.evals.judges.model_judge import judge_pairs, judged, questions_of
 from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest, turns_of
-from usertwin.evals.records.run_folder import NOTES, PAGE, alone, write_whole
+from usertwin.evals.records.run_folder import NOTES, PAGE, exclusive_run, write_atomically
 from usertwin.evals.replay.arms import PEERS
 from usertwin.evals.replay.drift import Drifted, drift_result
 from usertwin.evals.replay.peers import peer_versions
@@ -26,23 +26,23 @@ from usertwin.evals.reports.summary import summary_of
 from usertwin.evals.reports.write_reports import write_reports
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.memory.atomic_files import digest, digest_of
-from usertwin.memory.models.answer_cache import ANSWERS, AnswerCache
+from usertwin.memory.models.answer_cache import COMPLETIONS_FILE, CompletionCache
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.personas import ChatLog, UsageError
 from usertwin.simulator.prompts import prompt_versions
 
 from .config import Suite, logs_of, people_of
-from .measure_person import WINDOW, Measurer, Person
-from .models import Loaded
+from .measure_person import CONTEXT_WINDOW, Person, PersonMeasurement
+from .models import SuiteModels
 from .transfer import transfer_result
-from .user_model_experiment import check_settling, settle, settling_plan
+from .user_model_experiment import check_user_models, run_user_models, user_models_plan
 
 _VERSIONED = ("usertwin", "torch", "transformers", "faiss-cpu", "sentence-transformers", "scikit-learn", "scipy", "sacrebleu")
 #: Fewer people than this, and an interval over people says little.
 _FEW_PEOPLE = 5
 
 
-class Run:
+class SuiteRun:
     """A suite in its folder.
 
     Args:
@@ -64,10 +64,10 @@ class Run:
         home: Path | None = None,
         fetch: Any = None,
         progress: Progress = no_progress,
-        models: Loaded | None = None,
+        models: SuiteModels | None = None,
     ) -> None:
         self.suite, self.folder, self.text, self._home, self._progress = suite, folder, text, home, progress
-        self._models = models or Loaded(suite, fetch)
+        self._models = models or SuiteModels(suite, fetch)
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
 
     def people(self, logs: Mapping[str, ChatLog]) -> list[Person]:
@@ -75,7 +75,7 @@ class Run:
         found = [Person(f"{name}/{TwinRecord.load(existing_twin(name, self._home)).recipe.speaker}", name, self._home)
                  for name in self.suite.twins]  # fmt: skip
         for corpus in self.suite.corpora:
-            for speaker in people_of(corpus, logs[corpus.name], self.suite.window or WINDOW):
+            for speaker in people_of(corpus, logs[corpus.name], self.suite.window or CONTEXT_WINDOW):
                 twin = f"p{len(found):02d}"
                 found.append(Person(f"{corpus.name}/{speaker}", twin, self.folder / "twins", corpus, speaker))
         twice = [label for label, times in Counter(person.label for person in found).items() if times > 1]
@@ -86,7 +86,7 @@ class Run:
     def check(self) -> None:
         """UsageError or ModelError if a model cannot be had, as far as that is known before one is loaded."""
         self._models.check()
-        check_settling(self.suite)
+        check_user_models(self.suite)
 
     async def run(self) -> dict[str, Any]:
         """Do what is not yet done, and return every figure.
@@ -97,9 +97,9 @@ class Run:
         logs = logs_of(self.suite)
         people = self.people(logs)
         self.check()
-        with alone(self.folder):
+        with exclusive_run(self.folder):
             self._begin(people)
-            answers = AnswerCache(self.folder / ANSWERS)
+            answers = CompletionCache(self.folder / COMPLETIONS_FILE)
             self._models = replace(self._models, answers=answers)
             try:
                 return await self._measured(logs, people)
@@ -107,7 +107,7 @@ class Run:
                 answers.close()
 
     async def _measured(self, logs: Mapping[str, ChatLog], people: Sequence[Person]) -> dict[str, Any]:
-        measurer = Measurer(self.suite, self._models, logs, self.folder / "people", self._progress)
+        measurer = PersonMeasurement(self.suite, self._models, logs, self.folder / "people", self._progress)
         turns: list[MeasuredTurn] = []
         facts: dict[str, dict[str, Any]] = {}
         for number, person in enumerate(people):
@@ -183,20 +183,20 @@ class Run:
             "prompts": prompt_versions("transcript") | prompt_versions("instruction") | peer_versions(),
             "versions": _versions(),
         }
-        write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
     def _finish(self, result: Mapping[str, Any], turns: Sequence[MeasuredTurn]) -> None:
         """Write the figures and the report, and only then call the run complete."""
-        write_whole(self.folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_atomically(self.folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         write_reports(self.folder, result, turns)
         manifest = read_manifest(self.folder) | {"state": "complete"}
-        write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
     # All of them -------------------------------------------------------------------------------------------------------
 
     async def _besides(
         self,
-        measurer: Measurer,
+        measurer: PersonMeasurement,
         people: Sequence[Person],
         facts: Mapping[str, dict[str, Any]],
         turns: Sequence[MeasuredTurn],
@@ -213,7 +213,7 @@ class Run:
             "endings": {person: fact["endings"] for person, fact in facts.items() if fact["endings"]},
             "drift": drift_result(drifted, seed=suite.seed),
             "transfer": await self._transfer(measurer, people),
-            "settling": await settle(suite, measurer, people, self.folder, self._progress),
+            "settling": await run_user_models(suite, measurer, people, self.folder, self._progress),
             "models": suite.models.model_dump(mode="json") | {"embedder": self._embedders(facts)},
             "settings": {
                 "arms": list(suite.arms), "turns": suite.turns, "replies": suite.replies, "samples": suite.samples,
@@ -246,7 +246,7 @@ class Run:
         )  # fmt: skip
         return judged(verdicts, suite.seed)
 
-    async def _transfer(self, measurer: Measurer, people: Sequence[Person]) -> list[dict[str, Any]]:
+    async def _transfer(self, measurer: PersonMeasurement, people: Sequence[Person]) -> list[dict[str, Any]]:
         """Traces of each proposer under each scorer, beside the same moments without."""
         wanted = self.suite.transfer
         if wanted is None:
@@ -260,7 +260,7 @@ class Run:
                 folder = await measurer.learn(person, proposer, name=name)
                 for other, scorer in enumerate(wanted.scorers):
                     keep = self.folder / "people" / f"transfer-{number}-{place}-{other}.part"
-                    turns = await measurer.used(person, name, folder, scorer, wanted.turns, keep)
+                    turns = await measurer.transfer_turns(person, name, folder, scorer, wanted.turns, keep)
                     found.setdefault((proposer, scorer), []).extend(turns)
         return transfer_result(found, seed=self.suite.seed)
 
@@ -311,7 +311,7 @@ def plan_of(suite: Suite, logs: Mapping[str, ChatLog], people: Iterable[Person])
         pairs = count * (suite.replies * suite.samples * max(0, arms - 1)) + 4 * suite.sanity
         said.append(f"about {2 * pairs:,} verdicts of {suite.models.judge}")
     if suite.settling is not None:
-        said += settling_plan(suite, count - len(suite.twins))
+        said += user_models_plan(suite, count - len(suite.twins))
     peers = [arm for arm in suite.arms if arm in PEERS]
     if peers:
         said.append(f"peers: {', '.join(peers)}")

@@ -26,7 +26,7 @@ from typing import Any
 from zlib import crc32
 
 from usertwin.evals.metrics.closeness import ALPHA, PRIMARY, closeness
-from usertwin.evals.metrics.statistics import holm, spread
+from usertwin.evals.metrics.statistics import evenly_spaced, holm
 from usertwin.evals.records.measured_turns import MeasuredTurn, turns_of
 from usertwin.evals.replay.held_out import held_out_pairs
 from usertwin.evals.replay.leak_checks import check_split, near_duplicates
@@ -36,19 +36,19 @@ from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.synthesizer import backward_trace
 from usertwin.memory.text.transcript import ME, action_line
 from usertwin.memory.training.policy import check_installed
-from usertwin.memory.training.user_model import Fitting, UserModel, fit, row_of
+from usertwin.memory.training.user_model import UserModel, UserModelConfig, fit, row_of
 from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.backends.downloads import FetchProgress
 from usertwin.simulator.backends.model_name import split_adapter
 from usertwin.simulator.backends.weights import weights_folder
 
-from .config import Kind, Settling, Suite
-from .measure_person import WINDOW, Measurer, Person
+from .config import Suite, TraceKind, UserModels
+from .measure_person import CONTEXT_WINDOW, Person, PersonMeasurement
 
 BASE, PAIRS = "base", "none"
 #: A moment, and its trace by kind.
-Lesson = tuple[Pair, Mapping[Kind, str | None]]
+ExampleRow = tuple[Pair, Mapping[TraceKind, str | None]]
 #: Fewer moments than this, and a model can only learn them by heart.
 FEWEST = 8
 
@@ -59,7 +59,7 @@ def at_once(kind: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Taught:
+class TrainedPerson:
     """A person of the experiment.
 
     Attributes:
@@ -74,12 +74,12 @@ class Taught:
     number: int
     label: str
     group: str
-    lessons: tuple[Lesson, ...]
+    lessons: tuple[ExampleRow, ...]
     tested: tuple[Pair, ...]
     held_out: frozenset[str] = field(default_factory=frozenset[str])
 
 
-def check_settling(suite: Suite) -> None:
+def check_user_models(suite: Suite) -> None:
     """UsageError or ModelError if the base of the experiment cannot be had, or a package is missing; nothing is loaded."""
     if suite.settling is None:
         return
@@ -95,8 +95,8 @@ def check_settling(suite: Suite) -> None:
         weights_folder(base)  # says what is wrong with it
 
 
-async def settle(
-    suite: Suite, measurer: Measurer, people: Sequence[Person], folder: Path, progress: Progress = no_progress
+async def run_user_models(
+    suite: Suite, measurer: PersonMeasurement, people: Sequence[Person], folder: Path, progress: Progress = no_progress
 ) -> dict[str, Any] | None:
     """Do what is not yet done of the experiment, and return its figures; None if the suite has none.
 
@@ -116,10 +116,10 @@ async def settle(
     if wanted is None:
         return None
     taught = [await _taught(suite, measurer, number, one) for number, one in enumerate(people) if one.corpus is not None]
-    groups: dict[str, list[Taught]] = {}
+    groups: dict[str, list[TrainedPerson]] = {}
     for one in taught:
         groups.setdefault(one.group, []).append(one)
-    lessons = {name: lessons_of(members) for name, members in groups.items()}
+    lessons = {name: example_rows(members) for name, members in groups.items()}
     for name, members in groups.items():
         if len(lessons[name]) < FEWEST:
             raise UsageError(
@@ -136,23 +136,23 @@ async def settle(
         "of": wanted.of, "base": wanted.base, "thoughts": wanted.thoughts, "precision": wanted.precision, "models": fitted,
         "lessons": [one["lessons"] for one in fitted.values()],
         "steps": [_fitting(suite, wanted).steps_for(one["lessons"]) for one in fitted.values()],
-        **settling_result(turns, suite.settled, seed=suite.seed),
+        **user_models_result(turns, suite.settled, seed=suite.seed),
     }  # fmt: skip
 
 
-def lessons_of(members: Sequence[Taught]) -> list[Lesson]:
+def example_rows(members: Sequence[TrainedPerson]) -> list[ExampleRow]:
     """What the model of a group learns: nothing of a conversation that is held out of anybody in it."""
     held_out = frozenset[str]().union(*(one.held_out for one in members))
     return [lesson for one in members for lesson in one.lessons if lesson[0].conversation_id not in held_out]
 
 
-def _fitting(suite: Suite, wanted: Settling) -> Fitting:
-    return Fitting(
+def _fitting(suite: Suite, wanted: UserModels) -> UserModelConfig:
+    return UserModelConfig(
         wanted.epochs, wanted.steps, wanted.batch, wanted.learning_rate, wanted.rank, wanted.precision, suite.seed
     )  # fmt: skip
 
 
-def settling_plan(suite: Suite, people: int) -> list[str]:
+def user_models_plan(suite: Suite, people: int) -> list[str]:
     """What the experiment will take, a sentence each; nothing is loaded for it.
 
     Args:
@@ -182,7 +182,7 @@ def settling_plan(suite: Suite, people: int) -> list[str]:
 # What is learned and what is measured ----------------------------------------------------------------------------------
 
 
-async def _taught(suite: Suite, measurer: Measurer, number: int, person: Person) -> Taught:
+async def _taught(suite: Suite, measurer: PersonMeasurement, number: int, person: Person) -> TrainedPerson:
     """A person's lessons and test, of the twins of the suite, which are learned first if they are not yet."""
     wanted, corpus = suite.settling, person.corpus
     assert wanted is not None
@@ -196,7 +196,7 @@ async def _taught(suite: Suite, measurer: Measurer, number: int, person: Person)
             other = await measurer.learn(person, str(suite.models.trained), name=f"{person.twin}-trained")
             trained = {_key(one.pair): one.reasoning for one in _triples(other, measurer, stack).triples()}
         options: dict[str, Any] = {"home": person.home, "model": measurer.models.chat(suite.models.action)}
-        settings = Settings(suite.k or Settings().k, suite.window or WINDOW, "chosen", reasons=False)
+        settings = Settings(suite.k or Settings().k, suite.window or CONTEXT_WINDOW, "chosen", reasons=False)
         user = stack.enter_context(
             SimulatedUser.load(name, embedder=measurer.models.embedder(), settings=settings, **options)
         )  # fmt: skip
@@ -204,24 +204,24 @@ async def _taught(suite: Suite, measurer: Measurer, number: int, person: Person)
         triples = list(chosen.triples())
         known = [triple.pair for triple in triples]
         check_split(user.record, known, held_out)
-        lessons: list[Lesson] = []
+        lessons: list[ExampleRow] = []
         for triple in triples:
-            of_kind: dict[Kind, str | None] = {
+            of_kind: dict[TraceKind, str | None] = {
                 "none": None, "backward": backward_trace(triple), "recon": triple.reasoning,
                 "trained": trained.get(_key(triple.pair)),
             }  # fmt: skip
-            if not triple.pair.left and all(of_kind[kind] for kind in suite.settled if kind != PAIRS):
+            if not triple.pair.abandoned and all(of_kind[kind] for kind in suite.settled if kind != PAIRS):
                 lessons.append((triple.pair, {kind: of_kind[kind] for kind in suite.settled}))
         twice = near_duplicates(held_out, known)
-        said = [pair for place, pair in enumerate(held_out) if place not in twice and not pair.left]
+        said = [pair for place, pair in enumerate(held_out) if place not in twice and not pair.abandoned]
         if not said:
             raise UsageError(f"{person.label}: no held-out turn is left that is not nearly the same in what is learned")
         group = person.twin if wanted.of == "person" else f"c{suite.corpora.index(corpus)}"
         held = frozenset((*user.record.test, *user.record.validation))
-        return Taught(number, person.label, group, tuple(lessons), tuple(spread(said, wanted.turns)), held)
+        return TrainedPerson(number, person.label, group, tuple(lessons), tuple(evenly_spaced(said, wanted.turns)), held)
 
 
-def _triples(folder: Path, measurer: Measurer, stack: ExitStack) -> TripleStore:
+def _triples(folder: Path, measurer: PersonMeasurement, stack: ExitStack) -> TripleStore:
     store = TripleStore(folder, measurer.models.embedder(), create=False)
     stack.callback(store.close)
     return store
@@ -238,12 +238,12 @@ class _Group:
     """Those who share a model: it is fine-tuned in every kind, and each of them is measured under each."""
 
     def __init__(
-        self, suite: Suite, wanted: Settling, members: Sequence[Taught], lessons: Sequence[Lesson], folder: Path,
+        self, suite: Suite, wanted: UserModels, members: Sequence[TrainedPerson], lessons: Sequence[ExampleRow], folder: Path,
         fetch: FetchProgress | None, progress: Progress,
     ) -> None:  # fmt: skip
         self._suite, self._wanted, self._members, self._lessons = suite, wanted, members, lessons
         self._folder, self._fetch, self._progress = folder, fetch, progress
-        self._window = suite.window or WINDOW
+        self._window = suite.window or CONTEXT_WINDOW
         #: Of each kind, at the end of its training: in nats per token of what it learned, which differs from kind to kind.
         self.losses: dict[str, float | None] = {}
 
@@ -261,7 +261,7 @@ class _Group:
                     found[place] = turn if place not in found else _merged(found[place], turn)
         return list(found.values())
 
-    def _fitted(self, kind: Kind, base: Path) -> Path:
+    def _fitted(self, kind: TraceKind, base: Path) -> Path:
         rows = [row_of(pair, self._window, traces[kind]) for pair, traces in self._lessons]
         target = self._folder / "settling" / f"{self._members[0].group}-{kind}"
         about = {
@@ -272,7 +272,7 @@ class _Group:
         ]
         return target
 
-    def _measured(self, model: UserModel, kind: str, one: Taught, keep: Path) -> list[MeasuredTurn]:
+    def _measured(self, model: UserModel, kind: str, one: TrainedPerson, keep: Path) -> list[MeasuredTurn]:
         """One person's turns under one model; each is kept before the next is begun."""
         known = {(turn.conversation_id, turn.position): turn for turn in turns_of(keep)}
         with open_to_append(keep) as file:
@@ -284,7 +284,7 @@ class _Group:
         self._progress("settling", len(one.tested), len(one.tested))
         return [known[_key(pair)] for pair in one.tested]
 
-    def _turn(self, model: UserModel, kind: str, one: Taught, pair: Pair) -> MeasuredTurn:
+    def _turn(self, model: UserModel, kind: str, one: TrainedPerson, pair: Pair) -> MeasuredTurn:
         likelihood = model.at_once(pair, self._window)
         bits, thought = {at_once(kind): likelihood.bits}, dict[str, str]()
         if kind not in {BASE, PAIRS}:
@@ -307,7 +307,7 @@ def _merged(one: MeasuredTurn, other: MeasuredTurn) -> MeasuredTurn:
 # The figures -----------------------------------------------------------------------------------------------------------
 
 
-def settling_result(turns: Sequence[MeasuredTurn], kinds: Iterable[str], *, seed: int = 0) -> dict[str, Any]:
+def user_models_result(turns: Sequence[MeasuredTurn], kinds: Iterable[str], *, seed: int = 0) -> dict[str, Any]:
     """What each kind's held-out turns cost, and how much more that is than with pairs alone.
 
     Args:

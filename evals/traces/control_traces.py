@@ -28,10 +28,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.metrics.statistics import spread
-from usertwin.memory import ChatModel, Distractors, Embedder, Ledger, Scorer, Triple, TripleStore
+from usertwin.evals.metrics.statistics import evenly_spaced
+from usertwin.memory import ChatModel, Embedder, Scorer, Triple, TripleStore
+from usertwin.memory.models.chat import Ledger
+from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import CHOICES, gains
-from usertwin.memory.recon.guards import gives_away
+from usertwin.memory.recon.guards import reveals_action
 from usertwin.memory.recon.propose import paraphrase, propose
 from usertwin.memory.recon.synthesizer import Synthesizer
 from usertwin.memory.text.transcript import action_line, flat
@@ -43,7 +45,7 @@ from usertwin.personas.pairs import pairs_of_log
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript
 
-from .control_verdict import CONTROLS, PROBED, Moment, Shown, Told, result
+from .control_verdict import CONTROLS, PROBED, ContextScores, ControlledTurn, TraceScores, result
 
 _FILLER = "Well, here it is as it is, and so on and so forth, one thing after another, this and that, and then some more of it"
 _KEYWORDS = 6
@@ -106,7 +108,7 @@ class Controls:
             raise UsageError(f"controls need at least two held-out turns of the person, and there are {len(pairs)}")
         distractors = Distractors([triple.pair for triple in store.triples()], self.embedder)
         written = await self._write_all(pairs, others, distractors, name, progress)
-        moments: list[Moment] = []
+        moments: list[ControlledTurn] = []
         for number, (pair, traces, other_action) in enumerate(written):
             progress("control scores", number, len(written))
             moments.append(await asyncio.to_thread(self._scored, pair, traces, other_action, distractors))
@@ -161,7 +163,7 @@ class Controls:
             found["own"] = own
         if alone:
             return found
-        [forward] = await propose(self.model, pair, name, how="forward", n=1, seed=self.seed, ledger=self.ledger)
+        [forward] = await propose(self.model, pair, name, proposal_mode="forward", n=1, seed=self.seed, ledger=self.ledger)
         found |= {"forward": forward} if forward else {}
         said = await paraphrase(self.model, pair.action, seed=self.seed, ledger=self.ledger)
         found |= {"paraphrase": said} if said else {}
@@ -172,22 +174,24 @@ class Controls:
 
     async def _first_allowed(self, pair: Pair, name: str, n: int) -> str | None:
         """The first of n proposals that no guard rejects by its words."""
-        how = self.synthesizer.how
+        how = self.synthesizer.proposal_mode
         drafts = await propose(
-            self.model, pair, name, how="backward" if how == "search" else how, n=n, seed=self.seed, ledger=self.ledger
+            self.model, pair, name, proposal_mode="backward" if how == "search" else how, n=n, seed=self.seed, ledger=self.ledger
         )  # fmt: skip
         return next((trace for trace in drafts if self.synthesizer.guarded(trace, pair) is None), None)
 
     # Scoring ---------------------------------------------------------------------------------------------------------
 
-    def _scored(self, pair: Pair, traces: Mapping[str, str], other_action: str, distractors: Distractors) -> Moment:
-        moment = Moment(pair, other_action)
+    def _scored(self, pair: Pair, traces: Mapping[str, str], other_action: str, distractors: Distractors) -> ControlledTurn:
+        moment = ControlledTurn(pair, other_action)
         names = [name for name in CONTROLS if name in traces]
         rivals = distractors.of(pair, CHOICES - 1)
         for name, one in zip(names, gains(self.scorer, pair, [traces[name] for name in names]), strict=True):
             trace = traces[name]
-            away = gives_away(self.scorer, pair, trace, rivals) if name in PROBED else None
-            moment.told[name] = Told(trace, one["gain"], one["novel"], self.synthesizer.guarded(trace, pair), away, one["slot"])
+            away = reveals_action(self.scorer, pair, trace, rivals) if name in PROBED else None
+            moment.told[name] = TraceScores(
+                trace, one["gain"], one["novel"], self.synthesizer.guarded(trace, pair), away, one["slot"]
+            )
         if "own" in traces and "swapped" in traces:
             real, swapped = moment.told["own"].gain, moment.told["swapped"].gain
             mine, theirs = gains(self.scorer, replace(pair, action=other_action), [traces["own"], traces["swapped"]])
@@ -196,9 +200,9 @@ class Controls:
 
     async def _downstream(
         self, pairs: Sequence[Pair], store: TripleStore, name: str, progress: ControlProgress
-    ) -> list[tuple[Pair, list[Shown]]]:
+    ) -> list[tuple[Pair, list[ContextScores]]]:
         """For each held-out moment: the proposals of the past moment most like it, with what each is worth there."""
-        found: list[tuple[Pair, list[Shown]]] = []
+        found: list[tuple[Pair, list[ContextScores]]] = []
         recalled = store.recall_many(pairs, 1, before=[pair.when for pair in pairs])
         every = replace(self.synthesizer, method="recon", scorer=None)
         for number, (pair, memories) in enumerate(zip(pairs, recalled, strict=True)):
@@ -216,17 +220,17 @@ class Controls:
         if made.provenance is not None:
             self.ledger.include(made.provenance.cost)
 
-    def _benefits(self, pair: Pair, past: Pair, usable: Sequence[Candidate]) -> list[Shown]:
+    def _benefits(self, pair: Pair, past: Pair, usable: Sequence[Candidate]) -> list[ContextScores]:
         line = action_line(pair.action)
         prompts = [act_transcript(pair, [Triple(past, one.trace)]) for one in usable]
         alone, *told = self.scorer.score([(prompt, line) for prompt in [act_transcript(pair, [Triple(past)]), *prompts]])
         return [
-            Shown(one, _overlap(one.trace, past), len(one.trace.split()), (alone.bits - with_it.bits) / (len(line) - 1))
+            ContextScores(one, _overlap(one.trace, past), len(one.trace.split()), (alone.bits - with_it.bits) / (len(line) - 1))
             for one, with_it in zip(usable, told, strict=True)
         ]
 
 
-def takes(moments: int, others: int, candidates: int) -> tuple[int, int]:
+def estimated_calls(moments: int, others: int, candidates: int) -> tuple[int, int]:
     """About how many texts a model writes for the controls of so many moments, and how many are scored."""
     texts = moments * (2 * candidates + 2 + _DRAFTS) + _DRAFTS * min(moments, others)
     # Each trace and what it is compared with; each with all choices, for the audit; the contrast; the proposals downstream.
@@ -240,7 +244,7 @@ def other_moments(user: SimulatedUser, folder: Path, limit: int) -> list[Pair]:
     if speaker is None:
         return []
     groups = pairs_of_log(kept_conversations(folder / OTHER_PERSON), speaker, window=user.record.recipe.window)
-    return spread([pair for group in groups for pair in group if not pair.left], limit)
+    return evenly_spaced([pair for group in groups for pair in group if not pair.abandoned], limit)
 
 
 def _made_of(traces: Mapping[str, str], pair: Pair, all_own: Sequence[str], rng: random.Random) -> dict[str, str]:

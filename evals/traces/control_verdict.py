@@ -27,7 +27,7 @@ CHOOSERS: tuple[Chooser, ...] = get_args(Chooser)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class TraceScores:
     """A control trace of one moment: its gain, the guard that rejects it, whether it gives the action away, and the slot."""
 
     trace: str
@@ -39,17 +39,17 @@ class Told:
 
 
 @dataclass(slots=True)
-class Moment:
+class ControlledTurn:
     """A held-out moment with its control traces, and the other action that some were written for."""
 
     pair: Pair
     other_action: str
-    told: dict[str, Told] = field(default_factory=dict[str, Told])
+    told: dict[str, TraceScores] = field(default_factory=dict[str, TraceScores])
     contrast: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ContextScores:
     """A proposal for a past moment: its score there, and what showing it is worth at a later moment (bits per character)."""
 
     candidate: Candidate
@@ -58,7 +58,9 @@ class Shown:
     benefit: float
 
 
-def result(moments: Sequence[Moment], downstream: Sequence[tuple[Pair, Sequence[Shown]]], seed: int) -> dict[str, Any]:
+def result(
+    moments: Sequence[ControlledTurn], downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], seed: int
+) -> dict[str, Any]:
     """Everything that was measured, and the decision, as JSON values."""
     rows = {name: row for name in CONTROLS if (row := _row(moments, name, seed)) is not None}
     against = {name: _json(_against(moments, name, seed)) for name in CONTROLS if name != "own" and name in rows}
@@ -80,7 +82,7 @@ def result(moments: Sequence[Moment], downstream: Sequence[tuple[Pair, Sequence[
     return found | {"decision": decision(found), "moments": [_moment_json(moment) for moment in moments]}
 
 
-def _moment_json(moment: Moment) -> dict[str, Any]:
+def _moment_json(moment: ControlledTurn) -> dict[str, Any]:
     return {
         "conversation_id": moment.pair.conversation_id,
         "position": moment.pair.position,
@@ -110,7 +112,7 @@ def _above_zero(estimate: Mapping[str, Any] | None) -> bool:
     return estimate is not None and estimate["low"] is not None and estimate["low"] > 0
 
 
-def _row(moments: Sequence[Moment], name: str, seed: int) -> dict[str, Any] | None:
+def _row(moments: Sequence[ControlledTurn], name: str, seed: int) -> dict[str, Any] | None:
     """One control: its mean gain, its novel gain, that of what no guard rejects, and how much is rejected and why."""
     have = [moment for moment in moments if name in moment.told]
     if not have:
@@ -137,13 +139,13 @@ def _mean_of_means(groups: Sequence[Sequence[float]]) -> float:
     return sum(means) / max(1, len(means))
 
 
-def _against(moments: Sequence[Moment], name: str, seed: int) -> Estimate | None:
+def _against(moments: Sequence[ControlledTurn], name: str, seed: int) -> Estimate | None:
     """How much more the own trace gains on novel words than a control, paired by moment."""
     have = [moment for moment in moments if name in moment.told and "own" in moment.told]
     return mean([moment.told["own"].novel - moment.told[name].novel for moment in have], _where(have), seed=seed)
 
 
-def _chosen(shown: Sequence[Shown], how: Chooser) -> float:
+def _chosen(shown: Sequence[ContextScores], how: Chooser) -> float:
     """What the trace that a way of choosing takes is worth; for "random", what any is worth on average."""
     if how == "random":
         return sum(one.benefit for one in shown) / len(shown)
@@ -151,17 +153,17 @@ def _chosen(shown: Sequence[Shown], how: Chooser) -> float:
     return next(one.benefit for one in shown if one.candidate.trace == best.trace)
 
 
-def _worth(downstream: Sequence[tuple[Pair, Sequence[Shown]]], how: Chooser, seed: int) -> Estimate | None:
+def _worth(downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], how: Chooser, seed: int) -> Estimate | None:
     where = [pair.conversation_id for pair, _ in downstream]
     return mean([_chosen(shown, how) for _, shown in downstream], where, seed=seed)
 
 
-def _beats(downstream: Sequence[tuple[Pair, Sequence[Shown]]], how: Chooser, seed: int) -> Estimate | None:
+def _beats(downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], how: Chooser, seed: int) -> Estimate | None:
     where = [pair.conversation_id for pair, _ in downstream]
     return mean([_chosen(shown, "recon") - _chosen(shown, how) for _, shown in downstream], where, seed=seed)
 
 
-def _validity(downstream: Sequence[tuple[Pair, Sequence[Shown]]], seed: int) -> Estimate | None:
+def _validity(downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], seed: int) -> Estimate | None:
     """The partial rank correlation of guarded score and benefit, overlap and length apart, over all proposals."""
     every = [(pair.conversation_id, one) for pair, shown in downstream for one in shown]
     return partial_spearman(
@@ -173,7 +175,7 @@ def _validity(downstream: Sequence[tuple[Pair, Sequence[Shown]]], seed: int) -> 
     )
 
 
-def _where(moments: Sequence[Moment]) -> list[str]:
+def _where(moments: Sequence[ControlledTurn]) -> list[str]:
     return [moment.pair.conversation_id for moment in moments]
 
 

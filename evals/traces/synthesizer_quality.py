@@ -20,9 +20,9 @@ from usertwin.memory.jsonl import open_to_append, whole_lines, write_line
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import CHOICES
-from usertwin.memory.recon.propose import Proposing, propose
-from usertwin.memory.training.dataset import Lesson
-from usertwin.memory.training.trace_quality import Looked, look_at_pair
+from usertwin.memory.recon.propose import ProposalMode, propose
+from usertwin.memory.training.dataset import TrainingExample
+from usertwin.memory.training.trace_quality import TraceQuality, measure_traces
 from usertwin.personas import Pair
 
 #: Examples that a report shows: pairs on which base and trained differ the most, to both sides.
@@ -31,9 +31,9 @@ _EXAMPLES = 6
 
 async def write_held_out(
     path: Path,
-    lessons: Sequence[Lesson],
+    lessons: Sequence[TrainingExample],
     model: ChatModel,
-    how: Proposing,
+    how: ProposalMode,
     *,
     samples: int,
     seed: int,
@@ -58,21 +58,21 @@ async def write_held_out(
     with open_to_append(path) as file:
         for one in lessons[len(found) :]:
             progress("writing traces", len(found), len(lessons))
-            found.append(await propose(model, one.pair, "the person", how=how, n=samples, seed=seed))
+            found.append(await propose(model, one.pair, "the person", proposal_mode=how, n=samples, seed=seed))
             write_line(file, found[-1])
     progress("writing traces", len(found), len(lessons))
     return found
 
 
-def look_at(
-    lessons: Sequence[Lesson],
+def measure_all(
+    lessons: Sequence[TrainingExample],
     written: Sequence[Sequence[Sequence[str]]],
     scorer: Scorer,
     detector: Scorer,
     distractors: Mapping[str, Distractors],
     guard: Callable[[str, Pair], str | None],
     progress: Progress = no_progress,
-) -> list[list[Looked]]:
+) -> list[list[TraceQuality]]:
     """Look at the traces of several writers, as `look_at_pair` does it.
 
     Args:
@@ -84,17 +84,17 @@ def look_at(
         guard: the name of the guard that rejects a trace, or None.
         progress: is told how far things are.
     """
-    found: list[list[Looked]] = [[] for _ in written]
+    found: list[list[TraceQuality]] = [[] for _ in written]
     for done, (one, *groups) in enumerate(zip(lessons, *written, strict=True)):
         progress("measuring", done, len(lessons))
         others = distractors[one.label].of(one.pair, CHOICES - 1)
-        for own, looked in zip(found, look_at_pair(one, groups, scorer, detector, others, guard), strict=True):
+        for own, looked in zip(found, measure_traces(one, groups, scorer, detector, others, guard), strict=True):
             own.append(looked)
     progress("measuring", len(lessons), len(lessons))
     return found
 
 
-def compared(base: Sequence[Looked], trained: Sequence[Looked], *, seed: int = 0) -> dict[str, Any] | None:
+def compared(base: Sequence[TraceQuality], trained: Sequence[TraceQuality], *, seed: int = 0) -> dict[str, Any] | None:
     """What was measured of base and trained, on the same pairs in the same order; None without any.
 
     Intervals are of the mean over people, from resampling people and within them conversations; people weigh the same.
@@ -107,7 +107,7 @@ def compared(base: Sequence[Looked], trained: Sequence[Looked], *, seed: int = 0
         found = mean_over_people(values, people, where, seed=seed)
         return None if found is None else {key: asdict(found[0].estimate())[key] for key in ("value", "low", "high")}
 
-    def both(of: Callable[[Looked], float]) -> dict[str, Any]:
+    def both(of: Callable[[TraceQuality], float]) -> dict[str, Any]:
         more = [of(b) - of(a) for a, b in zip(base, trained, strict=True)]
         return {"base": fmean(map(of, base)), "trained": fmean(map(of, trained)), "difference": estimate(more)}
 
@@ -123,7 +123,7 @@ def compared(base: Sequence[Looked], trained: Sequence[Looked], *, seed: int = 0
     }
 
 
-def of_each(base: Sequence[Looked], trained: Sequence[Looked], *, seed: int = 0) -> dict[str, Any]:
+def of_each(base: Sequence[TraceQuality], trained: Sequence[TraceQuality], *, seed: int = 0) -> dict[str, Any]:
     """The same for each person, by label."""
     found: dict[str, Any] = {}
     for label in dict.fromkeys(one.label for one in base):
@@ -132,12 +132,12 @@ def of_each(base: Sequence[Looked], trained: Sequence[Looked], *, seed: int = 0)
     return found
 
 
-def examples_of(
-    lessons: Sequence[Lesson],
+def contrasting_examples(
+    lessons: Sequence[TrainingExample],
     before: Sequence[Sequence[str]],
     after: Sequence[Sequence[str]],
-    base: Sequence[Looked],
-    trained: Sequence[Looked],
+    base: Sequence[TraceQuality],
+    trained: Sequence[TraceQuality],
 ) -> list[dict[str, Any]]:
     """Pairs with the first trace of both: those on which the trained gains most over the base, and loses most."""
     order = sorted(range(len(lessons)), key=lambda i: trained[i].novel - base[i].novel)

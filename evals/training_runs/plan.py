@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from usertwin.memory.recon.propose import TRACE_TOKENS, prompt_for, written_tokens
 from usertwin.memory.training.adapter_merge import PARTS
-from usertwin.memory.training.config import Training
-from usertwin.memory.training.dataset import Lesson, Lessons
+from usertwin.memory.training.config import TrainingConfig
+from usertwin.memory.training.dataset import DatasetSplit, TrainingExample
 from usertwin.simulator.backends.weights import known_weights
 
 if TYPE_CHECKING:
-    from .run import TrainingOrder
+    from .run import TrainingPlan
 
 _CHARACTERS = 4
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -28,11 +28,11 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 _ACTIVATIONS = 34
 
 
-def plan_of_training(order: TrainingOrder, lessons: Lessons) -> list[str]:
+def plan_of_training(order: TrainingPlan, lessons: DatasetSplit) -> list[str]:
     """What an order will take, a sentence each."""
-    people, plan = lessons.people, order.plan
+    people, plan = lessons.people, order.config
     said = [
-        f"{len(lessons.train):,} pairs of {len(people['seen'])} people to train on, {len(lessons.watched)} watched; "
+        f"{len(lessons.train):,} pairs of {len(people['seen'])} people to train on, {len(lessons.validation)} watched; "
         f"measured on {len(lessons.seen):,} later pairs of theirs and {len(lessons.unseen):,} of {len(people['unseen'])} "
         "people who are held out with every conversation they took part in"
     ]
@@ -46,39 +46,42 @@ def plan_of_training(order: TrainingOrder, lessons: Lessons) -> list[str]:
     return said
 
 
-def _method(plan: Training, lessons: Lessons) -> str:
+def _method(plan: TrainingConfig, lessons: DatasetSplit) -> str:
     each = written_tokens(plan.style)
     if plan.online:
-        steps = max(1, plan.budget // (plan.batch * each))
+        steps = max(1, plan.token_budget // (plan.batch_size * each))
         return (
-            f"{plan.method}: about {steps:,} steps of {plan.batch // plan.group} pairs with {plan.group} traces each, until "
-            f"{plan.budget:,} tokens are generated"
+            f"{plan.method}: about {steps:,} steps of {plan.batch_size // plan.group_size} pairs with {plan.group_size} traces each, until "
+            f"{plan.token_budget:,} tokens are generated"
         )
-    pairs = min(len(lessons.train), max(1, plan.budget // (plan.group * each)))
-    steps = ceil(plan.epochs * ceil(pairs / plan.batch)) * (len(PARTS) if plan.method == "soup" else 1)
+    pairs = min(len(lessons.train), max(1, plan.token_budget // (plan.group_size * each)))
+    steps = ceil(plan.epochs * ceil(pairs / plan.batch_size)) * (len(PARTS) if plan.method == "soup" else 1)
     return (
-        f"{plan.method}: {plan.group} traces of the base for each of about {pairs:,} pairs, until {plan.budget:,} tokens are "
-        f"generated; then at most {steps:,} steps of {plan.batch} rows"
+        f"{plan.method}: {plan.group_size} traces of the base for each of about {pairs:,} pairs, until {plan.token_budget:,} tokens are "
+        f"generated; then at most {steps:,} steps of {plan.batch_size} rows"
     )
 
 
-def _memory(order: TrainingOrder, train: Sequence[Lesson]) -> str:
+def _memory(order: TrainingPlan, train: Sequence[TrainingExample]) -> str:
     """About what training needs at once: weights, adapter with its moments, and what the steps back need of the steps there."""
-    plan = order.plan
+    plan = order.config
     folder, size = known_weights(plan.base)
     if folder is None:
         return f"memory: not known until the weights of {plan.base} are here (they are fetched, or made, when training begins)"
     shape = _shape(folder)
     of_scorer = known_weights(order.scorer)[1]
     weights = size * _BYTES[plan.precision] // 4 + of_scorer * _BYTES[order.scorer_precision] // 4
-    longest = max((len(prompt_for(plan.style, one.pair, "the person", plan.how)) for one in train), default=0) // _CHARACTERS
-    tokens = plan.at_once * (longest + TRACE_TOKENS[plan.style]) * (2 if {"dpo", "soup"} & {*order.methods} else 1)
+    longest = (
+        max((len(prompt_for(plan.style, one.pair, "the person", plan.proposal_mode)) for one in train), default=0)
+        // _CHARACTERS
+    )
+    tokens = plan.micro_batch_size * (longest + TRACE_TOKENS[plan.style]) * (2 if {"dpo", "soup"} & {*order.methods} else 1)
     width = _BYTES[plan.precision]
     activations = tokens * shape["layers"] * shape["hidden"] * _ACTIVATIONS * width // 2
     logits = 3 * 4 * tokens * shape["vocabulary"]
     total = (weights + activations + logits) / 2**30
     return (
-        f"memory: about {total:.1f} GiB ({weights / 2**30:.1f} of weights, the rest for {plan.at_once} at once of up to "
+        f"memory: about {total:.1f} GiB ({weights / 2**30:.1f} of weights, the rest for {plan.micro_batch_size} at once of up to "
         f"{longest + TRACE_TOKENS[plan.style]:,} tokens)"
     )
 

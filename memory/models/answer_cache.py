@@ -15,10 +15,10 @@ from pathlib import Path
 
 from usertwin.personas import ModelError
 
-ANSWERS = "answers.sqlite"
+COMPLETIONS_FILE = "answers.sqlite"
 
 
-class AnswerCache:
+class CompletionCache:
     """Answers by the hash of what was asked.
 
     Args:

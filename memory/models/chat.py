@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from langchain_core.messages import AIMessage
     from langchain_core.runnables import RunnableConfig
 
-    from .answer_cache import AnswerCache
+    from .answer_cache import CompletionCache
 
 #: "transcript": the prompt is text to be continued, for base and small models. "instruction": the prompt says what to do.
 Style = Literal["transcript", "instruction"]
@@ -47,13 +47,13 @@ class ChatModel:
     name: str
     chat: BaseChatModel
     style: Style = "instruction"
-    controls: bool = True
-    afresh: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    supports_sampling_params: bool = True
+    bypass_cache: Mapping[str, Any] = field(default_factory=dict[str, Any])
     structured: bool = False
     identity: str = ""
     price: Price | None = None
-    answers: AnswerCache | None = None
-    together: int = 64
+    cache: CompletionCache | None = None
+    max_n: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,29 +168,29 @@ async def sample(
         ModelError: the model does not answer; the message names it.
     """
     options: dict[str, Any] = {"max_tokens": max_tokens}
-    if model.controls:
+    if model.supports_sampling_params:
         options |= {"temperature": temperature, "stop": list(stop) or None}
     if afresh:
-        options |= model.afresh
+        options |= model.bypass_cache
     if schema is not None and model.structured:
         options["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
     asked = [model.name, model.identity, [list(message) for message in messages], n, seed, options]
-    known = None if model.answers is None else cast("list[Any] | None", model.answers.get(asked))
+    known = None if model.cache is None else cast("list[Any] | None", model.cache.get(asked))
     if known is not None:
         if ledger is not None:
             ledger.repeated += len(known)
         return [Sample(text, Usage(*used)) for text, used in known]
     try:
         answers = list[tuple[str, Usage]]()
-        for begun in range(0, n, model.together):
-            answers += await _ask(model, messages, min(model.together, n - begun), seed + begun, options, config)
+        for begun in range(0, n, model.max_n):
+            answers += await _ask(model, messages, min(model.max_n, n - begun), seed + begun, options, config)
     except UsertwinError:
         raise
     except Exception as error:
         raise ModelError(f'the model "{model.name}" did not answer: {type(error).__name__}: {error}') from error
     samples = [Sample(_cut(text, stop), used) for text, used in answers]
-    if model.answers is not None:
-        model.answers.put(asked, [(one.text, astuple(one.usage)) for one in samples])
+    if model.cache is not None:
+        model.cache.put(asked, [(one.text, astuple(one.usage)) for one in samples])
     if ledger is not None:
         ledger.note(model, samples)
     return samples
@@ -208,7 +208,7 @@ async def _ask(
     from langchain_core.messages import convert_to_messages
 
     together: list[AIMessage] = []
-    if n > 1 and model.controls and hasattr(model.chat, "n"):
+    if n > 1 and model.supports_sampling_params and hasattr(model.chat, "n"):
         prompt = [convert_to_messages(list(messages))]
         try:
             result = await model.chat.agenerate(prompt, n=n, seed=seed, **options)
@@ -216,7 +216,7 @@ async def _ask(
         except Exception as error:
             together = _cut_short(error)
     rest = range(len(together), n)  # all of them, or what an endpoint that overlooks "n" left out
-    each: list[dict[str, Any]] = [{**options} | ({"seed": seed + i} if model.controls else {}) for i in rest]
+    each: list[dict[str, Any]] = [{**options} | ({"seed": seed + i} if model.supports_sampling_params else {}) for i in rest]
     alone = await asyncio.gather(*(_ask_once(model, messages, one, config) for one in each))
     # Every message of one answer tells the tokens of the whole answer.
     used = [_usage(message) if number == 0 else Usage() for number, message in enumerate(together)] + list(map(_usage, alone))

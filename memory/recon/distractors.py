@@ -36,7 +36,7 @@ class Distractors:
     def __init__(self, pairs: Sequence[Pair], embedder: Embedder) -> None:
         kept: dict[str, Pair] = {}
         for pair in reversed(pairs):  # of what was done several times the latest
-            if not pair.left and pair.action.strip():
+            if not pair.abandoned and pair.action.strip():
                 kept.setdefault(flat(pair.action), pair)
         latest = list(kept.items())[:_POOL][::-1]
         self._pairs, self._lines = [pair for _, pair in latest], [line for line, _ in latest]

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from usertwin.memory.models.chat import Ledger
 from usertwin.memory.models.scoring import Likelihood, Scorer
-from usertwin.memory.text.transcript import ME, action_line, filler, flat, open_moment
+from usertwin.memory.text.transcript import ME, action_line, current_moment, filler, flat
 from usertwin.memory.text.words import known_text, spans_of, stems
 from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair, VerdictError
@@ -35,7 +35,7 @@ _PRIOR_WEIGHT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredTraces:
     """A trace's score, and what it is made of."""
 
     value: float
@@ -60,7 +60,9 @@ class Fidelity(Protocol):
         """Whether scores of traces that were not scored together can be compared."""
         ...
 
-    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+    async def score(
+        self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
+    ) -> list[ScoredTraces]:
         """The score of each trace, in order.
 
         Args:
@@ -81,7 +83,7 @@ def passed(candidates: Sequence[Candidate]) -> list[str]:
 
 
 async def with_scores(
-    candidates: Sequence[Candidate], scoring: Awaitable[Sequence[Scored]], floor: float | None
+    candidates: Sequence[Candidate], scoring: Awaitable[Sequence[ScoredTraces]], floor: float | None
 ) -> list[Candidate]:
     """The candidates with their scores; without a verdict that can be read, all are rejected.
 
@@ -105,7 +107,7 @@ async def with_scores(
 
 def reconstruct(pair: Pair, trace: str | None) -> str:
     """The text from which the action is to be predicted: context and, if given, the trace; never the action."""
-    return open_moment(pair, CONTEXT_TURNS, thought=trace)
+    return current_moment(pair, CONTEXT_TURNS, thought=trace)
 
 
 def gains(scorer: Scorer, pair: Pair, traces: Sequence[str]) -> list[dict[str, float]]:
@@ -145,7 +147,7 @@ def _parted(pair: Pair, action: str, trace: str, alone: Likelihood, told: Likeli
     return fsum(novel), fsum(copied)
 
 
-class Gain:
+class LikelihoodGain:
     """S2: how much more likely the action is with the trace than with words that say nothing, in nats per token of the action.
 
     Args:
@@ -160,13 +162,15 @@ class Gain:
         self._scorer, self._part = scorer, "novel" if novel else "gain"
         self.name = f"{'novel gain' if novel else 'gain'} under {scorer.name}"
 
-    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+    async def score(
+        self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
+    ) -> list[ScoredTraces]:
         """See `Fidelity.score`."""
         # On a thread of its own: scoring is computing, and must not hold up others that wait for a model.
-        return [Scored(one[self._part], one) for one in await asyncio.to_thread(gains, self._scorer, pair, traces)]
+        return [ScoredTraces(one[self._part], one) for one in await asyncio.to_thread(gains, self._scorer, pair, traces)]
 
 
-class Choice:
+class ForcedChoice:
     """S4: how much better the action is told from other actions of the same person with the trace, in nats.
 
     Compared with words that say nothing in its place. The choice is by how much more likely the moment makes an action than
@@ -186,11 +190,13 @@ class Choice:
         self._scorer, self._distractors, self._choices = scorer, distractors, choices
         self.name = f"choice of {choices} under {scorer.name}"
 
-    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+    async def score(
+        self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
+    ) -> list[ScoredTraces]:
         """See `Fidelity.score`; without any other action to choose from, every score is 0."""
         return await asyncio.to_thread(self._score, pair, traces)
 
-    def _score(self, pair: Pair, traces: Sequence[str]) -> list[Scored]:
+    def _score(self, pair: Pair, traces: Sequence[str]) -> list[ScoredTraces]:
         others = self._distractors.of(pair, self._choices - 1)
         actions = [action_line(action) for action in (pair.action, *others)]
         usual = [found.nats for found in self._scorer.score([(f"{ME}:", action) for action in actions])]
@@ -203,14 +209,14 @@ class Choice:
             return likely[0] - top - log(sum(exp(one - top) for one in likely))
 
         nothing = {text: chosen(text) for text in dict.fromkeys(filler(len(trace.split())) for trace in traces)}
-        found: list[Scored] = []
+        found: list[ScoredTraces] = []
         for trace in traces:
             told, before = chosen(trace), nothing[filler(len(trace.split()))]
-            found.append(Scored(told - before, {"chosen": exp(told), "before": exp(before)}))
+            found.append(ScoredTraces(told - before, {"chosen": exp(told), "before": exp(before)}))
         return found
 
 
-class Prior:
+class PriorCorrectedGain:
     """S5: the gain, plus a weight times how probable the trace was before the action over how probable after, per token.
 
     A trace that quotes the action is likely once the action is known and unlikely before, so that leaks are penalised by the
@@ -228,17 +234,19 @@ class Prior:
         self._scorer, self._weight = scorer, weight
         self.name = f"gain with prior {weight:g} under {scorer.name}"
 
-    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+    async def score(
+        self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
+    ) -> list[ScoredTraces]:
         """See `Fidelity.score`."""
         return await asyncio.to_thread(self._score, pair, traces)
 
-    def _score(self, pair: Pair, traces: Sequence[str]) -> list[Scored]:
+    def _score(self, pair: Pair, traces: Sequence[str]) -> list[ScoredTraces]:
         after, before = (prompt_for("transcript", pair, "", how).removesuffix(" I") for how in ("backward", "forward"))
         lines = [f" {flat(trace)}\n" for trace in traces]
         posterior = self._scorer.score([(after, line) for line in lines])
         prior = self._scorer.score([(before, line) for line in lines])
-        found: list[Scored] = []
+        found: list[ScoredTraces] = []
         for one, p, q in zip(gains(self._scorer, pair, traces), prior, posterior, strict=True):
             honest = (p.nats - q.nats) / p.tokens
-            found.append(Scored(one["gain"] + self._weight * honest, {**one, "prior": honest}))
+            found.append(ScoredTraces(one["gain"] + self._weight * honest, {**one, "prior": honest}))
         return found

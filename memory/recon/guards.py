@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from usertwin.memory.models.scoring import Scorer
-from usertwin.memory.text.transcript import ME, THOUGHT, action_line, filler, flat, open_moment
+from usertwin.memory.text.transcript import ME, THOUGHT, action_line, current_moment, filler, flat
 from usertwin.memory.text.words import (
     content_words,
     known_text,
@@ -73,7 +73,7 @@ _NAME = re.compile(r"(?<=[\w,;:] )[A-Z][\w'-]+|\b\w*\d[\w.:-]*")
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 
 
-def rejected_by(trace: str, pair: Pair, examples: str = "", embedder: Embedder | None = None) -> str | None:
+def rejection_reason(trace: str, pair: Pair, examples: str = "", embedder: Embedder | None = None) -> str | None:
     """The name of the guard that rejects a trace of this pair by its words, or None.
 
     Args:
@@ -101,7 +101,7 @@ def rejected_by(trace: str, pair: Pair, examples: str = "", embedder: Embedder |
         return "announces"
     if runs(told, LONGEST_ECHO) & runs(word_tokens(examples), LONGEST_ECHO):
         return "echoes_examples"
-    return "same_meaning" if embedder is not None and says_the_same(trace, pair, embedder) else None
+    return "same_meaning" if embedder is not None and paraphrases_action(trace, pair, embedder) else None
 
 
 def _quotes(trace: str, pair: Pair) -> bool:
@@ -120,13 +120,13 @@ def _names(pair: Pair) -> set[str]:
     return {stem(word) for word in found} - stems(known_text(pair))
 
 
-def says_the_same(trace: str, pair: Pair, embedder: Embedder) -> bool:
+def paraphrases_action(trace: str, pair: Pair, embedder: Embedder) -> bool:
     """Whether a sentence of the trace means what the action does, more than anything said before it does (guard G5)."""
-    told, known = meaning_shared(trace, pair, embedder)
+    told, known = cosine_to_action(trace, pair, embedder)
     return told >= SAME_MEANING and told > known
 
 
-def meaning_shared(trace: str, pair: Pair, embedder: Embedder) -> tuple[float, float]:
+def cosine_to_action(trace: str, pair: Pair, embedder: Embedder) -> tuple[float, float]:
     """How near the nearest sentence of the trace comes to what the action means, and how near the last turns came (cosines).
 
     -1 for the turns if nothing was said before.
@@ -156,12 +156,12 @@ def kept_share(scorer: Scorer, pair: Pair, trace: str, turns: int) -> float:
     if without == trace:
         return 1.0
     action = action_line(pair.action)
-    prompts = [open_moment(pair, turns, thought=thought) for thought in (filler(len(trace.split())), trace, without)]
+    prompts = [current_moment(pair, turns, thought=thought) for thought in (filler(len(trace.split())), trace, without)]
     nothing, told, hidden = (found.nats for found in scorer.score([(prompt, action) for prompt in prompts]))
     return (hidden - nothing) / (told - nothing) if told > nothing else 1.0
 
 
-def gives_away(scorer: Scorer, pair: Pair, trace: str, others: Sequence[str]) -> bool:
+def reveals_action(scorer: Scorer, pair: Pair, trace: str, others: Sequence[str]) -> bool:
     """Whether the trace alone, without the context, tells the action from other actions of the person (the audit, G4).
 
     Each action counts by how much more likely the trace makes it than nothing does. It takes part in no score and rejects

@@ -29,8 +29,8 @@ from usertwin.memory.text.transcript import context_lines, flat, shortened
 from usertwin.personas import Pair, UsageError, VerdictError
 
 from .distractors import Distractors
-from .fidelity import CHOICES, Choice, Fidelity, Gain, Prior, Scored, reconstruct
-from .propose import CONTEXT_TURNS, template
+from .fidelity import CHOICES, Fidelity, ForcedChoice, LikelihoodGain, PriorCorrectedGain, ScoredTraces, reconstruct
+from .propose import CONTEXT_TURNS, prompt_template
 
 FidelityName = Literal["novel", "gain", "judge", "choice", "rank", "prior"]
 FIDELITIES: tuple[FidelityName, ...] = get_args(FidelityName)
@@ -63,7 +63,9 @@ async def reconstructions(
 
 
 def _act_prompt(pair: Pair, trace: str) -> str:
-    return template("reconstruct_instruction").fill(goal=pair.goal, context=context_lines(pair, CONTEXT_TURNS), trace=trace)
+    return prompt_template("reconstruct_instruction").fill(
+        goal=pair.goal, context=context_lines(pair, CONTEXT_TURNS), trace=trace
+    )
 
 
 async def verdict(
@@ -75,7 +77,7 @@ async def verdict(
     seed: int = 0,
     backwards: bool = False,
     ledger: Ledger | None = None,
-) -> list[Scored]:
+) -> list[ScoredTraces]:
     """One listwise verdict: each attempt's place, from 1 (the best) to 0, and the marks it got, from 0 to 1.
 
     Args:
@@ -98,7 +100,7 @@ async def verdict(
     if backwards:
         order.reverse()
     labels = list(string.ascii_uppercase[: len(attempts)])
-    prompt = template(question).fill(
+    prompt = prompt_template(question).fill(
         name=flat(pair.speaker)[:24], context=context_lines(pair, CONTEXT_TURNS), action=shortened(pair.action), labels=labels,
         attempts=[attempts[place] or "(nothing)" for place in order],
     )  # fmt: skip
@@ -131,7 +133,7 @@ def _schema(labels: Sequence[str], dimensions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _read(text: str, labels: Sequence[str], dimensions: Sequence[str]) -> dict[str, Scored] | None:
+def _read(text: str, labels: Sequence[str], dimensions: Sequence[str]) -> dict[str, ScoredTraces] | None:
     """The place and the marks of each label; None if the text is no such verdict."""
     found = _OBJECT.search(text)
     try:
@@ -143,10 +145,10 @@ def _read(text: str, labels: Sequence[str], dimensions: Sequence[str]) -> dict[s
     if sorted(ranking) != sorted(labels) or not all(0 <= one <= 1 for each in marks.values() for one in each.values()):
         return None
     last = max(1, len(labels) - 1)
-    return {label: Scored(1 - ranking.index(label) / last, marks[label]) for label in labels}
+    return {label: ScoredTraces(1 - ranking.index(label) / last, marks[label]) for label in labels}
 
 
-class Judged:
+class JudgeFidelity:
     """S1, the paper's score: what each trace lets a model reconstruct, ranked by a judge that sees no trace.
 
     Args:
@@ -163,7 +165,9 @@ class Judged:
         self._actor, self._judge, self._orders = actor, judge, orders
         self.name = f"judged by {judge.name}, reconstructed by {actor.name}"
 
-    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+    async def score(
+        self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
+    ) -> list[ScoredTraces]:
         """See `Fidelity.score`. VerdictError if the judge gives no verdict that can be read."""
         attempts = await reconstructions(self._actor, pair, traces, seed=seed, ledger=ledger)
         verdicts = [
@@ -179,12 +183,12 @@ class Judged:
             for turn in range(self._orders)
         ]
         flips = _flips([[one.value for one in told] for told in verdicts])
-        found: list[Scored] = []
+        found: list[ScoredTraces] = []
         for each in zip(*verdicts, strict=True):
             marks = {name: fmean(one.parts[name] for one in each) for name in each[0].parts}
             # Whoever shares a place is told apart by marks, which weigh less than any step between places.
             value = fmean(one.value for one in each) + 1e-3 * fmean(marks.values())
-            found.append(Scored(value, marks | {"flips": flips}))
+            found.append(ScoredTraces(value, marks | {"flips": flips}))
         return found
 
 
@@ -201,7 +205,7 @@ def _flips(places: Sequence[Sequence[float]]) -> float:
     return fmean(told) if told else 0.0
 
 
-class Ranked:
+class EmbeddingRankFidelity:
     """S3: of the person's other actions, the share that what a trace lets a model reconstruct is less like than the real one.
 
     A rank, since the similarity itself is high for whatever is on the topic.
@@ -220,22 +224,24 @@ class Ranked:
         self._actor, self._embedder, self._distractors, self._choices = actor, embedder, distractors, choices
         self.name = f"rank among {choices} by {embedder.name}, reconstructed by {actor.name}"
 
-    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+    async def score(
+        self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
+    ) -> list[ScoredTraces]:
         """See `Fidelity.score`; without any other action to compare with, every score is 0.5."""
         attempts = await reconstructions(self._actor, pair, traces, seed=seed, ledger=ledger)
         others = self._distractors.of(pair, self._choices - 1)
         vectors = await asyncio.to_thread(self._embedder.embed, [*attempts, pair.action, *others])
         alike = vectors[: len(attempts)] @ vectors[len(attempts) :].T
-        found: list[Scored] = []
+        found: list[ScoredTraces] = []
         for row in alike:
             below = float((row[1:] < row[0]).sum() + 0.5 * (row[1:] == row[0]).sum())
-            found.append(Scored(below / len(others) if others else 0.5, {"similarity": float(row[0])}))
+            found.append(ScoredTraces(below / len(others) if others else 0.5, {"similarity": float(row[0])}))
         return found
 
 
 async def plausibility(
     judge: ChatModel, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
-) -> list[Scored]:
+) -> list[ScoredTraces]:
     """How good each trace looks to a judge that reads the traces themselves, with the action: no measure of fidelity."""
     return await verdict(judge, "judge_quality", pair, traces, seed=seed, ledger=ledger)
 
@@ -260,15 +266,15 @@ def fidelity_by_name(
         distractors: the person's other actions; needed for "choice" and "rank".
     """
     if name in {"novel", "gain"} and scorer is not None:
-        return Gain(scorer, novel=name == "novel")
+        return LikelihoodGain(scorer, novel=name == "novel")
     if name == "prior" and scorer is not None:
-        return Prior(scorer)
+        return PriorCorrectedGain(scorer)
     if name == "choice" and scorer is not None and distractors is not None:
-        return Choice(scorer, distractors)
+        return ForcedChoice(scorer, distractors)
     if name == "judge" and actor is not None and judge is not None:
-        return Judged(actor, judge)
+        return JudgeFidelity(actor, judge)
     if name == "rank" and actor is not None and embedder is not None and distractors is not None:
-        return Ranked(actor, embedder, distractors)
+        return EmbeddingRankFidelity(actor, embedder, distractors)
     if name not in FIDELITIES:
         raise UsageError(f'"{name}" scores no traces; there are {", ".join(FIDELITIES)}')
     needs = {

@@ -15,7 +15,7 @@ from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair
 
 from .fidelity import Fidelity, passed, with_scores
-from .propose import CONTEXT_TURNS, cleaned, in_first_person, parts_of, prompt_for, propose, template
+from .propose import CONTEXT_TURNS, cleaned, in_first_person, parts_of, prompt_for, prompt_template, propose
 
 #: Drafts to begin with, and ways to write a part anew that are compared at each step.
 _DRAFTS, _VARIANTS = 2, 2
@@ -90,7 +90,7 @@ async def _rewritten(
         prompt, most, stop = opening + told, 24, ["\n", ".", ",", ";"]
     else:
         lead, tail = "".join(f"{one} " for one in before), "".join(f" {one}" for one in after)
-        prompt = template("rewrite_instruction").fill(
+        prompt = prompt_template("rewrite_instruction").fill(
             name=name,
             context=context_lines(pair, CONTEXT_TURNS),
             action=shortened(pair.action),

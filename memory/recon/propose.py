@@ -21,12 +21,12 @@ from typing import Any, Literal, get_args
 
 from usertwin.memory.models.chat import ChatModel, Ledger, Style, sample
 from usertwin.memory.text.prompt_template import PromptTemplate
-from usertwin.memory.text.transcript import ME, context_lines, flat, open_moment, past_moment, shortened
+from usertwin.memory.text.transcript import ME, context_lines, current_moment, flat, past_moment, shortened
 from usertwin.memory.text.words import word_tokens
 from usertwin.personas import Pair, UsageError
 
-Proposing = Literal["backward", "forward", "scaffolded", "search"]
-PROPOSING: tuple[Proposing, ...] = get_args(Proposing)
+ProposalMode = Literal["backward", "forward", "scaffolded", "search"]
+PROPOSAL_MODES: tuple[ProposalMode, ...] = get_args(ProposalMode)
 
 #: Turns of context that proposer and reconstruction see.
 CONTEXT_TURNS = 4
@@ -52,20 +52,22 @@ _CLIPPED_VERB = re.compile(r"['’](?:m|d|ll|ve)\b")
 _BLOCKS = re.compile(r"<(action|think|reply)>.*?(</\1>|$)|```\w*|</?\w+>", re.DOTALL | re.IGNORECASE)
 
 
-def template(name: str) -> PromptTemplate:
+def prompt_template(name: str) -> PromptTemplate:
     """A prompt of this folder."""
     return PromptTemplate(Path(__file__).parent / f"{name}.txt")
 
 
-def proposal_template(model: ChatModel, how: Proposing = "backward") -> PromptTemplate:
+def proposal_template(model: ChatModel, proposal_mode: ProposalMode = "backward") -> PromptTemplate:
     """The prompt that traces are asked for with, by the model's style."""
-    return _template(model.style, how)
+    return _template(model.style, proposal_mode)
 
 
-def _template(style: Style, how: Proposing) -> PromptTemplate:
+def _template(style: Style, proposal_mode: ProposalMode) -> PromptTemplate:
     if style == "transcript":
-        return template({"forward": "forward_transcript", "scaffolded": "scaffold_transcript"}.get(how, "propose_transcript"))
-    return template("forward_instruction" if how == "forward" else "propose_instruction")
+        return prompt_template(
+            {"forward": "forward_transcript", "scaffolded": "scaffold_transcript"}.get(proposal_mode, "propose_transcript")
+        )
+    return prompt_template("forward_instruction" if proposal_mode == "forward" else "propose_instruction")
 
 
 async def propose(
@@ -73,7 +75,7 @@ async def propose(
     pair: Pair,
     name: str,
     *,
-    how: Proposing = "backward",
+    proposal_mode: ProposalMode = "backward",
     n: int,
     seed: int,
     ledger: Ledger | None = None,
@@ -84,7 +86,7 @@ async def propose(
         model: who writes them.
         pair: what the person saw and did.
         name: what to call the person.
-        how: what the model is shown and asked; the drafts of "search" are "backward".
+        proposal_mode: what the model is shown and asked; the drafts of "search" are "backward".
         n: how many.
         seed: for the sampler.
         ledger: where to note what it cost.
@@ -96,14 +98,18 @@ async def propose(
         UsageError: no such way.
         ModelError: the model does not answer.
     """
-    if how not in PROPOSING:
-        raise UsageError(f'"{how}" is no way to propose traces; there are {", ".join(PROPOSING)}')
-    lenses = list(_LENSES)[: max(1, n)] if how == "scaffolded" else [""]
+    if proposal_mode not in PROPOSAL_MODES:
+        raise UsageError(f'"{proposal_mode}" is no way to propose traces; there are {", ".join(PROPOSAL_MODES)}')
+    lenses = list(_LENSES)[: max(1, n)] if proposal_mode == "scaffolded" else [""]
     shares = [n // len(lenses) + (place < n % len(lenses)) for place in range(len(lenses))]
     found = await asyncio.gather(
         *(
             _sampled(
-                model, prompt_for(model.style, pair, name, how, lens=lens, structured=model.structured), share, seed, ledger
+                model,
+                prompt_for(model.style, pair, name, proposal_mode, lens=lens, structured=model.structured),
+                share,
+                seed,
+                ledger,
             )
             for lens, share in zip(lenses, shares, strict=True)
             if share
@@ -112,16 +118,18 @@ async def propose(
     return [trace for traces in found for trace in traces]
 
 
-def prompt_for(style: Style, pair: Pair, name: str, how: Proposing, *, lens: str = "", structured: bool = False) -> str:
+def prompt_for(
+    style: Style, pair: Pair, name: str, proposal_mode: ProposalMode, *, lens: str = "", structured: bool = False
+) -> str:
     """The text that a trace is asked for with."""
-    filled = _template(style, how).fill
+    filled = _template(style, proposal_mode).fill
     if style == "instruction":
         return filled(
             name=name, goal=pair.goal, context=context_lines(pair, CONTEXT_TURNS), action=shortened(pair.action),
             lens=_LENSES.get(lens, ""), structured=structured,
         )  # fmt: skip
-    if how == "forward":
-        return filled(moment=open_moment(pair, CONTEXT_TURNS).removesuffix(f"{ME}:").rstrip("\n"))
+    if proposal_mode == "forward":
+        return filled(moment=current_moment(pair, CONTEXT_TURNS).removesuffix(f"{ME}:").rstrip("\n"))
     return filled(moment=past_moment(pair, CONTEXT_TURNS).rstrip("\n"), lens=lens)
 
 
@@ -150,7 +158,7 @@ def as_trace(style: Style, text: str) -> str:
 
 async def paraphrase(model: ChatModel, text: str, *, seed: int, ledger: Ledger | None = None) -> str:
     """A text in other words, as the model says it: what a trace that only repeats the action looks like (control C2)."""
-    prompt = template(f"paraphrase_{model.style}").fill(action=shortened(text))
+    prompt = prompt_template(f"paraphrase_{model.style}").fill(action=shortened(text))
     most, stop = (80, ["\n"]) if model.style == "transcript" else (400, list[str]())
     [answer] = await sample(
         model, [("user", prompt)], seed=seed, max_tokens=most, temperature=TEMPERATURE, stop=stop, ledger=ledger

@@ -32,10 +32,10 @@ from usertwin.personas import Pair, UsageError
 
 from .distractors import Distractors
 from .fidelity import CHOICES, Fidelity, gains, passed, with_scores
-from .guards import LEAST_KEPT, gives_away, kept_share, rejected_by
+from .guards import LEAST_KEPT, kept_share, rejection_reason, reveals_action
 from .judged_fidelity import MOST_ATTEMPTS, plausibility
 from .local_search import search
-from .propose import CONTEXT_TURNS, MALFORMED, PROPOSING, Proposing, proposal_template, propose
+from .propose import CONTEXT_TURNS, MALFORMED, PROPOSAL_MODES, ProposalMode, proposal_template, propose
 
 Method = Literal["recon", "random", "longest", "quality", "backward", "none"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -49,9 +49,9 @@ SEARCH_CALLS = 12
 _ROUND_SEED = 7919
 
 
-def is_scored(method: Method, how: Proposing) -> bool:
+def is_scored(method: Method, proposal_mode: ProposalMode) -> bool:
     """Whether proposals are given a fidelity: to choose by it, or since a search betters it, whatever is then taken."""
-    return method == "recon" or (method != "none" and how == "search")
+    return method == "recon" or (method != "none" and proposal_mode == "search")
 
 
 def check_counts(candidates: int, calls: int) -> None:
@@ -108,29 +108,29 @@ class Synthesizer:
     embedder: Embedder | None = None
     distractors: Distractors | None = None
     judge: ChatModel | None = None
-    how: Proposing = "backward"
+    proposal_mode: ProposalMode = "backward"
     candidates: int = DEFAULT_CANDIDATES
-    calls: int = SEARCH_CALLS
+    max_calls: int = SEARCH_CALLS
 
     def check(self) -> None:
         """UsageError if something that the method needs is missing, or a number makes no sense."""
         if self.method not in METHODS:
             raise UsageError(f'"{self.method}" is no way to make traces; there are {", ".join(METHODS)}')
-        if self.how not in PROPOSING:
-            raise UsageError(f'"{self.how}" is no way to propose traces; there are {", ".join(PROPOSING)}')
-        check_counts(self.candidates, self.calls)
+        if self.proposal_mode not in PROPOSAL_MODES:
+            raise UsageError(f'"{self.proposal_mode}" is no way to propose traces; there are {", ".join(PROPOSAL_MODES)}')
+        check_counts(self.candidates, self.max_calls)
         if self.method == "none":
             return
-        scored = is_scored(self.method, self.how)
+        scored = is_scored(self.method, self.proposal_mode)
         if self.model is None or (scored and self.fidelity is None) or (self.method == "quality" and self.judge is None):
             needs = "a model" + " and a scorer" * scored + " and a judge" * (self.method == "quality")
             raise UsageError(f'traces by "{self.method}" need {needs}')
-        if self.how == "search" and self.fidelity is not None and not self.fidelity.comparable:
+        if self.proposal_mode == "search" and self.fidelity is not None and not self.fidelity.comparable:
             raise UsageError(f"a search compares scores of different steps, which those {self.fidelity.name} are not made for")
         judged = self.method == "quality" or (
             self.method == "recon" and self.fidelity is not None and not self.fidelity.comparable
         )
-        most = self.calls if self.how == "search" else self.candidates
+        most = self.max_calls if self.proposal_mode == "search" else self.candidates
         if judged and most > MOST_ATTEMPTS:
             raise UsageError(f"{most} proposals for a judge to compare: at most {MOST_ATTEMPTS} can be told apart")
 
@@ -161,14 +161,14 @@ class Synthesizer:
         """The guard that rejects a trace before it is scored, or None."""
         if trace == MALFORMED:
             return "malformed"
-        examples = "" if self.model is None else proposal_template(self.model, self.how).text
-        return rejected_by(trace, pair, examples, self.embedder)
+        examples = "" if self.model is None else proposal_template(self.model, self.proposal_mode).text
+        return rejection_reason(trace, pair, examples, self.embedder)
 
     async def _proposed(self, model: ChatModel, pair: Pair, name: str, seed: int, ledger: Ledger) -> list[Candidate]:
         """Proposals, asked for again where guards reject them, three rounds in all."""
-        if self.how == "search" and self.fidelity is not None:
+        if self.proposal_mode == "search" and self.fidelity is not None:
             return await search(
-                model, self.fidelity, pair, name, guard=lambda trace: self.guarded(trace, pair), calls=self.calls, seed=seed,
+                model, self.fidelity, pair, name, guard=lambda trace: self.guarded(trace, pair), calls=self.max_calls, seed=seed,
                 ledger=ledger,
             )  # fmt: skip
         wanted = 1 if self.method == "backward" else self.candidates
@@ -178,7 +178,7 @@ class Synthesizer:
             if not missing:
                 break
             traces = await propose(
-                model, pair, name, how=self.how, n=missing, seed=seed + _ROUND_SEED * turn, ledger=ledger
+                model, pair, name, proposal_mode=self.proposal_mode, n=missing, seed=seed + _ROUND_SEED * turn, ledger=ledger
             )  # fmt: skip
             found += [Candidate(trace, None, await asyncio.to_thread(self.guarded, trace, pair)) for trace in traces]
         return found
@@ -190,7 +190,7 @@ class Synthesizer:
             return found
         if self.method == "quality" and self.judge is not None:
             return await with_scores(found, plausibility(self.judge, pair, traces, seed=seed, ledger=ledger), None)
-        if self.method == "recon" and self.how != "search" and self.fidelity is not None:
+        if self.method == "recon" and self.proposal_mode != "search" and self.fidelity is not None:
             scoring = self.fidelity.score(pair, traces, seed=seed, ledger=ledger)
             return await with_scores(found, scoring, self.fidelity.floor)
         return found
@@ -209,11 +209,11 @@ class Synthesizer:
             method=self.method,
             proposer=model.name,
             scorer=None if scored is None else scored.name,
-            prompt_version=proposal_template(model, self.how).version,
+            prompt_version=proposal_template(model, self.proposal_mode).version,
             seed=seed,
             candidates=len(found),
             rejected=Counter(one.rejected for one in found if one.rejected is not None),
-            how=self.how,
+            proposal_mode=self.proposal_mode,
             proposals=tuple(found),
             measured=measured if chosen is not None else {},
             cost=ledger.to_json(),
@@ -232,7 +232,7 @@ class Synthesizer:
             "gain": one["gain"],
             "novel": one["novel"],
             "kept": kept_share(self.scorer, pair, trace, CONTEXT_TURNS),
-            "gives_away": float(gives_away(self.scorer, pair, trace, others)),
+            "gives_away": float(reveals_action(self.scorer, pair, trace, others)),
         }
 
 

@@ -25,7 +25,7 @@ from usertwin.memory.triples import Triple
 from usertwin.personas import TwinError
 
 from . import schema as rows
-from .error_messages import said_in_one_sentence, way_out
+from .error_messages import storage_errors, way_out
 from .seal import break_seal, holds, log_bytes, read_seal, write_seal
 from .writer_lock import WriterLock
 
@@ -57,7 +57,7 @@ class State:
     generation: int = 0
     removals: int = 0
     count: int = 0
-    unswept: bool = False
+    needs_vacuum: bool = False
     index: str = "auto"
 
 
@@ -76,7 +76,7 @@ class Database:
         self.folder, self.path = folder, folder / "memory.sqlite"
         if not create and not self.path.is_file():
             raise TwinError(f"{folder}: there is no memory here, or only half of one; {way_out(folder)}")
-        with said_in_one_sentence(folder):
+        with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.writable = os.access(folder, os.W_OK) and (not self.path.exists() or os.access(self.path, os.W_OK))
             self.lock = WriterLock(folder, wait)
@@ -100,7 +100,7 @@ class Database:
         self.lock.acquire()
         try:
             if not self.path.exists() or self.path.stat().st_size == 0:  # else somebody was faster
-                write_anew(self.folder, state, ())
+                rewrite(self.folder, state, ())
         finally:
             self.lock.release()
 
@@ -221,7 +221,7 @@ class Database:
                 generation=self.state.generation + 1,
                 removals=self.state.removals + bool(change.removed),
                 count=self.state.count + change.added - change.removed,
-                unswept=self.state.unswept or bool(change.removed),
+                unswept=self.state.needs_vacuum or bool(change.removed),
                 index=change.index or self.state.index,
             )
             _write_state(self.connection, state)
@@ -233,7 +233,7 @@ class Database:
             raise
         self.state = state
 
-    def sweep(self) -> bool:
+    def vacuum(self) -> bool:
         """Rewrite the file so that nothing of what was removed is left in it; False while others still read the old pages."""
         self.connection.execute("VACUUM")
         if self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
@@ -280,8 +280,8 @@ class Database:
             ).fetchall()
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self.connection.close()
-            content = ((row[0], rows.of_format_1(row), row[-1]) for row in old)
-            write_anew(self.folder, State(uuid4().hex, meta["embedder"], int(meta["dimension"])), content)
+            content = ((row[0], rows.from_format_1(row), row[-1]) for row in old)
+            rewrite(self.folder, State(uuid4().hex, meta["embedder"], int(meta["dimension"])), content)
             _LOG.warning("%s: the memory was written anew in format %s (%d triples)", self.folder, FORMAT, len(old))
             self._holds = holds(self.folder)
             self.connection = self._connect()
@@ -300,7 +300,7 @@ class Change:
     index: str | None = None
 
 
-def write_anew(folder: Path, state: State, content: Iterable[tuple[int, Triple, bytes]]) -> None:
+def rewrite(folder: Path, state: State, content: Iterable[tuple[int, Triple, bytes]]) -> None:
     """Put a database of this content (number, triple, embedding) in the place of the one that is there, if any.
 
     Needs the lock; the write-ahead log of the one that is there must be empty.

@@ -21,7 +21,7 @@ _NOT_WRITTEN = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
 @contextmanager
-def said_in_one_sentence(folder: Path) -> Generator[None]:
+def storage_errors(folder: Path) -> Generator[None]:
     """Say in one sentence what SQLite, FAISS or the system would say in a traceback."""
     try:
         yield

@@ -173,7 +173,7 @@ class IndexedDatabase:
 
     def save(self) -> None:
         """Write the index if need be, remove what was deleted from both files, and let other processes write."""
-        if not self.database.lock.held and not (self.state.unswept and self._may_write()):
+        if not self.database.lock.held and not (self.state.needs_vacuum and self._may_write()):
             return
         self.begin()
         if self._stale or self._alive is not None or self.index.tail_count > self._longest_tail:
@@ -191,7 +191,7 @@ class IndexedDatabase:
             self._stale = False
             if self.index.tuning.kind != "flat":
                 self.index = VectorIndex.open(self.index_path)[0]  # mapped, without the slack of building
-        if self.state.unswept and not self.database.sweep():
+        if self.state.needs_vacuum and not self.database.vacuum():
             _LOG.warning("%s: others are reading; what was removed leaves memory.sqlite when they are done", self.folder)
         self.database.seal()
         self.database.lock.release()
@@ -240,16 +240,16 @@ class IndexedDatabase:
             self._alive = kept if self._alive is None else self._alive & kept
             self._traced = self._words = None
 
-    def set_why(self, triples: Sequence[Triple]) -> None:
+    def set_traces(self, triples: Sequence[Triple]) -> None:
         """Set trace, score and provenance of triples that are there."""
         self.begin()
         with self.database.change() as change:
-            change.connection.executemany(rows.SET_WHY, [rows.encode_why(triple) for triple in triples])
+            change.connection.executemany(rows.SET_WHY, [rows.encode_trace(triple) for triple in triples])
         self._traced = None
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
-    def allowed(
+    def filter_mask(
         self,
         conversation_id: str | None = None,
         before: float | None = None,
@@ -302,7 +302,7 @@ class IndexedDatabase:
                 found[row[0]] = row
         if len(found) < len(numbers):
             self.refresh()
-            there = set(self.index.columns["number"][self.allowed()].tolist())
+            there = set(self.index.columns["number"][self.filter_mask()].tolist())
             lost = [number for number in numbers if number not in found and number in there]
             if lost:
                 raise rows.DamagedRowError(f"triple {lost[0]} is not there")

@@ -104,7 +104,7 @@ def choose(
     return chosen
 
 
-def within(ranking: Ranking, triples: Sequence[Triple]) -> int:
+def fit_token_budget(ranking: Ranking, triples: Sequence[Triple]) -> int:
     """How many of these triples, from the first, the limit of tokens lets through."""
     if ranking.tokens is None:
         return len(triples)

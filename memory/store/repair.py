@@ -17,8 +17,8 @@ from uuid import uuid4
 from usertwin.personas import TwinError
 
 from . import schema as rows
-from .database import State, examine, read_state, write_anew
-from .error_messages import said_in_one_sentence
+from .database import State, examine, read_state, rewrite
+from .error_messages import storage_errors
 from .seal import holds, log_bytes
 from .vector_index import UnusableIndexError, VectorIndex
 from .writer_lock import WriterLock
@@ -28,7 +28,7 @@ _TRIED_PAST_THE_END = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class DamageReport:
     """What a look at every byte of a memory has shown.
 
     Attributes:
@@ -44,7 +44,7 @@ class Look:
     unclosed: bool
 
 
-def look(folder: Path) -> Look:
+def inspect(folder: Path) -> DamageReport:
     """Read every byte of a memory. TwinError if there is none, or SQLite cannot even open it for reading.
 
     Nothing is changed or mended, so that one may look again after a copy was made.
@@ -53,7 +53,7 @@ def look(folder: Path) -> Look:
     if not path.is_file():
         raise TwinError(f"{folder}: there is no memory here; learn the twin again with --overwrite")
     problems, whole, state = list[str](), 0, None
-    with said_in_one_sentence(folder), closing(_reader(path)) as connection:
+    with storage_errors(folder), closing(_reader(path)) as connection:
         try:
             state = read_state(connection)
         except (sqlite3.Error, ValueError, TypeError) as error:
@@ -65,7 +65,7 @@ def look(folder: Path) -> Look:
     whole_file = holds(folder, at_any_size=True)
     if whole_file is False and not problems:
         problems.append("it is not as it was closed, though every triple in it is whole")
-    return Look(tuple(problems), whole, _index_trouble(folder, state), whole_file is None)
+    return DamageReport(tuple(problems), whole, _index_trouble(folder, state), whole_file is None)
 
 
 def _index_trouble(folder: Path, state: State | None) -> str | None:
@@ -93,7 +93,7 @@ def salvage(folder: Path, embedder: str) -> tuple[int, int]:
     """
     path = folder / "memory.sqlite"
     lock = WriterLock(folder, wait=10.0)
-    with said_in_one_sentence(folder), ExitStack() as stack:
+    with storage_errors(folder), ExitStack() as stack:
         lock.acquire()
         stack.callback(lock.release)
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -110,7 +110,7 @@ def salvage(folder: Path, embedder: str) -> tuple[int, int]:
             state = State(uuid4().hex, embedder, len(kept[0][-1]) // 4, count=len(kept))
         lost = max(0, state.count - len(kept))
         state = replace(state, removals=state.removals + 1, generation=state.generation + 1)
-        write_anew(folder, state, ((row[0], rows.decode(row), row[-1]) for row in kept))
+        rewrite(folder, state, ((row[0], rows.decode(row), row[-1]) for row in kept))
     return len(kept), lost
 
 

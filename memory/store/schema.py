@@ -50,7 +50,7 @@ def encode(number: int, triple: Triple, embedding: bytes) -> tuple[Any, ...]:
     return (number, *happened, *why, _sum((number, *happened), embedding), _sum((happened[0], *why)), embedding)
 
 
-def encode_why(triple: Triple) -> tuple[Any, ...]:
+def encode_trace(triple: Triple) -> tuple[Any, ...]:
     """The values of `SET_WHY`."""
     why = _why(triple)
     return (*why, _sum((triple.id, *why)), triple.id)
@@ -69,7 +69,7 @@ def decode(row: Sequence[Any]) -> Triple:
         raise DamagedRowError(f"triple {row[0]} cannot be read ({error})") from None
 
 
-def of_format_1(row: Sequence[Any]) -> Triple:
+def from_format_1(row: Sequence[Any]) -> Triple:
     """The triple of a row of format 1: number, speaker to provenance, embedding; it had no checksums."""
     _, speaker, conversation, position, moment, context, action, goal, ends, reasoning, score, provenance, _ = row
     pair = _pair(speaker, conversation, position, moment, context, action, goal, ends)

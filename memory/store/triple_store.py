@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Literal, Self
 from usertwin.memory.models.embedding import Embedder, query_text
 from usertwin.memory.triples import Recalled, Triple
 from usertwin.personas import Pair, TwinError, UsageError
-from usertwin.personas.pairs import Kind
+from usertwin.personas.pairs import MomentKind
 
 from .database import FORMAT
-from .error_messages import said_in_one_sentence
+from .error_messages import storage_errors
 from .indexed_database import IndexedDatabase
-from .ranking import SIMILARITY, Ranking, choose, within
+from .ranking import SIMILARITY, Ranking, choose, fit_token_budget
 from .vector_index import INDEX_KINDS, IndexKind, Tuning, key
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class TripleStore:
         self.close()
 
     def _said(self) -> AbstractContextManager[None]:
-        return said_in_one_sentence(self.folder)
+        return storage_errors(self.folder)
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ class TripleStore:
     def set_traces(self, triples: Sequence[Triple]) -> None:
         """Give triples that are already in the memory their trace, score and provenance. When this returns, it is on disk."""
         with self._lock, self._said():
-            self._memory.set_why(triples)
+            self._memory.set_traces(triples)
 
     def edit(self, triple_id: str, triple: Triple) -> None:
         """Put a triple in the place of another; nothing of the old one is left once the store is saved or closed.
@@ -197,7 +197,7 @@ class TripleStore:
             raise UsageError("to forget, name a conversation, or a moment before or after which to forget")
         with self._lock, self._said():
             self._memory.begin()
-            columns, gone = self._memory.index.columns, self._memory.allowed(before=before)
+            columns, gone = self._memory.index.columns, self._memory.filter_mask(before=before)
             if after is not None:
                 gone &= columns["moment"] > after
             if conversation_id is not None:
@@ -269,7 +269,7 @@ class TripleStore:
         *,
         before: float | None = None,
         role: str | None = None,
-        kind: Kind | None = None,
+        kind: MomentKind | None = None,
         left: bool | None = False,
         with_trace: bool = False,
         ranking: Ranking = SIMILARITY,
@@ -303,7 +303,7 @@ class TripleStore:
         *,
         before: Sequence[float | None] | None = None,
         role: str | None = None,
-        kind: Kind | None = None,
+        kind: MomentKind | None = None,
         left: bool | None = False,
         with_trace: bool = False,
         ranking: Ranking = SIMILARITY,
@@ -321,12 +321,12 @@ class TripleStore:
                 )
             self._memory.refresh()
             for query, vector, now in zip(queries, vectors, before or [None] * len(queries), strict=True):
-                allowed = self._memory.allowed(query.conversation_id, now, role=role, kind=kind, left=left)
+                allowed = self._memory.filter_mask(query.conversation_id, now, role=role, kind=kind, left=left)
                 some = self._ranked(query, vector, k, allowed, now, ranking)
                 if with_trace and some and not any(recalled.triple.reasoning for recalled in some):
                     traced = self._ranked(query, vector, 1, allowed & self._memory.traced, now, ranking)
                     some = [*some[: k - len(traced)], *traced]
-                found.append(some[: within(ranking, [recalled.triple for recalled in some])])
+                found.append(some[: fit_token_budget(ranking, [recalled.triple for recalled in some])])
         return found
 
     def _ranked(
@@ -358,11 +358,11 @@ class TripleStore:
         triples = [triple for triple, _ in found.values()]
         return [Recalled(triples[place], float(cosine[place])) for place in chosen]
 
-    def draw(self, query: Pair, k: int, *, before: float | None = None, rng: random.Random) -> list[Triple]:
+    def sample(self, query: Pair, k: int, *, before: float | None = None, rng: random.Random) -> list[Triple]:
         """K triples at random, of those that `recall` may return for this query."""
         with self._lock, self._said():
             self._memory.refresh()
-            allowed = self._memory.allowed(query.conversation_id, before, left=False)
+            allowed = self._memory.filter_mask(query.conversation_id, before, left=False)
             numbers = self._memory.index.columns["number"][allowed].tolist()
             found = self._memory.fetch(rng.sample(numbers, min(k, len(numbers))))
         return [triple for triple, _ in found.values()]
@@ -377,11 +377,11 @@ class TripleStore:
         with self._lock, self._said():
             memory = self._memory
             memory.refresh()
-            columns = memory.index.columns[memory.allowed()]
+            columns = memory.index.columns[memory.filter_mask()]
             moments, path = columns["moment"], memory.index_path
             return MemoryStats(
                 triples=memory.state.count,
-                traced=int((memory.traced & memory.allowed()).sum()),
+                traced=int((memory.traced & memory.filter_mask()).sum()),
                 left=int(columns["left"].sum()),
                 conversations=len(set(columns["conversation"].tolist())),
                 first=float(moments.min()) if len(moments) else None,

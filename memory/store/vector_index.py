@@ -102,7 +102,7 @@ def column_type() -> np.dtype[np.void]:
 def column_of(number: int, pair: Pair) -> tuple[Any, ...]:
     """One triple's values for `column_type`."""
     hashed = (key(pair.conversation_id), key(pair.answers_role), key(pair.kind))
-    return (number, pair.when, *hashed, pair.left)
+    return (number, pair.when, *hashed, pair.abandoned)
 
 
 def key(text: str) -> int:

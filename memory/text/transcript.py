@@ -48,7 +48,7 @@ def context_lines(pair: Pair, turns: int) -> list[str]:
     return [f"{_label(turn, pair, len(others) > 1)}: {_tail(flat(turn.text), _TURN_CHARACTERS)}" for turn in shown]
 
 
-def open_moment(pair: Pair, turns: int, *, thought: str | None = None) -> str:
+def current_moment(pair: Pair, turns: int, *, thought: str | None = None) -> str:
     """A moment up to `Me:`, to be continued with the action; the goal, which only the person knows, comes first."""
     goal = [f"(My goal: {_tail(flat(pair.goal), _GOAL_CHARACTERS)})"] if pair.goal else []
     return "\n".join([*goal, *context_lines(pair, turns), *_thought(thought), f"{ME}:"])
@@ -56,7 +56,7 @@ def open_moment(pair: Pair, turns: int, *, thought: str | None = None) -> str:
 
 def open_thought(pair: Pair, turns: int) -> str:
     """A moment up to the thought, to be continued with it. `open_moment` with that thought begins with the same text."""
-    return open_moment(pair, turns).removesuffix(f"{ME}:") + THOUGHT
+    return current_moment(pair, turns).removesuffix(f"{ME}:") + THOUGHT
 
 
 def past_moment(pair: Pair, turns: int, *, thought: str | None = None) -> str:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .audit import Audit, reason_to_stop
-from .checkpoints import ADAPTER, save_adapter, told_in_one_sentence
+from .checkpoints import ADAPTER, save_adapter, training_errors
 from .curves import CURVES, Curves
 
 if TYPE_CHECKING:
-    from .config import Outcome, Training
+    from .config import TrainingConfig, TrainingResult
 
 #: The parts, each trained in the folder of its name, and their leans in units of the plan's.
 PARTS: Mapping[str, int] = {"toward": 1, "away": -1}
@@ -29,12 +29,12 @@ _SUM = "default"  # an adapter of this name peft writes into a folder itself, ot
 
 
 def cook(
-    plan: Training,
+    plan: TrainingConfig,
     folder: Path,
     model: Any,
     tokenizer: Any,
     auditor: Callable[[Any, Any], Audit],
-    train_part: Callable[[Path, float], Outcome],
+    train_part: Callable[[Path, float], TrainingResult],
 ) -> tuple[str | None, int]:
     """Train the parts and add them, or go on with that; the adapter is then in `folder`/adapter.
 
@@ -55,7 +55,7 @@ def cook(
         rows = Curves(folder / name / CURVES).read()
         curves += [row | {"step": row["step"] + done} for row in rows if row["step"] or not done]
         done += part.steps
-    with told_in_one_sentence(folder), added([folder / name / ADAPTER for name in PARTS], plan.soup, model) as soup:
+    with training_errors(folder), added([folder / name / ADAPTER for name in PARTS], plan.soup, model) as soup:
         audit = auditor(soup, tokenizer)
         save_adapter(soup, tokenizer, folder)
     noted = Curves(folder / CURVES)

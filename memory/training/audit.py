@@ -16,12 +16,12 @@ from usertwin.memory.models.chat import Style
 from usertwin.memory.models.scoring import Scorer
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import CHOICES
-from usertwin.memory.recon.propose import Proposing
+from usertwin.memory.recon.propose import ProposalMode
 from usertwin.personas import Pair
 
-from .dataset import Lesson
+from .dataset import TrainingExample
 from .policy import write_traces
-from .trace_quality import look_at_pair
+from .trace_quality import measure_traces
 
 #: The audit has risen if chance would do as much less often than this, compared with the untrained policy's (Fisher's exact
 #: test, one-sided); small, since it is asked at every audit.
@@ -64,17 +64,17 @@ class Auditor:
 
     def __init__(
         self,
-        lessons: Sequence[Lesson],
+        lessons: Sequence[TrainingExample],
         scorer: Scorer,
         distractors: Mapping[str, Distractors],
         guard: Callable[[str, Pair], str | None],
         style: Style,
-        how: Proposing,
+        how: ProposalMode,
         seed: int,
     ) -> None:
         self.lessons, self._scorer, self._guard = list(lessons), scorer, guard
         self._style: Style = style
-        self._how: Proposing = how
+        self._how: ProposalMode = how
         self._seed = seed
         self._others = [distractors[one.label].of(one.pair, CHOICES - 1) for one in self.lessons]
 
@@ -83,12 +83,12 @@ class Auditor:
         written = write_traces(
             model, tokenizer, [one.pair for one in self.lessons], self._style, self._how, seed=self._seed
         )  # fmt: skip
-        return self.look([trace for trace, _, _ in written])
+        return self.audit([trace for trace, _, _ in written])
 
-    def look(self, traces: Sequence[str]) -> Audit:
+    def audit(self, traces: Sequence[str]) -> Audit:
         """An audit of traces that are there already, one for each pair."""
         looked = [
-            look_at_pair(one, [[trace]], self._scorer, self._scorer, others, self._guard)[0]
+            measure_traces(one, [[trace]], self._scorer, self._scorer, others, self._guard)[0]
             for one, others, trace in zip(self.lessons, self._others, traces, strict=True)
         ]
         return Audit(

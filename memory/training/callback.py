@@ -17,7 +17,7 @@ from .curves import Curves
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from .config import Training
+    from .config import TrainingConfig
     from .trl_trainers import GroupRewards
 
 #: What a step logs, by what trl calls it.
@@ -30,7 +30,7 @@ _LOGGED = {
 }  # fmt: skip
 
 
-class Watching(TrainerCallback):
+class AuditCallback(TrainerCallback):
     """Notes every step, audits every so many, and stops where the audit rises or the budget is spent.
 
     Args:
@@ -42,7 +42,7 @@ class Watching(TrainerCallback):
     """
 
     def __init__(
-        self, plan: Training, curves: Curves, auditor: Auditor, tokenizer: Any, progress: Callable[[str, int, int], None]
+        self, plan: TrainingConfig, curves: Curves, auditor: Auditor, tokenizer: Any, progress: Callable[[str, int, int], None]
     ) -> None:
         self._plan, self._curves, self._auditor, self._tokenizer, self._progress = plan, curves, auditor, tokenizer, progress
         self._first = curves.first_audit()
@@ -67,14 +67,14 @@ class Watching(TrainerCallback):
         """Whether training was to stop by itself at a step that it was brought back to."""
         if self._first is not None and self._last is not None and self._last[0] == step:
             self.stopped = reason_to_stop(self._first, self._last[1])
-        return self.stopped is not None or (self.rewards is not None and self.tokens >= self._plan.budget)
+        return self.stopped is not None or (self.rewards is not None and self.tokens >= self._plan.token_budget)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:  # fmt: skip
         """Look at the policy before the first step, if that was not done."""
         if self._first is None:
-            self._first = self.look(kwargs["model"], 0)
+            self._first = self.audit(kwargs["model"], 0)
 
     def on_log(
         self,
@@ -94,16 +94,16 @@ class Watching(TrainerCallback):
         if self.rewards is None:
             self._progress("steps", state.global_step, state.max_steps)
         else:
-            self._progress("tokens", min(self.tokens, self._plan.budget), self._plan.budget)
-            if self.tokens >= self._plan.budget:
+            self._progress("tokens", min(self.tokens, self._plan.token_budget), self._plan.token_budget)
+            if self.tokens >= self._plan.token_budget:
                 control.should_training_stop = True
         if state.global_step % self._plan.audit_every == 0:
-            now = self.look(kwargs["model"], state.global_step)
+            now = self.audit(kwargs["model"], state.global_step)
             self.stopped = reason_to_stop(self._first, now) if self._first is not None else None
             if self.stopped is not None:
                 control.should_training_stop = True
 
-    def look(self, model: Any, step: int) -> Audit:
+    def audit(self, model: Any, step: int) -> Audit:
         """Audit the policy after a step, and note it; what was looked at is not looked at again."""
         if self._last is None or self._last[0] != step:
             self._last = step, self._auditor(model, self._tokenizer)

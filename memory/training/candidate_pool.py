@@ -20,19 +20,19 @@ from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.fidelity import Fidelity
 from usertwin.memory.recon.guards import LEAKS
-from usertwin.memory.recon.propose import Proposing, as_trace, propose
+from usertwin.memory.recon.propose import ProposalMode, as_trace, propose
 from usertwin.personas import Pair, UsageError
 
-from .dataset import Lesson
+from .dataset import TrainingExample
 from .policy import prompt_of
-from .rewards import Reward, Weights, rewards_of
+from .rewards import Reward, RewardWeights, compute_rewards
 
 #: A pair teaches a preference only if its best trace is worth so much more than its worst.
 LEAST_MARGIN = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Proposed:
+class ScoredCandidates:
     """What was proposed for a lesson.
 
     Attributes:
@@ -42,12 +42,12 @@ class Proposed:
         tokens: that were written for it.
     """
 
-    lesson: Lesson
+    lesson: TrainingExample
     traces: tuple[str, ...]
     rewards: tuple[Reward, ...]
     tokens: int
 
-    def ranked(self, weights: Weights, lean: float = 0.0) -> list[tuple[float, str]]:
+    def ranked(self, weights: RewardWeights, lean: float = 0.0) -> list[tuple[float, str]]:
         """The traces in which something was written, each with its worth, the best first; of equals the first proposed.
 
         Args:
@@ -63,22 +63,22 @@ def _leaning(reward: Reward, lean: float) -> float:
     return 0.0 if reward.rejected else lean * (reward.nearness if lean > 0 else reward.nearness - 1)
 
 
-async def fill_pool(
+async def sample_candidates(
     path: Path,
-    lessons: Sequence[Lesson],
+    lessons: Sequence[TrainingExample],
     model: ChatModel,
     fidelity: Fidelity,
     guard: Callable[[str, Pair], str | None],
     *,
     count: Callable[[str], int],
-    weights: Weights,
+    weights: RewardWeights,
     embedder: Embedder | None = None,
-    how: Proposing,
+    how: ProposalMode,
     group: int,
     budget: int,
     seed: int,
     progress: Progress = no_progress,
-) -> list[Proposed]:
+) -> list[ScoredCandidates]:
     """Have traces proposed for the lessons, in order, until so many tokens are written; goes on where it was stopped.
 
     Args:
@@ -109,13 +109,13 @@ async def fill_pool(
             if spent >= budget:
                 break
             lesson = lessons[place]
-            traces = await propose(model, lesson.pair, "the person", how=how, n=group, seed=seed + place * group)
-            rewards = await rewards_of(
+            traces = await propose(model, lesson.pair, "the person", proposal_mode=how, n=group, seed=seed + place * group)
+            rewards = await compute_rewards(
                 lesson.pair, traces, [True] * len(traces),
                 fidelity=fidelity, guard=guard, embedder=embedder, shape=weights.shape, seed=seed,
             )  # fmt: skip
             tokens = sum(count(trace) + 1 for trace in traces)
-            found.append(Proposed(lesson, tuple(traces), tuple(rewards), tokens))
+            found.append(ScoredCandidates(lesson, tuple(traces), tuple(rewards), tokens))
             row = {"pair": _key(lesson), "traces": traces, "rewards": [asdict(one) for one in rewards], "tokens": tokens}
             write_line(file, row)
             spent += tokens
@@ -123,7 +123,7 @@ async def fill_pool(
     return found
 
 
-def chosen_rows(pool: Sequence[Proposed], weights: Weights, style: Style, how: Proposing) -> list[dict[str, Any]]:
+def sft_rows(pool: Sequence[ScoredCandidates], weights: RewardWeights, style: Style, how: ProposalMode) -> list[dict[str, Any]]:
     """Rows to fine-tune on: for each pair the best trace, where it helps; prompt and completion as trl takes them."""
     rows: list[dict[str, Any]] = []
     for one in pool:
@@ -134,8 +134,8 @@ def chosen_rows(pool: Sequence[Proposed], weights: Weights, style: Style, how: P
     return rows
 
 
-def preference_rows(
-    pool: Sequence[Proposed], weights: Weights, style: Style, how: Proposing, lean: float = 0.0
+def dpo_rows(
+    pool: Sequence[ScoredCandidates], weights: RewardWeights, style: Style, how: ProposalMode, lean: float = 0.0
 ) -> list[dict[str, Any]]:
     """Rows for DPO: for each pair its best trace, and the worst of those that are allowed, where the best is clearly better.
 
@@ -177,13 +177,13 @@ def completion_of(trace: str, style: Style) -> Any:
     return written if as_trace(style, written) == trace else f"{trace[1:]}.\n"
 
 
-def _key(lesson: Lesson) -> list[Any]:
+def _key(lesson: TrainingExample) -> list[Any]:
     return [lesson.pair.conversation_id, lesson.pair.position]
 
 
-def _read(path: Path, lessons: Sequence[Lesson]) -> list[Proposed]:
+def _read(path: Path, lessons: Sequence[TrainingExample]) -> list[ScoredCandidates]:
     """What the file holds; see json_lines.py."""
-    found: list[Proposed] = []
+    found: list[ScoredCandidates] = []
     for number, line in enumerate(whole_lines(path), 1):
         try:
             row: Any = json.loads(line)
@@ -191,7 +191,7 @@ def _read(path: Path, lessons: Sequence[Lesson]) -> list[Proposed]:
             lesson = lessons[number - 1]
             if row["pair"] != _key(lesson) or len(rewards) != len(row["traces"]):
                 raise ValueError("of another pair")
-            found.append(Proposed(lesson, tuple(row["traces"]), rewards, int(row["tokens"])))
+            found.append(ScoredCandidates(lesson, tuple(row["traces"]), rewards, int(row["tokens"])))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise UsageError(f"{path}, line {number}: is damaged ({error}); delete the file to have it written again") from None
     return found

@@ -15,7 +15,7 @@ from typing import Any
 
 from usertwin.personas import UsageError
 
-from .prefix_sharing import reading_once
+from .prefix_sharing import shared_prefix_forward
 
 ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
 
@@ -40,7 +40,7 @@ def _state_of(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
 
 
-def go_on(trainer: Any, checkpoint: Path | None, over: Callable[[int], bool] = lambda step: False) -> None:
+def prepare_resume(trainer: Any, checkpoint: Path | None, over: Callable[[int], bool] = lambda step: False) -> None:
     """Train from a checkpoint on, or from the start; what is at its end already is only brought back.
 
     Args:
@@ -53,7 +53,7 @@ def go_on(trainer: Any, checkpoint: Path | None, over: Callable[[int], bool] = l
         if state["global_step"] >= state["max_steps"] or over(step_of(checkpoint)):
             _restore(trainer, checkpoint)  # what was stopped was only what comes after training
             return
-    with reading_once(trainer.model.get_base_model()):
+    with shared_prefix_forward(trainer.model.get_base_model()):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
@@ -68,7 +68,7 @@ def _restore(trainer: Any, checkpoint: Path) -> None:
 
 
 @contextmanager
-def told_in_one_sentence(folder: Path) -> Generator[None]:
+def training_errors(folder: Path) -> Generator[None]:
     """UsageError, with the way out, if what is written meanwhile does not fit on the disk."""
     from safetensors import SafetensorError
 

@@ -9,10 +9,10 @@ from typing import Literal, get_args
 from usertwin.memory.models.chat import Style
 from usertwin.memory.models.scoring import Precision
 from usertwin.memory.recon.judged_fidelity import FidelityName
-from usertwin.memory.recon.propose import Proposing
+from usertwin.memory.recon.propose import ProposalMode
 from usertwin.personas import UsageError
 
-from .rewards import Weights
+from .rewards import RewardWeights
 
 TrainMethod = Literal["sft", "dpo", "soup", "grpo", "e2e"]
 
@@ -29,7 +29,7 @@ BETAS: Mapping[TrainMethod, float] = {"sft": 0.0, "dpo": 0.1, "soup": 0.1, "grpo
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class TrainingConfig:
     """How a synthesizer is trained; two equal ones on the same lessons make the same adapter.
 
     Attributes:
@@ -61,13 +61,13 @@ class Training:
     method: TrainMethod = "dpo"
     base: str = "local"
     style: Style = "transcript"
-    how: Proposing = "backward"
+    proposal_mode: ProposalMode = "backward"
     fidelity: FidelityName = "novel"
-    weights: Weights = field(default_factory=Weights)
-    group: int = 8
-    batch: int = 16
-    at_once: int = 4
-    budget: int = 40_000
+    weights: RewardWeights = field(default_factory=RewardWeights)
+    group_size: int = 8
+    batch_size: int = 16
+    micro_batch_size: int = 4
+    token_budget: int = 40_000
     epochs: float = 2.0
     learning_rate: float | None = None
     beta: float | None = None
@@ -82,12 +82,12 @@ class Training:
     seed: int = 0
 
     @property
-    def rate(self) -> float:
+    def resolved_learning_rate(self) -> float:
         """The learning rate."""
         return LEARNING_RATES[self.method] if self.learning_rate is None else self.learning_rate
 
     @property
-    def hold(self) -> float:
+    def resolved_beta(self) -> float:
         """How strongly the policy is held to the base."""
         return BETAS[self.method] if self.beta is None else self.beta
 
@@ -105,26 +105,28 @@ class Training:
         """UsageError if a number makes no sense, or two choices together do not."""
         if self.method not in TRAIN_METHODS:
             raise UsageError(f'"{self.method}" is no way to train; there are {", ".join(TRAIN_METHODS)}')
-        if self.how not in {"backward", "forward"}:
-            raise UsageError(f'traces to train on are proposed "backward" or "forward", not "{self.how}"')
+        if self.proposal_mode not in {"backward", "forward"}:
+            raise UsageError(f'traces to train on are proposed "backward" or "forward", not "{self.proposal_mode}"')
         self.weights.check()
-        if self.group < 2:
+        if self.group_size < 2:
             raise UsageError(
-                f"a group of {self.group}: traces are compared with others of the same pair, so at least 2 are needed"
+                f"a group of {self.group_size}: traces are compared with others of the same pair, so at least 2 are needed"
             )
-        if self.online and self.batch % self.group:
+        if self.online and self.batch_size % self.group_size:
             raise UsageError(
-                f"a batch of {self.batch} traces does not hold whole groups of {self.group}; take a multiple of {self.group}, "
-                f"such as {max(1, round(self.batch / self.group)) * self.group}, or another --group"
+                f"a batch of {self.batch_size} traces does not hold whole groups of {self.group_size}; take a multiple of {self.group_size}, "
+                f"such as {max(1, round(self.batch_size / self.group_size)) * self.group_size}, or another --group"
             )
-        if self.at_once < 1 or self.batch % self.at_once:
-            raise UsageError(f"a batch of {self.batch} cannot be parted into portions of {self.at_once}; take a divisor of it")
-        least = min(self.batch, self.rank, self.save_every, self.audit_every)
-        if least < 1 or self.budget < self.group or not 0 < self.epochs < float("inf"):
+        if self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
+            raise UsageError(
+                f"a batch of {self.batch_size} cannot be parted into portions of {self.micro_batch_size}; take a divisor of it"
+            )
+        least = min(self.batch_size, self.rank, self.save_every, self.audit_every)
+        if least < 1 or self.token_budget < self.group_size or not 0 < self.epochs < float("inf"):
             raise UsageError(
                 "batch, rank, epochs and the steps between checkpoints and audits are at least 1, the budget a group"
             )
-        if not all(0 <= number < float("inf") for number in (self.rate, self.hold)):
+        if not all(0 <= number < float("inf") for number in (self.resolved_learning_rate, self.resolved_beta)):
             raise UsageError("a learning rate and a beta are numbers, and not negative")
         if not 0 < self.lean < float("inf") or not all(0 < weight < float("inf") for weight in self.soup):
             raise UsageError("the lean of the parts of a soup, and their weights in it, are numbers above 0")
@@ -133,15 +135,15 @@ class Training:
 
     def check_pairs(self, count: int) -> None:
         """UsageError if so many pairs do not fill a step in which the policy itself writes."""
-        if self.online and count < self.batch // self.group:
+        if self.online and count < self.batch_size // self.group_size:
             raise UsageError(
-                f"only {count} pairs to train on, and a batch of {self.batch} holds groups of {self.batch // self.group}; "
+                f"only {count} pairs to train on, and a batch of {self.batch_size} holds groups of {self.batch_size // self.group_size}; "
                 "take more pairs, a larger --group, or a smaller --batch"
             )
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrainingResult:
     """How a training ended.
 
     Attributes:

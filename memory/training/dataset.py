@@ -22,15 +22,15 @@ from usertwin.personas import ChatLog, LogError, Pair, Split, UsageError, split_
 from usertwin.personas.pairs import DEFAULT_WINDOW, check_speaker
 
 #: Fewer words than this make a turn that any trace predicts as well as any other ("ok", "yes please").
-LEAST_WORDS = 4
+MIN_WORDS = 4
 #: Longer turns take long to score and leave a trace little room to matter.
-MOST_WORDS = 80
+MAX_WORDS = 80
 #: So many training pairs at least: fewer are learned by heart.
-LEAST_PAIRS = 16
+MIN_PAIRS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TrainingExample:
     """A pair of somebody.
 
     Attributes:
@@ -46,13 +46,13 @@ class Lesson:
 
 
 @dataclass(frozen=True, slots=True)
-class Lessons:
+class DatasetSplit:
     """The parts; see the top of this file."""
 
-    train: tuple[Lesson, ...]
-    watched: tuple[Lesson, ...]
-    seen: tuple[Lesson, ...]
-    unseen: tuple[Lesson, ...]
+    train: tuple[TrainingExample, ...]
+    validation: tuple[TrainingExample, ...]
+    seen: tuple[TrainingExample, ...]
+    unseen: tuple[TrainingExample, ...]
 
     @property
     def people(self) -> dict[str, list[str]]:
@@ -64,7 +64,7 @@ class Lessons:
 
 
 @dataclass(frozen=True, slots=True)
-class Enrolment:
+class SplitConfig:
     """Who is trained on and how much of them.
 
     Attributes:
@@ -83,40 +83,40 @@ class Enrolment:
     unseen: int = 4
     held_out: tuple[str, ...] = ()
     role: str | None = None
-    pairs: int = 16
-    watched: int = 32
-    measured: int = 16
+    train_pairs: int = 16
+    validation_pairs: int = 32
+    test_pairs: int = 16
     window: int = DEFAULT_WINDOW
-    later: int | None = None
+    later_test_pairs: int | None = None
 
     @property
     def of_seen(self) -> int:
         """Pairs that are measured of each person who is trained on."""
-        return self.measured if self.later is None else self.later
+        return self.test_pairs if self.later_test_pairs is None else self.later_test_pairs
 
 
-def lessons_of(logs: Mapping[str, ChatLog], enrolment: Enrolment) -> Lessons:
-    """The lessons of some logs.
+def build_dataset(logs: Mapping[str, ChatLog], config: SplitConfig) -> DatasetSplit:
+    """Return the training, validation and test examples of some logs.
 
     Args:
         logs: by what to call them.
-        enrolment: who, and how much.
+        config: whose pairs, and how many.
 
     Raises:
         LogError: somebody is unknown, or too few people said enough.
         UsageError: a number that makes no sense.
     """
     if (
-        min(enrolment.people, enrolment.pairs, enrolment.watched) < 1
-        or min(enrolment.unseen, enrolment.measured, enrolment.of_seen) < 0
+        min(config.people, config.train_pairs, config.validation_pairs) < 1
+        or min(config.unseen, config.test_pairs, config.of_seen) < 0
     ):
         raise UsageError("at least one person, one pair of each and one that is watched are needed, and no number is negative")
-    _check_named(logs, enrolment.held_out)
-    parts: dict[str, list[Lesson]] = {"seen": [], "unseen": []}
-    trained: list[list[Lesson]] = []
-    watched: list[list[Lesson]] = []
+    _check_named(logs, config.held_out)
+    parts: dict[str, list[TrainingExample]] = {"seen": [], "unseen": []}
+    trained: list[list[TrainingExample]] = []
+    watched: list[list[TrainingExample]] = []
     for name, log in logs.items():
-        splits, strangers = _people(log, enrolment)
+        splits, strangers = _people(log, config)
         without = {
             one.conversation_id
             for one in log.conversations
@@ -128,31 +128,31 @@ def lessons_of(logs: Mapping[str, ChatLog], enrolment: Enrolment) -> Lessons:
         for speaker, split in splits.items():
             label = f"{name}/{speaker}"
             if speaker in strangers:
-                parts["unseen"] += _lessons(label, split.test, enrolment.measured)
-            elif own := _lessons(label, _outside(split.corpus, looked_at), enrolment.pairs):
+                parts["unseen"] += _lessons(label, split.test, config.test_pairs)
+            elif own := _lessons(label, _outside(split.corpus, looked_at), config.train_pairs):
                 trained.append(own)
-                watched.append(_lessons(label, _outside(split.validation, measured), enrolment.watched))
-                parts["seen"] += _lessons(label, _outside(split.test, without), enrolment.of_seen)
+                watched.append(_lessons(label, _outside(split.validation, measured), config.validation_pairs))
+                parts["seen"] += _lessons(label, _outside(split.test, without), config.of_seen)
     train = _in_turn(trained)
-    if len(train) < LEAST_PAIRS or not any(watched):
+    if len(train) < MIN_PAIRS or not any(watched):
         raise LogError(
-            f"only {len(train)} pairs to train on and {sum(map(len, watched))} to watch (answers of {LEAST_WORDS} to "
-            f"{MOST_WORDS} words, in conversations without anybody who is held out); at least {LEAST_PAIRS} and one are "
+            f"only {len(train)} pairs to train on and {sum(map(len, watched))} to watch (answers of {MIN_WORDS} to "
+            f"{MAX_WORDS} words, in conversations without anybody who is held out); at least {MIN_PAIRS} and one are "
             "needed; take more people, more pairs of each, or a longer log"
         )
-    looked_at_often = _in_turn(watched)[: enrolment.watched]
-    return Lessons(tuple(train), tuple(looked_at_often), tuple(parts["seen"]), tuple(parts["unseen"]))
+    looked_at_often = _in_turn(watched)[: config.validation_pairs]
+    return DatasetSplit(tuple(train), tuple(looked_at_often), tuple(parts["seen"]), tuple(parts["unseen"]))
 
 
-def _in_turn(groups: Sequence[Sequence[Lesson]]) -> list[Lesson]:
+def _in_turn(groups: Sequence[Sequence[TrainingExample]]) -> list[TrainingExample]:
     """A lesson of each person, then the next of each: whoever takes only the first so many has them of everybody."""
     return [one for of_each in zip_longest(*groups) for one in of_each if one is not None]
 
 
-def with_later(lessons: Sequence[Lesson], embedder: Embedder) -> list[Lesson]:
+def with_later(lessons: Sequence[TrainingExample], embedder: Embedder) -> list[TrainingExample]:
     """The lessons, each with the most alike of the same person in another conversation, if there is one."""
-    found: list[Lesson] = []
-    by_person: dict[str, list[Lesson]] = {}
+    found: list[TrainingExample] = []
+    by_person: dict[str, list[TrainingExample]] = {}
     for one in lessons:
         by_person.setdefault(one.label, []).append(one)
     for own in by_person.values():
@@ -161,7 +161,7 @@ def with_later(lessons: Sequence[Lesson], embedder: Embedder) -> list[Lesson]:
         for place, one in enumerate(own):
             others = [i for i, other in enumerate(own) if other.pair.conversation_id != one.pair.conversation_id]
             best = max(others, key=lambda i: float(near[place][i]), default=None)
-            found.append(Lesson(one.label, one.pair, None if best is None else own[best].pair))
+            found.append(TrainingExample(one.label, one.pair, None if best is None else own[best].pair))
     return found
 
 
@@ -176,7 +176,7 @@ def _check_named(logs: Mapping[str, ChatLog], names: Sequence[str]) -> None:
             raise LogError(f'nobody called "{name}" speaks in {", ".join(logs)}, so nothing of theirs can be held out')
 
 
-def _people(log: ChatLog, enrolment: Enrolment) -> tuple[dict[str, Split], set[str]]:
+def _people(log: ChatLog, enrolment: SplitConfig) -> tuple[dict[str, Split], set[str]]:
     """The splits of everybody who is looked at, and who of them is held out."""
     named = [speaker for speaker in dict.fromkeys(enrolment.held_out) if speaker in log.turn_counts()]
     for speaker in named:
@@ -201,11 +201,13 @@ def _people(log: ChatLog, enrolment: Enrolment) -> tuple[dict[str, Split], set[s
     return splits, {*named, *(ranked[int((i + 0.5) * len(ranked) / unseen)] for i in range(unseen))}
 
 
-def _lessons(label: str, pairs: Sequence[Pair], most: int) -> list[Lesson]:
+def _lessons(label: str, pairs: Sequence[Pair], most: int) -> list[TrainingExample]:
     """At most so many lessons, spread evenly over the pairs that one can learn from."""
     usable = [
-        pair for pair in pairs if pair.context and not pair.left and LEAST_WORDS <= len(word_tokens(pair.action)) <= MOST_WORDS
+        pair
+        for pair in pairs
+        if pair.context and not pair.abandoned and MIN_WORDS <= len(word_tokens(pair.action)) <= MAX_WORDS
     ]
     if len(usable) > most:
         usable = [usable[len(usable) * place // most] for place in range(most)]
-    return [Lesson(label, pair) for pair in usable]
+    return [TrainingExample(label, pair) for pair in usable]

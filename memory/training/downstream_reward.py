@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 
 from usertwin.memory.models.chat import Ledger
 from usertwin.memory.models.scoring import Scorer
-from usertwin.memory.recon.fidelity import Scored
+from usertwin.memory.recon.fidelity import ScoredTraces
 from usertwin.memory.recon.propose import CONTEXT_TURNS
-from usertwin.memory.text.transcript import action_line, joined, open_moment, past_moment
+from usertwin.memory.text.transcript import action_line, current_moment, joined, past_moment
 from usertwin.personas import Pair
 
 
-class Downstream:
+class DownstreamReward:
     """How much likelier a trace makes what the person did at another moment, in nats per token of that action.
 
     Args:
@@ -33,15 +33,17 @@ class Downstream:
         self._scorer, self._later = scorer, later
         self.name = f"downstream gain under {scorer.name}"
 
-    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+    async def score(
+        self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
+    ) -> list[ScoredTraces]:
         """See `Fidelity.score`."""
         return await asyncio.to_thread(self._score, pair, traces)
 
-    def _score(self, pair: Pair, traces: Sequence[str]) -> list[Scored]:
+    def _score(self, pair: Pair, traces: Sequence[str]) -> list[ScoredTraces]:
         other = self._later.get(pair)
         if other is None:
-            return [Scored(0.0) for _ in traces]
-        present, action = open_moment(other, CONTEXT_TURNS), action_line(other.action)
+            return [ScoredTraces(0.0) for _ in traces]
+        present, action = current_moment(other, CONTEXT_TURNS), action_line(other.action)
         prompts = [joined([past_moment(pair, CONTEXT_TURNS, thought=thought), present]) for thought in (None, *traces)]
         plain, *told = self._scorer.score([(prompt, action) for prompt in prompts])
-        return [Scored((one.nats - plain.nats) / plain.tokens) for one in told]
+        return [ScoredTraces((one.nats - plain.nats) / plain.tokens) for one in told]

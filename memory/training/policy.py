@@ -13,7 +13,7 @@ from typing import Any
 from usertwin.memory.models.chat import Style
 from usertwin.memory.models.scoring import Precision
 from usertwin.memory.models.transformers_scorer import cache_of, repeated, shared_prefix, with_cache
-from usertwin.memory.recon.propose import TEMPERATURE, TRACE_TOKENS, Proposing, as_trace, prompt_for
+from usertwin.memory.recon.propose import TEMPERATURE, TRACE_TOKENS, ProposalMode, as_trace, prompt_for
 from usertwin.personas import ModelError, Pair, UsageError
 
 _INSTALL = "training needs packages that are not installed; install them with: pip install 'usertwin[train]'"
@@ -90,7 +90,7 @@ def ends_of(tokenizer: Any, style: Style) -> list[int]:
     return own + [token for token, text in enumerate(texts) if "\n" in text and token not in own]
 
 
-def prompt_of(pair: Pair, style: Style, how: Proposing) -> Any:
+def prompt_of(pair: Pair, style: Style, how: ProposalMode) -> Any:
     """What a trace is asked for with, as trl takes prompts: a text, or messages."""
     text = prompt_for(style, pair, "the person", how)
     return text if style == "transcript" else [{"role": "user", "content": text}]
@@ -102,7 +102,7 @@ def text_of(completion: Any) -> str:
 
 
 def write_traces(
-    model: Any, tokenizer: Any, pairs: Sequence[Pair], style: Style, how: Proposing, *, seed: int = 0
+    model: Any, tokenizer: Any, pairs: Sequence[Pair], style: Style, how: ProposalMode, *, seed: int = 0
 ) -> list[tuple[str, bool, int]]:
     """One trace of the policy for each pair: (the trace, whether it came to its end by itself, tokens it took).
 

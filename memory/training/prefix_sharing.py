@@ -20,7 +20,7 @@ _NO_LABEL = -100  # of a token that no loss is told of, in torch and trl
 
 
 @contextmanager
-def reading_once(model: Any) -> Generator[None]:
+def shared_prefix_forward(model: Any) -> Generator[None]:
     """A causal model that, where trl asks it for the log-probabilities of labels, reads once what its rows begin with.
 
     Args:

@@ -20,7 +20,7 @@ from math import inf
 from typing import TYPE_CHECKING, Literal, get_args
 
 from usertwin.memory.recon.fidelity import Fidelity
-from usertwin.memory.recon.guards import LONGEST_TRACE, MOST_NEW_WORDS, SAME_MEANING, meaning_shared
+from usertwin.memory.recon.guards import LONGEST_TRACE, MOST_NEW_WORDS, SAME_MEANING, cosine_to_action
 from usertwin.memory.text.words import new_stems, stems, word_tokens
 from usertwin.personas import Pair, UsageError, VerdictError
 
@@ -41,7 +41,7 @@ USUAL = (5, 60)
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class RewardWeights:
     """How much each term counts.
 
     Attributes:
@@ -67,7 +67,7 @@ class Weights:
             raise UsageError(f'"{self.shape}" is no shape of a reward; there are {", ".join(SHAPES)}')
 
 
-def weights_from(told: str, shape: Shape = "clipped") -> Weights:
+def parse_weights(told: str, shape: Shape = "clipped") -> RewardWeights:
     """Weights as they are written on the command line, "fidelity/leak/length/format". UsageError if they are none."""
     try:
         fidelity, leak, length, form = (float(part) for part in told.split("/"))
@@ -75,7 +75,7 @@ def weights_from(told: str, shape: Shape = "clipped") -> Weights:
         raise UsageError(
             f'"{told}" are no weights of a reward; write those of fidelity, leak, length and format, such as 1/0.2/0.1/0.1'
         ) from None
-    weights = Weights(fidelity, leak, length, form, shape)
+    weights = RewardWeights(fidelity, leak, length, form, shape)
     weights.check()
     return weights
 
@@ -103,7 +103,7 @@ class Reward:
     rejected: str | None = None
     nearness: float = 0.0
 
-    def total(self, weights: Weights) -> float:
+    def total(self, weights: RewardWeights) -> float:
         """The weighted sum; 0 for a trace that is rejected."""
         return (
             weights.fidelity * self.fidelity
@@ -113,7 +113,7 @@ class Reward:
         )
 
 
-async def rewards_of(
+async def compute_rewards(
     pair: Pair,
     traces: Sequence[str],
     finished: Sequence[bool],
@@ -153,7 +153,7 @@ async def rewards_of(
             continue
         score = scores[trace]
         worth = _rank(score, kept) if ranked else (max(-CLIP, min(CLIP, score)) / CLIP + 1) / 2
-        near = 0.0 if embedder is None else max(0.0, meaning_shared(trace, pair, embedder)[0])
+        near = 0.0 if embedder is None else max(0.0, cosine_to_action(trace, pair, embedder)[0])
         nearness = min(1.0, near / TOLERATED_MEANING)
         found.append(Reward(worth, _clean(trace, pair, near), _length(trace), float(ended), score, nearness=nearness))
     return found

@@ -12,15 +12,15 @@ from statistics import fmean
 
 from usertwin.memory.models.scoring import Scorer
 from usertwin.memory.recon.fidelity import gains
-from usertwin.memory.recon.guards import LEAKS, gives_away
+from usertwin.memory.recon.guards import LEAKS, reveals_action
 from usertwin.memory.text.words import word_tokens
 from usertwin.personas import Pair
 
-from .dataset import Lesson
+from .dataset import TrainingExample
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class TraceQuality:
     """The traces that one writer has written for a held-out pair, looked at.
 
     Attributes:
@@ -42,14 +42,14 @@ class Looked:
     words: float
 
 
-def look_at_pair(
-    one: Lesson,
+def measure_traces(
+    one: TrainingExample,
     written: Sequence[Sequence[str]],
     scorer: Scorer,
     detector: Scorer,
     others: Sequence[str],
     guard: Callable[[str, Pair], str | None],
-) -> list[Looked]:
+) -> list[TraceQuality]:
     """Look at the traces that several writers have written for a pair; all together, since they share its context.
 
     Args:
@@ -64,13 +64,13 @@ def look_at_pair(
     passed = [trace for trace, why in reasons.items() if why is None]
     novel = {trace: parts["novel"] for trace, parts in zip(passed, gains(scorer, one.pair, passed), strict=True)}
     return [
-        Looked(
+        TraceQuality(
             label=one.label,
             conversation=one.pair.conversation_id,
             novel=fmean(novel.get(trace, 0.0) for trace in traces),
             leaks=fmean(reasons[trace] in LEAKS for trace in traces),
             rejected=fmean(reasons[trace] is not None for trace in traces),
-            gives_away=bool(traces[0]) and gives_away(detector, one.pair, traces[0], others),
+            gives_away=bool(traces[0]) and reveals_action(detector, one.pair, traces[0], others),
             words=fmean(len(word_tokens(trace)) for trace in traces),
         )
         for traces in written

@@ -27,11 +27,11 @@ from usertwin.personas import Pair, UsageError
 
 from .adapter_merge import cook
 from .audit import Auditor
-from .candidate_pool import Proposed, chosen_rows, preference_rows
-from .checkpoints import CHECKPOINTS, check_room, go_on, last_checkpoint, save_adapter, step_of, told_in_one_sentence
-from .config import Outcome, Training
+from .candidate_pool import ScoredCandidates, dpo_rows, sft_rows
+from .checkpoints import CHECKPOINTS, check_room, last_checkpoint, prepare_resume, save_adapter, step_of, training_errors
+from .config import TrainingConfig, TrainingResult
 from .curves import CURVES, Curves
-from .dataset import Lesson
+from .dataset import TrainingExample
 from .policy import ends_of
 from .trl_trainers import GroupRewards, group_trainer, preference_trainer, supervised_trainer
 
@@ -39,8 +39,8 @@ from .trl_trainers import GroupRewards, group_trainer, preference_trainer, super
 
 
 def train(
-    plan: Training,
-    lessons: Sequence[Lesson],
+    plan: TrainingConfig,
+    lessons: Sequence[TrainingExample],
     folder: Path,
     model: Any,
     tokenizer: Any,
@@ -49,10 +49,10 @@ def train(
     fidelity: Fidelity | None = None,
     guard: Callable[[str, Pair], str | None] | None = None,
     embedder: Embedder | None = None,
-    pool: Sequence[Proposed] = (),
+    pool: Sequence[ScoredCandidates] = (),
     lean: float = 0.0,
     progress: Progress = no_progress,
-) -> Outcome:
+) -> TrainingResult:
     """Train, or go on with that; returns how it ended. The adapter is then in `folder`/adapter.
 
     Args:
@@ -75,7 +75,7 @@ def train(
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
 
-    from .callback import Watching
+    from .callback import AuditCallback
 
     plan.check()
     plan.check_pairs(len(lessons))
@@ -86,15 +86,15 @@ def train(
     if plan.method == "soup":
         by_dpo = replace(plan, method="dpo")
 
-        def train_part(where: Path, lean: float) -> Outcome:
+        def train_part(where: Path, lean: float) -> TrainingResult:
             return train(by_dpo, lessons, where, model, tokenizer, auditor, pool=pool, lean=lean, progress=progress)
 
         stopped, steps = cook(plan, folder, model, tokenizer, auditor, train_part)
-        return Outcome(stopped, steps, tokens, time.monotonic() - began)
+        return TrainingResult(stopped, steps, tokens, time.monotonic() - began)
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
     curves = Curves(folder / CURVES)
     curves.begin_at(-1 if checkpoint is None else step_of(checkpoint))
-    watching = Watching(plan, curves, auditor, tokenizer, progress)
+    watching = AuditCallback(plan, curves, auditor, tokenizer, progress)
     set_seed(plan.seed)  # the adapter's first weights are drawn before trl's trainers set it
     if plan.online:
         if fidelity is None or guard is None:
@@ -105,27 +105,27 @@ def train(
     else:
         trainer = _pool_trainer(plan, folder, model, tokenizer, pool, watching, lean)
     trainer.remove_callback(PrinterCallback)  # it prints each step's figures where our bars are
-    with told_in_one_sentence(folder):
-        go_on(trainer, checkpoint, watching.over)
-        watching.look(trainer.model, trainer.state.global_step)
+    with training_errors(folder):
+        prepare_resume(trainer, checkpoint, watching.over)
+        watching.audit(trainer.model, trainer.state.global_step)
         save_adapter(trainer.model, tokenizer, folder)
     trainer.model.unload()
     spent = watching.tokens if plan.online else tokens
-    return Outcome(watching.stopped, trainer.state.global_step, spent, time.monotonic() - began)
+    return TrainingResult(watching.stopped, trainer.state.global_step, spent, time.monotonic() - began)
 
 
 def _pool_trainer(
-    plan: Training, folder: Path, model: Any, tokenizer: Any, pool: Sequence[Proposed], watching: Any, lean: float
+    plan: TrainingConfig, folder: Path, model: Any, tokenizer: Any, pool: Sequence[ScoredCandidates], watching: Any, lean: float
 ) -> Any:
     """The trainer of a method that learns from what the base proposed. UsageError if that is too little."""
     rows = (
-        chosen_rows(pool, plan.weights, plan.style, plan.how)
+        sft_rows(pool, plan.weights, plan.style, plan.proposal_mode)
         if plan.method == "sft"
-        else preference_rows(pool, plan.weights, plan.style, plan.how, lean)
+        else dpo_rows(pool, plan.weights, plan.style, plan.proposal_mode, lean)
     )
-    if len(rows) < plan.batch:
+    if len(rows) < plan.batch_size:
         raise UsageError(
-            f"only {len(rows)} pairs of {len(pool)} have traces to learn from, fewer than a batch of {plan.batch}; "
+            f"only {len(rows)} pairs of {len(pool)} have traces to learn from, fewer than a batch of {plan.batch_size}; "
             "take more pairs, a larger --group, or a smaller --batch"
         )
     make = supervised_trainer if plan.method == "sft" else preference_trainer

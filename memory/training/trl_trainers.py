@@ -20,17 +20,17 @@ from usertwin.memory.text.words import word_tokens
 from usertwin.personas import Pair
 
 from .checkpoints import CHECKPOINTS
-from .dataset import Lesson
+from .dataset import TrainingExample
 from .policy import ends_of, lora, prompt_of, text_of
-from .rewards import Reward, rewards_of
+from .rewards import Reward, compute_rewards
 
 if TYPE_CHECKING:
     from usertwin.memory.models.embedding import Embedder
 
-    from .config import Training
+    from .config import TrainingConfig
 
 
-def settings_of(
+def trainer_arguments(
     folder: Path, *, batch: int, at_once: int, learning_rate: float, save_every: int, seed: int, tensorboard: bool = False
 ) -> dict[str, Any]:
     """The settings that all of trl's trainers share, with checkpoints in a folder; see `Training` for what the others are."""
@@ -58,15 +58,15 @@ def settings_of(
     }
 
 
-def _settings(plan: Training, folder: Path) -> dict[str, Any]:
-    return settings_of(
-        folder, batch=plan.batch, at_once=plan.at_once, learning_rate=plan.rate, save_every=plan.save_every, seed=plan.seed,
+def _settings(plan: TrainingConfig, folder: Path) -> dict[str, Any]:
+    return trainer_arguments(
+        folder, batch=plan.batch_size, at_once=plan.micro_batch_size, learning_rate=plan.resolved_learning_rate, save_every=plan.save_every, seed=plan.seed,
         tensorboard=plan.tensorboard,
     )  # fmt: skip
 
 
 def supervised_trainer(
-    plan: Training, folder: Path, model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], watching: Any
+    plan: TrainingConfig, folder: Path, model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], watching: Any
 ) -> Any:
     """The SFTTrainer of trl, on rows of prompt and completion; the loss is the completion's alone."""
     from datasets import Dataset
@@ -84,7 +84,7 @@ def supervised_trainer(
 
 
 def preference_trainer(
-    plan: Training, folder: Path, model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], watching: Any
+    plan: TrainingConfig, folder: Path, model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], watching: Any
 ) -> Any:
     """The DPOTrainer of trl, on rows of prompt, chosen and rejected; held to the base, which is the policy without adapter."""
     from datasets import Dataset
@@ -93,7 +93,7 @@ def preference_trainer(
 
     config = DPOConfig(
         **_settings(plan, folder), num_train_epochs=plan.epochs, lr_scheduler_type="cosine",
-        max_length=None, beta=plan.hold,
+        max_length=None, beta=plan.resolved_beta,
     )  # fmt: skip
     return DPOTrainer(
         model, args=config, train_dataset=Dataset.from_list([dict(row) for row in rows]), processing_class=tokenizer,
@@ -102,7 +102,13 @@ def preference_trainer(
 
 
 def group_trainer(
-    plan: Training, folder: Path, model: Any, tokenizer: Any, lessons: Sequence[Lesson], rewards: Sequence[Any], watching: Any
+    plan: TrainingConfig,
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    lessons: Sequence[TrainingExample],
+    rewards: Sequence[Any],
+    watching: Any,
 ) -> Any:
     """The GRPOTrainer of trl for a plan.
 
@@ -119,13 +125,13 @@ def group_trainer(
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 
-    rows = [{"prompt": prompt_of(one.pair, plan.style, plan.how), "lesson": i} for i, one in enumerate(lessons)]
+    rows = [{"prompt": prompt_of(one.pair, plan.style, plan.proposal_mode), "lesson": i} for i, one in enumerate(lessons)]
     # trl takes the ends of a text from here; it would not stop at a line's end otherwise.
     model.generation_config.eos_token_id = ends_of(tokenizer, plan.style)
     weights = plan.weights
     config = GRPOConfig(
-        **_settings(plan, folder), max_steps=-(-plan.budget // plan.batch), num_generations=plan.group,
-        max_completion_length=TRACE_TOKENS[plan.style], temperature=TEMPERATURE, lr_scheduler_type="constant", beta=plan.hold,
+        **_settings(plan, folder), max_steps=-(-plan.token_budget // plan.batch_size), num_generations=plan.group_size,
+        max_completion_length=TRACE_TOKENS[plan.style], temperature=TEMPERATURE, lr_scheduler_type="constant", beta=plan.resolved_beta,
         # Ranks have the same spread in every group; a clipped gain is standardised within its own.
         scale_rewards="none" if weights.shape == "rank" else "group",
         reward_weights=[weights.fidelity, weights.leak, weights.length, weights.format] if len(rewards) > 1 else None,
@@ -151,8 +157,8 @@ class GroupRewards:
 
     def __init__(
         self,
-        plan: Training,
-        lessons: Sequence[Lesson],
+        plan: TrainingConfig,
+        lessons: Sequence[TrainingExample],
         fidelity: Fidelity,
         guard: Callable[[str, Pair], str | None],
         ends: Sequence[int],
@@ -188,7 +194,7 @@ class GroupRewards:
         for place, members in groupby(range(len(traces)), key=lambda i: lessons[i]):
             group = list(members)
             found += asyncio.run(
-                rewards_of(
+                compute_rewards(
                     self._lessons[place].pair, [traces[i] for i in group], [finished[i] for i in group],
                     fidelity=self._fidelity, guard=self._guard, embedder=self._embedder,
                     shape=self._plan.weights.shape, seed=self._plan.seed,

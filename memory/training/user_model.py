@@ -25,12 +25,12 @@ from usertwin.memory.models.scoring import Likelihood, Precision
 from usertwin.memory.models.transformers_scorer import TransformersScorer
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.propose import TRACE_TOKENS
-from usertwin.memory.text.transcript import ME, action_line, flat, open_moment, open_thought
+from usertwin.memory.text.transcript import ME, action_line, current_moment, flat, open_thought
 from usertwin.personas import Pair, UsageError
 
-from .checkpoints import CHECKPOINTS, go_on, last_checkpoint, told_in_one_sentence
+from .checkpoints import CHECKPOINTS, last_checkpoint, prepare_resume, training_errors
 from .policy import check_installed, ends_of, load_base, lora
-from .trl_trainers import settings_of
+from .trl_trainers import trainer_arguments
 
 if TYPE_CHECKING:
     from trl.trainer.sft_trainer import SFTTrainer
@@ -50,7 +50,7 @@ Row = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Fitting:
+class UserModelConfig:
     """How a user model is fine-tuned.
 
     Attributes:
@@ -85,7 +85,7 @@ def row_of(pair: Pair, turns: int, thought: str | None = None) -> Row:
         thought: its trace, if it is learned with one.
     """
     if thought is None:
-        return open_moment(pair, turns), action_line(pair.action)
+        return current_moment(pair, turns), action_line(pair.action)
     return open_thought(pair, turns), f" {flat(thought)})\n{ME}:{action_line(pair.action)}"
 
 
@@ -93,7 +93,7 @@ def fit(
     rows: Sequence[Row],
     base: Path,
     target: Path,
-    how: Fitting,
+    how: UserModelConfig,
     *,
     about: Mapping[str, Any],
     progress: Progress = no_progress,
@@ -131,11 +131,11 @@ def fit(
         "made_of": made_of,
         "how_fitted": asdict(how),
     }
-    with told_in_one_sentence(partial):
+    with training_errors(partial):
         partial.mkdir(parents=True, exist_ok=True)
         _note(noted, partial)
         trainer = _trainer(rows, base, partial, how, progress)
-        go_on(trainer, last_checkpoint(partial / CHECKPOINTS))
+        prepare_resume(trainer, last_checkpoint(partial / CHECKPOINTS))
         noted |= {"steps": trainer.state.global_step, "loss": _last_loss(trainer)}
         trainer.save_model(str(partial))
         (partial / "README.md").write_text(_card(noted), "utf-8")
@@ -159,7 +159,7 @@ def _note(noted: Mapping[str, Any], folder: Path) -> None:
     (folder / ABOUT).write_text(json.dumps(noted, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _trainer(rows: Sequence[Row], base: Path, folder: Path, how: Fitting, progress: Progress) -> SFTTrainer:
+def _trainer(rows: Sequence[Row], base: Path, folder: Path, how: UserModelConfig, progress: Progress) -> SFTTrainer:
     """The trainer of trl, for rows that are tokenized already."""
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
@@ -171,7 +171,7 @@ def _trainer(rows: Sequence[Row], base: Path, folder: Path, how: Fitting, progre
     together = gcd(how.batch, _AT_ONCE) if model.device.type == "cpu" else how.batch
     longest = min(_LONGEST, int(getattr(model.config, "max_position_embeddings", _LONGEST)))
     config = SFTConfig(
-        **settings_of(
+        **trainer_arguments(
             folder, batch=how.batch, at_once=together, learning_rate=how.learning_rate,
             save_every=max(1, steps // _CHECKPOINTS), seed=how.seed,
         ),
@@ -250,7 +250,7 @@ class UserModel:
 
     def at_once(self, pair: Pair, turns: int) -> Likelihood:
         """How likely the action is after the context alone."""
-        return self._scorer.score([(open_moment(pair, turns), action_line(pair.action))])[0]
+        return self._scorer.score([(current_moment(pair, turns), action_line(pair.action))])[0]
 
     def with_thoughts(self, pair: Pair, turns: int, n: int, *, seed: int = 0) -> tuple[float, list[str]]:
         """How likely the action is once the model has thought by itself.
@@ -270,7 +270,7 @@ class UserModel:
             Nats, and the thoughts.
         """
         thoughts = self._thoughts(pair, turns, n, seed)
-        items = [(open_moment(pair, turns, thought=thought), action_line(pair.action)) for thought in thoughts]
+        items = [(current_moment(pair, turns, thought=thought), action_line(pair.action)) for thought in thoughts]
         return mean_likelihood([one.nats for one in self._scorer.score(items)]), thoughts
 
     @cached_property

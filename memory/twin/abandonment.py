@@ -17,7 +17,7 @@ from usertwin.memory.triples import Recalled
 from usertwin.personas import Pair, TwinError
 from usertwin.personas.pairs import pairs_of_log
 
-from .last_turn import LEAST_ENDINGS, learn_ending
+from .last_turn import LEAST_ENDINGS, fit_last_turn
 from .record import ENDING, HELD_OUT, LEAVING, TwinRecord, kept_conversations
 
 #: How many moments are looked at, and how much more the similar ones count (chosen on validation turns, see
@@ -26,7 +26,7 @@ NEIGHBOURS, _SHARPNESS = 32, 4
 
 
 @dataclass(frozen=True, slots=True)
-class Leaving:
+class AbandonmentModel:
     """When a twin leaves without another word.
 
     Attributes:
@@ -43,14 +43,14 @@ class Leaving:
 
     def leaves(self, recalled: Sequence[Recalled]) -> bool:
         """Whether the person leaves now, by the `NEIGHBOURS` moments, spoken and left, that are most like now."""
-        return share_of_leavings(recalled) >= self.threshold
+        return abandonment_rate(recalled) >= self.threshold
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
         path.write_text(json.dumps(asdict(self)), "utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> Leaving | None:
+    def load(cls, path: Path) -> AbandonmentModel | None:
         """Read it; None if there is none. TwinError if the file is damaged."""
         try:
             raw = json.loads(path.read_text("utf-8"))
@@ -61,14 +61,14 @@ class Leaving:
             raise TwinError(f"{path}: is damaged ({error}); learn the twin again with --overwrite") from None
 
 
-def share_of_leavings(recalled: Sequence[Recalled]) -> float:
+def abandonment_rate(recalled: Sequence[Recalled]) -> float:
     """How much of what came to mind are leavings, 0 to 1, weighted by similarity to the fourth power."""
     weights = [max(0.0, one.similarity) ** _SHARPNESS for one in recalled]
     total = sum(weights)
-    return sum(w for w, one in zip(weights, recalled, strict=True) if one.triple.pair.left) / total if total else 0.0
+    return sum(w for w, one in zip(weights, recalled, strict=True) if one.triple.pair.abandoned) / total if total else 0.0
 
 
-def learn_leaving(store: TripleStore, validation: Sequence[Pair]) -> Leaving | None:
+def fit_abandonment(store: TripleStore, validation: Sequence[Pair]) -> AbandonmentModel | None:
     """Choose the threshold with which the twin leaves at most as often as the person on the validation moments.
 
     Returns None if the memory or these moments hold too few leavings to learn from: then the twin never leaves silently.
@@ -77,20 +77,20 @@ def learn_leaving(store: TripleStore, validation: Sequence[Pair]) -> Leaving | N
     from sklearn.metrics import f1_score
 
     leavings, moments = store.stats().left, [pair for pair in validation if pair.position]
-    real = np.array([pair.left for pair in moments])
+    real = np.array([pair.abandoned for pair in moments])
     if leavings < LEAST_ENDINGS or not real.any():
         return None
     found = store.recall_many(moments, NEIGHBOURS, before=[pair.when for pair in moments], left=None)
-    shares = np.array([share_of_leavings(recalled) for recalled in found])
+    shares = np.array([abandonment_rate(recalled) for recalled in found])
     levels = [level for level in sorted(set(shares.tolist())) if level > 0 and (shares >= level).sum() <= real.sum()]
     if not levels:
         return None
     below = shares[shares < levels[0]].max(initial=0.0)
     threshold = float(levels[0] + below) / 2  # in the middle of the gap, where leavings are easy to tell
-    return Leaving(threshold, float(f1_score(real, shares >= threshold)), leavings, len(moments))
+    return AbandonmentModel(threshold, float(f1_score(real, shares >= threshold)), leavings, len(moments))
 
 
-def learn_when_to_leave(folder: Path, record: TwinRecord, store: TripleStore) -> None:
+def fit_leaving_models(folder: Path, record: TwinRecord, store: TripleStore) -> None:
     """Learn anew when a twin leaves, with a last word or without, from its memory and its validation conversations."""
     held_out = [one for one in kept_conversations(folder / HELD_OUT) if one.conversation_id in record.validation]
     groups = pairs_of_log(held_out, record.recipe.speaker, window=record.recipe.window)
@@ -98,7 +98,7 @@ def learn_when_to_leave(folder: Path, record: TwinRecord, store: TripleStore) ->
     late = 0.0 if record.dated else record.corpus_ends + 1
     validation = [replace(pair, when=pair.when + late) for pairs in groups for pair in pairs]
     corpus = [triple.pair for triple in store.triples()]
-    for name, learned in ((ENDING, learn_ending(corpus, validation)), (LEAVING, learn_leaving(store, validation))):
+    for name, learned in ((ENDING, fit_last_turn(corpus, validation)), (LEAVING, fit_abandonment(store, validation))):
         (folder / name).unlink(missing_ok=True)
         if learned is not None:
             learned.save(folder / name)

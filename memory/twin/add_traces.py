@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from usertwin.memory.concurrency import several
-from usertwin.memory.models.answer_cache import ANSWERS, AnswerCache
+from usertwin.memory.concurrency import run_concurrently
+from usertwin.memory.models.answer_cache import COMPLETIONS_FILE, CompletionCache
 from usertwin.memory.models.chat import ChatModel
 from usertwin.memory.models.scoring import Scorer
 from usertwin.memory.progress import Progress
@@ -40,7 +40,7 @@ def open_synthesizer(
     if recipe.method == "none":
         yield Synthesizer("none")
         return
-    answers = AnswerCache(folder / ANSWERS)
+    answers = CompletionCache(folder / COMPLETIONS_FILE)
     try:
         model, actor, judge = (None if one is None else replace(one, answers=answers) for one in (model, actor, judge))
         distractors = Distractors([triple.pair for triple in store.triples()], store.embedder)
@@ -57,9 +57,9 @@ def open_synthesizer(
             store.embedder,
             distractors,
             judge,
-            recipe.how,
+            recipe.proposal_mode,
             recipe.candidates,
-            recipe.calls,
+            recipe.max_calls,
         )
         synthesizer.check()
         yield synthesizer
@@ -67,7 +67,7 @@ def open_synthesizer(
         answers.close()
 
 
-async def trace(
+async def add_traces(
     store: TripleStore,
     triples: Iterable[Triple],
     record: TwinRecord,
@@ -80,7 +80,7 @@ async def trace(
     recipe = record.recipe
     if recipe.method == "none":
         return
-    wanted = [triple for triple in triples if not triple.pair.left][::-1][:most]
+    wanted = [triple for triple in triples if not triple.pair.abandoned][::-1][:most]
     waiting = [triple for triple in wanted if triple.provenance is None]
     done, total = len(wanted) - len(waiting), len(wanted)
     progress("traces", done, total)
@@ -94,4 +94,4 @@ async def trace(
             done += 1
             progress("traces", done, total)
 
-    await several(work, concurrency)
+    await run_concurrently(work, concurrency)

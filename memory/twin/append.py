@@ -15,13 +15,13 @@ from usertwin.memory.triples import Triple
 from usertwin.personas import ChatLog, LogError, Pair
 from usertwin.personas.pairs import check_speaker, pairs_of_log
 
-from .abandonment import learn_when_to_leave
-from .add_traces import open_synthesizer, trace
+from .abandonment import fit_leaving_models
+from .add_traces import add_traces, open_synthesizer
 from .learn import remember
 from .record import TwinRecord, conversation_ids, existing_twin
 
 
-async def append(
+async def aappend(
     name: str,
     log: ChatLog,
     *,
@@ -65,16 +65,16 @@ async def append(
         if not record.dated:
             pairs = _later(pairs, record, store)
         new = store.missing([Triple(pair) for pair in pairs])
-        went_on = {triple.pair.conversation_id: triple.pair.position for triple in new if not triple.pair.left}
+        went_on = {triple.pair.conversation_id: triple.pair.position for triple in new if not triple.pair.abandoned}
         store.delete(
-            [t.id for t in store.triples() if t.pair.left and t.pair.position <= went_on.get(t.pair.conversation_id, -1)]
+            [t.id for t in store.triples() if t.pair.abandoned and t.pair.position <= went_on.get(t.pair.conversation_id, -1)]
         )
         remember(store, [triple.pair for triple in new], progress)
         if max_traces:
             with open_synthesizer(folder, record, store, model, scorer, actor, judge) as synthesizer:
-                await trace(store, new, record, synthesizer, max_traces, concurrency, progress)
+                await add_traces(store, new, record, synthesizer, max_traces, concurrency, progress)
         if new:
-            learn_when_to_leave(folder, record, store)
+            fit_leaving_models(folder, record, store)
     record = replace(record, corpus=tuple(dict.fromkeys([*record.corpus, *conversation_ids([triple.pair for triple in new])])))
     record.save(folder)
     return record, len(new)

@@ -10,19 +10,19 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from usertwin.memory.models.answer_cache import ANSWERS
+from usertwin.memory.models.answer_cache import COMPLETIONS_FILE
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.store.writer_lock import WriterLock
 from usertwin.personas import Conversation, UsageError, write_conversations
 from usertwin.personas.conversation import seconds
 
-from .abandonment import learn_when_to_leave
+from .abandonment import fit_leaving_models
 from .record import HELD_OUT, OTHER_PERSON, TwinRecord, kept_conversations
 
 
 @dataclass(frozen=True, slots=True)
-class Forgotten:
+class ForgetResult:
     """What was forgotten.
 
     Attributes:
@@ -41,7 +41,7 @@ def forget(
     conversation: str | None = None,
     before: float | None = None,
     after: float | None = None,
-) -> Forgotten:
+) -> ForgetResult:
     """Forget a conversation, or what was said before or after a moment; nothing of it is left in the twin's folder.
 
     The last measurements are forgotten too, since they were of another twin; what was decided by them stays as it is.
@@ -68,7 +68,7 @@ def forget(
         WriterLock(begun, wait=0.0).check()
     for other in (begun, folder.parent / f".{folder.name}.old"):
         shutil.rmtree(other, ignore_errors=True)
-    for kept in folder.glob(f"{ANSWERS}*"):
+    for kept in folder.glob(f"{COMPLETIONS_FILE}*"):
         kept.unlink()
     with TripleStore(folder, embedder, create=False) as store:
         triples = store.forget(conversation, before=before, after=after)
@@ -76,7 +76,7 @@ def forget(
         store.save()
         if triples or any(gone):
             _learn_anew(folder, record, store, set().union(*gone) | ({conversation} if conversation else set()))
-    return Forgotten(triples, sum(map(len, gone)))
+    return ForgetResult(triples, sum(map(len, gone)))
 
 
 def _without(path: Path, conversation: str | None, before: float | None, after: float | None) -> set[str]:
@@ -101,7 +101,7 @@ def _learn_anew(folder: Path, record: TwinRecord, store: TripleStore, gone: set[
     """Bring everything that was drawn from the forgotten to what is left."""
     left = [triple.pair for triple in store.triples()]
     there = {pair.conversation_id for pair in left}
-    learn_when_to_leave(folder, record, store)
+    fit_leaving_models(folder, record, store)
     said = {" ".join(pair.action.split()) for pair in left}
     persona = replace(record.persona, sample_turns=tuple(turn for turn in record.persona.sample_turns if turn in said))
     replace(

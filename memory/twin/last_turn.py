@@ -28,7 +28,7 @@ LEAST_ENDINGS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class EndingModel:
+class LastTurnModel:
     """The probability that a turn is the person's last.
 
     Attributes:
@@ -61,7 +61,7 @@ class EndingModel:
         path.write_text(json.dumps(asdict(self)), "utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> EndingModel | None:
+    def load(cls, path: Path) -> LastTurnModel | None:
         """Read a model; None if there is none. TwinError if the file is damaged."""
         try:
             raw = json.loads(path.read_text("utf-8"))
@@ -75,7 +75,7 @@ class EndingModel:
             raise TwinError(f"{path}: is damaged ({error}); learn the twin again with --overwrite") from None
 
 
-def learn_ending(corpus: Sequence[Pair], validation: Sequence[Pair]) -> EndingModel | None:
+def fit_last_turn(corpus: Sequence[Pair], validation: Sequence[Pair]) -> LastTurnModel | None:
     """Fit on the corpus, and choose the threshold with which the twin leaves as often as the person on the validation turns.
 
     (A threshold with the best F1 leaves far too often where endings are hard to tell, and a twin that leaves too early is
@@ -87,13 +87,13 @@ def learn_ending(corpus: Sequence[Pair], validation: Sequence[Pair]) -> EndingMo
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import f1_score
 
-    corpus, validation = ([pair for pair in pairs if not pair.left] for pairs in (corpus, validation))
+    corpus, validation = ([pair for pair in pairs if not pair.abandoned] for pairs in (corpus, validation))
     ends = np.array([pair.ends for pair in corpus])
     if int(ends.sum()) < LEAST_ENDINGS or ends.all():
         return None
     fitted = LogisticRegression(C=1.0, max_iter=1000).fit(_features(corpus), ends)
     weights = tuple(round(float(w), 6) for w in fitted.coef_[0])
-    model = EndingModel(weights, float(fitted.intercept_[0]), 0.5, None, int(ends.sum()), len(validation))
+    model = LastTurnModel(weights, float(fitted.intercept_[0]), 0.5, None, int(ends.sum()), len(validation))
     held = np.array([pair.ends for pair in validation])
     if not held.any():
         return model

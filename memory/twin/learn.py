@@ -18,20 +18,11 @@ from usertwin.memory.models.scoring import Scorer
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.triples import Triple
-from usertwin.personas import (
-    ChatLog,
-    Conversation,
-    Pair,
-    Persona,
-    Split,
-    TwinError,
-    draw_persona,
-    split_pairs,
-    write_conversations,
-)
+from usertwin.personas import ChatLog, Conversation, Pair, Persona, Split, TwinError, split_pairs, write_conversations
+from usertwin.personas.persona import draw_persona
 
-from .abandonment import learn_when_to_leave
-from .add_traces import open_synthesizer, trace
+from .abandonment import fit_leaving_models
+from .add_traces import add_traces, open_synthesizer
 from .recipe import Recipe
 from .record import HELD_OUT, OTHER_PERSON, TwinRecord, conversation_ids, twin_folder
 from .staging import replace_twin, work_folder
@@ -50,7 +41,7 @@ _VERSIONED = (
 )
 
 
-async def learn(
+async def alearn(
     name: str,
     log: ChatLog,
     recipe: Recipe,
@@ -98,9 +89,9 @@ async def learn(
         pairs = split.corpus if recipe.max_triples is None else split.corpus[-recipe.max_triples :]
         with TripleStore(work, embedder) as store:
             remember(store, pairs, progress)
-            learn_when_to_leave(work, record, store)
+            fit_leaving_models(work, record, store)
             with open_synthesizer(work, record, store, model, scorer, actor, judge) as synthesizer:
-                await trace(store, store.triples(), record, synthesizer, recipe.max_traces, concurrency, progress)
+                await add_traces(store, store.triples(), record, synthesizer, recipe.max_traces, concurrency, progress)
         record = replace(record, state="complete")
         record.save(work)
     except BaseException:

@@ -21,7 +21,7 @@ _VERDICT_TOKENS = 150
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CostEstimate:
     """What learning will take, if no answer is kept from before.
 
     Attributes:
@@ -41,7 +41,7 @@ class Plan:
     dollars: float | None
 
 
-def plan(log: ChatLog, recipe: Recipe, *, style: Style, together: bool, price: Price | None) -> Plan:
+def estimate_cost(log: ChatLog, recipe: Recipe, *, style: Style, together: bool, price: Price | None) -> CostEstimate:
     """The plan of a learning.
 
     Args:
@@ -58,14 +58,16 @@ def plan(log: ChatLog, recipe: Recipe, *, style: Style, together: bool, price: P
     recipe.check()
     corpus = split_pairs(log, recipe.speaker, window=recipe.window).corpus
     pairs = corpus if recipe.max_triples is None else corpus[-recipe.max_triples :]
-    traced = [] if recipe.method == "none" else [pair for pair in pairs if not pair.left][::-1][: recipe.max_traces]
-    proposals = recipe.calls if recipe.how == "search" else 1 if recipe.method == "backward" else recipe.candidates
-    rounds = 1 if recipe.how == "search" else ROUNDS
+    traced = [] if recipe.method == "none" else [pair for pair in pairs if not pair.abandoned][::-1][: recipe.max_traces]
+    proposals = (
+        recipe.max_calls if recipe.proposal_mode == "search" else 1 if recipe.method == "backward" else recipe.candidates
+    )
+    rounds = 1 if recipe.proposal_mode == "search" else ROUNDS
     more = _judging(recipe, proposals)
     read = _read(traced, recipe, style, 1 if together else proposals) + len(traced) * more * _VERDICT_TOKENS * 3
     written = len(traced) * (proposals * written_tokens(style) + more * _VERDICT_TOKENS)
     usage = Usage(read, 0, written)
-    return Plan(
+    return CostEstimate(
         triples=len(pairs),
         traces=len(traced),
         calls=len(traced) * (proposals + more),
@@ -84,5 +86,5 @@ def _judging(recipe: Recipe, proposals: int) -> int:
 
 
 def _read(pairs: Sequence[Pair], recipe: Recipe, style: Style, times: int) -> int:
-    how = "backward" if recipe.how == "search" else recipe.how
+    how = "backward" if recipe.proposal_mode == "search" else recipe.proposal_mode
     return times * sum(len(prompt_for(style, pair, recipe.speaker, how)) for pair in pairs) // _CHARACTERS

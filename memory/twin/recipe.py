@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from usertwin.memory.recon.judged_fidelity import FidelityName
-from usertwin.memory.recon.propose import Proposing
+from usertwin.memory.recon.propose import ProposalMode
 from usertwin.memory.recon.synthesizer import SEARCH_CALLS, Method, check_counts, is_scored
 from usertwin.personas import UsageError
 
@@ -45,17 +45,17 @@ class Recipe:
     model: str | None
     scorer: str | None
     seed: int
-    how: Proposing = "backward"
+    proposal_mode: ProposalMode = "backward"
     fidelity: FidelityName = "novel"
     actor: str | None = None
     judge: str | None = None
-    calls: int = SEARCH_CALLS
+    max_calls: int = SEARCH_CALLS
     synthesizer: str | None = None
 
     @property
     def scored(self) -> bool:
         """Whether proposals are given a fidelity (see `is_scored`)."""
-        return is_scored(self.method, self.how)
+        return is_scored(self.method, self.proposal_mode)
 
     @property
     def reconstructs(self) -> bool:
@@ -67,7 +67,7 @@ class Recipe:
         """Whether a judge reads something: reconstructions, or the traces themselves."""
         return self.method == "quality" or (self.scored and self.fidelity == "judge")
 
-    def pared(self) -> Recipe:
+    def without_unused(self) -> Recipe:
         """The same without the models that nothing in it needs."""
         makes = self.method != "none"
         return replace(
@@ -93,6 +93,6 @@ class Recipe:
             )
         if self.method == "none":
             return
-        check_counts(self.candidates, self.calls)
-        if self.how == "search" and self.fidelity == "judge":
+        check_counts(self.candidates, self.max_calls)
+        if self.proposal_mode == "search" and self.fidelity == "judge":
             raise UsageError("a search compares scores of different steps, which those of a judge are not made for")

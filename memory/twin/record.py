@@ -27,7 +27,9 @@ from usertwin.personas import Conversation, Pair, Persona, TwinError, read_conve
 
 from .recipe import Recipe
 
-_FORMAT = 1
+_FORMAT = 2
+#: Fields of a recipe in format 1, and their names today.
+_RECIPE_FIELDS_1 = {"how": "proposal_mode", "calls": "max_calls"}
 _SAFE_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # Windows has devices
 HELD_OUT = "held_out.jsonl.gz"
 OTHER_PERSON = "other_person.jsonl.gz"
@@ -35,7 +37,7 @@ ENDING, LEAVING = "ending.json", "leaving.json"
 
 
 #: Which traces a twin is shown with its memories.
-Shown = Literal["none", "backward", "chosen"]
+ShownTraces = Literal["none", "backward", "chosen"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Settings:
 
     k: int = 8
     window: int = 6
-    traces: Shown = "chosen"
+    traces: ShownTraces = "chosen"
     reasons: bool = True
     measured: Mapping[str, Any] | None = None
 
@@ -107,9 +109,13 @@ class TwinRecord:
         again = "learn the twin again with --overwrite"
         try:
             raw = json.loads(path.read_text("utf-8"))
-            if raw.pop("format", None) != _FORMAT:
+            written = raw.pop("format", None)
+            if written not in {1, _FORMAT}:
                 raise TwinError(f"{path}: was written by a newer usertwin; upgrade usertwin, or {again}")
-            persona, recipe = Persona.from_json(raw.pop("persona")), Recipe(**raw.pop("recipe"))
+            recipe_fields: dict[str, Any] = raw.pop("recipe")
+            if written == 1:
+                recipe_fields = {_RECIPE_FIELDS_1.get(key, key): value for key, value in recipe_fields.items()}
+            persona, recipe = Persona.from_json(raw.pop("persona")), Recipe(**recipe_fields)
             ids = {key: tuple(raw.pop(key)) for key in ("corpus", "validation", "test")}
             settings = raw.pop("settings", None)
             return cls(persona=persona, recipe=recipe, settings=Settings(**settings) if settings else None, **ids, **raw)
@@ -120,7 +126,7 @@ class TwinRecord:
                 raise
             raise TwinError(f"{path}: is damaged ({error}); {again}") from None
 
-    def measured(self, closeness: Mapping[str, Any]) -> TwinRecord:
+    def with_closeness(self, closeness: Mapping[str, Any]) -> TwinRecord:
         """The record with a new measurement."""
         return replace(self, closeness=dict(closeness))
 

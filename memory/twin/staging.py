@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from usertwin.memory.models.answer_cache import ANSWERS
+from usertwin.memory.models.answer_cache import COMPLETIONS_FILE
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.store.writer_lock import WriterLock
@@ -47,7 +47,7 @@ def _answers(folder: Path, recipe: Recipe) -> dict[str, bytes]:
         return {}
     if (known.source, known.speaker) != (recipe.source, recipe.speaker):
         return {}  # nothing of one person is kept in another one's folder
-    return {file.name: file.read_bytes() for file in folder.glob(f"{ANSWERS}*")}
+    return {file.name: file.read_bytes() for file in folder.glob(f"{COMPLETIONS_FILE}*")}
 
 
 def _begun(folder: Path, recipe: Recipe, split: Split, embedder: Embedder) -> bool:

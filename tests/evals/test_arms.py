@@ -11,13 +11,16 @@ import pytest
 
 from conftest import other_conversation, scripted, small_conversation
 from usertwin.evals.arm_names import ARMS, MEMORY_ARMS, PEERS, TRACE_ARMS, USUAL_ARMS, check_arms
-from usertwin.evals.replay.arms import Arms, Moment
+from usertwin.evals.replay.arms import Arms, HeldOutTurn
 from usertwin.evals.replay.held_out import held_out_pairs, other_person
 from usertwin.evals.replay.peers import peer_messages
-from usertwin.memory import FakeEmbedder, Provenance, Settings, Triple, TripleStore, default_home
-from usertwin.memory.text.transcript import flat, open_moment
+from usertwin.memory import Provenance, Settings, Triple, TripleStore
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.text.transcript import current_moment, flat
 from usertwin.memory.triples import Candidate
-from usertwin.personas import Pair, UsageError, pairs_of
+from usertwin.memory.twin.record import default_home
+from usertwin.personas import Pair, UsageError
+from usertwin.personas.pairs import pairs_of
 from usertwin.simulator import SimulatedUser
 
 #: What was proposed for each memory, in order: by what it was rejected, if it was.
@@ -51,7 +54,7 @@ def held_out(user: SimulatedUser) -> list[Pair]:
     return held_out_pairs(user, default_home() / "ann")[0]
 
 
-def of_past(user: SimulatedUser, *names: str, pairs: Sequence[Pair] = ()) -> list[Moment]:
+def of_past(user: SimulatedUser, *names: str, pairs: Sequence[Pair] = ()) -> list[HeldOutTurn]:
     """What these arms are shown at held-out moments, or at those given."""
     return Arms(user, names).moments(pairs or held_out(user))
 
@@ -78,7 +81,7 @@ def test_no_memory_is_shown_nothing(user: SimulatedUser) -> None:
     arms = Arms(user, ("no_memory",))
     for moment in arms.moments(held_out(user)):
         assert moment.shown == {"no_memory": []}
-        assert arms.prompt("no_memory", moment) == open_moment(moment.pair, user.settings.window)
+        assert arms.prompt("no_memory", moment) == current_moment(moment.pair, user.settings.window)
 
 
 def test_the_most_recent_moments_are_the_latest_ones_of_all_the_past(user: SimulatedUser) -> None:
@@ -226,7 +229,7 @@ def test_peers_are_shown_no_past_moment(user: SimulatedUser) -> None:
     arms = Arms(user, PEERS)
     for moment in arms.moments(held_out(user)):
         assert moment.shown == {peer: [] for peer in PEERS}
-        present = open_moment(moment.pair, user.settings.window)
+        present = current_moment(moment.pair, user.settings.window)
         for peer in PEERS:
             told = arms.prompt(peer, moment).removesuffix(present)
             assert told != arms.prompt(peer, moment)
@@ -240,6 +243,6 @@ def test_the_prompt_of_every_arm_ends_with_the_present_moment(user: SimulatedUse
     arms = Arms(user, ARMS)
     pairs = [*held_out(user), *pairs_of(small_conversation(18), "Ann"), *pairs_of(other_conversation(1), "Bob")]
     for moment in arms.moments(pairs):
-        present = open_moment(moment.pair, user.settings.window)
+        present = current_moment(moment.pair, user.settings.window)
         assert all(arms.prompt(arm, moment).endswith(present) for arm in moment.shown)
         assert all(moment.pair.action not in arms.prompt(arm, moment).split("\n\n")[-1] for arm in moment.shown)

@@ -21,7 +21,11 @@ from usertwin.evals.benchmarks.memory import Sizes, memory_part, real_embeddings
 from usertwin.evals.benchmarks.recon import PEOPLE, ReconSizes, controls_part, recon_part
 from usertwin.evals.benchmarks.run import main
 from usertwin.evals.benchmarks.scoring import EvalSizes, eval_part, scoring_figures
-from usertwin.memory import FakeEmbedder, Likelihood, TransformersScorer, TripleStore, learn, sample
+from usertwin.memory import TripleStore, alearn
+from usertwin.memory.models.chat import sample
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import Likelihood
+from usertwin.memory.models.transformers_scorer import TransformersScorer
 from usertwin.simulator import load_model
 
 TINY = Sizes(
@@ -61,7 +65,7 @@ def test_an_acknowledged_triple_that_is_gone_counts_as_lost(tmp_path: Path) -> N
 
 
 def test_a_trace_that_learning_says_is_done_and_is_not_there_counts_as_lost(tmp_path: Path) -> None:
-    asyncio.run(learn("twin-0", small_log(), small_recipe("none", 384), embedder=FakeEmbedder(384), home=tmp_path))
+    asyncio.run(alearn("twin-0", small_log(), small_recipe("none", 384), embedder=FakeEmbedder(384), home=tmp_path))
     (tmp_path / "told").write_text("twin-0 memories 3\ntwin-0 traces 2\n", "utf-8")
     assert judge_learned(tmp_path, tmp_path / "told") == {"lost": 2, "wrong": []}
 

@@ -12,8 +12,9 @@ from tiny_model import tiny_model
 
 from usertwin.evals.benchmarks import training as bench_train
 from usertwin.evals.benchmarks.training import TrainSizes, overhead_figures, reading_figures
-from usertwin.memory import FakeEmbedder, FakeScorer, Likelihood
-from usertwin.memory.training.dataset import Lesson
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer, Likelihood
+from usertwin.memory.training.dataset import TrainingExample
 from usertwin.personas import ChatLog, ModelError, split_pairs
 
 pytest.importorskip("trl")
@@ -21,8 +22,8 @@ TINY = TrainSizes(batch=4, group=2, rounds=2)
 
 
 @pytest.fixture
-def lessons(log: ChatLog) -> list[Lesson]:
-    return [Lesson("log", pair) for pair in split_pairs(log, "Ann").corpus if not pair.left]
+def lessons(log: ChatLog) -> list[TrainingExample]:
+    return [TrainingExample("log", pair) for pair in split_pairs(log, "Ann").corpus if not pair.abandoned]
 
 
 class Clock:
@@ -47,7 +48,7 @@ class Slow(FakeScorer):
 
 
 def test_what_the_scorer_takes_and_nothing_else_is_between_the_two_sides(
-    tmp_path: Path, lessons: list[Lesson], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, lessons: list[TrainingExample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(bench_train, "time", clock)
@@ -77,7 +78,7 @@ def test_ours_goes_first_in_one_round_and_second_in_the_next() -> None:
 
 
 def test_steps_that_wrote_other_tokens_are_not_compared(
-    tmp_path: Path, lessons: list[Lesson], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, lessons: list[TrainingExample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import transformers
 
@@ -87,7 +88,7 @@ def test_steps_that_wrote_other_tokens_are_not_compared(
 
 
 def test_a_step_that_reads_once_is_held_against_the_same_step_that_reads_all(
-    tmp_path: Path, lessons: list[Lesson], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, lessons: list[TrainingExample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A clock that counts the tokens read: what is measured is the reading, of the same rows on both sides."""
     from transformers.models.llama.modeling_llama import LlamaModel

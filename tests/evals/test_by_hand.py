@@ -21,10 +21,18 @@ from rich.console import Console
 from sklearn.metrics import cohen_kappa_score
 
 from usertwin.evals.cli.judge_by_hand import judge_by_hand
-from usertwin.evals.judges.human_judge import HandLabel, agreement, agreement_view, contrasts_of, order_of, planned, read_labels
+from usertwin.evals.judges.human_judge import (
+    HandLabel,
+    agreement,
+    agreement_view,
+    contrasts_to_judge,
+    order_of,
+    planned,
+    read_labels,
+)
 from usertwin.evals.judges.model_judge import PROMPT, questions_of
 from usertwin.evals.records.measured_turns import LABELS, MANIFEST, RUN_FORMAT, VERDICTS, MeasuredTurn
-from usertwin.evals.records.verdicts import Closer, Question, Verdict
+from usertwin.evals.records.verdicts import Closer, JudgeVerdict, Question
 from usertwin.personas import UsageError
 
 TWIN, NONE, OTHER = "recalled_pairs", "no_memory", "other_person"
@@ -52,9 +60,9 @@ def turn(number: int, **changes: Any) -> MeasuredTurn:
 TURNS = [turn(number) for number in range(40)]
 
 
-def verdict(question: Question, closer: Closer, judge: str = "model") -> Verdict:
+def verdict(question: Question, closer: Closer, judge: str = "model") -> JudgeVerdict:
     """What a model said of a pair."""
-    return Verdict("key", question.pair, *question.place, judge, "", PROMPT.version, 0, SAID[closer])
+    return JudgeVerdict("key", question.pair, *question.place, judge, "", PROMPT.version, 0, SAID[closer])
 
 
 def label(question: Question, closer: Closer | None, rater: str = "me", order: Any = "ab") -> HandLabel:
@@ -67,7 +75,9 @@ def label(question: Question, closer: Closer | None, rater: str = "me", order: A
 PAIRS = questions_of(TURNS, CONTRASTS, sanity=0)
 
 
-def run_folder(folder: Path, turns: Sequence[MeasuredTurn] = TURNS, verdicts: Sequence[Verdict] = (), **manifest: Any) -> Path:
+def run_folder(
+    folder: Path, turns: Sequence[MeasuredTurn] = TURNS, verdicts: Sequence[JudgeVerdict] = (), **manifest: Any
+) -> Path:
     """A run's folder."""
     (folder / "people").mkdir(parents=True)
     (folder / MANIFEST).write_text(json.dumps({"format": RUN_FORMAT, "state": "complete"} | manifest), "utf-8")
@@ -136,28 +146,28 @@ def test_which_reply_is_first_is_drawn_for_each_pair_and_rater() -> None:
 
 def test_without_a_wish_it_is_what_a_model_judged_or_else_the_twin_against_all() -> None:
     turns = [turn(0, replies={NONE: ("a",), TWIN: ("b",), OTHER: ("c",)})]
-    assert contrasts_of(turns, []) == [(TWIN, NONE), (TWIN, OTHER)]
+    assert contrasts_to_judge(turns, []) == [(TWIN, NONE), (TWIN, OTHER)]
     one = questions_of(turns, [(OTHER, NONE)], sanity=1)
-    assert contrasts_of(turns, [verdict(each, "tie") for each in one]) == [(OTHER, NONE)]
+    assert contrasts_to_judge(turns, [verdict(each, "tie") for each in one]) == [(OTHER, NONE)]
 
 
 @pytest.mark.parametrize("wanted", [f"{OTHER} - {NONE}", f"{NONE} - {OTHER}", f" {OTHER}  -  {NONE} "])
 def test_a_contrast_is_found_in_either_order(wanted: str) -> None:
     turns = [turn(0, replies={NONE: ("a",), TWIN: ("b",), OTHER: ("c",)})]
     one = questions_of(turns, [(OTHER, NONE)], sanity=0)
-    assert contrasts_of(turns, [verdict(each, "tie") for each in one], wanted) == [(OTHER, NONE)]
+    assert contrasts_to_judge(turns, [verdict(each, "tie") for each in one], wanted) == [(OTHER, NONE)]
 
 
 @pytest.mark.parametrize("wanted", ["nobody - no_memory", TWIN, "", f"{TWIN} - {TWIN}", f"{TWIN} - {OTHER}"])
 def test_a_contrast_that_is_not_there_is_refused_and_the_arms_are_named(wanted: str) -> None:
     with pytest.raises(UsageError, match=f'is no contrast of this run; name two of its arms as "A - B": {TWIN}, {NONE}$'):
-        contrasts_of(TURNS, [], wanted)
+        contrasts_to_judge(TURNS, [], wanted)
 
 
 @pytest.mark.parametrize(("replies", "has"), [({}, "no arm"), ({TWIN: ("a", "b")}, r"one arm \(recalled_pairs\)")])
 def test_fewer_than_two_replies_at_a_moment_are_not_enough(replies: dict[str, tuple[str, ...]], has: str) -> None:
     with pytest.raises(UsageError, match=f"this run has replies of {has}, and two are compared"):
-        contrasts_of([turn(0, replies=replies)], [])
+        contrasts_to_judge([turn(0, replies=replies)], [])
 
 
 # How far they agree ------------------------------------------------------------------------------------------------------

@@ -21,7 +21,9 @@ from click.testing import CliRunner, Result
 
 from conftest import other_conversation, small_conversation
 from usertwin.evals.cli.main import main
-from usertwin.memory import FakeEmbedder, TripleStore, TwinRecord, default_home, existing_twin
+from usertwin.memory import TripleStore, TwinRecord, existing_twin
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.twin.record import default_home
 from usertwin.personas import Conversation, write_conversations
 
 #: Says first that Ctrl-C is to be heard: a test run in the background of a shell passes on that it is not.

@@ -18,24 +18,14 @@ from hypothesis import strategies as st
 
 from conftest import Telling, telling
 from usertwin.evals.replay.tune import validation_pairs
-from usertwin.evals.traces.control_traces import Controls, keywords, other_moments, takes
-from usertwin.memory import (
-    AnswerCache,
-    ChatModel,
-    Distractors,
-    FakeEmbedder,
-    FakeScorer,
-    Gain,
-    Ledger,
-    Likelihood,
-    Scorer,
-    Synthesizer,
-    Triple,
-    TripleStore,
-    TwinRecord,
-    existing_twin,
-)
-from usertwin.memory.recon.guards import rejected_by
+from usertwin.evals.traces.control_traces import Controls, estimated_calls, keywords, other_moments
+from usertwin.memory import ChatModel, LikelihoodGain, Scorer, Synthesizer, Triple, TripleStore, TwinRecord, existing_twin
+from usertwin.memory.models.answer_cache import CompletionCache
+from usertwin.memory.models.chat import Ledger
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer, Likelihood
+from usertwin.memory.recon.distractors import Distractors
+from usertwin.memory.recon.guards import rejection_reason
 from usertwin.memory.text.words import word_tokens
 from usertwin.personas import ModelError, Pair, Turn, UsageError
 from usertwin.simulator import SimulatedUser
@@ -106,7 +96,7 @@ class Run:
         made, self.chat = telling(say)
         model, scorer, embedder = model or made, scorer or FakeScorer(), FakeEmbedder()
         self.ledger = Ledger()
-        synthesizer = Synthesizer("recon", model, Gain(scorer), scorer, embedder, **({"candidates": 3} | more))
+        synthesizer = Synthesizer("recon", model, LikelihoodGain(scorer), scorer, embedder, **({"candidates": 3} | more))
         controls = Controls(synthesizer, model, scorer, embedder, seed, self.ledger, concurrency)
         self.told: list[tuple[str, int, int]] = []
         with TripleStore(existing_twin("ann"), embedder, create=False) as store:
@@ -177,7 +167,7 @@ def test_filler_is_as_many_words_however_many_they_are(ann: str, length: int) ->
 def test_copy_is_the_action_and_a_guard_rejects_it_every_time(run: Run) -> None:
     for pair, traces, one in zip(run.pairs, run.traces, run.result["moments"], strict=True):
         assert traces["copy"] == f"I would say: {pair.action}"
-        assert one["traces"]["copy"]["rejected"] == rejected_by(traces["copy"], pair) == "quotes_action"
+        assert one["traces"]["copy"]["rejected"] == rejection_reason(traces["copy"], pair) == "quotes_action"
     row = run.result["controls"]["copy"]
     assert (row["rejected"], row["reasons"], row["guarded"]) == (6, {"quotes_action": 6}, None)
 
@@ -255,7 +245,7 @@ def test_the_contrast_is_how_much_each_trace_prefers_its_own_action(run: Run) ->
     for pair, traces, one in zip(run.pairs, run.traces, run.result["moments"], strict=True):
         both = [traces["own"], traces["swapped"]]
         real, other = (
-            asyncio.run(Gain(scorer, novel=False).score(replace(pair, action=action), both))
+            asyncio.run(LikelihoodGain(scorer, novel=False).score(replace(pair, action=action), both))
             for action in (pair.action, one["other_action"])
         )
         expected = (real[0].value - real[1].value) - (other[0].value - other[1].value)
@@ -274,7 +264,7 @@ def test_the_forward_trace_was_written_without_having_seen_the_action(run: Run) 
 def test_each_trace_is_scored_as_traces_are(run: Run) -> None:
     for pair, traces, one in zip(run.pairs, run.traces, run.result["moments"], strict=True):
         for novel in (True, False):
-            found = asyncio.run(Gain(FakeScorer(), novel=novel).score(pair, list(traces.values())))
+            found = asyncio.run(LikelihoodGain(FakeScorer(), novel=novel).score(pair, list(traces.values())))
             told = [one["traces"][name]["novel" if novel else "gain"] for name in traces]
             assert told == pytest.approx([score.value for score in found])
 
@@ -318,16 +308,16 @@ def test_what_it_takes_can_be_told_beforehand(ann: str) -> None:
 
     scorer = Counting()
     found = Run(scorer=scorer)
-    texts, scored = takes(6, 4, 3)
+    texts, scored = estimated_calls(6, 4, 3)
     assert texts == len(found.chat.asked)
     assert scored / 2 < len(scorer.items) <= scored  # the twin's memory has fewer other actions than could be chosen from
-    assert takes(6, 99, 3) == takes(6, 6, 3)
+    assert estimated_calls(6, 99, 3) == estimated_calls(6, 6, 3)
 
 
 def test_a_second_run_with_kept_answers_asks_nothing_and_finds_the_same(ann: str) -> None:
-    cache = AnswerCache(existing_twin(ann) / "answers.sqlite")
+    cache = CompletionCache(existing_twin(ann) / "answers.sqlite")
     chats = [Telling(say=writing) for _ in range(2)]
-    first, second = (Run(model=ChatModel("telling", chat, "transcript", answers=cache)) for chat in chats)
+    first, second = (Run(model=ChatModel("telling", chat, "transcript", cache=cache)) for chat in chats)
     cache.close()
     assert len(chats[0].asked) == first.result["cost"]["calls"] > 0
     assert chats[1].asked == []
@@ -403,7 +393,7 @@ def test_the_other_moments_are_those_of_the_person_whom_the_twin_is_compared_wit
         found = other_moments(user, folder, 5)
         assert len(found) == 5
         assert {pair.speaker for pair in found} == {"Bob"}
-        assert not any(pair.left for pair in found)
+        assert not any(pair.abandoned for pair in found)
         user.record = replace(user.record, other_speaker=None)
         assert other_moments(user, folder, 5) == []
 

@@ -16,23 +16,12 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from conftest import Telling, recipe, scripted, small_conversation, small_log, telling
-from usertwin.evals import Protocol, evaluate
-from usertwin.evals.replay.tune import KS, WINDOWS, Plan, decide, plan, validation_pairs
-from usertwin.memory import (
-    Candidate,
-    ChatModel,
-    FakeEmbedder,
-    FakeScorer,
-    Likelihood,
-    Provenance,
-    Recipe,
-    Settings,
-    Triple,
-    TripleStore,
-    TwinRecord,
-    existing_twin,
-    learn,
-)
+from usertwin.evals import ReplayConfig, evaluate
+from usertwin.evals.replay.tune import KS, WINDOWS, TunePlan, tune, tune_plan, validation_pairs
+from usertwin.memory import ChatModel, Provenance, Recipe, Settings, Triple, TripleStore, TwinRecord, alearn, existing_twin
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer, Likelihood
+from usertwin.memory.triples import Candidate
 from usertwin.memory.twin.record import HELD_OUT
 from usertwin.personas import ChatLog, Persona, TwinError, UsageError, read_conversations, write_conversations
 from usertwin.simulator import SimulatedUser
@@ -88,7 +77,7 @@ def twin(ann: str) -> str:
 def decided(name: str, scorer: By, model: ChatModel | None = None, **options: Any) -> Settings:
     """What is decided for a twin of the test's home."""
     with SimulatedUser.load(name, model=model or telling(lambda *_: "I wonder")[0]) as user:
-        return asyncio.run(decide(user, scorer, folder=existing_twin(name), **options))
+        return asyncio.run(tune(user, scorer, folder=existing_twin(name), **options))
 
 
 def what(settings: Settings) -> Settings:
@@ -167,7 +156,7 @@ def test_with_one_conversation_to_decide_on_the_simplest_is_taken(twin: str) -> 
 
 
 def test_a_memory_without_traces_is_compared_without_them() -> None:
-    asyncio.run(learn("plain", small_log(), recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
+    asyncio.run(alearn("plain", small_log(), recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
     model, chat = telling(lambda *_: "I wonder")
     scorer = By(lambda prompt, _: -20.0 + moments(prompt))
     found = decided("plain", scorer, model)
@@ -242,7 +231,7 @@ def test_what_the_memory_learned_since_is_not_shown(twin: str) -> None:
 
 def test_a_log_without_dates_is_decided_on_with_all_of_the_memory(tmp_path: Path) -> None:
     log = ChatLog(tuple(replace(one, started_at=None) for one in map(small_conversation, range(20))), "test")
-    asyncio.run(learn("bea", log, recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
+    asyncio.run(alearn("bea", log, recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
     scorer = By(lambda *_: -1.0)
     decided("bea", scorer)
     assert {moments(prompt) for prompt, _ in scorer.items} == set(KS)
@@ -250,12 +239,12 @@ def test_a_log_without_dates_is_decided_on_with_all_of_the_memory(tmp_path: Path
 
 def test_a_silent_leaving_is_nothing_to_decide_on(tmp_path: Path) -> None:
     talks = [replace(one, turns=one.turns[:-1]) for one in map(small_conversation, range(20))]
-    asyncio.run(learn("cy", ChatLog(tuple(talks), "test"), recipe(method="backward", model="x"), embedder=FakeEmbedder(),
+    asyncio.run(alearn("cy", ChatLog(tuple(talks), "test"), recipe(method="backward", model="x"), embedder=FakeEmbedder(),
                       model=scripted("is in a hurry")))  # fmt: skip
     with SimulatedUser.load("cy", model=scripted("x")) as user:
         pairs = validation_pairs(user, existing_twin("cy"), 100)
     assert pairs
-    assert not any(pair.left for pair in pairs)
+    assert not any(pair.abandoned for pair in pairs)
 
 
 # What it takes ---------------------------------------------------------------------------------------------------------
@@ -264,17 +253,17 @@ def test_a_silent_leaving_is_nothing_to_decide_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [1, 4, 24])
 def test_the_plan_is_what_is_done(twin: str, limit: int) -> None:
     model, chat = telling(lambda *_: "I wonder")
-    scorer, told, said = By(lambda *_: -1.0), list[tuple[str, int, int]](), list[Plan]()
+    scorer, told, said = By(lambda *_: -1.0), list[tuple[str, int, int]](), list[TunePlan]()
     with SimulatedUser.load(twin, model=model) as user:
-        planned = plan(user, len(validation_pairs(user, existing_twin(twin), limit)))
+        planned = tune_plan(user, len(validation_pairs(user, existing_twin(twin), limit)))
         found = asyncio.run(
-            decide(
+            tune(
                 user, scorer, folder=existing_twin(twin), limit=limit, planned=said.append,
                 progress=lambda *now: told.append(now),
             )
         )  # fmt: skip
     assert said == [planned]
-    assert planned == Plan(min(limit, 6), len(KS) * len(WINDOWS) + 3, min(limit, 6))
+    assert planned == TunePlan(min(limit, 6), len(KS) * len(WINDOWS) + 3, min(limit, 6))
     assert len(scorer.items) == planned.scorings
     assert len(chat.asked) == planned.thoughts
     assert told[0] == ("deciding", 0, planned.scorings)
@@ -290,10 +279,10 @@ def test_the_plan_is_what_is_done(twin: str, limit: int) -> None:
 
 def test_a_window_the_twin_was_learned_with_is_compared_too() -> None:
     made = recipe(method="none", model=None, scorer=None, window=5)
-    asyncio.run(learn("wide", small_log(), made, embedder=FakeEmbedder()))
+    asyncio.run(alearn("wide", small_log(), made, embedder=FakeEmbedder()))
     scorer = By(lambda *_: -1.0)
     with SimulatedUser.load("wide", model=scripted("x")) as user:
-        planned = plan(user, len(validation_pairs(user, existing_twin("wide"), 24)))
+        planned = tune_plan(user, len(validation_pairs(user, existing_twin("wide"), 24)))
     found = decided("wide", scorer)
     assert (planned.settings, planned.thoughts, len(scorer.items)) == (6, 0, 36)
     assert found.measured is not None
@@ -385,7 +374,7 @@ def test_a_record_of_before_there_were_settings_still_loads(twin: str) -> None:
     record = TwinRecord.load(path.parent)
     assert record.settings is None
     assert record.recipe == recipe()
-    assert (record.recipe.how, record.recipe.fidelity) == ("backward", "novel")
+    assert (record.recipe.proposal_mode, record.recipe.fidelity) == ("backward", "novel")
     with SimulatedUser.load(twin, model=scripted("hi")) as user:
         assert user.settings == Settings(8, 6, "chosen", reasons=True)
 
@@ -492,7 +481,7 @@ def test_an_evaluation_says_which_arm_is_what_the_twin_does(twin: str, traces: A
     scorer, folder = By(lambda *_: -1.0), existing_twin(twin)
     settings = Settings(4, 2, traces, reasons=traces != "none")
     with SimulatedUser.load(twin, model=model, settings=settings) as user:
-        result = asyncio.run(evaluate(user, scorer, FakeEmbedder(), folder=folder, protocol=Protocol(generate=2)))
+        result = asyncio.run(evaluate(user, scorer, FakeEmbedder(), folder=folder, protocol=ReplayConfig(generate=2)))
     assert (result["twin_arm"], result["k"]) == (arm, 4)
     assert sum(prompt.endswith("thinking:") for prompt in chat.prompts) == with_thought
     shown = [prompt for prompt, _ in scorer.items[4::5]]
@@ -503,6 +492,6 @@ def test_an_evaluation_says_which_arm_is_what_the_twin_does(twin: str, traces: A
 def test_a_twin_that_was_never_tuned_is_measured_with_its_traces(twin: str) -> None:
     with SimulatedUser.load(twin, model=scripted("hi")) as user:
         result = asyncio.run(
-            evaluate(user, FakeScorer(), FakeEmbedder(), folder=existing_twin(twin), protocol=Protocol(generate=0))
+            evaluate(user, FakeScorer(), FakeEmbedder(), folder=existing_twin(twin), protocol=ReplayConfig(generate=0))
         )
     assert (result["twin_arm"], result["k"]) == ("recalled_triples", 8)

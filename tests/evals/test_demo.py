@@ -11,13 +11,15 @@ from rich.console import Console
 
 from conftest import recipe, scripted, small_log
 from usertwin.evals.cli import demo
-from usertwin.memory import FakeEmbedder, FakeScorer, TwinRecord, existing_twin, learn
+from usertwin.memory import TwinRecord, alearn, existing_twin
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer
 from usertwin.personas import TwinError
 
 
 @pytest.mark.slow
 def test_a_twin_of_the_same_name_but_of_somebody_else_is_left_alone() -> None:
-    asyncio.run(learn("demo", small_log(), recipe(), embedder=FakeEmbedder(), model=scripted("I see"), scorer=FakeScorer()))
+    asyncio.run(alearn("demo", small_log(), recipe(), embedder=FakeEmbedder(), model=scripted("I see"), scorer=FakeScorer()))
     with pytest.raises(TwinError, match="is of somebody else"):
         demo.run_demo(Console(file=io.StringIO()), home=None, turns=1, limit=4)
     assert TwinRecord.load(existing_twin("demo")).recipe.speaker == "Ann"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from usertwin.evals.metrics.discriminator import Moment, area_under_curve, discriminate, surface
+from usertwin.evals.metrics.discriminator import PairedReply, area_under_curve, discriminate, surface
 
 WORDS = ("river", "stone", "cloud", "apple", "train", "house", "light", "paper", "glass", "bread", "sound", "green")
 
@@ -19,10 +19,10 @@ def said(rng: random.Random, end: str = "") -> str:
     return " ".join(rng.choices(WORDS, k=6)) + end
 
 
-def moments(people: int, each: int, reply_end: str, seed: int = 0) -> list[Moment]:
+def moments(people: int, each: int, reply_end: str, seed: int = 0) -> list[PairedReply]:
     rng = random.Random(seed)
     return [
-        Moment(f"p{person}", f"c{turn // 4}", said(rng), said(rng, reply_end))
+        PairedReply(f"p{person}", f"c{turn // 4}", said(rng), said(rng, reply_end))
         for person in range(people)
         for turn in range(each)
     ]
@@ -46,7 +46,7 @@ def test_no_person_is_judged_by_a_classifier_that_has_seen_them() -> None:
     rng = random.Random(1)
     ends = {"Ann": ("", "!"), "Bob": ("!", "")}
     found = discriminate(
-        [Moment(p, f"c{i}", said(rng, real), said(rng, reply)) for p, (real, reply) in ends.items() for i in range(20)]
+        [PairedReply(p, f"c{i}", said(rng, real), said(rng, reply)) for p, (real, reply) in ends.items() for i in range(20)]
     )
     assert found is not None
     assert found.auc < 0.1
@@ -57,7 +57,7 @@ def test_of_one_person_no_conversation_is_split() -> None:
     rng = random.Random(2)
     found = discriminate(
         [
-            Moment("Ann", talk, said(rng, real), said(rng, reply))
+            PairedReply("Ann", talk, said(rng, real), said(rng, reply))
             for talk, real, reply in (("x", "", "!"), ("y", "!", ""))
             for _ in range(8)
         ]
@@ -79,13 +79,13 @@ def test_the_same_moments_are_told_the_same() -> None:
 
 
 @pytest.mark.parametrize("few", [[], moments(3, 3, "!"), moments(1, 4, "!") * 5], ids=["none", "nine", "one conversation"])
-def test_from_too_little_nothing_is_learned(few: list[Moment]) -> None:
+def test_from_too_little_nothing_is_learned(few: list[PairedReply]) -> None:
     assert discriminate(few) is None
 
 
 def test_silence_and_odd_texts_are_judged_too() -> None:
     odd = ["", " ", "\n", "\x00", "😀", "a", "¿", "1", "٣", "..."]
-    found = discriminate([Moment(f"p{i % 2}", "c", text, "") for i, text in enumerate(odd)])
+    found = discriminate([PairedReply(f"p{i % 2}", "c", text, "") for i, text in enumerate(odd)])
     assert found is not None
     assert all(np.isfinite([*found.reals, *found.replies]))
 

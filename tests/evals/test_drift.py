@@ -11,8 +11,10 @@ import pytest
 from conftest import Telling, telling
 from usertwin.evals.metrics.writing_style import style_distance
 from usertwin.evals.replay.drift import DEPTHS, Drifted, drift, drift_result
-from usertwin.memory import FakeEmbedder, Settings
-from usertwin.personas import Conversation, Pair, Turn, pairs_of
+from usertwin.memory import Settings
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.personas import Conversation, Pair, Turn
+from usertwin.personas.pairs import pairs_of
 from usertwin.simulator import SimulatedUser
 
 PLAIN = Settings(k=2, window=6, traces="none", reasons=False)
@@ -128,7 +130,7 @@ def test_no_more_talks_than_asked_and_the_long_ones_first(opened: tuple[Simulate
 def test_silent_leavings_are_no_turns_of_a_simulation(opened: tuple[SimulatedUser, Telling]) -> None:
     talk = long_talk(1)
     pairs: list[Pair] = pairs_of(Conversation("x", (*talk.turns, Turn("desk", "agent", "bye")), talk.started_at), "Ann")
-    assert pairs[-1].left
+    assert pairs[-1].abandoned
     found = asyncio.run(drift(opened[0], FakeEmbedder(), pairs, "x", most=1))
     assert [one.depth for one in found] == [1]
 

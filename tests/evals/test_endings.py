@@ -13,8 +13,9 @@ from conftest import recipe, scripted
 from usertwin.evals.metrics.statistics import Estimate, ratio
 from usertwin.evals.replay.endings import endings
 from usertwin.evals.replay.held_out import held_out_pairs
-from usertwin.memory import ChatModel, FakeEmbedder, learn
-from usertwin.memory.twin.abandonment import NEIGHBOURS, share_of_leavings
+from usertwin.memory import ChatModel, alearn
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.twin.abandonment import NEIGHBOURS, abandonment_rate
 from usertwin.personas import ChatLog, Conversation, Pair, Turn
 from usertwin.simulator import SimulatedUser
 
@@ -41,7 +42,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[SimulatedUser, li
     """A twin that leaves in both ways, and its held-out moments."""
     home = tmp_path_factory.mktemp("home")
     log = ChatLog(tuple(map(mixed_talk, range(80))), "test")
-    asyncio.run(learn("mixed", log, recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder(), home=home))
+    asyncio.run(alearn("mixed", log, recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder(), home=home))
     user = SimulatedUser.load("mixed", home=home, model=MODEL)
     return user, held_out_pairs(user, home / "mixed")[0]
 
@@ -54,7 +55,7 @@ def usual_f1(user: SimulatedUser, moments: Sequence[Pair], seed: int) -> Estimat
         own = [any(turn.speaker == pair.speaker for turn in pair.context) for pair in moments]
         silent = [spoken and user.leaving.leaves(recalled) for recalled, spoken in zip(near, own, strict=True)]
     said = [
-        gone or (user.ending is not None and not pair.left and user.ending.leaves(pair))
+        gone or (user.ending is not None and not pair.abandoned and user.ending.leaves(pair))
         for gone, pair in zip(silent, moments, strict=True)
     ]
     hits = [2.0 * (told and pair.ends) for told, pair in zip(said, moments, strict=True)]
@@ -66,8 +67,8 @@ def one_by_one(user: SimulatedUser, pair: Pair) -> float:
     """The probability that the person leaves at a moment: without a word, or with this turn, whichever is likelier."""
     silent = spoken = 0.0
     if user.leaving is not None and any(turn.speaker == pair.speaker for turn in pair.context):
-        silent = share_of_leavings(user.store.recall(pair, NEIGHBOURS, before=pair.when, left=None))
-    if user.ending is not None and not pair.left:
+        silent = abandonment_rate(user.store.recall(pair, NEIGHBOURS, before=pair.when, left=None))
+    if user.ending is not None and not pair.abandoned:
         spoken = user.ending.probability(pair)
     return max(silent, spoken)
 

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import other_conversation, recipe, scripted, small_conversation
-from usertwin.evals.metrics.statistics import spread
-from usertwin.evals.replay.held_out import held_out_pairs, later, other_person
-from usertwin.memory import FakeEmbedder, default_home, learn
+from usertwin.evals.metrics.statistics import evenly_spaced
+from usertwin.evals.replay.held_out import held_out_pairs, other_person, with_time_after
+from usertwin.memory import alearn
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.twin.record import default_home
 from usertwin.personas import ChatLog, LogError, write_conversations
 from usertwin.personas.chat_log import in_time_order
 from usertwin.simulator import SimulatedUser
@@ -46,13 +48,13 @@ def test_nothing_that_is_held_out_is_in_the_memory_nor_earlier_than_it(ann: str)
 def test_without_dates_all_that_is_held_out_is_later_than_the_memory() -> None:
     talks = [replace(small_conversation(number), started_at=None) for number in range(20)]
     asyncio.run(
-        learn("bare", ChatLog(tuple(talks), "test"), recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder())
+        alearn("bare", ChatLog(tuple(talks), "test"), recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder())
     )
     with opened("bare") as user:
         pairs, _ = held_out_pairs(user, default_home() / "bare")
         assert min(pair.when for pair in pairs) > user.record.corpus_ends
         assert [pair.when for pair in pairs] == sorted(pair.when for pair in pairs)
-        assert later(pairs[0], dated=True, corpus_ends=99.0) == pairs[0]
+        assert with_time_after(pairs[0], dated=True, corpus_ends=99.0) == pairs[0]
 
 
 def test_of_another_log_only_what_the_twin_does_not_know_is_measured(ann: str, tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ def test_without_another_person_there_is_no_such_memory(ann: str) -> None:
 
 @given(st.integers(0, 60), st.integers(1, 70) | st.none())
 def test_items_are_spread_evenly_in_their_order_from_the_first_on(count: int, most: int | None) -> None:
-    found = spread(range(count), most)
+    found = evenly_spaced(range(count), most)
     assert len(found) == (count if most is None else min(count, most))
     assert found == sorted(set(found))
     assert found[:1] == list(range(count))[:1]

@@ -19,8 +19,9 @@ from conftest import Telling, telling
 from usertwin.evals.judges.model_judge import MUST, PROMPT, judge_pairs, judged, questions_of, read_verdict
 from usertwin.evals.metrics.reply_similarity import chrf
 from usertwin.evals.records.measured_turns import MeasuredTurn
-from usertwin.evals.records.verdicts import Kind, Label, Question, Verdict, read_verdicts
-from usertwin.memory import ChatModel, Ledger
+from usertwin.evals.records.verdicts import JudgeVerdict, Label, Question, QuestionKind, read_verdicts
+from usertwin.memory import ChatModel
+from usertwin.memory.models.chat import Ledger
 from usertwin.personas import ModelError, UsageError
 
 TWIN, NONE = "recalled_pairs", "no_memory"
@@ -68,7 +69,7 @@ def overlapping(prompt: str, seed: int) -> str:
 
 def asked(
     say: Callable[[str, int], str], questions: Sequence[Question], path: Path, **options: Any
-) -> tuple[list[Verdict], Telling]:
+) -> tuple[list[JudgeVerdict], Telling]:
     """The verdicts of a judge that says what a function makes of the prompt, and that judge."""
     model, chat = telling(say, "instruction")
     return asyncio.run(judge_pairs(model, questions, path=path, **options)), chat
@@ -78,11 +79,11 @@ def always(label: str) -> Callable[[str, int], str]:
     return lambda *_: json.dumps({"closer": label})
 
 
-def verdict(first: Label | None, second: Label | None, number: int = 0, kind: Kind = "contrast") -> Verdict:
+def verdict(first: Label | None, second: Label | None, number: int = 0, kind: QuestionKind = "contrast") -> JudgeVerdict:
     """What a judge said of the pair of a turn."""
     one = turn(number)
     place = (kind, TWIN, NONE, one.person, one.conversation_id, one.position, 0)
-    return Verdict(f"key {number}", f"pair {number}", *place, "telling", "", PROMPT.version, 0, (first, second))
+    return JudgeVerdict(f"key {number}", f"pair {number}", *place, "telling", "", PROMPT.version, 0, (first, second))
 
 
 # Verdicts ----------------------------------------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ def test_a_verdict_comes_back_from_its_line(
     one = replace(verdict(*said), person=person, conversation_id=talk, sample=sample)
     line = json.dumps(one.to_json(), ensure_ascii=False)
     assert "\n" not in line
-    assert Verdict.from_json(json.loads(line)) == one
+    assert JudgeVerdict.from_json(json.loads(line)) == one
 
 
 @given(st.sampled_from(LABELS), st.sampled_from(["{}", "```json\n{}\n```", "Gladly. {} Bye {{", '{"a": {} } {}', "{} and {}"]))

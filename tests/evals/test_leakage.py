@@ -12,8 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from usertwin.evals.traces.control_verdict import CHOOSERS, CONTROLS, RIVALS, Moment, Shown, Told, decision, result
-from usertwin.memory import Candidate
+from usertwin.evals.traces.control_verdict import (
+    CHOOSERS,
+    CONTROLS,
+    RIVALS,
+    ContextScores,
+    ControlledTurn,
+    TraceScores,
+    decision,
+    result,
+)
+from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair, Turn
 
 few = settings(max_examples=100)
@@ -23,19 +32,25 @@ def pair(conversation: str, position: int = 1) -> Pair:
     return Pair("Ann", (Turn("desk", "agent", "yes?"),), f"a lamp {position}", "", conversation, position, 0.0)
 
 
-def told(gain: float, novel: float | None = None, rejected: str | None = None, *, leaks: bool = False, slot: float = 0) -> Told:
-    return Told("a trace", gain, gain if novel is None else novel, rejected, leaks, slot)
+def told(
+    gain: float, novel: float | None = None, rejected: str | None = None, *, leaks: bool = False, slot: float = 0
+) -> TraceScores:
+    return TraceScores("a trace", gain, gain if novel is None else novel, rejected, leaks, slot)
 
 
-def moment(conversation: str, contrast: float | None = None, **traces: Told) -> Moment:
-    return Moment(pair(conversation), "a chair", dict(traces), contrast)
+def moment(conversation: str, contrast: float | None = None, **traces: TraceScores) -> ControlledTurn:
+    return ControlledTurn(pair(conversation), "a chair", dict(traces), contrast)
 
 
-def shown(score: float, benefit: float, trace: str = "a trace", overlap: float = 0.0, rejected: str | None = None) -> Shown:
-    return Shown(Candidate(trace, score, rejected), overlap, len(trace.split()), benefit)
+def shown(
+    score: float, benefit: float, trace: str = "a trace", overlap: float = 0.0, rejected: str | None = None
+) -> ContextScores:
+    return ContextScores(Candidate(trace, score, rejected), overlap, len(trace.split()), benefit)
 
 
-def holding(moments: Sequence[Moment] = (), downstream: Sequence[tuple[Pair, Sequence[Shown]]] = ()) -> dict[str, Any]:
+def holding(
+    moments: Sequence[ControlledTurn] = (), downstream: Sequence[tuple[Pair, Sequence[ContextScores]]] = ()
+) -> dict[str, Any]:
     """What comes out, through JSON, which must not change it."""
     found = result(moments, downstream, 0)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
@@ -212,7 +227,7 @@ def test_every_moment_is_in_the_result_with_its_traces_so_that_the_table_can_be_
     }  # fmt: skip
     assert (second["contrast"], set(second["traces"])) == (None, {"own"})
     again = [
-        Moment(pair(one["conversation_id"]), one["other_action"], {k: Told(**v) for k, v in one["traces"].items()},
+        ControlledTurn(pair(one["conversation_id"]), one["other_action"], {k: TraceScores(**v) for k, v in one["traces"].items()},
                one["contrast"])
         for one in found["moments"]
     ]  # fmt: skip
@@ -271,8 +286,8 @@ def test_no_way_of_choosing_is_worth_more_than_the_best_trace_or_less_than_the_w
 def test_a_score_that_orders_the_benefits_is_valid_and_one_that_only_orders_lengths_is_not() -> None:
     """The benefit of the first kind grows with the score; that of the second with the length alone, as the score does."""
 
-    def proposals(place: int, *, by_length: bool) -> list[Shown]:
-        found: list[Shown] = []
+    def proposals(place: int, *, by_length: bool) -> list[ContextScores]:
+        found: list[ContextScores] = []
         for number in range(4):
             words = (place * 7 + number * 5) % 11 + 1
             hidden = ((place * 13 + number * 29) % 17) / 17

@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 
 from conftest import other_conversation, small_conversation
 from usertwin.evals.cli.main import main
-from usertwin.memory import FakeEmbedder, Settings, Triple, TripleStore, TwinRecord, existing_twin
+from usertwin.memory import Settings, Triple, TripleStore, TwinRecord, existing_twin
+from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.twin.forget import forget
 from usertwin.personas import Conversation, read_conversations, write_conversations
 
@@ -163,7 +164,7 @@ def test_new_moments_get_traces_if_some_are_wanted(ann: str, tmp_path: Path) -> 
 def test_a_conversation_that_went_on_is_no_longer_one_that_was_left(ann: str, tmp_path: Path) -> None:
     whole = replace(small_conversation(22), started_at="2024-05-01")
     done("add", ann, "--from", a_log([replace(whole, turns=whole.turns[:-1])], tmp_path / "first.jsonl"))
-    assert [t.pair.left for t in known(ann)[-3:]] == [False, False, True]
+    assert [t.pair.abandoned for t in known(ann)[-3:]] == [False, False, True]
     done("add", ann, "--from", a_log([whole], tmp_path / "then.jsonl"))
     assert [t.pair.action for t in known(ann)[-3:]] == [turn.text for turn in whole.turns if turn.speaker == "Ann"]
 

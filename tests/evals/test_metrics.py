@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from usertwin.evals import chrf, embedding_similarities
 from usertwin.evals.metrics import reply_similarity as metrics
-from usertwin.memory import FakeEmbedder
+from usertwin.memory.models.embedding import FakeEmbedder
 
 texts = st.text(max_size=40)
 

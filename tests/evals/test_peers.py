@@ -15,7 +15,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from conftest import PAIR
 from usertwin.evals.arm_names import PEERS, Peer
 from usertwin.evals.replay.peers import STOP, peer_messages, peer_transcript, peer_versions, said_by
-from usertwin.memory.text.transcript import open_moment
+from usertwin.memory.text.transcript import current_moment
 from usertwin.personas import Pair, Persona, Turn
 from usertwin.simulator.prompts import act_messages
 
@@ -108,7 +108,7 @@ def test_a_model_that_continues_transcripts_gets_the_same_before_the_present_mom
     assert role == "user"
     assert text == peer_transcript(peer, PERSONA, PAIR, turns=6)
     told, _, present = text.rpartition("\n\n")
-    assert present == open_moment(PAIR, 6)
+    assert present == current_moment(PAIR, 6)
     assert told.strip()
     if peer != "persona":
         assert peer_messages(peer, "instruction", PERSONA, PAIR, turns=6)[0] == ("system", told)

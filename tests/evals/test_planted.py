@@ -21,8 +21,9 @@ import pytest
 from scipy.stats import rankdata
 
 from conftest import Telling
-from usertwin.memory import ChatModel, Gain, Likelihood, Scorer, Synthesizer
-from usertwin.memory.recon.guards import rejected_by
+from usertwin.memory import ChatModel, LikelihoodGain, Scorer, Synthesizer
+from usertwin.memory.models.scoring import Likelihood
+from usertwin.memory.recon.guards import rejection_reason
 from usertwin.memory.text.words import content_words, word_tokens
 from usertwin.personas import Pair, Turn
 
@@ -120,9 +121,9 @@ class Table(NamedTuple):
         table = Table([], [])
         for pair, traces in moments():
             naive, novel = (
-                asyncio.run(Gain(scorer, novel=one).score(pair, list(traces.values()))) for one in (False, True)
+                asyncio.run(LikelihoodGain(scorer, novel=one).score(pair, list(traces.values()))) for one in (False, True)
             )  # fmt: skip
-            rejected = [rejected_by(trace, pair) for trace in traces.values()]
+            rejected = [rejection_reason(trace, pair) for trace in traces.values()]
             bottom = float("-inf")
             table.unguarded.append({kind: one.value for kind, one in zip(traces, naive, strict=True)})
             table.guarded.append(
@@ -208,7 +209,7 @@ class KnowingScorer:
 
 def test_the_copy_is_rejected_at_every_moment_and_no_other_trace_is() -> None:
     for pair, traces in moments():
-        rejected = {kind for kind, trace in traces.items() if rejected_by(trace, pair)}
+        rejected = {kind for kind, trace in traces.items() if rejection_reason(trace, pair)}
         assert rejected == {"copy"}
 
 
@@ -236,7 +237,7 @@ def test_a_synthesizer_is_proposed_all_of_them_and_keeps_the_true_reason() -> No
     for number, (pair, traces) in enumerate(moments()):
         turn = itertools.cycle(random.Random(number).sample(list(traces.values()), len(traces)))
         model = ChatModel("writer", Telling(say=lambda *_, turn=turn: next(turn)))
-        maker = Synthesizer("recon", model, Gain(scorer), scorer, candidates=len(traces))
+        maker = Synthesizer("recon", model, LikelihoodGain(scorer), scorer, candidates=len(traces))
         triple = asyncio.run(maker.synthesize(pair, "Ann"))
         assert triple.reasoning == traces["true"]
         assert triple.provenance is not None

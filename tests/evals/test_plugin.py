@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from conftest import recipe, scripted, small_conversation
-from usertwin.memory import FakeEmbedder, FakeScorer, TwinRecord, default_home, existing_twin, learn
+from usertwin.memory import TwinRecord, alearn, existing_twin
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer
+from usertwin.memory.twin.record import default_home
 from usertwin.personas import ChatLog
 from usertwin.simulator import SimulatedUser
 
@@ -57,7 +60,7 @@ def _everything_imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Do once what the tests do: pytester forgets what is first imported in its test, and numpy cannot be imported twice."""
     home = tmp_path_factory.mktemp("home")
     log = ChatLog(tuple(map(small_conversation, range(8))), "test")
-    asyncio.run(learn("first", log, recipe(), embedder=FakeEmbedder(), model=scripted("hm"), scorer=FakeScorer(), home=home))
+    asyncio.run(alearn("first", log, recipe(), embedder=FakeEmbedder(), model=scripted("hm"), scorer=FakeScorer(), home=home))
     with SimulatedUser.load("first", home=home, model=scripted("hello there")) as user:
         user.respond([{"role": "assistant", "content": "hi"}])
 
@@ -275,7 +278,7 @@ def test_the_summary_tells_how_close_a_measured_twin_is(pytester: pytest.Pyteste
     figure = {"bits_per_char": {"value": 1.25, "low": 1.0, "high": 1.5, "n": 12}}
     paired = {"recalled_triples - no_memory": {"bits_per_char": {"value": -0.5, "low": -0.75, "high": -0.25, "n": 12}}}
     closeness = {"arms": {"recalled_triples": figure}, "paired": paired, "measured_at": "2024-05-06T00:00:00+00:00"}
-    TwinRecord.load(folder).measured(closeness).save(folder)
+    TwinRecord.load(folder).with_closeness(closeness).save(folder)
     result = run(pytester, talk("good"), "--usertwin-model", script)
     result.stdout.fnmatch_lines(
         ["ann: 1 conversation; closeness: 1.250 bits per character (1.000 to 1.500), -0.500 (-0.750 to -0.250) against *n=12*"]

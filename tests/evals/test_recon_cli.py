@@ -14,7 +14,9 @@ from click.testing import CliRunner, Result
 from conftest import small_conversation
 from usertwin.evals.cli.main import main
 from usertwin.evals.traces.control_verdict import decision
-from usertwin.memory import FakeEmbedder, Settings, TripleStore, TwinRecord, default_home, existing_twin
+from usertwin.memory import Settings, TripleStore, TwinRecord, existing_twin
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.twin.record import default_home
 from usertwin.personas import write_conversations
 from usertwin.simulator.backends.scripted import ScriptedChatModel
 
@@ -200,7 +202,7 @@ def test_every_way_to_make_traces_is_kept_in_the_recipe(log_file: Path, script: 
     ):  # fmt: skip
         done(*learn(log_file, script, "--traces", traces, "--propose", how, "--fidelity", fidelity, "--calls", "4", *more))
         made = record().recipe
-        assert (made.method, made.how, made.fidelity, made.calls, made.actor) == (traces, how, fidelity, 4, actor)
+        assert (made.method, made.proposal_mode, made.fidelity, made.max_calls, made.actor) == (traces, how, fidelity, 4, actor)
 
 
 def test_a_judge_that_cannot_judge_leaves_the_moments_without_traces_and_says_why(log_file: Path, script: str) -> None:

@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 
 from conftest import other_conversation, recipe, scripted, small_conversation
-from usertwin.evals import CONTRASTS, MEASURES, Protocol, evaluate
+from usertwin.evals import CONTRASTS, MEASURES, ReplayConfig, evaluate
 from usertwin.evals.arm_names import USUAL_ARMS
-from usertwin.evals.replay.arms import Arms, Moment
-from usertwin.memory import FakeEmbedder, FakeScorer, Likelihood, default_home, learn
-from usertwin.memory.models.embedding import query_text
-from usertwin.personas import ChatLog, Conversation, LogError, Turn, UsageError, pairs_of, write_conversations
+from usertwin.evals.replay.arms import Arms, HeldOutTurn
+from usertwin.memory import alearn
+from usertwin.memory.models.embedding import FakeEmbedder, query_text
+from usertwin.memory.models.scoring import FakeScorer, Likelihood
+from usertwin.memory.twin.record import default_home
+from usertwin.personas import ChatLog, Conversation, LogError, Turn, UsageError, write_conversations
+from usertwin.personas.pairs import pairs_of
 from usertwin.simulator import SimulatedUser
 
 #: What is measured of so few replies; these two need more of them, and nothing was to be chosen from.
@@ -49,7 +52,7 @@ def measure(name: str = "ann", **options: Any) -> dict[str, Any]:
     scorer = options.pop("scorer", FakeScorer())
     model = scripted("hi, the weather in Rome please", "no", "tomorrow, day 3", "thank you so much, bye")
     how = {key: options.pop(key) for key in ("arms", "limit", "generate", "samples", "choices", "seed") if key in options}
-    protocol = Protocol(**{"generate": 4, **how})
+    protocol = ReplayConfig(**{"generate": 4, **how})
     with SimulatedUser.load(name, model=model, k=4) as user:
         return asyncio.run(
             evaluate(user, scorer, FakeEmbedder(), folder=default_home() / name, protocol=protocol, **options)
@@ -59,7 +62,7 @@ def measure(name: str = "ann", **options: Any) -> dict[str, Any]:
 def learn_from(conversations: Sequence[Conversation], name: str = "ann", **changes: Any) -> None:
     log = ChatLog(tuple(conversations), "test")
     model = scripted("wants the weather for a city", "is in a hurry")
-    asyncio.run(learn(name, log, recipe(**changes), embedder=FakeEmbedder(), model=model, scorer=FakeScorer()))
+    asyncio.run(alearn(name, log, recipe(**changes), embedder=FakeEmbedder(), model=model, scorer=FakeScorer()))
 
 
 def undated() -> list[Conversation]:
@@ -177,7 +180,7 @@ def test_bits_per_character_are_the_scorers_bits_over_the_characters(ann: str) -
 # What an arm may be shown --------------------------------------------------------------------------------------------
 
 
-def recalled_for(user: SimulatedUser, conversations: Sequence[Conversation]) -> list[Moment]:
+def recalled_for(user: SimulatedUser, conversations: Sequence[Conversation]) -> list[HeldOutTurn]:
     pairs = [pair for conversation in conversations for pair in pairs_of(conversation, "Ann")]
     return Arms(user, USUAL_ARMS).moments(pairs)
 
@@ -267,7 +270,7 @@ def test_without_another_person_there_is_no_such_arm() -> None:
 def test_the_twin_that_is_measured_reasons_only_where_it_is_shown_traces(ann: str) -> None:
     model = scripted("thinks of rain)", rules=[("\nMe:", "hello")])
     with SimulatedUser.load(ann, model=model, k=4) as user:
-        two = Protocol(generate=2)
+        two = ReplayConfig(generate=2)
         asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=default_home() / ann, protocol=two))
     prompts: list[str] = model.chat.prompts  # pyright: ignore[reportAttributeAccessIssue]
     assert len(prompts) == 2 * (len(USUAL_ARMS) + 1)

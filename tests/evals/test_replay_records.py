@@ -19,9 +19,13 @@ from usertwin.evals.records.measured_turns import MeasuredTurn, turns_of
 from usertwin.evals.replay.arms import Arms
 from usertwin.evals.replay.evaluate import evaluate
 from usertwin.evals.replay.held_out import held_out_pairs, other_person
-from usertwin.evals.replay.replay import Protocol, Replay
-from usertwin.memory import Distractors, FakeEmbedder, FakeScorer, Likelihood, Triple, default_home
+from usertwin.evals.replay.replay import Replay, ReplayConfig
+from usertwin.memory import Triple
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer, Likelihood
+from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.text.transcript import ME, action_line
+from usertwin.memory.twin.record import default_home
 from usertwin.personas import ModelError, Pair, TwinError, UsageError
 from usertwin.simulator import SimulatedUser
 
@@ -61,7 +65,7 @@ def measured(
 ) -> tuple[list[MeasuredTurn], Telling]:
     """Measure Ann, and what her model was asked."""
     model, chat = telling(say)
-    protocol = Protocol(**dict[str, Any](arms=arms, generate=4, seed=5) | how)
+    protocol = ReplayConfig(**dict[str, Any](arms=arms, generate=4, seed=5) | how)
     folder = default_home() / "ann"
     with SimulatedUser.load("ann", model=model, k=3) as user:
         replay = Replay(user, scorer or FakeScorer(), FakeEmbedder(), Arms(user, arms, seed=5), protocol, "small/Ann")
@@ -133,7 +137,7 @@ def test_another_persons_action_is_noted_where_there_is_one() -> None:
         folder = default_home() / "ann"
         other = other_person(user, folder, FakeEmbedder(), stack)
         arms = Arms(user, USUAL_ARMS, other)
-        replay = Replay(user, FakeScorer(), FakeEmbedder(), arms, Protocol(generate=0), "x")
+        replay = Replay(user, FakeScorer(), FakeEmbedder(), arms, ReplayConfig(generate=0), "x")
         found = asyncio.run(replay.run(held_out_pairs(user, folder)[0]))
     assert all("order" in turn.other_action.lower() for turn in found)
     assert all(not turn.other_action for turn in measured(generate=0)[0])

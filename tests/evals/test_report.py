@@ -19,8 +19,10 @@ from usertwin.evals.reports.controls_table import _REASON_NAMES, controls_table
 from usertwin.evals.reports.terminal import closeness_line, closeness_table, run_table, twin_arm, verdicts
 from usertwin.evals.reports.twin_view import settings_table, twin_view
 from usertwin.evals.traces.control_verdict import CONTROLS, decision
-from usertwin.memory import EndingModel, Leaving, Provenance, Settings, Triple, TwinRecord
+from usertwin.memory import Provenance, Settings, Triple, TwinRecord
 from usertwin.memory.recon.guards import REASONS
+from usertwin.memory.twin.abandonment import AbandonmentModel
+from usertwin.memory.twin.last_turn import LastTurnModel
 from usertwin.personas import Pair, Persona, Turn
 
 #: What may be compared: either arm that a twin may be with every other one, and what is always compared.
@@ -243,7 +245,7 @@ def test_brackets_in_the_name_of_a_run_are_kept() -> None:
 
 def test_a_twin_is_shown_with_everything_it_holds() -> None:
     record = replace(RECORD, closeness=measurement())
-    text = shown(twin_view(record, moments(42, traced=40), EndingModel((), 0.0, 0.5, 0.9, 14, 6), None))
+    text = shown(twin_view(record, moments(42, traced=40), LastTurnModel((), 0.0, 0.5, 0.9, 14, 6), None))
     for part in (
         "twin ann", "complete", '"Ann" in test', "Ann: Ann writes [short].", "hi there", "thank you",
         "42 triples, 40 with a trace (recon), mean fidelity +0.195 nats per token",
@@ -269,7 +271,7 @@ def test_what_a_twin_does_not_have_is_said() -> None:
 
 
 def test_an_ending_that_could_not_be_checked_is_not_given_a_score() -> None:
-    text = shown(twin_view(RECORD, moments(42), EndingModel((), 0.0, 0.5, None, 14, 6), Leaving(0.4, 0.75, 9, 30)))
+    text = shown(twin_view(RECORD, moments(42), LastTurnModel((), 0.0, 0.5, None, 14, 6), AbandonmentModel(0.4, 0.75, 9, 30)))
     assert "no ending to check it on" in text
     assert "without another word, by 9 remembered leavings (F1 0.75, on the moments it was tuned on, n=30)" in text
 

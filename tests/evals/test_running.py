@@ -15,10 +15,11 @@ from invented_suite import JUDGED, TRACED, Models, learned_twin, small_suite, sp
 
 from conftest import WeighingScorer, telling
 from usertwin.evals.records.measured_turns import MANIFEST, RESULT, VERDICTS, read_result, read_turns
-from usertwin.evals.records.run_folder import NOTES, PAGE, alone
+from usertwin.evals.records.run_folder import NOTES, PAGE, exclusive_run
 from usertwin.evals.suites.config import Suite, logs_of
-from usertwin.evals.suites.run import Run, plan_of
-from usertwin.memory import FakeEmbedder, Triple, TripleStore
+from usertwin.evals.suites.run import SuiteRun, plan_of
+from usertwin.memory import Triple, TripleStore
+from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.personas import LogError, ModelError, TwinError, UsageError, UsertwinError
 from usertwin.personas.pairs import pairs_of_log
 
@@ -28,7 +29,7 @@ TIMES = {"measured_at"}
 
 def run(suite: Suite, folder: Path, models: Models | None = None, **options: Any) -> dict[str, Any]:
     loaded = (models or Models()).of(suite)
-    return asyncio.run(Run(suite, folder, models=loaded, **options).run())
+    return asyncio.run(SuiteRun(suite, folder, models=loaded, **options).run())
 
 
 def timeless(result: dict[str, Any]) -> dict[str, Any]:
@@ -198,9 +199,9 @@ def refused(suite: Suite, folder: Path, error: type[UsertwinError] = UsageError)
 
 def test_two_processes_do_not_go_on_with_one_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with alone(folder):
+    with exclusive_run(folder):
         assert refused(small_suite(tmp_path), folder).startswith(f"{folder}: another process works on this run; wait until")
-    with alone(folder):  # it is free again
+    with exclusive_run(folder):  # it is free again
         pass
     assert not list(folder.iterdir())
 
@@ -256,7 +257,7 @@ def test_what_is_not_there_is_said_before_anything_is_made(
 ) -> None:
     suite = small_suite(tmp_path, change)
     with pytest.raises(error, match=said):
-        asyncio.run(Run(suite, tmp_path / "run").run())
+        asyncio.run(SuiteRun(suite, tmp_path / "run").run())
     assert not (tmp_path / "run").exists()
 
 
@@ -268,7 +269,7 @@ def test_somebody_who_would_be_measured_twice_is_refused(tmp_path: Path, ann: st
 def test_what_a_suite_takes_is_told_and_nothing_is_made(tmp_path: Path) -> None:
     suite = small_suite(tmp_path, JUDGED)
     logs = logs_of(suite)
-    people = Run(suite, tmp_path / "run").people(logs)
+    people = SuiteRun(suite, tmp_path / "run").people(logs)
     assert [person.label for person in people] == ["shop/Ann", "shop/Bob"]
     said = plan_of(suite, logs, people)
     assert "about 36 turns scored under fake:" in said
@@ -335,7 +336,7 @@ def test_traces_of_two_proposers_are_compared_under_two_scorers(tmp_path: Path) 
     loaded = models.of(suite)
     loaded.kept["chat", suite.transfer.proposers[1]] = telling(proposes("hurried"))[0]  # pyright: ignore[reportOptionalMemberAccess]
     loaded.kept["scorer", "local"] = WeighingScorer({"hurried": 1.0})
-    result = asyncio.run(Run(suite, tmp_path / "run", models=loaded).run())
+    result = asyncio.run(SuiteRun(suite, tmp_path / "run", models=loaded).run())
     rows = result["transfer"]
     by = [(Path(row["proposer"].removeprefix("scripted:")).name, row["scorer"]) for row in rows]
     assert by == [("action.txt", "fake:"), ("action.txt", "local"), ("b.txt", "fake:"), ("b.txt", "local")]
@@ -345,7 +346,7 @@ def test_traces_of_two_proposers_are_compared_under_two_scorers(tmp_path: Path) 
     assert all((row["arm"], row["against"]) == ("recalled_triples", "recalled_pairs") for row in rows)
     assert result["twin_arm"] == "recalled_triples"
     asked = models.calls
-    asyncio.run(Run(suite, tmp_path / "run", models=loaded).run())
+    asyncio.run(SuiteRun(suite, tmp_path / "run", models=loaded).run())
     assert models.calls == asked
 
 
@@ -358,7 +359,7 @@ def test_the_arm_of_a_trained_synthesizer_shows_its_traces(tmp_path: Path) -> No
     loaded = Models(action=proposes("calm")).of(suite)
     loaded.kept["chat", str(suite.models.trained)] = telling(proposes("hurried"))[0]
     loaded.kept["scorer", "fake:"] = WeighingScorer({"hurried": 1.0})
-    result = asyncio.run(Run(suite, tmp_path / "run", models=loaded).run())
+    result = asyncio.run(SuiteRun(suite, tmp_path / "run", models=loaded).run())
     bits = {arm: measures["bits_per_char"]["value"] for arm, measures in result["arms"].items()}
     assert list(bits) == ["recalled_pairs", "recalled_triples", "trained"]
     assert bits["trained"] < bits["recalled_triples"] == bits["recalled_pairs"]

@@ -17,8 +17,14 @@ from usertwin.evals.records.measured_turns import MeasuredTurn, read_manifest, t
 from usertwin.evals.records.run_folder import NOTES, PAGE
 from usertwin.evals.reports.tables import settling_section
 from usertwin.evals.suites.config import Suite, logs_of, read_suite
-from usertwin.evals.suites.run import Run, plan_of
-from usertwin.evals.suites.user_model_experiment import Lesson, Taught, check_settling, lessons_of, settling_result
+from usertwin.evals.suites.run import SuiteRun, plan_of
+from usertwin.evals.suites.user_model_experiment import (
+    ExampleRow,
+    TrainedPerson,
+    check_user_models,
+    example_rows,
+    user_models_result,
+)
 from usertwin.memory.training.user_model import Row
 from usertwin.personas import Pair, UsageError
 from usertwin.personas.pairs import pairs_of_log
@@ -52,7 +58,7 @@ def settling_suite(folder: Path, *changes: tuple[str, str]) -> Suite:
 
 def run(suite: Suite, folder: Path, models: Models | None = None, progress: Callable[..., None] | None = None) -> Any:
     options: dict[str, Any] = {} if progress is None else {"progress": progress}
-    return asyncio.run(Run(suite, folder, models=(models or Models(action=thinks)).of(suite), **options).run())
+    return asyncio.run(SuiteRun(suite, folder, models=(models or Models(action=thinks)).of(suite), **options).run())
 
 
 def thinks(prompt: str, seed: int) -> str:
@@ -212,13 +218,13 @@ def test_too_few_moments_with_traces_are_told_with_the_way_out(home: Path) -> No
 # What is learned -----------------------------------------------------------------------------------------------------------
 
 
-def taught(number: int, talks: str, held_out: str) -> Taught:
-    lessons: tuple[Lesson, ...] = tuple((Pair("x", (), "hi", "", talk, 0, 0.0), {"none": None}) for talk in talks)
-    return Taught(number, f"x/{number}", "c0", lessons, (), frozenset(held_out))
+def taught(number: int, talks: str, held_out: str) -> TrainedPerson:
+    lessons: tuple[ExampleRow, ...] = tuple((Pair("x", (), "hi", "", talk, 0, 0.0), {"none": None}) for talk in talks)
+    return TrainedPerson(number, f"x/{number}", "c0", lessons, (), frozenset(held_out))
 
 
 def test_a_group_learns_nothing_of_a_talk_that_is_held_out_of_anybody_in_it() -> None:
-    found = lessons_of([taught(0, "abc", "d"), taught(1, "bcd", "ae")])
+    found = example_rows([taught(0, "abc", "d"), taught(1, "bcd", "ae")])
     assert [pair.conversation_id for pair, _ in found] == ["b", "c", "b", "c"]
 
 
@@ -255,13 +261,13 @@ def test_without_a_trained_synthesizer_it_is_no_kind_and_with_one_it_is(tmp_path
 def test_a_base_that_cannot_be_trained_is_refused_before_anything_is_learned(tmp_path: Path, base: str) -> None:
     suite = settling_suite(tmp_path, ("transformers:base", base))
     with pytest.raises(UsageError, match=r"cannot be fine-tuned; settling\.base is"):
-        check_settling(suite)
+        check_user_models(suite)
 
 
 def test_the_plan_says_what_the_experiment_takes(tmp_path: Path) -> None:
     suite = settling_suite(tmp_path)
     logs = logs_of(suite)
-    said = plan_of(suite, logs, Run(suite, tmp_path / "run").people(logs))
+    said = plan_of(suite, logs, SuiteRun(suite, tmp_path / "run").people(logs))
     assert f"3 user models of transformers:{tmp_path / 'base'} (none, backward, recon), at most 6 steps of 2 moments" in said
     assert "48 turns scored under them, and 24 thoughts written" in said  # 2 people, 3 turns: 1 + 3 + 2 kinds of 2 thoughts
     assert any(line.startswith("traces for the user models: 48 texts of scripted:") for line in said)
@@ -294,7 +300,7 @@ def measured(person: str, number: int, gain: float) -> MeasuredTurn:
 def test_the_rows_are_the_costs_and_the_differences_from_pairs_at_the_same_turns() -> None:
     """Ann gains 2 bits and Bob 4 bits on ten characters: 0.2 and 0.4 a character, 0.3 on average."""
     turns = [measured(person, number, gain) for person, gain in (("Ann", 2.0), ("Bob", 4.0)) for number in range(6)]
-    found = settling_result(turns, ("none", "backward", "recon"))
+    found = user_models_result(turns, ("none", "backward", "recon"))
     rows = {row["kind"]: row for row in found["rows"]}
     assert list(rows) == ["base", "none", "backward", "recon"]
     assert rows["none"]["bits_per_char"]["value"] == pytest.approx(5.0)
@@ -314,7 +320,7 @@ def test_the_rows_are_the_costs_and_the_differences_from_pairs_at_the_same_turns
 def test_what_is_tested_together_is_adjusted_and_nothing_else() -> None:
     """Five people who all gain: the least p of a sign flip is 2 / 2^5; of two tests the smaller one is doubled."""
     turns = [measured(person, number, 2.0) for person in "ABCDE" for number in range(4)]
-    found = settling_result(turns, ("none", "backward", "recon"))
+    found = user_models_result(turns, ("none", "backward", "recon"))
     rows = {row["kind"]: row for row in found["rows"]}
     assert found["family"]["contrasts"] == ["backward - none", "recon - none"]
     assert rows["recon"]["against"]["p"] == pytest.approx(2 / 32)
@@ -324,7 +330,7 @@ def test_what_is_tested_together_is_adjusted_and_nothing_else() -> None:
 
 
 def test_one_person_has_an_interval_over_talks_and_no_test() -> None:
-    found = settling_result([measured("Ann", number, float(number % 3)) for number in range(6)], ("none", "recon"))
+    found = user_models_result([measured("Ann", number, float(number % 3)) for number in range(6)], ("none", "recon"))
     against = found["rows"][-1]["against"]
     assert against["value"] == pytest.approx(-0.1)
     assert against["low"] <= against["value"] <= against["high"]
@@ -334,7 +340,7 @@ def test_one_person_has_an_interval_over_talks_and_no_test() -> None:
 def test_the_table_says_what_the_figures_are() -> None:
     turns = [measured(person, number, 2.0) for person in "AB" for number in range(6)]
     facts = {"of": "person", "base": "local", "thoughts": 4, "lessons": [90, 100], "steps": [36, 39]}
-    section = settling_section({"settling": {**facts, **settling_result(turns, ("none", "recon"))}})
+    section = settling_section({"settling": {**facts, **user_models_result(turns, ("none", "recon"))}})
     assert section is not None
     [grid] = section.grids
     assert [row.title for row in grid.rows] == ["Not trained", "Pairs", "Recon-Select"]

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usertwin.evals.replay.leak_checks import check_split, known_by_heart, near_duplicates
-from usertwin.memory import FakeEmbedder, FakeScorer, Likelihood, Triple, TripleStore, TwinRecord, twin_folder
+from usertwin.memory import Triple, TripleStore, TwinRecord
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer, Likelihood
 from usertwin.memory.text.words import word_tokens
-from usertwin.memory.twin.record import HELD_OUT, kept_conversations
+from usertwin.memory.twin.record import HELD_OUT, kept_conversations, twin_folder
 from usertwin.personas import Pair, Turn, TwinError
 from usertwin.personas.pairs import LEFT, pairs_of_log
 

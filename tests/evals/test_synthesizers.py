@@ -11,32 +11,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import PAIR, WeighingScorer, scripted
-from usertwin.evals.traces.synthesizer_quality import compared, examples_of, look_at, of_each, write_held_out
-from usertwin.memory import FakeEmbedder, FakeScorer
+from usertwin.evals.traces.synthesizer_quality import compared, contrasting_examples, measure_all, of_each, write_held_out
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.distractors import Distractors
-from usertwin.memory.recon.guards import rejected_by
-from usertwin.memory.training.dataset import Lesson
-from usertwin.memory.training.trace_quality import Looked
+from usertwin.memory.recon.guards import rejection_reason
+from usertwin.memory.training.dataset import TrainingExample
+from usertwin.memory.training.trace_quality import TraceQuality
 from usertwin.personas import Pair
 
 ACTIONS = ("the early train to Rome please", "a quiet seat by the window thanks", "no coffee for me today thanks")
 PAIRS = [replace(PAIR, conversation_id=f"talk-{i}", action=action) for i, action in enumerate(ACTIONS)]
-LESSONS = [Lesson("log/Ann", pair) for pair in PAIRS]
+LESSONS = [TrainingExample("log/Ann", pair) for pair in PAIRS]
 OTHERS = {"log/Ann": Distractors(PAIRS, FakeEmbedder())}
 
 
 def guard(trace: str, pair: Pair) -> str | None:
-    return rejected_by(trace, pair)
+    return rejection_reason(trace, pair)
 
 
 def one_each(*traces: str) -> list[list[str]]:
     return [[trace] for trace in traces]
 
 
-def looked(*novel: float, label: str = "log/Ann", **facts: float) -> list[Looked]:
+def looked(*novel: float, label: str = "log/Ann", **facts: float) -> list[TraceQuality]:
     """One trace of each conversation, with these gains."""
     told = {"leaks": 0.0, "rejected": 0.0, "gives_away": False} | facts
-    return [Looked(label, f"talk-{place}", gain, words=10, **told) for place, gain in enumerate(novel)]
+    return [TraceQuality(label, f"talk-{place}", gain, words=10, **told) for place, gain in enumerate(novel)]
 
 
 # Looking -------------------------------------------------------------------------------------------------------------
@@ -45,7 +46,7 @@ def looked(*novel: float, label: str = "log/Ann", **facts: float) -> list[Looked
 def test_each_writer_is_looked_at_and_what_a_guard_rejects_gains_nothing() -> None:
     weighing = WeighingScorer({"helpful": 0.5, "misleading": -0.25})
     good, bad = one_each(*["I was helpful"] * 3), one_each("I was misleading", f"I was helpful, {ACTIONS[1]}", "")
-    first, second = look_at(LESSONS, [good, bad], weighing, FakeScorer(), OTHERS, guard)
+    first, second = measure_all(LESSONS, [good, bad], weighing, FakeScorer(), OTHERS, guard)
     assert [one.novel for one in first] == pytest.approx([0.5] * 3)
     assert [one.novel for one in second] == pytest.approx([-0.25, 0.0, 0.0])
     assert [one.leaks for one in second] == [False, True, False]
@@ -56,21 +57,21 @@ def test_each_writer_is_looked_at_and_what_a_guard_rejects_gains_nothing() -> No
 
 def test_writers_that_wrote_the_same_are_looked_at_alike() -> None:
     traces = one_each("I was calm", "I was in a hurry", "")
-    first, second = look_at(LESSONS, [traces, traces], FakeScorer(), FakeScorer(), OTHERS, guard)
+    first, second = measure_all(LESSONS, [traces, traces], FakeScorer(), FakeScorer(), OTHERS, guard)
     assert first == second
 
 
 def test_a_writer_is_looked_at_alike_whoever_is_beside_it() -> None:
     traces = one_each("I was calm", "I was in a hurry", "I like tea")
     others = one_each(*(f"I want {action}" for action in ACTIONS))
-    [alone] = look_at(LESSONS, [traces], FakeScorer(), FakeScorer(), OTHERS, guard)
-    assert look_at(LESSONS, [others, traces], FakeScorer(), FakeScorer(), OTHERS, guard)[1] == alone
+    [alone] = measure_all(LESSONS, [traces], FakeScorer(), FakeScorer(), OTHERS, guard)
+    assert measure_all(LESSONS, [others, traces], FakeScorer(), FakeScorer(), OTHERS, guard)[1] == alone
 
 
 def test_of_several_traces_the_mean_is_taken_and_the_first_is_audited() -> None:
     weighing = WeighingScorer({"helpful": 0.5, "misleading": -0.25})
     several = ["I was helpful", "I was misleading", f"I was helpful, {ACTIONS[0]}"]
-    [[found]] = look_at(LESSONS[:1], [[several]], weighing, FakeScorer(), OTHERS, guard)
+    [[found]] = measure_all(LESSONS[:1], [[several]], weighing, FakeScorer(), OTHERS, guard)
     assert (found.novel, found.leaks, found.gives_away) == (pytest.approx(0.25 / 3), pytest.approx(1 / 3), False)
 
 
@@ -80,7 +81,7 @@ def test_what_is_written_is_kept_and_a_line_that_a_stop_cut_off_is_written_again
     model = scripted(*(f" was told {place}" for place in range(20)))
     path = tmp_path / "traces.jsonl"
 
-    def write(lessons: list[Lesson]) -> list[list[str]]:
+    def write(lessons: list[TrainingExample]) -> list[list[str]]:
         return asyncio.run(write_held_out(path, lessons, model, "backward", samples=2, seed=0))
 
     first = write(LESSONS[:2])
@@ -94,7 +95,7 @@ def test_what_is_written_is_kept_and_a_line_that_a_stop_cut_off_is_written_again
 
 def test_progress_is_told_up_to_the_end() -> None:
     told: list[tuple[str, int, int]] = []
-    look_at(
+    measure_all(
         LESSONS, [one_each(*["I was calm"] * 3)], FakeScorer(), FakeScorer(), OTHERS, guard, lambda *one: told.append(one)
     )  # fmt: skip
     assert told == [("measuring", done, 3) for done in range(4)]
@@ -131,8 +132,8 @@ GAINS = st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1), st.sampled_from("
 
 @given(GAINS)
 def test_the_difference_is_that_of_the_two_and_every_number_has_its_size(told: list[tuple[float, float, str]]) -> None:
-    base = [Looked(who, str(place), before, 0.0, 0.0, False, 4) for place, (before, _, who) in enumerate(told)]
-    trained = [Looked(who, str(place), after, 0.0, 0.0, False, 8) for place, (_, after, who) in enumerate(told)]
+    base = [TraceQuality(who, str(place), before, 0.0, 0.0, False, 4) for place, (before, _, who) in enumerate(told)]
+    trained = [TraceQuality(who, str(place), after, 0.0, 0.0, False, 8) for place, (_, after, who) in enumerate(told)]
     found = compared(base, trained)
     assert found is not None
     assert found["difference"]["value"] == pytest.approx(found["trained"]["value"] - found["base"]["value"], abs=1e-9)
@@ -170,9 +171,9 @@ def test_each_person_has_numbers_of_their_own() -> None:
 
 
 def examples(changes: Sequence[float]) -> list[str]:
-    lessons = [Lesson("log/Ann", replace(PAIR, action=str(place))) for place in range(len(changes))]
+    lessons = [TrainingExample("log/Ann", replace(PAIR, action=str(place))) for place in range(len(changes))]
     texts = [f"b{place}" for place in range(len(changes))], [f"t{place}" for place in range(len(changes))]
-    found = examples_of(lessons, *(one_each(*own) for own in texts), looked(*[0.0] * len(changes)), looked(*changes))
+    found = contrasting_examples(lessons, *(one_each(*own) for own in texts), looked(*[0.0] * len(changes)), looked(*changes))
     assert all((one["base"], one["trained"]) == (f"b{one['action']}", f"t{one['action']}") for one in found)
     return [one["action"] for one in found]
 
@@ -188,7 +189,7 @@ def test_no_example_is_shown_twice(changes: list[float]) -> None:
 
 
 def test_an_example_shows_the_last_turns_before_the_action() -> None:
-    lesson = Lesson("log/Ann", replace(PAIR, context=(*PAIR.context, PAIR.context[1])))
-    [found] = examples_of([lesson], [["b"]], [["t"]], looked(0.0), looked(0.1))
+    lesson = TrainingExample("log/Ann", replace(PAIR, context=(*PAIR.context, PAIR.context[1])))
+    [found] = contrasting_examples([lesson], [["b"]], [["t"]], looked(0.0), looked(0.1))
     assert found["context"] == ["Ann: hi", "Bob: When do you want to go?", "Ann: hi"]
     assert found["action"] == PAIR.action

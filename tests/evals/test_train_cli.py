@@ -24,9 +24,9 @@ from tiny_model import tiny_model
 
 from usertwin.evals.cli.main import main
 from usertwin.evals.cli.train import train as train_command
-from usertwin.evals.records.run_folder import alone
+from usertwin.evals.records.run_folder import exclusive_run
 from usertwin.evals.records.training_run import read_training
-from usertwin.memory.training.config import BETAS, LEARNING_RATES, TRAIN_METHODS, Training
+from usertwin.memory.training.config import BETAS, LEARNING_RATES, TRAIN_METHODS, TrainingConfig
 from usertwin.simulator import load_model, load_scorer
 from usertwin.simulator.backends.lora_adapter import model_with_adapter, read_adapter
 
@@ -226,11 +226,12 @@ def test_the_report_shows_every_method(finished: Path) -> None:
 
 
 def test_who_is_held_out_is_not_trained_on(finished: Path, place: Path) -> None:
-    from usertwin.memory.training.dataset import Enrolment, lessons_of
+    from usertwin.memory.training.dataset import SplitConfig, build_dataset
     from usertwin.personas import load_log
 
-    lessons = lessons_of(
-        {"log": load_log(str(place / "log.jsonl"))}, Enrolment(2, 1, role="user", pairs=8, watched=3, measured=2)
+    lessons = build_dataset(
+        {"log": load_log(str(place / "log.jsonl"))},
+        SplitConfig(2, 1, role="user", train_pairs=8, validation_pairs=3, test_pairs=2),
     )
     assert {one.pair.speaker for one in lessons.train}.isdisjoint(one.pair.speaker for one in lessons.unseen)
     assert json.loads((finished / "manifest.json").read_text())["people"] == lessons.people
@@ -433,7 +434,7 @@ def test_a_place_where_nothing_can_be_written_is_told(train: Train, tmp_path: Pa
 
 
 def test_a_training_that_another_process_is_at_is_left_alone(train: Train, tmp_path: Path) -> None:
-    with alone(tmp_path / "run"):
+    with exclusive_run(tmp_path / "run"):
         assert "another process works on this run" in refused(train(tmp_path / "run"))
     assert not (tmp_path / "run" / "manifest.json").exists()
 
@@ -441,7 +442,7 @@ def test_a_training_that_another_process_is_at_is_left_alone(train: Train, tmp_p
 def test_the_help_tells_the_methods_and_the_defaults_that_training_has() -> None:
     options: dict[str, Any] = {one.name: one for one in train_command.params if one.name is not None}
     assert options["methods"].type.choices == TRAIN_METHODS
-    assert (options["lean"].default, options["soup"].default) == (Training().lean, Training().soup)
+    assert (options["lean"].default, options["soup"].default) == (TrainingConfig().lean, TrainingConfig().soup)
     for name, known in (("learning_rate", LEARNING_RATES), ("beta", BETAS)):
         told = re.findall(r"\[default: (.*)\]", options[name].help)[0].removesuffix(" for the others").split(", ")
         parts = [one.removeprefix("else ").partition(" for ") for one in told]

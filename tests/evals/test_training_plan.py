@@ -14,23 +14,23 @@ from tiny_model import tiny_model
 
 from conftest import PAIR
 from usertwin.evals.training_runs.plan import plan_of_training
-from usertwin.evals.training_runs.run import TrainingOrder
+from usertwin.evals.training_runs.run import TrainingPlan
 from usertwin.memory.recon.propose import written_tokens
-from usertwin.memory.training.config import TRAIN_METHODS, Training
-from usertwin.memory.training.dataset import Lesson, Lessons
+from usertwin.memory.training.config import TRAIN_METHODS, TrainingConfig
+from usertwin.memory.training.dataset import DatasetSplit, TrainingExample
 
 GIB = 2**30
 
 
-def lessons(train: int = 40, people: int = 2) -> Lessons:
+def lessons(train: int = 40, people: int = 2) -> DatasetSplit:
     """So many pairs to train on, of so many people."""
-    own = tuple(Lesson(f"log/p{place % people}", replace(PAIR, position=place)) for place in range(train))
-    return Lessons(own, own[:3], own[:5], tuple(Lesson(f"log/u{place}", PAIR) for place in range(7)))
+    own = tuple(TrainingExample(f"log/p{place % people}", replace(PAIR, position=place)) for place in range(train))
+    return DatasetSplit(own, own[:3], own[:5], tuple(TrainingExample(f"log/u{place}", PAIR) for place in range(7)))
 
 
-def order(*methods: Any, **told: Any) -> TrainingOrder:
+def order(*methods: Any, **told: Any) -> TrainingPlan:
     choices = {name: told.pop(name) for name in ("scorer", "measured_by", "scorer_precision") if name in told}
-    return TrainingOrder(Training(method=methods[0], **told), methods, ("log.jsonl",), **choices)
+    return TrainingPlan(TrainingConfig(method=methods[0], **told), methods, ("log.jsonl",), **choices)
 
 
 def planned(*methods: Any, train: int = 40, **told: Any) -> list[str]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from invented_run import EVIL, PEOPLE, TWIN, differences, est, paired, result, turn, turns
 
 from usertwin.evals.metrics.closeness import closeness
-from usertwin.evals.reports.example_turns import bits_gained, examples_of
+from usertwin.evals.reports.example_turns import bits_gained, example_turns
 from usertwin.evals.reports.html import forest_plot, render_html
 from usertwin.evals.reports.labels import distance, number, turned, verdict
 from usertwin.evals.reports.summary import best_alternative, summary_of
@@ -260,7 +260,7 @@ def test_a_difference_without_an_interval_has_a_dot_alone() -> None:
 
 
 def test_the_best_turns_are_the_closest_and_the_worst_the_furthest() -> None:
-    found = examples_of(turns(40), TWIN)
+    found = example_turns(turns(40), TWIN)
     numbers = {kind: [one.position for one in some] for kind, some in found.items()}
     assert numbers["best"] == [39, 38, 37]
     assert numbers["worst"] == [0, 1, 2]
@@ -268,26 +268,26 @@ def test_the_best_turns_are_the_closest_and_the_worst_the_furthest() -> None:
 
 
 def test_examples_are_of_different_people_and_none_is_shown_twice() -> None:
-    found = examples_of(turns(40), TWIN)
+    found = example_turns(turns(40), TWIN)
     assert all(len({one.person for one in some}) == 3 for some in found.values())
     everything = [one.position for some in found.values() for one in some]
     assert len(set(everything)) == len(everything) == 9
 
 
 def test_of_one_person_examples_are_of_different_conversations() -> None:
-    found = examples_of([turn(number, PEOPLE[0], number / 20, number) for number in range(20)], TWIN)
+    found = example_turns([turn(number, PEOPLE[0], number / 20, number) for number in range(20)], TWIN)
     assert all(len({one.conversation_id for one in some}) == 3 for some in found.values())
 
 
 @given(st.integers(0, 8))
 def test_few_turns_are_shared_out_without_repeating_any(count: int) -> None:
-    found = examples_of(turns(count), TWIN)
+    found = example_turns(turns(count), TWIN)
     places = [one.position for some in found.values() for one in some]
     assert len(places) == len(set(places)) == min(count, 9)
 
 
 def test_turns_without_a_reply_are_no_examples() -> None:
-    assert examples_of(turns(9), "trained") == {"typical": [], "best": [], "worst": []}
+    assert example_turns(turns(9), "trained") == {"typical": [], "best": [], "worst": []}
 
 
 def test_what_a_turn_gains_needs_both_arms() -> None:

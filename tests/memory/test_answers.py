@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kill_writer import Child
 
-from usertwin.memory import AnswerCache
+from usertwin.memory.models.answer_cache import CompletionCache
 from usertwin.personas import ModelError
 
 _TEXTS = st.text(st.characters() | st.characters(min_codepoint=0xDC00, max_codepoint=0xDFFF), max_size=8)  # halves too
@@ -41,13 +41,13 @@ def test_the_last_answer_to_each_question_is_found_also_after_reopening(
 ) -> None:
     path = tmp_path_factory.mktemp("answers") / "answers.sqlite"
     expected: dict[str, Any] = {}
-    cache = AnswerCache(path)
+    cache = CompletionCache(path)
     for asked, answer in said:
         cache.put(asked, answer)
         expected[repr(asked)] = in_json(answer)
         assert cache.get(asked) == in_json(answer)
     cache.close()
-    again = AnswerCache(path)
+    again = CompletionCache(path)
     assert {repr(asked): again.get(asked) for asked, _ in said} == expected
     assert again.get(never) == expected.get(repr(never))
     again.close()
@@ -58,14 +58,14 @@ def test_the_last_answer_to_each_question_is_found_also_after_reopening(
 def test_two_questions_that_differ_do_not_share_an_answer(
     one: list[Any], other: list[Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    cache = AnswerCache(tmp_path_factory.mktemp("answers") / "answers.sqlite")
+    cache = CompletionCache(tmp_path_factory.mktemp("answers") / "answers.sqlite")
     cache.put(one, ["mine"])
     assert cache.get(other) == (["mine"] if repr(one) == repr(other) else None)
     cache.close()
 
 
 def test_where_one_part_of_a_question_ends_matters_and_the_order_of_options_does_not(tmp_path: Path) -> None:
-    cache = AnswerCache(tmp_path / "answers.sqlite")
+    cache = CompletionCache(tmp_path / "answers.sqlite")
     cache.put(["m", "", [["user", "ab"]], 1, 0, {"stop": None, "max_tokens": 5}], ["mine"])
     assert cache.get(["m", "", [["user", "ab"]], 1, 0, {"max_tokens": 5, "stop": None}]) == ["mine"]
     for other in (["m", "", [["user", "a"], ["b"]]], ["m", "user", [["", "ab"]]], ["m", "", [["user", "ab"]], 10]):
@@ -74,7 +74,7 @@ def test_where_one_part_of_a_question_ends_matters_and_the_order_of_options_does
 
 
 def test_an_answer_is_there_for_others_as_soon_as_it_is_kept(tmp_path: Path) -> None:
-    one, other = AnswerCache(tmp_path / "answers.sqlite"), AnswerCache(tmp_path / "answers.sqlite")
+    one, other = CompletionCache(tmp_path / "answers.sqlite"), CompletionCache(tmp_path / "answers.sqlite")
     one.put(["q"], ["yes"])
     assert other.get(["q"]) == ["yes"]
     other.put(["q"], ["no"])
@@ -84,7 +84,7 @@ def test_an_answer_is_there_for_others_as_soon_as_it_is_kept(tmp_path: Path) -> 
 
 
 def test_several_threads_may_use_one(tmp_path: Path) -> None:
-    cache = AnswerCache(tmp_path / "answers.sqlite")
+    cache = CompletionCache(tmp_path / "answers.sqlite")
     wrong: list[object] = []
 
     def work(number: int) -> None:
@@ -105,7 +105,7 @@ def test_several_threads_may_use_one(tmp_path: Path) -> None:
 
 def answer_on(there: Connection, path: str) -> None:
     """Keep answers until killed, saying after each that it is kept."""
-    cache, number = AnswerCache(path), 0
+    cache, number = CompletionCache(path), 0
     while True:
         cache.put(["question", number], [f"answer {number}"])
         there.send(number)
@@ -119,13 +119,13 @@ def test_no_answer_that_was_kept_is_lost_when_the_process_is_killed(tmp_path: Pa
         pass
     kept = max([20, *child.kill()])
     assert child.process.exitcode == -signal.SIGKILL
-    cache = AnswerCache(path)
+    cache = CompletionCache(path)
     assert [cache.get(["question", number]) for number in range(kept + 1)] == [[f"answer {n}"] for n in range(kept + 1)]
     cache.close()
 
 
 def test_what_was_asked_is_not_in_the_file(tmp_path: Path) -> None:
-    cache = AnswerCache(tmp_path / "answers.sqlite")
+    cache = CompletionCache(tmp_path / "answers.sqlite")
     cache.put(["m", [["user", "a secret question"]]], ["an open answer"])
     cache.close()
     held = (tmp_path / "answers.sqlite").read_bytes()
@@ -140,9 +140,9 @@ def test_a_file_that_is_no_cache_is_named_with_the_way_out(tmp_path: Path) -> No
     path = tmp_path / "answers.sqlite"
     path.write_bytes(b"this is no database, but it is longer than a header" * 40)
     with pytest.raises(ModelError, match=r"answers\.sqlite: the kept answers cannot be used .*delete that file"):
-        AnswerCache(path)
+        CompletionCache(path)
     with pytest.raises(ModelError, match="cannot be used"):
-        AnswerCache(tmp_path / "nowhere" / "answers.sqlite")
+        CompletionCache(tmp_path / "nowhere" / "answers.sqlite")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_file_that_is_no_cache_is_named_with_the_way_out(tmp_path: Path) -> No
 )
 def test_damage_inside_the_file_is_told_in_one_sentence(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "answers.sqlite"
-    cache = AnswerCache(path)
+    cache = CompletionCache(path)
     cache.put(["q"], ["yes"])
     raw(path, damage)
     with pytest.raises(ModelError, match=r"the kept answers cannot be used .*; delete that file and try again$"):
@@ -164,7 +164,7 @@ def test_damage_inside_the_file_is_told_in_one_sentence(tmp_path: Path, damage: 
 
 
 def test_a_closed_cache_says_so_and_may_be_closed_again(tmp_path: Path) -> None:
-    cache = AnswerCache(tmp_path / "answers.sqlite")
+    cache = CompletionCache(tmp_path / "answers.sqlite")
     cache.close()
     cache.close()
     with pytest.raises(ModelError, match="closed"):
@@ -175,7 +175,7 @@ def test_a_closed_cache_says_so_and_may_be_closed_again(tmp_path: Path) -> None:
 
 def test_an_answer_that_cannot_be_written_is_an_error_and_leaves_the_others(tmp_path: Path) -> None:
     path = tmp_path / "answers.sqlite"
-    cache = AnswerCache(path)
+    cache = CompletionCache(path)
     cache.put(["q"], ["yes"])
     raw(path, "CREATE TRIGGER full BEFORE INSERT ON answers BEGIN SELECT raise(ABORT, 'disk is full'); END")
     with pytest.raises(ModelError, match="disk is full"):

@@ -39,7 +39,8 @@ from kill_writer import (
     upgrade,
 )
 
-from usertwin.memory import FakeEmbedder, Provenance, Triple, TripleStore
+from usertwin.memory import Provenance, Triple, TripleStore
+from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.store import seal
 from usertwin.memory.store.writer_lock import WriterLock
 from usertwin.personas import TwinError

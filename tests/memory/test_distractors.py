@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usertwin.memory import Distractors, FakeEmbedder
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.text.transcript import flat
 from usertwin.personas import Pair, Turn
 from usertwin.personas.pairs import LEFT
@@ -58,7 +59,7 @@ def test_nearly_the_same_words_are_no_other_action() -> None:
 
 def test_neither_silence_nor_an_empty_turn_is_an_action_to_choose() -> None:
     silent = pair(LEFT, "talk 9", ends=True)
-    assert silent.left
+    assert silent.abandoned
     assert of([silent, *elsewhere("", " \n", "yes")], "no thanks") == ["yes"]
 
 

@@ -33,7 +33,8 @@ from kill_writer import (
     triples,
 )
 
-from usertwin.memory import Method, TripleStore
+from usertwin.memory import TripleStore
+from usertwin.memory.recon.synthesizer import Method
 from usertwin.personas import TwinError, split_pairs
 
 

@@ -13,8 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from usertwin.memory import CachedEmbedder, FakeEmbedder, SentenceTransformerEmbedder
-from usertwin.memory.models.embedding import DEFAULT_EMBEDDER, QUERY_TURNS, query_text
+from usertwin.memory.models.embedding import (
+    DEFAULT_EMBEDDER,
+    QUERY_TURNS,
+    CachedEmbedder,
+    FakeEmbedder,
+    SentenceTransformerEmbedder,
+    query_text,
+)
 from usertwin.personas import ModelError, Pair, Turn
 
 

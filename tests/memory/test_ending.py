@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import small_conversation
-from usertwin.memory import EndingModel, learn_ending
-from usertwin.memory.twin.last_turn import LEAST_ENDINGS
-from usertwin.personas import Pair, Turn, TwinError, pairs_of
+from usertwin.memory.twin.last_turn import LEAST_ENDINGS, LastTurnModel, fit_last_turn
+from usertwin.personas import Pair, Turn, TwinError
+from usertwin.personas.pairs import pairs_of
 
 TALKS = [pairs_of(small_conversation(number), "Ann") for number in range(20)]
 CORPUS = [pair for talk in TALKS[:12] for pair in talk]
@@ -22,8 +22,8 @@ VALIDATION = [pair for talk in TALKS[12:16] for pair in talk]
 UNSEEN = [pair for talk in TALKS[16:] for pair in talk]
 
 
-def learned() -> EndingModel:
-    found = learn_ending(CORPUS, VALIDATION)
+def learned() -> LastTurnModel:
+    found = fit_last_turn(CORPUS, VALIDATION)
     assert found is not None
     return found
 
@@ -46,7 +46,7 @@ def test_the_twin_leaves_as_often_as_the_person_on_the_validation_turns(count: i
     turns = [replace(pair, action=f"{pair.action} {place}", ends=False) for place, pair in enumerate(VALIDATION)]
     ends = random.Random(count).sample(range(len(turns)), count)
     noisy = [replace(pair, ends=place in ends) for place, pair in enumerate(turns)]
-    model = learn_ending(CORPUS, noisy)
+    model = fit_last_turn(CORPUS, noisy)
     assert model is not None
     left = [model.leaves(pair) for pair in noisy]
     assert sum(left) == count
@@ -55,7 +55,7 @@ def test_the_twin_leaves_as_often_as_the_person_on_the_validation_turns(count: i
 
 def test_without_an_ending_among_the_validation_turns_there_is_no_f1() -> None:
     for validation in ([], [pair for pair in VALIDATION if not pair.ends]):
-        model = learn_ending(CORPUS, validation)
+        model = fit_last_turn(CORPUS, validation)
         assert model is not None
         assert (model.f1, model.threshold, model.validation_turns) == (None, 0.5, len(validation))
         assert model.leaves(TALKS[19][-1])
@@ -63,11 +63,11 @@ def test_without_an_ending_among_the_validation_turns_there_is_no_f1() -> None:
 
 def test_too_few_endings_teach_nothing() -> None:
     ends, goes_on = [pair for pair in CORPUS if pair.ends], [pair for pair in CORPUS if not pair.ends]
-    assert learn_ending([], []) is None
-    assert learn_ending(goes_on, VALIDATION) is None
-    assert learn_ending([*goes_on, *ends[: LEAST_ENDINGS - 1]], VALIDATION) is None
-    assert learn_ending([*goes_on, *ends[:LEAST_ENDINGS]], VALIDATION) is not None
-    assert learn_ending(ends, VALIDATION) is None
+    assert fit_last_turn([], []) is None
+    assert fit_last_turn(goes_on, VALIDATION) is None
+    assert fit_last_turn([*goes_on, *ends[: LEAST_ENDINGS - 1]], VALIDATION) is None
+    assert fit_last_turn([*goes_on, *ends[:LEAST_ENDINGS]], VALIDATION) is not None
+    assert fit_last_turn(ends, VALIDATION) is None
 
 
 def test_the_same_corpus_teaches_the_same() -> None:
@@ -77,13 +77,13 @@ def test_the_same_corpus_teaches_the_same() -> None:
 def test_a_saved_model_is_the_same_model(tmp_path: Path) -> None:
     model = learned()
     model.save(tmp_path / "ending.json")
-    again = EndingModel.load(tmp_path / "ending.json")
+    again = LastTurnModel.load(tmp_path / "ending.json")
     assert again == model
     assert [again.probability(pair) for pair in UNSEEN] == [model.probability(pair) for pair in UNSEEN]
 
 
 def test_where_there_is_no_file_there_is_no_model(tmp_path: Path) -> None:
-    assert EndingModel.load(tmp_path / "ending.json") is None
+    assert LastTurnModel.load(tmp_path / "ending.json") is None
 
 
 def test_a_damaged_file_is_named_with_the_way_out(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_damaged_file_is_named_with_the_way_out(tmp_path: Path) -> None:
     ):
         path.write_text(text, "utf-8")
         with pytest.raises(TwinError, match=r"ending\.json: is damaged .*--overwrite"):
-            EndingModel.load(path)
+            LastTurnModel.load(path)
 
 
 @given(st.text(), st.text(), st.integers(0, 10**6))

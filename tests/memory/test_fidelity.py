@@ -13,14 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ACTION, PAIR, WeighingScorer
-from usertwin.memory import Choice, Distractors, FakeEmbedder, FakeScorer, Fidelity, Gain, Likelihood, Prior, Scored, Scorer
-from usertwin.memory.recon.fidelity import CHOICES, gains, reconstruct
+from usertwin.memory import LikelihoodGain, Scorer
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer, Likelihood
+from usertwin.memory.recon.distractors import Distractors
+from usertwin.memory.recon.fidelity import CHOICES, Fidelity, ForcedChoice, PriorCorrectedGain, ScoredTraces, gains, reconstruct
 from usertwin.memory.recon.propose import CONTEXT_TURNS
 from usertwin.memory.text.transcript import action_line, filler
 from usertwin.personas import Pair, Turn
 
 
-def scored(fidelity: Fidelity, *traces: str, pair: Pair = PAIR) -> list[Scored]:
+def scored(fidelity: Fidelity, *traces: str, pair: Pair = PAIR) -> list[ScoredTraces]:
     return asyncio.run(fidelity.score(pair, traces))
 
 
@@ -140,10 +143,10 @@ def test_whatever_is_gained_on_a_copied_word_the_novel_gain_is_the_same(moment: 
 
 
 def test_a_trace_that_only_copies_has_all_of_the_gain_and_no_novel_one() -> None:
-    copy, told = scored(Gain(FakeScorer(), novel=False), f"{ACTION} !", "I thought of nothing much")
+    copy, told = scored(LikelihoodGain(FakeScorer(), novel=False), f"{ACTION} !", "I thought of nothing much")
     assert copy.value == pytest.approx(4 * log(100) / 6)  # "the" and "to" were said before
     assert told.value == 0
-    [copy] = scored(Gain(FakeScorer()), f"{ACTION} !")
+    [copy] = scored(LikelihoodGain(FakeScorer()), f"{ACTION} !")
     assert copy.value == 0  # exactly: it does not mislead either
     assert copy.parts["copied"] == pytest.approx(copy.parts["gain"])
 
@@ -168,7 +171,7 @@ def test_what_any_words_would_change_is_no_gain() -> None:
 
 def test_reasons_count_on_every_token_that_is_not_copied() -> None:
     scorer = WeighingScorer({"hurry": 0.5, "bored": -0.25}, copied=2.0)
-    hurry, bored, both = scored(Gain(scorer), "I was in a hurry", "I was bored", "I was in a hurry and liked Rome")
+    hurry, bored, both = scored(LikelihoodGain(scorer), "I was in a hurry", "I was bored", "I was in a hurry and liked Rome")
     assert hurry.parts == pytest.approx({"gain": 0.5, "novel": 0.5, "copied": 0.0, "slot": 0.0})
     assert bored.parts == pytest.approx({"gain": -0.25, "novel": -0.25, "copied": 0.0, "slot": 0.0})
     assert both.parts == pytest.approx({"gain": 0.5 + 2 / 7, "novel": 0.5 * 6 / 7, "copied": 2.5 / 7, "slot": 0.0})
@@ -178,16 +181,16 @@ def test_reasons_count_on_every_token_that_is_not_copied() -> None:
 def test_all_traces_of_a_pair_are_scored_in_one_call_that_never_holds_the_action_in_a_prompt() -> None:
     scorer = WeighingScorer({})
     traces = ("I was in a hurry", "I was bored", "I was in a hurry and liked being early there")
-    scored(Gain(scorer), *traces)
+    scored(LikelihoodGain(scorer), *traces)
     thoughts = [None, filler(5), filler(10), *traces]  # the first two are about as long
     assert scorer.calls == [[(reconstruct(PAIR, thought), action_line(ACTION)) for thought in thoughts]]
     assert gains(scorer, PAIR, []) == []
 
 
 def test_a_gain_says_its_name_and_that_below_nothing_is_worse_than_no_trace() -> None:
-    assert Gain(FakeScorer()).name == "novel gain under fake:"
-    assert Gain(FakeScorer(), novel=False).name == "gain under fake:"
-    assert Gain(FakeScorer()).floor == 0.0
+    assert LikelihoodGain(FakeScorer()).name == "novel gain under fake:"
+    assert LikelihoodGain(FakeScorer(), novel=False).name == "gain under fake:"
+    assert LikelihoodGain(FakeScorer()).floor == 0.0
 
 
 # Choice: S4 ------------------------------------------------------------------------------------------------------------
@@ -206,22 +209,22 @@ def favouring(liked: str, by: float) -> Scorer:
 
 
 def test_a_trace_that_favours_the_real_action_is_chosen_and_one_that_favours_another_misleads() -> None:
-    [found] = scored(Choice(favouring("the early train", 2), distractors(*OTHERS)), "the early train")
+    [found] = scored(ForcedChoice(favouring("the early train", 2), distractors(*OTHERS)), "the early train")
     assert found.parts == pytest.approx({"chosen": exp(2) / (exp(2) + 3), "before": 1 / 4})
     assert found.value == pytest.approx(log(found.parts["chosen"] / found.parts["before"]))
-    [found] = scored(Choice(favouring("coffees", 2), distractors("two coffees please", *OTHERS[1:])), "coffees")
+    [found] = scored(ForcedChoice(favouring("coffees", 2), distractors("two coffees please", *OTHERS[1:])), "coffees")
     assert found.parts == pytest.approx({"chosen": 1 / (exp(2) + 3), "before": 1 / 4})
-    assert found.value < 0 == Choice(FakeScorer(), distractors()).floor
+    assert found.value < 0 == ForcedChoice(FakeScorer(), distractors()).floor
 
 
 def test_a_trace_that_says_nothing_about_the_action_changes_no_choice() -> None:
-    [found] = scored(Choice(favouring("train", 2), distractors(*OTHERS)), "the weather")
+    [found] = scored(ForcedChoice(favouring("train", 2), distractors(*OTHERS)), "the weather")
     assert found.value == 0
 
 
 def test_without_another_action_there_is_nothing_to_choose() -> None:
     for none in (distractors(), distractors(ACTION)):
-        found = scored(Choice(favouring("the early train", 2), none), "the early train", "the weather")
+        found = scored(ForcedChoice(favouring("the early train", 2), none), "the early train", "the weather")
         assert [one.value for one in found] == [0, 0]
 
 
@@ -233,8 +236,8 @@ def test_how_common_an_action_is_anyway_counts_for_nothing(told: list[float], us
         table = {action: (own, often) for action, own, often in zip(actions, told, common, strict=True)}
         return Scripted(lambda prompt, action: table[action][1] + table[action][0] * ("hurry" in prompt))
 
-    [found] = scored(Choice(nats(usual), distractors(*OTHERS)), "I was in a hurry")
-    [even] = scored(Choice(nats([0, 0, 0, 0]), distractors(*OTHERS)), "I was in a hurry")
+    [found] = scored(ForcedChoice(nats(usual), distractors(*OTHERS)), "I was in a hurry")
+    [even] = scored(ForcedChoice(nats([0, 0, 0, 0]), distractors(*OTHERS)), "I was in a hurry")
     assert found.value == pytest.approx(even.value, abs=1e-6)
     assert found.parts["before"] == pytest.approx(1 / 4)
     assert found.parts["chosen"] == pytest.approx(exp(told[0]) / fsum(map(exp, told)))
@@ -243,15 +246,15 @@ def test_how_common_an_action_is_anyway_counts_for_nothing(told: list[float], us
 def test_a_choice_is_among_as_many_as_asked_for_and_its_prompts_hold_none_of_them() -> None:
     scorer = WeighingScorer({})
     many = distractors(*(f"{letter} tea {letter}" for letter in "bcdfghjklm"))
-    scored(Choice(scorer, many), "I was in a hurry")
+    scored(ForcedChoice(scorer, many), "I was in a hurry")
     assert [len(call) for call in scorer.calls] == [CHOICES] * 3
     actions = {action.strip() for _, action in scorer.calls[0]}
     assert len(actions) == CHOICES
     assert not [prompt for call in scorer.calls for prompt, _ in call for action in actions if action in prompt]
     scorer.calls.clear()
-    scored(Choice(scorer, many, choices=3), "I was in a hurry", "I was bored")
+    scored(ForcedChoice(scorer, many, choices=3), "I was in a hurry", "I was bored")
     assert [len(call) for call in scorer.calls] == [3] * 4
-    assert Choice(scorer, many, choices=3).name == "choice of 3 under weighing"
+    assert ForcedChoice(scorer, many, choices=3).name == "choice of 3 under weighing"
 
 
 # Prior: S5 -------------------------------------------------------------------------------------------------------------
@@ -261,24 +264,24 @@ traces = st.lists(st.sampled_from(["early", "Rome", "please", "tired", "sea", "q
 
 @given(st.lists(traces, min_size=1, max_size=3), st.floats(0, 3))
 def test_the_prior_is_the_gain_plus_its_weight_times_how_honest_the_trace_is(found: list[str], weight: float) -> None:
-    gain = scored(Gain(FakeScorer(), novel=False), *found)
-    unweighed, weighed = (scored(Prior(FakeScorer(), one), *found) for one in (0.0, weight))
+    gain = scored(LikelihoodGain(FakeScorer(), novel=False), *found)
+    unweighed, weighed = (scored(PriorCorrectedGain(FakeScorer(), one), *found) for one in (0.0, weight))
     for one, plain, other in zip(gain, unweighed, weighed, strict=True):
         assert plain.value == pytest.approx(one.value)
         assert other.value == pytest.approx(one.value + weight * other.parts["prior"])
 
 
 def test_a_copy_is_punished_by_the_prior_and_a_reason_is_not() -> None:
-    copy, reason = scored(Prior(FakeScorer()), ACTION, "I wanted more time for the sea")
+    copy, reason = scored(PriorCorrectedGain(FakeScorer()), ACTION, "I wanted more time for the sea")
     assert copy.parts["prior"] < 0 == reason.parts["prior"]
-    heavy = scored(Prior(FakeScorer(), 3.0), ACTION, "I wanted more time for the sea")
+    heavy = scored(PriorCorrectedGain(FakeScorer(), 3.0), ACTION, "I wanted more time for the sea")
     assert copy.value > reason.value
     assert heavy[0].value < heavy[1].value
 
 
 def test_the_prior_sees_the_moment_without_the_action_and_the_posterior_with_it() -> None:
     scorer = WeighingScorer({})
-    scored(Prior(scorer), "I was in\na hurry")
+    scored(PriorCorrectedGain(scorer), "I was in\na hurry")
     posterior, prior, _ = scorer.calls
     assert [line for _, line in posterior] == [line for _, line in prior] == [" I was in a hurry\n"]
     [(before, _)], [(after, _)] = prior, posterior
@@ -290,5 +293,5 @@ def test_the_prior_sees_the_moment_without_the_action_and_the_posterior_with_it(
 
 
 def test_a_prior_says_its_weight_and_cannot_tell_a_trace_from_none() -> None:
-    assert Prior(FakeScorer(), 0.25).name == "gain with prior 0.25 under fake:"
-    assert Prior(FakeScorer()).floor is None
+    assert PriorCorrectedGain(FakeScorer(), 0.25).name == "gain with prior 0.25 under fake:"
+    assert PriorCorrectedGain(FakeScorer()).floor is None

@@ -9,7 +9,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from conftest import Meanings
-from usertwin.memory import FakeEmbedder, Likelihood
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import Likelihood
 from usertwin.memory.recon.guards import (
     LEAST_KEPT,
     LONGEST_ECHO,
@@ -18,13 +19,13 @@ from usertwin.memory.recon.guards import (
     MOST_NEW_WORDS,
     REASONS,
     SAME_MEANING,
-    gives_away,
     kept_share,
     masked,
-    rejected_by,
-    says_the_same,
+    paraphrases_action,
+    rejection_reason,
+    reveals_action,
 )
-from usertwin.memory.text.transcript import action_line, filler, open_moment
+from usertwin.memory.text.transcript import action_line, current_moment, filler
 from usertwin.memory.text.words import known_text, longest_new_run, new_stems, runs, stem, stems, word_tokens
 from usertwin.personas import Pair, Turn
 
@@ -55,52 +56,52 @@ def test_of_known_words_a_trace_is_rejected_by_the_five_token_rule_and_nothing_e
     moment = pair(" ".join(action), *said, goal=" ".join(goal))
     run = longest_new_run(" ".join(trace), " ".join(action), "\n".join([*said, " ".join(goal)]))
     whole = len(action) in (3, 4) and run == len(action)
-    assert rejected_by(" ".join(trace), moment) == ("quotes_action" if run >= 5 or whole else None)
+    assert rejection_reason(" ".join(trace), moment) == ("quotes_action" if run >= 5 or whole else None)
 
 
 def test_five_shared_words_are_rejected_and_four_are_not() -> None:
     assert LONGEST_RUN == 5
-    assert rejected_by("Thinks: would rather take the early one.", pair(ACTION, KNOWN)) == "quotes_action"
-    assert rejected_by("Thinks: would rather take the late one.", pair(ACTION, KNOWN)) is None
+    assert rejection_reason("Thinks: would rather take the early one.", pair(ACTION, KNOWN)) == "quotes_action"
+    assert rejection_reason("Thinks: would rather take the late one.", pair(ACTION, KNOWN)) is None
 
 
 def test_case_punctuation_and_line_breaks_hide_no_quotation() -> None:
-    assert rejected_by('Felt "i WOULD...\nrather - take; the"', pair(ACTION)) == "quotes_action"
+    assert rejection_reason('Felt "i WOULD...\nrather - take; the"', pair(ACTION)) == "quotes_action"
 
 
 def test_a_typographic_apostrophe_hides_no_quotation() -> None:
-    assert rejected_by("So: I don’t think we can’t come.", pair("i don't think we can't come")) == "quotes_action"
+    assert rejection_reason("So: I don’t think we can’t come.", pair("i don't think we can't come")) == "quotes_action"
 
 
 def test_a_run_that_the_context_or_the_goal_has_is_allowed() -> None:
     trace = "Was asked to take the early train to Oslo and likes it."
-    assert rejected_by(trace, pair(ACTION)) == "quotes_action"
-    assert rejected_by(trace, pair(ACTION, "Hello", "Will you take the early train to Oslo?")) is None
-    assert rejected_by(trace, pair(ACTION, goal="Take the early train to Oslo.")) is None
+    assert rejection_reason(trace, pair(ACTION)) == "quotes_action"
+    assert rejection_reason(trace, pair(ACTION, "Hello", "Will you take the early train to Oslo?")) is None
+    assert rejection_reason(trace, pair(ACTION, goal="Take the early train to Oslo.")) is None
 
 
 def test_a_run_longer_than_what_the_context_has_is_rejected() -> None:
     trace = "Would rather take the early train to Oslo."
-    assert rejected_by(trace, pair(ACTION, "Will you take the early train to Oslo?")) == "quotes_action"
+    assert rejection_reason(trace, pair(ACTION, "Will you take the early train to Oslo?")) == "quotes_action"
 
 
 @pytest.mark.parametrize("action", ["see you tomorrow", "no thank you Bob", "так и есть", "東京駅"])
 def test_a_short_action_may_not_be_quoted_whole(action: str) -> None:
     known = " / ".join([*word_tokens(action), "and", *word_tokens(action)])  # every word, and never the whole
-    assert rejected_by(f"Felt like {action.upper()}!", pair(action, known.replace(" / ", " x "))) == "quotes_action"
-    assert rejected_by(f"Felt like {action[:-1]}", pair(action, known.replace(" / ", " x "))) is None
-    assert rejected_by(f"Felt like {action}", pair(action, f"Say: {action}")) is None
+    assert rejection_reason(f"Felt like {action.upper()}!", pair(action, known.replace(" / ", " x "))) == "quotes_action"
+    assert rejection_reason(f"Felt like {action[:-1]}", pair(action, known.replace(" / ", " x "))) is None
+    assert rejection_reason(f"Felt like {action}", pair(action, f"Say: {action}")) is None
 
 
 @pytest.mark.parametrize("action", ["", "are you", "is it?"])
 def test_one_or_two_words_without_content_give_nothing_away(action: str) -> None:
-    assert rejected_by(f"I wondered what is it, and who are you {action}", pair(action)) is None
+    assert rejection_reason(f"I wondered what is it, and who are you {action}", pair(action)) is None
 
 
 def test_an_action_without_words_may_not_be_quoted_either() -> None:
-    assert rejected_by("I was glad and felt like 👍 🎉", pair("👍\n🎉")) == "quotes_action"
-    assert rejected_by("I was glad and felt like 👍", pair("👍 🎉")) is None
-    assert rejected_by("I was glad...", pair("😀")) is None
+    assert rejection_reason("I was glad and felt like 👍 🎉", pair("👍\n🎉")) == "quotes_action"
+    assert rejection_reason("I was glad and felt like 👍", pair("👍 🎉")) is None
+    assert rejection_reason("I was glad...", pair("😀")) is None
 
 
 pieces = st.text(min_size=1, max_size=8) | st.sampled_from(["don’t", "Oslo", "дом", "東京", "सेवा", "ขอบคุณ", "שלום", "🙂", "42"])
@@ -113,7 +114,7 @@ def test_a_trace_with_the_whole_action_never_passes(action: str, before: str, af
     moment, tokens = pair(action, context, goal=goal), word_tokens(action)
     assume(len(tokens) >= 3)
     assume(tuple(tokens) not in runs(word_tokens(known_text(moment)), len(tokens)))
-    assert rejected_by(f"{before} {action} {after}", moment) in {"quotes_action", "too_long"}
+    assert rejection_reason(f"{before} {action} {after}", moment) in {"quotes_action", "too_long"}
 
 
 # G1, single words: content words, numbers and names ------------------------------------------------------------------
@@ -124,25 +125,25 @@ TEN = "whales shout loudly; frozen bridges creak; winter storms break glass"
 def test_three_of_ten_new_content_words_are_allowed_and_four_are_not() -> None:
     assert MOST_NEW_WORDS == 0.3
     assert len(new_stems(pair(TEN))) == 10
-    assert rejected_by("I thought of a storm or bridge, or of winter", pair(TEN)) is None
-    assert rejected_by("I thought of a storm or bridge, or of frozen winter", pair(TEN)) == "new_words"
-    assert rejected_by("I thought of a storm or bridge, or of frozen winter", pair(TEN, "Is it winter?")) == "new_words"
+    assert rejection_reason("I thought of a storm or bridge, or of winter", pair(TEN)) is None
+    assert rejection_reason("I thought of a storm or bridge, or of frozen winter", pair(TEN)) == "new_words"
+    assert rejection_reason("I thought of a storm or bridge, or of frozen winter", pair(TEN, "Is it winter?")) == "new_words"
     assert (
-        rejected_by("I thought of a storm or bridge, or of winter", pair(f"so it is in {TEN}", "Do whales shout?"))
+        rejection_reason("I thought of a storm or bridge, or of winter", pair(f"so it is in {TEN}", "Do whales shout?"))
         == "new_words"
     )
 
 
 def test_of_up_to_three_new_content_words_none_is_allowed_in_any_form() -> None:
-    assert rejected_by("I was in the mood for singing", pair("sang songs, sings")) == "new_words"
-    assert rejected_by("I was in the mood for it", pair("sang songs, sings")) is None
+    assert rejection_reason("I was in the mood for singing", pair("sang songs, sings")) == "new_words"
+    assert rejection_reason("I was in the mood for it", pair("sang songs, sings")) is None
 
 
 @pytest.mark.parametrize("action", ["yes", "No!", "thanks", "ok bye"])
 def test_an_action_of_one_or_two_words_may_not_be_told(action: str) -> None:
     told = word_tokens(action)[0]
-    assert rejected_by(f"I meant {told.upper()} by that", pair(action)) == "new_words"
-    assert rejected_by(f"I meant {told} by that", pair(action, f"{action}?")) is None
+    assert rejection_reason(f"I meant {told.upper()} by that", pair(action)) == "new_words"
+    assert rejection_reason(f"I meant {told} by that", pair(action, f"{action}?")) is None
 
 
 some_words = st.lists(st.sampled_from(word_tokens(TEN)), unique=True)
@@ -154,7 +155,7 @@ def test_words_that_were_said_before_do_not_count(told: list[str], said: list[st
     trace = " or ".join(["so", *told])
     fresh = {stem(word) for word in word_tokens(TEN)} - {stem(word) for word in said}
     share = len(fresh & stems(trace)) / len(fresh) if fresh else 0
-    assert rejected_by(trace, moment) == ("new_words" if share > 0.3 else None)
+    assert rejection_reason(trace, moment) == ("new_words" if share > 0.3 else None)
 
 
 LONG = "so we could maybe walk slowly along some quiet green river banks"
@@ -173,15 +174,15 @@ LONG = "so we could maybe walk slowly along some quiet green river banks"
     ],
 )
 def test_one_new_number_or_name_is_enough(end: str, telling: str) -> None:
-    assert rejected_by(telling, pair(f"{LONG} {end}")) == "new_names"
-    assert rejected_by(telling, pair(f"{LONG} {end}", f"Is it {end}?")) is None
+    assert rejection_reason(telling, pair(f"{LONG} {end}")) == "new_names"
+    assert rejection_reason(telling, pair(f"{LONG} {end}", f"Is it {end}?")) is None
 
 
 @pytest.mark.parametrize(
     "end", ["now. Calm it is", "but, My dear, The end", "and I'm glad, I’ll come", "AND THE END IS NEAR ME"]
 )
 def test_a_capital_at_a_beginning_or_of_a_word_without_content_makes_no_name(end: str) -> None:
-    assert rejected_by("I felt calm: this is my day, and the rest is for me, I'm sure", pair(f"{LONG} {end}")) is None
+    assert rejection_reason("I felt calm: this is my day, and the rest is for me, I'm sure", pair(f"{LONG} {end}")) is None
 
 
 # G8: form ------------------------------------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ def test_a_capital_at_a_beginning_or_of_a_word_without_content_makes_no_name(end
     ],
 )
 def test_a_trace_that_announces_the_reply_is_rejected(trace: str) -> None:
-    assert rejected_by(trace, pair("x")) == "announces"
+    assert rejection_reason(trace, pair("x")) == "announces"
 
 
 @pytest.mark.parametrize(
@@ -218,27 +219,27 @@ def test_a_trace_that_announces_the_reply_is_rejected(trace: str) -> None:
     ],
 )
 def test_a_trace_that_speaks_of_speaking_is_not(trace: str) -> None:
-    assert rejected_by(trace, pair("x")) is None
+    assert rejection_reason(trace, pair("x")) is None
 
 
 def test_seven_words_of_the_prompts_examples_are_rejected_and_six_are_not() -> None:
     assert LONGEST_ECHO == 7
     examples = "Note: feels unsure about strangers and asks who comes."
-    assert rejected_by("Ann feels UNSURE about strangers, and asks who", pair("x"), examples) == "echoes_examples"
-    assert rejected_by("Ann feels unsure about strangers and asks them", pair("x"), examples) is None
-    assert rejected_by("Ann feels unsure about strangers and asks who", pair("x")) is None
+    assert rejection_reason("Ann feels UNSURE about strangers, and asks who", pair("x"), examples) == "echoes_examples"
+    assert rejection_reason("Ann feels unsure about strangers and asks them", pair("x"), examples) is None
+    assert rejection_reason("Ann feels unsure about strangers and asks who", pair("x")) is None
 
 
 @pytest.mark.parametrize("trace", ["", " \n", "...", "?! —", "👍"])
 def test_a_trace_without_words_is_empty(trace: str) -> None:
-    assert rejected_by(trace, pair(ACTION)) == "empty"
-    assert rejected_by(trace, pair("")) == "empty"
+    assert rejection_reason(trace, pair(ACTION)) == "empty"
+    assert rejection_reason(trace, pair("")) == "empty"
 
 
 def test_a_trace_may_be_120_words_and_not_121() -> None:
     assert LONGEST_TRACE == 120
-    assert rejected_by("well " * 120, pair(ACTION)) is None
-    assert rejected_by("well " * 121, pair(ACTION)) == "too_long"
+    assert rejection_reason("well " * 120, pair(ACTION)) is None
+    assert rejection_reason("well " * 121, pair(ACTION)) == "too_long"
 
 
 # G5: the same in other words -----------------------------------------------------------------------------------------
@@ -248,22 +249,22 @@ def test_a_trace_may_be_120_words_and_not_121() -> None:
 def test_one_sentence_that_means_what_the_action_does_is_enough(cosine: float, same: bool) -> None:
     embedder = Meanings({"see you later": 1.0, "I felt tired!": 0.3, "I had to part for now.": cosine})
     trace = "I felt tired! I had to part for now. It was late"
-    assert says_the_same(trace, pair("see you later"), embedder) is same
-    assert rejected_by(trace, pair("see you later"), embedder=embedder) == ("same_meaning" if same else None)
+    assert paraphrases_action(trace, pair("see you later"), embedder) is same
+    assert rejection_reason(trace, pair("see you later"), embedder=embedder) == ("same_meaning" if same else None)
     assert embedder.calls[0] == ["see you later", "I felt tired!", "I had to part for now.", "It was late"]
 
 
 def test_what_one_of_the_last_turns_means_as_much_may_be_said_again() -> None:
     embedder = Meanings({"see you later": 1.0, "I had to part": 0.8, "so we part now?": 0.85, "bye?": 0.78})
-    assert says_the_same("I had to part", pair("see you later", "hello", " \n", "bye?"), embedder)
-    assert not says_the_same("I had to part", pair("see you later", "so we part now?", "b", "c", "d"), embedder)
-    assert says_the_same("I had to part", pair("see you later", "so we part now?", "b", "c", "d", "e"), embedder)
+    assert paraphrases_action("I had to part", pair("see you later", "hello", " \n", "bye?"), embedder)
+    assert not paraphrases_action("I had to part", pair("see you later", "so we part now?", "b", "c", "d"), embedder)
+    assert paraphrases_action("I had to part", pair("see you later", "so we part now?", "b", "c", "d", "e"), embedder)
     assert not any(text.isspace() for call in embedder.calls for text in call)
 
 
 def test_no_embedder_is_asked_about_a_trace_that_another_guard_rejects() -> None:
     embedder = Meanings({})
-    assert rejected_by(ACTION, pair(ACTION), embedder=embedder) == "quotes_action"
+    assert rejection_reason(ACTION, pair(ACTION), embedder=embedder) == "quotes_action"
     assert embedder.calls == []
 
 
@@ -275,11 +276,11 @@ def test_the_real_embeddings_tell_a_paraphrase_from_reasons() -> None:
     moment = pair("can you get me the refund for these shoes", "Hello, how may I help?", "Tell me what happened.")
     paraphrase = "I was upset. Could you reimburse me for this pair of shoes?"
     reasons = "I was upset that the soles came off, felt cheated, and wanted the matter settled fast. I stayed polite."
-    assert says_the_same(paraphrase, moment, embedder)
-    assert not says_the_same(reasons, moment, embedder)
-    assert not says_the_same(paraphrase, pair(moment.action, "Do you want the refund for these shoes?"), embedder)
+    assert paraphrases_action(paraphrase, moment, embedder)
+    assert not paraphrases_action(reasons, moment, embedder)
+    assert not paraphrases_action(paraphrase, pair(moment.action, "Do you want the refund for these shoes?"), embedder)
     for odd in ("", "👍", "https://shop.example/a?b=1", "東京へ行きたい", "well " * 3000):
-        assert rejected_by(reasons, pair(odd, odd), embedder=embedder) is None
+        assert rejection_reason(reasons, pair(odd, odd), embedder=embedder) is None
 
 
 # G3: masking ---------------------------------------------------------------------------------------------------------
@@ -343,7 +344,7 @@ def test_the_masked_trace_is_scored_like_the_trace_on_the_same_action() -> None:
     scorer = Weighing({"mornings": 1.0})
     kept_share(scorer, MOMENT, TRACE, 4)
     thoughts = (filler(len(TRACE.split())), TRACE, "I like mornings and …")
-    assert scorer.calls == [[(open_moment(MOMENT, 4, thought=thought), action_line(MOMENT.action)) for thought in thoughts]]
+    assert scorer.calls == [[(current_moment(MOMENT, 4, thought=thought), action_line(MOMENT.action)) for thought in thoughts]]
 
 
 def test_a_trace_without_words_of_the_action_keeps_everything_and_nobody_is_asked() -> None:
@@ -375,19 +376,21 @@ OTHERS = ["no thats all", "tomorrow then"]
 def test_a_trace_gives_the_action_away_if_it_makes_it_likelier_than_any_other() -> None:
     alone = {MOMENT.action: -20.0, "no thats all": -5.0, "tomorrow then": -9.0}
     for told, away in (({MOMENT.action: 4.0}, True), ({MOMENT.action: 4.0, "tomorrow then": 5.0}, False), ({}, False)):
-        assert gives_away(Knowing(alone, told), MOMENT, TRACE, OTHERS) is away
-    assert not gives_away(Knowing(alone, {MOMENT.action: 4.0, "no thats all": 4.0}), MOMENT, TRACE, OTHERS)  # told from none
+        assert reveals_action(Knowing(alone, told), MOMENT, TRACE, OTHERS) is away
+    assert not reveals_action(
+        Knowing(alone, {MOMENT.action: 4.0, "no thats all": 4.0}), MOMENT, TRACE, OTHERS
+    )  # told from none
 
 
 def test_the_audit_sees_the_trace_and_neither_context_nor_goal() -> None:
     scorer = Knowing(dict.fromkeys([MOMENT.action, *OTHERS], -1.0), {})
-    gives_away(scorer, MOMENT, f"{TRACE}\n", OTHERS)
+    reveals_action(scorer, MOMENT, f"{TRACE}\n", OTHERS)
     assert scorer.prompts == {f"(Me thinking: {TRACE})\nMe:", "Me:"}
 
 
 def test_with_nothing_to_tell_it_from_nothing_is_given_away() -> None:
     scorer = Knowing({}, {})
-    assert gives_away(scorer, MOMENT, TRACE, []) is False
+    assert reveals_action(scorer, MOMENT, TRACE, []) is False
     assert scorer.prompts == set()
 
 
@@ -409,7 +412,7 @@ EACH: dict[str, tuple[str, Pair]] = {
 def test_each_guard_gives_its_own_reason(reason: str) -> None:
     trace, moment = EACH[reason]
     embedder = Meanings({"same": 1.0, "it is so": 0.9})
-    assert rejected_by(trace, moment, "A b c d e f g", embedder) == reason
+    assert rejection_reason(trace, moment, "A b c d e f g", embedder) == reason
 
 
 def test_every_reason_is_explained() -> None:
@@ -420,11 +423,11 @@ def test_every_reason_is_explained() -> None:
 @given(trace=st.text() | actions, action=st.text() | actions, known=st.text(), goal=actions, examples=st.text())
 def test_any_text_in_any_script_is_judged(trace: str, action: str, known: str, goal: str, examples: str) -> None:
     moment = pair(action, known, goal=goal)
-    verdict = rejected_by(trace, moment, examples, FakeEmbedder(64))
+    verdict = rejection_reason(trace, moment, examples, FakeEmbedder(64))
     assert verdict in VERDICTS
     assert (verdict == "empty") == (word_tokens(trace) == [])
     if verdict is None:
-        assert rejected_by(trace, moment) is None
+        assert rejection_reason(trace, moment) is None
 
 
 ODD_ACTIONS = {
@@ -450,10 +453,10 @@ ODD_CONTEXTS = {
 @pytest.mark.parametrize("action", ODD_ACTIONS)
 def test_whatever_the_pair_is_a_copy_is_rejected_and_honest_reasons_are_not(action: str, context: str) -> None:
     moment, embedder = pair(ODD_ACTIONS[action], ODD_CONTEXTS[context]), FakeEmbedder()
-    assert rejected_by("I felt at ease and wanted this to be over", moment, embedder=embedder) is None
+    assert rejection_reason("I felt at ease and wanted this to be over", moment, embedder=embedder) is None
     copy = " ".join(ODD_ACTIONS[action].split()[:100])
-    assert rejected_by(copy, moment, embedder=embedder) in REASONS
-    assert rejected_by("", moment, embedder=embedder) == "empty"
-    assert rejected_by(" \n\t ", moment, embedder=embedder) == "empty"
-    assert rejected_by(" ".join(["token"] * 10_000), moment, embedder=embedder) == "too_long"
+    assert rejection_reason(copy, moment, embedder=embedder) in REASONS
+    assert rejection_reason("", moment, embedder=embedder) == "empty"
+    assert rejection_reason(" \n\t ", moment, embedder=embedder) == "empty"
+    assert rejection_reason(" ".join(["token"] * 10_000), moment, embedder=embedder) == "too_long"
     assert new_stems(moment).isdisjoint(stems(masked(f"I felt {moment.action}", moment)))

@@ -16,24 +16,21 @@ from hypothesis import strategies as st
 from judge_replies import ruling, shown
 
 from conftest import ACTION, PAIR, Telling, telling
-from usertwin.memory import (
-    ChatModel,
-    Choice,
-    Distractors,
-    FakeEmbedder,
-    FakeScorer,
-    Fidelity,
-    Gain,
-    Judged,
-    Ledger,
-    Prior,
-    Ranked,
-    Scored,
-    Style,
-    Synthesizer,
+from usertwin.memory import ChatModel, LikelihoodGain, Synthesizer
+from usertwin.memory.models.chat import Ledger, Style
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer
+from usertwin.memory.recon.distractors import Distractors
+from usertwin.memory.recon.fidelity import Fidelity, ForcedChoice, PriorCorrectedGain, ScoredTraces
+from usertwin.memory.recon.judged_fidelity import (
+    FIDELITIES,
+    EmbeddingRankFidelity,
+    JudgeFidelity,
     fidelity_by_name,
+    plausibility,
+    reconstructions,
+    verdict,
 )
-from usertwin.memory.recon.judged_fidelity import FIDELITIES, plausibility, reconstructions, verdict
 from usertwin.personas import ModelError, Pair, UsageError, VerdictError
 
 TRACES = ("I was in a hurry", "I was bored", "I liked mornings", "I felt worn")
@@ -58,11 +55,13 @@ def actor(style: Style = "transcript") -> tuple[ChatModel, Telling]:
     return telling(say, style)
 
 
-def scored(fidelity: Fidelity, traces: Sequence[str] = TRACES, *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+def scored(
+    fidelity: Fidelity, traces: Sequence[str] = TRACES, *, seed: int = 0, ledger: Ledger | None = None
+) -> list[ScoredTraces]:
     return asyncio.run(fidelity.score(PAIR, traces, seed=seed, ledger=ledger))
 
 
-def judged(model: ChatModel, attempts: Sequence[str], *, seed: int = 0, pair: Pair = PAIR) -> list[Scored]:
+def judged(model: ChatModel, attempts: Sequence[str], *, seed: int = 0, pair: Pair = PAIR) -> list[ScoredTraces]:
     return asyncio.run(verdict(model, "judge_traces", pair, attempts, seed=seed))
 
 
@@ -194,7 +193,7 @@ def test_more_attempts_than_letters_are_refused_before_anybody_is_asked() -> Non
 
 def test_the_judge_sees_the_reconstructions_and_never_a_trace() -> None:
     (act, _), (jury, chat) = actor(), judge(len)
-    scored(Judged(act, jury))
+    scored(JudgeFidelity(act, jury))
     (prompt,) = chat.prompts
     assert sorted(shown(prompt).values()) == sorted(f"doing {trace.split()[-1][::-1]}" for trace in TRACES)
     assert not [trace for trace in TRACES if trace in prompt or trace.split()[-1] in prompt.split()]
@@ -205,7 +204,7 @@ def test_whose_reconstruction_the_judge_likes_best_has_the_best_score_whatever_t
     liked = ["doing derob", "doing nrow", "doing sgninrom", "doing yrruh"]  # the least first
     for seed in range(8):
         (act, _), (jury, chat) = actor(), judge(liked.index)
-        found = scored(Judged(act, jury, orders=orders), seed=seed)
+        found = scored(JudgeFidelity(act, jury, orders=orders), seed=seed)
         assert [one.value for one in found] == pytest.approx([1.0005, 0.0005, 2 / 3 + 0.0005, 1 / 3 + 0.0005])
         assert {one.parts["flips"] for one in found} == {0}
         assert len(chat.asked) == orders
@@ -213,14 +212,14 @@ def test_whose_reconstruction_the_judge_likes_best_has_the_best_score_whatever_t
 
 def test_marks_tell_equals_apart_and_outweigh_no_place() -> None:
     (act, _), (jury, _) = actor(), judge(lambda text: -len(text), lambda text: 10 if "sgninrom" in text else 0)
-    found = scored(Judged(act, jury))
+    found = scored(JudgeFidelity(act, jury))
     assert found[2].value == pytest.approx(0.001)  # the longest is the last, whatever its marks
     assert min(one.value for place, one in enumerate(found) if place != 2) > 0.3
     first_wins, _ = telling(lambda prompt, _: ruling("AB", lambda label: 9 if shown(prompt)[label] == "doing nrow" else 1))
     tied = next(
         found
         for seed in range(12)
-        for found in [scored(Judged(act, first_wins, orders=2), ("I was bored", "I felt worn"), seed=seed)]
+        for found in [scored(JudgeFidelity(act, first_wins, orders=2), ("I was bored", "I felt worn"), seed=seed)]
         if found[0].parts["flips"]
     )
     assert tied[1].value == pytest.approx(tied[0].value + 0.0008)
@@ -229,7 +228,7 @@ def test_marks_tell_equals_apart_and_outweigh_no_place() -> None:
 def test_verdicts_that_contradict_each_other_are_counted() -> None:
     first_wins, _ = telling(lambda prompt, _: ruling(list(shown(prompt))), "instruction")  # whoever is shown first
     act, _ = actor()
-    found = [scored(Judged(act, first_wins, orders=2), TRACES[:2], seed=seed) for seed in range(12)]
+    found = [scored(JudgeFidelity(act, first_wins, orders=2), TRACES[:2], seed=seed) for seed in range(12)]
     for one, other in found:  # the second verdict sees the first one's order turned round
         assert one.parts["flips"] == other.parts["flips"] == 1
         assert one.value == pytest.approx(other.value)
@@ -242,7 +241,7 @@ def test_n_proposals_take_2n_texts_and_one_for_each_verdict(n: int, orders: int)
     model, proposer = telling(lambda _, seed: f"felt {kinds[seed % 8]} then")
     act, reconstructor = telling(lambda prompt, _: f"so {prompt.split('I felt ')[1].split()[0]}")
     jury, bench = judge(len)
-    maker = Synthesizer("recon", model, Judged(act, jury, orders=orders), candidates=n)
+    maker = Synthesizer("recon", model, JudgeFidelity(act, jury, orders=orders), candidates=n)
     triple = asyncio.run(maker.synthesize(PAIR, "Ann"))
     assert [len(chat.asked) for chat in (proposer, reconstructor, bench)] == [n, n, orders]
     assert triple.provenance is not None
@@ -256,7 +255,7 @@ def test_n_proposals_take_2n_texts_and_one_for_each_verdict(n: int, orders: int)
 def test_a_pair_whose_verdict_cannot_be_read_is_kept_without_a_trace_and_says_so() -> None:
     model, _ = telling(lambda _, seed: f"felt {['tired', 'glad'][seed % 2]} then")
     (act, _), (mute, chat) = actor(), telling(lambda *_: "I would rather not say", "instruction")
-    triple = asyncio.run(Synthesizer("recon", model, Judged(act, mute), candidates=2).synthesize(PAIR, "Ann"))
+    triple = asyncio.run(Synthesizer("recon", model, JudgeFidelity(act, mute), candidates=2).synthesize(PAIR, "Ann"))
     assert triple.pair is PAIR
     assert (triple.reasoning, triple.score) == (None, None)
     assert triple.provenance is not None
@@ -274,13 +273,13 @@ def test_a_judge_that_does_not_answer_at_all_is_heard() -> None:
     act, _ = actor()
     mute, _ = telling(fail, "instruction")
     with pytest.raises(ModelError, match='"telling" did not answer: ConnectionError') as failed:
-        asyncio.run(Synthesizer("recon", model, Judged(act, mute)).synthesize(PAIR, "Ann"))
+        asyncio.run(Synthesizer("recon", model, JudgeFidelity(act, mute)).synthesize(PAIR, "Ann"))
     assert not isinstance(failed.value, VerdictError)
 
 
 def test_a_judged_score_says_by_whom_and_cannot_tell_a_trace_from_none() -> None:
     (act, _), (jury, _) = actor(), judge(len)
-    fidelity = Judged(replace(act, name="small"), replace(jury, name="large"))
+    fidelity = JudgeFidelity(replace(act, name="small"), replace(jury, name="large"))
     assert (fidelity.name, fidelity.floor) == ("judged by large, reconstructed by small", None)
 
 
@@ -294,9 +293,9 @@ def distractors(*actions: str) -> Distractors:
     return Distractors(pairs, FakeEmbedder())
 
 
-def ranked(written: str, *others: str) -> Scored:
+def ranked(written: str, *others: str) -> ScoredTraces:
     model, _ = telling(lambda *_: written)
-    [found] = scored(Ranked(model, FakeEmbedder(), distractors(*others)), ["I was bored"])
+    [found] = scored(EmbeddingRankFidelity(model, FakeEmbedder(), distractors(*others)), ["I was bored"])
     return found
 
 
@@ -321,9 +320,9 @@ def test_without_other_actions_every_rank_is_a_half() -> None:
 
 def test_a_model_that_writes_the_same_for_each_trace_ranks_them_alike() -> None:
     model, _ = telling(lambda *_: "the early train")
-    found = scored(Ranked(model, FakeEmbedder(), distractors(*OTHERS)))
+    found = scored(EmbeddingRankFidelity(model, FakeEmbedder(), distractors(*OTHERS)))
     assert len({one.value for one in found}) == 1
-    fidelity = Ranked(model, FakeEmbedder(), distractors(*OTHERS), choices=3)
+    fidelity = EmbeddingRankFidelity(model, FakeEmbedder(), distractors(*OTHERS), choices=3)
     assert (fidelity.name, fidelity.floor) == ("rank among 3 by fake:256, reconstructed by telling", None)
 
 
@@ -343,12 +342,12 @@ def test_whoever_judges_plausibility_reads_the_traces_themselves_and_the_action(
 def test_every_name_makes_its_scorer_and_needs_no_more_than_its_models() -> None:
     (act, _), (jury, _), others = actor(), judge(len), distractors(*OTHERS)
     made: dict[str, tuple[type[object], dict[str, Any]]] = {
-        "novel": (Gain, {"scorer": FakeScorer()}),
-        "gain": (Gain, {"scorer": FakeScorer()}),
-        "judge": (Judged, {"actor": act, "judge": jury}),
-        "choice": (Choice, {"scorer": FakeScorer(), "distractors": others}),
-        "rank": (Ranked, {"actor": act, "embedder": FakeEmbedder(), "distractors": others}),
-        "prior": (Prior, {"scorer": FakeScorer()}),
+        "novel": (LikelihoodGain, {"scorer": FakeScorer()}),
+        "gain": (LikelihoodGain, {"scorer": FakeScorer()}),
+        "judge": (JudgeFidelity, {"actor": act, "judge": jury}),
+        "choice": (ForcedChoice, {"scorer": FakeScorer(), "distractors": others}),
+        "rank": (EmbeddingRankFidelity, {"actor": act, "embedder": FakeEmbedder(), "distractors": others}),
+        "prior": (PriorCorrectedGain, {"scorer": FakeScorer()}),
     }
     assert set(made) == set(FIDELITIES)
     names: set[str] = set()

@@ -18,19 +18,11 @@ from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 
 from conftest import other_conversation, recipe, scripted, small_conversation
-from usertwin.memory import (
-    ChatModel,
-    EndingModel,
-    FakeEmbedder,
-    FakeScorer,
-    Recipe,
-    Triple,
-    TripleStore,
-    TwinRecord,
-    learn,
-    list_twins,
-    twin_folder,
-)
+from usertwin.memory import ChatModel, Recipe, Triple, TripleStore, TwinRecord, alearn, list_twins
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer
+from usertwin.memory.twin.last_turn import LastTurnModel
+from usertwin.memory.twin.record import twin_folder
 from usertwin.personas import (
     ChatLog,
     Conversation,
@@ -90,7 +82,7 @@ def steady(left: int | None = None, fail: Callable[[], None] | None = None) -> S
 def run(name: str, log: ChatLog, how: Recipe, chat: BaseChatModel | None = None, **options: Any) -> TwinRecord:
     model = None if chat is None else ChatModel("scripted:test", chat, "transcript")
     options = {"embedder": FakeEmbedder(), "scorer": FakeScorer()} | options
-    return asyncio.run(learn(name, log, how, model=model, **options))
+    return asyncio.run(alearn(name, log, how, model=model, **options))
 
 
 def memory(name: str) -> list[Triple]:
@@ -177,7 +169,7 @@ def test_every_triple_has_a_trace_with_its_provenance(ann: str) -> None:
 
 
 def test_the_ending_is_learned(ann: str, log: ChatLog) -> None:
-    ending = EndingModel.load(twin_folder(ann) / "ending.json")
+    ending = LastTurnModel.load(twin_folder(ann) / "ending.json")
     assert ending is not None
     for pair in split_pairs(log, "Ann").test:
         assert ending.leaves(pair) == pair.ends
@@ -519,7 +511,7 @@ def test_a_method_without_its_models_is_refused(log: ChatLog) -> None:
     with pytest.raises(UsageError, match="need a model and a scorer"):
         run("ann", log, recipe())
     with pytest.raises(UsageError, match='traces scored by "novel" need a scorer'):
-        asyncio.run(learn("eve", log, recipe(), embedder=FakeEmbedder(), model=scripted("was tired"), scorer=None))
+        asyncio.run(alearn("eve", log, recipe(), embedder=FakeEmbedder(), model=scripted("was tired"), scorer=None))
 
 
 def test_a_home_that_cannot_be_one_is_told_with_the_way_out(log: ChatLog, tmp_path: Path) -> None:
@@ -530,14 +522,14 @@ def test_a_home_that_cannot_be_one_is_told_with_the_way_out(log: ChatLog, tmp_pa
 
 @pytest.mark.parametrize("place", ["ann", ".ann.partial"])
 def test_nothing_is_replaced_that_somebody_is_writing(log: ChatLog, place: str) -> None:
-    asyncio.run(learn("ann", log, NONE, embedder=FakeEmbedder()))
+    asyncio.run(alearn("ann", log, NONE, embedder=FakeEmbedder()))
     folder = twin_folder("ann")
     if place != "ann":
         shutil.copytree(folder, folder.parent / place)
     with TripleStore(folder.parent / place, FakeEmbedder()) as store:
         store.delete([next(store.triples()).id])  # from here on it is the writer
         with pytest.raises(TwinError, match=r"process \d+ .* is writing in this memory"):
-            asyncio.run(learn("ann", log, replace(NONE, seed=5), embedder=FakeEmbedder(), overwrite=True))
+            asyncio.run(alearn("ann", log, replace(NONE, seed=5), embedder=FakeEmbedder(), overwrite=True))
         assert len(store) == 41
-    asyncio.run(learn("ann", log, replace(NONE, seed=5), embedder=FakeEmbedder(), overwrite=True))
+    asyncio.run(alearn("ann", log, replace(NONE, seed=5), embedder=FakeEmbedder(), overwrite=True))
     assert len(memory("ann")) == 42

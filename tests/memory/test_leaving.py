@@ -13,12 +13,15 @@ import pytest
 from rich.console import Console
 
 from conftest import other_conversation, recipe, scripted
-from usertwin.evals import Protocol, evaluate
-from usertwin.memory import FakeEmbedder, FakeScorer, Leaving, Recalled, Triple, TripleStore, learn, learn_leaving, twin_folder
-from usertwin.memory.twin.abandonment import NEIGHBOURS, share_of_leavings
-from usertwin.personas import ChatLog, Conversation, Pair, Turn, TwinError, pairs_of, split_pairs
+from usertwin.evals import ReplayConfig, evaluate
+from usertwin.memory import Recalled, Triple, TripleStore, alearn
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer
+from usertwin.memory.twin.abandonment import NEIGHBOURS, AbandonmentModel, abandonment_rate, fit_abandonment
+from usertwin.memory.twin.record import twin_folder
+from usertwin.personas import ChatLog, Conversation, Pair, Turn, TwinError, split_pairs
 from usertwin.personas.chat_log import in_time_order
-from usertwin.personas.pairs import LEFT
+from usertwin.personas.pairs import LEFT, pairs_of
 from usertwin.simulator import SimulatedUser, simulate
 from usertwin.simulator.terminal import chat
 
@@ -45,7 +48,7 @@ def silent_log() -> ChatLog:
 def silent(silent_log: ChatLog) -> str:
     """A twin of that Ann."""
     recipe_ = recipe(method="none", model=None, scorer=None)
-    asyncio.run(learn("ann", silent_log, recipe_, embedder=FakeEmbedder()))
+    asyncio.run(alearn("ann", silent_log, recipe_, embedder=FakeEmbedder()))
     return "ann"
 
 
@@ -65,19 +68,19 @@ def recalled(*moments: tuple[float, bool]) -> list[Recalled]:
 
 
 def test_the_share_of_leavings_counts_the_similar_more() -> None:
-    assert share_of_leavings(recalled((1.0, True), (0.5, False))) == pytest.approx(16 / 17)
-    assert share_of_leavings(recalled((0.5, True), (0.5, False), (-0.9, True))) == 0.5
-    assert share_of_leavings(recalled((0.9, False))) == share_of_leavings([]) == share_of_leavings(recalled((-1.0, True))) == 0
+    assert abandonment_rate(recalled((1.0, True), (0.5, False))) == pytest.approx(16 / 17)
+    assert abandonment_rate(recalled((0.5, True), (0.5, False), (-0.9, True))) == 0.5
+    assert abandonment_rate(recalled((0.9, False))) == abandonment_rate([]) == abandonment_rate(recalled((-1.0, True))) == 0
 
 
 def test_leavings_are_remembered_and_only_come_to_mind_if_asked_for(silent: str) -> None:
     with opened(silent) as user:
         assert user.store.stats().left > 10
         query = pairs_of(silent_talk(99), "Ann")[-1]
-        assert query.left
-        assert not any(r.triple.pair.left for r in user.store.recall(query, 50))
-        assert all(r.triple.pair.left for r in user.store.recall(query, 5, left=None))
-        assert all(r.triple.pair.left for r in user.store.recall(query, 50, left=True))
+        assert query.abandoned
+        assert not any(r.triple.pair.abandoned for r in user.store.recall(query, 50))
+        assert all(r.triple.pair.abandoned for r in user.store.recall(query, 5, left=None))
+        assert all(r.triple.pair.abandoned for r in user.store.recall(query, 50, left=True))
 
 
 def test_a_twin_leaves_where_the_person_left_and_stays_where_they_spoke(silent: str) -> None:
@@ -122,13 +125,13 @@ def test_the_threshold_leaves_at_most_as_often_as_the_person(silent_log: ChatLog
     split = split_pairs(silent_log, "Ann")
     with TripleStore(tmp_path / "m", FakeEmbedder()) as store:
         store.add([Triple(pair) for pair in split.corpus])
-        learned = learn_leaving(store, split.validation)
+        learned = fit_abandonment(store, split.validation)
         assert learned is not None
         moments = [pair for pair in split.validation if pair.position]
         near = store.recall_many(moments, NEIGHBOURS, before=[pair.when for pair in moments], left=None)
     left = [learned.leaves(found) for found in near]
-    assert 0 < sum(left) <= sum(pair.left for pair in moments)
-    assert left == [pair.left for pair in moments]  # told apart with ease, here
+    assert 0 < sum(left) <= sum(pair.abandoned for pair in moments)
+    assert left == [pair.abandoned for pair in moments]  # told apart with ease, here
     assert (learned.f1, learned.validation_moments) == (1.0, len(moments))
     assert 0 < learned.threshold < 1
 
@@ -137,47 +140,47 @@ def test_nothing_is_learned_from_too_few_leavings(log: ChatLog, tmp_path: Path) 
     split = split_pairs(log, "Ann")  # she always has the last word
     with TripleStore(tmp_path / "m", FakeEmbedder()) as store:
         store.add([Triple(pair) for pair in split.corpus])
-        assert learn_leaving(store, split.validation) is None
-    assert not any(pair.left for pair in (*split.corpus, *split.validation, *split.test))
+        assert fit_abandonment(store, split.validation) is None
+    assert not any(pair.abandoned for pair in (*split.corpus, *split.validation, *split.test))
 
 
 def test_where_leavings_come_to_mind_no_more_than_words_the_twin_stays(silent_log: ChatLog, tmp_path: Path) -> None:
     split = split_pairs(silent_log, "Ann")
-    same = [pair for pair in split.validation if pair.left]  # nothing but leavings: no share tells them from the rest
+    same = [pair for pair in split.validation if pair.abandoned]  # nothing but leavings: no share tells them from the rest
     other = [Pair("Ann", p.context, "x", "", p.conversation_id, p.position + 1, p.when) for p in same]
     with TripleStore(tmp_path / "m", FakeEmbedder()) as store:
         store.add([Triple(pair) for pair in split.corpus])
-        assert learn_leaving(store, [*same[:1], *other, *other]) is None
+        assert fit_abandonment(store, [*same[:1], *other, *other]) is None
 
 
 def test_when_it_leaves_is_the_same_when_loaded_again(silent: str, tmp_path: Path) -> None:
     path = tmp_path / "leaving.json"
-    Leaving(0.25, 0.5, 7, 30).save(path)
-    assert Leaving.load(path) == Leaving(0.25, 0.5, 7, 30)
-    assert Leaving.load(tmp_path / "none.json") is None
+    AbandonmentModel(0.25, 0.5, 7, 30).save(path)
+    assert AbandonmentModel.load(path) == AbandonmentModel(0.25, 0.5, 7, 30)
+    assert AbandonmentModel.load(tmp_path / "none.json") is None
     for damage in ("", "[]", "{}", json.dumps({"threshold": "high"})):
         path.write_text(damage)
         with pytest.raises(TwinError, match=r"leaving\.json: is damaged"):
-            Leaving.load(path)
+            AbandonmentModel.load(path)
 
 
 def test_leavings_get_no_traces_and_are_no_part_of_the_persona(silent_log: ChatLog) -> None:
     model = scripted("I wanted to travel", "I was in a hurry")
-    record = asyncio.run(learn("ann", silent_log, recipe(), embedder=FakeEmbedder(), model=model, scorer=FakeScorer()))
+    record = asyncio.run(alearn("ann", silent_log, recipe(), embedder=FakeEmbedder(), model=model, scorer=FakeScorer()))
     with TripleStore(twin_folder("ann"), FakeEmbedder()) as store:
-        assert all(t.provenance is None for t in store.triples() if t.pair.left)
-        assert all(t.provenance is not None for t in store.triples() if not t.pair.left)
+        assert all(t.provenance is None for t in store.triples() if t.pair.abandoned)
+        assert all(t.provenance is not None for t in store.triples() if not t.pair.abandoned)
     assert LEFT not in record.persona.sample_turns
-    spoken = [pair for pair in split_pairs(silent_log, "Ann").corpus if not pair.left]
+    spoken = [pair for pair in split_pairs(silent_log, "Ann").corpus if not pair.abandoned]
     assert f"Seen in {len(spoken)} turns" in record.persona.description
 
 
 def test_the_evaluation_measures_turns_and_judges_leavings(silent: str) -> None:
-    every = Protocol(limit=None, generate=0)
+    every = ReplayConfig(limit=None, generate=0)
     with opened(silent, "city 1") as user:
         result = asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=twin_folder(silent), protocol=every))
         held_out = split_pairs(ChatLog(tuple(map(silent_talk, range(28))), "test"), "Ann").test
-        assert result["turns"] == sum(not pair.left for pair in held_out)
+        assert result["turns"] == sum(not pair.abandoned for pair in held_out)
         assert result["ending"]["f1"]["value"] == 1.0
         assert result["ending"]["f1"]["n"] == len(held_out)
         user.leaving = None

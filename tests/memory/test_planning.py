@@ -12,18 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import Telling, recipe, small_conversation, small_log, telling
-from usertwin.memory import ChatModel, FakeEmbedder, FakeScorer, Price, Recipe, Triple, TripleStore, existing_twin, learn
-from usertwin.memory.models.chat import FREE
+from usertwin.memory import ChatModel, Recipe, Triple, TripleStore, alearn, existing_twin
+from usertwin.memory.models.chat import FREE, Price
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.propose import CONTEXT_TURNS, prompt_for
-from usertwin.memory.twin.learn_plan import Plan, plan
+from usertwin.memory.twin.learn_plan import CostEstimate, estimate_cost
 from usertwin.personas import ChatLog, LogError, UsageError, split_pairs
 
 WORDS = ("calm", "proud", "shy", "bold", "tense", "keen", "glum", "warm", "cool", "hurt", "glad", "stern", "wary", "mild")
 
 
-def reckoned(made: Recipe, log: ChatLog | None = None, **options: Any) -> Plan:
+def reckoned(made: Recipe, log: ChatLog | None = None, **options: Any) -> CostEstimate:
     """The plan of a learning of Ann by a model that continues text, one text a call, for nothing."""
-    return plan(log or small_log(), made, **({"style": "transcript", "together": False, "price": FREE} | options))
+    return estimate_cost(log or small_log(), made, **({"style": "transcript", "together": False, "price": FREE} | options))
 
 
 def honest(prompt: str, seed: int) -> str:
@@ -42,7 +44,7 @@ def learned(made: Recipe, model: ChatModel) -> list[Triple]:
     """The triples of a twin that was learned so; one model does everything."""
     judge = ChatModel("telling", model.chat, "instruction")
     asyncio.run(
-        learn("x", small_log(), made, embedder=FakeEmbedder(), model=model, scorer=FakeScorer(), actor=model, judge=judge)
+        alearn("x", small_log(), made, embedder=FakeEmbedder(), model=model, scorer=FakeScorer(), actor=model, judge=judge)
     )
     with TripleStore(existing_twin("x"), FakeEmbedder(), create=False) as store:
         return list(store.triples())
@@ -113,7 +115,7 @@ def test_a_model_that_writes_several_texts_for_one_reading_reads_once() -> None:
 
 def test_the_prompts_are_those_of_the_models_style() -> None:
     made = recipe(method="backward", max_traces=3)
-    pairs = [pair for pair in split_pairs(small_log(), "Ann", window=6).corpus if not pair.left][-3:]
+    pairs = [pair for pair in split_pairs(small_log(), "Ann", window=6).corpus if not pair.abandoned][-3:]
     for style in ("transcript", "instruction"):
         length = sum(len(prompt_for(style, pair, "Ann", "backward")) for pair in pairs)
         assert reckoned(made, style=style).usage.input_tokens == length // 4

@@ -12,7 +12,7 @@ import pytest
 from tiny_model import tiny_model
 
 from conftest import PAIR
-from usertwin.memory import Style
+from usertwin.memory.models.chat import Style
 from usertwin.memory.recon.propose import TRACE_TOKENS, as_trace, prompt_for
 from usertwin.memory.training.policy import (
     check_chat_template,

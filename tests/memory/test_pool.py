@@ -15,43 +15,46 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conftest import PAIR, Telling, telling
-from usertwin.memory import FakeScorer, Style
-from usertwin.memory.recon.fidelity import Gain
-from usertwin.memory.recon.guards import rejected_by
+from usertwin.memory.models.chat import Style
+from usertwin.memory.models.scoring import FakeScorer
+from usertwin.memory.recon.fidelity import LikelihoodGain
+from usertwin.memory.recon.guards import rejection_reason
 from usertwin.memory.recon.propose import MALFORMED, as_trace
 from usertwin.memory.training.candidate_pool import (
     LEAST_MARGIN,
-    Proposed,
-    chosen_rows,
+    ScoredCandidates,
     completion_of,
-    fill_pool,
-    preference_rows,
+    dpo_rows,
+    sample_candidates,
+    sft_rows,
 )
-from usertwin.memory.training.dataset import Lesson
+from usertwin.memory.training.dataset import TrainingExample
 from usertwin.memory.training.policy import prompt_of, text_of
-from usertwin.memory.training.rewards import Reward, Weights
+from usertwin.memory.training.rewards import Reward, RewardWeights
 from usertwin.personas import ModelError, UsageError
 
-LESSONS = [Lesson("log/Ann", replace(PAIR, conversation_id=f"talk-{place}", position=place)) for place in range(5)]
+LESSONS = [TrainingExample("log/Ann", replace(PAIR, conversation_id=f"talk-{place}", position=place)) for place in range(5)]
 #: What the model writes: of no use, a leak, good, nothing, and letters of several bytes.
 SAID = (" was there", " want the early train to Rome please", " wanted to go early", "", " fühlte mich wohl 🙂")
-WEIGHTS = Weights()
+WEIGHTS = RewardWeights()
 
 
 def writer() -> tuple[Any, Telling]:
     return telling(lambda prompt, seed: SAID[seed % len(SAID)])
 
 
-def filled(path: Path, model: Any, budget: int = 10_000, lessons: Sequence[Lesson] = LESSONS, **options: Any) -> list[Proposed]:
+def filled(
+    path: Path, model: Any, budget: int = 10_000, lessons: Sequence[TrainingExample] = LESSONS, **options: Any
+) -> list[ScoredCandidates]:
     told: dict[str, Any] = {"weights": WEIGHTS, "how": "backward", "group": 3, "seed": 0} | options
     return asyncio.run(
-        fill_pool(
-            path, lessons, model, Gain(FakeScorer()), rejected_by, budget=budget, count=lambda text: len(text.split()), **told
+        sample_candidates(
+            path, lessons, model, LikelihoodGain(FakeScorer()), rejection_reason, budget=budget, count=lambda text: len(text.split()), **told
         )
     )  # fmt: skip
 
 
-def whole_pool() -> tuple[bytes, list[Proposed]]:
+def whole_pool() -> tuple[bytes, list[ScoredCandidates]]:
     """A pool that nobody stopped, and what stands in its file."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "pool.jsonl")
@@ -84,7 +87,7 @@ def test_a_pool_that_is_damaged_is_read_as_it_may_be_or_refused_in_a_sentence(pl
     with TemporaryDirectory() as folder:
         path = Path(folder, "pool.jsonl")
         path.write_bytes(RAW[:place] + wrong + RAW[place + len(wrong) :])
-        found, refused = list[Proposed](), ""
+        found, refused = list[ScoredCandidates](), ""
         try:
             found = filled(path, writer()[0])
         except UsageError as error:
@@ -149,7 +152,7 @@ def test_every_trace_is_rewarded_and_its_tokens_counted() -> None:
     for one in POOL:
         assert len(one.traces) == len(one.rewards) == 3
         assert one.tokens == sum(len(trace.split()) + 1 for trace in one.traces)
-        assert [reward.rejected for reward in one.rewards] == [rejected_by(trace, one.lesson.pair) for trace in one.traces]
+        assert [reward.rejected for reward in one.rewards] == [rejection_reason(trace, one.lesson.pair) for trace in one.traces]
 
 
 @given(st.integers(1, sum(one.tokens for one in POOL) + 9))
@@ -176,8 +179,8 @@ def test_progress_goes_up_to_the_budget_and_not_beyond(tmp_path: Path) -> None:
 # What is learned -----------------------------------------------------------------------------------------------------
 
 
-def proposed(*told: tuple[str, Reward]) -> Proposed:
-    return Proposed(LESSONS[0], tuple(trace for trace, _ in told), tuple(reward for _, reward in told), 9)
+def proposed(*told: tuple[str, Reward]) -> ScoredCandidates:
+    return ScoredCandidates(LESSONS[0], tuple(trace for trace, _ in told), tuple(reward for _, reward in told), 9)
 
 
 def good(fidelity: float, score: float) -> Reward:
@@ -200,8 +203,8 @@ def test_what_is_learned_by_heart_or_preferred_was_rejected_by_no_guard(told: li
     helping = {
         json.dumps(completion_of(t, style)) for one in told for t, r in one.items() if r.rejected is None and (r.score or 0) > 0
     }
-    chosen = chosen_rows(pool, WEIGHTS, style, "backward")
-    preferred = preference_rows(pool, WEIGHTS, style, "backward")
+    chosen = sft_rows(pool, WEIGHTS, style, "backward")
+    preferred = dpo_rows(pool, WEIGHTS, style, "backward")
     assert {json.dumps(row["completion"]) for row in chosen} <= helping
     assert {json.dumps(row["chosen"]) for row in preferred} <= allowed
     assert all(row["chosen"] != row["rejected"] for row in preferred)
@@ -212,8 +215,8 @@ def test_what_is_learned_by_heart_or_preferred_was_rejected_by_no_guard(told: li
 def test_the_best_of_a_pair_is_learned_and_preferred_to_the_worst() -> None:
     pool = [proposed(("I was.", good(0.4, 0.1)), ("I felt.", good(0.9, 0.4)), ("I say: yes.", BAD))]
     prompt = prompt_of(LESSONS[0].pair, "transcript", "backward")
-    assert chosen_rows(pool, WEIGHTS, "transcript", "backward") == [{"prompt": prompt, "completion": " felt.\n"}]
-    [row] = preference_rows(pool, WEIGHTS, "transcript", "backward")
+    assert sft_rows(pool, WEIGHTS, "transcript", "backward") == [{"prompt": prompt, "completion": " felt.\n"}]
+    [row] = dpo_rows(pool, WEIGHTS, "transcript", "backward")
     assert row == {"prompt": prompt, "chosen": " felt.\n", "rejected": " say: yes.\n"}
 
 
@@ -222,8 +225,8 @@ def test_a_trace_that_leaks_is_the_worst_in_every_other_group_that_holds_one() -
     clean = proposed(("I was.", good(0.4, 0.1)), ("I felt.", good(0.9, 0.4)), ("I echo.", Reward(rejected="echoes_examples")))
     refused = proposed(("I say: yes.", BAD), ("I quote.", BAD))  # nothing is preferred to these, and they count for no turn
 
-    def worst(*pool: Proposed) -> list[str]:
-        return [row["rejected"] for row in preference_rows(pool, WEIGHTS, "transcript", "backward")]
+    def worst(*pool: ScoredCandidates) -> list[str]:
+        return [row["rejected"] for row in dpo_rows(pool, WEIGHTS, "transcript", "backward")]
 
     assert worst(*[leaking] * 4) == [" say: yes.\n", " was.\n"] * 2
     assert worst(clean, leaking, refused, clean, leaking, clean) == [" was.\n", " say: yes.\n", *[" was.\n"] * 3]
@@ -231,7 +234,7 @@ def test_a_trace_that_leaks_is_the_worst_in_every_other_group_that_holds_one() -
 
 def test_one_trace_that_is_allowed_is_preferred_to_one_that_leaks_and_to_nothing_else() -> None:
     one = proposed(("I felt.", good(0.9, 0.4)), ("I say: yes.", BAD))
-    rows = preference_rows([one] * 4, WEIGHTS, "transcript", "backward")
+    rows = dpo_rows([one] * 4, WEIGHTS, "transcript", "backward")
     assert [row["rejected"] for row in rows] == [" say: yes.\n"] * 2
 
 
@@ -245,7 +248,7 @@ def test_a_lean_counts_nearness_for_a_trace_or_against_it_and_then_what_leaks_is
     assert told[0.0] == told[-0.3] == ["I am.", "I felt.", "I was.", "I say: yes."]
     assert told[0.3] == ["I was.", "I felt.", "I am.", "I say: yes."]
     for lean, best in ((0.3, " was.\n"), (-0.3, " am.\n")):
-        rows = preference_rows([group] * 3, WEIGHTS, "transcript", "backward", lean)
+        rows = dpo_rows([group] * 3, WEIGHTS, "transcript", "backward", lean)
         assert [(row["chosen"], row["rejected"]) for row in rows] == [(best, " say: yes.\n")] * 3
 
 
@@ -266,17 +269,17 @@ def test_where_no_trace_helps_or_none_is_clearly_better_nothing_is_learned() -> 
     misleading = proposed(("I was.", good(0.4, -0.1)), ("I felt.", good(0.4 + LEAST_MARGIN / 2, 0.0)))
     rejected, alone = proposed(("I was.", BAD), ("I felt.", BAD)), proposed(("I was.", good(0.4, -0.1)))
     pool = [misleading, rejected, alone]
-    assert chosen_rows(pool, WEIGHTS, "transcript", "backward") == []
-    assert preference_rows(pool, WEIGHTS, "transcript", "backward") == []
+    assert sft_rows(pool, WEIGHTS, "transcript", "backward") == []
+    assert dpo_rows(pool, WEIGHTS, "transcript", "backward") == []
 
 
 def test_a_pool_that_was_read_teaches_what_one_that_was_made_does(tmp_path: Path) -> None:
     path = tmp_path / "pool.jsonl"
     path.write_bytes(RAW)
     read = filled(path, writer()[0])
-    for rows in (chosen_rows, preference_rows):
+    for rows in (sft_rows, dpo_rows):
         assert rows(read, WEIGHTS, "transcript", "backward") == rows(POOL, WEIGHTS, "transcript", "backward")
-    assert preference_rows(read, WEIGHTS, "transcript", "backward")
+    assert dpo_rows(read, WEIGHTS, "transcript", "backward")
 
 
 def test_rewards_stand_in_the_file_as_they_are() -> None:

@@ -12,13 +12,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conftest import scripted, telling
-from usertwin.memory import AnswerCache, ChatModel, Ledger, Price, Style, Usage
-from usertwin.memory.recon.guards import rejected_by
+from usertwin.memory import ChatModel
+from usertwin.memory.models.answer_cache import CompletionCache
+from usertwin.memory.models.chat import Ledger, Price, Style, Usage
+from usertwin.memory.recon.guards import rejection_reason
 from usertwin.memory.recon.propose import (
     CONTEXT_TURNS,
     MALFORMED,
-    PROPOSING,
-    Proposing,
+    PROPOSAL_MODES,
+    ProposalMode,
     cleaned,
     in_first_person,
     paraphrase,
@@ -61,8 +63,8 @@ def instructed(*answers: str) -> ChatModel:
     return replace(scripted(*answers), style="instruction")
 
 
-def traces(model: ChatModel, how: Proposing = "backward", n: int = 1, pair: Pair = PAIR, **options: Any) -> list[str]:
-    return asyncio.run(propose(model, pair, "Ann Smith", how=how, n=n, seed=0, **options))
+def traces(model: ChatModel, how: ProposalMode = "backward", n: int = 1, pair: Pair = PAIR, **options: Any) -> list[str]:
+    return asyncio.run(propose(model, pair, "Ann Smith", proposal_mode=how, n=n, seed=0, **options))
 
 
 def asked(model: ChatModel) -> list[str]:
@@ -70,7 +72,7 @@ def asked(model: ChatModel) -> list[str]:
     return model.chat.prompts
 
 
-def prompt_of(style: Style, how: Proposing, pair: Pair = PAIR, **facts: Any) -> str:
+def prompt_of(style: Style, how: ProposalMode, pair: Pair = PAIR, **facts: Any) -> str:
     model = replace(scripted("felt calm"), style=style, **facts)
     traces(model, how, pair=pair)
     (prompt,) = asked(model)
@@ -81,7 +83,7 @@ def prompt_of(style: Style, how: Proposing, pair: Pair = PAIR, **facts: Any) -> 
 
 
 def test_there_are_four_ways_and_no_other() -> None:
-    assert PROPOSING == ("backward", "forward", "scaffolded", "search")
+    assert PROPOSAL_MODES == ("backward", "forward", "scaffolded", "search")
     model = scripted("felt calm")
     with pytest.raises(
         UsageError, match='"sideways" is no way to propose traces; there are backward, forward, scaffolded, search'
@@ -106,8 +108,8 @@ def test_a_scaffolded_transcript_begins_its_note_with_a_lens() -> None:
     assert end == f"{MOMENT}\nMe: {ACTION}\nSeen by {LENSES[0]}, I"
 
 
-@pytest.mark.parametrize("how", PROPOSING)
-def test_the_examples_of_a_transcript_prompt_are_notes_on_other_moments_in_the_same_words(how: Proposing) -> None:
+@pytest.mark.parametrize("how", PROPOSAL_MODES)
+def test_the_examples_of_a_transcript_prompt_are_notes_on_other_moments_in_the_same_words(how: ProposalMode) -> None:
     *examples, end = prompt_of("transcript", how).split("\n\n")
     opening = end.splitlines()[-1]
     assert len(examples) == 4
@@ -126,23 +128,23 @@ def test_the_drafts_of_a_search_are_asked_for_backward(style: Style) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("how", PROPOSING)
-def test_the_prompt_is_the_one_whose_version_is_stored(style: Style, how: Proposing) -> None:
+@pytest.mark.parametrize("how", PROPOSAL_MODES)
+def test_the_prompt_is_the_one_whose_version_is_stored(style: Style, how: ProposalMode) -> None:
     text = proposal_template(replace(scripted(), style=style), how).text
     assert prompt_of(style, how).startswith(text.split("{{", maxsplit=1)[0])
 
 
 @pytest.mark.parametrize("structured", [True, False])
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("how", PROPOSING)
-def test_a_prompt_can_be_had_without_asking(style: Style, how: Proposing, structured: bool) -> None:
+@pytest.mark.parametrize("how", PROPOSAL_MODES)
+def test_a_prompt_can_be_had_without_asking(style: Style, how: ProposalMode, structured: bool) -> None:
     lens = LENSES[0] if how == "scaffolded" else ""
     told = prompt_for(style, PAIR, "Ann Smith", how, lens=lens, structured=structured)
     assert told == prompt_of(style, how, structured=structured)
 
 
-@pytest.mark.parametrize("how", PROPOSING)
-def test_an_instructed_model_is_told_who_what_and_what_only_they_knew(how: Proposing) -> None:
+@pytest.mark.parametrize("how", PROPOSAL_MODES)
+def test_an_instructed_model_is_told_who_what_and_what_only_they_knew(how: ProposalMode) -> None:
     prompt = prompt_of("instruction", how)
     for told in ("Ann Smith", GOAL, MOMENT, "first person", "at most 60 words"):
         assert told in prompt
@@ -154,23 +156,23 @@ def test_an_instructed_model_is_told_who_what_and_what_only_they_knew(how: Propo
     assert not any(mark in prompt for mark in ("{{", "{%", "}}"))
 
 
-@pytest.mark.parametrize("how", PROPOSING)
-def test_an_instructed_model_is_told_of_a_first_turn_without_a_goal(how: Proposing) -> None:
+@pytest.mark.parametrize("how", PROPOSAL_MODES)
+def test_an_instructed_model_is_told_of_a_first_turn_without_a_goal(how: ProposalMode) -> None:
     prompt = prompt_of("instruction", how, replace(PAIR, context=(), goal=""))
     assert "(Ann Smith speaks first.)" in prompt
     assert "What only" not in prompt
 
 
-@pytest.mark.parametrize("how", PROPOSING)
-def test_a_transcript_can_be_of_a_first_turn_without_a_goal(how: Proposing) -> None:
+@pytest.mark.parametrize("how", PROPOSAL_MODES)
+def test_a_transcript_can_be_of_a_first_turn_without_a_goal(how: ProposalMode) -> None:
     end = prompt_of("transcript", how, replace(PAIR, context=(), goal="")).split("\n\n", 4)[-1].lstrip("\n")
     assert "Them:" not in end
     assert end.startswith("Before I answered, I" if how == "forward" else f"Me: {ACTION}\n")
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("how", PROPOSING)
-def test_only_the_latest_turns_are_shown(style: Style, how: Proposing) -> None:
+@pytest.mark.parametrize("how", PROPOSAL_MODES)
+def test_only_the_latest_turns_are_shown(style: Style, how: ProposalMode) -> None:
     turns = tuple(Turn("Bob", "agent", f"turn number {number}.") for number in range(CONTEXT_TURNS + 1))
     prompt = prompt_of(style, how, replace(PAIR, context=turns))
     assert "turn number 0." not in prompt
@@ -189,10 +191,10 @@ def test_a_forward_prompt_never_has_the_action_in_it(action: str, goal: str, sai
     assert "⟦" in prompt_of(style, "backward", pair)
 
 
-@given(st.text(), st.text(), st.sampled_from(STYLES), st.sampled_from(PROPOSING))
+@given(st.text(), st.text(), st.sampled_from(STYLES), st.sampled_from(PROPOSAL_MODES))
 @example("{{ 1 + 1 }}", "{% include 'x' %}", "instruction", "backward")
 def test_any_moment_can_be_asked_about_and_none_is_read_as_template_code(
-    action: str, said: str, style: Style, how: Proposing
+    action: str, said: str, style: Style, how: ProposalMode
 ) -> None:
     model = replace(scripted("felt calm"), style=style)
     pair = replace(PAIR, context=(Turn("Bob", "agent", said),), action=action, goal=said)
@@ -221,8 +223,8 @@ def test_an_instructed_model_is_told_the_lens_and_only_where_it_is_scaffolded() 
         assert "Explain it by" not in prompt_of("instruction", how)
 
 
-@pytest.mark.parametrize("how", PROPOSING)
-def test_no_traces_ask_nobody(how: Proposing) -> None:
+@pytest.mark.parametrize("how", PROPOSAL_MODES)
+def test_no_traces_ask_nobody(how: ProposalMode) -> None:
     model = scripted("felt calm")
     assert traces(model, how, 0) == []
     assert asked(model) == []
@@ -309,19 +311,19 @@ def test_nothing_written_is_nothing(answer: str, style: Style) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("how", PROPOSING)
-def test_a_model_that_repeats_its_prompt_is_noticed(style: Style, how: Proposing) -> None:
+@pytest.mark.parametrize("how", PROPOSAL_MODES)
+def test_a_model_that_repeats_its_prompt_is_noticed(style: Style, how: ProposalMode) -> None:
     model, _ = telling(lambda prompt, _: prompt, style)
     examples = proposal_template(model, how).text
     for trace in traces(model, how, 3):
-        assert rejected_by(trace, PAIR, examples) in {"echoes_examples", "too_long", "quotes_action"}
+        assert rejection_reason(trace, PAIR, examples) in {"echoes_examples", "too_long", "quotes_action"}
 
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("answer", ["word " * 10_000, "so, " * 10_000, "well. " * 10_000, "<a " * 10_000, "日" * 10_000])
 def test_ten_thousand_tokens_come_back_as_one_line_that_is_too_long(style: Style, answer: str) -> None:
     (trace,) = traces(replace(scripted(answer), style=style))
-    assert rejected_by(trace, PAIR) == "too_long"
+    assert rejection_reason(trace, PAIR) == "too_long"
     assert len(trace.splitlines()) == 1
 
 
@@ -415,7 +417,7 @@ def test_an_object_is_asked_for_where_the_model_can_be_held_to_one() -> None:
 
 
 @pytest.mark.parametrize(("how", "n"), [("backward", 3), ("forward", 2), ("scaffolded", 4), ("search", 1)])
-def test_each_text_is_a_call_and_its_tokens_are_counted(how: Proposing, n: int) -> None:
+def test_each_text_is_a_call_and_its_tokens_are_counted(how: ProposalMode, n: int) -> None:
     model, ledger = replace(scripted("felt very calm"), price=Price(2.0, 100.0)), Ledger()
     traces(model, how, n, ledger=ledger)
     read = sum(len(prompt.split()) for prompt in asked(model))
@@ -425,7 +427,7 @@ def test_each_text_is_a_call_and_its_tokens_are_counted(how: Proposing, n: int) 
 
 
 def test_what_was_asked_before_is_not_asked_again(tmp_path: Any) -> None:
-    answers = AnswerCache(tmp_path / "answers.sqlite")
+    answers = CompletionCache(tmp_path / "answers.sqlite")
     model, ledger = replace(scripted("felt calm", "felt tired", "felt bored"), answers=answers), Ledger()
     found = traces(model, n=2, ledger=ledger)
     assert traces(model, n=2, ledger=ledger) == found == ["I felt calm", "I felt tired"]
@@ -457,7 +459,7 @@ def test_a_model_that_does_not_answer_is_named() -> None:
         raise ConnectionError("nobody there")
 
     model, _ = telling(fail)
-    for how in PROPOSING:
+    for how in PROPOSAL_MODES:
         with pytest.raises(ModelError, match='"telling" did not answer: ConnectionError: nobody there'):
             traces(model, how, 2)
 

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from usertwin.memory import FakeEmbedder, Ranking, Triple, TripleStore
-from usertwin.memory.store.ranking import SIMILARITY, WordIndex, choose, tokens_of, within
+from usertwin.memory import Ranking, Triple, TripleStore
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.store.ranking import SIMILARITY, WordIndex, choose, fit_token_budget, tokens_of
 from usertwin.personas import Pair, Turn, UsageError
 
 DIMENSION = 8
@@ -303,7 +304,7 @@ def test_the_limit_lets_whole_triples_through_from_the_first_until_one_does_not_
     lengths: list[int], tokens: int | None
 ) -> None:
     made = [Triple(Pair("Ann", (), "x" * length, "", "c", n, 0.0)) for n, length in enumerate(lengths)]
-    count = within(Ranking(tokens=tokens), made)
+    count = fit_token_budget(Ranking(tokens=tokens), made)
     sums = np.cumsum([0, *map(tokens_of, made)]).tolist()
     assert count == len(made) if tokens is None else count >= min(1, len(made))
     if tokens is not None:

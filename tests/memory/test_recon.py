@@ -15,32 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ACTION, PAIR, Telling, WeighingScorer, telling
-from usertwin.memory import (
-    METHODS,
-    AnswerCache,
-    Candidate,
-    ChatModel,
-    Distractors,
-    FakeEmbedder,
-    FakeScorer,
-    Gain,
-    Judged,
-    Likelihood,
-    Method,
-    Price,
-    Prior,
-    Provenance,
-    Style,
-    Synthesizer,
-    Triple,
-    TripleStore,
-    select,
-)
-from usertwin.memory.recon.fidelity import gains
-from usertwin.memory.recon.guards import LEAST_KEPT, LONGEST_TRACE, REASONS, rejected_by
-from usertwin.memory.recon.propose import PROPOSING, Proposing, proposal_template
-from usertwin.memory.recon.synthesizer import DEFAULT_CANDIDATES, ROUNDS, backward_trace, in_order
+from usertwin.memory import ChatModel, LikelihoodGain, Provenance, Synthesizer, Triple, TripleStore
+from usertwin.memory.models.answer_cache import CompletionCache
+from usertwin.memory.models.chat import Price, Style
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer, Likelihood
+from usertwin.memory.recon.distractors import Distractors
+from usertwin.memory.recon.fidelity import PriorCorrectedGain, gains
+from usertwin.memory.recon.guards import LEAST_KEPT, LONGEST_TRACE, REASONS, rejection_reason
+from usertwin.memory.recon.judged_fidelity import JudgeFidelity
+from usertwin.memory.recon.propose import PROPOSAL_MODES, ProposalMode, proposal_template
+from usertwin.memory.recon.synthesizer import DEFAULT_CANDIDATES, METHODS, ROUNDS, Method, backward_trace, in_order, select
 from usertwin.memory.text.words import word_tokens
+from usertwin.memory.triples import Candidate
 from usertwin.personas import ModelError, Pair, Turn, UsageError
 
 WEIGHTS = {"mornings": 0.5, "polite": 0.2, "bored": -0.5, "lost": -0.1}
@@ -59,7 +46,7 @@ def writing(*traces: str, style: Style = "instruction", **facts: Any) -> tuple[C
 
 
 def make(model: ChatModel | None, method: Method = "recon", *, seed: int = 0, pair: Pair = PAIR, **options: Any) -> Triple:
-    options.setdefault("fidelity", Gain(WeighingScorer(WEIGHTS)))
+    options.setdefault("fidelity", LikelihoodGain(WeighingScorer(WEIGHTS)))
     return asyncio.run(Synthesizer(method, model, **options).synthesize(pair, "Ann", seed=seed))
 
 
@@ -174,7 +161,7 @@ def test_a_random_choice_goes_by_the_seed_and_the_pair() -> None:
 
 def test_a_copied_action_is_rejected_and_counted_and_never_scored() -> None:
     scorer = WeighingScorer(WEIGHTS)
-    triple = make(writing(COPY, FAIR, "", POOR, EVEN)[0], candidates=3, fidelity=Gain(scorer))
+    triple = make(writing(COPY, FAIR, "", POOR, EVEN)[0], candidates=3, fidelity=LikelihoodGain(scorer))
     assert triple.reasoning == FAIR
     assert dict(told(triple).rejected) == {"quotes_action": 1, "empty": 1, "misleads": 1}
     assert not any(COPY in prompt for call in scorer.calls for prompt, _ in call)
@@ -193,7 +180,7 @@ def test_the_provenance_says_where_the_trace_came_from() -> None:
         seed=5,
         candidates=2,
         rejected={"misleads": 1},
-        how="backward",
+        proposal_mode="backward",
         proposals=(Candidate(GOOD, pytest.approx(0.5), None), Candidate(POOR, pytest.approx(-0.5), "misleads")),
         measured={},
         cost=told(make(writing(GOOD, POOR)[0], candidates=2)).cost,
@@ -201,7 +188,7 @@ def test_the_provenance_says_where_the_trace_came_from() -> None:
     versions = {
         told(make(writing(GOOD, style=style)[0], how=how, candidates=1)).prompt_version
         for style in get_args(Style)
-        for how in PROPOSING
+        for how in PROPOSAL_MODES
         if how != "search"
     }
     assert {version.split("/")[0] for version in versions} == {
@@ -213,18 +200,18 @@ def test_the_provenance_says_where_the_trace_came_from() -> None:
     }
 
 
-@pytest.mark.parametrize("how", PROPOSING)
-def test_whichever_way_traces_are_proposed_the_best_is_kept(how: Proposing) -> None:
+@pytest.mark.parametrize("how", PROPOSAL_MODES)
+def test_whichever_way_traces_are_proposed_the_best_is_kept(how: ProposalMode) -> None:
     model, chat = writing(FAIR, GOOD)
     triple = make(model, how=how, candidates=2, calls=2)
-    assert (triple.reasoning, told(triple).how) == (GOOD, how)
+    assert (triple.reasoning, told(triple).proposal_mode) == (GOOD, how)
     assert ("The reply:" in chat.prompts[0]) == (how != "forward")
 
 
 def test_backward_takes_the_first_and_scores_nothing() -> None:
     scorer = WeighingScorer(WEIGHTS)
     model, chat = writing(POOR, GOOD)
-    triple = make(model, "backward", fidelity=Gain(scorer), candidates=4)
+    triple = make(model, "backward", fidelity=LikelihoodGain(scorer), candidates=4)
     assert (triple.reasoning, triple.score) == (POOR, None)
     provenance = told(triple)
     assert (provenance.method, provenance.scorer, provenance.candidates) == ("backward", None, 1)
@@ -239,7 +226,7 @@ def test_backward_needs_no_scorer_and_none_needs_no_model() -> None:
 def test_no_traces_asks_nobody() -> None:
     scorer = WeighingScorer(WEIGHTS)
     model, chat = writing(GOOD)
-    assert make(model, "none", fidelity=Gain(scorer), scorer=scorer) == Triple(PAIR)
+    assert make(model, "none", fidelity=LikelihoodGain(scorer), scorer=scorer) == Triple(PAIR)
     assert (chat.asked, scorer.calls) == ([], [])
 
 
@@ -262,7 +249,7 @@ def test_where_all_are_rejected_it_is_tried_three_times_and_the_triple_says_why_
 ) -> None:
     scorer = WeighingScorer(WEIGHTS)
     model, chat = writing(COPY)
-    triple = make(model, method, candidates=3, fidelity=Gain(scorer), scorer=scorer)
+    triple = make(model, method, candidates=3, fidelity=LikelihoodGain(scorer), scorer=scorer)
     assert (triple.reasoning, triple.score, scorer.calls) == (None, None, [])
     assert triple.pair is PAIR
     assert ROUNDS == 3
@@ -292,13 +279,15 @@ def test_a_trace_that_predicts_the_action_worse_than_none_is_rejected_and_one_th
     triple = make(writing(POOR, EVEN)[0], candidates=2)
     assert (triple.reasoning, triple.score) == (EVEN, 0)
     assert make(writing(POOR)[0], "backward").reasoning == POOR  # nobody looked
-    assert make(writing(POOR)[0], fidelity=Prior(WeighingScorer(WEIGHTS))).reasoning == POOR  # that score has no floor
+    assert (
+        make(writing(POOR)[0], fidelity=PriorCorrectedGain(WeighingScorer(WEIGHTS))).reasoning == POOR
+    )  # that score has no floor
 
 
 def test_a_trace_that_leans_on_the_words_of_the_action_gives_way_to_the_next_best() -> None:
     scorer = WeighingScorer(WEIGHTS)
-    assert rejected_by(LEANING, PAIR) is None
-    triple = make(writing(LEANING, EVEN, FAIR)[0], candidates=3, fidelity=Gain(scorer, novel=False), scorer=scorer)
+    assert rejection_reason(LEANING, PAIR) is None
+    triple = make(writing(LEANING, EVEN, FAIR)[0], candidates=3, fidelity=LikelihoodGain(scorer, novel=False), scorer=scorer)
     provenance = told(triple)
     assert provenance.proposals[0].score == pytest.approx(0.2 + 2 / 7)
     assert [one.rejected for one in provenance.proposals] == ["leans_on_words", None, None]
@@ -321,7 +310,7 @@ def test_half_of_the_gain_is_enough() -> None:
     assert LEAST_KEPT == 0.5
     for weight, kept in ((2 / 7 + 0.01, True), (2 / 7 - 0.01, False)):
         scorer = WeighingScorer({"polite": weight})
-        triple = make(writing(LEANING)[0], candidates=1, fidelity=Gain(scorer), scorer=scorer)
+        triple = make(writing(LEANING)[0], candidates=1, fidelity=LikelihoodGain(scorer), scorer=scorer)
         assert (triple.reasoning is not None) == kept
 
 
@@ -331,7 +320,7 @@ def test_what_is_measured_takes_no_part_in_the_choice_and_tells_the_audit() -> N
     scorer = WeighingScorer({"mornings": 0.5}, copied=0.1)
     distractors = Distractors(others, FakeEmbedder())
     for trace, gives_away in (("I liked mornings with an early start.", 1.0), (FAIR, 0.0)):
-        triple = make(writing(trace)[0], candidates=1, scorer=scorer, fidelity=Gain(scorer), distractors=distractors)
+        triple = make(writing(trace)[0], candidates=1, scorer=scorer, fidelity=LikelihoodGain(scorer), distractors=distractors)
         assert triple.reasoning == trace
         assert told(triple).measured["gives_away"] == gives_away
 
@@ -355,7 +344,7 @@ def test_a_kept_trace_never_shares_five_words_with_the_action() -> None:
 
 @pytest.mark.parametrize("style", get_args(Style))
 @pytest.mark.parametrize("how", ["backward", "forward", "scaffolded"])
-def test_a_trace_that_repeats_its_prompt_is_rejected(style: Style, how: Proposing) -> None:
+def test_a_trace_that_repeats_its_prompt_is_rejected(style: Style, how: ProposalMode) -> None:
     examples = proposal_template(ChatModel("x", writing("")[1], style), how).text
     echo = "I saw " + " ".join(word_tokens(examples.splitlines()[0])[:8])
     triple = make(writing(echo, style=style)[0], how=how, candidates=1)
@@ -376,9 +365,9 @@ STRANGE: dict[str, Callable[[str, int], str]] = {
 
 @pytest.mark.parametrize("say", STRANGE.values(), ids=STRANGE)
 @pytest.mark.parametrize("style", get_args(Style))
-@pytest.mark.parametrize("how", PROPOSING)
+@pytest.mark.parametrize("how", PROPOSAL_MODES)
 def test_a_model_that_writes_no_trace_leaves_the_pair_without_one_and_a_reason(
-    say: Callable[[str, int], str], style: Style, how: Proposing
+    say: Callable[[str, int], str], style: Style, how: ProposalMode
 ) -> None:
     triple = make(telling(say, style)[0], how=how, candidates=2, calls=4, scorer=FakeScorer(), embedder=FakeEmbedder())
     assert (triple.pair, triple.reasoning, triple.score) == (PAIR, None, None)
@@ -386,9 +375,9 @@ def test_a_model_that_writes_no_trace_leaves_the_pair_without_one_and_a_reason(
     assert sum(told(triple).rejected.values()) == told(triple).candidates > 0
 
 
-@pytest.mark.parametrize("how", PROPOSING)
+@pytest.mark.parametrize("how", PROPOSAL_MODES)
 @pytest.mark.parametrize("answer", ['{"noticed": "it', '{"answer": 42}'])
-def test_a_broken_object_is_no_trace(answer: str, how: Proposing) -> None:
+def test_a_broken_object_is_no_trace(answer: str, how: ProposalMode) -> None:
     triple = make(writing(answer)[0], how=how, candidates=2, calls=4)
     assert (triple.reasoning, set(told(triple).rejected)) == (None, {"malformed"})
 
@@ -410,7 +399,7 @@ def test_any_moment_is_kept_with_a_reason_and_never_with_a_copy(action: str, why
     pair = replace(PAIR, action=action, context=(Turn("Bob", "agent", context),), goal="")
     scorer = FakeScorer()
     options: dict[str, Any] = {
-        "fidelity": Gain(scorer), "scorer": scorer, "embedder": FakeEmbedder(), "pair": pair, "candidates": 2,
+        "fidelity": LikelihoodGain(scorer), "scorer": scorer, "embedder": FakeEmbedder(), "pair": pair, "candidates": 2,
         "distractors": Distractors([replace(pair, action="no", conversation_id="other")], FakeEmbedder()),
     }  # fmt: skip
     triple = make(writing("I was glad and wanted to be quick.")[0], **options)
@@ -442,7 +431,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     for candidates, calls in ((0, 12), (-1, 12), (4, 1)):
         with pytest.raises(UsageError, match=f"{candidates} candidates and {calls} calls: at least one candidate, and two"):
             make(model, candidates=candidates, calls=calls)
-    judged = Judged(model, model)
+    judged = JudgeFidelity(model, model)
     with pytest.raises(UsageError, match="a search compares scores of different steps"):
         make(model, how="search", fidelity=judged)
     with pytest.raises(UsageError, match="27 proposals for a judge to compare: at most 26"):
@@ -464,7 +453,7 @@ def test_a_model_that_does_not_answer_and_a_scorer_that_fails_are_heard() -> Non
         raise ConnectionError("nobody there")
 
     with pytest.raises(ModelError, match="no weights here"):
-        make(writing(GOOD)[0], fidelity=Gain(Broken()))
+        make(writing(GOOD)[0], fidelity=LikelihoodGain(Broken()))
     with pytest.raises(ModelError, match="no weights here"):
         make(writing(GOOD)[0], "longest", scorer=Broken())
     with pytest.raises(ModelError, match='"telling" did not answer: ConnectionError: nobody there'):
@@ -484,7 +473,7 @@ provenances = st.builds(
     seed=st.integers(-(2**53), 2**53),
     candidates=st.integers(0, 99),
     rejected=st.dictionaries(st.sampled_from(sorted(REASONS)), st.integers(1, 99)),
-    how=st.sampled_from(PROPOSING),
+    how=st.sampled_from(PROPOSAL_MODES),
     proposals=st.lists(st.builds(Candidate, texts, st.none() | numbers, st.none() | texts), max_size=3).map(tuple),
     measured=st.dictionaries(texts, numbers, max_size=3),
     cost=st.dictionaries(texts, st.none() | numbers | st.integers(0, 10**9), max_size=3),
@@ -512,7 +501,7 @@ def test_what_an_earlier_version_did_not_write_is_empty() -> None:
 def test_a_synthesized_triple_survives_json_and_the_memory(tmp_path: Path) -> None:
     scorer = WeighingScorer(WEIGHTS)
     model, _ = writing(COPY, GOOD, "", POOR, "a " * 130, FAIR, EVEN, price=Price(0.1, 0.4))
-    triple = make(model, candidates=4, fidelity=Gain(scorer), scorer=scorer)
+    triple = make(model, candidates=4, fidelity=LikelihoodGain(scorer), scorer=scorer)
     provenance = told(triple)
     assert Provenance.from_json(json.loads(json.dumps(provenance.to_json()))) == provenance
     assert dict(provenance.rejected) == {"quotes_action": 1, "empty": 1, "too_long": 1, "misleads": 1}
@@ -526,7 +515,7 @@ def test_a_synthesized_triple_survives_json_and_the_memory(tmp_path: Path) -> No
 
 
 def test_the_cost_counts_what_was_written_and_what_was_known(tmp_path: Path) -> None:
-    answers = AnswerCache(tmp_path / "answers.sqlite")
+    answers = CompletionCache(tmp_path / "answers.sqlite")
     model, chat = writing(COPY, GOOD, FAIR, price=Price(1.0, 10.0), answers=answers)
     first = told(make(model, candidates=2)).cost
     read = sum(len(prompt.split()) for prompt in chat.prompts)

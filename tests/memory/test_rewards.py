@@ -13,15 +13,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ACTION, PAIR, Meanings, WeighingScorer
-from usertwin.memory import FakeScorer, Ledger
-from usertwin.memory.recon.fidelity import Gain, Scored
-from usertwin.memory.recon.guards import LONGEST_TRACE, SAME_MEANING, rejected_by
-from usertwin.memory.training.downstream_reward import Downstream
-from usertwin.memory.training.rewards import CLIP, SHAPES, TOLERATED_MEANING, Reward, Shape, Weights, rewards_of, weights_from
+from usertwin.memory.models.chat import Ledger
+from usertwin.memory.models.scoring import FakeScorer
+from usertwin.memory.recon.fidelity import LikelihoodGain, ScoredTraces
+from usertwin.memory.recon.guards import LONGEST_TRACE, SAME_MEANING, rejection_reason
+from usertwin.memory.training.downstream_reward import DownstreamReward
+from usertwin.memory.training.rewards import (
+    CLIP,
+    SHAPES,
+    TOLERATED_MEANING,
+    Reward,
+    RewardWeights,
+    Shape,
+    compute_rewards,
+    parse_weights,
+)
 from usertwin.personas import Pair, UsageError, VerdictError
 
 TERMS = ("fidelity", "leak", "length", "format")
-EVEN = Weights(1.0, 1.0, 1.0, 1.0)
+EVEN = RewardWeights(1.0, 1.0, 1.0, 1.0)
 
 
 class Known:
@@ -33,16 +43,20 @@ class Known:
         self.comparable, self.asked = comparable, list[list[str]]()
         self._scores = scores
 
-    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+    async def score(
+        self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
+    ) -> list[ScoredTraces]:
         """See `Fidelity.score`."""
         self.asked.append(list(traces))
-        return [Scored(self._scores[trace]) for trace in traces]
+        return [ScoredTraces(self._scores[trace]) for trace in traces]
 
 
 class Undecided(Known):
     """A judge of whose verdicts none can be read."""
 
-    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+    async def score(
+        self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
+    ) -> list[ScoredTraces]:
         """See `Fidelity.score`."""
         raise VerdictError("no verdict")
 
@@ -57,7 +71,7 @@ def rewarded(
 ) -> list[Reward]:
     known = Known(scores, comparable=comparable)
     finished = [True] * len(traces)
-    return asyncio.run(rewards_of(PAIR, traces, finished, fidelity=known, guard=allowed, shape=shape))
+    return asyncio.run(compute_rewards(PAIR, traces, finished, fidelity=known, guard=allowed, shape=shape))
 
 
 def fidelities(scores: Sequence[float], shape: Shape = "clipped", comparable: bool = True) -> list[float]:
@@ -79,11 +93,11 @@ def test_terms_lie_between_0_and_1_and_are_0_for_a_trace_that_is_rejected(
 ) -> None:
     finished = data.draw(st.lists(st.booleans(), min_size=len(traces), max_size=len(traces)))
     found = asyncio.run(
-        rewards_of(PAIR, traces, finished, fidelity=Gain(FakeScorer()), guard=rejected_by, shape=shape)
+        compute_rewards(PAIR, traces, finished, fidelity=LikelihoodGain(FakeScorer()), guard=rejection_reason, shape=shape)
     )  # fmt: skip
     for trace, ended, one in zip(traces, finished, found, strict=True):
         terms = [getattr(one, name) for name in TERMS]
-        assert one.rejected == rejected_by(trace, PAIR)
+        assert one.rejected == rejection_reason(trace, PAIR)
         if one.rejected is None:
             assert all(0 <= term <= 1 for term in terms)
             assert one.fidelity > 0 or shape == "clipped"
@@ -107,15 +121,15 @@ def test_a_better_score_is_never_worth_less_and_an_equal_one_is_worth_the_same(
 def test_no_weights_make_a_rejected_trace_worth_more_than_one_that_is_allowed() -> None:
     leaking, honest = "I want the early train to Rome please", "I was in a hurry"
     found = asyncio.run(
-        rewards_of(PAIR, [leaking, honest], [True, False], fidelity=Known({honest: -9.0}), guard=rejected_by)
+        compute_rewards(PAIR, [leaking, honest], [True, False], fidelity=Known({honest: -9.0}), guard=rejection_reason)
     )  # fmt: skip
     assert found[0].rejected == "quotes_action"
-    for weights in (EVEN, Weights(9.0, 0.0, 0.0, 0.0), Weights(0.1, 0.0, 0.0, 9.0)):
+    for weights in (EVEN, RewardWeights(9.0, 0.0, 0.0, 0.0), RewardWeights(0.1, 0.0, 0.0, 9.0)):
         assert found[0].total(weights) <= found[1].total(weights)
 
 
 def test_the_total_is_the_weighted_sum() -> None:
-    assert Reward(0.5, 0.25, 1.0, 0.0).total(Weights(2.0, 4.0, 8.0, 16.0)) == 1.0 + 1.0 + 8.0
+    assert Reward(0.5, 0.25, 1.0, 0.0).total(RewardWeights(2.0, 4.0, 8.0, 16.0)) == 1.0 + 1.0 + 8.0
 
 
 # Fidelity ------------------------------------------------------------------------------------------------------------
@@ -137,7 +151,7 @@ def test_scores_that_cannot_be_compared_are_ranked_whatever_the_shape() -> None:
 
 def test_a_rank_is_among_those_that_are_allowed() -> None:
     found = asyncio.run(
-        rewards_of(
+        compute_rewards(
             PAIR, ["a", "bad", "b"], [True] * 3, fidelity=Known({"a": 1.0, "b": 2.0}), shape="rank",
             guard=lambda trace, pair: "empty" if trace == "bad" else None,
         )
@@ -147,21 +161,21 @@ def test_a_rank_is_among_those_that_are_allowed() -> None:
 
 def test_a_trace_that_came_twice_is_scored_once_and_worth_the_same_twice() -> None:
     known = Known({"a": 0.1, "b": 0.2})
-    found = asyncio.run(rewards_of(PAIR, ["a", "b", "a"], [True] * 3, fidelity=known, guard=allowed))
+    found = asyncio.run(compute_rewards(PAIR, ["a", "b", "a"], [True] * 3, fidelity=known, guard=allowed))
     assert known.asked == [["a", "b"]]
     assert found[0] == found[2] != found[1]
 
 
 def test_where_all_are_rejected_nobody_is_asked() -> None:
     known = Known({})
-    found = asyncio.run(rewards_of(PAIR, ["a", "b"], [True] * 2, fidelity=known, guard=lambda trace, pair: "new_words"))
+    found = asyncio.run(compute_rewards(PAIR, ["a", "b"], [True] * 2, fidelity=known, guard=lambda trace, pair: "new_words"))
     assert found == [Reward(rejected="new_words")] * 2
     assert known.asked == []
 
 
 def test_without_a_verdict_all_that_are_allowed_are_worth_the_same() -> None:
     undecided = Undecided({}, comparable=False)
-    found = asyncio.run(rewards_of(PAIR, ["one word", "two words"], [True] * 2, fidelity=undecided, guard=allowed))
+    found = asyncio.run(compute_rewards(PAIR, ["one word", "two words"], [True] * 2, fidelity=undecided, guard=allowed))
     assert found[0].fidelity == found[1].fidelity
     assert [one.score for one in found] == [0.0, 0.0]
 
@@ -175,7 +189,7 @@ def test_a_trace_is_worth_less_the_more_of_the_new_words_it_has() -> None:
     clean = [one.leak for one in rewarded(dict.fromkeys(traces, 0.0), traces)]
     assert clean == [1.0] * 4  # they are not new where the action has none of them
     known = Known(dict.fromkeys(traces, 0.0))
-    found = asyncio.run(rewards_of(pair, traces, [True] * 4, fidelity=known, guard=allowed))
+    found = asyncio.run(compute_rewards(pair, traces, [True] * 4, fidelity=known, guard=allowed))
     assert [one.leak for one in found] == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0])
 
 
@@ -190,7 +204,7 @@ def test_a_trace_is_worth_less_the_nearer_one_of_its_sentences_comes_to_what_the
     known = Known({"I was off. It was late": 0.0})
     for pair in (PAIR, said):  # whatever was said before: worth less is not yet rejected
         found = asyncio.run(
-            rewards_of(pair, ["I was off. It was late"], [True], fidelity=known, guard=allowed, embedder=embedder)
+            compute_rewards(pair, ["I was off. It was late"], [True], fidelity=known, guard=allowed, embedder=embedder)
         )  # fmt: skip
         assert found[0].leak == pytest.approx(worth, abs=1e-6)
 
@@ -200,7 +214,7 @@ def test_of_words_and_meaning_the_one_that_tells_more_counts() -> None:
     near = Meanings({pair.action: 1.0, "soft": 0.525, "kind grey": 0.525})
     known = Known(dict.fromkeys(["soft", "kind grey"], 0.0))
     told = asyncio.run(
-        rewards_of(pair, ["soft", "kind grey"], [True] * 2, fidelity=known, guard=allowed, embedder=near)
+        compute_rewards(pair, ["soft", "kind grey"], [True] * 2, fidelity=known, guard=allowed, embedder=near)
     )  # fmt: skip
     assert [one.leak for one in told] == pytest.approx([0.75, 1 / 3], abs=1e-6)
 
@@ -218,28 +232,28 @@ NUMBER = st.floats(0, 1e6)
 @given(st.floats(0.001, 1e6), NUMBER, NUMBER, NUMBER, st.sampled_from(SHAPES))
 def test_weights_are_read_as_they_are_written(fidelity: float, leak: float, length: float, form: float, shape: Shape) -> None:
     told = f"{fidelity}/{leak}/{length}/{form}"
-    assert weights_from(told, shape) == Weights(fidelity, leak, length, form, shape)
+    assert parse_weights(told, shape) == RewardWeights(fidelity, leak, length, form, shape)
 
 
 @pytest.mark.parametrize("told", ["", "1", "1/2/3", "1/2/3/4/5", "1/a/3/4", "1//3/4"])
 def test_what_are_no_four_numbers_are_no_weights(told: str) -> None:
     with pytest.raises(UsageError, match="are no weights of a reward; write those of fidelity, leak, length and format"):
-        weights_from(told)
+        parse_weights(told)
 
 
 @pytest.mark.parametrize("told", ["0/1/1/1", "1/-1/0/0", "-1/0/0/0", "nan/0/0/0", "1/nan/0/0", "1/0/inf/0", "inf/0/0/0"])
 def test_weights_that_make_no_sense_are_refused(told: str) -> None:
     with pytest.raises(UsageError, match="numbers that are not negative, and that of fidelity is not 0"):
-        weights_from(told)
+        parse_weights(told)
 
 
 def test_an_unknown_shape_is_refused() -> None:
     with pytest.raises(UsageError, match='"round" is no shape of a reward; there are clipped, rank'):
-        weights_from("1/0/0/0", "round")  # pyright: ignore[reportArgumentType]
+        parse_weights("1/0/0/0", "round")  # pyright: ignore[reportArgumentType]
 
 
 def test_the_terms_of_a_reward_are_those_that_are_weighed() -> None:
-    assert set(TERMS) <= set(asdict(Reward())) & set(asdict(Weights()))
+    assert set(TERMS) <= set(asdict(Reward())) & set(asdict(RewardWeights()))
 
 
 # Downstream ----------------------------------------------------------------------------------------------------------
@@ -251,7 +265,7 @@ def downstream(
     weights: Mapping[str, float], traces: Sequence[str], later: Pair | None = LATER
 ) -> tuple[list[float], WeighingScorer]:
     scorer = WeighingScorer(weights)
-    found = Downstream(scorer, {} if later is None else {PAIR: later})
+    found = DownstreamReward(scorer, {} if later is None else {PAIR: later})
     return [one.value for one in asyncio.run(found.score(PAIR, traces))], scorer
 
 
@@ -277,6 +291,6 @@ def test_without_another_moment_every_trace_is_worth_the_same_and_nothing_is_sco
     "change", [{"speaker": "Eve"}, {"conversation_id": "b"}, {"position": 9}, {"action": "said in another log"}]
 )
 def test_pairs_are_told_apart_by_who_where_when_and_what(change: dict[str, Any]) -> None:
-    found = Downstream(WeighingScorer({"good": 1.0}), {PAIR: LATER})
+    found = DownstreamReward(WeighingScorer({"good": 1.0}), {PAIR: LATER})
     [other] = asyncio.run(found.score(replace(PAIR, **change), ["good"]))
     assert other.value == 0.0

@@ -18,8 +18,9 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from openai import ContentFilterFinishReasonError
 
 from conftest import Endpoint, scripted
-from usertwin.memory import AnswerCache, ChatModel, Ledger, Price, Sample, Usage, sample
-from usertwin.memory.models.chat import FREE
+from usertwin.memory import ChatModel
+from usertwin.memory.models.answer_cache import CompletionCache
+from usertwin.memory.models.chat import FREE, Ledger, Price, Sample, Usage, sample
 from usertwin.personas import ModelError, UsageError
 from usertwin.simulator import load_model
 
@@ -89,7 +90,7 @@ def test_an_endpoint_that_overlooks_n_is_asked_for_the_rest() -> None:
 def test_controls_reach_a_model_that_takes_them_and_no_other() -> None:
     chat = Several()
     ask(ChatModel("m", chat), seed=3, temperature=0.1, max_tokens=5, stop=["\n"])
-    ask(ChatModel("m", chat, controls=False), n=2, seed=3, temperature=0.1, max_tokens=5, stop=["\n"])
+    ask(ChatModel("m", chat, supports_sampling_params=False), n=2, seed=3, temperature=0.1, max_tokens=5, stop=["\n"])
     told, *untold = [{key: value for key, value in call.items() if key != "messages"} for call in chat.calls]
     assert told == {"seed": 3, "temperature": 0.1, "max_tokens": 5, "stop": ["\n"]}
     assert untold == [{"max_tokens": 5, "stop": None}] * 2
@@ -204,13 +205,13 @@ def test_a_schema_is_passed_on_only_to_models_that_can_be_held_to_one() -> None:
 
 
 @pytest.fixture
-def answers(tmp_path: Path) -> Iterator[AnswerCache]:
-    cache = AnswerCache(tmp_path / "answers.sqlite")
+def answers(tmp_path: Path) -> Iterator[CompletionCache]:
+    cache = CompletionCache(tmp_path / "answers.sqlite")
     yield cache
     cache.close()
 
 
-def test_what_was_asked_is_not_asked_again_and_comes_with_what_it_took_then(answers: AnswerCache) -> None:
+def test_what_was_asked_is_not_asked_again_and_comes_with_what_it_took_then(answers: CompletionCache) -> None:
     model, ledger = replace(scripted("one;tail", "two", "three"), answers=answers), Ledger()
     first = ask(model, n=2, stop=[";"], ledger=ledger)
     assert [one.text for one in first] == ["one", "two"]
@@ -219,7 +220,7 @@ def test_what_was_asked_is_not_asked_again_and_comes_with_what_it_took_then(answ
     assert (ledger.calls, ledger.repeated, ledger.usage) == (2, 4, first[0].usage + first[1].usage)
 
 
-def test_an_answer_from_before_costs_nothing_even_if_the_price_is_not_known(answers: AnswerCache) -> None:
+def test_an_answer_from_before_costs_nothing_even_if_the_price_is_not_known(answers: CompletionCache) -> None:
     model = replace(scripted("one"), answers=answers)
     ask(model)
     ledger = Ledger()
@@ -243,42 +244,42 @@ def test_an_answer_from_before_costs_nothing_even_if_the_price_is_not_known(answ
     ],
 )
 def test_whatever_may_change_an_answer_makes_another_question(
-    answers: AnswerCache, told: dict[str, Any], model: dict[str, Any]
+    answers: CompletionCache, told: dict[str, Any], model: dict[str, Any]
 ) -> None:
     chat = Recording()
-    ask(ChatModel("m", chat, answers=answers))
-    ask(replace(ChatModel("m", chat, answers=answers), **model), **told)
+    ask(ChatModel("m", chat, cache=answers))
+    ask(replace(ChatModel("m", chat, cache=answers), **model), **told)
     asked = len(chat.calls)
     assert asked == 1 + told.get("n", 1)
-    ask(replace(ChatModel("m", chat, answers=answers), **model), **told)
-    ask(ChatModel("m", chat, answers=answers))
+    ask(replace(ChatModel("m", chat, cache=answers), **model), **told)
+    ask(ChatModel("m", chat, cache=answers))
     assert len(chat.calls) == asked
 
 
-def test_another_prompt_or_role_is_another_question(answers: AnswerCache) -> None:
+def test_another_prompt_or_role_is_another_question(answers: CompletionCache) -> None:
     chat = Recording()
     prompts: Sequence[list[tuple[str, str]]] = [
         [("user", "ab")], [("system", "ab")], [("user", "a"), ("user", "b")], [("user", "ab"), ("user", "")]
     ]  # fmt: skip
     for prompt in (*prompts, *prompts):
-        asyncio.run(sample(ChatModel("m", chat, answers=answers), prompt))
+        asyncio.run(sample(ChatModel("m", chat, cache=answers), prompt))
     assert len(chat.calls) == 4
 
 
-def test_a_price_or_a_control_that_is_not_passed_on_makes_no_other_question(answers: AnswerCache) -> None:
+def test_a_price_or_a_control_that_is_not_passed_on_makes_no_other_question(answers: CompletionCache) -> None:
     chat = Recording()
-    model = ChatModel("m", chat, controls=False, answers=answers)
+    model = ChatModel("m", chat, supports_sampling_params=False, cache=answers)
     ask(model, temperature=0.1, stop=["x"], schema=SCHEMA)
     ask(replace(model, price=FREE), temperature=0.9, stop=[])
     assert len(chat.calls) == 1
 
 
-def test_what_could_not_be_answered_is_not_kept(answers: AnswerCache) -> None:
+def test_what_could_not_be_answered_is_not_kept(answers: CompletionCache) -> None:
     chat = Recording(error=ValueError("busy"))
     with pytest.raises(ModelError):
-        ask(ChatModel("m", chat, answers=answers))
+        ask(ChatModel("m", chat, cache=answers))
     chat.error = None
-    assert ask(ChatModel("m", chat, answers=answers))[0].text == "0/0"
+    assert ask(ChatModel("m", chat, cache=answers))[0].text == "0/0"
     assert len(chat.calls) == 2
 
 
@@ -286,7 +287,7 @@ def test_what_could_not_be_answered_is_not_kept(answers: AnswerCache) -> None:
 def test_any_text_is_the_same_when_it_is_taken_from_where_it_was_kept(
     text: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    cache = AnswerCache(tmp_path_factory.mktemp("answers") / "answers.sqlite")
+    cache = CompletionCache(tmp_path_factory.mktemp("answers") / "answers.sqlite")
     model = replace(scripted(text), answers=cache)
     assert ask(model) == ask(model) == [Sample(text, Usage(4, 0, len(text.split())))]
     cache.close()
@@ -296,7 +297,7 @@ def test_any_text_is_the_same_when_it_is_taken_from_where_it_was_kept(
     ("text", "found"),
     [("so \ud83d", "so \ufffd"), ("\ude00 so", "\ufffd so"), ("\ud83d\ude00 \x00", "😀 \x00"), ("\ufeffa", "\ufeffa")],
 )
-def test_half_a_character_is_marked_so_that_the_text_can_be_written(answers: AnswerCache, text: str, found: str) -> None:
+def test_half_a_character_is_marked_so_that_the_text_can_be_written(answers: CompletionCache, text: str, found: str) -> None:
     model = replace(scripted(text), answers=answers)
     assert [one.text for one in ask(model)] == [one.text for one in ask(model)] == [found]
     assert found.encode()

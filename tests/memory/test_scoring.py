@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import PLACES, tiny
-from usertwin.memory import CachedScorer, FakeScorer, Likelihood, TransformersScorer
 from usertwin.memory.models import scoring
+from usertwin.memory.models.score_cache import CachedScorer
+from usertwin.memory.models.scoring import FakeScorer, Likelihood
+from usertwin.memory.models.transformers_scorer import TransformersScorer
 from usertwin.personas import ModelError
 
 pytestmark = pytest.mark.usefixtures("in_one_thread")

@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import Telling, WeighingScorer, telling
-from usertwin.memory import Candidate, ChatModel, Fidelity, Gain, Ledger, Prior, Scored, Style, Synthesizer
+from usertwin.memory import ChatModel, LikelihoodGain, Synthesizer
+from usertwin.memory.models.chat import Ledger, Style
+from usertwin.memory.recon.fidelity import Fidelity, PriorCorrectedGain, ScoredTraces
 from usertwin.memory.recon.local_search import search
 from usertwin.memory.recon.propose import parts_of
+from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair, Turn, VerdictError
 
 PAIR = Pair("Ann", (Turn("Bob", "agent", "When do you want to go?"),), "the early train to Rome please", "", "talk", 1, 1.0)
@@ -35,7 +38,7 @@ def looked_at(
     fidelity: Fidelity | None = None,
     ledger: Ledger | None = None,
 ) -> list[Candidate]:
-    scorer = fidelity or Gain(WeighingScorer(WEIGHTS))
+    scorer = fidelity or LikelihoodGain(WeighingScorer(WEIGHTS))
     return asyncio.run(search(model, scorer, PAIR, "Ann", guard=guarded, calls=calls, seed=seed, ledger=ledger))
 
 
@@ -154,13 +157,13 @@ def test_a_rewriting_that_comes_to_nothing_leaves_the_trace_as_it_is() -> None:
 def test_whatever_was_looked_at_before_is_not_scored_again() -> None:
     scorer = WeighingScorer(WEIGHTS)
     model, _ = telling(lambda *_: "I was in a hurry.", "instruction")
-    looked_at(model, calls=10, fidelity=Gain(scorer))
+    looked_at(model, calls=10, fidelity=LikelihoodGain(scorer))
     assert len(scorer.calls) == 1
 
 
 def test_a_score_without_a_floor_misleads_nobody() -> None:
     model, _ = telling(lambda *_: "I was lost.", "instruction")
-    [one] = looked_at(model, calls=2, fidelity=Prior(WeighingScorer(WEIGHTS), 0.0))
+    [one] = looked_at(model, calls=2, fidelity=PriorCorrectedGain(WeighingScorer(WEIGHTS), 0.0))
     assert (one.rejected, one.score) == (None, pytest.approx(-0.4))
 
 
@@ -169,10 +172,12 @@ class Mute:
 
     name, floor = "mute", None
 
-    async def score(self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None) -> list[Scored]:
+    async def score(
+        self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
+    ) -> list[ScoredTraces]:
         if any("lost" in trace for trace in traces):
             raise VerdictError("no verdict")
-        return [Scored(float(len(trace))) for trace in traces]
+        return [ScoredTraces(float(len(trace))) for trace in traces]
 
 
 def test_what_gets_no_verdict_is_rejected_and_the_search_goes_on() -> None:
@@ -186,11 +191,11 @@ def test_what_gets_no_verdict_is_rejected_and_the_search_goes_on() -> None:
 @pytest.mark.parametrize("calls", [2, 5, 12])
 def test_a_synthesizer_that_searches_has_the_best_of_all_and_says_what_it_cost(calls: int) -> None:
     model, chat = telling(better, "instruction")
-    maker = Synthesizer("recon", model, Gain(WeighingScorer(WEIGHTS)), how="search", calls=calls)
+    maker = Synthesizer("recon", model, LikelihoodGain(WeighingScorer(WEIGHTS)), proposal_mode="search", max_calls=calls)
     triple = asyncio.run(maker.synthesize(PAIR, "Ann"))
     found = looked_at(telling(better, "instruction")[0], calls=calls)
     assert triple.provenance is not None
-    assert (triple.provenance.how, triple.provenance.cost["calls"], len(chat.asked)) == ("search", calls, calls)
+    assert (triple.provenance.proposal_mode, triple.provenance.cost["calls"], len(chat.asked)) == ("search", calls, calls)
     assert triple.provenance.proposals == tuple(found)
     assert triple.score == (best(found) if best(found) > 0 else None)
     assert triple.provenance.candidates == len(found)
@@ -205,7 +210,9 @@ def test_a_judge_of_traces_chooses_among_what_a_search_has_found() -> None:
 
     model, _ = telling(better, "instruction")
     judge, chat = telling(like_the_short, "instruction")
-    maker = Synthesizer("quality", model, Gain(WeighingScorer(WEIGHTS)), judge=judge, how="search", calls=8)
+    maker = Synthesizer(
+        "quality", model, LikelihoodGain(WeighingScorer(WEIGHTS)), judge=judge, proposal_mode="search", max_calls=8
+    )
     triple = asyncio.run(maker.synthesize(PAIR, "Ann"))
     assert len(chat.asked) == 1
     assert triple.reasoning == "I was in a hurry, I felt calm, and I was lost."  # not the best-scored

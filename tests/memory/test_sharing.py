@@ -16,7 +16,7 @@ from small_training import a_plan, rows_of, trained, weights_of
 from usertwin.memory.models.transformers_scorer import LEAST_SHARED
 from usertwin.memory.training import checkpoints
 from usertwin.memory.training.policy import load_base, lora
-from usertwin.memory.training.prefix_sharing import reading_once
+from usertwin.memory.training.prefix_sharing import shared_prefix_forward
 
 pytest.importorskip("trl")
 pytestmark = pytest.mark.usefixtures("in_one_thread")
@@ -66,7 +66,7 @@ def asked(policy: Any, batch: dict[str, Any], once: bool) -> tuple[dict[str, Any
     """What the policy gives, the gradient of it, and how many tokens it read."""
     policy.read.clear()
     policy.model.zero_grad()
-    with reading_once(policy.inner) if once else nullcontext():
+    with shared_prefix_forward(policy.inner) if once else nullcontext():
         given_back = policy.model(**batch, fused_lm_head=True, use_cache=False)
         # A loss that depends on which row, and which token: the sum alone would hide rows that are mixed up.
         weights = torch.linspace(0.5, 1.5, given_back.log_probs.numel()).view_as(given_back.log_probs)
@@ -150,7 +150,7 @@ def test_a_model_is_as_it_was_afterwards_and_generates_as_ever_meanwhile(policy:
     ids = torch.tensor([list(range(2, 52))] * 2)
     how: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     expected = policy.model.generate(input_ids=ids, **how)
-    with reading_once(policy.inner):
+    with shared_prefix_forward(policy.inner):
         assert torch.equal(policy.model.generate(input_ids=ids, **how), expected)
     assert policy.inner.forward == own
 

@@ -21,8 +21,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from usertwin.memory import Candidate, FakeEmbedder, Provenance, Recalled, SentenceTransformerEmbedder, Triple, TripleStore
-from usertwin.memory.models.embedding import query_text
+from usertwin.memory import Provenance, Recalled, Triple, TripleStore
+from usertwin.memory.models.embedding import FakeEmbedder, SentenceTransformerEmbedder, query_text
+from usertwin.memory.triples import Candidate
 from usertwin.personas import ModelError, Pair, Turn, TwinError
 
 EMBEDDER = FakeEmbedder(64)
@@ -189,7 +190,7 @@ def test_recall_finds_the_most_similar_of_other_conversations_and_earlier_and_dr
     with tempfile.TemporaryDirectory() as place, TripleStore(place, EMBEDDER) as store:
         store.add(made)
         recalled = store.recall(query, k, before=before)
-        drawn = store.draw(query, k, before=before, rng=rng)
+        drawn = store.sample(query, k, before=before, rng=rng)
     for triple in [*(r.triple for r in recalled), *drawn]:
         assert triple in made
         assert triple.pair.conversation_id != query.conversation_id
@@ -210,7 +211,7 @@ def test_recall_does_not_look_at_the_action(folder: Path) -> None:
 
 def test_an_empty_memory_recalls_and_draws_nothing(tmp_path: Path) -> None:
     with TripleStore(tmp_path, EMBEDDER) as store:
-        assert store.recall(pair(1), 3) == store.draw(pair(1), 3, rng=random.Random(0)) == []
+        assert store.recall(pair(1), 3) == store.sample(pair(1), 3, rng=random.Random(0)) == []
         assert (len(store), list(store.triples())) == (0, [])
     with TripleStore(tmp_path, EMBEDDER) as store:  # an empty memory can be opened again and filled
         assert store.add(triples(1)) == 1
@@ -218,7 +219,7 @@ def test_an_empty_memory_recalls_and_draws_nothing(tmp_path: Path) -> None:
 
 def test_draws_depend_on_the_seed_alone(folder: Path) -> None:
     with TripleStore(folder, EMBEDDER) as store:
-        one, same, other = (store.draw(pair(99), 10, rng=random.Random(seed)) for seed in (1, 1, 2))
+        one, same, other = (store.sample(pair(99), 10, rng=random.Random(seed)) for seed in (1, 1, 2))
     assert one == same != other
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from usertwin.memory import FakeEmbedder, Provenance, Recalled, Triple, TripleStore
-from usertwin.memory.models.embedding import query_text
+from usertwin.memory import Provenance, Recalled, Triple, TripleStore
+from usertwin.memory.models.embedding import FakeEmbedder, query_text
 from usertwin.memory.store.vector_index import INDEX_KINDS
 from usertwin.personas import Pair, Turn, TwinError
 from usertwin.personas.pairs import KINDS, LEFT
@@ -228,7 +228,7 @@ class MemoryMachine(RuleBasedStateMachine):
             found = store.recall(query, k, **options)
             self.check(store, found, allowed, k)
             self.check_with_trace(found, store.recall(query, k, with_trace=True, **options), allowed, k)
-            drawn = store.draw(query, k, before=limit.before, rng=rng)
+            drawn = store.sample(query, k, before=limit.before, rng=rng)
             admitted = [
                 t for t, _ in self.model.values() if replace(limit, role=None, kind=None, left=False).admit(query, t.pair)
             ]
@@ -289,7 +289,7 @@ class MemoryMachine(RuleBasedStateMachine):
             stats = store.stats()
             assert stats.triples == len(held)
             assert stats.traced == sum(triple.reasoning is not None for triple in held)
-            assert stats.left == sum(triple.pair.left for triple in held)
+            assert stats.left == sum(triple.pair.abandoned for triple in held)
             assert stats.conversations == len({triple.pair.conversation_id for triple in held})
             assert stats.first == min((triple.pair.when for triple in held), default=None)
             assert stats.last == max((triple.pair.when for triple in held), default=None)

@@ -24,23 +24,16 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 
 from conftest import recipe, telling
-from usertwin.memory import (
-    ChatModel,
-    FakeEmbedder,
-    FakeScorer,
-    Price,
-    Recipe,
-    Style,
-    Triple,
-    TripleStore,
-    append,
-    learn,
-    twin_folder,
-)
-from usertwin.memory.models.answer_cache import ANSWERS
-from usertwin.memory.recon.guards import LEAST_KEPT, REASONS, kept_share, rejected_by
+from usertwin.memory import ChatModel, Recipe, Triple, TripleStore, alearn
+from usertwin.memory.models.answer_cache import COMPLETIONS_FILE
+from usertwin.memory.models.chat import Price, Style
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer
+from usertwin.memory.recon.guards import LEAST_KEPT, REASONS, kept_share, rejection_reason
 from usertwin.memory.recon.propose import CONTEXT_TURNS, proposal_template
+from usertwin.memory.twin.append import aappend
 from usertwin.memory.twin.forget import forget
+from usertwin.memory.twin.record import twin_folder
 from usertwin.personas import ChatLog, Conversation, ModelError, Turn
 from usertwin.personas.chat_log import in_time_order
 
@@ -123,7 +116,7 @@ def lines(path: Path, what: str) -> list[str]:
 def run(how: Recipe, chat: BaseChatModel | ChatModel, log: ChatLog | None = None, **options: Any) -> Any:
     model = chat if isinstance(chat, ChatModel) else ChatModel("scripted:test", chat, "transcript")
     options = {"embedder": FakeEmbedder(), "scorer": FakeScorer(), "name": "ann"} | options
-    return asyncio.run(learn(options.pop("name"), log or lamps(), how, model=model, **options))
+    return asyncio.run(alearn(options.pop("name"), log or lamps(), how, model=model, **options))
 
 
 def memory(name: str = "ann", home: Path | None = None) -> list[Triple]:
@@ -143,7 +136,7 @@ def texts(triples: Sequence[Triple]) -> list[float | None]:
 
 
 def kept_answers(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob(f"{ANSWERS}*"))
+    return sorted(path.name for path in folder.glob(f"{COMPLETIONS_FILE}*"))
 
 
 def judge_and_reconstruct(prompt: str, seed: int) -> str:
@@ -232,7 +225,7 @@ def test_what_a_killed_learning_was_told_serves_another_recipe(tmp_path: Path) -
         pass
     child.kill()
     work = tmp_path / "home" / ".ann.partial"
-    assert f"{ANSWERS}-wal" in kept_answers(work)  # nothing was tidied
+    assert f"{COMPLETIONS_FILE}-wal" in kept_answers(work)  # nothing was tidied
     chat = Counted(path=str(second))
     run(replace(BACKWARD, window=5), chat, home=tmp_path / "home")  # other memories, the same questions
     assert len(lines(first, "answered")) == 5
@@ -297,12 +290,12 @@ def test_what_is_added_to_a_twin_asks_only_what_is_new_and_keeps_it(tmp_path: Pa
     before = {triple.id: triple for triple in memory()}
     more = ChatLog(tuple(map(talk, range(20, 23))), "more")
     model = ChatModel("scripted:test", chat, "transcript")
-    _, new = asyncio.run(append("ann", more, embedder=FakeEmbedder(), model=model, scorer=FakeScorer(), max_traces=4))
+    _, new = asyncio.run(aappend("ann", more, embedder=FakeEmbedder(), model=model, scorer=FakeScorer(), max_traces=4))
     assert (new, chat.calls) == (6, 7)
     after = {triple.id: triple for triple in memory()}
     assert {name: after[name] for name in before} == before
     assert sum(t.provenance is not None for name, t in after.items() if name not in before) == 4
-    assert kept_answers(twin_folder("ann")) == [ANSWERS]
+    assert kept_answers(twin_folder("ann")) == [COMPLETIONS_FILE]
 
 
 def test_a_twin_that_was_learned_without_a_trace_may_get_some_for_what_is_added(tmp_path: Path) -> None:
@@ -310,7 +303,7 @@ def test_a_twin_that_was_learned_without_a_trace_may_get_some_for_what_is_added(
     run(replace(BACKWARD, max_traces=0), chat)
     model = ChatModel("scripted:test", chat, "transcript")
     more = ChatLog(tuple(map(talk, range(20, 23))), "more")
-    asyncio.run(append("ann", more, embedder=FakeEmbedder(), model=model, scorer=FakeScorer(), max_traces=2))
+    asyncio.run(aappend("ann", more, embedder=FakeEmbedder(), model=model, scorer=FakeScorer(), max_traces=2))
     assert [triple.provenance is not None for triple in memory()][-6:] == [False] * 4 + [True] * 2
 
 
@@ -318,7 +311,7 @@ def test_answers_are_kept_with_the_twin_and_gone_when_something_is_forgotten(tmp
     chat = Counted(path=str(tmp_path / "calls"))
     run(BACKWARD, chat)
     folder = twin_folder("ann")
-    assert kept_answers(folder) == [ANSWERS]
+    assert kept_answers(folder) == [COMPLETIONS_FILE]
     forget(folder, FakeEmbedder(), conversation="talk-03")
     assert kept_answers(folder) == []
     left = b"".join(path.read_bytes() for path in folder.iterdir())
@@ -336,7 +329,7 @@ def test_a_twin_without_traces_keeps_no_answers(tmp_path: Path) -> None:
 def test_kept_answers_that_are_damaged_are_told_and_the_twin_goes_on_without_them(tmp_path: Path) -> None:
     chat = Counted(path=str(tmp_path / "calls"))
     run(BACKWARD, chat)
-    (twin_folder("ann") / ANSWERS).write_bytes(b"this is no database, but it is longer than a header" * 40)
+    (twin_folder("ann") / COMPLETIONS_FILE).write_bytes(b"this is no database, but it is longer than a header" * 40)
     with pytest.raises(ModelError, match=r"answers\.sqlite: the kept answers cannot be used .*; delete that file") as error:
         run(BACKWARD, chat, overwrite=True)
     Path(str(error.value).split(": ")[0]).unlink()
@@ -424,7 +417,7 @@ def test_every_trace_that_is_stored_has_passed_every_guard(method: str, how: str
             assert sum(triple.provenance.rejected.values()) == triple.provenance.candidates > 0
             continue
         stored += 1
-        assert rejected_by(triple.reasoning, triple.pair, examples, FakeEmbedder()) is None
+        assert rejection_reason(triple.reasoning, triple.pair, examples, FakeEmbedder()) is None
         assert kept_share(FakeScorer(), triple.pair, triple.reasoning, CONTEXT_TURNS) >= LEAST_KEPT
         assert triple.reasoning in [c.trace for c in triple.provenance.proposals if c.rejected is None]
         assert method != "recon" or (triple.score or 0.0) >= 0.0

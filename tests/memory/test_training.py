@@ -35,13 +35,15 @@ from small_training import (
 from tiny_model import tiny_model
 
 from conftest import scripted, telling
-from usertwin.memory import Judged, Likelihood, Scored
+from usertwin.memory.models.scoring import Likelihood
+from usertwin.memory.recon.fidelity import ScoredTraces
+from usertwin.memory.recon.judged_fidelity import JudgeFidelity
 from usertwin.memory.training import trl_trainers as trainers
 from usertwin.memory.training.audit import Audit
-from usertwin.memory.training.candidate_pool import chosen_rows, preference_rows
+from usertwin.memory.training.candidate_pool import dpo_rows, sft_rows
 from usertwin.memory.training.checkpoints import check_room, last_checkpoint
 from usertwin.memory.training.config import TRAIN_METHODS
-from usertwin.memory.training.downstream_reward import Downstream
+from usertwin.memory.training.downstream_reward import DownstreamReward
 from usertwin.memory.training.policy import (
     check_chat_template,
     check_installed,
@@ -51,7 +53,7 @@ from usertwin.memory.training.policy import (
     prompt_of,
     text_of,
 )
-from usertwin.memory.training.rewards import Weights
+from usertwin.memory.training.rewards import RewardWeights
 from usertwin.memory.training.train import train
 from usertwin.memory.training.trl_trainers import GroupRewards
 from usertwin.personas import Pair, UsageError
@@ -247,9 +249,9 @@ def test_a_detector_that_begins_to_tell_the_action_stops_the_training(base: Path
     watched = [lesson(20 + 6 * number) for number in range(8)]  # the same action each time
     scorer = Rising(watched[0].pair.action, 0)
     auditor = an_auditor(PLAN, scorer, watched)
-    assert auditor.look(["I was hungry."] * 8).gives_away == 1
+    assert auditor.audit(["I was hungry."] * 8).gives_away == 1
     scorer.left = 10**9
-    assert auditor.look(["I was hungry."] * 8).gives_away == 0
+    assert auditor.audit(["I was hungry."] * 8).gives_away == 0
     scorer.left = (10**9 - scorer.left) * 3 // 2  # the second look at the policy, or the third, is beyond it
     outcome = trained(base, tmp_path, a_plan(method="sft", audit_every=1), auditor)
     assert outcome.stopped is not None
@@ -263,7 +265,7 @@ def test_training_ends_with_the_step_in_which_the_budget_of_tokens_is_spent(whol
     told = [row["tokens"] for row in rows_of(whole(method)).values()]
     assert stopped is None
     assert told == sorted(told)
-    assert told[-2] < PLAN.budget <= told[-1] == tokens
+    assert told[-2] < PLAN.token_budget <= told[-1] == tokens
 
 
 # Soups -----------------------------------------------------------------------------------------------------------------
@@ -347,10 +349,10 @@ def test_an_audit_that_rises_in_a_part_stops_it_and_one_that_rises_in_the_sum_is
 
 
 def rewarded(
-    traces: Sequence[str], fidelity: Any, weights: Weights | None = None, finished: Sequence[bool] | None = None
+    traces: Sequence[str], fidelity: Any, weights: RewardWeights | None = None, finished: Sequence[bool] | None = None
 ) -> tuple[list[list[float]], dict[str, float]]:
     """The four terms of traces of the first lesson as trl is told them, and what is logged."""
-    weights = weights or Weights()
+    weights = weights or RewardWeights()
     plan = a_plan(method="grpo", group=len(traces), batch=len(traces), weights=weights)
     logged: dict[str, float] = {}
     rewards = GroupRewards(plan, LESSONS, fidelity, guard, [7])
@@ -368,9 +370,9 @@ HONEST, LEAK, OTHER = "I was hungry and wanted to be polite.", "I would like a p
 
 def test_a_hard_leak_is_worth_nothing_in_every_term_and_the_least_of_its_group() -> None:
     class Generous(Liking):
-        async def score(self, pair: Pair, traces: Sequence[str], **_: Any) -> list[Scored]:
+        async def score(self, pair: Pair, traces: Sequence[str], **_: Any) -> list[ScoredTraces]:
             assert LEAK not in traces, "what a guard rejects is never scored"
-            return [Scored(-9.0) for _ in traces]  # all others are as bad as can be
+            return [ScoredTraces(-9.0) for _ in traces]  # all others are as bad as can be
 
     assert guard(LEAK, LESSONS[0].pair) is not None
     terms, logged = rewarded([HONEST, LEAK, OTHER, HONEST], Generous())
@@ -435,9 +437,9 @@ def test_the_terms_of_one_step_are_reckoned_once() -> None:
     class Counting(Liking):
         asked = 0
 
-        async def score(self, pair: Pair, traces: Sequence[str], **_: Any) -> list[Scored]:
+        async def score(self, pair: Pair, traces: Sequence[str], **_: Any) -> list[ScoredTraces]:
             Counting.asked += 1
-            return [Scored(0.0) for _ in traces]
+            return [ScoredTraces(0.0) for _ in traces]
 
     rewarded([HONEST, OTHER], Counting())
     assert Counting.asked == 1
@@ -451,7 +453,7 @@ def test_the_same_traces_in_another_list_are_rewarded_afresh() -> None:
 
 
 def test_each_group_is_ranked_among_itself() -> None:
-    plan = a_plan(method="grpo", batch=4, weights=Weights(shape="rank"))
+    plan = a_plan(method="grpo", batch=4, weights=RewardWeights(shape="rank"))
     rewards = GroupRewards(plan, LESSONS, Liking(), lambda trace, pair: None, [7])
     completions = [" éééé", " eeee", " ffff", " ffff ffff ffff"]
     [found, *_] = (
@@ -467,16 +469,16 @@ def test_a_judge_ranks_and_one_who_cannot_be_read_rewards_all_the_same() -> None
 
     actor, _ = telling(lambda prompt, seed: " cake" if "hungry" in prompt else " one very long reply")
     judge, chat = telling(say, "instruction")
-    terms, _ = rewarded([HONEST, OTHER], Judged(actor, judge))
+    terms, _ = rewarded([HONEST, OTHER], JudgeFidelity(actor, judge))
     assert terms[0] == [0.5, 1.0]
     assert HONEST not in "".join(chat.prompts)
-    terms, _ = rewarded([HONEST, OTHER, LEAK], Judged(actor, scripted("I cannot decide.")))
+    terms, _ = rewarded([HONEST, OTHER, LEAK], JudgeFidelity(actor, scripted("I cannot decide.")))
     assert terms[0] == [0.75, 0.75, 0.0]
 
 
 def test_a_judge_can_be_the_reward_of_a_training(base: Path, tmp_path: Path) -> None:
     judge, _ = telling(lambda prompt, seed: ruling(list(shown(prompt))), "instruction")
-    fidelity = Judged(scripted("one cake", "two tickets please"), judge)
+    fidelity = JudgeFidelity(scripted("one cake", "two tickets please"), judge)
     trained(base, tmp_path, a_plan(method="grpo", budget=60), Unmoved(), fidelity, guard=lambda trace, pair: None)
     assert rows_of(tmp_path)[1]["fidelity"] == pytest.approx(0.75)  # the ranks of two: 1/2 and 1
 
@@ -497,7 +499,7 @@ class Reading:
 
 def test_the_reward_of_e2e_asks_for_the_other_moment_and_never_for_the_action_itself() -> None:
     scorer, other = Reading(), lesson(40).pair
-    fidelity = Downstream(scorer, {LESSONS[0].pair: other})
+    fidelity = DownstreamReward(scorer, {LESSONS[0].pair: other})
     terms, logged = rewarded([HONEST, OTHER], fidelity)
     assert {text.strip() for _, text in scorer.asked} == {other.action}
     assert terms[0][0] > terms[0][1] > 0.5  # the longer trace makes this scorer's prompt longer
@@ -507,7 +509,7 @@ def test_the_reward_of_e2e_asks_for_the_other_moment_and_never_for_the_action_it
 
 def test_without_another_moment_no_trace_is_better_than_another_by_e2e() -> None:
     scorer = Reading()
-    terms, logged = rewarded([HONEST, OTHER], Downstream(scorer, {}))
+    terms, logged = rewarded([HONEST, OTHER], DownstreamReward(scorer, {}))
     assert (terms[0], logged["novel"], scorer.asked) == ([0.5, 0.5], 0.0, [])
 
 
@@ -548,9 +550,9 @@ def test_prompts_are_messages_for_instructions_and_text_for_transcripts() -> Non
     assert prompt_of(LESSONS[0].pair, "transcript", "backward").endswith("Before I wrote that, I")
     assert text_of([{"role": "assistant", "content": "hungry"}]) == text_of("hungry") == "hungry"
     pool = pool_of(LESSONS[:1])
-    [row] = preference_rows(pool, Weights(), "instruction", "backward")
+    [row] = dpo_rows(pool, RewardWeights(), "instruction", "backward")
     assert row["chosen"] == [{"role": "assistant", "content": pool[0].traces[0]}]
-    [row] = chosen_rows(pool, Weights(), "transcript", "backward")
+    [row] = sft_rows(pool, RewardWeights(), "transcript", "backward")
     assert row["completion"] == pool[0].traces[0][1:] + "\n"
 
 
@@ -590,8 +592,8 @@ def test_a_transcript_ends_with_any_token_that_holds_a_lines_end_and_an_instruct
         ({"lean": math.nan}, "lean"),
         ({"soup": (2.0, 0.0)}, "soup"),
         ({"soup": (math.inf, 0.6)}, "soup"),
-        ({"weights": Weights(fidelity=0)}, "weights"),
-        ({"weights": Weights(leak=math.nan)}, "weights"),
+        ({"weights": RewardWeights(fidelity=0)}, "weights"),
+        ({"weights": RewardWeights(leak=math.nan)}, "weights"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused_in_a_sentence(changes: dict[str, Any], said: str) -> None:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import recipe
-from usertwin.memory import TwinRecord, default_home, existing_twin, list_twins, twin_folder
+from usertwin.memory import TwinRecord, existing_twin, list_twins
+from usertwin.memory.twin.record import default_home, twin_folder
 from usertwin.personas import Persona, TwinError
 
 RECORD = TwinRecord(
@@ -95,7 +96,7 @@ def test_a_recipe_tells_what_is_scored_reconstructed_and_judged(
     assert (made.scored, made.reconstructs, made.judged) == (scored, reconstructs, judged)
     makes = changes["method"] != "none"
     needed = {"model": makes, "scorer": makes, "actor": reconstructs, "judge": judged}
-    assert made.pared() == replace(made, **{name: getattr(made, name) if needed[name] else None for name in needed})
+    assert made.without_unused() == replace(made, **{name: getattr(made, name) if needed[name] else None for name in needed})
 
 
 # The home ------------------------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def test_a_twin_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) ->
 
 
 def test_a_saved_record_is_the_same_record(tmp_path: Path) -> None:
-    measured = RECORD.measured({"arms": {"no_memory": {"value": 1.25, "n": 60}}})
+    measured = RECORD.with_closeness({"arms": {"no_memory": {"value": 1.25, "n": 60}}})
     for record in (RECORD, measured, replace(RECORD, state="interrupted", other_speaker="Bob")):
         record.save(tmp_path)
         assert TwinRecord.load(tmp_path) == record

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usertwin.memory.text.transcript import action_line, open_moment
-from usertwin.memory.training.user_model import ABOUT, Fitting, UserModel, fit, mean_likelihood, row_of, thought_in
+from usertwin.memory.text.transcript import action_line, current_moment
+from usertwin.memory.training.user_model import ABOUT, UserModel, UserModelConfig, fit, mean_likelihood, row_of, thought_in
 from usertwin.personas import Pair, Turn, UsageError
 
 pytestmark = pytest.mark.usefixtures("in_one_thread")
 
-FITTING = Fitting(steps=4, batch=2, learning_rate=0.02, rank=4)
+FITTING = UserModelConfig(steps=4, batch=2, learning_rate=0.02, rank=4)
 THOUGHT = "wants the cake (now)"
 
 
@@ -53,7 +53,7 @@ def test_a_row_without_a_trace_is_the_open_moment_and_the_action() -> None:
 def test_a_row_with_a_trace_is_split_before_the_trace_and_is_the_text_that_is_scored_later() -> None:
     prompt, learned = row_of(pair(), 6, THOUGHT)
     assert prompt.endswith("(Me thinking:")
-    assert prompt + learned == open_moment(pair(), 6, thought=THOUGHT) + action_line(pair().action)
+    assert prompt + learned == current_moment(pair(), 6, thought=THOUGHT) + action_line(pair().action)
 
 
 @given(st.text(min_size=1), st.text())
@@ -66,9 +66,9 @@ def test_whatever_was_thought_and_done_a_row_is_one_moment_in_whole_lines(though
 
 @given(st.integers(1, 500), st.integers(1, 5), st.integers(1, 16))
 def test_every_row_is_seen_in_every_epoch_unless_steps_are_given(rows: int, epochs: int, batch: int) -> None:
-    steps = Fitting(epochs=epochs, batch=batch).steps_for(rows)
+    steps = UserModelConfig(epochs=epochs, batch=batch).steps_for(rows)
     assert epochs * rows <= steps * batch < epochs * (rows + batch)
-    assert Fitting(epochs=epochs, batch=batch, steps=7).steps_for(rows) == 7
+    assert UserModelConfig(epochs=epochs, batch=batch, steps=7).steps_for(rows) == 7
 
 
 # Fine-tuning ---------------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_thoughts_are_drawn_by_the_seed_from_the_context_alone(base: Path) -> No
 def test_thoughts_count_as_the_mean_of_the_probabilities_after_each(base: Path) -> None:
     model = UserModel("m", base)
     nats, thoughts = model.with_thoughts(pair(), 6, 2, seed=3)
-    prompts = [(open_moment(pair(), 6, thought=one), action_line(pair().action)) for one in thoughts]
+    prompts = [(current_moment(pair(), 6, thought=one), action_line(pair().action)) for one in thoughts]
     each = [one.nats for one in model._scorer.score(prompts)]  # pyright: ignore[reportPrivateUsage]
     assert nats == pytest.approx(math.log((math.exp(each[0]) + math.exp(each[1])) / 2))
 

@@ -14,27 +14,28 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conftest import PAIR
-from usertwin.memory import FakeEmbedder, FakeScorer
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import gains
-from usertwin.memory.recon.guards import LEAKS, REASONS, rejected_by
+from usertwin.memory.recon.guards import LEAKS, REASONS, rejection_reason
 from usertwin.memory.training.audit import CHANCE, Audit, Auditor, reason_to_stop
 from usertwin.memory.training.curves import Curves
-from usertwin.memory.training.dataset import Lesson
+from usertwin.memory.training.dataset import TrainingExample
 from usertwin.personas import Pair
 
 ACTIONS = ("the early train to Rome please", "a quiet seat by the window thanks", "no coffee for me today thanks")
 PAIRS = [replace(PAIR, conversation_id=f"talk-{i}", action=action) for i, action in enumerate(ACTIONS)]
-LESSONS = [Lesson("log/Ann", pair) for pair in PAIRS]
+LESSONS = [TrainingExample("log/Ann", pair) for pair in PAIRS]
 
 
-def auditor(lessons: Sequence[Lesson] = LESSONS) -> Auditor:
+def auditor(lessons: Sequence[TrainingExample] = LESSONS) -> Auditor:
     others = {"log/Ann": Distractors(PAIRS, FakeEmbedder())}
     return Auditor(lessons, FakeScorer(), others, guard, "transcript", "backward", 0)
 
 
 def guard(trace: str, pair: Pair) -> str | None:
-    return rejected_by(trace, pair)
+    return rejection_reason(trace, pair)
 
 
 def audit(gives_away: float, n: int = 32) -> Audit:
@@ -45,18 +46,18 @@ def audit(gives_away: float, n: int = 32) -> Audit:
 
 
 def test_traces_that_say_nothing_of_the_action_give_nothing_away() -> None:
-    found = auditor().look(["I was calm", "I was calm", "I was calm"])
+    found = auditor().audit(["I was calm", "I was calm", "I was calm"])
     assert (found.n, found.leak_rate, found.rejected, found.gives_away, found.words) == (3, 0.0, 0.0, 0.0, 3.0)
 
 
 def test_traces_that_quote_the_action_leak_and_give_it_away_and_gain_nothing() -> None:
-    found = auditor().look([f"I want {action}" for action in ACTIONS])
+    found = auditor().audit([f"I want {action}" for action in ACTIONS])
     assert (found.leak_rate, found.rejected, found.gives_away, found.novel) == (1.0, 1.0, 1.0, 0.0)
 
 
 def test_an_audit_is_the_mean_over_its_pairs() -> None:
     traces = ["I was in no hurry at all", f"I want {ACTIONS[1]}", ""]
-    found = auditor().look(traces)
+    found = auditor().audit(traces)
     assert found.leak_rate == pytest.approx(1 / 3)
     assert found.rejected == pytest.approx(2 / 3)  # nothing written is rejected, and no leak
     assert found.gives_away == pytest.approx(1 / 3)
@@ -65,18 +66,18 @@ def test_an_audit_is_the_mean_over_its_pairs() -> None:
 
 
 def test_nothing_written_gives_nothing_away() -> None:
-    assert auditor().look(["", "", ""]).gives_away == 0.0
+    assert auditor().audit(["", "", ""]).gives_away == 0.0
 
 
 def test_the_order_of_the_pairs_is_that_of_the_traces() -> None:
     traces = [f"I want {action}" for action in ACTIONS]
-    assert auditor(LESSONS[::-1]).look(traces[::-1]) == auditor().look(traces)
-    assert auditor().look(traces[::-1]).gives_away < 1.0
+    assert auditor(LESSONS[::-1]).audit(traces[::-1]) == auditor().audit(traces)
+    assert auditor().audit(traces[::-1]).gives_away < 1.0
 
 
 def test_as_many_traces_as_pairs_are_looked_at() -> None:
     with pytest.raises(ValueError, match="zip"):
-        auditor().look(["I was calm"])
+        auditor().audit(["I was calm"])
 
 
 def test_guards_that_speak_of_a_leak_are_guards() -> None:

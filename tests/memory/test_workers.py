@@ -5,7 +5,7 @@ from itertools import count
 
 import pytest
 
-from usertwin.memory.concurrency import several
+from usertwin.memory.concurrency import run_concurrently
 from usertwin.personas import ModelError, UsertwinError
 
 
@@ -17,7 +17,7 @@ def test_each_worker_takes_from_the_same_queue_until_it_is_empty():
             await asyncio.sleep(0)
             done.append(item)
 
-    asyncio.run(several(worker, 3))
+    asyncio.run(run_concurrently(worker, 3))
     assert sorted(done) == list(range(7))
 
 
@@ -28,7 +28,7 @@ def test_as_many_are_at_work_as_were_asked_for_and_one_at_the_least(concurrency:
     async def worker() -> None:
         next(started)
 
-    asyncio.run(several(worker, concurrency))
+    asyncio.run(run_concurrently(worker, concurrency))
     assert next(started) == max(1, concurrency)
 
 
@@ -45,7 +45,7 @@ def test_the_first_error_of_ours_comes_bare_and_the_others_are_cancelled():
         raise ModelError(f"worker {mine} lost the model")
 
     with pytest.raises(UsertwinError) as raised:
-        asyncio.run(several(worker, 3))
+        asyncio.run(run_concurrently(worker, 3))
     assert type(raised.value) is ModelError
     assert str(raised.value) == "worker 1 lost the model"
     assert sorted(cancelled) == [0, 2]  # in which order a TaskGroup cancels is not said
@@ -58,7 +58,7 @@ def test_of_two_errors_of_ours_the_earlier_one_is_seen():
         raise ModelError(f"worker {next(number)} lost the model")
 
     with pytest.raises(ModelError, match="worker 0"):
-        asyncio.run(several(worker, 2))
+        asyncio.run(run_concurrently(worker, 2))
 
 
 def test_an_error_that_is_not_ours_is_not_hidden():
@@ -66,5 +66,5 @@ def test_an_error_that_is_not_ours_is_not_hidden():
         raise ZeroDivisionError
 
     with pytest.raises(ExceptionGroup) as raised:
-        asyncio.run(several(worker, 2))
+        asyncio.run(run_concurrently(worker, 2))
     assert raised.group_contains(ZeroDivisionError)

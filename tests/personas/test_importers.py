@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from conftest import SHARED_DATA
-from usertwin.personas import ChatLog, LogError, load_chitchat, load_log, split_pairs
+from usertwin.personas import ChatLog, LogError, load_log, split_pairs
 from usertwin.personas.conversation import seconds
+from usertwin.personas.importers.chitchat import load_chitchat
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usertwin.evals.cli.main import main
-from usertwin.memory import TwinRecord, twin_folder
+from usertwin.memory import TwinRecord
+from usertwin.memory.twin.record import twin_folder
 from usertwin.personas import ChatLog, LogError, Turn, as_conversation, load_log, split_pairs, write_conversations
 
 JUSTICE_SINCE_2009 = [{"type": "scotus_justice", "date_start": 1249707600, "date_end": 0, "role_title": "Associate Justice"}]

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from usertwin.personas import ChatLog, Conversation, LogError, Pair, Split, Turn, pairs_of, split_pairs
+from usertwin.personas import ChatLog, Conversation, LogError, Pair, Split, Turn, split_pairs
 from usertwin.personas.chat_log import in_time_order
 from usertwin.personas.conversation import seconds
-from usertwin.personas.pairs import LEFT, MIN_TURNS, check_speaker, pairs_of_log, visible_turns
+from usertwin.personas.pairs import LEFT, MIN_TURNS, check_speaker, pairs_of, pairs_of_log, visible_turns
 
 HOUR = 3600
 
@@ -49,19 +49,19 @@ def test_a_pair_is_what_was_seen_and_what_was_said_next() -> None:
 def test_who_speaks_first_has_an_empty_context() -> None:
     pair, left = pairs_of(talk("a", ("Ann", "hi"), ("Bob", "hello")), "Ann")
     assert (pair.context, pair.position, pair.ends, pair.kind, pair.answers_role) == ((), 0, False, "opening", "")
-    assert (left.action, left.position, left.ends, left.left) == (LEFT, 2, True, True)
+    assert (left.action, left.position, left.ends, left.abandoned) == (LEFT, 2, True, True)
 
 
 def test_who_has_the_last_word_does_not_leave_silently() -> None:
     pairs = pairs_of(talk("a", ("Ann", "hi"), ("Bob", "hello"), ("Ann", "bye")), "Ann")
-    assert [(pair.action, pair.ends, pair.left) for pair in pairs] == [("hi", False, False), ("bye", True, False)]
+    assert [(pair.action, pair.ends, pair.abandoned) for pair in pairs] == [("hi", False, False), ("bye", True, False)]
 
 
 def test_a_silent_leaving_has_the_last_words_of_the_others_as_context_and_all_that_the_person_was_told() -> None:
     said = [("guide", "book"), ("Ann", "x"), ("Bob", "and now?"), ("guide", "go"), ("Carl", "bye")]
     *_, left = pairs_of(talk("a", *said, started_at="2024-01-01"), "Ann", window=2)
     assert [turn.text for turn in left.context] == ["and now?", "bye"]
-    assert (left.goal, left.kind, left.answers_role, left.left) == ("book\ngo", "statement", "user", True)
+    assert (left.goal, left.kind, left.answers_role, left.abandoned) == ("book\ngo", "statement", "user", True)
     assert left.when == pairs_of(talk("a", *said, started_at="2024-01-01"), "Ann")[0].when
 
 
@@ -85,7 +85,7 @@ def test_turns_in_a_row_of_one_speaker_are_one_turn_and_blank_ones_none() -> Non
     pair, left = pairs_of(conversation, "Ann")
     assert [turn.text for turn in pair.context] == ["one\ntwo"]
     assert (pair.action, pair.position, pair.ends) == ("three\nfour", 1, False)
-    assert (left.left, left.position) == (True, 3)
+    assert (left.abandoned, left.position) == (True, 3)
 
 
 def test_what_only_the_person_was_told_is_their_goal_from_then_on_and_never_context() -> None:
@@ -125,14 +125,14 @@ def test_pairs_tell_all_the_person_said_from_what_the_others_could_see(said: lis
     merged = [turn for turn, _ in visible_turns(conversation.turns)]
     heard = [text for speaker, text in said if speaker == "Ann" and text.strip()]
     last_word = bool(merged) and merged[-1].speaker == "Ann"
-    assert [pair.left for pair in pairs] == [False] * (len(pairs) - 1) + [not last_word] * bool(pairs)
-    assert "\n".join(pair.action for pair in pairs if not pair.left) == "\n".join(heard)
+    assert [pair.abandoned for pair in pairs] == [False] * (len(pairs) - 1) + [not last_word] * bool(pairs)
+    assert "\n".join(pair.action for pair in pairs if not pair.abandoned) == "\n".join(heard)
     assert [pair.ends for pair in pairs] == [False] * (len(pairs) - 1) + [True] * bool(pairs)
     told = [text for speaker, text in said if speaker == "guide"]
     for pair in pairs:
         assert pair.context == tuple(merged[max(0, pair.position - window) : pair.position])
-        assert pair.left or merged[pair.position] == Turn("Ann", "user", pair.action)
-        assert not pair.left or pair.position == len(merged)
+        assert pair.abandoned or merged[pair.position] == Turn("Ann", "user", pair.action)
+        assert not pair.abandoned or pair.position == len(merged)
         assert not any(turn.private for turn in pair.context)
         assert not pair.context or pair.context[-1].speaker != "Ann"
         assert pair.goal in ["\n".join(told[:n]) for n in range(len(told) + 1)]
@@ -216,7 +216,7 @@ def dated_logs(draw: st.DrawFn) -> ChatLog:
 @given(dated_logs())
 def test_nothing_a_twin_may_remember_is_as_late_as_what_it_is_measured_on(log: ChatLog) -> None:
     pairs = [pair for group in pairs_of_log(log.conversations, "Ann") for pair in group]
-    assume(sum(not pair.left for pair in pairs) >= MIN_TURNS)
+    assume(sum(not pair.abandoned for pair in pairs) >= MIN_TURNS)
     try:
         split = split_pairs(log, "Ann")
     except LogError:  # only where the first talks began together with the last

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usertwin.personas import ChatLog, LogError, Pair, Persona, draw_persona, read_persona, split_pairs
+from usertwin.personas import ChatLog, LogError, Pair, Persona, split_pairs
+from usertwin.personas.persona import draw_persona, read_persona
 
 
 def pairs(*actions: str) -> list[Pair]:

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from tiny_model import tiny_model
 
 from usertwin.evals.suites.config import read_suite
-from usertwin.memory import CachedScorer, sample
+from usertwin.memory.models.chat import sample
+from usertwin.memory.models.score_cache import CachedScorer
 from usertwin.personas import ModelError, UsageError, UsertwinError
 from usertwin.simulator import load_model, load_scorer
 from usertwin.simulator.backends import load as naming
 from usertwin.simulator.backends.downloads import TINY, cache_folder, fetch
-from usertwin.simulator.backends.load import manner_of
+from usertwin.simulator.backends.load import prompt_style_of
 from usertwin.simulator.backends.lora_adapter import model_with_adapter, read_adapter
 from usertwin.simulator.backends.lora_to_gguf import adapter_as_gguf, kept_as_gguf
 from usertwin.simulator.backends.model_files import layers_of
@@ -152,7 +153,7 @@ def _halved(folder: Path) -> None:
 )
 def test_what_is_no_adapter_is_one_sentence_by_every_door(adapter: Path, spoil: Any, said: str) -> None:
     spoil(adapter)
-    for call in (read_adapter, model_with_adapter, lambda folder: manner_of(f"local+{folder}")):
+    for call in (read_adapter, model_with_adapter, lambda folder: prompt_style_of(f"local+{folder}")):
         with pytest.raises(ModelError, match=said) as caught:
             call(adapter)
         assert str(adapter) in str(caught.value)
@@ -204,12 +205,12 @@ def test_what_is_split_can_be_put_together_again(rest: str, kind: str) -> None:
 
 
 def test_a_model_is_prompted_as_its_adapter_was_trained(adapter: Path, base: Path) -> None:
-    assert manner_of(f"transformers:{base}+{adapter}") == ("transcript", True)  # though the base has a chat template
+    assert prompt_style_of(f"transformers:{base}+{adapter}") == ("transcript", True)  # though the base has a chat template
     noted(adapter, style="instruction")
-    assert manner_of(f"local+{adapter}") == ("instruction", True)
-    assert manner_of(f"local+{adapter}", "transcript") == ("transcript", True)
+    assert prompt_style_of(f"local+{adapter}") == ("instruction", True)
+    assert prompt_style_of(f"local+{adapter}", "transcript") == ("transcript", True)
     noted(adapter, style=None)
-    assert manner_of(f"transformers:{base}+{adapter}") == ("instruction", True)
+    assert prompt_style_of(f"transformers:{base}+{adapter}") == ("instruction", True)
 
 
 def test_in_a_suite_both_sides_of_a_plus_are_relative_to_its_file(tmp_path: Path) -> None:
@@ -289,9 +290,9 @@ def test_an_adapter_of_another_base_is_one_sentence_by_every_door(
     noted(adapter, base="local:small")
     other = larger(tmp_path / "other", **size)
     file = gguf_file(other, tmp_path / "other.gguf")
-    for call in (load_model, load_scorer, manner_of):
+    for call in (load_model, load_scorer, prompt_style_of):
         for name in (f"transformers:{other}", f"local:{file}"):
-            if call is manner_of and name.startswith("transformers:"):
+            if call is prompt_style_of and name.startswith("transformers:"):
                 continue  # that takes torch, and is said when the model is named to be used
             with pytest.raises(ModelError, match=said) as caught:
                 call(f"{name}+{adapter}")
@@ -498,7 +499,7 @@ def test_a_file_of_the_hub_is_run_like_any_other(monkeypatch: pytest.MonkeyPatch
     model = load_model("hf:org/repo/deep/x.gguf")
     assert asked == [("org/repo", "deep/x.gguf")]
     assert started == [(tmp_path / "x.gguf", "transcript", None)]
-    assert (model.style, model.together, manner_of("hf:org/repo/deep/x.gguf")) == ("transcript", 4, ("transcript", True))
+    assert (model.style, model.max_n, prompt_style_of("hf:org/repo/deep/x.gguf")) == ("transcript", 4, ("transcript", True))
 
 
 @pytest.mark.usefixtures("real")
@@ -585,6 +586,6 @@ def test_the_engine_with_an_adapter_reckons_as_transformers_with_it(
 def test_an_adapter_of_the_real_tiny_model_fits_it_by_its_name(weights: Path, tmp_path: Path) -> None:
     folder = trained(weights, tmp_path / "adapter", target_modules=["q_proj"], told=TOLD)
     assert layers_of(fetch(TINY)).shape_of("model.layers.29.self_attn.q_proj") == (576, 576)
-    assert manner_of(f"local+{folder}") == ("transcript", True)
+    assert prompt_style_of(f"local+{folder}") == ("transcript", True)
     cut = trained(weights, tmp_path / "cut", target_modules=["q_proj"], layers_to_transform=[3, 7], told=TOLD)
-    assert manner_of(model_with_adapter(cut)) == ("transcript", True)  # it was meant to change two blocks only
+    assert prompt_style_of(model_with_adapter(cut)) == ("transcript", True)  # it was meant to change two blocks only

@@ -17,18 +17,10 @@ from hypothesis import strategies as st
 from conftest import scripted, small_conversation
 from usertwin.memory import ChatModel
 from usertwin.personas import AgentError, ModelError, UsageError, as_conversation
-from usertwin.simulator import (
-    AGENT_FAULTS,
-    TWIN_FAULTS,
-    Exchange,
-    RunFolder,
-    SimulatedUser,
-    Simulation,
-    asimulate,
-    simulate,
-    simulate_many,
-)
+from usertwin.simulator import Exchange, SimulatedUser, Simulation, asimulate, simulate, simulate_many
 from usertwin.simulator.backends.scripted import ScriptedChatModel
+from usertwin.simulator.batch import RunFolder
+from usertwin.simulator.simulation import AGENT_FAULTS, TWIN_FAULTS
 
 #: A thought, a turn, a thought, a turn, ...
 TALK = ("wants the weather", "hi, the weather in Oslo please", "is in a hurry", "tomorrow please", "is done", "and Rome?")

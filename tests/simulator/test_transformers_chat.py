@@ -12,11 +12,10 @@ import pytest
 from tiny_model import tiny_model
 
 from conftest import PLACES, tiny
-from usertwin.memory import Sample, sample
-from usertwin.memory.models.chat import ChatModel
+from usertwin.memory.models.chat import ChatModel, Sample, sample
 from usertwin.personas import ModelError, UsageError
 from usertwin.simulator import load_model
-from usertwin.simulator.backends.load import manner_of
+from usertwin.simulator.backends.load import prompt_style_of
 from usertwin.simulator.backends.transformers_chat import TransformersChat
 
 pytestmark = pytest.mark.usefixtures("in_one_thread")
@@ -164,14 +163,14 @@ def test_a_prompt_that_does_not_fit_is_a_sentence() -> None:
 
 @pytest.mark.usefixtures("real")
 def test_a_folder_is_prompted_as_its_tokenizer_allows(folder: Path, templated: Path) -> None:
-    assert manner_of(f"transformers:{folder}") == ("transcript", True)
-    assert manner_of(f"transformers:{templated}") == ("instruction", True)
-    assert manner_of(f"transformers:{templated}", "transcript") == ("transcript", True)
+    assert prompt_style_of(f"transformers:{folder}") == ("transcript", True)
+    assert prompt_style_of(f"transformers:{templated}") == ("instruction", True)
+    assert prompt_style_of(f"transformers:{templated}", "transcript") == ("transcript", True)
     assert load_model(f"transformers:{templated}").style == "instruction"
 
 
 @pytest.mark.usefixtures("real")
-@pytest.mark.parametrize("call", [load_model, lambda name, style: manner_of(name, style)])
+@pytest.mark.parametrize("call", [load_model, lambda name, style: prompt_style_of(name, style)])
 def test_to_tell_a_model_without_a_template_what_to_do_is_refused_before_it_is_loaded(folder: Path, call: Any) -> None:
     with pytest.raises(UsageError, match=r"has no chat template.*use --style transcript"):
         call(f"transformers:{folder}", style="instruction")

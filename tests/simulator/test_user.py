@@ -15,12 +15,14 @@ from langgraph.graph import END, START, StateGraph
 from pydantic import PrivateAttr
 
 from conftest import recipe, scripted, small_conversation
-from usertwin.memory import ChatModel, FakeEmbedder, Triple, Usage, learn
+from usertwin.memory import ChatModel, Triple, alearn
+from usertwin.memory.models.chat import Usage
+from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.personas import ChatLog, LogError, ModelError, Pair, Persona, Turn, TwinError
 from usertwin.simulator import Answer, SimulatedUser
 from usertwin.simulator.backends.scripted import ScriptedChatModel
 from usertwin.simulator.prompts import act_messages, prompt_versions, reason_messages
-from usertwin.simulator.user import _runs_in_circles
+from usertwin.simulator.user import _is_repetitive
 
 HELLO = [{"role": "assistant", "content": "Hello, what can I do for you?"}]
 WHICH_DAY = [
@@ -156,7 +158,7 @@ def test_a_twin_may_recall_nothing(ann: str) -> None:
 
 
 def test_a_twin_without_traces_acts_without_a_thought(log: ChatLog) -> None:
-    asyncio.run(learn("plain", log, recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
+    asyncio.run(alearn("plain", log, recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
     with SimulatedUser.load("plain", model=scripted("tomorrow please")) as user:
         answer = user.respond(WHICH_DAY)
     assert answer.reasoning == ""
@@ -369,7 +371,7 @@ def test_speak_gives_as_many_turns_as_asked_after_what_the_twin_would_be_shown(a
     with SimulatedUser.load(ann, model=recording(" one \n more", "two")) as user:
         pair = moment(user)
         shown = [one.triple for one in user.store.recall(pair, 2)]
-        found = asyncio.run(user.speak(pair, shown, "is in a hurry", seed=7, afresh=False, n=3))
+        found = asyncio.run(user.sample_action(pair, shown, "is in a hurry", seed=7, afresh=False, n=3))
         assert [answer.text for answer in found] == ["one", "two", "one"]  # cut at the end of the turn, and stripped
         [(_, prompt)] = act_messages("transcript", user.persona, pair, shown, "is in a hurry", turns=user.settings.window)
         assert prompts(user) == [prompt] * 3
@@ -378,7 +380,7 @@ def test_speak_gives_as_many_turns_as_asked_after_what_the_twin_would_be_shown(a
 
 def test_write_asks_for_turns_with_messages_of_any_making_in_the_persons_room(ann: str) -> None:
     with SimulatedUser.load(ann, model=recording(" hi \n", "hello", style="instruction")) as user:
-        found = asyncio.run(user.write([("system", "Be Ann."), ("user", "Hello?")], n=2, seed=3))
+        found = asyncio.run(user.complete([("system", "Be Ann."), ("user", "Hello?")], n=2, seed=3))
         assert [answer.text for answer in found] == ["hi", "hello"]
         assert prompts(user) == ["Be Ann.\nHello?"] * 2
         assert {call["max_tokens"] for call in calls(user)} == {user.most_tokens}
@@ -501,4 +503,4 @@ def test_the_present_does_not_know_a_real_conversation_by_its_id(user: Simulated
     ],
 )
 def test_a_text_that_runs_in_circles_is_told_from_one_that_does_not(text: str, circles: bool) -> None:
-    assert _runs_in_circles(text) is circles
+    assert _is_repetitive(text) is circles
