@@ -74,7 +74,7 @@ def controls(
     with opened as user, progress_bars(console) as bars:
         answers = CompletionCache(folder / COMPLETIONS_FILE)
         chat, likelihood, embedder = (
-            replace(user.model, answers=answers),
+            replace(user.model, cache=answers),
             load_scorer(scorer, progress=bars.fetch),
             user.store.embedder,
         )

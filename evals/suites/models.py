@@ -31,13 +31,13 @@ class SuiteModels:
     def chat(self, name: str) -> ChatModel:
         """A chat model in its usual manner, or the suite's."""
         found = self._once("chat", name, lambda: load_model(name, style=self.suite.models.style, progress=self.fetch))
-        return replace(found, answers=self.answers)
+        return replace(found, cache=self.answers)
 
     def judge(self, name: str) -> ChatModel:
         """The same for a judge, which is always told what to do; a scripted one is as it is."""
         style = None if name.startswith("scripted:") else "instruction"
         found = self._once("judge", name, lambda: load_model(name, style=style, progress=self.fetch))
-        return replace(found, answers=self.answers)
+        return replace(found, cache=self.answers)
 
     def check(self) -> None:
         """UsageError or ModelError if a name is no model's, or a script or key is missing; nothing long is loaded for it."""

@@ -47,7 +47,7 @@ class State:
         generation: how many transactions there were.
         removals: how many of them removed or replaced triples.
         count: how many triples there are.
-        unswept: whether something was removed, and traces of it may still be in the files.
+        needs_vacuum: whether something was removed, and traces of it may still be in the files.
         index: the kind of index that is wanted, or "auto".
     """
 
@@ -221,7 +221,7 @@ class Database:
                 generation=self.state.generation + 1,
                 removals=self.state.removals + bool(change.removed),
                 count=self.state.count + change.added - change.removed,
-                unswept=self.state.needs_vacuum or bool(change.removed),
+                needs_vacuum=self.state.needs_vacuum or bool(change.removed),
                 index=change.index or self.state.index,
             )
             _write_state(self.connection, state)
@@ -238,7 +238,7 @@ class Database:
         self.connection.execute("VACUUM")
         if self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
             return False
-        state = replace(self.state, unswept=False, generation=self.state.generation + 1)
+        state = replace(self.state, needs_vacuum=False, generation=self.state.generation + 1)
         self.connection.execute("BEGIN IMMEDIATE")
         _write_state(self.connection, state)
         self.connection.execute("COMMIT")
@@ -369,4 +369,7 @@ def _state(meta: dict[str, str]) -> State:
     text = meta.get("state", "")
     if digest_of(text.encode()) != meta.get("checksum"):
         raise ValueError("what the memory knows about itself is not what was written")
-    return State(**json.loads(text))
+    raw: dict[str, Any] = json.loads(text)
+    if "unswept" in raw:  # the name of this field until version 0.1
+        raw["needs_vacuum"] = raw.pop("unswept")
+    return State(**raw)

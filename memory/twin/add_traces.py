@@ -42,7 +42,7 @@ def open_synthesizer(
         return
     answers = CompletionCache(folder / COMPLETIONS_FILE)
     try:
-        model, actor, judge = (None if one is None else replace(one, answers=answers) for one in (model, actor, judge))
+        model, actor, judge = (None if one is None else replace(one, cache=answers) for one in (model, actor, judge))
         distractors = Distractors([triple.pair for triple in store.triples()], store.embedder)
         fidelity = None
         if recipe.scored:

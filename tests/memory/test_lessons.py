@@ -194,8 +194,8 @@ def test_those_who_are_watched_take_turns() -> None:
 
 
 def test_pairs_are_spread_over_the_whole_of_what_may_be_trained_on() -> None:
-    all_of_them = build_dataset({"log": with_desk("Ann", "Bob")}, replace(FEW, pairs=9999)).train
-    some = build_dataset({"log": with_desk("Ann", "Bob")}, replace(FEW, pairs=20)).train
+    all_of_them = build_dataset({"log": with_desk("Ann", "Bob")}, replace(FEW, train_pairs=9999)).train
+    some = build_dataset({"log": with_desk("Ann", "Bob")}, replace(FEW, train_pairs=20)).train
     own = [one.pair for one in all_of_them if one.label == some[0].label]
     places = [own.index(one.pair) for one in some if one.label == some[0].label]
     gaps = [after - before for before, after in pairwise(places)]
@@ -224,7 +224,7 @@ def test_more_people_than_said_enough_are_too_many(log: ChatLog) -> None:
 
 def test_too_few_pairs_are_said_to_be_too_few() -> None:
     with pytest.raises(LogError, match=r"only 3 pairs to train on .* at least 16 .* take more people"):
-        build_dataset({"log": with_desk("Ann", "Bob")}, replace(FEW, pairs=3))
+        build_dataset({"log": with_desk("Ann", "Bob")}, replace(FEW, train_pairs=3))
 
 
 def test_nothing_to_watch_is_an_error_before_anything_long_begins() -> None:

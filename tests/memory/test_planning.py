@@ -99,7 +99,7 @@ def test_where_guards_reject_everything_no_more_is_written_than_planned_at_most(
 @pytest.mark.parametrize("how", ["backward", "forward", "scaffolded"])
 def test_as_much_is_read_as_the_prompts_are_long(how: Any) -> None:
     """Four characters to a token; what is not known beforehand is the lens of each sample, a few words of it."""
-    made = recipe(method="recon", how=how, candidates=3, max_traces=6)
+    made = recipe(method="recon", proposal_mode=how, candidates=3, max_traces=6)
     chat = Telling(say=honest)
     learned(made, ChatModel("telling", chat, "transcript"))
     read = sum(map(len, chat.prompts)) / 4

@@ -428,7 +428,7 @@ def test_each_text_is_a_call_and_its_tokens_are_counted(how: ProposalMode, n: in
 
 def test_what_was_asked_before_is_not_asked_again(tmp_path: Any) -> None:
     answers = CompletionCache(tmp_path / "answers.sqlite")
-    model, ledger = replace(scripted("felt calm", "felt tired", "felt bored"), answers=answers), Ledger()
+    model, ledger = replace(scripted("felt calm", "felt tired", "felt bored"), cache=answers), Ledger()
     found = traces(model, n=2, ledger=ledger)
     assert traces(model, n=2, ledger=ledger) == found == ["I felt calm", "I felt tired"]
     assert (ledger.calls, ledger.repeated, len(asked(model))) == (2, 2, 2)

@@ -212,7 +212,7 @@ def answers(tmp_path: Path) -> Iterator[CompletionCache]:
 
 
 def test_what_was_asked_is_not_asked_again_and_comes_with_what_it_took_then(answers: CompletionCache) -> None:
-    model, ledger = replace(scripted("one;tail", "two", "three"), answers=answers), Ledger()
+    model, ledger = replace(scripted("one;tail", "two", "three"), cache=answers), Ledger()
     first = ask(model, n=2, stop=[";"], ledger=ledger)
     assert [one.text for one in first] == ["one", "two"]
     assert ask(model, n=2, stop=[";"], ledger=ledger) == first
@@ -221,7 +221,7 @@ def test_what_was_asked_is_not_asked_again_and_comes_with_what_it_took_then(answ
 
 
 def test_an_answer_from_before_costs_nothing_even_if_the_price_is_not_known(answers: CompletionCache) -> None:
-    model = replace(scripted("one"), answers=answers)
+    model = replace(scripted("one"), cache=answers)
     ask(model)
     ledger = Ledger()
     ask(model, ledger=ledger)
@@ -288,7 +288,7 @@ def test_any_text_is_the_same_when_it_is_taken_from_where_it_was_kept(
     text: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     cache = CompletionCache(tmp_path_factory.mktemp("answers") / "answers.sqlite")
-    model = replace(scripted(text), answers=cache)
+    model = replace(scripted(text), cache=cache)
     assert ask(model) == ask(model) == [Sample(text, Usage(4, 0, len(text.split())))]
     cache.close()
 
@@ -298,7 +298,7 @@ def test_any_text_is_the_same_when_it_is_taken_from_where_it_was_kept(
     [("so \ud83d", "so \ufffd"), ("\ude00 so", "\ufffd so"), ("\ud83d\ude00 \x00", "😀 \x00"), ("\ufeffa", "\ufeffa")],
 )
 def test_half_a_character_is_marked_so_that_the_text_can_be_written(answers: CompletionCache, text: str, found: str) -> None:
-    model = replace(scripted(text), answers=answers)
+    model = replace(scripted(text), cache=answers)
     assert [one.text for one in ask(model)] == [one.text for one in ask(model)] == [found]
     assert found.encode()
 

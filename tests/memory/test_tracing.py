@@ -406,7 +406,7 @@ def test_every_trace_that_is_stored_has_passed_every_guard(method: str, how: str
         return judge_and_reconstruct(prompt, seed) if _LABEL.search(prompt) else mixed(prompt, seed)
 
     model, _ = telling(say)
-    run(recipe(method=method, how=how, candidates=3, calls=6, judge="j"), model, judge=model)
+    run(recipe(method=method, proposal_mode=how, candidates=3, max_calls=6, judge="j"), model, judge=model)
     triples, stored = memory(), 0
     examples = proposal_template(model, how).text  # pyright: ignore[reportArgumentType]
     for triple in triples:
