@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from usertwin.evals.training_runs.run import Trainer, TrainingPlan
 
-_METHODS = ["sft", "dpo", "soup", "grpo", "e2e"]
+_METHODS = ["sft", "dpo", "grpo", "e2e"]
 _PRECISION = click.Choice(["float32", "bfloat16"])
 
 
@@ -34,7 +34,7 @@ _PRECISION = click.Choice(["float32", "bfloat16"])
     multiple=True,
     default=("dpo",),
     show_default=True,
-    help="Fine-tuning on selected traces, DPO, the sum of two by DPO, GRPO by reconstruction, GRPO by what is downstream; may "
+    help="Fine-tuning on selected traces, DPO, GRPO by reconstruction, GRPO by what is downstream; may "
     "be given several times.",
 )
 @click.option(
@@ -74,21 +74,10 @@ _PRECISION = click.Choice(["float32", "bfloat16"])
 @click.option("--budget", default=40_000, show_default=True, help="Tokens to be generated, the same for each method.")
 @click.option("--batch", default=16, show_default=True, help="Traces of a step of GRPO, rows of one of the others.")
 @click.option("--at-once", default=4, show_default=True, help="How many of them are in memory at once.")
-@click.option("--epochs", default=2.0, show_default=True, help="How often sft, dpo and each part of a soup see each row.")
-@click.option("--learning-rate", type=float, help="[default: 2e-4 for sft, 5e-5 for dpo and soup, 1e-4 for the others]")
-@click.option("--beta", type=float, help="How strongly to hold to the base.  [default: 0.1 for dpo and soup, else 0]")
+@click.option("--epochs", default=2.0, show_default=True, help="How often sft and dpo see each row.")
+@click.option("--learning-rate", type=float, help="[default: 2e-4 for sft, 5e-5 for dpo, 1e-4 for the others]")
+@click.option("--beta", type=float, help="How strongly to hold to the base.  [default: 0.1 for dpo, else 0]")
 @click.option("--rank", default=16, show_default=True, help="Of the LoRA.")
-@click.option(
-    "--lean", default=0.3, show_default=True, help="What nearness is worth to one part of a soup, distance to the other."
-)
-@click.option(
-    "--soup",
-    nargs=2,
-    type=float,
-    default=(2.0, 0.6),
-    show_default=True,
-    help="The weights of these parts: toward the action, away.",
-)
 @click.option("--precision", type=_PRECISION, default="float32", show_default=True, help="Of the base; bfloat16 is for GPUs.")
 @click.option("--scorer", default="local", show_default=True, help="The model in the reward and in the audit.")
 @click.option("--scorer-precision", type=_PRECISION, default="float32", show_default=True, help="Of the scorers.")
@@ -146,7 +135,7 @@ def _order(told: dict[str, Any]) -> TrainingPlan:
         proposal_mode=told["how"], group_size=told["group"], batch_size=told["batch"], micro_batch_size=told["at_once"],
         token_budget=told["budget"],
         **{key: told[key] for key in (
-            "base", "fidelity", "epochs", "learning_rate", "beta", "rank", "lean", "soup", "precision", "vllm", "tensorboard",
+            "base", "fidelity", "epochs", "learning_rate", "beta", "rank", "precision", "vllm", "tensorboard",
             "save_every", "audit_every", "seed",
         )},
     )  # fmt: skip
