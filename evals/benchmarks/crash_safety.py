@@ -27,7 +27,7 @@ from usertwin.memory.models.embedding import FakeEmbedder, query_text
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.synthesizer import Method
 from usertwin.personas import ChatLog, Conversation, Turn
-from usertwin.personas.chat_log import in_time_order
+from usertwin.personas.chat_log import sort_by_time
 
 from .figures import timed
 from .large_memory import Prepared, short_triples, units
@@ -187,13 +187,25 @@ def small_log() -> ChatLog:
         turns = tuple(Turn(("desk", "Ann")[n % 2], ("agent", "user")[n % 2], text) for n, text in enumerate(said))
         return Conversation(f"talk-{number:03d}", turns, None)
 
-    return ChatLog(in_time_order([talk(number) for number in range(30)], "bench"), "bench")
+    return ChatLog(sort_by_time([talk(number) for number in range(30)], "bench"), "bench")
 
 
 def small_recipe(method: Method, dimension: int) -> Recipe:
     """How Ann is learned."""
     model, scorer = (None, None) if method == "none" else ("scripted:bench", "fake:")
-    return Recipe("bench", "Ann", method, 2, None, 60, 6, f"fake:{dimension}", model, scorer, 0)
+    return Recipe(
+        source="bench",
+        speaker="Ann",
+        method=method,
+        candidates=2,
+        max_triples=None,
+        max_traces=60,
+        window=6,
+        embedder=f"fake:{dimension}",
+        model=model,
+        scorer=scorer,
+        seed=0,
+    )
 
 
 def _learn(home: Path, told: Path, _: float) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from usertwin.memory import ChatModel
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
     """A measured figure: its median, its quartiles, and how many measurements it rests on."""
 
@@ -33,12 +33,12 @@ class Figure:
 def figure(values: list[float], unit: str, against: str) -> Figure:
     """The median of some measurements, with their quartiles."""
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return Figure(middle, unit, low, high, len(values), against)
+    return Figure(value=middle, unit=unit, low=low, high=high, n=len(values), against=against)
 
 
 def one_figure(value: float, unit: str, against: str, n: int = 1) -> Figure:
     """A figure that was measured once, or counted over `n` cases."""
-    return Figure(value, unit, value, value, n, against)
+    return Figure(value=value, unit=unit, low=value, high=value, n=n, against=against)
 
 
 def timed(work: Callable[[], Any]) -> float:

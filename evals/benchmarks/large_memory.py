@@ -121,7 +121,7 @@ def figure_of_mean(values: list[float], unit: str, against: str) -> Figure:
     import numpy as np
 
     mean, error = float(np.mean(values)), 1.96 * float(np.std(values)) / len(values) ** 0.5
-    return Figure(mean, unit, mean - error, min(1.0, mean + error), len(values), against)
+    return Figure(value=mean, unit=unit, low=mean - error, high=min(1.0, mean + error), n=len(values), against=against)
 
 
 def short_triples(start: int, count: int) -> list[Triple]:

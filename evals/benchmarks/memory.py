@@ -22,7 +22,7 @@ from usertwin.memory.models.embedding import FakeEmbedder, query_text
 from usertwin.memory.store import schema as table
 from usertwin.personas import ChatLog, ModelError, Pair, Turn
 from usertwin.personas.importers.chitchat import load_chitchat
-from usertwin.personas.pairs import pairs_of
+from usertwin.personas.pairs import extract_pairs
 from usertwin.simulator import load_embedder
 from usertwin.simulator.backends.downloads import cache_folder
 
@@ -100,7 +100,7 @@ def real_embeddings(count: int, embedder: Embedder | None = None, log: ChatLog |
             for talk in (log or load_chitchat()).conversations
             for speaker in dict.fromkeys(t.speaker for t in talk.turns)
         ]
-        texts = list(dict.fromkeys(query_text(pair) for talk, speaker in talks for pair in pairs_of(talk, speaker)))
+        texts = list(dict.fromkeys(query_text(pair) for talk, speaker in talks for pair in extract_pairs(talk, speaker)))
         random.Random(0).shuffle(texts)
         kept.parent.mkdir(parents=True, exist_ok=True)
         unfinished = kept.with_suffix(".partial.npy")
@@ -344,7 +344,10 @@ def _kills_part(folder: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
     for name, work in (("", killed_in_save), ("_langchain", killed_in_save_langchain)):
         shares: list[float] = in_child(work, str(folder / f"saving{name}"), sizes.flat, sizes.dimension, sizes.save_kills)
         mean = sum(shares) / len(shares)
-        yield f"memory.lost_when_killed_in_save{name}", Figure(mean, "share", min(shares), max(shares), len(shares), against)
+        yield (
+            f"memory.lost_when_killed_in_save{name}",
+            Figure(value=mean, unit="share", low=min(shares), high=max(shares), n=len(shares), against=against),
+        )
         shutil.rmtree(folder / f"saving{name}")
 
 

@@ -25,7 +25,7 @@ from usertwin.memory.models.transformers_scorer import TransformersScorer
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import ForcedChoice, reconstruct
 from usertwin.memory.recon.judged_fidelity import JudgeFidelity
-from usertwin.memory.text.transcript import action_line, joined, past_moment
+from usertwin.memory.text.transcript import action_completion, join_blocks, format_example
 from usertwin.personas import Pair, split_pairs
 from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer
@@ -66,20 +66,25 @@ def _shared_context(count: int) -> Iterator[tuple[str, Figure]]:
     scorer: TransformersScorer = cached.scorer
     _, tokenizer = scorer.loaded
     split = split_pairs(load_chitchat(), SPEAKER, window=6)
-    earlier = joined(past_moment(pair, 6) for pair in split.corpus[-60:])
+    earlier = join_blocks(format_example(pair, 6) for pair in split.corpus[-60:])
     before = tokenizer.decode(tokenizer(earlier).input_ids[-_CONTEXT_TOKENS:])
     speedups, errors = list[float](), list[float]()
     for pair in [pair for pair in split.validation if not pair.abandoned][:count]:
         traces = [f"I felt {word} about it, and I wanted to {word} a little more." for word in _WORDS]
-        items = [(f"{before}\n\n{reconstruct(pair, trace)}", action_line(pair.action)) for trace in traces]
+        items = [(f"{before}\n\n{reconstruct(pair, trace)}", action_completion(pair.action)) for trace in traces]
         shared, alone = list[Likelihood](), list[Likelihood]()
         together = timed(lambda items=items, shared=shared: shared.extend(scorer.score(items)))
         apart = timed(lambda items=items, alone=alone: [alone.extend(scorer.score([item])) for item in items])
         speedups.append(apart / together)
-        errors += [abs(x - y) for a, b in zip(shared, alone, strict=True) for x, y in zip(a.each, b.each, strict=True)]
+        errors += [
+            abs(x - y) for a, b in zip(shared, alone, strict=True) for x, y in zip(a.token_nats, b.token_nats, strict=True)
+        ]
     against = f"eight whole sequences one by one, {_CONTEXT_TOKENS} tokens of context (bar: 3)"
     yield "recon.shared_context_speedup", figure(speedups, "ratio", against)
-    yield "recon.logprob_max_abs_error", Figure(max(errors), "nats/token", min(errors), max(errors), len(errors), "bar: 1e-3")
+    yield (
+        "recon.logprob_max_abs_error",
+        Figure(value=max(errors), unit="nats/token", low=min(errors), high=max(errors), n=len(errors), against="bar: 1e-3"),
+    )
 
 
 class _StoppedError(Exception):
@@ -91,7 +96,19 @@ def _asked_once(traces: int) -> Iterator[tuple[str, Figure]]:
     log, embedder, scorer = load_chitchat(), load_embedder(), load_scorer("local")
     model = load_model("local")
     asked = noted_questions(model)
-    recipe = Recipe("chitchat", SPEAKER, "recon", 4, 60, traces, 6, embedder.name, "local", "local", 0)
+    recipe = Recipe(
+        source="chitchat",
+        speaker=SPEAKER,
+        method="recon",
+        candidates=4,
+        max_triples=60,
+        max_traces=traces,
+        window=6,
+        embedder=embedder.name,
+        model="local",
+        scorer="local",
+        seed=0,
+    )
 
     def run(home: str, name: str, *, stop_at: int | None = None) -> list[str]:
         def progress(stage: str, done: int, total: int) -> None:
@@ -123,7 +140,19 @@ def controls_part(sizes: ReconSizes = FULL, *, judge: str = "local:small") -> It
     log, embedder, scorer, model = load_chitchat(), load_embedder(), load_scorer("local"), load_model(proposer)
     with tempfile.TemporaryDirectory() as home:
         for called, speaker in PEOPLE.items():
-            recipe = Recipe("chitchat", speaker, "none", 4, sizes.memory, None, 6, embedder.name, None, None, 0)
+            recipe = Recipe(
+                source="chitchat",
+                speaker=speaker,
+                method="none",
+                candidates=4,
+                max_triples=sizes.memory,
+                max_traces=None,
+                window=6,
+                embedder=embedder.name,
+                model=None,
+                scorer=None,
+                seed=0,
+            )
             asyncio.run(alearn(called, log, recipe, embedder=embedder, home=home))
             with SimulatedUser.load(called, home=home, model=model, embedder=embedder) as user:
                 folder = Path(home) / called
@@ -165,7 +194,7 @@ def _control_figures(called: str, found: dict[str, Any], proposer: str) -> Itera
 
 def _of(estimate: dict[str, Any], unit: str, against: str) -> Figure:
     low, high = (estimate["value"] if estimate[end] is None else estimate[end] for end in ("low", "high"))
-    return Figure(estimate["value"], unit, low, high, estimate["n"], against)
+    return Figure(value=estimate["value"], unit=unit, low=low, high=high, n=estimate["n"], against=against)
 
 
 async def _agreement(

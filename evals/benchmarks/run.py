@@ -159,7 +159,19 @@ def simulate_part() -> Iterator[tuple[str, Figure]]:
 
     with tempfile.TemporaryDirectory() as home:
         log, embedder = load_chitchat(), load_embedder("fake:")
-        recipe = Recipe("chitchat", SPEAKER, "none", 1, 200, None, 6, embedder.name, None, None, 0)
+        recipe = Recipe(
+            source="chitchat",
+            speaker=SPEAKER,
+            method="none",
+            candidates=1,
+            max_triples=200,
+            max_traces=None,
+            window=6,
+            embedder=embedder.name,
+            model=None,
+            scorer=None,
+            seed=0,
+        )
         asyncio.run(alearn("bench", log, recipe, embedder=embedder, home=home))
         user = SimulatedUser.load("bench", home=home, model=ChatModel("scripted:bench", chat), embedder=embedder)
         user.ending = user.leaving = None

@@ -15,7 +15,7 @@ from usertwin.evals.cli.demo import SPEAKER
 from usertwin.memory import Triple
 from usertwin.memory.models.scoring import Likelihood
 from usertwin.memory.models.transformers_scorer import TransformersScorer
-from usertwin.memory.text.transcript import action_line
+from usertwin.memory.text.transcript import action_completion
 from usertwin.personas import split_pairs
 from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.simulator import load_scorer
@@ -68,8 +68,15 @@ def scoring_figures(scorer: TransformersScorer, items: Sequence[tuple[str, str]]
     which = f"{len(items)} sequences of {lengths[0]} to {lengths[-1]} tokens"
     yield "eval.scoring_vs_forward", figure(ratios(passing, scoring), "ratio", f"bare forward pass, {which} (bar: 0.9)")
     yield "eval.scoring_tokens_per_s", figure([tokens / seconds for seconds in scoring], "tokens/s", which)
-    errors = [abs(x - y) for one, other in zip(found, told, strict=True) for x, y in zip(one.each, other, strict=True)]
-    error = Figure(max(errors), "nats/token", min(errors), max(errors), len(errors), "bare forward pass (bar: 1e-3)")
+    errors = [abs(x - y) for one, other in zip(found, told, strict=True) for x, y in zip(one.token_nats, other, strict=True)]
+    error = Figure(
+        value=max(errors),
+        unit="nats/token",
+        low=min(errors),
+        high=max(errors),
+        n=len(errors),
+        against="bare forward pass (bar: 1e-3)",
+    )
     yield "eval.scoring_max_abs_error", error
 
 
@@ -80,7 +87,7 @@ def _held_out(count: int) -> list[tuple[str, str]]:
     held_out = [pair for pair in (*split.validation, *split.test) if not pair.abandoned][:count]
     shown = [_SHOWN[number % len(_SHOWN)] for number in range(count)]
     recalled = [past[len(past) - sum(shown[: number + 1]) :][: shown[number]] for number in range(count)]
-    return [(act_transcript(pair, near), action_line(pair.action)) for pair, near in zip(held_out, recalled, strict=True)]
+    return [(act_transcript(pair, near), action_completion(pair.action)) for pair, near in zip(held_out, recalled, strict=True)]
 
 
 def _bare(model: Any, sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[float, list[list[float]]]:

@@ -161,9 +161,24 @@ def learn(
     drawn = read_persona(persona) if persona is not None else None
     vectors = load_embedder(embedder)
     recipe = Recipe(
-        source, speaker, traces, candidates, max_triples, None if max_traces < 0 else max_traces, window, vectors.name,
-        trained or model, scorer, seed, how, fidelity, actor or model, judge or model, calls, trained,
-    ).without_unused()  # fmt: skip
+        source=source,
+        speaker=speaker,
+        method=traces,
+        candidates=candidates,
+        max_triples=max_triples,
+        max_traces=None if max_traces < 0 else max_traces,
+        window=window,
+        embedder=vectors.name,
+        model=trained or model,
+        scorer=scorer,
+        seed=seed,
+        proposal_mode=how,
+        fidelity=fidelity,
+        actor=actor or model,
+        judge=judge or model,
+        max_calls=calls,
+        synthesizer=trained,
+    ).without_unused()
     _say_plan(console, log, recipe, style, costs, measure)
     if dry_run:
         return
@@ -185,8 +200,8 @@ def _log(console: Console, source: str, *, skip_bad_lines: bool) -> ChatLog:
     log = load_log(source, skip_bad_lines=skip_bad_lines)
     for bad in log.skipped:
         console.print(f"skipped line {bad.line}: {bad.reason}", style="yellow", markup=False)
-    if log.left_out:
-        console.print(f"{log.left_out} files without a conversation were left out.", style="dim")
+    if log.files_without_turns:
+        console.print(f"{log.files_without_turns} files without a conversation were left out.", style="dim")
     return log
 
 

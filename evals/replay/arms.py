@@ -105,7 +105,7 @@ class Arms:
             "backward": as_shown(recalled, "backward"),
             "random_of_n": [replace(triple, reasoning=self._any_trace(triple)) for triple in recalled],
             # A twin that was found to do best with the first proposals is measured as it is.
-            "recalled_triples": as_shown(recalled, "backward" if self.user.settings.traces == "backward" else "chosen"),
+            "recalled_triples": as_shown(recalled, "backward" if self.user.settings.traces == "backward" else "recon"),
             "trained": [
                 replace(triple, reasoning=elsewhere.get((triple.pair.conversation_id, triple.pair.position)))
                 for triple in recalled
@@ -117,7 +117,7 @@ class Arms:
             return None
         # What only the score rejected is no reason for a choice that does not look at the score.
         allowed = [
-            replace(one, rejected=None) if one.rejected in {"misleads", "no_verdict"} else one
+            replace(one, rejected=None) if one.rejected_by in {"misleads", "no_verdict"} else one
             for one in triple.provenance.proposals
         ]
         chosen = select(allowed, "random", seed=f"{self.seed}/{triple.pair.conversation_id}/{triple.pair.position}")

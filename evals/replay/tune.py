@@ -16,10 +16,10 @@ from typing import Any
 
 from usertwin.evals.metrics.statistics import Estimate, evenly_spaced, ratio
 from usertwin.memory import Scorer, Settings, Triple
-from usertwin.memory.text.transcript import action_line
+from usertwin.memory.text.transcript import action_completion
 from usertwin.memory.twin.record import HELD_OUT, kept_conversations
 from usertwin.personas import Pair, UsageError
-from usertwin.personas.pairs import pairs_of_log
+from usertwin.personas.pairs import group_pairs
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript, as_shown
 
@@ -56,7 +56,7 @@ class TunePlan:
 def validation_pairs(user: SimulatedUser, folder: Path, limit: int) -> list[Pair]:
     """The person's own turns that settings may be chosen on, at most so many, spread evenly."""
     record = user.record
-    groups = pairs_of_log(kept_conversations(folder / HELD_OUT), record.recipe.speaker, window=_windows(user)[-1])
+    groups = group_pairs(kept_conversations(folder / HELD_OUT), record.recipe.speaker, window=_windows(user)[-1])
     known = set(record.validation)
     pairs = [with_time_after(pair, record.dated, record.corpus_ends) for group in groups for pair in group]
     return evenly_spaced([pair for pair in pairs if pair.conversation_id in known and not pair.abandoned], limit)
@@ -79,8 +79,8 @@ def _trace_variants(user: SimulatedUser) -> list[Settings]:
     plain = Settings(traces="none", reasons=False)
     return [
         replace(plain, traces="backward"),
-        replace(plain, traces="chosen"),
-        replace(plain, traces="chosen", reasons=True),
+        replace(plain, traces="recon"),
+        replace(plain, traces="recon", reasons=True),
     ]
 
 
@@ -122,7 +122,7 @@ async def tune(
     compared = _Comparison(user, scorer, pairs, takes.scorings, progress)
     for k in KS:
         for window in _windows(user):
-            await compared.measure(Settings(k, window, "none", reasons=False), seed)
+            await compared.measure(Settings(k=k, window=window, traces="none", reasons=False), seed)
     best = compared.simplest_of_the_best(seed)
     for variant in _trace_variants(user):
         await compared.measure(replace(variant, k=best.k, window=best.window), seed)
@@ -138,7 +138,7 @@ class _Comparison:
     ) -> None:
         self._user, self._scorer, self._pairs, self._progress = user, scorer, pairs, progress
         self._where = [pair.conversation_id for pair in pairs]
-        self._characters = [float(len(action_line(pair.action)) - 1) for pair in pairs]
+        self._characters = [float(len(action_completion(pair.action)) - 1) for pair in pairs]
         self._bits: dict[Settings, list[float]] = {}
         self._done, self._total = 0, total
 
@@ -155,7 +155,7 @@ class _Comparison:
             shown = as_shown([one.triple for one in recalled], setting.traces)
             thought = await self._thought(pair, shown, setting, seed + number)
             prompt = act_transcript(pair, shown, thought, turns=setting.window)
-            [likelihood] = self._scorer.score([(prompt, action_line(pair.action))])
+            [likelihood] = self._scorer.score([(prompt, action_completion(pair.action))])
             self._bits[setting].append(likelihood.bits)
             self._done += 1
         self._progress("deciding", self._done, self._total)
@@ -217,4 +217,4 @@ class _Comparison:
 
 
 def _complexity(setting: Settings) -> tuple[bool, int, int, int]:
-    return (setting.reasons, ("none", "backward", "chosen").index(setting.traces), setting.k, setting.window)
+    return (setting.reasons, ("none", "backward", "recon").index(setting.traces), setting.k, setting.window)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from usertwin.memory import Settings, Triple, TwinRecord
-from usertwin.memory.text.transcript import flat
+from usertwin.memory.text.transcript import single_line
 from usertwin.memory.twin.abandonment import AbandonmentModel
 from usertwin.memory.twin.last_turn import LastTurnModel
 
@@ -127,7 +127,7 @@ def _reasons_with(synthesizer: str, settings: Settings | None) -> str:
 
 
 def _described(settings: Settings) -> str:
-    names = {"none": "without traces", "backward": "with the first traces", "chosen": "with the chosen traces"}
+    names = {"none": "without traces", "backward": "with the first traces", "recon": "with the Recon-selected traces"}
     own = ", and a trace of its own before it acts" if settings.reasons else ""
     return f"{settings.k} moments {names[settings.traces]}, {settings.window} turns of the chat{own}"
 
@@ -167,5 +167,5 @@ def _traces_table(triples: Sequence[Triple]) -> Table:
     for triple in triples:
         score = "–" if triple.score is None else f"{triple.score:+.2f}"
         heard = triple.pair.context[-1].text if triple.pair.context else "(nothing yet)"
-        table.add_row(score, *(Text(shorten(flat(text), 90)) for text in (heard, triple.reasoning or "", triple.pair.action)))
+        table.add_row(score, *(Text(shorten(single_line(text), 90)) for text in (heard, triple.reasoning or "", triple.pair.action)))
     return table

@@ -85,11 +85,22 @@ class PersonMeasurement:
         traced = name is not None or suite.traced
         embedder = self.models.embedder()
         recipe = Recipe(
-            corpus.source, person.speaker, "recon" if traced else "none", suite.traces.candidates,
-            corpus.max_triples, suite.traces.moments, suite.window or CONTEXT_WINDOW, embedder.name,
-            proposer, suite.models.scorer, suite.seed, suite.traces.propose, suite.traces.fidelity, proposer,
-            suite.models.judge or proposer,
-        ).without_unused()  # fmt: skip
+            source=corpus.source,
+            speaker=person.speaker,
+            method="recon" if traced else "none",
+            candidates=suite.traces.candidates,
+            max_triples=corpus.max_triples,
+            max_traces=suite.traces.moments,
+            window=suite.window or CONTEXT_WINDOW,
+            embedder=embedder.name,
+            model=proposer,
+            scorer=suite.models.scorer,
+            seed=suite.seed,
+            proposal_mode=suite.traces.propose,
+            fidelity=suite.traces.fidelity,
+            actor=proposer,
+            judge=suite.models.judge or proposer,
+        ).without_unused()
         twin = name or person.twin
         if (known := _learned(twin, person.home)) is not None and (known.state, known.recipe) == ("complete", recipe):
             return existing_twin(twin, person.home)
@@ -108,7 +119,7 @@ class PersonMeasurement:
         suite = self.suite
         record = TwinRecord.load(folder)
         traced = suite.traced
-        plain = Settings(traces="chosen" if traced else "none", reasons=traced and suite.traces.reasons)
+        plain = Settings(traces="recon" if traced else "none", reasons=traced and suite.traces.reasons)
         embedder = self.models.embedder() if person.corpus else load_embedder(record.recipe.embedder)
         settings = record.settings if person.corpus else record.settings or Settings()  # who was learned before is as they are
         if settings is not None and not traced:  # no arm shows what this twin is otherwise shown
@@ -194,7 +205,7 @@ class PersonMeasurement:
         suite = self.suite
         with ExitStack() as stack:
             k, window = suite.k or Settings().k, suite.window or CONTEXT_WINDOW
-            settings = Settings(k, window, "chosen", reasons=False)
+            settings = Settings(k=k, window=window, traces="recon", reasons=False)
             options: dict[str, Any] = {"home": person.home, "model": self.models.chat(suite.models.action), "seed": suite.seed}
             user = stack.enter_context(SimulatedUser.load(name, embedder=self.models.embedder(), settings=settings, **options))
             said = [pair for pair in held_out_pairs(user, folder)[0] if not pair.abandoned]

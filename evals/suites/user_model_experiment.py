@@ -31,10 +31,10 @@ from usertwin.evals.records.measured_turns import MeasuredTurn, turns_of
 from usertwin.evals.replay.held_out import held_out_pairs
 from usertwin.evals.replay.leak_checks import check_split, near_duplicates
 from usertwin.memory import Settings, TripleStore
-from usertwin.memory.jsonl import open_to_append, write_line
+from usertwin.memory.jsonl import open_for_append, append_line
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.synthesizer import backward_trace
-from usertwin.memory.text.transcript import ME, action_line
+from usertwin.memory.text.transcript import ME, action_completion
 from usertwin.memory.training.policy import check_installed
 from usertwin.memory.training.user_model import UserModel, UserModelConfig, fit, row_of
 from usertwin.personas import Pair, UsageError
@@ -196,7 +196,7 @@ async def _taught(suite: Suite, measurer: PersonMeasurement, number: int, person
             other = await measurer.learn(person, str(suite.models.trained), name=f"{person.twin}-trained")
             trained = {_key(one.pair): one.reasoning for one in _triples(other, measurer, stack).triples()}
         options: dict[str, Any] = {"home": person.home, "model": measurer.models.chat(suite.models.action)}
-        settings = Settings(suite.k or Settings().k, suite.window or CONTEXT_WINDOW, "chosen", reasons=False)
+        settings = Settings(k=suite.k or Settings().k, window=suite.window or CONTEXT_WINDOW, traces="recon", reasons=False)
         user = stack.enter_context(
             SimulatedUser.load(name, embedder=measurer.models.embedder(), settings=settings, **options)
         )  # fmt: skip
@@ -275,12 +275,12 @@ class _Group:
     def _measured(self, model: UserModel, kind: str, one: TrainedPerson, keep: Path) -> list[MeasuredTurn]:
         """One person's turns under one model; each is kept before the next is begun."""
         known = {(turn.conversation_id, turn.position): turn for turn in turns_of(keep)}
-        with open_to_append(keep) as file:
+        with open_for_append(keep) as file:
             for number, pair in enumerate(one.tested):
                 self._progress("settling", number, len(one.tested))
                 if _key(pair) not in known:
                     known[_key(pair)] = self._turn(model, kind, one, pair)
-                    write_line(file, known[_key(pair)].to_json())
+                    append_line(file, known[_key(pair)].to_json())
         self._progress("settling", len(one.tested), len(one.tested))
         return [known[_key(pair)] for pair in one.tested]
 
@@ -293,7 +293,7 @@ class _Group:
             bits[kind], thought = type(likelihood)(nats, likelihood.tokens).bits, {kind: thoughts[0]}
         context = tuple((ME if turn.speaker == pair.speaker else turn.speaker, turn.text) for turn in pair.context)
         return MeasuredTurn(
-            one.label, pair.conversation_id, pair.position, context, pair.action, len(action_line(pair.action)) - 1, pair.goal,
+            one.label, pair.conversation_id, pair.position, context, pair.action, len(action_completion(pair.action)) - 1, pair.goal,
             bits, reasoning=thought,
         )  # fmt: skip
 

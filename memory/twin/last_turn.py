@@ -27,7 +27,7 @@ _FEATURES = 2 * _WORDS.dimension + 2
 LEAST_ENDINGS = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LastTurnModel:
     """The probability that a turn is the person's last.
 
@@ -88,13 +88,20 @@ def fit_last_turn(corpus: Sequence[Pair], validation: Sequence[Pair]) -> LastTur
     from sklearn.metrics import f1_score
 
     corpus, validation = ([pair for pair in pairs if not pair.abandoned] for pairs in (corpus, validation))
-    ends = np.array([pair.ends for pair in corpus])
+    ends = np.array([pair.ends_conversation for pair in corpus])
     if int(ends.sum()) < LEAST_ENDINGS or ends.all():
         return None
     fitted = LogisticRegression(C=1.0, max_iter=1000).fit(_features(corpus), ends)
     weights = tuple(round(float(w), 6) for w in fitted.coef_[0])
-    model = LastTurnModel(weights, float(fitted.intercept_[0]), 0.5, None, int(ends.sum()), len(validation))
-    held = np.array([pair.ends for pair in validation])
+    model = LastTurnModel(
+        weights=weights,
+        bias=float(fitted.intercept_[0]),
+        threshold=0.5,
+        f1=None,
+        endings=int(ends.sum()),
+        validation_turns=len(validation),
+    )
+    held = np.array([pair.ends_conversation for pair in validation])
     if not held.any():
         return model
     chances = np.array([model.probability(pair) for pair in validation])  # of the model as kept: a threshold is met exactly

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from usertwin.memory.models.chat import Price, Style, Usage
+from usertwin.memory.models.chat import Price, PromptStyle, Usage
 from usertwin.memory.recon.propose import prompt_for, written_tokens
 from usertwin.memory.recon.synthesizer import ROUNDS
 from usertwin.personas import ChatLog, Pair, split_pairs
@@ -20,7 +20,7 @@ _CHARACTERS = 4
 _VERDICT_TOKENS = 150
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CostEstimate:
     """What learning will take, if no answer is kept from before.
 
@@ -41,7 +41,7 @@ class CostEstimate:
     dollars: float | None
 
 
-def estimate_cost(log: ChatLog, recipe: Recipe, *, style: Style, together: bool, price: Price | None) -> CostEstimate:
+def estimate_cost(log: ChatLog, recipe: Recipe, *, style: PromptStyle, together: bool, price: Price | None) -> CostEstimate:
     """The plan of a learning.
 
     Args:
@@ -73,7 +73,7 @@ def estimate_cost(log: ChatLog, recipe: Recipe, *, style: Style, together: bool,
         calls=len(traced) * (proposals + more),
         most_calls=len(traced) * (proposals * rounds + more),
         usage=usage,
-        dollars=0.0 if not traced else None if price is None else price.of(usage),
+        dollars=0.0 if not traced else None if price is None else price.cost_of(usage),
     )
 
 
@@ -85,6 +85,6 @@ def _judging(recipe: Recipe, proposals: int) -> int:
     return looks + {"judge": proposals + 1, "rank": proposals}.get(recipe.fidelity, 0)
 
 
-def _read(pairs: Sequence[Pair], recipe: Recipe, style: Style, times: int) -> int:
+def _read(pairs: Sequence[Pair], recipe: Recipe, style: PromptStyle, times: int) -> int:
     how = "backward" if recipe.proposal_mode == "search" else recipe.proposal_mode
     return times * sum(len(prompt_for(style, pair, recipe.speaker, how)) for pair in pairs) // _CHARACTERS

@@ -10,7 +10,7 @@ from usertwin.memory.recon.synthesizer import SEARCH_CALLS, Method, check_counts
 from usertwin.personas import UsageError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How a twin is learned; two equal recipes make the same twin.
 

@@ -37,10 +37,10 @@ ENDING, LEAVING = "ending.json", "leaving.json"
 
 
 #: Which traces a twin is shown with its memories.
-ShownTraces = Literal["none", "backward", "chosen"]
+ShownTraces = Literal["none", "backward", "recon"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How a twin uses its memory.
 
@@ -54,12 +54,12 @@ class Settings:
 
     k: int = 8
     window: int = 6
-    traces: ShownTraces = "chosen"
+    traces: ShownTraces = "recon"
     reasons: bool = True
     measured: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TwinRecord:
     """What is known about a twin.
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from conftest import Telling, recipe, scripted, small_conversation, small_log, telling
 from usertwin.evals import ReplayConfig, evaluate
 from usertwin.evals.replay.tune import KS, WINDOWS, TunePlan, tune, tune_plan, validation_pairs
-from usertwin.memory import ChatModel, Provenance, Recipe, Settings, Triple, TripleStore, TwinRecord, alearn, existing_twin
+from usertwin.memory import ChatModel, Provenance, Settings, Triple, TripleStore, TwinRecord, alearn, existing_twin
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer, Likelihood
 from usertwin.memory.triples import Candidate
@@ -28,7 +28,7 @@ from usertwin.simulator import SimulatedUser
 
 #: The first proposals and the chosen traces of the test's twin.
 FIRST, CHOSEN = "a first guess", "the better reason"
-PLAIN = Settings(4, 3, "none", reasons=False)
+PLAIN = Settings(k=4, window=3, traces="none", reasons=False)
 #: The number in "tomorrow, day 7", which tells the conversation that something is from.
 DAY = re.compile(r"day (\d+)")
 WHICH_DAY = [
@@ -92,13 +92,13 @@ def what(settings: Settings) -> Settings:
     ("nats", "best"),
     [
         (lambda prompt, _: -10.0, PLAIN),
-        (lambda prompt, _: -10.0 + 5 * (CHOSEN in prompt), replace(PLAIN, traces="chosen")),
+        (lambda prompt, _: -10.0 + 5 * (CHOSEN in prompt), replace(PLAIN, traces="recon")),
         (lambda prompt, _: -10.0 + 5 * (FIRST in prompt), replace(PLAIN, traces="backward")),
         (lambda prompt, _: -10.0 + 5 * (CHOSEN in prompt or FIRST in prompt), replace(PLAIN, traces="backward")),
-        (lambda prompt, _: -10.0 + 5 * ("thinking" in present(prompt)), Settings(4, 3, "chosen", reasons=True)),
+        (lambda prompt, _: -10.0 + 5 * ("thinking" in present(prompt)), Settings(k=4, window=3, traces="recon", reasons=True)),
         (lambda prompt, _: -10.0 + moments(prompt), replace(PLAIN, k=8)),
         (lambda prompt, _: -50.0 + present(prompt).count("Them:"), replace(PLAIN, window=6)),
-        (lambda prompt, _: -50.0 + moments(prompt) + 5 * (CHOSEN in prompt), replace(PLAIN, k=8, traces="chosen")),
+        (lambda prompt, _: -50.0 + moments(prompt) + 5 * (CHOSEN in prompt), replace(PLAIN, k=8, traces="recon")),
         (lambda prompt, _: -10.0 - moments(prompt), PLAIN),
         (lambda prompt, _: -10.0 - 1e-3 * ("thinking" in prompt), PLAIN),
     ],
@@ -111,7 +111,7 @@ def test_the_simplest_of_the_best_settings_is_taken(twin: str, nats: Callable[[s
     assert what(decided(twin, By(nats))) == best
 
 
-@pytest.mark.parametrize(("in_one", "in_the_other", "traces"), [(3.0, -2.0, "none"), (3.0, 2.0, "chosen")])
+@pytest.mark.parametrize(("in_one", "in_the_other", "traces"), [(3.0, -2.0, "none"), (3.0, 2.0, "recon")])
 def test_what_helps_in_one_conversation_and_harms_in_the_other_is_within_the_error(
     twin: str, in_one: float, in_the_other: float, traces: str
 ) -> None:
@@ -329,7 +329,7 @@ def test_what_was_compared_is_told_with_intervals_against_the_best_without_trace
     rows = told["settings"]
     assert [(row["k"], row["window"], row["traces"], row["reasons"]) for row in rows] == [
         (4, 3, "none", False), (4, 6, "none", False), (8, 3, "none", False), (8, 6, "none", False),
-        (8, 3, "backward", False), (8, 3, "chosen", False), (8, 3, "chosen", True),
+        (8, 3, "backward", False), (8, 3, "recon", False), (8, 3, "recon", True),
     ]  # fmt: skip
     assert [row["chosen"] for row in rows] == [False] * 5 + [True, False]
     assert [row["against_plain"] is None for row in rows] == [False, False, True, False, False, False, False]
@@ -360,15 +360,15 @@ def test_what_is_recorded_comes_back_and_is_what_the_twin_does(twin: str) -> Non
         assert user.k == found.k == 8
     with SimulatedUser.load(twin, model=scripted("hi"), k=2) as user:
         assert (user.k, user.settings.k) == (2, 8)  # who asks for another number is given it
-    with SimulatedUser.load(twin, model=scripted("hi"), settings=Settings(1)) as user:
-        assert user.settings == Settings(1)
+    with SimulatedUser.load(twin, model=scripted("hi"), settings=Settings(k=1)) as user:
+        assert user.settings == Settings(k=1)
 
 
 def test_a_record_of_before_there_were_settings_still_loads(twin: str) -> None:
     path = existing_twin(twin) / "twin.json"
     raw = json.loads(path.read_text("utf-8"))
     del raw["settings"]
-    for key in ("how", "fidelity", "actor", "judge", "calls"):
+    for key in ("proposal_mode", "fidelity", "actor", "judge", "max_calls"):
         del raw["recipe"][key]
     path.write_text(json.dumps(raw), "utf-8")
     record = TwinRecord.load(path.parent)
@@ -376,7 +376,7 @@ def test_a_record_of_before_there_were_settings_still_loads(twin: str) -> None:
     assert record.recipe == recipe()
     assert (record.recipe.proposal_mode, record.recipe.fidelity) == ("backward", "novel")
     with SimulatedUser.load(twin, model=scripted("hi")) as user:
-        assert user.settings == Settings(8, 6, "chosen", reasons=True)
+        assert user.settings == Settings(k=8, window=6, traces="recon", reasons=True)
 
 
 @pytest.mark.parametrize("damage", [{"k": 4, "magic": 1}, [4], "often"])
@@ -390,20 +390,32 @@ def test_settings_that_are_none_are_a_damaged_twin(twin: str, damage: object) ->
 @given(
     st.builds(
         Settings,
-        st.integers(0, 50),
-        st.integers(1, 50),
-        st.sampled_from(["none", "backward", "chosen"]),
-        st.booleans(),
-        st.none() | st.dictionaries(st.text(max_size=5), st.none() | st.floats(-9, 9) | st.text(max_size=5), min_size=1),
+        k=st.integers(0, 50),
+        window=st.integers(1, 50),
+        traces=st.sampled_from(["none", "backward", "recon"]),
+        reasons=st.booleans(),
+        measured=st.none()
+        | st.dictionaries(st.text(max_size=5), st.none() | st.floats(-9, 9) | st.text(max_size=5), min_size=1),
     )
 )
 @examples(max_examples=40)
 def test_any_settings_survive_being_written(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> None:
     folder = tmp_path_factory.mktemp("record")
     asked = TwinRecord(
-        "x", Persona("Ann"), Recipe("t", "Ann", "none", 1, None, None, 6, "fake:", None, None, 0), "complete", "2024", True,
-        1.0, (), (), (), None, {}, settings=settings,
-    )  # fmt: skip
+        name="x",
+        persona=Persona("Ann"),
+        recipe=recipe(method="none"),
+        state="complete",
+        learned_at="2024",
+        dated=True,
+        corpus_ends=1.0,
+        corpus=(),
+        validation=(),
+        test=(),
+        other_speaker=None,
+        versions={},
+        settings=settings,
+    )
     asked.save(folder)
     assert TwinRecord.load(folder) == asked
 
@@ -420,37 +432,37 @@ def asked_of(name: str, settings: Settings) -> tuple[list[str], Any]:
 
 
 def test_without_traces_no_prompt_has_one_but_the_answer_still_tells_them(twin: str) -> None:
-    prompts, answer = asked_of(twin, Settings(4, 6, "none", reasons=False))
+    prompts, answer = asked_of(twin, Settings(k=4, window=6, traces="none", reasons=False))
     assert not any("thinking" in prompt or CHOSEN in prompt or FIRST in prompt for prompt in prompts)
     assert len(prompts) == 1
     assert {row["reasoning"] for row in answer.recalled} == {CHOSEN}
 
 
-@pytest.mark.parametrize(("traces", "traced"), [("none", 0), ("chosen", 1)])
+@pytest.mark.parametrize(("traces", "traced"), [("none", 0), ("recon", 1)])
 def test_only_a_twin_that_is_shown_traces_keeps_a_place_for_a_moment_with_one(twin: str, traces: Any, traced: int) -> None:
     with TripleStore(existing_twin(twin), FakeEmbedder(), create=False) as store:
         kept = next(t.id for t in store.triples() if t.pair.action.startswith("no thats all"))
         store.set_traces([replace(t, reasoning=None, score=None, provenance=None) for t in store.triples() if t.id != kept])
-    _, answer = asked_of(twin, Settings(4, 6, traces, reasons=False))
+    _, answer = asked_of(twin, Settings(k=4, window=6, traces=traces, reasons=False))
     assert sum(row["reasoning"] is not None for row in answer.recalled) == traced
 
 
 def test_backward_shows_the_first_proposals(twin: str) -> None:
-    prompts, answer = asked_of(twin, Settings(4, 6, "backward", reasons=False))
+    prompts, answer = asked_of(twin, Settings(k=4, window=6, traces="backward", reasons=False))
     assert prompts[0].count(f"(Me thinking: {FIRST})") == 4
     assert CHOSEN not in prompts[0]
     assert {row["reasoning"] for row in answer.recalled} == {FIRST}
 
 
 def test_chosen_shows_the_chosen_ones(twin: str) -> None:
-    prompts, _ = asked_of(twin, Settings(4, 6, "chosen", reasons=False))
+    prompts, _ = asked_of(twin, Settings(k=4, window=6, traces="recon", reasons=False))
     assert prompts[0].count(f"(Me thinking: {CHOSEN})") == 4
     assert FIRST not in prompts[0]
 
 
 @pytest.mark.parametrize(("reasons", "thought"), [(False, ""), (True, "I wonder")])
 def test_a_thought_is_only_asked_for_where_it_helps(twin: str, reasons: bool, thought: str) -> None:
-    prompts, answer = asked_of(twin, Settings(4, 6, "chosen", reasons=reasons))
+    prompts, answer = asked_of(twin, Settings(k=4, window=6, traces="recon", reasons=reasons))
     assert answer.reasoning == thought
     assert len(prompts) == 1 + reasons
     assert ("thinking" in present(prompts[-1])) is reasons
@@ -458,13 +470,16 @@ def test_a_thought_is_only_asked_for_where_it_helps(twin: str, reasons: bool, th
 
 @pytest.mark.parametrize(("k", "window"), [(1, 1), (4, 2), (8, 3)])
 def test_as_many_moments_and_turns_are_shown_as_the_settings_say(twin: str, k: int, window: int) -> None:
-    [prompt], answer = asked_of(twin, Settings(k, window, "chosen", reasons=False))
+    [prompt], answer = asked_of(twin, Settings(k=k, window=window, traces="recon", reasons=False))
     assert moments(prompt) == len(answer.recalled) == k
     assert len(present(prompt).splitlines()) == window + 1
 
 
 def test_an_instruction_model_is_shown_and_asked_the_same(twin: str) -> None:
-    for settings, shown in ((Settings(2, 6, "none", reasons=False), ""), (Settings(2, 6, "backward", reasons=True), FIRST)):
+    for settings, shown in (
+        (Settings(k=2, window=6, traces="none", reasons=False), ""),
+        (Settings(k=2, window=6, traces="backward", reasons=True), FIRST),
+    ):
         model, chat = telling(lambda *_: "tomorrow please", "instruction")
         with SimulatedUser.load(twin, model=model, settings=settings) as user:
             asyncio.run(user.arespond(WHICH_DAY))
@@ -474,12 +489,12 @@ def test_an_instruction_model_is_shown_and_asked_the_same(twin: str) -> None:
 
 @pytest.mark.parametrize(
     ("traces", "arm", "with_thought"),
-    [("none", "recalled_pairs", 0), ("backward", "recalled_triples", 2), ("chosen", "recalled_triples", 2)],
+    [("none", "recalled_pairs", 0), ("backward", "recalled_triples", 2), ("recon", "recalled_triples", 2)],
 )
 def test_an_evaluation_says_which_arm_is_what_the_twin_does(twin: str, traces: Any, arm: str, with_thought: int) -> None:
     model, chat = telling(lambda prompt, _: "I wonder" if prompt.endswith("thinking:") else "fine")
     scorer, folder = By(lambda *_: -1.0), existing_twin(twin)
-    settings = Settings(4, 2, traces, reasons=traces != "none")
+    settings = Settings(k=4, window=2, traces=traces, reasons=traces != "none")
     with SimulatedUser.load(twin, model=model, settings=settings) as user:
         result = asyncio.run(evaluate(user, scorer, FakeEmbedder(), folder=folder, protocol=ReplayConfig(generate=2)))
     assert (result["twin_arm"], result["k"]) == (arm, 4)

@@ -14,7 +14,7 @@ from usertwin.evals.replay.drift import DEPTHS, Drifted, drift, drift_result
 from usertwin.memory import Settings
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.personas import Conversation, Pair, Turn
-from usertwin.personas.pairs import pairs_of
+from usertwin.personas.pairs import extract_pairs
 from usertwin.simulator import SimulatedUser
 
 PLAIN = Settings(k=2, window=6, traces="none", reasons=False)
@@ -39,7 +39,7 @@ def opened(ann: str) -> Iterator[tuple[SimulatedUser, Telling]]:
 
 
 def drifted(user: SimulatedUser, *talks: Conversation, most: int = 9) -> list[Drifted]:
-    pairs = [pair for talk in talks for pair in pairs_of(talk, "Ann")]
+    pairs = [pair for talk in talks for pair in extract_pairs(talk, "Ann")]
     return asyncio.run(drift(user, FakeEmbedder(), pairs, "small/Ann", most=most))
 
 
@@ -115,7 +115,7 @@ def test_where_the_twin_says_nothing_the_real_turn_stands(ann: str) -> None:
 
 def test_a_twin_that_thinks_does_so_here_too(ann: str) -> None:
     model, chat = telling(lambda prompt, seed: "wants it now" if prompt.endswith("(Me thinking:") else "soon")
-    with SimulatedUser.load(ann, model=model, settings=Settings(k=2, window=6, traces="chosen", reasons=True)) as user:
+    with SimulatedUser.load(ann, model=model, settings=Settings(k=2, window=6, traces="recon", reasons=True)) as user:
         [one] = drifted(user, long_talk(1))
     assert one.free == "soon"
     assert chat.prompts[1].endswith("(Me thinking: wants it now)\nMe:")
@@ -129,7 +129,7 @@ def test_no_more_talks_than_asked_and_the_long_ones_first(opened: tuple[Simulate
 
 def test_silent_leavings_are_no_turns_of_a_simulation(opened: tuple[SimulatedUser, Telling]) -> None:
     talk = long_talk(1)
-    pairs: list[Pair] = pairs_of(Conversation("x", (*talk.turns, Turn("desk", "agent", "bye")), talk.started_at), "Ann")
+    pairs: list[Pair] = extract_pairs(Conversation("x", (*talk.turns, Turn("desk", "agent", "bye")), talk.started_at), "Ann")
     assert pairs[-1].abandoned
     found = asyncio.run(drift(opened[0], FakeEmbedder(), pairs, "x", most=1))
     assert [one.depth for one in found] == [1]
@@ -137,7 +137,7 @@ def test_silent_leavings_are_no_turns_of_a_simulation(opened: tuple[SimulatedUse
 
 def test_progress_reaches_the_end(opened: tuple[SimulatedUser, Telling]) -> None:
     told: list[tuple[str, int, int]] = []
-    pairs = pairs_of(long_talk(2), "Ann")
+    pairs = extract_pairs(long_talk(2), "Ann")
     asyncio.run(drift(opened[0], FakeEmbedder(), pairs, "x", most=3, progress=lambda *now: told.append(now)))
     assert told == [("drifting", 0, 1), ("drifting", 1, 1)]
 

@@ -230,7 +230,7 @@ def test_a_conversation_that_is_partly_too_late_is_forgotten_as_a_whole_where_it
 def test_what_was_decided_outlives_forgetting_and_its_figures_do_not(ann: str) -> None:
     """Traces that were found to hurt are not shown again only because something was forgotten."""
     folder = existing_twin(ann)
-    decided = Settings(4, 3, "none", reasons=False, measured={"turns": 6, "settings": []})
+    decided = Settings(k=4, window=3, traces="none", reasons=False, measured={"turns": 6, "settings": []})
     replace(TwinRecord.load(folder), settings=decided).save(folder)
     done("forget", ann, "--conversation", known(ann)[0].pair.conversation_id)
     assert TwinRecord.load(folder).settings == replace(decided, measured=None)

@@ -288,7 +288,7 @@ def test_tune_decides_and_keeps_what_it_found_in_the_record(ann: str, script: st
 
 def test_tune_on_fewer_turns_and_again_replaces_what_was_found(ann: str, script: str) -> None:
     TwinRecord.load(existing_twin(ann))
-    replace(record(ann), settings=Settings(40, 9, "backward")).save(existing_twin(ann))
+    replace(record(ann), settings=Settings(k=40, window=9, traces="backward")).save(existing_twin(ann))
     done("tune", ann, "--model", script, "--scorer", "fake:", "--turns", "2")
     found = record(ann).settings
     assert found is not None

@@ -245,7 +245,14 @@ def test_brackets_in_the_name_of_a_run_are_kept() -> None:
 
 def test_a_twin_is_shown_with_everything_it_holds() -> None:
     record = replace(RECORD, closeness=measurement())
-    text = shown(twin_view(record, moments(42, traced=40), LastTurnModel((), 0.0, 0.5, 0.9, 14, 6), None))
+    text = shown(
+        twin_view(
+            record,
+            moments(42, traced=40),
+            LastTurnModel(weights=(), bias=0.0, threshold=0.5, f1=0.9, endings=14, validation_turns=6),
+            None,
+        )
+    )
     for part in (
         "twin ann", "complete", '"Ann" in test', "Ann: Ann writes [short].", "hi there", "thank you",
         "42 triples, 40 with a trace (recon), mean fidelity +0.195 nats per token",
@@ -271,7 +278,14 @@ def test_what_a_twin_does_not_have_is_said() -> None:
 
 
 def test_an_ending_that_could_not_be_checked_is_not_given_a_score() -> None:
-    text = shown(twin_view(RECORD, moments(42), LastTurnModel((), 0.0, 0.5, None, 14, 6), AbandonmentModel(0.4, 0.75, 9, 30)))
+    text = shown(
+        twin_view(
+            RECORD,
+            moments(42),
+            LastTurnModel(weights=(), bias=0.0, threshold=0.5, f1=None, endings=14, validation_turns=6),
+            AbandonmentModel(0.4, 0.75, 9, 30),
+        )
+    )
     assert "no ending to check it on" in text
     assert "without another word, by 9 remembered leavings (F1 0.75, on the moments it was tuned on, n=30)" in text
 
@@ -316,8 +330,8 @@ COMPARED = {
             (4, 3, "none", False, estimate(1.5, 1.25, 1.75), estimate(0.25, -0.125, 0.5), False),
             (8, 3, "none", False, estimate(1.25, 1.0, 1.5), None, False),
             (8, 3, "backward", False, estimate(1.375, None, None), estimate(0.125, None, None), False),
-            (8, 3, "chosen", True, estimate(1.0, 0.75, 1.25), estimate(-0.25, -0.375, -0.0625), True),
-            (8, 3, "chosen", False, None, None, False),
+            (8, 3, "recon", True, estimate(1.0, 0.75, 1.25), estimate(-0.25, -0.375, -0.0625), True),
+            (8, 3, "recon", False, None, None, False),
         )
     ],
     "turns": 24, "conversations": 9, "scorer": "local:/my[models]/x.gguf", "model": "local", "seed": 0,
@@ -325,24 +339,27 @@ COMPARED = {
 
 
 def test_every_setting_that_was_compared_has_a_row_and_the_chosen_one_a_mark() -> None:
-    text = shown(settings_table(Settings(8, 3, "chosen", True, COMPARED)), width=400)
+    text = shown(settings_table(Settings(k=8, window=3, traces="recon", reasons=True, measured=COMPARED)), width=400)
     rows = [line.split() for line in text.splitlines() if re.match(r" +\d", line)]
     assert rows == [
         ["4", "3", "none", "no", "1.500", "+0.250", "(-0.125", "to", "+0.500)"],
         ["8", "3", "none", "no", "1.250", "–"],
         ["8", "3", "backward", "no", "1.375", "+0.125", "(no", "interval)"],
-        ["8", "3", "chosen", "yes", "1.000", "-0.250", "(-0.375", "to", "-0.062)", "←"],
-        ["8", "3", "chosen", "no", "–", "–"],
+        ["8", "3", "recon", "yes", "1.000", "-0.250", "(-0.375", "to", "-0.062)", "←"],
+        ["8", "3", "recon", "no", "–", "–"],
     ]
     assert (
         "Chosen, the simplest that is best within a standard error on 24 validation turns of 9 conversations, scored by "
-        "local:/my[models]/x.gguf: 8 moments with the chosen traces, 3 turns of the chat, and a trace of its own before it "
-        "acts."
+        "local:/my[models]/x.gguf: 8 moments with the Recon-selected traces, 3 turns of the chat, and a trace of its own "
+        "before it acts."
     ) in text
 
 
 def test_the_settings_fit_into_eighty_columns_and_nothing_is_cut_off() -> None:
-    wide, narrow = (shown(settings_table(Settings(8, 3, "chosen", True, COMPARED)), width) for width in (200, 80))
+    wide, narrow = (
+        shown(settings_table(Settings(k=8, window=3, traces="recon", reasons=True, measured=COMPARED)), width)
+        for width in (200, 80)
+    )
     assert max(map(len, narrow.splitlines())) <= 80
     assert "…" not in narrow
     assert sorted(narrow.split()) == sorted(wide.split())
@@ -356,12 +373,12 @@ def test_where_there_was_nothing_to_decide_on_that_is_said() -> None:
     ("settings", "says"),
     [
         (None, "8 moments with their traces; not measured whether that is best (usertwin tune)"),
-        (Settings(4, 3, "none", False), "4 moments without traces, 3 turns of the chat\n"),
-        (Settings(4, 6, "backward", False), "4 moments with the first traces, 6 turns of the chat\n"),
+        (Settings(k=4, window=3, traces="none", reasons=False), "4 moments without traces, 3 turns of the chat\n"),
+        (Settings(k=4, window=6, traces="backward", reasons=False), "4 moments with the first traces, 6 turns of the chat\n"),
         (
-            Settings(8, 3, "chosen", True, COMPARED),
-            "8 moments with the chosen traces, 3 turns of the chat, and a trace of its own before it acts; best within a "
-            "standard error on 24 validation turns of 9 conversations, scored by local:/my[models]/x.gguf",
+            Settings(k=8, window=3, traces="recon", reasons=True, measured=COMPARED),
+            "8 moments with the Recon-selected traces, 3 turns of the chat, and a trace of its own before it acts; best within "
+            "a standard error on 24 validation turns of 9 conversations, scored by local:/my[models]/x.gguf",
         ),
     ],
 )

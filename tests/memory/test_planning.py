@@ -57,8 +57,8 @@ def learned(made: Recipe, model: ChatModel) -> list[Triple]:
     "changes",
     [
         {"method": "recon", "candidates": 3},
-        {"method": "recon", "candidates": 3, "how": "forward"},
-        {"method": "recon", "candidates": 5, "how": "scaffolded"},
+        {"method": "recon", "candidates": 3, "proposal_mode": "forward"},
+        {"method": "recon", "candidates": 5, "proposal_mode": "scaffolded"},
         {"method": "recon", "fidelity": "rank", "actor": "x"},
         {"method": "recon", "fidelity": "judge", "actor": "x", "judge": "x"},
         {"method": "recon", "fidelity": "choice"},
@@ -68,9 +68,9 @@ def learned(made: Recipe, model: ChatModel) -> list[Triple]:
         {"method": "quality", "judge": "x"},
         {"method": "backward", "candidates": 9},
         {"method": "none"},
-        {"method": "recon", "how": "search", "calls": 5},
-        {"method": "random", "how": "search", "calls": 5, "fidelity": "rank", "actor": "x"},
-        {"method": "quality", "how": "search", "calls": 6, "fidelity": "rank", "actor": "x", "judge": "x"},
+        {"method": "recon", "proposal_mode": "search", "max_calls": 5},
+        {"method": "random", "proposal_mode": "search", "max_calls": 5, "fidelity": "rank", "actor": "x"},
+        {"method": "quality", "proposal_mode": "search", "max_calls": 6, "fidelity": "rank", "actor": "x", "judge": "x"},
     ],
     ids=lambda changes: " ".join(str(value) for value in changes.values()),
 )
@@ -87,7 +87,7 @@ def test_as_many_texts_are_written_as_planned(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"method": "recon", "candidates": 3}, {"method": "backward"}, {"method": "recon", "how": "search", "calls": 5}]
+    "changes", [{"method": "recon", "candidates": 3}, {"method": "backward"}, {"method": "recon", "proposal_mode": "search", "max_calls": 5}]
 )
 def test_where_guards_reject_everything_no_more_is_written_than_planned_at_most(changes: dict[str, Any]) -> None:
     made = recipe(**({"max_traces": 4} | changes))
@@ -197,8 +197,8 @@ def test_a_price_that_is_not_known_is_none() -> None:
         ({"max_traces": -1}, "-1 traces at most"),
         ({"window": 0}, "a window of 0 turns"),
         ({"candidates": 0}, "0 candidates and 12 calls: at least one candidate"),
-        ({"calls": 1}, "2 candidates and 1 calls: at least one candidate, and two calls"),
-        ({"how": "search", "fidelity": "judge"}, "a search compares scores of different steps"),
+        ({"max_calls": 1}, "2 candidates and 1 calls: at least one candidate, and two calls"),
+        ({"proposal_mode": "search", "fidelity": "judge"}, "a search compares scores of different steps"),
     ],
 )
 def test_a_limit_that_makes_no_sense_is_refused_by_the_plan_and_by_learning_alike(

@@ -29,7 +29,7 @@ from usertwin.memory.models.answer_cache import COMPLETIONS_FILE
 from usertwin.memory.models.chat import Price, Style
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
-from usertwin.memory.recon.guards import LEAST_KEPT, REASONS, kept_share, rejection_reason
+from usertwin.memory.recon.guards import MIN_KEPT_SHARE, REASONS, kept_share, rejection_reason
 from usertwin.memory.recon.propose import CONTEXT_TURNS, proposal_template
 from usertwin.memory.twin.append import aappend
 from usertwin.memory.twin.forget import forget
@@ -240,10 +240,10 @@ def test_what_a_killed_learning_was_told_serves_another_recipe(tmp_path: Path) -
     "changes",
     [
         {"method": "backward"},
-        {"method": "backward", "how": "forward"},
+        {"method": "backward", "proposal_mode": "forward"},
         {"method": "recon"},
-        {"method": "recon", "candidates": 4, "how": "scaffolded"},
-        {"method": "recon", "how": "search", "calls": 5},
+        {"method": "recon", "candidates": 4, "proposal_mode": "scaffolded"},
+        {"method": "recon", "proposal_mode": "search", "max_calls": 5},
         {"method": "recon", "fidelity": "judge", "actor": "a", "judge": "j"},
         {"method": "recon", "fidelity": "rank", "actor": "a"},
         {"method": "recon", "fidelity": "choice"},
@@ -418,7 +418,7 @@ def test_every_trace_that_is_stored_has_passed_every_guard(method: str, how: str
             continue
         stored += 1
         assert rejection_reason(triple.reasoning, triple.pair, examples, FakeEmbedder()) is None
-        assert kept_share(FakeScorer(), triple.pair, triple.reasoning, CONTEXT_TURNS) >= LEAST_KEPT
+        assert kept_share(FakeScorer(), triple.pair, triple.reasoning, CONTEXT_TURNS) >= MIN_KEPT_SHARE
         assert triple.reasoning in [c.trace for c in triple.provenance.proposals if c.rejected is None]
         assert method != "recon" or (triple.score or 0.0) >= 0.0
     assert stored >= 3
@@ -475,7 +475,7 @@ def test_a_model_that_writes_nothing_of_use_leaves_pairs_without_a_trace_and_a_r
     "changes",
     [
         {"method": "backward"},
-        {"how": "search", "calls": 4},
+        {"proposal_mode": "search", "max_calls": 4},
         {"fidelity": "judge"},
         {"fidelity": "rank"},
         {"fidelity": "choice"},

@@ -84,9 +84,9 @@ def test_names_that_windows_keeps_for_devices_are_refused(name: str) -> None:
         ({"method": "recon", "fidelity": "judge"}, True, True, True),
         ({"method": "backward", "fidelity": "judge"}, False, False, False),
         ({"method": "quality", "fidelity": "rank"}, False, False, True),
-        ({"method": "random", "how": "search"}, True, False, False),
-        ({"method": "longest", "how": "search", "fidelity": "rank"}, True, True, False),
-        ({"method": "none", "how": "search", "fidelity": "judge"}, False, False, False),
+        ({"method": "random", "proposal_mode": "search"}, True, False, False),
+        ({"method": "longest", "proposal_mode": "search", "fidelity": "rank"}, True, True, False),
+        ({"method": "none", "proposal_mode": "search", "fidelity": "judge"}, False, False, False),
     ],
 )
 def test_a_recipe_tells_what_is_scored_reconstructed_and_judged(
