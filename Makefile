@@ -17,13 +17,13 @@ check: $(READY_DEV)     ## lint, format, types, generated documentation
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/basedpyright --pythonpath $(BIN)/python
-	@$(BIN)/cog --check README.md
+	@$(BIN)/cog --check docs/commands.md docs/files.md
 
 bench: $(READY_DEV)     ## every figure, or ONLY=name for a part: build/bench.json
 	@$(BIN)/python -m usertwin.evals.benchmarks.run $(if $(ONLY),--only $(ONLY))
 
 docs: $(READY_DEV)      ## write the generated parts of the documentation anew
-	@$(BIN)/cog -r README.md
+	@$(BIN)/cog -r docs/commands.md docs/files.md
 
 build: $(READY_DEV)     ## the wheel and the source distribution, in dist/
 	@rm -rf build/lib dist
