@@ -1,75 +1,161 @@
-"""The README: its Python runs as it stands, its generated parts are fresh, and the changelog knows the version."""
+"""The documentation: every code block runs, generated parts are fresh, links lead somewhere, options exist.
+
+Blocks are run in the order of their page, in a folder with a log, an agent and the examples. Model names are those that users
+type; scripted and fake models answer in their place, since no text here depends on what a model says.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from conftest import small_conversation
+from conftest import small_conversation, telling
 from usertwin.evals.cli.main import main
-from usertwin.personas import as_conversation, write_conversations
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer
+from usertwin.personas import Conversation, as_conversation, write_conversations
+from usertwin.simulator.backends import load
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+#: What a block of shell commands may call: installation, make, servers of others, and commands that need minutes.
+SHELL = {"make", "pip", "vllm", "usertwin"}
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
-def blocks(language: str) -> list[str]:
-    """The code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+@dataclass(frozen=True)
+class Block:
+    """A fenced code block."""
+
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """Return the code blocks of a page, in order."""
+    return [Block(*match) for match in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the commands of a block, as words, without comments."""
+    lines = [line.split("#")[0].split() for line in text.splitlines()]
+    return [words for words in lines if words]
+
+
+def ann_at(number: int) -> Conversation:
+    """Return a conversation with a speaker that is called as in the documentation."""
+    talk = small_conversation(number)
+    turns = tuple(replace(turn, speaker="ann") if turn.speaker == "Ann" else turn for turn in talk.turns)
+    return replace(talk, turns=turns)
+
+
+def replace_everywhere(monkeypatch: pytest.MonkeyPatch, name: str, function: Callable[..., Any]) -> None:
+    """Replace a loader in every module that has imported it."""
+    original = getattr(load, name)
+    for module in list(sys.modules.values()):
+        if module.__name__.startswith("usertwin.") and vars(module).get(name) is original:
+            monkeypatch.setattr(module, name, function)
 
 
 @pytest.fixture
-def learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which the README's twin was learned with the README's words, less the traces."""
+def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with what the pages mention, in which every model name means a scripted one."""
+    write_conversations(map(ann_at, range(20)), tmp_path / "support.jsonl.gz")
+    write_conversations(map(ann_at, range(20, 24)), tmp_path / "june.jsonl")
+    (tmp_path / "my_agent.py").write_text("def reply(messages):\n    return 'You will get a refund, I promise.'\n")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
-    talks = [small_conversation(number) for number in range(20)]
-    write_conversations(talks, tmp_path / "support.jsonl.gz")
-    command = next(line for line in "\n".join(blocks("console")).splitlines() if line.startswith("usertwin learn ann"))
-    words = command.split("#")[0].split()[1:]
-    words[words.index("--speaker") + 1] = "Ann"
-    done = CliRunner().invoke(main, [*words, "--traces", "none"])
-    assert done.exit_code == 0, done.output
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model, _ = telling(lambda prompt, seed: f"I want to know it soon, number {seed}")
+    import usertwin.simulator.user
+
+    assert usertwin.simulator.user
+    replace_everywhere(monkeypatch, "load_model", lambda *_, **__: model)
+    replace_everywhere(monkeypatch, "load_scorer", lambda *_, **__: FakeScorer())
+    replace_everywhere(monkeypatch, "load_embedder", lambda *_, **__: FakeEmbedder())
     return tmp_path
 
 
-@pytest.mark.slow
-def test_the_python_example_runs_as_it_stands(learned: Path) -> None:
-    example = next(block for block in blocks("python") if "SimulatedUser.load" in block)
-    done = subprocess.run([sys.executable, "-c", example], cwd=learned, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith(("True", "False"))
+def run_command(words: list[str]) -> None:
+    """Run a usertwin command as it stands."""
+    assert words[0] == "usertwin", words
+    done = CliRunner().invoke(main, words[1:], input="Hello, how can I help?\n/why\n/quit\n")
+    assert done.exit_code == 0, (words, done.output, done.exception)
 
 
-@pytest.mark.slow
-def test_the_pytest_example_runs_as_it_stands(learned: Path) -> None:
-    (learned / "test_agent.py").write_text(next(block for block in blocks("python") if "simulate(reply)" in block))
-    (learned / "my_agent.py").write_text("def reply(messages):\n    return 'You will get a refund, I promise.'\n")
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=learned, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "ann: 1 conversation" in done.stdout
+@every_page
+def test_every_block_runs(page: Path, sandbox: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(sandbox)
+    if not any("usertwin learn ann" in block.text for block in blocks(page) if block.language == "console"):
+        run_command(["usertwin", "learn", "ann", "--from", "support.jsonl.gz", "--speaker", "ann", "--traces", "none"])
+    for number, block in enumerate(blocks(page)):
+        match block.language:
+            case "console":
+                for words in commands(block.text):
+                    run_command(words)
+            case "python" if "def test_" in block.text:
+                (sandbox / "test_agent.py").write_text(block.text)
+                done = pytester.runpytest_inprocess(str(sandbox / "test_agent.py"), "-p", "no:cacheprovider")
+                done.assert_outcomes(passed=1)
+                assert "ann: 1 conversation" in done.stdout.str()
+            case "python":
+                exec(compile(block.text, f"{page.name}, block {number}", "exec"), {"__name__": "__main__"})
+            case "json":
+                assert as_conversation(json.loads(block.text)).speakers() == {"ann", "desk"}
+            case "sh":
+                assert {words[0] for words in commands(block.text)} <= SHELL
+            case language:
+                assert language == "text"
 
 
-def test_the_log_line_in_the_readme_can_be_read() -> None:
-    [line] = blocks("json")
-    assert as_conversation(json.loads(line)).speakers() == {"ann", "desk"}
-
-
-def test_the_generated_parts_are_fresh() -> None:
-    cog = subprocess.run([sys.executable, "-m", "cogapp", "--check", "README.md"], cwd=ROOT, capture_output=True, text=True)
-    assert cog.returncode == 0, cog.stdout + cog.stderr + " (make docs)"
-
-
-def test_every_command_in_the_readme_exists() -> None:
-    used = {words.split()[1] for words in re.findall(r"^\$? ?(usertwin [a-z][a-z-]*)", README, re.MULTILINE)}
-    assert used
+@every_page
+def test_every_command_and_option_exists(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for words in [words for block in blocks(page) if block.language == "sh" for words in commands(block.text)]:
+        if words[0] == "usertwin":
+            command: click.Command = main
+            while isinstance(command, click.Group):
+                command = command.commands[words[words.index(command.name or "") + 1 if command is not main else 1]]
+            known = {option for parameter in command.params for option in parameter.opts}
+            assert {word for word in words if word.startswith("--")} <= known
+        elif words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    used = set(re.findall(r"`usertwin ([a-z][a-z-]*)", text))
     assert used <= set(main.commands)
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8")):
+        if "://" not in target:
+            file, _, heading = target.partition("#")
+            assert (page.parent / file).exists(), target
+            if heading:
+                headings = re.findall(r"^#+ (.+)$", (page.parent / file).read_text("utf-8"), re.MULTILINE)
+                assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+def test_the_readme_fits_on_one_screen() -> None:
+    assert README.read_text("utf-8").count("\n") <= 105
+
+
+def test_generated_parts_are_fresh() -> None:
+    pages = [ROOT / "docs" / "commands.md", ROOT / "docs" / "files.md"]
+    cog = subprocess.run([sys.executable, "-m", "cogapp", "--check", *pages], cwd=ROOT, capture_output=True, text=True)
+    assert cog.returncode == 0, cog.stdout + cog.stderr + " (make docs)"
 
 
 def test_the_changelog_knows_the_version() -> None:
