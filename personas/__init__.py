@@ -1,4 +1,4 @@
-"""WHO: people and what they said. Turns, conversations, importers, pairs, splits, personas, and the errors of us all."""
+"""WHO: turns, conversations, log importers, (context, action) pairs, splits, personas, and all errors."""
 
 from .chat_log import ChatLog, read_conversations, write_conversations
 from .conversation import Conversation, Turn, as_conversation

@@ -1,8 +1,7 @@
-"""Turns and conversations, and the interchange format they are read from and written to.
+"""Turns and conversations, and the interchange format for them.
 
-The one design choice: every shape a conversation can come in (our JSON lines, OpenAI-style message lists, LangChain
-messages) becomes one frozen `Conversation` at the door, so that nothing further in knows about formats. A line is
-`{"conversation_id", "started_at", "turns": [{"speaker", "role", "text"}]}`; unknown keys are kept and written back.
+A conversation in JSON is `{"conversation_id", "started_at", "turns": [{"speaker", "role", "text"}]}`; unknown keys are kept and
+written back. `as_conversation` also accepts OpenAI-style and LangChain message lists. All other code sees only `Conversation`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any, cast
 
 from .errors import LogError
 
-#: Roles whose turns only the person saw (a task, an instruction). They become the goal, and never reach the agent.
+#: Roles whose turns only the person saw (a task, an instruction). They become the goal and are never sent to the agent.
 PRIVATE_ROLES = frozenset({"instruction", "system"})
 
 _LANGCHAIN_ROLES = {"human": "user", "ai": "assistant", "AIMessageChunk": "assistant", "HumanMessageChunk": "user"}
@@ -22,7 +21,7 @@ _LANGCHAIN_ROLES = {"human": "user", "ai": "assistant", "AIMessageChunk": "assis
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One thing somebody said. `time` is ISO 8601 where the log knows it, else None."""
+    """One message of a conversation. `time` is ISO 8601, or None if the log has no time for it."""
 
     speaker: str
     role: str
@@ -38,7 +37,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in the order they were said. `started_at` is ISO 8601, or None for a log without dates."""
+    """Turns in order. `started_at` is ISO 8601, or None for a log without dates."""
 
     conversation_id: str
     turns: tuple[Turn, ...]
@@ -46,11 +45,11 @@ class Conversation:
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
 
     def speakers(self) -> frozenset[str]:
-        """Everybody who said something that others could see."""
+        """Return the speakers of all public turns."""
         return frozenset(turn.speaker for turn in self.turns if not turn.private)
 
     def to_json(self) -> dict[str, Any]:
-        """The conversation as one object of the interchange format."""
+        """Return the conversation as an object of the interchange format."""
         turns = [
             {"speaker": t.speaker, "role": t.role, "text": t.text}
             | ({} if t.time is None else {"time": t.time})
@@ -60,7 +59,7 @@ class Conversation:
         return {"conversation_id": self.conversation_id, "started_at": self.started_at, "turns": turns} | dict(self.extra)
 
     def to_messages(self, user: str) -> list[dict[str, str]]:
-        """As OpenAI-style messages: `user` is the user, what only they saw is "system", everybody else is the assistant."""
+        """Return OpenAI-style messages: `user` has the role "user", private turns "system", all other turns "assistant"."""
         roles = {True: "system", False: "assistant"}
         return [
             {"role": "user" if turn.speaker == user else roles[turn.private], "content": turn.text, "name": turn.speaker}
@@ -68,24 +67,24 @@ class Conversation:
         ]
 
 
-def seconds(moment: str | None) -> float | None:
-    """An ISO 8601 moment as seconds since 1970, UTC where no zone is given. ValueError if it is not one."""
-    if moment is None:
+def to_timestamp(time: str | None) -> float | None:
+    """Return an ISO 8601 time as seconds since 1970 (UTC if it has no zone). Raises ValueError if it is not ISO 8601."""
+    if time is None:
         return None
-    parsed = datetime.fromisoformat(moment)
+    parsed = datetime.fromisoformat(time)
     return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
 
 
 def as_conversation(value: Any, conversation_id: str = "conversation") -> Conversation:
-    """A `Conversation` from any accepted shape.
+    """Return a `Conversation` made from any accepted form.
 
     Args:
         value: a Conversation, an object of the interchange format, a list of OpenAI-style or LangChain messages, or an
             object with such a list under "messages".
-        conversation_id: the id to give where the value brings none.
+        conversation_id: the id if the value has none.
 
     Raises:
-        LogError: the value has none of these shapes; the message says what is wrong with it.
+        LogError: the value has none of these forms; the message names the missing or invalid part.
     """
     if isinstance(value, Conversation):
         return value
@@ -116,9 +115,17 @@ def _from_record(record: Mapping[str, Any], conversation_id: str) -> Conversatio
             raise LogError(f'turn {number} needs a "text" that is a string')
         if role is not None and not isinstance(role, str):
             raise LogError(f'the "role" of turn {number} must be a string')
-        time = _moment(item.pop("time", None), f"turn {number}")
-        turns.append(Turn(whole(speaker), whole(role or "participant"), whole(text), time, item))
-    return _conversation(record, tuple(turns), conversation_id, ("turns",))
+        time = _checked_time(item.pop("time", None), f"turn {number}")
+        turns.append(
+            Turn(
+                replace_lone_surrogates(speaker),
+                replace_lone_surrogates(role or "participant"),
+                replace_lone_surrogates(text),
+                time,
+                item,
+            )
+        )
+    return _build(record, tuple(turns), conversation_id, ("turns",))
 
 
 def _from_messages(messages: Any, record: Mapping[str, Any], conversation_id: str) -> Conversation:
@@ -129,7 +136,7 @@ def _from_messages(messages: Any, record: Mapping[str, Any], conversation_id: st
         if isinstance(message, Mapping):
             item = cast("Mapping[str, Any]", message)
             role, content, name = item.get("role"), item.get("content"), item.get("name")
-        else:  # a LangChain message, recognised by its shape so that langchain need not be imported
+        else:  # a LangChain message, recognised by its attributes so that langchain is not imported
             kind = getattr(message, "type", None)
             role, content, name = (
                 _LANGCHAIN_ROLES.get(str(kind), kind),
@@ -139,18 +146,18 @@ def _from_messages(messages: Any, record: Mapping[str, Any], conversation_id: st
         if not isinstance(role, str) or not role:
             raise LogError(f'message {number} needs a "role"')
         if role == "tool":
-            continue  # what a tool returned was never said to the person
-        text = text_of(content)
+            continue  # the person never saw the result of a tool call
+        text = content_text(content)
         if text is None:
             raise LogError(f'message {number} needs a "content" that is text')
         if text:
             speaker = name if isinstance(name, str) and name else role
-            turns.append(Turn(whole(speaker), whole(role), whole(text)))
-    return _conversation(record, tuple(turns), conversation_id, ("messages",))
+            turns.append(Turn(replace_lone_surrogates(speaker), replace_lone_surrogates(role), replace_lone_surrogates(text)))
+    return _build(record, tuple(turns), conversation_id, ("messages",))
 
 
-def text_of(content: Any) -> str | None:
-    """The text of a message's content: a string, None (a bare tool call) or a list of parts; None if it is neither."""
+def content_text(content: Any) -> str | None:
+    """Return the text of a message's content (a string, None or a list of parts), or None for any other type."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -168,26 +175,29 @@ def text_of(content: Any) -> str | None:
     return None
 
 
-def whole(text: str) -> str:
-    """The text with U+FFFD for half characters (a log cut within an emoji has them), which no file and no model takes."""
+def replace_lone_surrogates(text: str) -> str:
+    """Return the text with each lone surrogate replaced by U+FFFD.
+
+    Logs that were cut within an emoji contain lone surrogates; UTF-8 files and models cannot take them.
+    """
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _conversation(record: Mapping[str, Any], turns: tuple[Turn, ...], fallback: str, used: tuple[str, ...]) -> Conversation:
-    extra = {key: value for key, value in record.items() if key not in {"conversation_id", "started_at", *used}}
+def _build(record: Mapping[str, Any], turns: tuple[Turn, ...], fallback: str, known: tuple[str, ...]) -> Conversation:
+    extra = {key: value for key, value in record.items() if key not in {"conversation_id", "started_at", *known}}
     name = record.get("conversation_id", fallback)
     if not isinstance(name, str | int):
         raise LogError('"conversation_id" must be a string')
-    return Conversation(whole(str(name)), turns, _moment(record.get("started_at"), "started_at"), extra)
+    return Conversation(replace_lone_surrogates(str(name)), turns, _checked_time(record.get("started_at"), "started_at"), extra)
 
 
-def _moment(value: Any, where: str) -> str | None:
+def _checked_time(value: Any, where: str) -> str | None:
     if value is None:
         return None
     try:
         if not isinstance(value, str):
             raise ValueError
-        seconds(value)
+        to_timestamp(value)
     except ValueError:
         raise LogError(f"{where}: {value!r} is not an ISO 8601 date or time") from None
     return value

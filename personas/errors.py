@@ -1,44 +1,43 @@
-"""Every error the user of usertwin can meet, in one tree.
+"""Every error that usertwin raises on purpose, in one tree.
 
     UsertwinError
-    ├── LogError(ValueError)          a chat log cannot be read, or does not hold what was asked of it
-    ├── TwinError(ValueError)         a twin's name, folder or memory is not what it should be
-    ├── ModelError(RuntimeError)      a model cannot be had or does not answer
-    │   └── VerdictError              a judge gives no verdict that can be read, however often it is asked
-    ├── AgentError(RuntimeError)      the agent under test raised, returned nothing or took too long
-    └── UsageError(ValueError)        an argument that makes no sense
+    ├── LogError(ValueError)          A chat log is unreadable or unsuitable.
+    ├── TwinError(ValueError)         A twin's name, folder or memory is invalid.
+    ├── ModelError(RuntimeError)      A model is unavailable or does not answer.
+    │   └── VerdictError              A judge model returned no readable verdict.
+    ├── AgentError(RuntimeError)      The agent under test failed.
+    └── UsageError(ValueError)        An argument is invalid.
 
-The one design choice: the tree is small, each leaf also inherits the standard error it replaces, and each
-message is one sentence that says what is wrong, where, and the way out, so that a door of the program prints the message
-and nothing else.
+Each message is one sentence: the input, what is wrong, and the way out. The command line prints that message and no traceback.
+Each class also inherits the standard exception that it specialises, so `except ValueError` works too.
 """
 
 from __future__ import annotations
 
 
 class UsertwinError(Exception):
-    """Base of every error that usertwin raises on purpose; its text is meant for the user."""
+    """Base of every error that usertwin raises on purpose; its text is written for the user."""
 
 
 class LogError(UsertwinError, ValueError):
-    """A chat log cannot be read, or does not hold what was asked of it."""
+    """A chat log cannot be read, or lacks the speaker, turns or dates that the call needs."""
 
 
 class TwinError(UsertwinError, ValueError):
-    """A twin's name, folder or memory is not what it should be."""
+    """A twin's name is invalid, or its folder or memory is missing, in use or damaged."""
 
 
 class ModelError(UsertwinError, RuntimeError):
-    """A model cannot be had (not fetched, not installed, forbidden), or does not answer."""
+    """A model is not downloaded, not installed or not allowed, or it does not answer."""
 
 
 class VerdictError(ModelError):
-    """A judge gives no verdict that can be read, however often it is asked."""
+    """A judge model returned no readable verdict, after all retries."""
 
 
 class AgentError(UsertwinError, RuntimeError):
-    """The agent under test raised, returned nothing that can be read as a message, or took too long."""
+    """The agent under test raised, returned no message, or exceeded the timeout."""
 
 
 class UsageError(UsertwinError, ValueError):
-    """An argument that makes no sense, or two that exclude each other."""
+    """An argument is invalid, or two arguments exclude each other."""

@@ -1,8 +1,8 @@
-"""Pairs (context, action) of one person, and their split into what a twin may remember and what it is measured on.
+"""(context, action) pairs of one person, and their split into corpus, validation and test.
 
-The one design choice: the split goes by whole conversations in the order of time, corpus before validation before test,
-so that no turn a twin is measured on, nor a neighbour of it, nor anything later, can be in its memory. Where conversations
-overlap, the turns said once a later part had begun are left out.
+The split is by whole conversations in time order: corpus, then validation, then test. So no test turn, no turn of the same
+conversation and no later turn is in a twin's memory. Where conversations overlap, turns after the start of a later part are
+dropped.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .chat_log import ChatLog
-from .conversation import Conversation, Turn, seconds
+from .conversation import Conversation, Turn, to_timestamp
 from .errors import LogError
 
-#: Turns before the action that a pair keeps, unless told otherwise.
+#: Default number of context turns in a pair.
 DEFAULT_WINDOW = 6
-#: A person with fewer turns or conversations than this cannot be split three ways.
+#: The fewest turns and conversations of a person that can be split into three parts.
 MIN_TURNS, MIN_CONVERSATIONS = 20, 3
-#: The action of a person who does not answer any more: it ends the pairs of a conversation in which others had the last word.
-LEFT = "(left)"
+#: The action that stands for silence: the person did not answer the last turns of a conversation.
+ABANDONED = "(left)"
 #: Kinds of context (see `Pair.kind`).
-MomentKind = Literal["opening", "question", "statement"]
-KINDS: tuple[MomentKind, ...] = get_args(MomentKind)
+ContextKind = Literal["opening", "question", "statement"]
+CONTEXT_KINDS: tuple[ContextKind, ...] = get_args(ContextKind)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What a person saw, and what they did.
+    """A context and the person's action in it.
 
     Attributes:
-        speaker: whose action this is.
-        context: the turns before it that others could see, oldest first, at most the window.
-        action: the person's next turn.
-        goal: what only the person had been told so far in this conversation, or "".
-        conversation_id: the conversation it happened in.
-        position: how many turns came before it in that conversation, as everybody saw it.
-        when: seconds since 1970; in a log without dates, the place of the conversation in the log.
-        ends: whether this was the end of the conversation for everybody: nobody said anything more.
+        speaker: the person.
+        context: the public turns before the action, oldest first, at most the window.
+        action: the person's next turn, or `ABANDONED`.
+        goal: the private turns of the conversation so far, joined by newlines, or "".
+        conversation_id: the id of the conversation.
+        position: the number of public turns before the action.
+        when: seconds since 1970; in a log without dates, the index of the conversation in the log.
+        ends_conversation: whether no public turn follows.
     """
 
     speaker: str
@@ -48,29 +48,29 @@ class Pair:
     conversation_id: str
     position: int
     when: float
-    ends: bool = False
+    ends_conversation: bool = False
 
     @property
     def abandoned(self) -> bool:
-        """Whether the person did not answer any more, and was gone."""
-        return self.ends and self.action == LEFT
+        """Whether the person left without an answer to the last turns."""
+        return self.ends_conversation and self.action == ABANDONED
 
     @property
-    def kind(self) -> MomentKind:
-        """The kind of context: the person speaks first, is asked something, or is told something."""
+    def kind(self) -> ContextKind:
+        """The kind of context: empty, or its last turn is a question or a statement."""
         if not self.context:
             return "opening"
         return "question" if "?" in self.context[-1].text else "statement"
 
     @property
-    def answers_role(self) -> str:
-        """The role of whoever spoke last, or "" if the person speaks first."""
+    def previous_role(self) -> str:
+        """The role of the last context turn, or "" for an empty context."""
         return self.context[-1].role if self.context else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One person's pairs: what the twin remembers, what settings are chosen on, what it is measured on."""
+    """One person's pairs: `corpus` for the memory, `validation` for choosing settings, `test` for measuring."""
 
     corpus: tuple[Pair, ...]
     validation: tuple[Pair, ...]
@@ -78,7 +78,7 @@ class Split:
 
 
 def visible_turns(turns: Iterable[Turn]) -> list[tuple[Turn, str]]:
-    """The turns everybody saw, turns in a row by one speaker joined, each with what only the person knew before it."""
+    """Return the public turns, each with the goal known before it; consecutive turns of one speaker are merged."""
     merged: list[tuple[Turn, str]] = []
     goal: list[str] = []
     for turn in turns:
@@ -87,62 +87,64 @@ def visible_turns(turns: Iterable[Turn]) -> list[tuple[Turn, str]]:
         elif not turn.text.strip():
             continue
         elif merged and merged[-1][0].speaker == turn.speaker:
-            last, known = merged[-1]
-            merged[-1] = (Turn(last.speaker, last.role, f"{last.text}\n{turn.text}", last.time, last.extra), known)
+            last, goal_before = merged[-1]
+            merged[-1] = (Turn(last.speaker, last.role, f"{last.text}\n{turn.text}", last.time, last.extra), goal_before)
         else:
             merged.append((turn, "\n".join(goal)))
     return merged
 
 
-def pairs_of(conversation: Conversation, speaker: str, *, window: int = DEFAULT_WINDOW, place: int = 0) -> list[Pair]:
-    """The pairs of one speaker in one conversation, in order; empty if they said nothing.
+def extract_pairs(
+    conversation: Conversation, speaker: str, *, window: int = DEFAULT_WINDOW, fallback_when: int = 0
+) -> list[Pair]:
+    """Return the pairs of a speaker in a conversation, in order; empty if the speaker has no public turn.
 
-    Where others had the last word, the last pair is the person's silent leaving, with the action `LEFT`.
+    If others had the last word, the last pair has the action `ABANDONED`.
 
     Args:
-        conversation: whose turns are looked at.
-        speaker: whose turns are the actions.
-        window: how many turns of context to keep, at least 1.
-        place: the moment of the pairs, where the conversation has no date (see `Pair.when`).
+        conversation: the conversation.
+        speaker: the person whose turns are the actions.
+        window: the most context turns to keep, at least 1.
+        fallback_when: `Pair.when` if the conversation has no date.
     """
     turns = visible_turns(conversation.turns)
     own = [index for index, (turn, _) in enumerate(turns) if turn.speaker == speaker]
     if not own:
         return []
-    started = seconds(conversation.started_at)
+    started = to_timestamp(conversation.started_at)
     actions = [(index, turns[index][0].text, turns[index][1], turns[index][0].time) for index in own]
     if own[-1] < len(turns) - 1:  # others had the last word
-        told = "\n".join(turn.text for turn in conversation.turns if turn.private)
-        actions.append((len(turns), LEFT, told, turns[-1][0].time))
-    found: list[Pair] = []
+        goal = "\n".join(turn.text for turn in conversation.turns if turn.private)
+        actions.append((len(turns), ABANDONED, goal, turns[-1][0].time))
+    pairs: list[Pair] = []
     for index, action, goal, time in actions:
-        moment = seconds(time) if time is not None and started is not None else started
-        found.append(
+        when = to_timestamp(time) if time is not None and started is not None else started
+        pairs.append(
             Pair(
                 speaker=speaker,
-                context=tuple(before for before, _ in turns[max(0, index - window) : index]),
+                context=tuple(turn for turn, _ in turns[max(0, index - window) : index]),
                 action=action,
                 goal=goal,
                 conversation_id=conversation.conversation_id,
                 position=index,
-                when=float(place) if moment is None else moment,
-                ends=index >= len(turns) - 1,
+                when=float(fallback_when) if when is None else when,
+                ends_conversation=index >= len(turns) - 1,
             )
         )
-    return found
+    return pairs
 
 
-def pairs_of_log(conversations: Sequence[Conversation], speaker: str, *, window: int = DEFAULT_WINDOW) -> list[list[Pair]]:
-    """The pairs of one speaker, a list for each conversation they spoke in, in the order of time."""
-    grouped = (pairs_of(c, speaker, window=window, place=place) for place, c in enumerate(conversations))
+def group_pairs(conversations: Sequence[Conversation], speaker: str, *, window: int = DEFAULT_WINDOW) -> list[list[Pair]]:
+    """Return the pairs of a speaker, one list for each conversation with any, in time order."""
+    grouped = (extract_pairs(c, speaker, window=window, fallback_when=place) for place, c in enumerate(conversations))
     return [pairs for pairs in grouped if pairs]
 
 
 def check_speaker(log: ChatLog, speaker: str) -> None:
-    """Raise LogError, naming the ten most frequent speakers, if nobody of that name speaks in the log."""
+    """Raise LogError if the speaker has no turn in the log (naming the ten most frequent) or is its only speaker."""
     counts = log.turn_counts()
     if speaker in counts and len(counts) < 2:
-        raise LogError(f'{log.source}: "{speaker}" is the only speaker; a twin is learned from conversations with somebody')
+        raise LogError(f'{log.source}: "{speaker}" is the only speaker; a twin is learned from conversations between people')
     if speaker not in counts:
         frequent = ", ".join(f'"{name}" ({n})' for name, n in list(counts.items())[:10])
         raise LogError(f'{log.source}: nobody called "{speaker}" speaks here; the most frequent speakers are {frequent}')
@@ -151,51 +153,51 @@ def check_speaker(log: ChatLog, speaker: str) -> None:
 def split_pairs(
     log: ChatLog, speaker: str, *, window: int = DEFAULT_WINDOW, validation: float = 0.1, test: float = 0.2
 ) -> Split:
-    """Split one person's pairs by conversation and time.
+    """Split a person's pairs by conversation and time.
 
     Args:
-        log: the conversations, in the order of time.
+        log: the conversations in time order.
         speaker: the person.
-        window: turns of context for each pair.
-        validation: the least share of the pairs to choose settings on.
-        test: the least share of the pairs, the latest ones, to measure on.
+        window: the most context turns in a pair.
+        validation: the smallest share of the pairs for validation.
+        test: the smallest share of the pairs for the test part, which holds the latest ones.
 
     Raises:
-        LogError: an unknown speaker, a log with one speaker, or a person with too few turns (or all at one moment).
+        LogError: an unknown speaker, a log with one speaker, too few turns, or no pairs before the validation part.
     """
     check_speaker(log, speaker)
-    groups = pairs_of_log(log.conversations, speaker, window=window)
-    said, total = sum(not pair.abandoned for pairs in groups for pair in pairs), sum(map(len, groups))
-    if said < MIN_TURNS or len(groups) < MIN_CONVERSATIONS:
+    groups = group_pairs(log.conversations, speaker, window=window)
+    turns, total = sum(not pair.abandoned for pairs in groups for pair in pairs), sum(map(len, groups))
+    if turns < MIN_TURNS or len(groups) < MIN_CONVERSATIONS:
         raise LogError(
-            f'{log.source}: "{speaker}" has {said} turns in {len(groups)} conversations; '
+            f'{log.source}: "{speaker}" has {turns} turns in {len(groups)} conversations; '
             f"a twin needs at least {MIN_TURNS} turns in {MIN_CONVERSATIONS} conversations"
         )
     groups.sort(key=lambda pairs: (pairs[0].when, pairs[0].conversation_id))
     test_from = _cut(groups, len(groups), test * total, keep=2)
     validation_from = _cut(groups, test_from, validation * total, keep=1)
     parts = (groups[:validation_from], groups[validation_from:test_from], groups[test_from:])
-    corpus, chosen, held_out = (tuple(pair for pairs in part for pair in pairs) for part in parts)
-    chosen = _before(chosen, held_out)
-    corpus = _before(corpus, (*chosen, *held_out))
+    corpus, validation_pairs, test_pairs = (tuple(pair for pairs in part for pair in pairs) for part in parts)
+    validation_pairs = _before(validation_pairs, test_pairs)
+    corpus = _before(corpus, (*validation_pairs, *test_pairs))
     if not corpus:
         raise LogError(
-            f'{log.source}: the first conversations of "{speaker}" have the same "started_at" as those to measure on; '
-            "give times that differ, or none (then the order in the file is the order of time)"
+            f'{log.source}: the first conversations of "{speaker}" have the same "started_at" as those of the test part; '
+            "give times that differ, or none (then the order in the file is the time order)"
         )
-    return Split(corpus, chosen, held_out)
+    return Split(corpus, validation_pairs, test_pairs)
 
 
 def _before(pairs: Sequence[Pair], later: Sequence[Pair]) -> tuple[Pair, ...]:
-    """The pairs that happened before the first of the later ones."""
+    """Return the pairs from before the earliest of the later pairs."""
     end = min(pair.when for pair in later)
     return tuple(pair for pair in pairs if pair.when < end)
 
 
-def _cut(groups: Sequence[Sequence[Pair]], end: int, wanted: float, keep: int) -> int:
-    """Where to cut `groups[:end]` so that the tail holds `wanted` pairs and at least `keep` groups stay before it."""
+def _cut(groups: Sequence[Sequence[Pair]], end: int, min_pairs: float, keep: int) -> int:
+    """Return an index into `groups[:end]`: `min_pairs` pairs come after it, and at least `keep` groups before it."""
     count, index = 0, end
-    while index > keep and count < max(1.0, wanted):
+    while index > keep and count < max(1.0, min_pairs):
         index -= 1
         count += len(groups[index])
     return index

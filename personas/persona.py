@@ -1,7 +1,7 @@
-"""A persona: the short picture of a person that a twin carries beside its memory.
+"""A persona: the short description of a person that a twin carries beside its memory.
 
-The one design choice: a persona drawn from a log says only what was counted in that log (length, case, questions, ...);
-it never guesses traits. Who wants to say more about a person writes a TOML file.
+Design: a persona derived from a log states only counts (length, case, questions, ...) and guesses no traits. To say more about
+a person, write a TOML file.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _SAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Persona:
-    """Who a twin plays.
+    """The person that a twin plays.
 
     Attributes:
-        name: what the person is called in prompts and on screen.
-        description: a few plain sentences.
+        name: the person's name in prompts and on screen.
+        description: a few sentences.
         typical_words: the median number of words in a turn.
-        sample_turns: a few real turns, for show.
+        sample_turns: a few real turns, for display.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Persona:
     sample_turns: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The persona as a JSON object; `Persona.from_json` reads it back."""
+        """Return the persona as a JSON object for `Persona.from_json`."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Persona:
-        """A persona from an object with these four keys, of which only "name" must be there. LogError if it is off."""
+        """Return a persona from an object with these four keys; only "name" is required. LogError names an invalid key."""
         name, unknown = value.get("name"), set(value) - {"name", "description", "typical_words", "sample_turns"}
         if unknown:
             raise LogError(f"a persona has no {', '.join(map(repr, sorted(unknown)))}")
@@ -52,17 +52,17 @@ class Persona:
         description, words = value.get("description", ""), value.get("typical_words", 0)
         samples = value.get("sample_turns", ())
         if not isinstance(description, str) or not isinstance(words, int):
-            raise LogError('a persona\'s "description" is text and its "typical_words" a whole number')
+            raise LogError('a persona\'s "description" must be text and its "typical_words" an integer')
         if not isinstance(samples, list | tuple) or not all(isinstance(s, str) for s in cast("list[Any]", samples)):
-            raise LogError('a persona\'s "sample_turns" is a list of texts')
+            raise LogError('a persona\'s "sample_turns" must be a list of texts')
         return cls(name.strip(), description, words, tuple(cast("list[str]", samples)))
 
 
 def read_persona(path: str | Path) -> Persona:
-    """Read a persona from a TOML file with `name` and, where wanted, `description`, `typical_words`, `sample_turns`.
+    """Read a persona from a TOML file with `name` and optionally `description`, `typical_words` and `sample_turns`.
 
     Raises:
-        LogError: no such file, not TOML, or not a persona; the message names the file.
+        LogError: the file is missing, not TOML, or not a persona; the message names the file.
     """
     try:
         return Persona.from_json(tomllib.loads(Path(path).read_text("utf-8")))
@@ -72,12 +72,12 @@ def read_persona(path: str | Path) -> Persona:
         raise LogError(f"{path}: {error}") from None
 
 
-def draw_persona(pairs: Sequence[Pair], name: str) -> Persona:
-    """Draw a persona from what a person said: every statement in it is a count over these pairs.
+def derive_persona(pairs: Sequence[Pair], name: str) -> Persona:
+    """Return a persona whose every statement is a count over the given pairs.
 
     Args:
         pairs: the person's pairs, at least one.
-        name: what to call the person.
+        name: the person's name.
     """
     pairs = [pair for pair in pairs if not pair.abandoned]
     actions = [pair.action for pair in pairs]
@@ -100,5 +100,5 @@ def draw_persona(pairs: Sequence[Pair], name: str) -> Persona:
     return Persona(name, description, words, tuple(samples))
 
 
-def _share(actions: Sequence[str], holds: Callable[[str], bool]) -> float:
-    return sum(1 for action in actions if holds(action.strip())) / len(actions)
+def _share(actions: Sequence[str], predicate: Callable[[str], bool]) -> float:
+    return sum(1 for action in actions if predicate(action.strip())) / len(actions)

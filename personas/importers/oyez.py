@@ -1,8 +1,8 @@
-"""Oral arguments before the Supreme Court of the United States, in the public JSON of Oyez, a file for each argument.
+"""Importer of US Supreme Court oral arguments in the public JSON of Oyez, one file for each argument.
 
-The one design choice: a file is what `https://api.oyez.org/case_media/oral_argument_audio/ID` answers, as public mirrors keep
-it; justices and advocates are roles, so that a twin of either can be learned and is compared with somebody of its own kind.
-What the transcribers added in brackets ("[Laughter]", "(Inaudible)") was not said and is taken out; all else is verbatim.
+A file holds the response of `https://api.oyez.org/case_media/oral_argument_audio/ID`, as public mirrors keep it. The roles are
+"justice" and "advocate". Stage directions of the transcribers ("[Laughter]", "(Inaudible)") are removed; all other text is
+verbatim.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any, cast
 
-from usertwin.personas.chat_log import BadLine, ChatLog, in_time_order
-from usertwin.personas.conversation import Conversation, Turn, whole
+from usertwin.personas.chat_log import BadLine, ChatLog, sort_by_time
+from usertwin.personas.conversation import Conversation, Turn, replace_lone_surrogates
 from usertwin.personas.errors import LogError
 
-#: The roles of who speaks. Somebody unknown is nobody's turn: such turns stay apart, and no person is made of them.
+#: The roles of speakers. Turns of unknown speakers are never merged.
 JUSTICE, ADVOCATE, UNKNOWN = "justice", "advocate", "unknown"
 UNKNOWN_SPEAKER = "Unknown Speaker"
 
@@ -28,59 +28,61 @@ _MONTHS = (
     "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december",
 )  # fmt: skip
 _DATE = re.compile(rf"\b({'|'.join(_MONTHS)})\s+(\d{{1,2}}),?\s+(\d{{4}})\b", re.IGNORECASE)
-#: What transcribers note: only these words, since other brackets hold what was said, such as "(a)" or "(recess appointments)".
-_DIRECTION = re.compile(
+#: Stage directions. Only these words: other brackets hold spoken text, such as "(a)" or "(recess appointments)".
+_STAGE_DIRECTION = re.compile(
     r"[\[({]\s{0,3}(?:"
     r"inau(?:d|id)\w{0,20}|(?:general |more )?l(?:au|ua)gh\w{0,20}|voices? overlap\w{0,20}|overlapping voices|cross[ -]?talk"
     r"|(?:lunch |luncheon |short |brief )?recess|lunch|luncheon|cough\w{0,20}|applause|noise|audio cut|no audio|pause"
     r")[\s.,;:!?-]{0,5}[\])}]",
     re.IGNORECASE,
 )
-_LONGEST_TIME = 10.0**9  # seconds; times beyond it are no times
-_DAY = 86_400
+_MAX_SECONDS = 10.0**9  # larger values are not times
+_DAY_SECONDS = 86_400
 
 
 def read_oyez(path: str | Path, *, skip_bad_lines: bool = False) -> ChatLog:
-    """The arguments of a folder of Oyez files, or of one file, in the order of time; those of one day by file name.
+    """Return the arguments of an Oyez file, or of a folder of them, by date and then by file name.
 
-    Files without a transcript (cases, summaries, arguments that are not available) are left out, and counted in
-    `ChatLog.left_out`. The file's stem is the conversation's id; titles, times and identifiers are kept as extra keys.
+    Files without a transcript (cases, summaries, unavailable arguments) are dropped and counted in
+    `ChatLog.files_without_turns`. The file's stem is the conversation id. Titles, times and identifiers are kept as extra keys.
 
     Args:
-        path: the folder or file; "~" is the home.
-        skip_bad_lines: read the rest where files are broken, and list those in `ChatLog.skipped`.
+        path: the folder or file; "~" is the home folder.
+        skip_bad_lines: skip malformed files, and list them in `ChatLog.skipped`.
 
     Raises:
-        LogError: there is no such folder, no argument in it, or a broken file; the message names it and the way out.
+        LogError: the folder is missing or has no argument, or a file is malformed; the message names it and the way out.
     """
     path = Path(os.path.expanduser(path))
-    found: list[Conversation] = []
+    conversations: list[Conversation] = []
     skipped: list[BadLine] = []
-    left_out = 0
+    without_turns = 0
     for file in _files(path):
         try:
             conversation = _argument(_read(file), file.stem)
-        except _BrokenFileError as error:
+        except _MalformedFileError as error:
             if not skip_bad_lines:
-                raise LogError(f"{file}, line {error.line}: {error}; mend or remove it, or pass --skip-bad-lines") from None
+                raise LogError(
+                    f"{file}, line {error.line}: {error}; fix or remove the file, or pass --skip-bad-lines"
+                ) from None
             skipped.append(BadLine(error.line, f"{file.name}: {error}"))
             continue
         if conversation.turns:
-            found.append(conversation)
+            conversations.append(conversation)
         else:
-            left_out += 1
-    if not found:
-        unread = f"; {len(skipped)} broken files were skipped" if skipped else ""
+            without_turns += 1
+    if not conversations:
+        unread = f"; {len(skipped)} malformed files were skipped" if skipped else ""
         raise LogError(
-            f"{path}: no argument with a transcript is there ({left_out} files without one{unread}); "
-            'name a folder of JSON files that have a "transcript", as api.oyez.org answers for oral_argument_audio'
+            f"{path}: no argument with a transcript ({without_turns} files without one{unread}); "
+            'name a folder of JSON files that have a "transcript", the oral_argument_audio responses of api.oyez.org'
         )
-    dated = _all_dated(found, path, skipped if skip_bad_lines else None)
-    return ChatLog(in_time_order(dated, str(path)), str(path), tuple(skipped), left_out)
+    dated = _check_dates(conversations, path, skipped if skip_bad_lines else None)
+    return ChatLog(sort_by_time(dated, str(path)), str(path), tuple(skipped), without_turns)
 
 
-class _BrokenFileError(Exception):
-    """What is wrong with a file, and on which line: the first, where the one object of the file is not what it should be."""
+class _MalformedFileError(Exception):
+    """A malformed file: the reason, and the line (1 for a fault of the object's structure)."""
 
     def __init__(self, reason: str, line: int = 1) -> None:
         super().__init__(reason)
@@ -95,39 +97,39 @@ def _files(path: Path) -> list[Path]:
             return [path]
     except OSError as error:
         raise LogError(f"{path}: cannot be read: {error}") from None
-    raise LogError(f"{path}: no such file or folder; name where the JSON files of Oyez are, as in --from oyez:FOLDER")
+    raise LogError(f"{path}: no such file or folder; name the folder of the Oyez JSON files, as in --from oyez:FOLDER")
 
 
 def _read(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise _BrokenFileError(f"not UTF-8 text (byte {error.start})") from None
+        raise _MalformedFileError(f"not UTF-8 text (byte {error.start})") from None
     except json.JSONDecodeError as error:
-        raise _BrokenFileError(f"not JSON ({error.msg} at column {error.colno})", error.lineno) from None
-    except (ValueError, RecursionError) as error:  # a number too long, lists too deep
-        raise _BrokenFileError(f"not JSON ({error})") from None
+        raise _MalformedFileError(f"not JSON ({error.msg} at column {error.colno})", error.lineno) from None
+    except (ValueError, RecursionError) as error:  # a number is too long, or lists are nested too deeply
+        raise _MalformedFileError(f"not JSON ({error})") from None
     except OSError as error:
-        raise _BrokenFileError(f"cannot be read ({error.strerror})") from None
+        raise _MalformedFileError(f"cannot be read ({error.strerror})") from None
 
 
-def _all_dated(found: list[Conversation], path: Path, skipped: list[BadLine] | None) -> list[Conversation]:
-    """All arguments, if all or none have a date; else those that have one, if the others may be skipped."""
-    dated = [one for one in found if one.started_at is not None]
-    if not dated or len(dated) == len(found):
-        return found
-    without = [one.conversation_id for one in found if one.started_at is None]
+def _check_dates(conversations: list[Conversation], path: Path, skipped: list[BadLine] | None) -> list[Conversation]:
+    """Return the dated arguments, or all if none is dated. Undated ones go to `skipped`; None means LogError."""
+    dated = [conversation for conversation in conversations if conversation.started_at is not None]
+    if not dated or len(dated) == len(conversations):
+        return conversations
+    undated = [conversation.conversation_id for conversation in conversations if conversation.started_at is None]
     if skipped is None:
         raise LogError(
-            f"{path / (without[0] + '.json')}: no date in its title, while {len(dated)} other arguments have one; "
-            "write one there, remove the file, or pass --skip-bad-lines"
+            f"{path / (undated[0] + '.json')}: no date in its title, while {len(dated)} other arguments have one; "
+            "add a date, remove the file, or pass --skip-bad-lines"
         )
-    skipped += [BadLine(1, f"{name}.json: no date in its title") for name in without]
+    skipped += [BadLine(1, f"{name}.json: no date in its title") for name in undated]
     return dated
 
 
 def _argument(value: Any, name: str) -> Conversation:
-    """The argument of a file; one without turns if the file holds no transcript."""
+    """Return the argument in a file's JSON; it has no turns if the file has no transcript."""
     record = cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
     if record.get("transcript") is None:
         return Conversation(name, ())
@@ -139,86 +141,86 @@ def _argument(value: Any, name: str) -> Conversation:
         for raw in _list(_object(section, "a section").get("turns"), '"turns"'):
             turn = _turn(_object(raw, "a turn"), started)
             if turn.text and turns and turn.role != UNKNOWN and turns[-1].speaker == turn.speaker:
-                turns[-1] = _merged(turns[-1], turn)
+                turns[-1] = _merge(turns[-1], turn)
             elif turn.text:
                 turns.append(turn)
-    known = {"title": title, "case": _text(transcript.get("title"), 'the "title" of the transcript')}
+    titles = {"title": title, "case": _text(transcript.get("title"), 'the "title" of the transcript')}
     number = record.get("id")
-    extra: dict[str, Any] = {"source": "oyez"} | {key: text for key, text in known.items() if text}
+    extra: dict[str, Any] = {"source": "oyez"} | {key: text for key, text in titles.items() if text}
     if isinstance(number, int | str):
-        extra["oyez_id"] = whole(str(number))
-    return Conversation(whole(name), tuple(turns), started.isoformat() if started else None, extra)
+        extra["oyez_id"] = replace_lone_surrogates(str(number))
+    return Conversation(replace_lone_surrogates(name), tuple(turns), started.isoformat() if started else None, extra)
 
 
 def _turn(raw: Mapping[str, Any], day: date | None) -> Turn:
     speaker = _object(raw.get("speaker"), 'a "speaker"')
     name = _text(speaker.get("name"), 'the "name" of a speaker').strip()
     blocks = (_object(block, "a text block") for block in _list(raw.get("text_blocks"), '"text_blocks"'))
-    said = (_spoken(_text(block.get("text"), 'the "text" of a text block')) for block in blocks)
-    extra: dict[str, Any] = {key: second for key in ("start", "stop") if (second := _seconds(raw.get(key))) is not None}
+    texts = (_spoken_text(_text(block.get("text"), 'the "text" of a text block')) for block in blocks)
+    extra: dict[str, Any] = {key: seconds for key in ("start", "stop") if (seconds := _seconds(raw.get(key))) is not None}
     if identifier := _text(speaker.get("identifier"), 'the "identifier" of a speaker'):
         extra["identifier"] = identifier
     role = UNKNOWN if not name or name.casefold().startswith("unknown ") else _role(speaker, day)
-    return Turn(name or UNKNOWN_SPEAKER, role, " ".join(filter(None, said)), None, extra)
+    return Turn(name or UNKNOWN_SPEAKER, role, " ".join(filter(None, texts)), None, extra)
 
 
-def _merged(first: Turn, then: Turn) -> Turn:
-    """Two turns of one person in a row as one: from the start of the first to the stop of the second."""
-    stop = {"stop": then.extra["stop"]} if "stop" in then.extra else {}
-    return replace(first, text=f"{first.text}\n{then.text}", extra={**first.extra, **stop})
+def _merge(first: Turn, second: Turn) -> Turn:
+    """Return two consecutive turns of one speaker as one, from the start of the first to the stop of the second."""
+    stop = {"stop": second.extra["stop"]} if "stop" in second.extra else {}
+    return replace(first, text=f"{first.text}\n{second.text}", extra={**first.extra, **stop})
 
 
 def _role(speaker: Mapping[str, Any], day: date | None) -> str:
-    """Justice for who was one on that day: some had argued before the court they later sat on."""
-    at = None if day is None else datetime.combine(day, time(), UTC).timestamp()
+    """Return JUSTICE if the speaker was one on that day: some had argued before the court they later joined."""
+    timestamp = None if day is None else datetime.combine(day, time(), UTC).timestamp()
     for raw in _list(speaker.get("roles"), 'the "roles" of a speaker'):
         role = _object(raw, "a role")
         if role.get("type") != "scotus_justice":
             continue
-        began = role.get("date_start")
-        if at is None or not isinstance(began, int | float) or began <= at + _DAY:
+        start = role.get("date_start")
+        if timestamp is None or not isinstance(start, int | float) or start <= timestamp + _DAY_SECONDS:
             return JUSTICE
     return ADVOCATE
 
 
-def _spoken(text: str) -> str:
-    """A text without stage directions; where one was, one blank is left, or none before a point or a comma."""
-    parts = [part.strip() for part in _DIRECTION.split(text)]
+def _spoken_text(text: str) -> str:
+    """Return the text without stage directions; each becomes one space, or nothing before punctuation."""
+    parts = [part.strip() for part in _STAGE_DIRECTION.split(text)]
     spoken = ""
     for part in filter(None, parts):
         spoken += part if not spoken or part[0] in ".,;:?!" else f" {part}"
-    return spoken if re.search(r"\w", spoken) or len(parts) == 1 else ""  # the point after "(Inaudible)" is no turn
+    return spoken if re.search(r"\w", spoken) or len(parts) == 1 else ""  # the period after "(Inaudible)" is not a turn
 
 
 def _date_of(title: str) -> date | None:
     for month, day, year in _DATE.findall(title):
         try:
             return date(int(year), _MONTHS.index(month.lower()) + 1, int(day))
-        except ValueError:  # there is no such day
+        except ValueError:  # not a calendar day
             continue
     return None
 
 
 def _seconds(value: Any) -> float | None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LONGEST_TIME
-    return float(value) if fits else None
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MAX_SECONDS
+    return float(value) if valid else None
 
 
 def _object(value: Any, what: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise _BrokenFileError(f"{what} must be an object or null, not {type(value).__name__}")
+        raise _MalformedFileError(f"{what} must be an object or null, not {type(value).__name__}")
     return cast("Mapping[str, Any]", value)
 
 
 def _list(value: Any, what: str) -> Iterator[Any]:
     if value is not None and not isinstance(value, list):
-        raise _BrokenFileError(f"{what} must be a list or null, not {type(value).__name__}")
+        raise _MalformedFileError(f"{what} must be a list or null, not {type(value).__name__}")
     return iter(cast("list[Any]", value or []))
 
 
 def _text(value: Any, what: str) -> str:
     if value is not None and not isinstance(value, str):
-        raise _BrokenFileError(f"{what} must be text or null, not {type(value).__name__}")
-    return whole(value or "")
+        raise _MalformedFileError(f"{what} must be text or null, not {type(value).__name__}")
+    return replace_lone_surrogates(value or "")

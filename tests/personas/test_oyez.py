@@ -1,4 +1,4 @@
-"""personas/importers/oyez.py: arguments as Oyez answers them become conversations, word for word, and a twin of a justice is learned."""
+"""The Oyez importer: arguments become conversations with verbatim text, and a justice's twin can be learned."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def write(folder: Path, name: str, value: Any) -> Path:
     return path
 
 
-def said(log: ChatLog) -> list[tuple[str, str]]:
-    """The only conversation's turns as (speaker, text)."""
+def spoken(log: ChatLog) -> list[tuple[str, str]]:
+    """Return the turns of the only conversation as (speaker, text)."""
     [conversation] = log.conversations
     return [(turn.speaker, turn.text) for turn in conversation.turns]
 
 
-def one(folder: Path, *turns: dict[str, Any], **settings: Any) -> ChatLog:
-    """The log of one argument."""
+def one_argument(folder: Path, *turns: dict[str, Any], **settings: Any) -> ChatLog:
+    """Return the log of a single argument."""
     return load_log(f"oyez:{write(folder, 'one', argument(*turns, **settings))}")
 
 
-def test_a_file_becomes_a_conversation_with_its_date_roles_and_source_facts(tmp_path: Path) -> None:
+def test_file_becomes_a_conversation_with_date_roles_and_extra_keys(tmp_path: Path) -> None:
     write(
         tmp_path,
         "2018.17-1174-t01",
@@ -77,27 +77,27 @@ def test_a_file_becomes_a_conversation_with_its_date_roles_and_source_facts(tmp_
     )
 
 
-def test_a_file_can_be_named_like_a_folder(tmp_path: Path) -> None:
+def test_a_single_file_is_read_like_a_folder(tmp_path: Path) -> None:
     path = write(tmp_path, "one", argument(turn(ROSE, "Yes?"), turn(ABEL, "Yes.")))
     assert load_log(f"oyez:{path}").conversations == load_log(f"oyez:{tmp_path}").conversations
 
 
-def test_turns_in_a_row_of_one_person_are_one_from_first_start_to_last_stop(tmp_path: Path) -> None:
-    log = one(
+def test_consecutive_turns_of_one_speaker_are_merged_from_first_start_to_last_stop(tmp_path: Path) -> None:
+    log = one_argument(
         tmp_path, turn(ROSE, "One.", start=1), turn(ROSE, "Two.", start=5), turn(ROSE, "Three.", start=7), turn(ABEL, "No.")
     )
-    assert said(log) == [("Rose Winter", "One.\nTwo.\nThree."), ("Abel Summer", "No.")]
+    assert spoken(log) == [("Rose Winter", "One.\nTwo.\nThree."), ("Abel Summer", "No.")]
     extra = log.conversations[0].turns[0].extra
     assert (extra["start"], extra["stop"]) == (1, 8)
 
 
-def test_a_turn_of_nothing_but_stage_directions_is_dropped_and_its_neighbours_meet(tmp_path: Path) -> None:
-    log = one(tmp_path, turn(ROSE, "So."), turn(ABEL, "[Laughter]", "(Inaudible).", None, " "), turn(ROSE, "So what?"))
-    assert said(log) == [("Rose Winter", "So.\nSo what?")]
+def test_turn_with_only_stage_directions_is_dropped_and_its_neighbours_are_merged(tmp_path: Path) -> None:
+    log = one_argument(tmp_path, turn(ROSE, "So."), turn(ABEL, "[Laughter]", "(Inaudible).", None, " "), turn(ROSE, "So what?"))
+    assert spoken(log) == [("Rose Winter", "So.\nSo what?")]
 
 
 @pytest.mark.parametrize(
-    ("written", "spoken"),
+    ("text", "expected"),
     [
         ("Well. [Laughter] I see.", "Well. I see."),
         ("the (INAUDIBLE). And", "the. And"),
@@ -110,14 +110,14 @@ def test_a_turn_of_nothing_but_stage_directions_is_dropped_and_its_neighbours_me
         ("--", "--"),
     ],
 )  # fmt: skip
-def test_only_what_was_said_is_kept_and_that_word_for_word(written: str, spoken: str, tmp_path: Path) -> None:
-    assert said(one(tmp_path, turn(ROSE, written))) == [("Rose Winter", spoken)]
+def test_stage_directions_are_removed_and_other_text_is_verbatim(text: str, expected: str, tmp_path: Path) -> None:
+    assert spoken(one_argument(tmp_path, turn(ROSE, text))) == [("Rose Winter", expected)]
 
 
-def test_unknown_speakers_stay_apart_and_are_nobody(tmp_path: Path) -> None:
+def test_turns_of_unknown_speakers_are_not_merged(tmp_path: Path) -> None:
     nameless = speaker("") | {"identifier": None}
     called = speaker("Unknown Speaker", JUSTICE_SINCE_2009)
-    log = one(tmp_path, turn(ROSE, "A."), turn(None, "B."), turn(nameless, "C."), turn(called, "D."), turn(ROSE, "E."))
+    log = one_argument(tmp_path, turn(ROSE, "A."), turn(None, "B."), turn(nameless, "C."), turn(called, "D."), turn(ROSE, "E."))
     assert [(t.speaker, t.role, t.text) for t in log.conversations[0].turns] == [
         ("Rose Winter", "justice", "A."),
         ("Unknown Speaker", "unknown", "B."),
@@ -127,10 +127,10 @@ def test_unknown_speakers_stay_apart_and_are_nobody(tmp_path: Path) -> None:
     ]
 
 
-def test_who_argued_before_they_sat_was_an_advocate_then(tmp_path: Path) -> None:
-    before = one(tmp_path, turn(ROSE, "May it please."), title="Oral Argument - May 5, 2004")
+def test_justice_is_an_advocate_before_joining_the_court(tmp_path: Path) -> None:
+    before = one_argument(tmp_path, turn(ROSE, "May it please."), title="Oral Argument - May 5, 2004")
     assert before.conversations[0].turns[0].role == "advocate"
-    undated = one(tmp_path, turn(ROSE, "Counsel."), title=None)
+    undated = one_argument(tmp_path, turn(ROSE, "Counsel."), title=None)
     assert undated.conversations[0].turns[0].role == "justice"
 
 
@@ -145,11 +145,11 @@ def test_who_argued_before_they_sat_was_an_advocate_then(tmp_path: Path) -> None
         (None, None),
     ],
 )
-def test_the_date_is_that_of_the_title(title: str | None, started: str | None, tmp_path: Path) -> None:
-    assert one(tmp_path, turn(ROSE, "Yes."), title=title).conversations[0].started_at == started
+def test_date_comes_from_the_title(title: str | None, started: str | None, tmp_path: Path) -> None:
+    assert one_argument(tmp_path, turn(ROSE, "Yes."), title=title).conversations[0].started_at == started
 
 
-def test_arguments_are_in_the_order_of_time_and_those_of_a_day_by_file_name(tmp_path: Path) -> None:
+def test_arguments_are_sorted_by_date_then_file_name(tmp_path: Path) -> None:
     for name, day in (
         ("2018.b-t02", "6, 2018"),
         ("2018.b-t01", "6, 2018"),
@@ -161,7 +161,7 @@ def test_arguments_are_in_the_order_of_time_and_those_of_a_day_by_file_name(tmp_
     assert found == ["2019.z-t01", "2018.a-t01", "2018.b-t01", "2018.b-t02"]
 
 
-def test_files_without_a_transcript_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_files_without_a_transcript_are_dropped_and_counted(tmp_path: Path) -> None:
     write(tmp_path, "2018.17-1174-t01", argument(turn(ROSE, "Yes.")))
     write(tmp_path, "2018.17-1174", {"ID": 5, "name": "West v. East", "title": 7, "oral_argument_audio": []})
     write(tmp_path, "case_summaries", [{"ID": 5}])
@@ -169,26 +169,26 @@ def test_files_without_a_transcript_are_left_out_and_counted(tmp_path: Path) -> 
     write(tmp_path, "silent", argument(turn(ROSE, "(Inaudible)")))
     (tmp_path / "notes.txt").write_text("no argument", "utf-8")
     log = load_log(f"oyez:{tmp_path}")
-    assert (len(log.conversations), log.left_out) == (1, 4)
+    assert (len(log.conversations), log.files_without_turns) == (1, 4)
 
 
-def test_the_log_can_be_written_and_read_as_any_other(tmp_path: Path) -> None:
-    log = one(tmp_path, turn(ROSE, "Half an emoji: \ud83d"), turn(ABEL, "Yes."))
+def test_log_survives_writing_and_reading(tmp_path: Path) -> None:
+    log = one_argument(tmp_path, turn(ROSE, "Half an emoji: \ud83d"), turn(ABEL, "Yes."))
     write_conversations(log.conversations, tmp_path / "log.jsonl")
     assert load_log(tmp_path / "log.jsonl").conversations == log.conversations
 
 
-# What is wrong with a folder or a file -------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LogError, match=r"nowhere: no such file or folder; name .* --from oyez:FOLDER"):
         load_log(f"oyez:{tmp_path / 'nowhere'}")
 
 
-def test_a_folder_without_any_argument_says_what_it_lacks(tmp_path: Path) -> None:
+def test_folder_without_an_argument_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, "case", {"name": "West v. East"})
-    with pytest.raises(LogError, match=r"no argument with a transcript is there \(1 files without one\); name a folder"):
+    with pytest.raises(LogError, match=r"no argument with a transcript \(1 files without one\); name a folder"):
         load_log(f"oyez:{tmp_path}")
 
 
@@ -204,35 +204,35 @@ def test_a_folder_without_any_argument_says_what_it_lacks(tmp_path: Path) -> Non
         (argument(turn(ROSE, 5)), r'line 1: the "text" of a text block must be text or null, not int'),  # pyright: ignore[reportArgumentType]
     ],
 )
-def test_a_broken_file_is_named_with_the_way_out_and_can_be_skipped(content: Any, reason: str, tmp_path: Path) -> None:
+def test_malformed_file_is_named_with_the_way_out_and_can_be_skipped(content: Any, reason: str, tmp_path: Path) -> None:
     write(tmp_path, "broken", content)
     with pytest.raises(LogError, match=rf"broken\.json, {reason}") as error:
         load_log(f"oyez:{tmp_path}")
-    assert str(error.value).endswith("; mend or remove it, or pass --skip-bad-lines")
-    with pytest.raises(LogError, match=r"0 files without one; 1 broken files were skipped"):
+    assert str(error.value).endswith("; fix or remove the file, or pass --skip-bad-lines")
+    with pytest.raises(LogError, match=r"0 files without one; 1 malformed files were skipped"):
         load_log(f"oyez:{tmp_path}", skip_bad_lines=True)
     write(tmp_path, "whole", argument(turn(ROSE, "Yes.")))
     [bad] = load_log(f"oyez:{tmp_path}", skip_bad_lines=True).skipped
     assert bad.reason.startswith("broken.json: ")
 
 
-def test_text_that_is_not_utf_8_is_a_broken_file(tmp_path: Path) -> None:
+def test_file_that_is_not_utf_8_is_malformed(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_bytes(b'{"title": "\xff"}')
-    with pytest.raises(LogError, match=r"broken\.json, line 1: not UTF-8 text \(byte 11\); mend or remove it"):
+    with pytest.raises(LogError, match=r"broken\.json, line 1: not UTF-8 text \(byte 11\); fix or remove the file"):
         load_log(f"oyez:{tmp_path}")
 
 
-def test_an_argument_without_a_date_among_others_with_one_is_named_and_can_be_skipped(tmp_path: Path) -> None:
+def test_undated_argument_among_dated_ones_is_named_and_can_be_skipped(tmp_path: Path) -> None:
     write(tmp_path, "dated", argument(turn(ROSE, "Yes.")))
     write(tmp_path, "undated", argument(turn(ROSE, "Yes."), title="Oral Argument"))
-    with pytest.raises(LogError, match=r"undated\.json: no date in its title, while 1 other arguments have one; write one"):
+    with pytest.raises(LogError, match=r"undated\.json: no date in its title, while 1 other arguments have one; add a date"):
         load_log(f"oyez:{tmp_path}")
     log = load_log(f"oyez:{tmp_path}", skip_bad_lines=True)
     assert [c.conversation_id for c in log.conversations] == ["dated"]
     assert [bad.reason for bad in log.skipped] == ["undated.json: no date in its title"]
 
 
-# Any such JSON -------------------------------------------------------------------------------------------------------
+# Arbitrary JSON ------------------------------------------------------------------------------------------------------
 
 _anything = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.none(), max_size=2)
 
@@ -267,7 +267,7 @@ _files = st.fixed_dictionaries({"transcript": _or_odd(_transcripts)}, optional={
 
 
 @given(_or_odd(_files))
-def test_any_such_json_is_a_log_that_can_be_written_or_a_log_error(value: Any) -> None:
+def test_any_json_gives_a_writable_log_or_a_log_error(value: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder), "any", value)
         try:
@@ -285,7 +285,7 @@ def test_any_such_json_is_a_log_that_can_be_written_or_a_log_error(value: Any) -
         st.tuples(st.sampled_from(["Rose", "Abel"]), st.lists(st.text("ab ([{)}]\n.,", max_size=20), max_size=3)), max_size=6
     )
 )
-def test_text_without_stage_directions_is_kept_verbatim(turns: list[tuple[str, list[str]]]) -> None:
+def test_text_without_stage_directions_is_verbatim(turns: list[tuple[str, list[str]]]) -> None:
     stripped = [(name, [text.strip() for text in texts if text.strip()]) for name, texts in turns]
     kept = [(name, texts) for name, texts in stripped if texts]
     with tempfile.TemporaryDirectory() as folder:
@@ -294,17 +294,17 @@ def test_text_without_stage_directions_is_kept_verbatim(turns: list[tuple[str, l
             with pytest.raises(LogError, match="no argument with a transcript"):
                 load_log(f"oyez:{path}")
             return
-        found = said(load_log(f"oyez:{path}"))
+        found = spoken(load_log(f"oyez:{path}"))
     in_a_row = [(name, list(group)) for name, group in groupby(kept, key=itemgetter(0))]
     assert found == [(name, "\n".join(" ".join(texts) for _, texts in group)) for name, group in in_a_row]
 
 
-# The whole way -------------------------------------------------------------------------------------------------------
+# End to end -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def court(tmp_path: Path) -> Path:
-    """A term of ten invented arguments, and a file of a case."""
+    """A folder of ten invented arguments and a file of a case."""
     folder = tmp_path / "cases"
     folder.mkdir()
     june = speaker("June Frost", JUSTICE_SINCE_2009)
@@ -324,8 +324,8 @@ def court(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_twin_of_a_justice_is_compared_with_another_justice(court: Path, tmp_path: Path) -> None:
-    words = [
+def test_twin_of_a_justice_is_compared_with_another_justice(court: Path, tmp_path: Path) -> None:
+    args = [
         "learn",
         "rose",
         "--from",
@@ -337,15 +337,15 @@ def test_a_twin_of_a_justice_is_compared_with_another_justice(court: Path, tmp_p
         "--embedder",
         "fake:64",
     ]
-    done = CliRunner().invoke(main, [*words, "--measure", "0"])
+    done = CliRunner().invoke(main, [*args, "--measure", "0"])
     assert done.exit_code == 0, done.output
     assert "1 files without a conversation were left out." in done.output
     record = TwinRecord.load(twin_folder("rose"))
     assert (record.state, record.other_speaker, record.dated) == ("complete", "June Frost", True)
 
 
-def test_a_log_of_arguments_splits_by_whole_arguments(court: Path) -> None:
+def test_split_keeps_whole_arguments_together(court: Path) -> None:
     split = split_pairs(load_log(f"oyez:{court}"), "Rose Winter")
     assert split.test[-1].conversation_id == "2018.17-9-t01"
     assert max(pair.when for pair in split.corpus) < min(pair.when for pair in split.test)
-    assert split.test[0].answers_role == "advocate"
+    assert split.test[0].previous_role == "advocate"

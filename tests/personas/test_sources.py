@@ -1,4 +1,4 @@
-"""Importers: the built-in real corpus as it is installed, files, and the shared logs where they are."""
+"""Sources of chat logs: the built-in corpus, files, and the shared logs if present."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from conftest import SHARED_DATA
 from usertwin.personas import ChatLog, LogError, load_log, split_pairs
-from usertwin.personas.conversation import seconds
+from usertwin.personas.conversation import to_timestamp
 from usertwin.personas.importers.chitchat import load_chitchat
 
 
@@ -18,36 +18,36 @@ def chitchat() -> ChatLog:
     return load_log("chitchat")
 
 
-def test_the_built_in_corpus_holds_real_chats_of_two_people_each(chitchat: ChatLog) -> None:
+def test_built_in_corpus_holds_two_person_chats(chitchat: ChatLog) -> None:
     assert len(chitchat.conversations) > 4000
     assert all(len(c.speakers()) == 2 for c in chitchat.conversations)
     assert all(turn.text.strip() for c in chitchat.conversations for turn in c.turns)
     assert sum(count >= 500 for count in chitchat.turn_counts().values()) == 44
 
 
-def test_lines_sent_in_a_row_are_one_turn_of_the_built_in_corpus(chitchat: ChatLog) -> None:
+def test_consecutive_lines_of_a_message_are_one_turn(chitchat: ChatLog) -> None:
     assert any("\n" in turn.text for c in chitchat.conversations for turn in c.turns)
     assert not any(
         line.strip() != line or not line for c in chitchat.conversations for t in c.turns for line in t.text.split("\n")
     )
 
 
-def test_a_built_in_chat_starts_with_its_first_turn_and_goes_forward(chitchat: ChatLog) -> None:
+def test_built_in_chat_starts_at_its_first_turn_and_times_increase(chitchat: ChatLog) -> None:
     for conversation in chitchat.conversations:
-        times = [seconds(turn.time) or 0.0 for turn in conversation.turns]
+        times = [to_timestamp(turn.time) or 0.0 for turn in conversation.turns]
         assert conversation.started_at == conversation.turns[0].time
         assert times == sorted(times)
-    starts = [seconds(c.started_at) or 0.0 for c in chitchat.conversations]
+    starts = [to_timestamp(c.started_at) or 0.0 for c in chitchat.conversations]
     assert starts == sorted(starts)
 
 
-def test_a_missing_corpus_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_corpus_error_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "chitchat_dataset", None)
     with pytest.raises(LogError, match=r"pip install 'chitchat-dataset==0\.9\.0'"):
         load_chitchat()
 
 
-def test_a_source_that_is_no_corpus_is_a_file(log_file: Path, log: ChatLog) -> None:
+def test_any_other_source_is_a_file(log_file: Path, log: ChatLog) -> None:
     read = load_log(log_file)
     assert read.source == str(log_file)
     assert [c.turns for c in read.conversations] == [c.turns for c in log.conversations]
@@ -55,17 +55,17 @@ def test_a_source_that_is_no_corpus_is_a_file(log_file: Path, log: ChatLog) -> N
         load_log("chitchatt")
 
 
-def test_bad_lines_of_a_file_are_skipped_on_request(log_file: Path) -> None:
+def test_bad_lines_are_skipped_on_request(log_file: Path) -> None:
     log_file.write_text(log_file.read_text("utf-8") + "{\n", "utf-8")
     with pytest.raises(LogError, match="line 31: not JSON"):
         load_log(log_file)
     assert [bad.line for bad in load_log(log_file, skip_bad_lines=True).skipped] == [31]
 
 
-def test_people_of_the_built_in_corpus_are_split_without_a_leak(chitchat: ChatLog) -> None:
-    # Some of them were in several chats at once, so that whole conversations in order are not enough.
+def test_split_of_the_built_in_corpus_has_no_leak(chitchat: ChatLog) -> None:
+    # Some speakers took part in several chats at once, so conversation order alone does not prevent a leak.
     for speaker in list(chitchat.turn_counts())[:12]:
-        _no_leak(chitchat, speaker)
+        _assert_no_leak(chitchat, speaker)
 
 
 SHARED = {
@@ -76,7 +76,7 @@ SHARED = {
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_a_shared_log_is_read_whole_and_split(name: str) -> None:
+def test_shared_log_is_read_completely_and_split(name: str) -> None:
     path = SHARED_DATA / f"{name}.jsonl.gz"
     if not path.exists():
         pytest.skip(f"{path.name} is not beside this checkout")
@@ -85,10 +85,10 @@ def test_a_shared_log_is_read_whole_and_split(name: str) -> None:
     assert len(log.conversations) == conversations
     assert sum(len(c.turns) for c in log.conversations) == turns
     assert all(c.extra["domain"] and c.extra["source"] for c in log.conversations)
-    _no_leak(log, speaker)
+    _assert_no_leak(log, speaker)
 
 
-def test_the_tasks_of_the_support_log_are_goals_and_never_context() -> None:
+def test_tasks_of_the_support_log_are_goals_and_never_context() -> None:
     path = SHARED_DATA / "agent_support.jsonl.gz"
     if not path.exists():
         pytest.skip(f"{path.name} is not beside this checkout")
@@ -98,7 +98,7 @@ def test_the_tasks_of_the_support_log_are_goals_and_never_context() -> None:
     assert not any(turn.private or turn.speaker == "UserGuide" for pair in pairs for turn in pair.context)
 
 
-def _no_leak(log: ChatLog, speaker: str) -> None:
+def _assert_no_leak(log: ChatLog, speaker: str) -> None:
     split = split_pairs(log, speaker)
     parts = (split.corpus, split.validation, split.test)
     for earlier, later in ((0, 1), (0, 2), (1, 2)):

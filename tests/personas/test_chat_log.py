@@ -1,4 +1,4 @@
-"""Turns and conversations: every accepted shape, the file format there and back, and what bad input is told."""
+"""Conversations and chat logs: accepted forms, writing and reading, and errors for malformed input."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
 from usertwin.personas import ChatLog, Conversation, LogError, Turn, as_conversation, read_conversations, write_conversations
-from usertwin.personas.chat_log import in_time_order
-from usertwin.personas.conversation import seconds
+from usertwin.personas.chat_log import sort_by_time
+from usertwin.personas.conversation import to_timestamp
 
 T = TypeVar("T")
 
-# What has broken line-based readers before: every kind of line end that is not \n, a BOM, NUL, pairs beyond the BMP.
-ODD = [
+# Characters that break line-based readers: line ends other than \n, a BOM, NUL, surrogate pairs.
+ODD_TEXTS = [
     "\u2028",
     "\u2029",
     "\x85",
@@ -40,10 +40,10 @@ ODD = [
     "\\ud83d",
     " ",
 ]
-texts = st.lists(st.one_of(st.sampled_from(ODD), st.text(max_size=8)), max_size=6).map("".join)
+texts = st.lists(st.one_of(st.sampled_from(ODD_TEXTS), st.text(max_size=8)), max_size=6).map("".join)
 names = texts.filter(bool)
 zones = st.none() | st.integers(-23 * 60, 23 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
-moments = st.datetimes(timezones=zones).map(lambda moment: moment.isoformat())
+times = st.datetimes(timezones=zones).map(lambda time: time.isoformat())
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), texts),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
@@ -53,81 +53,81 @@ TURN_KEYS, CONVERSATION_KEYS = {"speaker", "role", "text", "time"}, {"conversati
 
 
 def extras(taken: set[str]) -> st.SearchStrategy[dict[str, Any]]:
-    """Keys that the format does not know."""
+    """Dictionaries of keys that the format does not define."""
     return st.dictionaries(texts.filter(lambda key: key not in taken), values, max_size=2)
 
 
-turns = st.builds(Turn, names, names, texts, st.one_of(st.none(), moments), extras(TURN_KEYS))
+turns = st.builds(Turn, names, names, texts, st.one_of(st.none(), times), extras(TURN_KEYS))
 conversations = st.builds(
-    Conversation, texts, st.lists(turns, max_size=4).map(tuple), st.one_of(st.none(), moments), extras(CONVERSATION_KEYS)
+    Conversation, texts, st.lists(turns, max_size=4).map(tuple), st.one_of(st.none(), times), extras(CONVERSATION_KEYS)
 )
 
 
 @st.composite
 def logs(draw: st.DrawFn) -> list[Conversation]:
-    """Conversations that can stand in one log: ids differ, all or none have a date, and somebody says something."""
-    found = draw(st.lists(conversations, min_size=1, max_size=4, unique_by=lambda c: c.conversation_id))
-    dates = draw(st.one_of(st.none(), st.lists(moments, min_size=len(found), max_size=len(found))))
+    """Conversations of one valid log: distinct ids, dates on all or none, and at least one turn each."""
+    drawn = draw(st.lists(conversations, min_size=1, max_size=4, unique_by=lambda c: c.conversation_id))
+    dates = draw(st.one_of(st.none(), st.lists(times, min_size=len(drawn), max_size=len(drawn))))
     first = draw(turns)
     return [
         Conversation(c.conversation_id, (first, *c.turns), None if dates is None else dates[place], c.extra)
-        for place, c in enumerate(found)
+        for place, c in enumerate(drawn)
     ]
 
 
 def line(**changes: Any) -> str:
-    """A good line of a log, or one with something changed."""
+    """Return a valid log line, with changes."""
     turn = {"speaker": "Ann", "role": "user", "text": "hi"}
     return json.dumps({"conversation_id": "a", "started_at": None, "turns": [turn]} | changes)
 
 
-def outcome(attempt: Callable[[], T]) -> T | LogError:
-    """What comes of it, or why it was refused."""
+def result_or_error(attempt: Callable[[], T]) -> T | LogError:
+    """Return the result, or the LogError."""
     try:
         return attempt()
     except LogError as error:
         return error
 
 
-def file_of(folder: Path, *lines: str) -> Path:
-    """A log of these lines."""
+def write_log(folder: Path, *lines: str) -> Path:
+    """Write a log of these lines."""
     path = folder / "log.jsonl"
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return path
 
 
-# The file format, there and back ---------------------------------------------------------------------------------------
+# Writing and reading ---------------------------------------------------------------------------------------
 
 
 @given(log=logs(), suffix=st.sampled_from([".jsonl", ".jsonl.gz"]))
-def test_what_is_written_is_read_back_with_unknown_keys_and_any_character(log: list[Conversation], suffix: str) -> None:
+def test_log_round_trip_keeps_unknown_keys_and_any_character(log: list[Conversation], suffix: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"log{suffix}"
         assert write_conversations(log, path) == len(log)
         assert path.read_bytes().startswith(b"\x1f\x8b") == (suffix == ".jsonl.gz")
         read = read_conversations(path)
-    assert read.conversations == in_time_order(log, "here")
+    assert read.conversations == sort_by_time(log, "here")
     assert read.skipped == ()
 
 
 @given(conversations)
-def test_a_conversation_is_the_same_after_json(conversation: Conversation) -> None:
+def test_conversation_round_trips_through_json(conversation: Conversation) -> None:
     assert as_conversation(json.loads(json.dumps(conversation.to_json())), "other") == conversation
 
 
-def test_gzip_is_known_by_its_bytes_and_not_by_its_name(tmp_path: Path) -> None:
+def test_gzip_is_detected_from_bytes_not_from_the_name(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(gzip.compress((line() + "\n").encode()))
     assert read_conversations(path).conversations[0].turns[0].text == "hi"
 
 
-def test_writing_the_same_log_twice_gives_the_same_bytes(tmp_path: Path, log: ChatLog) -> None:
+def test_writing_a_log_twice_gives_identical_bytes(tmp_path: Path, log: ChatLog) -> None:
     write_conversations(log.conversations, tmp_path / "one.gz")
     write_conversations(log.conversations, tmp_path / "two.gz")
     assert (tmp_path / "one.gz").read_bytes() == (tmp_path / "two.gz").read_bytes()
 
 
-def test_a_byte_order_mark_blank_lines_and_windows_line_ends_do_no_harm(tmp_path: Path) -> None:
+def test_byte_order_mark_blank_lines_and_windows_line_ends_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(
         b"\xef\xbb\xbf\r\n" + line(conversation_id="a").encode() + b"\r\n\r\n" + line(conversation_id="b").encode()
@@ -135,46 +135,46 @@ def test_a_byte_order_mark_blank_lines_and_windows_line_ends_do_no_harm(tmp_path
     assert [c.conversation_id for c in read_conversations(path).conversations] == ["a", "b"]
 
 
-def test_half_an_emoji_in_a_log_becomes_a_replacement_character(tmp_path: Path) -> None:
+def test_lone_surrogate_becomes_a_replacement_character(tmp_path: Path) -> None:
     turn = '{"speaker": "A\\ud83d", "role": "\\udc00", "text": "cut \\ud83d, whole \\ud83d\\ude00"}'
-    path = file_of(tmp_path, f'{{"conversation_id": "x\\ud800", "turns": [{turn}], "note": "\\udfff"}}')
+    path = write_log(tmp_path, f'{{"conversation_id": "x\\ud800", "turns": [{turn}], "note": "\\udfff"}}')
     (read,) = read_conversations(path).conversations
     assert read.conversation_id == "x\ufffd"
     assert read.turns == (Turn("A\ufffd", "\ufffd", "cut \ufffd, whole 😀"),)
-    write_conversations([read], path)  # the unknown key still holds its half character, and must not stop the writer
+    write_conversations([read], path)  # the unknown key still holds a lone surrogate; writing it must not fail
     assert read_conversations(path).conversations == (read,)
 
 
-def test_a_log_is_sorted_by_time_across_time_zones_and_keeps_its_order_without_dates(tmp_path: Path) -> None:
+def test_log_is_sorted_by_time_across_zones_and_keeps_its_order_without_dates(tmp_path: Path) -> None:
     late = line(conversation_id="late", started_at="2024-01-01T10:00:00-05:00")
     early = line(conversation_id="early", started_at="2024-01-01T12:00:00Z")
-    assert [c.conversation_id for c in read_conversations(file_of(tmp_path, late, early)).conversations] == ["early", "late"]
+    assert [c.conversation_id for c in read_conversations(write_log(tmp_path, late, early)).conversations] == ["early", "late"]
     undated = [line(conversation_id=name) for name in "cab"]
-    assert [c.conversation_id for c in read_conversations(file_of(tmp_path, *undated)).conversations] == ["c", "a", "b"]
+    assert [c.conversation_id for c in read_conversations(write_log(tmp_path, *undated)).conversations] == ["c", "a", "b"]
 
 
-def test_a_moment_without_a_zone_is_utc() -> None:
-    assert seconds("1970-01-01T00:01:00") == 60.0
-    assert seconds("1970-01-01T00:01:00+00:01") == 0.0
-    assert seconds("1970-01-02") == 86400.0
-    assert seconds(None) is None
+def test_time_without_a_zone_is_utc() -> None:
+    assert to_timestamp("1970-01-01T00:01:00") == 60.0
+    assert to_timestamp("1970-01-01T00:01:00+00:01") == 0.0
+    assert to_timestamp("1970-01-02") == 86400.0
+    assert to_timestamp(None) is None
 
 
-def test_a_conversation_without_an_id_is_named_after_its_file_and_line(tmp_path: Path) -> None:
+def test_missing_id_becomes_file_name_and_line(tmp_path: Path) -> None:
     nameless = json.dumps({"turns": [{"speaker": "Ann", "text": "hi"}]})
-    read = read_conversations(file_of(tmp_path, "", nameless, nameless))
+    read = read_conversations(write_log(tmp_path, "", nameless, nameless))
     assert [c.conversation_id for c in read.conversations] == ["log-2", "log-3"]
     assert read.conversations[0].turns == (Turn("Ann", "participant", "hi"),)
 
 
 @pytest.mark.parametrize("role", ["instruction", "system"])
-def test_private_turns_make_nobody_a_speaker(role: str) -> None:
+def test_private_turns_do_not_count_as_speakers(role: str) -> None:
     conversation = Conversation("a", (Turn("guide", role, "be rude"), Turn("Ann", "user", "no")))
     assert conversation.speakers() == {"Ann"}
     assert ChatLog((conversation,), "here").turn_counts() == {"Ann": 1}
 
 
-def test_turn_counts_are_most_first_then_by_name(log: ChatLog) -> None:
+def test_turn_counts_are_sorted_by_count_then_name(log: ChatLog) -> None:
     assert list(log.turn_counts().items()) == [("Ann", 60), ("desk-0", 50), ("desk-1", 30), ("Bob", 20)]
 
 
@@ -184,7 +184,7 @@ messages = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", 
 
 
 def turns_of(found: list[dict[str, str]]) -> tuple[Turn, ...]:
-    """What these messages are as turns."""
+    """Return the turns that these messages become."""
     return tuple(Turn(m["role"], m["role"], m["content"]) for m in found)
 
 
@@ -196,14 +196,14 @@ def test_openai_messages_become_turns_in_order(found: list[dict[str, str]]) -> N
 
 
 @given(st.lists(messages, max_size=5))
-def test_langchain_messages_are_the_same_conversation_as_openai_ones(found: list[dict[str, str]]) -> None:
+def test_langchain_and_openai_messages_give_the_same_conversation(found: list[dict[str, str]]) -> None:
     kinds = {"user": HumanMessage, "assistant": AIMessage, "system": SystemMessage}
     langchain = [kinds[m["role"]](m["content"]) for m in found]
     assert as_conversation(langchain) == as_conversation(found)
 
 
 @given(st.lists(messages, min_size=1, max_size=5), st.sampled_from([None, 1]))
-def test_a_file_may_hold_one_list_of_messages_in_one_line_or_many(found: list[dict[str, str]], indent: int | None) -> None:
+def test_file_can_hold_a_list_of_messages(found: list[dict[str, str]], indent: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chat.json"
         path.write_text(json.dumps(found, indent=indent), "utf-8")
@@ -212,45 +212,45 @@ def test_a_file_may_hold_one_list_of_messages_in_one_line_or_many(found: list[di
 
 @settings(max_examples=30)
 @given(logs(), st.sampled_from([None, 1]))
-def test_a_file_may_hold_one_list_of_conversations(log: list[Conversation], indent: int | None) -> None:
+def test_file_can_hold_a_list_of_conversations(log: list[Conversation], indent: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chat.json"
         path.write_text(json.dumps([c.to_json() for c in log], indent=indent), "utf-8")
-        assert read_conversations(path).conversations == in_time_order(log, "here")
+        assert read_conversations(path).conversations == sort_by_time(log, "here")
 
 
-def test_each_line_may_be_a_list_of_messages(tmp_path: Path) -> None:
+def test_line_can_be_a_list_of_messages(tmp_path: Path) -> None:
     lines = [json.dumps([{"role": "user", "content": text}]) for text in ("one", "two")]
-    read = read_conversations(file_of(tmp_path, *lines))
+    read = read_conversations(write_log(tmp_path, *lines))
     assert [(c.conversation_id, c.turns[0].text) for c in read.conversations] == [("log-1", "one"), ("log-2", "two")]
 
 
-def test_calls_of_tools_and_what_they_return_are_never_turns() -> None:
+def test_tool_calls_and_tool_results_are_not_turns() -> None:
     bare = {"role": "assistant", "tool_calls": [{"id": "1"}]}
     openai: list[dict[str, Any]] = [{"role": "user", "content": "hi"}, bare, {"role": "tool", "content": "42"}]
     langchain: list[BaseMessage] = [HumanMessage("hi"), AIMessage(""), ToolMessage("42", tool_call_id="1")]
     assert as_conversation(openai).turns == as_conversation(langchain).turns == (Turn("user", "user", "hi"),)
 
 
-def test_a_file_with_a_call_of_a_tool_in_it_is_still_one_list_of_messages(tmp_path: Path) -> None:
-    bare = {"role": "assistant", "tool_calls": [{"id": "1"}]}  # an assistant's call may come without any content
-    path = file_of(tmp_path, json.dumps([{"role": "user", "content": "hi"}, bare]))
+def test_list_of_messages_with_a_tool_call_is_one_conversation(tmp_path: Path) -> None:
+    bare = {"role": "assistant", "tool_calls": [{"id": "1"}]}  # a tool call may have no content
+    path = write_log(tmp_path, json.dumps([{"role": "user", "content": "hi"}, bare]))
     assert read_conversations(path).conversations[0].turns == (Turn("user", "user", "hi"),)
 
 
-def test_of_content_in_parts_the_texts_are_kept_and_a_name_is_the_speaker() -> None:
+def test_text_parts_of_content_are_joined_and_a_name_is_the_speaker() -> None:
     parts = ["look", {"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": "here"}]
     (turn,) = as_conversation([{"role": "user", "content": parts, "name": "Ann"}]).turns
     assert turn == Turn("Ann", "user", "look\nhere")
     assert as_conversation([HumanMessage("hi", name="Ann")]).turns == (Turn("Ann", "user", "hi"),)
 
 
-def test_a_conversation_is_taken_as_it_is() -> None:
+def test_conversation_object_is_returned_unchanged() -> None:
     conversation = Conversation("a", ())
     assert as_conversation(conversation) is conversation
 
 
-# Bad input ---------------------------------------------------------------------------------------------------------------
+# Malformed input ---------------------------------------------------------------------------------------------------------
 
 BAD = {
     "{": "not JSON",
@@ -277,8 +277,8 @@ BAD = {
 
 
 @pytest.mark.parametrize(("bad", "reason"), BAD.items(), ids=[bad[:40] for bad in BAD])
-def test_a_bad_line_is_named_with_its_file_number_and_reason(tmp_path: Path, bad: str, reason: str) -> None:
-    path = file_of(tmp_path, line(), "", bad, line(conversation_id="b"))
+def test_bad_line_error_names_file_line_and_reason(tmp_path: Path, bad: str, reason: str) -> None:
+    path = write_log(tmp_path, line(), "", bad, line(conversation_id="b"))
     with pytest.raises(LogError) as failed:
         read_conversations(path)
     message = str(failed.value)
@@ -289,20 +289,20 @@ def test_a_bad_line_is_named_with_its_file_number_and_reason(tmp_path: Path, bad
 
 @pytest.mark.parametrize("bad", BAD, ids=[bad[:40] for bad in BAD])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_bad_line_anywhere_can_be_skipped_and_is_listed(tmp_path: Path, bad: str, place: int) -> None:
+def test_bad_line_is_skipped_and_listed(tmp_path: Path, bad: str, place: int) -> None:
     lines = [line(conversation_id="a"), line(conversation_id="b")]
     lines.insert(place, bad)
-    read = read_conversations(file_of(tmp_path, *lines), skip_bad_lines=True)
+    read = read_conversations(write_log(tmp_path, *lines), skip_bad_lines=True)
     assert [c.conversation_id for c in read.conversations] == ["a", "b"]
     assert [skipped.line for skipped in read.skipped] == [place + 1]
     assert BAD[bad] in read.skipped[0].reason
 
 
 @given(st.lists(st.sampled_from([*BAD, "good"]), min_size=1, max_size=8).filter(lambda lines: "good" in lines))
-def test_skipping_keeps_every_good_line_and_counts_every_bad_one(kinds: list[str]) -> None:
+def test_skipping_keeps_all_good_lines_and_lists_all_bad_ones(kinds: list[str]) -> None:
     lines = [line(conversation_id=str(number)) if kind == "good" else kind for number, kind in enumerate(kinds, 1)]
     with tempfile.TemporaryDirectory() as folder:
-        read = read_conversations(file_of(Path(folder), *lines), skip_bad_lines=True)
+        read = read_conversations(write_log(Path(folder), *lines), skip_bad_lines=True)
     assert [c.conversation_id for c in read.conversations] == [str(n) for n, kind in enumerate(kinds, 1) if kind == "good"]
     assert [skipped.line for skipped in read.skipped] == [n for n, kind in enumerate(kinds, 1) if kind != "good"]
 
@@ -310,11 +310,11 @@ def test_skipping_keeps_every_good_line_and_counts_every_bad_one(kinds: list[str
 @given(
     st.binary(max_size=60) | st.binary(max_size=40).map(lambda raw: b"\x1f\x8b" + raw) | texts.map(str.encode), st.booleans()
 )
-def test_any_bytes_are_read_or_refused_in_one_line_that_names_the_file(raw: bytes, skip: bool) -> None:
+def test_any_bytes_are_read_or_give_a_one_line_error_with_the_file(raw: bytes, skip: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log"
         path.write_bytes(raw)
-        read = outcome(lambda: read_conversations(path, skip_bad_lines=skip))
+        read = result_or_error(lambda: read_conversations(path, skip_bad_lines=skip))
     if isinstance(read, LogError):
         assert str(read).startswith(str(path))
         assert "\n" not in str(read)
@@ -323,31 +323,31 @@ def test_any_bytes_are_read_or_refused_in_one_line_that_names_the_file(raw: byte
 
 
 @given(values)
-def test_any_json_value_is_a_conversation_or_refused(value: Any) -> None:
-    found = outcome(lambda: as_conversation(value))
+def test_any_json_value_gives_a_conversation_or_a_log_error(value: Any) -> None:
+    found = result_or_error(lambda: as_conversation(value))
     assert isinstance(found, Conversation) or str(found)
 
 
-def test_a_broken_list_over_many_lines_is_named_with_its_line(tmp_path: Path) -> None:
-    path = file_of(tmp_path, "[", '{"turns": []},', '{"turns": [}', "]")
+def test_malformed_multiline_list_error_names_the_line(tmp_path: Path) -> None:
+    path = write_log(tmp_path, "[", '{"turns": []},', '{"turns": [}', "]")
     with pytest.raises(LogError, match=r"line 3: not JSON"):
         read_conversations(path)
 
 
 @pytest.mark.parametrize("content", ["", "\n \n", "[]", '{"turns": []}'])
-def test_an_empty_log_is_refused(tmp_path: Path, content: str) -> None:
+def test_empty_log_is_an_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(content)
     with pytest.raises(LogError, match="the log is empty"):
         read_conversations(path)
 
 
-def test_a_log_of_bad_lines_alone_is_empty_and_says_how_many_there_were(tmp_path: Path) -> None:
+def test_log_of_only_bad_lines_is_empty_and_error_counts_them(tmp_path: Path) -> None:
     with pytest.raises(LogError, match=r"the log is empty.*2 bad lines were skipped"):
-        read_conversations(file_of(tmp_path, "{", "{}"), skip_bad_lines=True)
+        read_conversations(write_log(tmp_path, "{", "{}"), skip_bad_lines=True)
 
 
-def test_a_missing_file_a_folder_and_other_encodings_are_refused(tmp_path: Path) -> None:
+def test_missing_file_folder_and_other_encodings_are_errors(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="no such file"):
         read_conversations(tmp_path / "none.jsonl")
     with pytest.raises(LogError, match="is a folder"):
@@ -359,7 +359,7 @@ def test_a_missing_file_a_folder_and_other_encodings_are_refused(tmp_path: Path)
 
 
 @pytest.mark.parametrize("damage", [slice(0, 40), slice(0, -4), None])
-def test_a_damaged_gzip_file_is_refused(tmp_path: Path, damage: slice | None) -> None:
+def test_damaged_gzip_file_is_an_error(tmp_path: Path, damage: slice | None) -> None:
     path = tmp_path / "log.jsonl.gz"
     whole = gzip.compress(line().encode())
     path.write_bytes(whole[:12] + b"\xff" * 20 + whole[32:] if damage is None else whole[damage])
@@ -367,18 +367,18 @@ def test_a_damaged_gzip_file_is_refused(tmp_path: Path, damage: slice | None) ->
         read_conversations(path)
 
 
-def test_two_conversations_of_one_id_are_refused(tmp_path: Path) -> None:
+def test_duplicate_id_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LogError, match='two conversations have the id "a"'):
-        read_conversations(file_of(tmp_path, line(), line()))
+        read_conversations(write_log(tmp_path, line(), line()))
 
 
-def test_dates_on_some_conversations_only_are_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_dates_on_only_some_conversations_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(LogError, match='conversation "b" has no "started_at" while 1 others have one'):
-        read_conversations(file_of(tmp_path, line(started_at="2024-01-01"), line(conversation_id="b")))
+        read_conversations(write_log(tmp_path, line(started_at="2024-01-01"), line(conversation_id="b")))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
-def test_a_log_can_be_written_as_openai_messages_and_read_back(tmp_path: Path, log: ChatLog, suffix: str) -> None:
+def test_log_round_trips_through_openai_messages(tmp_path: Path, log: ChatLog, suffix: str) -> None:
     path = tmp_path / f"messages{suffix}"
     assert write_conversations(log.conversations, path, messages_of="Ann") == len(log.conversations)
     again = read_conversations(path).conversations
