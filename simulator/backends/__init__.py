@@ -1,1 +1,1 @@
-"""From a model's name to a model."""
+"""Models by name: names, downloads, loading."""

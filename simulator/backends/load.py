@@ -1,17 +1,7 @@
-"""From a model's name to the model: chat models, scorers and embedders.
+"""From a model name to the model: chat models, scorers and embedders. `model_name.py` lists the names.
 
-    local                 SmolLM2-135M in this process, fetched once (the default)
-    local:small           Qwen2.5-Coder-1.5B in this process, fetched once (1.1 GB)
-    local:/path.gguf      any GGUF file, in this process
-    hf:OWNER/REPO/x.gguf  a GGUF file of the Hugging Face hub, fetched once into its own cache
-    transformers:DIR      a folder with a transformers model, in this process by torch
-    BASE+ADAPTER          any of these with a LoRA adapter: local+DIR, local:small+DIR, transformers:DIR+DIR
-    openai:NAME           OpenAI's model of that name (OPENAI_API_KEY, OPENAI_BASE_URL)
-    openai:NAME@URL       any OpenAI-compatible endpoint: vLLM, Ollama, a proxy
-    scripted:FILE         answers from a file; fake: as a scorer or embedder
-
-The one design choice: building models happens here and nowhere else; every other part is given what it needs, so it runs with
-a fake as well. With USERTWIN_ONLY_SCRIPTED set, everything that is not scripted or fake is refused.
+Models are built here only; all other code receives them as arguments, so it also runs with fakes. If the environment variable
+USERTWIN_ONLY_SCRIPTED is set, every model that is not scripted or fake is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from usertwin.memory import ChatModel, Embedder, Scorer
-from usertwin.memory.models.chat import FREE, Price, Style
+from usertwin.memory.models.chat import FREE, Price, PromptStyle
 from usertwin.memory.models.embedding import CachedEmbedder, FakeEmbedder, SentenceTransformerEmbedder
 from usertwin.memory.models.score_cache import CachedScorer
 from usertwin.memory.models.scoring import FakeScorer, Precision
@@ -31,90 +21,86 @@ from usertwin.personas import ModelError, UsageError
 from .downloads import FetchProgress, cache_folder
 from .llama_cpp import SLOTS, engine_url
 from .lora_adapter import Adapter, check_fits, read_adapter
-from .lora_to_gguf import kept_as_gguf
+from .lora_to_gguf import cached_gguf_adapter
 from .model_files import has_chat_template, layers_of
-from .model_name import split_adapter
-from .weights import (
-    PRESENT,
-    WEIGHTED,
-    check_folder,
-    dequantized,
-    existing_file,
-    gguf_file,
-    load_transformers,
-    on_fastest,
-    refuse_unscripted,
-)
+from .model_name import ModelName, fake_dimension
+from .weights import check_folder, dequantized, existing_file, gguf_file, load_transformers, refuse_unscripted, to_gpu
 
 DEFAULT_MODEL = "local"
-_KNOWN = (
-    '"local", "local:small", "local:/path.gguf", "hf:OWNER/REPO/FILE.gguf", "transformers:DIR", each of these with "+ADAPTER" '
-    'behind it, "openai:NAME", "openai:NAME@URL", "scripted:FILE"'
-)
-#: How many texts a transformers model writes at once: each holds the keys and values of the whole prompt.
-_ROWS = 16
-#: Hosted models that reason on their own refuse temperature and stop texts; others take them.
-_NO_CONTROLS = ("gpt-5", "o1", "o3", "o4")
+#: Samples of one prompt that a transformers model writes in one batch; each holds keys and values of the whole prompt.
+_MAX_BATCH = 16
 
 
 def load_model(
     name: str = DEFAULT_MODEL,
     *,
-    style: Style | None = None,
+    style: PromptStyle | None = None,
     price: Price | None = None,
     progress: FetchProgress | None = None,
 ) -> ChatModel:
-    """The chat model of that name (the list is at the top of this file).
+    """Return the chat model with this name.
 
     Args:
-        name: which model.
-        style: how to prompt it; by default local models continue transcripts and others follow instructions.
-        price: what a hosted model costs, if that is to be reckoned; local ones are free.
-        progress: is told how far a download is.
+        name: the model; `model_name.py` lists the forms.
+        style: how to prompt it; by default local models continue transcripts and hosted ones follow instructions.
+        price: the price of a hosted model, for cost reports; local models are free.
+        progress: callback for download progress.
 
     Raises:
-        UsageError: no model has such a name.
-        ModelError: the model cannot be had; the message says what to do.
+        UsageError: the name is not that of a chat model.
+        ModelError: the model cannot be loaded; the message names the way out.
     """
-    kind, _, rest = name.partition(":")
-    if kind == "scripted" and rest:
+    parsed = ModelName.parse(name)
+    if parsed.kind == "scripted":
         from .scripted import scripted_model
 
-        return ChatModel(name, scripted_model(rest), style or "transcript", price=FREE)
-    base, folder = split_adapter(name)
-    if base.partition(":")[0] in PRESENT and base not in {"hf:", "transformers:"}:
-        refuse_unscripted(name)
-        adapter = None if folder is None else read_adapter(folder)
-        if base.startswith("transformers:"):
-            return _transformers_chat(name, Path(base.partition(":")[2]).expanduser(), adapter, style)
-        return _engine_chat(name, base, adapter, style, progress)
-    if kind == "openai" and rest:
-        refuse_unscripted(name)
-        model, _, url = rest.partition("@")
-        if not url and not os.environ.get("OPENAI_API_KEY"):
-            raise ModelError(
-                f'the model "{name}" needs a key: set OPENAI_API_KEY, or name an endpoint: openai:{model}@http://…'
-            )
-        controls = not model.startswith(_NO_CONTROLS)
-        return ChatModel(name, _openai_chat(model, url or None), style or "instruction", controls, structured=True, price=price)
-    raise _unknown(name)
+        return ChatModel(name=name, chat=scripted_model(parsed.path), style=style or parsed.default_style, price=FREE)
+    refuse_unscripted(name)
+    if parsed.kind == "openai":
+        return _hosted_chat(name, parsed, style, price)
+    adapter = None if parsed.adapter is None else read_adapter(parsed.adapter)
+    if parsed.kind == "transformers":
+        return _transformers_chat(name, parsed.path, adapter, style)
+    return _llama_cpp_chat(name, parsed, adapter, style, progress)
 
 
-def _engine_chat(
-    name: str, base: str, adapter: Adapter | None, style: Style | None, progress: FetchProgress | None
+def _hosted_chat(name: str, parsed: ModelName, style: PromptStyle | None, price: Price | None) -> ChatModel:
+    """Return a model behind an OpenAI-compatible endpoint."""
+    if not parsed.url and not os.environ.get("OPENAI_API_KEY"):
+        raise ModelError(
+            f'the model "{name}" needs a key: set OPENAI_API_KEY, or name an endpoint: openai:{parsed.target}@http://…'
+        )
+    return ChatModel(
+        name=name,
+        chat=_openai_chat(parsed.target, parsed.url or None),
+        style=style or parsed.default_style,
+        supports_sampling_params=parsed.supports_sampling_params,
+        structured=True,
+        price=price,
+    )
+
+
+def _llama_cpp_chat(
+    name: str, parsed: ModelName, adapter: Adapter | None, style: PromptStyle | None, progress: FetchProgress | None
 ) -> ChatModel:
-    """A GGUF file in llama.cpp, with an adapter or without."""
-    style = style or (adapter and adapter.style) or "transcript"
-    file = gguf_file(base, progress)
-    lora = None if adapter is None else kept_as_gguf(adapter, file, base)
-    chat = _openai_chat("local", engine_url(file, style, lora))
-    afresh = {"extra_body": {"cache_prompt": False}}
-    identity = _identity(file, adapter)
-    return ChatModel(name, chat, style, True, afresh, style == "instruction", identity, FREE, max_n=SLOTS)
+    """Return a GGUF file in llama.cpp, with or without an adapter."""
+    style = style or (adapter and adapter.style) or parsed.default_style
+    file = gguf_file(parsed, progress)
+    lora = None if adapter is None else cached_gguf_adapter(adapter, file, parsed.base)
+    return ChatModel(
+        name=name,
+        chat=_openai_chat("local", engine_url(file, style, lora)),
+        style=style,
+        bypass_cache={"extra_body": {"cache_prompt": False}},
+        structured=style == "instruction",
+        identity=_identity(file, adapter),
+        price=FREE,
+        max_n=SLOTS,
+    )
 
 
-def _transformers_chat(name: str, folder: Path, adapter: Adapter | None, style: Style | None) -> ChatModel:
-    """A transformers folder in torch, with an adapter or without; its weights are loaded when the first text is asked for."""
+def _transformers_chat(name: str, folder: Path, adapter: Adapter | None, style: PromptStyle | None) -> ChatModel:
+    """Return a transformers folder in torch, with or without an adapter; its weights are loaded at the first call."""
     from .transformers_chat import TransformersChat
 
     style = _transformers_prompt_style(folder, adapter, style)
@@ -122,110 +108,105 @@ def _transformers_chat(name: str, folder: Path, adapter: Adapter | None, style: 
 
     def load() -> tuple[Any, Any]:
         model, tokenizer = load_transformers(folder, "float32", adapter)
-        return on_fastest(model.eval()), tokenizer
+        return to_gpu(model.eval()), tokenizer
 
-    chat = TransformersChat(called=name, load=load, style=style)
-    return ChatModel(name, chat, style, identity=_identity(folder, adapter), price=FREE, max_n=_ROWS)
+    chat = TransformersChat(model_name=name, load=load, style=style)
+    identity = _identity(folder, adapter)
+    return ChatModel(name=name, chat=chat, style=style, identity=identity, price=FREE, max_n=_MAX_BATCH)
 
 
-def _transformers_prompt_style(folder: Path, adapter: Adapter | None, style: Style | None) -> Style:
-    """How a transformers folder is prompted. UsageError if that takes a chat template, and it has none."""
-    templated = has_chat_template(folder)
-    style = style or (adapter and adapter.style) or ("instruction" if templated else "transcript")
-    if style == "instruction" and not templated and folder.is_dir():
-        raise UsageError(f"{folder}: this model has no chat template, so it cannot be told what to do; use --style transcript")
+def _transformers_prompt_style(folder: Path, adapter: Adapter | None, style: PromptStyle | None) -> PromptStyle:
+    """Return the prompt style of a transformers folder.
+
+    Raises:
+        UsageError: the style needs a chat template, and the model has none.
+    """
+    has_template = has_chat_template(folder)
+    style = style or (adapter and adapter.style) or ("instruction" if has_template else "transcript")
+    if style == "instruction" and not has_template and folder.is_dir():
+        raise UsageError(f"{folder}: the model has no chat template, so it cannot follow instructions; use --style transcript")
     return style
 
 
-def _unknown(name: str) -> UsageError:
-    return UsageError(f'"{name}" is no model\'s name; there are {_KNOWN}')
+def prompt_style_of(name: str, style: PromptStyle | None = None) -> tuple[PromptStyle, bool]:
+    """Return the prompt style of a model, and whether it encodes a prompt once for several samples. Nothing is loaded.
 
-
-def prompt_style_of(name: str, style: Style | None = None) -> tuple[Style, bool]:
-    """How a model of that name is prompted, and whether one reading of a prompt serves several texts; nothing is loaded.
+    Args:
+        name: the model.
+        style: the style to use instead of the model's own.
 
     Raises:
-        UsageError: no model has such a name, or it has no chat template to be told what to do by.
-        ModelError: it is to run with an adapter, and that cannot be read, or does not fit to what is here already.
+        UsageError: the name is not that of a chat model, or the style needs a chat template that the model lacks.
+        ModelError: the adapter cannot be read, or does not fit a base that is on this machine.
     """
-    base, folder = split_adapter(name)
-    adapter = None if folder is None else read_adapter(folder)
-    kind, _, rest = base.partition(":")
-    if kind != "local" and (kind not in {*PRESENT, "openai", "scripted"} or not rest):
-        raise _unknown(name)
-    if kind == "transformers":
-        return _transformers_prompt_style(Path(rest).expanduser(), adapter, style), True
-    if adapter is not None and kind == "local" and (file := existing_file(rest)) is not None:
-        check_fits(adapter, layers_of(file), base)
-    hosted = kind == "openai"
-    usual = (adapter and adapter.style) or ("instruction" if hosted else "transcript")
-    return style or usual, kind in PRESENT or (hosted and not rest.startswith(_NO_CONTROLS))
+    parsed = ModelName.parse(name)
+    adapter = None if parsed.adapter is None else read_adapter(parsed.adapter)
+    if parsed.kind == "transformers":
+        return _transformers_prompt_style(parsed.path, adapter, style), True
+    if adapter is not None and parsed.kind == "local" and (file := existing_file(parsed)) is not None:
+        check_fits(adapter, layers_of(file), parsed.base)
+    several = parsed.supports_sampling_params and parsed.kind != "scripted"
+    return style or (adapter and adapter.style) or parsed.default_style, several
 
 
 def _openai_chat(model: str, url: str | None) -> Any:
     from langchain_openai import ChatOpenAI
 
     key = os.environ.get("OPENAI_API_KEY") or "none"
-    # A connection kept alive belongs to the event loop that opened it, and callers of the sync door have a new one each time.
-    closing = {"Connection": "close"}
-    return ChatOpenAI(model=model, base_url=url, api_key=lambda: key, default_headers=closing, timeout=300, max_retries=2)
+    # A kept-alive connection belongs to the event loop that opened it; each call of a sync function has a new loop.
+    headers = {"Connection": "close"}
+    return ChatOpenAI(model=model, base_url=url, api_key=lambda: key, default_headers=headers, timeout=300, max_retries=2)
 
 
 def load_scorer(
     name: str = DEFAULT_MODEL, precision: Precision = "float32", *, progress: FetchProgress | None = None
 ) -> Scorer:
-    """The scorer of that name, with a cache on disk; its weights are loaded when the first new text is scored.
+    """Return the scorer with this name, with a cache on disk; its weights are loaded when the first new text is scored.
 
     Args:
-        name: "local", "local:small", "local:/path.gguf", "hf:OWNER/REPO/FILE.gguf", "transformers:DIR", any of these with an
-            adapter, or "fake:".
-        precision: what it reckons in; scores in "bfloat16" come under a name of their own, and are cached apart.
-        progress: is told how far a download is.
+        name: a local model with or without an adapter, or "fake:"; `model_name.py` lists the forms.
+        precision: the data type of weights and activations; "bfloat16" scores have their own name and cache entries.
+        progress: callback for download progress.
 
     Raises:
-        UsageError: no model has such a name, or it gives no likelihoods; or no such precision.
-        ModelError: the model cannot be had.
+        UsageError: the name is not that of a model with log-probabilities, or the precision is unknown.
+        ModelError: the model cannot be loaded.
     """
     if precision not in get_args(Precision):
-        raise UsageError(f'"{precision}" is no precision of a scorer; there are {", ".join(get_args(Precision))}')
-    if name == "fake:":
+        raise UsageError(f'"{precision}" is not a precision of a scorer; use {" or ".join(get_args(Precision))}')
+    parsed = ModelName.parse(name, "scorer")
+    if parsed.kind == "fake":
         return FakeScorer()
-    base, folder = split_adapter(name)
-    kind, _, rest = base.partition(":")
-    if kind not in PRESENT or (kind != "local" and not rest):
-        raise UsageError(f'"{name}" cannot score texts; a scorer is {WEIGHTED}, each perhaps with "+ADAPTER" behind it')
     refuse_unscripted(name)
-    adapter = None if folder is None else read_adapter(folder)
-    path = Path(rest).expanduser() if kind == "transformers" else gguf_file(base, progress)
+    adapter = None if parsed.adapter is None else read_adapter(parsed.adapter)
+    path = gguf_file(parsed, progress) if parsed.is_gguf else parsed.path
     if not path.exists():
-        raise ModelError(f"{path}: there is no such model; name a file or folder that exists")
+        raise ModelError(f"{path}: there is no such model; name an existing file or folder")
     if adapter is not None:
-        check_fits(adapter, layers_of(path), base)
+        check_fits(adapter, layers_of(path), parsed.base)
 
     def load() -> tuple[Any, Any]:
-        return load_transformers(path if kind == "transformers" else dequantized(path), precision, adapter)
+        return load_transformers(dequantized(path) if parsed.is_gguf else path, precision, adapter)
 
     scorer = TransformersScorer(name, load, precision)
     return CachedScorer(scorer, cache_folder() / "scores.sqlite", _identity(path, adapter))
 
 
 def _identity(path: Path, adapter: Adapter | None = None) -> str:
-    """What tells a model's file, or those of its folder, from others that may once be at the same place; its adapter too."""
+    """Return what distinguishes a model's files, and its adapter, from later ones at the same path."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    told = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
-    return " ".join([*told, *([] if adapter is None else [f"+{adapter.identity}"])])
+    parts = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
+    return " ".join([*parts, *([] if adapter is None else [f"+{adapter.identity}"])])
 
 
 def load_embedder(name: str | None = None) -> Embedder:
-    """The embedding model of that name: a sentence-transformers model or folder, or "fake:"; the built-in one if None.
+    """Return an embedding model with an in-memory cache.
 
-    It computes no embedding twice, as long as it remembers the text: one moment is looked up several times in a turn.
+    Args:
+        name: a sentence-transformers model or folder, "fake:" or "fake:N"; the default model if None.
     """
-    if name is not None and name.startswith("fake:"):
-        size = name[5:] or "256"
-        if not (size.isdecimal() and int(size)):
-            raise UsageError(f'"{name}" is no embedder\'s name; after "fake:" comes the length of a vector, or nothing')
-        return CachedEmbedder(FakeEmbedder(int(size)))
+    if name is not None and (dimension := fake_dimension(name)) is not None:
+        return CachedEmbedder(FakeEmbedder(dimension))
     embedder = SentenceTransformerEmbedder() if name is None else SentenceTransformerEmbedder(name)
     refuse_unscripted(embedder.name)
     return CachedEmbedder(embedder)

@@ -1,8 +1,4 @@
-"""Adapters for llama.cpp: the layers of a base, as a GGUF file or a folder has them, and a peft adapter as a GGUF file.
-
-The one design choice: of a GGUF file only the header is read, by a few lines of our own: the gguf package takes ten seconds for
-one, because it makes an array of every word of the vocabulary, and the header is wanted before anything long starts.
-"""
+"""Conversion of a LoRA adapter from peft's format to a GGUF file for llama.cpp."""
 
 from __future__ import annotations
 
@@ -12,41 +8,37 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from usertwin.personas import ModelError
 
 from .downloads import cache_folder
+from .lora_adapter import Adapter, check_fits
 from .model_files import ARCHITECTURES, Layers, layers_of
 
-if TYPE_CHECKING:
-    from .lora_adapter import Adapter
-
-#: Of these the rows of the query and key layers stand in another order in a GGUF file, for another way to rotate them.
+#: Architectures whose query and key rows have another order in GGUF files, because llama.cpp rotates them differently.
 _PERMUTED = {"llama"}
-_VERSION = 1  # of the conversion: a new one is not mixed up with files of an older
+_VERSION = 1  # of the conversion; part of the cache file's name
 
 
 def adapter_as_gguf(adapter: Adapter, target: str | Path, base: str | Path | None = None) -> Path:
     """Write an adapter in llama.cpp's format, to be served with `llama-server --lora`, Ollama and others.
 
     Args:
-        adapter: which; see `read_adapter`.
-        target: the file to write; it is there in whole or not at all.
-        base: the model it belongs to, a GGUF file or a transformers folder; the folder that peft noted if None.
+        adapter: the adapter; see `read_adapter`.
+        target: the file to write; it is written completely or not at all.
+        base: the model the adapter belongs to, a GGUF file or a transformers folder; by default the folder in peft's config.
 
     Returns:
         The target.
 
     Raises:
-        ModelError: the base cannot be had or is another, or the adapter holds what llama.cpp has no place for; or the file
-            cannot be written.
+        ModelError: the base is missing or does not fit, llama.cpp does not support a part of the adapter, or the file cannot be
+            written.
     """
-    from .lora_adapter import check_fits
-
-    place = Path(base or adapter.trained_on or adapter.folder)
-    layers = layers_of(place)
-    check_fits(adapter, layers, str(place))
+    path = Path(base or adapter.trained_on or adapter.folder)
+    layers = layers_of(path)
+    check_fits(adapter, layers, str(path))
     _check_convertible(adapter, layers)
     target = Path(target)
     try:
@@ -60,20 +52,20 @@ def adapter_as_gguf(adapter: Adapter, target: str | Path, base: str | Path | Non
             with suppress(FileNotFoundError):
                 os.unlink(partial)
     except OSError as error:
-        raise ModelError(f"{target}: the adapter cannot be written there ({error.strerror or error}); make room") from None
+        raise ModelError(
+            f"{target}: the adapter cannot be written ({error.strerror or error}); free space, or name another file"
+        ) from None
     return target
 
 
-def kept_as_gguf(adapter: Adapter, base: Path, name: str) -> Path:
-    """The same in the cache, converted once for a base.
+def cached_gguf_adapter(adapter: Adapter, base: Path, name: str) -> Path:
+    """Return the adapter as a GGUF file in the cache, converted once for each base.
 
     Args:
-        adapter: which.
-        base: a GGUF file.
-        name: what the user calls the base.
+        adapter: the adapter.
+        base: the base, a GGUF file.
+        name: the base's name, for messages.
     """
-    from .lora_adapter import check_fits
-
     layers = layers_of(base)
     check_fits(adapter, layers, name)
     facts = f"{layers.architecture}-{layers.blocks}-{layers.heads}-{layers.key_heads}"
@@ -82,22 +74,22 @@ def kept_as_gguf(adapter: Adapter, base: Path, name: str) -> Path:
 
 
 def _check_convertible(adapter: Adapter, layers: Layers) -> None:
-    """ModelError if llama.cpp has no place for something of an adapter."""
+    """Raise ModelError if llama.cpp does not support a part of the adapter."""
     way_out = 'use it as "transformers:DIR+ADAPTER"'
     if layers.architecture not in ARCHITECTURES.values():
-        what = layers.architecture or "its architecture"
-        raise ModelError(f'{adapter.folder}: adapters of "{what}" are not converted for llama.cpp; {way_out}')
-    without = [module for module in adapter.layers if layers.tensor_of(module) is None]
-    if found := [*without, *adapter.others]:
-        raise ModelError(f"{adapter.folder}: llama.cpp has no place for {found[0]} of this adapter; {way_out}")
+        architecture = layers.architecture or "its architecture"
+        raise ModelError(f'{adapter.folder}: adapters of "{architecture}" are not converted for llama.cpp; {way_out}')
+    unknown = [module for module in adapter.layers if layers.tensor_of(module) is None]
+    if unsupported := [*unknown, *adapter.others]:
+        raise ModelError(f"{adapter.folder}: llama.cpp does not support {unsupported[0]} of this adapter; {way_out}")
     if adapter.config.get("alora_invocation_tokens") or adapter.config.get("fan_in_fan_out"):
-        raise ModelError(f"{adapter.folder}: llama.cpp has no place for this form of LoRA; {way_out}")
+        raise ModelError(f"{adapter.folder}: llama.cpp does not support this variant of LoRA; {way_out}")
 
 
 def _write(adapter: Adapter, layers: Layers, target: Path) -> None:
     import gguf
 
-    alpha = float(adapter.config.get("lora_alpha") or 8)  # peft's own default
+    alpha = float(adapter.config.get("lora_alpha") or 8)  # 8 is peft's default
     writer = gguf.GGUFWriter(target, layers.architecture)
     try:
         writer.add_type(gguf.GGUFType.ADAPTER)
@@ -105,7 +97,7 @@ def _write(adapter: Adapter, layers: Layers, target: Path) -> None:
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
         for module, (a, b) in _matrices(adapter).items():
             name = str(layers.tensor_of(module))
-            # llama.cpp scales by alpha / rank, peft perhaps in another way or with another alpha for some layers.
+            # llama.cpp scales by alpha / rank; peft may use another formula, or another alpha for some layers.
             b = b * (_scaling(adapter.config, module, a.shape[0]) * a.shape[0] / alpha)
             if layers.architecture in _PERMUTED and name.endswith(("attn_q.weight", "attn_k.weight")):
                 b = _permuted(b, layers.heads if name.endswith("attn_q.weight") else layers.key_heads)
@@ -119,21 +111,21 @@ def _write(adapter: Adapter, layers: Layers, target: Path) -> None:
 
 
 def _matrices(adapter: Adapter) -> dict[str, tuple[Any, Any]]:
-    """The matrices A (rank, inputs) and B (outputs, rank) of each layer, in float32."""
+    """Return the float32 matrices A (rank, inputs) and B (outputs, rank) of each module."""
     import torch
     from safetensors.torch import load_file
 
-    held = load_file(adapter.folder / "adapter_model.safetensors")  # numpy has no bfloat16, so torch reads them
+    tensors = load_file(adapter.folder / "adapter_model.safetensors")  # with torch: numpy has no bfloat16
 
-    def one(module: str, side: str) -> Any:
+    def matrix(module: str, side: str) -> Any:
         keys = (f"base_model.model.{module}.lora_{side}.weight", f"{module}.lora_{side}.weight")
-        return next(held[key] for key in keys if key in held).to(torch.float32).contiguous().numpy()
+        return next(tensors[key] for key in keys if key in tensors).to(torch.float32).contiguous().numpy()
 
-    return {module: (one(module, "A"), one(module, "B")) for module in adapter.layers}
+    return {module: (matrix(module, "A"), matrix(module, "B")) for module in adapter.layers}
 
 
 def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """By what peft multiplies the product of a layer's matrices."""
+    """Return the factor by which peft multiplies the product of a module's matrices."""
     patterns = cast("dict[str, float]", config.get("alpha_pattern") or {})
     matching = [alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
     alpha = float(matching[0] if matching else config.get("lora_alpha") or 8)
@@ -141,5 +133,5 @@ def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _permuted(rows: Any, heads: int) -> Any:
-    """Rows of a query or key layer in the order of a GGUF file: the two halves of each head interleaved."""
+    """Return the rows of a query or key layer in the order of a GGUF file: the halves of each head interleaved."""
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)

@@ -1,4 +1,8 @@
-"""What the files of a model say: its layers, its GGUF header, and whether it has a chat template."""
+"""Facts read from a model's files: its layers, its GGUF header, and whether it has a chat template.
+
+Design: our own reader parses the GGUF header. The gguf package takes ten seconds per file, because it builds an array for
+every token of the vocabulary, and the header is needed before any long work starts.
+"""
 
 from __future__ import annotations
 
@@ -13,30 +17,27 @@ from typing import Any, cast
 
 from usertwin.personas import ModelError
 
-#: What llama.cpp calls the architecture of a transformers model type.
+#: llama.cpp's architecture name for each transformers model type.
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma", "gemma2": "gemma2",
     "gemma3_text": "gemma3",
 }  # fmt: skip
-
-
-_FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-
-
+#: The `struct` format of each scalar type of a GGUF header, and its two other types.
+_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layers:
-    """What an adapter must fit to.
+    """The layers of a base model, which an adapter must fit.
 
     Attributes:
-        architecture: as llama.cpp calls it; "" if it has no name there that we know.
-        blocks: how many blocks of layers.
-        heads: attention heads of a block.
-        key_heads: of these, how many have keys of their own.
-        shapes: the (outputs, inputs) of each layer: by llama.cpp's name of its tensor, or by transformers' of its module.
-        modules: whether the shapes are by transformers' names.
+        architecture: llama.cpp's name of it; "" if unknown.
+        blocks: number of transformer blocks.
+        heads: attention heads per block.
+        key_heads: key-value heads per block.
+        shapes: the (outputs, inputs) of each matrix, by llama.cpp's tensor name or by transformers' module name.
+        modules: whether the shapes have transformers' module names.
     """
 
     architecture: str
@@ -50,21 +51,21 @@ class Layers:
     def _names(self) -> Any:
         import gguf
 
-        found = [one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture]
-        return gguf.get_tensor_name_map(found[0], self.blocks) if found else None
+        known = [arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture]
+        return gguf.get_tensor_name_map(known[0], self.blocks) if known else None
 
     def tensor_of(self, module: str) -> str | None:
-        """What llama.cpp calls the tensor of a module; None if it has none such."""
+        """Return llama.cpp's tensor name for a transformers module, None if there is none."""
         name = None if self._names is None else self._names.get_name(module)
         return None if name is None else f"{name}.weight"
 
     def shape_of(self, module: str) -> tuple[int, int] | None:
-        """The (outputs, inputs) of a module; None if there is none such."""
+        """Return the (outputs, inputs) of a transformers module, None if the model does not have it."""
         return self.shapes.get(module if self.modules else self.tensor_of(module) or "")
 
 
 def layers_of(base: Path) -> Layers:
-    """The layers of a GGUF file or of a transformers folder; no weights are loaded.
+    """Return the layers of a GGUF file or of a transformers folder. No weights are loaded.
 
     Raises:
         ModelError: there is no such model, or it cannot be read.
@@ -72,18 +73,18 @@ def layers_of(base: Path) -> Layers:
     if base.is_dir():
         return _layers_of_folder(base)
     if not base.is_file():
-        raise ModelError(f"{base}: there is no such model file; name a GGUF file that exists")
+        raise ModelError(f"{base}: there is no such model file; name an existing GGUF file")
     try:
         with base.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            facts, shapes = _Header(data).read()
+            metadata, shapes = _HeaderReader(data).read()
     except (ValueError, struct.error, IndexError, KeyError, OverflowError):
-        raise ModelError(f"{base}: is not a GGUF file that can be read; fetch it again, or name another") from None
-    name = str(facts.get("general.architecture", ""))
+        raise ModelError(f"{base}: is not a readable GGUF file; download it again, or name another") from None
+    name = str(metadata.get("general.architecture", ""))
     keys = ("block_count", "attention.head_count", "attention.head_count_kv")
-    blocks, heads, key_heads = (
-        int(facts.get(f"{name}.{key}") or 0) for key in keys
-    )  # a list of them, one a block, is left out
-    return Layers(name, blocks, heads, key_heads or heads, shapes, False)
+    blocks, heads, key_heads = (int(metadata.get(f"{name}.{key}") or 0) for key in keys)  # an array, one value a block, is 0
+    return Layers(
+        architecture=name, blocks=blocks, heads=heads, key_heads=key_heads or heads, shapes=shapes, modules=False
+    )  # fmt: skip
 
 
 def _layers_of_folder(base: Path) -> Layers:
@@ -100,67 +101,76 @@ def _layers_of_folder(base: Path) -> Layers:
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if weight is not None and weight.dim() == 2:
-            out, inner = weight.shape
-            shapes[name] = (inner, out) if type(module).__name__ == "Conv1D" else (out, inner)  # GPT-2's are turned
+            rows, columns = weight.shape
+            shapes[name] = (columns, rows) if type(module).__name__ == "Conv1D" else (rows, columns)  # GPT-2 transposes
     heads = int(getattr(config, "num_attention_heads", 0))
-    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    architecture = ARCHITECTURES.get(str(config.model_type), "")
-    return Layers(architecture, int(getattr(config, "num_hidden_layers", 0)), heads, key_heads, shapes, True)
+    return Layers(
+        architecture=ARCHITECTURES.get(str(config.model_type), ""),
+        blocks=int(getattr(config, "num_hidden_layers", 0)),
+        heads=heads,
+        key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        shapes=shapes,
+        modules=True,
+    )
 
 
-class _Header:
-    """The header of a GGUF file, read in order: its facts without those that are lists, and the shapes of its matrices."""
+class _HeaderReader:
+    """Reads the header of a GGUF file from start to end."""
 
     def __init__(self, data: mmap.mmap) -> None:
-        self._data, self._at = data, 0
+        self._data, self._offset = data, 0
 
     def read(self) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
-        """The facts and the (outputs, inputs) by name. ValueError, struct.error, KeyError if it is no header."""
+        """Return the metadata (None for arrays), and the (outputs, inputs) of each matrix by tensor name.
+
+        Raises:
+            ValueError, struct.error, KeyError, IndexError, OverflowError: the data is not a valid header.
+        """
         if self._data[:4] != b"GGUF":
             raise ValueError("no GGUF file")
-        self._at = 4
-        version, tensors, facts = self._next("I"), self._next("Q"), self._next("Q")
+        self._offset = 4
+        version, tensors, entries = self._next("I"), self._next("Q"), self._next("Q")
         if version not in {2, 3}:
             raise ValueError("another version")
-        told = {self._text(): self._value(self._next("I")) for _ in range(facts)}
+        metadata = {self._text(): self._value(self._next("I")) for _ in range(entries)}
         shapes = dict[str, tuple[int, int]]()
         for _ in range(tensors):
             name, sizes = self._text(), [self._next("Q") for _ in range(self._next("I"))]
-            self._at += 12  # the type and the place of the numbers
+            self._offset += 12  # the type and the offset of the tensor's data
             if len(sizes) == 2:
                 shapes[name] = (sizes[1], sizes[0])
-        return told, shapes
+        return metadata, shapes
 
     def _next(self, form: str) -> Any:
-        found = struct.unpack_from(f"<{form}", self._data, self._at)[0]
-        self._at += struct.calcsize(f"<{form}")
-        return found
+        value = struct.unpack_from(f"<{form}", self._data, self._offset)[0]
+        self._offset += struct.calcsize(f"<{form}")
+        return value
 
     def _text(self) -> str:
         length = self._next("Q")
-        start, self._at = self._at, self._at + length
-        return self._data[start : self._at].decode("utf-8", "replace")
+        start, self._offset = self._offset, self._offset + length
+        return self._data[start : self._offset].decode("utf-8", "replace")
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:
             return self._text()
         if kind != _ARRAY:
-            return self._next(_FORMS[kind])
-        inner, count = self._next("I"), self._next("Q")
-        if inner in _FORMS:
-            self._at += count * struct.calcsize(f"<{_FORMS[inner]}")
+            return self._next(_FORMATS[kind])
+        item_kind, count = self._next("I"), self._next("Q")
+        if item_kind in _FORMATS:
+            self._offset += count * struct.calcsize(f"<{_FORMATS[item_kind]}")
         else:
             for _ in range(count):
-                self._value(inner)
+                self._value(item_kind)
         return None
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Whether a transformers folder says how to write a chat; its small files are looked at, nothing is loaded."""
+    """Return whether a transformers folder has a chat template. Only its small files are read."""
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
     try:
-        told: object = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        raw: object = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(told, dict) and bool(cast("dict[str, object]", told).get("chat_template"))
+    return isinstance(raw, dict) and bool(cast("dict[str, object]", raw).get("chat_template"))

@@ -1,36 +1,193 @@
-"""A model's name, parsed in one place."""
+"""Model names: the one place where they are parsed.
+
+    local                 SmolLM2-135M, in this process (the default; downloaded once)
+    local:small           Qwen2.5-Coder-1.5B, in this process (1.1 GB; downloaded once)
+    local:/path.gguf      any GGUF file, in this process
+    hf:OWNER/REPO/x.gguf  a GGUF file of the Hugging Face hub, in this process (downloaded once into the hub's cache)
+    transformers:DIR      a folder with a transformers model, in this process, with torch
+    BASE+ADAPTER          any of these with a LoRA adapter: local+DIR, local:small+DIR, transformers:DIR+DIR
+    openai:NAME           OpenAI's model NAME (OPENAI_API_KEY, OPENAI_BASE_URL)
+    openai:NAME@URL       any OpenAI-compatible endpoint: vLLM, Ollama, a proxy
+    scripted:FILE         replies read from a file
+    fake:                 a scorer without weights; fake:N is an embedder with N dimensions
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, Self, get_args
+
+from usertwin.memory.models.chat import PromptStyle
+from usertwin.personas import UsageError
+
+Kind = Literal["local", "hf", "transformers", "openai", "scripted", "fake"]
+#: What a model is used for. A "base" model is one whose weights are read: to be trained, or to run with an adapter.
+Role = Literal["chat model", "scorer", "base"]
+
+#: Kinds whose weights are on this machine.
+LOCAL_KINDS: tuple[Kind, ...] = ("local", "hf", "transformers")
+LOCAL_FORMS = '"local", "local:small", "local:/path.gguf", "hf:OWNER/REPO/FILE.gguf" or "transformers:DIR"'
+#: For each role: the kinds of models that fill it, and what is wrong with any other name.
+_ROLES: dict[Role, tuple[tuple[Kind, ...], str]] = {
+    "chat model": (
+        (*LOCAL_KINDS, "openai", "scripted"),
+        f'is not a chat model; use {LOCAL_FORMS}, each with an optional "+ADAPTER"; '
+        '"openai:NAME", "openai:NAME@URL" or "scripted:FILE"',
+    ),
+    "scorer": ((*LOCAL_KINDS, "fake"), f'cannot score texts; use {LOCAL_FORMS}, each with an optional "+ADAPTER"'),
+    "base": (LOCAL_KINDS, f"has no weights here; use {LOCAL_FORMS}"),
+}
+_BUILT_IN = ("", "small")
+#: Hosted models that reason before they answer reject temperature and stop texts.
+_REASONING_MODELS = ("gpt-5", "o1", "o3", "o4")
 
 
-def split_adapter(name: str, folder: Path | None = None) -> tuple[str, Path | None]:
-    """A model's name without its adapter, and the adapter's folder; None if there is none in it.
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """A parsed model name. `str` gives the name again.
 
-    A path may hold a plus itself: the adapter is what follows the last plus that has an existing folder after it. Where no
-    plus has, but a model stands before one, the adapter that is missing is given, so that reading it says so.
-
-    Args:
-        name: a model's name.
-        folder: what relative paths in it are relative to; the current folder if None.
+    Attributes:
+        kind: where the model comes from.
+        target: what stands after the colon, without URL and adapter; "" for the default local model.
+        url: the endpoint of an "openai" model; "" for OpenAI's own.
+        adapter: the folder of a LoRA adapter; None without one.
     """
-    here = folder or Path()
-    if name.startswith("local+"):
-        return "local", here / Path(name.removeprefix("local+")).expanduser()
-    kind, _, rest = name.partition(":")
-    if kind not in {"local", "hf", "transformers"} or _there(here, rest):
-        return name, None
-    places = [place for place, sign in enumerate(rest) if sign == "+"][::-1]
-    halves = [(rest[:place], rest[place + 1 :]) for place in places]
-    split = next((half for half in halves if half[1] and (here / Path(half[1]).expanduser()).is_dir()), None)
-    split = split or next((half for half in halves if _stands_alone(kind, half[0], here)), None)
-    return (name, None) if split is None else (f"{kind}:{split[0]}", here / Path(split[1]).expanduser())
+
+    kind: Kind
+    target: str = ""
+    url: str = ""
+    adapter: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str, role: Role = "chat model", *, folder: Path | None = None) -> Self:
+        """Return the parsed form of a model name. No file is opened; folders named after a plus are looked up.
+
+        A path may contain a plus. The adapter is what follows the last plus with an existing folder after it. If there is
+        none, it is what follows the last plus with a complete model name before it, so that loading reports it as missing.
+
+        Args:
+            text: the name.
+            role: what the model is used for.
+            folder: the folder that relative paths start from; the current folder if None.
+
+        Raises:
+            UsageError: the text is not the name of a model that fills the role.
+        """
+        kinds, complaint = _ROLES[role]
+        kind, _, rest = text.partition(":")
+        if text.startswith("local+"):
+            kind, rest, adapter = "local", "", text.removeprefix("local+")
+        elif kind in LOCAL_KINDS:
+            rest, adapter = _split_adapter(kind, rest, folder or Path())
+        else:
+            adapter = None
+        complete = text == "fake:" if kind == "fake" else bool(rest) or kind == "local"  # only an embedder has dimensions
+        if kind not in kinds or not complete:
+            raise UsageError(f'"{text}" {complaint}')
+        if kind == "hf" and not _is_hub_file(rest):
+            raise UsageError(f'"{text}" is not a file on the Hugging Face hub; write hf:OWNER/REPO/FILE.gguf')
+        if role == "base" and adapter is not None:
+            raise UsageError(f'"{text}" has an adapter; name the base model without one')
+        target, _, url = rest.partition("@") if kind == "openai" else (rest, "", "")
+        path = None if adapter is None else (folder or Path()) / Path(adapter).expanduser()
+        return cls(kind, target, url, path)
+
+    def __str__(self) -> str:
+        return self.base if self.adapter is None else f"{self.base}+{self.adapter}"
+
+    @property
+    def base(self) -> str:
+        """The name without its adapter."""
+        if self.kind == "local" and not self.target:
+            return "local"
+        return f"{self.kind}:{self.target}" + (f"@{self.url}" if self.url else "")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the model's weights are on this machine."""
+        return self.kind in LOCAL_KINDS
+
+    @property
+    def is_free(self) -> bool:
+        """Whether calls cost no money."""
+        return self.kind != "openai"
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the model is a GGUF file, which llama.cpp runs."""
+        return self.kind in {"local", "hf"}
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the model is one of those that usertwin downloads itself."""
+        return self.kind == "local" and self.target in _BUILT_IN
+
+    @property
+    def path(self) -> Path:
+        """The file or folder that the target names; only for names that hold a path."""
+        return Path(self.target).expanduser()
+
+    @property
+    def default_style(self) -> PromptStyle:
+        """How the model is prompted unless its files or its adapter say otherwise."""
+        return "instruction" if self.kind == "openai" else "transcript"
+
+    @property
+    def supports_sampling_params(self) -> bool:
+        """Whether the model accepts temperature, stop texts, and several samples of one prompt."""
+        return self.kind != "openai" or not self.target.startswith(_REASONING_MODELS)
+
+    def resolved(self, folder: Path | None = None) -> Self:
+        """Return the name with absolute paths, which mean the same in every folder.
+
+        Args:
+            folder: the folder that relative paths start from; the current folder if None.
+        """
+        has_path = self.kind in {"scripted", "transformers"} or (self.kind == "local" and not self.is_built_in)
+        target = str(((folder or Path()) / self.path).resolve()) if has_path else self.target
+        return replace(self, target=target, adapter=None if self.adapter is None else self.adapter.resolve())
 
 
-def _stands_alone(kind: str, rest: str, here: Path) -> bool:
-    return (kind == "local" and rest == "small") or rest.endswith(".gguf") or (kind != "hf" and _there(here, rest))
+def kind_of(text: str) -> Kind | None:
+    """Return the kind of model that a text names, None if it names none."""
+    kind = "local" if text.startswith("local+") else text.partition(":")[0]
+    return next((known for known in get_args(Kind) if known == kind), None)
 
 
-def _there(here: Path, rest: str) -> bool:
-    return bool(rest) and (here / Path(rest).expanduser()).exists()
+def fake_dimension(text: str) -> int | None:
+    """Return the number of dimensions of a "fake:" embedder, None for any other embedder.
+
+    Raises:
+        UsageError: what follows "fake:" is not a positive whole number.
+    """
+    kind, colon, size = text.partition(":")
+    if kind != "fake" or not colon:
+        return None
+    if size and not (size.isdecimal() and int(size)):
+        raise UsageError(f'"{text}" is not an embedder; after "fake:" write the number of dimensions, or nothing')
+    return int(size or 256)
+
+
+def _split_adapter(kind: str, rest: str, folder: Path) -> tuple[str, str | None]:
+    """Split what follows the colon into the target and the adapter's folder; see `ModelName.parse`."""
+    if _exists(folder, rest):
+        return rest, None
+    splits = [(rest[:place], rest[place + 1 :]) for place, sign in enumerate(rest) if sign == "+"][::-1]
+    present = (split for split in splits if split[1] and (folder / Path(split[1]).expanduser()).is_dir())
+    complete = (split for split in splits if _is_complete(kind, split[0], folder))
+    return next(present, None) or next(complete, (rest, None))
+
+
+def _is_complete(kind: str, target: str, folder: Path) -> bool:
+    return (kind == "local" and target == "small") or target.endswith(".gguf") or (kind != "hf" and _exists(folder, target))
+
+
+def _exists(folder: Path, target: str) -> bool:
+    return bool(target) and (folder / Path(target).expanduser()).exists()
+
+
+def _is_hub_file(target: str) -> bool:
+    owner, _, rest = target.partition("/")
+    repository, _, file = rest.partition("/")
+    return bool(owner and repository) and file.endswith(".gguf")

@@ -1,8 +1,7 @@
-"""A chat model that says what a file tells it to: for tests and demonstrations, without any weights.
+"""A chat model that replies from a file, for tests and demonstrations without weights.
 
-The one design choice: it is chosen by name like every other model (`scripted:FILE`), so that whatever runs with a real model
-runs with a script. A line of the file is an answer; answers are given in turn, again from the first after the last. A line
-that is a JSON object `{"when": "...", "say": "..."}` is given, out of turn, to every prompt that contains the text of "when".
+Each line of the file is a reply. Replies are given in order, and again from the first after the last. A line that is a JSON
+object `{"when": "...", "say": "..."}` is a rule: every prompt that contains the text of "when" gets the text of "say".
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ _RULE = re.compile(r'\s*\{\s*"')
 
 
 class ScriptedChatModel(BaseChatModel):
-    """Gives prepared answers, and remembers what it was asked.
+    """A chat model that gives prepared replies and records its prompts.
 
     Attributes:
-        answers: given in turn, then again from the first.
-        rules: (when, say) pairs; the first whose `when` is in the prompt is answered with its `say` instead.
-        prompts: everything it was asked so far, as text.
+        answers: the replies, given in order, then again from the first.
+        rules: (when, say) pairs; a prompt that contains a `when` gets its `say`, and the first match wins.
+        prompts: all prompts so far, as text.
     """
 
     answers: list[str]
@@ -52,16 +51,20 @@ class ScriptedChatModel(BaseChatModel):
     ) -> ChatResult:
         prompt = "\n".join(str(message.text) for message in messages)
         self.prompts.append(prompt)
-        said = next((say for when, say in self.rules if when in prompt), None)
-        if said is None:
-            said = self.answers[next(self._turn) % len(self.answers)] if self.answers else ""
-        read, written = len(prompt.split()), len(said.split())
-        usage = {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
-        return ChatResult(generations=[ChatGeneration(message=AIMessage(said, usage_metadata=usage))])  # pyright: ignore[reportArgumentType]
+        reply = next((say for when, say in self.rules if when in prompt), None)
+        if reply is None:
+            reply = self.answers[next(self._turn) % len(self.answers)] if self.answers else ""
+        input_tokens, output_tokens = len(prompt.split()), len(reply.split())
+        usage = {"input_tokens": input_tokens, "output_tokens": output_tokens, "total_tokens": input_tokens + output_tokens}
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(reply, usage_metadata=usage))])  # pyright: ignore[reportArgumentType]
 
 
 def scripted_model(path: str | Path) -> ScriptedChatModel:
-    """Read a script. ModelError if there is no such file, or nothing in it, or a rule that is not one."""
+    """Return the chat model of a script file.
+
+    Raises:
+        ModelError: the file cannot be read, is empty, or contains a malformed rule.
+    """
     path = Path(path)
     try:
         lines: Sequence[str] = path.read_text("utf-8").splitlines()
@@ -77,7 +80,7 @@ def scripted_model(path: str | Path) -> ScriptedChatModel:
             rule = json.loads(line)
             rules.append((str(rule["when"]), str(rule["say"])))
         except (ValueError, KeyError):
-            raise ModelError(f'{path}, line {number}: a rule is {{"when": "...", "say": "..."}}') from None
+            raise ModelError(f'{path}:{number}: not a rule; write {{"when": "...", "say": "..."}}') from None
     if not answers and not rules:
-        raise ModelError(f"{path}: the script is empty; a line of it is an answer")
+        raise ModelError(f"{path}: the script is empty; write one reply per line")
     return ScriptedChatModel(answers=answers, rules=rules)
