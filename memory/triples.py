@@ -13,6 +13,9 @@ from typing import Any
 
 from usertwin.personas import Pair
 
+#: Keys of `Provenance.measured` until version 0.1, and the present ones.
+_MEASURED_NAMES = {"novel": "guarded_gain"}
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -20,7 +23,7 @@ class Candidate:
 
     trace: str
     score: float | None
-    rejected: str | None
+    rejected_by: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +40,9 @@ class Provenance:
         rejected: how many of these a guard rejected, by the guard's name (see `guards.REASONS`).
         how: in which way they were proposed.
         proposals: the proposals themselves, in order, so that another choice among them needs no call.
-        measured: what is known about the chosen trace and took no part in choosing it: `gain` and `novel` (nats per token),
-            `kept` (the part of the gain left without the words it shares with the action) and `gives_away` (1 if the trace
-            alone tells the action from the person's others; the audit).
+        measured: figures of the selected trace that took no part in its selection: `gain` and `guarded_gain` (nats per token),
+            `kept` (share of the gain left when the words shared with the action are masked), and `gives_away` (1 if the trace
+            alone picks the action out of the person's other actions; the audit).
         cost: what the proposals and their scores cost; see `Ledger`.
     """
 
@@ -62,10 +65,14 @@ class Provenance:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Provenance:
-        """The provenance in a JSON object; what an earlier version did not write is left empty."""
-        known: dict[str, Any] = {**raw, "proposals": tuple(Candidate(*one) for one in raw.get("proposals", ()))}
-        if "how" in known:  # the name of this field until version 0.1
+        """Return the provenance in a JSON object; fields that an earlier version did not write keep their defaults."""
+        known: dict[str, Any] = {**raw, "proposals": tuple(Candidate(*values) for values in raw.get("proposals", ()))}
+        # Names until version 0.1: "how", and "novel gain" for the guarded gain.
+        if "how" in known:
             known["proposal_mode"] = known.pop("how")
+        known["measured"] = {_MEASURED_NAMES.get(name, name): value for name, value in raw.get("measured", {}).items()}
+        if (known.get("scorer") or "").startswith("novel gain "):
+            known["scorer"] = known["scorer"].replace("novel gain", "guarded gain", 1)
         return cls(**known)
 
 

@@ -1,14 +1,14 @@
-"""How well a trace lets the action be predicted: one protocol, and the scorers that need no judge.
+"""Likelihood fidelity: how much better a trace lets a model predict the action, and the protocol of every fidelity.
 
-The one design choice: a scorer answers with one number, higher is better, and says in `parts` what it is made of; where it can
-tell that a trace is worse than none (`floor`), what falls below is rejected. The reconstruction model is the scorer's own, so
-that traces made with one model can be scored, and used, by another.
+A fidelity returns one number for each trace, higher is better; `parts` holds its components. The reconstruction model belongs
+to the fidelity, so traces that one model wrote can be scored by another.
 
-    Gain        S2  how much more likely the action is with the trace than with words that say nothing, in nats per token;
-                    by default without the words that the trace has from the action (G2: "novel gain")
-    Choice      S4  how much better the action is told from other actions of the same person
-    Prior       S5  the gain, less what the trace owes to having seen the action
-    (Judged S1 and Ranked S3, which reconstruct in words, are in judging.py.)
+    LikelihoodGain      S2  how much likelier the action is after the trace than after filler words, in nats per token;
+                            by default without the words that the trace copies from the action (the guarded gain, guard G2)
+    ForcedChoice        S4  how much better the action is told apart from other actions of the same person
+    PriorCorrectedGain  S5  the gain, minus what the trace owes to having seen the action
+
+The fidelities that generate reconstructions (S1 and S3) are in judged_fidelity.py.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from typing import Protocol
 
 from usertwin.memory.models.chat import Ledger
 from usertwin.memory.models.scoring import Likelihood, Scorer
-from usertwin.memory.text.transcript import ME, action_line, current_moment, filler, flat
-from usertwin.memory.text.words import known_text, spans_of, stems
+from usertwin.memory.text.transcript import ME, action_completion, filler_text, format_action_prompt, single_line
+from usertwin.memory.text.words import context_and_goal, spans_with_stems, stems
 from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair, VerdictError
 
 from .distractors import Distractors
-from .propose import CONTEXT_TURNS, prompt_for
+from .propose import CONTEXT_TURNS, proposal_prompt
 
-#: Of how many actions a forced choice is one.
+#: Number of actions in a forced choice, the real one among them.
 CHOICES = 8
 _PRIOR_WEIGHT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredTraces:
-    """A trace's score, and what it is made of."""
+class FidelityScore:
+    """The score of one trace, and the components it is made of."""
 
     value: float
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -47,140 +47,149 @@ class Fidelity(Protocol):
 
     @property
     def name(self) -> str:
-        """Which scorer, and by which models."""
+        """The kind of fidelity and the models it uses."""
         ...
 
     @property
     def floor(self) -> float | None:
-        """Below this score a trace is worse than none; None if the scorer cannot tell."""
+        """Score below which a trace is worse than no trace; None if the fidelity has no such score."""
         ...
 
     @property
     def comparable(self) -> bool:
-        """Whether scores of traces that were not scored together can be compared."""
+        """Whether scores from different calls can be compared."""
         ...
 
     async def score(
         self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
-    ) -> list[ScoredTraces]:
-        """The score of each trace, in order.
+    ) -> list[FidelityScore]:
+        """Return the score of each trace, in order.
 
         Args:
-            pair: what the traces were proposed for.
-            traces: at least one.
-            seed: for whatever is sampled.
-            ledger: where to note what it cost.
+            pair: the pair that the traces were proposed for.
+            traces: at least one trace.
+            seed: seed of everything that is sampled.
+            ledger: records the cost.
 
         Raises:
-            ModelError: a model does not answer, or a judge gives no verdict that can be read.
+            ModelError: a model does not answer, or a judge returns no readable verdict.
         """
         ...
 
 
-def passed(candidates: Sequence[Candidate]) -> list[str]:
-    """The traces that no guard rejected, each once, in order."""
-    return list(dict.fromkeys(one.trace for one in candidates if one.rejected is None))
+def passing_traces(candidates: Sequence[Candidate]) -> list[str]:
+    """Return the traces that no guard rejected, without repeats, in order."""
+    return list(dict.fromkeys(candidate.trace for candidate in candidates if candidate.rejected_by is None))
 
 
-async def with_scores(
-    candidates: Sequence[Candidate], scoring: Awaitable[Sequence[ScoredTraces]], floor: float | None
+async def apply_scores(
+    candidates: Sequence[Candidate], scoring: Awaitable[Sequence[FidelityScore]], floor: float | None
 ) -> list[Candidate]:
-    """The candidates with their scores; without a verdict that can be read, all are rejected.
+    """Return the candidates with their scores; all are rejected as "no_verdict" if the judge's verdict is unreadable.
 
     Args:
-        candidates: what was proposed, with the guard that rejects it.
-        scoring: gives the scores of those that `passed`, in that order.
-        floor: below it a trace is worse than none, and rejected as "misleads"; None if that cannot be told.
+        candidates: the proposals, each with the guard that rejects it, if any.
+        scoring: returns the scores of `passing_traces(candidates)`, in that order.
+        floor: score below which a candidate is rejected as "misleads"; None for no such check.
     """
     try:
         scores = await scoring
     except VerdictError:
-        return [replace(one, rejected=one.rejected or "no_verdict") for one in candidates]
-    known = dict(zip(passed(candidates), (one.value for one in scores), strict=True))
-    found: list[Candidate] = []
-    for one in candidates:
-        score = known.get(one.trace) if one.rejected is None else None
-        misleads = score is not None and floor is not None and score < floor
-        found.append(Candidate(one.trace, score, "misleads" if misleads else one.rejected))
-    return found
+        return [replace(candidate, rejected_by=candidate.rejected_by or "no_verdict") for candidate in candidates]
+    values = dict(zip(passing_traces(candidates), (score.value for score in scores), strict=True))
+    scored: list[Candidate] = []
+    for candidate in candidates:
+        value = values.get(candidate.trace) if candidate.rejected_by is None else None
+        misleads = value is not None and floor is not None and value < floor
+        scored.append(Candidate(candidate.trace, value, "misleads" if misleads else candidate.rejected_by))
+    return scored
 
 
-def reconstruct(pair: Pair, trace: str | None) -> str:
-    """The text from which the action is to be predicted: context and, if given, the trace; never the action."""
-    return current_moment(pair, CONTEXT_TURNS, thought=trace)
+def reconstruction_prompt(pair: Pair, trace: str | None) -> str:
+    """Return the text from which the action is predicted: the context and, if given, the trace; never the action."""
+    return format_action_prompt(pair, CONTEXT_TURNS, thought=trace)
 
 
 def gains(scorer: Scorer, pair: Pair, traces: Sequence[str]) -> list[dict[str, float]]:
-    """What each trace gains on the action, in nats per token of the action: `gain` = `novel` + `copied`.
+    """Return what each trace adds to the log-probability of the action, in nats per token of the action.
 
-    It is compared with words that say nothing in its place, as many (`filler`): any words there change what is predicted, and
-    that is told apart as `slot`, the gain of the filler over no words at all. `copied` is what is gained on words of the action
-    whose stem the trace has and the context does not; `novel` on all others, the end of the turn among them. Above 0 a trace
-    helps, below 0 it misleads.
+    The baseline is filler text of the same length in the trace's place, since any words there change the prediction. The keys:
+
+        gain           `guarded_gain` + `copied`; above 0 the trace helps, below 0 it misleads
+        copied         the gain on words of the action whose stem is in the trace and not in the context
+        guarded_gain   the gain on all other tokens, the end of the turn included
+        slot           the gain of the filler over no words at all
     """
-    action = action_line(pair.action)
-    fillers = [filler(len(trace.split())) for trace in traces]
+    action = action_completion(pair.action)
+    fillers = [filler_text(len(trace.split())) for trace in traces]
     thoughts: list[str | None] = list(dict.fromkeys([None, *fillers, *traces]))
-    scored = scorer.score([(reconstruct(pair, thought), action) for thought in thoughts])
-    known = dict(zip(thoughts, scored, strict=True))
-    found: list[dict[str, float]] = []
-    for trace, nothing in zip(traces, fillers, strict=True):
-        told, base = known[trace], known[nothing]
-        novel, copied = _parted(pair, action, trace, base, told)
-        parts = {"gain": told.nats - base.nats, "novel": novel, "copied": copied, "slot": base.nats - known[None].nats}
-        found.append({name: nats / told.tokens for name, nats in parts.items()})
-    return found
+    prompts = [(reconstruction_prompt(pair, thought), action) for thought in thoughts]
+    likelihoods = dict(zip(thoughts, scorer.score(prompts), strict=True))
+    rows: list[dict[str, float]] = []
+    for trace, baseline in zip(traces, fillers, strict=True):
+        after, before = likelihoods[trace], likelihoods[baseline]
+        guarded, copied = _split_gain(pair, action, trace, before, after)
+        nats = {
+            "gain": after.nats - before.nats,
+            "guarded_gain": guarded,
+            "copied": copied,
+            "slot": before.nats - likelihoods[None].nats,
+        }
+        rows.append({name: value / after.tokens for name, value in nats.items()})
+    return rows
 
 
-def _parted(pair: Pair, action: str, trace: str, alone: Likelihood, told: Likelihood) -> tuple[float, float]:
-    """The nats gained on the tokens of the action that belong to no word which only the trace has, and on those that do.
+def _split_gain(pair: Pair, action: str, trace: str, before: Likelihood, after: Likelihood) -> tuple[float, float]:
+    """Return the nats gained on tokens outside copied words, and on tokens inside them.
 
-    Each is a sum of its own, since the rounding in a difference would make a trace that only copies mislead.
+    Two separate sums: the rounding error of a difference would make a trace that only copies seem to mislead.
     """
-    spans = spans_of(action, stems(trace) - stems(known_text(pair)))
-    if not spans or not told.each:
-        return told.nats - alone.nats, 0.0
-    novel, copied, start = list[float](), list[float](), 0
-    for one, other, end in zip(told.each, alone.each, told.ends, strict=True):
-        (copied if any(start < stop and end > begin for begin, stop in spans) else novel).append(one - other)
+    copied_spans = spans_with_stems(action, stems(trace) - stems(context_and_goal(pair)))
+    if not copied_spans or not after.each:
+        return after.nats - before.nats, 0.0
+    guarded, copied, start = list[float](), list[float](), 0
+    for nats_after, nats_before, end in zip(after.each, before.each, after.ends, strict=True):
+        in_copied_word = any(start < span_end and end > span_start for span_start, span_end in copied_spans)
+        (copied if in_copied_word else guarded).append(nats_after - nats_before)
         start = end
-    return fsum(novel), fsum(copied)
+    return fsum(guarded), fsum(copied)
 
 
 class LikelihoodGain:
-    """S2: how much more likely the action is with the trace than with words that say nothing, in nats per token of the action.
+    """S2: how much likelier the action is after the trace than after filler words, in nats per token of the action.
 
     Args:
         scorer: the reconstruction model.
-        novel: whether words that the trace has from the action count for nothing (G2); else they count like the others.
+        guarded: leave out the gain on words that the trace copies from the action (guard G2).
     """
 
     floor = 0.0
     comparable = True
 
-    def __init__(self, scorer: Scorer, *, novel: bool = True) -> None:
-        self._scorer, self._part = scorer, "novel" if novel else "gain"
-        self.name = f"{'novel gain' if novel else 'gain'} under {scorer.name}"
+    def __init__(self, scorer: Scorer, *, guarded: bool = True) -> None:
+        self._scorer, self._part = scorer, "guarded_gain" if guarded else "gain"
+        self.name = f"{'guarded gain' if guarded else 'gain'} under {scorer.name}"
 
     async def score(
         self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
-    ) -> list[ScoredTraces]:
+    ) -> list[FidelityScore]:
         """See `Fidelity.score`."""
-        # On a thread of its own: scoring is computing, and must not hold up others that wait for a model.
-        return [ScoredTraces(one[self._part], one) for one in await asyncio.to_thread(gains, self._scorer, pair, traces)]
+        # In a thread: scoring is computation, and must not block coroutines that wait for a model.
+        parts = await asyncio.to_thread(gains, self._scorer, pair, traces)
+        return [FidelityScore(trace_parts[self._part], trace_parts) for trace_parts in parts]
 
 
 class ForcedChoice:
-    """S4: how much better the action is told from other actions of the same person with the trace, in nats.
+    """S4: how much the trace raises the log-probability of choosing the real action among the person's actions, in nats.
 
-    Compared with words that say nothing in its place. The choice is by how much more likely the moment makes an action than
-    nothing does; `parts` say with which probability the real one is chosen (`chosen`), and with which after words that say
-    nothing (`before`).
+    The baseline is filler text in the trace's place. Each action is weighed by its likelihood after the context over its
+    likelihood without any. `parts` holds the probability of the real action after the trace (`chosen`) and after the filler
+    (`before`).
 
     Args:
         scorer: the reconstruction model.
-        distractors: where the other actions come from.
-        choices: how many actions there are to choose from.
+        distractors: source of the other actions.
+        choices: number of actions, the real one among them.
     """
 
     floor = 0.0
@@ -192,39 +201,40 @@ class ForcedChoice:
 
     async def score(
         self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
-    ) -> list[ScoredTraces]:
-        """See `Fidelity.score`; without any other action to choose from, every score is 0."""
+    ) -> list[FidelityScore]:
+        """See `Fidelity.score`; every score is 0 where there is no other action to choose from."""
         return await asyncio.to_thread(self._score, pair, traces)
 
-    def _score(self, pair: Pair, traces: Sequence[str]) -> list[ScoredTraces]:
-        others = self._distractors.of(pair, self._choices - 1)
-        actions = [action_line(action) for action in (pair.action, *others)]
-        usual = [found.nats for found in self._scorer.score([(f"{ME}:", action) for action in actions])]
+    def _score(self, pair: Pair, traces: Sequence[str]) -> list[FidelityScore]:
+        others = self._distractors.nearest(pair, self._choices - 1)
+        actions = [action_completion(action) for action in (pair.action, *others)]
+        unconditional = [likelihood.nats for likelihood in self._scorer.score([(f"{ME}:", action) for action in actions])]
 
-        def chosen(trace: str) -> float:
-            prompt = reconstruct(pair, trace)
-            found = self._scorer.score([(prompt, action) for action in actions])
-            likely = [one.nats - nats for one, nats in zip(found, usual, strict=True)]
-            top = max(likely)
-            return likely[0] - top - log(sum(exp(one - top) for one in likely))
+        def log_probability(trace: str) -> float:
+            prompt = reconstruction_prompt(pair, trace)
+            likelihoods = self._scorer.score([(prompt, action) for action in actions])
+            logits = [likelihood.nats - nats for likelihood, nats in zip(likelihoods, unconditional, strict=True)]
+            top = max(logits)
+            return logits[0] - top - log(sum(exp(logit - top) for logit in logits))
 
-        nothing = {text: chosen(text) for text in dict.fromkeys(filler(len(trace.split())) for trace in traces)}
-        found: list[ScoredTraces] = []
-        for trace in traces:
-            told, before = chosen(trace), nothing[filler(len(trace.split()))]
-            found.append(ScoredTraces(told - before, {"chosen": exp(told), "before": exp(before)}))
-        return found
+        fillers = [filler_text(len(trace.split())) for trace in traces]
+        baselines = {text: log_probability(text) for text in dict.fromkeys(fillers)}
+        scores: list[FidelityScore] = []
+        for trace, text in zip(traces, fillers, strict=True):
+            after, before = log_probability(trace), baselines[text]
+            scores.append(FidelityScore(after - before, {"chosen": exp(after), "before": exp(before)}))
+        return scores
 
 
 class PriorCorrectedGain:
-    """S5: the gain, plus a weight times how probable the trace was before the action over how probable after, per token.
+    """S5: the gain, plus a weight times the log-ratio of the trace's probability before and after the action, per token.
 
-    A trace that quotes the action is likely once the action is known and unlikely before, so that leaks are penalised by the
-    model itself. Weight 1 is the integrand of the evidence lower bound (BoLT, arXiv 2503.18866).
+    A trace that quotes the action is likely once the action is known and unlikely before, so the model itself penalises leaks.
+    With weight 1 this is the integrand of the evidence lower bound (BoLT, arXiv 2503.18866).
 
     Args:
         scorer: the reconstruction model.
-        weight: how much the prior counts.
+        weight: weight of the prior term.
     """
 
     floor = None
@@ -236,17 +246,17 @@ class PriorCorrectedGain:
 
     async def score(
         self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
-    ) -> list[ScoredTraces]:
+    ) -> list[FidelityScore]:
         """See `Fidelity.score`."""
         return await asyncio.to_thread(self._score, pair, traces)
 
-    def _score(self, pair: Pair, traces: Sequence[str]) -> list[ScoredTraces]:
-        after, before = (prompt_for("transcript", pair, "", how).removesuffix(" I") for how in ("backward", "forward"))
-        lines = [f" {flat(trace)}\n" for trace in traces]
-        posterior = self._scorer.score([(after, line) for line in lines])
-        prior = self._scorer.score([(before, line) for line in lines])
-        found: list[ScoredTraces] = []
-        for one, p, q in zip(gains(self._scorer, pair, traces), prior, posterior, strict=True):
-            honest = (p.nats - q.nats) / p.tokens
-            found.append(ScoredTraces(one["gain"] + self._weight * honest, {**one, "prior": honest}))
-        return found
+    def _score(self, pair: Pair, traces: Sequence[str]) -> list[FidelityScore]:
+        after, before = (proposal_prompt("transcript", pair, "", mode).removesuffix(" I") for mode in ("backward", "forward"))
+        lines = [f" {single_line(trace)}\n" for trace in traces]
+        posteriors = self._scorer.score([(after, line) for line in lines])
+        priors = self._scorer.score([(before, line) for line in lines])
+        scores: list[FidelityScore] = []
+        for parts, prior, posterior in zip(gains(self._scorer, pair, traces), priors, posteriors, strict=True):
+            log_ratio = (prior.nats - posterior.nats) / prior.tokens
+            scores.append(FidelityScore(parts["gain"] + self._weight * log_ratio, {**parts, "prior": log_ratio}))
+        return scores

@@ -1,10 +1,10 @@
-"""Guards: what a trace may not do, whatever its score.
+"""Guards: rules that reject a trace whatever its score, most of them against leaks of the action.
 
-The one design choice: a guard sees the trace, the action and what could honestly be known before the action (context and
-goal), and answers with its name if it rejects. The lexical ones need no model and run first; those that need a likelihood
-(`kept_share`, and the audit `gives_away`, which rejects nothing and is in no score) are asked about the best trace only.
+A guard sees the trace, the action, and what could be known before the action (context and goal). The lexical guards need no
+model and run on every proposal. `kept_share` and the audit `reveals_action` need likelihoods, so they run only on a trace that
+would be selected; the audit rejects nothing and is part of no score.
 
-Sources: the five-token rule is Turing-RL's (arXiv 2606.19336); the trace-only probe is the idea of LAS (Hase et al. 2020).
+Sources: the five-token rule is from Turing-RL (arXiv 2606.19336), the trace-only probe from LAS (Hase et al. 2020).
 """
 
 from __future__ import annotations
@@ -14,14 +14,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from usertwin.memory.models.scoring import Scorer
-from usertwin.memory.text.transcript import ME, THOUGHT, action_line, current_moment, filler, flat
+from usertwin.memory.text.transcript import (
+    ME,
+    THOUGHT_PREFIX,
+    action_completion,
+    filler_text,
+    format_action_prompt,
+    single_line,
+)
 from usertwin.memory.text.words import (
     content_words,
-    known_text,
-    longest_new_run,
+    context_and_goal,
+    longest_copied_run,
     new_stems,
-    runs,
-    spans_of,
+    ngrams,
+    spans_with_stems,
     stem,
     stems,
     word_tokens,
@@ -31,36 +38,38 @@ from usertwin.personas import Pair
 if TYPE_CHECKING:
     from usertwin.memory.models.embedding import Embedder
 
-#: A trace that shares a run of this many word tokens with the action, a run the context does not have, is rejected.
-LONGEST_RUN = 5
-#: Actions of three or four words could be quoted whole without ever reaching that; quoting them whole is rejected too.
-SHORTEST_ACTION = 3
-#: A trace that shares a run of this many word tokens with the examples it was asked for with is one of them, warmed up.
-LONGEST_ECHO = 7
-#: Traces longer than this, in words, are rejected; so are those with a dozen times as many characters (one endless word).
-LONGEST_TRACE = 120
-#: The most of the action's new content words that a trace may have.
-MOST_NEW_WORDS = 0.3
-#: A sentence of the trace this similar to the action (cosine), and more similar than any turn before, says the same.
-SAME_MEANING = 0.6
-#: The least part of a trace's gain that must be left when the words it shares with the action are masked.
-LEAST_KEPT = 0.5
+#: A trace is rejected if it shares this many consecutive word tokens with the action, and the context does not have them.
+MIN_QUOTED_RUN = 5
+#: An action of three or four words could be quoted whole below that limit; such a quote is rejected too.
+MIN_QUOTED_ACTION = 3
+#: A trace is rejected if it shares this many consecutive word tokens with the examples of its prompt.
+MIN_ECHO_RUN = 7
+#: Longest allowed trace in words; a trace may have 12 times as many characters, which rejects a single endless word.
+MAX_TRACE_WORDS = 120
+#: Largest share of the action's new content words that a trace may contain.
+MAX_NEW_WORD_SHARE = 0.3
+#: A sentence of the trace this similar to the action (cosine), and more similar than any turn before, paraphrases it.
+PARAPHRASE_COSINE = 0.6
+#: Smallest share of the gain that must remain when the words shared with the action are masked.
+MIN_KEPT_SHARE = 0.5
 
-#: Why a trace is not used, for whoever reads the counts.
+#: Why a trace is rejected: the name of each guard, and its description in reports.
 REASONS = {
-    "empty": "nothing was written",
-    "malformed": "not the object that was asked for",
-    "too_long": f"over {LONGEST_TRACE} words, or as much in one",
+    "empty": "no text was generated",
+    "malformed": "not the JSON object that the prompt requires",
+    "too_long": f"over {MAX_TRACE_WORDS} words, or as many characters",
     "quotes_action": "quotes the action",
-    "new_words": f"has over {MOST_NEW_WORDS:.0%} of the action's new words",
+    "new_words": f"has over {MAX_NEW_WORD_SHARE:.0%} of the action's new words",
     "new_names": "has a number or a name that only the action has",
     "announces": "announces the reply instead of giving reasons",
     "echoes_examples": "repeats the prompt",
-    "same_meaning": "says in other words what the action says",
-    "misleads": "predicts the action worse than words that say nothing",
+    "same_meaning": "paraphrases the action",
+    "misleads": "predicts the action worse than filler text",
     "leans_on_words": "gains by the words it shares with the action",
-    "no_verdict": "the judge gave no verdict that can be read",
+    "no_verdict": "the judge returned no readable verdict",
 }
+#: The guards against leaks; the other guards check form.
+LEAK_REASONS = ("quotes_action", "new_words", "new_names", "same_meaning", "announces")
 
 _ANNOUNCES = re.compile(
     r"\b(?:i|he|she|they|me)(?:'ll| will| would|'d| shall| am going to|'m going to| was going to|'s going to)"
@@ -74,107 +83,107 @@ _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 
 
 def rejection_reason(trace: str, pair: Pair, examples: str = "", embedder: Embedder | None = None) -> str | None:
-    """The name of the guard that rejects a trace of this pair by its words, or None.
+    """Return the name of the first guard that rejects a trace by its words, or None.
 
     Args:
-        trace: what was proposed.
-        pair: what it was proposed for.
-        examples: the text it was asked for with, the same for every pair.
-        embedder: tells whether the trace says the same in other words; not asked if None.
+        trace: the proposed trace.
+        pair: the pair it was proposed for.
+        examples: the fixed text of the proposal prompt.
+        embedder: enables the guard against paraphrases.
 
     Returns:
-        One of the names in `REASONS`.
+        A key of `REASONS`.
     """
-    told = word_tokens(trace)
-    if not told:
+    tokens = word_tokens(trace)
+    if not tokens:
         return "empty"
-    if len(told) > LONGEST_TRACE or len(trace) > 12 * LONGEST_TRACE:
+    if len(tokens) > MAX_TRACE_WORDS or len(trace) > 12 * MAX_TRACE_WORDS:
         return "too_long"
-    if _quotes(trace, pair):
+    if _quotes_action(trace, pair):
         return "quotes_action"
-    told_stems, fresh = {stem(word) for word in told}, new_stems(pair)
-    if _names(pair) & told_stems:
+    trace_stems, action_stems = {stem(word) for word in tokens}, new_stems(pair)
+    if _new_name_stems(pair) & trace_stems:
         return "new_names"
-    if fresh and len(fresh & told_stems) > MOST_NEW_WORDS * len(fresh):
+    if action_stems and len(action_stems & trace_stems) > MAX_NEW_WORD_SHARE * len(action_stems):
         return "new_words"
     if _ANNOUNCES.search(trace.replace("’", "'")):
         return "announces"
-    if runs(told, LONGEST_ECHO) & runs(word_tokens(examples), LONGEST_ECHO):
+    if ngrams(tokens, MIN_ECHO_RUN) & ngrams(word_tokens(examples), MIN_ECHO_RUN):
         return "echoes_examples"
     return "same_meaning" if embedder is not None and paraphrases_action(trace, pair, embedder) else None
 
 
-def _quotes(trace: str, pair: Pair) -> bool:
-    done = word_tokens(pair.action)
-    if not done:  # an emoji, a row of dots
-        return bool(flat(pair.action)) and flat(pair.action) in trace
-    return longest_new_run(trace, pair.action, known_text(pair)) >= min(LONGEST_RUN, max(SHORTEST_ACTION, len(done)))
+def _quotes_action(trace: str, pair: Pair) -> bool:
+    tokens = word_tokens(pair.action)
+    if not tokens:  # an emoji, or punctuation alone
+        action = single_line(pair.action)
+        return bool(action) and action in trace
+    limit = min(MIN_QUOTED_RUN, max(MIN_QUOTED_ACTION, len(tokens)))
+    return longest_copied_run(trace, pair.action, context_and_goal(pair)) >= limit
 
 
-def _names(pair: Pair) -> set[str]:
-    """The stems of the action's numbers and names that nobody mentioned before.
+def _new_name_stems(pair: Pair) -> set[str]:
+    """Return the stems of the action's numbers and names that neither context nor goal has.
 
-    A capital that begins a sentence makes no name, nor does one of a word that carries no content ("Yes, The red one").
+    A capital at the start of a sentence makes no name, nor does one in a stop word ("Yes, The red one").
     """
-    found = (word for name in _NAME.findall(pair.action) for word in content_words(word_tokens(name)))
-    return {stem(word) for word in found} - stems(known_text(pair))
+    words = (word for name in _NAME.findall(pair.action) for word in content_words(word_tokens(name)))
+    return {stem(word) for word in words} - stems(context_and_goal(pair))
 
 
 def paraphrases_action(trace: str, pair: Pair, embedder: Embedder) -> bool:
-    """Whether a sentence of the trace means what the action does, more than anything said before it does (guard G5)."""
-    told, known = cosine_to_action(trace, pair, embedder)
-    return told >= SAME_MEANING and told > known
+    """Return whether a sentence of the trace is similar to the action, and more similar than any recent turn (guard G5)."""
+    trace_cosine, context_cosine = cosine_to_action(trace, pair, embedder)
+    return trace_cosine >= PARAPHRASE_COSINE and trace_cosine > context_cosine
 
 
 def cosine_to_action(trace: str, pair: Pair, embedder: Embedder) -> tuple[float, float]:
-    """How near the nearest sentence of the trace comes to what the action means, and how near the last turns came (cosines).
+    """Return the largest cosine to the action of a sentence of the trace, and of one of the last four turns.
 
-    -1 for the turns if nothing was said before.
+    The second is -1 if there are no turns.
     """
-    sentences = [found for part in _SENTENCE.findall(trace) if (found := part.strip())] or [trace]
+    sentences = [sentence for part in _SENTENCE.findall(trace) if (sentence := part.strip())] or [trace]
     turns = [turn.text for turn in pair.context[-4:] if turn.text.strip()]
     vectors = embedder.embed([pair.action, *sentences, *turns])
-    similar = vectors[1:] @ vectors[0]
-    return float(similar[: len(sentences)].max()), float(similar[len(sentences) :].max(initial=-1.0))
+    cosines = vectors[1:] @ vectors[0]
+    return float(cosines[: len(sentences)].max()), float(cosines[len(sentences) :].max(initial=-1.0))
 
 
 def masked(trace: str, pair: Pair) -> str:
-    """The trace with every word that only the action has replaced by an ellipsis (guard G3)."""
+    """Return the trace with an ellipsis in place of each word that only the action has (guard G3)."""
     pieces, end = list[str](), 0
-    for start, stop in spans_of(trace, new_stems(pair)):
+    for start, stop in spans_with_stems(trace, new_stems(pair)):
         pieces += [trace[end:start], "…"]
         end = stop
     return "".join([*pieces, trace[end:]])
 
 
 def kept_share(scorer: Scorer, pair: Pair, trace: str, turns: int) -> float:
-    """What part of a trace's gain is left when the words that only the action has are masked; 1 if there are none (G3).
+    """Return the share of a trace's gain that remains when the words that only the action has are masked (guard G3).
 
-    A trace that gains nothing keeps all of it.
+    1 if there are no such words, or the trace gains nothing. `turns` is the number of context turns in the prompt.
     """
-    without = masked(trace, pair)
-    if without == trace:
+    masked_trace = masked(trace, pair)
+    if masked_trace == trace:
         return 1.0
-    action = action_line(pair.action)
-    prompts = [current_moment(pair, turns, thought=thought) for thought in (filler(len(trace.split())), trace, without)]
-    nothing, told, hidden = (found.nats for found in scorer.score([(prompt, action) for prompt in prompts]))
-    return (hidden - nothing) / (told - nothing) if told > nothing else 1.0
+    action = action_completion(pair.action)
+    thoughts = (filler_text(len(trace.split())), trace, masked_trace)
+    prompts = [(format_action_prompt(pair, turns, thought=thought), action) for thought in thoughts]
+    filler_nats, trace_nats, masked_nats = (likelihood.nats for likelihood in scorer.score(prompts))
+    return (masked_nats - filler_nats) / (trace_nats - filler_nats) if trace_nats > filler_nats else 1.0
 
 
 def reveals_action(scorer: Scorer, pair: Pair, trace: str, others: Sequence[str]) -> bool:
-    """Whether the trace alone, without the context, tells the action from other actions of the person (the audit, G4).
+    """Return whether the trace alone, without the context, picks the action out of other actions (the audit, G4).
 
-    Each action counts by how much more likely the trace makes it than nothing does. It takes part in no score and rejects
-    nothing: what selects against a detector learns to hide from it.
+    Each action is weighed by its likelihood after the trace over its likelihood without any text before it.
+
+    Design: the audit is part of no score and rejects nothing, since selection against a detector teaches evasion of it.
     """
     if not others:
         return False
-    actions = [action_line(action) for action in (pair.action, *others)]
-    prompts = (f"{THOUGHT} {flat(trace)})\n{ME}:", f"{ME}:")
-    told, alone = (scorer.score([(prompt, action) for action in actions]) for prompt in prompts)
-    gains = [a.nats - b.nats for a, b in zip(told, alone, strict=True)]
+    actions = [action_completion(action) for action in (pair.action, *others)]
+    prompts = (f"{THOUGHT_PREFIX} {single_line(trace)})\n{ME}:", f"{ME}:")
+    after_trace, unconditional = (scorer.score([(prompt, action) for action in actions]) for prompt in prompts)
+    gains = [after.nats - before.nats for after, before in zip(after_trace, unconditional, strict=True)]
     return gains[0] > max(gains[1:])
-
-
-#: Guards that speak of a leak; the others of form.
-LEAKS = ("quotes_action", "new_words", "new_names", "same_meaning", "announces")

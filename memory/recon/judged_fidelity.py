@@ -1,14 +1,13 @@
-"""Scoring by words: reconstruct the action from context and trace, and compare what came out with what was really written.
+"""Judged fidelity: generate the action from context and trace, and compare the result with the real action.
 
-The one design choice: a judge sees all attempts of a pair at once, under letters, in an order drawn from the seed, and never
-the traces they came from; what it says is read strictly, asked for again if it cannot be read, and is an error after that,
-never a score of zero.
+Design: a judge sees all attempts of a pair in one verdict, under letters and in an order drawn from the seed, and never the
+traces. Its answer is parsed strictly; an unreadable answer is asked for again and then raises an error, never a score of 0.
 
-    Judged      S1  the paper's: a reconstruction for each trace, one listwise verdict (2N+1 calls with the N proposals)
-    Ranked      S3  how much nearer the reconstruction is to the action than to the person's other actions
-    plausibility    the "looks good" selector: the judge reads the traces themselves
+    JudgeFidelity          S1  the paper's score: a reconstruction per trace, one listwise verdict (2N+1 calls for N proposals)
+    EmbeddingRankFidelity  S3  rank of the real action among the person's actions, by similarity to the reconstruction
+    judge_quality              the judge reads the traces themselves: a selection method, and no measure of fidelity
 
-`fidelity_by_name` makes any scorer, those of fidelity.py too.
+`fidelity_by_name` makes any fidelity, those of fidelity.py included.
 """
 
 from __future__ import annotations
@@ -19,108 +18,108 @@ import random
 import re
 import string
 from collections.abc import Sequence
+from itertools import combinations
 from statistics import fmean
 from typing import Any, Literal, get_args
 
 from usertwin.memory.models.chat import ChatModel, Ledger, sample
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.models.scoring import Scorer
-from usertwin.memory.text.transcript import context_lines, flat, shortened
+from usertwin.memory.text.transcript import context_lines, single_line, truncate_action
 from usertwin.personas import Pair, UsageError, VerdictError
 
 from .distractors import Distractors
-from .fidelity import CHOICES, Fidelity, ForcedChoice, LikelihoodGain, PriorCorrectedGain, ScoredTraces, reconstruct
+from .fidelity import CHOICES, Fidelity, FidelityScore, ForcedChoice, LikelihoodGain, PriorCorrectedGain, reconstruction_prompt
 from .propose import CONTEXT_TURNS, prompt_template
 
-FidelityName = Literal["novel", "gain", "judge", "choice", "rank", "prior"]
+FidelityName = Literal["guarded_gain", "gain", "judge", "choice", "rank", "prior"]
 FIDELITIES: tuple[FidelityName, ...] = get_args(FidelityName)
 
-#: How many traces a judge can compare in one verdict: there is a letter for each.
-MOST_ATTEMPTS = len(string.ascii_uppercase)
+#: Number of attempts that a judge can compare in one verdict: there is a letter for each.
+MAX_ATTEMPTS = len(string.ascii_uppercase)
 _TRIES = 3
 _ACTION_TOKENS = {"transcript": 80, "instruction": 600}
 _DIMENSIONS = {"judge_traces": ("style", "intent", "values"), "judge_quality": ("plausible", "specific", "clear")}
-_MOST = 10
+_MAX_MARK = 10
 _OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 
 
-async def reconstructions(
+async def reconstruct_actions(
     model: ChatModel, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
 ) -> list[str]:
-    """What a model writes at this moment with each trace in mind: the action, as far as context and trace tell it."""
-    continues = model.style == "transcript"
-    prompts = [reconstruct(pair, trace) if continues else _act_prompt(pair, trace) for trace in traces]
-    answers = await asyncio.gather(
+    """Return one action for each trace, generated from the context and that trace."""
+    transcript = model.style == "transcript"
+    prompts = [reconstruction_prompt(pair, trace) if transcript else _instruction(pair, trace) for trace in traces]
+    samples = await asyncio.gather(
         *(
             sample(
                 model, [("user", prompt)], seed=seed, max_tokens=_ACTION_TOKENS[model.style], temperature=0.6,
-                stop=["\n"] if continues else [], ledger=ledger,
+                stop=["\n"] if transcript else [], ledger=ledger,
             )
             for prompt in prompts
         )
     )  # fmt: skip
-    return [flat(answer.text) for [answer] in answers]
+    return [single_line(completion.text) for [completion] in samples]
 
 
-def _act_prompt(pair: Pair, trace: str) -> str:
+def _instruction(pair: Pair, trace: str) -> str:
     return prompt_template("reconstruct_instruction").fill(
         goal=pair.goal, context=context_lines(pair, CONTEXT_TURNS), trace=trace
     )
 
 
-async def verdict(
+async def listwise_verdict(
     judge: ChatModel,
     question: str,
     pair: Pair,
     attempts: Sequence[str],
     *,
     seed: int = 0,
-    backwards: bool = False,
+    reverse: bool = False,
     ledger: Ledger | None = None,
-) -> list[ScoredTraces]:
-    """One listwise verdict: each attempt's place, from 1 (the best) to 0, and the marks it got, from 0 to 1.
+) -> list[FidelityScore]:
+    """Return one listwise verdict: each attempt's rank, scaled from 1 (best) to 0, and its marks, from 0 to 1.
 
     Args:
-        judge: who judges.
+        judge: the judge.
         question: "judge_traces" (which attempt is closest to the action) or "judge_quality" (which note explains it best).
-        pair: the moment.
-        attempts: what is judged.
-        seed: for the order in which they are shown, and for the sampler.
-        backwards: whether that order is turned round, so that whoever was first is last.
-        ledger: where to note what it cost.
+        pair: the pair.
+        attempts: the texts to rank.
+        seed: seed of the order in which they are shown, and of the sampler.
+        reverse: reverse that order.
+        ledger: records the cost.
 
     Raises:
-        VerdictError: nothing that can be read, three times.
+        VerdictError: three answers in a row are unreadable.
         ModelError: the judge does not answer.
     """
-    if len(attempts) > MOST_ATTEMPTS:
-        raise UsageError(f"{len(attempts)} attempts in one verdict: at most {MOST_ATTEMPTS} can be told apart")
+    if len(attempts) > MAX_ATTEMPTS:
+        raise UsageError(f"{len(attempts)} attempts in one verdict of a judge: at most {MAX_ATTEMPTS} are possible")
     order = list(range(len(attempts)))
     random.Random(f"{seed}/{pair.conversation_id}/{pair.position}").shuffle(order)
-    if backwards:
+    if reverse:
         order.reverse()
     labels = list(string.ascii_uppercase[: len(attempts)])
     prompt = prompt_template(question).fill(
-        name=flat(pair.speaker)[:24], context=context_lines(pair, CONTEXT_TURNS), action=shortened(pair.action), labels=labels,
-        attempts=[attempts[place] or "(nothing)" for place in order],
+        name=single_line(pair.speaker)[:24], context=context_lines(pair, CONTEXT_TURNS), action=truncate_action(pair.action),
+        labels=labels, attempts=[attempts[index] or "(nothing)" for index in order],
     )  # fmt: skip
-    schema = _schema(labels, _DIMENSIONS[question])
+    schema = _verdict_schema(labels, _DIMENSIONS[question])
     for attempt in range(_TRIES):
-        [answer] = await sample(
+        [completion] = await sample(
             judge, [("user", prompt)], seed=seed + attempt, max_tokens=200 + 60 * len(labels), temperature=0.2 * attempt,
             schema=schema, ledger=ledger,
         )  # fmt: skip
-        read = _read(answer.text, labels, _DIMENSIONS[question])
-        if read is not None:
-            return [read[labels[order.index(place)]] for place in range(len(attempts))]
+        scores = _parse_verdict(completion.text, labels, _DIMENSIONS[question])
+        if scores is not None:
+            return [scores[labels[order.index(index)]] for index in range(len(attempts))]
     raise VerdictError(
-        f'the judge "{judge.name}" gave no verdict that can be read, {_TRIES} times in a row; '
-        "name a model that follows instructions"
+        f'the judge "{judge.name}" returned no readable verdict, {_TRIES} times in a row; use a model that follows instructions'
     )
 
 
-def _schema(labels: Sequence[str], dimensions: Sequence[str]) -> dict[str, Any]:
-    mark = {"type": "integer", "minimum": 0, "maximum": _MOST}
+def _verdict_schema(labels: Sequence[str], dimensions: Sequence[str]) -> dict[str, Any]:
+    mark = {"type": "integer", "minimum": 0, "maximum": _MAX_MARK}
     marks = {"type": "object", "properties": dict.fromkeys(dimensions, mark), "required": list(dimensions)}
     count = len(labels)
     return {
@@ -133,33 +132,33 @@ def _schema(labels: Sequence[str], dimensions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _read(text: str, labels: Sequence[str], dimensions: Sequence[str]) -> dict[str, ScoredTraces] | None:
-    """The place and the marks of each label; None if the text is no such verdict."""
-    found = _OBJECT.search(text)
+def _parse_verdict(text: str, labels: Sequence[str], dimensions: Sequence[str]) -> dict[str, FidelityScore] | None:
+    """Return the rank and the marks of each label; None if the text is not a complete verdict."""
+    match = _OBJECT.search(text)
     try:
-        told: Any = json.loads(found[0] if found else "")
-        ranking = [str(label) for label in told["ranking"]]
-        marks = {label: {one: float(told["scores"][label][one]) / _MOST for one in dimensions} for label in labels}
+        raw: Any = json.loads(match[0] if match else "")
+        ranking = [str(label) for label in raw["ranking"]]
+        marks = {label: {name: float(raw["scores"][label][name]) / _MAX_MARK for name in dimensions} for label in labels}
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    if sorted(ranking) != sorted(labels) or not all(0 <= one <= 1 for each in marks.values() for one in each.values()):
+    if sorted(ranking) != sorted(labels) or not all(0 <= mark <= 1 for row in marks.values() for mark in row.values()):
         return None
     last = max(1, len(labels) - 1)
-    return {label: ScoredTraces(1 - ranking.index(label) / last, marks[label]) for label in labels}
+    return {label: FidelityScore(1 - ranking.index(label) / last, marks[label]) for label in labels}
 
 
 class JudgeFidelity:
-    """S1, the paper's score: what each trace lets a model reconstruct, ranked by a judge that sees no trace.
+    """S1, the paper's score: the reconstructions of all traces, ranked by a judge that sees no trace.
 
     Args:
         actor: the reconstruction model.
-        judge: who ranks.
-        orders: how many verdicts, each on another order of the same reconstructions, every second one turned round; their
-            places are averaged, and `flips` says in which part of the pairs of attempts two verdicts contradict each other.
+        judge: ranks the reconstructions.
+        orders: number of verdicts, each on another order of the same reconstructions; every second order is the reverse of
+            the one before. Ranks are averaged, and the part `flips` is the share of attempt pairs that two orders contradict.
     """
 
     floor = None
-    comparable = False  # a place is a place among those it was ranked with
+    comparable = False  # a rank only compares with the ranks of the same verdict
 
     def __init__(self, actor: ChatModel, judge: ChatModel, *, orders: int = 1) -> None:
         self._actor, self._judge, self._orders = actor, judge, orders
@@ -167,54 +166,51 @@ class JudgeFidelity:
 
     async def score(
         self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
-    ) -> list[ScoredTraces]:
-        """See `Fidelity.score`. VerdictError if the judge gives no verdict that can be read."""
-        attempts = await reconstructions(self._actor, pair, traces, seed=seed, ledger=ledger)
+    ) -> list[FidelityScore]:
+        """See `Fidelity.score`. Raises VerdictError if the judge returns no readable verdict."""
+        attempts = await reconstruct_actions(self._actor, pair, traces, seed=seed, ledger=ledger)
         verdicts = [
-            await verdict(
+            await listwise_verdict(
                 self._judge,
                 "judge_traces",
                 pair,
                 attempts,
-                seed=seed + 101 * (turn // 2),
-                backwards=turn % 2 == 1,
+                seed=seed + 101 * (order // 2),
+                reverse=order % 2 == 1,
                 ledger=ledger,
             )
-            for turn in range(self._orders)
+            for order in range(self._orders)
         ]
-        flips = _flips([[one.value for one in told] for told in verdicts])
-        found: list[ScoredTraces] = []
-        for each in zip(*verdicts, strict=True):
-            marks = {name: fmean(one.parts[name] for one in each) for name in each[0].parts}
-            # Whoever shares a place is told apart by marks, which weigh less than any step between places.
-            value = fmean(one.value for one in each) + 1e-3 * fmean(marks.values())
-            found.append(ScoredTraces(value, marks | {"flips": flips}))
-        return found
+        flips = _flip_rate([[score.value for score in verdict] for verdict in verdicts])
+        scores: list[FidelityScore] = []
+        for trace_scores in zip(*verdicts, strict=True):
+            marks = {name: fmean(score.parts[name] for score in trace_scores) for name in trace_scores[0].parts}
+            # Marks break ties between equal ranks; their weight is below any step between ranks.
+            value = fmean(score.value for score in trace_scores) + 1e-3 * fmean(marks.values())
+            scores.append(FidelityScore(value, marks | {"flips": flips}))
+        return scores
 
 
-def _flips(places: Sequence[Sequence[float]]) -> float:
-    """In which part of all pairs of attempts two orders contradict each other; 0 for one order."""
-    count = len(places[0])
-    told = [
+def _flip_rate(ranks: Sequence[Sequence[float]]) -> float:
+    """Return the share of attempt pairs that two orders rank in opposite ways; 0 for a single order."""
+    flips = [
         (first[a] - first[b]) * (second[a] - second[b]) < 0
-        for place, first in enumerate(places)
-        for second in places[:place]
-        for a in range(count)
-        for b in range(a)
+        for first, second in combinations(ranks, 2)
+        for a, b in combinations(range(len(first)), 2)
     ]
-    return fmean(told) if told else 0.0
+    return fmean(flips) if flips else 0.0
 
 
 class EmbeddingRankFidelity:
-    """S3: of the person's other actions, the share that what a trace lets a model reconstruct is less like than the real one.
+    """S3: the share of the person's other actions that the reconstruction is less similar to than to the real action.
 
-    A rank, since the similarity itself is high for whatever is on the topic.
+    Design: a rank, since the similarity itself is high for any text on the same topic.
 
     Args:
         actor: the reconstruction model.
-        embedder: tells how alike two texts are.
-        distractors: where the other actions come from.
-        choices: how many actions there are, the real one among them.
+        embedder: measures how similar two texts are.
+        distractors: source of the other actions.
+        choices: number of actions, the real one among them.
     """
 
     floor = None
@@ -226,24 +222,24 @@ class EmbeddingRankFidelity:
 
     async def score(
         self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
-    ) -> list[ScoredTraces]:
-        """See `Fidelity.score`; without any other action to compare with, every score is 0.5."""
-        attempts = await reconstructions(self._actor, pair, traces, seed=seed, ledger=ledger)
-        others = self._distractors.of(pair, self._choices - 1)
+    ) -> list[FidelityScore]:
+        """See `Fidelity.score`; every score is 0.5 where there is no other action to compare with."""
+        attempts = await reconstruct_actions(self._actor, pair, traces, seed=seed, ledger=ledger)
+        others = self._distractors.nearest(pair, self._choices - 1)
         vectors = await asyncio.to_thread(self._embedder.embed, [*attempts, pair.action, *others])
-        alike = vectors[: len(attempts)] @ vectors[len(attempts) :].T
-        found: list[ScoredTraces] = []
-        for row in alike:
+        cosines = vectors[: len(attempts)] @ vectors[len(attempts) :].T  # (attempts, actions); the real action comes first
+        scores: list[FidelityScore] = []
+        for row in cosines:
             below = float((row[1:] < row[0]).sum() + 0.5 * (row[1:] == row[0]).sum())
-            found.append(ScoredTraces(below / len(others) if others else 0.5, {"similarity": float(row[0])}))
-        return found
+            scores.append(FidelityScore(below / len(others) if others else 0.5, {"similarity": float(row[0])}))
+        return scores
 
 
-async def plausibility(
+async def judge_quality(
     judge: ChatModel, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
-) -> list[ScoredTraces]:
-    """How good each trace looks to a judge that reads the traces themselves, with the action: no measure of fidelity."""
-    return await verdict(judge, "judge_quality", pair, traces, seed=seed, ledger=ledger)
+) -> list[FidelityScore]:
+    """Return how good each trace looks to a judge that reads traces and action; this does not measure fidelity."""
+    return await listwise_verdict(judge, "judge_quality", pair, traces, seed=seed, ledger=ledger)
 
 
 def fidelity_by_name(
@@ -255,18 +251,18 @@ def fidelity_by_name(
     embedder: Embedder | None = None,
     distractors: Distractors | None = None,
 ) -> Fidelity:
-    """The scorer of that name, made of the models it needs. UsageError if one of these is missing, or there is no such scorer.
+    """Return the fidelity of that name. UsageError if a model it needs is missing, or there is no such fidelity.
 
     Args:
-        name: "novel" and "gain" (S2), "judge" (S1), "choice" (S4), "rank" (S3) or "prior" (S5).
-        scorer: gives likelihoods; needed for "novel", "gain", "choice" and "prior".
+        name: "guarded_gain" and "gain" (S2), "judge" (S1), "choice" (S4), "rank" (S3) or "prior" (S5).
+        scorer: likelihoods; needed for "guarded_gain", "gain", "choice" and "prior".
         actor: reconstructs actions; needed for "judge" and "rank".
         judge: ranks reconstructions; needed for "judge".
-        embedder: tells how alike texts are; needed for "rank".
+        embedder: similarities; needed for "rank".
         distractors: the person's other actions; needed for "choice" and "rank".
     """
-    if name in {"novel", "gain"} and scorer is not None:
-        return LikelihoodGain(scorer, novel=name == "novel")
+    if name in {"guarded_gain", "gain"} and scorer is not None:
+        return LikelihoodGain(scorer, guarded=name == "guarded_gain")
     if name == "prior" and scorer is not None:
         return PriorCorrectedGain(scorer)
     if name == "choice" and scorer is not None and distractors is not None:
@@ -276,10 +272,10 @@ def fidelity_by_name(
     if name == "rank" and actor is not None and embedder is not None and distractors is not None:
         return EmbeddingRankFidelity(actor, embedder, distractors)
     if name not in FIDELITIES:
-        raise UsageError(f'"{name}" scores no traces; there are {", ".join(FIDELITIES)}')
+        raise UsageError(f'the fidelity is "{name}"; it must be one of {", ".join(FIDELITIES)}')
     needs = {
         "judge": "an actor and a judge",
         "rank": "an actor, an embedder and distractors",
         "choice": "a scorer and distractors",
     }.get(name, "a scorer")
-    raise UsageError(f'traces scored by "{name}" need {needs}')
+    raise UsageError(f'the fidelity "{name}" needs {needs}')

@@ -1,13 +1,12 @@
-"""Proposing traces: what may have gone on in a person before they acted.
+"""Proposing traces: sampling what may have gone on in a person's mind before they acted.
 
-The one design choice: every proposer sees the same moment and differs in one thing only, so that they can be compared: what
-else it is shown or asked.
+All modes use the same context; they differ in one thing only, so that their traces can be compared:
 
     backward     context and action (Backward Synthesis, the first half of Recon)
-    forward      the context alone, as the person had it: leak-free, the honest ceiling of a reasoner
+    forward      the context alone, as the person had it: no leak is possible; the upper limit of an honest reasoner
     scaffolded   context and action, each sample through another psychological lens (after PB&J, arXiv 2504.17993:
                  the Big Five, Schwartz's values, primal world beliefs)
-    search       backward drafts, bettered part by part against the score (see search.py)
+    search       backward drafts, then a local search on the score (see local_search.py)
 """
 
 from __future__ import annotations
@@ -19,21 +18,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from usertwin.memory.models.chat import ChatModel, Ledger, Style, sample
+from usertwin.memory.models.chat import ChatModel, Ledger, PromptStyle, sample
 from usertwin.memory.text.prompt_template import PromptTemplate
-from usertwin.memory.text.transcript import ME, context_lines, current_moment, flat, past_moment, shortened
+from usertwin.memory.text.transcript import (
+    ME,
+    context_lines,
+    format_action_prompt,
+    format_example,
+    single_line,
+    truncate_action,
+)
 from usertwin.memory.text.words import word_tokens
 from usertwin.personas import Pair, UsageError
 
 ProposalMode = Literal["backward", "forward", "scaffolded", "search"]
 PROPOSAL_MODES: tuple[ProposalMode, ...] = get_args(ProposalMode)
 
-#: Turns of context that proposer and reconstruction see.
+#: Turns of context in the prompts of proposal and reconstruction.
 CONTEXT_TURNS = 4
-#: Stands for an answer that was to be a JSON object and is none.
+#: Stands for a completion that should be a JSON object and is not.
 MALFORMED = "{"
-#: The most tokens of a trace, and how freely it is sampled.
-TRACE_TOKENS = {"transcript": 48, "instruction": 400}  # a hosted model may reason before it writes
+#: Token limit of a trace, by prompt style; a hosted model may reason before it writes.
+TRACE_TOKENS = {"transcript": 48, "instruction": 400}
 TEMPERATURE = 0.8
 _LENSES = {
     "how I am by nature": "my personality (how open, conscientious, outgoing, agreeable and anxious I am)",
@@ -47,22 +53,22 @@ _SCHEMA: dict[str, Any] = {
     "required": list(_FIELDS),
     "additionalProperties": False,
 }
-_LAST_CLAUSE = re.compile(r"(.+[.!?]|.+?(?=,[^,]*$))")
+_ALL_BUT_LAST_CLAUSE = re.compile(r"(.+[.!?]|.+?(?=,[^,]*$))")
 _CLIPPED_VERB = re.compile(r"['’](?:m|d|ll|ve)\b")
 _BLOCKS = re.compile(r"<(action|think|reply)>.*?(</\1>|$)|```\w*|</?\w+>", re.DOTALL | re.IGNORECASE)
 
 
 def prompt_template(name: str) -> PromptTemplate:
-    """A prompt of this folder."""
+    """Return a prompt template of this folder."""
     return PromptTemplate(Path(__file__).parent / f"{name}.txt")
 
 
 def proposal_template(model: ChatModel, proposal_mode: ProposalMode = "backward") -> PromptTemplate:
-    """The prompt that traces are asked for with, by the model's style."""
+    """Return the template of the proposal prompt, by the model's prompt style."""
     return _template(model.style, proposal_mode)
 
 
-def _template(style: Style, proposal_mode: ProposalMode) -> PromptTemplate:
+def _template(style: PromptStyle, proposal_mode: ProposalMode) -> PromptTemplate:
     if style == "transcript":
         return prompt_template(
             {"forward": "forward_transcript", "scaffolded": "scaffold_transcript"}.get(proposal_mode, "propose_transcript")
@@ -83,118 +89,118 @@ async def propose(
     """Sample n traces for a pair.
 
     Args:
-        model: who writes them.
-        pair: what the person saw and did.
-        name: what to call the person.
-        proposal_mode: what the model is shown and asked; the drafts of "search" are "backward".
-        n: how many.
-        seed: for the sampler.
-        ledger: where to note what it cost.
+        model: the proposer.
+        pair: the context and action.
+        name: the person's name in the prompt.
+        proposal_mode: see the top of this file; "search" samples its drafts as "backward" does.
+        n: number of traces.
+        seed: seed of the sampler.
+        ledger: records the cost.
 
     Returns:
-        The traces; "" where nothing was written, `MALFORMED` where an object was asked for and something broken came.
+        The traces; "" for an empty completion, `MALFORMED` for a broken JSON object.
 
     Raises:
-        UsageError: no such way.
+        UsageError: there is no such mode.
         ModelError: the model does not answer.
     """
     if proposal_mode not in PROPOSAL_MODES:
-        raise UsageError(f'"{proposal_mode}" is no way to propose traces; there are {", ".join(PROPOSAL_MODES)}')
+        raise UsageError(f'the proposal mode is "{proposal_mode}"; it must be one of {", ".join(PROPOSAL_MODES)}')
     lenses = list(_LENSES)[: max(1, n)] if proposal_mode == "scaffolded" else [""]
-    shares = [n // len(lenses) + (place < n % len(lenses)) for place in range(len(lenses))]
-    found = await asyncio.gather(
+    counts = [n // len(lenses) + (index < n % len(lenses)) for index in range(len(lenses))]
+    groups = await asyncio.gather(
         *(
-            _sampled(
+            _sample_traces(
                 model,
-                prompt_for(model.style, pair, name, proposal_mode, lens=lens, structured=model.structured),
-                share,
+                proposal_prompt(model.style, pair, name, proposal_mode, lens=lens, structured=model.structured),
+                count,
                 seed,
                 ledger,
             )
-            for lens, share in zip(lenses, shares, strict=True)
-            if share
+            for lens, count in zip(lenses, counts, strict=True)
+            if count
         )
     )
-    return [trace for traces in found for trace in traces]
+    return [trace for traces in groups for trace in traces]
 
 
-def prompt_for(
-    style: Style, pair: Pair, name: str, proposal_mode: ProposalMode, *, lens: str = "", structured: bool = False
+def proposal_prompt(
+    style: PromptStyle, pair: Pair, name: str, proposal_mode: ProposalMode, *, lens: str = "", structured: bool = False
 ) -> str:
-    """The text that a trace is asked for with."""
-    filled = _template(style, proposal_mode).fill
+    """Return the prompt that traces of a pair are sampled from."""
+    fill = _template(style, proposal_mode).fill
     if style == "instruction":
-        return filled(
-            name=name, goal=pair.goal, context=context_lines(pair, CONTEXT_TURNS), action=shortened(pair.action),
+        return fill(
+            name=name, goal=pair.goal, context=context_lines(pair, CONTEXT_TURNS), action=truncate_action(pair.action),
             lens=_LENSES.get(lens, ""), structured=structured,
         )  # fmt: skip
     if proposal_mode == "forward":
-        return filled(moment=current_moment(pair, CONTEXT_TURNS).removesuffix(f"{ME}:").rstrip("\n"))
-    return filled(moment=past_moment(pair, CONTEXT_TURNS).rstrip("\n"), lens=lens)
+        return fill(moment=format_action_prompt(pair, CONTEXT_TURNS).removesuffix(f"{ME}:").rstrip("\n"))
+    return fill(moment=format_example(pair, CONTEXT_TURNS).rstrip("\n"), lens=lens)
 
 
-def written_tokens(style: Style) -> int:
-    """About how many tokens a trace takes."""
+def expected_trace_tokens(style: PromptStyle) -> int:
+    """Return the average length of a trace in tokens, for cost estimates."""
     return {"transcript": 30, "instruction": 90}[style]
 
 
-async def _sampled(model: ChatModel, prompt: str, n: int, seed: int, ledger: Ledger | None) -> list[str]:
-    continues = model.style == "transcript"
-    answers = await sample(
+async def _sample_traces(model: ChatModel, prompt: str, n: int, seed: int, ledger: Ledger | None) -> list[str]:
+    transcript = model.style == "transcript"
+    samples = await sample(
         model, [("user", prompt)], n=n, seed=seed, max_tokens=TRACE_TOKENS[model.style], temperature=TEMPERATURE,
-        stop=["\n"] if continues else [], schema=None if continues else _SCHEMA, ledger=ledger,
+        stop=["\n"] if transcript else [], schema=None if transcript else _SCHEMA, ledger=ledger,
     )  # fmt: skip
-    return [as_trace(model.style, answer.text) for answer in answers]
+    return [parse_trace(model.style, completion.text) for completion in samples]
 
 
-def as_trace(style: Style, text: str) -> str:
-    """The trace in what a model wrote after a prompt of `prompt_for`; "" if there is none, `MALFORMED` for a broken object."""
+def parse_trace(style: PromptStyle, text: str) -> str:
+    """Return the trace in a completion of `proposal_prompt`; "" if there is none, `MALFORMED` for a broken JSON object."""
     if style == "instruction":
-        return _of_object(text)
-    text = cleaned(text.partition("\n")[0])
-    trace = _whole(in_first_person(text)) if word_tokens(text) else ""
-    return trace if word_tokens(trace[1:]) else ""  # what was cut off may have been all but the "I"
+        return _parse_json_trace(text)
+    text = clean_line(text.partition("\n")[0])
+    trace = _drop_cut_clause(in_first_person(text)) if word_tokens(text) else ""
+    return trace if word_tokens(trace[1:]) else ""  # dropping the cut clause may leave nothing but the "I"
 
 
 async def paraphrase(model: ChatModel, text: str, *, seed: int, ledger: Ledger | None = None) -> str:
-    """A text in other words, as the model says it: what a trace that only repeats the action looks like (control C2)."""
-    prompt = prompt_template(f"paraphrase_{model.style}").fill(action=shortened(text))
-    most, stop = (80, ["\n"]) if model.style == "transcript" else (400, list[str]())
-    [answer] = await sample(
-        model, [("user", prompt)], seed=seed, max_tokens=most, temperature=TEMPERATURE, stop=stop, ledger=ledger
+    """Return a text in other words, as the model writes it: a control trace that only repeats the action (C2)."""
+    prompt = prompt_template(f"paraphrase_{model.style}").fill(action=truncate_action(text))
+    max_tokens, stop = (80, ["\n"]) if model.style == "transcript" else (400, list[str]())
+    [completion] = await sample(
+        model, [("user", prompt)], seed=seed, max_tokens=max_tokens, temperature=TEMPERATURE, stop=stop, ledger=ledger
     )
-    return cleaned(answer.text)
+    return clean_line(completion.text)
 
 
-def cleaned(text: str) -> str:
-    """A text as one line, without blocks of markup (an action, a model's own thinking, a code fence)."""
-    return flat(_BLOCKS.sub(" ", text))
+def clean_line(text: str) -> str:
+    """Return a text as one line, without blocks of markup (an action, a model's own thinking, a code fence)."""
+    return single_line(_BLOCKS.sub(" ", text))
 
 
-def _of_object(text: str) -> str:
-    """The trace in an answer that is a JSON object, or in plain words where the model did not hold to that."""
+def _parse_json_trace(text: str) -> str:
+    """Return the trace in a JSON object, or the text itself where the model answered in plain words."""
     text = _BLOCKS.sub(" ", text).strip()
     if not text.startswith("{"):
-        return flat(text)
+        return single_line(text)
     try:
-        told: Any = json.loads(text)
-        parts = [flat(told[name]) for name in _FIELDS]
-    except (ValueError, KeyError, AttributeError, RecursionError):  # no JSON, a field missing, no text in it, nested too deep
+        raw: Any = json.loads(text)
+        parts = [single_line(raw[name]) for name in _FIELDS]
+    except (ValueError, KeyError, AttributeError, RecursionError):  # no JSON, a missing field, not a text, nested too deep
         return MALFORMED
     return " ".join(part if part[-1] in ".!?" else f"{part}." for part in parts if part)
 
 
 def in_first_person(text: str) -> str:
-    """What a model wrote after the "I" with which its prompt ended, with it: "felt tired", "'m tired"."""
+    """Return a completion with the "I" in front that the prompt ended with, as in "I felt tired" or "I'm tired"."""
     return f"I{text}" if _CLIPPED_VERB.match(text) else f"I {text}"
 
 
-def _whole(text: str) -> str:
-    """A text without the clause that was cut off at its end, if it has others."""
-    whole = _LAST_CLAUSE.match(text)
-    return whole[1].rstrip() if whole else text
+def _drop_cut_clause(text: str) -> str:
+    """Return a text without the unfinished clause at its end, if it has other clauses."""
+    match = _ALL_BUT_LAST_CLAUSE.match(text)
+    return match[1].rstrip() if match else text
 
 
-def parts_of(trace: str) -> Sequence[str]:
-    """The clauses of a trace, in order; joined they are the trace."""
-    return [part for part in re.split(r"(?<=[.!?;,]) +(?=\S)", trace) if part]
+def clauses_of(trace: str) -> Sequence[str]:
+    """Return the clauses of a trace, in order; joined by spaces they are the trace."""
+    return [clause for clause in re.split(r"(?<=[.!?;,]) +(?=\S)", trace) if clause]
