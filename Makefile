@@ -10,8 +10,8 @@ READY_DEV := $(VENV)/.ready-dev
 demo: $(READY)          ## learn a twin of a real person, let it talk, measure it
 	@$(BIN)/usertwin demo
 
-test: $(READY_DEV)      ## every test, the real tiny model's included
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(READY_DEV)      ## every test, the real tiny model's included, with the coverage of lines
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
 
 check: $(READY_DEV)     ## lint, format, types, generated documentation
 	@$(BIN)/ruff check .
