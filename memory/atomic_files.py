@@ -13,14 +13,14 @@ from pathlib import Path
 _BUFFER = 2**20
 
 
-def digest_of(data: bytes) -> str:
+def checksum(data: bytes) -> str:
     """The checksum of bytes, 32 hexadecimal digits."""
     import xxhash
 
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def digest(path: Path, end: int | None = None) -> str:
+def file_checksum(path: Path, end: int | None = None) -> str:
     """The checksum of a file, or of its first `end` bytes. Takes a megabyte of memory, however large the file."""
     import xxhash
 
@@ -38,10 +38,10 @@ def replace_file(partial: Path, target: Path) -> None:
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(target)
-    sync_folder(target.parent)
+    fsync_folder(target.parent)
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Make the names in a folder as durable as the files."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
         descriptor = os.open(folder, os.O_RDONLY)

@@ -17,7 +17,7 @@ from usertwin.personas import UsageError
 T = TypeVar("T")
 
 
-def whole_lines(path: Path) -> list[bytes]:
+def complete_lines(path: Path) -> list[bytes]:
     """The lines of a file that are whole, without their ends; none if it is not there."""
     return path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
 
@@ -25,7 +25,7 @@ def whole_lines(path: Path) -> list[bytes]:
 def read_lines(path: Path, made: Callable[[Any], T], what: str, way_out: str) -> list[T]:
     """What the whole lines of a file hold. UsageError names the line that holds something else, and the way out."""
     found: list[T] = []
-    for number, line in enumerate(whole_lines(path), 1):
+    for number, line in enumerate(complete_lines(path), 1):
         try:
             found.append(made(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -33,7 +33,7 @@ def read_lines(path: Path, made: Callable[[Any], T], what: str, way_out: str) ->
     return found
 
 
-def open_to_append(path: Path) -> TextIO:
+def open_for_append(path: Path) -> TextIO:
     """The file, to append to; made if missing. A last line that was cut short is taken off first."""
     if path.is_file():
         data = path.read_bytes()
@@ -43,7 +43,7 @@ def open_to_append(path: Path) -> TextIO:
     return path.open("a", encoding="utf-8")
 
 
-def write_line(file: TextIO, data: Any) -> None:
+def append_line(file: TextIO, data: Any) -> None:
     """Append a value as a line, and hand it to the system at once."""
     file.write(json.dumps(data, ensure_ascii=False) + "\n")
     file.flush()

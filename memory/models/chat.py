@@ -13,17 +13,17 @@ from dataclasses import asdict, astuple, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from usertwin.personas import ModelError, UsertwinError
-from usertwin.personas.conversation import whole
+from usertwin.personas.conversation import replace_lone_surrogates
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
     from langchain_core.messages import AIMessage
     from langchain_core.runnables import RunnableConfig
 
-    from .answer_cache import CompletionCache
+    from .completion_cache import CompletionCache
 
 #: "transcript": the prompt is text to be continued, for base and small models. "instruction": the prompt says what to do.
-Style = Literal["transcript", "instruction"]
+PromptStyle = Literal["transcript", "instruction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class ChatModel:
 
     name: str
     chat: BaseChatModel
-    style: Style = "instruction"
+    style: PromptStyle = "instruction"
     supports_sampling_params: bool = True
     bypass_cache: Mapping[str, Any] = field(default_factory=dict[str, Any])
     structured: bool = False
@@ -60,12 +60,12 @@ class ChatModel:
 class Price:
     """What a model costs, in US dollars for a million tokens read and written."""
 
-    read: float
-    written: float
+    input: float
+    output: float
 
-    def of(self, usage: Usage) -> float:
+    def cost_of(self, usage: Usage) -> float:
         """What so many tokens cost, in US dollars; cached ones at the full price."""
-        return (usage.input_tokens * self.read + usage.output_tokens * self.written) / 1e6
+        return (usage.input_tokens * self.input + usage.output_tokens * self.output) / 1e6
 
 
 #: What a model in this process costs.
@@ -108,11 +108,11 @@ class Ledger:
     """
 
     calls: int = 0
-    repeated: int = 0
+    cache_hits: int = 0
     usage: Usage = field(default_factory=Usage)
     dollars: float | None = 0.0
 
-    def note(self, model: ChatModel, samples: Sequence[Sample]) -> None:
+    def record(self, model: ChatModel, samples: Sequence[Sample]) -> None:
         """Note what a model has just written."""
         self.calls += len(samples)
         used = sum((one.usage for one in samples), Usage())
@@ -120,19 +120,19 @@ class Ledger:
         if model.price is None or self.dollars is None:
             self.dollars = None
         else:
-            self.dollars += model.price.of(used)
+            self.dollars += model.price.cost_of(used)
 
-    def include(self, other: Mapping[str, float | None]) -> None:
+    def add(self, other: Mapping[str, float | None]) -> None:
         """Include what another ledger noted, as its JSON object."""
         self.calls += int(other["calls"] or 0)
-        self.repeated += int(other["repeated"] or 0)
+        self.cache_hits += int(other["repeated"] or 0)
         self.usage += Usage(*(int(other[key] or 0) for key in ("input_tokens", "cached_tokens", "output_tokens")))
         spent = other["dollars"]
         self.dollars = None if spent is None or self.dollars is None else self.dollars + spent
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return {"calls": self.calls, "repeated": self.repeated, **asdict(self.usage), "dollars": self.dollars}
+        return {"calls": self.calls, "repeated": self.cache_hits, **asdict(self.usage), "dollars": self.dollars}
 
 
 async def sample(
@@ -144,7 +144,7 @@ async def sample(
     max_tokens: int = 100,
     temperature: float = 0.8,
     stop: Sequence[str] = (),
-    afresh: bool = False,
+    bypass_cache: bool = False,
     schema: Mapping[str, Any] | None = None,
     ledger: Ledger | None = None,
     config: RunnableConfig | None = None,
@@ -170,7 +170,7 @@ async def sample(
     options: dict[str, Any] = {"max_tokens": max_tokens}
     if model.supports_sampling_params:
         options |= {"temperature": temperature, "stop": list(stop) or None}
-    if afresh:
+    if bypass_cache:
         options |= model.bypass_cache
     if schema is not None and model.structured:
         options["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
@@ -178,7 +178,7 @@ async def sample(
     known = None if model.cache is None else cast("list[Any] | None", model.cache.get(asked))
     if known is not None:
         if ledger is not None:
-            ledger.repeated += len(known)
+            ledger.cache_hits += len(known)
         return [Sample(text, Usage(*used)) for text, used in known]
     try:
         answers = list[tuple[str, Usage]]()
@@ -192,7 +192,7 @@ async def sample(
     if model.cache is not None:
         model.cache.put(asked, [(one.text, astuple(one.usage)) for one in samples])
     if ledger is not None:
-        ledger.note(model, samples)
+        ledger.record(model, samples)
     return samples
 
 
@@ -220,7 +220,9 @@ async def _ask(
     alone = await asyncio.gather(*(_ask_once(model, messages, one, config) for one in each))
     # Every message of one answer tells the tokens of the whole answer.
     used = [_usage(message) if number == 0 else Usage() for number, message in enumerate(together)] + list(map(_usage, alone))
-    return [(whole(str(answer.text)), tokens) for answer, tokens in zip([*together, *alone], used, strict=True)]
+    return [
+        (replace_lone_surrogates(str(answer.text)), tokens) for answer, tokens in zip([*together, *alone], used, strict=True)
+    ]
 
 
 async def _ask_once(

@@ -24,9 +24,9 @@ class CachedScorer:
         weights: what tells the scorer's weights from others that may come under the same name.
     """
 
-    def __init__(self, scorer: Scorer, path: str | Path, weights: str = "") -> None:
+    def __init__(self, scorer: Scorer, path: str | Path, weights_id: str = "") -> None:
         self.scorer = scorer
-        self._weights = weights
+        self._weights = weights_id
         self._lock = threading.Lock()
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,10 @@ class CachedScorer:
             fresh = dict(zip(missing, self.scorer.score(list(missing.values())), strict=True))
             self._database.executemany(
                 "INSERT OR REPLACE INTO likelihoods VALUES (?, ?, ?, ?, ?)",
-                [(k, s.nats, s.tokens, array("d", s.each).tobytes(), array("I", s.ends).tobytes()) for k, s in fresh.items()],
+                [
+                    (k, s.nats, s.tokens, array("d", s.token_nats).tobytes(), array("I", s.token_ends).tobytes())
+                    for k, s in fresh.items()
+                ],
             )
             self._database.commit()
             known |= fresh

@@ -29,8 +29,8 @@ class Likelihood:
 
     nats: float
     tokens: int
-    each: tuple[float, ...] = ()
-    ends: tuple[int, ...] = ()
+    token_nats: tuple[float, ...] = ()
+    token_ends: tuple[int, ...] = ()
 
     @property
     def bits(self) -> float:

@@ -27,7 +27,7 @@ _HELD_TOKENS = 16384
 
 
 #: Fewer tokens than these are read again sooner than they are read apart.
-LEAST_SHARED = 32
+MIN_SHARED_TOKENS = 32
 
 
 #: The tokens of a prompt, those of a continuation, and where in the continuation each of its own ends.
@@ -90,14 +90,14 @@ class TransformersScorer:
 
         What they share beyond that is computed first, then likewise for those that share their next tokens.
         """
-        shared = shared_prefix([encoded[index][0] for index in which]) if len(which) > 1 else 0
-        if shared - start >= LEAST_SHARED:
+        shared = shared_prefix_length([encoded[index][0] for index in which]) if len(which) > 1 else 0
+        if shared - start >= MIN_SHARED_TOKENS:
             past, start = self._continued(past, encoded[which[0]][0][start:shared]), shared
         alike: dict[tuple[int, ...], list[int]] = {}
         for index in which:  # a prompt that is too short to share anything is alone, by a key that only it has
             prompt = encoded[index][0]
-            enough = len(prompt) - 1 - start >= LEAST_SHARED
-            alike.setdefault(tuple(prompt[start : start + LEAST_SHARED]) if enough else (-1 - index,), []).append(index)
+            enough = len(prompt) - 1 - start >= MIN_SHARED_TOKENS
+            alike.setdefault(tuple(prompt[start : start + MIN_SHARED_TOKENS]) if enough else (-1 - index,), []).append(index)
         alone: list[int] = []
         for group in alike.values():
             if len(group) > 1:
@@ -120,7 +120,7 @@ class TransformersScorer:
         model, _ = self.loaded
         with torch.inference_mode():
             ids = torch.tensor([tokens], device=model.device)
-            return cache_of(model.base_model(ids, use_cache=True, **with_cache(copy.deepcopy(past))))
+            return get_cache(model.base_model(ids, use_cache=True, **cache_argument(copy.deepcopy(past))))
 
     def _score_batch(self, rows: Sequence[tuple[list[int], list[int]]], past: Any) -> list[list[float]]:
         """The nats of each token of rows of (prompt ids, continuation ids), padded on the right, where nothing is read."""
@@ -135,8 +135,8 @@ class TransformersScorer:
         where = [(row, len(p) + t - 1) for row, (p, c) in enumerate(rows) for t in range(len(c))]
         wanted = torch.tensor([token for _, continuation in rows for token in continuation])
         with torch.inference_mode():
-            cache = repeated(past, len(rows))
-            options = {**with_cache(cache), "use_cache": cache is not None}
+            cache = repeat_cache(past, len(rows))
+            options = {**cache_argument(cache), "use_cache": cache is not None}
             picked = [row for row, _ in where], [place for _, place in where]
             if self._plain_head:  # the head is a fifth of a small model's work, and only few places are needed
                 logits = model.get_output_embeddings()(
@@ -165,12 +165,12 @@ def _encode(tokenizer: Any, prompt: str, continuation: str, limit: int) -> _Enco
     return before[-(limit - len(after)) :], after, ends
 
 
-def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
     """How many first tokens all prompts share, leaving each at least one of its own; 0 if too few to be computed apart."""
     first, last = min(map(list, prompts)), max(map(list, prompts))
     most = max(0, min(map(len, prompts)) - 1)
     shared = next((i for i in range(most) if first[i] != last[i]), most)
-    return shared if shared >= LEAST_SHARED else 0
+    return shared if shared >= MIN_SHARED_TOKENS else 0
 
 
 @lru_cache(maxsize=1)
@@ -181,17 +181,17 @@ def _cache_word() -> str:
     return "cache" if "cache" in {one.name for one in fields(BaseModelOutputWithPast)} else "past_key_values"
 
 
-def with_cache(past: Any) -> dict[str, Any]:
+def cache_argument(past: Any) -> dict[str, Any]:
     """The argument by which a model, or its `generate`, is given keys and values; None for none."""
     return {_cache_word(): past}
 
 
-def cache_of(output: Any) -> Any:
+def get_cache(output: Any) -> Any:
     """The keys and values in what a model gave."""
     return getattr(output, _cache_word())
 
 
-def repeated(past: Any, rows: int) -> Any:
+def repeat_cache(past: Any, rows: int) -> Any:
     """Keys and values for so many rows, apart from those that are kept; None for none."""
     if past is None:
         return None

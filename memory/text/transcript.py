@@ -14,7 +14,7 @@ from usertwin.personas import Pair, Turn
 ME = "Me"
 THEM = "Them"
 #: How a thought begins.
-THOUGHT = f"({ME} thinking:"
+THOUGHT_PREFIX = f"({ME} thinking:"
 #: Characters of a goal and of one earlier turn that are shown; the end of each says most about what comes next.
 _GOAL_CHARACTERS, _TURN_CHARACTERS = 400, 240
 #: Characters of an action that are shown where it is not the one to be predicted; a model's context holds only so much.
@@ -25,19 +25,19 @@ _NOTHING = (
 )
 
 
-def flat(text: str) -> str:
+def single_line(text: str) -> str:
     """A text as one line."""
     return " ".join(text.split())
 
 
-def action_line(action: str) -> str:
+def action_completion(action: str) -> str:
     """What a model is to write after `Me:` (the line's end included: to stop is part of the action)."""
-    return f" {flat(action)}\n"
+    return f" {single_line(action)}\n"
 
 
-def shortened(action: str) -> str:
+def truncate_action(action: str) -> str:
     """An action as one line, the beginning of it if it is very long."""
-    text = flat(action)
+    text = single_line(action)
     return text if len(text) <= _ACTION_CHARACTERS else text[:_ACTION_CHARACTERS].rstrip() + "…"
 
 
@@ -45,44 +45,44 @@ def context_lines(pair: Pair, turns: int) -> list[str]:
     """The latest turns before the action, a line each."""
     shown = pair.context[-turns:] if turns else ()
     others = {turn.speaker for turn in pair.context if turn.speaker != pair.speaker}
-    return [f"{_label(turn, pair, len(others) > 1)}: {_tail(flat(turn.text), _TURN_CHARACTERS)}" for turn in shown]
+    return [f"{_label(turn, pair, len(others) > 1)}: {_tail(single_line(turn.text), _TURN_CHARACTERS)}" for turn in shown]
 
 
-def current_moment(pair: Pair, turns: int, *, thought: str | None = None) -> str:
+def format_action_prompt(pair: Pair, turns: int, *, thought: str | None = None) -> str:
     """A moment up to `Me:`, to be continued with the action; the goal, which only the person knows, comes first."""
-    goal = [f"(My goal: {_tail(flat(pair.goal), _GOAL_CHARACTERS)})"] if pair.goal else []
+    goal = [f"(My goal: {_tail(single_line(pair.goal), _GOAL_CHARACTERS)})"] if pair.goal else []
     return "\n".join([*goal, *context_lines(pair, turns), *_thought(thought), f"{ME}:"])
 
 
-def open_thought(pair: Pair, turns: int) -> str:
+def format_thought_prompt(pair: Pair, turns: int) -> str:
     """A moment up to the thought, to be continued with it. `open_moment` with that thought begins with the same text."""
-    return current_moment(pair, turns).removesuffix(f"{ME}:") + THOUGHT
+    return format_action_prompt(pair, turns).removesuffix(f"{ME}:") + THOUGHT_PREFIX
 
 
-def past_moment(pair: Pair, turns: int, *, thought: str | None = None) -> str:
+def format_example(pair: Pair, turns: int, *, thought: str | None = None) -> str:
     """A whole moment with its action, as an example."""
-    return "\n".join([*context_lines(pair, turns), *_thought(thought), f"{ME}:{action_line(shortened(pair.action))}"])
+    return "\n".join([*context_lines(pair, turns), *_thought(thought), f"{ME}:{action_completion(truncate_action(pair.action))}"])
 
 
-def joined(moments: Iterable[str]) -> str:
+def join_blocks(moments: Iterable[str]) -> str:
     """Moments one after the other, a blank line between."""
     return "\n\n".join(moment.rstrip("\n") for moment in moments)
 
 
-def filler(words: int) -> str:
+def filler_text(words: int) -> str:
     """Words that say nothing, about as many: in steps of five, so that traces of one pair share them."""
     count = max(5, 5 * round(words / 5))
     return " ".join((_NOTHING * (count // len(_NOTHING.split()) + 1)).split()[:count])
 
 
 def _thought(thought: str | None) -> list[str]:
-    return [] if thought is None else [f"{THOUGHT} {flat(thought)})"]
+    return [] if thought is None else [f"{THOUGHT_PREFIX} {single_line(thought)})"]
 
 
 def _label(turn: Turn, pair: Pair, several: bool) -> str:
     if turn.speaker == pair.speaker:
         return ME
-    name = flat(turn.speaker)
+    name = single_line(turn.speaker)
     return name if several and name != ME else THEM
 
 

@@ -32,7 +32,7 @@ def word_spans(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in _WORD.finditer(text.replace("’", "'"))]
 
 
-def spans_of(text: str, wanted: Collection[str]) -> list[tuple[int, int]]:
+def spans_with_stems(text: str, wanted: Collection[str]) -> list[tuple[int, int]]:
     """Where the words of a text stand whose stem is one of those wanted: (start, end), in characters."""
     spans = word_spans(text)
     return [span for span in spans if stem(text[slice(*span)].casefold().replace("’", "'")) in wanted]
@@ -69,22 +69,22 @@ def _dull() -> frozenset[str]:
     return (ENGLISH_STOP_WORDS | _CLIPPED) - _TELLING
 
 
-def known_text(pair: Pair) -> str:
+def context_and_goal(pair: Pair) -> str:
     """What could honestly be known before the action: the context and the goal."""
     return "\n".join([*(turn.text for turn in pair.context), pair.goal])
 
 
 def new_stems(pair: Pair) -> set[str]:
     """The stems of the action's content words that neither context nor goal have."""
-    return {stem(word) for word in content_words(word_tokens(pair.action))} - stems(known_text(pair))
+    return {stem(word) for word in content_words(word_tokens(pair.action))} - stems(context_and_goal(pair))
 
 
-def runs(tokens: list[str], length: int) -> set[tuple[str, ...]]:
+def ngrams(tokens: list[str], length: int) -> set[tuple[str, ...]]:
     """Every run of so many tokens."""
     return {tuple(tokens[i : i + length]) for i in range(len(tokens) - length + 1)}
 
 
-def longest_new_run(trace: str, action: str, known: str) -> int:
+def longest_copied_run(trace: str, action: str, known: str) -> int:
     """The length in words of the longest run that trace and action share and that `known` does not have."""
     told = word_tokens(trace)
     shared, old = _ending_runs(told, word_tokens(action)), _ending_runs(told, word_tokens(known))

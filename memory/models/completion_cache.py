@@ -1,0 +1,71 @@
+"""An on-disk cache of chat completions, keyed by the hash of the request.
+
+Design: the cache lies beside the twin's memory instead of in a common folder, because completions are about a person: they
+move with the twin and are deleted when conversations are forgotten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from usertwin.personas import ModelError
+
+COMPLETIONS_FILE = "answers.sqlite"  # the file name on disk since version 0.1
+
+
+class CompletionCache:
+    """Completions by request. A completion is on disk before it is used, so a killed run repeats no finished call.
+
+    Args:
+        path: SQLite file, created if missing.
+
+    Raises:
+        ModelError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path, self._lock = Path(path), threading.Lock()
+        try:
+            self._database = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=NORMAL")  # survives a kill; a power failure costs one call
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL) STRICT, WITHOUT ROWID"
+            )
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def get(self, request: Sequence[object]) -> object | None:
+        """Return the cached completion as JSON values, or None."""
+        try:
+            with self._lock:
+                row = self._database.execute("SELECT answer FROM answers WHERE key = ?", (_key(request),)).fetchone()
+            return None if row is None else json.loads(row[0])
+        except (sqlite3.Error, ValueError) as error:
+            raise self._unusable(error) from error
+
+    def put(self, request: Sequence[object], completion: object) -> None:
+        """Store a completion durably."""
+        try:
+            with self._lock, self._database:
+                row = (_key(request), json.dumps(completion))
+                self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", row)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._database.close()
+
+    def _unusable(self, error: Exception) -> ModelError:
+        return ModelError(f"{self._path}: the completion cache cannot be used ({error}); delete the file and try again")
+
+
+def _key(request: Sequence[object]) -> bytes:
+    return hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=True).encode()).digest()
