@@ -1,7 +1,6 @@
-"""Files that are whole or not there: checksums, and replacing one file by another for good.
+"""Checksums of files, and durable, atomic replacement of one file by another.
 
-The one design choice: checksums are XXH3-128, which costs less than reading the file; they guard against damage, not against
-somebody who means harm.
+Design: checksums are XXH3-128, which costs less than reading the file. They detect damage, not tampering.
 """
 
 from __future__ import annotations
@@ -14,27 +13,27 @@ _BUFFER = 2**20
 
 
 def checksum(data: bytes) -> str:
-    """The checksum of bytes, 32 hexadecimal digits."""
+    """Return the checksum of bytes, 32 hexadecimal digits."""
     import xxhash
 
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def file_checksum(path: Path, end: int | None = None) -> str:
-    """The checksum of a file, or of its first `end` bytes. Takes a megabyte of memory, however large the file."""
+    """Return the checksum of a file, or of its first `end` bytes. Uses one mebibyte of memory for a file of any size."""
     import xxhash
 
-    found, buffer, left = xxhash.xxh3_128(), bytearray(_BUFFER), sys.maxsize if end is None else end
+    digest, buffer, remaining = xxhash.xxh3_128(), bytearray(_BUFFER), sys.maxsize if end is None else end
     view = memoryview(buffer)
     with path.open("rb", buffering=0) as file:
-        while left > 0 and (count := file.readinto(view[: min(_BUFFER, left)])):
-            found.update(view[:count])
-            left -= count
-    return found.hexdigest()
+        while remaining > 0 and (count := file.readinto(view[: min(_BUFFER, remaining)])):
+            digest.update(view[:count])
+            remaining -= count
+    return digest.hexdigest()
 
 
 def replace_file(partial: Path, target: Path) -> None:
-    """Put a file that was just written in the place of another, so that a power cut leaves the one or the other."""
+    """Replace `target` with the newly written `partial`; after a power failure either the old or the new file is there."""
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(target)
@@ -42,8 +41,8 @@ def replace_file(partial: Path, target: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder as durable as the files."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    """Flush a folder's directory entries to disk."""
+    if os.name == "posix":  # other systems cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -1,8 +1,4 @@
-"""Running one worker several times at once, where the caller sees the first of our own errors and not a group of them.
-
-The one design choice: the error is kept in the `except*` block and raised after it, since before Python 3.11.4 whatever is
-raised inside such a block comes out wrapped in a group again (CPython issue 103590).
-"""
+"""Run several copies of a worker concurrently; the caller sees the first `UsertwinError` instead of an exception group."""
 
 from __future__ import annotations
 
@@ -13,17 +9,19 @@ from usertwin.personas import UsertwinError
 
 
 async def run_concurrently(worker: Callable[[], Coroutine[object, object, None]], concurrency: int) -> None:
-    """Run `worker` `concurrency` times at once (once at the least), until each has come to its end.
+    """Run `concurrency` copies of `worker` (at least one) until all have finished.
 
-    Raises the first `UsertwinError` of a worker, after the others were cancelled: it is the cause, and the rest mostly lost the
-    same model. Any other exception comes as `asyncio.TaskGroup` raises it.
+    Raises:
+        UsertwinError: the first one a worker raised, after the others were cancelled; later ones usually have the same cause.
+        ExceptionGroup: any other exception, as `asyncio.TaskGroup` raises it.
     """
+    # The error is raised after the `except*` block: inside it, Python before 3.11.4 wraps it in a group (CPython issue 103590).
     first: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(max(1, concurrency)):
                 group.create_task(worker())
-    except* UsertwinError as failed:
-        first = failed.exceptions[0]
+    except* UsertwinError as errors:
+        first = errors.exceptions[0]
     if first is not None:
         raise first

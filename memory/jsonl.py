@@ -1,7 +1,7 @@
-"""Files of JSON lines that are written one after another, each handed to the system at once.
+"""JSON lines files that are written line by line and survive a crash.
 
-The one design choice: a line counts if its end was written; what a stop cut short, maybe within a letter, is left out by who
-reads and taken off by who goes on writing, so that a stop loses at most the line it came in.
+A line counts once its newline is written. Readers skip an incomplete last line and writers remove it, so a crash loses at most
+the line it interrupts.
 """
 
 from __future__ import annotations
@@ -18,32 +18,42 @@ T = TypeVar("T")
 
 
 def complete_lines(path: Path) -> list[bytes]:
-    """The lines of a file that are whole, without their ends; none if it is not there."""
+    """Return the complete lines of a file without their newlines; empty if the file is missing."""
     return path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
 
 
-def read_lines(path: Path, made: Callable[[Any], T], what: str, way_out: str) -> list[T]:
-    """What the whole lines of a file hold. UsageError names the line that holds something else, and the way out."""
-    found: list[T] = []
+def read_lines(path: Path, parse: Callable[[Any], T], item: str, fix: str) -> list[T]:
+    """Return the parsed values of a file's complete lines.
+
+    Args:
+        path: the file; may be missing.
+        parse: makes a value from a line's JSON.
+        item: the noun for a value, for the error message.
+        fix: the way out, for the error message.
+
+    Raises:
+        UsageError: a line is not such a value; the message names the file and the line.
+    """
+    values: list[T] = []
     for number, line in enumerate(complete_lines(path), 1):
         try:
-            found.append(made(json.loads(line)))
+            values.append(parse(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UsageError(f"{path}, line {number}: no {what} ({error!r}); {way_out}") from error
-    return found
+            raise UsageError(f"{path}, line {number}: not a valid {item} ({error!r}); {fix}") from error
+    return values
 
 
 def open_for_append(path: Path) -> TextIO:
-    """The file, to append to; made if missing. A last line that was cut short is taken off first."""
+    """Open a file for appending, created if missing; an incomplete last line is removed first."""
     if path.is_file():
         data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(path, whole)
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            os.truncate(path, end)
     return path.open("a", encoding="utf-8")
 
 
-def append_line(file: TextIO, data: Any) -> None:
-    """Append a value as a line, and hand it to the system at once."""
-    file.write(json.dumps(data, ensure_ascii=False) + "\n")
+def append_line(file: TextIO, value: Any) -> None:
+    """Append a JSON value as a line and flush it, so that it survives the end of the process."""
+    file.write(json.dumps(value, ensure_ascii=False) + "\n")
     file.flush()

@@ -6,12 +6,12 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Is told how far learning has come: the stage ("memories" or "traces"), how many are done, of how many."""
+    """Called after each finished unit of work: the stage ("memories" or "traces"), units done, and units in total."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Be told."""
+        """Report progress."""
         ...
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""

@@ -1,7 +1,7 @@
-"""Triples (context, action, reasoning trace): what a person did, and why, with where the why came from.
+"""Triples (context, action, reasoning trace) and the provenance of their traces.
 
-The one design choice: a triple's id is a hash of what really happened (who, where in which conversation, what was said),
-so that the same moment is the same triple however often it is learned, and only its trace can change.
+Design: a triple's id is a hash of speaker, conversation, position and action. Learning a turn again gives the same triple, so
+only its trace is replaced.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 from usertwin.personas import Pair
 
-#: Keys of `Provenance.measured` until version 0.1, and the present ones.
+#: Keys of `Provenance.measured` in version 0.1, and their present names.
 _MEASURED_NAMES = {"novel": "guarded_gain"}
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A proposed trace: its score, if it was scored, and the guard that rejects it, if any."""
+    """A proposed trace, its score (None if not scored) and the guard that rejected it (None if none did)."""
 
     trace: str
     score: float | None
@@ -28,22 +28,22 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a trace came from.
+    """The origin of a trace.
 
     Attributes:
-        method: how it was chosen from the proposals: "recon", "backward" (the first one), "random", "longest", "quality".
+        method: the selection among the proposals: "recon", "backward" (the first proposal), "random", "longest", "quality".
         proposer: the model that wrote the trace.
-        scorer: what scored it (see `Fidelity.name`), or None for a trace that was not scored.
-        prompt_version: the version of the prompt it was asked for with.
-        seed: the seed the proposals were sampled with.
-        candidates: how many traces were proposed.
-        rejected: how many of these a guard rejected, by the guard's name (see `guards.REASONS`).
-        how: in which way they were proposed.
-        proposals: the proposals themselves, in order, so that another choice among them needs no call.
-        measured: figures of the selected trace that took no part in its selection: `gain` and `guarded_gain` (nats per token),
-            `kept` (share of the gain left when the words shared with the action are masked), and `gives_away` (1 if the trace
-            alone picks the action out of the person's other actions; the audit).
-        cost: what the proposals and their scores cost; see `Ledger`.
+        scorer: the fidelity that scored it (see `Fidelity.name`), or None if it was not scored.
+        prompt_version: the version of the proposal prompt.
+        seed: the sampling seed of the proposals.
+        candidates: the number of proposals.
+        rejected: the number of rejected proposals by guard (see `guards.REASONS`).
+        proposal_mode: the mode in which they were proposed.
+        proposals: the proposals in order, so that another selection among them needs no model call.
+        measured: measurements of the selected trace that took no part in its selection: `gain` and `guarded_gain` (nats per
+            token), `kept` (the share of the gain that remains when the words shared with the action are masked) and
+            `gives_away` (1 if the trace alone identifies the action among the person's other actions).
+        cost: the cost of the proposals and their scores; see `Ledger.to_json`.
     """
 
     method: str
@@ -59,9 +59,9 @@ class Provenance:
     cost: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
 
     def to_json(self) -> dict[str, Any]:
-        """The provenance as a JSON object."""
-        counts = dict(self.rejected)  # a Counter would be counted anew
-        return asdict(replace(self, rejected=counts)) | {"proposals": [astuple(one) for one in self.proposals]}
+        """Return the provenance as a JSON object."""
+        counts = dict(self.rejected)  # asdict() cannot copy a Counter
+        return asdict(replace(self, rejected=counts)) | {"proposals": [astuple(candidate) for candidate in self.proposals]}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Provenance:
@@ -81,11 +81,11 @@ class Triple:
     """A pair with its reasoning trace.
 
     Attributes:
-        pair: what the person saw and did.
-        reasoning: the trace, or None where none was asked for or none passed the guards.
-        score: the trace's fidelity (see `Provenance.scorer`; by default in nats per token of the action: how much better it
-            is predicted with the trace than with words that say nothing), or None for a trace that was not scored.
-        provenance: where the trace came from; None where there is none.
+        pair: the context and the action.
+        reasoning: the trace; None if none was requested or none passed the guards.
+        score: the trace's fidelity (see `Provenance.scorer`), or None if it was not scored. By default, the gain in the
+            action's log-probability over filler text, in nats per token.
+        provenance: the origin of the trace; None if there is none.
     """
 
     pair: Pair
@@ -95,7 +95,7 @@ class Triple:
 
     @property
     def id(self) -> str:
-        """Sixteen hexadecimal digits that name the moment (not the trace)."""
+        """Sixteen hexadecimal digits that identify the pair (not the trace)."""
         pair = self.pair
         parts = (pair.speaker, pair.conversation_id, str(pair.position), pair.action)
         return hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -103,7 +103,7 @@ class Triple:
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """A triple that came to mind, and how similar its context is to the present one (cosine, -1 to 1)."""
+    """A recalled triple and the cosine similarity of its context to the query (-1 to 1)."""
 
     triple: Triple
     similarity: float

@@ -1,1 +1,1 @@
-"""What a model is to this package: chat, scoring, embedding, and their caches."""
+"""Interfaces to chat models, scorers and embedders, and their caches."""

@@ -1,8 +1,7 @@
-"""The one place where a chat model is asked for text: a model with its name and manner, `sample`, and what it cost.
+"""Sampling from chat models: `ChatModel`, `sample` (the only place that calls a model), and the ledger of tokens and cost.
 
-The one design choice: a model is any LangChain chat model plus the facts that its type does not tell: what to call it, in
-which style to prompt it (a transcript to be continued, or an instruction), what it takes, what it costs, and where its
-answers are kept so that nothing is asked twice.
+A `ChatModel` is a LangChain chat model plus facts that its type does not give: name, prompt style, supported options, price and
+completion cache.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from .completion_cache import CompletionCache
 
-#: "transcript": the prompt is text to be continued, for base and small models. "instruction": the prompt says what to do.
+#: "transcript": the prompt is text to be continued, for base and small models. "instruction": the prompt is an instruction.
 PromptStyle = Literal["transcript", "instruction"]
 
 
@@ -31,17 +30,17 @@ class ChatModel:
     """A chat model and how to prompt it.
 
     Attributes:
-        name: as it was asked for, for example "local" or "openai:gpt-5-mini".
+        name: the name it was loaded by, such as "local" or "openai:gpt-5-mini".
         chat: the LangChain model.
-        style: how prompts for it are written.
-        controls: whether it takes temperature, seed, stop and several samples at once (hosted reasoning models do not).
-        afresh: options with which it computes a prompt from the start, whatever it has in its cache. A cached beginning is
-            computed in other portions, rounds otherwise, and then the same seed says something else.
-        structured: whether it can be held to a JSON schema.
-        identity: what tells its weights from others that may come under the same name.
-        price: what it costs; None if that is not known.
-        answers: where its answers are kept and looked up; None if every call is to be made.
-        together: how many texts it gives to one prompt at once; more are asked for in turn.
+        style: the style of its prompts.
+        supports_sampling_params: whether it takes temperature, seed, stop and n (hosted reasoning models do not).
+        bypass_cache: options that make it ignore its prompt cache. A cached prefix was computed in batches of another size, so
+            rounding differs and a seed does not reproduce its completion.
+        structured: whether it supports a JSON schema for its output.
+        identity: tells its weights from other weights of the same name.
+        price: its price; None if unknown.
+        cache: the cache of its completions; None for no cache.
+        max_n: the most completions of one request; more take several requests.
     """
 
     name: str
@@ -58,23 +57,23 @@ class ChatModel:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a model costs, in US dollars for a million tokens read and written."""
+    """US dollars for a million input tokens and a million output tokens."""
 
     input: float
     output: float
 
     def cost_of(self, usage: Usage) -> float:
-        """What so many tokens cost, in US dollars; cached ones at the full price."""
+        """Return the cost in US dollars; cached tokens count at full price."""
         return (usage.input_tokens * self.input + usage.output_tokens * self.output) / 1e6
 
 
-#: What a model in this process costs.
+#: The price of a local model.
 FREE = Price(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens used: read, of these from a cache, and written."""
+    """Token counts: input, the part of it from the prompt cache, and output."""
 
     input_tokens: int = 0
     cached_tokens: int = 0
@@ -90,7 +89,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A text a model wrote, cut at the first stop, and the tokens it took."""
+    """A completion, cut at the first stop sequence, and its token usage."""
 
     text: str
     usage: Usage
@@ -98,13 +97,13 @@ class Sample:
 
 @dataclass(slots=True)
 class Ledger:
-    """What was spent.
+    """Totals of completions, tokens and cost.
 
     Attributes:
-        calls: texts that a model wrote.
-        repeated: texts that were asked for again and taken from where they were kept.
+        calls: completions that models generated.
+        cache_hits: completions that came from a completion cache.
         usage: the tokens of the calls.
-        dollars: what they cost; None if some model's price is not known.
+        dollars: their cost; None if the price of a model is unknown.
     """
 
     calls: int = 0
@@ -113,25 +112,25 @@ class Ledger:
     dollars: float | None = 0.0
 
     def record(self, model: ChatModel, samples: Sequence[Sample]) -> None:
-        """Note what a model has just written."""
+        """Add the samples that a model generated."""
         self.calls += len(samples)
-        used = sum((one.usage for one in samples), Usage())
-        self.usage += used
+        usage = sum((sample.usage for sample in samples), Usage())
+        self.usage += usage
         if model.price is None or self.dollars is None:
             self.dollars = None
         else:
-            self.dollars += model.price.cost_of(used)
+            self.dollars += model.price.cost_of(usage)
 
     def add(self, other: Mapping[str, float | None]) -> None:
-        """Include what another ledger noted, as its JSON object."""
+        """Add the totals of another ledger, given as its JSON object."""
         self.calls += int(other["calls"] or 0)
         self.cache_hits += int(other["repeated"] or 0)
         self.usage += Usage(*(int(other[key] or 0) for key in ("input_tokens", "cached_tokens", "output_tokens")))
-        spent = other["dollars"]
-        self.dollars = None if spent is None or self.dollars is None else self.dollars + spent
+        dollars = other["dollars"]
+        self.dollars = None if dollars is None or self.dollars is None else self.dollars + dollars
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return a JSON object; its key for `cache_hits` is "repeated", as in version 0.1."""
         return {"calls": self.calls, "repeated": self.cache_hits, **asdict(self.usage), "dollars": self.dollars}
 
 
@@ -149,20 +148,20 @@ async def sample(
     ledger: Ledger | None = None,
     config: RunnableConfig | None = None,
 ) -> list[Sample]:
-    """Ask a model for n texts.
+    """Return n completions of a prompt.
 
     Args:
-        model: whom to ask.
-        messages: (role, text) pairs; roles are "system", "user" and "assistant".
-        n: how many texts; a model that takes controls reads the prompt once for all of them.
-        seed: where the model takes one; sample i of a model that cannot give several at once gets seed + i.
-        max_tokens: the most a text may take.
-        temperature: where the model takes one.
-        stop: texts that end an answer; cut here too, for models that do not take them.
-        afresh: whether nothing that was asked before may matter; see `ChatModel.afresh`.
-        schema: a JSON schema to hold the answer to, for models that can be.
-        ledger: where to note what it cost.
-        config: LangChain's run config, so that callbacks see the call.
+        model: the model.
+        messages: (role, text) pairs with the roles "system", "user" and "assistant".
+        n: the number of completions; a model that supports sampling parameters encodes the prompt once for all of them.
+        seed: the seed, for models that take one. In single requests, completion i gets seed + i.
+        max_tokens: the most tokens of a completion.
+        temperature: the temperature, for models that take one.
+        stop: stop sequences; also applied here, for models that do not take them.
+        bypass_cache: whether to ignore the model's prompt cache; see `ChatModel.bypass_cache`.
+        schema: a JSON schema for the output, for models that support one.
+        ledger: the ledger to add to.
+        config: LangChain's run config, for its callbacks.
 
     Raises:
         ModelError: the model does not answer; the message names it.
@@ -174,29 +173,29 @@ async def sample(
         options |= model.bypass_cache
     if schema is not None and model.structured:
         options["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
-    asked = [model.name, model.identity, [list(message) for message in messages], n, seed, options]
-    known = None if model.cache is None else cast("list[Any] | None", model.cache.get(asked))
-    if known is not None:
+    request = [model.name, model.identity, [list(message) for message in messages], n, seed, options]
+    cached = None if model.cache is None else cast("list[Any] | None", model.cache.get(request))
+    if cached is not None:
         if ledger is not None:
-            ledger.cache_hits += len(known)
-        return [Sample(text, Usage(*used)) for text, used in known]
+            ledger.cache_hits += len(cached)
+        return [Sample(text, Usage(*counts)) for text, counts in cached]
     try:
-        answers = list[tuple[str, Usage]]()
-        for begun in range(0, n, model.max_n):
-            answers += await _ask(model, messages, min(model.max_n, n - begun), seed + begun, options, config)
+        completions = list[tuple[str, Usage]]()
+        for start in range(0, n, model.max_n):
+            completions += await _complete(model, messages, min(model.max_n, n - start), seed + start, options, config)
     except UsertwinError:
         raise
     except Exception as error:
         raise ModelError(f'the model "{model.name}" did not answer: {type(error).__name__}: {error}') from error
-    samples = [Sample(_cut(text, stop), used) for text, used in answers]
+    samples = [Sample(_cut(text, stop), usage) for text, usage in completions]
     if model.cache is not None:
-        model.cache.put(asked, [(one.text, astuple(one.usage)) for one in samples])
+        model.cache.put(request, [(sample.text, astuple(sample.usage)) for sample in samples])
     if ledger is not None:
         ledger.record(model, samples)
     return samples
 
 
-async def _ask(
+async def _complete(
     model: ChatModel,
     messages: Sequence[tuple[str, str]],
     n: int,
@@ -204,64 +203,65 @@ async def _ask(
     options: Mapping[str, Any],
     config: RunnableConfig | None,
 ) -> list[tuple[str, Usage]]:
-    """What the model writes, and the tokens it took."""
+    """Return n (text, usage) pairs, from one request with `n` if the model supports it."""
     from langchain_core.messages import convert_to_messages
 
-    together: list[AIMessage] = []
+    batched: list[AIMessage] = []
     if n > 1 and model.supports_sampling_params and hasattr(model.chat, "n"):
         prompt = [convert_to_messages(list(messages))]
         try:
             result = await model.chat.agenerate(prompt, n=n, seed=seed, **options)
-            together = [cast("AIMessage", cast("Any", generation).message) for generation in result.generations[0]]
+            batched = [cast("AIMessage", cast("Any", generation).message) for generation in result.generations[0]]
         except Exception as error:
-            together = _cut_short(error)
-    rest = range(len(together), n)  # all of them, or what an endpoint that overlooks "n" left out
-    each: list[dict[str, Any]] = [{**options} | ({"seed": seed + i} if model.supports_sampling_params else {}) for i in rest]
-    alone = await asyncio.gather(*(_ask_once(model, messages, one, config) for one in each))
-    # Every message of one answer tells the tokens of the whole answer.
-    used = [_usage(message) if number == 0 else Usage() for number, message in enumerate(together)] + list(map(_usage, alone))
-    return [
-        (replace_lone_surrogates(str(answer.text)), tokens) for answer, tokens in zip([*together, *alone], used, strict=True)
+            batched = _truncated_replies(error)
+    missing = range(len(batched), n)  # all of them, or the rest if the endpoint ignores "n"
+    requests: list[dict[str, Any]] = [
+        {**options} | ({"seed": seed + i} if model.supports_sampling_params else {}) for i in missing
     ]
+    single = await asyncio.gather(*(_complete_once(model, messages, request, config) for request in requests))
+    # Every message of a batched reply carries the usage of the whole reply.
+    usages = [_usage(message) if i == 0 else Usage() for i, message in enumerate(batched)] + list(map(_usage, single))
+    texts = [replace_lone_surrogates(str(message.text)) for message in [*batched, *single]]
+    return list(zip(texts, usages, strict=True))
 
 
-async def _ask_once(
+async def _complete_once(
     model: ChatModel, messages: Sequence[tuple[str, str]], options: Mapping[str, Any], config: RunnableConfig | None
 ) -> AIMessage:
     try:
         return await model.chat.ainvoke(list(messages), config, **options)
     except Exception as error:
-        return _cut_short(error)[0]
+        return _truncated_replies(error)[0]
 
 
-def _cut_short(error: Exception) -> list[AIMessage]:
-    """The answers in what OpenAI's client raises where one that is held to a schema was cut short; any other error again."""
+def _truncated_replies(error: Exception) -> list[AIMessage]:
+    """Return the replies in the exception that OpenAI's client raises for truncated schema output; raise any other error."""
     from langchain_core.messages import AIMessage
     from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
     completion: Any = getattr(error, "completion", None)
     if completion is None and type(error).__name__ == "ContentFilterFinishReasonError":
-        return [AIMessage("")]  # older clients do not tell what it took
+        return [AIMessage("")]  # older clients do not report the usage
     if completion is None or not completion.choices:
         raise error
-    used, told = completion.usage, None
-    if used is not None:
-        cached = getattr(used.prompt_tokens_details, "cached_tokens", None) or 0
-        told = UsageMetadata(
-            input_tokens=used.prompt_tokens, output_tokens=used.completion_tokens, total_tokens=used.total_tokens,
+    usage, metadata = completion.usage, None
+    if usage is not None:
+        cached = getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
+        metadata = UsageMetadata(
+            input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, total_tokens=usage.total_tokens,
             input_token_details=InputTokenDetails(cache_read=cached),
         )  # fmt: skip
-    return [AIMessage(choice.message.content or "", usage_metadata=told) for choice in completion.choices]
+    return [AIMessage(choice.message.content or "", usage_metadata=metadata) for choice in completion.choices]
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
-    ends = [place for place in (text.find(mark) for mark in stop) if place >= 0]
+    ends = [end for end in (text.find(sequence) for sequence in stop) if end >= 0]
     return text[: min(ends)] if ends else text
 
 
-def _usage(answer: AIMessage) -> Usage:
-    told = answer.usage_metadata
-    if told is None:
+def _usage(message: AIMessage) -> Usage:
+    metadata = message.usage_metadata
+    if metadata is None:
         return Usage()
-    cached = told.get("input_token_details", {}).get("cache_read", 0)
-    return Usage(told["input_tokens"], cached or 0, told["output_tokens"])
+    cached = metadata.get("input_token_details", {}).get("cache_read", 0)
+    return Usage(metadata["input_tokens"], cached or 0, metadata["output_tokens"])

@@ -115,8 +115,8 @@ class SentenceTransformerEmbedder:
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """See `Embedder.embed`. Equal texts are embedded once.
 
-        Texts are embedded in order of length, so that a batch needs little padding. A call with a thousand texts takes about half
-        the time of calls with 32 texts each.
+        Texts are embedded in order of length, so that a batch needs little padding. One call with a thousand texts takes about
+        half the time of many calls with 32 texts each.
         """
         import numpy as np
 

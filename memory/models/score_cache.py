@@ -1,4 +1,4 @@
-"""A scorer that keeps its scores on disk."""
+"""A scorer with a cache on disk."""
 
 from __future__ import annotations
 
@@ -16,30 +16,34 @@ from .scoring import Likelihood, Scorer
 
 
 class CachedScorer:
-    """A scorer that remembers what it scored, by content, in a SQLite file. The file holds hashes and numbers, no text.
+    """A scorer with a SQLite cache of its scores, by content. The file holds hashes and numbers, no text.
 
     Args:
-        scorer: who scores what is not yet known.
-        path: the file; made if missing. ModelError if it cannot be used.
-        weights: what tells the scorer's weights from others that may come under the same name.
+        scorer: the scorer behind the cache.
+        path: the SQLite file, created if missing.
+        weights_id: tells the scorer's weights from other weights of the same name.
+
+    Raises:
+        ModelError: the file cannot be read or written.
     """
 
     def __init__(self, scorer: Scorer, path: str | Path, weights_id: str = "") -> None:
         self.scorer = scorer
+        self._path = Path(path)
         self._weights = weights_id
         self._lock = threading.Lock()
         try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
             self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=NORMAL")  # a lost score is only computed again
-            self._database.execute("DROP TABLE IF EXISTS scores")  # an older form, without the single tokens
+            self._database.execute("PRAGMA synchronous=NORMAL")  # a lost score is computed again
+            self._database.execute("DROP TABLE IF EXISTS scores")  # an older schema, without single tokens
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS likelihoods (key BLOB PRIMARY KEY, nats REAL NOT NULL, tokens INTEGER NOT NULL,"
                 " each BLOB NOT NULL, ends BLOB NOT NULL) STRICT, WITHOUT ROWID"
             )
         except (sqlite3.Error, OSError) as error:
-            raise ModelError(f"{path}: the cache of scores cannot be used ({error}); delete that file and try again") from error
+            raise ModelError(f"{path}: the score cache cannot be used ({error}); delete the file and try again") from error
 
     @property
     def name(self) -> str:
@@ -47,33 +51,35 @@ class CachedScorer:
         return self.scorer.name
 
     def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """See `Scorer.score`; only what is not yet known is computed."""
+        """See `Scorer.score`; only scores that are not in the cache are computed."""
         try:
             with self._lock:
                 return self._score(items)
         except sqlite3.Error as error:
-            raise ModelError(f"the cache of scores cannot be used ({error}); make room, or delete scores.sqlite") from error
+            raise ModelError(
+                f"{self._path}: the score cache cannot be used ({error}); free disk space, or delete the file"
+            ) from error
 
     def _score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
         keys = [self._key(prompt, continuation) for prompt, continuation in items]
-        known: dict[bytes, Likelihood] = {}
+        cached: dict[bytes, Likelihood] = {}
         for key in keys:
             row = self._database.execute("SELECT nats, tokens, each, ends FROM likelihoods WHERE key = ?", (key,)).fetchone()
             if row is not None:
-                known[key] = Likelihood(row[0], row[1], tuple(array("d", row[2])), tuple(array("I", row[3])))
-        missing = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
+                cached[key] = Likelihood(row[0], row[1], tuple(array("d", row[2])), tuple(array("I", row[3])))
+        missing = {key: item for key, item in zip(keys, items, strict=True) if key not in cached}
         if missing:
-            fresh = dict(zip(missing, self.scorer.score(list(missing.values())), strict=True))
+            scored = dict(zip(missing, self.scorer.score(list(missing.values())), strict=True))
             self._database.executemany(
                 "INSERT OR REPLACE INTO likelihoods VALUES (?, ?, ?, ?, ?)",
                 [
                     (k, s.nats, s.tokens, array("d", s.token_nats).tobytes(), array("I", s.token_ends).tobytes())
-                    for k, s in fresh.items()
+                    for k, s in scored.items()
                 ],
             )
             self._database.commit()
-            known |= fresh
-        return [known[key] for key in keys]
+            cached |= scored
+        return [cached[key] for key in keys]
 
     def _key(self, prompt: str, continuation: str) -> bytes:
         digest = hashlib.sha256()

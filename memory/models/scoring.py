@@ -1,7 +1,7 @@
-"""How likely a text is under a model: the protocol, a transformers model behind it, and a cache on disk.
+"""The scorer protocol: log-probabilities of continuations of plain text; and a fake for tests.
 
-The one design choice: a scorer continues plain text, token by token, and prompt and continuation are tokenized apart and
-then joined, so that the same continuation is the same tokens whatever stands before it and differences are paired exactly.
+Design: prompt and continuation are tokenized separately and then concatenated. So a continuation has the same tokens after
+every prompt, and differences between prompts are paired token by token.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from math import fsum, log
 from typing import Literal, Protocol
 
-#: How finely a model's numbers are kept: "bfloat16" is about twice as fast on processors that can reckon with it.
+#: The data type of weights and activations; bfloat16 is about twice as fast on CPUs with bfloat16 instructions.
 Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """How likely a continuation was.
+    """The log-probability of a continuation given its prompt.
 
     Attributes:
-        nats: its log-probability (at most 0).
-        tokens: over how many tokens.
-        each: the log-probability of each token, in nats.
-        ends: where in the continuation each token ends, in characters.
+        nats: the log-probability in nats (at most 0).
+        tokens: the number of tokens.
+        token_nats: the log-probability of each token, in nats.
+        token_ends: the end of each token in the continuation, in characters.
     """
 
     nats: float
@@ -34,34 +34,34 @@ class Likelihood:
 
     @property
     def bits(self) -> float:
-        """The cost of the continuation in bits (at least 0)."""
+        """The negative log-probability in bits (at least 0)."""
         return -self.nats / log(2)
 
 
 class Scorer(Protocol):
-    """Scores continuations of plain text. `name` says which model does it."""
+    """Scores continuations of plain text; `name` identifies the model."""
 
     @property
     def name(self) -> str:
-        """Which model scores."""
+        """The name of the model."""
         ...
 
     def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """The likelihood of each continuation given its prompt, in the order of the (prompt, continuation) items."""
+        """Return the likelihood of each continuation given its prompt, in the order of the (prompt, continuation) items."""
         ...
 
 
 class FakeScorer:
-    """A model of words: one that stands in the prompt is likely, any other is not. For tests and trials; needs no weights."""
+    """A word model for tests and demos: words that occur in the prompt are likely, others are not. Needs no weights."""
 
     name = "fake:"
 
     def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """See `Scorer.score`."""
-        found: list[Likelihood] = []
+        likelihoods: list[Likelihood] = []
         for prompt, continuation in items:
-            known = set(prompt.casefold().split())
+            prompt_words = set(prompt.casefold().split())
             words = list(re.finditer(r"\S+", continuation))
-            each = [-log(20 if word[0].casefold() in known else 2000) for word in words]
-            found.append(Likelihood(fsum(each), max(1, len(each)), tuple(each), tuple(word.end() for word in words)))
-        return found
+            nats = [-log(20 if word[0].casefold() in prompt_words else 2000) for word in words]
+            likelihoods.append(Likelihood(fsum(nats), max(1, len(nats)), tuple(nats), tuple(word.end() for word in words)))
+        return likelihoods

@@ -14,37 +14,30 @@ from usertwin.personas import ModelError
 
 from .scoring import Likelihood, Precision
 
-#: A batch of so many tokens keeps a processor busy; more only crowd its caches. One call costs about as much as so many tokens
-#: more (the weights are read once), which is what padding is weighed against. An accelerator wants several times both.
+#: The most tokens of a batch on a CPU, and the fixed cost of a batch in tokens (the weights are read once). Padding is weighed
+#: against that cost. On an accelerator both are multiplied by `_ACCELERATOR_FACTOR`.
 _BATCH_TOKENS, _CALL_TOKENS = 1024, 32
-
-
-_ACCELERATED = 16
-
-
-#: The most tokens whose keys and values are held at once, where rows of a batch share what was computed before.
-_HELD_TOKENS = 16384
-
-
-#: Fewer tokens than these are read again sooner than they are read apart.
+_ACCELERATOR_FACTOR = 16
+#: The most tokens whose keys and values are in memory at once, where the rows of a batch share a prefix.
+_MAX_CACHED_TOKENS = 16384
+#: The shortest shared prefix, in tokens, that is worth a separate forward pass.
 MIN_SHARED_TOKENS = 32
 
-
-#: The tokens of a prompt, those of a continuation, and where in the continuation each of its own ends.
+#: Token ids of a prompt, token ids of a continuation, and the end of each continuation token in characters.
 _Encoded = tuple[list[int], list[int], list[int]]
 
 
 class TransformersScorer:
     """A causal language model of transformers as a scorer.
 
-    What all prompts of one call begin with is computed once, and so is a prompt that several continuations of the call share.
-    Prompts that do not fit the model lose their beginning.
+    Prefixes shared by prompts of one call, and prompts shared by several continuations, are computed once. Prompts longer than
+    the model's context are truncated at the start.
 
     Args:
-        name: what to call the model.
-        load: gives (model, tokenizer); called when first needed.
-        dtype: what the model reckons in; another than float32 is told in `name`. Probabilities are always made of its
-            logits in float32. In bfloat16 those of the built-in model are off by 0.04 nats a token on average, to both sides.
+        name: the model's name.
+        load: returns (model, tokenizer); called on first use.
+        dtype: the data type of weights and activations; appended to `name` unless float32. Softmax is always in float32.
+            bfloat16 changes the built-in model's log-probabilities by 0.04 nats a token on average, in both directions.
     """
 
     def __init__(self, name: str, load: Callable[[], tuple[Any, Any]], dtype: Precision = "float32") -> None:
@@ -54,7 +47,7 @@ class TransformersScorer:
 
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
-        """The model and its tokenizer, loaded when first needed."""
+        """The model and its tokenizer, loaded on first use."""
         import torch
 
         model, tokenizer = self._load()
@@ -62,14 +55,14 @@ class TransformersScorer:
 
     @cached_property
     def _plain_head(self) -> bool:
-        """Whether the logits are the output embeddings' alone; some models scale or cap them further on their way out."""
+        """Whether the logits are the plain product with the output embeddings; some models also scale or cap them."""
         import torch
 
         model, _ = self.loaded
         with torch.inference_mode():
             ids = torch.arange(8, device=model.device)[None] % model.config.vocab_size
-            ours = model.get_output_embeddings()(model.base_model(ids).last_hidden_state)
-            return bool(torch.allclose(ours.float(), model(ids).logits.float(), atol=1e-3))
+            plain = model.get_output_embeddings()(model.base_model(ids).last_hidden_state)
+            return bool(torch.allclose(plain.float(), model(ids).logits.float(), atol=1e-3))
 
     def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """See `Scorer.score`."""
@@ -79,42 +72,45 @@ class TransformersScorer:
             model, tokenizer = self.loaded
             limit = int(getattr(model.config, "max_position_embeddings", 2048))
             encoded = [_encode(tokenizer, prompt, continuation, limit) for prompt, continuation in items]
-            found: dict[int, list[float]] = {}
-            self._score_from(0, None, encoded, list(range(len(items))), found)
-        return [_likelihood(found[index], encoded[index][2]) for index in range(len(items))]
+            scores: dict[int, list[float]] = {}
+            self._score_group(0, None, encoded, list(range(len(items))), scores)
+        return [_likelihood(scores[index], encoded[index][2]) for index in range(len(items))]
 
-    def _score_from(
-        self, start: int, past: Any, encoded: Sequence[_Encoded], which: Sequence[int], found: dict[int, list[float]]
+    def _score_group(
+        self, start: int, past: Any, encoded: Sequence[_Encoded], group: Sequence[int], scores: dict[int, list[float]]
     ) -> None:
-        """Score items whose prompts share their first `start` tokens, which `past` holds, into `found`.
+        """Write the token log-probabilities of the items in `group` to `scores`.
 
-        What they share beyond that is computed first, then likewise for those that share their next tokens.
+        Their prompts share the first `start` tokens, whose keys and values are in `past`. A longer shared prefix is computed
+        first; then subgroups that share their next tokens are scored in the same way.
         """
-        shared = shared_prefix_length([encoded[index][0] for index in which]) if len(which) > 1 else 0
+        shared = shared_prefix_length([encoded[index][0] for index in group]) if len(group) > 1 else 0
         if shared - start >= MIN_SHARED_TOKENS:
-            past, start = self._continued(past, encoded[which[0]][0][start:shared]), shared
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for index in which:  # a prompt that is too short to share anything is alone, by a key that only it has
+            past, start = self._extend(past, encoded[group[0]][0][start:shared]), shared
+        subgroups: dict[tuple[int, ...], list[int]] = {}
+        for index in group:  # a prompt too short to share a prefix gets a key of its own
             prompt = encoded[index][0]
-            enough = len(prompt) - 1 - start >= MIN_SHARED_TOKENS
-            alike.setdefault(tuple(prompt[start : start + MIN_SHARED_TOKENS]) if enough else (-1 - index,), []).append(index)
-        alone: list[int] = []
-        for group in alike.values():
-            if len(group) > 1:
-                self._score_from(start, past, encoded, group, found)
+            long_enough = len(prompt) - 1 - start >= MIN_SHARED_TOKENS
+            key = tuple(prompt[start : start + MIN_SHARED_TOKENS]) if long_enough else (-1 - index,)
+            subgroups.setdefault(key, []).append(index)
+        singles: list[int] = []
+        for subgroup in subgroups.values():
+            if len(subgroup) > 1:
+                self._score_group(start, past, encoded, subgroup, scores)
             else:
-                alone += group
-        for batch in self._batches([len(encoded[index][0]) + len(encoded[index][1][:-1]) - start for index in alone], start):
-            members = [alone[place] for place in batch]
+                singles += subgroup
+        lengths = [len(encoded[index][0]) + len(encoded[index][1][:-1]) - start for index in singles]
+        for batch in self._batches(lengths, start):
+            members = [singles[position] for position in batch]
             rows = [(encoded[index][0][start:], encoded[index][1]) for index in members]
-            found |= dict(zip(members, self._score_batch(rows, past), strict=True))
+            scores |= dict(zip(members, self._score_batch(rows, past), strict=True))
 
-    def _batches(self, lengths: Sequence[int], held: int) -> list[list[int]]:
-        faster = 1 if self.loaded[0].device.type == "cpu" else _ACCELERATED
-        return _batches(lengths, held, most=faster * _BATCH_TOKENS, call=faster * _CALL_TOKENS)
+    def _batches(self, lengths: Sequence[int], prefix: int) -> list[list[int]]:
+        factor = 1 if self.loaded[0].device.type == "cpu" else _ACCELERATOR_FACTOR
+        return _batches(lengths, prefix, max_tokens=factor * _BATCH_TOKENS, call_cost=factor * _CALL_TOKENS)
 
-    def _continued(self, past: Any, tokens: Sequence[int]) -> Any:
-        """The keys and values of what came before and some tokens more."""
+    def _extend(self, past: Any, tokens: Sequence[int]) -> Any:
+        """Return the keys and values of `past` followed by more tokens."""
         import torch
 
         model, _ = self.loaded
@@ -123,22 +119,22 @@ class TransformersScorer:
             return get_cache(model.base_model(ids, use_cache=True, **cache_argument(copy.deepcopy(past))))
 
     def _score_batch(self, rows: Sequence[tuple[list[int], list[int]]], past: Any) -> list[list[float]]:
-        """The nats of each token of rows of (prompt ids, continuation ids), padded on the right, where nothing is read."""
+        """Return the log-probability of each continuation token, in nats, for rows of (prompt ids, continuation ids)."""
         import torch
 
         model, _ = self.loaded
-        read = [prompt + continuation[:-1] for prompt, continuation in rows]  # after the last token nothing is asked
-        ids = torch.zeros((len(rows), max(map(len, read))), dtype=torch.long)
-        for row, tokens in enumerate(read):
+        inputs = [prompt + continuation[:-1] for prompt, continuation in rows]  # no prediction after the last token
+        ids = torch.zeros((len(rows), max(map(len, inputs))), dtype=torch.long)  # padded on the right
+        for row, tokens in enumerate(inputs):
             ids[row, : len(tokens)] = torch.tensor(tokens)
-        # The token at place t is predicted by the hidden state at t - 1.
-        where = [(row, len(p) + t - 1) for row, (p, c) in enumerate(rows) for t in range(len(c))]
-        wanted = torch.tensor([token for _, continuation in rows for token in continuation])
+        # The token at position t is predicted by the hidden state at t - 1.
+        positions = [(row, len(p) + t - 1) for row, (p, c) in enumerate(rows) for t in range(len(c))]
+        targets = torch.tensor([token for _, continuation in rows for token in continuation])
         with torch.inference_mode():
             cache = repeat_cache(past, len(rows))
             options = {**cache_argument(cache), "use_cache": cache is not None}
-            picked = [row for row, _ in where], [place for _, place in where]
-            if self._plain_head:  # the head is a fifth of a small model's work, and only few places are needed
+            picked = [row for row, _ in positions], [position for _, position in positions]
+            if self._plain_head:  # the output head is a fifth of a small model's work, and few positions are needed
                 logits = model.get_output_embeddings()(
                     model.base_model(ids.to(model.device), **options).last_hidden_state[picked]
                 )
@@ -146,79 +142,82 @@ class TransformersScorer:
                 logits = model(ids.to(model.device), **options).logits[picked]
             logits = logits.float()
             if not bool(torch.isfinite(logits).all()):
-                raise ModelError(f'the model "{self.name}" gave something that is not a number; its weights may be damaged')
-            nats = logits.log_softmax(-1).gather(1, wanted.to(logits.device)[:, None])[:, 0].cpu()
+                raise ModelError(f'the model "{self.name}" returned logits that are not finite; its weights may be damaged')
+            nats = logits.log_softmax(-1).gather(1, targets.to(logits.device)[:, None])[:, 0].cpu()
         pieces = nats.split([len(continuation) for _, continuation in rows])
         return [piece.double().tolist() for piece in pieces]
 
 
-def _likelihood(each: Sequence[float], ends: Sequence[int]) -> Likelihood:
-    return Likelihood(fsum(each), len(each), tuple(each), tuple(ends))
+def _likelihood(nats: Sequence[float], ends: Sequence[int]) -> Likelihood:
+    return Likelihood(fsum(nats), len(nats), tuple(nats), tuple(ends))
 
 
 def _encode(tokenizer: Any, prompt: str, continuation: str, limit: int) -> _Encoded:
-    """The tokens of prompt and continuation, and where in the continuation each of its own ends."""
-    before: list[int] = tokenizer(prompt).input_ids or [tokenizer.eos_token_id]
-    found = tokenizer(continuation, add_special_tokens=False, return_offsets_mapping=True)
-    after: list[int] = found.input_ids[: limit // 2]
-    ends = [int(end) for _, end in found.offset_mapping[: len(after)]]
-    return before[-(limit - len(after)) :], after, ends
+    """Return both texts as token ids of at most `limit` in total, and the ends of the continuation's tokens in characters."""
+    prompt_ids: list[int] = tokenizer(prompt).input_ids or [tokenizer.eos_token_id]
+    encoding = tokenizer(continuation, add_special_tokens=False, return_offsets_mapping=True)
+    ids: list[int] = encoding.input_ids[: limit // 2]
+    ends = [int(end) for _, end in encoding.offset_mapping[: len(ids)]]
+    return prompt_ids[-(limit - len(ids)) :], ids, ends
 
 
 def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all prompts share, leaving each at least one of its own; 0 if too few to be computed apart."""
+    """Return the number of first tokens that all prompts share, leaving at least one token of each.
+
+    The length is 0 below `MIN_SHARED_TOKENS`.
+    """
     first, last = min(map(list, prompts)), max(map(list, prompts))
-    most = max(0, min(map(len, prompts)) - 1)
-    shared = next((i for i in range(most) if first[i] != last[i]), most)
+    limit = max(0, min(map(len, prompts)) - 1)
+    shared = next((i for i in range(limit) if first[i] != last[i]), limit)
     return shared if shared >= MIN_SHARED_TOKENS else 0
 
 
 @lru_cache(maxsize=1)
-def _cache_word() -> str:
-    """What transformers calls keys and values that are kept: "cache" from 5.24 on, where it warns of the older name."""
+def _cache_name() -> str:
+    """Return transformers' name for keys and values: "cache" since 5.24, which deprecates "past_key_values"."""
     from transformers.modeling_outputs import BaseModelOutputWithPast
 
-    return "cache" if "cache" in {one.name for one in fields(BaseModelOutputWithPast)} else "past_key_values"
+    return "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 
 
 def cache_argument(past: Any) -> dict[str, Any]:
-    """The argument by which a model, or its `generate`, is given keys and values; None for none."""
-    return {_cache_word(): past}
+    """Return the keyword argument that passes keys and values (or None) to a model or its `generate`."""
+    return {_cache_name(): past}
 
 
 def get_cache(output: Any) -> Any:
-    """The keys and values in what a model gave."""
-    return getattr(output, _cache_word())
+    """Return the keys and values in a model's output."""
+    return getattr(output, _cache_name())
 
 
 def repeat_cache(past: Any, rows: int) -> Any:
-    """Keys and values for so many rows, apart from those that are kept; None for none."""
+    """Return a copy of the keys and values, repeated for `rows` rows; None for None."""
     if past is None:
         return None
-    own = copy.deepcopy(past)
-    own.batch_repeat_interleave(rows)
-    return own
+    copied = copy.deepcopy(past)
+    copied.batch_repeat_interleave(rows)
+    return copied
 
 
-def _batches(lengths: Sequence[int], held: int, *, most: int, call: int) -> list[list[int]]:
-    """Indices in groups of similar length that together cost the least.
+def _batches(lengths: Sequence[int], prefix: int, *, max_tokens: int, call_cost: int) -> list[list[int]]:
+    """Return row indices in batches of similar length with the least total cost.
 
     Args:
-        lengths: of the rows, in tokens.
-        held: tokens before each row whose keys and values are repeated for it.
-        most: the most tokens of a group of several rows, padding included.
-        call: what a group costs beside its tokens, in tokens.
+        lengths: the rows' lengths in tokens.
+        prefix: cached tokens before each row, whose keys and values are repeated for every row of a batch.
+        max_tokens: the most tokens of a batch with several rows, padding included.
+        call_cost: the fixed cost of a batch, in tokens.
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    # For the first so many of the order: the least cost, and where the last group begins.
-    least: list[tuple[int, int]] = [(0, 0)]
+    # best[end] is the least cost of the first `end` rows in this order, and the start of their last batch.
+    best: list[tuple[int, int]] = [(0, 0)]
     for end in range(1, len(order) + 1):
         width = lengths[order[end - 1]]
-        rows = max(1, min(most // max(1, width), _HELD_TOKENS // max(1, held + width)))
-        least.append(min((least[end - n][0] + call + n * width, end - n) for n in range(1, min(rows, end) + 1)))
-    groups: list[list[int]] = []
+        rows = max(1, min(max_tokens // max(1, width), _MAX_CACHED_TOKENS // max(1, prefix + width)))
+        best.append(min((best[end - n][0] + call_cost + n * width, end - n) for n in range(1, min(rows, end) + 1)))
+    batches: list[list[int]] = []
     end = len(order)
     while end:
-        groups.append(order[least[end][1] : end])
-        end = least[end][1]
-    return groups[::-1]
+        batches.append(order[best[end][1] : end])
+        end = best[end][1]
+    return batches[::-1]

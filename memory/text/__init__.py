@@ -1,1 +1,1 @@
-"""Transcripts, words and prompt templates."""
+"""Text utilities: transcripts, words and prompt templates."""

@@ -1,7 +1,6 @@
-"""Prompt templates: text files beside the code that fills them, each with a version.
+"""Prompt templates: Jinja text files beside the code that fills them, each with a version.
 
-The one design choice: the version is a hash of the file's text, so that what is stored with a trace can never name a
-prompt that has since been edited.
+Design: the version is a hash of the file's text, so that the version stored with a trace cannot refer to an edited prompt.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ class PromptTemplate:
 
     @property
     def text(self) -> str:
-        """The file's text, places unfilled."""
+        """The file's text, with its placeholders."""
         return self._text
 
     @property
     def version(self) -> str:
-        """The file's name and eight digits of its hash, for example "propose_transcript/1a2b3c4d"."""
+        """The file's name and eight hexadecimal digits of its hash, such as "propose_transcript/1a2b3c4d"."""
         return f"{self.path.stem}/{hashlib.sha256(self._text.encode()).hexdigest()[:8]}"
 
     def fill(self, **values: Any) -> str:
-        """The text with its places filled. Values are put in as they are: nothing in them is read as template code."""
+        """Return the text with its placeholders filled. Values are inserted verbatim and never parsed as template code."""
         return _compiled(self._text).render(**values).strip("\n")
 
 

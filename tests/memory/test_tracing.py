@@ -25,8 +25,8 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 
 from conftest import recipe, telling
 from usertwin.memory import ChatModel, Recipe, Triple, TripleStore, alearn
-from usertwin.memory.models.answer_cache import COMPLETIONS_FILE
-from usertwin.memory.models.chat import Price, Style
+from usertwin.memory.models.completion_cache import COMPLETIONS_FILE
+from usertwin.memory.models.chat import Price, PromptStyle
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.guards import MIN_KEPT_SHARE, REASONS, kept_share, rejection_reason
@@ -35,7 +35,7 @@ from usertwin.memory.twin.append import aappend
 from usertwin.memory.twin.forget import forget
 from usertwin.memory.twin.record import twin_folder
 from usertwin.personas import ChatLog, Conversation, ModelError, Turn
-from usertwin.personas.chat_log import in_time_order
+from usertwin.personas.chat_log import sort_by_time
 
 WORDS = ("tired", "happy", "curious", "hurried", "unsure", "polite", "cold", "hungry", "proud", "bored", "calm", "shy")
 BACKWARD = recipe(method="backward", max_traces=12)
@@ -57,7 +57,7 @@ def talk(number: int, said: str = "", asked: str = "") -> Conversation:
 
 def lamps(*first: Conversation) -> ChatLog:
     """Fourteen talks of Ann, all different; some may be given, which come to be the first."""
-    return ChatLog(in_time_order([*first, *map(talk, range(len(first), 14))], "test"), "test")
+    return ChatLog(sort_by_time([*first, *map(talk, range(len(first), 14))], "test"), "test")
 
 
 class Counted(BaseChatModel):
@@ -255,7 +255,7 @@ def test_what_a_killed_learning_was_told_serves_another_recipe(tmp_path: Path) -
     ids=str,
 )
 @pytest.mark.parametrize("style", ["transcript", "instruction"])
-def test_the_same_learning_again_makes_no_call_and_gives_the_same_traces(changes: dict[str, Any], style: Style) -> None:
+def test_the_same_learning_again_makes_no_call_and_gives_the_same_traces(changes: dict[str, Any], style: PromptStyle) -> None:
     how = recipe(**({"max_traces": 4} | changes))
     model, chat = telling(judge_and_reconstruct, style, controls=False, price=Price(1.0, 1.0))
     roles = {"actor": replace(model, name="a"), "judge": replace(model, name="j")}
@@ -330,7 +330,7 @@ def test_kept_answers_that_are_damaged_are_told_and_the_twin_goes_on_without_the
     chat = Counted(path=str(tmp_path / "calls"))
     run(BACKWARD, chat)
     (twin_folder("ann") / COMPLETIONS_FILE).write_bytes(b"this is no database, but it is longer than a header" * 40)
-    with pytest.raises(ModelError, match=r"answers\.sqlite: the kept answers cannot be used .*; delete that file") as error:
+    with pytest.raises(ModelError, match=r"answers\.sqlite: the completion cache cannot be used .*; delete the file") as error:
         run(BACKWARD, chat, overwrite=True)
     Path(str(error.value).split(": ")[0]).unlink()
     run(BACKWARD, chat, overwrite=True)
@@ -411,7 +411,7 @@ def test_every_trace_that_is_stored_has_passed_every_guard(method: str, how: str
     examples = proposal_template(model, how).text  # pyright: ignore[reportArgumentType]
     for triple in triples:
         assert triple.provenance is not None
-        assert triple.provenance.rejected == Counter(c.rejected for c in triple.provenance.proposals if c.rejected is not None)
+        assert triple.provenance.rejected == Counter(c.rejected for c in triple.provenance.proposals if c.rejected_by is not None)
         if triple.reasoning is None:
             assert set(triple.provenance.rejected) <= set(REASONS)
             assert sum(triple.provenance.rejected.values()) == triple.provenance.candidates > 0
@@ -419,7 +419,7 @@ def test_every_trace_that_is_stored_has_passed_every_guard(method: str, how: str
         stored += 1
         assert rejection_reason(triple.reasoning, triple.pair, examples, FakeEmbedder()) is None
         assert kept_share(FakeScorer(), triple.pair, triple.reasoning, CONTEXT_TURNS) >= MIN_KEPT_SHARE
-        assert triple.reasoning in [c.trace for c in triple.provenance.proposals if c.rejected is None]
+        assert triple.reasoning in [c.trace for c in triple.provenance.proposals if c.rejected_by is None]
         assert method != "recon" or (triple.score or 0.0) >= 0.0
     assert stored >= 3
     seen = sum((Counter(dict(t.provenance.rejected)) for t in triples if t.provenance is not None), Counter[str]())
@@ -458,7 +458,7 @@ def odd_talks() -> list[Conversation]:
 @pytest.mark.parametrize(
     ("style", "says"), [("instruction", says) for says in BAD] + [("transcript", says) for says in BAD if "object" not in says]
 )
-def test_a_model_that_writes_nothing_of_use_leaves_pairs_without_a_trace_and_a_reason(style: Style, says: str) -> None:
+def test_a_model_that_writes_nothing_of_use_leaves_pairs_without_a_trace_and_a_reason(style: PromptStyle, says: str) -> None:
     model, chat = telling(lambda prompt, _: BAD[says](prompt), style, structured=style == "instruction")
     run(recipe(candidates=2), model, lamps(*odd_talks()))
     triples = memory()
