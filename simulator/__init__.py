@@ -1,8 +1,9 @@
-"""THE TWIN IN ACTION: the LangGraph twin, models, agents under test, conversations, the terminal."""
+"""THE TWIN IN ACTION: learn a twin, open it, and let it talk with the agent under test."""
 
 from .agents import AgentCall, Message, as_agent
 from .backends.load import load_embedder, load_model, load_scorer
 from .batch import simulate_many
+from .learning import learn
 from .simulation import Exchange, Simulation, StopReason, asimulate, simulate
 from .state import Answer
 from .user import SimulatedUser
@@ -17,6 +18,7 @@ __all__ = [
     "StopReason",
     "as_agent",
     "asimulate",
+    "learn",
     "load_embedder",
     "load_model",
     "load_scorer",

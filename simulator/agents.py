@@ -1,7 +1,7 @@
-"""The agent under test, in whatever shape its developer has it, as one asynchronous call.
+"""The agent under test: every accepted shape becomes one async call.
 
-The one design choice: an agent's shape is settled, and its signature checked, before the first turn, so that a wrong
-callback costs nothing; what it raises or fails to say later is an `AgentError`, and never anybody else's fault.
+An agent's shape and signature are checked before the first turn, so a wrong callback fails at once. A later failure of the
+agent, such as an empty reply, is an `AgentError`.
 """
 
 from __future__ import annotations
@@ -20,28 +20,32 @@ from usertwin.memory import ChatModel
 from usertwin.memory.models.chat import sample
 from usertwin.personas import AgentError, UsageError, as_conversation
 
+from .backends.model_name import kind_of
+
 #: An OpenAI-style message.
 Message = dict[str, Any]
-#: What everything that can be an agent becomes: (messages so far, thread id) -> the agent's new messages.
+#: (messages so far, thread id) -> the agent's new messages.
 AgentCall = Callable[[list[Message], str], Awaitable[list[Message]]]
 
-#: What a plain function may ask for by the names of its parameters.
-_OFFERED = ("messages", "message", "input", "thread_id")
+#: Parameter names of a plain function, and so the arguments that it can get.
+_ARGUMENTS = ("messages", "message", "input", "thread_id")
+#: Kinds of models that can be named as an agent. "transformers:NAME" is read as a module and its attribute.
+_MODEL_KINDS = {"local", "hf", "openai", "scripted"}
 _HELP = (
-    "an agent is a function (sync or async) of the messages, a LangChain runnable, a LangGraph graph, "
+    "use a function (sync or async) of the messages, a LangChain runnable, a LangGraph graph, "
     '"module:attribute", "demo", or a model such as "openai:NAME@URL"'
 )
 
 
 def as_agent(agent: Any) -> AgentCall:
-    """Make one asynchronous call of an agent.
+    """Return an agent of any accepted shape as an async call.
 
     Args:
         agent: a function of `messages` (or of any of `message`, `input`, `thread_id`, by name), a LangChain runnable or
             LangGraph graph, a `ChatModel`, or a string: see `load_agent`.
 
     Raises:
-        UsageError: it is none of these, or a function that wants arguments nobody has.
+        UsageError: the agent has another shape, or is a function with unknown parameters.
     """
     if isinstance(agent, str):
         return as_agent(load_agent(agent))
@@ -51,77 +55,87 @@ def as_agent(agent: Any) -> AgentCall:
         return _graph(agent) if hasattr(agent, "checkpointer") else _runnable(agent)
     if callable(agent):
         return _function(agent)
-    raise UsageError(f"{agent!r} cannot be an agent; {_HELP}")
+    raise UsageError(f"{agent!r} is not an agent; {_HELP}")
 
 
 def load_agent(spec: str) -> Any:
-    """The agent that a string names: "demo", "module:attribute" (also of a file in this folder), or a model's name.
+    """Return the agent that a string names: "demo", a model's name, or "module:attribute", also of a file in this folder.
 
     Raises:
         UsageError: there is no such module or attribute.
-        ModelError: the model cannot be had.
+        ModelError: the model cannot be loaded.
     """
     if spec == "demo":
         from .demo_agent import help_desk
 
         return help_desk
-    if spec.partition(":")[0] in {"openai", "local", "scripted"}:
+    if (kind := kind_of(spec)) in _MODEL_KINDS:
         from .backends.load import load_model
 
-        return load_model(spec, style="instruction" if spec.startswith("local") else None)
+        return load_model(spec, style="instruction" if kind in {"local", "hf"} else None)
     module_name, _, attribute = spec.partition(":")
     if not module_name or module_name.startswith(".") or not attribute:
-        raise UsageError(f'"{spec}" is no agent; {_HELP}')
+        raise UsageError(f'"{spec}" is not an agent; {_HELP}')
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # so that agent.py beside you can be named, as with python -m
+        sys.path.insert(0, str(Path.cwd()))  # as with python -m, so that agent.py in the current folder can be named
     try:
-        found: Any = importlib.import_module(module_name)
+        agent: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise UsageError(f'"{spec}": there is no module "{error.name}" here; run this where it can be imported') from None
+        raise UsageError(
+            f'"{spec}": there is no module "{error.name}"; run the command in a folder from which it can be imported'
+        ) from None
     except Exception as error:
         raise UsageError(f'"{spec}": the module cannot be imported: {type(error).__name__}: {error}') from error
     try:
         for part in attribute.split("."):
-            found = getattr(found, part)
+            agent = getattr(agent, part)
     except AttributeError:
         raise UsageError(f'"{spec}": the module "{module_name}" has no "{attribute}"') from None
-    return found
+    return agent
 
 
 def _function(function: Callable[..., Any]) -> AgentCall:
+    names = _argument_names(function)
+
+    async def call(messages: list[Message], thread_id: str) -> list[Message]:
+        last = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
+        known = {"messages": messages, "message": {"role": "user", "content": last}, "input": last, "thread_id": thread_id}
+        arguments = {name: known[name] for name in names}
+        positionals = () if names else (messages,)
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+            return as_replies(await function(*positionals, **arguments))
+        reply = await _in_thread(lambda: function(*positionals, **arguments))
+        return as_replies(await reply if inspect.isawaitable(reply) else reply)
+
+    return call
+
+
+def _argument_names(function: Callable[..., Any]) -> list[str]:
+    """Return the known arguments that a function takes by name; [] if it takes the messages as its one positional argument.
+
+    Raises:
+        UsageError: the function requires other arguments.
+    """
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         parameters = {"messages": inspect.Parameter("messages", inspect.Parameter.POSITIONAL_OR_KEYWORD)}
     plain = [p for p in parameters.values() if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
-    named = [p.name for p in plain if p.name in _OFFERED and p.kind != p.POSITIONAL_ONLY]
-    unknown = [p.name for p in plain if p.name not in named and p.default is p.empty]
-    by_place = [p.name for p in plain if p.default is p.empty and p.kind != p.KEYWORD_ONLY]
-    positional = not named and len(unknown) == 1 and unknown == by_place
-    if (unknown and not positional) or not (
-        named or positional or any(p.kind == p.VAR_POSITIONAL for p in parameters.values())
-    ):
-        wants = ", ".join(unknown) or "nothing"
+    names = [p.name for p in plain if p.name in _ARGUMENTS and p.kind != p.POSITIONAL_ONLY]
+    unknown = [p.name for p in plain if p.name not in names and p.default is p.empty]
+    required = [p.name for p in plain if p.default is p.empty and p.kind != p.KEYWORD_ONLY]
+    positional = not names and len(unknown) == 1 and unknown == required
+    variadic = any(p.kind == p.VAR_POSITIONAL for p in parameters.values())
+    if (unknown and not positional) or not (names or positional or variadic):
         raise UsageError(
-            f"the agent {getattr(function, '__name__', function)!s} wants {wants}; "
-            f"it is given its one argument, or what it names of {', '.join(_OFFERED)}"
+            f"the agent {getattr(function, '__name__', function)!s} takes {', '.join(unknown) or 'no arguments'}; "
+            f"give it one argument for the messages, or any of {', '.join(_ARGUMENTS)}"
         )
-
-    async def call(messages: list[Message], thread_id: str) -> list[Message]:
-        last = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
-        offered = {"messages": messages, "message": {"role": "user", "content": last}, "input": last, "thread_id": thread_id}
-        arguments = {name: offered[name] for name in named}
-        positionals = () if named else (messages,)
-        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
-            return as_replies(await function(*positionals, **arguments))
-        said = await _in_thread(lambda: function(*positionals, **arguments))
-        return as_replies(await said if inspect.isawaitable(said) else said)
-
-    return call
+    return names
 
 
 async def _in_thread(work: Callable[[], Any]) -> Any:
-    """Run a blocking function on a thread of its own, one that does not keep the program alive if it never returns."""
+    """Run a blocking function on its own daemon thread, which does not keep the program alive if it never returns."""
     loop, future = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
 
     def settle(result: Any, error: BaseException | None) -> None:
@@ -137,10 +151,10 @@ async def _in_thread(work: Callable[[], Any]) -> Any:
         try:
             result = work()
         except (StopIteration, SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:
-            failed = AgentError(f"the agent raised {type(error).__name__}: {error}")  # a future would take these for its own
-        except BaseException as error:  # whatever it is, it belongs to whoever called the agent
+            failed = AgentError(f"the agent raised {type(error).__name__}: {error}")  # a future cannot hold these
+        except BaseException as error:  # passed on to the caller
             failed = error
-        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
             loop.call_soon_threadsafe(settle, result, failed)
 
     threading.Thread(target=run, daemon=True, name="usertwin-agent").start()
@@ -151,8 +165,8 @@ def _runnable(runnable: Any) -> AgentCall:
     wants_state = "messages" in _input_fields(runnable)
 
     async def call(messages: list[Message], thread_id: str) -> list[Message]:
-        given: Any = {"messages": messages} if wants_state else messages
-        return as_replies(await runnable.ainvoke(given, {"configurable": {"thread_id": thread_id}}))
+        runnable_input: Any = {"messages": messages} if wants_state else messages
+        return as_replies(await runnable.ainvoke(runnable_input, {"configurable": {"thread_id": thread_id}}))
 
     return call
 
@@ -160,12 +174,12 @@ def _runnable(runnable: Any) -> AgentCall:
 def _input_fields(runnable: Any) -> Mapping[str, Any]:
     try:
         return cast("Mapping[str, Any]", runnable.get_input_jsonschema().get("properties", {}))
-    except Exception:  # a runnable need not be able to describe its input
+    except Exception:  # not every runnable can describe its input
         return {}
 
 
 def _graph(graph: Any) -> AgentCall:
-    """A LangGraph graph over `messages`. One that remembers (has a checkpointer) is told only what is new."""
+    """Return the call of a LangGraph graph over `messages`. A graph with a checkpointer gets only the new messages."""
 
     async def call(messages: list[Message], thread_id: str) -> list[Message]:
         new = messages
@@ -177,12 +191,12 @@ def _graph(graph: Any) -> AgentCall:
         state = await graph.ainvoke({"messages": new}, config)
         if not isinstance(state, Mapping) or "messages" not in state:
             raise AgentError('the agent\'s graph returned no "messages"')
-        said = cast("Sequence[Any]", state["messages"])
-        if any(map(_is_user, new)):  # what stands after it is the reply, also of a graph that forgets or keeps only its own
-            said = said[max((i + 1 for i, message in enumerate(said) if _is_user(message)), default=0) :]
+        returned = cast("Sequence[Any]", state["messages"])
+        if any(map(_is_user, new)):  # the reply follows the last user message, even if the graph drops or replaces messages
+            returned = returned[max((i + 1 for i, message in enumerate(returned) if _is_user(message)), default=0) :]
         else:
-            said = said[before + len(new) :]
-        return as_replies([message for message in said if getattr(message, "type", "ai") == "ai"])
+            returned = returned[before + len(new) :]
+        return as_replies([message for message in returned if getattr(message, "type", "ai") == "ai"])
 
     return call
 
@@ -193,33 +207,33 @@ def _is_user(message: Any) -> bool:
 
 def _model(model: ChatModel) -> AgentCall:
     async def call(messages: list[Message], thread_id: str) -> list[Message]:
-        asked = [("system", "You are a helpful assistant. Answer briefly."), *((m["role"], m["content"]) for m in messages)]
-        [answer] = await sample(model, asked, max_tokens=200)
-        return as_replies(answer.text.strip())
+        prompt = [("system", "You are a helpful assistant. Answer briefly."), *((m["role"], m["content"]) for m in messages)]
+        [reply] = await sample(model, prompt, max_tokens=200)
+        return as_replies(reply.text.strip())
 
     return call
 
 
-def as_replies(said: Any) -> list[Message]:
-    """The agent's messages from whatever it returned: text, a message, a list of either, or {"messages": [...]}.
+def as_replies(returned: Any) -> list[Message]:
+    """Return the agent's messages from what it returned: text, a message, a list of either, or {"messages": [...]}.
 
     Raises:
-        AgentError: it returned None, nothing but silence, or something that is no message.
+        AgentError: it returned None, no text, or a value that is not a message.
     """
-    if said is None:
+    if returned is None:
         raise AgentError("the agent returned None instead of a reply")
-    if isinstance(said, Mapping):
-        found = cast("Mapping[str, Any]", said)
-        said = found.get("messages", [{"role": "assistant", **found}])
-    if isinstance(said, str | bytes) or not isinstance(said, Sequence):
-        said = [said]
+    if isinstance(returned, Mapping):
+        message = cast("Mapping[str, Any]", returned)
+        returned = message.get("messages", [{"role": "assistant", **message}])
+    if isinstance(returned, str | bytes) or not isinstance(returned, Sequence):
+        returned = [returned]
     texts: list[str] = []
-    for item in cast("Sequence[Any]", said):
+    for item in cast("Sequence[Any]", returned):
         try:
             turns = as_conversation([{"role": "assistant", "content": item} if isinstance(item, str) else item]).turns
         except ValueError:
-            raise AgentError(f"the agent returned {type(item).__name__}, which is no message") from None
+            raise AgentError(f"the agent returned {type(item).__name__}, which is not a message") from None
         texts += [turn.text for turn in turns if turn.text.strip() and turn.role == "assistant"]
     if not texts:
-        raise AgentError("the agent said nothing")
+        raise AgentError("the agent returned an empty reply")
     return [{"role": "assistant", "content": text} for text in texts]

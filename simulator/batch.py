@@ -1,7 +1,7 @@
-"""A run's folder: what was run, and what came out, conversation by conversation.
+"""Several conversations in a row, and the folder that a run is written to.
 
-The one design choice: a conversation is on disk before the next one begins, as a line of `conversations.jsonl`, so that a run
-that is stopped loses nothing; the manifest beside it says everything needed to do it again, and no secrets.
+Each conversation is a line of `conversations.jsonl`, written before the next one begins, so a stopped run loses nothing. The
+manifest beside it holds everything needed to repeat the run, and no secrets.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -18,33 +18,35 @@ from typing import Any
 
 from usertwin.personas import UsageError
 
-from .agents import as_agent
+from .agents import Message, as_agent
 from .prompts import prompt_versions
-from .simulation import Exchange, Simulation, simulate
+from .simulation import DEFAULT_AGENT_TIMEOUT, DEFAULT_MAX_TURNS, Exchange, Simulation, simulate
 from .user import SimulatedUser
 
-#: A name and password in a URL.
+#: A user name and password in a URL.
 _LOGIN = re.compile(r"//[^/@\s\"]+@")
 
 
 class RunFolder:
-    """A folder that holds one run.
+    """A folder for one run.
 
     Args:
-        path: the folder; made if missing. UsageError if it holds a run already.
+        path: the folder; created if missing. UsageError if it holds a run already.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if (self.path / "manifest.json").exists():
-            raise UsageError(f"{self.path}: holds a run already; name another folder with --out")
+            raise UsageError(f"{self.path}: the folder holds a run already; name another folder with --out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{self.path}: cannot be made ({error.strerror}); name another folder with --out") from None
+            raise UsageError(
+                f"{self.path}: the folder cannot be created ({error.strerror}); name another folder with --out"
+            ) from None
 
-    def write_manifest(self, user: SimulatedUser, **arguments: Any) -> None:
-        """Write what is run: the twin and how it was learned, models, prompt versions, package versions, arguments."""
+    def write_manifest(self, user: SimulatedUser, seed: int, **arguments: Any) -> None:
+        """Write the twin and its recipe, the models, the versions of prompts and packages, and the arguments."""
         manifest = {
             "kind": "simulate",
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -60,20 +62,20 @@ class RunFolder:
             },
             "prompts": prompt_versions(user.model.style, user.reasoner.style),
             "k": user.k,
-            "seed": user.seed,
+            "seed": seed,
             "arguments": arguments,
             "versions": {**user.record.versions, "usertwin": version("usertwin")},
         }
-        text = _LOGIN.sub("//", json.dumps(manifest, indent=1, ensure_ascii=False, default=_called))
+        text = _LOGIN.sub("//", json.dumps(manifest, indent=1, ensure_ascii=False, default=_qualified_name))
         (self.path / "manifest.json").write_text(text + "\n", "utf-8", errors="backslashreplace")
 
     def add(self, simulation: Simulation) -> None:
-        """Write one conversation."""
+        """Append one conversation."""
         with (self.path / "conversations.jsonl").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(simulation.to_json(), ensure_ascii=False) + "\n")
 
     def close(self, stop_reasons: Mapping[str, int]) -> None:
-        """Write how the conversations ended, as `summary.json`."""
+        """Write the number of conversations for each stop reason to `summary.json`."""
         (self.path / "summary.json").write_text(json.dumps({"stop_reasons": dict(stop_reasons)}, indent=1) + "\n", "utf-8")
 
 
@@ -82,44 +84,62 @@ def simulate_many(
     agent: Any,
     *,
     count: int = 1,
+    max_turns: int = DEFAULT_MAX_TURNS,
+    seed: int = 0,
+    goal: str = "",
+    agent_first: bool = False,
+    agent_timeout: float = DEFAULT_AGENT_TIMEOUT,
+    start: Sequence[Message] = (),
+    goal_reached: Callable[[list[Message]], bool] | None = None,
+    on_exchange: Callable[[int, Exchange], None] | None = None,
     out: str | Path | None = None,
     spec: str = "",
-    on_exchange: Callable[[int, Exchange], None] | None = None,
-    **options: Any,
 ) -> list[Simulation]:
-    """Let a twin and an agent talk several times, each time with the next seed.
+    """Run several conversations between a twin and an agent; conversation i (from 0) has the seed `seed + i`.
 
     Args:
-        user: the twin; its seed is the first one.
-        agent: the agent under test.
-        count: how many conversations.
+        user: the twin.
+        agent: the agent under test, in any shape that `as_agent` accepts.
+        count: the number of conversations.
+        max_turns: the maximum number of turns of the twin in a conversation.
+        seed: the seed of the first conversation.
+        goal: what the twin wants; the agent never sees it.
+        agent_first: whether the agent opens the conversations.
+        agent_timeout: seconds that the agent may take for a reply.
+        start: earlier messages of the conversations; see `asimulate`.
+        goal_reached: called with all messages after each reply; True ends the conversation.
+        on_exchange: called with the number of the conversation (from 1) and each complete exchange.
         out: a folder to write the run to.
-        spec: how the agent was named, for the manifest.
-        on_exchange: is shown each exchange, with the number of its conversation (from 1).
-        options: for `simulate`.
+        spec: the agent's name, for the manifest.
+
+    Raises:
+        UsageError: an argument is invalid, or the folder holds a run already.
     """
     if count < 1:
-        raise UsageError(f"{count} conversations: at least one is needed")
-    call = as_agent(agent)  # what cannot be an agent is not to leave a folder behind
+        raise UsageError(f"count is {count}; it must be at least 1")
+    call = as_agent(agent)  # before the folder is created: an invalid agent leaves no folder behind
+    options: dict[str, Any] = {
+        "max_turns": max_turns, "goal": goal, "agent_first": agent_first, "agent_timeout": agent_timeout, "start": start,
+        "goal_reached": goal_reached,
+    }  # fmt: skip
     folder = RunFolder(out) if out is not None else None
     if folder is not None:
-        folder.write_manifest(user, agent=spec or (agent if isinstance(agent, str) else _called(agent)), count=count, **options)
-    first_seed, found = user.seed, list[Simulation]()
+        name = spec or (agent if isinstance(agent, str) else _qualified_name(agent))
+        folder.write_manifest(user, seed, agent=name, count=count, **options)
+    simulations = list[Simulation]()
     try:
         for number in range(1, count + 1):
-            user.seed = first_seed + number - 1
-            shown = partial(on_exchange, number) if on_exchange is not None else None
-            found.append(simulate(user, call, on_exchange=shown, **options))
+            callback = partial(on_exchange, number) if on_exchange is not None else None
+            simulations.append(simulate(user, call, seed=seed + number - 1, on_exchange=callback, **options))
             if folder is not None:
-                folder.add(found[-1])
+                folder.add(simulations[-1])
     finally:
-        user.seed = first_seed
         if folder is not None:
-            folder.close(Counter(simulation.stop_reason for simulation in found))
-    return found
+            folder.close(Counter(simulation.stop_reason for simulation in simulations))
+    return simulations
 
 
-def _called(thing: Any) -> str:
-    """What to call an object in a manifest: its name or its class's, since its representation may hold a key."""
-    named = thing if hasattr(thing, "__qualname__") else type(thing)
+def _qualified_name(value: Any) -> str:
+    """Return the module and name of an object, or of its class. Its repr is not used: it may contain a key."""
+    named = value if hasattr(value, "__qualname__") else type(value)
     return f"{named.__module__}:{named.__qualname__}"

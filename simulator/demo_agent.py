@@ -1,7 +1,7 @@
-"""A tiny rule-based help desk, so that a demonstration needs no agent, no model and no network.
+"""A small rule-based help desk, the agent of demonstrations; it needs no model and no network.
 
-The one design choice: the first rule whose pattern is in the last message answers; what no rule knows is answered with a
-question, a different one each time, so that a conversation goes on.
+The first rule that matches the last message gives the answer. If none matches, the desk asks a question, a different one each
+time, so that the conversation continues.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _QUESTIONS = (
 
 
 def help_desk(messages: list[dict[str, Any]]) -> str:
-    """Answer the last message of the user, or greet if there is none."""
-    said = [str(message["content"]) for message in messages if message["role"] == "user"]
-    if not said:
+    """Return the answer to the user's last message, or a greeting if there is none."""
+    texts = [str(message["content"]) for message in messages if message["role"] == "user"]
+    if not texts:
         return "Hello, this is the help desk. What can I do for you?"
-    already = {str(message["content"]) for message in messages if message["role"] == "assistant"}
+    earlier = {str(message["content"]) for message in messages if message["role"] == "assistant"}
     for pattern, answer in _RULES:
-        if pattern.search(said[-1]) and answer not in already:
+        if pattern.search(texts[-1]) and answer not in earlier:
             return answer
-    return _QUESTIONS[len(said) % len(_QUESTIONS)]
+    return _QUESTIONS[len(texts) % len(_QUESTIONS)]

@@ -1,8 +1,4 @@
-"""Who reasons for a twin: the synthesizer that it was learned with, or the model that acts.
-
-The one design choice: a twin keeps its synthesizer by a name that holds wherever it is opened from, so a path in it is made
-absolute, and the model is loaded only for a twin that reasons.
-"""
+"""The model that reasons for a twin: the synthesizer it was learned with, or the model that acts."""
 
 from __future__ import annotations
 
@@ -15,38 +11,28 @@ from usertwin.personas import ModelError, UsageError
 from .backends.downloads import FetchProgress
 from .backends.load import load_model, prompt_style_of
 from .backends.lora_adapter import model_with_adapter
-from .backends.model_name import split_adapter
+from .backends.model_name import ModelName
 
 
-def synthesizer_named(told: str) -> str:
-    """The name of a synthesizer's model, to be kept.
+def resolve_synthesizer(text: str) -> str:
+    """Return the name of a synthesizer's model with absolute paths, so that the twin can be opened from any folder.
 
     Args:
-        told: the folder of an adapter, or the name of any chat model.
+        text: an adapter's folder, or the name of a chat model.
 
     Raises:
-        UsageError: it is neither, or the adapter does not say of which model it is.
+        UsageError: the text is neither, or the adapter does not record its base model.
         ModelError: the folder holds no adapter.
     """
-    if Path(told).expanduser().is_dir():
-        return _anywhere(model_with_adapter(told))
+    name = model_with_adapter(text) if Path(text).expanduser().is_dir() else text
     try:
-        prompt_style_of(told)
+        prompt_style_of(name)
     except UsageError as error:
-        raise UsageError(f"the synthesizer is no folder of an adapter, and no model either: {error}") from None
-    return _anywhere(told)
+        raise UsageError(f'the synthesizer "{text}" is neither an adapter\'s folder nor a model: {error}') from None
+    return str(ModelName.parse(name).resolved())
 
 
-def _anywhere(name: str) -> str:
-    """A model's name with whole paths, so that it means the same in every folder."""
-    base, adapter = split_adapter(name)
-    kind, colon, rest = base.partition(":")
-    if rest and kind != "openai" and (path := Path(rest).expanduser()).exists():
-        rest = str(path.resolve())
-    return f"{kind}{colon}{rest}" + ("" if adapter is None else f"+{adapter.resolve()}")
-
-
-def reasoner_of(
+def load_reasoner(
     record: TwinRecord,
     model: ChatModel,
     settings: Settings | None = None,
@@ -54,17 +40,17 @@ def reasoner_of(
     price: Price | None = None,
     progress: FetchProgress | None = None,
 ) -> ChatModel:
-    """Who reasons for a twin: the synthesizer it was learned with, or the model that acts.
+    """Return the model that reasons for a twin: its synthesizer, loaded if the settings use reasoning, else `model`.
 
     Args:
-        record: what is known about the twin.
-        model: who acts; also who reasons if there is no synthesizer, if it has the same name, or if the twin does not reason.
-        settings: how the twin uses its memory; by default what its record says.
-        price: what the synthesizer costs, if it is hosted.
-        progress: is told how far a download is.
+        record: the twin's record.
+        model: the model that acts. It also reasons if there is no synthesizer, or if both have the same name.
+        settings: how the twin uses its memory; by default the settings in the record.
+        price: the price of a hosted synthesizer.
+        progress: callback for download progress.
 
     Raises:
-        ModelError: the synthesizer cannot be had; the message says why, and what to do.
+        ModelError: the synthesizer cannot be loaded; the message names the reason and the way out.
     """
     name = record.recipe.synthesizer
     if name is None or name == model.name or not (settings or record.settings or Settings()).reasons:
@@ -73,6 +59,6 @@ def reasoner_of(
         return load_model(name, price=price, progress=progress)
     except (ModelError, UsageError) as error:
         raise ModelError(
-            f'the twin "{record.name}" reasons with "{name}", which cannot be had ({error}); put it back, learn the twin again '
-            'with --overwrite, or open it in Python with reasoner="local"'
+            f'the twin "{record.name}" reasons with "{name}", which cannot be loaded ({error}); restore it, learn the twin '
+            'again with --overwrite, or open it in Python with reasoner="local"'
         ) from error

@@ -1,7 +1,7 @@
-"""One conversation between a twin and an agent: a short loop, and a record of what happened and how it ended.
+"""One conversation between a twin and an agent, and the record of how it went and why it ended.
 
-The one design choice: a conversation that fails is a result and not a crash, and its stop reason says whose fault it was; a
-twin's fault is never charged to the agent, and nothing is ever put into anybody's mouth to go on.
+A failed conversation is a result, not an exception, and its stop reason tells whose fault it was. A fault of the twin is never
+charged to the agent, and no fallback text is ever inserted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -19,26 +19,28 @@ from usertwin.personas.conversation import PRIVATE_ROLES
 
 from .agents import AgentCall, Message, as_agent
 from .state import Answer
-from .user import SimulatedUser, run_sync
+from .sync import run_sync
+from .user import SimulatedUser
 
 StopReason = Literal[
     "user_stop", "goal_reached", "max_turns", "agent_error", "agent_timeout", "twin_error", "model_unavailable"
 ]
-#: Who is to blame for a stop that was not meant to happen.
+#: Stop reasons that are a fault of the agent, and of the twin.
 AGENT_FAULTS: frozenset[StopReason] = frozenset({"agent_error", "agent_timeout"})
 TWIN_FAULTS: frozenset[StopReason] = frozenset({"twin_error", "model_unavailable"})
-DEFAULT_TURNS = 8
+DEFAULT_MAX_TURNS = 8
+DEFAULT_AGENT_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One turn of the twin and what the agent said to it.
+    """One turn of the twin and the agent's reply.
 
     Attributes:
-        answer: the twin's turn, with what it came from.
-        replies: the agent's messages; empty where the twin left, or the agent failed.
-        twin_seconds: how long the twin took.
-        agent_seconds: how long the agent took.
+        answer: the twin's turn, with the memories and the reasoning behind it.
+        replies: the agent's messages; empty if the twin left or the agent failed.
+        twin_seconds: seconds the twin took.
+        agent_seconds: seconds the agent took.
     """
 
     answer: Answer
@@ -46,20 +48,29 @@ class Exchange:
     twin_seconds: float
     agent_seconds: float
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the exchange as a JSON object."""
+        return {
+            "answer": self.answer.to_json(),
+            "replies": [dict(message) for message in self.replies],
+            "twin_seconds": self.twin_seconds,
+            "agent_seconds": self.agent_seconds,
+        }
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, kw_only=True)
 class Simulation:
-    """What happened in one conversation.
+    """The record of one conversation.
 
     Attributes:
         twin: the twin's name.
         goal: what the twin wanted.
-        seed: what its sampler was seeded with.
-        thread_id: the id the agent was given for this conversation.
-        messages: everything that was said, as the agent saw it.
-        exchanges: the twin's turns with what they came from.
-        stop_reason: how it ended.
-        error: one sentence about what went wrong, or None.
+        seed: the conversation's seed.
+        thread_id: the id that the agent got for this conversation.
+        messages: all messages, as the agent saw them.
+        exchanges: the twin's turns and the agent's replies.
+        stop_reason: why the conversation ended.
+        error: one sentence about the failure, or None.
     """
 
     twin: str
@@ -73,15 +84,24 @@ class Simulation:
 
     @property
     def usage(self) -> Usage:
-        """The tokens the twin took."""
+        """Tokens of all the twin's model calls."""
         return sum((exchange.answer.usage for exchange in self.exchanges), Usage())
 
     def to_json(self) -> dict[str, Any]:
-        """The simulation as one JSON object, a line of a run's `conversations.jsonl`."""
-        return asdict(self)
+        """Return the simulation as a JSON object, a line of a run's `conversations.jsonl`."""
+        return {
+            "twin": self.twin,
+            "goal": self.goal,
+            "seed": self.seed,
+            "thread_id": self.thread_id,
+            "messages": [dict(message) for message in self.messages],
+            "exchanges": [exchange.to_json() for exchange in self.exchanges],
+            "stop_reason": self.stop_reason,
+            "error": self.error,
+        }
 
     def conversation(self) -> Conversation:
-        """The simulation in the interchange format."""
+        """Return the simulation in the interchange format."""
         turns = [Turn(self.twin if m["role"] == "user" else "agent", str(m["role"]), str(m["content"])) for m in self.messages]
         return Conversation(self.thread_id, tuple(turns), None, {"stop_reason": self.stop_reason})
 
@@ -90,90 +110,118 @@ async def asimulate(
     user: SimulatedUser,
     agent: Any,
     *,
-    turns: int = DEFAULT_TURNS,
+    max_turns: int = DEFAULT_MAX_TURNS,
+    seed: int = 0,
     goal: str = "",
-    start: Sequence[Message] = (),
     agent_first: bool = False,
-    agent_timeout: float = 120.0,
+    agent_timeout: float = DEFAULT_AGENT_TIMEOUT,
+    start: Sequence[Message] = (),
     goal_reached: Callable[[list[Message]], bool] | None = None,
     on_exchange: Callable[[Exchange], None] | None = None,
 ) -> Simulation:
-    """Let a twin and an agent talk.
+    """Run one conversation between a twin and an agent and return its record.
 
     Args:
         user: the twin.
-        agent: the agent under test, in any shape that `as_agent` takes.
-        turns: the most turns the twin may have.
-        goal: what the twin is to want; the agent never sees it.
-        start: messages that were said before; instructions among them become part of the goal.
+        agent: the agent under test, in any shape that `as_agent` accepts.
+        max_turns: the maximum number of turns of the twin.
+        seed: seed for the twin's sampler.
+        goal: what the twin wants; the agent never sees it.
         agent_first: whether the agent opens the conversation.
-        agent_timeout: seconds the agent may take for a reply.
-        goal_reached: asked after each reply with all messages; true ends the conversation.
-        on_exchange: is shown each exchange as it is complete.
+        agent_timeout: seconds that the agent may take for a reply.
+        start: earlier messages of the conversation; instructions among them become part of the goal.
+        goal_reached: called with all messages after each reply; True ends the conversation.
+        on_exchange: called with each complete exchange.
 
     Raises:
-        UsageError: the agent has no shape that is known, or turns is below 1. Whatever goes wrong later is recorded.
+        UsageError: the agent has no known shape, or max_turns is below 1. Later failures are recorded in the result.
     """
-    if turns < 1:
-        raise UsageError(f"{turns} turns: a conversation has at least one")
+    if max_turns < 1:
+        raise UsageError(f"max_turns is {max_turns}; it must be at least 1")
     call = as_agent(agent)
-    found = _opened(user, goal, start)
-    if agent_first and not await _agent_speaks(found, call, agent_timeout):
-        return found
-    for _ in range(turns):
-        began = time.perf_counter()
-        try:
-            answer = await user.arespond(found.messages, goal=found.goal)
-        except UsertwinError as error:
-            found.stop_reason = "model_unavailable" if isinstance(error, ModelError) else "twin_error"
-            found.error = str(error)
-            return found
-        except Exception as error:
-            found.stop_reason, found.error = "twin_error", f"the twin failed: {type(error).__name__}: {error}"
-            return found
-        twin_seconds, began = time.perf_counter() - began, time.perf_counter()
-        found.messages += [answer.message] if answer.action else []  # else the twin leaves without another word
-        before = len(found.messages)
-        going_on = not answer.done and await _agent_speaks(found, call, agent_timeout)
-        replies = tuple(found.messages[before:])
-        found.exchanges.append(Exchange(answer, replies, twin_seconds, time.perf_counter() - began))
+    simulation = _new_simulation(user, goal, seed, start)
+    if agent_first and not await _agent_turn(simulation, call, agent_timeout):
+        return simulation
+    for _ in range(max_turns):
+        started = time.perf_counter()
+        answer = await _twin_turn(simulation, user)
+        if answer is None:
+            return simulation
+        twin_seconds, started = time.perf_counter() - started, time.perf_counter()
+        before = len(simulation.messages)
+        replied = not answer.done and await _agent_turn(simulation, call, agent_timeout)
+        replies = tuple(simulation.messages[before:])
+        simulation.exchanges.append(Exchange(answer, replies, twin_seconds, time.perf_counter() - started))
         if on_exchange is not None:
-            on_exchange(found.exchanges[-1])
+            on_exchange(simulation.exchanges[-1])
         if answer.done:
-            found.stop_reason = "user_stop"
-        if not going_on:
-            return found
-        if goal_reached is not None and goal_reached(found.messages):
-            found.stop_reason = "goal_reached"
-            return found
-    return found
+            simulation.stop_reason = "user_stop"
+        if not replied:
+            return simulation
+        if goal_reached is not None and goal_reached(simulation.messages):
+            simulation.stop_reason = "goal_reached"
+            return simulation
+    return simulation
 
 
-def _opened(user: SimulatedUser, goal: str, start: Sequence[Message]) -> Simulation:
-    """A conversation in which nobody has spoken but for `start`; what only the twin may see of that joins its goal."""
+def _new_simulation(user: SimulatedUser, goal: str, seed: int, start: Sequence[Message]) -> Simulation:
+    """Return a simulation with the messages in `start`; private ones become part of the goal."""
     private = [str(message["content"]) for message in start if message.get("role") in PRIVATE_ROLES]
-    said = [message for message in start if message.get("role") not in PRIVATE_ROLES]
-    return Simulation(user.name, "\n".join([text for text in (goal, *private) if text]), user.seed, uuid4().hex, said)
+    public = [message for message in start if message.get("role") not in PRIVATE_ROLES]
+    goal = "\n".join([text for text in (goal, *private) if text])
+    return Simulation(twin=user.name, goal=goal, seed=seed, thread_id=uuid4().hex, messages=public)
 
 
-async def _agent_speaks(found: Simulation, call: AgentCall, timeout: float) -> bool:
-    """Add the agent's reply to the conversation; if there is none, record why and return False."""
+async def _twin_turn(simulation: Simulation, user: SimulatedUser) -> Answer | None:
+    """Add the twin's turn to the conversation and return it. On failure, record the reason and return None."""
+    try:
+        answer = await user.arespond(simulation.messages, goal=simulation.goal, seed=simulation.seed)
+    except UsertwinError as error:
+        simulation.stop_reason = "model_unavailable" if isinstance(error, ModelError) else "twin_error"
+        simulation.error = str(error)
+        return None
+    except Exception as error:
+        simulation.stop_reason, simulation.error = "twin_error", f"the twin failed: {type(error).__name__}: {error}"
+        return None
+    simulation.messages += [answer.message] if answer.action else []  # without an action the twin leaves silently
+    return answer
+
+
+async def _agent_turn(simulation: Simulation, call: AgentCall, timeout: float) -> bool:
+    """Add the agent's reply to the conversation. On failure, record the reason and return False."""
     limit = asyncio.timeout(timeout)
     try:
         async with limit:
-            found.messages += await call([dict(message) for message in found.messages], found.thread_id)
+            simulation.messages += await call([dict(message) for message in simulation.messages], simulation.thread_id)
     except UsertwinError as error:
-        found.stop_reason, found.error = "agent_error", str(error)
+        simulation.stop_reason, simulation.error = "agent_error", str(error)
     except (Exception, SystemExit) as error:
-        if isinstance(error, TimeoutError) and limit.expired():  # else it is a timeout of the agent's own
-            found.stop_reason, found.error = "agent_timeout", f"the agent took longer than {timeout:g} seconds"
+        if isinstance(error, TimeoutError) and limit.expired():  # otherwise the agent raised its own TimeoutError
+            simulation.stop_reason, simulation.error = "agent_timeout", f"the agent took longer than {timeout:g} seconds"
         else:
-            found.stop_reason, found.error = "agent_error", f"the agent raised {type(error).__name__}: {error}"
+            simulation.stop_reason, simulation.error = "agent_error", f"the agent raised {type(error).__name__}: {error}"
     else:
         return True
     return False
 
 
-def simulate(user: SimulatedUser, agent: Any, **options: Any) -> Simulation:
-    """`asimulate`, without async; it takes the same arguments."""
-    return run_sync(asimulate(user, agent, **options))
+def simulate(
+    user: SimulatedUser,
+    agent: Any,
+    *,
+    max_turns: int = DEFAULT_MAX_TURNS,
+    seed: int = 0,
+    goal: str = "",
+    agent_first: bool = False,
+    agent_timeout: float = DEFAULT_AGENT_TIMEOUT,
+    start: Sequence[Message] = (),
+    goal_reached: Callable[[list[Message]], bool] | None = None,
+    on_exchange: Callable[[Exchange], None] | None = None,
+) -> Simulation:
+    """Run one conversation between a twin and an agent; the synchronous form of `asimulate`, with the same arguments."""
+    return run_sync(
+        asimulate(
+            user, agent, max_turns=max_turns, seed=seed, goal=goal, agent_first=agent_first, agent_timeout=agent_timeout,
+            start=start, goal_reached=goal_reached, on_exchange=on_exchange,
+        )
+    )  # fmt: skip

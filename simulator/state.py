@@ -1,11 +1,12 @@
-"""What a twin's graph passes on from step to step, and the answer a caller gets.
+"""The state of a twin's graph, and the answer that callers get.
 
-The one design choice: the state holds plain JSON values only, so that any checkpointer can keep it.
+Design: the state holds plain JSON values, so that any checkpointer can store it; `Answer` holds typed objects.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, NotRequired, TypedDict, cast
 
 from usertwin.memory import Recalled, Triple
@@ -13,8 +14,8 @@ from usertwin.memory.models.chat import Usage
 from usertwin.personas import Pair, Turn
 
 
-class RecalledTriple(TypedDict):
-    """A recalled triple as the graph's state holds it."""
+class RecalledRow(TypedDict):
+    """A recalled triple as plain JSON values, in the state and in files."""
 
     id: str
     similarity: float
@@ -28,45 +29,49 @@ class RecalledTriple(TypedDict):
 
 
 def append_messages(old: list[Any] | None, new: list[Any]) -> list[Any]:
-    """LangGraph's way of adding messages to a conversation, imported when it is first used."""
+    """LangGraph's `add_messages`, imported when it is first called."""
     from langgraph.graph.message import add_messages
 
     return cast("list[Any]", add_messages(cast("Any", old or []), cast("Any", new)))
 
 
 class TwinState(TypedDict):
-    """The state of the graph. Give `messages` (and `goal`); the other keys are what the twin makes of them."""
+    """The state of the graph. `messages`, `goal` and `seed` are its input; the twin computes the other keys.
+
+    The seed is that of the conversation: the sampler's seed is computed from it and from the number of the turn.
+    """
 
     messages: Annotated[list[Any], append_messages]
     goal: NotRequired[str]
-    recalled: NotRequired[list[RecalledTriple]]
+    seed: NotRequired[int]
+    recalled: NotRequired[list[RecalledRow]]
     reasoning: NotRequired[str]
     action: NotRequired[str]
     done: NotRequired[bool]
-    leaving: NotRequired[float]
+    abandonment_rate: NotRequired[float]
     usage: NotRequired[dict[str, int]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One turn of a twin, with everything it came from.
+    """One turn of a twin, with the memories and the reasoning behind it.
 
     Attributes:
-        action: what the twin says; "" if it leaves without another word (then it is done).
-        reasoning: what went on in it; "" if its memory holds no traces and its model continues transcripts.
-        recalled: the triples that came to mind, most similar first.
+        action: the twin's message; "" if it leaves without a word (then `done` is true).
+        reasoning: the twin's reasoning; "" if it did not reason.
+        recalled: the recalled triples with their similarities, most similar first.
         done: whether the person leaves with this turn.
-        leaving: how much of what came to mind are moments in which the person silently left, 0 to 1.
-        reasoner: the name of the model that reasoned, where that is not the one that acts; else None.
-        usage: tokens, over all model calls of the turn.
+        usage: tokens of all model calls of the turn.
+        abandonment_rate: the share of the most similar pairs in which the person left without a word, 0 to 1.
+        reasoner: the name of the model that reasoned if it is not the one that acted; else None.
     """
 
     action: str
     reasoning: str
-    recalled: tuple[RecalledTriple, ...] = field(repr=False)
+    recalled: tuple[Recalled, ...] = field(repr=False)
     done: bool
     usage: Usage
-    leaving: float = 0.0
+    abandonment_rate: float = 0.0
     reasoner: str | None = None
 
     @property
@@ -74,13 +79,29 @@ class Answer:
         """The turn as an OpenAI-style message."""
         return {"role": "user", "content": self.action}
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the answer as a JSON object."""
+        return {
+            "action": self.action,
+            "reasoning": self.reasoning,
+            "recalled": to_rows(self.recalled),
+            "done": self.done,
+            "usage": asdict(self.usage),
+            "abandonment_rate": self.abandonment_rate,
+            "reasoner": self.reasoner,
+        }
 
-def as_state(recalled: Recalled) -> RecalledTriple:
-    """A recalled triple as plain JSON values."""
-    triple, pair = recalled.triple, recalled.triple.pair
+
+def to_rows(recalled: Sequence[Recalled]) -> list[RecalledRow]:
+    """Return recalled triples as plain JSON values."""
+    return [_to_row(memory.triple, memory.similarity) for memory in recalled]
+
+
+def _to_row(triple: Triple, similarity: float) -> RecalledRow:
+    pair = triple.pair
     return {
         "id": triple.id,
-        "similarity": round(recalled.similarity, 6),
+        "similarity": round(similarity, 6),
         "conversation_id": pair.conversation_id,
         "position": pair.position,
         "when": pair.when,
@@ -91,21 +112,18 @@ def as_state(recalled: Recalled) -> RecalledTriple:
     }
 
 
-def from_state(state: TwinState, speaker: str) -> list[Triple]:
-    """The recalled triples of a state."""
-    return [
-        Triple(
-            Pair(
-                speaker=speaker,
-                context=tuple(Turn(t["speaker"], t["role"], t["text"]) for t in row["context"]),
-                action=row["action"],
-                goal="",
-                conversation_id=row["conversation_id"],
-                position=row["position"],
-                when=row["when"],
-            ),
-            row["reasoning"],
-            row["score"],
-        )
-        for row in state.get("recalled", [])
-    ]
+def from_rows(rows: Sequence[RecalledRow], speaker: str) -> list[Recalled]:
+    """Return recalled triples from plain JSON values, which hold neither the goals of the pairs nor provenance."""
+    return [Recalled(Triple(_to_pair(row, speaker), row["reasoning"], row["score"]), row["similarity"]) for row in rows]
+
+
+def _to_pair(row: RecalledRow, speaker: str) -> Pair:
+    return Pair(
+        speaker=speaker,
+        context=tuple(Turn(t["speaker"], t["role"], t["text"]) for t in row["context"]),
+        action=row["action"],
+        goal="",
+        conversation_id=row["conversation_id"],
+        position=row["position"],
+        when=row["when"],
+    )

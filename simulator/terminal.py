@@ -1,10 +1,8 @@
-"""The twin on a terminal: what a turn looks like with its memories and its reasoning, and a chat with it.
-
-The one design choice: what is shown is a pure function of an answer, so that the demonstration, the simulation and the chat
-show the same thing and a test can read it.
-"""
+"""The twin in a terminal: a turn with the memories and the reasoning behind it, and a chat with the twin."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -12,54 +10,64 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from usertwin.memory.text.transcript import flat
+from usertwin.memory import Recalled
+from usertwin.memory.text.transcript import single_line
 from usertwin.personas import UsertwinError
 
 from .agents import Message
 from .simulation import Exchange
-from .state import Answer, RecalledTriple
+from .state import Answer
 from .user import SimulatedUser
 
-#: Memories that are shown for a turn while a conversation goes on.
-_SHOWN = 4
+#: Memories shown for a turn during a conversation.
+_MAX_MEMORIES = 4
 _HELP = "/why shows the memories and the reasoning of the last turn, /quit ends the chat"
 
 
-def memories_table(recalled: tuple[RecalledTriple, ...], most: int | None = None) -> RenderableType:
-    """The recalled triples with how similar their contexts are, and how well their traces predict what was done.
+def memories_table(recalled: Sequence[Recalled], max_rows: int | None = None) -> RenderableType:
+    """Return a table of recalled triples with the similarities of their contexts and the scores of their traces.
 
     Args:
-        recalled: most similar first.
-        most: show only so many.
+        recalled: the triples, most similar first.
+        max_rows: how many to show; None for all.
     """
     if not recalled:
-        return Text("no memory came to mind", style="dim")
+        return Text("no memories were recalled", style="dim")
     table = Table(box=None, padding=(0, 1), header_style="dim", expand=True)
-    table.add_column("like now", justify="right", no_wrap=True)
-    table.add_column("when somebody said", ratio=3, style="dim")
-    table.add_column("they thought", ratio=3, style="italic dim")
-    table.add_column("and wrote", ratio=3)
-    for row in recalled[:most]:
-        heard = row["context"][-1]["text"] if row["context"] else "(nothing yet)"
-        score = "" if row["score"] is None else f" [{row['score']:+.2f}]"
+    table.add_column("similarity", justify="right", no_wrap=True)
+    table.add_column("context", ratio=3, style="dim")
+    table.add_column("reasoning", ratio=3, style="italic dim")
+    table.add_column("action", ratio=3)
+    for memory in recalled[:max_rows]:
+        triple = memory.triple
+        context = triple.pair.context[-1].text if triple.pair.context else "(none)"
+        score = "" if triple.score is None else f" [{triple.score:+.2f}]"
         table.add_row(
-            f"{row['similarity']:.2f}",
-            Text(_short(heard)),
-            Text(_short(row["reasoning"] or "–") + score),
-            Text(_short(row["action"])),
+            f"{memory.similarity:.2f}",
+            Text(_shorten(context)),
+            Text(_shorten(triple.reasoning or "–") + score),
+            Text(_shorten(triple.pair.action)),
         )
     hidden = len(recalled) - table.row_count
-    return Group(table, Text(f"and {hidden} more that are less like now", style="dim")) if hidden else table
+    return Group(table, Text(f"and {hidden} less similar ones", style="dim")) if hidden else table
 
 
-def why(answer: Answer, name: str, most: int | None = None) -> RenderableType:
-    """The memories, all or the `most` similar ones, and the reasoning behind an answer."""
-    thought = Text(answer.reasoning or "(no thought was written down)", style="italic")
+def why(answer: Answer, name: str, max_memories: int | None = None) -> RenderableType:
+    """Return a panel with the memories and the reasoning behind an answer.
+
+    Args:
+        answer: the answer.
+        name: the person's name.
+        max_memories: how many memories to show; None for all.
+    """
+    thought = Text(answer.reasoning or "(none)", style="italic")
     by = "" if answer.reasoner is None else f"  (reasoned by {answer.reasoner})"
     if not answer.action:
-        thought = Text(f"{answer.leaving:.0%} of what came to mind are moments in which {name} left", style="italic")
+        thought = Text(f"{name} left in {answer.abandonment_rate:.0%} of the most similar memories", style="italic")
     return Panel(
-        Group(memories_table(answer.recalled, most), Text(), Text.assemble(("thinks  ", "dim"), thought, (by, "dim"))),
+        Group(
+            memories_table(answer.recalled, max_memories), Text(), Text.assemble(("reasoning  ", "dim"), thought, (by, "dim"))
+        ),
         title=f"why {escape(name)} {'says this' if answer.action else 'leaves'}",
         title_align="left",
         border_style="dim",
@@ -67,13 +75,13 @@ def why(answer: Answer, name: str, most: int | None = None) -> RenderableType:
 
 
 def speech(name: str, text: str, *, style: str) -> Text:
-    """A line somebody says."""
+    """Return one message with its speaker."""
     return Text.assemble((f"{name}  ", f"bold {style}"), text)
 
 
 def show_exchange(console: Console, name: str, exchange: Exchange) -> None:
-    """Show a turn of the twin with what it came from, and the agent's reply."""
-    console.print(why(exchange.answer, name, _SHOWN))
+    """Print a turn of the twin with its memories and its reasoning, and the agent's reply."""
+    console.print(why(exchange.answer, name, _MAX_MEMORIES))
     if exchange.answer.action:
         console.print(speech(name, exchange.answer.action, style="cyan"))
     for message in exchange.replies:
@@ -83,10 +91,16 @@ def show_exchange(console: Console, name: str, exchange: Exchange) -> None:
     console.print()
 
 
-def chat(user: SimulatedUser, console: Console, *, goal: str = "") -> list[Message]:
-    """Talk with a twin: you are the agent, the twin answers. Returns what was said.
+def chat(user: SimulatedUser, console: Console, *, goal: str = "", seed: int = 0) -> list[Message]:
+    """Chat with a twin in the terminal, where the person at the keyboard is the agent. Return the messages.
 
-    Ends with /quit, the end of the input, Ctrl-C, or when the twin leaves.
+    The chat ends with /quit, the end of the input, Ctrl-C, or when the twin leaves.
+
+    Args:
+        user: the twin.
+        console: the terminal.
+        goal: what the twin wants.
+        seed: seed for the twin's sampler.
     """
     name = user.persona.name
     console.print(f"[dim]You are the agent; [bold]{escape(name)}[/bold] answers. {_HELP}.[/dim]")
@@ -109,7 +123,7 @@ def chat(user: SimulatedUser, console: Console, *, goal: str = "") -> list[Messa
         messages.append({"role": "assistant", "content": line})
         try:
             with console.status(f"{escape(name)} is thinking"):
-                last = user.respond(messages, goal=goal)
+                last = user.respond(messages, goal=goal, seed=seed)
         except UsertwinError as error:
             messages.pop()
             console.print(f"[red]{escape(str(error))}[/red]")
@@ -121,11 +135,11 @@ def chat(user: SimulatedUser, console: Console, *, goal: str = "") -> list[Messa
             messages.append(last.message)
             console.print(speech(name, last.action, style="cyan"))
         if last.done:
-            why_silent = "" if last.action else f" without another word: so ended {last.leaving:.0%} of what came to mind"
-            console.print(f"[dim]{escape(name)} leaves the chat{why_silent}.[/dim]")
+            rate = f" without a word, as in {last.abandonment_rate:.0%} of the most similar memories"
+            console.print(f"[dim]{escape(name)} leaves the chat{'' if last.action else rate}.[/dim]")
             return messages
 
 
-def _short(text: str, characters: int = 90) -> str:
-    text = flat(text)
+def _shorten(text: str, characters: int = 90) -> str:
+    text = single_line(text)
     return text if len(text) <= characters else text[: characters - 1] + "…"

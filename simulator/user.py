@@ -1,25 +1,22 @@
-"""The twin in action: a LangGraph agent that recalls, reasons and acts, and a plain class around it.
+"""The twin: a LangGraph graph that recalls, reasons and acts, and a class around it.
 
-The one design choice: the graph is the only implementation. Its state is typed and holds plain JSON values, so that it
-streams, checkpoints and composes like any LangGraph graph; `SimulatedUser` is a thin door to it for people who do not know
-LangGraph. Messages are in the agent's point of view, as everywhere in this ecosystem: "user" is the twin.
+Messages have the roles that an agent's developer expects: "user" is the twin, "assistant" is the agent.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from usertwin.memory import ChatModel, Embedder, Settings, Triple, TripleStore, TwinRecord, existing_twin
-from usertwin.memory.models.chat import Sample, Style, Usage, sample
+from usertwin.memory.models.chat import PromptStyle, Sample, Usage, sample
 from usertwin.memory.models.embedding import CachedEmbedder
-from usertwin.memory.recon.propose import MALFORMED, as_trace
+from usertwin.memory.recon.propose import MALFORMED, parse_trace
 from usertwin.memory.store.ranking import SIMILARITY, Ranking
-from usertwin.memory.text.transcript import flat
+from usertwin.memory.text.transcript import single_line
 from usertwin.memory.twin.abandonment import NEIGHBOURS, AbandonmentModel, abandonment_rate
 from usertwin.memory.twin.last_turn import LastTurnModel
 from usertwin.memory.twin.record import ENDING, LEAVING
@@ -27,9 +24,10 @@ from usertwin.personas import Pair, Persona, Turn, TwinError, as_conversation
 from usertwin.personas.pairs import visible_turns
 
 from .backends.load import DEFAULT_MODEL, load_embedder, load_model
-from .prompts import CONTEXT_TURNS, Messages, act_messages, as_shown, reason_messages
-from .reasoner import reasoner_of
-from .state import Answer, TwinState, as_state, from_state
+from .prompts import CONTEXT_TURNS, Messages, act_messages, reason_messages, with_shown_traces
+from .reasoner import load_reasoner
+from .state import Answer, TwinState, from_rows, to_rows
+from .sync import run_sync
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -37,39 +35,30 @@ if TYPE_CHECKING:
 
     Graph = CompiledStateGraph["TwinState", None, "TwinState", "TwinState"]
 
-T = TypeVar("T")
-
-#: How often a twin tries again when a model writes nothing, or only what was said already.
-_TRIES = 4
-#: A turn of so few words ("yes") may well be said twice.
-_SHORT = 3
+#: Attempts at a turn, if the model writes nothing, repeats an earlier turn, or repeats itself.
+_MAX_ATTEMPTS = 4
+#: Turns of at most this many words ("yes") may repeat an earlier turn.
+_SHORT_WORDS = 3
+#: The seeds of successive attempts differ by this prime.
+_ATTEMPT_STEP = 1_000_003
 _LIVE = "(live)"
-
-
-def run_sync(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, also where an event loop is running already (a notebook): the one sync door."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
 
 
 class SimulatedUser:
     """A twin: a simulated user that was learned from one real person.
 
+    It has no seed and no state of a conversation, so many conversations can share it.
+
     Args:
-        record: what is known about the twin.
+        record: the twin's record.
         store: its memory.
-        model: who acts for it, and reasons too where nobody else does.
-        reasoner: who reasons for it; None for the model.
-        ending: when it leaves with a last word; None if it never does.
-        leaving: when it leaves without another word; None if it never does.
-        settings: how it uses its memory; by default what was found best on validation turns, if that was measured.
-        k: how many triples it recalls for a turn, if not as many as the settings say.
-        ranking: what counts for that besides similarity, and how much text they may be.
-        seed: for the sampler; together with the turn's number it fixes what a local model says.
+        model: the model that acts.
+        reasoner: the model that reasons; by default the model that acts.
+        last_turn: predicts whether a turn is the person's last; None if the twin never ends a conversation.
+        abandonment: predicts whether the person leaves without a word; None if the twin never does.
+        settings: how it uses its memory; by default the settings in the record, which tuning found.
+        k: triples to recall for a turn; by default the settings' number.
+        ranking: how recalled triples are ranked, and how much text they may be.
     """
 
     def __init__(
@@ -79,18 +68,17 @@ class SimulatedUser:
         model: ChatModel,
         *,
         reasoner: ChatModel | None = None,
-        ending: LastTurnModel | None = None,
-        leaving: AbandonmentModel | None = None,
+        last_turn: LastTurnModel | None = None,
+        abandonment: AbandonmentModel | None = None,
         settings: Settings | None = None,
         k: int | None = None,
         ranking: Ranking = SIMILARITY,
-        seed: int = 0,
     ) -> None:
-        self.record, self.store, self.model, self.seed = record, store, model, seed
+        self.record, self.store, self.model = record, store, model
         self.reasoner = reasoner or model
         self.settings = settings or record.settings or Settings()
         self.k = self.settings.k if k is None else k
-        self.ending, self.leaving, self.ranking = ending, leaving, ranking
+        self.last_turn, self.abandonment, self.ranking = last_turn, abandonment, ranking
         self._graph: Graph | None = None
 
     @classmethod
@@ -100,46 +88,45 @@ class SimulatedUser:
         *,
         home: str | Path | None = None,
         model: str | ChatModel = DEFAULT_MODEL,
-        style: Style | None = None,
+        style: PromptStyle | None = None,
         reasoner: str | ChatModel | None = None,
         embedder: Embedder | None = None,
         settings: Settings | None = None,
         k: int | None = None,
         ranking: Ranking = SIMILARITY,
-        seed: int = 0,
     ) -> Self:
-        """Open a twin that was learned before.
+        """Open a learned twin.
 
         Args:
             name: the twin.
-            home: where twins live; by default USERTWIN_HOME, else the user's data folder.
-            model: who acts for it, by name or built already.
-            style: how to prompt the model, if not in its usual way.
-            reasoner: who reasons for it, by name or built already; by default the synthesizer it was learned with, which is
-                loaded only where the settings say that the twin reasons, else the model.
-            embedder: the embedding model its memory was made with, if it is not to be loaded by its name.
-            settings: how it is to use its memory; by default what was found best on validation turns, if that was measured.
-            k: how many triples to recall for a turn, if not as many as the settings say.
-            ranking: what counts for that besides similarity, and how much text they may be.
-            seed: for the sampler.
+            home: the folder of all twins; by default USERTWIN_HOME, else the user's data folder.
+            model: the model that acts, or its name.
+            style: how to prompt the model, if not in its default style.
+            reasoner: the model that reasons, or its name. By default the synthesizer that the twin was learned with, which is
+                loaded only if the settings use reasoning; without a synthesizer, the model that acts.
+            embedder: the embedding model of the memory; by default loaded by name.
+            settings: how the twin uses its memory; by default the settings in its record, which tuning found.
+            k: triples to recall for a turn; by default the settings' number.
+            ranking: how recalled triples are ranked, and how much text they may be.
 
         Raises:
             TwinError: there is no such twin, or it is damaged.
-            ModelError: a model cannot be had.
+            ModelError: a model cannot be loaded.
         """
         folder = existing_twin(name, home)
         record = TwinRecord.load(folder)
         if embedder is not None and not isinstance(embedder, CachedEmbedder):
-            embedder = CachedEmbedder(embedder)  # a moment is looked up more than once in a turn
+            embedder = CachedEmbedder(embedder)  # a turn embeds the same context more than once
         store = TripleStore(folder, embedder or load_embedder(record.recipe.embedder), create=False)
         try:
             chat = load_model(model, style=style) if isinstance(model, str) else model
-            thinks = reasoner_of(record, chat, settings) if reasoner is None else reasoner
-            if isinstance(thinks, str):
-                thinks = chat if thinks == chat.name else load_model(thinks)
+            if reasoner is None:
+                reasoner = load_reasoner(record, chat, settings)
+            elif isinstance(reasoner, str):
+                reasoner = chat if reasoner == chat.name else load_model(reasoner)
             return cls(
-                record, store, chat, reasoner=thinks, ending=LastTurnModel.load(folder / ENDING),
-                leaving=AbandonmentModel.load(folder / LEAVING), settings=settings, k=k, ranking=ranking, seed=seed,
+                record, store, chat, reasoner=reasoner, last_turn=LastTurnModel.load(folder / ENDING),
+                abandonment=AbandonmentModel.load(folder / LEAVING), settings=settings, k=k, ranking=ranking,
             )  # fmt: skip
         except BaseException:
             store.close()
@@ -152,7 +139,7 @@ class SimulatedUser:
 
     @property
     def persona(self) -> Persona:
-        """Who the twin plays."""
+        """The person that the twin plays."""
         return self.record.persona
 
     @property
@@ -163,45 +150,46 @@ class SimulatedUser:
         return self._graph
 
     def build(self, *, checkpointer: Any = None) -> Graph:
-        """Compile the graph anew, with a checkpointer of yours if you have one."""
+        """Return a new compiled graph, with a checkpointer if one is given."""
         from langchain_core.runnables import RunnableLambda
         from langgraph.graph import END, START, StateGraph
 
         graph = StateGraph(TwinState)
         for name, step in (("recall", self._recall), ("reason", self._reason), ("act", self._act)):
             graph.add_node(name, RunnableLambda(_sync(step), step, name=name))
-        for before, after in ((START, "recall"), ("reason", "act"), ("act", END)):
-            graph.add_edge(before, after)
+        for source, target in ((START, "recall"), ("reason", "act"), ("act", END)):
+            graph.add_edge(source, target)
         graph.add_conditional_edges("recall", _after_recall, {"leave": END, "stay": "reason"})
         return graph.compile(checkpointer=checkpointer, name=f"twin:{self.name}")
 
-    async def arespond(self, messages: Any, *, goal: str = "", config: RunnableConfig | None = None) -> Answer:
-        """The twin's next turn.
+    async def arespond(self, messages: Any, *, goal: str = "", seed: int = 0, config: RunnableConfig | None = None) -> Answer:
+        """Return the twin's next turn.
 
         Args:
-            messages: the conversation so far in any accepted shape ([] if the twin is to begin); "user" is the twin.
-            goal: what the twin is to want in this conversation; the agent never sees it.
+            messages: the conversation so far in any accepted shape, in which "user" is the twin; [] if the twin opens it.
+            goal: what the twin wants in this conversation; the agent never sees it.
+            seed: the conversation's seed; together with the turn's number it determines what a local model samples.
             config: LangChain's run config.
 
         Raises:
             ModelError: the model does not answer.
             TwinError: the model writes nothing.
-            LogError: the messages have no shape that is known.
+            LogError: the messages have no known shape.
         """
-        found = await self.graph.ainvoke({"messages": _plain(messages), "goal": goal}, config)
+        state = await self.graph.ainvoke({"messages": _plain(messages), "goal": goal, "seed": seed}, config)
         return Answer(
-            action=found["action"],
-            reasoning=found["reasoning"],
-            recalled=tuple(found["recalled"]),
-            done=found["done"],
-            usage=Usage(**found["usage"]),
-            leaving=found["leaving"],
-            reasoner=self.reasoner.name if found["reasoning"] and not self._one_model else None,
+            action=state["action"],
+            reasoning=state["reasoning"],
+            recalled=tuple(from_rows(state["recalled"], self.record.recipe.speaker)),
+            done=state["done"],
+            usage=Usage(**state["usage"]),
+            abandonment_rate=state["abandonment_rate"],
+            reasoner=self.reasoner.name if state["reasoning"] and not self._one_model else None,
         )
 
-    def respond(self, messages: Any, *, goal: str = "", config: RunnableConfig | None = None) -> Answer:
-        """`arespond`, without async."""
-        return run_sync(self.arespond(messages, goal=goal, config=config))
+    def respond(self, messages: Any, *, goal: str = "", seed: int = 0, config: RunnableConfig | None = None) -> Answer:
+        """Return the twin's next turn; the synchronous form of `arespond`, with the same arguments."""
+        return run_sync(self.arespond(messages, goal=goal, seed=seed, config=config))
 
     def close(self) -> None:
         """Close the memory."""
@@ -218,57 +206,60 @@ class SimulatedUser:
     async def _recall(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         query = self._query(state)
         traced = self.settings.traces != "none"
-        found = await asyncio.to_thread(self.store.recall, query, self.k, with_trace=traced, ranking=self.ranking)
-        update = {"usage": asdict(Usage()), "done": False, "leaving": 0.0}
-        if self.leaving is not None and any(turn.speaker == query.speaker for turn in query.context):
-            near = await asyncio.to_thread(self.store.recall, query, NEIGHBOURS, left=None)
-            update["leaving"] = round(abandonment_rate(near), 6)
-            if self.leaving.leaves(near):
-                found, update = near, update | {"done": True, "action": "", "reasoning": ""}
+        recalled = await asyncio.to_thread(self.store.recall, query, self.k, with_trace=traced, ranking=self.ranking)
+        update = {"usage": asdict(Usage()), "done": False, "abandonment_rate": 0.0}
+        if self.abandonment is not None and any(turn.speaker == query.speaker for turn in query.context):
+            neighbours = await asyncio.to_thread(self.store.recall, query, NEIGHBOURS, abandoned=None)
+            update["abandonment_rate"] = round(abandonment_rate(neighbours), 6)
+            if self.abandonment.leaves(neighbours):
+                recalled, update = neighbours, update | {"done": True, "action": "", "reasoning": ""}
         if self.settings.traces == "backward":
-            first = as_shown([one.triple for one in found], "backward")
-            found = [replace(one, triple=triple) for one, triple in zip(found, first, strict=True)]
-        return update | {"recalled": [as_state(one) for one in found]}
+            shown = with_shown_traces([memory.triple for memory in recalled], "backward")
+            recalled = [replace(memory, triple=triple) for memory, triple in zip(recalled, shown, strict=True)]
+        return update | {"recalled": to_rows(recalled)}
 
     async def _reason(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         recalled = self._shown(state)
         continues = "transcript" in {self.model.style, self.reasoner.style}
         if not self.settings.reasons or (continues and not any(triple.reasoning for triple in recalled)):
-            return {"reasoning": ""}  # without examples of thoughts a model that continues text makes nothing of one
+            return {"reasoning": ""}  # a model that continues text needs examples of reasoning
         query = self._query(state)
-        thought = await self.sample_reasoning(query, recalled, seed=self._seed(query), config=config)
-        return {"reasoning": thought.text, "usage": _add(state, thought.usage)}
+        thought = await self.sample_reasoning(query, recalled, seed=_sampler_seed(state, query), config=config)
+        return {"reasoning": thought.text, "usage": _add_usage(state, thought.usage)}
 
     async def _act(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         from langchain_core.messages import HumanMessage
 
         query = self._query(state)
         recalled, reasoning = self._shown(state), state.get("reasoning", "")
-        said_before = {flat(turn.text).casefold() for turn in query.context if len(turn.text.split()) > _SHORT}
-        used, action = Usage(), ""
-        for attempt in range(_TRIES):
-            seed, afresh = self._seed(query) + 1_000_003 * attempt, attempt == 0 and self._nothing_computed(reasoning)
-            [answer] = await self.sample_action(query, recalled, reasoning, seed=seed, afresh=afresh, config=config)
-            used, text = used + answer.usage, answer.text
+        earlier = {single_line(turn.text).casefold() for turn in query.context if len(turn.text.split()) > _SHORT_WORDS}
+        usage, action = Usage(), ""
+        for attempt in range(_MAX_ATTEMPTS):
+            seed = _sampler_seed(state, query) + _ATTEMPT_STEP * attempt
+            bypass = attempt == 0 and self._bypasses_cache(reasoning)
+            [reply] = await self.sample_action(query, recalled, reasoning, seed=seed, bypass_cache=bypass, config=config)
+            usage, text = usage + reply.usage, reply.text
             action = text or action
-            if text and flat(text).casefold() not in said_before and not _is_repetitive(text):
+            if text and single_line(text).casefold() not in earlier and not _is_repetitive(text):
                 break
         if not action:
-            raise TwinError(f'the twin said nothing: its model "{self.model.name}" wrote nothing {_TRIES} times in a row')
-        done = self.ending is not None and self.ending.leaves(replace(query, action=action))
-        return {"messages": [HumanMessage(action)], "action": action, "done": done, "usage": _add(state, used)}
+            raise TwinError(f'the twin\'s model "{self.model.name}" wrote nothing {_MAX_ATTEMPTS} times in a row')
+        done = self.last_turn is not None and self.last_turn.leaves(replace(query, action=action))
+        return {"messages": [HumanMessage(action)], "action": action, "done": done, "usage": _add_usage(state, usage)}
 
     async def sample_reasoning(
         self, query: Pair, recalled: Sequence[Triple], *, seed: int, config: RunnableConfig | None = None
     ) -> Sample:
-        """Ask the reasoner once for what goes on in the person at this moment, in the manner of the traces that are shown."""
+        """Sample the reasoner's thought for the current turn once, in the style of the traces in `recalled`."""
         model, style = self.reasoner, self.reasoner.style
         messages = reason_messages(style, self.persona, query, recalled, turns=self.settings.window)
-        most, stop = (60, ["\n"]) if style == "transcript" else (400, list[str]())
-        [thought] = await sample(model, messages, seed=seed, max_tokens=most, stop=stop, afresh=True, config=config)
-        # One that was trained to propose traces as objects may well write its thought as one.
-        text = thought.text if style == "transcript" else as_trace(style, thought.text)
-        return replace(thought, text="" if text == MALFORMED else flat(text).rstrip(")"))
+        max_tokens, stop = (60, ["\n"]) if style == "transcript" else (400, list[str]())
+        [thought] = await sample(
+            model, messages, seed=seed, max_tokens=max_tokens, stop=stop, bypass_cache=True, config=config
+        )  # fmt: skip
+        # A synthesizer that was trained to propose traces as JSON objects may write one here, too.
+        text = thought.text if style == "transcript" else parse_trace(style, thought.text)
+        return replace(thought, text="" if text == MALFORMED else single_line(text).rstrip(")"))
 
     async def sample_action(
         self,
@@ -277,73 +268,72 @@ class SimulatedUser:
         reasoning: str,
         *,
         seed: int,
-        afresh: bool,
+        bypass_cache: bool,
         n: int = 1,
         config: RunnableConfig | None = None,
     ) -> list[Sample]:
-        """Ask the model for the person's turn; not `afresh`, it goes on from what it computed before, for the reasoning."""
+        """Sample n turns of the person. Without `bypass_cache` the engine reuses its cache of the reasoning prompt."""
         messages = act_messages(self.model.style, self.persona, query, recalled, reasoning, turns=self.settings.window)
-        return await self.complete(messages, n=n, seed=seed, afresh=afresh, config=config)
+        return await self.complete(messages, n=n, seed=seed, bypass_cache=bypass_cache, config=config)
 
     async def sample_reply(self, query: Pair, shown: Sequence[Triple], *, seed: int, n: int = 1) -> tuple[str, list[Sample]]:
-        """Think, where this twin does and is shown traces, and then speak: the thought, or "", and n turns."""
+        """Return the reasoning and n sampled turns. The reasoning is "" without traces, or if the settings disable it."""
         reasoning = ""
         if self.settings.reasons and any(triple.reasoning for triple in shown):
             reasoning = (await self.sample_reasoning(query, shown, seed=seed)).text
-        return reasoning, await self.sample_action(
-            query, shown, reasoning, seed=seed, afresh=self._nothing_computed(reasoning), n=n
-        )
+        bypass = self._bypasses_cache(reasoning)
+        return reasoning, await self.sample_action(query, shown, reasoning, seed=seed, bypass_cache=bypass, n=n)
 
     async def complete(
-        self, messages: Messages, *, n: int = 1, seed: int, afresh: bool = True, config: RunnableConfig | None = None
+        self, messages: Messages, *, n: int = 1, seed: int, bypass_cache: bool = True, config: RunnableConfig | None = None
     ) -> list[Sample]:
-        """Ask the model for n turns in the room that a turn of this person takes."""
-        answers = await sample(
-            self.model, messages, n=n, seed=seed, max_tokens=self.most_tokens, stop=self._stop, afresh=afresh, config=config
+        """Sample n turns for a prompt, with the token limit and the stop texts of this twin's turns."""
+        stop = ["\n"] if self._continues else []
+        samples = await sample(
+            self.model,
+            messages,
+            n=n,
+            seed=seed,
+            max_tokens=self.max_tokens,
+            stop=stop,
+            bypass_cache=bypass_cache,
+            config=config,
         )
-        return [replace(answer, text=answer.text.strip()) for answer in answers]
+        return [replace(reply, text=reply.text.strip()) for reply in samples]
 
     @property
-    def most_tokens(self) -> int:
-        """Room for a turn several times as long as this person's usual one; a hosted model may reason before it writes."""
+    def max_tokens(self) -> int:
+        """The token limit of a turn: several times the person's typical length; for a hosted model, which may reason, 1500."""
         return min(400, 32 + 4 * self.persona.typical_words) if self._continues else 1500
 
     @property
     def _one_model(self) -> bool:
-        """Whether the model that acts is also the one that reasons."""
+        """Whether one model reasons and acts."""
         return self.reasoner.chat is self.model.chat
 
-    def _nothing_computed(self, reasoning: str) -> bool:
-        # What another model computed for its reasoning is not in the cache of the one that acts: that one reads all of its
-        # prompt, and has to do so afresh, since what its cache holds of turns before would let the same seed say another thing.
+    def _bypasses_cache(self, reasoning: str) -> bool:
+        # A separate reasoner does not warm the actor's prompt cache. Bypass the cache then: reusing older entries changes
+        # rounding and breaks seed reproducibility.
         return not (reasoning and self._one_model)
 
     @property
     def _continues(self) -> bool:
         return self.model.style == "transcript"
 
-    @property
-    def _stop(self) -> list[str]:
-        return ["\n"] if self._continues else []
-
-    def _seed(self, query: Pair) -> int:
-        return (self.seed * 7919 + query.position) % 2**31
-
     def _shown(self, state: TwinState) -> list[Triple]:
-        """What came to mind as the model is shown it; traces that are not shown stay in the state, to be looked at."""
-        recalled = from_state(state, self.record.recipe.speaker)
-        return as_shown(recalled, "none") if self.settings.traces == "none" else recalled
+        """Return the recalled triples as the model sees them; the state keeps traces that are not shown."""
+        recalled = [memory.triple for memory in from_rows(state.get("recalled", []), self.record.recipe.speaker)]
+        return with_shown_traces(recalled, "none") if self.settings.traces == "none" else recalled
 
     def _query(self, state: TwinState) -> Pair:
-        """The present moment as a pair whose action is yet to come."""
+        """Return the current turn as a pair without an action."""
         conversation = as_conversation(state["messages"], _LIVE)
         turns = [turn for turn, _ in visible_turns(conversation.turns)]
         private = [turn.text for turn in conversation.turns if turn.private]
-        context = tuple(
-            Turn(self.record.recipe.speaker if turn.role == "user" else turn.speaker, turn.role, turn.text) for turn in turns
-        )
+        speaker = self.record.recipe.speaker
+        context = tuple(Turn(speaker if turn.role == "user" else turn.speaker, turn.role, turn.text) for turn in turns)
         return Pair(
-            speaker=self.record.recipe.speaker,
+            speaker=speaker,
             context=context[-max(CONTEXT_TURNS, self.settings.window, self.record.recipe.window) :],
             action="",
             goal="\n".join([text for text in (state.get("goal", ""), *private) if text]),
@@ -353,8 +343,12 @@ class SimulatedUser:
         )
 
 
+def _sampler_seed(state: TwinState, query: Pair) -> int:
+    return (state.get("seed", 0) * 7919 + query.position) % 2**31
+
+
 def _is_repetitive(text: str) -> bool:
-    """Whether a text says the same again and again, as small models do: fewer than half of its word trigrams are new."""
+    """Return whether fewer than half of a text's word trigrams are distinct, as in the loops of small models."""
     words = text.casefold().split()
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
     return len(trigrams) > 6 and len(set(trigrams)) < len(trigrams) / 2
@@ -365,7 +359,7 @@ def _after_recall(state: TwinState) -> str:
 
 
 def _sync(step: Any) -> Any:
-    """The same step for callers without an event loop."""
+    """Return an async step as a synchronous one."""
 
     def run(state: TwinState, config: RunnableConfig) -> Any:
         return run_sync(step(state, config))
@@ -374,7 +368,7 @@ def _sync(step: Any) -> Any:
 
 
 def _plain(messages: Any) -> list[Any]:
-    """The messages as the graph takes them; any accepted shape of a conversation becomes OpenAI-style messages."""
+    """Return a conversation of any accepted shape as OpenAI-style messages."""
     conversation = as_conversation(messages)
     known = {"user", "assistant", "system"}
     return [
@@ -383,5 +377,5 @@ def _plain(messages: Any) -> list[Any]:
     ]
 
 
-def _add(state: TwinState, more: Usage) -> dict[str, int]:
-    return asdict(Usage(**state.get("usage", {})) + more)
+def _add_usage(state: TwinState, usage: Usage) -> dict[str, int]:
+    return asdict(Usage(**state.get("usage", {})) + usage)

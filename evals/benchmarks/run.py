@@ -30,7 +30,7 @@ from usertwin.personas import ModelError
 from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer, simulate
 from usertwin.simulator.backends.llama_cpp import cores, start_engine
-from usertwin.simulator.backends.weights import local_file
+from usertwin.simulator.backends.downloads import TINY, fetch
 
 from .figures import Figure, figure, noted_questions, timed
 from .memory import memory_part
@@ -75,11 +75,11 @@ def twin_part() -> Iterator[tuple[str, Figure]]:
     """A twin's turn with the local model, against the bare engine given the same prompts in the same order."""
     with tempfile.TemporaryDirectory() as home:
         user = _bench_twin(home)
-        bare = start_engine(local_file(""), "transcript")  # a second engine, so that neither profits from the other's cache
+        bare = start_engine(fetch(TINY), "transcript")  # a second engine, so that neither profits from the other's cache
         turns, rates, cached = list[float](), list[float](), list[float]()
         messages = [{"role": "assistant", "content": "Hey, how is your day going?"}]
         asked = noted_questions(user.model)
-        user.leaving = None  # it is to talk on
+        user.abandonment = None  # it is to talk on
         for turn in range(24):
             asked.clear()
             began = time.perf_counter()
@@ -174,11 +174,11 @@ def simulate_part() -> Iterator[tuple[str, Figure]]:
         )
         asyncio.run(alearn("bench", log, recipe, embedder=embedder, home=home))
         user = SimulatedUser.load("bench", home=home, model=ChatModel("scripted:bench", chat), embedder=embedder)
-        user.ending = user.leaving = None
+        user.last_turn = user.abandonment = None
         theirs = create_llm_simulated_user(system="You want a number.", client=chat)
         ratios: list[float] = []
         for _ in range(9):
-            ours_s = timed(lambda: simulate(user, agent, turns=10))
+            ours_s = timed(lambda: simulate(user, agent, max_turns=10))
             theirs_s = timed(lambda: run_multiturn_simulation(app=reply, user=theirs, max_turns=10))
             ratios.append(ours_s / theirs_s)
         user.close()

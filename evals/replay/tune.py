@@ -21,7 +21,7 @@ from usertwin.memory.twin.record import HELD_OUT, kept_conversations
 from usertwin.personas import Pair, UsageError
 from usertwin.personas.pairs import group_pairs
 from usertwin.simulator import SimulatedUser
-from usertwin.simulator.prompts import act_transcript, as_shown
+from usertwin.simulator.prompts import act_transcript, with_shown_traces
 
 from .held_out import with_time_after
 
@@ -32,7 +32,7 @@ DEFAULT_TURNS = 24
 _SIDES = 2 * 1.96
 
 #: Is told the stage, how many scorings are done, of how many.
-DecideProgress = Callable[[str, int, int], None]
+TuneProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,8 @@ async def tune(
     folder: Path,
     limit: int = DEFAULT_TURNS,
     seed: int = 0,
-    planned: Callable[[TunePlan], None] = lambda plan: None,
-    progress: DecideProgress = lambda stage, done, total: None,
+    on_plan: Callable[[TunePlan], None] = lambda plan: None,
+    progress: TuneProgress = lambda stage, done, total: None,
 ) -> Settings:
     """Find how a twin best uses its memory.
 
@@ -116,7 +116,7 @@ async def tune(
         raise UsageError(f"{limit} turns to decide on: at least one is needed")
     pairs = validation_pairs(user, folder, limit)
     takes = tune_plan(user, len(pairs))
-    planned(takes)
+    on_plan(takes)
     if not pairs:
         return Settings(traces="none", reasons=False)
     compared = _Comparison(user, scorer, pairs, takes.scorings, progress)
@@ -134,7 +134,7 @@ class _Comparison:
     """Settings and the bits that each real turn costs under them."""
 
     def __init__(
-        self, user: SimulatedUser, scorer: Scorer, pairs: Sequence[Pair], total: int, progress: DecideProgress
+        self, user: SimulatedUser, scorer: Scorer, pairs: Sequence[Pair], total: int, progress: TuneProgress
     ) -> None:
         self._user, self._scorer, self._pairs, self._progress = user, scorer, pairs, progress
         self._where = [pair.conversation_id for pair in pairs]
@@ -152,7 +152,7 @@ class _Comparison:
         self._bits[setting] = []
         for number, (pair, recalled) in enumerate(zip(self._pairs, found, strict=True)):
             self._progress("deciding", self._done, self._total)
-            shown = as_shown([one.triple for one in recalled], setting.traces)
+            shown = with_shown_traces([one.triple for one in recalled], setting.traces)
             thought = await self._thought(pair, shown, setting, seed + number)
             prompt = act_transcript(pair, shown, thought, turns=setting.window)
             [likelihood] = self._scorer.score([(prompt, action_completion(pair.action))])
@@ -165,7 +165,7 @@ class _Comparison:
             return None
         user = self._user  # who thinks is shown as many turns of the chat as the setting under test says
         twin = SimulatedUser(
-            user.record, user.store, user.model, reasoner=user.reasoner, settings=setting, ranking=user.ranking, seed=user.seed
+            user.record, user.store, user.model, reasoner=user.reasoner, settings=setting, ranking=user.ranking
         )
         return (await twin.sample_reasoning(pair, shown, seed=seed)).text or None
 

@@ -1,15 +1,15 @@
 """Model names: the one place where they are parsed.
 
-    local                 SmolLM2-135M, in this process (the default; downloaded once)
-    local:small           Qwen2.5-Coder-1.5B, in this process (1.1 GB; downloaded once)
-    local:/path.gguf      any GGUF file, in this process
-    hf:OWNER/REPO/x.gguf  a GGUF file of the Hugging Face hub, in this process (downloaded once into the hub's cache)
-    transformers:DIR      a folder with a transformers model, in this process, with torch
-    BASE+ADAPTER          any of these with a LoRA adapter: local+DIR, local:small+DIR, transformers:DIR+DIR
-    openai:NAME           OpenAI's model NAME (OPENAI_API_KEY, OPENAI_BASE_URL)
-    openai:NAME@URL       any OpenAI-compatible endpoint: vLLM, Ollama, a proxy
-    scripted:FILE         replies read from a file
-    fake:                 a scorer without weights; fake:N is an embedder with N dimensions
+local                 SmolLM2-135M, in this process (the default; downloaded once)
+local:small           Qwen2.5-Coder-1.5B, in this process (1.1 GB; downloaded once)
+local:/path.gguf      any GGUF file, in this process
+hf:OWNER/REPO/x.gguf  a GGUF file of the Hugging Face hub, in this process (downloaded once into the hub's cache)
+transformers:DIR      a folder with a transformers model, in this process, with torch
+BASE+ADAPTER          any of these with a LoRA adapter: local+DIR, local:small+DIR, transformers:DIR+DIR
+openai:NAME           OpenAI's model NAME (OPENAI_API_KEY, OPENAI_BASE_URL)
+openai:NAME@URL       any OpenAI-compatible endpoint: vLLM, Ollama, a proxy
+scripted:FILE         replies read from a file
+fake:                 a scorer without weights; fake:N is an embedder with N dimensions
 """
 
 from __future__ import annotations
@@ -76,12 +76,13 @@ class ModelName:
         """
         kinds, complaint = _ROLES[role]
         kind, _, rest = text.partition(":")
+        adapter, url = None, ""
         if text.startswith("local+"):
             kind, rest, adapter = "local", "", text.removeprefix("local+")
         elif kind in LOCAL_KINDS:
             rest, adapter = _split_adapter(kind, rest, folder or Path())
-        else:
-            adapter = None
+        elif kind == "openai":
+            rest, _, url = rest.partition("@")
         complete = text == "fake:" if kind == "fake" else bool(rest) or kind == "local"  # only an embedder has dimensions
         if kind not in kinds or not complete:
             raise UsageError(f'"{text}" {complaint}')
@@ -89,9 +90,8 @@ class ModelName:
             raise UsageError(f'"{text}" is not a file on the Hugging Face hub; write hf:OWNER/REPO/FILE.gguf')
         if role == "base" and adapter is not None:
             raise UsageError(f'"{text}" has an adapter; name the base model without one')
-        target, _, url = rest.partition("@") if kind == "openai" else (rest, "", "")
         path = None if adapter is None else (folder or Path()) / Path(adapter).expanduser()
-        return cls(kind, target, url, path)
+        return cls(kind, rest, url, path)
 
     def __str__(self) -> str:
         return self.base if self.adapter is None else f"{self.base}+{self.adapter}"
