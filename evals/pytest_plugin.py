@@ -3,14 +3,17 @@
     import pytest
     from my_agent import reply
 
-    @pytest.mark.usertwin(twin="sam", goal="You want a refund.", turns=5)
+    @pytest.mark.usertwin(twin="sam", goal="You want a refund.", max_turns=5)
     def test_refund(simulate):
         conversation = simulate(reply)
         assert any("refund" in m["content"].lower() for m in conversation.messages if m["role"] == "assistant")
 
-The one design choice: a test *fails* on what the agent did (it raised, was silent or too slow, or an assertion of the test) and
-*errors* on what the twin did, so that a red test always means the agent. What is set on the command line wins over the
-marker, the marker over the call of the fixture, and that over the ini file. Nothing but pytest is imported until a test asks.
+A setting on the command line takes precedence over the marker, the marker over the fixture's arguments, and these over the ini
+file.
+
+Design: a test *fails* because of the agent (an exception, an empty or late reply, a failed assertion) and *errors* because of
+the twin, so a failed test is always about the agent. The plugin is loaded in every pytest run of every user, so it imports
+nothing but pytest until a test uses it.
 """
 
 from __future__ import annotations
@@ -23,42 +26,43 @@ import pytest
 if TYPE_CHECKING:
     from usertwin.simulator import SimulatedUser, Simulation
 
+#: Type, default and help text of each setting.
 _SETTINGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
-    "twin": (str, None, "the twin that talks, unless a test names another"),
-    "home": (str, None, "where twins live (default: USERTWIN_HOME, else the user's data folder)"),
-    "model": (str, "local", "the model that acts for the twin"),
-    "turns": (int, 8, "the most turns the twin has"),
+    "twin": (str, None, "name of the twin that talks"),
+    "home": (str, None, "folder that holds the twins (default: USERTWIN_HOME, else the user's data folder)"),
+    "model": (str, "local", "model that acts for the twin"),
+    "max_turns": (int, 8, "the most turns of the twin in a conversation"),
     "goal": (str, "", "what the twin wants"),
-    "seed": (int, 0, "for the twin's sampler"),
-    "agent_timeout": (float, 120.0, "seconds the agent may take for a reply"),
+    "seed": (int, 0, "seed of the twin's sampling"),
+    "agent_timeout": (float, 120.0, "seconds that the agent may take for a reply"),
 }
-#: How close each twin is that talked in a test, a line for each conversation.
-_TALKS = pytest.StashKey[list[tuple[str, str]]]()
+#: For each conversation of a test, the twin's name and its closeness as text.
+_CONVERSATIONS = pytest.StashKey[list[tuple[str, str]]]()
 
 
 class TwinFailed(Exception):
-    """The twin, or how it was asked for, and not the agent, is to blame: the test errors."""
+    """The twin or its settings failed, not the agent: the test errors."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add an option and an ini key for each setting."""
     group = parser.getgroup("usertwin", "simulated users (usertwin)")
-    for name, (kind, default, text) in _SETTINGS.items():
+    for name, (type_, default, text) in _SETTINGS.items():
         option = "--usertwin-" + name.replace("_", "-")
-        group.addoption(option, type=kind, default=None, dest=f"usertwin_{name}", help=text)
+        group.addoption(option, type=type_, default=None, dest=f"usertwin_{name}", help=text)
         parser.addini(f"usertwin_{name}", f"{text} (as {option})", default=None if default is None else str(default))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker."""
+    """Register the marker and the summary."""
     names = ", ".join(f"{name}=..." for name in _SETTINGS)
-    config.addinivalue_line("markers", f"usertwin({names}): what the fixture `simulate` is to use in this test")
+    config.addinivalue_line("markers", f"usertwin({names}): settings of the fixture `simulate` in this test")
     config.pluginmanager.register(_Summary(), "usertwin-summary")
 
 
 @pytest.fixture(scope="session")
 def _usertwin_opened(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, ...], SimulatedUser]]:
-    """Twins that were opened in this session, so that each is loaded once."""
+    """The twins that are open in this session, so that each is loaded once."""
     opened: dict[tuple[str, ...], SimulatedUser] = {}
     yield opened
     for user in opened.values():
@@ -69,62 +73,63 @@ def _usertwin_opened(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str,
 def simulate(
     request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, ...], SimulatedUser]
 ) -> Callable[..., Simulation]:
-    """Let a twin talk with an agent: `simulate(agent, twin=..., turns=..., goal=..., ...)`.
+    """Let a twin talk with an agent: `simulate(agent, twin=..., max_turns=..., goal=..., ...)`.
 
-    Returns a `Simulation`, with `messages`, `exchanges` (each with the memories and the reasoning) and `stop_reason`. The test
-    fails if the agent raised, returned nothing or took too long; it errors if the twin did.
+    Returns a `Simulation` with `messages`, `exchanges` (each with the recalled triples and the reasoning) and `stop_reason`.
+    Further arguments go to `usertwin.simulator.simulate`. The test fails if the agent raises, returns nothing or is too slow;
+    it errors if the twin does.
     """
 
-    def run(agent: Any, **told: Any) -> Simulation:
+    def run(agent: Any, **arguments: Any) -> Simulation:
         from usertwin.personas import UsertwinError
-        from usertwin.simulator import simulate as simulate_once
+        from usertwin.simulator import simulate as run_simulation
         from usertwin.simulator.simulation import AGENT_FAULTS, TWIN_FAULTS
 
         try:
-            settings, rest = _settings(request, told)
-            user = _open(_usertwin_opened, settings)
+            settings, other = _split_settings(request, arguments)
+            user = _open_twin(_usertwin_opened, settings)
         except UsertwinError as error:
             raise TwinFailed(str(error)) from error
-        user.seed = settings["seed"]
-        wanted = {key: settings[key] for key in ("turns", "goal", "agent_timeout")}
-        found = simulate_once(user, agent, **wanted, **rest)
-        request.node.stash.setdefault(_TALKS, []).append((user.name, _how_close(user)))
-        if found.stop_reason in AGENT_FAULTS:
-            pytest.fail(f"{found.error} (after {len(found.exchanges)} turns, with seed {found.seed})", pytrace=False)
-        if found.stop_reason in TWIN_FAULTS:
-            raise TwinFailed(found.error)
-        return found
+        options = {key: settings[key] for key in ("max_turns", "goal", "seed", "agent_timeout")}
+        simulation = run_simulation(user, agent, **options, **other)
+        request.node.stash.setdefault(_CONVERSATIONS, []).append((user.name, _closeness_of(user)))
+        if simulation.stop_reason in AGENT_FAULTS:
+            context = f"after {len(simulation.exchanges)} turns, with seed {simulation.seed}"
+            pytest.fail(f"{simulation.error} ({context})", pytrace=False)
+        if simulation.stop_reason in TWIN_FAULTS:
+            raise TwinFailed(simulation.error)
+        return simulation
 
     return run
 
 
-def _settings(request: pytest.FixtureRequest, told: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of a call, by precedence, and what else was told, which is for `usertwin.simulator.simulate`."""
+def _split_settings(request: pytest.FixtureRequest, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of a call in order of precedence, and its other arguments. UsageError for a wrong setting."""
     from usertwin.personas import UsageError
 
     marker: dict[str, Any] = {}
-    for mark in reversed(list(request.node.iter_markers("usertwin"))):  # the closest one last, so that it wins
+    for mark in reversed(list(request.node.iter_markers("usertwin"))):  # the closest marker comes last and takes precedence
         if mark.args or set(mark.kwargs) - set(_SETTINGS):
-            raise UsageError(f"the marker usertwin takes {', '.join(_SETTINGS)}, by name")
+            raise UsageError(f"@pytest.mark.usertwin: unknown argument; the marker takes {', '.join(_SETTINGS)}, by name")
         marker |= mark.kwargs
-    rest = {key: value for key, value in told.items() if key not in _SETTINGS}
-    found: dict[str, Any] = {}
-    for name, (kind, _, _) in _SETTINGS.items():
+    settings: dict[str, Any] = {}
+    for name, (type_, _, _) in _SETTINGS.items():
         ini = request.config.getini(f"usertwin_{name}")
         try:
-            found[name] = kind(ini) if ini else "" if name == "goal" else None
+            settings[name] = type_(ini) if ini else "" if name == "goal" else None
         except ValueError:
-            raise UsageError(f'usertwin_{name} in the ini file is "{ini}", which is no number') from None
-        for value in (told.get(name), marker.get(name), request.config.getoption(f"usertwin_{name}")):
-            found[name] = found[name] if value is None else value
-    if not found["twin"]:
+            raise UsageError(f'usertwin_{name} in the ini file is "{ini}"; it must be a number') from None
+        for value in (arguments.get(name), marker.get(name), request.config.getoption(f"usertwin_{name}")):
+            settings[name] = settings[name] if value is None else value
+    if not settings["twin"]:
         raise UsageError(
-            'which twin? name one: @pytest.mark.usertwin(twin="..."), --usertwin-twin, or usertwin_twin in the ini file'
+            'no twin is named; use @pytest.mark.usertwin(twin="..."), --usertwin-twin, or usertwin_twin in the ini file'
         )
-    return found, rest
+    return settings, {key: value for key, value in arguments.items() if key not in _SETTINGS}
 
 
-def _open(opened: dict[tuple[str, ...], SimulatedUser], settings: dict[str, Any]) -> SimulatedUser:
+def _open_twin(opened: dict[tuple[str, ...], SimulatedUser], settings: dict[str, Any]) -> SimulatedUser:
+    """Return the twin of the settings, from `opened` if it is there."""
     from usertwin.simulator import SimulatedUser
 
     key = (settings["twin"], settings["home"] or "", settings["model"])
@@ -133,7 +138,8 @@ def _open(opened: dict[tuple[str, ...], SimulatedUser], settings: dict[str, Any]
     return opened[key]
 
 
-def _how_close(user: SimulatedUser) -> str:
+def _closeness_of(user: SimulatedUser) -> str:
+    """Return a twin's measured closeness as text."""
     if user.record.closeness is None:
         return f"not measured; usertwin eval {user.name}"
     from .reports.terminal import closeness_line
@@ -143,10 +149,10 @@ def _how_close(user: SimulatedUser) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """Note on a report which twins talked and whether one failed, in plain values that pytest-xdist can carry."""
+    """Add the conversations and a failure of the twin to the report, as plain values that pytest-xdist can transfer."""
     report = yield
-    report.usertwin_talks = item.stash.get(_TALKS, [])
-    item.stash[_TALKS] = []  # each is told once, by the phase it happened in
+    report.usertwin_conversations = item.stash.get(_CONVERSATIONS, [])
+    item.stash[_CONVERSATIONS] = []  # each is reported once, in the phase it belongs to
     if call.excinfo is not None and call.excinfo.errisinstance(TwinFailed):
         report.usertwin_failed = str(call.excinfo.value)
         report.longrepr = f"usertwin, not the agent: {call.excinfo.value}"
@@ -159,18 +165,18 @@ def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -
 
 
 class _Summary:
-    """Says at the end which twins talked, and how close they are to the people they play; nothing if none did."""
+    """Lists the twins that talked, with their closeness, at the end of the test run."""
 
     def __init__(self) -> None:
-        self._talks: dict[str, list[str]] = {}
+        self._closeness: dict[str, list[str]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        for twin, closeness in getattr(report, "usertwin_talks", []):
-            self._talks.setdefault(twin, []).append(closeness)
+        for twin, closeness in getattr(report, "usertwin_conversations", []):
+            self._closeness.setdefault(twin, []).append(closeness)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        if self._talks:
+        if self._closeness:
             terminalreporter.section("simulated users")
-        for twin, closeness in self._talks.items():
-            talks = "1 conversation" if len(closeness) == 1 else f"{len(closeness)} conversations"
-            terminalreporter.line(f"{twin}: {talks}; closeness: {closeness[-1]}")
+        for twin, closeness in self._closeness.items():
+            count = "1 conversation" if len(closeness) == 1 else f"{len(closeness)} conversations"
+            terminalreporter.line(f"{twin}: {count}; closeness: {closeness[-1]}")

@@ -8,20 +8,21 @@ from pathlib import Path
 
 import click
 
+from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
 
-from .learn import scorer_option
 from .options import (
-    Style,
-    concurrency_of,
+    check_concurrency,
     concurrency_option,
     console_for,
     home_option,
-    json_path,
+    is_standard_output,
+    json_option,
     model_option,
-    price_of,
+    parse_price,
     price_option,
     progress_bars,
+    scorer_option,
     seed_option,
     style_option,
     write_json,
@@ -31,9 +32,9 @@ from .twin_actions import open_twin
 
 @click.command()
 @click.argument("name")
-@click.option("--limit", default=60, show_default=True, help="On how many validation turns, spread evenly.")
-@click.option("--candidates", default=4, show_default=True, help="How many traces are proposed for a moment.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this file; - for the screen.")
+@click.option("--limit", default=60, show_default=True, help="The most validation turns to measure on, spread evenly.")
+@click.option("--candidates", default=4, show_default=True, help="Traces proposed for each pair.")
+@json_option
 @model_option
 @scorer_option
 @concurrency_option
@@ -52,46 +53,49 @@ def controls(
     price: str | None,
     home: Path | None,
     seed: int,
-    style: Style | None,
+    style: PromptStyle | None,
 ) -> None:
-    """Test whether the score of NAME's traces is more than leakage, with control traces on validation turns.
+    """Test with control traces whether the trace score of NAME is only leakage.
 
-    Ends in a table and a decision. Nothing of the twin is changed but the answers that are kept; stopped, it goes on where
-    it was.
+    Each control trace is wrong in one way: shuffled, of another person, a copy of the action and so on. Prints a table and a
+    decision. The twin stays as it is; completions are cached, so a stopped command continues where it stopped.
     """
     from usertwin.evals.replay.tune import validation_pairs
     from usertwin.evals.reports.controls_table import controls_table
-    from usertwin.evals.traces.control_traces import Controls, estimated_calls, other_moments
+    from usertwin.evals.traces.control_traces import ControlExperiment, estimated_calls, other_person_pairs
     from usertwin.memory import LikelihoodGain, Synthesizer, existing_twin
-    from usertwin.memory.models.answer_cache import COMPLETIONS_FILE, CompletionCache
+    from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, CompletionCache
     from usertwin.simulator import load_scorer
+    from usertwin.simulator.learning import default_concurrency
 
     if limit < 2:
-        raise UsageError(f"a limit of {limit}: controls need at least two turns")
-    at_once, on_screen = concurrency_of(concurrency, model), json_path(json_file)
-    console, folder = console_for(stderr=on_screen), existing_twin(name, home)
-    opened = open_twin(console, name, home, model, style, seed, price=price_of(price), reasons=False)
-    with opened as user, progress_bars(console) as bars:
-        answers = CompletionCache(folder / COMPLETIONS_FILE)
-        chat, likelihood, embedder = (
-            replace(user.model, cache=answers),
-            load_scorer(scorer, progress=bars.fetch),
-            user.store.embedder,
-        )
-        pairs, others = validation_pairs(user, folder, limit), other_moments(user, folder, limit)
-        how = user.record.recipe.proposal_mode
-        texts, scorings = estimated_calls(len(pairs), len(others), candidates)
+        raise UsageError(f"--limit is {limit}; controls need at least 2 turns")
+    check_concurrency(concurrency)
+    prices = parse_price(price)
+    console, folder = console_for(stderr=is_standard_output(json_file)), existing_twin(name, home)
+    with (
+        open_twin(console, name, home, model, style, price=prices, reasons=False) as user,
+        progress_bars(console) as bars,
+    ):
+        cache, embedder = CompletionCache(folder / COMPLETIONS_FILE), user.store.embedder
+        chat, scoring = replace(user.model, cache=cache), load_scorer(scorer, progress=bars.fetch)
+        pairs, others = validation_pairs(user, folder, limit), other_person_pairs(user, folder, limit)
+        completions, scorings = estimated_calls(len(pairs), len(others), candidates)
         console.print(
-            f"{len(pairs)} validation turns: about {texts} texts of {model}, and {scorings} scored under {scorer}",
+            f"{len(pairs)} validation turns: about {completions} completions of {model}, and {scorings} scored under {scorer}",
             style="dim", markup=False,
         )  # fmt: skip
-        made = Controls(
-            Synthesizer("recon", chat, LikelihoodGain(likelihood), likelihood, embedder, None, None, how, candidates),
-            chat, likelihood, embedder, seed, concurrency=at_once,
+        synthesizer = Synthesizer(
+            model=chat, fidelity=LikelihoodGain(scoring), scorer=scoring, embedder=embedder,
+            proposal_mode=user.record.recipe.proposal_mode, candidates=candidates,
         )  # fmt: skip
+        experiment = ControlExperiment(
+            synthesizer, chat, scoring, embedder, seed, concurrency=concurrency or default_concurrency(model)
+        )
         try:
-            found = asyncio.run(made.measure(pairs, others, user.store, name=user.persona.name, progress=bars))
+            result = asyncio.run(experiment.measure(pairs, others, user.store, name=user.persona.name, progress=bars))
         finally:
-            answers.close()
-    console.print(controls_table(found | {"twin": name}))
-    write_json(json_file, found | {"twin": name})
+            cache.close()
+    result["twin"] = name
+    console.print(controls_table(result))
+    write_json(json_file, result)

@@ -1,8 +1,4 @@
-"""The commands that measure closeness: `usertwin eval` for a twin, `usertwin suite run` for many people.
-
-The one design choice: with a folder to write to, both are the same run; a quick look at one twin is the same measurement of
-fewer arms, kept in the twin's record instead of a report.
-"""
+"""The commands that measure closeness: `usertwin eval` for one twin, `usertwin suite run` for many people."""
 
 from __future__ import annotations
 
@@ -12,18 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from usertwin.evals.arm_names import ARM_DESCRIPTIONS, ARMS, DEFAULT_ARMS, check_arms
+from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
 
 from .options import (
-    Style,
     console_for,
+    file_path,
     home_option,
+    is_standard_output,
+    json_option,
     model_option,
     progress_bars,
+    scorer_option,
     seed_option,
     style_option,
+    write_json,
 )
-from .twin_actions import measure
+from .twin_actions import measure_twin
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,19 +33,34 @@ if TYPE_CHECKING:
     from usertwin.evals.suites.config import Suite
 
 
-@click.command("eval")
+class _EvalCommand(click.Command):
+    """A command whose help ends with the arms."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        with formatter.section("Arms, by what the model is shown"):
+            formatter.write_dl(list(ARM_DESCRIPTIONS.items()))
+
+
+@click.command("eval", cls=_EvalCommand)
 @click.argument("name")
-@click.option("--against", type=click.Path(path_type=Path), help="Measure on this person's turns in another log.")
-@click.option("--limit", default=100, show_default=True, help="Measure on at most so many turns, spread evenly; 0 for all.")
-@click.option("--generate", default=20, show_default=True, help="On how many of them each arm also writes a reply.")
-@click.option("--arms", help='What to compare, such as "no_memory,recalled_pairs,openevals"; "all".  [default: five of them]')
-@click.option("--samples", default=1, show_default=True, help="How many replies each time.")
-@click.option("--choices", default=0, show_default=True, help="Among how many own turns the real one is to be found; 0: not.")
-@click.option("--judge", help="A model that says which of two replies is closer; needs --out.")
-@click.option("--out", type=click.Path(path_type=Path), help="A folder to write the run and its report to.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this file; - for the screen.")
+@click.option("--against", type=file_path, help="Measure on this person's turns in another log.")
+@click.option(
+    "--limit", default=100, show_default=True, help="The most held-out turns to measure on, spread evenly; 0 for all."
+)
+@click.option("--generate", default=20, show_default=True, help="Number of these turns for which each arm also writes replies.")
+@click.option(
+    "--arms", help=f'Arms to compare (see below), separated by commas, or "all".  [default: {", ".join(DEFAULT_ARMS)}]'
+)
+@click.option("--samples", default=1, show_default=True, help="Replies that each arm samples for a turn.")
+@click.option(
+    "--choices", default=0, show_default=True, help="Number of the person's actions in a forced choice; 0 for no forced choice."
+)
+@click.option("--judge", help="Model that judges which of two replies is closer to the real turn; needs --out.")
+@click.option("--out", type=file_path, help="Folder to write the run and its report to.")
+@json_option
 @model_option
-@click.option("--scorer", default="local", show_default=True, help="The model under which real turns are scored.")
+@scorer_option
 @home_option
 @seed_option
 @style_option
@@ -62,86 +79,89 @@ def evaluate(
     scorer: str,
     home: Path | None,
     seed: int,
-    style: Style | None,
+    style: PromptStyle | None,
 ) -> None:
-    """Measure how close the twin NAME is to the person's held-out turns, beside the baselines.
+    """Measure how close the twin NAME is to the person's held-out turns.
 
-    With --out, the run is kept there turn by turn, goes on where it was stopped, and ends in a report.
+    Compares the twin with the baselines in --arms. With --out, the run is written there turn by turn, continues where it was
+    stopped, and ends with a report.
     """
     from usertwin.evals.replay.replay import ReplayConfig
     from usertwin.evals.reports.terminal import closeness_table
 
-    from .options import json_path, write_json
-
-    on_screen = json_path(json_file)
+    console = console_for(stderr=is_standard_output(json_file))
     if out is None and judge is not None:
-        raise UsageError("a judge's verdicts are kept with a run; name its folder with --out")
+        raise UsageError("--judge needs --out: the verdicts are written to the folder of the run")
     if out is not None and against is not None:
-        raise UsageError("a run is measured on the turns that were held out; leave out --against, or --out")
-    console, named = console_for(stderr=on_screen), _arms(arms)
-    protocol = ReplayConfig(named, limit or None, generate, samples, choices, seed=seed)
-    protocol.check()
+        raise UsageError("--against and --out exclude each other: a run in a folder measures the twin's own held-out turns")
+    arm_names = _parse_arms(arms)
+    config = ReplayConfig(arm_names, limit or None, generate, samples, choices, seed=seed)
+    config.check()
     if out is None:
-        result = measure(
-            console, name, home=home, model=model, scorer=scorer, style=style, against=against, protocol=protocol
-        )  # fmt: skip
+        result = measure_twin(console, name, home=home, model=model, scorer=scorer, style=style, against=against, config=config)
         console.print(closeness_table(result))
     else:
         from usertwin.evals.suites.config import Models, Suite
 
         models = Models(action=model, style=style, scorer=scorer, judge=judge)
         suite_of_one = Suite(
-            name=name, twins=(name,), arms=named, turns=limit, replies=generate, samples=samples, choices=choices, seed=seed,
-            models=models,
+            name=name, twins=(name,), arms=arm_names, turns=limit, replies=generate, samples=samples, choices=choices,
+            seed=seed, models=models,
         )  # fmt: skip
-        result = _run(console, suite_of_one, out, text="", home=home)
+        result = _run_suite(console, suite_of_one, out, text="", home=home)
     write_json(json_file, result)
 
 
-def _arms(told: str | None) -> tuple[str, ...]:
-    """The arms that are named on the command line."""
-    from usertwin.evals.arm_names import ARMS, USUAL_ARMS, check_arms
-
-    if told is None:
-        return USUAL_ARMS
-    return ARMS if told == "all" else check_arms([one.strip() for one in told.split(",") if one.strip()])
+def _parse_arms(names: str | None) -> tuple[str, ...]:
+    """Return the arms that --arms names. UsageError for an unknown arm."""
+    if names is None:
+        return DEFAULT_ARMS
+    return ARMS if names == "all" else check_arms([name.strip() for name in names.split(",") if name.strip()])
 
 
 @click.group()
 def suite() -> None:
-    """Measure many people under many arms, as a TOML file says, and write a report."""
+    """Measure many people under many arms and write a report."""
 
 
 @suite.command("run")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME of the suite's file]")
-@click.option("--dry-run", is_flag=True, help="Check everything, print what it would take, and do nothing.")
+@click.argument("file", type=file_path)
+@click.option("--out", type=file_path, help="Folder of the run.  [default: runs/NAME of the suite's file]")
+@click.option("--dry-run", is_flag=True, help="Check the suite, print its people and the cost estimate, and stop.")
 @home_option
 def run_suite(file: Path, out: Path | None, dry_run: bool, home: Path | None) -> None:
-    """Run the suite in FILE. Stopped at any time, the same command goes on where it was; nothing is asked twice."""
+    """Run the suite in the TOML file FILE.
+
+    If it is stopped, the same command continues where it stopped and repeats no request to a model.
+    """
     from usertwin.evals.suites.config import read_suite
 
-    console, found = console_for(), read_suite(file)
+    console, suite = console_for(), read_suite(file)
     folder = out or Path("runs") / file.stem
     if dry_run:
-        from usertwin.evals.suites.config import logs_of
-        from usertwin.evals.suites.run import SuiteRun, plan_of
-
-        logs = logs_of(found)
-        run = SuiteRun(found, folder, home=home)
-        people = run.people(logs)
-        run.check()
-        for person in people:
-            console.print(person.label, markup=False)
-        for line in plan_of(found, logs, people):
-            console.print(line, style="dim", markup=False)
-        return
-    _run(console, found, folder, text=file.read_text("utf-8"), home=home)
+        _print_plan(console, suite, folder, home)
+    else:
+        _run_suite(console, suite, folder, text=file.read_text("utf-8"), home=home)
 
 
-def _run(console: Console, suite: Suite, folder: Path, *, text: str, home: Path | None) -> dict[str, Any]:
-    """Run a suite with bars, say what came out, and where it is."""
-    from usertwin.evals.records.run_folder import PAGE
+def _print_plan(console: Console, suite: Suite, folder: Path, home: Path | None) -> None:
+    """Check a suite; print its people and what it takes."""
+    from usertwin.evals.suites.config import logs_of
+    from usertwin.evals.suites.run import SuiteRun, work_estimate
+
+    logs = logs_of(suite)
+    run = SuiteRun(suite, folder, home=home)
+    people = run.people(logs)
+    run.check()
+    for person in people:
+        console.print(person.label, markup=False)
+    for line in work_estimate(suite, logs, people):
+        console.print(line, style="dim", markup=False)
+
+
+def _run_suite(console: Console, suite: Suite, folder: Path, *, text: str, home: Path | None) -> dict[str, Any]:
+    """Run a suite with progress bars; print the result, the warnings and the report's path."""
+    from usertwin.evals.records.run_folder import HTML_REPORT
     from usertwin.evals.reports.terminal import run_table
     from usertwin.evals.suites.run import SuiteRun
 
@@ -151,5 +171,5 @@ def _run(console: Console, suite: Suite, folder: Path, *, text: str, home: Path 
     console.print(str(result["summary"]), markup=False, style="bold")
     for warning in result["warnings"]:
         console.print(warning, style="yellow", markup=False)
-    console.print(f"the report: {folder / PAGE}", markup=False)
+    console.print(f"report: {folder / HTML_REPORT}", markup=False)
     return result

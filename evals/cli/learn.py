@@ -1,231 +1,224 @@
-"""The commands that make and test traces: `usertwin learn`, `usertwin tune`, `usertwin controls`.
+"""The command `usertwin learn`.
 
-The one design choice: what a command will take is printed before it begins, and what it took after, in texts, tokens and money.
+It prints what learning costs before it begins, and what it did cost at the end, in completions, tokens and dollars.
 """
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from usertwin.memory.recon.propose import ProposalMode
+from usertwin.memory.recon.synthesizer import Method
 from usertwin.personas import TwinError, UsageError
 
 from .options import (
-    Style,
-    concurrency_of,
+    RECIPE_DEFAULTS,
+    actor_option,
+    check_concurrency,
     concurrency_option,
     console_for,
+    dry_run_option,
     embedder_option,
     fidelity_option,
+    file_path,
     home_option,
     model_option,
-    price_of,
+    parse_price,
     price_option,
     progress_bars,
+    scorer_option,
     seed_option,
+    skip_bad_lines_option,
     style_option,
 )
-from .twin_actions import show_twin, tune_twin
+from .recipe_file import RecipeCommand, print_dry_run, recipe_option
+from .show import show_twin
+from .tune import DEFAULT_TUNE_TURNS
+from .twin_actions import tune_twin
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from usertwin.memory import ChatModel, Recipe
-    from usertwin.memory.models.chat import Price
+    from usertwin.memory import Recipe
+    from usertwin.memory.models.chat import Price, PromptStyle
     from usertwin.personas import ChatLog
 
-    from .progress_bars import Bars
 
-#: How the names of models begin that cost nothing.
-_IN_PROCESS = ("local", "hf:", "transformers:", "scripted:")
-#: On how many validation turns `learn` decides how the twin uses its memory.
-DEFAULT_TUNE_TURNS = 24
-
-scorer_option = click.option(
-    "--scorer", default="local", show_default=True, help="The model under which traces and turns are scored, or fake:."
+@click.command(
+    cls=RecipeCommand,
+    common=("from", "speaker", "model", "traces", "max-traces", "recipe", "dry-run", "overwrite", "home", "seed"),
 )
-
-
-@click.command()
 @click.argument("name")
 @click.option(
     "--from",
     "source",
     required=True,
-    help='A log: JSON lines, plain or gzip; or "chitchat", which is built in; or "oyez:FOLDER" of Supreme Court arguments.',
+    help='Chat log: a file of JSON lines, plain or gzip; "chitchat", which is built in; or "oyez:FOLDER" of court arguments.',
 )
-@click.option("--speaker", required=True, help="Whose twin to learn, as the log calls them.")
-@click.option("--max-triples", type=int, help="Remember only the latest so many moments.  [default: all]")
+@click.option("--speaker", required=True, help="The person to learn, as the log names them.")
+@model_option
 @click.option(
     "--traces",
-    type=click.Choice(["recon", "random", "longest", "quality", "backward", "none"]),
+    type=click.Choice(get_args(Method)),
     default="recon",
     show_default=True,
-    help="How a trace is chosen among the proposals: the best-scored, any, the longest, by a judge of looks, the first; none.",
+    help="How a reasoning trace is selected from the proposals: by fidelity (recon), at random, by length (longest), by a "
+    "judge (quality), or the first one (backward); none makes no traces.",
 )
 @click.option(
-    "--max-traces", default=100, show_default=True, help="Find traces only for the latest so many (seconds each); -1 for all."
+    "--max-traces", default=100, show_default=True, help="Select traces for only this many of the latest pairs; -1 for all."
 )
-@click.option("--candidates", default=4, show_default=True, help="How many traces are proposed for a moment.")
+@recipe_option
+@dry_run_option
+@click.option("--overwrite", is_flag=True, help="Replace an existing twin of this name.")
+@home_option
+@seed_option
+@click.option("--max-triples", type=int, help="Remember only this many of the latest pairs.  [default: all]")
+@click.option("--window", default=6, show_default=True, help="Number of turns before an action that count as its context.")
+@click.option(
+    "--persona", type=file_path, help="TOML file that describes the person.  [default: a description derived from the log]"
+)
+@click.option("--candidates", default=4, show_default=True, help="Traces proposed for each pair.")
 @click.option(
     "--propose",
-    "how",
-    type=click.Choice(["backward", "forward", "scaffolded", "search"]),
-    default="backward",
+    type=click.Choice(get_args(ProposalMode)),
+    default=RECIPE_DEFAULTS["proposal_mode"],
     show_default=True,
-    help="With the action in sight, without, by psychological lenses, or bettered part by part.",
+    help="How traces are proposed: with the action in the prompt (backward) or without (forward), along psychological "
+    "questions (scaffolded), or by a local search that improves parts of a trace (search).",
+)
+@click.option(
+    "--max-calls",
+    default=RECIPE_DEFAULTS["max_calls"],
+    show_default=True,
+    help="The most completions per pair with --propose search.",
 )
 @click.option(
     "--synthesizer",
     metavar="ADAPTER",
-    help="Who proposes the traces and then reasons for the twin: an adapter's folder, or a model.  [default: the model]",
+    help="Folder of a trained adapter, or a model, that proposes the traces and reasons for the twin.  [default: the model]",
 )
-@click.option("--calls", default=12, show_default=True, help="For search: how many texts a moment may take.")
-@fidelity_option(
-    "What scores a trace: likelihood gained (on words not copied, on all), a judge, a forced choice, a rank, a prior."
-)
-@model_option
+@fidelity_option
 @scorer_option
-@click.option("--actor", help="The model that reconstructs actions, for judge and rank.  [default: the model]")
-@click.option("--judge", help="The model that judges, for judge and quality.  [default: the model]")
+@actor_option
+@click.option("--judge", help="Model that judges, for --fidelity judge and --traces quality.  [default: the model]")
 @embedder_option
 @click.option(
-    "--persona", type=click.Path(path_type=Path), help="A TOML file about the person, instead of one drawn from the log."
-)
-@click.option("--window", default=6, show_default=True, help="How many turns before an action belong to it.")
-@click.option(
-    "--measure",
+    "--tune-turns",
     default=DEFAULT_TUNE_TURNS,
     show_default=True,
-    help="On how many validation turns to decide how the twin uses its memory; 0 to leave that out.",
+    help="The most validation turns to tune the use of the memory on (see usertwin tune); 0 skips tuning.",
 )
+@style_option
 @concurrency_option
 @price_option
-@click.option("--dry-run", is_flag=True, help="Print what it would take, and do nothing.")
-@home_option
-@seed_option
-@style_option
-@click.option("--skip-bad-lines", is_flag=True, help="Read the rest of a log that has broken lines, and count those.")
-@click.option("--overwrite", is_flag=True, help="Replace a twin of this name.")
+@skip_bad_lines_option
+@click.pass_context
 def learn(
-    name: str,
-    source: str,
-    speaker: str,
-    max_triples: int | None,
-    traces: Literal["recon", "random", "longest", "quality", "backward", "none"],
-    max_traces: int,
-    candidates: int,
-    how: Literal["backward", "forward", "scaffolded", "search"],
-    synthesizer: str | None,
-    calls: int,
-    fidelity: Literal["novel", "gain", "judge", "choice", "rank", "prior"],
-    model: str,
-    scorer: str,
-    actor: str | None,
-    judge: str | None,
-    embedder: str | None,
-    persona: Path | None,
-    window: int,
-    measure: int,
-    concurrency: int | None,
-    price: str | None,
-    dry_run: bool,
-    home: Path | None,
-    seed: int,
-    style: Style | None,
-    skip_bad_lines: bool,
-    overwrite: bool,
+    ctx: click.Context, name: str, *, home: Path | None, overwrite: bool, dry_run: bool, persona: Path | None, **options: Any
 ) -> None:
     """Learn the twin NAME from a chat log.
 
-    Stopped with Ctrl-C, it leaves a twin that can be used, and the same command goes on where it stopped. Nothing that a model
-    was asked before is asked again. At the end it is decided, by measuring, what the twin is shown of its memory.
+    Stopped with Ctrl-C, it leaves a usable twin, and the same command continues where it stopped without repeating a request
+    to a model. At its end it tunes how the twin uses its memory.
     """
-    from usertwin.memory import Recipe
     from usertwin.memory.twin.record import twin_folder
-    from usertwin.personas.persona import read_persona
-    from usertwin.simulator import load_embedder
-    from usertwin.simulator.reasoner import synthesizer_named
-
-    console, costs = console_for(), price_of(price)
-    twin_folder(name, home)  # a name that cannot be is said before anything is loaded
-    if measure < 0 or (concurrency is not None and concurrency < 1):
-        raise UsageError("the number of turns to measure on is at least 0, and that of moments at once at least 1")
-    if synthesizer is not None and traces == "none":
-        raise UsageError("a synthesizer makes traces, and --traces none makes none; leave one of the two out")
-    trained = None if synthesizer is None else synthesizer_named(synthesizer)
-    log = _log(console, source, skip_bad_lines=skip_bad_lines)
-    drawn = read_persona(persona) if persona is not None else None
-    vectors = load_embedder(embedder)
-    recipe = Recipe(
-        source=source,
-        speaker=speaker,
-        method=traces,
-        candidates=candidates,
-        max_triples=max_triples,
-        max_traces=None if max_traces < 0 else max_traces,
-        window=window,
-        embedder=vectors.name,
-        model=trained or model,
-        scorer=scorer,
-        seed=seed,
-        proposal_mode=how,
-        fidelity=fidelity,
-        actor=actor or model,
-        judge=judge or model,
-        max_calls=calls,
-        synthesizer=trained,
-    ).without_unused()
-    _say_plan(console, log, recipe, style, costs, measure)
-    if dry_run:
-        return
-    if overwrite or not (measure and _undecided(name, home, recipe)):
-        options: dict[str, Any] = {"embedder": vectors, "persona": drawn, "home": home, "overwrite": overwrite}
-        _learn(console, name, log, recipe, style, costs, concurrency=concurrency_of(concurrency, trained or model), **options)
-    if log.skipped:
-        console.print(f"{len(log.skipped)} broken lines were skipped.")
-    if measure:
-        tune_twin(console, name, home=home, model=model, scorer=scorer, style=style, seed=seed, turns=measure)
-    show_twin(console, name, home)
-    console.print(f"\nTalk to it: usertwin chat {name}    How close is it: usertwin eval {name}", style="dim")
-
-
-def _log(console: Console, source: str, *, skip_bad_lines: bool) -> ChatLog:
-    """The log of that name; what of it was left out is said."""
     from usertwin.personas import load_log
+    from usertwin.personas.persona import read_persona
+    from usertwin.simulator.learning import alearn_with_recipe
 
-    log = load_log(source, skip_bad_lines=skip_bad_lines)
+    console, price, tune_turns = console_for(stderr=dry_run), parse_price(options["price"]), int(options["tune_turns"])
+    twin_folder(name, home)  # reports an invalid name before anything is loaded
+    if tune_turns < 0:
+        raise UsageError(f"--tune-turns is {tune_turns}; it must be at least 0")
+    check_concurrency(options["concurrency"])
+    if options["synthesizer"] is not None and options["traces"] == "none":
+        raise UsageError("--synthesizer proposes traces, and --traces none makes none; leave out one of the two")
+    log = load_log(options["source"], skip_bad_lines=options["skip_bad_lines"])
+    _print_omissions(console, log)
+    description = None if persona is None else read_persona(persona)
+    recipe = _recipe(options)
+    estimate = _estimate(log, recipe, options["style"], price, tune_turns)
+    if dry_run:
+        print_dry_run(ctx, estimate)
+        return
+    for line in estimate:
+        console.print(line, style="dim", markup=False)
+    if overwrite or not (tune_turns and _needs_tuning_only(name, home, recipe)):
+        with progress_bars(console) as bars:
+            asyncio.run(
+                alearn_with_recipe(
+                    name, log, recipe, style=options["style"], price=price, persona=description, home=home,
+                    overwrite=overwrite, concurrency=options["concurrency"], progress=bars, fetch_progress=bars.fetch,
+                )
+            )  # fmt: skip
+    if tune_turns:
+        models = {key: options[key] for key in ("model", "scorer", "style", "seed")}
+        tune_twin(console, name, home=home, limit=tune_turns, **models)
+    show_twin(console, name, home)
+    console.print(f"\nTalk to it: usertwin chat {name}    Measure it: usertwin eval {name}", style="dim")
+
+
+def _print_omissions(console: Console, log: ChatLog) -> None:
+    """Print which lines and files of a log were left out."""
     for bad in log.skipped:
         console.print(f"skipped line {bad.line}: {bad.reason}", style="yellow", markup=False)
+    if log.skipped:
+        console.print(f"{len(log.skipped)} broken lines were skipped")
     if log.files_without_turns:
-        console.print(f"{log.files_without_turns} files without a conversation were left out.", style="dim")
-    return log
+        console.print(f"{log.files_without_turns} files without a conversation were left out", style="dim")
 
 
-def _learn(
-    console: Console, name: str, log: ChatLog, recipe: Recipe, style: Style | None, price: Price | None, **options: Any
-) -> None:
-    """Learn after a recipe, with bars; the options are those of `usertwin.memory.twin.learn`."""
-    from usertwin.memory import alearn as learn_twin
-    from usertwin.simulator import load_scorer
+def _recipe(options: dict[str, Any]) -> Recipe:
+    """Return the checked recipe that the options describe."""
+    from usertwin.simulator import load_embedder
+    from usertwin.simulator.learning import make_recipe
 
-    with progress_bars(console) as bars:
-        loaded = _Loader(bars, style, price)
-        proposer = loaded.chat(recipe.model) if recipe.synthesizer is None else loaded.synthesizer(recipe.synthesizer)
-        scorer = None if recipe.scorer is None else load_scorer(recipe.scorer, progress=bars.fetch)
-        asyncio.run(
-            learn_twin(
-                name, log, recipe, model=proposer, actor=loaded.chat(recipe.actor), scorer=scorer,
-                judge=loaded.judge(recipe.judge), progress=bars, **options,
-            )
-        )  # fmt: skip
+    keys = (
+        "source", "speaker", "model", "scorer", "synthesizer", "actor", "judge", "candidates", "max_triples", "window", "seed",
+        "fidelity", "max_calls",
+    )  # fmt: skip
+    return make_recipe(
+        embedder=load_embedder(options["embedder"]).name,
+        method=options["traces"],
+        max_traces=None if options["max_traces"] < 0 else options["max_traces"],
+        proposal_mode=options["propose"],
+        **{key: options[key] for key in keys},
+    )
 
 
-def _undecided(name: str, home: Path | None, recipe: Recipe) -> bool:
-    """Whether the twin was learned so to the end, and then stopped before it was decided what it is shown."""
+def _estimate(log: ChatLog, recipe: Recipe, style: PromptStyle | None, price: Price | None, tune_turns: int) -> list[str]:
+    """Return what learning takes, in sentences. LogError or UsageError if the recipe does not fit the log."""
+    from usertwin.memory.models.chat import FREE
+    from usertwin.memory.twin.learn_plan import estimate_cost
+    from usertwin.simulator.backends.load import prompt_style_of
+    from usertwin.simulator.backends.model_name import ModelName
+
+    names = [name for name in (recipe.model, recipe.actor, recipe.judge) if name is not None]
+    free = all(ModelName.parse(name).is_free for name in names)
+    prompt_style, together = prompt_style_of(recipe.model or "local", style if recipe.synthesizer is None else None)
+    estimate = estimate_cost(log, recipe, style=prompt_style, together=together, price=FREE if free else price)
+    lines = [f"{estimate.triples} pairs to remember, {estimate.traces} to select traces for"]
+    if estimate.traces:
+        cost = "price unknown (--price)" if estimate.dollars is None else f"${estimate.dollars:.2f}"
+        most = f" (at most {estimate.most_calls} if guards reject)" if estimate.most_calls > estimate.calls else ""
+        lines.append(
+            f"about {estimate.calls} completions of {recipe.model}{most}, {estimate.usage.input_tokens:,} input and "
+            f"{estimate.usage.output_tokens:,} output tokens: {cost}"
+        )
+    if recipe.synthesizer is not None:
+        lines.append(f"where the twin reasons, it reasons with {recipe.synthesizer}")
+    if tune_turns:
+        lines.append(f"then up to {tune_turns} validation turns are scored under a few settings (--tune-turns 0 skips this)")
+    return lines
+
+
+def _needs_tuning_only(name: str, home: Path | None, recipe: Recipe) -> bool:
+    """Whether the twin is fully learned with this recipe, and its learning was stopped before or during tuning."""
     from usertwin.memory import TwinRecord
     from usertwin.memory.twin.record import twin_folder
 
@@ -234,56 +227,3 @@ def _undecided(name: str, home: Path | None, recipe: Recipe) -> bool:
     except TwinError:
         return False
     return (record.state, record.settings, record.recipe) == ("complete", None, recipe)
-
-
-class _Loader:
-    """Loads models by name, each once."""
-
-    def __init__(self, bars: Bars, style: Style | None, price: Price | None) -> None:
-        self._bars, self._price = bars, price
-        self._style: Style | None = style
-
-    def chat(self, name: str | None) -> ChatModel | None:
-        """The chat model of that name, in its usual manner or the one that was asked for."""
-        from usertwin.simulator import load_model
-
-        return None if name is None else load_model(name, style=self._style, price=self._price, progress=self._bars.fetch)
-
-    def synthesizer(self, name: str) -> ChatModel:
-        """The model of that name in its own manner, the one that it was trained in if it was."""
-        from usertwin.simulator import load_model
-
-        return load_model(name, price=self._price, progress=self._bars.fetch)
-
-    def judge(self, name: str | None) -> ChatModel | None:
-        """The same for a judge, which is always told what to do."""
-        from usertwin.simulator import load_model
-
-        return None if name is None else load_model(name, style="instruction", price=self._price, progress=self._bars.fetch)
-
-
-def _say_plan(console: Console, log: ChatLog, recipe: Recipe, style: Style | None, price: Price | None, measure: int) -> None:
-    """What learning will take, in two lines."""
-    from usertwin.memory.models.chat import FREE
-    from usertwin.memory.twin.learn_plan import estimate_cost
-    from usertwin.simulator.backends.load import prompt_style_of
-
-    name = recipe.model or ""
-    manner, together = prompt_style_of(name or "local", style if recipe.synthesizer is None else None)
-    here = all((one or "local").startswith(_IN_PROCESS) for one in (recipe.model, recipe.actor, recipe.judge))
-    found = estimate_cost(log, recipe, style=manner, together=together, price=FREE if here else price)
-    cost = "price not known (--price)" if found.dollars is None else f"${found.dollars:.2f}"
-    console.print(f"{found.triples} moments to remember, {found.traces} to find traces for", style="dim")
-    if found.traces:
-        most = f" (at most {found.most_calls} where guards reject)" if found.most_calls > found.calls else ""
-        console.print(
-            f"about {found.calls} texts of {name}{most}, {found.usage.input_tokens:,} tokens read and "
-            f"{found.usage.output_tokens:,} written: {cost}",
-            style="dim", markup=False,
-        )  # fmt: skip
-    if recipe.synthesizer is not None:
-        console.print(f"the twin reasons with: {recipe.synthesizer}, where it reasons at all", style="dim", markup=False)
-    if measure:
-        console.print(
-            f"then up to {measure} validation turns are scored under a few settings (--measure 0 leaves that out)", style="dim"
-        )

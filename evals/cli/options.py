@@ -1,7 +1,4 @@
-"""What the commands share: options, the console, progress bars.
-
-The one design choice: an option that several commands have is written once, so that it means and says the same everywhere.
-"""
+"""Options, the console and small helpers that several commands share, so that an option means the same everywhere."""
 
 from __future__ import annotations
 
@@ -9,11 +6,15 @@ import json
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
+from usertwin.memory import Recipe
+from usertwin.memory.models.chat import PromptStyle
+from usertwin.memory.recon.judged_fidelity import FidelityName
 from usertwin.personas import UsageError
 
 if TYPE_CHECKING:
@@ -23,103 +24,118 @@ if TYPE_CHECKING:
 
     from .progress_bars import Bars
 
-Style = Literal["transcript", "instruction"]
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+#: The defaults of a twin's recipe, by field.
+RECIPE_DEFAULTS = {field.name: field.default for field in fields(Recipe)}
+file_path = click.Path(path_type=Path)
+
 home_option = click.option(
-    "--home", type=click.Path(path_type=Path), envvar="USERTWIN_HOME", show_envvar=True, help="Where twins live."
+    "--home", type=file_path, envvar="USERTWIN_HOME", show_envvar=True, help="Folder that holds the twins."
 )
-seed_option = click.option("--seed", default=0, show_default=True, help="Fixes what is sampled, with a local model.")
+seed_option = click.option(
+    "--seed", default=0, show_default=True, help="Seed of sampling and of every random choice; hosted models may ignore it."
+)
 style_option = click.option(
-    "--style", type=click.Choice(["transcript", "instruction"]), help="How to prompt the model, if not in its usual way."
+    "--style", type=click.Choice(get_args(PromptStyle)), help="Prompt style of the model.  [default: by the model's name]"
 )
 model_option = click.option(
     "--model",
     default="local",
     show_default=True,
-    help='"local", "local:small", "local:/path.gguf", "hf:OWNER/REPO/FILE.gguf" or "transformers:DIR", each perhaps with '
-    '"+ADAPTER"; "openai:NAME[@URL]" or "scripted:FILE".',
+    help="Model that writes: local, local:small, local:FILE.gguf, hf:OWNER/REPO/FILE.gguf, transformers:DIR, "
+    "openai:NAME[@URL] or scripted:FILE. Append +ADAPTER for a LoRA adapter.",
 )
-
-
-price_option = click.option(
-    "--price", metavar="READ/WRITTEN", help="What a hosted model costs, in dollars for a million tokens, such as 0.25/2."
+scorer_option = click.option(
+    "--scorer", default="local", show_default=True, help="Model that computes log-probabilities of turns and traces; or fake:."
 )
-
-
+actor_option = click.option(
+    "--actor", help="Model that reconstructs actions, for the fidelities judge and rank.  [default: the model that proposes]"
+)
 embedder_option = click.option(
-    "--embedder", help="A sentence-transformers model or folder, or fake:.  [default: all-MiniLM-L6-v2]"
+    "--embedder", help="Sentence-transformers model or folder, or fake:.  [default: all-MiniLM-L6-v2]"
 )
-
-
-def fidelity_option(says: str) -> Callable[[_Command], _Command]:
-    """--fidelity, with what it says it is for."""
-    names = ["novel", "gain", "judge", "choice", "rank", "prior"]
-    return click.option("--fidelity", type=click.Choice(names), default="novel", show_default=True, help=says)
-
-
+price_option = click.option(
+    "--price", metavar="INPUT/OUTPUT", help="Price of a hosted model in dollars per million tokens, such as 0.25/2."
+)
+fidelity_option = click.option(
+    "--fidelity",
+    type=click.Choice(get_args(FidelityName)),
+    default=RECIPE_DEFAULTS["fidelity"],
+    show_default=True,
+    help="Score of a trace: gain in log-likelihood of the action, without copied words (guarded_gain) or with them (gain); a "
+    "judge's rating (judge); a forced choice among actions (choice); the rank of reconstructions (rank); or the gain corrected "
+    "for the prior (prior).",
+)
 concurrency_option = click.option(
-    "--concurrency", type=int, help="Moments that may wait for a model at once.  [default: 1 if local, else 8]"
+    "--concurrency", type=int, help="Requests to the model at the same time.  [default: 1 for a local model, else 8]"
+)
+skip_bad_lines_option = click.option(
+    "--skip-bad-lines", is_flag=True, help="Skip broken lines of the log and report them, instead of stopping."
+)
+json_option = click.option("--json", "json_file", type=file_path, help="Write all figures to this file; - for standard output.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Check the input, print the cost estimate and the effective recipe, and stop."
 )
 
 
-def price_of(text: str | None) -> Price | None:
-    """A price as it is written on the command line. UsageError if it is none."""
+def parse_price(text: str | None) -> Price | None:
+    """Return the price that "INPUT/OUTPUT" gives in dollars per million tokens. UsageError for anything else."""
     if text is None:
         return None
     from usertwin.memory.models.chat import Price
 
     try:
-        read, written = (float(part) for part in text.split("/"))
+        input_price, output_price = (float(part) for part in text.split("/"))
     except ValueError:
-        read = written = -1.0
-    if not (0 <= read < float("inf") and 0 <= written < float("inf")):
-        raise UsageError(f'"{text}" is no price; write dollars for a million tokens read and written, such as --price 0.25/2')
-    return Price(read, written)
+        input_price = output_price = -1.0
+    if not (0 <= input_price < float("inf") and 0 <= output_price < float("inf")):
+        raise UsageError(
+            f'--price: "{text}" is no price; give dollars per million input and output tokens, such as --price 0.25/2'
+        )
+    return Price(input_price, output_price)
 
 
-def json_path(path: Path | None) -> bool:
-    """Whether figures are to be written to the screen ("-"). UsageError if they are to go where no file can be written."""
+def is_standard_output(path: Path | None) -> bool:
+    """Whether --json names standard output ("-"). UsageError if it names a file that cannot be written."""
     if path is None or str(path) == "-":
         return path is not None
     if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"{path}: no file can be written there; name one in a folder that exists with --json")
+        raise UsageError(f"--json: {path} cannot be written; name a file in an existing folder")
     return False
 
 
 def write_json(path: Path | None, value: object) -> None:
-    """Write figures to a file or, for "-", to the screen; nothing for None."""
+    """Write figures to a file, or to standard output for "-"; do nothing for None."""
+    from usertwin.evals.records.run_folder import write_atomically
+
     if path is None:
         return
     text = json.dumps(value, indent=1, ensure_ascii=False)
     if str(path) == "-":
         click.echo(text)
     else:
-        path.write_text(text + "\n", "utf-8")
+        write_atomically(path, text + "\n")
 
 
-def concurrency_of(told: int | None, model: str) -> int:
-    """How many moments may wait for a model at once: as told, else 1 for a local model and 8 for others.
-
-    UsageError if fewer than one may.
-    """
-    if told is not None and told < 1:
-        raise UsageError(f"{told} moments at once: at least one must be")
-    return told or (1 if model.startswith(("local", "hf:", "transformers:")) else 8)
+def check_concurrency(concurrency: int | None) -> None:
+    """Raise UsageError if --concurrency is below 1."""
+    if concurrency is not None and concurrency < 1:
+        raise UsageError(f"--concurrency is {concurrency}; it must be at least 1")
 
 
 def console_for(*, stderr: bool = False) -> Console:
-    """The console that everything is printed on."""
+    """Return the console that a command prints on."""
     from rich.console import Console
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # what libraries draw while they load would break our bars
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of libraries would break ours
     return Console(stderr=stderr, highlight=False)
 
 
 @contextmanager
 def progress_bars(console: Console) -> Generator[Bars]:
-    """Bars for whatever takes longer than a moment; gone when it is done."""
+    """Progress bars on the console while the block runs; they disappear at its end."""
     from .progress_bars import Bars
 
     with Bars(console) as bars:

@@ -1,7 +1,4 @@
-"""Progress bars for everything that takes longer than a moment: downloads, learning, measuring.
-
-The one design choice: one object is every progress callback of the lower layers, which know nothing of terminals.
-"""
+"""Progress bars on a terminal; one object serves as the progress callback of every lower layer."""
 
 from __future__ import annotations
 
@@ -11,32 +8,33 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+#: What a bar says, by the name of the stage that reports progress.
 _TITLES = {
-    "memories": "remembering moments",
-    "traces": "finding traces of reasoning",
+    "memories": "storing pairs",
+    "traces": "selecting reasoning traces",
     "deciding": "scoring validation turns under each setting",
     "control traces": "writing control traces",
     "control scores": "scoring control traces",
     "downstream": "scoring validation turns with each trace",
     "people": "people of the suite",
     "judging": "judging pairs of replies",
-    "drifting": "talking freely through held-out chats",
-    "recalling": "recalling moments for held-out turns",
+    "drifting": "free-running conversations",
+    "recalling": "recalling pairs for held-out turns",
     "scoring": "scoring real turns under each arm",
     "fitting": "fine-tuning user models (steps)",
-    "proposals": "proposals of the base (tokens)",
+    "proposals": "proposals of the base model (tokens)",
     "steps": "training (steps)",
     "tokens": "training (tokens generated)",
     "writing traces": "traces for held-out pairs",
-    "measuring": "looking at held-out traces",
-    "settling": "scoring real turns under user models",
+    "measuring": "measuring held-out traces",
+    "user models": "scoring real turns under user models",
     "talking": "talking (turns of the twin, at most)",
     "writing": "writing replies under each arm",
 }
 
 
 class Bars:
-    """Bars on a console; call it with a stage, how much is done and how much there is."""
+    """Progress bars on a console; a call reports a stage, the steps done, and the total."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -52,15 +50,15 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show how far a stage is."""
+        """Show the progress of a stage."""
         title = _TITLES.get(stage, stage)
         if title not in self._tasks:
             self._tasks[title] = self._progress.add_task(title, total=total)
         self._progress.update(self._tasks[title], completed=done, total=total)
 
     def fetch(self, model: str, done: int, total: int) -> None:
-        """Show how far a download is, in megabytes."""
-        self(f"fetching the model {model} (MB)", done // 1_000_000, max(1, total // 1_000_000))
+        """Show the progress of a download, given in bytes."""
+        self(f"downloading the model {model} (MB)", done // 1_000_000, max(1, total // 1_000_000))
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -1,169 +1,224 @@
-"""`usertwin train`: a synthesizer that writes better traces than its base, by one or several methods.
+"""The command `usertwin train`.
 
-The one design choice: everything that can be wrong is said, and what it will take is printed, before a model is loaded; the
-same command goes on where it was stopped.
+It checks all input and prints what training takes before it loads a model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from .options import console_for, embedder_option, fidelity_option, progress_bars, seed_option
+from usertwin.memory.models.scoring import Precision
+from usertwin.memory.recon.propose import ProposalMode
+from usertwin.memory.training.config import BETAS, LEARNING_RATES, TRAIN_METHODS, ReportTo, TrainingConfig, TrainMethod
+from usertwin.memory.training.dataset import SplitConfig
+from usertwin.memory.training.rewards import Shape
+
+from .options import (
+    actor_option,
+    console_for,
+    dry_run_option,
+    embedder_option,
+    fidelity_option,
+    file_path,
+    progress_bars,
+    scorer_option,
+    seed_option,
+    style_option,
+)
+from .recipe_file import RecipeCommand, print_dry_run, recipe_option
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from usertwin.evals.training_runs.run import Trainer, TrainingPlan
+    from usertwin.evals.training_runs.run import TrainingPlan
 
-_METHODS = ["sft", "dpo", "grpo", "e2e"]
-_PRECISION = click.Choice(["float32", "bfloat16"])
+_CONFIG, _SPLIT = TrainingConfig(), SplitConfig()
+#: The ways to propose traces that a policy can be trained in.
+_TRAINABLE_MODES: tuple[ProposalMode, ...] = ("backward", "forward")
+_precision = click.Choice(get_args(Precision))
 
 
-@click.command()
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--from", "sources", required=True, multiple=True, help='A log, "chitchat" or "oyez:FOLDER"; may be given several times.'
+def _by_method(values: Mapping[TrainMethod, float]) -> str:
+    """Return the defaults of an option that depend on the method."""
+    return "  [default: " + ", ".join(f"{value:g} for {method}" for method, value in values.items()) + "]"
+
+
+@click.command(
+    cls=RecipeCommand,
+    common=("from", "method", "base", "people", "train-pairs", "token-budget", "scorer", "recipe", "dry-run", "seed"),
 )
+@click.argument("out", type=file_path)
+@click.option("--from", "sources", required=True, multiple=True, help='Chat log, "chitchat" or "oyez:FOLDER"; may be repeated.')
 @click.option(
     "--method",
     "methods",
-    type=click.Choice(_METHODS),
+    type=click.Choice(TRAIN_METHODS),
     multiple=True,
-    default=("dpo",),
+    default=(_CONFIG.method,),
     show_default=True,
-    help="Fine-tuning on selected traces, DPO, GRPO by reconstruction, GRPO by what is downstream; may "
-    "be given several times.",
+    help="Fine-tuning on the best traces (sft), preference optimization (dpo), GRPO with the fidelity as reward (grpo), or "
+    "GRPO with the prediction of later turns as reward (e2e); may be repeated.",
+)
+@click.option("--base", default=_CONFIG.base, show_default=True, help="Model to train: local, local:small or transformers:DIR.")
+@click.option(
+    "--people",
+    default=_SPLIT.people,
+    show_default=True,
+    help="People of each log to train on, those with the most turns first.",
+)
+@click.option("--train-pairs", default=_SPLIT.train_pairs, show_default=True, help="Training pairs of each person.")
+@click.option(
+    "--token-budget", default=_CONFIG.token_budget, show_default=True, help="Tokens to generate, the same for each method."
+)
+@scorer_option
+@recipe_option
+@dry_run_option
+@seed_option
+@style_option
+@click.option(
+    "--unseen",
+    default=_SPLIT.unseen,
+    show_default=True,
+    help="People of each log to hold out, spread evenly by number of turns.",
+)
+@click.option("--hold-out", multiple=True, metavar="NAME", help="Hold out this person instead; may be repeated.")
+@click.option("--role", help='Only use people with this role, such as "user", in logs that have roles.')
+@click.option(
+    "--validation-pairs", default=_SPLIT.validation_pairs, show_default=True, help="Validation pairs that the audits use."
 )
 @click.option(
-    "--base", default="local", show_default=True, help='The model to train: "local", "local:small", "transformers:DIR".'
+    "--test-pairs", default=_SPLIT.test_pairs, show_default=True, help="Test pairs of each held-out person; 0 skips the test."
 )
 @click.option(
-    "--style", type=click.Choice(["transcript", "instruction"]), help="How to prompt it.  [default: as its name says]"
+    "--later-test-pairs", type=int, help="Test pairs of each training person, from later chats.  [default: --test-pairs]"
 )
-@click.option("--people", default=8, show_default=True, help="People of each log to train on, those who said most.")
-@click.option("--unseen", default=4, show_default=True, help="People of each log to hold out, spread evenly among them.")
-@click.option("--hold-out", multiple=True, metavar="NAME", help="Hold out this person instead; may be given several times.")
-@click.option("--role", help='Only people of this role, such as "user", in logs that have it.')
-@click.option("--pairs", default=16, show_default=True, help="Training pairs of each person.")
-@click.option("--watched", default=32, show_default=True, help="Held-out pairs that are looked at while training.")
-@click.option("--measured", default=16, show_default=True, help="Held-out pairs of each person to measure on; 0 for none.")
-@click.option("--later", type=int, help="Of each person trained on, instead: their later conversations.  [default: as many]")
 @click.option(
     "--propose",
-    "how",
-    type=click.Choice(["backward", "forward"]),
-    default="backward",
+    type=click.Choice(_TRAINABLE_MODES),
+    default=_CONFIG.proposal_mode,
     show_default=True,
-    help="Traces that are written with the action in sight, or without.",
+    help="Whether the action is in the prompt of a trace (backward) or not (forward).",
 )
-@fidelity_option("What a trace is rewarded for; see learn.")
+@fidelity_option
 @click.option(
-    "--weights", default="1/0.2/0.1/0.1", show_default=True, help="Of the reward's terms: fidelity/leak/length/format."
+    "--weights",
+    default="1/0.2/0.1/0.1",
+    show_default=True,
+    help="Weights of the reward terms: fidelity/leak/length/format.",
 )
 @click.option(
     "--shape",
-    type=click.Choice(["clipped", "rank"]),
-    default="clipped",
+    type=click.Choice(get_args(Shape)),
+    default=_CONFIG.weights.shape,
     show_default=True,
-    help="Fidelity itself, or its rank.",
+    help="Whether the fidelity term is the clipped fidelity, or its rank in the group.",
 )
-@click.option("--group", default=8, show_default=True, help="Traces of a pair that are compared.")
-@click.option("--budget", default=40_000, show_default=True, help="Tokens to be generated, the same for each method.")
-@click.option("--batch", default=16, show_default=True, help="Traces of a step of GRPO, rows of one of the others.")
-@click.option("--at-once", default=4, show_default=True, help="How many of them are in memory at once.")
-@click.option("--epochs", default=2.0, show_default=True, help="How often sft and dpo see each row.")
-@click.option("--learning-rate", type=float, help="[default: 2e-4 for sft, 5e-5 for dpo, 1e-4 for the others]")
-@click.option("--beta", type=float, help="How strongly to hold to the base.  [default: 0.1 for dpo, else 0]")
-@click.option("--rank", default=16, show_default=True, help="Of the LoRA.")
-@click.option("--precision", type=_PRECISION, default="float32", show_default=True, help="Of the base; bfloat16 is for GPUs.")
-@click.option("--scorer", default="local", show_default=True, help="The model in the reward and in the audit.")
-@click.option("--scorer-precision", type=_PRECISION, default="float32", show_default=True, help="Of the scorers.")
-@click.option("--measured-by", help="A scorer that is in no reward, to measure with at the end.  [default: the scorer]")
-@click.option("--samples", default=4, show_default=True, help="Traces of each held-out pair that are measured.")
-@click.option("--actor", help="The model that reconstructs actions, for judge and rank.  [default: the base]")
-@click.option("--judge", help="The model that judges.  [default: the base]")
+@click.option("--group-size", default=_CONFIG.group_size, show_default=True, help="Traces sampled for each pair.")
+@click.option(
+    "--batch-size", default=_CONFIG.batch_size, show_default=True, help="Traces (grpo, e2e) or rows (sft, dpo) of a step."
+)
+@click.option(
+    "--micro-batch-size", default=_CONFIG.micro_batch_size, show_default=True, help="Traces or rows of a forward pass."
+)
+@click.option("--epochs", default=_CONFIG.epochs, show_default=True, help="Passes of sft and dpo over the rows.")
+@click.option("--learning-rate", type=float, help=f"Learning rate.{_by_method(LEARNING_RATES)}")
+@click.option("--beta", type=float, help=f"Weight of the divergence from the base model.{_by_method(BETAS)}")
+@click.option("--rank", default=_CONFIG.rank, show_default=True, help="Rank of the LoRA adapter.")
+@click.option(
+    "--precision",
+    type=_precision,
+    default=_CONFIG.precision,
+    show_default=True,
+    help="Precision of the base model; bfloat16 is for GPUs.",
+)
+@click.option("--scorer-precision", type=_precision, default="float32", show_default=True, help="Precision of the scorers.")
+@click.option("--measured-by", help="Scorer of the final test, best one that no reward uses.  [default: --scorer]")
+@click.option("--samples", default=4, show_default=True, help="Traces sampled for each test pair.")
+@actor_option
+@click.option("--judge", help="Model that judges, for --fidelity judge.  [default: the base model]")
 @embedder_option
-@click.option("--save-every", default=20, show_default=True, help="Steps between checkpoints.")
-@click.option("--audit-every", default=20, show_default=True, help="Steps between audits.")
-@click.option("--vllm", is_flag=True, help="Let vLLM write the traces of GRPO, on a GPU.")
-@click.option("--tensorboard", is_flag=True, help="Write the curves for TensorBoard, too.")
-@seed_option
-@click.option("--dry-run", is_flag=True, help="Print what it would take, and do nothing.")
-def train(out: Path, dry_run: bool, **told: Any) -> None:
-    """Train a synthesizer on people's logs, into the folder OUT.
+@click.option("--save-every", default=_CONFIG.save_every, show_default=True, help="Steps between checkpoints.")
+@click.option("--audit-every", default=_CONFIG.audit_every, show_default=True, help="Steps between audits.")
+@click.option("--vllm", is_flag=True, help="Sample the traces of grpo and e2e with vLLM, on a GPU.")
+@click.option(
+    "--report-to",
+    type=click.Choice(get_args(ReportTo)),
+    default=_CONFIG.report_to,
+    show_default=True,
+    help="Where to write the training curves, besides the folder of the run.",
+)
+@click.pass_context
+def train(ctx: click.Context, out: Path, dry_run: bool, **options: Any) -> None:
+    """Train a synthesizer of reasoning traces on chat logs, into the folder OUT.
 
-    Each method starts from the same base and the same pairs, and may have the same number of tokens generated. What is held
-    out is never trained on: some people wholly, and the later conversations of all others. Training stops by itself where
-    the traces begin to carry the action. Use what comes out with: usertwin learn NAME --from LOG --speaker WHO --synthesizer
-    OUT/METHOD/adapter
+    Each method starts from the same base model and uses the same pairs and token budget. Some people, and the later chats of
+    all others, are held out for the test. Training stops early if the traces begin to leak the action. Use the result with:
+    usertwin learn NAME --from LOG --speaker WHO --synthesizer OUT/METHOD/adapter
     """
-    from usertwin.evals.training_runs.plan import plan_of_training
+    from usertwin.evals.training_runs.plan import describe_plan
     from usertwin.memory.training.policy import check_installed
 
-    console = console_for()
-    check_installed(vllm=told["vllm"], tensorboard=told["tensorboard"])
+    console = console_for(stderr=dry_run)
+    check_installed(vllm=options["vllm"], tensorboard=options["report_to"] == "tensorboard")
     with progress_bars(console) as bars:
-        from usertwin.evals.training_runs.run import Trainer
+        from usertwin.evals.training_runs.run import TrainingRunner
 
-        trainer = Trainer(_order(told), out, bars.fetch, bars)
-        lines = plan_of_training(trainer.order, trainer.lessons)
+        runner = TrainingRunner(_plan(options), out, bars.fetch, bars)
+        lines = describe_plan(runner.plan, runner.dataset)
+    if dry_run:
+        print_dry_run(ctx, lines)
+        return
     for line in lines:
         console.print(line, markup=False)
-    if dry_run:
-        return
     with progress_bars(console) as bars:
-        trainer.fetch, trainer.progress = bars.fetch, bars
-        results = trainer.run()
-    _show(console, trainer, results)
+        runner.fetch, runner.progress = bars.fetch, bars
+        results = runner.run()
+    _print_summary(console, out, list(results))
 
 
-def _order(told: dict[str, Any]) -> TrainingPlan:
+def _plan(options: dict[str, Any]) -> TrainingPlan:
+    """Return the checked plan that the options describe. UsageError if two options contradict each other."""
     from usertwin.evals.training_runs.run import TrainingPlan
-    from usertwin.memory.training.config import TrainingConfig
-    from usertwin.memory.training.dataset import SplitConfig
-    from usertwin.memory.training.rewards import RewardWeights, parse_weights
+    from usertwin.memory.training.rewards import parse_weights
     from usertwin.simulator.backends.load import prompt_style_of
 
-    base: str = told["base"]
-    style: Literal["transcript", "instruction"] = prompt_style_of(base, told["style"])[0]
-    weights: RewardWeights = parse_weights(told["weights"], told["shape"])
-    plan = TrainingConfig(
-        method=told["methods"][0], style=style, weights=weights,
-        proposal_mode=told["how"], group_size=told["group"], batch_size=told["batch"], micro_batch_size=told["at_once"],
-        token_budget=told["budget"],
-        **{key: told[key] for key in (
-            "base", "fidelity", "epochs", "learning_rate", "beta", "rank", "precision", "vllm", "tensorboard",
-            "save_every", "audit_every", "seed",
-        )},
+    config_keys = (
+        "base", "fidelity", "group_size", "batch_size", "micro_batch_size", "token_budget", "epochs", "learning_rate", "beta",
+        "rank", "precision", "vllm", "report_to", "save_every", "audit_every", "seed",
     )  # fmt: skip
-    enrolment = SplitConfig(
-        told["people"],
-        told["unseen"],
-        told["hold_out"],
-        told["role"],
-        told["pairs"],
-        told["watched"],
-        told["measured"],
-        later_test_pairs=told["later"],
+    config = TrainingConfig(
+        method=options["methods"][0],
+        style=prompt_style_of(options["base"], options["style"])[0],
+        weights=parse_weights(options["weights"], options["shape"]),
+        proposal_mode=options["propose"],
+        **{key: options[key] for key in config_keys},
     )
-    order = TrainingPlan(
-        plan, tuple(dict.fromkeys(told["methods"])), told["sources"], enrolment,
-        **{key: told[key] for key in ("scorer", "scorer_precision", "measured_by", "samples", "actor", "judge", "embedder")},
-    )  # fmt: skip
-    order.check()
-    return order
+    split_keys = ("people", "unseen", "role", "train_pairs", "validation_pairs", "test_pairs", "later_test_pairs")
+    plan_keys = ("scorer", "scorer_precision", "measured_by", "samples", "actor", "judge", "embedder")
+    plan = TrainingPlan(
+        config=config,
+        methods=tuple(dict.fromkeys(options["methods"])),
+        sources=tuple(options["sources"]),
+        split=SplitConfig(held_out=tuple(options["hold_out"]), **{key: options[key] for key in split_keys}),
+        **{key: options[key] for key in plan_keys},
+    )
+    plan.check()
+    return plan
 
 
-def _show(console: Console, trainer: Trainer, results: dict[str, Any]) -> None:
+def _print_summary(console: Console, out: Path, methods: list[str]) -> None:
+    """Print the results of a training run, the report's path, and how to use each adapter."""
+    from usertwin.evals.records.run_folder import MARKDOWN_REPORT
     from usertwin.evals.records.training_run import read_training
-    from usertwin.evals.reports.training_report import summary_of_training
+    from usertwin.evals.reports.training_summary import summarize_training
 
-    for line in summary_of_training(read_training(trainer.out)):
+    for line in summarize_training(read_training(out)):
         console.print(line, markup=False)
-    console.print(f"\nReport: {trainer.out / 'report.html'}", style="dim", markup=False, soft_wrap=True)
-    for method in results:
-        adapter = trainer.out / method / "adapter"
+    console.print(f"\nReport: {out / MARKDOWN_REPORT}", style="dim", markup=False, soft_wrap=True)
+    for method in methods:
+        adapter = out / method / "adapter"
         console.print(f"Use it: usertwin learn NAME ... --synthesizer {adapter}", style="dim", markup=False, soft_wrap=True)

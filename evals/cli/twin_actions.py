@@ -1,7 +1,4 @@
-"""Twins as the commands open, show and measure them.
-
-The one design choice: what several commands and the demonstration do is done here, once, with its bars and its messages.
-"""
+"""What several commands do with a twin: open it with its models, measure it, tune it."""
 
 from __future__ import annotations
 
@@ -12,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import Style, progress_bars
+from usertwin.memory.models.chat import PromptStyle
+
+from .options import progress_bars
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,30 +21,28 @@ if TYPE_CHECKING:
     from usertwin.simulator import SimulatedUser
 
 
-def measure(
+def measure_twin(
     console: Console,
     name: str,
     *,
     home: Path | None,
     model: str,
     scorer: str,
-    style: Style | None,
+    style: PromptStyle | None,
     against: Path | None,
-    protocol: ReplayConfig,
+    config: ReplayConfig,
 ) -> dict[str, Any]:
-    """Measure a twin and note the result in its record."""
-    from usertwin.evals.replay.evaluate import evaluate as replay
+    """Measure a twin's closeness, store the result in its record, and return it."""
+    from usertwin.evals.replay.evaluate import evaluate
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.simulator import load_scorer
 
     folder = existing_twin(name, home)
-    with open_twin(console, name, home, model, style, protocol.seed) as user, progress_bars(console) as bars:
+    with open_twin(console, name, home, model, style) as user, progress_bars(console) as bars:
         scoring = load_scorer(scorer, progress=bars.fetch)
         result = asyncio.run(
-            replay(
-                user, scoring, user.store.embedder, folder=folder, against=against, protocol=protocol, progress=bars
-            )
-        )  # fmt: skip
+            evaluate(user, scoring, user.store.embedder, folder=folder, against=against, config=config, progress=bars)
+        )
     TwinRecord.load(folder).with_closeness(result).save(folder)
     return result
 
@@ -57,25 +54,35 @@ def tune_twin(
     home: Path | None,
     model: str,
     scorer: str,
-    style: Style | None,
+    style: PromptStyle | None,
     seed: int,
-    turns: int,
+    limit: int,
 ) -> None:
-    """Decide by measuring how a twin uses its memory, say so, and note it in its record."""
-    from usertwin.evals.replay.tune import TunePlan, tune
+    """Choose by measurement how a twin uses its memory, print the choice, and store it in the record.
+
+    Args:
+        console: where to print.
+        name: the twin.
+        home: the folder that holds the twins.
+        model: writes the reasoning of the settings that use some.
+        scorer: computes the log-probability of the validation turns.
+        style: the prompt style of the model; None for its own.
+        seed: of sampling and intervals.
+        limit: the most validation turns, spread evenly.
+    """
+    from usertwin.evals.replay.tune import tune
     from usertwin.evals.reports.twin_view import settings_table
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.simulator import load_scorer
 
     folder = existing_twin(name, home)
-    with open_twin(console, name, home, model, style, seed, reasons=True) as user, progress_bars(console) as bars:
-
-        def say(planned: TunePlan) -> None:
-            console.print(f"deciding by measuring: {planned}", style="dim")
-
+    with open_twin(console, name, home, model, style, reasons=True) as user, progress_bars(console) as bars:
         scoring = load_scorer(scorer, progress=bars.fetch)
         settings = asyncio.run(
-            tune(user, scoring, folder=folder, limit=turns, seed=seed, planned=say, progress=bars)
+            tune(
+                user, scoring, folder=folder, limit=limit, seed=seed, progress=bars,
+                on_plan=lambda plan: console.print(f"tuning: {plan}", style="dim"),
+            )
         )  # fmt: skip
     replace(TwinRecord.load(folder), settings=settings).save(folder)
     console.print(settings_table(settings))
@@ -87,44 +94,32 @@ def open_twin(
     name: str,
     home: Path | None,
     model: str,
-    style: Style | None,
-    seed: int,
+    style: PromptStyle | None = None,
     *,
     price: Price | None = None,
     reasons: bool | None = None,
 ) -> Generator[SimulatedUser]:
-    """A twin with its models, loaded with a bar if that takes a download.
+    """A twin with its models loaded, open while the block runs; a bar shows downloads.
 
-    Who reasons for it is loaded if its settings say that it reasons; with `reasons` True or False always, or never.
+    Args:
+        console: where to print.
+        name: the twin.
+        home: the folder that holds the twins.
+        model: the model that acts.
+        style: its prompt style; None for its own.
+        price: of hosted models.
+        reasons: whether to load the twin's reasoner; None for what its settings say.
     """
     from usertwin.memory import Settings, TwinRecord, existing_twin
     from usertwin.simulator import SimulatedUser, load_model
-    from usertwin.simulator.reasoner import reasoner_of
+    from usertwin.simulator.reasoner import load_reasoner
 
     record = TwinRecord.load(existing_twin(name, home))
-    needs = None if reasons is None else Settings(reasons=reasons)
+    settings = None if reasons is None else Settings(reasons=reasons)
     with progress_bars(console) as bars:
         chat_model = load_model(model, style=style, price=price, progress=bars.fetch)
-        reasoner = reasoner_of(record, chat_model, needs, price=price, progress=bars.fetch)
-    with SimulatedUser.load(name, home=home, model=chat_model, reasoner=reasoner, seed=seed) as user:
+        reasoner = load_reasoner(record, chat_model, settings, price=price, progress=bars.fetch)
+    with SimulatedUser.load(name, home=home, model=chat_model, reasoner=reasoner) as user:
         if user.record.state == "interrupted":
-            console.print(
-                f"{name} was not learned to the end; the same learn command goes on where it stopped.", style="yellow"
-            )
+            console.print(f"{name} is not fully learned; the same learn command continues where it stopped.", style="yellow")
         yield user
-
-
-def show_twin(console: Console, name: str, home: Path | None) -> None:
-    """Print what a twin holds."""
-    from usertwin.evals.reports.twin_view import twin_view
-    from usertwin.memory import TripleStore, TwinRecord, existing_twin
-    from usertwin.memory.twin.abandonment import AbandonmentModel
-    from usertwin.memory.twin.last_turn import LastTurnModel
-    from usertwin.memory.twin.record import ENDING, LEAVING
-    from usertwin.simulator import load_embedder
-
-    folder = existing_twin(name, home)
-    record = TwinRecord.load(folder)
-    with TripleStore(folder, load_embedder(record.recipe.embedder), create=False) as store:
-        triples = list(store.triples())
-    console.print(twin_view(record, triples, LastTurnModel.load(folder / ENDING), AbandonmentModel.load(folder / LEAVING)))

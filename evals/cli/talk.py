@@ -1,0 +1,116 @@
+"""The commands in which a twin talks: `usertwin demo`, `usertwin chat`, `usertwin simulate`."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from usertwin.memory.models.chat import PromptStyle
+
+from .options import console_for, file_path, home_option, model_option, progress_bars, seed_option, style_option
+from .twin_actions import open_twin
+
+if TYPE_CHECKING:
+    from usertwin.simulator import Exchange
+
+goal_option = click.option("--goal", default="", help="What the twin wants; the agent does not see it.")
+
+
+@click.command()
+@home_option
+@click.option("--max-turns", default=4, show_default=True, help="The most turns of the twin in the conversation.")
+@click.option("--limit", default=40, show_default=True, help="The most held-out turns to measure on.")
+def demo(home: Path | None, max_turns: int, limit: int) -> None:
+    """Learn a twin of a real person, let it talk, and measure it; needs no input.
+
+    Uses the built-in chat log and the built-in model. A second run reuses what the first one learned and measured.
+    """
+    from .demo import run_demo
+
+    run_demo(console_for(), home=home, max_turns=max_turns, limit=limit)
+
+
+@click.command()
+@click.argument("name")
+@goal_option
+@model_option
+@home_option
+@seed_option
+@style_option
+def chat(name: str, goal: str, model: str, home: Path | None, seed: int, style: PromptStyle | None) -> None:
+    """Talk with the twin NAME; you are the agent.
+
+    /why shows the recalled pairs and the reasoning of the last turn, /quit ends the chat.
+    """
+    from usertwin.simulator.terminal import chat as chat_in_terminal
+
+    console = console_for()
+    with open_twin(console, name, home, model, style) as user:
+        chat_in_terminal(user, console, goal=goal, seed=seed)
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--agent", required=True, help='The agent under test: module:attribute, "demo", or a model such as openai:NAME@URL.'
+)
+@click.option("--max-turns", default=8, show_default=True, help="The most turns of the twin in a conversation.")
+@click.option("--count", default=1, show_default=True, help="Number of conversations, each with the next seed.")
+@goal_option
+@click.option("--agent-first", is_flag=True, help="Let the agent open the conversation.")
+@click.option("--agent-timeout", default=120.0, show_default=True, help="Seconds that the agent may take for a reply.")
+@click.option("--out", type=file_path, help="Folder to write the conversations and a manifest to.")
+@model_option
+@home_option
+@seed_option
+@style_option
+def simulate(
+    name: str,
+    agent: str,
+    max_turns: int,
+    count: int,
+    goal: str,
+    agent_first: bool,
+    agent_timeout: float,
+    out: Path | None,
+    model: str,
+    home: Path | None,
+    seed: int,
+    style: PromptStyle | None,
+) -> None:
+    """Let the twin NAME talk with an agent and record the conversations.
+
+    The exit code is 1 if a conversation failed, because of the agent or of the twin.
+    """
+    from usertwin.simulator import as_agent, simulate_many
+    from usertwin.simulator.simulation import AGENT_FAULTS, TWIN_FAULTS
+    from usertwin.simulator.terminal import show_exchange
+
+    console = console_for()
+    under_test = as_agent(agent)  # reports a wrong name before a model is loaded
+    with open_twin(console, name, home, model, style) as user, progress_bars(console) as bars:
+        turns_so_far = Counter[int]()
+
+        def show(number: int, exchange: Exchange) -> None:
+            turns_so_far[number] += 1
+            show_exchange(console, user.persona.name, exchange)
+            bars("talking", (number - 1) * max_turns + turns_so_far[number], count * max_turns)
+
+        bars("talking", 0, count * max_turns)
+        simulations = simulate_many(
+            user, under_test, count=count, out=out, spec=agent, max_turns=max_turns, seed=seed, goal=goal,
+            agent_first=agent_first, agent_timeout=agent_timeout, on_exchange=show,
+        )  # fmt: skip
+    for number, simulation in enumerate(simulations, 1):
+        error = f": {simulation.error}" if simulation.error else ""
+        console.print(
+            f"conversation {number}: {len(simulation.exchanges)} turns, {simulation.stop_reason}{error}", markup=False
+        )
+    if out is not None:
+        console.print(f"written to {out}", markup=False)
+    if any(simulation.stop_reason in AGENT_FAULTS | TWIN_FAULTS for simulation in simulations):
+        sys.exit(1)
