@@ -1,4 +1,4 @@
-"""The table of a trace control experiment."""
+"""The table of a control experiment: does the fidelity score measure more than leakage of the action?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .terminal import interval_text
+from .labels import Estimate, interval, number, with_interval
 
 _CONTROL_NAMES = {
     "own": "own trace",
@@ -25,68 +25,63 @@ _CONTROL_NAMES = {
     "swapped": "7 swapped",
     "forward": "8 forward",
 }
-
-
 _REASON_NAMES = {
     "quotes_action": "quotes",
     "echoes_examples": "echoes",
     "same_meaning": "same sense",
     "leans_on_words": "leans",
 }
+_COLUMNS = (
+    "gain\n[dim]unguarded", "gain\n[dim]words not copied", "own minus control\n[dim]words not copied", "rejected\n[dim]reason",
+)  # fmt: skip
 
 
-def controls_table(found: Mapping[str, Any]) -> RenderableType:
-    """Control traces beside the real ones, and whether the score is more than leakage; it fits into 80 columns."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=0,  # a blank is between columns anyway, and five figures are wide
-        title=f"Is the score of {found['twin']}'s traces more than leakage? Nats per token",
-        title_justify="left",
-    )
+def controls_table(experiment: Mapping[str, Any]) -> RenderableType:
+    """Return control traces beside the real ones, and the verdict on the score; at most 80 columns."""
+    title = f"Is the score of {experiment['twin']}'s traces more than leakage? Nats per token"
+    table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left")  # five wide columns need the room
     table.add_column("trace", no_wrap=True)
-    for title in (
-        "gain\n[dim]unguarded",
-        "gain\n[dim]words not copied",
-        "own minus it\n[dim]words not copied",
-        "rejected\n[dim]why",
-    ):
-        table.add_column(title, justify="right", no_wrap=True)
-    for name, row in found["controls"].items():
-        against = found["own_minus"].get(name)
+    for head in _COLUMNS:
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, row in experiment["controls"].items():
         reason = max(row["reasons"], key=row["reasons"].get, default="")
         table.add_row(
             _CONTROL_NAMES[name],
-            _signed(row["gain"]),
-            _signed(row["novel"]),
-            "–" if against is None else _signed(against),
+            *map(_cell, (row["gain"], row["guarded_gain"], experiment["own_minus"].get(name))),
             f"{row['rejected']} of {row['n']}\n[dim]{_REASON_NAMES.get(reason, reason)}",
             style="bold" if name == "own" else "",
         )
-    return Group(table, *map(Text.from_markup, _leakage_verdicts(found)))
+    return Group(table, *map(Text.from_markup, _leakage_verdicts(experiment)))
 
 
-def _signed(estimate: Mapping[str, Any] | None) -> str:
-    return "–" if estimate is None else f"{estimate['value']:+.3f}\n[dim]{interval_text(estimate, 2, '+').strip('()')}"
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    return f"{number(estimate['value'], 3, signed=True)}\n[dim]{interval(estimate, 2, signed=True)}"
 
 
-def _leakage_verdicts(found: Mapping[str, Any]) -> list[str]:
-    """The decision, condition by condition, and what it rests on; rich markup."""
-    said: list[str] = []
-    told = {"a swapped trace moves the other action": found["swap_contrast"]}
-    told |= {"the score predicts the benefit downstream": found["validity"]}
-    told |= {f"own beats {name}": one for name, one in found["own_minus"].items()}
-    told |= {f"choosing by score beats {name.removeprefix('recon - ')}": one for name, one in found["selection"].items()}
-    for condition, holds in found["decision"]["conditions"].items():
-        one = told.get(condition)
-        numbers = "not measured" if one is None else f"{one['value']:+.4f} {interval_text(one, 4, '+')}, n={one['n']}"
-        said.append(f"{'[green]yes[/green]' if holds else '[red]no [/red]'} {condition}: [dim]{numbers}[/dim]")
-    verdict = "more than leakage" if found["decision"]["more_than_leakage"] else "not shown to be more than leakage"
-    models = found["models"]
-    said.append(f"[bold]The score is {verdict}[/bold] on this person, with these models (each: 95% interval above 0).")
-    spent = found["cost"]
-    said.append(
-        f"[dim]{found['turns']} validation turns of {found['conversations']} conversations; intervals by conversation; "
-        f"traces by {escape(models['proposer'])}, scored by {escape(models['scorer'])}; {spent['calls']} texts written, "
-        f"{spent['repeated']} from kept answers; seed {found['seed']}[/dim]"
-    )
-    return said
+def _leakage_verdicts(experiment: Mapping[str, Any]) -> list[str]:
+    """The decision, condition by condition, with its figures; rich markup."""
+    estimates = {
+        "a swapped trace moves the other action": experiment["swap_contrast"],
+        "the score predicts the benefit downstream": experiment["validity"],
+        **{f"own beats {name}": paired for name, paired in experiment["own_minus"].items()},
+        **{
+            f"choosing by score beats {name.removeprefix('recon - ')}": paired
+            for name, paired in experiment["selection"].items()
+        },
+    }
+    sentences: list[str] = []
+    for condition, holds in experiment["decision"]["conditions"].items():
+        estimate = estimates.get(condition)
+        figures = "not measured" if estimate is None else f"{with_interval(estimate, 4, signed=True)}, n={estimate['n']}"
+        sentences.append(f"{'[green]yes[/green]' if holds else '[red]no [/red]'} {condition}: [dim]{figures}[/dim]")
+    outcome = "more than leakage" if experiment["decision"]["more_than_leakage"] else "not shown to be more than leakage"
+    models, cost = experiment["models"], experiment["cost"]
+    return [
+        *sentences,
+        f"[bold]The score is {outcome}[/bold] for this person with these models (each condition: 95% interval above 0).",
+        f"[dim]{experiment['turns']} validation turns of {experiment['conversations']} conversations; intervals by "
+        f"conversation; traces by {escape(models['proposer'])}, scored by {escape(models['scorer'])}; {cost['calls']} texts "
+        f"sampled, {cost['repeated']} from the cache; seed {experiment['seed']}[/dim]",
+    ]

@@ -1,80 +1,71 @@
-"""Which held-out turns a report shows in full: typical ones, the best, and the worst failures.
+"""Selection of the held-out turns that a report shows in full: typical ones, the best, and the worst failures.
 
-The one design choice: all three are taken from one order of all turns, so that what is shown is not picked by hand; it is the
-mean of two ranks, how like the real turn the reply is and how much less the real turn costs than without a memory.
+Design: all three come from one ranking of all turns, so no example is picked by hand. The rank is the mean of two ranks:
+similarity of reply and real turn, and bits gained over no memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
-#: How many turns are shown of each kind.
+#: Turns shown of each kind.
 SHOWN = 3
 
 
 def example_turns(turns: Sequence[MeasuredTurn], twin: str, *, shown: int = SHOWN) -> dict[str, list[MeasuredTurn]]:
-    """Turns to show: "typical" (from the middle of the order), "best" and "worst", of different people where there are some.
+    """Return "typical" (from the middle of the ranking), "best" and "worst" turns, of different people where possible.
 
     Args:
-        turns: what was measured; those without a reply of the twin are passed over.
+        turns: measured turns; those without a reply of the twin are skipped.
         twin: the twin's arm.
-        shown: how many of each kind.
+        shown: turns of each kind.
 
     Returns:
-        The turns by kind; no turn twice. Empty lists if nothing was written.
+        The turns by kind, each turn once. Empty lists without replies.
     """
-    ordered = _from_best(turns, twin)
-    best = _different(ordered, min(shown, (len(ordered) + 2) // 3))
-    ordered = [turn for turn in ordered if turn not in best]
-    worst = _different(ordered[::-1], min(shown, (len(ordered) + 1) // 2))
-    ordered = [turn for turn in ordered if turn not in worst]
-    middle = (len(ordered) - 1) / 2
-    by_middle = [ordered[place] for place in sorted(range(len(ordered)), key=lambda place: abs(place - middle))]
-    return {"typical": _different(by_middle, shown), "best": best, "worst": worst}
+    ranked = _best_first(turns, twin)
+    best = _diverse(ranked, min(shown, (len(ranked) + 2) // 3))
+    ranked = [turn for turn in ranked if turn not in best]
+    worst = _diverse(ranked[::-1], min(shown, (len(ranked) + 1) // 2))
+    ranked = [turn for turn in ranked if turn not in worst]
+    middle = (len(ranked) - 1) / 2
+    from_middle = [ranked[place] for place in sorted(range(len(ranked)), key=lambda place: abs(place - middle))]
+    return {"typical": _diverse(from_middle, shown), "best": best, "worst": worst}
 
 
 def bits_gained(turn: MeasuredTurn, twin: str) -> float | None:
-    """How many bits per character less the real turn costs the twin than the model without a memory; None if not scored."""
+    """Return the bits per character that the twin saves over no memory at a turn; None if not scored."""
     if twin not in turn.bits or "no_memory" not in turn.bits or not turn.characters:
         return None
     return (turn.bits["no_memory"] - turn.bits[twin]) / turn.characters
 
 
-def _from_best(turns: Sequence[MeasuredTurn], twin: str) -> list[MeasuredTurn]:
-    """The turns that have a reply, the closest first; a measure that a turn lacks puts it into the middle."""
+def _best_first(turns: Sequence[MeasuredTurn], twin: str) -> list[MeasuredTurn]:
+    """The turns with a reply, the closest first; a missing measure counts as the middle rank."""
     written = [turn for turn in turns if turn.replies.get(twin)]
-    likeness = [turn.similarity[twin][0] if turn.similarity.get(twin) else None for turn in written]
-    ranks = zip(_ranks(likeness), _ranks([bits_gained(turn, twin) for turn in written]), strict=True)
-    total = [sum(two) for two in ranks]
-    return [written[place] for place in sorted(range(len(written)), key=lambda place: -total[place])]
+    similarity = [turn.similarity[twin][0] if turn.similarity.get(twin) else None for turn in written]
+    gains = [bits_gained(turn, twin) for turn in written]
+    totals = [sum(ranks) for ranks in zip(_ranks(similarity), _ranks(gains), strict=True)]
+    return [written[place] for place in sorted(range(len(written)), key=lambda place: -totals[place])]
 
 
 def _ranks(values: Sequence[float | None]) -> list[float]:
-    """For each value the share of the others that are lower; 0.5 where there is none."""
+    """For each value the share of the other values below it; 0.5 for None."""
     known = sorted(value for value in values if value is not None)
     place = {value: number for number, value in enumerate(known)}
     return [0.5 if value is None or len(known) < 2 else place[value] / (len(known) - 1) for value in values]
 
 
-def _different(ordered: Sequence[MeasuredTurn], most: int) -> list[MeasuredTurn]:
-    """The first so many: first of different people, then of different conversations, then any."""
-    found: list[MeasuredTurn] = []
-    for same in (_same_person, _same_conversation, _same_turn):
-        for turn in ordered:
-            if len(found) < most and not any(same(turn, other) for other in found):
-                found.append(turn)
-    return found
-
-
-def _same_person(one: MeasuredTurn, other: MeasuredTurn) -> bool:
-    return one.person == other.person
-
-
-def _same_conversation(one: MeasuredTurn, other: MeasuredTurn) -> bool:
-    return one.where == other.where
-
-
-def _same_turn(one: MeasuredTurn, other: MeasuredTurn) -> bool:
-    return one.where == other.where and one.position == other.position
+def _diverse(ranked: Sequence[MeasuredTurn], count: int) -> list[MeasuredTurn]:
+    """The first turns of different people, then of different conversations, then any others, up to `count`."""
+    keys: tuple[Callable[[MeasuredTurn], object], ...] = (
+        lambda turn: turn.person, lambda turn: turn.cluster, lambda turn: (turn.cluster, turn.position),
+    )  # fmt: skip
+    picked: list[MeasuredTurn] = []
+    for key in keys:
+        for turn in ranked:
+            if len(picked) < count and key(turn) not in map(key, picked):
+                picked.append(turn)
+    return picked

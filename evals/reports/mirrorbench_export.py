@@ -1,8 +1,8 @@
-"""Replies of a run as conversations in JSON lines, for mirrorbench and whatever else compares real with simulated users.
+"""Replies of a run as conversations in JSON lines, for mirrorbench and other tools that compare real with simulated users.
 
-The one design choice: a line is one measured turn, the real conversation up to it and the same with an arm's reply, and it has
-the keys of both forms that are in use: those of rollouts ("real_conversation", "rollout_conversation") and those of the
-datasets that mirrorbench 0.0.1 reads itself ("conversation_id", "turns", "task_description"), where roles must take turns.
+Design: a line is one measured turn: the real conversation up to it, and the same with an arm's reply. It has the keys of
+rollouts ("real_conversation", "rollout_conversation") and those of the datasets of mirrorbench 0.0.1 ("conversation_id",
+"turns", "task_description"), which requires alternating roles.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.personas import UsageError
 
 TASK_TAG = "next_turn"
-#: What stands where nothing was said: mirrorbench refuses a message without text.
+#: The text of an empty message; mirrorbench rejects a message without text.
 _SILENT = "…"
 
 
 def mirrorbench_lines(turns: Sequence[MeasuredTurn], arm: str, *, about: Mapping[str, Any] | None = None) -> Iterator[str]:
-    """A JSON line for each measured turn that an arm answered; the first reply is taken.
+    """Yield a JSON line for each measured turn with a reply of an arm; the first reply counts.
 
     Args:
-        turns: what was measured.
-        arm: whose replies.
-        about: what goes into every line's metadata.
+        turns: measured turns.
+        arm: the arm of the replies.
+        about: metadata of every line.
 
     Yields:
-        Lines without their end. The person has the role "user", everybody else "assistant"; turns of one role that follow each
-        other become one message, their texts on lines of their own.
+        Lines without their end. The person has the role "user", every other speaker "assistant"; consecutive turns of one role
+        become one message, their texts on separate lines.
 
     Raises:
         UsageError: no turn has a reply of this arm.
     """
     written = [turn for turn in turns if turn.replies.get(arm)]
     if not written:
-        there = sorted({name for turn in turns for name, replies in turn.replies.items() if replies})
-        ways = f"name one of {', '.join(there)}" if there else "run the suite with replies, and export that"
-        raise UsageError(f'no reply of the arm "{arm}" is in this run; {ways}')
+        arms = sorted({name for turn in turns for name, replies in turn.replies.items() if replies})
+        hint = f"name one of {', '.join(arms)}" if arms else "run the suite with replies, and export that run"
+        raise UsageError(f'no reply of the arm "{arm}" is in this run; {hint}')
     for turn in written:
         yield json.dumps(_line(turn, arm, about or {}), ensure_ascii=False)
 
 
 def _line(turn: MeasuredTurn, arm: str, about: Mapping[str, Any]) -> dict[str, Any]:
     corpus, _, speaker = turn.person.partition("/")
-    before = [("user" if who == (speaker or corpus) else "assistant", text) for who, text in turn.context]
-    real = _messages([*before, ("user", turn.action)])
+    context = [("user" if who == (speaker or corpus) else "assistant", text) for who, text in turn.context]
+    real = _messages([*context, ("user", turn.action)])
     episode = f"{turn.person}/{turn.conversation_id}/{turn.position}"
     metadata = {
         **about,
@@ -60,7 +60,7 @@ def _line(turn: MeasuredTurn, arm: str, about: Mapping[str, Any]) -> dict[str, A
         "episode_id": episode,
         "task_id": turn.person,
         "real_conversation": real,
-        "rollout_conversation": _messages([*before, ("user", turn.replies[arm][0])]),
+        "rollout_conversation": _messages([*context, ("user", turn.replies[arm][0])]),
         "metadata": metadata,
         "conversation_id": episode,
         "turns": real,
@@ -70,12 +70,12 @@ def _line(turn: MeasuredTurn, arm: str, about: Mapping[str, Any]) -> dict[str, A
 
 
 def _messages(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
-    """Messages whose roles take turns."""
-    found: list[dict[str, str]] = []
+    """Messages with alternating roles."""
+    messages: list[dict[str, str]] = []
     for role, text in turns:
-        said = text if text.strip() else _SILENT
-        if found and found[-1]["role"] == role:
-            found[-1]["content"] += "\n" + said
+        content = text if text.strip() else _SILENT
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] += "\n" + content
         else:
-            found.append({"role": role, "content": said})
-    return found
+            messages.append({"role": role, "content": content})
+    return messages

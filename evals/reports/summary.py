@@ -1,7 +1,6 @@
-"""One sentence that says whether a twin is closer to the person than what one would use otherwise.
+"""The summary sentence of a report: whether the twin is closer to the person than the best alternative.
 
-The one design choice: the twin is put beside the best of the others, not beside the weakest, and a difference whose interval
-holds zero is called none; so the sentence can be bad news, and is worth reading when it is good news.
+Design: the twin is compared with its strongest alternative, and a difference whose interval holds zero counts as none.
 """
 
 from __future__ import annotations
@@ -9,20 +8,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .labels import PRIMARY, Estimates, arm_name, contrasts_of, interval, number, plural, verdict
+from .labels import (
+    PRIMARY,
+    Estimate,
+    arm_label,
+    contrasts_of,
+    interval,
+    interval_and_n,
+    negated,
+    number,
+    plural,
+    verdict,
+)  # fmt: skip
 
 
-def best_alternative(result: Mapping[str, Any], *, rivals: bool = True) -> tuple[str, Estimates] | None:
-    """The arm that the twin is least far ahead of, or furthest behind, in bits per character; with the paired difference.
+def best_alternative(result: Mapping[str, Any], *, rivals: bool = True) -> tuple[str, Estimate] | None:
+    """Return the arm that the twin leads by least, or trails by most, with the paired difference.
 
     Args:
-        result: what `result.json` holds.
-        rivals: among what one might use instead of a twin; otherwise among other ways to show the twin's own memories.
+        result: the content of `result.json`.
+        rivals: choose among arms that could replace the twin; otherwise among other ways to show the twin's own memory.
 
     Returns:
         The arm and the difference twin minus arm (bits per character, below 0 the twin is closer); None if none was compared.
     """
-    compared = {arm: one for arm, one in contrasts_of(result).items() if arm_name(arm).rival == rivals}
+    compared = {arm: paired for arm, paired in contrasts_of(result).items() if arm_label(arm).rival == rivals}
     if not compared:
         return None
     arm = max(compared, key=lambda name: compared[name]["value"])
@@ -30,71 +40,40 @@ def best_alternative(result: Mapping[str, Any], *, rivals: bool = True) -> tuple
 
 
 def summary_of(result: Mapping[str, Any]) -> str:
-    """One sentence: is the twin closer than the best alternative, by how much, on how much, and how sure is that."""
-    people = plural(len(result["people"]), "person", "people")
-    measured = f"{plural(result['turns'], 'held-out turn')} of {people} in {plural(result['conversations'], 'conversation')}"
-    found = best_alternative(result)
-    if found is None:
-        return f"The twin was compared with nothing that one might use instead of it; it was measured on {measured}."
-    arm, difference = found
-    rival, verdict_ = _called(arm), verdict(difference)
-    value, share = difference["value"], _share(result, arm, difference["value"])
-    sure = (
-        "no interval: too few conversations"
-        if difference.get("low") is None
-        else f"95% interval {_directed_interval(difference)}"
+    """Return one sentence: is the twin closer than the best alternative, by how much, on how much data, how surely."""
+    people = len(result["people"])
+    measured = (
+        f"{plural(result['turns'], 'held-out turn')} of {plural(people, 'person', 'people')} in "
+        f"{plural(result['conversations'], 'conversation')}"
     )
-    if verdict_ == "closer":
-        text = (
-            f"The twin is closer to the {'person' if len(result['people']) == 1 else 'people'} than the best alternative, "
-            f"{rival}: what was really said surprises it by {number(-value, 3)} bits per character{share} less ({sure}"
-        )
-    elif verdict_ == "further":
-        text = (
-            f"The twin is not as close as the best alternative, {rival}: what was really said surprises it by "
-            f"{number(value, 3)} bits per character{share} more ({sure}"
-        )
-    else:
-        text = (
-            f"The twin cannot be told apart from the best alternative, {rival}: "
-            f"the difference is {number(value, 3, signed=True)} bits per character ({sure}"
-        )
-    return f"{text}; {measured}){_own_way(result)}."
-
-
-def _directed_interval(difference: Estimates) -> str:
-    """The interval in the direction of the sentence: "less" and "more" have no sign, unclear differences have one."""
-    told = verdict(difference)
-    if told == "closer":
-        return interval({"low": -difference["high"], "high": -difference["low"]}, 3)
-    return interval(difference, 3, signed=told == "same")
-
-
-def _share(result: Mapping[str, Any], arm: str, value: float) -> str:
-    """A difference in percent of what the other arm costs, if that is known."""
+    best = best_alternative(result)
+    if best is None:
+        return f"The twin was not compared with an alternative; it was measured on {measured}."
+    arm, difference = best
+    outcome, phrase = verdict(difference), arm_label(arm).phrase
+    shown = negated(difference) if outcome == "closer" else difference
+    signed = outcome == "same"
     bits = result["arms"].get(arm, {}).get(PRIMARY)
-    return f" ({abs(value) / bits['value']:.1%})" if bits and bits["value"] > 0 else ""
+    share = f" ({abs(difference['value']) / bits['value']:.1%})" if not signed and bits and bits["value"] > 0 else ""
+    amount = f"{number(shown['value'], 3, signed=signed)} bits per character{share}"
+    text = {
+        "closer": f"The twin is closer to the {'person' if people == 1 else 'people'} than the best alternative, {phrase}: "
+        f"it needs {amount} less to predict the real turns",
+        "further": f"The twin is less close than the best alternative, {phrase}: "
+        f"it needs {amount} more to predict the real turns",
+        "same": f"The twin is not measurably closer or less close than the best alternative, {phrase}: "
+        f"the difference is {amount}",
+    }[outcome]
+    has_interval = difference.get("low") is not None
+    sure = f"95% interval {interval(shown, 3, signed=signed)}" if has_interval else "no interval: too few conversations"
+    return f"{text} ({sure}; {measured}){_closer_memory_arm(result)}."
 
 
-def _called(arm: str) -> str:
-    """An arm inside a sentence."""
-    inside = {
-        "no_memory": "the same model without a memory",
-        "other_person": "another person's memory",
-        "random_own": "own moments taken at random",
-        "recent_own": "the person's latest moments",
-        "openevals": "openevals' simulated user",
-        "tau2": "tau2-bench's simulated user",
-        "persona": "a description of the person",
-    }
-    return inside.get(arm, arm_name(arm).title)
-
-
-def _own_way(result: Mapping[str, Any]) -> str:
-    """That the same memories, shown in another way, would be closer still: what the twin does is then not its best."""
-    found = best_alternative(result, rivals=False)
-    if found is None or verdict(found[1]) != "further":
+def _closer_memory_arm(result: Mapping[str, Any]) -> str:
+    """Name the arm that shows the twin's own memory in another way, if that is closer: the twin then is not at its best."""
+    best = best_alternative(result, rivals=False)
+    if best is None or verdict(best[1]) != "further":
         return ""
-    arm, difference = found
-    told = f"{number(difference['value'], 3)} bits per character, {interval(difference, 3)}, n={difference['n']}"
-    return f"; its own memories shown in another way ({arm_name(arm).title}: {arm_name(arm).said}) come closer still, by {told}"
+    arm, difference = best
+    amount = f"{number(difference['value'], 3)} bits per character, {interval_and_n(difference, 3)}"
+    return f"; its own memory shown in another way ({arm_label(arm).title}) is closer, by {amount}"

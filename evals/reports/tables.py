@@ -1,29 +1,33 @@
-"""The tables of a report: what is in `result.json`, as sections of rows and cells that any form of report can draw.
+"""The tables of a report: the content of `result.json` as sections of rows and cells that any form of report can draw.
 
-The one design choice: a page and Markdown draw the same tables, so they cannot tell different figures; a cell has its text and,
-beside it, its interval and n, and there is no other way to make one out of an estimate.
+Design: HTML and Markdown draw the same tables, so their figures cannot differ. An estimate becomes a cell only with its
+interval and its n.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from .labels import (
+    ARM_DESCRIPTIONS,
     PRIMARY,
-    Estimates,
-    arm_name,
-    beside,
-    chance,
+    Estimate,
+    arm_label,
+    arm_title,
     contrasts_of,
     counted,
     distance,
     in_order,
-    measure_name,
+    interval_and_n,
+    measure_description,
+    measure_label,
     number,
+    p_value,
     plural,
     verdict,
+    with_interval,
 )
 from .summary import best_alternative
 
@@ -35,31 +39,30 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        text: what it says.
-        beside: its interval and n, or a remark.
-        mark: what it means for the twin.
-        best: whether it is the closest of its row.
+        text: the value.
+        detail: its interval and n, or a remark.
+        mark: the meaning for the twin.
+        best: whether the value is the closest of its row.
     """
 
     text: str
-    beside: str = ""
+    detail: str = ""
     mark: Mark = ""
     best: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """A row: what it is about, a remark on that, and its cells."""
+    """A row: its title, a remark on that, and its cells."""
 
     title: str
-    said: str
+    description: str
     cells: tuple[Cell, ...]
-    twin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A table: what it shows, the head of each column (the first is that of the row titles), and its rows."""
+    """A table: caption, column heads (the first is that of the row titles), rows."""
 
     caption: str
     columns: tuple[str, ...]
@@ -77,321 +80,319 @@ class Section:
 
 
 NONE = Cell("–")
+#: Signs of marks, in every form of report.
+SIGNS = {"closer": "✓", "further": "✗", "holds": "✓", "fails": "✗"}
+_CONTRAST_COLUMNS = ("Bits per character", "Verdict", "Smallest detectable difference (80% power)")
+#: Labels of user models that are not trained on traces.
+_KIND_LABELS = {"base": ("Not trained", "the base model"), "none": ("Pairs alone", "context and action")}
 
 
-def estimate_cell(
-    estimate: Estimates | None, digits: int, *, signed: bool = False, mark: Mark = "", best: bool = False
-) -> Cell:
-    """A cell of an estimate: its value with its interval and n; a dash if there is none."""
+# Cells -----------------------------------------------------------------------------------------------------------------
+
+
+def estimate_cell(estimate: Estimate | None, digits: int, *, signed: bool = False, mark: Mark = "", best: bool = False) -> Cell:
+    """Return the cell of an estimate with its interval and n; a dash for None."""
     if estimate is None:
         return NONE
-    return Cell(number(estimate["value"], digits, signed=signed), beside(estimate, digits, signed=signed), mark, best)
+    return Cell(number(estimate["value"], digits, signed=signed), interval_and_n(estimate, digits, signed=signed), mark, best)
 
 
-def difference_cell(paired: Estimates | None, digits: int = 3) -> Cell:
-    """A cell of a paired difference, marked by what it says of the twin."""
-    if paired is None:
-        return NONE
-    told = verdict(paired)
-    return estimate_cell(paired, digits, signed=True, mark="" if told == "same" else told)
+def difference_cell(paired: Estimate | None, digits: int = 3) -> Cell:
+    """Return the cell of a paired difference, marked if its interval excludes zero; a dash for None."""
+    outcome = "same" if paired is None else verdict(paired)
+    return estimate_cell(paired, digits, signed=True, mark="" if outcome == "same" else outcome)
+
+
+def _count_cell(value: str, n: float) -> Cell:
+    return Cell(value, f"n={counted(n)}")
+
+
+def _p_values(paired: Estimate) -> str:
+    """The p value, and the one after Holm's correction where there is one."""
+    corrected = p_value(paired.get("p_holm")).replace("p ", "after Holm p ", 1)
+    return ", ".join(filter(None, (p_value(paired.get("p")), corrected)))
+
+
+def _contrast_cells(difference: Cell, paired: Estimate, closer: str, further: str) -> tuple[Cell, ...]:
+    """The cells below `_CONTRAST_COLUMNS`; the verdict takes the mark of the difference."""
+    outcome = {"closer": closer, "further": further, "same": "no clear difference"}[verdict(paired)]
+    visible = paired.get("visible")
+    power = NONE if visible is None else _count_cell(number(visible, 3), paired["n"])
+    return difference, Cell(outcome, _p_values(paired), difference.mark), power
+
+
+def _row(title: str, *cells: Cell, description: str = "") -> TableRow:
+    return TableRow(title, description, cells)
+
+
+def _minus(contrast: str) -> str:
+    return " minus ".join(arm_label(arm).title for arm in contrast.split(" - "))
+
+
+def _section(
+    name: str, title: str, caption: str, columns: Sequence[str], rows: Iterable[TableRow], notes: Sequence[str] = ()
+) -> Section | None:
+    """A section of one table; None without rows."""
+    rows = tuple(rows)
+    return Section(name, title, tuple(notes), (Grid(caption, tuple(columns), rows),)) if rows else None
+
+
+# Sections --------------------------------------------------------------------------------------------------------------
 
 
 def sections_of(result: Mapping[str, Any]) -> list[Section]:
-    """Every section of tables that a result has something for, in the order of a report."""
-    made: Sequence[Callable[[Mapping[str, Any]], Section | None]] = (
+    """Return the sections for which a result has figures, in the order of a report."""
+    builders = (
         measures_section, between_section, people_section, judge_section, drift_section, endings_section, leakage_section,
-        transfer_section, settling_section,
+        transfer_section, user_models_section,
     )  # fmt: skip
-    return [section for make in made if (section := make(result)) is not None]
+    return [section for build in builders if (section := build(result)) is not None]
 
 
 def forest_grid(result: Mapping[str, Any]) -> Grid:
-    """The twin against each other arm in bits per character, with what the tests say."""
-    rows: list[TableRow] = []
-    told = {"closer": "twin closer", "further": "twin further off", "same": "not told apart"}
-    for arm, one in contrasts_of(result).items():
-        tests = ", ".join(filter(None, (chance(one.get("p")), _holm(one))))
-        cells = (difference_cell(one), Cell(told[verdict(one)], tests, difference_cell(one).mark), _visible_cell(one))
-        rows.append(TableRow(arm_name(arm).title, arm_name(arm).said, cells))
-    caption = f"{arm_name(result['twin_arm']).title} (the twin) minus each other arm; below 0 the twin is closer"
-    columns = ("The twin against", "Bits per character", "Verdict", "Smallest difference seen with 80% power")
-    return Grid(caption, columns, tuple(rows))
-
-
-def _visible_cell(paired: Estimates) -> Cell:
-    visible = paired.get("visible")
-    return NONE if visible is None else Cell(number(visible, 3), f"n={counted(paired['n'])}")
-
-
-def _holm(paired: Estimates) -> str:
-    return chance(paired.get("p_holm")).replace("p ", "after Holm p ", 1)
+    """Return the twin against each other arm in bits per character, with tests and power."""
+    rows = tuple(
+        _row(
+            arm_label(arm).title, *_contrast_cells(difference_cell(paired), paired, "twin closer", "twin less close"),
+            description=ARM_DESCRIPTIONS.get(arm, ""),
+        )
+        for arm, paired in contrasts_of(result).items()
+    )  # fmt: skip
+    caption = f"{arm_title(result['twin_arm'], result['twin_arm'])} minus each other arm; below 0 the twin is closer"
+    return Grid(caption, ("Compared with", *_CONTRAST_COLUMNS), rows)
 
 
 def measures_section(result: Mapping[str, Any]) -> Section | None:
-    """Every measure of every arm; the arms are columns."""
+    """Return every measure of every arm; the arms are columns."""
     arms, twin = in_order(result["arms"]), str(result["twin_arm"])
-    measures = list(dict.fromkeys(name for arm in arms for name in result["arms"][arm]))
-    if not measures:
-        return None
     rows: list[TableRow] = []
-    for measure in measures:
-        name, found = measure_name(measure), {arm: result["arms"][arm].get(measure) for arm in arms}
-        marks: dict[str, Mark] = {arm: difference_cell(one).mark for arm, one in contrasts_of(result, measure).items()}
+    for measure in dict.fromkeys(name for arm in arms for name in result["arms"][arm]):
+        label, estimates = measure_label(measure), {arm: result["arms"][arm].get(measure) for arm in arms}
+        marks: dict[str, Mark] = {arm: difference_cell(paired).mark for arm, paired in contrasts_of(result, measure).items()}
         marks[twin] = "twin"
-        far = {arm: distance(measure, one["value"]) for arm, one in found.items() if one is not None}
-        signed = name.best == 0.0
-        cells = (
+        far = {arm: distance(measure, estimate["value"]) for arm, estimate in estimates.items() if estimate is not None}
+        cells = tuple(
             estimate_cell(
-                found[arm], name.digits, signed=signed, mark=marks.get(arm, ""),
+                estimate, label.digits, signed=label.ideal == 0.0, mark=marks.get(arm, ""),
                 best=arm in far and far[arm] == min(far.values()),
             )
-            for arm in arms
+            for arm, estimate in estimates.items()
         )  # fmt: skip
-        rows.append(TableRow(name.title, "; ".join(filter(None, (name.said, name.closest))), tuple(cells)))
-    columns = ("Measure", *(arm_name(arm).title + (" (the twin)" if arm == twin else "") for arm in arms))
-    notes = (
-        "✓ the twin is closer to the person than this arm, ✗ it is further off, each where the interval of the paired "
-        "difference excludes zero; no sign: not told apart. ★ the closest of its row, sure or not.",
+        rows.append(TableRow(label.title, measure_description(measure), cells))
+    note = (
+        "✓ the twin is closer to the person than this arm; ✗ it is less close; in both cases the interval of the paired "
+        "difference excludes zero. No sign: no clear difference. ★ the closest value of the row, without a test."
     )
-    caption = "Every measure of every arm: value, 95% interval, number of turns or replies"
-    return Section("measures", "All measures", notes, (Grid(caption, columns, tuple(rows)),))
+    columns = ("Measure", *(arm_title(arm, twin) for arm in arms))
+    caption = "Value, 95% interval, and number of turns or replies"
+    return _section("measures", "All measures", caption, columns, rows, [note])
 
 
 def between_section(result: Mapping[str, Any]) -> Section | None:
-    """Arms held against each other, neither of which is what the twin does: what memory, and what traces, are worth."""
-    rows: list[TableRow] = []
-    for name, measures in result["paired"].items():
-        first, _, second = name.partition(" - ")
-        one = measures.get(PRIMARY)
-        if one is not None and result["twin_arm"] not in (first, second):
-            said = {"closer": "the first is closer", "further": "the second is closer", "same": "not told apart"}[verdict(one)]
-            title = f"{arm_name(first).title} minus {arm_name(second).title}"
-            cells = (estimate_cell(one, 3, signed=True), Cell(said, chance(one.get("p"))), _visible_cell(one))
-            rows.append(TableRow(title, "", cells))
-    if not rows:
-        return None
-    columns = ("Arms", "Bits per character", "Verdict", "Smallest difference seen with 80% power")
-    caption = "Paired differences of other arms; below 0 the first is closer to the person"
-    return Section("between", "Arms against each other", (), (Grid(caption, columns, tuple(rows)),))
+    """Return the differences between arms other than the twin's: the effect of memory and of traces."""
+    rows = (
+        _row(_minus(name), *_contrast_cells(estimate_cell(paired, 3, signed=True), paired, "first closer", "second closer"))
+        for name, measures in result["paired"].items()
+        if (paired := measures.get(PRIMARY)) is not None and result["twin_arm"] not in name.split(" - ")
+    )
+    caption = "Paired differences; below 0 the first arm is closer to the person"
+    return _section("between", "Differences between other arms", caption, ("Arms", *_CONTRAST_COLUMNS), rows)
 
 
 def people_section(result: Mapping[str, Any]) -> Section | None:
-    """What the differences are for each person, and how many of the people the twin is ahead for."""
-    if not result["people"]:
-        return None
+    """Return the differences for each person, and for how many people the twin is closer."""
     twin, others = str(result["twin_arm"]), list(contrasts_of(result))
-    each = {person: contrasts_of({**one, "twin_arm": twin}) for person, one in result["people"].items()}
-    rows: list[TableRow] = []
-    for person, one in result["people"].items():
-        own = estimate_cell(one["arms"].get(twin, {}).get(PRIMARY), 3)
-        cells = (own, *(difference_cell(each[person].get(arm)) for arm in others))
-        said = f"{plural(one['turns'], 'turn')} in {plural(one['conversations'], 'conversation')}"
-        rows.append(TableRow(person, said, cells))
-    columns = ("Person", "The twin's bits per character", *(f"against {arm_name(arm).title}" for arm in others))
-    found, notes = best_alternative(result), list[str]()
-    if found is not None:
-        ahead = [verdict(one[found[0]]) for one in each.values() if found[0] in one]
-        notes.append(
-            f"Against {arm_name(found[0]).title}, the best alternative, the twin is closer for {ahead.count('closer')}, "
-            f"further off for {ahead.count('further')} and not told apart for {ahead.count('same')} of "
-            f"{plural(len(ahead), 'person', 'people')}; an interval of one person rests on that person's conversations alone."
+    each = {person: contrasts_of({**own, "twin_arm": twin}) for person, own in result["people"].items()}
+    rows = (
+        _row(
+            person, estimate_cell(own["arms"].get(twin, {}).get(PRIMARY), 3),
+            *(difference_cell(each[person].get(arm)) for arm in others),
+            description=f"{plural(own['turns'], 'turn')} in {plural(own['conversations'], 'conversation')}",
         )
-    caption = "The twin's cost of each person's real turns, and its difference to each arm; below 0 the twin is closer"
-    return Section("people", "Person by person", tuple(notes), (Grid(caption, columns, tuple(rows)),))
+        for person, own in result["people"].items()
+    )  # fmt: skip
+    columns = ("Person", "Bits per character of the twin", *(f"minus {arm_label(arm).title}" for arm in others))
+    best, notes = best_alternative(result), list[str]()
+    if best is not None:
+        outcomes = [verdict(own[best[0]]) for own in each.values() if best[0] in own]
+        notes.append(
+            f"Compared with the best alternative, {arm_label(best[0]).title}, the twin is closer for "
+            f"{outcomes.count('closer')}, less close for {outcomes.count('further')}, and without a clear difference for "
+            f"{outcomes.count('same')} of {plural(len(outcomes), 'person', 'people')}. The interval of one person is over "
+            "that person's conversations."
+        )
+    caption = "Bits per character of each person's real turns, and the difference to each arm; below 0 the twin is closer"
+    return _section("people", "Results by person", caption, columns, rows, notes)
 
 
 def judge_section(result: Mapping[str, Any]) -> Section | None:
-    """What a judge said: how often which arm is closer, and whether the judge can be believed."""
+    """Return how often a judge finds which arm closer, and whether the judge passes its sanity checks."""
     judge = result.get("judge")
     if not judge:
         return None
-    rows: list[TableRow] = []
-    for name, one in judge["contrasts"].items():
-        first, _, second = name.partition(" - ")
-        low, high = one["win"].get("low"), one["win"].get("high")
-        mark: Mark = "" if low is None or high is None or low <= 0.5 <= high else "closer" if low > 0.5 else "further"
-        p = Cell(chance(one.get("p")).removeprefix("p = ").removeprefix("p ") or "–", f"n={counted(one['win']['n'])}")
-        cells = (
-            estimate_cell(one["win"], 2, mark=mark),
-            estimate_cell(one.get("decided"), 2),
-            estimate_cell(one["ties"], 2),
-            p,
+    wins = tuple(
+        _row(
+            " over ".join(arm_label(arm).title for arm in name.split(" - ")),
+            _win_cell(contrast["win"]), estimate_cell(contrast.get("decided"), 2), estimate_cell(contrast["ties"], 2),
+            _test_cell(contrast.get("p"), contrast["win"]["n"]),
         )
-        rows.append(TableRow(f"{arm_name(first).title} over {arm_name(second).title}", "", cells))
-    columns = ("Which reply is closer", "Win rate", "Where both orders agree", "Ties", "p")
-    wins = Grid("Share of pairs in which the first is closer to the real turn; a tie counts half", columns, tuple(rows))
-    checks = tuple(_sanity_row(name, one) for name, one in judge["sanity"].items())
-    caption = "Pairs of which the answer is known beforehand"
-    sanity = Grid(caption, ("Check", "Win rate", "Ties", "What must be", "Is it so?"), checks)
+        for name, contrast in judge["contrasts"].items()
+    )  # fmt: skip
+    checks = tuple(
+        _row(
+            name.replace("_", " ").capitalize(),
+            estimate_cell(check["win"], 2), estimate_cell(check["ties"], 2), Cell(check["must"]), _passed(check.get("holds")),
+        )
+        for name, check in judge["sanity"].items()
+    )  # fmt: skip
+    columns = ("Replies compared", "Win rate", "Win rate where both orders agree", "Ties", "Test")
+    grids = (
+        Grid("Share of pairs in which the first reply is closer to the real turn; a tie counts half", columns, wins),
+        Grid("Sanity checks: pairs with a known answer", ("Check", "Win rate", "Ties", "Expected", "Passed"), checks),
+    )
     unreadable = judge["unreadable"]
     notes = (
-        f"Judged by {judge['model']}; each pair in both orders, an answer that turns with the order is a tie.",
-        f"The same answer in both orders: {_told(judge['consistent'])}. The reply shown first, of the answers that are no tie "
-        f"(0.5 is fair): {_told(judge['first'])}. Answers that could not be read: {number(unreadable['value'], 2)} "
+        f"Judge: {judge['model']}. It sees each pair in both orders; an answer that changes with the order is a tie.",
+        f"Same answer in both orders: {_share(judge['consistent'])}. First reply chosen, among answers other than ties "
+        f"(unbiased: 0.5): {_share(judge['first'])}. Unreadable answers: {number(unreadable['value'], 2)} "
         f"(n={counted(unreadable['n'])}).",
         *judge.get("warnings", ()),
     )
-    return Section("judge", "What a judge says", notes, tuple(grid for grid in (wins, sanity) if grid.rows))
+    return Section("judge", "Pairwise judge", notes, tuple(grid for grid in grids if grid.rows))
 
 
-def _told(estimate: Estimates | None) -> str:
-    return "not known" if estimate is None else f"{number(estimate['value'], 2)} ({beside(estimate, 2)})"
+def _win_cell(win: Estimate) -> Cell:
+    low, high = win.get("low"), win.get("high")
+    undecided = low is None or high is None or low <= 0.5 <= high
+    return estimate_cell(win, 2, mark="" if undecided else "closer" if low > 0.5 else "further")
 
 
-def _sanity_row(name: str, one: Mapping[str, Any]) -> TableRow:
-    holds = one.get("holds")
-    answer = Cell("too few to tell") if holds is None else Cell("yes", mark="holds") if holds else Cell("no", mark="fails")
-    title = name.replace("_", " ").capitalize()
-    return TableRow(title, "", (estimate_cell(one["win"], 2), estimate_cell(one["ties"], 2), Cell(one["must"]), answer))
+def _test_cell(p: float | None, n: float) -> Cell:
+    return _count_cell(p_value(p) or "–", n)
+
+
+def _share(estimate: Estimate | None) -> str:
+    return "unknown" if estimate is None else with_interval(estimate, 2).replace(")", f", n={counted(estimate['n'])})")
+
+
+def _passed(holds: bool | None) -> Cell:
+    return Cell("too few pairs") if holds is None else Cell("yes", mark="holds") if holds else Cell("no", mark="fails")
 
 
 def drift_section(result: Mapping[str, Any]) -> Section | None:
-    """How closeness changes with the length of a free simulation."""
-    drift = result.get("drift")
-    if not drift:
-        return None
-    rows = tuple(
-        TableRow(
-            f"Turn {depth}", "",
-            (
-                estimate_cell(one["similarity"], 2), estimate_cell(one["real_history"], 2),
-                estimate_cell(one["difference"], 3, signed=True), estimate_cell(one.get("style"), 3),
-            ),
+    """Return how closeness changes with the length of a free simulation."""
+    rows = (
+        _row(
+            f"Turn {depth}", estimate_cell(depths["similarity"], 2), estimate_cell(depths["real_history"], 2),
+            estimate_cell(depths["difference"], 3, signed=True), estimate_cell(depths.get("style"), 3),
         )
-        for depth, one in sorted(drift.items(), key=lambda item: int(item[0]))
+        for depth, depths in sorted((result.get("drift") or {}).items(), key=lambda item: int(item[0]))
     )  # fmt: skip
-    columns = ("Depth", "Meaning, free", "Meaning, after the real turns", "Free minus real", "Style distance")
-    caption = "Cosine of the twin's turn and the real one at a depth of the conversation"
-    note = "A free simulation goes on from what the twin itself said; beside it the twin answers after what was really said."
-    return Section("drift", "Drift over many turns", (note,), (Grid(caption, columns, rows),))
+    columns = ("Depth", "Free simulation", "After the real turns", "Free minus real", "Style distance")
+    caption = "Cosine of the twin's turn and the real turn, by depth in the conversation"
+    note = "In a free simulation the twin's own turns stand in its context; otherwise the person's real turns do."
+    return _section("drift", "Drift in long conversations", caption, columns, rows, [note])
 
 
 def endings_section(result: Mapping[str, Any]) -> Section | None:
-    """Whether the twin leaves when the person left."""
-    endings = {person: one for person, one in (result.get("endings") or {}).items() if one and one.get("f1")}
+    """Return whether the twin leaves when the person left, with the calibration of its probabilities."""
+    endings = {person: ending for person, ending in (result.get("endings") or {}).items() if ending and ending.get("f1")}
     if not endings:
         return None
     rows: list[TableRow] = []
     grids: list[Grid] = []
-    for person, one in endings.items():
-        calibration = one.get("calibration")
-        brier = estimate_cell(calibration.get("brier") if calibration else None, 3)
-        rows.append(TableRow(person, "", (estimate_cell(one["f1"], 2), brier)))
-        if calibration and calibration["bins"]:
-            bins = tuple(
-                TableRow(
-                    f"{number(part['low'], 2)} to {number(part['high'], 2)}",
-                    "",
-                    (Cell(number(part["told"], 2)), Cell(number(part["left"], 2), f"n={counted(part['n'])}")),
-                )
-                for part in calibration["bins"]
+    for person, ending in endings.items():
+        calibration = ending.get("calibration") or {"brier": None, "bins": []}
+        rows.append(_row(person, estimate_cell(ending["f1"], 2), estimate_cell(calibration["brier"], 3)))
+        bins = tuple(
+            _row(
+                f"{number(part['low'], 2)} to {number(part['high'], 2)}",
+                Cell(number(part["predicted"], 2)), _count_cell(number(part["observed"], 2), part["n"]),
             )
-            title = f"{person}: told and real share of leaving"
-            grids.append(Grid(title, ("Told chance of leaving", "Told, on average", "Really left"), bins))
+            for part in calibration["bins"]
+        )  # fmt: skip
+        if bins:
+            columns = ("Predicted probability of leaving", "Mean prediction", "Observed share")
+            grids.append(Grid(f"{person}: predicted and observed share of leaving", columns, bins))
     columns = ("Person", "F1 of leaving (1 is best)", "Brier score (0 is best)")
     first = Grid("Does the twin leave when the person left?", columns, tuple(rows))
-    return Section("endings", "Leaving", (), (first, *grids))
+    return Section("endings", "Leaving the conversation", (), (first, *grids))
 
 
 def leakage_section(result: Mapping[str, Any]) -> Section | None:
-    """What was done so that nothing measured was known beforehand."""
-    leakage = result.get("leakage")
-    if not leakage:
-        return None
+    """Return the checks that no held-out turn was known beforehand."""
     rows: list[TableRow] = []
-    for person, one in leakage.items():
-        heart = one.get("known_by_heart")
-        known = estimate_cell(heart if heart and heart["value"] is not None else None, 2)
-        near = Cell(counted(one["near_duplicates"]), f"of {plural(one['of'], 'turn')}")
-        rows.append(TableRow(person, "", (near, known, Cell("; ".join(one["checked"]) or "–"))))
-    columns = ("Person", "Near-duplicates dropped", "Share the model knows by heart", "Checked")
-    caption = "Held-out turns that are nearly in the memory, or that the model knows without one"
-    return Section("leakage", "Leakage", (), (Grid(caption, columns, tuple(rows)),))
+    for person, leak in (result.get("leakage") or {}).items():
+        memorized = leak.get("memorized")
+        known = memorized if memorized and memorized["value"] is not None else None
+        near = Cell(counted(leak["near_duplicates"]), f"of {plural(leak['of'], 'turn')}")
+        rows.append(_row(person, near, estimate_cell(known, 2), Cell("; ".join(leak["checked"]) or "–")))
+    columns = ("Person", "Near-duplicates dropped", "Share memorized by the model", "Checks passed")
+    caption = "Held-out turns that are nearly in the memory, or that the scoring model completes word by word"
+    return _section("leakage", "Leakage checks", caption, columns, rows)
 
 
 def transfer_section(result: Mapping[str, Any]) -> Section | None:
-    """Traces made by one model, used by another."""
-    rows = [
-        TableRow(
-            f"Traces of {one['proposer']}",
-            f"used by {one['scorer']}",
-            (
-                Cell(arm_name(one["arm"]).title),
-                Cell(arm_name(one["against"]).title),
-                difference_cell(one[PRIMARY]),
-                Cell(chance(one[PRIMARY].get("p")) or "–", f"n={counted(one[PRIMARY]['n'])}"),
-            ),
+    """Return the effect of one model's traces on another model."""
+    rows = (
+        _row(
+            f"Traces by {row['proposer']}", Cell(_minus(f"{row['arm']} - {row['against']}")), difference_cell(row[PRIMARY]),
+            _test_cell(row[PRIMARY].get("p"), row[PRIMARY]["n"]), description=f"used by {row['scorer']}",
         )
-        for one in result.get("transfer") or ()
-        if one[PRIMARY] is not None
-    ]
-    if not rows:
-        return None
-    columns = ("Models", "Arm", "Against", "Bits per character", "Test")
+        for row in result.get("transfer") or ()
+        if row[PRIMARY] is not None
+    )  # fmt: skip
+    columns = ("Models", "Arms", "Bits per character", "Test")
     caption = "Paired differences; below 0 the traces help the model that uses them"
-    return Section("transfer", "From one model to another", (), (Grid(caption, columns, tuple(rows)),))
+    return _section("transfer", "Transfer of traces between models", caption, columns, rows)
 
 
-#: How a report calls what a user model was taught.
-_TAUGHT = {
-    "base": ("Not trained", "the base as it is"),
-    "none": ("Pairs", "context and action alone"),
-    "backward": ("Backward synthesis", "with the first reasoning that was proposed"),
-    "recon": ("Recon-Select", "with the reasoning that reconstructs the action best"),
-    "trained": ("Trained synthesizer", "with reasoning by a trained model"),
-}
-
-
-def settling_section(result: Mapping[str, Any]) -> Section | None:
-    """What models that were fine-tuned on people, with and without traces, make of held-out turns."""
-    found = result.get("settling")
-    if not found:
+def user_models_section(result: Mapping[str, Any]) -> Section | None:
+    """Return how well models that were fine-tuned on people, with and without traces, predict held-out turns."""
+    models = result.get("user_models")
+    if not models:
         return None
     rows: list[TableRow] = []
-    for one in found["rows"]:
-        against, beside_it = one["against"], one["at_once_against"]
-        tests = ", ".join(filter(None, (chance((against or {}).get("p")), _holm(against or {}))))
+    for row in models["rows"]:
+        title, description = _KIND_LABELS.get(row["kind"], (arm_label(row["kind"]).title, "context, trace and action"))
+        against = row["against"]
         cells = (
-            estimate_cell(one["bits_per_char"], 3), difference_cell(against),
-            Cell(tests or "–", f"n={counted(against['n'])}") if against else NONE,
-            estimate_cell(one["at_once"], 3), difference_cell(beside_it),
+            estimate_cell(row["bits_per_char"], 3), difference_cell(against),
+            _count_cell(_p_values(against) or "–", against["n"]) if against else NONE,
+            estimate_cell(row["without_thoughts"], 3), difference_cell(row["without_thoughts_against"]),
         )  # fmt: skip
-        rows.append(TableRow(*_TAUGHT.get(one["kind"], (one["kind"], "")), cells))
-    columns = ("Trained on", "Bits per character", "Minus pairs", "Test", "Asked at once", "Asked at once, minus pairs")
-    shared = "the people of a corpus share a model" if found["of"] == "group" else "each person has a model of their own"
-    lessons, steps = (sorted({*found[key]}) for key in ("lessons", "steps"))
+        rows.append(TableRow(title, description, cells))
+    columns = ("Trained on", "Bits per character", "Minus pairs alone", "Test", "Without thoughts", "Minus pairs alone")
+    shared = "the people of a corpus share a model" if models["of"] == "group" else "each person has a separate model"
     notes = (
-        f"{found['base']} fine-tuned (LoRA), {shared}: {_span(lessons)} moments, the same in every kind, {_span(steps)} "
-        f"steps; then asked what {plural(found['turns'], 'held-out turn')} of {plural(found['people'], 'person', 'people')} "
-        f"cost. What was taught reasoning writes {plural(found['thoughts'], 'thought')} of its own first, from the context "
-        "alone, and the mean of the probabilities after each counts: on average a lower bound (arXiv 1509.00519), so "
-        "these figures are if anything too high. Below 0: it predicts people better than what was taught pairs alone.",
+        f"{models['base']} was fine-tuned with LoRA; {shared}. All kinds were trained on the same pairs "
+        f"({_span(models['examples'])}) for {_span(models['steps'])} steps, then scored on "
+        f"{plural(models['turns'], 'held-out turn')} of {plural(models['people'], 'person', 'people')}.",
+        f"A model trained on traces first samples {plural(models['thoughts'], 'thought')} from the context alone. The mean "
+        "probability of the turn after these thoughts is a lower bound in expectation (arXiv 1509.00519), so its bits are, "
+        "if anything, too high.",
     )
-    grids = [Grid("What held-out turns cost under models of people, by what these were trained on", columns, tuple(rows))]
-    if found["paired"]:
-        among = tuple(
-            TableRow(
-                " minus ".join(_TAUGHT.get(kind, (kind, ""))[0] for kind in name.split(" - ")), "", (difference_cell(one),)
-            )
-            for name, one in found["paired"].items()
-        )
-        grids.append(Grid("Kinds of reasoning against each other", ("What was taught", "Bits per character"), among))
-    return Section("settling", "What a model learns from reasoning", notes, tuple(grids))
+    caption = "Bits per character of held-out turns under user models; below 0 a model predicts people better than pairs alone"
+    grids = [Grid(caption, columns, tuple(rows))]
+    if models["paired"]:
+        contrasts = tuple(_row(_minus(name), difference_cell(paired)) for name, paired in models["paired"].items())
+        grids.append(Grid("Kinds of traces compared with each other", ("Trained on", "Bits per character"), contrasts))
+    return Section("user-models", "User models fine-tuned with traces", notes, tuple(grids))
 
 
-def _span(numbers: Sequence[int]) -> str:
-    low, high = numbers[0], numbers[-1]
+def _span(numbers: Iterable[int]) -> str:
+    low, high = min(numbers := list(numbers)), max(numbers)
     return counted(low) if low == high else f"{counted(low)} to {counted(high)}"
 
 
 def power_lines(result: Mapping[str, Any]) -> list[str]:
-    """With this n, which differences are invisible; a sentence for each arm that has a power."""
-    seen = {arm: one for arm, one in contrasts_of(result).items() if one.get("visible") is not None}
-    if not seen:
-        return ["Too few people or conversations to say which differences would be invisible."]
-    least, most = (pick(seen, key=lambda arm: seen[arm]["visible"]) for pick in (min, max))
-    told = f"With this n, differences under {number(seen[least]['visible'], 3)} bits per character ({arm_name(least).title}, "
-    told += f"n={counted(seen[least]['n'])})"
-    if least != most:
-        told += f" to {number(seen[most]['visible'], 3)} ({arm_name(most).title}, n={counted(seen[most]['n'])})"
-    return [f"{told} are invisible: they would be missed more than one time in five (80% power, two-sided 5%)."]
+    """Return one sentence: which differences this n cannot detect."""
+    paired = {arm: difference for arm, difference in contrasts_of(result).items() if difference.get("visible") is not None}
+    if not paired:
+        return ["There are too few people or conversations to estimate the power."]
+    ends = {pick(paired, key=lambda arm: paired[arm]["visible"]): None for pick in (min, max)}
+    limits = " to ".join(
+        f"{number(paired[arm]['visible'], 3)} bits per character ({arm_label(arm).title}, n={counted(paired[arm]['n'])})"
+        for arm in ends
+    )
+    return [f"Differences below {limits} would be missed more than one time in five (80% power, two-sided 5%)."]

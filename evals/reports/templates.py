@@ -1,24 +1,25 @@
-"""The templates of reports: pages in HTML, notes in Markdown.
+"""The Jinja templates of reports: HTML pages and Markdown.
 
-The one design choice: one place decides how values get into them. In HTML all are escaped by themselves; Markdown is not HTML,
-so there every value goes through the filter `text`. A name that a template does not know is an error in both.
+Design: HTML escapes every value automatically. Markdown is not HTML, so each value there passes the filter `text`. An
+undefined name is an error in both.
 """
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from usertwin.memory.training.model_card import in_markdown
-
 if TYPE_CHECKING:
     import jinja2
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&])")
 
 
 @cache
 def template(name: str) -> jinja2.Template:
-    """The template in this folder of that file name."""
+    """Return the template with this file name in this folder."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -30,3 +31,12 @@ def template(name: str) -> jinja2.Template:
     )
     environment.filters["text"] = in_markdown
     return environment.get_template(name)
+
+
+def in_markdown(value: object) -> str:
+    r"""Return a value as text inside Markdown, on one line.
+
+    >>> in_markdown("a|b <i>")
+    'a\\|b \\<i\\>'
+    """
+    return _SPECIAL.sub(r"\\\1", " ".join(str(value).split()))

@@ -1,7 +1,6 @@
-"""What was measured, as tables for the terminal.
+"""Terminal tables and sentences about a measurement.
 
-The one design choice: these are pure functions of the objects that `--json` and `twin.json` hold, so that what is shown can
-always be shown again, and nothing is shown without its interval and its n.
+Design: pure functions of the objects in `--json` files and `twin.json`, so a table can be printed again later.
 """
 
 from __future__ import annotations
@@ -15,127 +14,105 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .labels import PRIMARY, arm_name
+from usertwin.evals.metrics.closeness import CONTRASTS
+from usertwin.evals.records.older_results import upgrade
 
-_ARM_NAMES = {
-    "no_memory": "no memory",
-    "other_person": "another's moments",
-    "random_own": "own, at random",
-    "recalled_pairs": "own, recalled",
-    "recalled_triples": "own, with traces",
-}
-_MEASURES = (
-    ("bits_per_char", "bits per char", "low is close", 2),
-    ("embedding_similarity", "meaning", "high is close", 2),
-    ("chrf", "chrF", "high is close", 2),
-    ("length_ratio", "length ratio", "1 is closest", 2),
-)
+from .labels import PRIMARY, Estimate, arm_label, arm_title, interval, measure_label, number, plural, verdict, with_interval
+
+_MEASURES = (PRIMARY, "embedding_similarity", "chrf", "length_ratio")
+
+
+def plain_table(title: str, **options: Any) -> Table:
+    """Return an empty table in the style of all terminal tables."""
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=Text(title), title_justify="left", **options)
 
 
 def closeness_table(result: Mapping[str, Any]) -> RenderableType:
-    """The arms of a measurement, with intervals, and what the comparisons say; it fits into 80 columns."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        title=f"How close is {result['twin']} to the person's held-out turns?",
-        title_justify="left",
-    )
-    table.add_column("shown to the model", min_width=17)
-    shown = [measure for measure in _MEASURES if any(measure[0] in arm for arm in result["arms"].values())]
-    for key, title, direction, _ in shown:
-        n = max(arm[key]["n"] for arm in result["arms"].values() if key in arm)
-        table.add_column(f"{title}\n[dim]{direction}\nn={n}[/dim]", justify="right", no_wrap=True)
-    twin = twin_arm(result)
-    for arm, measures in result["arms"].items():
-        style, mark = ("bold", " (twin)") if arm == twin else ("", "")
-        table.add_row(
-            _ARM_NAMES.get(arm, arm_name(arm).title) + mark,
-            *(_cell(measures.get(key), digits) for key, _, _, digits in shown),
-            style=style,
-        )
+    """Return the arms of one twin's measurement with intervals, and the comparisons in sentences; at most 80 columns."""
+    table = plain_table(f"How close is {result['twin']} to the person's held-out turns?")
+    table.add_column("arm", min_width=17)
+    measures = [name for name in _MEASURES if any(name in arm for arm in result["arms"].values())]
+    for name in measures:
+        label, n = measure_label(name), max(arm[name]["n"] for arm in result["arms"].values() if name in arm)
+        table.add_column(f"{label.title}\n[dim]{label.direction}\nn={n}[/dim]", justify="right", no_wrap=True)
+    _add_arms(table, result, lambda arm, estimates: [_cell(estimates.get(name), 2) for name in measures])
     return Group(table, *map(Text.from_markup, verdicts(result)))
 
 
 def run_table(result: Mapping[str, Any]) -> RenderableType:
-    """The arms of a run in bits per character, and how much further off than the twin each is; it fits into 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=Text(str(result["name"])), title_justify="left")
-    table.add_column("shown to the model", no_wrap=True)
-    table.add_column("bits per char\n[dim]low is close[/dim]", justify="right", no_wrap=True)
-    table.add_column("twin minus it\n[dim]below 0 is closer[/dim]", justify="right", no_wrap=True)
-    table.add_column("replies told apart\n[dim]0.5: they are not[/dim]", justify="right", no_wrap=True)
+    """Return the arms of a run in bits per character, each with its difference to the twin; at most 80 columns."""
+    table = plain_table(str(result["name"]))
+    table.add_column("arm")
+    for head, remark in (("bits per char", "low is close"), ("twin minus arm", "below 0 is closer"), ("discriminator", "AUC")):
+        table.add_column(f"{head}\n[dim]{remark}[/dim]", justify="right", no_wrap=True)
+
+    def cells(arm: str, estimates: Mapping[str, Estimate]) -> list[str]:
+        difference = result["paired"].get(f"{twin_arm(result)} - {arm}", {}).get(PRIMARY)
+        shown = ((estimates.get(PRIMARY), False), (difference, True), (estimates.get("discriminator"), False))
+        return [f"n={estimate['n']} {_cell(estimate, 3, signed)}" if estimate else "–" for estimate, signed in shown]
+
+    _add_arms(table, result, cells)
+    note = (
+        f"{_size(result)} of {plural(len(result['people']), 'person', 'people')}; intervals: 95%, over people and "
+        f"conversations; scored by {escape(result['models']['scorer'])}"
+    )
+    return Group(table, Text.from_markup(f"[dim]{note}[/dim]"))
+
+
+def _add_arms(table: Table, result: Mapping[str, Any], cells: Any) -> None:
+    """Add a row for each arm; `cells` returns the cells of an arm from its name and estimates."""
     twin = twin_arm(result)
-    for arm, measures in result["arms"].items():
-        paired = result["paired"].get(f"{twin} - {arm}", {}).get(PRIMARY)
-        cells = (measures.get(PRIMARY), paired, measures.get("discriminator"))
-        counted = [f"n={one['n']} {_cell(one, 3)}" if one else "–" for one in cells]
-        mark = " (twin)" if arm == twin else ""
-        table.add_row(arm_name(arm).title + mark, *counted, style="bold" if arm == twin else "")
-    people = f"{result['turns']} turns of {result['conversations']} conversations of {len(result['people'])} people"
-    note = f"[dim]{people}; intervals: 95%, over people and conversations; scored by {escape(result['models']['scorer'])}[/dim]"
-    return Group(table, Text.from_markup(note))
+    for arm, estimates in result["arms"].items():
+        table.add_row(arm_title(arm, twin), *cells(arm, estimates), style="bold" if arm == twin else "")
 
 
 def twin_arm(result: Mapping[str, Any]) -> str:
-    """The arm that is what the twin does: with or without traces, as was found best for it."""
-    return str(result.get("twin_arm", "recalled_triples"))
+    """Return the arm that shows what the twin itself is shown; older results have no such entry."""
+    return str(result.get("twin_arm", "recon"))
 
 
-def _cell(estimate: Mapping[str, Any] | None, digits: int) -> str:
+def _cell(estimate: Estimate | None, digits: int, signed: bool = False) -> str:
     if estimate is None:
         return "–"
-    interval = interval_text(estimate, digits).strip("()")
-    return f"{estimate['value']:.{digits}f}\n[dim]{interval}[/dim]"
+    return f"{number(estimate['value'], digits, signed=signed)}\n[dim]{interval(estimate, digits, signed=signed)}[/dim]"
 
 
-def interval_text(estimate: Mapping[str, Any], digits: int, sign: str = "") -> str:
-    """Return the interval of an estimate, in parentheses."""
-    if estimate["low"] is None:
-        return "(no interval)"
-    return f"({estimate['low']:{sign}.{digits}f} to {estimate['high']:{sign}.{digits}f})"
+def _size(result: Mapping[str, Any]) -> str:
+    return f"{plural(result['turns'], 'turn')} of {plural(result['conversations'], 'conversation')}"
 
 
 def verdicts(result: Mapping[str, Any]) -> list[str]:
-    """What the paired comparisons in bits per character say, a sentence each; rich markup."""
-    said: list[str] = []
-    for name, measures in result["paired"].items():
-        difference = measures.get("bits_per_char")
-        first, _, second = name.partition(" - ")
-        if difference is None or (first, second) not in _TOLD:
+    """Return a sentence of rich markup for each fixed contrast in bits per character, then the basis of the measurement."""
+    sentences: list[str] = []
+    for first, second in CONTRASTS:
+        paired = result["paired"].get(f"{first} - {second}", {}).get(PRIMARY)
+        if paired is None:
             continue
-        closer = "closer than" if difference["value"] < 0 else "further off than"
-        sure = difference["low"] is not None and (difference["low"] > 0 or difference["high"] < 0)
-        verdict = f"{closer} {_TOLD[first, second]}" if sure else f"not told apart from {_TOLD[first, second]}"
-        numbers = f"{difference['value']:+.3f} bits per character {interval_text(difference, 3, '+')}, n={difference['n']}"
-        said.append(f"{_SUBJECT[first]} {verdict}: [dim]{numbers}[/dim]")
-    where = f"{result['turns']} turns of {result['conversations']} conversations that the twin never saw"
-    models = result["models"]
-    ending = result.get("ending", {}).get("f1")
-    if ending is not None:
-        said.append(
-            f"Knows when the person leaves: [dim]F1 {ending['value']:.2f} {interval_text(ending, 2)}, n={ending['n']}[/dim]"
+        outcome = {"closer": "are closer than", "further": "are less close than", "same": "do not differ clearly from"}
+        subject = arm_label(first).phrase
+        figures = f"{with_interval(paired, 3, signed=True, unit='bits per character')}, n={paired['n']}"
+        sentences.append(
+            f"{subject[0].upper()}{subject[1:]} {outcome[verdict(paired)]} {arm_label(second).phrase}: [dim]{figures}[/dim]"
         )
-    said.append(
-        f"[dim]{where}; intervals: 95%, by conversation; scored by {escape(models['scorer'])}, "
-        f"written by {escape(models['action'])}; seed {result['seed']}[/dim]"
+    f1 = result.get("ending", {}).get("f1")
+    if f1 is not None:
+        sentences.append(f"Prediction of when the person leaves: [dim]F1 {with_interval(f1, 2)}, n={f1['n']}[/dim]")
+    models = result["models"]
+    sentences.append(
+        f"[dim]{_size(result)} that the twin never saw; intervals: 95%, by conversation; scored by "
+        f"{escape(models['scorer'])}, written by {escape(models['action'])}; seed {result['seed']}[/dim]"
     )
-    return said
+    return sentences
 
 
-_TOLD = {
-    ("recalled_pairs", "no_memory"): "the same model without a memory",
-    ("recalled_pairs", "other_person"): "another person's memory",
-    ("recalled_pairs", "random_own"): "own moments taken at random",
-    ("recalled_triples", "recalled_pairs"): "the same moments without",
-}
-_SUBJECT = {"recalled_pairs": "Recalled moments are", "recalled_triples": "With their traces they are"}
-
-
-def closeness_line(result: Mapping[str, Any]) -> str:
-    """One line about a measurement; it may have been one without the twin's own arm, or without one to hold it against."""
+def closeness_line(closeness: Mapping[str, Any]) -> str:
+    """Return one line about a measurement of one twin, also for one without the twin's own arm or without a baseline."""
+    result = upgrade(closeness)
     twin, day = twin_arm(result), result["measured_at"][:10]
-    best = result["arms"].get(twin, {}).get(PRIMARY)
-    if best is None:
-        return f"only {', '.join(result['arms'])} measured; n={result['turns']} held-out turns, {day}"
-    against = result["paired"].get(f"{twin} - no_memory", {}).get(PRIMARY)
-    told = "" if against is None else f", {against['value']:+.3f} {interval_text(against, 3, '+')} against no memory"
-    return f"{best['value']:.3f} bits per character {interval_text(best, 3)}{told}; n={best['n']} held-out turns, {day}"
+    basis = f"n={result['turns']} held-out turns, {day}"
+    bits = result["arms"].get(twin, {}).get(PRIMARY)
+    if bits is None:
+        return f"only {', '.join(result['arms'])} measured; {basis}"
+    difference = result["paired"].get(f"{twin} - no_memory", {}).get(PRIMARY)
+    gain = "" if difference is None else f", {with_interval(difference, 3, signed=True)} against no memory"
+    return f"{with_interval(bits, 3, unit='bits per character')}{gain}; n={bits['n']} held-out turns, {day}"

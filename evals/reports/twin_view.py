@@ -1,4 +1,4 @@
-"""What `usertwin show` prints about a twin."""
+"""Terminal views of one twin: `usertwin show`, and the table of `usertwin tune`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -17,122 +16,126 @@ from usertwin.memory.text.transcript import single_line
 from usertwin.memory.twin.abandonment import AbandonmentModel
 from usertwin.memory.twin.last_turn import LastTurnModel
 
-from .terminal import closeness_line, interval_text
+from .labels import number, plural, with_interval
+from .terminal import closeness_line, plain_table
 
-#: How many traces are shown of a twin.
-_BEST = 3
+#: Traces shown of a twin.
+_SHOWN_TRACES = 3
 
 
 def twin_view(
     record: TwinRecord, triples: Sequence[Triple], ending: LastTurnModel | None, leaving: AbandonmentModel | None
 ) -> RenderableType:
-    """What a twin holds: its record, and the traces with the highest fidelity."""
+    """Return the record of a twin, and its traces with the highest fidelity."""
     recipe, persona = record.recipe, record.persona
     traced = [triple for triple in triples if triple.reasoning is not None]
-    left = sum(triple.pair.abandoned for triple in triples)
-    leavings = f"; {left} of them silent leavings" if left else ""
+    abandoned = sum(triple.pair.abandoned for triple in triples)
     scores = [triple.score for triple in traced if triple.score is not None]
-    table = Table(title=f"twin {record.name}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
-    score = f", mean fidelity {sum(scores) / len(scores):+.3f} nats per token" if scores else ""
+    memory = f"{len(triples)} triples, {len(traced)} with a trace ({recipe.method})"
+    memory += f", mean fidelity {number(sum(scores) / len(scores), 3, signed=True)} nats per token" if scores else ""
+    memory += f"; {abandoned} of them silent leavings" if abandoned else ""
     rows = {
-        "state": record.state if record.state == "complete" else "interrupted: the same learn command goes on where it stopped",
+        "state": record.state if record.state == "complete" else "interrupted; run the same learn command to continue",
         "person": f'"{recipe.speaker}" in {recipe.source}',
         "persona": f"{persona.name}: {persona.description}",
-        "says": "\n".join(persona.sample_turns),
-        "memory": f"{len(triples)} triples, {len(traced)} with a trace ({recipe.method}){score}{leavings}",
+        "sample turns": "\n".join(persona.sample_turns),
+        "memory": memory,
         "proposals": _proposals(triples),
         "audit": _audit(traced),
         "cost": _cost(triples),
-        "shown": _shown(record.settings),
-        **({} if recipe.synthesizer is None else {"reasons with": _reasons_with(recipe.synthesizer, record.settings)}),
-        "leaving": _leaves(ending, leaving),
-        "held out": f"{len(record.validation)} conversations for validation, {len(record.test)} to measure on",
-        "compared with": record.other_speaker or "nobody else in the log",
+        "settings": _settings(record.settings),
+        **({} if recipe.synthesizer is None else {"reasons with": _reasoner(recipe.synthesizer, record.settings)}),
+        "leaving": _leaving(ending, leaving),
+        "held out": f"{len(record.validation)} conversations for validation, {len(record.test)} for the test",
+        "compared with": record.other_speaker or "no other person in the log",
         "models": f"traces {recipe.model or '–'}, scores {recipe.scorer or '–'}, vectors {recipe.embedder}, seed {recipe.seed}",
         "learned": f"{record.learned_at} with " + ", ".join(f"{name} {v}" for name, v in record.versions.items()),
-        "closeness": closeness_line(record.closeness) if record.closeness else f"not measured: usertwin eval {record.name}",
+        "closeness": closeness_line(record.closeness) if record.closeness else f"not measured; run usertwin eval {record.name}",
     }
+    table = Table(title=f"twin {record.name}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
     for name, text in rows.items():
         table.add_row(name, Text(text))
-    best = sorted(traced, key=lambda triple: triple.score or 0.0, reverse=True)[:_BEST]
+    best = sorted(traced, key=lambda triple: triple.score or 0.0, reverse=True)[:_SHOWN_TRACES]
     return Group(table, Text(), _traces_table(best)) if best else table
 
 
-def _leaves(ending: LastTurnModel | None, leaving: AbandonmentModel | None) -> str:
-    """How the twin knows when to leave."""
-    told: list[str] = []
+def _leaving(ending: LastTurnModel | None, leaving: AbandonmentModel | None) -> str:
+    """How the twin decides to leave."""
+    ways: list[str] = []
     if ending is not None:
-        f1 = "no ending to check it on" if ending.f1 is None else f"F1 {ending.f1:.2f}, on the turns it was tuned on"
-        told.append(f"with a last word, learned from {ending.endings} real endings ({f1}, n={ending.validation_turns})")
+        f1 = "no validation turn is an ending" if ending.f1 is None else f"F1 {number(ending.f1, 2)} on its validation turns"
+        ways.append(f"with a last turn, learned from {ending.endings} real endings ({f1}, n={ending.validation_turns})")
     if leaving is not None:
-        told.append(
-            f"without another word, by {leaving.leavings} remembered leavings "
-            f"(F1 {leaving.f1:.2f}, on the moments it was tuned on, n={leaving.validation_moments})"
+        ways.append(
+            f"without a last turn, by {leaving.leavings} remembered leavings "
+            f"(F1 {number(leaving.f1, 2)} on its validation turns, n={leaving.validation_moments})"
         )
-    return "; ".join(told) or "never learned when to leave (too few real endings)"
+    return "; ".join(ways) or "not learned (too few real endings)"
 
 
 def _proposals(triples: Sequence[Triple]) -> str:
-    """Where the traces came from, and why the others were rejected."""
-    told = [triple.provenance for triple in triples if triple.provenance is not None]
-    if not told:
+    """The number of candidate traces, their prompts, and the reasons for rejections."""
+    provenances = [triple.provenance for triple in triples if triple.provenance is not None]
+    if not provenances:
         return "none"
-    rejected: Counter[str] = Counter()
-    for provenance in told:
-        rejected.update(provenance.rejected)
-    why = ", ".join(f"{count} {name}" for name, count in rejected.most_common()) or "none"
-    versions = ", ".join(sorted({provenance.prompt_version for provenance in told}))
-    return f"{sum(p.candidates for p in told)} for {len(told)} moments, prompt {versions}; rejected: {why}"
+    rejected = sum((Counter(provenance.rejected) for provenance in provenances), Counter[str]())
+    reasons = ", ".join(f"{count} {name}" for name, count in rejected.most_common()) or "none"
+    prompts = ", ".join(sorted({provenance.prompt_version for provenance in provenances}))
+    count = sum(provenance.candidates for provenance in provenances)
+    return f"{count} for {plural(len(provenances), 'pair')}, prompt {prompts}; rejected: {reasons}"
 
 
 def _audit(traced: Sequence[Triple]) -> str:
-    """What the detector that is in no score says of the traces that were kept."""
-    told = [t.provenance.measured["gives_away"] for t in traced if t.provenance and "gives_away" in t.provenance.measured]
-    if not told:
-        return "none"
-    return f"{sum(told):.0f} of {len(told)} traces tell the action from other actions without the context"
+    """The result of the leak detector, which is part of no score, on the kept traces."""
+    flags = [
+        triple.provenance.measured["gives_away"]
+        for triple in traced
+        if triple.provenance and "gives_away" in triple.provenance.measured
+    ]
+    return f"{sum(flags):.0f} of {len(flags)} traces identify the action without the context" if flags else "none"
 
 
 def _cost(triples: Sequence[Triple]) -> str:
-    """What the traces took, in texts, tokens and money."""
-    told = [triple.provenance.cost for triple in triples if triple.provenance is not None and triple.provenance.cost]
-    if not told:
-        return "not known"
+    """The cost of the traces in completions, tokens and money."""
+    costs = [triple.provenance.cost for triple in triples if triple.provenance is not None and triple.provenance.cost]
+    if not costs:
+        return "unknown"
 
     def total(key: str) -> float:
-        return sum(one.get(key) or 0 for one in told)
+        return sum(cost.get(key) or 0 for cost in costs)
 
-    price = "price not known" if any(one.get("dollars") is None for one in told) else f"${total('dollars'):.4g}"
+    price = "price unknown" if any(cost.get("dollars") is None for cost in costs) else f"${total('dollars'):.4g}"
+    tokens = total("input_tokens") + total("output_tokens")
     return (
-        f"{total('calls'):.0f} texts, {total('repeated'):.0f} more from kept answers; {total('input_tokens'):.0f} tokens read, "
-        f"{total('output_tokens'):.0f} written; {price}; a moment: {total('calls') / len(told):.1f} texts, "
-        f"{(total('input_tokens') + total('output_tokens')) / len(told):.0f} tokens"
+        f"{total('calls'):.0f} completions, {total('repeated'):.0f} more from the cache; {total('input_tokens'):.0f} tokens "
+        f"read, {total('output_tokens'):.0f} written; {price}; per pair: {total('calls') / len(costs):.1f} completions, "
+        f"{tokens / len(costs):.0f} tokens"
     )
 
 
-def _shown(settings: Settings | None) -> str:
-    """How the twin uses its memory, and on what that rests."""
+def _settings(settings: Settings | None) -> str:
+    """The settings of the twin, and the measurement behind them."""
     if settings is None:
-        return "8 moments with their traces; not measured whether that is best (usertwin tune)"
-    return _described(settings) + ("" if settings.measured is None else f"; {_rests_on(settings.measured)}")
+        return "8 pairs with their traces; not tuned (usertwin tune)"
+    return _described(settings) + ("" if settings.measured is None else f"; {_basis(settings.measured)}")
 
 
-def _reasons_with(synthesizer: str, settings: Settings | None) -> str:
-    """Which model reasons for the twin, where that is not the one that acts."""
+def _reasoner(synthesizer: str, settings: Settings | None) -> str:
+    """The model that reasons for the twin, if it is another than the acting one."""
     if settings is None or settings.reasons:
         return synthesizer
-    return f"nothing, since that was not found to help; its traces are by {synthesizer}"
+    return f"no model, since it showed no gain; its traces are by {synthesizer}"
 
 
 def _described(settings: Settings) -> str:
-    names = {"none": "without traces", "backward": "with the first traces", "recon": "with the Recon-selected traces"}
+    names = {"none": "without traces", "backward": "with the first traces", "recon": "with Recon-selected traces"}
     own = ", and a trace of its own before it acts" if settings.reasons else ""
-    return f"{settings.k} moments {names[settings.traces]}, {settings.window} turns of the chat{own}"
+    return f"{settings.k} pairs {names[settings.traces]}, {settings.window} turns of the chat{own}"
 
 
-def _rests_on(measured: Mapping[str, Any]) -> str:
+def _basis(measured: Mapping[str, Any]) -> str:
     return (
         f"best within a standard error on {measured['turns']} validation turns of {measured['conversations']} conversations, "
         f"scored by {measured['scorer']}"
@@ -140,32 +143,32 @@ def _rests_on(measured: Mapping[str, Any]) -> str:
 
 
 def settings_table(settings: Settings) -> RenderableType:
-    """What was compared to find how a twin best uses its memory, and what was chosen."""
+    """Return the settings that were compared on validation turns, and the selected ones."""
     if settings.measured is None:
-        return Text("nothing to decide on: there is no validation turn; the twin is shown its memories without traces")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="What the twin is best shown", title_justify="left")
-    for title in ("moments", "turns", "traces", "own"):
-        table.add_column(title)
+        return Text("There is no validation turn to tune on; the twin is shown its memory without traces.")
+    table = plain_table("Settings compared on validation turns")
+    for head in ("pairs", "turns", "traces", "own trace"):
+        table.add_column(head)
     table.add_column("bits per char", justify="right")
-    table.add_column("against the best without traces", justify="right")
+    table.add_column("minus the best without traces", justify="right")
     for row in settings.measured["settings"]:
-        extra = row["against_plain"]
-        told = "–" if extra is None else f"{extra['value']:+.3f} {interval_text(extra, 3, '+')}"
-        bits = "–" if row["bits_per_char"] is None else f"{row['bits_per_char']['value']:.3f}"
-        own = "yes" if row["reasons"] else "no"
-        mark = " ←" if row["chosen"] else ""
-        cells = (str(row["k"]), str(row["window"]), row["traces"], own, bits, told + mark)
+        bits, extra = row["bits_per_char"], row["against_plain"]
+        cells = (
+            str(row["k"]), str(row["window"]), {"chosen": "recon"}.get(row["traces"], row["traces"]),
+            "yes" if row["reasons"] else "no", "–" if bits is None else number(bits["value"], 3),
+            ("–" if extra is None else with_interval(extra, 3, signed=True)) + (" ←" if row["chosen"] else ""),
+        )  # fmt: skip
         table.add_row(*cells, style="bold" if row["chosen"] else "")
-    chosen = Text(f"Chosen, the simplest that is {_rests_on(settings.measured)}: {_described(settings)}.")
-    return Group(table, chosen)
+    return Group(table, Text(f"Selected, as the simplest that is {_basis(settings.measured)}: {_described(settings)}."))
 
 
 def _traces_table(triples: Sequence[Triple]) -> Table:
-    table = Table(title="traces that predict best what was really written", title_justify="left", box=None, header_style="dim")
-    for title in ("fidelity", "when somebody said", "they thought", "and wrote"):
-        table.add_column(title, justify="right" if title == "fidelity" else "left")
+    table = Table(title="traces with the highest fidelity", title_justify="left", box=None, header_style="dim")
+    for head in ("fidelity", "last turn", "trace", "action"):
+        table.add_column(head, justify="right" if head == "fidelity" else "left")
     for triple in triples:
-        score = "–" if triple.score is None else f"{triple.score:+.2f}"
-        heard = triple.pair.context[-1].text if triple.pair.context else "(nothing yet)"
-        table.add_row(score, *(Text(shorten(single_line(text), 90)) for text in (heard, triple.reasoning or "", triple.pair.action)))
+        score = "–" if triple.score is None else number(triple.score, 2, signed=True)
+        last = triple.pair.context[-1].text if triple.pair.context else "(none)"
+        texts = (last, triple.reasoning or "", triple.pair.action)
+        table.add_row(score, *(Text(shorten(single_line(text), 90)) for text in texts))
     return table

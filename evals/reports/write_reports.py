@@ -7,27 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.evals.records.measured_turns import MeasuredTurn
-from usertwin.evals.records.run_folder import NOTES, PAGE, write_atomically
+from usertwin.evals.records.run_folder import HTML_REPORT, MARKDOWN_REPORT, write_atomically
+
+from .html import render_html
+from .markdown import render_markdown
 
 
 def write_reports(folder: Path, result: Mapping[str, Any], turns: Sequence[MeasuredTurn]) -> tuple[Path, Path]:
-    """Write both reports of a run into its folder.
+    """Write both reports of a run into its folder, and return the two paths. UsageError if the folder is not writable.
 
     Args:
         folder: the run's folder.
-        result: what `result.json` holds.
-        turns: what was measured at each turn.
-
-    Returns:
-        The page and the Markdown.
-
-    Raises:
-        UsageError: nothing can be written there.
+        result: the content of `result.json`.
+        turns: the measured turns, for the examples.
     """
-    from usertwin.evals.reports.html import render_html
-    from usertwin.evals.reports.markdown import render_markdown
-
-    page, notes = render_html(result, turns), render_markdown(result)
-    write_atomically(folder / PAGE, page)
-    write_atomically(folder / NOTES, notes)
-    return folder / PAGE, folder / NOTES
+    page, notes = folder / HTML_REPORT, folder / MARKDOWN_REPORT
+    texts = render_html(result, turns), render_markdown(result)
+    for path, text in zip((page, notes), texts, strict=True):
+        write_atomically(path, text)
+    return page, notes

@@ -1,7 +1,7 @@
-"""One person of a suite: learned, opened with the settings to measure it with, and measured.
+"""Learning and measurement of one person of a suite.
 
-The one design choice: each step looks first at what is in the run's folder already, so that the same call goes on wherever it
-was stopped, and a person who is done costs nothing.
+Design: each step first looks for its result in the run's folder, so the same call resumes a stopped run, and a finished person
+costs nothing.
 """
 
 from __future__ import annotations
@@ -16,37 +16,46 @@ from typing import Any
 
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn
+from usertwin.evals.records.older_results import upgrade
 from usertwin.evals.records.run_folder import write_atomically
 from usertwin.evals.replay.arms import Arms
-from usertwin.evals.replay.drift import Drifted, drift
-from usertwin.evals.replay.endings import endings
+from usertwin.evals.replay.drift import drift
+from usertwin.evals.replay.endings import measure_endings
 from usertwin.evals.replay.evaluate import twin_arm
-from usertwin.evals.replay.held_out import held_out_pairs, other_person
-from usertwin.evals.replay.leak_checks import check_split, known_by_heart, near_duplicates
+from usertwin.evals.replay.held_out import held_out_pairs, other_person_store
+from usertwin.evals.replay.leak_checks import check_split, measure_memorization, near_duplicates
 from usertwin.evals.replay.replay import Replay, ReplayConfig
 from usertwin.evals.replay.tune import tune
-from usertwin.memory import Recipe, Scorer, Settings, TripleStore, TwinRecord, alearn, existing_twin
+from usertwin.memory import Embedder, Recipe, Scorer, Settings, TripleStore, TwinRecord, alearn, existing_twin
 from usertwin.memory.progress import Progress, no_progress
-from usertwin.personas import ChatLog, TwinError, UsageError
+from usertwin.personas import ChatLog, Pair, TwinError, UsageError
 from usertwin.simulator import SimulatedUser, load_embedder
 
 from .config import Corpus, Suite
 from .models import SuiteModels
 
-#: Turns of context that belong to a moment, unless the suite says otherwise.
+#: Turns of context of a pair, unless the suite sets a window.
 CONTEXT_WINDOW = 6
-#: On so many turns at most, and on no more than are measured, the scoring model is asked what it knows by heart.
-BY_HEART = 200
-_CHECKED = (
+#: The most turns on which memorization by the scoring model is measured.
+MAX_MEMORIZATION_TURNS = 200
+_CHECKS = (
     "no held-out conversation is in the memory",
-    "nothing in the memory is later than what is held out",
+    "the memory holds nothing later than the held-out turns",
     "near-duplicates across the split are dropped",
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """Somebody to measure: as the report calls them, their twin's name and home, and where to learn it from, if it is to be."""
+    """A person to measure.
+
+    Attributes:
+        label: for the report.
+        twin: the name of the twin.
+        home: the folder of the twin's home; None for the default.
+        corpus: the source to learn the person from; None for a twin that was learned before.
+        speaker: the person's name in the corpus.
+    """
 
     label: str
     twin: str
@@ -55,16 +64,16 @@ class Person:
     speaker: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PersonMeasurement:
     """Learns and measures the people of a suite.
 
     Attributes:
-        suite: what is measured.
+        suite: the suite.
         models: its models.
         logs: its corpora, by name.
-        folder: of the run's people, where records are kept.
-        progress: is told how far things are.
+        folder: the folder `people` of the run.
+        progress: receives the progress.
     """
 
     suite: Suite
@@ -73,25 +82,40 @@ class PersonMeasurement:
     folder: Path
     progress: Progress = no_progress
 
+    @property
+    def window(self) -> int:
+        """Turns of context of a pair."""
+        return self.suite.window or CONTEXT_WINDOW
+
+    @property
+    def trace_settings(self) -> Settings:
+        """The settings of a twin that shows traces in an experiment on traces."""
+        return Settings(k=self.suite.k or Settings().k, window=self.window, traces="recon", reasons=False)
+
     def records(self, number: int) -> Path:
-        """The file of a person's measured turns."""
+        """Return the file of a person's measured turns."""
         return self.folder / f"{number}.jsonl"
 
     async def learn(self, person: Person, proposer: str, *, name: str | None = None) -> Path:
-        """Learn a person's twin, if it is not yet; returns its folder."""
+        """Learn a person's twin, unless that is done, and return its folder.
+
+        Args:
+            person: the person.
+            proposer: the model that proposes traces.
+            name: of another twin of the person, which always has traces; None for the person's own.
+        """
         suite, corpus = self.suite, person.corpus
         if corpus is None:
-            raise UsageError(f"{person.label}: was learned elsewhere, and its log is not part of this suite")
-        traced = name is not None or suite.traced
+            raise UsageError(f"{person.label}: this twin was learned before, and the suite has no log to learn it from")
         embedder = self.models.embedder()
         recipe = Recipe(
             source=corpus.source,
             speaker=person.speaker,
-            method="recon" if traced else "none",
+            method="recon" if name is not None or suite.shows_traces else "none",
             candidates=suite.traces.candidates,
             max_triples=corpus.max_triples,
-            max_traces=suite.traces.moments,
-            window=suite.window or CONTEXT_WINDOW,
+            max_traces=suite.traces.pairs,
+            window=self.window,
             embedder=embedder.name,
             model=proposer,
             scorer=suite.models.scorer,
@@ -102,128 +126,136 @@ class PersonMeasurement:
             judge=suite.models.judge or proposer,
         ).without_unused()
         twin = name or person.twin
-        if (known := _learned(twin, person.home)) is not None and (known.state, known.recipe) == ("complete", recipe):
-            return existing_twin(twin, person.home)
-        await alearn(
-            twin, self.logs[corpus.name], recipe, embedder=embedder, home=person.home, progress=self.progress,
-            concurrency=suite.concurrency,
-            model=self.models.chat(recipe.model) if recipe.model else None,
-            scorer=self.models.scorer(recipe.scorer) if recipe.scorer else None,
-            actor=self.models.chat(recipe.actor) if recipe.actor else None,
-            judge=self.models.judge(recipe.judge) if recipe.judge else None,
-        )  # fmt: skip
+        if not _is_learned(twin, person.home, recipe):
+            await alearn(
+                twin, self.logs[corpus.name], recipe, embedder=embedder, home=person.home, progress=self.progress,
+                concurrency=suite.concurrency,
+                model=self.models.chat(recipe.model) if recipe.model else None,
+                scorer=self.models.scorer(recipe.scorer) if recipe.scorer else None,
+                actor=self.models.chat(recipe.actor) if recipe.actor else None,
+                judge=self.models.judge(recipe.judge) if recipe.judge else None,
+            )  # fmt: skip
         return existing_twin(twin, person.home)
 
-    async def _open(self, person: Person, folder: Path, scorer: Scorer, stack: ExitStack, *, name: str) -> SimulatedUser:
-        """A person's twin with its settings, which are found on validation turns unless the suite says them."""
-        suite = self.suite
-        record = TwinRecord.load(folder)
-        traced = suite.traced
+    def open_twin(
+        self, person: Person, name: str, settings: Settings | None, stack: ExitStack, embedder: Embedder | None = None
+    ) -> SimulatedUser:
+        """Return a twin of a person, played by the action model; the stack closes it."""
+        model = self.models.chat(self.suite.models.action)
+        embedder = embedder or self.models.embedder()
+        user = SimulatedUser.load(name, home=person.home, model=model, embedder=embedder, settings=settings)
+        return stack.enter_context(user)
+
+    def open_store(self, folder: Path, stack: ExitStack) -> TripleStore:
+        """Return the memory in a twin's folder; the stack closes it."""
+        store = TripleStore(folder, self.models.embedder(), create=False)
+        stack.callback(store.close)
+        return store
+
+    async def _open_tuned(self, person: Person, folder: Path, scorer: Scorer, stack: ExitStack) -> SimulatedUser:
+        """A person's twin with its settings: the suite's, those in its record, or else tuned on validation turns."""
+        suite, record = self.suite, TwinRecord.load(folder)
+        traced = suite.shows_traces
         plain = Settings(traces="recon" if traced else "none", reasons=traced and suite.traces.reasons)
         embedder = self.models.embedder() if person.corpus else load_embedder(record.recipe.embedder)
-        settings = record.settings if person.corpus else record.settings or Settings()  # who was learned before is as they are
-        if settings is not None and not traced:  # no arm shows what this twin is otherwise shown
+        settings = record.settings if person.corpus else record.settings or Settings()
+        if settings is not None and not traced:  # no arm shows traces, so neither does the twin
             settings = replace(settings, traces="none", reasons=False)
         if suite.k is not None and suite.window is not None:
             settings = replace(plain, k=suite.k, window=suite.window)
-        options: dict[str, Any] = {"home": person.home, "model": self.models.chat(suite.models.action), "seed": suite.seed}
-        user = stack.enter_context(SimulatedUser.load(name, embedder=embedder, settings=settings, **options))
         if settings is None:
-            found = await tune(user, scorer, folder=folder, seed=suite.seed, progress=self.progress)
-            # Where arms with traces are compared the twin's arm is the one that shows those that were chosen.
-            found = replace(found, traces=plain.traces, reasons=plain.reasons) if traced else found
-            replace(record, settings=found).save(folder)
-            user = SimulatedUser(
-                user.record, user.store, user.model, reasoner=user.reasoner, ending=user.ending, leaving=user.leaving,
-                settings=found, seed=suite.seed,
-            )  # fmt: skip
-        return user
+            with ExitStack() as tuning:
+                user = self.open_twin(person, person.twin, None, tuning, embedder)
+                settings = await tune(user, scorer, folder=folder, seed=suite.seed, progress=self.progress)
+            if traced:  # the twin's arm is then the one with Recon-selected traces
+                settings = replace(settings, traces=plain.traces, reasons=plain.reasons)
+            replace(record, settings=settings).save(folder)
+        return self.open_twin(person, person.twin, settings, stack, embedder)
 
     async def measure(self, person: Person, number: int) -> dict[str, Any]:
-        """Measure one person's turns, or go on with that; returns what is known of the person besides."""
+        """Measure a person's turns, or resume that, and return the other facts about the person as a JSON object."""
         suite = self.suite
         done = self.folder / f"{number}.json"
         if done.exists():
-            return json.loads(done.read_text("utf-8"))
+            return upgrade(json.loads(done.read_text("utf-8")))
         folder = existing_twin(person.twin, person.home)
         scorer = self.models.scorer(suite.models.scorer)
         with ExitStack() as stack:
-            user = await self._open(person, folder, scorer, stack, name=person.twin)
+            user = await self._open_tuned(person, folder, scorer, stack)
             held_out, _ = held_out_pairs(user, folder)
             known = [triple.pair for triple in user.store.triples()]
             check_split(user.record, known, held_out, by_time=person.corpus is not None)
-            twice = near_duplicates(held_out, known)
-            fresh = [pair for place, pair in enumerate(held_out) if place not in twice]
-            said = [pair for pair in fresh if not pair.abandoned]
-            if not said:
-                raise UsageError(f"{person.label}: no held-out turn is left that is not nearly the same in the memory")
-            other = other_person(user, folder, user.store.embedder, stack)
-            arms = Arms(user, suite.arms, other, await self._trained(person, stack), suite.seed)
-            protocol = ReplayConfig(
-                suite.arms, suite.turns or None, suite.replies, suite.samples, suite.choices, suite.concurrency, suite.seed
-            )
-            replay = Replay(user, scorer, user.store.embedder, arms, protocol, person.label)
-            await replay.run(evenly_spaced(said, protocol.limit), keep=self.records(number), progress=self.progress)
-            freely = await drift(
-                user, user.store.embedder, fresh, person.label, most=suite.drift, seed=suite.seed, progress=self.progress
-            ) if suite.drift else list[Drifted]()  # fmt: skip
-            heart = await asyncio.to_thread(
-                known_by_heart, scorer, said, most=min(suite.turns or BY_HEART, BY_HEART), seed=suite.seed
-            )
+            fresh = without_near_duplicates(person.label, held_out, known)
+            spoken = [pair for pair in fresh if not pair.abandoned]
+            embedder = user.store.embedder
+            other = other_person_store(user, folder, embedder, stack)
+            trained = await self._trained_store(person, stack)
+            arms = Arms(user=user, names=suite.arms, other=other, trained=trained, seed=suite.seed)
+            config = ReplayConfig(
+                arms=suite.arms, limit=suite.turns or None, generate=suite.replies, samples=suite.samples,
+                choices=suite.choices, concurrency=suite.concurrency, seed=suite.seed,
+            )  # fmt: skip
+            replay = Replay(user=user, scorer=scorer, embedder=embedder, arms=arms, config=config, person=person.label)
+            await replay.run(evenly_spaced(spoken, config.limit), path=self.records(number), progress=self.progress)
+            drift_turns = await drift(
+                user, embedder, fresh, person.label, max_conversations=suite.drift, seed=suite.seed, progress=self.progress
+            ) if suite.drift else []  # fmt: skip
+            max_turns = min(suite.turns or MAX_MEMORIZATION_TURNS, MAX_MEMORIZATION_TURNS)
+            memorized = await asyncio.to_thread(
+                measure_memorization, scorer, spoken, max_turns=max_turns, seed=suite.seed
+            )  # fmt: skip
             facts = {
                 "twin_arm": twin_arm(user),
                 "triples": len(user.store),
                 "k": user.k,
                 "window": user.settings.window,
-                "embedder": user.store.embedder.name,
+                "embedder": embedder.name,
                 "leakage": {
-                    "near_duplicates": len(twice),
+                    "near_duplicates": len(held_out) - len(fresh),
                     "of": len(held_out),
-                    "known_by_heart": heart,
-                    "checked": list(_CHECKED),
+                    "memorized": memorized,
+                    "checked": list(_CHECKS),
                 },
-                "endings": endings(user, fresh, seed=suite.seed),
-                "drift": [asdict(one) for one in freely],
+                "endings": measure_endings(user, fresh, seed=suite.seed),
+                "drift": [asdict(turn) for turn in drift_turns],
             }
         write_atomically(done, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-        return facts
+        return upgrade(facts)
 
-    async def _trained(self, person: Person, stack: ExitStack) -> TripleStore | None:
-        """The memory with the traces of another synthesizer, if the suite has one."""
-        suite = self.suite
-        if suite.models.trained is None or "trained" not in suite.arms or person.corpus is None:
+    async def _trained_store(self, person: Person, stack: ExitStack) -> TripleStore | None:
+        """The memory with traces of the trained synthesizer; None if no arm shows it."""
+        trained = self.suite.models.trained
+        if trained is None or "trained" not in self.suite.arms or person.corpus is None:
             return None
-        folder = await self.learn(person, suite.models.trained, name=f"{person.twin}-trained")
-        store = TripleStore(folder, self.models.embedder(), create=False)
-        stack.callback(store.close)
-        return store
+        return self.open_store(await self.learn(person, trained, name=f"{person.twin}-trained"), stack)
 
     async def transfer_turns(
-        self, person: Person, name: str, folder: Path, scorer: str, turns: int, keep: Path
+        self, person: Person, name: str, folder: Path, scorer: str, turns: int, path: Path
     ) -> list[MeasuredTurn]:
-        """A person's turns under one model with the traces of another."""
-        suite = self.suite
+        """Measure a person's turns under one model with the traces of another; `path` keeps the records."""
         with ExitStack() as stack:
-            k, window = suite.k or Settings().k, suite.window or CONTEXT_WINDOW
-            settings = Settings(k=k, window=window, traces="recon", reasons=False)
-            options: dict[str, Any] = {"home": person.home, "model": self.models.chat(suite.models.action), "seed": suite.seed}
-            user = stack.enter_context(SimulatedUser.load(name, embedder=self.models.embedder(), settings=settings, **options))
-            said = [pair for pair in held_out_pairs(user, folder)[0] if not pair.abandoned]
-            arms = ("recalled_pairs", "recalled_triples")
-            protocol = ReplayConfig(arms, turns, 0, seed=suite.seed)
+            user = self.open_twin(person, name, self.trace_settings, stack)
+            spoken = [pair for pair in held_out_pairs(user, folder)[0] if not pair.abandoned]
+            config = ReplayConfig(arms=("recalled_pairs", "recon"), limit=turns, generate=0, seed=self.suite.seed)
             replay = Replay(
-                user,
-                self.models.scorer(scorer),
-                self.models.embedder(),
-                Arms(user, arms, seed=suite.seed),
-                protocol,
-                person.label,
-            )
-            return await replay.run(evenly_spaced(said, turns), keep=keep, progress=self.progress)
+                user=user, scorer=self.models.scorer(scorer), embedder=self.models.embedder(),
+                arms=Arms(user=user, names=config.arms, seed=self.suite.seed), config=config, person=person.label,
+            )  # fmt: skip
+            return await replay.run(evenly_spaced(spoken, turns), path=path, progress=self.progress)
 
 
-def _learned(name: str, home: Path | None) -> TwinRecord | None:
+def without_near_duplicates(label: str, held_out: list[Pair], known: list[Pair]) -> list[Pair]:
+    """Return the held-out pairs that no known pair nearly repeats. UsageError if none of them has an action."""
+    duplicates = near_duplicates(held_out, known)
+    fresh = [pair for place, pair in enumerate(held_out) if place not in duplicates]
+    if all(pair.abandoned for pair in fresh):
+        raise UsageError(f"{label}: every held-out turn is nearly the same as one in the memory; use a log with more turns")
+    return fresh
+
+
+def _is_learned(name: str, home: Path | None, recipe: Recipe) -> bool:
     try:
-        return TwinRecord.load(existing_twin(name, home))
+        record = TwinRecord.load(existing_twin(name, home))
     except TwinError:
-        return None
+        return False
+    return (record.state, record.recipe) == ("complete", recipe)

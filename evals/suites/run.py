@@ -1,32 +1,43 @@
-"""Running a suite: learn, measure, judge, reckon, report; each step kept in the run's folder before the next.
+"""A run of a suite: learn, measure, judge, compute the figures, write the report; each step is stored in the run's folder.
 
-The one design choice: a run that is stopped at any moment is finished by the same command, which asks nothing twice; only a
-finished run has a report, so that no half of one is taken for the whole.
+Design: the command that started a run also resumes it, and repeats no completion. Only a finished run has a report, so a
+partial one cannot be taken for the whole.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.judges.model_judge import judge_pairs, judged, questions_of
+from pydantic import ValidationError
+
+from usertwin.evals.judges.model_judge import build_questions, judge_pairs, summarize_verdicts
 from usertwin.evals.metrics.closeness import closeness
-from usertwin.evals.records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest, turns_of
-from usertwin.evals.records.run_folder import NOTES, PAGE, exclusive_run, write_atomically
+from usertwin.evals.records.measured_turns import (
+    MANIFEST,
+    RESULT,
+    RUN_FORMAT,
+    VERDICTS,
+    MeasuredTurn,
+    read_manifest,
+    read_turn_file,
+)
+from usertwin.evals.records.run_folder import HTML_REPORT, MARKDOWN_REPORT, exclusive_run, write_atomically
 from usertwin.evals.replay.arms import PEERS
-from usertwin.evals.replay.drift import Drifted, drift_result
+from usertwin.evals.replay.drift import DriftTurn, drift_result
 from usertwin.evals.replay.peers import peer_versions
+from usertwin.evals.reports.labels import plural
 from usertwin.evals.reports.summary import summary_of
 from usertwin.evals.reports.write_reports import write_reports
 from usertwin.memory import TwinRecord, existing_twin
-from usertwin.memory.atomic_files import digest, digest_of
-from usertwin.memory.models.answer_cache import COMPLETIONS_FILE, CompletionCache
+from usertwin.memory.atomic_files import checksum, file_checksum
+from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, CompletionCache
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.personas import ChatLog, UsageError
 from usertwin.simulator.prompts import prompt_versions
@@ -34,25 +45,25 @@ from usertwin.simulator.prompts import prompt_versions
 from .config import Suite, logs_of, people_of
 from .measure_person import CONTEXT_WINDOW, Person, PersonMeasurement
 from .models import SuiteModels
-from .transfer import transfer_result
-from .user_model_experiment import check_user_models, run_user_models, user_models_plan
+from .transfer import run_transfer
+from .user_model_experiment import check_user_models, run_user_models, user_models_estimate
 
-_VERSIONED = ("usertwin", "torch", "transformers", "faiss-cpu", "sentence-transformers", "scikit-learn", "scipy", "sacrebleu")
-#: Fewer people than this, and an interval over people says little.
+_PACKAGES = ("usertwin", "torch", "transformers", "faiss-cpu", "sentence-transformers", "scikit-learn", "scipy", "sacrebleu")
+#: With fewer people than this, a report warns about intervals over people.
 _FEW_PEOPLE = 5
 
 
 class SuiteRun:
-    """A suite in its folder.
+    """A run of a suite in a folder.
 
     Args:
-        suite: what is measured.
-        folder: of the run; made if missing. UsageError if it holds another suite's run, or one of another version.
-        text: the suite as it was written, for the report.
-        home: where the suite's named twins live.
-        fetch: is told how far a download is.
-        progress: is told how far things are.
-        models: the suite's, if some are there already; the others are loaded.
+        suite: the suite.
+        folder: of the run; made if missing. UsageError if it holds a run of another suite or format.
+        text: the text of the suite file, for the report.
+        home: the home of the twins that the suite names.
+        fetch: receives the progress of downloads.
+        progress: receives the progress of the run.
+        models: the suite's models, some of them loaded; by default all are loaded at first use.
     """
 
     def __init__(
@@ -68,59 +79,66 @@ class SuiteRun:
     ) -> None:
         self.suite, self.folder, self.text, self._home, self._progress = suite, folder, text, home, progress
         self._models = models or SuiteModels(suite, fetch)
-        self._started = datetime.now(UTC).isoformat(timespec="seconds")
 
     def people(self, logs: Mapping[str, ChatLog]) -> list[Person]:
-        """Everybody the suite measures. LogError or TwinError if somebody is not there, before anything long begins."""
-        found = [Person(f"{name}/{TwinRecord.load(existing_twin(name, self._home)).recipe.speaker}", name, self._home)
-                 for name in self.suite.twins]  # fmt: skip
+        """Return all people of the suite. LogError or TwinError if one is missing; UsageError for a repeated label."""
+        people: list[Person] = []
+        for name in self.suite.twins:
+            speaker = TwinRecord.load(existing_twin(name, self._home)).recipe.speaker
+            people.append(Person(label=f"{name}/{speaker}", twin=name, home=self._home))
         for corpus in self.suite.corpora:
             for speaker in people_of(corpus, logs[corpus.name], self.suite.window or CONTEXT_WINDOW):
-                twin = f"p{len(found):02d}"
-                found.append(Person(f"{corpus.name}/{speaker}", twin, self.folder / "twins", corpus, speaker))
-        twice = [label for label, times in Counter(person.label for person in found).items() if times > 1]
-        if twice:
-            raise UsageError(f'"{twice[0]}" would be measured twice; name everybody once, and no corpus like a twin')
-        return found
+                label, twin = f"{corpus.name}/{speaker}", f"p{len(people):02d}"
+                home = self.folder / "twins"
+                people.append(Person(label=label, twin=twin, home=home, corpus=corpus, speaker=speaker))
+        repeated = [label for label, count in Counter(person.label for person in people).items() if count > 1]
+        if repeated:
+            raise UsageError(
+                f'"{repeated[0]}" would be measured twice; name each person once, and no corpus like a twin'
+            )  # fmt: skip
+        return people
 
     def check(self) -> None:
-        """UsageError or ModelError if a model cannot be had, as far as that is known before one is loaded."""
+        """Raise UsageError or ModelError if a model is not available, as far as that is known without loading it."""
         self._models.check()
         check_user_models(self.suite)
 
     async def run(self) -> dict[str, Any]:
-        """Do what is not yet done, and return every figure.
+        """Do the missing steps, and return every figure.
 
         Raises:
-            UsertwinError: whatever is wrong, in one sentence; what was done is kept.
+            UsertwinError: a step failed; finished steps are kept.
         """
         logs = logs_of(self.suite)
         people = self.people(logs)
         self.check()
         with exclusive_run(self.folder):
             self._begin(people)
-            answers = CompletionCache(self.folder / COMPLETIONS_FILE)
-            self._models = replace(self._models, answers=answers)
+            cache = CompletionCache(self.folder / COMPLETIONS_FILE)
+            self._models = replace(self._models, cache=cache)
             try:
-                return await self._measured(logs, people)
+                return await self._measure(logs, people)
             finally:
-                answers.close()
+                cache.close()
 
-    async def _measured(self, logs: Mapping[str, ChatLog], people: Sequence[Person]) -> dict[str, Any]:
-        measurer = PersonMeasurement(self.suite, self._models, logs, self.folder / "people", self._progress)
+    async def _measure(self, logs: Mapping[str, ChatLog], people: Sequence[Person]) -> dict[str, Any]:
+        measurement = PersonMeasurement(
+            suite=self.suite, models=self._models, logs=logs, folder=self.folder / "people", progress=self._progress
+        )
         turns: list[MeasuredTurn] = []
         facts: dict[str, dict[str, Any]] = {}
         for number, person in enumerate(people):
             self._progress("people", number, len(people))
             if person.corpus is not None:
-                await measurer.learn(person, self.suite.models.proposer)
-            facts[person.label] = await measurer.measure(person, number)
-            turns += turns_of(measurer.records(number))
+                await measurement.learn(person, self.suite.models.proposer)
+            facts[person.label] = await measurement.measure(person, number)
+            turns += read_turn_file(measurement.records(number))
         self._progress("people", len(people), len(people))
-        twins = {fact["twin_arm"] for fact in facts.values()}
-        twin = twins.pop() if len(twins) == 1 else "recalled_pairs"
-        result = closeness(turns, twin, seed=self.suite.seed) | await self._besides(measurer, people, facts, turns, twin)
-        result["warnings"] = _warnings(result, mixed=bool(twins))
+        arms = {fact["twin_arm"] for fact in facts.values()}
+        twin = arms.pop() if len(arms) == 1 else "recalled_pairs"
+        result = closeness(turns, twin, seed=self.suite.seed)
+        result |= await self._extra_results(measurement, people, facts, turns, twin)
+        result["warnings"] = _warnings(result, mixed=bool(arms))
         result["summary"] = summary_of(result)
         self._finish(result, turns)
         return result
@@ -128,97 +146,103 @@ class SuiteRun:
     # The folder --------------------------------------------------------------------------------------------------------
 
     def _begin(self, people: Sequence[Person]) -> None:
-        """Write the manifest, or see that it is the same suite's."""
-        wanted = self.suite.model_dump(mode="json")
-        sources = {c.name: digest(Path(c.source)) for c in self.suite.corpora if Path(c.source).is_file()}
-        twins = {name: self._learned(name) for name in self.suite.twins}
+        """Write the manifest of a new run; check that the manifest of an old one is of the same suite, logs and twins."""
+        suite = self.suite.model_dump(mode="json")
+        sources = {c.name: file_checksum(Path(c.source)) for c in self.suite.corpora if Path(c.source).is_file()}
+        twins = {name: self._fingerprint(name) for name in self.suite.twins}
+        started = datetime.now(UTC).isoformat(timespec="seconds")
         if (self.folder / MANIFEST).exists():
-            known = read_manifest(self.folder)
-            other = [key for key in wanted if known.get("suite", {}).get(key) != wanted[key]]
-            if other:
-                told = ", ".join(f'"{key}"' for key in other)
-                raise UsageError(
-                    f"{self.folder}: holds a run of another suite (what differs: {told}); name another folder with --out"
-                )
-            for corpus in self.suite.corpora:
-                if known.get("sources", {}).get(corpus.name) != sources.get(corpus.name):
-                    raise UsageError(
-                        f"{corpus.source}: is not what it was when the run in {self.folder} was begun; put back the file of "
-                        "then, or name another folder with --out"
-                    )
-            for name, when in twins.items():
-                if known.get("twins", {}).get(name, when) != when:
-                    raise UsageError(
-                        f'the twin "{name}" is not what it was when the run in {self.folder} was begun; name another folder '
-                        "with --out"
-                    )
-            self._started = known.get("started_at", self._started)
-            for name in (PAGE, NOTES, RESULT):  # what is written now is of a run that goes on
+            manifest = read_manifest(self.folder)
+            self._check_same(manifest, suite, sources, twins)
+            started = manifest.get("started_at", started)
+            for name in (HTML_REPORT, MARKDOWN_REPORT, RESULT):  # they were of the finished run, and this one is not
                 (self.folder / name).unlink(missing_ok=True)
         try:
             (self.folder / "people").mkdir(exist_ok=True)
         except OSError as error:
             raise UsageError(f"{self.folder}: cannot be made ({error.strerror}); name another folder with --out") from None
-        self._write_manifest("interrupted", wanted, sources, twins, people)
+        self._write_json(
+            MANIFEST,
+            {
+                "format": RUN_FORMAT,
+                "kind": "closeness",
+                "name": self.suite.name,
+                "state": "interrupted",
+                "started_at": started,
+                "suite": suite,
+                "sources": sources,
+                "twins": twins,
+                "people": [person.label for person in people],
+                "prompts": prompt_versions("transcript") | prompt_versions("instruction") | peer_versions(),
+                "versions": _versions(),
+            },
+        )
 
-    def _learned(self, name: str) -> str:
-        """What tells a twin from what it was, or will be, before it was learned, or told how to use its memory, again."""
-        record = TwinRecord.load(existing_twin(name, self._home))
-        told = [record.learned_at, asdict(record.recipe), asdict(record.settings) if record.settings else None]
-        return digest_of(json.dumps(told, sort_keys=True, default=str).encode())
-
-    def _write_manifest(
-        self, state: str, suite: Any, sources: Mapping[str, str], twins: Mapping[str, str], people: Sequence[Person]
+    def _check_same(
+        self, manifest: Mapping[str, Any], suite: Mapping[str, Any], sources: Mapping[str, str], twins: Mapping[str, str]
     ) -> None:
-        manifest = {
-            "format": RUN_FORMAT,
-            "kind": "closeness",
-            "name": self.suite.name,
-            "state": state,
-            "started_at": self._started,
-            "suite": suite,
-            "sources": dict(sources),
-            "twins": dict(twins),
-            "people": [person.label for person in people],
-            "prompts": prompt_versions("transcript") | prompt_versions("instruction") | peer_versions(),
-            "versions": _versions(),
-        }
-        write_atomically(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        """Raise UsageError if the folder's run is of another suite, or a log or twin has changed since."""
+        known = _current_suite(manifest.get("suite", {}))
+        differing = ", ".join(f'"{key}"' for key in suite if known.get(key) != suite[key])
+        if differing:
+            raise UsageError(
+                f"{self.folder}: holds a run of another suite (different keys: {differing}); name another folder with --out"
+            )
+        for corpus in self.suite.corpora:
+            if manifest.get("sources", {}).get(corpus.name) != sources.get(corpus.name):
+                raise UsageError(
+                    f"{corpus.source}: has changed since the run in {self.folder} started; restore the file, or name another "
+                    "folder with --out"
+                )
+        for name, fingerprint in twins.items():
+            if manifest.get("twins", {}).get(name, fingerprint) != fingerprint:
+                raise UsageError(
+                    f'the twin "{name}" has changed since the run in {self.folder} started; name another folder with --out'
+                )
+
+    def _fingerprint(self, name: str) -> str:
+        """A checksum that changes when a twin is learned or tuned again."""
+        record = TwinRecord.load(existing_twin(name, self._home))
+        parts = [record.learned_at, asdict(record.recipe), asdict(record.settings) if record.settings else None]
+        return checksum(json.dumps(parts, sort_keys=True, default=str).encode())
 
     def _finish(self, result: Mapping[str, Any], turns: Sequence[MeasuredTurn]) -> None:
-        """Write the figures and the report, and only then call the run complete."""
-        write_atomically(self.folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        """Write the figures and the report, and then mark the run as complete."""
+        self._write_json(RESULT, result)
         write_reports(self.folder, result, turns)
-        manifest = read_manifest(self.folder) | {"state": "complete"}
-        write_atomically(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        self._write_json(MANIFEST, read_manifest(self.folder) | {"state": "complete"})
 
-    # All of them -------------------------------------------------------------------------------------------------------
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        write_atomically(self.folder / name, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
-    async def _besides(
+    # Figures of all people ---------------------------------------------------------------------------------------------
+
+    async def _extra_results(
         self,
-        measurer: PersonMeasurement,
+        measurement: PersonMeasurement,
         people: Sequence[Person],
         facts: Mapping[str, dict[str, Any]],
         turns: Sequence[MeasuredTurn],
         twin: str,
     ) -> dict[str, Any]:
-        """What a result holds beside the measures of the arms."""
+        """The parts of a result other than the measures of the arms."""
         suite = self.suite
-        drifted = [Drifted(**one) for fact in facts.values() for one in fact["drift"]]
+        drift_turns = [DriftTurn.from_json(row) for fact in facts.values() for row in fact["drift"]]
+        embedders = [fact.get("embedder") or self._models.embedder().name for fact in facts.values()]
         return {
             "format": RUN_FORMAT,
             "name": suite.name,
             "judge": await self._judge(turns, twin),
             "leakage": {person: fact["leakage"] for person, fact in facts.items()},
             "endings": {person: fact["endings"] for person, fact in facts.items() if fact["endings"]},
-            "drift": drift_result(drifted, seed=suite.seed),
-            "transfer": await self._transfer(measurer, people),
-            "settling": await run_user_models(suite, measurer, people, self.folder, self._progress),
-            "models": suite.models.model_dump(mode="json") | {"embedder": self._embedders(facts)},
+            "drift": drift_result(drift_turns, seed=suite.seed),
+            "transfer": await run_transfer(measurement, people, self.folder),
+            "user_models": await run_user_models(measurement, people, self.folder, self._progress),
+            "models": suite.models.model_dump(mode="json") | {"embedder": ", ".join(dict.fromkeys(embedders))},
             "settings": {
                 "arms": list(suite.arms), "turns": suite.turns, "replies": suite.replies, "samples": suite.samples,
-                "choices": suite.choices, "k": _of_each(facts, "k"), "window": _of_each(facts, "window"),
-                "traces": suite.traces.model_dump(mode="json") if suite.traced else None,
+                "choices": suite.choices, "k": _common_value(facts, "k"), "window": _common_value(facts, "window"),
+                "traces": suite.traces.model_dump(mode="json") if suite.shows_traces else None,
                 "triples": {person: fact["triples"] for person, fact in facts.items()},
             },
             "versions": _versions(),
@@ -227,92 +251,74 @@ class SuiteRun:
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
 
-    def _embedders(self, facts: Mapping[str, dict[str, Any]]) -> str:
-        """The names of what the memories were searched with, which a twin that was learned before brings along."""
-        names = [fact.get("embedder") or self._models.embedder().name for fact in facts.values()]
-        return ", ".join(dict.fromkeys(names))
-
     async def _judge(self, turns: Sequence[MeasuredTurn], twin: str) -> dict[str, Any] | None:
-        """What a judge says of the twin's replies and each other arm's; None without a judge, or without replies."""
+        """The judge's comparison of the twin's replies with each other arm's; None without a judge or replies."""
         suite = self.suite
         written = [arm for arm in suite.arms if any(arm in turn.replies for turn in turns)]
         if suite.models.judge is None or twin not in written:
             return None
         contrasts = [(twin, arm) for arm in written if arm != twin]
-        questions = questions_of(turns, contrasts, samples=suite.samples, sanity=suite.sanity, seed=suite.seed)
+        questions = build_questions(turns, contrasts, samples=suite.samples, sanity=suite.sanity, seed=suite.seed)
         verdicts = await judge_pairs(
             self._models.judge(suite.models.judge), questions, path=self.folder / VERDICTS, seed=suite.seed,
             concurrency=suite.concurrency, progress=self._progress,
         )  # fmt: skip
-        return judged(verdicts, suite.seed)
-
-    async def _transfer(self, measurer: PersonMeasurement, people: Sequence[Person]) -> list[dict[str, Any]]:
-        """Traces of each proposer under each scorer, beside the same moments without."""
-        wanted = self.suite.transfer
-        if wanted is None:
-            return []
-        found: dict[tuple[str, str], list[MeasuredTurn]] = {}
-        for number, person in enumerate(people):
-            if person.corpus is None:
-                continue
-            for place, proposer in enumerate(wanted.proposers):
-                name = f"{person.twin}-by{place}"
-                folder = await measurer.learn(person, proposer, name=name)
-                for other, scorer in enumerate(wanted.scorers):
-                    keep = self.folder / "people" / f"transfer-{number}-{place}-{other}.part"
-                    turns = await measurer.transfer_turns(person, name, folder, scorer, wanted.turns, keep)
-                    found.setdefault((proposer, scorer), []).extend(turns)
-        return transfer_result(found, seed=self.suite.seed)
+        return summarize_verdicts(verdicts, suite.seed)
 
 
-def _of_each(facts: Mapping[str, dict[str, Any]], name: str) -> Any:
-    """One value if it is the same for everybody, else one for each."""
+def _current_suite(raw: Any) -> dict[str, Any]:
+    """The suite in a manifest with the present names of keys and arms; as it is if an earlier version cannot be read so."""
+    try:
+        return Suite.model_validate({"user_models": raw.pop("settling", None), **raw}).model_dump(mode="json")
+    except ValidationError:
+        return raw
+
+
+def _common_value(facts: Mapping[str, dict[str, Any]], name: str) -> Any:
+    """The value of a fact if all people share it, else the values by person."""
     values = {person: fact[name] for person, fact in facts.items()}
     return next(iter(values.values())) if len(set(values.values())) == 1 else values
 
 
 def _versions() -> dict[str, str]:
-    return {package: version(package) for package in _VERSIONED}
+    return {package: version(package) for package in _PACKAGES}
 
 
 def _warnings(result: Mapping[str, Any], *, mixed: bool) -> list[str]:
-    """What a reader has to know before the figures."""
-    found: list[str] = list((result["judge"] or {}).get("warnings", []))
+    """What a reader must know before the figures."""
+    warnings: list[str] = list((result["judge"] or {}).get("warnings", []))
     if mixed:
-        found.append("some of these twins are shown traces and others not; as the twin counts what all of them recall, without")
+        warnings.append('some of these twins show traces and some do not; the arm "recalled_pairs" stands for the twin')
     people = len(result["people"])
     if people < _FEW_PEOPLE:
-        found.append(
-            f"{people} {'person' if people == 1 else 'people'}: the intervals tell how sure this is of "
-            f"{'this person' if people == 1 else 'these people'}, not of others"
-        )
+        group = "this person" if people == 1 else "these people"
+        warnings.append(f"{plural(people, 'person', 'people')}: the intervals hold for {group}, not for other people")
     for person, leak in result["leakage"].items():
-        heart = leak["known_by_heart"]
-        if heart and heart.get("value"):
-            found.append(f"the scoring model knows {heart['value']:.0%} of {heart['n']} long turns of {person} by heart")
-    return found
+        memorized = leak["memorized"]
+        if memorized and memorized.get("value"):
+            warnings.append(
+                f"the scoring model has memorized {memorized['value']:.0%} of {memorized['n']} long turns of {person}"
+            )  # fmt: skip
+    return warnings
 
 
-def plan_of(suite: Suite, logs: Mapping[str, ChatLog], people: Iterable[Person]) -> list[str]:
-    """What a suite will take, a sentence each; nothing is loaded for it."""
-    count = sum(1 for _ in people)
-    arms, replies = len(suite.arms), suite.replies * suite.samples
-    said = [f"{count} people of {len(logs)} corpora and {len(suite.twins)} twins, {arms} arms"]
-    said.append(
+def work_estimate(suite: Suite, logs: Mapping[str, ChatLog], people: Sequence[Person]) -> list[str]:
+    """Return the work of a suite in sentences; nothing is loaded."""
+    count, arms = len(people), len(suite.arms)
+    replies = suite.replies * suite.samples
+    lines = [f"{count} people of {len(logs)} corpora and {len(suite.twins)} twins, {arms} arms"]
+    lines.append(
         f"about {count * suite.turns * arms:,} turns scored under {suite.models.scorer}"
         if suite.turns
         else f"every held-out turn of {count} people scored {arms} times under {suite.models.scorer}"
     )
-    said.append(f"{count * replies * arms:,} replies written by {suite.models.action}")
-    if suite.traced:
-        traced = count * suite.traces.moments
-        said.append(f"traces for {traced:,} moments, {traced * suite.traces.candidates:,} texts of {suite.models.proposer}")
+    lines.append(f"{count * replies * arms:,} replies written by {suite.models.action}")
+    if suite.shows_traces:
+        pairs = count * suite.traces.pairs
+        lines.append(f"traces for {pairs:,} pairs, {pairs * suite.traces.candidates:,} completions of {suite.models.proposer}")
     if suite.models.judge is not None:
-        pairs = count * (suite.replies * suite.samples * max(0, arms - 1)) + 4 * suite.sanity
-        said.append(f"about {2 * pairs:,} verdicts of {suite.models.judge}")
-    if suite.settling is not None:
-        said += user_models_plan(suite, count - len(suite.twins))
+        questions = count * replies * max(0, arms - 1) + 4 * suite.sanity
+        lines.append(f"about {2 * questions:,} verdicts of {suite.models.judge}")
+    lines += user_models_estimate(suite, count - len(suite.twins))
     peers = [arm for arm in suite.arms if arm in PEERS]
-    if peers:
-        said.append(f"peers: {', '.join(peers)}")
-    return said
+    return [*lines, *([f"peers: {', '.join(peers)}"] if peers else [])]

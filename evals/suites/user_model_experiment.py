@@ -1,18 +1,17 @@
-"""The settling experiment: does a model of a person learn more from (context, trace, action) than from (context, action)?
+"""The user-model experiment: does a model of a person learn more from (context, trace, action) than from (context, action)?
 
-A base is fine-tuned on what people did (memory/training/user_model.py), each time on the very same moments and with as many steps, and
-only what stands before the action differs. It is then asked what people's held-out turns cost:
+A base model is fine-tuned on what people did (see memory/training/user_model.py), in several kinds. All kinds have the same
+pairs and number of steps; only the text before the action differs. Each model then scores the people's held-out turns:
 
-    base        nothing was learned
+    base        no training
     none        pairs alone
-    backward    the first proposal that the guards let pass (Backward Synthesis)
-    recon       the trace that Recon chose among the proposals
-    trained     the same by a trained synthesizer
+    backward    the first candidate trace that passes the guards (backward synthesis)
+    recon       the trace that Recon selected
+    trained     the Recon-selected trace of a trained synthesizer
 
-A model that was taught traces writes some of its own before it is asked (see `UserModel.with_thoughts`), and is asked at once
-beside that; one that was not is asked at once. The one design choice: every kind is held against "none" in the way it is meant
-to be used, so that a trace has to pay for the room it takes, and nobody's held-out conversation, of whoever of a group, is
-learned by any model.
+A model trained on traces samples thoughts before it scores a turn (see `UserModel.score_with_thoughts`), and scores the turn
+without thoughts as well. Design: each kind is compared with "none" in its intended use, so a trace must pay for its tokens. A
+conversation that is held out for one person of a group is used to train no model of that group.
 """
 
 from __future__ import annotations
@@ -27,324 +26,324 @@ from zlib import crc32
 
 from usertwin.evals.metrics.closeness import ALPHA, PRIMARY, closeness
 from usertwin.evals.metrics.statistics import evenly_spaced, holm
-from usertwin.evals.records.measured_turns import MeasuredTurn, turns_of
+from usertwin.evals.records.measured_turns import MeasuredTurn, read_turn_file
 from usertwin.evals.replay.held_out import held_out_pairs
-from usertwin.evals.replay.leak_checks import check_split, near_duplicates
-from usertwin.memory import Settings, TripleStore
-from usertwin.memory.jsonl import open_for_append, append_line
+from usertwin.evals.replay.leak_checks import check_split
+from usertwin.memory.jsonl import append_line, open_for_append
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.synthesizer import backward_trace
 from usertwin.memory.text.transcript import ME, action_completion
 from usertwin.memory.training.policy import check_installed
-from usertwin.memory.training.user_model import UserModel, UserModelConfig, fit, row_of
+from usertwin.memory.training.user_model import UserModel, UserModelConfig, fine_tune, training_row
 from usertwin.personas import Pair, UsageError
-from usertwin.simulator import SimulatedUser
-from usertwin.simulator.backends.downloads import FetchProgress
-from usertwin.simulator.backends.model_name import split_adapter
+from usertwin.simulator.backends.model_name import ModelName
 from usertwin.simulator.backends.weights import weights_folder
 
 from .config import Suite, TraceKind, UserModels
-from .measure_person import CONTEXT_WINDOW, Person, PersonMeasurement
+from .measure_person import Person, PersonMeasurement, without_near_duplicates
 
 BASE, PAIRS = "base", "none"
-#: A moment, and its trace by kind.
+#: A pair, and its trace by kind.
 ExampleRow = tuple[Pair, Mapping[TraceKind, str | None]]
-#: Fewer moments than this, and a model can only learn them by heart.
-FEWEST = 8
+#: With fewer pairs a model would only memorize them.
+MIN_EXAMPLES = 8
+#: The folder of the adapters in a run.
+_FOLDER = "user_models"
 
 
-def at_once(kind: str) -> str:
-    """What a kind is called where it is asked without thoughts of its own."""
-    return kind if kind in {BASE, PAIRS} else f"{kind}, at once"
+def without_thoughts(kind: str) -> str:
+    """Return the name of a kind when it scores without thoughts."""
+    return kind if kind in {BASE, PAIRS} else f"{kind}, without thoughts"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedPerson:
     """A person of the experiment.
 
     Attributes:
         number: of the person in the suite.
-        label: as reports call them.
-        group: who shares a model: the person's twin, or the corpus.
-        lessons: what may be learned: each moment with its traces, by kind; only moments that have one of every kind.
-        tested: the held-out moments that are measured.
-        held_out: every conversation that is held out.
+        label: for the report.
+        group: the name of the people who share a model: the person's twin, or the corpus.
+        examples: each pair with its traces by kind; only pairs with a trace of every kind.
+        test_pairs: the held-out pairs to measure.
+        held_out: all held-out conversations.
     """
 
     number: int
     label: str
     group: str
-    lessons: tuple[ExampleRow, ...]
-    tested: tuple[Pair, ...]
+    examples: tuple[ExampleRow, ...]
+    test_pairs: tuple[Pair, ...]
     held_out: frozenset[str] = field(default_factory=frozenset[str])
 
 
 def check_user_models(suite: Suite) -> None:
-    """UsageError or ModelError if the base of the experiment cannot be had, or a package is missing; nothing is loaded."""
-    if suite.settling is None:
-        return
-    check_installed()
-    base, adapter = split_adapter(suite.settling.base)
-    kind, _, rest = base.partition(":")
-    if adapter is not None or kind not in {"local", "hf", "transformers"} or (kind != "local" and not rest):
-        raise UsageError(
-            f'"{suite.settling.base}" cannot be fine-tuned; settling.base is "local", "local:small", "local:/path.gguf", '
-            '"hf:OWNER/REPO/FILE.gguf" or "transformers:DIR", without an adapter'
-        )
-    if kind == "transformers":
-        weights_folder(base)  # says what is wrong with it
+    """Raise UsageError or ModelError if the base model or a package is missing; nothing is loaded."""
+    if suite.user_models is not None:
+        check_installed()
+        base = ModelName.parse(suite.user_models.base, "base")
+        if base.kind == "transformers":
+            weights_folder(str(base))
 
 
 async def run_user_models(
-    suite: Suite, measurer: PersonMeasurement, people: Sequence[Person], folder: Path, progress: Progress = no_progress
+    measurement: PersonMeasurement, people: Sequence[Person], folder: Path, progress: Progress = no_progress
 ) -> dict[str, Any] | None:
-    """Do what is not yet done of the experiment, and return its figures; None if the suite has none.
+    """Do the missing part of the experiment, and return its figures; None without the table [user_models].
 
     Args:
-        suite: with the table [settling].
-        measurer: learns the people's twins.
-        people: of the suite; those who were learned elsewhere are left out.
-        folder: of the run; adapters are kept in `settling/`, records in `people/`.
-        progress: is told how far things are.
+        measurement: learns the people's twins.
+        people: the people of the suite; twins learned before are skipped.
+        folder: of the run; adapters are in `user_models/`, records in `people/`.
+        progress: receives the progress.
 
     Raises:
-        UsageError: too few moments have a trace of every kind; an adapter of another run is there.
+        UsageError: too few pairs have a trace of every kind; the folder holds an adapter of another run.
         ModelError: a model does not answer, or cannot be loaded.
-        TwinError: something that is held out was learned.
+        TwinError: a held-out turn is in the memory.
     """
-    wanted = suite.settling
-    if wanted is None:
+    suite, config = measurement.suite, measurement.suite.user_models
+    if config is None:
         return None
-    taught = [await _taught(suite, measurer, number, one) for number, one in enumerate(people) if one.corpus is not None]
     groups: dict[str, list[TrainedPerson]] = {}
-    for one in taught:
-        groups.setdefault(one.group, []).append(one)
-    lessons = {name: example_rows(members) for name, members in groups.items()}
+    for number, person in enumerate(people):
+        if person.corpus is not None:
+            member = await _trained_person(measurement, config, number, person)
+            groups.setdefault(member.group, []).append(member)
+    examples = {name: example_rows(members) for name, members in groups.items()}
     for name, members in groups.items():
-        if len(lessons[name]) < FEWEST:
+        if len(examples[name]) < MIN_EXAMPLES:
             raise UsageError(
-                f"{', '.join(one.label for one in members)}: only {len(lessons[name])} moments have a trace of every kind "
-                f"({', '.join(suite.settled)}), and at least {FEWEST} are needed; raise traces.moments, or leave out a kind"
+                f"{', '.join(member.label for member in members)}: only {len(examples[name])} pairs have a trace of every kind "
+                f"({', '.join(suite.user_model_kinds)}), and {MIN_EXAMPLES} are needed; raise traces.pairs, or leave out a kind"
             )
     turns: list[MeasuredTurn] = []
-    fitted: dict[str, dict[str, Any]] = {}
+    models: dict[str, dict[str, Any]] = {}
     for name, members in groups.items():
-        group = _Group(suite, wanted, members, lessons[name], folder, measurer.models.fetch, progress)
+        group = _Group(measurement, config, members, examples[name], folder, progress)
         turns += await asyncio.to_thread(group.run)
-        fitted[name] = {"people": [one.label for one in members], "lessons": len(lessons[name]), "loss": group.losses}
+        labels = [member.label for member in members]
+        models[name] = {"people": labels, "examples": len(examples[name]), "loss": group.losses}
+    counts = [len(rows) for rows in examples.values()]
     return {
-        "of": wanted.of, "base": wanted.base, "thoughts": wanted.thoughts, "precision": wanted.precision, "models": fitted,
-        "lessons": [one["lessons"] for one in fitted.values()],
-        "steps": [_fitting(suite, wanted).steps_for(one["lessons"]) for one in fitted.values()],
-        **user_models_result(turns, suite.settled, seed=suite.seed),
+        "of": config.of, "base": config.base, "thoughts": config.thoughts, "precision": config.precision, "models": models,
+        "examples": counts, "steps": [_training_config(suite, config).steps_for(count) for count in counts],
+        **user_models_result(turns, suite.user_model_kinds, seed=suite.seed),
     }  # fmt: skip
 
 
 def example_rows(members: Sequence[TrainedPerson]) -> list[ExampleRow]:
-    """What the model of a group learns: nothing of a conversation that is held out of anybody in it."""
-    held_out = frozenset[str]().union(*(one.held_out for one in members))
-    return [lesson for one in members for lesson in one.lessons if lesson[0].conversation_id not in held_out]
+    """Return the training examples of a group, without conversations that are held out for any of its members."""
+    held_out = frozenset[str]().union(*(member.held_out for member in members))
+    return [row for member in members for row in member.examples if row[0].conversation_id not in held_out]
 
 
-def _fitting(suite: Suite, wanted: UserModels) -> UserModelConfig:
-    return UserModelConfig(
-        wanted.epochs, wanted.steps, wanted.batch, wanted.learning_rate, wanted.rank, wanted.precision, suite.seed
-    )  # fmt: skip
+def _training_config(suite: Suite, config: UserModels) -> UserModelConfig:
+    keys = ("epochs", "steps", "batch_size", "learning_rate", "rank", "precision")
+    return UserModelConfig(**{key: getattr(config, key) for key in keys}, seed=suite.seed)
 
 
-def user_models_plan(suite: Suite, people: int) -> list[str]:
-    """What the experiment will take, a sentence each; nothing is loaded for it.
+def user_models_estimate(suite: Suite, people: int) -> list[str]:
+    """Return the work of the experiment in sentences; nothing is loaded.
 
     Args:
-        suite: with the table [settling], or without.
-        people: of its corpora.
+        suite: with or without the table [user_models].
+        people: the number of people in its corpora.
     """
-    wanted, kinds = suite.settling, suite.settled
-    if wanted is None or not people:
+    config, kinds = suite.user_models, suite.user_model_kinds
+    if config is None or not people:
         return []
-    groups = people if wanted.of == "person" else len(suite.corpora)
-    moments = people * suite.traces.moments
-    makers = [f"{moments * suite.traces.candidates:,} texts of {suite.models.proposer}"] * (not suite.traced)
+    groups = people if config.of == "person" else len(suite.corpora)
+    pairs = people * suite.traces.pairs
+    proposers = [] if suite.shows_traces else [suite.models.proposer]
     if "trained" in kinds and "trained" not in suite.arms:
-        makers.append(f"{moments * suite.traces.candidates:,} texts of {suite.models.trained}")
-    traces = [f"traces for the user models: {', '.join(makers)}"] if makers else []
-    steps = groups * _fitting(suite, wanted).steps_for(moments // groups)
-    asked, thinking = people * wanted.turns, sum(kind != PAIRS for kind in kinds)
+        proposers.append(str(suite.models.trained))
+    completions = ", ".join(f"{pairs * suite.traces.candidates:,} completions of {proposer}" for proposer in proposers)
+    steps = groups * len(kinds) * _training_config(suite, config).steps_for(pairs // groups)
+    turns, with_thoughts = people * config.turns, sum(kind != PAIRS for kind in kinds)
+    thoughts = turns * with_thoughts * config.thoughts
     return [
-        *traces,
-        f"{groups * len(kinds)} user models of {wanted.base} ({', '.join(kinds)}), at most {steps * len(kinds):,} steps of "
-        f"{wanted.batch} moments",
-        f"{asked * (1 + len(kinds) + thinking * wanted.thoughts):,} turns scored under them, and "
-        f"{asked * thinking * wanted.thoughts:,} thoughts written",
+        *([f"traces for the user models: {completions}"] if proposers else []),
+        f"{groups * len(kinds)} user models of {config.base} ({', '.join(kinds)}), at most {steps:,} steps of "
+        f"{config.batch_size} pairs",
+        f"{turns * (1 + len(kinds)) + thoughts:,} turns scored under them, and {thoughts:,} thoughts sampled",
     ]
 
 
-# What is learned and what is measured ----------------------------------------------------------------------------------
+# Examples and test pairs -----------------------------------------------------------------------------------------------
 
 
-async def _taught(suite: Suite, measurer: PersonMeasurement, number: int, person: Person) -> TrainedPerson:
-    """A person's lessons and test, of the twins of the suite, which are learned first if they are not yet."""
-    wanted, corpus = suite.settling, person.corpus
-    assert wanted is not None
+async def _trained_person(
+    measurement: PersonMeasurement, config: UserModels, number: int, person: Person
+) -> TrainedPerson:  # fmt: skip
+    """The examples and test pairs of a person, from the person's twins, which are learned first if they are missing."""
+    suite, corpus = measurement.suite, person.corpus
     assert corpus is not None
-    name = person.twin if suite.traced else f"{person.twin}-traced"
-    folder = await measurer.learn(person, suite.models.proposer, name=name)
+    kinds = suite.user_model_kinds
+    name = person.twin if suite.shows_traces else f"{person.twin}-traced"
+    folder = await measurement.learn(person, suite.models.proposer, name=name)
     with ExitStack() as stack:
-        chosen = _triples(folder, measurer, stack)
         trained: dict[tuple[str, int], str | None] = {}
-        if "trained" in suite.settled:
-            other = await measurer.learn(person, str(suite.models.trained), name=f"{person.twin}-trained")
-            trained = {_key(one.pair): one.reasoning for one in _triples(other, measurer, stack).triples()}
-        options: dict[str, Any] = {"home": person.home, "model": measurer.models.chat(suite.models.action)}
-        settings = Settings(k=suite.k or Settings().k, window=suite.window or CONTEXT_WINDOW, traces="recon", reasons=False)
-        user = stack.enter_context(
-            SimulatedUser.load(name, embedder=measurer.models.embedder(), settings=settings, **options)
-        )  # fmt: skip
+        if "trained" in kinds:
+            other = await measurement.learn(person, str(suite.models.trained), name=f"{person.twin}-trained")
+            trained = {_key(triple.pair): triple.reasoning for triple in measurement.open_store(other, stack).triples()}
+        user = measurement.open_twin(person, name, measurement.trace_settings, stack)
         held_out, _ = held_out_pairs(user, folder)
-        triples = list(chosen.triples())
+        triples = list(user.store.triples())
         known = [triple.pair for triple in triples]
         check_split(user.record, known, held_out)
-        lessons: list[ExampleRow] = []
+        examples: list[ExampleRow] = []
         for triple in triples:
-            of_kind: dict[TraceKind, str | None] = {
+            traces: dict[TraceKind, str | None] = {
                 "none": None, "backward": backward_trace(triple), "recon": triple.reasoning,
                 "trained": trained.get(_key(triple.pair)),
             }  # fmt: skip
-            if not triple.pair.abandoned and all(of_kind[kind] for kind in suite.settled if kind != PAIRS):
-                lessons.append((triple.pair, {kind: of_kind[kind] for kind in suite.settled}))
-        twice = near_duplicates(held_out, known)
-        said = [pair for place, pair in enumerate(held_out) if place not in twice and not pair.abandoned]
-        if not said:
-            raise UsageError(f"{person.label}: no held-out turn is left that is not nearly the same in what is learned")
-        group = person.twin if wanted.of == "person" else f"c{suite.corpora.index(corpus)}"
-        held = frozenset((*user.record.test, *user.record.validation))
-        return TrainedPerson(number, person.label, group, tuple(lessons), tuple(evenly_spaced(said, wanted.turns)), held)
-
-
-def _triples(folder: Path, measurer: PersonMeasurement, stack: ExitStack) -> TripleStore:
-    store = TripleStore(folder, measurer.models.embedder(), create=False)
-    stack.callback(store.close)
-    return store
+            if not triple.pair.abandoned and all(traces[kind] for kind in kinds if kind != PAIRS):
+                examples.append((triple.pair, {kind: traces[kind] for kind in kinds}))
+        spoken = [pair for pair in without_near_duplicates(person.label, held_out, known) if not pair.abandoned]
+        return TrainedPerson(
+            number=number,
+            label=person.label,
+            group=person.twin if config.of == "person" else f"c{suite.corpora.index(corpus)}",
+            examples=tuple(examples),
+            test_pairs=tuple(evenly_spaced(spoken, config.turns)),
+            held_out=frozenset((*user.record.test, *user.record.validation)),
+        )
 
 
 def _key(pair: Pair) -> tuple[str, int]:
     return pair.conversation_id, pair.position
 
 
-# Fine-tuning and asking ------------------------------------------------------------------------------------------------
+# Training and measurement ----------------------------------------------------------------------------------------------
 
 
 class _Group:
-    """Those who share a model: it is fine-tuned in every kind, and each of them is measured under each."""
+    """The people who share a model: the model is fine-tuned in every kind, and each person is measured under each."""
 
     def __init__(
-        self, suite: Suite, wanted: UserModels, members: Sequence[TrainedPerson], lessons: Sequence[ExampleRow], folder: Path,
-        fetch: FetchProgress | None, progress: Progress,
-    ) -> None:  # fmt: skip
-        self._suite, self._wanted, self._members, self._lessons = suite, wanted, members, lessons
-        self._folder, self._fetch, self._progress = folder, fetch, progress
-        self._window = suite.window or CONTEXT_WINDOW
-        #: Of each kind, at the end of its training: in nats per token of what it learned, which differs from kind to kind.
+        self,
+        measurement: PersonMeasurement,
+        config: UserModels,
+        members: Sequence[TrainedPerson],
+        examples: Sequence[ExampleRow],
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        self._suite, self._window, self._fetch = measurement.suite, measurement.window, measurement.models.fetch
+        self._config, self._members, self._examples = config, members, examples
+        self._folder, self._progress = folder, progress
+        #: The final training loss of each kind, in nats per token; the tokens differ between kinds.
         self.losses: dict[str, float | None] = {}
 
     def run(self) -> list[MeasuredTurn]:
-        """The turns of the members, with what they cost under every kind."""
-        base = weights_folder(self._wanted.base, self._fetch)
-        found: dict[tuple[int, tuple[str, int]], MeasuredTurn] = {}
-        for kind in (BASE, *self._suite.settled):
-            adapter = None if kind == BASE else self._fitted(kind, base)
-            model = UserModel(kind, base, adapter, self._wanted.precision)
-            for one in self._members:
-                keep = self._folder / "people" / f"settling-{one.number}-{kind}.part"
-                for turn in self._measured(model, kind, one, keep):
-                    place = one.number, (turn.conversation_id, turn.position)
-                    found[place] = turn if place not in found else _merged(found[place], turn)
-        return list(found.values())
+        """Return the turns of the members, with their bits under every kind."""
+        base = weights_folder(self._config.base, self._fetch)
+        turns: dict[tuple[int, tuple[str, int]], MeasuredTurn] = {}
+        for kind in (BASE, *self._suite.user_model_kinds):
+            adapter = None if kind == BASE else self._fine_tune(kind, base)
+            model = UserModel(kind, base, adapter, self._config.precision)
+            for member in self._members:
+                for turn in self._measure(model, kind, member):
+                    key = member.number, (turn.conversation_id, turn.position)
+                    turns[key] = _merge(turns[key], turn) if key in turns else turn
+        return list(turns.values())
 
-    def _fitted(self, kind: TraceKind, base: Path) -> Path:
-        rows = [row_of(pair, self._window, traces[kind]) for pair, traces in self._lessons]
-        target = self._folder / "settling" / f"{self._members[0].group}-{kind}"
-        about = {
-            "base": self._wanted.base, "method": "user model", "kind": kind, "people": [one.label for one in self._members],
-        }  # fmt: skip
-        self.losses[kind] = fit(rows, base, target, _fitting(self._suite, self._wanted), about=about, progress=self._progress)[
-            "loss"
-        ]
+    def _fine_tune(self, kind: TraceKind, base: Path) -> Path:
+        rows = [training_row(pair, self._window, traces[kind]) for pair, traces in self._examples]
+        target = self._folder / _FOLDER / f"{self._members[0].group}-{kind}"
+        people = [member.label for member in self._members]
+        metadata = {"base": self._config.base, "method": "user model", "kind": kind, "people": people}
+        config = _training_config(self._suite, self._config)
+        facts = fine_tune(rows, base, target, config, metadata=metadata, progress=self._progress)
+        self.losses[kind] = facts["loss"]
         return target
 
-    def _measured(self, model: UserModel, kind: str, one: TrainedPerson, keep: Path) -> list[MeasuredTurn]:
-        """One person's turns under one model; each is kept before the next is begun."""
-        known = {(turn.conversation_id, turn.position): turn for turn in turns_of(keep)}
-        with open_for_append(keep) as file:
-            for number, pair in enumerate(one.tested):
-                self._progress("settling", number, len(one.tested))
+    def _measure(self, model: UserModel, kind: str, member: TrainedPerson) -> list[MeasuredTurn]:
+        """One person's turns under one model; each turn is written before the next is measured."""
+        path = self._folder / "people" / f"user-models-{member.number}-{kind}.part"
+        known = {(turn.conversation_id, turn.position): turn for turn in read_turn_file(path)}
+        with open_for_append(path) as file:
+            for number, pair in enumerate(member.test_pairs):
+                self._progress("user models", number, len(member.test_pairs))
                 if _key(pair) not in known:
-                    known[_key(pair)] = self._turn(model, kind, one, pair)
+                    known[_key(pair)] = self._turn(model, kind, member, pair)
                     append_line(file, known[_key(pair)].to_json())
-        self._progress("settling", len(one.tested), len(one.tested))
-        return [known[_key(pair)] for pair in one.tested]
+        self._progress("user models", len(member.test_pairs), len(member.test_pairs))
+        return [known[_key(pair)] for pair in member.test_pairs]
 
-    def _turn(self, model: UserModel, kind: str, one: TrainedPerson, pair: Pair) -> MeasuredTurn:
-        likelihood = model.at_once(pair, self._window)
-        bits, thought = {at_once(kind): likelihood.bits}, dict[str, str]()
+    def _turn(self, model: UserModel, kind: str, member: TrainedPerson, pair: Pair) -> MeasuredTurn:
+        likelihood = model.score(pair, self._window)
+        bits, reasoning = {without_thoughts(kind): likelihood.bits}, dict[str, str]()
         if kind not in {BASE, PAIRS}:
             seed = crc32(f"{self._suite.seed}/{pair.conversation_id}/{pair.position}".encode())
-            nats, thoughts = model.with_thoughts(pair, self._window, self._wanted.thoughts, seed=seed)
-            bits[kind], thought = type(likelihood)(nats, likelihood.tokens).bits, {kind: thoughts[0]}
-        context = tuple((ME if turn.speaker == pair.speaker else turn.speaker, turn.text) for turn in pair.context)
+            nats, thoughts = model.score_with_thoughts(pair, self._window, self._config.thoughts, seed=seed)
+            bits[kind], reasoning[kind] = type(likelihood)(nats, likelihood.tokens).bits, thoughts[0]
         return MeasuredTurn(
-            one.label, pair.conversation_id, pair.position, context, pair.action, len(action_completion(pair.action)) - 1, pair.goal,
-            bits, reasoning=thought,
-        )  # fmt: skip
+            person=member.label,
+            conversation_id=pair.conversation_id,
+            position=pair.position,
+            context=tuple((ME if turn.speaker == pair.speaker else turn.speaker, turn.text) for turn in pair.context),
+            action=pair.action,
+            characters=len(action_completion(pair.action)) - 1,
+            goal=pair.goal,
+            bits=bits,
+            reasoning=reasoning,
+        )
 
 
-def _merged(one: MeasuredTurn, other: MeasuredTurn) -> MeasuredTurn:
-    """One record of what was measured at the same turn under two models."""
-    both = {"bits": {**one.bits, **other.bits}, "reasoning": {**one.reasoning, **other.reasoning}}
-    return MeasuredTurn.from_json(one.to_json() | both)
+def _merge(first: MeasuredTurn, second: MeasuredTurn) -> MeasuredTurn:
+    """One record of the same turn under two models."""
+    both = {"bits": {**first.bits, **second.bits}, "reasoning": {**first.reasoning, **second.reasoning}}
+    return MeasuredTurn.from_json(first.to_json() | both)
 
 
-# The figures -----------------------------------------------------------------------------------------------------------
+# Figures ---------------------------------------------------------------------------------------------------------------
 
 
 def user_models_result(turns: Sequence[MeasuredTurn], kinds: Iterable[str], *, seed: int = 0) -> dict[str, Any]:
-    """What each kind's held-out turns cost, and how much more that is than with pairs alone.
+    """Return the bits of each kind on held-out turns, and their differences to training on pairs alone.
 
     Args:
-        turns: with bits by kind, "base" included, and by "KIND, at once" where a kind was also asked without thoughts.
-        kinds: those that were compared; "none" is one of them.
+        turns: with bits by kind, "base" included, and by "KIND, without thoughts" for kinds that sample thoughts.
+        kinds: the kinds to compare; "none" is one of them.
         seed: for the resampling.
 
     Returns:
-        `rows`: of each kind its `kind`; `bits_per_char` as it is meant to be used, and `at_once`; and what these are more than
-        those of "none" at the same turns (`against`, `at_once_against`; below 0: it predicts people better). `family`: which of
-        `against` are tested together, so that their `p_holm` (Holm 1979) bounds the chance of any false finding. `paired`: the
-        traces against each other. Intervals are over people and conversations; see `closeness`.
+        `rows`: for each kind its `kind`; `bits_per_char` in its intended use, and `without_thoughts`; the differences of these
+        to "none" at the same turns (`against`, `without_thoughts_against`; below 0 the kind predicts people better).
+        `family`: the contrasts of `against` that are tested together; their `p_holm` (Holm 1979) bounds the chance of any
+        false positive. `paired`: the kinds with traces against each other. Intervals are over people and conversations; see
+        `closeness`.
     """
-    taught = [kind for kind in kinds if kind != PAIRS]
-    main = [(kind, PAIRS) for kind in taught]
-    beside = [(at_once(kind), PAIRS) for kind in taught] + [(BASE, PAIRS)]
-    among = [(b, a) for place, a in enumerate(taught) for b in taught[place + 1 :]]
-    found = closeness(turns, PAIRS, seed=seed, contrasts=[*main, *beside, *among])
-    paired = {name: one[PRIMARY] for name, one in found["paired"].items() if PRIMARY in one}
-    names = [name for a, b in main if (name := f"{a} - {b}") in paired]
-    for name in names:
-        paired[name]["p_holm"] = None
-    tested = [name for name in names if paired[name]["p"] is not None]
-    for name, p in zip(tested, holm([paired[name]["p"] for name in tested]), strict=True):
-        paired[name]["p_holm"] = p
+    traced = [kind for kind in kinds if kind != PAIRS]
+    main = [(kind, PAIRS) for kind in traced]
+    extra = [(without_thoughts(kind), PAIRS) for kind in traced] + [(BASE, PAIRS)]
+    among = [(second, first) for place, first in enumerate(traced) for second in traced[place + 1 :]]
+    result = closeness(turns, PAIRS, seed=seed, contrasts=[*main, *extra, *among])
+    paired = {name: measures[PRIMARY] for name, measures in result["paired"].items() if PRIMARY in measures}
+    family = [name for first, second in main if (name := f"{first} - {second}") in paired]
+    tested = [name for name in family if paired[name]["p"] is not None]
+    corrected = dict(zip(tested, holm([paired[name]["p"] for name in tested]), strict=True))
+    for name in family:
+        paired[name]["p_holm"] = corrected.get(name)
+
+    def bits(kind: str) -> Any:
+        return result["arms"].get(kind, {}).get(PRIMARY)
+
     rows = [
         {
             "kind": kind,
-            "bits_per_char": found["arms"].get(kind, {}).get(PRIMARY),
+            "bits_per_char": bits(kind),
             "against": paired.get(f"{kind} - {PAIRS}"),
-            "at_once": found["arms"].get(at_once(kind), {}).get(PRIMARY) if kind in taught else None,
-            "at_once_against": paired.get(f"{at_once(kind)} - {PAIRS}") if kind in taught else None,
+            "without_thoughts": bits(without_thoughts(kind)) if kind in traced else None,
+            "without_thoughts_against": paired.get(f"{without_thoughts(kind)} - {PAIRS}") if kind in traced else None,
         }
-        for kind in (BASE, PAIRS, *taught)
+        for kind in (BASE, PAIRS, *traced)
     ]
+    names = [f"{first} - {second}" for first, second in among]
     return {
-        "rows": rows, "paired": {f"{a} - {b}": paired[f"{a} - {b}"] for a, b in among if f"{a} - {b}" in paired},
-        "family": {"contrasts": names, "alpha": ALPHA},
-        "turns": found["turns"], "conversations": found["conversations"], "people": len(found["people"]),
+        "rows": rows, "paired": {name: paired[name] for name in names if name in paired},
+        "family": {"contrasts": family, "alpha": ALPHA},
+        "turns": result["turns"], "conversations": result["conversations"], "people": len(result["people"]),
     }  # fmt: skip
