@@ -207,7 +207,6 @@ def _stats_table(memory_stats: MemoryStats, dated: bool) -> Any:
 
     tuning, requested = memory_stats.tuning, memory_stats.requested_kind
     measured = f"measured on {tuning.queries} queries between its pairs" if tuning.queries else "every triple is compared"
-    effort_unit = {"hnsw": "candidates", "ivf": "clusters", "ivfpq": "clusters"}.get(tuning.kind, "")
     reasons = {"auto": "chosen by size", tuning.kind: "as requested"}
     reason = reasons.get(requested, f"{requested} is requested, but needs more triples")
     sizes = (("memory.sqlite", memory_stats.database_bytes), ("memory.faiss", memory_stats.index_bytes))
@@ -216,7 +215,7 @@ def _stats_table(memory_stats: MemoryStats, dated: bool) -> Any:
         "conversations": f"{memory_stats.conversations}",
         "from, to": f"{format_time(memory_stats.first)}, {format_time(memory_stats.last)}"
         + ("" if dated else " (positions in the log)"),
-        "index": f"{tuning.kind} ({reason})" + (f", searches {tuning.effort} {effort_unit}" if tuning.effort else ""),
+        "index": f"{tuning.kind} ({reason})" + (f", searches {tuning.effort} clusters" if tuning.effort else ""),
         "recall@10": f"{tuning.recall_at_10:.3f} ({measured})",
         "not in the index": f"{memory_stats.tail} triples, compared one by one",
         "embeddings": f"{memory_stats.embedder}, {memory_stats.dimension} dimensions",

@@ -1,8 +1,7 @@
-"""The memory of a twin: triples that can be recalled by how similar their context is to the present one.
+"""The memory of a twin: triples, recalled by the similarity of their context to the present one.
 
-The one design choice: SQLite is the only source of truth and holds the embeddings too (database.py); the index (index.py) is
-derived from it, says which memory, and which state of it, it was made from, and is built again whenever it is missing or does
-not match (indexed.py). What is not in SQLite is not in the memory.
+SQLite is the only source of truth and holds the embeddings too (database.py). The index (vector_index.py) is derived from it,
+carries a stamp of the memory and its state, and is rebuilt whenever it is missing or does not match (indexed_database.py).
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from typing import TYPE_CHECKING, Literal, Self
 from usertwin.memory.models.embedding import Embedder, query_text
 from usertwin.memory.triples import Recalled, Triple
 from usertwin.personas import Pair, TwinError, UsageError
-from usertwin.personas.pairs import MomentKind
+from usertwin.personas.pairs import ContextKind
 
 from .database import FORMAT
 from .error_messages import storage_errors
 from .indexed_database import IndexedDatabase
-from .ranking import SIMILARITY, Ranking, choose, fit_token_budget
-from .vector_index import INDEX_KINDS, IndexKind, Tuning, key
+from .ranking import SIMILARITY, Ranking, fit_token_budget, rank
+from .vector_index import INDEX_KINDS, IndexKind, Tuning, hash_key
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,34 +32,34 @@ if TYPE_CHECKING:
 
     from .vector_index import Mask, Vectors
 
-_AT_ONCE = 500
+_FETCHED = 500
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryStats:
-    """What a memory holds.
+    """Counts and settings of a memory.
 
     Attributes:
-        triples: how many there are.
-        traced: how many of them have a trace.
-        left: how many of them are silent leavings (see `personas.pairs.LEFT`).
-        conversations: of how many conversations they are.
-        first: the moment of the earliest (see `Pair.when`); None if there are none.
-        last: the moment of the latest.
-        format: of the files.
-        embedder: the model that made the embeddings.
-        dimension: their length.
-        generation: how many transactions there were.
-        wanted: the kind of index that was asked for, or "auto".
-        tuning: the index as it is, with its measured recall.
-        tail: how many triples came after the index file was written; they are compared one by one.
-        database_bytes: the size of memory.sqlite.
-        index_bytes: the size of memory.faiss.
+        triples: number of triples.
+        traced: number of triples with a trace.
+        abandoned: number of triples in which the person left without an answer (see `Pair.abandoned`).
+        conversations: number of conversations.
+        first: time of the earliest triple (see `Pair.when`); None if there are no triples.
+        last: time of the latest triple; None if there are no triples.
+        format: format of the files.
+        embedder: name of the embedding model.
+        dimension: length of an embedding.
+        generation: number of transactions.
+        requested_kind: the requested kind of index, or "auto".
+        tuning: the present index, with its measured recall.
+        tail: number of triples added since the index file was written; they are searched exactly.
+        database_bytes: size of memory.sqlite.
+        index_bytes: size of memory.faiss.
     """
 
     triples: int
     traced: int
-    left: int
+    abandoned: int
     conversations: int
     first: float | None
     last: float | None
@@ -68,7 +67,7 @@ class MemoryStats:
     embedder: str
     dimension: int
     generation: int
-    wanted: str
+    requested_kind: str
     tuning: Tuning
     tail: int
     database_bytes: int
@@ -78,36 +77,36 @@ class MemoryStats:
 class TripleStore:
     """Triples that can be recalled by the similarity of their context.
 
-    Safe to use from several threads. Several processes may read while one writes: from its first change until it saves or
-    closes, a store is the only one that may write. Close it, or use it as a context manager, to write the index.
+    Thread-safe. Several processes may read while one writes: a store holds the writer lock from its first change until it saves
+    or closes. Close it, or use it as a context manager, to write the index.
 
     Args:
-        folder: where the memory is, or is to be.
-        embedder: the model that made, or is to make, the embeddings.
-        create: whether a memory that is not there is made; otherwise that is an error.
-        wait: seconds to wait for another process that writes, before that is an error.
+        folder: the folder of the memory.
+        embedder: the embedding model.
+        create: make the memory if there is none; otherwise that is an error.
+        wait: timeout in seconds while another process writes.
 
     Raises:
-        TwinError: the folder was made with another embedding model or a newer format, is damaged, or holds no memory and
-            none is to be made.
+        TwinError: the memory was made with another embedding model or a newer format, or is damaged, or there is none and
+            `create` is False.
     """
 
     def __init__(self, folder: str | Path, embedder: Embedder, *, create: bool = True, wait: float = 10.0) -> None:
         self.folder, self.embedder = Path(folder), embedder
         self._lock = threading.RLock()
-        with self._said():
+        with self._errors():
             self._memory = IndexedDatabase(self.folder, embedder, create=create, wait=wait)
 
     def save(self) -> None:
-        """Write the index, remove what was deleted from both files, and let other processes write.
+        """Write the index, erase removed triples from both files, and release the writer lock.
 
         The triples themselves are on disk already.
         """
-        with self._lock, self._said():
+        with self._lock, self._errors():
             self._memory.save()
 
     def close(self) -> None:
-        """Save and close; the store cannot be used afterwards. Closing twice does nothing."""
+        """Save and close. The store cannot be used afterwards."""
         with self._lock:
             try:
                 self.save()
@@ -120,110 +119,108 @@ class TripleStore:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _said(self) -> AbstractContextManager[None]:
+    def _errors(self) -> AbstractContextManager[None]:
         return storage_errors(self.folder)
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
     def add(self, triples: Sequence[Triple], embeddings: NDArray[np.float32] | None = None) -> int:
-        """Add triples; those already there stay as they are, and are not embedded again. Returns how many were new.
+        """Add triples and return how many were new; those already in the memory stay unchanged and are not embedded again.
 
         Args:
-            triples: what to add. When this returns, they are on disk.
-            embeddings: shape (len(triples), dimension), if they are already known; they are scaled to length 1.
+            triples: the triples; on return they are on disk.
+            embeddings: shape (len(triples), dimension), if they are already computed; they are scaled to length 1.
 
         Raises:
-            TwinError: the embeddings have the wrong shape, or hold something that is not a number or no direction; the disk
-                is full, or the folder cannot be written; somebody else writes in it.
+            TwinError: the embeddings have the wrong shape, or hold a value that is not finite, or a row of zeros; the disk is
+                full, the folder is read-only, or another process is writing in it.
         """
-        given = None if embeddings is None else self._unit(embeddings, len(triples))
-        with self._lock, self._said():
-            new, generation = self._new(triples), self._memory.state.generation
+        given = None if embeddings is None else self._normalize(embeddings, len(triples))
+        with self._lock, self._errors():
+            new, generation = self._new_indices(triples), self._memory.state.generation
         if not new:
             return 0
-        matrix = self._embedded([triples[place] for place in new]) if given is None else given[new]
-        with self._lock, self._said():
+        vectors = self._embed([triples[index] for index in new]) if given is None else given[new]
+        with self._lock, self._errors():
             self._memory.begin()
-            # Somebody may have added some while these were embedded.
-            still = set(new if self._memory.state.generation == generation else self._new(triples))
-            kept = [row for row, place in enumerate(new) if place in still]
-            if kept:
-                self._memory.insert([triples[new[row]] for row in kept], matrix[kept])
-        return len(kept)
+            # Another process may have added some of them during embedding.
+            still_new = set(new if self._memory.state.generation == generation else self._new_indices(triples))
+            rows = [row for row, index in enumerate(new) if index in still_new]
+            if rows:
+                self._memory.insert([triples[new[row]] for row in rows], vectors[rows])
+        return len(rows)
 
     def set_traces(self, triples: Sequence[Triple]) -> None:
-        """Give triples that are already in the memory their trace, score and provenance. When this returns, it is on disk."""
-        with self._lock, self._said():
+        """Set trace, score and provenance of triples that are in the memory; on return they are on disk."""
+        with self._lock, self._errors():
             self._memory.set_traces(triples)
 
     def edit(self, triple_id: str, triple: Triple) -> None:
-        """Put a triple in the place of another; nothing of the old one is left once the store is saved or closed.
+        """Replace a triple by another; the old one is erased from the files when the store is saved or closed.
 
         Raises:
-            TwinError: there is no such triple, or the new one is there already.
+            TwinError: there is no such triple, or the new one is in the memory already.
         """
-        matrix = self._embedded([triple])
-        with self._lock, self._said():
+        vectors = self._embed([triple])
+        with self._lock, self._errors():
             self._memory.begin()
             known = self._memory.numbers_of([triple_id, triple.id])
             if triple_id not in known:
                 raise TwinError(f'{self.folder}: there is no triple "{triple_id}"; nothing was changed')
             if triple.id != triple_id and triple.id in known:
-                raise TwinError(f'{self.folder}: the triple "{triple.id}" is there already; nothing was changed')
-            self._memory.insert([triple], matrix, instead_of=[known[triple_id]])
+                raise TwinError(f'{self.folder}: the triple "{triple.id}" is in the memory already; nothing was changed')
+            self._memory.insert([triple], vectors, replaces=[known[triple_id]])
 
     def delete(self, triple_ids: Sequence[str]) -> int:
-        """Remove triples; returns how many there were. Nothing of them is left on disk once the store is saved or closed."""
-        with self._lock, self._said():
+        """Remove triples and return how many there were; they are erased from the files on save or close."""
+        with self._lock, self._errors():
             self._memory.begin()
             numbers = list(self._memory.numbers_of(triple_ids).values())
             self._memory.remove(numbers)
         return len(numbers)
 
     def forget(self, conversation_id: str | None = None, *, before: float | None = None, after: float | None = None) -> int:
-        """Remove the triples of a conversation, or of before or after a moment (or what is all of these); returns how many.
-
-        Nothing of them is left in the files once the store is saved or closed.
+        """Remove the triples that match all given conditions, and return how many; they are erased on save or close.
 
         Args:
             conversation_id: triples of this conversation.
-            before: triples of an earlier moment (see `Pair.when`).
-            after: triples of a later moment.
+            before: triples of an earlier time (see `Pair.when`).
+            after: triples of a later time.
 
         Raises:
-            UsageError: nothing is said about what to forget.
+            UsageError: no condition is given.
         """
         if conversation_id is None and before is None and after is None:
-            raise UsageError("to forget, name a conversation, or a moment before or after which to forget")
-        with self._lock, self._said():
+            raise UsageError("nothing to forget: give a conversation_id, before or after")
+        with self._lock, self._errors():
             self._memory.begin()
-            columns, gone = self._memory.index.columns, self._memory.filter_mask(before=before)
+            columns, matches = self._memory.index.columns, self._memory.filter_mask(before=before)
             if after is not None:
-                gone &= columns["moment"] > after
+                matches &= columns["moment"] > after
             if conversation_id is not None:
-                gone &= columns["conversation"] == key(conversation_id)
-            numbers = columns["number"][gone].tolist()
+                matches &= columns["conversation"] == hash_key(conversation_id)
+            numbers = columns["number"][matches].tolist()
             self._memory.remove(numbers)
         return len(numbers)
 
     def rebuild(self, kind: IndexKind | Literal["auto"] | None = None) -> None:
-        """Build the index anew and write it; its `kind` is remembered, None leaves it as it is."""
+        """Rebuild the index and write it; a `kind` is stored for later rebuilds, None keeps the present one."""
         if kind is not None and kind not in (*INDEX_KINDS, "auto"):
-            raise UsageError(f'there is no index of kind "{kind}"; there are {", ".join(INDEX_KINDS)} and auto')
-        with self._lock, self._said():
+            raise UsageError(f'the kind of index is "{kind}"; it must be one of {", ".join(INDEX_KINDS)}, auto')
+        with self._lock, self._errors():
             self._memory.rebuild(kind)
 
-    def _new(self, triples: Sequence[Triple]) -> list[int]:
-        """The places of those triples that are not in the memory, each once."""
+    def _new_indices(self, triples: Sequence[Triple]) -> list[int]:
+        """Return the indices of the triples that are not in the memory, without repeats."""
         ids = [triple.id for triple in triples]
         known = self._memory.numbers_of(ids)
-        return list({name: place for place, name in reversed(list(enumerate(ids))) if name not in known}.values())[::-1]
+        return list({id_: index for index, id_ in reversed(list(enumerate(ids))) if id_ not in known}.values())[::-1]
 
-    def _embedded(self, triples: Sequence[Triple]) -> Vectors:
-        return self._unit(self.embedder.embed([query_text(triple.pair) for triple in triples]), len(triples))
+    def _embed(self, triples: Sequence[Triple]) -> Vectors:
+        return self._normalize(self.embedder.embed([query_text(triple.pair) for triple in triples]), len(triples))
 
-    def _unit(self, embeddings: NDArray[np.float32], count: int) -> Vectors:
-        """The embeddings with length 1. TwinError if they cannot be embeddings of this memory."""
+    def _normalize(self, embeddings: NDArray[np.float32], count: int) -> Vectors:
+        """Return the embeddings scaled to length 1. TwinError if their shape or a value is wrong."""
         import numpy as np
 
         matrix = np.ascontiguousarray(embeddings, np.float32)
@@ -235,32 +232,32 @@ class TripleStore:
             )
         with np.errstate(over="ignore"):
             length = np.linalg.norm(matrix, axis=1, keepdims=True)
-        if not np.isfinite(length).all():  # nor is what is too large to be scaled
-            raise TwinError(f"{self.folder}: an embedding holds something that is not a number; nothing was added")
+        if not np.isfinite(length).all():  # also if the length overflows
+            raise TwinError(f"{self.folder}: an embedding holds a value that is not finite; nothing was added")
         if not (length > 0).all():
-            raise TwinError(f"{self.folder}: an embedding is all zeros, so it is like nothing; nothing was added")
+            raise TwinError(f"{self.folder}: an embedding is all zeros, so it has no direction; nothing was added")
         return matrix / length
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        with self._lock, self._said():
+        with self._lock, self._errors():
             self._memory.refresh()
             return self._memory.state.count
 
     def missing(self, triples: Sequence[Triple]) -> list[Triple]:
-        """Those of the triples that are not in the memory, each once."""
-        with self._lock, self._said():
-            return [triples[place] for place in self._new(triples)]
+        """Return the triples that are not in the memory, without repeats."""
+        with self._lock, self._errors():
+            return [triples[index] for index in self._new_indices(triples)]
 
     def triples(self) -> Iterator[Triple]:
-        """All triples, in the order of time."""
-        with self._lock, self._said():
+        """Yield all triples, in time order."""
+        with self._lock, self._errors():
             numbers = self._memory.in_time_order()
-        for start in range(0, len(numbers), _AT_ONCE):
-            with self._lock, self._said():
-                found = self._memory.fetch(numbers[start : start + _AT_ONCE])
-            yield from (triple for triple, _ in found.values())
+        for start in range(0, len(numbers), _FETCHED):
+            with self._lock, self._errors():
+                fetched = self._memory.fetch(numbers[start : start + _FETCHED])
+            yield from (triple for triple, _ in fetched.values())
 
     def recall(
         self,
@@ -269,31 +266,30 @@ class TripleStore:
         *,
         before: float | None = None,
         role: str | None = None,
-        kind: MomentKind | None = None,
-        left: bool | None = False,
+        kind: ContextKind | None = None,
+        abandoned: bool | None = False,
         with_trace: bool = False,
         ranking: Ranking = SIMILARITY,
     ) -> list[Recalled]:
-        """The k triples whose contexts are most similar to the query's, most similar first.
+        """Return the k triples whose contexts are most similar to the query's, most similar first.
 
-        Never a triple of the query's own conversation, and never one that happened at or after `before`.
+        A triple of the query's own conversation is never returned, nor one from `before` or later.
 
         Args:
-            query: the present moment; its action is not looked at.
-            k: how many to recall, at least 0.
-            before: the query's time (see `Pair.when`); None for the living present, to which all of memory is past.
-            role: only answers to somebody of this role.
+            query: the present pair; its action is ignored.
+            k: number of triples, at least 0.
+            before: time of the query (see `Pair.when`); None if all of the memory is earlier.
+            role: only answers to a speaker of this role.
             kind: only contexts of this kind (see `Pair.kind`).
-            left: False for moments in which the person said something, True for those in which they silently left, None for
-                both.
-            with_trace: if none of the k has a trace, let the last place go to the most similar one that has, if there is one.
-            ranking: what counts besides similarity, and how much text there may be.
+            abandoned: True for triples in which the person left without an answer, False for all others, None for both.
+            with_trace: if none of the k triples has a trace, replace the last by the most similar one that has.
+            ranking: criteria besides similarity, and a token budget.
 
         Raises:
             TwinError: a recalled triple is damaged.
         """
         return self.recall_many(
-            [query], k, before=[before], role=role, kind=kind, left=left, with_trace=with_trace, ranking=ranking
+            [query], k, before=[before], role=role, kind=kind, abandoned=abandoned, with_trace=with_trace, ranking=ranking
         )[0]
 
     def recall_many(
@@ -303,94 +299,94 @@ class TripleStore:
         *,
         before: Sequence[float | None] | None = None,
         role: str | None = None,
-        kind: MomentKind | None = None,
-        left: bool | None = False,
+        kind: ContextKind | None = None,
+        abandoned: bool | None = False,
         with_trace: bool = False,
         ranking: Ranking = SIMILARITY,
     ) -> list[list[Recalled]]:
-        """`recall` for many moments, whose embeddings are computed together; `before` has a moment for each."""
+        """Return `recall` of many queries, which are embedded in one batch; `before` has a time for each."""
         if not queries:
             return []
         vectors = self.embedder.embed([query_text(query) for query in queries])
-        found: list[list[Recalled]] = []
-        with self._lock, self._said():
+        results: list[list[Recalled]] = []
+        with self._lock, self._errors():
             dimension = self._memory.state.dimension
             if vectors.shape != (len(queries), dimension):
                 raise TwinError(
                     f"{self.folder}: a query of shape {vectors.shape[1:]} does not fit a memory of dimension {dimension}"
                 )
             self._memory.refresh()
-            for query, vector, now in zip(queries, vectors, before or [None] * len(queries), strict=True):
-                allowed = self._memory.filter_mask(query.conversation_id, now, role=role, kind=kind, left=left)
-                some = self._ranked(query, vector, k, allowed, now, ranking)
-                if with_trace and some and not any(recalled.triple.reasoning for recalled in some):
-                    traced = self._ranked(query, vector, 1, allowed & self._memory.traced, now, ranking)
-                    some = [*some[: k - len(traced)], *traced]
-                found.append(some[: fit_token_budget(ranking, [recalled.triple for recalled in some])])
-        return found
+            for query, vector, time in zip(queries, vectors, before or [None] * len(queries), strict=True):
+                allowed = self._memory.filter_mask(query.conversation_id, time, role=role, kind=kind, abandoned=abandoned)
+                recalled = self._ranked(query, vector, k, allowed, time, ranking)
+                if with_trace and recalled and not any(item.triple.reasoning for item in recalled):
+                    traced = self._ranked(query, vector, 1, allowed & self._memory.traced, time, ranking)
+                    recalled = [*recalled[: k - len(traced)], *traced]
+                results.append(recalled[: fit_token_budget(ranking, [item.triple for item in recalled])])
+        return results
 
     def _ranked(
-        self, query: Pair, vector: Vectors, k: int, allowed: Mask, now: float | None, ranking: Ranking
+        self, query: Pair, vector: Vectors, k: int, allowed: Mask, time: float | None, ranking: Ranking
     ) -> list[Recalled]:
-        """The k best of the allowed triples."""
+        """Return the k best of the allowed triples."""
         import numpy as np
 
         [(positions, similarities)] = self._memory.index.search(vector[None], ranking.pool(k), allowed)
         columns = self._memory.index.columns
         if not ranking.reorders:
-            found = self._memory.fetch(columns["number"][positions].tolist())
-            cosines = dict(zip(columns["number"][positions].tolist(), similarities, strict=True))
-            return [Recalled(triple, cosines[number]) for number, (triple, _) in found.items()]
+            numbers = columns["number"][positions].tolist()
+            cosines = dict(zip(numbers, similarities, strict=True))
+            return [Recalled(triple, cosines[number]) for number, (triple, _) in self._memory.fetch(numbers).items()]
         words = None
         if ranking.words:
             scores = np.where(allowed, self._memory.words.scores(query_text(query)), 0)
-            best = [int(p) for p in np.argsort(-scores, kind="stable")[: ranking.pool(k)] if scores[p] > 0]
-            positions = list(dict.fromkeys([*positions, *best]))
+            by_words = [int(p) for p in np.argsort(-scores, kind="stable")[: ranking.pool(k)] if scores[p] > 0]
+            positions = list(dict.fromkeys([*positions, *by_words]))
             words = scores / max(float(scores.max(initial=0)), 1e-9)
-        found = self._memory.fetch(columns["number"][positions].tolist())
-        positions = [p for p in positions if int(columns["number"][p]) in found]  # else removed a moment ago
+        fetched = self._memory.fetch(columns["number"][positions].tolist())
+        positions = [p for p in positions if int(columns["number"][p]) in fetched]  # another process may have removed some
         if not positions:
             return []
-        vectors = np.stack([np.frombuffer(blob, np.float32) for _, blob in found.values()])
-        cosine, moments = vectors @ vector, columns["moment"]
-        age = (float(moments.max()) if now is None else now) - moments[positions]
-        chosen = choose(ranking, k, cosine, age=age, words=None if words is None else words[positions], vectors=vectors)
-        triples = [triple for triple, _ in found.values()]
-        return [Recalled(triples[place], float(cosine[place])) for place in chosen]
+        vectors = np.stack([np.frombuffer(blob, np.float32) for _, blob in fetched.values()])
+        cosine, times = vectors @ vector, columns["moment"]
+        age = (float(times.max()) if time is None else time) - times[positions]
+        best = rank(ranking, k, cosine, age=age, words=None if words is None else words[positions], vectors=vectors)
+        triples = [triple for triple, _ in fetched.values()]
+        return [Recalled(triples[index], float(cosine[index])) for index in best]
 
     def sample(self, query: Pair, k: int, *, before: float | None = None, rng: random.Random) -> list[Triple]:
-        """K triples at random, of those that `recall` may return for this query."""
-        with self._lock, self._said():
+        """Return k random triples of those that `recall` may return for this query."""
+        with self._lock, self._errors():
             self._memory.refresh()
-            allowed = self._memory.filter_mask(query.conversation_id, before, left=False)
+            allowed = self._memory.filter_mask(query.conversation_id, before, abandoned=False)
             numbers = self._memory.index.columns["number"][allowed].tolist()
-            found = self._memory.fetch(rng.sample(numbers, min(k, len(numbers))))
-        return [triple for triple, _ in found.values()]
+            fetched = self._memory.fetch(rng.sample(numbers, min(k, len(numbers))))
+        return [triple for triple, _ in fetched.values()]
 
     def problems(self) -> list[str]:
-        """What is wrong with memory.sqlite, a sentence each; reads all of it. Damage to the index mends itself."""
-        with self._lock, self._said():
+        """Return one sentence for each kind of damage to memory.sqlite; reads all of it. A damaged index is rebuilt anyway."""
+        with self._lock, self._errors():
             return self._memory.database.problems()
 
     def stats(self) -> MemoryStats:
-        """What the memory holds, and how it is searched."""
-        with self._lock, self._said():
+        """Return counts and settings of the memory."""
+        with self._lock, self._errors():
             memory = self._memory
             memory.refresh()
             columns = memory.index.columns[memory.filter_mask()]
-            moments, path = columns["moment"], memory.index_path
+            times, path = columns["moment"], memory.index_path
             return MemoryStats(
                 triples=memory.state.count,
                 traced=int((memory.traced & memory.filter_mask()).sum()),
-                left=int(columns["left"].sum()),
+                abandoned=int(columns["abandoned"].sum()),
                 conversations=len(set(columns["conversation"].tolist())),
-                first=float(moments.min()) if len(moments) else None,
-                last=float(moments.max()) if len(moments) else None,
+                first=float(times.min()) if len(times) else None,
+                last=float(times.max()) if len(times) else None,
                 format=FORMAT,
                 embedder=memory.state.embedder,
                 dimension=memory.state.dimension,
                 generation=memory.state.generation,
-                wanted=memory.state.index,
+                requested_kind=memory.state.index,
                 tuning=memory.index.tuning,
                 tail=memory.index.tail_count,
                 database_bytes=memory.database.path.stat().st_size,

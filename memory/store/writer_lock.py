@@ -1,7 +1,7 @@
-"""Who may write a memory: one process at a time.
+"""The writer lock of a memory: one process may write at a time.
 
-The one design choice: the lock is the operating system's (filelock), so it is gone with the process that held it, however
-that ended; a small file beside it only says who holds it, for the message to whoever waits.
+Design: the lock is the operating system's (filelock), so it ends with its process, however that ends. A small file beside it
+names the holder, only for the message to a process that waits.
 """
 
 from __future__ import annotations
@@ -18,65 +18,66 @@ _LOG = logging.getLogger("usertwin.memory")
 
 
 class WriterLock:
-    """The right to write in a folder.
+    """The exclusive right to write in a folder.
 
     Args:
         folder: the folder of the memory.
-        wait: seconds to wait for another process that holds the lock.
+        wait: timeout in seconds while another process holds the lock.
     """
 
     def __init__(self, folder: Path, wait: float) -> None:
         from filelock import FileLock
 
         self._folder, self._wait = folder, wait
-        self._holder = folder / "memory.writer"
+        self._holder_file = folder / "memory.writer"
         self._lock = FileLock(folder / "memory.lock", thread_local=False)
 
     @property
     def held(self) -> bool:
-        """Whether this is the one who may write."""
+        """Whether this object holds the lock."""
         return self._lock.is_locked
 
     def acquire(self) -> None:
-        """Take the lock, waiting if need be. TwinError that says who holds it if they do not let go in time."""
-        if not self.held and not self._take(0):
-            _LOG.warning("%s: waiting for %s, who writes in it", self._folder, self._who())
-            if not self._take(self._wait):
+        """Take the lock, waiting if needed. TwinError that names the holder if it is not free within the timeout."""
+        if not self.held and not self._try(0):
+            _LOG.warning("%s: waiting for %s, which is writing in it", self._folder, self._holder())
+            if not self._try(self._wait):
                 raise TwinError(
-                    f"{self._folder}: {self._who()} is writing in this memory; wait until it has finished, or stop it"
+                    f"{self._folder}: {self._holder()} is writing in this memory; wait until it has finished, or stop it"
                 )
 
     def check(self) -> None:
-        """TwinError that says who holds the lock, if somebody does."""
+        """Raise TwinError that names the holder if another process holds the lock."""
         self.acquire()
         self.release()
 
     def try_acquire(self) -> bool:
-        """Take the lock if it is free; whether it is held now."""
-        return self.held or self._take(0)
+        """Take the lock if it is free; return whether it is held now."""
+        return self.held or self._try(0)
 
     def release(self) -> None:
-        """Let others write."""
+        """Let other processes write."""
         if self.held:
-            self._holder.unlink(missing_ok=True)
+            self._holder_file.unlink(missing_ok=True)
             self._lock.release()
 
-    def _take(self, wait: float) -> bool:
+    def _try(self, timeout: float) -> bool:
         from filelock import Timeout
 
         try:
-            self._lock.acquire(timeout=wait)
+            self._lock.acquire(timeout=timeout)
         except Timeout:
             return False
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        program = Path(sys.argv[0]).name or "python"
         try:
-            self._holder.write_text(f"process {os.getpid()} ({Path(sys.argv[0]).name or 'python'}, since {since})", "utf-8")
-        except OSError:  # a full disk must not keep anybody from deleting
-            _LOG.debug("%s could not be written", self._holder)
+            self._holder_file.write_text(f"process {os.getpid()} ({program}, since {since})", "utf-8")
+        except OSError:  # on a full disk, deleting must still be possible
+            _LOG.debug("%s could not be written", self._holder_file)
         return True
 
-    def _who(self) -> str:
+    def _holder(self) -> str:
         try:
-            return self._holder.read_text("utf-8") or "another process"
+            return self._holder_file.read_text("utf-8") or "another process"
         except OSError:
             return "another process"
