@@ -145,10 +145,10 @@ def _split_gain(pair: Pair, action: str, trace: str, before: Likelihood, after: 
     Two separate sums: the rounding error of a difference would make a trace that only copies seem to mislead.
     """
     copied_spans = spans_with_stems(action, stems(trace) - stems(context_and_goal(pair)))
-    if not copied_spans or not after.each:
+    if not copied_spans or not after.token_nats:
         return after.nats - before.nats, 0.0
     guarded, copied, start = list[float](), list[float](), 0
-    for nats_after, nats_before, end in zip(after.each, before.each, after.ends, strict=True):
+    for nats_after, nats_before, end in zip(after.token_nats, before.token_nats, after.token_ends, strict=True):
         in_copied_word = any(start < span_end and end > span_start for span_start, span_end in copied_spans)
         (copied if in_copied_word else guarded).append(nats_after - nats_before)
         start = end
