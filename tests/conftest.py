@@ -1,4 +1,4 @@
-"""What every test shares: nothing real is reached by accident, and a small person whose rule is known."""
+"""Shared fixtures: isolation from real models and homes, a small log, and fake models, scorers and servers."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from numpy.typing import NDArray
 from tiny_model import one_thread, tiny_model
 
 from usertwin.memory import ChatModel, Recipe, alearn
-from usertwin.memory.models.chat import Style
+from usertwin.memory.models.chat import PromptStyle
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer, Likelihood
 from usertwin.personas import ChatLog, Conversation, Pair, Turn
-from usertwin.personas.chat_log import in_time_order
+from usertwin.personas.chat_log import sort_by_time
 from usertwin.simulator.backends.scripted import ScriptedChatModel
 
 pytest_plugins = ["pytester"]
 
-settings.register_profile("usertwin", deadline=None)  # no timing decides a test
+settings.register_profile("usertwin", deadline=None)  # no test depends on timing
 settings.load_profile("usertwin")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -43,7 +43,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def _nothing_real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test reaches a model that is not scripted, or a home that is not its own, unless it is marked slow."""
+    """Give each test a home of its own, and only scripted models unless it is marked slow."""
     monkeypatch.setenv("USERTWIN_HOME", str(tmp_path / "twins"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -55,19 +55,19 @@ def _nothing_real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="module")
 def in_one_thread() -> Iterator[None]:
-    """For modules that reckon with a tiny model."""
+    """Run torch in one thread, for modules that compute with a tiny model."""
     with one_thread():
         yield
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny random model."""
+    """Return the folder of a tiny random model."""
     return tiny_model(tmp_path_factory.mktemp("base") / "tiny")
 
 
 def small_conversation(number: int) -> Conversation:
-    """A talk of Ann with a help desk: she greets, names her city, and says thanks at the end."""
+    """Return a conversation of Ann with a help desk: she names her city, gives a day and says thanks."""
     city = ("Oslo", "Rome", "Lima", "Cairo", "Kyoto")[number % 5]
     desk, ann = f"desk-{number % 2}", "Ann"
     turns = (
@@ -83,7 +83,7 @@ def small_conversation(number: int) -> Conversation:
 
 
 def other_conversation(number: int) -> Conversation:
-    """A talk of Bob with a help desk."""
+    """Return a conversation of Bob with a help desk."""
     turns = (
         Turn("desk-0", "agent", "Hello, what can I do for you?"),
         Turn("Bob", "user", f"I demand a refund for order {number}!!"),
@@ -94,12 +94,12 @@ def other_conversation(number: int) -> Conversation:
 
 
 def small_log() -> ChatLog:
-    """Twenty talks of Ann and ten of Bob."""
+    """Return twenty conversations of Ann and ten of Bob."""
     conversations = [*map(small_conversation, range(20)), *map(other_conversation, range(10))]
-    return ChatLog(in_time_order(conversations, "test"), "test")
+    return ChatLog(sort_by_time(conversations, "test"), "test")
 
 
-#: A moment of Ann's, for tests of what goes on with a single one.
+#: A pair of Ann's, for tests that need a single one.
 ACTION = "the early train to Rome please"
 PAIR = Pair(
     speaker="Ann",
@@ -114,20 +114,20 @@ PAIR = Pair(
 
 @pytest.fixture
 def log() -> ChatLog:
-    """Twenty talks of Ann and ten of Bob."""
+    """Return twenty conversations of Ann and ten of Bob."""
     return small_log()
 
 
 @pytest.fixture
 def log_file(log: ChatLog, tmp_path: Path) -> Path:
-    """The same as a file."""
+    """Return the path of a file with the same log."""
     path = tmp_path / "log.jsonl"
     path.write_text("".join(json.dumps(c.to_json()) + "\n" for c in log.conversations), "utf-8")
     return path
 
 
 def recipe(**changes: object) -> Recipe:
-    """How the test's twins are learned."""
+    """Return the recipe of the tests' twins, with changes."""
     base: dict[str, object] = {
         "source": "test",
         "speaker": "Ann",
@@ -145,15 +145,15 @@ def recipe(**changes: object) -> Recipe:
 
 
 def scripted(*answers: str, rules: list[tuple[str, str]] | None = None) -> ChatModel:
-    """A model that gives these answers in turn."""
+    """Return a model that gives these answers in turn."""
     return ChatModel("scripted:test", ScriptedChatModel(answers=list(answers), rules=rules or []), "transcript")
 
 
-class Telling(BaseChatModel):
-    """Says what a function makes of the prompt and the seed, and remembers both."""
+class FunctionChatModel(BaseChatModel):
+    """A chat model whose reply is a function of prompt and seed; it records both."""
 
-    say: Callable[[str, int], str]
-    asked: list[tuple[str, int]] = []  # noqa: RUF012 - a pydantic field, copied for each model
+    reply: Callable[[str, int], str]
+    requests: list[tuple[str, int]] = []  # noqa: RUF012 - a pydantic field, copied for each model
 
     @property
     def _llm_type(self) -> str:
@@ -161,32 +161,34 @@ class Telling(BaseChatModel):
 
     @property
     def prompts(self) -> list[str]:
-        """What it was asked, in order."""
-        return [prompt for prompt, _ in self.asked]
+        """The prompts of all requests, in order."""
+        return [prompt for prompt, _ in self.requests]
 
     def _generate(self, *args: Any, **options: Any) -> ChatResult:
-        raise AssertionError("models are asked asynchronously")
+        raise AssertionError("models are called asynchronously")
 
     async def _agenerate(
         self, messages: Any, stop: Any = None, run_manager: Any = None, *, seed: int = 0, **options: Any
     ) -> ChatResult:
         prompt = "\n".join(str(message.text) for message in messages)
-        self.asked.append((prompt, seed))
-        said = self.say(prompt, seed)
-        usage = UsageMetadata(input_tokens=len(prompt.split()), output_tokens=len(said.split()), total_tokens=0)
-        return ChatResult(generations=[ChatGeneration(message=AIMessage(said, usage_metadata=usage))])
+        self.requests.append((prompt, seed))
+        text = self.reply(prompt, seed)
+        usage = UsageMetadata(input_tokens=len(prompt.split()), output_tokens=len(text.split()), total_tokens=0)
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(text, usage_metadata=usage))])
 
 
-def telling(say: Callable[[str, int], str], style: Style = "transcript", **facts: Any) -> tuple[ChatModel, Telling]:
-    """A model that says what a function makes of the prompt and the seed, and the same as something that can be looked into."""
-    chat = Telling(say=say)
+def function_model(
+    reply: Callable[[str, int], str], style: PromptStyle = "transcript", **facts: Any
+) -> tuple[ChatModel, FunctionChatModel]:
+    """Return a model whose reply is a function of prompt and seed, and its `FunctionChatModel`."""
+    chat = FunctionChatModel(reply=reply)
     return ChatModel("telling", chat, style, **facts), chat
 
 
-class WeighingScorer:
-    """A scorer for which some words of a prompt make all of a continuation likelier, and a word of the prompt itself more so.
+class WordWeightScorer:
+    """A scorer with known gains: each weighted word in the prompt adds its weight to the log-probability of every token.
 
-    So what a trace gains by reasons is the sum of their weights, on each token, and apart from what it gains by copying.
+    A token that is itself in the prompt gains `copied` more, so gain by reasons and gain by copying can be told apart.
     """
 
     def __init__(self, weights: Mapping[str, float], copied: float = 2.0) -> None:
@@ -197,39 +199,39 @@ class WeighingScorer:
     def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """See `Scorer.score`."""
         self.calls.append(list(items))
-        found: list[Likelihood] = []
+        likelihoods: list[Likelihood] = []
         for prompt, continuation in items:
-            known = set(re.findall(r"\w+", prompt.casefold()))
-            reasons = fsum(weight for word, weight in self._weights.items() if word in known)
+            prompt_words = set(re.findall(r"\w+", prompt.casefold()))
+            reasons = fsum(weight for word, weight in self._weights.items() if word in prompt_words)
             tokens = list(re.finditer(r"\s*\S+|\s+", continuation))
-            each = [reasons - 10 + self._copied * (token[0].strip().casefold() in known) for token in tokens]
-            found.append(Likelihood(fsum(each), len(each), tuple(each), tuple(token.end() for token in tokens)))
-        return found
+            nats = [reasons - 10 + self._copied * (token[0].strip().casefold() in prompt_words) for token in tokens]
+            likelihoods.append(Likelihood(fsum(nats), len(nats), tuple(nats), tuple(token.end() for token in tokens)))
+        return likelihoods
 
 
 class Endpoint:
-    """An OpenAI-compatible server on the loopback that remembers what it was asked, and by which path.
+    """An OpenAI-compatible server on the loopback interface that records its requests.
 
     Attributes:
-        asked: the requests, in order, each with its `path`.
-        content: what it answers, as often as is asked for.
-        refusal: with what message it says that there is no such thing, instead of an answer; None if it answers.
-        reason: why it stops writing.
-        most: how many choices it gives at most.
+        requests: the bodies of all requests, in order, each with its `path`.
+        content: the text of every choice.
+        refusal: the message of a 404 response; None for a normal response.
+        finish_reason: the finish reason of every choice.
+        max_choices: the most choices of a response.
     """
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.content: str | None = "Good day, what can I do?"
         self.refusal: str | None = None
-        self.reason = "stop"
-        self.most = 9
+        self.finish_reason = "stop"
+        self.max_choices = 9
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # the name is the standard library's
+            def do_POST(self) -> None:  # named by the standard library
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint.asked.append(body | {"path": self.path})
+                endpoint.requests.append(body | {"path": self.path})
                 refused = endpoint.refusal is not None
                 raw = json.dumps({"error": {"message": endpoint.refusal}} if refused else endpoint.answer(body)).encode()
                 self.send_response(404 if refused else 200)
@@ -239,11 +241,11 @@ class Endpoint:
                 self.wfile.write(raw)
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         class Server(ThreadingHTTPServer):
             def handle_error(self, request: Any, client_address: Any) -> None:
-                """Say nothing of one who was killed before the answer came; the traceback would be read as ours."""
+                """Hide the traceback of a client that was killed before the response."""
                 if not isinstance(sys.exc_info()[1], ConnectionError):
                     super().handle_error(request, client_address)
 
@@ -251,8 +253,8 @@ class Endpoint:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a request; every choice writes ten tokens, and the prompt has a hundred, forty of them known."""
-        count = min(body.get("n") or 1, self.most)
+        """Return a response: ten output tokens for each choice, a hundred input tokens, forty of them cached."""
+        count = min(body.get("n") or 1, self.max_choices)
         message = {"role": "assistant", "content": self.content}
         usage = {
             "prompt_tokens": 100, "completion_tokens": 10 * count, "total_tokens": 100 + 10 * count,
@@ -260,31 +262,31 @@ class Endpoint:
         }  # fmt: skip
         return {
             "id": "1", "object": "chat.completion", "created": 1, "model": body["model"], "usage": usage,
-            "choices": [{"index": i, "finish_reason": self.reason, "message": message} for i in range(count)],
+            "choices": [{"index": i, "finish_reason": self.finish_reason, "message": message} for i in range(count)],
         }  # fmt: skip
 
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    """An OpenAI-compatible server on the loopback, which may be named though it is not scripted."""
+    """Start an OpenAI-compatible server on the loopback interface, and allow models that are not scripted."""
     monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    found = Endpoint()
-    thread = threading.Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.01})
+    server = Endpoint()
+    thread = threading.Thread(target=server.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
     thread.join()
 
 
-#: The tiny model's longest text, in tokens; its tokens are bytes.
-PLACES = 160
+#: The context length of the tiny model in tokens, which are bytes.
+MAX_POSITIONS = 160
 
 
 @cache
 def tiny() -> tuple[Any, Any]:
-    """A small Llama with random but decided weights, and a tokenizer of bytes."""
+    """Return a small Llama with seeded random weights, and a byte tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -300,8 +302,8 @@ def tiny() -> tuple[Any, Any]:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=PLACES,
-        initializer_range=0.4,  # far from uniform, so that a wrong context is seen in every number
+        max_position_embeddings=MAX_POSITIONS,
+        initializer_range=0.4,  # far from uniform, so that a wrong context changes every number
         tie_word_embeddings=False,
     )
     torch.manual_seed(0)
@@ -310,7 +312,7 @@ def tiny() -> tuple[Any, Any]:
 
 @pytest.fixture(scope="session")
 def _learned_ann(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with a learned twin of Ann, made once."""
+    """Return a home with a learned twin of Ann, made once."""
     home = tmp_path_factory.mktemp("learned")
     model = scripted("wants the weather for a city", "is in a hurry")
     asyncio.run(alearn("ann", small_log(), recipe(), embedder=FakeEmbedder(), model=model, scorer=FakeScorer(), home=home))
@@ -319,13 +321,13 @@ def _learned_ann(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ann(_learned_ann: Path, tmp_path: Path) -> str:
-    """A learned twin of Ann in the test's home, by name."""
+    """Copy the learned twin of Ann to the test's home and return its name."""
     shutil.copytree(_learned_ann, tmp_path / "twins")
     return "ann"
 
 
-class Meanings:
-    """An embedder of which a test says what its texts mean; any other text means nothing in particular."""
+class FixedSimilarityEmbedder:
+    """An embedder that gives each text a chosen cosine to the first axis (0 by default), and records its calls."""
 
     name, dimension = "meanings", 3
 

@@ -1,4 +1,4 @@
-"""What a scripted judge reads and says."""
+"""Parsing of judge prompts, and replies for scripted judges."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ _SHOWN = re.compile(r"^(?:Attempt|Note) ([A-Z]):\n(.*)$", re.MULTILINE)
 _MARKS = ("style", "intent", "values", "plausible", "specific", "clear")
 
 
-def shown(prompt: str) -> dict[str, str]:
-    """The attempts that a judge was shown, by letter, in order."""
+def shown_attempts(prompt: str) -> dict[str, str]:
+    """Return the attempts in a judge prompt by letter, in order."""
     return dict(_SHOWN.findall(prompt))
 
 
-def ruling(ranking: Sequence[str], marks: Callable[[str], int] = lambda _: 5) -> str:
+def judge_reply(ranking: Sequence[str], marks: Callable[[str], int] = lambda _: 5) -> str:
+    """Return a judge's JSON reply with this ranking, best first, and `marks` for each label."""
     return json.dumps({"scores": {label: dict.fromkeys(_MARKS, marks(label)) for label in ranking}, "ranking": list(ranking)})
