@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.recon.distractors import Distractors
-from usertwin.memory.text.transcript import flat
+from usertwin.memory.text.transcript import single_line
 from usertwin.personas import Pair, Turn
-from usertwin.personas.pairs import LEFT
+from usertwin.personas.pairs import ABANDONED
 
 
 def pair(action: str, conversation: str = "here", *, ends: bool = False) -> Pair:
@@ -24,7 +24,7 @@ def elsewhere(*actions: str) -> list[Pair]:
 
 
 def of(pairs: list[Pair], action: str, count: int = 9) -> list[str]:
-    return Distractors(pairs, FakeEmbedder(8192)).of(pair(action), count)
+    return Distractors(pairs, FakeEmbedder(8192)).nearest(pair(action), count)
 
 
 texts = st.lists(st.sampled_from(["tea", "milk", "no", "thanks", "a\ntea", " "]), max_size=4).map(" ".join)
@@ -35,10 +35,10 @@ pairs = st.lists(st.builds(pair, texts, st.sampled_from(["here", "there", "far"]
 def test_distractors_are_few_different_and_from_other_conversations(found: list[Pair], action: str, count: int) -> None:
     others = of(found, action, count)
     assert len(others) <= count
-    assert len({flat(other) for other in others}) == len(others)
-    assert flat(action) not in {flat(other) for other in others}
+    assert len({single_line(other) for other in others}) == len(others)
+    assert single_line(action) not in {single_line(other) for other in others}
     assert {*others} <= {one.action for one in found if one.conversation_id != "here"}
-    assert "" not in map(flat, others)
+    assert "" not in map(single_line, others)
     assert others == of(found, action, 12)[:count]  # the best matched come first, however many are wanted
 
 
@@ -58,7 +58,7 @@ def test_nearly_the_same_words_are_no_other_action() -> None:
 
 
 def test_neither_silence_nor_an_empty_turn_is_an_action_to_choose() -> None:
-    silent = pair(LEFT, "talk 9", ends=True)
+    silent = pair(ABANDONED, "talk 9", ends=True)
     assert silent.abandoned
     assert of([silent, *elsewhere("", " \n", "yes")], "no thanks") == ["yes"]
 
@@ -88,7 +88,7 @@ def test_an_action_said_again_lately_is_a_late_one() -> None:
 @pytest.mark.parametrize("action", ["ok", "👍", "https://example.org/a?b=c", "word " * 3000, "Привет, как дела"])
 def test_any_action_has_distractors(action: str) -> None:
     assert of(elsewhere("yes", "no idea", replace(pair(action)).action), action) == [
-        *sorted(["yes", "no idea"], key=lambda other: abs(len(other) - len(flat(action))))
+        *sorted(["yes", "no idea"], key=lambda other: abs(len(other) - len(single_line(action))))
     ]
 
 

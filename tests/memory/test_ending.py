@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from conftest import small_conversation
 from usertwin.memory.twin.last_turn import LEAST_ENDINGS, LastTurnModel, fit_last_turn
 from usertwin.personas import Pair, Turn, TwinError
-from usertwin.personas.pairs import pairs_of
+from usertwin.personas.pairs import extract_pairs
 
-TALKS = [pairs_of(small_conversation(number), "Ann") for number in range(20)]
+TALKS = [extract_pairs(small_conversation(number), "Ann") for number in range(20)]
 CORPUS = [pair for talk in TALKS[:12] for pair in talk]
 VALIDATION = [pair for talk in TALKS[12:16] for pair in talk]
 UNSEEN = [pair for talk in TALKS[16:] for pair in talk]
@@ -30,14 +30,14 @@ def learned() -> LastTurnModel:
 
 def test_a_person_leaves_where_they_leave_in_unseen_conversations() -> None:
     model = learned()
-    assert [model.leaves(pair) for pair in UNSEEN] == [pair.ends for pair in UNSEEN]
+    assert [model.leaves(pair) for pair in UNSEEN] == [pair.ends_conversation for pair in UNSEEN]
     assert (model.endings, model.validation_turns, model.f1) == (12, len(VALIDATION), 1.0)
 
 
 def test_the_answer_is_not_read_from_the_label() -> None:
     model = learned()
     for pair in UNSEEN:
-        assert model.probability(replace(pair, ends=not pair.ends, conversation_id="else", when=0.0)) == model.probability(pair)
+        assert model.probability(replace(pair, ends=not pair.ends_conversation, conversation_id="else", when=0.0)) == model.probability(pair)
 
 
 @pytest.mark.parametrize("count", [1, 4, 11])
@@ -50,11 +50,11 @@ def test_the_twin_leaves_as_often_as_the_person_on_the_validation_turns(count: i
     assert model is not None
     left = [model.leaves(pair) for pair in noisy]
     assert sum(left) == count
-    assert model.f1 == pytest.approx(sum(pair.ends and said for pair, said in zip(noisy, left, strict=True)) / count)
+    assert model.f1 == pytest.approx(sum(pair.ends_conversation and said for pair, said in zip(noisy, left, strict=True)) / count)
 
 
 def test_without_an_ending_among_the_validation_turns_there_is_no_f1() -> None:
-    for validation in ([], [pair for pair in VALIDATION if not pair.ends]):
+    for validation in ([], [pair for pair in VALIDATION if not pair.ends_conversation]):
         model = fit_last_turn(CORPUS, validation)
         assert model is not None
         assert (model.f1, model.threshold, model.validation_turns) == (None, 0.5, len(validation))
@@ -62,7 +62,7 @@ def test_without_an_ending_among_the_validation_turns_there_is_no_f1() -> None:
 
 
 def test_too_few_endings_teach_nothing() -> None:
-    ends, goes_on = [pair for pair in CORPUS if pair.ends], [pair for pair in CORPUS if not pair.ends]
+    ends, goes_on = [pair for pair in CORPUS if pair.ends_conversation], [pair for pair in CORPUS if not pair.ends_conversation]
     assert fit_last_turn([], []) is None
     assert fit_last_turn(goes_on, VALIDATION) is None
     assert fit_last_turn([*goes_on, *ends[: LEAST_ENDINGS - 1]], VALIDATION) is None

@@ -12,18 +12,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ACTION, PAIR, WeighingScorer
+from conftest import ACTION, PAIR, WordWeightScorer
 from usertwin.memory import LikelihoodGain, Scorer
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer, Likelihood
 from usertwin.memory.recon.distractors import Distractors
-from usertwin.memory.recon.fidelity import CHOICES, Fidelity, ForcedChoice, PriorCorrectedGain, ScoredTraces, gains, reconstruct
+from usertwin.memory.recon.fidelity import (
+    CHOICES,
+    Fidelity,
+    FidelityScore,
+    ForcedChoice,
+    PriorCorrectedGain,
+    gains,
+    reconstruction_prompt,
+)
 from usertwin.memory.recon.propose import CONTEXT_TURNS
-from usertwin.memory.text.transcript import action_line, filler
+from usertwin.memory.text.transcript import action_completion, filler_text
 from usertwin.personas import Pair, Turn
 
 
-def scored(fidelity: Fidelity, *traces: str, pair: Pair = PAIR) -> list[ScoredTraces]:
+def scored(fidelity: Fidelity, *traces: str, pair: Pair = PAIR) -> list[FidelityScore]:
     return asyncio.run(fidelity.score(pair, traces))
 
 
@@ -49,27 +57,29 @@ def test_the_reconstruction_does_not_depend_on_the_action(
     context: tuple[Turn, ...], goal: str, trace: str | None, one: str, other: str
 ) -> None:
     pair = replace(PAIR, context=context, goal=goal)
-    assert reconstruct(replace(pair, action=one, ends=True), trace) == reconstruct(replace(pair, action=other), trace)
+    assert reconstruction_prompt(replace(pair, action=one, ends=True), trace) == reconstruction_prompt(
+        replace(pair, action=other), trace
+    )
 
 
 @given(contexts, texts, st.none() | texts, texts.map(lambda text: f"⟦{text}⟧"))
 def test_the_action_never_appears_in_the_reconstruct_prompt(
     context: tuple[Turn, ...], goal: str, trace: str | None, action: str
 ) -> None:
-    prompt = reconstruct(replace(PAIR, context=context, goal=goal, action=action), trace)
+    prompt = reconstruction_prompt(replace(PAIR, context=context, goal=goal, action=action), trace)
     assert "⟦" not in prompt
     assert prompt.endswith("Me:")
 
 
 def test_the_reconstruction_shows_goal_context_and_trace() -> None:
-    assert reconstruct(PAIR, "I was in a hurry") == (
+    assert reconstruction_prompt(PAIR, "I was in a hurry") == (
         "(My goal: You want to see the sea.)\nThem: Hello there\nMe: hi\nThem: When do you want to go?\n"
         "(Me thinking: I was in a hurry)\nMe:"
     )
-    assert "thinking" not in reconstruct(PAIR, None)
+    assert "thinking" not in reconstruction_prompt(PAIR, None)
     longer = replace(PAIR, context=tuple(Turn("Bob", "agent", f"line {i}") for i in range(CONTEXT_TURNS + 1)))
-    assert "line 0" not in reconstruct(longer, None)
-    assert "line 1" in reconstruct(longer, None)
+    assert "line 0" not in reconstruction_prompt(longer, None)
+    assert "line 1" in reconstruction_prompt(longer, None)
 
 
 # Gain: S2 and G2 -------------------------------------------------------------------------------------------------------
@@ -102,7 +112,7 @@ def moments(draw: st.DrawFn) -> tuple[Pair, str, Tokens]:
         goal=" ".join(draw(words)),
         action=" ".join(draw(words)) or "sea",
     )
-    line = action_line(pair.action)
+    line = action_completion(pair.action)
     ends = (*sorted(draw(st.sets(st.integers(1, len(line) - 1)))), len(line))
     nats = st.lists(st.floats(-20, 0), min_size=len(ends), max_size=len(ends)).map(tuple)
     return pair, " ".join(draw(words)), Tokens(ends, (draw(nats), draw(nats), draw(nats)))
@@ -113,7 +123,7 @@ def copied_tokens(pair: Pair, trace: str, ends: Sequence[int]) -> list[bool]:
     known = {STEMS[word] for text in (pair.context[0].text, pair.goal) for word in text.split()}
     fresh = {STEMS[word] for word in trace.split()} - known
     letters = "".join(
-        ("x" if STEMS.get(word) in fresh else "-") * len(word) for word in re.split(r"(\s)", action_line(pair.action))
+        ("x" if STEMS.get(word) in fresh else "-") * len(word) for word in re.split(r"(\s)", action_completion(pair.action))
     )
     return ["x" in letters[start:end] for start, end in zip((0, *ends), ends, strict=False)]
 
@@ -125,7 +135,7 @@ def test_the_gain_is_what_is_gained_on_new_words_and_what_is_gained_on_copied_on
     [found] = gains(scorer, pair, [trace])
     assert found["gain"] == pytest.approx((fsum(told) - fsum(nothing)) / len(told), abs=1e-9)
     assert found["slot"] == pytest.approx((fsum(nothing) - fsum(alone)) / len(told), abs=1e-9)
-    assert found["gain"] == pytest.approx(found["novel"] + found["copied"], abs=1e-9)
+    assert found["gain"] == pytest.approx(found["guarded_gain"] + found["copied"], abs=1e-9)
     copied = copied_tokens(pair, trace, scorer.ends)
     expected = fsum(b - a for a, b, of_copied in zip(nothing, told, copied, strict=True) if of_copied)
     assert found["copied"] == pytest.approx(expected / len(told), abs=1e-9)
@@ -138,12 +148,12 @@ def test_whatever_is_gained_on_a_copied_word_the_novel_gain_is_the_same(moment: 
     copied = copied_tokens(pair, trace, scorer.ends)
     shifted = tuple(nats + more * of_copied for nats, of_copied in zip(told, copied, strict=True))
     [before], [after] = gains(scorer, pair, [trace]), gains(replace(scorer, rows=(*others, shifted)), pair, [trace])
-    assert after["novel"] == pytest.approx(before["novel"], abs=1e-9)
+    assert after["guarded_gain"] == pytest.approx(before["guarded_gain"], abs=1e-9)
     assert after["gain"] == pytest.approx(before["gain"] + more * sum(copied) / len(copied), abs=1e-9)
 
 
 def test_a_trace_that_only_copies_has_all_of_the_gain_and_no_novel_one() -> None:
-    copy, told = scored(LikelihoodGain(FakeScorer(), novel=False), f"{ACTION} !", "I thought of nothing much")
+    copy, told = scored(LikelihoodGain(FakeScorer(), guarded=False), f"{ACTION} !", "I thought of nothing much")
     assert copy.value == pytest.approx(4 * log(100) / 6)  # "the" and "to" were said before
     assert told.value == 0
     [copy] = scored(LikelihoodGain(FakeScorer()), f"{ACTION} !")
@@ -154,8 +164,8 @@ def test_a_trace_that_only_copies_has_all_of_the_gain_and_no_novel_one() -> None
 def test_a_word_told_in_another_form_is_copied_and_one_that_was_said_before_is_not() -> None:
     pair = replace(PAIR, action="booked trains", goal="", context=(Turn("Bob", "agent", "A train?"),))
     even = Scripted(lambda prompt, _: -1.0 if "liked" in prompt else -2.0)
-    assert gains(even, pair, ["I liked booking"]) == [{"gain": 1.0, "novel": 0.0, "copied": 1.0, "slot": 0.0}]
-    assert gains(even, pair, ["I liked the train"]) == [{"gain": 1.0, "novel": 1.0, "copied": 0.0, "slot": 0.0}]
+    assert gains(even, pair, ["I liked booking"]) == [{"gain": 1.0, "guarded_gain": 0.0, "copied": 1.0, "slot": 0.0}]
+    assert gains(even, pair, ["I liked the train"]) == [{"gain": 1.0, "guarded_gain": 1.0, "copied": 0.0, "slot": 0.0}]
 
 
 def test_what_any_words_would_change_is_no_gain() -> None:
@@ -164,32 +174,37 @@ def test_what_any_words_would_change_is_no_gain() -> None:
         lambda prompt, _: -5.0 + 2.0 * ("thinking" in prompt) + 0.5 * ("hurry" in prompt) - 1.0 * ("lost" in prompt)
     )
     hurry, lost, idle = gains(scorer, PAIR, ["I was in a hurry", "I was lost", "I was here"])
-    assert hurry == {"gain": 0.5, "novel": 0.5, "copied": 0.0, "slot": 2.0}
-    assert lost == {"gain": -1.0, "novel": -1.0, "copied": 0.0, "slot": 2.0}  # though the action is likelier than without it
-    assert idle == {"gain": 0.0, "novel": 0.0, "copied": 0.0, "slot": 2.0}
+    assert hurry == {"gain": 0.5, "guarded_gain": 0.5, "copied": 0.0, "slot": 2.0}
+    assert lost == {
+        "gain": -1.0,
+        "guarded_gain": -1.0,
+        "copied": 0.0,
+        "slot": 2.0,
+    }  # though the action is likelier than without it
+    assert idle == {"gain": 0.0, "guarded_gain": 0.0, "copied": 0.0, "slot": 2.0}
 
 
 def test_reasons_count_on_every_token_that_is_not_copied() -> None:
-    scorer = WeighingScorer({"hurry": 0.5, "bored": -0.25}, copied=2.0)
+    scorer = WordWeightScorer({"hurry": 0.5, "bored": -0.25}, copied=2.0)
     hurry, bored, both = scored(LikelihoodGain(scorer), "I was in a hurry", "I was bored", "I was in a hurry and liked Rome")
-    assert hurry.parts == pytest.approx({"gain": 0.5, "novel": 0.5, "copied": 0.0, "slot": 0.0})
-    assert bored.parts == pytest.approx({"gain": -0.25, "novel": -0.25, "copied": 0.0, "slot": 0.0})
-    assert both.parts == pytest.approx({"gain": 0.5 + 2 / 7, "novel": 0.5 * 6 / 7, "copied": 2.5 / 7, "slot": 0.0})
-    assert [one.value for one in (hurry, bored, both)] == [one.parts["novel"] for one in (hurry, bored, both)]
+    assert hurry.parts == pytest.approx({"gain": 0.5, "guarded_gain": 0.5, "copied": 0.0, "slot": 0.0})
+    assert bored.parts == pytest.approx({"gain": -0.25, "guarded_gain": -0.25, "copied": 0.0, "slot": 0.0})
+    assert both.parts == pytest.approx({"gain": 0.5 + 2 / 7, "guarded_gain": 0.5 * 6 / 7, "copied": 2.5 / 7, "slot": 0.0})
+    assert [one.value for one in (hurry, bored, both)] == [one.parts["guarded_gain"] for one in (hurry, bored, both)]
 
 
 def test_all_traces_of_a_pair_are_scored_in_one_call_that_never_holds_the_action_in_a_prompt() -> None:
-    scorer = WeighingScorer({})
+    scorer = WordWeightScorer({})
     traces = ("I was in a hurry", "I was bored", "I was in a hurry and liked being early there")
     scored(LikelihoodGain(scorer), *traces)
-    thoughts = [None, filler(5), filler(10), *traces]  # the first two are about as long
-    assert scorer.calls == [[(reconstruct(PAIR, thought), action_line(ACTION)) for thought in thoughts]]
+    thoughts = [None, filler_text(5), filler_text(10), *traces]  # the first two are about as long
+    assert scorer.calls == [[(reconstruction_prompt(PAIR, thought), action_completion(ACTION)) for thought in thoughts]]
     assert gains(scorer, PAIR, []) == []
 
 
 def test_a_gain_says_its_name_and_that_below_nothing_is_worse_than_no_trace() -> None:
-    assert LikelihoodGain(FakeScorer()).name == "novel gain under fake:"
-    assert LikelihoodGain(FakeScorer(), novel=False).name == "gain under fake:"
+    assert LikelihoodGain(FakeScorer()).name == "guarded gain under fake:"
+    assert LikelihoodGain(FakeScorer(), guarded=False).name == "gain under fake:"
     assert LikelihoodGain(FakeScorer()).floor == 0.0
 
 
@@ -230,7 +245,7 @@ def test_without_another_action_there_is_nothing_to_choose() -> None:
 
 @given(st.lists(st.floats(-3, 3), min_size=4, max_size=4), st.lists(st.floats(-30, 0), min_size=4, max_size=4))
 def test_how_common_an_action_is_anyway_counts_for_nothing(told: list[float], usual: list[float]) -> None:
-    actions = [action_line(action) for action in (ACTION, *OTHERS)]
+    actions = [action_completion(action) for action in (ACTION, *OTHERS)]
 
     def nats(common: Sequence[float]) -> Scorer:
         table = {action: (own, often) for action, own, often in zip(actions, told, common, strict=True)}
@@ -244,7 +259,7 @@ def test_how_common_an_action_is_anyway_counts_for_nothing(told: list[float], us
 
 
 def test_a_choice_is_among_as_many_as_asked_for_and_its_prompts_hold_none_of_them() -> None:
-    scorer = WeighingScorer({})
+    scorer = WordWeightScorer({})
     many = distractors(*(f"{letter} tea {letter}" for letter in "bcdfghjklm"))
     scored(ForcedChoice(scorer, many), "I was in a hurry")
     assert [len(call) for call in scorer.calls] == [CHOICES] * 3
@@ -264,7 +279,7 @@ traces = st.lists(st.sampled_from(["early", "Rome", "please", "tired", "sea", "q
 
 @given(st.lists(traces, min_size=1, max_size=3), st.floats(0, 3))
 def test_the_prior_is_the_gain_plus_its_weight_times_how_honest_the_trace_is(found: list[str], weight: float) -> None:
-    gain = scored(LikelihoodGain(FakeScorer(), novel=False), *found)
+    gain = scored(LikelihoodGain(FakeScorer(), guarded=False), *found)
     unweighed, weighed = (scored(PriorCorrectedGain(FakeScorer(), one), *found) for one in (0.0, weight))
     for one, plain, other in zip(gain, unweighed, weighed, strict=True):
         assert plain.value == pytest.approx(one.value)
@@ -280,7 +295,7 @@ def test_a_copy_is_punished_by_the_prior_and_a_reason_is_not() -> None:
 
 
 def test_the_prior_sees_the_moment_without_the_action_and_the_posterior_with_it() -> None:
-    scorer = WeighingScorer({})
+    scorer = WordWeightScorer({})
     scored(PriorCorrectedGain(scorer), "I was in\na hurry")
     posterior, prior, _ = scorer.calls
     assert [line for _, line in posterior] == [line for _, line in prior] == [" I was in a hurry\n"]

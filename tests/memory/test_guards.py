@@ -8,25 +8,25 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from conftest import Meanings
+from conftest import FixedSimilarityEmbedder
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import Likelihood
 from usertwin.memory.recon.guards import (
-    LEAST_KEPT,
-    LONGEST_ECHO,
-    LONGEST_RUN,
-    LONGEST_TRACE,
-    MOST_NEW_WORDS,
+    MAX_NEW_WORD_SHARE,
+    MAX_TRACE_WORDS,
+    MIN_ECHO_RUN,
+    MIN_KEPT_SHARE,
+    MIN_QUOTED_RUN,
+    PARAPHRASE_COSINE,
     REASONS,
-    SAME_MEANING,
     kept_share,
     masked,
     paraphrases_action,
     rejection_reason,
     reveals_action,
 )
-from usertwin.memory.text.transcript import action_line, current_moment, filler
-from usertwin.memory.text.words import known_text, longest_new_run, new_stems, runs, stem, stems, word_tokens
+from usertwin.memory.text.transcript import action_completion, filler_text, format_action_prompt
+from usertwin.memory.text.words import context_and_goal, longest_copied_run, new_stems, ngrams, stem, stems, word_tokens
 from usertwin.personas import Pair, Turn
 
 ACTION = "I would rather take the early train to Oslo"
@@ -54,13 +54,13 @@ def test_of_known_words_a_trace_is_rejected_by_the_five_token_rule_and_nothing_e
 ) -> None:
     said = [" ".join(turn) for turn in (["I'm", "茶", "no", "milk", "tea"], *context)]
     moment = pair(" ".join(action), *said, goal=" ".join(goal))
-    run = longest_new_run(" ".join(trace), " ".join(action), "\n".join([*said, " ".join(goal)]))
+    run = longest_copied_run(" ".join(trace), " ".join(action), "\n".join([*said, " ".join(goal)]))
     whole = len(action) in (3, 4) and run == len(action)
     assert rejection_reason(" ".join(trace), moment) == ("quotes_action" if run >= 5 or whole else None)
 
 
 def test_five_shared_words_are_rejected_and_four_are_not() -> None:
-    assert LONGEST_RUN == 5
+    assert MIN_QUOTED_RUN == 5
     assert rejection_reason("Thinks: would rather take the early one.", pair(ACTION, KNOWN)) == "quotes_action"
     assert rejection_reason("Thinks: would rather take the late one.", pair(ACTION, KNOWN)) is None
 
@@ -113,7 +113,7 @@ actions = st.lists(pieces, min_size=1, max_size=12).map(" ".join)
 def test_a_trace_with_the_whole_action_never_passes(action: str, before: str, after: str, context: str, goal: str) -> None:
     moment, tokens = pair(action, context, goal=goal), word_tokens(action)
     assume(len(tokens) >= 3)
-    assume(tuple(tokens) not in runs(word_tokens(known_text(moment)), len(tokens)))
+    assume(tuple(tokens) not in ngrams(word_tokens(context_and_goal(moment)), len(tokens)))
     assert rejection_reason(f"{before} {action} {after}", moment) in {"quotes_action", "too_long"}
 
 
@@ -123,7 +123,7 @@ TEN = "whales shout loudly; frozen bridges creak; winter storms break glass"
 
 
 def test_three_of_ten_new_content_words_are_allowed_and_four_are_not() -> None:
-    assert MOST_NEW_WORDS == 0.3
+    assert MAX_NEW_WORD_SHARE == 0.3
     assert len(new_stems(pair(TEN))) == 10
     assert rejection_reason("I thought of a storm or bridge, or of winter", pair(TEN)) is None
     assert rejection_reason("I thought of a storm or bridge, or of frozen winter", pair(TEN)) == "new_words"
@@ -223,7 +223,7 @@ def test_a_trace_that_speaks_of_speaking_is_not(trace: str) -> None:
 
 
 def test_seven_words_of_the_prompts_examples_are_rejected_and_six_are_not() -> None:
-    assert LONGEST_ECHO == 7
+    assert MIN_ECHO_RUN == 7
     examples = "Note: feels unsure about strangers and asks who comes."
     assert rejection_reason("Ann feels UNSURE about strangers, and asks who", pair("x"), examples) == "echoes_examples"
     assert rejection_reason("Ann feels unsure about strangers and asks them", pair("x"), examples) is None
@@ -237,7 +237,7 @@ def test_a_trace_without_words_is_empty(trace: str) -> None:
 
 
 def test_a_trace_may_be_120_words_and_not_121() -> None:
-    assert LONGEST_TRACE == 120
+    assert MAX_TRACE_WORDS == 120
     assert rejection_reason("well " * 120, pair(ACTION)) is None
     assert rejection_reason("well " * 121, pair(ACTION)) == "too_long"
 
@@ -245,9 +245,9 @@ def test_a_trace_may_be_120_words_and_not_121() -> None:
 # G5: the same in other words -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("cosine", "same"), [(SAME_MEANING - 0.01, False), (SAME_MEANING + 0.01, True), (1.0, True)])
+@pytest.mark.parametrize(("cosine", "same"), [(PARAPHRASE_COSINE - 0.01, False), (PARAPHRASE_COSINE + 0.01, True), (1.0, True)])
 def test_one_sentence_that_means_what_the_action_does_is_enough(cosine: float, same: bool) -> None:
-    embedder = Meanings({"see you later": 1.0, "I felt tired!": 0.3, "I had to part for now.": cosine})
+    embedder = FixedSimilarityEmbedder({"see you later": 1.0, "I felt tired!": 0.3, "I had to part for now.": cosine})
     trace = "I felt tired! I had to part for now. It was late"
     assert paraphrases_action(trace, pair("see you later"), embedder) is same
     assert rejection_reason(trace, pair("see you later"), embedder=embedder) == ("same_meaning" if same else None)
@@ -255,7 +255,7 @@ def test_one_sentence_that_means_what_the_action_does_is_enough(cosine: float, s
 
 
 def test_what_one_of_the_last_turns_means_as_much_may_be_said_again() -> None:
-    embedder = Meanings({"see you later": 1.0, "I had to part": 0.8, "so we part now?": 0.85, "bye?": 0.78})
+    embedder = FixedSimilarityEmbedder({"see you later": 1.0, "I had to part": 0.8, "so we part now?": 0.85, "bye?": 0.78})
     assert paraphrases_action("I had to part", pair("see you later", "hello", " \n", "bye?"), embedder)
     assert not paraphrases_action("I had to part", pair("see you later", "so we part now?", "b", "c", "d"), embedder)
     assert paraphrases_action("I had to part", pair("see you later", "so we part now?", "b", "c", "d", "e"), embedder)
@@ -263,7 +263,7 @@ def test_what_one_of_the_last_turns_means_as_much_may_be_said_again() -> None:
 
 
 def test_no_embedder_is_asked_about_a_trace_that_another_guard_rejects() -> None:
-    embedder = Meanings({})
+    embedder = FixedSimilarityEmbedder({})
     assert rejection_reason(ACTION, pair(ACTION), embedder=embedder) == "quotes_action"
     assert embedder.calls == []
 
@@ -337,14 +337,16 @@ def test_what_is_kept_is_the_part_of_the_gain_that_the_actions_words_do_not_make
     reason: float, word: float, kept: float
 ) -> None:
     assert kept_share(Weighing({"mornings": reason, "trains": word}), MOMENT, TRACE, 4) == pytest.approx(kept)
-    assert (kept < LEAST_KEPT) == (kept not in {0.75, 1.0})
+    assert (kept < MIN_KEPT_SHARE) == (kept not in {0.75, 1.0})
 
 
 def test_the_masked_trace_is_scored_like_the_trace_on_the_same_action() -> None:
     scorer = Weighing({"mornings": 1.0})
     kept_share(scorer, MOMENT, TRACE, 4)
-    thoughts = (filler(len(TRACE.split())), TRACE, "I like mornings and …")
-    assert scorer.calls == [[(current_moment(MOMENT, 4, thought=thought), action_line(MOMENT.action)) for thought in thoughts]]
+    thoughts = (filler_text(len(TRACE.split())), TRACE, "I like mornings and …")
+    assert scorer.calls == [
+        [(format_action_prompt(MOMENT, 4, thought=thought), action_completion(MOMENT.action)) for thought in thoughts]
+    ]
 
 
 def test_a_trace_without_words_of_the_action_keeps_everything_and_nobody_is_asked() -> None:
@@ -411,7 +413,7 @@ EACH: dict[str, tuple[str, Pair]] = {
 @pytest.mark.parametrize("reason", EACH)
 def test_each_guard_gives_its_own_reason(reason: str) -> None:
     trace, moment = EACH[reason]
-    embedder = Meanings({"same": 1.0, "it is so": 0.9})
+    embedder = FixedSimilarityEmbedder({"same": 1.0, "it is so": 0.9})
     assert rejection_reason(trace, moment, "A b c d e f g", embedder) == reason
 
 

@@ -172,7 +172,7 @@ def test_the_ending_is_learned(ann: str, log: ChatLog) -> None:
     ending = LastTurnModel.load(twin_folder(ann) / "ending.json")
     assert ending is not None
     for pair in split_pairs(log, "Ann").test:
-        assert ending.leaves(pair) == pair.ends
+        assert ending.leaves(pair) == pair.ends_conversation
 
 
 def test_equal_recipes_make_equal_twins(log: ChatLog) -> None:
@@ -510,7 +510,7 @@ def test_a_name_that_is_none_is_refused(log: ChatLog) -> None:
 def test_a_method_without_its_models_is_refused(log: ChatLog) -> None:
     with pytest.raises(UsageError, match="need a model and a scorer"):
         run("ann", log, recipe())
-    with pytest.raises(UsageError, match='traces scored by "novel" need a scorer'):
+    with pytest.raises(UsageError, match='traces scored by "guarded_gain" need a scorer'):
         asyncio.run(alearn("eve", log, recipe(), embedder=FakeEmbedder(), model=scripted("was tired"), scorer=None))
 
 

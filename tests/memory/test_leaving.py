@@ -20,8 +20,8 @@ from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.twin.abandonment import NEIGHBOURS, AbandonmentModel, abandonment_rate, fit_abandonment
 from usertwin.memory.twin.record import twin_folder
 from usertwin.personas import ChatLog, Conversation, Pair, Turn, TwinError, split_pairs
-from usertwin.personas.chat_log import in_time_order
-from usertwin.personas.pairs import LEFT, pairs_of
+from usertwin.personas.chat_log import sort_by_time
+from usertwin.personas.pairs import ABANDONED, extract_pairs
 from usertwin.simulator import SimulatedUser, simulate
 from usertwin.simulator.terminal import chat
 
@@ -41,7 +41,7 @@ def silent_talk(number: int) -> Conversation:
 @pytest.fixture
 def silent_log() -> ChatLog:
     """Twenty-eight talks that Ann leaves without another word, and some of Bob's."""
-    return ChatLog(in_time_order([*map(silent_talk, range(28)), *map(other_conversation, range(6))], "test"), "test")
+    return ChatLog(sort_by_time([*map(silent_talk, range(28)), *map(other_conversation, range(6))], "test"), "test")
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ SAID = [{"role": "assistant", "content": f"{ASKS[0]}?"}, {"role": "user", "conte
 
 def recalled(*moments: tuple[float, bool]) -> list[Recalled]:
     return [
-        Recalled(Triple(Pair("Ann", (), LEFT if left else "hi", "", "c", 1, 0.0, left)), similarity)
+        Recalled(Triple(Pair("Ann", (), ABANDONED if left else "hi", "", "c", 1, 0.0, left)), similarity)
         for similarity, left in moments
     ]
 
@@ -75,12 +75,12 @@ def test_the_share_of_leavings_counts_the_similar_more() -> None:
 
 def test_leavings_are_remembered_and_only_come_to_mind_if_asked_for(silent: str) -> None:
     with opened(silent) as user:
-        assert user.store.stats().left > 10
-        query = pairs_of(silent_talk(99), "Ann")[-1]
+        assert user.store.stats().abandoned > 10
+        query = extract_pairs(silent_talk(99), "Ann")[-1]
         assert query.abandoned
         assert not any(r.triple.pair.abandoned for r in user.store.recall(query, 50))
-        assert all(r.triple.pair.abandoned for r in user.store.recall(query, 5, left=None))
-        assert all(r.triple.pair.abandoned for r in user.store.recall(query, 50, left=True))
+        assert all(r.triple.pair.abandoned for r in user.store.recall(query, 5, abandoned=None))
+        assert all(r.triple.pair.abandoned for r in user.store.recall(query, 50, abandoned=True))
 
 
 def test_a_twin_leaves_where_the_person_left_and_stays_where_they_spoke(silent: str) -> None:
@@ -94,8 +94,8 @@ def test_a_twin_leaves_where_the_person_left_and_stays_where_they_spoke(silent: 
         leaves = user.respond([*messages[:2], {"role": "assistant", "content": f"{BYE} 1"}])
     assert (stays.action, stays.done) == ("number 4 please", False)
     assert (leaves.action, leaves.reasoning, leaves.done, leaves.usage.input_tokens) == ("", "", True, 0)
-    assert leaves.leaving > 0.5 > stays.leaving
-    assert sum(row["action"] == LEFT for row in leaves.recalled) > len(leaves.recalled) / 2  # what it can be explained by
+    assert leaves.abandonment_rate > 0.5 > stays.abandonment_rate
+    assert sum(row["action"] == ABANDONED for row in leaves.recalled) > len(leaves.recalled) / 2  # what it can be explained by
 
 
 def test_who_has_not_said_anything_yet_does_not_leave(silent: str) -> None:
@@ -128,7 +128,7 @@ def test_the_threshold_leaves_at_most_as_often_as_the_person(silent_log: ChatLog
         learned = fit_abandonment(store, split.validation)
         assert learned is not None
         moments = [pair for pair in split.validation if pair.position]
-        near = store.recall_many(moments, NEIGHBOURS, before=[pair.when for pair in moments], left=None)
+        near = store.recall_many(moments, NEIGHBOURS, before=[pair.when for pair in moments], abandoned=None)
     left = [learned.leaves(found) for found in near]
     assert 0 < sum(left) <= sum(pair.abandoned for pair in moments)
     assert left == [pair.abandoned for pair in moments]  # told apart with ease, here
@@ -170,7 +170,7 @@ def test_leavings_get_no_traces_and_are_no_part_of_the_persona(silent_log: ChatL
     with TripleStore(twin_folder("ann"), FakeEmbedder()) as store:
         assert all(t.provenance is None for t in store.triples() if t.pair.abandoned)
         assert all(t.provenance is not None for t in store.triples() if not t.pair.abandoned)
-    assert LEFT not in record.persona.sample_turns
+    assert ABANDONED not in record.persona.sample_turns
     spoken = [pair for pair in split_pairs(silent_log, "Ann").corpus if not pair.abandoned]
     assert f"Seen in {len(spoken)} turns" in record.persona.description
 
@@ -178,13 +178,13 @@ def test_leavings_get_no_traces_and_are_no_part_of_the_persona(silent_log: ChatL
 def test_the_evaluation_measures_turns_and_judges_leavings(silent: str) -> None:
     every = ReplayConfig(limit=None, generate=0)
     with opened(silent, "city 1") as user:
-        result = asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=twin_folder(silent), protocol=every))
+        result = asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=twin_folder(silent), config=every))
         held_out = split_pairs(ChatLog(tuple(map(silent_talk, range(28))), "test"), "Ann").test
         assert result["turns"] == sum(not pair.abandoned for pair in held_out)
         assert result["ending"]["f1"]["value"] == 1.0
         assert result["ending"]["f1"]["n"] == len(held_out)
-        user.leaving = None
-        blind = asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=twin_folder(silent), protocol=every))
+        user.abandonment = None
+        blind = asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=twin_folder(silent), config=every))
     assert "f1" not in blind["ending"]  # such a twin never leaves, and nothing is claimed
 
 

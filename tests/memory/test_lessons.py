@@ -18,10 +18,10 @@ from usertwin.memory.training.dataset import (
     SplitConfig,
     TrainingExample,
     build_dataset,
-    with_later,
+    with_related_pairs,
 )
 from usertwin.personas import ChatLog, Conversation, LogError, Turn, UsageError
-from usertwin.personas.pairs import pairs_of
+from usertwin.personas.pairs import extract_pairs
 
 PARTS = ("train", "watched", "seen", "unseen")
 FEW = SplitConfig(people=1, unseen=1, train_pairs=40)
@@ -242,27 +242,27 @@ MOMENTS = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.s
 @given(MOMENTS)
 def test_the_other_moment_is_of_the_same_person_and_never_of_the_same_conversation(told: list[tuple[str, str, str]]) -> None:
     lessons = [lesson(*one, position=place) for place, one in enumerate(told)]
-    found = with_later(lessons, FakeEmbedder())
+    found = with_related_pairs(lessons, FakeEmbedder())
     assert sorted(one.pair.position for one in found) == list(range(len(lessons)))
     for one in found:
         assert one.pair in [known.pair for known in lessons if known.label == one.label]
         others = {known[1] for known in told if known[0] == one.label} - {one.pair.conversation_id}
-        assert (one.later is None) == (not others)
-        if one.later is not None:
-            assert one.later.speaker == one.label
-            assert one.later.conversation_id in others
+        assert (one.related_pair is None) == (not others)
+        if one.related_pair is not None:
+            assert one.related_pair.speaker == one.label
+            assert one.related_pair.conversation_id in others
 
 
 def test_the_other_moment_is_the_most_alike() -> None:
     lessons = [lesson("a", "x", "tea"), lesson("a", "y", "rain"), lesson("a", "z", "tea cake")]
-    found = with_later(lessons, FakeEmbedder())
-    assert found[0].later is not None
-    assert found[0].later.conversation_id == "z"
+    found = with_related_pairs(lessons, FakeEmbedder())
+    assert found[0].related_pair is not None
+    assert found[0].related_pair.conversation_id == "z"
 
 
 def lesson(who: str, where: str, topic: str, position: int = 1) -> TrainingExample:
     """A lesson of somebody who answers to a topic."""
-    [pair] = pairs_of(Conversation(where, (Turn("desk", "agent", topic), Turn(who, "user", "so it is")), None), who)
+    [pair] = extract_pairs(Conversation(where, (Turn("desk", "agent", topic), Turn(who, "user", "so it is")), None), who)
     return TrainingExample(who, replace(pair, position=position))
 
 

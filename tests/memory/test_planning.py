@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import Telling, recipe, small_conversation, small_log, telling
+from conftest import FunctionChatModel, recipe, small_conversation, small_log, function_model
 from usertwin.memory import ChatModel, Recipe, Triple, TripleStore, alearn, existing_twin
 from usertwin.memory.models.chat import FREE, Price
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
-from usertwin.memory.recon.propose import CONTEXT_TURNS, prompt_for
+from usertwin.memory.recon.propose import CONTEXT_TURNS, proposal_prompt
 from usertwin.memory.twin.learn_plan import CostEstimate, estimate_cost
 from usertwin.personas import ChatLog, LogError, UsageError, split_pairs
 
@@ -76,12 +76,12 @@ def learned(made: Recipe, model: ChatModel) -> list[Triple]:
 )
 def test_as_many_texts_are_written_as_planned(changes: dict[str, Any]) -> None:
     made = recipe(**({"max_traces": 4, "max_triples": 9} | changes))
-    chat = Telling(say=honest)
+    chat = FunctionChatModel(say=honest)
     triples = learned(made, ChatModel("telling", chat, "transcript", price=FREE))
     planned = reckoned(made)
     assert planned.triples == len(triples)
     assert planned.traces == sum(triple.provenance is not None for triple in triples)
-    assert planned.calls == len(chat.asked)
+    assert planned.calls == len(chat.requests)
     assert planned.calls == sum(triple.provenance.cost["calls"] or 0 for triple in triples if triple.provenance)
     assert planned.calls <= planned.most_calls
 
@@ -91,16 +91,16 @@ def test_as_many_texts_are_written_as_planned(changes: dict[str, Any]) -> None:
 )
 def test_where_guards_reject_everything_no_more_is_written_than_planned_at_most(changes: dict[str, Any]) -> None:
     made = recipe(**({"max_traces": 4} | changes))
-    chat = Telling(say=lambda *_: "")
+    chat = FunctionChatModel(say=lambda *_: "")
     learned(made, ChatModel("telling", chat, "transcript"))
-    assert len(chat.asked) == reckoned(made).most_calls
+    assert len(chat.requests) == reckoned(made).most_calls
 
 
 @pytest.mark.parametrize("how", ["backward", "forward", "scaffolded"])
 def test_as_much_is_read_as_the_prompts_are_long(how: Any) -> None:
     """Four characters to a token; what is not known beforehand is the lens of each sample, a few words of it."""
     made = recipe(method="recon", proposal_mode=how, candidates=3, max_traces=6)
-    chat = Telling(say=honest)
+    chat = FunctionChatModel(say=honest)
     learned(made, ChatModel("telling", chat, "transcript"))
     read = sum(map(len, chat.prompts)) / 4
     assert reckoned(made).usage.input_tokens == pytest.approx(read, rel=0.02 if how == "scaffolded" else 1e-3)
@@ -117,7 +117,7 @@ def test_the_prompts_are_those_of_the_models_style() -> None:
     made = recipe(method="backward", max_traces=3)
     pairs = [pair for pair in split_pairs(small_log(), "Ann", window=6).corpus if not pair.abandoned][-3:]
     for style in ("transcript", "instruction"):
-        length = sum(len(prompt_for(style, pair, "Ann", "backward")) for pair in pairs)
+        length = sum(len(proposal_prompt(style, pair, "Ann", "backward")) for pair in pairs)
         assert reckoned(made, style=style).usage.input_tokens == length // 4
     assert CONTEXT_TURNS < 6  # so that a longer window makes no longer prompt
     assert reckoned(replace(made, window=30)).usage == reckoned(made).usage
@@ -156,7 +156,7 @@ def test_without_traces_nothing_is_written_and_it_costs_nothing_whatever_the_pri
     st.integers(0, 60) | st.none(),
     st.integers(1, 9),
     st.sampled_from(["recon", "random", "longest", "quality", "backward", "none"]),
-    st.sampled_from(["novel", "judge", "rank"]),
+    st.sampled_from(["guarded_gain", "judge", "rank"]),
 )
 def test_a_plan_is_bounded_by_its_limits_and_grows_with_them(
     most_triples: int | None, most_traces: int | None, candidates: int, method: Any, fidelity: Any
@@ -207,10 +207,10 @@ def test_a_limit_that_makes_no_sense_is_refused_by_the_plan_and_by_learning_alik
     made = recipe(**changes)
     with pytest.raises(UsageError, match=says):
         reckoned(made)
-    model, chat = telling(honest)
+    model, chat = function_model(honest)
     with pytest.raises(UsageError, match=says):
         learned(made, model)
-    assert chat.asked == []
+    assert chat.requests == []
     with pytest.raises(Exception, match="there is no twin"):
         existing_twin("x")
 

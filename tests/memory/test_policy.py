@@ -12,17 +12,17 @@ import pytest
 from tiny_model import tiny_model
 
 from conftest import PAIR
-from usertwin.memory.models.chat import Style
-from usertwin.memory.recon.propose import TRACE_TOKENS, as_trace, prompt_for
+from usertwin.memory.models.chat import PromptStyle
+from usertwin.memory.recon.propose import TRACE_TOKENS, parse_trace, proposal_prompt
 from usertwin.memory.training.policy import (
     check_chat_template,
     check_installed,
     empty_base,
-    ends_of,
+    stop_tokens,
     load_base,
-    lora,
-    prompt_of,
-    text_of,
+    lora_config,
+    policy_prompt,
+    completion_text,
     write_traces,
 )
 from usertwin.personas import ModelError, Turn, UsageError
@@ -68,21 +68,21 @@ class Greedy:
 
 @pytest.mark.parametrize("how", ["backward", "forward"])
 def test_a_policy_is_asked_as_a_proposer_is(how: Any) -> None:
-    assert prompt_of(PAIR, "transcript", how) == prompt_for("transcript", PAIR, "the person", how)
-    told = [{"role": "user", "content": prompt_for("instruction", PAIR, "the person", how)}]
-    assert prompt_of(PAIR, "instruction", how) == told
+    assert policy_prompt(PAIR, "transcript", how) == proposal_prompt("transcript", PAIR, "the person", how)
+    told = [{"role": "user", "content": proposal_prompt("instruction", PAIR, "the person", how)}]
+    assert policy_prompt(PAIR, "instruction", how) == told
 
 
 def test_only_backward_prompts_have_the_action() -> None:
-    styles: tuple[Style, ...] = ("transcript", "instruction")
+    styles: tuple[PromptStyle, ...] = ("transcript", "instruction")
     for style in styles:
-        assert PAIR.action in str(prompt_of(PAIR, style, "backward"))
-        assert PAIR.action not in str(prompt_of(PAIR, style, "forward"))
+        assert PAIR.action in str(policy_prompt(PAIR, style, "backward"))
+        assert PAIR.action not in str(policy_prompt(PAIR, style, "forward"))
 
 
 def test_the_text_of_a_completion_is_itself_or_that_of_its_message() -> None:
-    assert text_of(" was calm\n") == " was calm\n"
-    assert text_of([{"role": "assistant", "content": "I was calm."}]) == "I was calm."
+    assert completion_text(" was calm\n") == " was calm\n"
+    assert completion_text([{"role": "assistant", "content": "I was calm."}]) == "I was calm."
 
 
 # Where a trace ends --------------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_the_text_of_a_completion_is_itself_or_that_of_its_message() -> None:
 
 def test_every_token_that_holds_a_lines_end_ends_a_trace_of_a_transcript_and_no_other(base: tuple[Any, Any]) -> None:
     _, tokenizer = base
-    ends = ends_of(tokenizer, "transcript")
+    ends = stop_tokens(tokenizer, "transcript")
     assert ends[0] == tokenizer.eos_token_id
     texts = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
     assert set(ends[1:]) == {token for token, text in texts.items() if "\n" in text}
@@ -98,14 +98,14 @@ def test_every_token_that_holds_a_lines_end_ends_a_trace_of_a_transcript_and_no_
 
 
 def test_only_its_own_end_ends_an_instructed_trace(base: tuple[Any, Any]) -> None:
-    assert ends_of(base[1], "instruction") == [base[1].eos_token_id]
+    assert stop_tokens(base[1], "instruction") == [base[1].eos_token_id]
 
 
 # What is written -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("style", ["transcript", "instruction"])
-def test_a_trace_is_written_for_each_pair_in_order_and_the_same_for_the_same_seed(base: tuple[Any, Any], style: Style) -> None:
+def test_a_trace_is_written_for_each_pair_in_order_and_the_same_for_the_same_seed(base: tuple[Any, Any], style: PromptStyle) -> None:
     pairs = PAIRS if style == "transcript" else PAIRS[:1]
     written = write_traces(*base, pairs, style, "backward", seed=3)
     assert len(written) == len(pairs)
@@ -189,7 +189,7 @@ def test_a_trace_is_read_up_to_its_end_and_says_whether_it_came_to_it(base: tupl
     pairs = [replace(PAIR, action="a" * (place + 1)) for place in range(4)]  # by length, they stay in order
     found = write_traces(saying, tokenizer, pairs, "transcript", "backward")
     assert [trace for trace, _, _ in found] == ["I was calm.", "I was calm", "I was calm", ""]
-    assert [trace for trace, _, _ in found[:3]] == [as_trace("transcript", text) for text in said]
+    assert [trace for trace, _, _ in found[:3]] == [parse_trace("transcript", text) for text in said]
     assert [found[place][1] for place in (0, 2, 3)] == [True, True, True]
     assert [tokens for _, _, tokens in found][0::3] == [len(rows[0]), 1]
     assert found[2][2] == len(tokenizer(" was calm, and the\n").input_ids)
@@ -229,8 +229,8 @@ def test_a_base_without_a_chat_template_cannot_be_instructed(base: tuple[Any, An
 
 
 def test_an_adapter_has_no_dropout_and_twice_its_rank_for_alpha_unless_told() -> None:
-    assert (lora(8).r, lora(8).lora_alpha, lora(8).lora_dropout) == (8, 16, 0.0)
-    assert lora(8, 8).lora_alpha == 8
+    assert (lora_config(8).r, lora_config(8).lora_alpha, lora_config(8).lora_dropout) == (8, 16, 0.0)
+    assert lora_config(8, 8).lora_alpha == 8
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from conftest import PAIR, Telling, telling
-from usertwin.memory.models.chat import Style
+from conftest import PAIR, FunctionChatModel, function_model
+from usertwin.memory.models.chat import PromptStyle
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.fidelity import LikelihoodGain
 from usertwin.memory.recon.guards import rejection_reason
-from usertwin.memory.recon.propose import MALFORMED, as_trace
+from usertwin.memory.recon.propose import MALFORMED, parse_trace
 from usertwin.memory.training.candidate_pool import (
     LEAST_MARGIN,
     ScoredCandidates,
@@ -29,7 +29,7 @@ from usertwin.memory.training.candidate_pool import (
     sft_rows,
 )
 from usertwin.memory.training.dataset import TrainingExample
-from usertwin.memory.training.policy import prompt_of, text_of
+from usertwin.memory.training.policy import policy_prompt, completion_text
 from usertwin.memory.training.rewards import Reward, RewardWeights
 from usertwin.personas import ModelError, UsageError
 
@@ -39,8 +39,8 @@ SAID = (" was there", " want the early train to Rome please", " wanted to go ear
 WEIGHTS = RewardWeights()
 
 
-def writer() -> tuple[Any, Telling]:
-    return telling(lambda prompt, seed: SAID[seed % len(SAID)])
+def writer() -> tuple[Any, FunctionChatModel]:
+    return function_model(lambda prompt, seed: SAID[seed % len(SAID)])
 
 
 def filled(
@@ -79,7 +79,7 @@ def test_a_pool_that_was_cut_off_at_any_byte_goes_on_to_the_same(kept: int) -> N
         path.write_bytes(RAW[:kept])
         assert filled(path, model) == POOL
         assert path.read_bytes() == RAW
-    assert len(chat.asked) == 3 * (len(LESSONS) - RAW[:kept].count(b"\n"))  # what was whole is not asked for again
+    assert len(chat.requests) == 3 * (len(LESSONS) - RAW[:kept].count(b"\n"))  # what was whole is not asked for again
 
 
 @given(st.integers(0, len(RAW) - 1), st.binary(min_size=1, max_size=4))
@@ -134,7 +134,7 @@ def test_a_model_that_falls_silent_loses_no_pair_that_was_done(tmp_path: Path) -
         return SAID[seed % len(SAID)]
 
     with pytest.raises(ModelError, match="gone"):
-        filled(path, telling(say)[0])
+        filled(path, function_model(say)[0])
     assert path.read_bytes() == b"".join(RAW.splitlines(keepends=True)[:2])
 
 
@@ -145,7 +145,7 @@ def test_each_pair_is_proposed_for_with_a_seed_of_its_own() -> None:
     model, chat = writer()
     with TemporaryDirectory() as folder:
         filled(Path(folder, "pool.jsonl"), model, seed=40)
-    assert [seed for _, seed in chat.asked] == list(range(40, 55))
+    assert [seed for _, seed in chat.requests] == list(range(40, 55))
 
 
 def test_every_trace_is_rewarded_and_its_tokens_counted() -> None:
@@ -163,9 +163,9 @@ def test_no_pair_is_begun_once_the_budget_is_spent(budget: int) -> None:
         assert found == POOL[: len(found)]
         assert sum(one.tokens for one in found[:-1]) < budget
         assert len(found) == len(POOL) or sum(one.tokens for one in found) >= budget
-        asked = len(chat.asked)
+        asked = len(chat.requests)
         assert filled(path, model, budget) == found
-        assert len(chat.asked) == asked  # asked again, it knows that it is done
+        assert len(chat.requests) == asked  # asked again, it knows that it is done
 
 
 def test_progress_goes_up_to_the_budget_and_not_beyond(tmp_path: Path) -> None:
@@ -193,11 +193,11 @@ REWARDS = st.one_of(
     st.sampled_from(["new_words", "empty"]).map(lambda name: Reward(rejected=name)),
 )
 TOLD = st.dictionaries(st.sampled_from(["", "I felt", "I was.", "I'd go, yes", "I am", "I 7"]), REWARDS, min_size=1)
-STYLES: tuple[Style, ...] = ("transcript", "instruction")
+STYLES: tuple[PromptStyle, ...] = ("transcript", "instruction")
 
 
 @given(st.lists(TOLD, max_size=4), st.sampled_from(STYLES))
-def test_what_is_learned_by_heart_or_preferred_was_rejected_by_no_guard(told: list[dict[str, Reward]], style: Style) -> None:
+def test_what_is_learned_by_heart_or_preferred_was_rejected_by_no_guard(told: list[dict[str, Reward]], style: PromptStyle) -> None:
     pool = [proposed(*one.items()) for one in told]
     allowed = {json.dumps(completion_of(t, style)) for one in told for t, r in one.items() if r.rejected is None}
     helping = {
@@ -214,7 +214,7 @@ def test_what_is_learned_by_heart_or_preferred_was_rejected_by_no_guard(told: li
 
 def test_the_best_of_a_pair_is_learned_and_preferred_to_the_worst() -> None:
     pool = [proposed(("I was.", good(0.4, 0.1)), ("I felt.", good(0.9, 0.4)), ("I say: yes.", BAD))]
-    prompt = prompt_of(LESSONS[0].pair, "transcript", "backward")
+    prompt = policy_prompt(LESSONS[0].pair, "transcript", "backward")
     assert sft_rows(pool, WEIGHTS, "transcript", "backward") == [{"prompt": prompt, "completion": " felt.\n"}]
     [row] = dpo_rows(pool, WEIGHTS, "transcript", "backward")
     assert row == {"prompt": prompt, "chosen": " felt.\n", "rejected": " say: yes.\n"}
@@ -295,8 +295,8 @@ def test_rewards_stand_in_the_file_as_they_are() -> None:
 @example("'m tired, very")
 @example(" saw it. And then, wh")
 def test_what_is_learned_is_read_as_the_trace_that_was_scored_but_for_a_full_stop(written: str) -> None:
-    trace = as_trace("transcript", written)
-    again = as_trace("transcript", completion_of(trace, "transcript")) if trace else ""
+    trace = parse_trace("transcript", written)
+    again = parse_trace("transcript", completion_of(trace, "transcript")) if trace else ""
     if any(letter.isalnum() for letter in trace.removeprefix("I ")):  # else there is nothing in it to be learned
         assert again in {trace, f"{trace}."}
     assert completion_of(trace, "transcript").count("\n") == 1
@@ -305,9 +305,9 @@ def test_what_is_learned_is_read_as_the_trace_that_was_scored_but_for_a_full_sto
 @given(st.text())
 @example("{")
 def test_a_message_that_is_learned_is_read_as_the_trace_that_was_scored(written: str) -> None:
-    trace = as_trace("instruction", written)
-    assert as_trace("instruction", text_of(completion_of(trace, "instruction"))) == trace
+    trace = parse_trace("instruction", written)
+    assert parse_trace("instruction", completion_text(completion_of(trace, "instruction"))) == trace
 
 
 def test_an_object_that_is_broken_stays_so() -> None:
-    assert as_trace("instruction", text_of(completion_of(MALFORMED, "instruction"))) == MALFORMED
+    assert parse_trace("instruction", completion_text(completion_of(MALFORMED, "instruction"))) == MALFORMED

@@ -11,21 +11,21 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from conftest import scripted, telling
+from conftest import function_model, scripted
 from usertwin.memory import ChatModel
-from usertwin.memory.models.answer_cache import CompletionCache
-from usertwin.memory.models.chat import Ledger, Price, Style, Usage
+from usertwin.memory.models.chat import Ledger, Price, PromptStyle, Usage
+from usertwin.memory.models.completion_cache import CompletionCache
 from usertwin.memory.recon.guards import rejection_reason
 from usertwin.memory.recon.propose import (
     CONTEXT_TURNS,
     MALFORMED,
     PROPOSAL_MODES,
     ProposalMode,
-    cleaned,
+    clauses_of,
+    clean_line,
     in_first_person,
     paraphrase,
-    parts_of,
-    prompt_for,
+    proposal_prompt,
     proposal_template,
     propose,
 )
@@ -45,7 +45,7 @@ PAIR = Pair(
 )
 MOMENT = "Them: Hello there\nMe: hi\nThem: When do you want to go?"
 LENSES = ("how I am by nature", "what I value", "how I take the world to be")
-STYLES: tuple[Style, ...] = ("transcript", "instruction")
+STYLES: tuple[PromptStyle, ...] = ("transcript", "instruction")
 OBJECT = {"noticed": "I saw a choice.", "felt": "I was calm", "wanted": "to save  time!", "decided": "to keep it short?"}
 
 
@@ -72,7 +72,7 @@ def asked(model: ChatModel) -> list[str]:
     return model.chat.prompts
 
 
-def prompt_of(style: Style, how: ProposalMode, pair: Pair = PAIR, **facts: Any) -> str:
+def prompt_of(style: PromptStyle, how: ProposalMode, pair: Pair = PAIR, **facts: Any) -> str:
     model = replace(scripted("felt calm"), style=style, **facts)
     traces(model, how, pair=pair)
     (prompt,) = asked(model)
@@ -121,7 +121,7 @@ def test_the_examples_of_a_transcript_prompt_are_notes_on_other_moments_in_the_s
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_the_drafts_of_a_search_are_asked_for_backward(style: Style) -> None:
+def test_the_drafts_of_a_search_are_asked_for_backward(style: PromptStyle) -> None:
     assert prompt_of(style, "search") == prompt_of(style, "backward")
     model = replace(scripted(), style=style)
     assert proposal_template(model, "search").version == proposal_template(model, "backward").version
@@ -129,7 +129,7 @@ def test_the_drafts_of_a_search_are_asked_for_backward(style: Style) -> None:
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("how", PROPOSAL_MODES)
-def test_the_prompt_is_the_one_whose_version_is_stored(style: Style, how: ProposalMode) -> None:
+def test_the_prompt_is_the_one_whose_version_is_stored(style: PromptStyle, how: ProposalMode) -> None:
     text = proposal_template(replace(scripted(), style=style), how).text
     assert prompt_of(style, how).startswith(text.split("{{", maxsplit=1)[0])
 
@@ -137,9 +137,9 @@ def test_the_prompt_is_the_one_whose_version_is_stored(style: Style, how: Propos
 @pytest.mark.parametrize("structured", [True, False])
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("how", PROPOSAL_MODES)
-def test_a_prompt_can_be_had_without_asking(style: Style, how: ProposalMode, structured: bool) -> None:
+def test_a_prompt_can_be_had_without_asking(style: PromptStyle, how: ProposalMode, structured: bool) -> None:
     lens = LENSES[0] if how == "scaffolded" else ""
-    told = prompt_for(style, PAIR, "Ann Smith", how, lens=lens, structured=structured)
+    told = proposal_prompt(style, PAIR, "Ann Smith", how, lens=lens, structured=structured)
     assert told == prompt_of(style, how, structured=structured)
 
 
@@ -172,7 +172,7 @@ def test_a_transcript_can_be_of_a_first_turn_without_a_goal(how: ProposalMode) -
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("how", PROPOSAL_MODES)
-def test_only_the_latest_turns_are_shown(style: Style, how: ProposalMode) -> None:
+def test_only_the_latest_turns_are_shown(style: PromptStyle, how: ProposalMode) -> None:
     turns = tuple(Turn("Bob", "agent", f"turn number {number}.") for number in range(CONTEXT_TURNS + 1))
     prompt = prompt_of(style, how, replace(PAIR, context=turns))
     assert "turn number 0." not in prompt
@@ -183,7 +183,7 @@ marks = st.text(min_size=1, max_size=30).map(lambda text: f"⟦{text}⟧")
 
 
 @given(action=marks, goal=st.text(max_size=40), said=st.lists(st.text(max_size=40), max_size=6), style=st.sampled_from(STYLES))
-def test_a_forward_prompt_never_has_the_action_in_it(action: str, goal: str, said: list[str], style: Style) -> None:
+def test_a_forward_prompt_never_has_the_action_in_it(action: str, goal: str, said: list[str], style: PromptStyle) -> None:
     turns = tuple(Turn("Bob", "agent", text.replace("⟦", "")) for text in said)
     pair = replace(PAIR, context=turns, goal=goal.replace("⟦", ""), action=action)
     assert "⟦" not in prompt_of(style, "forward", pair)
@@ -194,7 +194,7 @@ def test_a_forward_prompt_never_has_the_action_in_it(action: str, goal: str, sai
 @given(st.text(), st.text(), st.sampled_from(STYLES), st.sampled_from(PROPOSAL_MODES))
 @example("{{ 1 + 1 }}", "{% include 'x' %}", "instruction", "backward")
 def test_any_moment_can_be_asked_about_and_none_is_read_as_template_code(
-    action: str, said: str, style: Style, how: ProposalMode
+    action: str, said: str, style: PromptStyle, how: ProposalMode
 ) -> None:
     model = replace(scripted("felt calm"), style=style)
     pair = replace(PAIR, context=(Turn("Bob", "agent", said),), action=action, goal=said)
@@ -305,15 +305,15 @@ def test_a_broken_object_is_malformed_and_no_trace(answer: str) -> None:
 
 @pytest.mark.parametrize("answer", ["", " \n\t\n ", "\u2028", "```\n```", "<think>never ended", "<action>take it</action>"])
 @pytest.mark.parametrize("style", STYLES)
-def test_nothing_written_is_nothing(answer: str, style: Style) -> None:
+def test_nothing_written_is_nothing(answer: str, style: PromptStyle) -> None:
     assert traces(replace(scripted(answer), style=style), n=2) == ["", ""]
     assert traces(replace(scripted(), style=style)) == [""]
 
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("how", PROPOSAL_MODES)
-def test_a_model_that_repeats_its_prompt_is_noticed(style: Style, how: ProposalMode) -> None:
-    model, _ = telling(lambda prompt, _: prompt, style)
+def test_a_model_that_repeats_its_prompt_is_noticed(style: PromptStyle, how: ProposalMode) -> None:
+    model, _ = function_model(lambda prompt, _: prompt, style)
     examples = proposal_template(model, how).text
     for trace in traces(model, how, 3):
         assert rejection_reason(trace, PAIR, examples) in {"echoes_examples", "too_long", "quotes_action"}
@@ -321,7 +321,7 @@ def test_a_model_that_repeats_its_prompt_is_noticed(style: Style, how: ProposalM
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("answer", ["word " * 10_000, "so, " * 10_000, "well. " * 10_000, "<a " * 10_000, "日" * 10_000])
-def test_ten_thousand_tokens_come_back_as_one_line_that_is_too_long(style: Style, answer: str) -> None:
+def test_ten_thousand_tokens_come_back_as_one_line_that_is_too_long(style: PromptStyle, answer: str) -> None:
     (trace,) = traces(replace(scripted(answer), style=style))
     assert rejection_reason(trace, PAIR) == "too_long"
     assert len(trace.splitlines()) == 1
@@ -330,7 +330,7 @@ def test_ten_thousand_tokens_come_back_as_one_line_that_is_too_long(style: Style
 @given(st.text(), st.sampled_from(STYLES))
 @example("'\n", "transcript")
 @example("{\ud800", "instruction")
-def test_whatever_a_model_says_becomes_one_line(said: str, style: Style) -> None:
+def test_whatever_a_model_says_becomes_one_line(said: str, style: PromptStyle) -> None:
     (trace,) = traces(replace(scripted(said), style=style))
     assert len(trace.splitlines()) <= 1
     assert trace == trace.strip()
@@ -348,9 +348,9 @@ marked = st.lists(
 
 @given(st.text() | marked)
 def test_what_is_cleaned_is_one_line_without_markup_and_clean(text: str) -> None:
-    found = cleaned(text)
+    found = clean_line(text)
     assert len(found.splitlines()) <= 1
-    assert found == " ".join(found.split()) == cleaned(found)
+    assert found == " ".join(found.split()) == clean_line(found)
     assert "```" not in found
     assert not any(mark in found.casefold() for mark in ("<think>", "</think>", "<action>", "</action>", "<b>"))
 
@@ -365,24 +365,24 @@ def test_what_is_cleaned_is_one_line_without_markup_and_clean(text: str) -> None
     ],
 )
 def test_blocks_of_markup_go_and_words_stay(text: str, clean: str) -> None:
-    assert cleaned(text) == clean
+    assert clean_line(text) == clean
 
 
 @given(st.text() | st.lists(st.sampled_from(["a", "b.", "c,", "d;", "!", "?", ".", " "])).map(" ".join))
 def test_the_parts_of_a_trace_join_back(text: str) -> None:
-    trace = cleaned(text)
-    assert " ".join(parts_of(trace)) == trace
-    assert all(parts_of(trace))
+    trace = clean_line(text)
+    assert " ".join(clauses_of(trace)) == trace
+    assert all(clauses_of(trace))
 
 
 def test_parts_are_clauses() -> None:
-    assert parts_of("I was calm, wanted tea; it was 3.5 o'clock! So") == [
+    assert clauses_of("I was calm, wanted tea; it was 3.5 o'clock! So") == [
         "I was calm,",
         "wanted tea;",
         "it was 3.5 o'clock!",
         "So",
     ]
-    assert parts_of("") == []
+    assert clauses_of("") == []
 
 
 def test_only_a_clipped_verb_is_joined_to_the_person() -> None:
@@ -421,7 +421,7 @@ def test_each_text_is_a_call_and_its_tokens_are_counted(how: ProposalMode, n: in
     model, ledger = replace(scripted("felt very calm"), price=Price(2.0, 100.0)), Ledger()
     traces(model, how, n, ledger=ledger)
     read = sum(len(prompt.split()) for prompt in asked(model))
-    assert (ledger.calls, ledger.repeated) == (n, 0)
+    assert (ledger.calls, ledger.cache_hits) == (n, 0)
     assert ledger.usage == Usage(read, 0, 3 * n)
     assert ledger.dollars == pytest.approx((2 * read + 100 * 3 * n) / 1e6)
 
@@ -431,12 +431,12 @@ def test_what_was_asked_before_is_not_asked_again(tmp_path: Any) -> None:
     model, ledger = replace(scripted("felt calm", "felt tired", "felt bored"), cache=answers), Ledger()
     found = traces(model, n=2, ledger=ledger)
     assert traces(model, n=2, ledger=ledger) == found == ["I felt calm", "I felt tired"]
-    assert (ledger.calls, ledger.repeated, len(asked(model))) == (2, 2, 2)
+    assert (ledger.calls, ledger.cache_hits, len(asked(model))) == (2, 2, 2)
     assert traces(model, "forward", ledger=ledger) == ["I felt bored"]
     assert (
         asyncio.run(propose(model, PAIR, "Ann Smith", n=2, seed=1, ledger=ledger)) == found
     )  # another seed is another question
-    assert (ledger.calls, ledger.repeated) == (5, 2)
+    assert (ledger.calls, ledger.cache_hits) == (5, 2)
     answers.close()
 
 
@@ -448,17 +448,17 @@ def test_a_model_of_unknown_price_makes_the_whole_unknown() -> None:
 
 
 def test_seeds_reach_the_sampler_one_for_each_text() -> None:
-    model, chat = telling(lambda _, seed: f"was number {seed}")
+    model, chat = function_model(lambda _, seed: f"was number {seed}")
     found = asyncio.run(propose(model, PAIR, "Ann", n=3, seed=40))
     assert found == ["I was number 40", "I was number 41", "I was number 42"]
-    assert sorted(seed for _, seed in chat.asked) == [40, 41, 42]
+    assert sorted(seed for _, seed in chat.requests) == [40, 41, 42]
 
 
 def test_a_model_that_does_not_answer_is_named() -> None:
     def fail(prompt: str, seed: int) -> str:
         raise ConnectionError("nobody there")
 
-    model, _ = telling(fail)
+    model, _ = function_model(fail)
     for how in PROPOSAL_MODES:
         with pytest.raises(ModelError, match='"telling" did not answer: ConnectionError: nobody there'):
             traces(model, how, 2)
@@ -468,7 +468,7 @@ def test_a_model_that_does_not_answer_is_named() -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_paraphrase_is_of_the_text_alone(style: Style) -> None:
+def test_a_paraphrase_is_of_the_text_alone(style: PromptStyle) -> None:
     model, ledger = replace(scripted("the first <b>one</b> of the morning"), style=style), Ledger()
     text = "the early\ntrain {{ please }}"
     assert asyncio.run(paraphrase(model, text, seed=0, ledger=ledger)) == "the first one of the morning"

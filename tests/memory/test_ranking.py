@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from usertwin.memory import Ranking, Triple, TripleStore
 from usertwin.memory.models.embedding import FakeEmbedder
-from usertwin.memory.store.ranking import SIMILARITY, WordIndex, choose, fit_token_budget, tokens_of
+from usertwin.memory.store.ranking import SIMILARITY, WordIndex, estimate_tokens, fit_token_budget, rank
 from usertwin.personas import Pair, Turn, UsageError
 
 DIMENSION = 8
@@ -102,7 +102,7 @@ def chosen(
         ((1 - ranking.words) * (1 + s) / 2 + ranking.words * w) * 0.5 ** (max(a, 0) / (ranking.half_life or math.inf))
         for s, a, w, _ in pool
     ])  # fmt: skip
-    places = choose(ranking, k, similarity, age=age, words=words if ranking.words else None, vectors=vectors)
+    places = rank(ranking, k, similarity, age=age, words=words if ranking.words else None, vectors=vectors)
     return places, relevance, (vectors @ vectors.T).astype(float)
 
 
@@ -145,7 +145,7 @@ def test_of_two_that_are_alike_diversity_takes_one_and_what_is_like_neither() ->
     vectors = np.eye(3, dtype=np.float32)[[0, 0, 1]]
     similarity, age = np.array([0.9, 0.89, 0.5], np.float32), np.zeros(3)
     for diversity, expected in ((0.0, [0, 1]), (0.5, [0, 2])):
-        assert choose(Ranking(diversity=diversity), 2, similarity, age=age, words=None, vectors=vectors) == expected
+        assert rank(Ranking(diversity=diversity), 2, similarity, age=age, words=None, vectors=vectors) == expected
 
 
 @given(cosines, st.floats(0, 100), st.floats(0, 100), st.floats(0.5, 50))
@@ -153,7 +153,7 @@ def test_growing_old_never_makes_a_triple_better_whatever_its_cosine(
     one: float, age: float, more: float, half_life: float
 ) -> None:
     ages, similarity = np.array([age, age + more]), np.array([one, one], np.float32)
-    places = choose(Ranking(half_life=half_life), 2, similarity, age=ages, words=None, vectors=np.eye(2, dtype=np.float32))
+    places = rank(Ranking(half_life=half_life), 2, similarity, age=ages, words=None, vectors=np.eye(2, dtype=np.float32))
     assert places == [0, 1]
 
 
@@ -294,9 +294,9 @@ def test_every_ranking_of_an_empty_memory_or_of_no_triples_is_empty(tmp_path: Pa
 
 def test_a_token_is_four_characters_of_context_trace_and_action_rounded_up() -> None:
     triple = Triple(Pair("Ann", (Turn("a", "b", "12345"), Turn("a", "b", "678")), "90", "the goal", "c", 0, 0.0))
-    assert tokens_of(triple) == 3
-    assert tokens_of(replace(triple, reasoning="abc")) == 4
-    assert tokens_of(Triple(Pair("Ann", (), "", "", "c", 0, 0.0))) == 0
+    assert estimate_tokens(triple) == 3
+    assert estimate_tokens(replace(triple, reasoning="abc")) == 4
+    assert estimate_tokens(Triple(Pair("Ann", (), "", "", "c", 0, 0.0))) == 0
 
 
 @given(st.lists(st.integers(0, 40), max_size=8), st.none() | st.integers(1, 40))
@@ -305,7 +305,7 @@ def test_the_limit_lets_whole_triples_through_from_the_first_until_one_does_not_
 ) -> None:
     made = [Triple(Pair("Ann", (), "x" * length, "", "c", n, 0.0)) for n, length in enumerate(lengths)]
     count = fit_token_budget(Ranking(tokens=tokens), made)
-    sums = np.cumsum([0, *map(tokens_of, made)]).tolist()
+    sums = np.cumsum([0, *map(estimate_tokens, made)]).tolist()
     assert count == len(made) if tokens is None else count >= min(1, len(made))
     if tokens is not None:
         assert count <= 1 or sums[count] <= tokens

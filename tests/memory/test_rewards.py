@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ACTION, PAIR, Meanings, WeighingScorer
+from conftest import ACTION, PAIR, FixedSimilarityEmbedder, WordWeightScorer
 from usertwin.memory.models.chat import Ledger
 from usertwin.memory.models.scoring import FakeScorer
-from usertwin.memory.recon.fidelity import LikelihoodGain, ScoredTraces
-from usertwin.memory.recon.guards import LONGEST_TRACE, SAME_MEANING, rejection_reason
+from usertwin.memory.recon.fidelity import LikelihoodGain, FidelityScore
+from usertwin.memory.recon.guards import MAX_TRACE_WORDS, PARAPHRASE_COSINE, rejection_reason
 from usertwin.memory.training.downstream_reward import DownstreamReward
 from usertwin.memory.training.rewards import (
     CLIP,
@@ -45,10 +45,10 @@ class Known:
 
     async def score(
         self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
-    ) -> list[ScoredTraces]:
+    ) -> list[FidelityScore]:
         """See `Fidelity.score`."""
         self.asked.append(list(traces))
-        return [ScoredTraces(self._scores[trace]) for trace in traces]
+        return [FidelityScore(self._scores[trace]) for trace in traces]
 
 
 class Undecided(Known):
@@ -56,7 +56,7 @@ class Undecided(Known):
 
     async def score(
         self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
-    ) -> list[ScoredTraces]:
+    ) -> list[FidelityScore]:
         """See `Fidelity.score`."""
         raise VerdictError("no verdict")
 
@@ -194,12 +194,12 @@ def test_a_trace_is_worth_less_the_more_of_the_new_words_it_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cosine", "worth"), [(0.0, 1.0), (TOLERATED_MEANING, 1.0), (0.525, 0.75), (0.575, 0.25), (SAME_MEANING, 0.0), (0.9, 0.0)]
+    ("cosine", "worth"), [(0.0, 1.0), (TOLERATED_MEANING, 1.0), (0.525, 0.75), (0.575, 0.25), (PARAPHRASE_COSINE, 0.0), (0.9, 0.0)]
 )
 def test_a_trace_is_worth_less_the_nearer_one_of_its_sentences_comes_to_what_the_action_means(
     cosine: float, worth: float
 ) -> None:
-    embedder = Meanings({ACTION: 1.0, "I was off.": cosine, "so off?": 0.95})
+    embedder = FixedSimilarityEmbedder({ACTION: 1.0, "I was off.": cosine, "so off?": 0.95})
     said = replace(PAIR, context=(*PAIR.context, replace(PAIR.context[-1], text="so off?")))
     known = Known({"I was off. It was late": 0.0})
     for pair in (PAIR, said):  # whatever was said before: worth less is not yet rejected
@@ -211,7 +211,7 @@ def test_a_trace_is_worth_less_the_nearer_one_of_its_sentences_comes_to_what_the
 
 def test_of_words_and_meaning_the_one_that_tells_more_counts() -> None:
     pair = replace(PAIR, action="kind grey tall wise young brave loud quick calm warm")
-    near = Meanings({pair.action: 1.0, "soft": 0.525, "kind grey": 0.525})
+    near = FixedSimilarityEmbedder({pair.action: 1.0, "soft": 0.525, "kind grey": 0.525})
     known = Known(dict.fromkeys(["soft", "kind grey"], 0.0))
     told = asyncio.run(
         compute_rewards(pair, ["soft", "kind grey"], [True] * 2, fidelity=known, guard=allowed, embedder=near)
@@ -220,7 +220,7 @@ def test_of_words_and_meaning_the_one_that_tells_more_counts() -> None:
 
 
 def test_a_trace_of_a_usual_length_is_worth_more_than_one_word_or_very_many() -> None:
-    traces = [" ".join(["calm"] * words) for words in (0, 1, 5, 60, 90, LONGEST_TRACE, LONGEST_TRACE + 50)]
+    traces = [" ".join(["calm"] * words) for words in (0, 1, 5, 60, 90, MAX_TRACE_WORDS, MAX_TRACE_WORDS + 50)]
     assert [one.length for one in rewarded(dict.fromkeys(traces, 0.0), traces)] == [0.0, 0.2, 1.0, 1.0, 0.5, 0.0, 0.0]
 
 
@@ -263,8 +263,8 @@ LATER = replace(PAIR, conversation_id="another", action="a quiet seat by the win
 
 def downstream(
     weights: Mapping[str, float], traces: Sequence[str], later: Pair | None = LATER
-) -> tuple[list[float], WeighingScorer]:
-    scorer = WeighingScorer(weights)
+) -> tuple[list[float], WordWeightScorer]:
+    scorer = WordWeightScorer(weights)
     found = DownstreamReward(scorer, {} if later is None else {PAIR: later})
     return [one.value for one in asyncio.run(found.score(PAIR, traces))], scorer
 
@@ -291,6 +291,6 @@ def test_without_another_moment_every_trace_is_worth_the_same_and_nothing_is_sco
     "change", [{"speaker": "Eve"}, {"conversation_id": "b"}, {"position": 9}, {"action": "said in another log"}]
 )
 def test_pairs_are_told_apart_by_who_where_when_and_what(change: dict[str, Any]) -> None:
-    found = DownstreamReward(WeighingScorer({"good": 1.0}), {PAIR: LATER})
+    found = DownstreamReward(WordWeightScorer({"good": 1.0}), {PAIR: LATER})
     [other] = asyncio.run(found.score(replace(PAIR, **change), ["good"]))
     assert other.value == 0.0

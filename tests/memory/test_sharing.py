@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_training import a_plan, rows_of, trained, weights_of
 
-from usertwin.memory.models.transformers_scorer import LEAST_SHARED
+from usertwin.memory.models.transformers_scorer import MIN_SHARED_TOKENS
 from usertwin.memory.training import checkpoints
-from usertwin.memory.training.policy import load_base, lora
+from usertwin.memory.training.policy import load_base, lora_config
 from usertwin.memory.training.prefix_sharing import shared_prefix_forward
 
 pytest.importorskip("trl")
@@ -32,7 +32,7 @@ def policy(base: Path) -> Any:
 
     model, _ = load_base(base)
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
-    model = get_peft_model(model, lora(2))
+    model = get_peft_model(model, lora_config(2))
     torch.manual_seed(0)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -91,7 +91,7 @@ tokens = st.integers(2, 300)
 
 @settings(max_examples=30, deadline=None)
 @given(
-    begin=st.lists(tokens, min_size=LEAST_SHARED - 4, max_size=60),
+    begin=st.lists(tokens, min_size=MIN_SHARED_TOKENS - 4, max_size=60),
     own=st.lists(st.tuples(st.lists(tokens, max_size=9), st.lists(tokens, min_size=1, max_size=6)), min_size=1, max_size=4),
     left=st.booleans(),
 )
@@ -120,7 +120,7 @@ def test_no_label_is_foretold_from_what_is_shared(policy: Any) -> None:
     [
         pytest.param([list(range(2, 52))], id="one row"),
         pytest.param([list(range(2, 52)), list(range(3, 53))], id="nothing in common"),
-        pytest.param([list(range(2, 2 + LEAST_SHARED))] * 2, id="too little in common"),
+        pytest.param([list(range(2, 2 + MIN_SHARED_TOKENS))] * 2, id="too little in common"),
     ],
 )
 def test_what_cannot_be_shared_is_read_as_ever(policy: Any, prompts: list[list[int]]) -> None:

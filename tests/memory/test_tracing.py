@@ -23,7 +23,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 
-from conftest import recipe, telling
+from conftest import recipe, function_model
 from usertwin.memory import ChatModel, Recipe, Triple, TripleStore, alearn
 from usertwin.memory.models.completion_cache import COMPLETIONS_FILE
 from usertwin.memory.models.chat import Price, PromptStyle
@@ -257,14 +257,14 @@ def test_what_a_killed_learning_was_told_serves_another_recipe(tmp_path: Path) -
 @pytest.mark.parametrize("style", ["transcript", "instruction"])
 def test_the_same_learning_again_makes_no_call_and_gives_the_same_traces(changes: dict[str, Any], style: PromptStyle) -> None:
     how = recipe(**({"max_traces": 4} | changes))
-    model, chat = telling(judge_and_reconstruct, style, controls=False, price=Price(1.0, 1.0))
+    model, chat = function_model(judge_and_reconstruct, style, controls=False, price=Price(1.0, 1.0))
     roles = {"actor": replace(model, name="a"), "judge": replace(model, name="j")}
     run(how, model, concurrency=2, **roles)
-    first, asked = memory(), len(chat.asked)
+    first, asked = memory(), len(chat.requests)
     assert asked >= 4
     assert any(triple.reasoning for triple in first)
     run(how, model, overwrite=True, concurrency=2, **roles)
-    assert len(chat.asked) == asked
+    assert len(chat.requests) == asked
     assert free(memory()) == free(first)
     costs = [triple.provenance.cost for triple in memory() if triple.provenance is not None]
     assert {(cost["calls"], cost["dollars"], cost["output_tokens"]) for cost in costs} == {(0, 0.0, 0)}
@@ -371,13 +371,13 @@ def test_what_each_trace_cost_is_in_its_provenance_and_adds_up(tmp_path: Path, p
 
 
 def test_reconstructions_and_verdicts_are_part_of_the_cost() -> None:
-    model, chat = telling(judge_and_reconstruct, "instruction", price=Price(0.0, 0.0))
+    model, chat = function_model(judge_and_reconstruct, "instruction", price=Price(0.0, 0.0))
     run(
         recipe(fidelity="judge", actor="a", judge="j", max_traces=5), model,
         actor=replace(model, name="a", price=Price(1.0, 1.0)), judge=replace(model, name="j"),
     )  # fmt: skip
     costs = [triple.provenance.cost for triple in memory() if triple.provenance is not None]
-    assert sum(cost["calls"] or 0 for cost in costs) == len(chat.asked)
+    assert sum(cost["calls"] or 0 for cost in costs) == len(chat.requests)
     assert all((cost["calls"] or 0) >= 2 + 2 + 1 and (cost["dollars"] or 0) > 0 for cost in costs)  # the paper's 2N + 1
 
 
@@ -405,7 +405,7 @@ def test_every_trace_that_is_stored_has_passed_every_guard(method: str, how: str
     def say(prompt: str, seed: int) -> str:
         return judge_and_reconstruct(prompt, seed) if _LABEL.search(prompt) else mixed(prompt, seed)
 
-    model, _ = telling(say)
+    model, _ = function_model(say)
     run(recipe(method=method, proposal_mode=how, candidates=3, max_calls=6, judge="j"), model, judge=model)
     triples, stored = memory(), 0
     examples = proposal_template(model, how).text  # pyright: ignore[reportArgumentType]
@@ -459,11 +459,11 @@ def odd_talks() -> list[Conversation]:
     ("style", "says"), [("instruction", says) for says in BAD] + [("transcript", says) for says in BAD if "object" not in says]
 )
 def test_a_model_that_writes_nothing_of_use_leaves_pairs_without_a_trace_and_a_reason(style: PromptStyle, says: str) -> None:
-    model, chat = telling(lambda prompt, _: BAD[says](prompt), style, structured=style == "instruction")
+    model, chat = function_model(lambda prompt, _: BAD[says](prompt), style, structured=style == "instruction")
     run(recipe(candidates=2), model, lamps(*odd_talks()))
     triples = memory()
     assert {triple.pair.action for triple in triples} >= {"ok", "😀", ACTIONS["3,000 words"]}
-    assert chat.asked
+    assert chat.requests
     for triple in triples:
         assert triple.provenance is not None
         assert sum(triple.provenance.rejected.values()) == triple.provenance.candidates >= 2, triple
@@ -485,7 +485,7 @@ def test_a_model_that_writes_nothing_of_use_leaves_pairs_without_a_trace_and_a_r
     ids=str,
 )
 def test_whatever_an_action_is_its_pair_is_kept_and_tried(changes: dict[str, Any]) -> None:
-    model, _ = telling(judge_and_reconstruct, "instruction")
+    model, _ = function_model(judge_and_reconstruct, "instruction")
     run(recipe(**({"actor": "a", "judge": "j"} | changes)), model, lamps(*odd_talks()), actor=model, judge=model)
     triples = memory()
     assert {triple.pair.action for triple in triples} >= {"ok", "😀", ACTIONS["3,000 words"], ACTIONS["from right to left"]}
@@ -494,10 +494,10 @@ def test_whatever_an_action_is_its_pair_is_kept_and_tried(changes: dict[str, Any
 
 
 def test_a_judge_that_says_nothing_of_use_is_a_reason() -> None:
-    model, _ = telling(judge_and_reconstruct, "instruction")
-    mute, chat = telling(lambda _prompt, _seed: "I would rather not", "instruction")
+    model, _ = function_model(judge_and_reconstruct, "instruction")
+    mute, chat = function_model(lambda _prompt, _seed: "I would rather not", "instruction")
     run(recipe(fidelity="judge", actor="a", judge="j", max_traces=3), model, actor=model, judge=replace(mute, name="j"))
     tried = [triple.provenance for triple in memory() if triple.provenance is not None]
     assert [(found.rejected, found.candidates) for found in tried] == [({"no_verdict": 2}, 2)] * 3
-    assert len(chat.asked) == 3 * 3  # asked for again before it is given up
+    assert len(chat.requests) == 3 * 3  # asked for again before it is given up
     assert all(triple.reasoning is None for triple in memory())

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from judge_replies import ruling, shown
+from judge_replies import judge_reply, shown_attempts
 from small_training import (
     LESSONS,
     PLAN,
@@ -34,9 +34,9 @@ from small_training import (
 )
 from tiny_model import tiny_model
 
-from conftest import scripted, telling
+from conftest import scripted, function_model
 from usertwin.memory.models.scoring import Likelihood
-from usertwin.memory.recon.fidelity import ScoredTraces
+from usertwin.memory.recon.fidelity import FidelityScore
 from usertwin.memory.recon.judged_fidelity import JudgeFidelity
 from usertwin.memory.training import trl_trainers as trainers
 from usertwin.memory.training.audit import Audit
@@ -48,10 +48,10 @@ from usertwin.memory.training.policy import (
     check_chat_template,
     check_installed,
     empty_base,
-    ends_of,
+    stop_tokens,
     load_base,
-    prompt_of,
-    text_of,
+    policy_prompt,
+    completion_text,
 )
 from usertwin.memory.training.rewards import RewardWeights
 from usertwin.memory.training.train import train
@@ -299,7 +299,7 @@ def test_the_parts_of_a_soup_prefer_what_is_near_and_what_is_far(
     near = replace(pool_of(LESSONS[:1])[0].rewards[0], fidelity=0.5)
     pool = [replace(one, rewards=(near, replace(near, nearness=0.1))) for one in pool_of(LESSONS)]
     trained(base, tmp_path, a_plan(method="soup", epochs=3), Unmoved(), pool=pool)
-    prompts = [prompt_of(one.lesson.pair, "transcript", "backward") for one in pool]
+    prompts = [policy_prompt(one.lesson.pair, "transcript", "backward") for one in pool]
     asked = [(prompt, trace[1:]) for prompt in prompts for trace in pool[0].traces]
     plain = [one.nats for one in load_scorer(f"transformers:{base}").score(asked)]
     for name, sign in {"toward": 1, "away": -1}.items():
@@ -370,9 +370,9 @@ HONEST, LEAK, OTHER = "I was hungry and wanted to be polite.", "I would like a p
 
 def test_a_hard_leak_is_worth_nothing_in_every_term_and_the_least_of_its_group() -> None:
     class Generous(Liking):
-        async def score(self, pair: Pair, traces: Sequence[str], **_: Any) -> list[ScoredTraces]:
+        async def score(self, pair: Pair, traces: Sequence[str], **_: Any) -> list[FidelityScore]:
             assert LEAK not in traces, "what a guard rejects is never scored"
-            return [ScoredTraces(-9.0) for _ in traces]  # all others are as bad as can be
+            return [FidelityScore(-9.0) for _ in traces]  # all others are as bad as can be
 
     assert guard(LEAK, LESSONS[0].pair) is not None
     terms, logged = rewarded([HONEST, LEAK, OTHER, HONEST], Generous())
@@ -437,9 +437,9 @@ def test_the_terms_of_one_step_are_reckoned_once() -> None:
     class Counting(Liking):
         asked = 0
 
-        async def score(self, pair: Pair, traces: Sequence[str], **_: Any) -> list[ScoredTraces]:
+        async def score(self, pair: Pair, traces: Sequence[str], **_: Any) -> list[FidelityScore]:
             Counting.asked += 1
-            return [ScoredTraces(0.0) for _ in traces]
+            return [FidelityScore(0.0) for _ in traces]
 
     rewarded([HONEST, OTHER], Counting())
     assert Counting.asked == 1
@@ -465,10 +465,10 @@ def test_each_group_is_ranked_among_itself() -> None:
 
 def test_a_judge_ranks_and_one_who_cannot_be_read_rewards_all_the_same() -> None:
     def say(prompt: str, seed: int) -> str:
-        return ruling(sorted(shown(prompt), key=lambda label: -len(shown(prompt)[label])))
+        return judge_reply(sorted(shown_attempts(prompt), key=lambda label: -len(shown_attempts(prompt)[label])))
 
-    actor, _ = telling(lambda prompt, seed: " cake" if "hungry" in prompt else " one very long reply")
-    judge, chat = telling(say, "instruction")
+    actor, _ = function_model(lambda prompt, seed: " cake" if "hungry" in prompt else " one very long reply")
+    judge, chat = function_model(say, "instruction")
     terms, _ = rewarded([HONEST, OTHER], JudgeFidelity(actor, judge))
     assert terms[0] == [0.5, 1.0]
     assert HONEST not in "".join(chat.prompts)
@@ -477,7 +477,7 @@ def test_a_judge_ranks_and_one_who_cannot_be_read_rewards_all_the_same() -> None
 
 
 def test_a_judge_can_be_the_reward_of_a_training(base: Path, tmp_path: Path) -> None:
-    judge, _ = telling(lambda prompt, seed: ruling(list(shown(prompt))), "instruction")
+    judge, _ = function_model(lambda prompt, seed: judge_reply(list(shown_attempts(prompt))), "instruction")
     fidelity = JudgeFidelity(scripted("one cake", "two tickets please"), judge)
     trained(base, tmp_path, a_plan(method="grpo", budget=60), Unmoved(), fidelity, guard=lambda trace, pair: None)
     assert rows_of(tmp_path)[1]["fidelity"] == pytest.approx(0.75)  # the ranks of two: 1/2 and 1
@@ -543,12 +543,12 @@ def test_grpo_reads_traces_out_of_messages(chatty: Path, tmp_path: Path, monkeyp
 
 
 def test_prompts_are_messages_for_instructions_and_text_for_transcripts() -> None:
-    [message] = prompt_of(LESSONS[0].pair, "instruction", "backward")
+    [message] = policy_prompt(LESSONS[0].pair, "instruction", "backward")
     assert message["role"] == "user"
     assert LESSONS[0].pair.action in message["content"]
-    assert LESSONS[0].pair.action not in prompt_of(LESSONS[0].pair, "instruction", "forward")[0]["content"]
-    assert prompt_of(LESSONS[0].pair, "transcript", "backward").endswith("Before I wrote that, I")
-    assert text_of([{"role": "assistant", "content": "hungry"}]) == text_of("hungry") == "hungry"
+    assert LESSONS[0].pair.action not in policy_prompt(LESSONS[0].pair, "instruction", "forward")[0]["content"]
+    assert policy_prompt(LESSONS[0].pair, "transcript", "backward").endswith("Before I wrote that, I")
+    assert completion_text([{"role": "assistant", "content": "hungry"}]) == completion_text("hungry") == "hungry"
     pool = pool_of(LESSONS[:1])
     [row] = dpo_rows(pool, RewardWeights(), "instruction", "backward")
     assert row["chosen"] == [{"role": "assistant", "content": pool[0].traces[0]}]
@@ -558,11 +558,11 @@ def test_prompts_are_messages_for_instructions_and_text_for_transcripts() -> Non
 
 def test_a_transcript_ends_with_any_token_that_holds_a_lines_end_and_an_instruction_with_the_models_own(base: Path) -> None:
     _, tokenizer = load_base(base)
-    ends = ends_of(tokenizer, "transcript")
+    ends = stop_tokens(tokenizer, "transcript")
     assert tokenizer.eos_token_id in ends
     assert tokenizer("\n").input_ids[-1] in ends
     assert all("\n" in tokenizer.decode([token]) for token in ends if token != tokenizer.eos_token_id)
-    assert ends_of(tokenizer, "instruction") == [tokenizer.eos_token_id]
+    assert stop_tokens(tokenizer, "instruction") == [tokenizer.eos_token_id]
 
 
 # What is wrong is said -------------------------------------------------------------------------------------------------

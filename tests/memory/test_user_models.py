@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usertwin.memory.text.transcript import action_line, current_moment
-from usertwin.memory.training.user_model import ABOUT, UserModel, UserModelConfig, fit, mean_likelihood, row_of, thought_in
+from usertwin.memory.text.transcript import action_completion, format_action_prompt
+from usertwin.memory.training.user_model import ABOUT, UserModel, UserModelConfig, fine_tune, log_mean_exp, training_row, parse_thought
 from usertwin.personas import Pair, Turn, UsageError
 
 pytestmark = pytest.mark.usefixtures("in_one_thread")
 
-FITTING = UserModelConfig(steps=4, batch=2, learning_rate=0.02, rank=4)
+FITTING = UserModelConfig(steps=4, batch_size=2, learning_rate=0.02, rank=4)
 THOUGHT = "wants the cake (now)"
 
 
@@ -26,14 +26,14 @@ def pair(number: int = 0, action: str = "one plum cake please") -> Pair:
     )
 
 
-ROWS = [row_of(pair(number), 6) for number in range(6)]
+ROWS = [training_row(pair(number), 6) for number in range(6)]
 
 
 @pytest.fixture(scope="module")
 def fitted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter of the rows above; nobody changes it."""
     target = tmp_path_factory.mktemp("fitted") / "none"
-    fit(ROWS, base, target, FITTING, about={"base": "local", "kind": "none", "people": ["x/Ann"]})
+    fine_tune(ROWS, base, target, FITTING, metadata={"base": "local", "kind": "none", "people": ["x/Ann"]})
     return target
 
 
@@ -47,28 +47,28 @@ def weights(adapter: Path) -> dict[str, list[float]]:
 
 
 def test_a_row_without_a_trace_is_the_open_moment_and_the_action() -> None:
-    assert row_of(pair(), 6) == ("Them: hello 0, what can I do?\nMe:", " one plum cake please\n")
+    assert training_row(pair(), 6) == ("Them: hello 0, what can I do?\nMe:", " one plum cake please\n")
 
 
 def test_a_row_with_a_trace_is_split_before_the_trace_and_is_the_text_that_is_scored_later() -> None:
-    prompt, learned = row_of(pair(), 6, THOUGHT)
+    prompt, learned = training_row(pair(), 6, THOUGHT)
     assert prompt.endswith("(Me thinking:")
-    assert prompt + learned == current_moment(pair(), 6, thought=THOUGHT) + action_line(pair().action)
+    assert prompt + learned == format_action_prompt(pair(), 6, thought=THOUGHT) + action_completion(pair().action)
 
 
 @given(st.text(min_size=1), st.text())
 def test_whatever_was_thought_and_done_a_row_is_one_moment_in_whole_lines(thought: str, action: str) -> None:
-    prompt, learned = row_of(pair(action=action or "x"), 6, thought)
+    prompt, learned = training_row(pair(action=action or "x"), 6, thought)
     assert learned.endswith("\n")
     assert (prompt + learned).count("\n") == 3
-    assert prompt == row_of(pair(), 6, "other")[0]
+    assert prompt == training_row(pair(), 6, "other")[0]
 
 
 @given(st.integers(1, 500), st.integers(1, 5), st.integers(1, 16))
 def test_every_row_is_seen_in_every_epoch_unless_steps_are_given(rows: int, epochs: int, batch: int) -> None:
-    steps = UserModelConfig(epochs=epochs, batch=batch).steps_for(rows)
+    steps = UserModelConfig(epochs=epochs, batch_size=batch).steps_for(rows)
     assert epochs * rows <= steps * batch < epochs * (rows + batch)
-    assert UserModelConfig(epochs=epochs, batch=batch, steps=7).steps_for(rows) == 7
+    assert UserModelConfig(epochs=epochs, batch_size=batch, steps=7).steps_for(rows) == 7
 
 
 # Fine-tuning ---------------------------------------------------------------------------------------------------------------
@@ -76,9 +76,9 @@ def test_every_row_is_seen_in_every_epoch_unless_steps_are_given(rows: int, epoc
 
 def test_what_was_learned_becomes_likelier_and_the_base_stays_as_it_is(base: Path, fitted: Path) -> None:
     learned, plain = UserModel("m", base, fitted), UserModel("b", base)
-    before = plain.at_once(pair(9), 6).nats
-    assert learned.at_once(pair(9), 6).nats > before + 1.0
-    assert UserModel("again", base).at_once(pair(9), 6).nats == before
+    before = plain.score(pair(9), 6).nats
+    assert learned.score(pair(9), 6).nats > before + 1.0
+    assert UserModel("again", base).score(pair(9), 6).nats == before
 
 
 def test_an_adapter_is_whole_with_what_it_was_made_of_and_a_card(fitted: Path) -> None:
@@ -93,14 +93,14 @@ def test_an_adapter_is_whole_with_what_it_was_made_of_and_a_card(fitted: Path) -
 def test_an_adapter_that_is_there_is_not_trained_again(base: Path, fitted: Path) -> None:
     asked: list[int] = []
     before = (fitted / "adapter_model.safetensors").stat().st_mtime_ns
-    noted = fit(ROWS, base, fitted, FITTING, about={"base": "local"}, progress=lambda _, done, __: asked.append(done))
+    noted = fine_tune(ROWS, base, fitted, FITTING, metadata={"base": "local"}, progress=lambda _, done, __: asked.append(done))
     assert (asked, noted["steps"]) == ([], 4)
     assert (fitted / "adapter_model.safetensors").stat().st_mtime_ns == before
 
 
 def test_an_adapter_of_other_rows_is_not_taken_for_this_one(base: Path, fitted: Path) -> None:
     with pytest.raises(UsageError, match="was trained on something else; delete that folder, or name another one"):
-        fit(ROWS[1:], base, fitted, FITTING, about={"base": "local"})
+        fine_tune(ROWS[1:], base, fitted, FITTING, metadata={"base": "local"})
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_adapter(base: Path, fitted: Path, tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_adapter(base: Path, fi
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(ROWS, base, tmp_path / "none", FITTING, about={"base": "local"}, progress=until_the_third)
+        fine_tune(ROWS, base, tmp_path / "none", FITTING, metadata={"base": "local"}, progress=until_the_third)
     assert not (tmp_path / "none").exists()
-    fit(ROWS, base, tmp_path / "none", FITTING, about={"base": "local"}, progress=until_the_third)
+    fine_tune(ROWS, base, tmp_path / "none", FITTING, metadata={"base": "local"}, progress=until_the_third)
     assert steps == [1, 2, 3, 3, 4]
     whole = weights(fitted)
     for name, found in weights(tmp_path / "none").items():
@@ -128,17 +128,17 @@ def test_after_a_kill_at_the_very_end_no_step_is_done_again_nor_half_a_checkpoin
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("usertwin.memory.training.user_model.sync_folder", stopped)
+        patched.setattr("usertwin.memory.training.user_model.fsync_folder", stopped)
         patched.setattr("usertwin.memory.training.user_model.shutil.rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
-            fit(ROWS, base, tmp_path / "none", FITTING, about={"base": "local"})
+            fine_tune(ROWS, base, tmp_path / "none", FITTING, metadata={"base": "local"})
     (tmp_path / "none").rename(tmp_path / "none.partial")
     half = tmp_path / "none.partial" / "checkpoints" / "checkpoint-9"
     half.mkdir()
     (half / "trainer_state.json").write_text('{"global_step": 9, "max_st', "utf-8")
     steps: list[int] = []
-    noted = fit(
-        ROWS, base, tmp_path / "none", FITTING, about={"base": "local"}, progress=lambda _, done, __: steps.append(done)
+    noted = fine_tune(
+        ROWS, base, tmp_path / "none", FITTING, metadata={"base": "local"}, progress=lambda _, done, __: steps.append(done)
     )
     assert (steps, noted["steps"]) == ([], 4)
     whole = weights(fitted)
@@ -148,7 +148,7 @@ def test_after_a_kill_at_the_very_end_no_step_is_done_again_nor_half_a_checkpoin
 
 def test_no_rows_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is nothing to learn; give more people, or traces for more moments"):
-        fit([], tmp_path / "nowhere", tmp_path / "none", FITTING, about={})
+        fine_tune([], tmp_path / "nowhere", tmp_path / "none", FITTING, metadata={})
     assert not list(tmp_path.iterdir())
 
 
@@ -157,28 +157,28 @@ def test_no_rows_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
 
 def test_thoughts_are_drawn_by_the_seed_from_the_context_alone(base: Path) -> None:
     model = UserModel("m", base)
-    nats, thoughts = model.with_thoughts(pair(), 6, 3, seed=1)
+    nats, thoughts = model.score_with_thoughts(pair(), 6, 3, seed=1)
     assert len(thoughts) == 3
-    assert model.with_thoughts(pair(), 6, 3, seed=1) == (nats, thoughts)
-    assert model.with_thoughts(pair(action="something quite other"), 6, 3, seed=1)[1] == thoughts
-    assert model.with_thoughts(pair(), 6, 3, seed=2)[1] != thoughts
+    assert model.score_with_thoughts(pair(), 6, 3, seed=1) == (nats, thoughts)
+    assert model.score_with_thoughts(pair(action="something quite other"), 6, 3, seed=1)[1] == thoughts
+    assert model.score_with_thoughts(pair(), 6, 3, seed=2)[1] != thoughts
 
 
 def test_thoughts_count_as_the_mean_of_the_probabilities_after_each(base: Path) -> None:
     model = UserModel("m", base)
-    nats, thoughts = model.with_thoughts(pair(), 6, 2, seed=3)
-    prompts = [(current_moment(pair(), 6, thought=one), action_line(pair().action)) for one in thoughts]
+    nats, thoughts = model.score_with_thoughts(pair(), 6, 2, seed=3)
+    prompts = [(format_action_prompt(pair(), 6, thought=one), action_completion(pair().action)) for one in thoughts]
     each = [one.nats for one in model._scorer.score(prompts)]  # pyright: ignore[reportPrivateUsage]
     assert nats == pytest.approx(math.log((math.exp(each[0]) + math.exp(each[1])) / 2))
 
 
 @given(st.lists(st.floats(-2000, 0), min_size=1, max_size=8))
 def test_a_mean_of_probabilities_lies_between_the_least_and_the_greatest_however_small_they_are(nats: list[float]) -> None:
-    assert min(nats) - 1e-9 <= mean_likelihood(nats) <= max(nats) + 1e-9
+    assert min(nats) - 1e-9 <= log_mean_exp(nats) <= max(nats) + 1e-9
 
 
 def test_the_mean_of_a_half_and_a_quarter_is_three_eighths() -> None:
-    assert mean_likelihood([math.log(0.5), math.log(0.25)]) == pytest.approx(math.log(0.375))
+    assert log_mean_exp([math.log(0.5), math.log(0.25)]) == pytest.approx(math.log(0.375))
 
 
 @pytest.mark.parametrize(
@@ -192,4 +192,4 @@ def test_the_mean_of_a_half_and_a_quarter_is_three_eighths() -> None:
     ],
 )
 def test_a_thought_is_the_first_line_without_its_closing_bracket(text: str, thought: str) -> None:
-    assert thought_in(text) == thought
+    assert parse_thought(text) == thought

@@ -18,7 +18,7 @@ from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import gains
-from usertwin.memory.recon.guards import LEAKS, REASONS, rejection_reason
+from usertwin.memory.recon.guards import LEAK_REASONS, REASONS, rejection_reason
 from usertwin.memory.training.audit import CHANCE, Audit, Auditor, reason_to_stop
 from usertwin.memory.training.curves import Curves
 from usertwin.memory.training.dataset import TrainingExample
@@ -39,7 +39,7 @@ def guard(trace: str, pair: Pair) -> str | None:
 
 
 def audit(gives_away: float, n: int = 32) -> Audit:
-    return Audit(n=n, novel=0.1, leak_rate=0.0, rejected=0.0, gives_away=gives_away, words=12.0)
+    return Audit(n=n, guarded_gain=0.1, leak_rate=0.0, rejection_rate=0.0, gives_away=gives_away, words=12.0)
 
 
 # Audits --------------------------------------------------------------------------------------------------------------
@@ -47,22 +47,22 @@ def audit(gives_away: float, n: int = 32) -> Audit:
 
 def test_traces_that_say_nothing_of_the_action_give_nothing_away() -> None:
     found = auditor().audit(["I was calm", "I was calm", "I was calm"])
-    assert (found.n, found.leak_rate, found.rejected, found.gives_away, found.words) == (3, 0.0, 0.0, 0.0, 3.0)
+    assert (found.n, found.leak_rate, found.rejection_rate, found.gives_away, found.words) == (3, 0.0, 0.0, 0.0, 3.0)
 
 
 def test_traces_that_quote_the_action_leak_and_give_it_away_and_gain_nothing() -> None:
     found = auditor().audit([f"I want {action}" for action in ACTIONS])
-    assert (found.leak_rate, found.rejected, found.gives_away, found.novel) == (1.0, 1.0, 1.0, 0.0)
+    assert (found.leak_rate, found.rejection_rate, found.gives_away, found.guarded_gain) == (1.0, 1.0, 1.0, 0.0)
 
 
 def test_an_audit_is_the_mean_over_its_pairs() -> None:
     traces = ["I was in no hurry at all", f"I want {ACTIONS[1]}", ""]
     found = auditor().audit(traces)
     assert found.leak_rate == pytest.approx(1 / 3)
-    assert found.rejected == pytest.approx(2 / 3)  # nothing written is rejected, and no leak
+    assert found.rejection_rate == pytest.approx(2 / 3)  # nothing written is rejected, and no leak
     assert found.gives_away == pytest.approx(1 / 3)
     assert found.words == pytest.approx((7 + 9 + 0) / 3)
-    assert found.novel == pytest.approx(gains(FakeScorer(), PAIRS[0], traces[:1])[0]["novel"] / 3)
+    assert found.guarded_gain == pytest.approx(gains(FakeScorer(), PAIRS[0], traces[:1])[0]["guarded_gain"] / 3)
 
 
 def test_nothing_written_gives_nothing_away() -> None:
@@ -81,7 +81,7 @@ def test_as_many_traces_as_pairs_are_looked_at() -> None:
 
 
 def test_guards_that_speak_of_a_leak_are_guards() -> None:
-    assert set(LEAKS) < set(REASONS)
+    assert set(LEAK_REASONS) < set(REASONS)
 
 
 # When to stop --------------------------------------------------------------------------------------------------------
@@ -177,11 +177,11 @@ def test_beginning_anew_takes_off_everything(tmp_path: Path) -> None:
 
 def test_a_step_is_kept_with_its_audit(tmp_path: Path) -> None:
     curves = curves_of(tmp_path, [{"values": {}}, {"values": {}}])
-    curves.add_audit(2, replace(AUDIT, novel=0.5))
+    curves.add_audit(2, replace(AUDIT, guarded_gain=0.5))
     curves.add({"step": 3, "values": {}})
     curves.begin_at(2)
     assert [row["step"] for row in curves.read()] == [0, 1, 2, 2]
-    assert curves.last_audit() == (2, replace(AUDIT, novel=0.5))
+    assert curves.last_audit() == (2, replace(AUDIT, guarded_gain=0.5))
     assert curves.first_audit() == AUDIT
 
 

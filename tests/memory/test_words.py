@@ -1,4 +1,4 @@
-"""memory/text/words.py: two texts share a word if they share its stem, in any script, and a run of words is found however long."""
+"""Words: tokens, spans, stems, content words and shared runs, in any script."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from usertwin.memory.text.words import (
     content_words,
-    known_text,
-    longest_new_run,
+    context_and_goal,
+    longest_copied_run,
     new_stems,
-    runs,
-    spans_of,
+    ngrams,
+    spans_with_stems,
     stem,
     stems,
     word_spans,
@@ -48,47 +48,45 @@ def pair(action: str, *context: str, goal: str = "") -> Pair:
         ("plan B東A", ["plan", "b", "東", "a"]),
     ],
 )
-def test_words_are_in_lower_case_without_punctuation_and_a_character_is_a_word_where_nothing_parts_words(
-    text: str, words: list[str]
-) -> None:
+def test_tokens_are_lower_case_words_or_characters_in_scripts_without_spaces(text: str, words: list[str]) -> None:
     assert word_tokens(text) == words
 
 
 @given(st.text())
 @example("İstanbul ŉ ẞ ǰ")
-def test_spans_are_where_the_words_stand_in_any_script(text: str) -> None:
+def test_spans_match_the_tokens_in_any_script(text: str) -> None:
     spans = word_spans(text)
     assert [text[start:end].casefold().replace("’", "'") for start, end in spans] == word_tokens(text)
-    assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
+    assert all(span[1] <= following[0] for span, following in itertools.pairwise(spans))
 
 
-def test_words_are_found_by_their_stem_with_either_apostrophe() -> None:
+def test_spans_are_selected_by_stem_with_either_apostrophe() -> None:
     text = "Booked it; Oslo’s BOOKING, not oslo's book"
-    assert [text[start:end] for start, end in spans_of(text, {"book"})] == ["Booked", "BOOKING", "book"]
-    assert [text[start:end] for start, end in spans_of(text, {stem("oslo's")})] == ["Oslo’s", "oslo's"]
-    assert spans_of(text, set()) == []
+    assert [text[start:end] for start, end in spans_with_stems(text, {"book"})] == ["Booked", "BOOKING", "book"]
+    assert [text[start:end] for start, end in spans_with_stems(text, {stem("oslo's")})] == ["Oslo’s", "oslo's"]
+    assert spans_with_stems(text, set()) == []
 
 
-def test_forms_of_a_word_have_one_stem_and_other_scripts_keep_theirs() -> None:
+def test_forms_of_a_word_share_a_stem_and_other_scripts_are_unchanged() -> None:
     assert {stem(word) for word in ("book", "booked", "booking", "books")} == {"book"}
     assert stem("oslo's") == stem("oslo")
     assert stems("Trains and a TRAINING; дома 東") == {"train", "and", "a", "дома", "東"}
 
 
-def test_content_words_leave_out_what_every_text_has_but_not_what_answers_a_question() -> None:
-    told = word_tokens("I'm sure it's not the one, no thanks, please never mind the dont")
-    assert content_words(told) == ["sure", "not", "no", "thanks", "please", "never", "mind"]
+def test_content_words_drop_stop_words_but_keep_answer_words() -> None:
+    tokens = word_tokens("I'm sure it's not the one, no thanks, please never mind the dont")
+    assert content_words(tokens) == ["sure", "not", "no", "thanks", "please", "never", "mind"]
     assert content_words(["東", "привет", "42"]) == ["東", "привет", "42"]
 
 
-# What is new in an action --------------------------------------------------------------------------------------------
+# New stems --------------------------------------------------------------------------------------------
 
 
-def test_context_and_goal_are_known_and_the_action_is_not() -> None:
-    assert known_text(pair("secret", "one", "two", goal="three")) == "one\ntwo\nthree"
+def test_context_and_goal_exclude_the_action() -> None:
+    assert context_and_goal(pair("secret", "one", "two", goal="three")) == "one\ntwo\nthree"
 
 
-def test_only_content_words_of_which_nothing_said_before_has_a_form_are_new() -> None:
+def test_new_stems_are_content_words_absent_from_context_and_goal() -> None:
     action = "I booked the early trains to Oslo, please"
     assert new_stems(pair(action)) == {stem(word) for word in ("book", "early", "train", "oslo", "please")}
     assert new_stems(pair(action, "Any booking?", "An EARLY one", goal="Oslo’s museum")) == {"train", stem("please")}
@@ -97,16 +95,16 @@ def test_only_content_words_of_which_nothing_said_before_has_a_form_are_new() ->
 
 @given(st.text(), st.text(), st.text())
 @example("İstanbul", "istanbul", "")
-def test_nothing_new_was_known(action: str, context: str, goal: str) -> None:
-    moment = pair(action, context, goal=goal)
-    assert new_stems(moment) <= stems(action) - stems(context) - stems(goal)
+def test_new_stems_never_occur_in_context_or_goal(action: str, context: str, goal: str) -> None:
+    sample_pair = pair(action, context, goal=goal)
+    assert new_stems(sample_pair) <= stems(action) - stems(context) - stems(goal)
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------
 
 
 def naive_longest(trace: list[str], action: list[str], known: list[str]) -> int:
-    """Every run of the trace, looked for in the action and in what is known."""
+    """Search every run of the trace in the action and in the known text."""
 
     def has(words: list[str], run: list[str]) -> bool:
         return any(words[i : i + len(run)] == run for i in range(len(words) - len(run) + 1))
@@ -120,19 +118,19 @@ words = st.lists(st.sampled_from(["tea", "milk", "no", "I'm", "茶"]), max_size=
 
 @given(trace=words, action=words, known=words)
 @example(trace=["tea", "milk", "no"], action=["tea", "milk", "no"], known=["tea", "milk", "milk", "no"])
-def test_the_longest_new_run_is_what_a_naive_search_finds(trace: list[str], action: list[str], known: list[str]) -> None:
-    found = longest_new_run(" ".join(trace), "... ".join(action), ", ".join(known))
+def test_longest_copied_run_equals_a_naive_search(trace: list[str], action: list[str], known: list[str]) -> None:
+    length = longest_copied_run(" ".join(trace), "... ".join(action), ", ".join(known))
     plain = [[word.lower() for word in part] for part in (trace, action, known)]
-    assert found == naive_longest(*plain)
+    assert length == naive_longest(*plain)
 
 
-def test_a_run_of_three_thousand_words_is_found_without_comparing_every_length() -> None:
+def test_run_of_three_thousand_words_is_fast() -> None:
     action = " ".join(f"word{number}" for number in range(3000))
-    assert longest_new_run(action, action, "") == 3000
-    assert longest_new_run(action, action, action) == 0
-    assert longest_new_run(action, f"{action} more", action.replace("word0 ", "")) == 3000
+    assert longest_copied_run(action, action, "") == 3000
+    assert longest_copied_run(action, action, action) == 0
+    assert longest_copied_run(action, f"{action} more", action.replace("word0 ", "")) == 3000
 
 
-def test_runs_are_all_of_one_length() -> None:
-    assert runs(["a", "b", "a", "b"], 2) == {("a", "b"), ("b", "a")}
-    assert runs(["a"], 2) == set()
+def test_ngrams_have_the_given_length() -> None:
+    assert ngrams(["a", "b", "a", "b"], 2) == {("a", "b"), ("b", "a")}
+    assert ngrams(["a"], 2) == set()

@@ -1,4 +1,4 @@
-"""Several workers at once: which error the caller sees, what becomes of the others, on every Python that is supported."""
+"""run_concurrently: number of workers, which error the caller sees, and cancellation of the other workers."""
 
 import asyncio
 from itertools import count
@@ -9,7 +9,7 @@ from usertwin.memory.concurrency import run_concurrently
 from usertwin.personas import ModelError, UsertwinError
 
 
-def test_each_worker_takes_from_the_same_queue_until_it_is_empty():
+def test_workers_share_a_queue_until_it_is_empty():
     queue, done = iter(range(7)), []
 
     async def worker() -> None:
@@ -22,7 +22,7 @@ def test_each_worker_takes_from_the_same_queue_until_it_is_empty():
 
 
 @pytest.mark.parametrize("concurrency", [0, 1, 4])
-def test_as_many_are_at_work_as_were_asked_for_and_one_at_the_least(concurrency: int):
+def test_concurrency_is_the_number_of_workers_but_at_least_one(concurrency: int):
     started = count()
 
     async def worker() -> None:
@@ -32,26 +32,26 @@ def test_as_many_are_at_work_as_were_asked_for_and_one_at_the_least(concurrency:
     assert next(started) == max(1, concurrency)
 
 
-def test_the_first_error_of_ours_comes_bare_and_the_others_are_cancelled():
+def test_first_usertwin_error_is_raised_bare_and_the_other_workers_are_cancelled():
     number, cancelled = count(), []
 
     async def worker() -> None:
-        mine = next(number)
+        own_number = next(number)
         try:
-            await asyncio.sleep(0 if mine == 1 else 60)
+            await asyncio.sleep(0 if own_number == 1 else 60)
         except asyncio.CancelledError:
-            cancelled.append(mine)
+            cancelled.append(own_number)
             raise
-        raise ModelError(f"worker {mine} lost the model")
+        raise ModelError(f"worker {own_number} lost the model")
 
     with pytest.raises(UsertwinError) as raised:
         asyncio.run(run_concurrently(worker, 3))
     assert type(raised.value) is ModelError
     assert str(raised.value) == "worker 1 lost the model"
-    assert sorted(cancelled) == [0, 2]  # in which order a TaskGroup cancels is not said
+    assert sorted(cancelled) == [0, 2]  # the order in which a TaskGroup cancels is not specified
 
 
-def test_of_two_errors_of_ours_the_earlier_one_is_seen():
+def test_earlier_of_two_usertwin_errors_is_raised():
     number = count()
 
     async def worker() -> None:
@@ -61,7 +61,7 @@ def test_of_two_errors_of_ours_the_earlier_one_is_seen():
         asyncio.run(run_concurrently(worker, 2))
 
 
-def test_an_error_that_is_not_ours_is_not_hidden():
+def test_other_exceptions_are_raised_as_a_group():
     async def worker() -> None:
         raise ZeroDivisionError
 

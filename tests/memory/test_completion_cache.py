@@ -1,4 +1,4 @@
-"""memory/models/answer_cache.py: what a model once answered is found again, by exactly what was asked, also after a kill."""
+"""The completion cache: exact keys, durability after a kill, and errors for damaged files."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kill_writer import Child
 
-from usertwin.memory.models.answer_cache import CompletionCache
+from usertwin.memory.models.completion_cache import CompletionCache
 from usertwin.personas import ModelError
 
-_TEXTS = st.text(st.characters() | st.characters(min_codepoint=0xDC00, max_codepoint=0xDFFF), max_size=8)  # halves too
-_ALIKE = st.lists(st.text('a", ', max_size=3) | st.lists(st.text('a", ', max_size=2), max_size=2), max_size=3)
-_ASKED = st.lists(st.none() | st.booleans() | st.integers() | _TEXTS | st.lists(_TEXTS, max_size=3), max_size=4)
-_ANSWERS = st.lists(st.tuples(_TEXTS, st.lists(st.integers(0, 9), max_size=3)), min_size=1, max_size=3)
+_TEXTS = st.text(
+    st.characters() | st.characters(min_codepoint=0xDC00, max_codepoint=0xDFFF), max_size=8
+)  # with lone surrogates
+_SIMILAR_REQUESTS = st.lists(st.text('a", ', max_size=3) | st.lists(st.text('a", ', max_size=2), max_size=2), max_size=3)
+_REQUESTS = st.lists(st.none() | st.booleans() | st.integers() | _TEXTS | st.lists(_TEXTS, max_size=3), max_size=4)
+_COMPLETIONS = st.lists(st.tuples(_TEXTS, st.lists(st.integers(0, 9), max_size=3)), min_size=1, max_size=3)
 
 
-def in_json(answer: list[tuple[str, list[int]]]) -> list[list[Any]]:
-    return [list(one) for one in answer]
+def as_json(answer: list[tuple[str, list[int]]]) -> list[list[Any]]:
+    return [list(row) for row in answer]
 
 
-def raw(path: Path, statement: str) -> None:
+def execute(path: Path, statement: str) -> None:
     database = sqlite3.connect(path)
     database.execute(statement)
     database.commit()
@@ -35,27 +37,27 @@ def raw(path: Path, statement: str) -> None:
 
 
 @settings(max_examples=40)
-@given(said=st.lists(st.tuples(_ASKED, _ANSWERS), max_size=6), never=_ASKED)
-def test_the_last_answer_to_each_question_is_found_also_after_reopening(
-    said: list[tuple[list[Any], Any]], never: list[Any], tmp_path_factory: pytest.TempPathFactory
+@given(calls=st.lists(st.tuples(_REQUESTS, _COMPLETIONS), max_size=6), absent=_REQUESTS)
+def test_last_completion_of_each_request_is_returned_even_after_reopening(
+    calls: list[tuple[list[Any], Any]], absent: list[Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("answers") / "answers.sqlite"
     expected: dict[str, Any] = {}
     cache = CompletionCache(path)
-    for asked, answer in said:
-        cache.put(asked, answer)
-        expected[repr(asked)] = in_json(answer)
-        assert cache.get(asked) == in_json(answer)
+    for request, answer in calls:
+        cache.put(request, answer)
+        expected[repr(request)] = as_json(answer)
+        assert cache.get(request) == as_json(answer)
     cache.close()
     again = CompletionCache(path)
-    assert {repr(asked): again.get(asked) for asked, _ in said} == expected
-    assert again.get(never) == expected.get(repr(never))
+    assert {repr(request): again.get(request) for request, _ in calls} == expected
+    assert again.get(absent) == expected.get(repr(absent))
     again.close()
 
 
 @settings(max_examples=40)
-@given(one=_ALIKE, other=_ALIKE)
-def test_two_questions_that_differ_do_not_share_an_answer(
+@given(one=_SIMILAR_REQUESTS, other=_SIMILAR_REQUESTS)
+def test_different_requests_do_not_share_a_completion(
     one: list[Any], other: list[Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     cache = CompletionCache(tmp_path_factory.mktemp("answers") / "answers.sqlite")
@@ -64,7 +66,7 @@ def test_two_questions_that_differ_do_not_share_an_answer(
     cache.close()
 
 
-def test_where_one_part_of_a_question_ends_matters_and_the_order_of_options_does_not(tmp_path: Path) -> None:
+def test_key_depends_on_part_boundaries_but_not_on_option_order(tmp_path: Path) -> None:
     cache = CompletionCache(tmp_path / "answers.sqlite")
     cache.put(["m", "", [["user", "ab"]], 1, 0, {"stop": None, "max_tokens": 5}], ["mine"])
     assert cache.get(["m", "", [["user", "ab"]], 1, 0, {"max_tokens": 5, "stop": None}]) == ["mine"]
@@ -73,7 +75,7 @@ def test_where_one_part_of_a_question_ends_matters_and_the_order_of_options_does
     cache.close()
 
 
-def test_an_answer_is_there_for_others_as_soon_as_it_is_kept(tmp_path: Path) -> None:
+def test_completion_is_visible_to_other_connections_at_once(tmp_path: Path) -> None:
     one, other = CompletionCache(tmp_path / "answers.sqlite"), CompletionCache(tmp_path / "answers.sqlite")
     one.put(["q"], ["yes"])
     assert other.get(["q"]) == ["yes"]
@@ -83,7 +85,7 @@ def test_an_answer_is_there_for_others_as_soon_as_it_is_kept(tmp_path: Path) -> 
     other.close()
 
 
-def test_several_threads_may_use_one(tmp_path: Path) -> None:
+def test_threads_can_share_a_cache(tmp_path: Path) -> None:
     cache = CompletionCache(tmp_path / "answers.sqlite")
     wrong: list[object] = []
 
@@ -103,8 +105,8 @@ def test_several_threads_may_use_one(tmp_path: Path) -> None:
     cache.close()
 
 
-def answer_on(there: Connection, path: str) -> None:
-    """Keep answers until killed, saying after each that it is kept."""
+def put_until_killed(there: Connection, path: str) -> None:
+    """Store completions until killed, and report each one after it is stored."""
     cache, number = CompletionCache(path), 0
     while True:
         cache.put(["question", number], [f"answer {number}"])
@@ -112,9 +114,9 @@ def answer_on(there: Connection, path: str) -> None:
         number += 1
 
 
-def test_no_answer_that_was_kept_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
+def test_no_stored_completion_is_lost_in_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "answers.sqlite"
-    child = Child(answer_on, str(path))
+    child = Child(put_until_killed, str(path))
     while child.hear() < 20:
         pass
     kept = max([20, *child.kill()])
@@ -124,7 +126,7 @@ def test_no_answer_that_was_kept_is_lost_when_the_process_is_killed(tmp_path: Pa
     cache.close()
 
 
-def test_what_was_asked_is_not_in_the_file(tmp_path: Path) -> None:
+def test_file_holds_no_request_text(tmp_path: Path) -> None:
     cache = CompletionCache(tmp_path / "answers.sqlite")
     cache.put(["m", [["user", "a secret question"]]], ["an open answer"])
     cache.close()
@@ -133,13 +135,13 @@ def test_what_was_asked_is_not_in_the_file(tmp_path: Path) -> None:
     assert b"secret" not in held
 
 
-# What cannot be used -----------------------------------------------------------------------------------------------------
+# Errors -----------------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_no_cache_is_named_with_the_way_out(tmp_path: Path) -> None:
+def test_file_that_is_not_a_cache_is_an_error_with_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "answers.sqlite"
     path.write_bytes(b"this is no database, but it is longer than a header" * 40)
-    with pytest.raises(ModelError, match=r"answers\.sqlite: the kept answers cannot be used .*delete that file"):
+    with pytest.raises(ModelError, match=r"answers\.sqlite: the completion cache cannot be used .*delete the file"):
         CompletionCache(path)
     with pytest.raises(ModelError, match="cannot be used"):
         CompletionCache(tmp_path / "nowhere" / "answers.sqlite")
@@ -150,20 +152,20 @@ def test_a_file_that_is_no_cache_is_named_with_the_way_out(tmp_path: Path) -> No
     [
         "UPDATE answers SET answer = '[\"half an ans'",
         "DROP TABLE answers",
-        "ALTER TABLE answers RENAME COLUMN answer TO said",
+        "ALTER TABLE answers RENAME COLUMN answer TO text",
     ],
 )
-def test_damage_inside_the_file_is_told_in_one_sentence(tmp_path: Path, damage: str) -> None:
+def test_damaged_content_is_a_one_sentence_error(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "answers.sqlite"
     cache = CompletionCache(path)
     cache.put(["q"], ["yes"])
-    raw(path, damage)
-    with pytest.raises(ModelError, match=r"the kept answers cannot be used .*; delete that file and try again$"):
+    execute(path, damage)
+    with pytest.raises(ModelError, match=r"the completion cache cannot be used .*; delete the file and try again$"):
         cache.get(["q"])
     cache.close()
 
 
-def test_a_closed_cache_says_so_and_may_be_closed_again(tmp_path: Path) -> None:
+def test_closed_cache_is_an_error_and_close_is_idempotent(tmp_path: Path) -> None:
     cache = CompletionCache(tmp_path / "answers.sqlite")
     cache.close()
     cache.close()
@@ -173,11 +175,11 @@ def test_a_closed_cache_says_so_and_may_be_closed_again(tmp_path: Path) -> None:
         cache.put(["q"], ["yes"])
 
 
-def test_an_answer_that_cannot_be_written_is_an_error_and_leaves_the_others(tmp_path: Path) -> None:
+def test_failed_write_is_an_error_and_keeps_other_completions(tmp_path: Path) -> None:
     path = tmp_path / "answers.sqlite"
     cache = CompletionCache(path)
     cache.put(["q"], ["yes"])
-    raw(path, "CREATE TRIGGER full BEFORE INSERT ON answers BEGIN SELECT raise(ABORT, 'disk is full'); END")
+    execute(path, "CREATE TRIGGER full BEFORE INSERT ON answers BEGIN SELECT raise(ABORT, 'disk is full'); END")
     with pytest.raises(ModelError, match="disk is full"):
         cache.put(["other"], ["no"])
     assert (cache.get(["q"]), cache.get(["other"])) == (["yes"], None)

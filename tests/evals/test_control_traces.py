@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import Telling, telling
+from conftest import FunctionChatModel, function_model
 from usertwin.evals.replay.tune import validation_pairs
-from usertwin.evals.traces.control_traces import Controls, estimated_calls, keywords, other_moments
+from usertwin.evals.traces.control_traces import ControlExperiment, estimated_calls, keywords, other_person_pairs
 from usertwin.memory import ChatModel, LikelihoodGain, Scorer, Synthesizer, Triple, TripleStore, TwinRecord, existing_twin
-from usertwin.memory.models.answer_cache import CompletionCache
 from usertwin.memory.models.chat import Ledger
+from usertwin.memory.models.completion_cache import CompletionCache
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer, Likelihood
 from usertwin.memory.recon.distractors import Distractors
@@ -93,11 +93,11 @@ class Run:
     ) -> None:
         self.pairs = moments_of() if pairs is None else pairs
         self.others = others_of() if others is None else others
-        made, self.chat = telling(say)
+        made, self.chat = function_model(say)
         model, scorer, embedder = model or made, scorer or FakeScorer(), FakeEmbedder()
         self.ledger = Ledger()
         synthesizer = Synthesizer("recon", model, LikelihoodGain(scorer), scorer, embedder, **({"candidates": 3} | more))
-        controls = Controls(synthesizer, model, scorer, embedder, seed, self.ledger, concurrency)
+        controls = ControlExperiment(synthesizer, model, scorer, embedder, seed, self.ledger, concurrency)
         self.told: list[tuple[str, int, int]] = []
         with TripleStore(existing_twin("ann"), embedder, create=False) as store:
             self.distractors = Distractors([triple.pair for triple in store.triples()], embedder)
@@ -175,7 +175,7 @@ def test_copy_is_the_action_and_a_guard_rejects_it_every_time(run: Run) -> None:
 def test_unguarded_the_copy_gains_most_where_words_that_were_said_are_likely(run: Run) -> None:
     rows = run.result["controls"]
     assert max(rows, key=lambda name: rows[name]["gain"]["value"]) == "copy"
-    assert rows["copy"]["novel"]["value"] < rows["copy"]["gain"]["value"] / 2
+    assert rows["copy"]["guarded_gain"]["value"] < rows["copy"]["gain"]["value"] / 2
 
 
 def test_the_paraphrase_is_what_the_model_makes_of_the_action_alone(run: Run) -> None:
@@ -231,7 +231,7 @@ def test_keywords_are_telling_words_of_the_own_trace(run: Run) -> None:
 
 def test_swapped_was_written_for_another_action_of_the_person_in_the_same_moment(run: Run) -> None:
     for pair, traces, one in zip(run.pairs, run.traces, run.result["moments"], strict=True):
-        assert one["other_action"] == run.distractors.of(pair, 1)[0] != pair.action
+        assert one["other_action"] == run.distractors.nearest(pair, 1)[0] != pair.action
         [prompt, *_] = [
             asked for asked in run.asked(BACKWARD)
             if action_of(asked) == one["other_action"] and pair.context[-1].text in last_moment(asked)
@@ -245,7 +245,7 @@ def test_the_contrast_is_how_much_each_trace_prefers_its_own_action(run: Run) ->
     for pair, traces, one in zip(run.pairs, run.traces, run.result["moments"], strict=True):
         both = [traces["own"], traces["swapped"]]
         real, other = (
-            asyncio.run(LikelihoodGain(scorer, novel=False).score(replace(pair, action=action), both))
+            asyncio.run(LikelihoodGain(scorer, guarded=False).score(replace(pair, action=action), both))
             for action in (pair.action, one["other_action"])
         )
         expected = (real[0].value - real[1].value) - (other[0].value - other[1].value)
@@ -264,8 +264,8 @@ def test_the_forward_trace_was_written_without_having_seen_the_action(run: Run) 
 def test_each_trace_is_scored_as_traces_are(run: Run) -> None:
     for pair, traces, one in zip(run.pairs, run.traces, run.result["moments"], strict=True):
         for novel in (True, False):
-            found = asyncio.run(LikelihoodGain(FakeScorer(), novel=novel).score(pair, list(traces.values())))
-            told = [one["traces"][name]["novel" if novel else "gain"] for name in traces]
+            found = asyncio.run(LikelihoodGain(FakeScorer(), guarded=novel).score(pair, list(traces.values())))
+            told = [one["traces"][name]["guarded_gain" if novel else "gain"] for name in traces]
             assert told == pytest.approx([score.value for score in found])
 
 
@@ -289,7 +289,7 @@ def test_keywords_are_the_words_that_other_texts_do_not_have() -> None:
 
 
 def test_the_cost_counts_every_text(run: Run) -> None:
-    assert run.result["cost"]["calls"] == run.ledger.calls == len(run.chat.asked)
+    assert run.result["cost"]["calls"] == run.ledger.calls == len(run.chat.requests)
     assert run.result["cost"]["repeated"] == 0
     # Three proposals, one forward, one paraphrase and two for the other action; two for Bob's; the rest is downstream.
     assert len(run.asked(FORWARD)) == len(run.asked(PARAPHRASE)) == 6
@@ -309,18 +309,18 @@ def test_what_it_takes_can_be_told_beforehand(ann: str) -> None:
     scorer = Counting()
     found = Run(scorer=scorer)
     texts, scored = estimated_calls(6, 4, 3)
-    assert texts == len(found.chat.asked)
+    assert texts == len(found.chat.requests)
     assert scored / 2 < len(scorer.items) <= scored  # the twin's memory has fewer other actions than could be chosen from
     assert estimated_calls(6, 99, 3) == estimated_calls(6, 6, 3)
 
 
 def test_a_second_run_with_kept_answers_asks_nothing_and_finds_the_same(ann: str) -> None:
     cache = CompletionCache(existing_twin(ann) / "answers.sqlite")
-    chats = [Telling(say=writing) for _ in range(2)]
+    chats = [FunctionChatModel(reply=writing) for _ in range(2)]
     first, second = (Run(model=ChatModel("telling", chat, "transcript", cache=cache)) for chat in chats)
     cache.close()
-    assert len(chats[0].asked) == first.result["cost"]["calls"] > 0
-    assert chats[1].asked == []
+    assert len(chats[0].requests) == first.result["cost"]["calls"] > 0
+    assert chats[1].requests == []
     assert (second.result["cost"]["calls"], second.result["cost"]["repeated"]) == (
         0, first.result["cost"]["calls"] + first.result["cost"]["repeated"],
     )  # fmt: skip
@@ -349,12 +349,12 @@ def test_progress_reaches_the_end_of_each_stage(run: Run) -> None:
 
 
 def test_too_few_moments_or_a_synthesizer_that_lacks_something_are_refused_before_anything_is_asked(ann: str) -> None:
-    model, chat = telling(writing)
+    model, chat = function_model(writing)
     with pytest.raises(UsageError, match="at least two held-out turns of the person, and there are 1"):
         Run(moments_of(1), model=model)
     with pytest.raises(UsageError, match="0 candidates"):
         Run(model=model, candidates=0)
-    assert chat.asked == []
+    assert chat.requests == []
 
 
 def test_a_model_that_fails_is_a_model_error(ann: str) -> None:
@@ -378,7 +378,7 @@ def test_a_model_that_writes_nothing_leaves_only_the_copy(ann: str) -> None:
 def test_the_moments_are_validation_turns_and_never_those_to_measure_on(ann: str) -> None:
     folder = existing_twin(ann)
     record = TwinRecord.load(folder)
-    with SimulatedUser.load(ann, model=telling(writing)[0]) as user:
+    with SimulatedUser.load(ann, model=function_model(writing)[0]) as user:
         found = validation_pairs(user, folder, 100)
         assert {pair.conversation_id for pair in found} == set(record.validation)
         assert not {pair.conversation_id for pair in found} & {*record.test, *record.corpus}
@@ -389,13 +389,13 @@ def test_the_moments_are_validation_turns_and_never_those_to_measure_on(ann: str
 
 def test_the_other_moments_are_those_of_the_person_whom_the_twin_is_compared_with(ann: str) -> None:
     folder = existing_twin(ann)
-    with SimulatedUser.load(ann, model=telling(writing)[0]) as user:
-        found = other_moments(user, folder, 5)
+    with SimulatedUser.load(ann, model=function_model(writing)[0]) as user:
+        found = other_person_pairs(user, folder, 5)
         assert len(found) == 5
         assert {pair.speaker for pair in found} == {"Bob"}
         assert not any(pair.abandoned for pair in found)
         user.record = replace(user.record, other_speaker=None)
-        assert other_moments(user, folder, 5) == []
+        assert other_person_pairs(user, folder, 5) == []
 
 
 # Downstream ------------------------------------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ from usertwin.memory.store.vector_index import (
     Tuning,
     UnusableIndexError,
     VectorIndex,
-    column_of,
-    column_type,
-    key,
+    column_dtype,
+    column_values,
+    hash_key,
     kind_for,
 )
 from usertwin.personas import Pair, Turn
@@ -47,7 +47,7 @@ def clustered(count: int, dimension: int = DIMENSION, *, seed: int = 0) -> Vecto
 
 def columns(count: int, first: int = 1) -> NDArray[np.void]:
     """Columns of so many triples, one a second."""
-    made = np.zeros(count, column_type())
+    made = np.zeros(count, column_dtype())
     made["number"] = np.arange(first, first + count)
     made["moment"] = made["number"]
     return made
@@ -361,7 +361,7 @@ def refused(path: Path, content: bytes) -> bool:
 
 def test_an_index_cut_short_anywhere_is_refused(written: bytes, tmp_path: Path) -> None:
     assert not refused(tmp_path / "index", written)
-    size, rows = len(written), 300 * column_type().itemsize
+    size, rows = len(written), 300 * column_dtype().itemsize
     known = int.from_bytes(written[-32:-24], "little")
     seams = [0, 4, 40, size - 40 - known - rows, size - 40 - known, size - 40, size - 32, size - 24, size - 8, size]
     cuts = {max(0, seam + near) for seam in seams for near in (-1, 0, 1)} | set(range(0, size, size // 60))
@@ -406,20 +406,24 @@ def test_an_index_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monk
 
 def test_a_text_has_the_same_key_for_ever() -> None:
     """The keys are in the files: another hash would make every index a stale one."""
-    assert (key(""), key("conversation"), key("é😀")) == (-5978950695371172670, -8815689583414575061, 2174458947901212273)
+    assert (hash_key(""), hash_key("conversation"), hash_key("é😀")) == (
+        -5978950695371172670,
+        -8815689583414575061,
+        2174458947901212273,
+    )
     texts = [*map(str, range(1000)), "a", "A", "a ", "\ud83d", "a\0"]
-    assert len({key(text) for text in texts}) == len(texts)
-    assert all(-(2**63) <= key(text) < 2**63 for text in texts)
+    assert len({hash_key(text) for text in texts}) == len(texts)
+    assert all(-(2**63) <= hash_key(text) < 2**63 for text in texts)
 
 
 def test_columns_say_what_recall_filters_by() -> None:
     context = (Turn("desk", "agent", "Which day?"),)
     pair = Pair("Ann", context, "tomorrow", "", "c1", 3, 9.5)
-    assert column_of(7, pair) == (7, 9.5, key("c1"), key("agent"), key("question"), False)
+    assert column_values(7, pair) == (7, 9.5, hash_key("c1"), hash_key("agent"), hash_key("question"), False)
     gone = replace(pair, context=(), action="(left)", ends=True)
-    assert column_of(8, gone) == (8, 9.5, key("c1"), key(""), key("opening"), True)
-    assert column_of(8, replace(gone, ends=False))[-1] is False
-    both = np.array([column_of(7, pair), column_of(8, gone)], column_type())
+    assert column_values(8, gone) == (8, 9.5, hash_key("c1"), hash_key(""), hash_key("opening"), True)
+    assert column_values(8, replace(gone, ends=False))[-1] is False
+    both = np.array([column_values(7, pair), column_values(8, gone)], column_dtype())
     assert both["left"].tolist() == [False, True]
     assert both["moment"].tolist() == [9.5, 9.5]
 

@@ -19,8 +19,8 @@ from usertwin.evals.traces.control_verdict import (
     ContextScores,
     ControlledTurn,
     TraceScores,
-    decision,
-    result,
+    decide,
+    summarize_controls,
 )
 from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair, Turn
@@ -52,7 +52,7 @@ def holding(
     moments: Sequence[ControlledTurn] = (), downstream: Sequence[tuple[Pair, Sequence[ContextScores]]] = ()
 ) -> dict[str, Any]:
     """What comes out, through JSON, which must not change it."""
-    found = result(moments, downstream, 0)
+    found = summarize_controls(moments, downstream, 0)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     return found
 
@@ -80,7 +80,7 @@ def measured(estimates: Sequence[Any]) -> dict[str, Any]:
 
 
 def test_when_everything_is_above_zero_it_is_more_than_leakage() -> None:
-    found = decision(measured([YES] * 8))
+    found = decide(measured([YES] * 8))
     assert found["more_than_leakage"] is True
     assert list(found["conditions"].values()) == [True] * 8
 
@@ -98,7 +98,7 @@ def test_when_everything_is_above_zero_it_is_more_than_leakage() -> None:
     ids=["not measured", "touches zero", "holds zero", "no interval", "below zero"],
 )
 def test_one_condition_that_does_not_hold_is_enough_for_no(place: int, no: dict[str, Any] | None) -> None:
-    found = decision(measured([no if i == place else YES for i in range(8)]))
+    found = decide(measured([no if i == place else YES for i in range(8)]))
     assert found["more_than_leakage"] is False
     assert list(found["conditions"].values()) == [i != place for i in range(8)]
 
@@ -116,7 +116,7 @@ def test_the_decision_is_the_rule_and_nothing_else(estimates: list[Any], others:
     found = measured(estimates)
     found["own_minus"] |= others
     holds = [one is not None and one["low"] is not None and one["low"] > 0 for one in estimates]
-    decided = decision(found)
+    decided = decide(found)
     assert list(decided["conditions"].values()) == holds
     assert decided["more_than_leakage"] is all(holds)
 
@@ -124,7 +124,7 @@ def test_the_decision_is_the_rule_and_nothing_else(estimates: list[Any], others:
 def test_a_rival_that_was_never_measured_is_not_beaten() -> None:
     found = measured([YES] * 8)
     del found["own_minus"]["other"]  # a log without anybody else
-    assert decision(found)["conditions"]["own beats other"] is False
+    assert decide(found)["conditions"]["own beats other"] is False
 
 
 # The table -------------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_a_row_says_what_a_control_gains_guarded_and_not() -> None:
     ]
     row = holding(moments)["controls"]["own"]
     assert row["gain"]["value"] == pytest.approx(2.0)
-    assert row["novel"]["value"] == pytest.approx(1.6 / 5)
+    assert row["guarded_gain"]["value"] == pytest.approx(1.6 / 5)
     assert row["guarded"]["value"] == pytest.approx(0.7)  # of what no guard rejects
     assert row["guarded"]["n"] == 2
     assert row["slot"]["value"] == pytest.approx(0.6 / 5)
@@ -219,9 +219,9 @@ def test_every_moment_is_in_the_result_with_its_traces_so_that_the_table_can_be_
     assert first == {
         "conversation_id": "a", "position": 1, "action": "a lamp 1", "other_action": "a chair", "contrast": 0.5,
         "traces": {
-            "own": {"trace": "a trace", "gain": 1.0, "novel": 0.5, "rejected": None, "gives_away": False, "slot": 0.1},
+            "own": {"trace": "a trace", "gain": 1.0, "guarded_gain": 0.5, "rejected": None, "gives_away": False, "slot": 0.1},
             "copy": {
-                "trace": "a trace", "gain": 4.0, "novel": 0.1, "rejected": "quotes_action", "gives_away": True, "slot": 0,
+                "trace": "a trace", "gain": 4.0, "guarded_gain": 0.1, "rejected": "quotes_action", "gives_away": True, "slot": 0,
             },
         },
     }  # fmt: skip
@@ -231,8 +231,8 @@ def test_every_moment_is_in_the_result_with_its_traces_so_that_the_table_can_be_
                one["contrast"])
         for one in found["moments"]
     ]  # fmt: skip
-    assert result(again, [], 0) == found
-    assert decision(found) == found["decision"]
+    assert summarize_controls(again, [], 0) == found
+    assert decide(found) == found["decision"]
 
 
 # Downstream ------------------------------------------------------------------------------------------------------------

@@ -10,14 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import PAIR, WeighingScorer, scripted
-from usertwin.evals.traces.synthesizer_quality import compared, contrasting_examples, measure_all, of_each, write_held_out
+from conftest import PAIR, WordWeightScorer, scripted
+from usertwin.evals.traces.synthesizer_quality import (
+    compare_by_person,
+    compare_traces,
+    contrasting_examples,
+    measure_writers,
+    write_held_out_traces,
+)
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.guards import rejection_reason
+from usertwin.memory.training.audit import TraceQuality
 from usertwin.memory.training.dataset import TrainingExample
-from usertwin.memory.training.trace_quality import TraceQuality
 from usertwin.personas import Pair
 
 ACTIONS = ("the early train to Rome please", "a quiet seat by the window thanks", "no coffee for me today thanks")
@@ -36,20 +42,23 @@ def one_each(*traces: str) -> list[list[str]]:
 
 def looked(*novel: float, label: str = "log/Ann", **facts: float) -> list[TraceQuality]:
     """One trace of each conversation, with these gains."""
-    told = {"leaks": 0.0, "rejected": 0.0, "gives_away": False} | facts
-    return [TraceQuality(label, f"talk-{place}", gain, words=10, **told) for place, gain in enumerate(novel)]
+    told = {"leak_rate": 0.0, "rejection_rate": 0.0, "gives_away": False} | facts
+    return [
+        TraceQuality(label=label, conversation=f"talk-{place}", guarded_gain=gain, words=10, **told)
+        for place, gain in enumerate(novel)
+    ]
 
 
 # Looking -------------------------------------------------------------------------------------------------------------
 
 
 def test_each_writer_is_looked_at_and_what_a_guard_rejects_gains_nothing() -> None:
-    weighing = WeighingScorer({"helpful": 0.5, "misleading": -0.25})
+    weighing = WordWeightScorer({"helpful": 0.5, "misleading": -0.25})
     good, bad = one_each(*["I was helpful"] * 3), one_each("I was misleading", f"I was helpful, {ACTIONS[1]}", "")
-    first, second = measure_all(LESSONS, [good, bad], weighing, FakeScorer(), OTHERS, guard)
-    assert [one.novel for one in first] == pytest.approx([0.5] * 3)
-    assert [one.novel for one in second] == pytest.approx([-0.25, 0.0, 0.0])
-    assert [one.leaks for one in second] == [False, True, False]
+    first, second = measure_writers(LESSONS, [good, bad], weighing, FakeScorer(), OTHERS, guard)
+    assert [one.guarded_gain for one in first] == pytest.approx([0.5] * 3)
+    assert [one.guarded_gain for one in second] == pytest.approx([-0.25, 0.0, 0.0])
+    assert [one.leak_rate for one in second] == [False, True, False]
     assert [one.gives_away for one in second] == [False, True, False]
     assert [one.words for one in second] == [3, 10, 0]
     assert [(one.label, one.conversation) for one in first] == [("log/Ann", f"talk-{place}") for place in range(3)]
@@ -57,22 +66,22 @@ def test_each_writer_is_looked_at_and_what_a_guard_rejects_gains_nothing() -> No
 
 def test_writers_that_wrote_the_same_are_looked_at_alike() -> None:
     traces = one_each("I was calm", "I was in a hurry", "")
-    first, second = measure_all(LESSONS, [traces, traces], FakeScorer(), FakeScorer(), OTHERS, guard)
+    first, second = measure_writers(LESSONS, [traces, traces], FakeScorer(), FakeScorer(), OTHERS, guard)
     assert first == second
 
 
 def test_a_writer_is_looked_at_alike_whoever_is_beside_it() -> None:
     traces = one_each("I was calm", "I was in a hurry", "I like tea")
     others = one_each(*(f"I want {action}" for action in ACTIONS))
-    [alone] = measure_all(LESSONS, [traces], FakeScorer(), FakeScorer(), OTHERS, guard)
-    assert measure_all(LESSONS, [others, traces], FakeScorer(), FakeScorer(), OTHERS, guard)[1] == alone
+    [alone] = measure_writers(LESSONS, [traces], FakeScorer(), FakeScorer(), OTHERS, guard)
+    assert measure_writers(LESSONS, [others, traces], FakeScorer(), FakeScorer(), OTHERS, guard)[1] == alone
 
 
 def test_of_several_traces_the_mean_is_taken_and_the_first_is_audited() -> None:
-    weighing = WeighingScorer({"helpful": 0.5, "misleading": -0.25})
+    weighing = WordWeightScorer({"helpful": 0.5, "misleading": -0.25})
     several = ["I was helpful", "I was misleading", f"I was helpful, {ACTIONS[0]}"]
-    [[found]] = measure_all(LESSONS[:1], [[several]], weighing, FakeScorer(), OTHERS, guard)
-    assert (found.novel, found.leaks, found.gives_away) == (pytest.approx(0.25 / 3), pytest.approx(1 / 3), False)
+    [[found]] = measure_writers(LESSONS[:1], [[several]], weighing, FakeScorer(), OTHERS, guard)
+    assert (found.guarded_gain, found.leak_rate, found.gives_away) == (pytest.approx(0.25 / 3), pytest.approx(1 / 3), False)
 
 
 def test_what_is_written_is_kept_and_a_line_that_a_stop_cut_off_is_written_again(tmp_path: Path) -> None:
@@ -82,7 +91,7 @@ def test_what_is_written_is_kept_and_a_line_that_a_stop_cut_off_is_written_again
     path = tmp_path / "traces.jsonl"
 
     def write(lessons: list[TrainingExample]) -> list[list[str]]:
-        return asyncio.run(write_held_out(path, lessons, model, "backward", samples=2, seed=0))
+        return asyncio.run(write_held_out_traces(path, lessons, model, "backward", samples=2, seed=0))
 
     first = write(LESSONS[:2])
     assert [len(traces) for traces in first] == [2, 2]
@@ -95,7 +104,7 @@ def test_what_is_written_is_kept_and_a_line_that_a_stop_cut_off_is_written_again
 
 def test_progress_is_told_up_to_the_end() -> None:
     told: list[tuple[str, int, int]] = []
-    measure_all(
+    measure_writers(
         LESSONS, [one_each(*["I was calm"] * 3)], FakeScorer(), FakeScorer(), OTHERS, guard, lambda *one: told.append(one)
     )  # fmt: skip
     assert told == [("measuring", done, 3) for done in range(4)]
@@ -107,7 +116,7 @@ def test_progress_is_told_up_to_the_end() -> None:
 def test_people_weigh_the_same_however_many_pairs_they_have() -> None:
     base = [*looked(0.0, 0.0, 0.0), *looked(0.0, label="log/Bob")]
     trained = [*looked(0.1, 0.2, 0.3), *looked(0.6, label="log/Bob")]
-    found = compared(base, trained)
+    found = compare_traces(base, trained)
     assert found is not None
     assert (found["n"], found["people"]) == (4, 2)
     assert found["base"]["value"] == 0.0
@@ -119,7 +128,7 @@ def test_a_better_writer_has_a_difference_above_zero_and_its_interval_with_it() 
     people = [f"log/{name}" for name in "abcdef"]
     base = [one for name in people for one in looked(0.1, 0.2, 0.0, label=name)]
     trained = [one for name in people for one in looked(0.3, 0.5, 0.1, label=name)]
-    found, turned = compared(base, trained), compared(trained, base)
+    found, turned = compare_traces(base, trained), compare_traces(trained, base)
     assert found is not None
     assert turned is not None
     assert 0 < found["difference"]["low"] <= found["difference"]["value"] <= found["difference"]["high"]
@@ -132,9 +141,21 @@ GAINS = st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1), st.sampled_from("
 
 @given(GAINS)
 def test_the_difference_is_that_of_the_two_and_every_number_has_its_size(told: list[tuple[float, float, str]]) -> None:
-    base = [TraceQuality(who, str(place), before, 0.0, 0.0, False, 4) for place, (before, _, who) in enumerate(told)]
-    trained = [TraceQuality(who, str(place), after, 0.0, 0.0, False, 8) for place, (_, after, who) in enumerate(told)]
-    found = compared(base, trained)
+
+    def quality(who: str, place: int, gain: float, words: float) -> TraceQuality:
+        return TraceQuality(
+            label=who,
+            conversation=str(place),
+            guarded_gain=gain,
+            leak_rate=0.0,
+            rejection_rate=0.0,
+            gives_away=False,
+            words=words,
+        )
+
+    base = [quality(who, place, before, 4) for place, (before, _, who) in enumerate(told)]
+    trained = [quality(who, place, after, 8) for place, (_, after, who) in enumerate(told)]
+    found = compare_traces(base, trained)
     assert found is not None
     assert found["difference"]["value"] == pytest.approx(found["trained"]["value"] - found["base"]["value"], abs=1e-9)
     assert (found["n"], found["people"]) == (len(told), len({who for _, _, who in told}))
@@ -142,9 +163,9 @@ def test_the_difference_is_that_of_the_two_and_every_number_has_its_size(told: l
 
 
 def test_rates_are_shares_of_the_traces_of_each() -> None:
-    base = [*looked(0.0, leaks=True), *looked(0.0, 0.0, 0.0)]
+    base = [*looked(0.0, leak_rate=True), *looked(0.0, 0.0, 0.0)]
     trained = [*looked(0.0, 0.0, gives_away=True), *looked(0.0, 0.0)]
-    found = compared(base, trained)
+    found = compare_traces(base, trained)
     assert found is not None
     for name, before, after in (("leak_rate", 0.25, 0.0), ("gives_away", 0.0, 0.5)):
         rate = found[name]
@@ -153,14 +174,14 @@ def test_rates_are_shares_of_the_traces_of_each() -> None:
 
 
 def test_without_any_pair_nothing_was_measured() -> None:
-    assert compared([], []) is None
-    assert of_each([], []) == {}
+    assert compare_traces([], []) is None
+    assert compare_by_person([], []) == {}
 
 
 def test_each_person_has_numbers_of_their_own() -> None:
     base = [*looked(0.0, 0.0), *looked(0.1, label="log/Bob"), *looked(0.2)]
     trained = [*looked(0.3, 0.3), *looked(0.0, label="log/Bob"), *looked(0.5)]
-    found = of_each(base, trained)
+    found = compare_by_person(base, trained)
     assert list(found) == ["log/Ann", "log/Bob"]
     assert (found["log/Ann"]["n"], found["log/Bob"]["n"]) == (3, 1)
     assert found["log/Ann"]["difference"]["value"] == pytest.approx(0.3)

@@ -14,18 +14,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ACTION, PAIR, Telling, WeighingScorer, telling
+from conftest import ACTION, PAIR, FunctionChatModel, WordWeightScorer, function_model
 from usertwin.memory import ChatModel, LikelihoodGain, Provenance, Synthesizer, Triple, TripleStore
-from usertwin.memory.models.answer_cache import CompletionCache
-from usertwin.memory.models.chat import Price, Style
+from usertwin.memory.models.chat import Price, PromptStyle
+from usertwin.memory.models.completion_cache import CompletionCache
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer, Likelihood
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import PriorCorrectedGain, gains
-from usertwin.memory.recon.guards import LEAST_KEPT, LONGEST_TRACE, REASONS, rejection_reason
+from usertwin.memory.recon.guards import MAX_TRACE_WORDS, MIN_KEPT_SHARE, REASONS, rejection_reason
 from usertwin.memory.recon.judged_fidelity import JudgeFidelity
 from usertwin.memory.recon.propose import PROPOSAL_MODES, ProposalMode, proposal_template
-from usertwin.memory.recon.synthesizer import DEFAULT_CANDIDATES, METHODS, ROUNDS, Method, backward_trace, in_order, select
+from usertwin.memory.recon.synthesizer import (
+    DEFAULT_CANDIDATES,
+    MAX_ROUNDS,
+    METHODS,
+    Method,
+    backward_trace,
+    rank_candidates,
+    select,
+)
 from usertwin.memory.text.words import word_tokens
 from usertwin.memory.triples import Candidate
 from usertwin.personas import ModelError, Pair, Turn, UsageError
@@ -39,14 +47,14 @@ COPY = f"I will say {ACTION}"
 LEANING = "I wanted to be polite and there early."  # 0.2 on each of seven tokens by its reason, and 2.0 on one by copying
 
 
-def writing(*traces: str, style: Style = "instruction", **facts: Any) -> tuple[ChatModel, Telling]:
+def writing(*traces: str, style: PromptStyle = "instruction", **facts: Any) -> tuple[ChatModel, FunctionChatModel]:
     """A model whose traces are these, one for each seed, whatever round it is asked in."""
-    model, chat = telling(lambda *_: traces[(len(chat.asked) - 1) % len(traces)], style, **facts)
+    model, chat = function_model(lambda *_: traces[(len(chat.requests) - 1) % len(traces)], style, **facts)
     return model, chat
 
 
 def make(model: ChatModel | None, method: Method = "recon", *, seed: int = 0, pair: Pair = PAIR, **options: Any) -> Triple:
-    options.setdefault("fidelity", LikelihoodGain(WeighingScorer(WEIGHTS)))
+    options.setdefault("fidelity", LikelihoodGain(WordWeightScorer(WEIGHTS)))
     return asyncio.run(Synthesizer(method, model, **options).synthesize(pair, "Ann", seed=seed))
 
 
@@ -72,27 +80,27 @@ candidates = st.lists(
 def test_every_way_takes_only_what_no_guard_rejects_and_none_takes_nothing(
     found: list[Candidate], method: Method, seed: int
 ) -> None:
-    allowed = [one for one in found if one.rejected is None]
-    ordered = in_order(found, method, seed=seed)
+    allowed = [one for one in found if one.rejected_by is None]
+    ordered = rank_candidates(found, method, seed=seed)
     assert sorted(map(id, ordered)) == sorted(map(id, [] if method == "none" else allowed))
     assert select(found, method, seed=seed) is (ordered[0] if ordered else None)
-    assert in_order(found, method, seed=seed) == ordered
+    assert rank_candidates(found, method, seed=seed) == ordered
 
 
 @given(candidates)
 def test_the_ways_differ_in_the_order_and_ties_go_to_the_first(found: list[Candidate]) -> None:
-    allowed = [one for one in found if one.rejected is None]
-    assert in_order(found, "backward") == allowed
+    allowed = [one for one in found if one.rejected_by is None]
+    assert rank_candidates(found, "backward") == allowed
     for method in ("recon", "quality"):
         scored = sorted((one for one in allowed if one.score is not None), key=lambda one: -cast("float", one.score))
-        assert in_order(found, cast("Method", method)) == [*scored, *(one for one in allowed if one.score is None)]
-    assert in_order(found, "longest") == sorted(allowed, key=lambda one: -len(one.trace.split()))
+        assert rank_candidates(found, cast("Method", method)) == [*scored, *(one for one in allowed if one.score is None)]
+    assert rank_candidates(found, "longest") == sorted(allowed, key=lambda one: -len(one.trace.split()))
 
 
 @given(candidates)
 def test_the_selected_is_the_best_of_those_that_no_guard_rejects(found: list[Candidate]) -> None:
     best = select(found)
-    allowed = [one for one in found if one.rejected is None]
+    allowed = [one for one in found if one.rejected_by is None]
     assert (best is None) == (not allowed)
     if best is not None:
         assert best.score == max((one.score for one in allowed if one.score is not None), default=None)
@@ -122,7 +130,7 @@ def test_the_trace_with_which_the_action_is_better_predicted_wins(order: list[st
 
 
 def test_the_ways_of_choosing_differ_in_nothing_but_the_choice() -> None:
-    judge, _ = telling(_likes_the_poor, "instruction")
+    judge, _ = function_model(_likes_the_poor, "instruction")
     made: dict[Method, Triple] = {}
     for method in METHODS:
         made[method] = make(writing(FAIR, POOR, COPY, EVEN, GOOD)[0], method, candidates=4, judge=judge, seed=3)
@@ -160,14 +168,14 @@ def test_a_random_choice_goes_by_the_seed_and_the_pair() -> None:
 
 
 def test_a_copied_action_is_rejected_and_counted_and_never_scored() -> None:
-    scorer = WeighingScorer(WEIGHTS)
+    scorer = WordWeightScorer(WEIGHTS)
     triple = make(writing(COPY, FAIR, "", POOR, EVEN)[0], candidates=3, fidelity=LikelihoodGain(scorer))
     assert triple.reasoning == FAIR
     assert dict(told(triple).rejected) == {"quotes_action": 1, "empty": 1, "misleads": 1}
     assert not any(COPY in prompt for call in scorer.calls for prompt, _ in call)
     [copy], [fair] = (gains(scorer, PAIR, [trace]) for trace in (COPY, FAIR))
     assert copy["gain"] > fair["gain"]  # it would have won
-    assert copy["novel"] < fair["novel"]
+    assert copy["guarded_gain"] < fair["guarded_gain"]
 
 
 def test_the_provenance_says_where_the_trace_came_from() -> None:
@@ -175,7 +183,7 @@ def test_the_provenance_says_where_the_trace_came_from() -> None:
     assert make(model, candidates=2, seed=5).provenance == Provenance(
         method="recon",
         proposer="telling",
-        scorer="novel gain under weighing",
+        scorer="guarded gain under weighing",
         prompt_version=proposal_template(model).version,
         seed=5,
         candidates=2,
@@ -187,7 +195,7 @@ def test_the_provenance_says_where_the_trace_came_from() -> None:
     )
     versions = {
         told(make(writing(GOOD, style=style)[0], how=how, candidates=1)).prompt_version
-        for style in get_args(Style)
+        for style in get_args(PromptStyle)
         for how in PROPOSAL_MODES
         if how != "search"
     }
@@ -209,13 +217,13 @@ def test_whichever_way_traces_are_proposed_the_best_is_kept(how: ProposalMode) -
 
 
 def test_backward_takes_the_first_and_scores_nothing() -> None:
-    scorer = WeighingScorer(WEIGHTS)
+    scorer = WordWeightScorer(WEIGHTS)
     model, chat = writing(POOR, GOOD)
     triple = make(model, "backward", fidelity=LikelihoodGain(scorer), candidates=4)
     assert (triple.reasoning, triple.score) == (POOR, None)
     provenance = told(triple)
     assert (provenance.method, provenance.scorer, provenance.candidates) == ("backward", None, 1)
-    assert (len(chat.asked), scorer.calls) == (1, [])
+    assert (len(chat.requests), scorer.calls) == (1, [])
 
 
 def test_backward_needs_no_scorer_and_none_needs_no_model() -> None:
@@ -224,10 +232,10 @@ def test_backward_needs_no_scorer_and_none_needs_no_model() -> None:
 
 
 def test_no_traces_asks_nobody() -> None:
-    scorer = WeighingScorer(WEIGHTS)
+    scorer = WordWeightScorer(WEIGHTS)
     model, chat = writing(GOOD)
     assert make(model, "none", fidelity=LikelihoodGain(scorer), scorer=scorer) == Triple(PAIR)
-    assert (chat.asked, scorer.calls) == ([], [])
+    assert (chat.requests, scorer.calls) == ([], [])
 
 
 # Rounds ----------------------------------------------------------------------------------------------------------------
@@ -237,7 +245,7 @@ def test_only_what_the_guards_left_open_is_asked_for_again_and_with_another_seed
     model, chat = writing(COPY, GOOD, "", FAIR, COPY, EVEN, POOR)
     triple = make(model, candidates=3, seed=11)
     assert [one.trace for one in told(triple).proposals] == [COPY, GOOD, "", FAIR, COPY, EVEN]
-    seeds = [seed for _, seed in chat.asked]
+    seeds = [seed for _, seed in chat.requests]
     assert seeds[:3] == [11, 12, 13]
     assert len(set(seeds)) == len(seeds) == 6
     assert triple.reasoning == GOOD
@@ -247,26 +255,26 @@ def test_only_what_the_guards_left_open_is_asked_for_again_and_with_another_seed
 def test_where_all_are_rejected_it_is_tried_three_times_and_the_triple_says_why_it_has_no_trace(
     method: Method, count: int
 ) -> None:
-    scorer = WeighingScorer(WEIGHTS)
+    scorer = WordWeightScorer(WEIGHTS)
     model, chat = writing(COPY)
     triple = make(model, method, candidates=3, fidelity=LikelihoodGain(scorer), scorer=scorer)
     assert (triple.reasoning, triple.score, scorer.calls) == (None, None, [])
     assert triple.pair is PAIR
-    assert ROUNDS == 3
+    assert MAX_ROUNDS == 3
     provenance = told(triple)
-    assert dict(provenance.rejected) == {"quotes_action": ROUNDS * count}
-    assert (provenance.candidates, len(chat.asked), provenance.measured) == (ROUNDS * count, ROUNDS * count, {})
+    assert dict(provenance.rejected) == {"quotes_action": MAX_ROUNDS * count}
+    assert (provenance.candidates, len(chat.requests), provenance.measured) == (MAX_ROUNDS * count, MAX_ROUNDS * count, {})
 
 
 @given(st.lists(st.sampled_from([GOOD, FAIR, POOR, COPY, "", "ok " * 121]), min_size=1, max_size=5), st.integers(1, 5))
 def test_never_more_rounds_than_three_and_never_more_good_proposals_than_asked_for(traces: list[str], wanted: int) -> None:
     model, chat = writing(*traces)
     proposals = told(make(model, "longest", candidates=wanted)).proposals
-    passed = [one for one in proposals if one.rejected is None]
-    assert wanted <= len(chat.asked) == len(proposals) <= ROUNDS * wanted
+    passed = [one for one in proposals if one.rejected_by is None]
+    assert wanted <= len(chat.requests) == len(proposals) <= MAX_ROUNDS * wanted
     assert len(passed) <= wanted
     if len(passed) < wanted:  # it gave up only after three rounds
-        assert sum(one.rejected is not None for one in proposals[: 2 * wanted]) > 0
+        assert sum(one.rejected_by is not None for one in proposals[: 2 * wanted]) > 0
 
 
 # What a trace may not do -----------------------------------------------------------------------------------------------
@@ -280,26 +288,26 @@ def test_a_trace_that_predicts_the_action_worse_than_none_is_rejected_and_one_th
     assert (triple.reasoning, triple.score) == (EVEN, 0)
     assert make(writing(POOR)[0], "backward").reasoning == POOR  # nobody looked
     assert (
-        make(writing(POOR)[0], fidelity=PriorCorrectedGain(WeighingScorer(WEIGHTS))).reasoning == POOR
+        make(writing(POOR)[0], fidelity=PriorCorrectedGain(WordWeightScorer(WEIGHTS))).reasoning == POOR
     )  # that score has no floor
 
 
 def test_a_trace_that_leans_on_the_words_of_the_action_gives_way_to_the_next_best() -> None:
-    scorer = WeighingScorer(WEIGHTS)
+    scorer = WordWeightScorer(WEIGHTS)
     assert rejection_reason(LEANING, PAIR) is None
-    triple = make(writing(LEANING, EVEN, FAIR)[0], candidates=3, fidelity=LikelihoodGain(scorer, novel=False), scorer=scorer)
+    triple = make(writing(LEANING, EVEN, FAIR)[0], candidates=3, fidelity=LikelihoodGain(scorer, guarded=False), scorer=scorer)
     provenance = told(triple)
     assert provenance.proposals[0].score == pytest.approx(0.2 + 2 / 7)
-    assert [one.rejected for one in provenance.proposals] == ["leans_on_words", None, None]
+    assert [one.rejected_by for one in provenance.proposals] == ["leans_on_words", None, None]
     assert dict(provenance.rejected) == {"leans_on_words": 1}
     assert (triple.reasoning, triple.score) == (FAIR, pytest.approx(0.2))
-    assert provenance.measured == pytest.approx({"gain": 0.2, "novel": 0.2, "kept": 1.0, "gives_away": 0.0})
+    assert provenance.measured == pytest.approx({"gain": 0.2, "guarded_gain": 0.2, "kept": 1.0, "gives_away": 0.0})
 
 
 @pytest.mark.parametrize("method", ["recon", "random", "longest", "quality", "backward"])
 def test_whichever_way_it_was_chosen_no_trace_may_lean_on_words(method: Method) -> None:
-    judge, _ = telling(_likes_the_poor, "instruction")
-    triple = make(writing(LEANING)[0], method, candidates=2, scorer=WeighingScorer(WEIGHTS), judge=judge)
+    judge, _ = function_model(_likes_the_poor, "instruction")
+    triple = make(writing(LEANING)[0], method, candidates=2, scorer=WordWeightScorer(WEIGHTS), judge=judge)
     assert triple.reasoning is None
     assert set(told(triple).rejected) == {"leans_on_words"}
     assert told(triple).measured == {}
@@ -307,9 +315,9 @@ def test_whichever_way_it_was_chosen_no_trace_may_lean_on_words(method: Method) 
 
 
 def test_half_of_the_gain_is_enough() -> None:
-    assert LEAST_KEPT == 0.5
+    assert MIN_KEPT_SHARE == 0.5
     for weight, kept in ((2 / 7 + 0.01, True), (2 / 7 - 0.01, False)):
-        scorer = WeighingScorer({"polite": weight})
+        scorer = WordWeightScorer({"polite": weight})
         triple = make(writing(LEANING)[0], candidates=1, fidelity=LikelihoodGain(scorer), scorer=scorer)
         assert (triple.reasoning is not None) == kept
 
@@ -317,7 +325,7 @@ def test_half_of_the_gain_is_enough() -> None:
 def test_what_is_measured_takes_no_part_in_the_choice_and_tells_the_audit() -> None:
     """A trace with which alone the action is told from the person's others is stored, and said to give the action away."""
     others = [replace(PAIR, action=text, conversation_id=text) for text in ("two coffees please", "not today", "no")]
-    scorer = WeighingScorer({"mornings": 0.5}, copied=0.1)
+    scorer = WordWeightScorer({"mornings": 0.5}, copied=0.1)
     distractors = Distractors(others, FakeEmbedder())
     for trace, gives_away in (("I liked mornings with an early start.", 1.0), (FAIR, 0.0)):
         triple = make(writing(trace)[0], candidates=1, scorer=scorer, fidelity=LikelihoodGain(scorer), distractors=distractors)
@@ -342,14 +350,14 @@ def test_a_kept_trace_never_shares_five_words_with_the_action() -> None:
         assert (kept is None) == (length >= 5)
 
 
-@pytest.mark.parametrize("style", get_args(Style))
+@pytest.mark.parametrize("style", get_args(PromptStyle))
 @pytest.mark.parametrize("how", ["backward", "forward", "scaffolded"])
-def test_a_trace_that_repeats_its_prompt_is_rejected(style: Style, how: ProposalMode) -> None:
+def test_a_trace_that_repeats_its_prompt_is_rejected(style: PromptStyle, how: ProposalMode) -> None:
     examples = proposal_template(ChatModel("x", writing("")[1], style), how).text
     echo = "I saw " + " ".join(word_tokens(examples.splitlines()[0])[:8])
     triple = make(writing(echo, style=style)[0], how=how, candidates=1)
     assert triple.reasoning is None
-    assert dict(told(triple).rejected) == {"echoes_examples": ROUNDS}
+    assert dict(told(triple).rejected) == {"echoes_examples": MAX_ROUNDS}
 
 
 # Bad input -------------------------------------------------------------------------------------------------------------
@@ -364,12 +372,12 @@ STRANGE: dict[str, Callable[[str, int], str]] = {
 
 
 @pytest.mark.parametrize("say", STRANGE.values(), ids=STRANGE)
-@pytest.mark.parametrize("style", get_args(Style))
+@pytest.mark.parametrize("style", get_args(PromptStyle))
 @pytest.mark.parametrize("how", PROPOSAL_MODES)
 def test_a_model_that_writes_no_trace_leaves_the_pair_without_one_and_a_reason(
-    say: Callable[[str, int], str], style: Style, how: ProposalMode
+    say: Callable[[str, int], str], style: PromptStyle, how: ProposalMode
 ) -> None:
-    triple = make(telling(say, style)[0], how=how, candidates=2, calls=4, scorer=FakeScorer(), embedder=FakeEmbedder())
+    triple = make(function_model(say, style)[0], how=how, candidates=2, calls=4, scorer=FakeScorer(), embedder=FakeEmbedder())
     assert (triple.pair, triple.reasoning, triple.score) == (PAIR, None, None)
     assert set(told(triple).rejected) <= {"empty", "too_long", "echoes_examples", "quotes_action"}
     assert sum(told(triple).rejected.values()) == told(triple).candidates > 0
@@ -438,7 +446,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         make(model, fidelity=judged, candidates=27)
     with pytest.raises(UsageError, match="27 proposals for a judge to compare: at most 26"):
         make(model, "quality", how="search", judge=model, calls=27)
-    assert chat.asked == []
+    assert chat.requests == []
     Synthesizer("none").check()
     Synthesizer("longest", model).check()
     assert (METHODS, DEFAULT_CANDIDATES) == (("recon", "random", "longest", "quality", "backward", "none"), 4)
@@ -457,7 +465,7 @@ def test_a_model_that_does_not_answer_and_a_scorer_that_fails_are_heard() -> Non
     with pytest.raises(ModelError, match="no weights here"):
         make(writing(GOOD)[0], "longest", scorer=Broken())
     with pytest.raises(ModelError, match='"telling" did not answer: ConnectionError: nobody there'):
-        make(telling(fail)[0])
+        make(function_model(fail)[0])
 
 
 # Provenance and cost ---------------------------------------------------------------------------------------------------
@@ -499,7 +507,7 @@ def test_what_an_earlier_version_did_not_write_is_empty() -> None:
 
 
 def test_a_synthesized_triple_survives_json_and_the_memory(tmp_path: Path) -> None:
-    scorer = WeighingScorer(WEIGHTS)
+    scorer = WordWeightScorer(WEIGHTS)
     model, _ = writing(COPY, GOOD, "", POOR, "a " * 130, FAIR, EVEN, price=Price(0.1, 0.4))
     triple = make(model, candidates=4, fidelity=LikelihoodGain(scorer), scorer=scorer)
     provenance = told(triple)
@@ -529,7 +537,7 @@ def test_the_cost_counts_what_was_written_and_what_was_known(tmp_path: Path) -> 
         "dollars": pytest.approx((read * 1.0 + wrote * 10.0) / 1e6),
     }
     again = make(model, candidates=2)
-    assert len(chat.asked) == 3
+    assert len(chat.requests) == 3
     assert (told(again).cost["calls"], told(again).cost["repeated"], told(again).cost["dollars"]) == (0, 3, 0)
     assert again.reasoning == GOOD
     more = told(make(model, candidates=2, seed=1)).cost
@@ -563,7 +571,7 @@ def test_the_backward_trace_is_the_first_that_no_guard_rejected_by_its_words() -
 def test_backward_synthesis_has_the_backward_trace_of_recon() -> None:
     chance = random.Random(0)
     for _ in range(30):
-        traces = chance.choices([GOOD, FAIR, POOR, EVEN, COPY, "", "so " * (LONGEST_TRACE + 1)], k=9)
+        traces = chance.choices([GOOD, FAIR, POOR, EVEN, COPY, "", "so " * (MAX_TRACE_WORDS + 1)], k=9)
         recon, backward = (make(writing(*traces)[0], cast("Method", one), candidates=3) for one in ("recon", "backward"))
         assert backward_trace(backward) == backward.reasoning
         if backward.reasoning is not None:

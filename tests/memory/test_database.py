@@ -90,7 +90,7 @@ def test_a_flipped_bit_anywhere_in_a_file_is_noticed_and_never_changes_a_recall(
 
 def read_damaged(there: Connection, whole: str, work: str, places: list[tuple[int, int]]) -> None:
     """Flip bits of a database that is too large to be compared with its seal when it is opened."""
-    seal.COMPARED_WHEN_OPENED = 0
+    seal.MAX_BYTES_HASHED_ON_OPEN = 0
     for at, bit in places:
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(whole, work)
@@ -483,7 +483,7 @@ def make_format_1(folder: Path, known: list[Triple]) -> None:
         connection.execute(
             f"INSERT INTO triples VALUES (?{', ?' * 13})",
             (number, t.id, pair.speaker, pair.conversation_id, pair.position, pair.when, context, pair.action, pair.goal,
-             int(pair.ends), t.reasoning, t.score, provenance, embedding),
+             int(pair.ends_conversation), t.reasoning, t.score, provenance, embedding),
         )  # fmt: skip
     connection.commit()
     connection.close()

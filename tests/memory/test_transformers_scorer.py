@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import PLACES, tiny
+from conftest import MAX_POSITIONS, tiny
 from usertwin.memory.models import scoring
 from usertwin.memory.models.score_cache import CachedScorer
 from usertwin.memory.models.scoring import FakeScorer, Likelihood
@@ -177,15 +177,15 @@ def test_more_than_one_batch_keeps_the_order(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_prompt_that_does_not_fit_loses_its_beginning() -> None:
-    text = "".join(chr(97 + i * 7 % 26) for i in range(3 * PLACES))
+    text = "".join(chr(97 + i * 7 % 26) for i in range(3 * MAX_POSITIONS))
     (cut,) = TransformersScorer("tiny", tiny).score([(text, " end")])
-    assert_same(cut, plain(text[-(PLACES - 4) :], " end"))
+    assert_same(cut, plain(text[-(MAX_POSITIONS - 4) :], " end"))
 
 
 def test_a_continuation_that_does_not_fit_leaves_room_for_the_prompt() -> None:
-    (found,) = TransformersScorer("tiny", tiny).score([("p" * PLACES, "c" * PLACES)])
-    assert found.tokens == PLACES // 2
-    assert_same(found, plain("p" * (PLACES // 2), "c" * (PLACES // 2)))
+    (found,) = TransformersScorer("tiny", tiny).score([("p" * MAX_POSITIONS, "c" * MAX_POSITIONS)])
+    assert found.tokens == MAX_POSITIONS // 2
+    assert_same(found, plain("p" * (MAX_POSITIONS // 2), "c" * (MAX_POSITIONS // 2)))
 
 
 def test_an_empty_prompt_is_the_start_of_a_text() -> None:
@@ -221,11 +221,11 @@ def test_in_bfloat16_a_scorer_says_so_and_reckons_nearly_the_same() -> None:
     items = [("Them: hello\nMe:", " good day\n"), ("Them: bye\nMe:", " bye then\n")]
     found, exact = coarse.score(items), TransformersScorer("tiny", tiny).score(items)
     assert {str(one.dtype) for one in coarse.loaded[0].parameters()} == {"torch.bfloat16"}
-    gaps = [abs(a - b) for one, other in zip(found, exact, strict=True) for a, b in zip(one.each, other.each, strict=True)]
+    gaps = [abs(a - b) for one, other in zip(found, exact, strict=True) for a, b in zip(one.token_nats, other.token_nats, strict=True)]
     assert 0 < max(gaps) <= 0.5
     assert sum(gaps) / len(gaps) <= 0.1
     # Logits have eight binary digits; the nats made of them have those of float32.
-    assert any(nats != as_bfloat16(nats) for one in found for nats in one.each)
+    assert any(nats != as_bfloat16(nats) for one in found for nats in one.token_nats)
 
 
 def as_bfloat16(number: float) -> float:
@@ -247,13 +247,13 @@ def test_scores_of_two_precisions_do_not_mix_in_a_cache(tmp_path: Path) -> None:
 
 
 def assert_each_token_is_told(found: Likelihood, continuation: str, *, whole: bool = True) -> None:
-    assert len(found.each) == len(found.ends) == found.tokens
-    assert sum(found.each) == pytest.approx(found.nats, abs=1e-6)
-    assert all(nats <= 0 for nats in found.each)
-    assert list(found.ends) == sorted(found.ends)
-    assert all(0 < end <= len(continuation) for end in found.ends)
+    assert len(found.token_nats) == len(found.token_ends) == found.tokens
+    assert sum(found.token_nats) == pytest.approx(found.nats, abs=1e-6)
+    assert all(nats <= 0 for nats in found.token_nats)
+    assert list(found.token_ends) == sorted(found.token_ends)
+    assert all(0 < end <= len(continuation) for end in found.token_ends)
     if whole and continuation:
-        assert found.ends[-1] == len(continuation)
+        assert found.token_ends[-1] == len(continuation)
 
 
 @settings(max_examples=30, deadline=None)
@@ -265,24 +265,24 @@ def assert_each_token_is_told(found: Likelihood, continuation: str, *, whole: bo
 def test_each_token_has_its_nats_and_the_character_where_it_ends(items: list[tuple[str, str]]) -> None:
     for found, (_, continuation) in zip(TransformersScorer("tiny", tiny).score(items), items, strict=True):
         assert_each_token_is_told(found, continuation)
-        assert set(found.ends) == set(range(1, len(continuation) + 1))  # its tokens are bytes: none spans two characters
+        assert set(found.token_ends) == set(range(1, len(continuation) + 1))  # its tokens are bytes: none spans two characters
 
 
 def test_each_token_has_the_nats_of_a_plain_forward_pass() -> None:
     (found,) = TransformersScorer("tiny", tiny).score([("hello", " dé")])
     known = "hello"
-    for letter, nats in zip(" d", found.each, strict=False):
+    for letter, nats in zip(" d", found.token_nats, strict=False):
         assert nats == pytest.approx(plain(known, letter), abs=1e-4)
         known += letter
-    assert sum(found.each[2:]) == pytest.approx(plain("hello d", "é"), abs=1e-4)
-    assert found.ends == (1, 2, 3, 3)
+    assert sum(found.token_nats[2:]) == pytest.approx(plain("hello d", "é"), abs=1e-4)
+    assert found.token_ends == (1, 2, 3, 3)
 
 
 def test_of_a_continuation_that_is_cut_the_tokens_that_were_scored_are_told() -> None:
-    text = "é" * PLACES
+    text = "é" * MAX_POSITIONS
     (found,) = TransformersScorer("tiny", tiny).score([("p", text)])
     assert_each_token_is_told(found, text, whole=False)
-    assert found.ends[-1] == PLACES // 4  # half of the places, two bytes a character
+    assert found.token_ends[-1] == MAX_POSITIONS // 4  # half of the places, two bytes a character
 
 
 def test_a_token_of_several_characters_ends_where_the_last_of_them_does() -> None:
@@ -295,15 +295,15 @@ def test_a_token_of_several_characters_ends_where_the_last_of_them_does() -> Non
     tokens.pre_tokenizer = pre_tokenizers.Whitespace()
     words = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>")
     (found,) = TransformersScorer("words", lambda: (model, words)).score([("tea", " slow tea.")])
-    assert found.ends == (5, 9, 10)
+    assert found.token_ends == (5, 9, 10)
     assert found.tokens == 3
 
 
 @given(st.text("ab é\n", max_size=20), st.text("ab é\n", max_size=20))
 def test_the_fake_tells_each_word_and_where_it_ends(prompt: str, continuation: str) -> None:
     (found,) = FakeScorer().score([(prompt, continuation)])
-    assert sum(found.each) == pytest.approx(found.nats)
-    assert [continuation[:end].split()[-1] for end in found.ends] == continuation.split()
+    assert sum(found.token_nats) == pytest.approx(found.nats)
+    assert [continuation[:end].split()[-1] for end in found.token_ends] == continuation.split()
 
 
 # The cache -----------------------------------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def test_the_single_tokens_survive_the_cache(tmp_path: Path) -> None:
     fresh = TransformersScorer("tiny", tiny).score(items)
     assert CachedScorer(TransformersScorer("tiny", tiny), tmp_path / "scores.sqlite").score(items) == fresh
     assert CachedScorer(Never("tiny"), tmp_path / "scores.sqlite").score(items) == fresh
-    assert [found.ends[-1:] for found in fresh] == [(len(" good dày 😀\n"),), (1,), ()]
+    assert [found.token_ends[-1:] for found in fresh] == [(len(" good dày 😀\n"),), (1,), ()]
 
 
 class Never(FakeScorer):
@@ -458,7 +458,7 @@ def test_the_fake_finds_words_of_the_prompt_likely() -> None:
     known, half, unknown, empty = FakeScorer().score(
         [("Wants TEA", "tea wants"), ("tea", "tea milk"), ("", "tea milk"), ("", "")]
     )
-    assert (known.nats, known.tokens, known.ends) == (pytest.approx(-2 * log(20)), 2, (3, 9))
+    assert (known.nats, known.tokens, known.token_ends) == (pytest.approx(-2 * log(20)), 2, (3, 9))
     assert known.nats > half.nats > unknown.nats
     assert empty == Likelihood(0, 1)
 
@@ -504,7 +504,7 @@ def test_the_local_scorer_in_bfloat16_agrees_with_itself_in_float32() -> None:
     assert isinstance(coarse, CachedScorer)
     apart = list[float]()
     for one, other in zip(exact.scorer.score(items), coarse.scorer.score(items), strict=True):
-        apart += [abs(a - b) for a, b in zip(one.each, other.each, strict=True)]
+        apart += [abs(a - b) for a, b in zip(one.token_nats, other.token_nats, strict=True)]
         assert abs(one.nats - other.nats) <= 1.0
     assert max(apart) <= 0.4
     assert sum(apart) / len(apart) <= 0.1

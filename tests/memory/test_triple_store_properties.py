@@ -19,7 +19,7 @@ from usertwin.memory import Provenance, Recalled, Triple, TripleStore
 from usertwin.memory.models.embedding import FakeEmbedder, query_text
 from usertwin.memory.store.vector_index import INDEX_KINDS
 from usertwin.personas import Pair, Turn, TwinError
-from usertwin.personas.pairs import KINDS, LEFT
+from usertwin.personas.pairs import ABANDONED, CONTEXT_KINDS
 
 EMBEDDER = FakeEmbedder(16)
 Vector = NDArray[np.float32]
@@ -30,7 +30,7 @@ contexts = st.lists(st.builds(Turn, st.just("desk"), st.sampled_from(["agent", "
 conversations = st.sampled_from(["c0", "c1", "c2", "c3"])
 moments = st.integers(0, 12).map(float)
 pairs = st.builds(
-    Pair, st.just("Ann"), contexts, st.sampled_from(["yes", "no", LEFT]), st.just(""), conversations, st.integers(0, 9),
+    Pair, st.just("Ann"), contexts, st.sampled_from(["yes", "no", ABANDONED]), st.just(""), conversations, st.integers(0, 9),
     moments, st.booleans(),
 )  # fmt: skip
 traces = st.none() | st.sampled_from(["in a hurry", "likes trains"])
@@ -55,12 +55,12 @@ class Filters:
             and (self.before is None or pair.when < self.before)
             and (self.role is None or (pair.context[-1].role if pair.context else "") == self.role)
             and (self.kind is None or pair.kind == self.kind)
-            and (self.left is None or (pair.ends and pair.action == LEFT) == self.left)
+            and (self.left is None or (pair.ends_conversation and pair.action == ABANDONED) == self.left)
         )
 
 
 filters = st.builds(
-    Filters, limits, st.none() | st.sampled_from(["agent", "user", ""]), st.none() | st.sampled_from(KINDS),
+    Filters, limits, st.none() | st.sampled_from(["agent", "user", ""]), st.none() | st.sampled_from(CONTEXT_KINDS),
     st.sampled_from([None, False, False, True]),
 )  # fmt: skip
 
@@ -196,7 +196,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self.store.rebuild(kind)  # pyright: ignore[reportArgumentType]
         self.kind = kind or self.kind
         stats = self.store.stats()
-        assert stats.wanted == self.kind
+        assert stats.requested_kind == self.kind
         few = len(self.model) < LEAST_APPROXIMATE
         assert stats.tuning.kind == ("flat" if few or self.kind == "auto" else self.kind)
         assert (stats.tail, stats.triples) == (0, len(self.model))
@@ -265,7 +265,7 @@ class MemoryMachine(RuleBasedStateMachine):
         elsewhere = replace(query, conversation_id="now")
         for store in self.stores:
             if store.stats().tuning.kind == "flat":
-                found = store.recall(elsewhere, len(self.model) + 3, left=None)
+                found = store.recall(elsewhere, len(self.model) + 3, abandoned=None)
                 assert {r.triple.id: r.triple for r in found} == {name: triple for name, (triple, _) in self.model.items()}
 
     @invariant()
@@ -289,7 +289,7 @@ class MemoryMachine(RuleBasedStateMachine):
             stats = store.stats()
             assert stats.triples == len(held)
             assert stats.traced == sum(triple.reasoning is not None for triple in held)
-            assert stats.left == sum(triple.pair.abandoned for triple in held)
+            assert stats.abandoned == sum(triple.pair.abandoned for triple in held)
             assert stats.conversations == len({triple.pair.conversation_id for triple in held})
             assert stats.first == min((triple.pair.when for triple in held), default=None)
             assert stats.last == max((triple.pair.when for triple in held), default=None)

@@ -13,67 +13,67 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judge_replies import ruling, shown
+from judge_replies import judge_reply, shown_attempts
 
-from conftest import ACTION, PAIR, Telling, telling
+from conftest import ACTION, PAIR, FunctionChatModel, function_model
 from usertwin.memory import ChatModel, LikelihoodGain, Synthesizer
-from usertwin.memory.models.chat import Ledger, Style
+from usertwin.memory.models.chat import Ledger, PromptStyle
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.distractors import Distractors
-from usertwin.memory.recon.fidelity import Fidelity, ForcedChoice, PriorCorrectedGain, ScoredTraces
+from usertwin.memory.recon.fidelity import Fidelity, FidelityScore, ForcedChoice, PriorCorrectedGain
 from usertwin.memory.recon.judged_fidelity import (
     FIDELITIES,
     EmbeddingRankFidelity,
     JudgeFidelity,
     fidelity_by_name,
-    plausibility,
-    reconstructions,
-    verdict,
+    judge_quality,
+    listwise_verdict,
+    reconstruct_actions,
 )
 from usertwin.personas import ModelError, Pair, UsageError, VerdictError
 
 TRACES = ("I was in a hurry", "I was bored", "I liked mornings", "I felt worn")
 
 
-def judge(liking: Callable[[str], float], marks: Callable[[str], int] = lambda _: 5) -> tuple[ChatModel, Telling]:
+def judge(liking: Callable[[str], float], marks: Callable[[str], int] = lambda _: 5) -> tuple[ChatModel, FunctionChatModel]:
     """A judge that likes some texts better than others, and gives marks for a text."""
 
     def say(prompt: str, seed: int) -> str:
-        texts = shown(prompt)
-        return ruling(sorted(texts, key=lambda label: -liking(texts[label])), lambda label: marks(texts[label]))
+        texts = shown_attempts(prompt)
+        return judge_reply(sorted(texts, key=lambda label: -liking(texts[label])), lambda label: marks(texts[label]))
 
-    return telling(say, "instruction")
+    return function_model(say, "instruction")
 
 
-def actor(style: Style = "transcript") -> tuple[ChatModel, Telling]:
+def actor(style: PromptStyle = "transcript") -> tuple[ChatModel, FunctionChatModel]:
     """A model that writes, for the trace that its prompt has, one word of it backwards."""
 
     def say(prompt: str, seed: int) -> str:
         return next((f"doing {trace.split()[-1][::-1]}" for trace in TRACES if trace in prompt), "doing nothing")
 
-    return telling(say, style)
+    return function_model(say, style)
 
 
 def scored(
     fidelity: Fidelity, traces: Sequence[str] = TRACES, *, seed: int = 0, ledger: Ledger | None = None
-) -> list[ScoredTraces]:
+) -> list[FidelityScore]:
     return asyncio.run(fidelity.score(PAIR, traces, seed=seed, ledger=ledger))
 
 
-def judged(model: ChatModel, attempts: Sequence[str], *, seed: int = 0, pair: Pair = PAIR) -> list[ScoredTraces]:
-    return asyncio.run(verdict(model, "judge_traces", pair, attempts, seed=seed))
+def judged(model: ChatModel, attempts: Sequence[str], *, seed: int = 0, pair: Pair = PAIR) -> list[FidelityScore]:
+    return asyncio.run(listwise_verdict(model, "judge_traces", pair, attempts, seed=seed))
 
 
 # Reconstructions -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("style", ["transcript", "instruction"])
-def test_each_trace_is_turned_into_words_once_and_the_model_never_sees_the_action(style: Style) -> None:
+def test_each_trace_is_turned_into_words_once_and_the_model_never_sees_the_action(style: PromptStyle) -> None:
     model, chat = actor(style)
-    written = asyncio.run(reconstructions(model, PAIR, TRACES, seed=7))
+    written = asyncio.run(reconstruct_actions(model, PAIR, TRACES, seed=7))
     assert written == ["doing yrruh", "doing derob", "doing sgninrom", "doing nrow"]
-    assert [seed for _, seed in chat.asked] == [7] * 4
+    assert [seed for _, seed in chat.requests] == [7] * 4
     for trace, prompt in zip(TRACES, chat.prompts, strict=True):
         assert trace in prompt
         assert "You want to see the sea." in prompt
@@ -82,10 +82,10 @@ def test_each_trace_is_turned_into_words_once_and_the_model_never_sees_the_actio
 
 
 def test_a_reconstruction_is_one_turn() -> None:
-    model, _ = telling(lambda *_: " the  early one\nThem: fine")
-    assert asyncio.run(reconstructions(model, PAIR, ["I was bored"])) == ["the early one"]
-    model, _ = telling(lambda *_: "the early one\n\nplease", "instruction")
-    assert asyncio.run(reconstructions(model, PAIR, ["I was bored"])) == ["the early one please"]
+    model, _ = function_model(lambda *_: " the  early one\nThem: fine")
+    assert asyncio.run(reconstruct_actions(model, PAIR, ["I was bored"])) == ["the early one"]
+    model, _ = function_model(lambda *_: "the early one\n\nplease", "instruction")
+    assert asyncio.run(reconstruct_actions(model, PAIR, ["I was bored"])) == ["the early one please"]
 
 
 # The verdict -----------------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_places_and_marks_come_back_to_the_attempt_they_are_for_in_whatever_orde
     model, chat = judge(lambda text: -liked[text], lambda text: liked[text])
     attempts = [f"text {number}" for number in numbers]
     found = judged(model, attempts, seed=seed)
-    assert sorted(shown(chat.prompts[0]).values()) == sorted(attempts)
+    assert sorted(shown_attempts(chat.prompts[0]).values()) == sorted(attempts)
     last = max(1, len(numbers) - 1)
     assert [one.value for one in found] == pytest.approx([1 - liked[text] / last for text in attempts])
     assert [one.parts["intent"] for one in found] == pytest.approx([liked[text] / 10 for text in attempts])
@@ -109,7 +109,7 @@ def test_the_order_is_drawn_from_the_seed_and_the_moment() -> None:
     def order(seed: int, pair: Pair = PAIR) -> tuple[str, ...]:
         model, chat = judge(len)
         judged(model, ["one", "two", "three"], seed=seed, pair=pair)
-        return tuple(shown(chat.prompts[0]).values())
+        return tuple(shown_attempts(chat.prompts[0]).values())
 
     assert order(3) == order(3)
     assert {order(seed) for seed in range(60)} == {*permutations(["one", "two", "three"])}
@@ -124,8 +124,8 @@ def test_the_judge_is_shown_the_moment_the_action_and_every_attempt_under_a_lett
     assert "The real reply:\nthe early train to Rome please\n" in prompt
     assert "Me: hi\nThem: When do you want to go?\n" in prompt
     assert "style" in prompt
-    assert sorted(shown(prompt)) == ["A", "B"]
-    assert sorted(shown(prompt).values()) == ["(nothing)", "one"]
+    assert sorted(shown_attempts(prompt)) == ["A", "B"]
+    assert sorted(shown_attempts(prompt).values()) == ["(nothing)", "one"]
 
 
 GOOD = {"scores": {label: {"style": 1, "intent": 2, "values": 3} for label in "AB"}, "ranking": ["A", "B"]}
@@ -158,26 +158,26 @@ MALFORMED = {
 
 @pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED)
 def test_a_verdict_that_cannot_be_read_is_asked_for_again_and_then_an_error_and_never_a_score(answer: str) -> None:
-    model, chat = telling(lambda *_: answer, "instruction")
+    model, chat = function_model(lambda *_: answer, "instruction")
     with pytest.raises(VerdictError, match=r'the judge "telling" gave no verdict that can be read, 3 times in a row'):
         judged(model, ["one", "two"], seed=5)
-    assert [seed for _, seed in chat.asked] == [5, 6, 7]  # the same seed would only say the same
+    assert [seed for _, seed in chat.requests] == [5, 6, 7]  # the same seed would only say the same
     assert len(set(chat.prompts)) == 1
 
 
 @pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED)
 def test_a_verdict_that_can_be_read_after_one_that_cannot_counts(answer: str) -> None:
-    model, chat = telling(lambda _, seed: answer if seed == 5 else json.dumps(GOOD), "instruction")
+    model, chat = function_model(lambda _, seed: answer if seed == 5 else json.dumps(GOOD), "instruction")
     found = judged(model, ["one", "two"], seed=5)
     assert sorted(one.value for one in found) == [0, 1]
-    assert len(chat.asked) == 2
+    assert len(chat.requests) == 2
 
 
 @pytest.mark.parametrize("around", ["{}", "```json\n{}\n```", "Gladly. {} I hope that helps.", "\n\n{}\n"])
 def test_words_around_a_verdict_do_not_matter(around: str) -> None:
-    model, chat = telling(lambda *_: around.replace("{}", json.dumps(GOOD, indent=1)), "instruction")
+    model, chat = function_model(lambda *_: around.replace("{}", json.dumps(GOOD, indent=1)), "instruction")
     assert all(dict(one.parts) == {"style": 0.1, "intent": 0.2, "values": 0.3} for one in judged(model, ["one", "two"]))
-    assert len(chat.asked) == 1
+    assert len(chat.requests) == 1
 
 
 def test_more_attempts_than_letters_are_refused_before_anybody_is_asked() -> None:
@@ -185,7 +185,7 @@ def test_more_attempts_than_letters_are_refused_before_anybody_is_asked() -> Non
     assert len(judged(model, [f"text {number}" for number in range(26)])) == 26
     with pytest.raises(UsageError, match="27 attempts in one verdict: at most 26 can be told apart"):
         judged(model, [f"text {number}" for number in range(27)])
-    assert len(chat.asked) == 1
+    assert len(chat.requests) == 1
 
 
 # Judged: S1 ------------------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_the_judge_sees_the_reconstructions_and_never_a_trace() -> None:
     (act, _), (jury, chat) = actor(), judge(len)
     scored(JudgeFidelity(act, jury))
     (prompt,) = chat.prompts
-    assert sorted(shown(prompt).values()) == sorted(f"doing {trace.split()[-1][::-1]}" for trace in TRACES)
+    assert sorted(shown_attempts(prompt).values()) == sorted(f"doing {trace.split()[-1][::-1]}" for trace in TRACES)
     assert not [trace for trace in TRACES if trace in prompt or trace.split()[-1] in prompt.split()]
 
 
@@ -207,7 +207,7 @@ def test_whose_reconstruction_the_judge_likes_best_has_the_best_score_whatever_t
         found = scored(JudgeFidelity(act, jury, orders=orders), seed=seed)
         assert [one.value for one in found] == pytest.approx([1.0005, 0.0005, 2 / 3 + 0.0005, 1 / 3 + 0.0005])
         assert {one.parts["flips"] for one in found} == {0}
-        assert len(chat.asked) == orders
+        assert len(chat.requests) == orders
 
 
 def test_marks_tell_equals_apart_and_outweigh_no_place() -> None:
@@ -215,7 +215,9 @@ def test_marks_tell_equals_apart_and_outweigh_no_place() -> None:
     found = scored(JudgeFidelity(act, jury))
     assert found[2].value == pytest.approx(0.001)  # the longest is the last, whatever its marks
     assert min(one.value for place, one in enumerate(found) if place != 2) > 0.3
-    first_wins, _ = telling(lambda prompt, _: ruling("AB", lambda label: 9 if shown(prompt)[label] == "doing nrow" else 1))
+    first_wins, _ = function_model(
+        lambda prompt, _: judge_reply("AB", lambda label: 9 if shown_attempts(prompt)[label] == "doing nrow" else 1)
+    )
     tied = next(
         found
         for seed in range(12)
@@ -226,7 +228,9 @@ def test_marks_tell_equals_apart_and_outweigh_no_place() -> None:
 
 
 def test_verdicts_that_contradict_each_other_are_counted() -> None:
-    first_wins, _ = telling(lambda prompt, _: ruling(list(shown(prompt))), "instruction")  # whoever is shown first
+    first_wins, _ = function_model(
+        lambda prompt, _: judge_reply(list(shown_attempts(prompt))), "instruction"
+    )  # whoever is shown first
     act, _ = actor()
     found = [scored(JudgeFidelity(act, first_wins, orders=2), TRACES[:2], seed=seed) for seed in range(12)]
     for one, other in found:  # the second verdict sees the first one's order turned round
@@ -238,23 +242,23 @@ def test_verdicts_that_contradict_each_other_are_counted() -> None:
 @pytest.mark.parametrize("orders", [1, 2])
 def test_n_proposals_take_2n_texts_and_one_for_each_verdict(n: int, orders: int) -> None:
     kinds = ["tired", "glad", "curious", "calm", "hungry", "cold", "proud", "shy"]
-    model, proposer = telling(lambda _, seed: f"felt {kinds[seed % 8]} then")
-    act, reconstructor = telling(lambda prompt, _: f"so {prompt.split('I felt ')[1].split()[0]}")
+    model, proposer = function_model(lambda _, seed: f"felt {kinds[seed % 8]} then")
+    act, reconstructor = function_model(lambda prompt, _: f"so {prompt.split('I felt ')[1].split()[0]}")
     jury, bench = judge(len)
     maker = Synthesizer("recon", model, JudgeFidelity(act, jury, orders=orders), candidates=n)
     triple = asyncio.run(maker.synthesize(PAIR, "Ann"))
-    assert [len(chat.asked) for chat in (proposer, reconstructor, bench)] == [n, n, orders]
+    assert [len(chat.requests) for chat in (proposer, reconstructor, bench)] == [n, n, orders]
     assert triple.provenance is not None
     assert triple.provenance.cost["calls"] == 2 * n + orders
-    assert triple.provenance.scorer == "judged by telling, reconstructed by telling"
+    assert triple.provenance.scorer == "judged by function_model, reconstructed by telling"
     best = max(kinds[:n], key=len)
     assert len(str(triple.reasoning)) == len(f"I felt {best} then")
     assert not [trace for trace in (one.trace for one in triple.provenance.proposals) if trace in bench.prompts[0]]
 
 
 def test_a_pair_whose_verdict_cannot_be_read_is_kept_without_a_trace_and_says_so() -> None:
-    model, _ = telling(lambda _, seed: f"felt {['tired', 'glad'][seed % 2]} then")
-    (act, _), (mute, chat) = actor(), telling(lambda *_: "I would rather not say", "instruction")
+    model, _ = function_model(lambda _, seed: f"felt {['tired', 'glad'][seed % 2]} then")
+    (act, _), (mute, chat) = actor(), function_model(lambda *_: "I would rather not say", "instruction")
     triple = asyncio.run(Synthesizer("recon", model, JudgeFidelity(act, mute), candidates=2).synthesize(PAIR, "Ann"))
     assert triple.pair is PAIR
     assert (triple.reasoning, triple.score) == (None, None)
@@ -262,16 +266,16 @@ def test_a_pair_whose_verdict_cannot_be_read_is_kept_without_a_trace_and_says_so
     assert dict(triple.provenance.rejected) == {"no_verdict": 2}
     assert {one.score for one in triple.provenance.proposals} == {None}
     assert triple.provenance.cost["calls"] == 2 + 2 + 3
-    assert len(chat.asked) == 3
+    assert len(chat.requests) == 3
 
 
 def test_a_judge_that_does_not_answer_at_all_is_heard() -> None:
     def fail(prompt: str, seed: int) -> str:
         raise ConnectionError("nobody there")
 
-    model, _ = telling(lambda *_: "felt glad then")
+    model, _ = function_model(lambda *_: "felt glad then")
     act, _ = actor()
-    mute, _ = telling(fail, "instruction")
+    mute, _ = function_model(fail, "instruction")
     with pytest.raises(ModelError, match='"telling" did not answer: ConnectionError') as failed:
         asyncio.run(Synthesizer("recon", model, JudgeFidelity(act, mute)).synthesize(PAIR, "Ann"))
     assert not isinstance(failed.value, VerdictError)
@@ -293,8 +297,8 @@ def distractors(*actions: str) -> Distractors:
     return Distractors(pairs, FakeEmbedder())
 
 
-def ranked(written: str, *others: str) -> ScoredTraces:
-    model, _ = telling(lambda *_: written)
+def ranked(written: str, *others: str) -> FidelityScore:
+    model, _ = function_model(lambda *_: written)
     [found] = scored(EmbeddingRankFidelity(model, FakeEmbedder(), distractors(*others)), ["I was bored"])
     return found
 
@@ -319,7 +323,7 @@ def test_without_other_actions_every_rank_is_a_half() -> None:
 
 
 def test_a_model_that_writes_the_same_for_each_trace_ranks_them_alike() -> None:
-    model, _ = telling(lambda *_: "the early train")
+    model, _ = function_model(lambda *_: "the early train")
     found = scored(EmbeddingRankFidelity(model, FakeEmbedder(), distractors(*OTHERS)))
     assert len({one.value for one in found}) == 1
     fidelity = EmbeddingRankFidelity(model, FakeEmbedder(), distractors(*OTHERS), choices=3)
@@ -331,9 +335,9 @@ def test_a_model_that_writes_the_same_for_each_trace_ranks_them_alike() -> None:
 
 def test_whoever_judges_plausibility_reads_the_traces_themselves_and_the_action() -> None:
     jury, chat = judge(TRACES.index)
-    found = asyncio.run(plausibility(jury, PAIR, TRACES, seed=1))
+    found = asyncio.run(judge_quality(jury, PAIR, TRACES, seed=1))
     (prompt,) = chat.prompts
-    assert sorted(shown(prompt).values()) == sorted(TRACES)
+    assert sorted(shown_attempts(prompt).values()) == sorted(TRACES)
     assert ACTION in prompt
     assert [one.value for one in found] == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert set(found[0].parts) == {"plausible", "specific", "clear"}
@@ -342,7 +346,7 @@ def test_whoever_judges_plausibility_reads_the_traces_themselves_and_the_action(
 def test_every_name_makes_its_scorer_and_needs_no_more_than_its_models() -> None:
     (act, _), (jury, _), others = actor(), judge(len), distractors(*OTHERS)
     made: dict[str, tuple[type[object], dict[str, Any]]] = {
-        "novel": (LikelihoodGain, {"scorer": FakeScorer()}),
+        "guarded_gain": (LikelihoodGain, {"scorer": FakeScorer()}),
         "gain": (LikelihoodGain, {"scorer": FakeScorer()}),
         "judge": (JudgeFidelity, {"actor": act, "judge": jury}),
         "choice": (ForcedChoice, {"scorer": FakeScorer(), "distractors": others}),
@@ -363,10 +367,12 @@ def test_every_name_makes_its_scorer_and_needs_no_more_than_its_models() -> None
 
 
 def test_a_scorer_that_is_missing_or_unknown_is_named() -> None:
-    with pytest.raises(UsageError, match=r'"magic" scores no traces; there are novel, gain, judge, choice, rank, prior$'):
+    with pytest.raises(
+        UsageError, match=r'"magic" scores no traces; there are guarded_gain, gain, judge, choice, rank, prior$'
+    ):
         fidelity_by_name(cast("Any", "magic"), scorer=FakeScorer())
-    with pytest.raises(UsageError, match='traces scored by "novel" need a scorer'):
-        fidelity_by_name("novel")
+    with pytest.raises(UsageError, match='traces scored by "guarded_gain" need a scorer'):
+        fidelity_by_name("guarded_gain")
     with pytest.raises(UsageError, match='traces scored by "judge" need an actor and a judge'):
         fidelity_by_name("judge", actor=actor()[0])
     with pytest.raises(UsageError, match='traces scored by "rank" need an actor'):
