@@ -1,4 +1,4 @@
-"""An invented result and its turns, as a run would leave them: what reports, comparisons and exports are tested on."""
+"""An invented result of a run with its turns, for the tests of reports, comparisons and exports."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, MeasuredTurn, Memory
+from usertwin.evals.records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, MeasuredTurn, RecalledTurn
 
 EVIL = "<script>document.title = 'x'</script> & \"quoted\" {{ 7 * 7 }}"
 TWIN = "recalled_pairs"
 PEOPLE = ("chitchat/ann", "chitchat/bob", "support/cyd", "support/dee")
-#: Bits per character and the difference twin minus arm.
+#: For each arm its bits per character, and the difference twin minus arm.
 COSTS = {
     "no_memory": (1.447, -0.051), "other_person": (1.431, -0.035), "random_own": (1.416, -0.020), "recent_own": (1.410, -0.014),
-    "recalled_pairs": (1.396, 0.0), "recalled_triples": (1.399, -0.003), "openevals": (1.520, -0.124), "tau2": (1.497, -0.101),
+    "recalled_pairs": (1.396, 0.0), "recon": (1.399, -0.003), "openevals": (1.520, -0.124), "tau2": (1.497, -0.101),
     "persona": (1.404, -0.008),
 }  # fmt: skip
 MEASURES = {
@@ -26,18 +26,18 @@ MEASURES = {
 
 
 def est(value: float, half: float | None = 0.01, n: int = 412) -> dict[str, Any]:
-    """An estimate with an interval of this half width; None for no interval."""
+    """Return an estimate with an interval of this half width; no interval for None."""
     low, high = (None, None) if half is None else (value - half, value + half)
     return {"value": value, "low": low, "high": high, "n": n}
 
 
 def paired(value: float, half: float | None = 0.006, n: int = 412, **more: Any) -> dict[str, Any]:
-    """A paired difference."""
+    """Return a paired difference."""
     return {**est(value, half, n), "p": 0.008, "visible": 0.009, **more}
 
 
 def arms(n: int = 412) -> dict[str, dict[str, Any]]:
-    """Every measure of every arm."""
+    """Return every measure of every arm."""
     return {
         arm: {
             name: est(cost if name == "bits_per_char" else value + 0.1 * (cost - 1.396), 0.02, n)
@@ -48,7 +48,7 @@ def arms(n: int = 412) -> dict[str, dict[str, Any]]:
 
 
 def differences(n: int = 412, half: float = 0.006) -> dict[str, dict[str, Any]]:
-    """The twin against every other arm."""
+    """Return the paired differences of the twin and every other arm."""
     return {
         f"{TWIN} - {arm}": {"bits_per_char": paired(value, half, n), "chrf": paired(-0.01, 0.02, n)}
         for arm, (_, value) in COSTS.items()
@@ -57,18 +57,18 @@ def differences(n: int = 412, half: float = 0.006) -> dict[str, dict[str, Any]]:
 
 
 def result(**changes: Any) -> dict[str, Any]:
-    """A whole result, with every part there is."""
+    """Return a result with every part; `changes` replaces some."""
     persons = {
         person: {"turns": 103, "conversations": 20 + place, "arms": arms(103), "paired": differences(103, 0.004 * (place + 1))}
         for place, person in enumerate(PEOPLE)
     }
     family = [f"{TWIN} - {arm}" for arm in ("openevals", "tau2", "persona")]
-    told = differences()
+    contrasts = differences()
     for name in family:
-        told[name]["bits_per_char"]["p_holm"] = 0.024
+        contrasts[name]["bits_per_char"]["p_holm"] = 0.024
     whole: dict[str, Any] = {
         "arms": arms(),
-        "paired": told,
+        "paired": contrasts,
         "people": persons,
         "family": {"measure": "bits_per_char", "contrasts": family, "alpha": 0.05},
         "turns": 412, "conversations": 86, "twin_arm": TWIN, "seed": 7, "format": RUN_FORMAT, "name": "four <people>",
@@ -78,7 +78,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "measured_at": "2026-11-23T12:00:00+00:00",
         "judge": judge(),
         "leakage": {
-            person: {"near_duplicates": 2, "of": 105, "known_by_heart": {"value": 0.01, "n": 103}, "checked": ["split by time"]}
+            person: {"near_duplicates": 2, "of": 105, "memorized": {"value": 0.01, "n": 103}, "checked": ["split by time"]}
             for person in PEOPLE
         },
         "endings": {
@@ -86,7 +86,7 @@ def result(**changes: Any) -> dict[str, Any]:
                 "f1": est(0.42, 0.1, 120),
                 "calibration": {
                     "brier": est(0.08, 0.02, 120),
-                    "bins": [{"low": 0.0, "high": 0.5, "told": 0.1, "left": 0.12, "n": 90}],
+                    "bins": [{"low": 0.0, "high": 0.5, "predicted": 0.1, "observed": 0.12, "n": 90}],
                 },
             },
             PEOPLE[1]: {"f1": est(0.3, 0.1, 90), "calibration": None},
@@ -96,16 +96,34 @@ def result(**changes: Any) -> dict[str, Any]:
             for depth in ("1", "3", "5", "10")
         },
         "transfer": [
-            {"proposer": "small", "scorer": "local", "arm": "recalled_triples", "against": TWIN, "bits_per_char": paired(0.001)}
+            {"proposer": "small", "scorer": "local", "arm": "recon", "against": TWIN, "bits_per_char": paired(0.001)}
         ],
+        "user_models": user_models(),
         "warnings": ["the discriminator had few replies: 40"],
         "suite_text": '[suite]\nname = "four <people>"\n',
     }  # fmt: skip
     return {**whole, **changes}
 
 
+def user_models() -> dict[str, Any]:
+    """Return the figures of the user-model experiment."""
+    row = {"against": None, "without_thoughts": None, "without_thoughts_against": None}
+    recon = {"without_thoughts": est(1.35), "without_thoughts_against": paired(0.05)}
+    return {
+        "of": "person", "base": "local", "thoughts": 4, "precision": "float32", "models": {}, "examples": [90, 100, 95],
+        "steps": [36, 39, 36], "turns": 160, "conversations": 30, "people": 4,
+        "rows": [
+            {"kind": "base", "bits_per_char": est(1.4), **row, "against": paired(0.1)},
+            {"kind": "none", "bits_per_char": est(1.3), **row},
+            {"kind": "recon", "bits_per_char": est(1.2), "against": paired(-0.1, p_holm=0.016), **recon},
+        ],
+        "paired": {"recon - backward": paired(-0.001)},
+        "family": {"contrasts": ["recon - none"], "alpha": 0.05},
+    }  # fmt: skip
+
+
 def judge() -> dict[str, Any]:
-    """What a judge said."""
+    """Return the figures of a judge."""
     sanity = {
         "identical": {"win": est(0.5, 0.0, 40), "ties": est(1.0, 0.0, 40), "must": "all ties", "holds": True},
         "real_turn": {"win": est(0.7, 0.1, 40), "ties": est(0.2, 0.1, 40), "must": "0.95 or more", "holds": False},
@@ -119,31 +137,37 @@ def judge() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def turn(number: int, person: str, similarity: float = 0.5, gained: float = 0.0, said: str = "hello there") -> MeasuredTurn:
-    """One measured turn: the twin gains so many bits over no memory."""
+def turn(number: int, person: str, similarity: float = 0.5, gained: float = 0.0, text: str = "hello there") -> MeasuredTurn:
+    """Return a measured turn where the twin gains this many bits over no memory."""
     name = person.partition("/")[2]
     return MeasuredTurn(
         person=person, conversation_id=f"c{number % 5}", position=number,
         context=(("desk", "Good morning!"), (name, "hi"), ("desk", "What can I do for you?"), ("desk", "Take your time.")),
-        action=said, characters=len(said), goal="the weather",
+        action=text, characters=len(text), goal="the weather",
         bits={TWIN: 40.0 - gained, "no_memory": 40.0, "persona": 39.0},
         replies={TWIN: (f"twin says {number}", "again"), "persona": (f"persona says {number}",)},
         reasoning={TWIN: f"wants number {number}"},
         similarity={TWIN: (similarity, 0.1), "persona": (0.2,)},
-        recalled=(Memory("c9", 3, 0.71, (("desk", "Hello?"),), "good day", "is polite"), Memory("c8", 1, 0.44, (), "yes")),
+        recalled=(
+            RecalledTurn(
+                conversation_id="c9", position=3, similarity=0.71, context=(("desk", "Hello?"),), action="good day",
+                reasoning="is polite",
+            ),
+            RecalledTurn(conversation_id="c8", position=1, similarity=0.44, context=(), action="yes"),
+        ),
     )  # fmt: skip
 
 
-def turns(count: int = 40, said: str = "hello there") -> list[MeasuredTurn]:
-    """Turns of all people; the later, the closer to the real turn."""
-    return [turn(number, PEOPLE[number % 4], number / count, number - count / 2, said) for number in range(count)]
+def turns(count: int = 40, text: str = "hello there") -> list[MeasuredTurn]:
+    """Return turns of all people; later ones are closer to the real turn."""
+    return [turn(number, PEOPLE[number % 4], number / count, number - count / 2, text) for number in range(count)]
 
 
-def write_run(folder: Path, found: Mapping[str, Any], measured: Sequence[MeasuredTurn], state: str = "complete") -> Path:
-    """A run's folder."""
+def write_run(folder: Path, figures: Mapping[str, Any], measured: Sequence[MeasuredTurn], state: str = "complete") -> Path:
+    """Write the folder of a run, and return it."""
     (folder / "people").mkdir(parents=True)
     (folder / MANIFEST).write_text(json.dumps({"format": RUN_FORMAT, "state": state}), "utf-8")
-    (folder / RESULT).write_text(json.dumps(found), "utf-8")
-    lines = "".join(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in measured)
+    (folder / RESULT).write_text(json.dumps(figures), "utf-8")
+    lines = "".join(json.dumps(turn.to_json(), ensure_ascii=False) + "\n" for turn in measured)
     (folder / "people" / "1.jsonl").write_text(lines, "utf-8")
     return folder

@@ -164,7 +164,7 @@ def method_of(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the method as terms and sentences: n, arms, intervals, tests, models, versions, seed."""
     people, twin = len(result["people"]), str(result["twin_arm"])
     intervals, tests = (
-        ("of few people they are too narrow, so read the test beside them", "")
+        ("with few people they are too narrow, so read the p value as well", "")
         if people > 1
         else ("with one person, only conversations are resampled", "; with one person there is no such test")
     )

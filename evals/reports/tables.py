@@ -362,15 +362,15 @@ def user_models_section(result: Mapping[str, Any]) -> Section | None:
             estimate_cell(row["without_thoughts"], 3), difference_cell(row["without_thoughts_against"]),
         )  # fmt: skip
         rows.append(TableRow(title, description, cells))
-    columns = ("Trained on", "Bits per character", "Minus pairs alone", "Test", "Without thoughts", "Minus pairs alone")
+    columns = ("Trained on", "Bits per character", "Minus pairs", "Test", "Without thoughts", "Without thoughts, minus pairs")
     shared = "the people of a corpus share a model" if models["of"] == "group" else "each person has a separate model"
     notes = (
         f"{models['base']} was fine-tuned with LoRA; {shared}. All kinds were trained on the same pairs "
         f"({_span(models['examples'])}) for {_span(models['steps'])} steps, then scored on "
         f"{plural(models['turns'], 'held-out turn')} of {plural(models['people'], 'person', 'people')}.",
-        f"A model trained on traces first samples {plural(models['thoughts'], 'thought')} from the context alone. The mean "
-        "probability of the turn after these thoughts is a lower bound in expectation (arXiv 1509.00519), so its bits are, "
-        "if anything, too high.",
+        f"A model trained on traces first samples {plural(models['thoughts'], 'thought')} from the context alone. The log of "
+        "the turn's mean probability after these thoughts is, in expectation, a lower bound on its log-probability (arXiv "
+        "1509.00519), so the bits are, if anything, too high.",
     )
     caption = "Bits per character of held-out turns under user models; below 0 a model predicts people better than pairs alone"
     grids = [Grid(caption, columns, tuple(rows))]

@@ -1,4 +1,4 @@
-"""evals/reports/mirrorbench_export.py: lines that mirrorbench reads, with the two conversations alike but for the last turn."""
+"""Tests of evals/reports/mirrorbench_export.py: lines that mirrorbench reads; the two conversations differ in the last turn."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from usertwin.personas import UsageError
 
 
 def exported(measured: list[Any], arm: str = TWIN) -> list[dict[str, Any]]:
-    """The lines, read back."""
+    """Return the lines as objects."""
     return [json.loads(line) for line in mirrorbench_lines(measured, arm)]
 
 
-def test_the_conversations_differ_in_the_last_turn_alone() -> None:
-    (line,) = exported([turn(3, PEOPLE[0], said="is it raining?")])
+def test_the_conversations_differ_only_in_the_last_turn() -> None:
+    (line,) = exported([turn(3, PEOPLE[0], text="is it raining?")])
     assert line["real_conversation"] == [
         {"role": "assistant", "content": "Good morning!"},
         {"role": "user", "content": "hi"},
@@ -32,7 +32,7 @@ def test_the_conversations_differ_in_the_last_turn_alone() -> None:
     assert line["rollout_conversation"] == [*line["real_conversation"][:-1], {"role": "user", "content": "twin says 3"}]
 
 
-def test_every_line_says_what_it_is() -> None:
+def test_every_line_identifies_its_turn() -> None:
     (line,) = exported([turn(3, PEOPLE[0])])
     assert line["episode_id"] == "chitchat/ann/c3/3"
     assert line["task_id"] == "chitchat/ann"
@@ -41,32 +41,32 @@ def test_every_line_says_what_it_is() -> None:
     }  # fmt: skip
 
 
-def test_mirrorbenchs_own_datasets_find_what_they_need() -> None:
+def test_every_line_has_the_keys_of_mirrorbench_datasets() -> None:
     (line,) = exported([turn(3, PEOPLE[0])])
     assert line["conversation_id"] == line["episode_id"]
     assert line["turns"] == line["real_conversation"]
     assert (line["task_description"], line["task_tag"]) == ("the weather", "next_turn")
 
 
-def test_episodes_have_names_of_their_own() -> None:
+def test_episode_names_are_unique() -> None:
     names = [line["episode_id"] for line in exported(turns())]
     assert len(set(names)) == len(names) == 40
 
 
 @given(st.lists(st.tuples(st.sampled_from(["ann", "desk", "other"]), st.text())), st.text())
-def test_roles_take_turns_and_every_message_says_something(context: list[tuple[str, str]], said: str) -> None:
-    measured = replace(turn(1, PEOPLE[0]), context=tuple(context), action=said, replies={TWIN: (said,)})
+def test_roles_alternate_and_no_message_is_empty(context: list[tuple[str, str]], text: str) -> None:
+    measured = replace(turn(1, PEOPLE[0]), context=tuple(context), action=text, replies={TWIN: (text,)})
     for line in mirrorbench_lines([measured], TWIN):
         assert "\n" not in line
-        found = json.loads(line)
+        conversations = json.loads(line)
         for key in ("real_conversation", "rollout_conversation"):
-            roles = [message["role"] for message in found[key]]
-            assert all(one != other for one, other in pairwise(roles))
+            roles = [message["role"] for message in conversations[key]]
+            assert all(first != second for first, second in pairwise(roles))
             assert roles[-1] == "user"
-            assert all(message["content"].strip() for message in found[key])
+            assert all(message["content"].strip() for message in conversations[key])
 
 
-def test_turns_that_an_arm_did_not_answer_are_left_out() -> None:
+def test_turns_without_a_reply_of_the_arm_are_skipped() -> None:
     silent = replace(turn(5, PEOPLE[0]), replies={"persona": ("hm",)})
     assert [line["metadata"]["position"] for line in exported([turn(4, PEOPLE[0]), silent])] == [4]
 
@@ -76,6 +76,6 @@ def test_an_arm_without_replies_is_an_error_that_names_the_others() -> None:
         exported(turns(2), "trained")
 
 
-def test_a_run_without_replies_says_what_to_do() -> None:
+def test_an_export_of_a_run_without_replies_names_the_way_out() -> None:
     with pytest.raises(UsageError, match="run the suite with replies"):
         exported([replace(turn(1, PEOPLE[0]), replies={})])

@@ -1,4 +1,4 @@
-"""evals/reports/markdown.py: the same figures as the page, and nothing that was said can break a table."""
+"""Tests of evals/reports/markdown.py: the figures of the tables, and escaped text."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from invented_run import PEOPLE, result
 from usertwin.evals.reports.markdown import render_markdown
 from usertwin.evals.reports.summary import summary_of
 from usertwin.evals.reports.tables import sections_of
-from usertwin.memory.training.model_card import in_markdown
+from usertwin.evals.reports.templates import in_markdown
 
 
 def cells(line: str) -> list[str]:
-    """The cells of a line of a table."""
+    """Return the cells of a line of a table."""
     return re.split(r"(?<!\\)\|", line)[1:-1]
 
 
-def test_every_figure_of_the_tables_is_there() -> None:
+def test_every_figure_of_the_tables_is_in_the_page() -> None:
     page = render_markdown(result())
     for section in sections_of(result()):
         assert f"\n## {section.title}\n" in page
         for grid in section.grids:
             for row in grid.rows:
                 assert [
-                    one for one in row.cells if in_markdown(one.beside) not in page or in_markdown(one.text) not in page
+                    cell for cell in row.cells if in_markdown(cell.detail) not in page or in_markdown(cell.text) not in page
                 ] == []
 
 
-def test_every_table_is_whole() -> None:
+def test_every_table_is_complete() -> None:
     lines = render_markdown(result()).split("\n")
     heads = [place for place, line in enumerate(lines) if set(line) == {"|", " ", "-"}]
-    assert len(heads) == 10
+    assert len(heads) == 12
     for head in heads:
         wide = len(cells(lines[head]))
         assert len(cells(lines[head - 1])) == wide
@@ -52,17 +52,17 @@ def test_the_summary_and_the_warnings_come_first() -> None:
 
 @settings(max_examples=25)  # each draws a whole report
 @given(st.text())
-def test_a_name_cannot_break_a_table(said: str) -> None:
-    people = {f"x|{said}\n": one for one in [result()["people"][PEOPLE[0]]]}
+def test_a_name_cannot_break_a_table(name: str) -> None:
+    people = {f"x|{name}\n": result()["people"][PEOPLE[0]]}
     page = render_markdown(result(people=people, judge=None))
     line = next(line for line in page.split("\n") if line.startswith(f"| {in_markdown('x|')}"))
     assert len(cells(line)) == 10
 
 
 @given(st.text())
-def test_no_markup_survives_in_a_text(said: str) -> None:
-    assert not re.search(r"(?<!\\)(?:\\\\)*[`*_\[\]<>|#~&]", in_markdown(said))
-    assert "\n" not in in_markdown(said)
+def test_no_markup_survives_in_a_text(text: str) -> None:
+    assert not re.search(r"(?<!\\)(?:\\\\)*[`*_\[\]<>|#~&]", in_markdown(text))
+    assert "\n" not in in_markdown(text)
 
 
 def test_a_suite_with_backticks_stays_inside_its_fence() -> None:
