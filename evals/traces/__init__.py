@@ -1,1 +1,1 @@
-"""Whether reasoning traces carry more than leakage."""
+"""Control traces and trained synthesizers: is a trace's score more than leakage?"""

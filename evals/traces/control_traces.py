@@ -1,22 +1,21 @@
-"""Is a trace's score more than leakage? Control traces, each wrong in one way, beside the real ones, on validation turns.
+"""Control traces: is a trace's score more than leakage? Traces that are wrong in one way each, against the real ones.
 
-The one design choice: the trace under test is the first proposal that no guard rejected, not the best-scored one, since the
-best of several on a score is high on it by selection alone; selection is tested downstream, where no score was looked at.
-
-    own             the person's own trace for the moment (backward: written by somebody who saw the action)
-    filler     C0   words that say nothing, as many as the own trace has
+    own             the person's own trace of the pair (backward: written with knowledge of the action)
+    filler     C0   filler text of the same length
     copy       C1   "I would say: " and the action
     paraphrase C2   the action in other words, without a reason
-    shuffled   C3   the own trace of another moment of this person
+    shuffled   C3   the own trace of another pair of this person
     other      C4   a trace written for another person
-    bag        C5   the own trace, its words in random order
-    keywords   C6   the most telling words of the own trace
-    swapped    C7   a trace written for another action of the person in the same moment
-    forward    C8   a trace written without having seen the action
+    bag        C5   the own trace with its words in random order
+    keywords   C6   the words of the own trace with the highest tf-idf
+    swapped    C7   a trace written for another action of the person in the same context
+    forward    C8   a trace written without knowledge of the action
 
-`guarded` means: rejected by a guard, or else scored on words that the trace does not have from the action (novel gain).
-Downstream, each proposal for a past moment is shown with that moment, and what it is worth is how much better the real turn of
-a later, similar moment is predicted with it than without.
+Downstream, each proposal for a past pair is shown with that pair in the context of a later, similar pair. Its benefit is how
+much better the later action is then predicted.
+
+Design: the trace under test is the first proposal that passes the guards, not the best-scored one, which would score high by
+selection alone. Selection is tested downstream, where no score was used.
 """
 
 from __future__ import annotations
@@ -36,38 +35,38 @@ from usertwin.memory.recon.fidelity import CHOICES, gains
 from usertwin.memory.recon.guards import reveals_action
 from usertwin.memory.recon.propose import paraphrase, propose
 from usertwin.memory.recon.synthesizer import Synthesizer
-from usertwin.memory.text.transcript import action_line, flat
-from usertwin.memory.text.words import content_words, known_text, longest_new_run, word_tokens
+from usertwin.memory.text.transcript import action_completion, single_line
+from usertwin.memory.text.words import content_words, context_and_goal, longest_copied_run, word_tokens
 from usertwin.memory.triples import Candidate
 from usertwin.memory.twin.record import OTHER_PERSON, kept_conversations
 from usertwin.personas import Pair, UsageError
-from usertwin.personas.pairs import pairs_of_log
+from usertwin.personas.pairs import group_pairs
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript
 
-from .control_verdict import CONTROLS, PROBED, ContextScores, ControlledTurn, TraceScores, result
+from .control_verdict import AUDITED_CONTROLS, CONTROLS, ContextScores, ControlledTurn, TraceScores, summarize_controls
 
 _FILLER = "Well, here it is as it is, and so on and so forth, one thing after another, this and that, and then some more of it"
 _KEYWORDS = 6
-#: Proposals for a moment of which one trace is needed that a guard lets pass.
+#: Proposals where a single trace is needed that passes the guards.
 _DRAFTS = 2
 
-#: Is told the stage, how much is done, of how much.
+#: Called with the stage, the number of finished items, and their total.
 ControlProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Controls:
+class ControlExperiment:
     """Measures whether fidelity is more than leakage, for one person and one set of models.
 
     Attributes:
         synthesizer: proposes and guards, as for the twin.
-        model: who writes the control traces; the one who proposes.
-        scorer: the reconstruction model, under which traces gain.
-        embedder: finds similar moments and actions.
-        seed: for everything that is drawn or sampled.
-        ledger: where the calls are noted.
-        concurrency: for how many moments the model may be asked at once.
+        model: writes the control traces; the proposer.
+        scorer: the reconstruction model of the gains.
+        embedder: measures the similarity of contexts and actions.
+        seed: seed of everything that is sampled.
+        ledger: records the calls.
+        concurrency: number of pairs for which the model is called at once.
     """
 
     synthesizer: Synthesizer
@@ -87,35 +86,35 @@ class Controls:
         name: str,
         progress: ControlProgress = lambda stage, done, total: None,
     ) -> dict[str, Any]:
-        """Write the control traces of held-out moments, score them, and decide.
+        """Write the control traces of held-out pairs, score them, and decide.
 
         Args:
-            pairs: held-out moments of the person.
-            others: moments of another person, for traces of somebody else; may be empty, then that control is left out.
+            pairs: held-out pairs of the person.
+            others: pairs of another person, for the control "other"; without any that control is left out.
             store: the person's memory.
-            name: what to call the person.
-            progress: is told how far things are.
+            name: the person's name in the prompts.
+            progress: receives the progress.
 
         Returns:
-            Everything that `usertwin controls --json` writes.
+            The JSON object that `usertwin controls --json` writes.
 
         Raises:
-            UsageError: fewer than two moments, or a synthesizer that lacks something.
+            UsageError: fewer than two pairs, or the synthesizer lacks something.
             ModelError: a model does not answer.
         """
         self.synthesizer.check()
         if len(pairs) < 2:
-            raise UsageError(f"controls need at least two held-out turns of the person, and there are {len(pairs)}")
+            raise UsageError(f"there are {len(pairs)} held-out turns of the person; controls need at least 2")
         distractors = Distractors([triple.pair for triple in store.triples()], self.embedder)
         written = await self._write_all(pairs, others, distractors, name, progress)
-        moments: list[ControlledTurn] = []
+        turns: list[ControlledTurn] = []
         for number, (pair, traces, other_action) in enumerate(written):
             progress("control scores", number, len(written))
-            moments.append(await asyncio.to_thread(self._scored, pair, traces, other_action, distractors))
+            turns.append(await asyncio.to_thread(self._score, pair, traces, other_action, distractors))
         progress("control scores", len(written), len(written))
-        downstream = await self._downstream(pairs, store, name, progress)
+        downstream = await self._measure_downstream(pairs, store, name, progress)
         models = {"proposer": self.model.name, "scorer": self.scorer.name, "embedder": self.embedder.name}
-        return result(moments, downstream, self.seed) | {"models": models, "cost": self.ledger.to_json()}
+        return summarize_controls(turns, downstream, self.seed) | {"models": models, "cost": self.ledger.to_json()}
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
@@ -127,153 +126,169 @@ class Controls:
         name: str,
         progress: ControlProgress,
     ) -> list[tuple[Pair, dict[str, str], str]]:
+        """Return, for each pair, its control traces by name and the other action of the swapped trace."""
         done, total = 0, len(pairs) + min(len(others), len(pairs))
         limit = asyncio.Semaphore(self.concurrency)
 
-        async def one(pair: Pair, alone: bool) -> tuple[Pair, dict[str, str], str]:
+        async def write(pair: Pair, own_only: bool) -> tuple[Pair, dict[str, str], str]:
             nonlocal done
             async with limit:
-                other_action = next(iter(distractors.of(pair, 1)), "")
-                traces = await self._written(pair, other_action, name, alone)
+                other_action = next(iter(distractors.nearest(pair, 1)), "")
+                traces = await self._write(pair, other_action, name, own_only)
                 done += 1
                 progress("control traces", done, total)
                 return pair, traces, other_action
 
         progress("control traces", 0, total)
-        found = await asyncio.gather(*(one(pair, False) for pair in pairs))
-        theirs = await asyncio.gather(*(one(pair, True) for pair in others[: len(pairs)]))
-        own = [traces for _, traces, _ in found]
-        foreign = [traces["own"] for _, traces, _ in theirs if "own" in traces]
+        written = await asyncio.gather(*(write(pair, False) for pair in pairs))
+        written_for_others = await asyncio.gather(*(write(pair, True) for pair in others[: len(pairs)]))
+        own = [traces["own"] for _, traces, _ in written if "own" in traces]
+        foreign = [traces["own"] for _, traces, _ in written_for_others if "own" in traces]
         rng = random.Random(self.seed)
-        for number, (pair, traces, _) in enumerate(found):
-            elsewhere = [t["own"] for (p, t, _) in found if "own" in t and p.conversation_id != pair.conversation_id]
-            traces |= _made_of(traces, pair, [one["own"] for one in own if "own" in one], rng)
+        for number, (pair, traces, _) in enumerate(written):
+            elsewhere = [t["own"] for (p, t, _) in written if "own" in t and p.conversation_id != pair.conversation_id]
+            traces |= _derived_controls(traces, pair, own, rng)
             if elsewhere:
                 traces["shuffled"] = rng.choice(elsewhere)
             if foreign:
                 traces["other"] = foreign[number % len(foreign)]
-        return found
+        return written
 
-    async def _written(self, pair: Pair, other_action: str, name: str, alone: bool) -> dict[str, str]:
-        """The traces that a model writes for a moment; only the own one for another person's."""
-        found: dict[str, str] = {}
-        # For the own moment as many as for the twin, so that what was asked before is not asked again.
-        own = await self._first_allowed(pair, name, _DRAFTS if alone else self.synthesizer.candidates)
+    async def _write(self, pair: Pair, other_action: str, name: str, own_only: bool) -> dict[str, str]:
+        """Return the traces of a pair that the model writes; for another person's pair only the own one."""
+        traces: dict[str, str] = {}
+        # As many proposals as for the twin, so that completions in the cache are used again.
+        own = await self._first_passing(pair, name, _DRAFTS if own_only else self.synthesizer.candidates)
         if own is not None:
-            found["own"] = own
-        if alone:
-            return found
+            traces["own"] = own
+        if own_only:
+            return traces
         [forward] = await propose(self.model, pair, name, proposal_mode="forward", n=1, seed=self.seed, ledger=self.ledger)
-        found |= {"forward": forward} if forward else {}
-        said = await paraphrase(self.model, pair.action, seed=self.seed, ledger=self.ledger)
-        found |= {"paraphrase": said} if said else {}
+        traces |= {"forward": forward} if forward else {}
+        paraphrased = await paraphrase(self.model, pair.action, seed=self.seed, ledger=self.ledger)
+        traces |= {"paraphrase": paraphrased} if paraphrased else {}
         if other_action:
-            swapped = await self._first_allowed(replace(pair, action=other_action), name, _DRAFTS)
-            found |= {"swapped": swapped} if swapped is not None else {}
-        return found
+            swapped = await self._first_passing(replace(pair, action=other_action), name, _DRAFTS)
+            traces |= {"swapped": swapped} if swapped is not None else {}
+        return traces
 
-    async def _first_allowed(self, pair: Pair, name: str, n: int) -> str | None:
-        """The first of n proposals that no guard rejects by its words."""
-        how = self.synthesizer.proposal_mode
+    async def _first_passing(self, pair: Pair, name: str, n: int) -> str | None:
+        """Return the first of n proposals that passes the lexical guards."""
+        mode = self.synthesizer.proposal_mode
         drafts = await propose(
-            self.model, pair, name, proposal_mode="backward" if how == "search" else how, n=n, seed=self.seed, ledger=self.ledger
-        )  # fmt: skip
-        return next((trace for trace in drafts if self.synthesizer.guarded(trace, pair) is None), None)
+            self.model,
+            pair,
+            name,
+            proposal_mode="backward" if mode == "search" else mode,
+            n=n,
+            seed=self.seed,
+            ledger=self.ledger,
+        )
+        return next((trace for trace in drafts if self.synthesizer.guard_reason(trace, pair) is None), None)
 
     # Scoring ---------------------------------------------------------------------------------------------------------
 
-    def _scored(self, pair: Pair, traces: Mapping[str, str], other_action: str, distractors: Distractors) -> ControlledTurn:
-        moment = ControlledTurn(pair, other_action)
+    def _score(self, pair: Pair, traces: Mapping[str, str], other_action: str, distractors: Distractors) -> ControlledTurn:
+        turn = ControlledTurn(pair, other_action)
         names = [name for name in CONTROLS if name in traces]
-        rivals = distractors.of(pair, CHOICES - 1)
-        for name, one in zip(names, gains(self.scorer, pair, [traces[name] for name in names]), strict=True):
+        other_actions = distractors.nearest(pair, CHOICES - 1)
+        for name, parts in zip(names, gains(self.scorer, pair, [traces[name] for name in names]), strict=True):
             trace = traces[name]
-            away = reveals_action(self.scorer, pair, trace, rivals) if name in PROBED else None
-            moment.told[name] = TraceScores(
-                trace, one["gain"], one["novel"], self.synthesizer.guarded(trace, pair), away, one["slot"]
+            audited = name in AUDITED_CONTROLS
+            turn.scores[name] = TraceScores(
+                trace=trace,
+                gain=parts["gain"],
+                guarded_gain=parts["guarded_gain"],
+                rejected=self.synthesizer.guard_reason(trace, pair),
+                gives_away=reveals_action(self.scorer, pair, trace, other_actions) if audited else None,
+                slot=parts["slot"],
             )
         if "own" in traces and "swapped" in traces:
-            real, swapped = moment.told["own"].gain, moment.told["swapped"].gain
-            mine, theirs = gains(self.scorer, replace(pair, action=other_action), [traces["own"], traces["swapped"]])
-            moment.contrast = (real - swapped) - (mine["gain"] - theirs["gain"])
-        return moment
+            swapped_pair = replace(pair, action=other_action)
+            own, swapped = gains(self.scorer, swapped_pair, [traces["own"], traces["swapped"]])
+            turn.contrast = (turn.scores["own"].gain - turn.scores["swapped"].gain) - (own["gain"] - swapped["gain"])
+        return turn
 
-    async def _downstream(
+    async def _measure_downstream(
         self, pairs: Sequence[Pair], store: TripleStore, name: str, progress: ControlProgress
     ) -> list[tuple[Pair, list[ContextScores]]]:
-        """For each held-out moment: the proposals of the past moment most like it, with what each is worth there."""
-        found: list[tuple[Pair, list[ContextScores]]] = []
+        """Return, for each held-out pair, the proposals for the most similar past pair, with their benefit."""
+        measured: list[tuple[Pair, list[ContextScores]]] = []
         recalled = store.recall_many(pairs, 1, before=[pair.when for pair in pairs])
-        every = replace(self.synthesizer, method="recon", scorer=None)
+        synthesizer = replace(self.synthesizer, method="recon", scorer=None)
         for number, (pair, memories) in enumerate(zip(pairs, recalled, strict=True)):
             progress("downstream", number, len(pairs))
             if memories:
-                known = memories[0].triple
-                made = await every.synthesize(known.pair, name, seed=self.seed)
-                self._note(made)
-                usable = [one for one in (made.provenance.proposals if made.provenance else ()) if one.score is not None]
-                found.append((pair, await asyncio.to_thread(self._benefits, pair, known.pair, usable)))
+                past = memories[0].triple.pair
+                triple = await synthesizer.synthesize(past, name, seed=self.seed)
+                proposals: Sequence[Candidate] = ()
+                if triple.provenance is not None:
+                    self.ledger.add(triple.provenance.cost)
+                    proposals = triple.provenance.proposals
+                scored = [candidate for candidate in proposals if candidate.score is not None]
+                measured.append((pair, await asyncio.to_thread(self._benefits, pair, past, scored)))
         progress("downstream", len(pairs), len(pairs))
-        return [(pair, shown) for pair, shown in found if len(shown) > 1]
+        return [(pair, scores) for pair, scores in measured if len(scores) > 1]
 
-    def _note(self, made: Triple) -> None:
-        if made.provenance is not None:
-            self.ledger.include(made.provenance.cost)
-
-    def _benefits(self, pair: Pair, past: Pair, usable: Sequence[Candidate]) -> list[ContextScores]:
-        line = action_line(pair.action)
-        prompts = [act_transcript(pair, [Triple(past, one.trace)]) for one in usable]
-        alone, *told = self.scorer.score([(prompt, line) for prompt in [act_transcript(pair, [Triple(past)]), *prompts]])
+    def _benefits(self, pair: Pair, past: Pair, candidates: Sequence[Candidate]) -> list[ContextScores]:
+        completion = action_completion(pair.action)
+        shown = [Triple(past), *(Triple(past, candidate.trace) for candidate in candidates)]
+        without, *with_trace = self.scorer.score([(act_transcript(pair, [triple]), completion) for triple in shown])
         return [
-            ContextScores(one, _overlap(one.trace, past), len(one.trace.split()), (alone.bits - with_it.bits) / (len(line) - 1))
-            for one, with_it in zip(usable, told, strict=True)
+            ContextScores(
+                candidate=candidate,
+                overlap=_overlap(candidate.trace, past),
+                words=len(candidate.trace.split()),
+                benefit=(without.bits - likelihood.bits) / (len(completion) - 1),
+            )
+            for candidate, likelihood in zip(candidates, with_trace, strict=True)
         ]
 
 
-def estimated_calls(moments: int, others: int, candidates: int) -> tuple[int, int]:
-    """About how many texts a model writes for the controls of so many moments, and how many are scored."""
-    texts = moments * (2 * candidates + 2 + _DRAFTS) + _DRAFTS * min(moments, others)
-    # Each trace and what it is compared with; each with all choices, for the audit; the contrast; the proposals downstream.
-    scored = moments * (len(CONTROLS) + 6 + (len(PROBED) + 1) * CHOICES + 5 + 2 * candidates + 4)
-    return texts, scored
+def estimated_calls(pairs: int, others: int, candidates: int) -> tuple[int, int]:
+    """Return estimates of the completions and of the scorings that the controls of so many pairs take."""
+    completions = pairs * (2 * candidates + 2 + _DRAFTS) + _DRAFTS * min(pairs, others)
+    # Each trace and its baseline; each with all choices, for the audit; the contrast; the proposals downstream.
+    scorings = pairs * (len(CONTROLS) + 6 + (len(AUDITED_CONTROLS) + 1) * CHOICES + 5 + 2 * candidates + 4)
+    return completions, scorings
 
 
-def other_moments(user: SimulatedUser, folder: Path, limit: int) -> list[Pair]:
-    """Moments of the person whom the twin is compared with, at most so many, spread evenly; none if there is nobody."""
+def other_person_pairs(user: SimulatedUser, folder: Path, limit: int) -> list[Pair]:
+    """Return at most `limit` pairs, evenly spaced, of the person that the twin is compared with; none without one."""
     speaker = user.record.other_speaker
     if speaker is None:
         return []
-    groups = pairs_of_log(kept_conversations(folder / OTHER_PERSON), speaker, window=user.record.recipe.window)
+    groups = group_pairs(kept_conversations(folder / OTHER_PERSON), speaker, window=user.record.recipe.window)
     return evenly_spaced([pair for group in groups for pair in group if not pair.abandoned], limit)
 
 
-def _made_of(traces: Mapping[str, str], pair: Pair, all_own: Sequence[str], rng: random.Random) -> dict[str, str]:
-    """The controls that no model writes."""
-    found = {"copy": f"I would say: {flat(pair.action)}"}
+def _derived_controls(traces: Mapping[str, str], pair: Pair, own_traces: Sequence[str], rng: random.Random) -> dict[str, str]:
+    """Return the controls that need no model."""
+    controls = {"copy": f"I would say: {single_line(pair.action)}"}
     if "own" in traces:
         words = traces["own"].split()
-        found["bag"] = " ".join(rng.sample(words, len(words)))
-        found["filler"] = " ".join((_FILLER.split() * (len(words) // 20 + 1))[: len(words)])
-        telling = keywords(traces["own"], all_own)
-        if telling:
-            found["keywords"] = ", ".join(telling)
-    return found
+        controls["bag"] = " ".join(rng.sample(words, len(words)))
+        controls["filler"] = " ".join((_FILLER.split() * (len(words) // 20 + 1))[: len(words)])
+        best = keywords(traces["own"], own_traces)
+        if best:
+            controls["keywords"] = ", ".join(best)
+    return controls
 
 
 def keywords(text: str, corpus: Sequence[str]) -> list[str]:
-    """The words of a text with the highest tf-idf among the texts of a corpus, in the order of the text."""
+    """Return the words of a text with the highest tf-idf in a corpus of texts, in the order of the text."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    own = list(dict.fromkeys(content_words(word_tokens(text))))
-    if not own:
+    words = list(dict.fromkeys(content_words(word_tokens(text))))
+    if not words:
         return []
-    tokens: Any = word_tokens  # its type names only the analyzers that have a name
-    vectorizer = TfidfVectorizer(analyzer=tokens)
+    analyzer: Any = word_tokens  # the stubs allow only names of analyzers
+    vectorizer = TfidfVectorizer(analyzer=analyzer)
     weights = vectorizer.fit([*corpus, text]).transform([text]).toarray()[0]
-    best = sorted(own, key=lambda word: -float(weights[vectorizer.vocabulary_[word]]))[:_KEYWORDS]
-    return [word for word in own if word in best]
+    best = sorted(words, key=lambda word: -float(weights[vectorizer.vocabulary_[word]]))[:_KEYWORDS]
+    return [word for word in words if word in best]
 
 
 def _overlap(trace: str, pair: Pair) -> float:
-    """The longest run that a trace has from the action and nobody said before, as a share of the action's words."""
-    return longest_new_run(trace, pair.action, known_text(pair)) / max(1, len(word_tokens(pair.action)))
+    """Return the longest word run copied from the action, and new to context and goal, as a share of the action's words."""
+    return longest_copied_run(trace, pair.action, context_and_goal(pair)) / max(1, len(word_tokens(pair.action)))

@@ -1,7 +1,7 @@
-"""What control traces tell: a table of gains, and the decision whether a score is more than leakage.
+"""The verdict on control traces: a table of gains, and the decision whether a score is more than leakage.
 
-The one design choice: everything is a pure function of what was measured at each moment, with intervals by conversation, so
-that the decision can be followed from the table and made again from the file that `usertwin controls --json` writes.
+All functions are pure functions of the measured pairs, with intervals by conversation, so that the decision can be recomputed
+from the file that `usertwin controls --json` writes.
 """
 
 from __future__ import annotations
@@ -12,27 +12,36 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from usertwin.evals.metrics.statistics import Estimate, mean, partial_spearman
-from usertwin.memory.recon.synthesizer import in_order
+from usertwin.memory.recon.synthesizer import rank_candidates
 from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair
 
 CONTROLS = ("own", "filler", "copy", "paraphrase", "shuffled", "other", "bag", "keywords", "swapped", "forward")
-#: Which are asked whether they give the action away without the context; that takes sixteen scorings each.
-PROBED = ("own", "copy", "paraphrase", "other")
-#: What the own trace must beat, by the decision rule, for its score to be more than leakage.
+#: Controls that are audited (does the trace alone reveal the action?); an audit takes sixteen scorings.
+AUDITED_CONTROLS = ("own", "copy", "paraphrase", "other")
+#: Controls that the own trace must beat for its score to be more than leakage.
 RIVALS = ("shuffled", "other", "bag", "keywords")
-#: Ways of choosing among the proposals of a past moment that are compared downstream.
+#: Selection methods that are compared downstream.
 Chooser = Literal["recon", "random", "longest", "backward"]
 CHOOSERS: tuple[Chooser, ...] = get_args(Chooser)
 
 
 @dataclass(frozen=True, slots=True)
 class TraceScores:
-    """A control trace of one moment: its gain, the guard that rejects it, whether it gives the action away, and the slot."""
+    """The scores of one control trace of one pair.
+
+    Attributes:
+        trace: the trace.
+        gain: nats per token of the action; see `memory.recon.fidelity.gains`.
+        guarded_gain: the gain without words copied from the action.
+        rejected: the guard that rejects the trace, or None.
+        gives_away: whether the trace alone reveals the action; None if that was not audited.
+        slot: the gain of filler text over no text.
+    """
 
     trace: str
     gain: float
-    novel: float
+    guarded_gain: float
     rejected: str | None
     gives_away: bool | None
     slot: float = 0.0
@@ -40,17 +49,31 @@ class TraceScores:
 
 @dataclass(slots=True)
 class ControlledTurn:
-    """A held-out moment with its control traces, and the other action that some were written for."""
+    """A held-out pair with the scores of its control traces.
+
+    Attributes:
+        pair: the pair.
+        other_action: another action of the person, which the swapped trace was written for; "" if there is none.
+        scores: the scores of each control trace, by name.
+        contrast: how much the own and the swapped trace each favour their own action, in nats per token; None without both.
+    """
 
     pair: Pair
     other_action: str
-    told: dict[str, TraceScores] = field(default_factory=dict[str, TraceScores])
+    scores: dict[str, TraceScores] = field(default_factory=dict[str, TraceScores])
     contrast: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ContextScores:
-    """A proposal for a past moment: its score there, and what showing it is worth at a later moment (bits per character)."""
+    """A proposal for a past pair, and its benefit when it is shown in the context of a later pair.
+
+    Attributes:
+        candidate: the proposal with its score on the past pair.
+        overlap: longest word run copied from the past action, as a share of the action.
+        words: length of the trace in words.
+        benefit: bits per character of the later action that are saved by showing the trace.
+    """
 
     candidate: Candidate
     overlap: float
@@ -58,53 +81,51 @@ class ContextScores:
     benefit: float
 
 
-def result(
-    moments: Sequence[ControlledTurn], downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], seed: int
+def summarize_controls(
+    turns: Sequence[ControlledTurn], downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], seed: int
 ) -> dict[str, Any]:
-    """Everything that was measured, and the decision, as JSON values."""
-    rows = {name: row for name in CONTROLS if (row := _row(moments, name, seed)) is not None}
-    against = {name: _json(_against(moments, name, seed)) for name in CONTROLS if name != "own" and name in rows}
-    contrast = [moment for moment in moments if moment.contrast is not None]
-    worth = {name: _json(_worth(downstream, name, seed)) for name in CHOOSERS}
-    beats = {f"recon - {name}": _json(_beats(downstream, name, seed)) for name in CHOOSERS if name != "recon"}
-    found: dict[str, Any] = {
+    """Return all measurements and the decision as JSON values."""
+    rows = {name: row for name in CONTROLS if (row := _row(turns, name, seed)) is not None}
+    contrasts = [turn for turn in turns if turn.contrast is not None]
+    summary: dict[str, Any] = {
         "controls": rows,
-        "own_minus": against,
-        "swap_contrast": _json(mean([m.contrast or 0.0 for m in contrast], _where(contrast), seed=seed)),
+        "own_minus": {name: _json(_own_minus(turns, name, seed)) for name in rows if name != "own"},
+        "swap_contrast": _json(mean([turn.contrast or 0.0 for turn in contrasts], _conversations(contrasts), seed=seed)),
         "validity": _json(_validity(downstream, seed)),
-        "downstream": worth,
-        "selection": beats,
-        "turns": len(moments),
-        "conversations": len(set(_where(moments))),
+        "downstream": {name: _json(_mean_benefit(downstream, name, seed)) for name in CHOOSERS},
+        "selection": {f"recon - {name}": _json(_recon_minus(downstream, name, seed)) for name in CHOOSERS if name != "recon"},
+        "turns": len(turns),
+        "conversations": len(set(_conversations(turns))),
         "downstream_turns": len(downstream),
         "seed": seed,
     }
-    return found | {"decision": decision(found), "moments": [_moment_json(moment) for moment in moments]}
+    return summary | {"decision": decide(summary), "moments": [_turn_json(turn) for turn in turns]}
 
 
-def _moment_json(moment: ControlledTurn) -> dict[str, Any]:
+def _turn_json(turn: ControlledTurn) -> dict[str, Any]:
     return {
-        "conversation_id": moment.pair.conversation_id,
-        "position": moment.pair.position,
-        "action": moment.pair.action,
-        "other_action": moment.other_action,
-        "contrast": moment.contrast,
-        "traces": {name: asdict(told) for name, told in moment.told.items()},
+        "conversation_id": turn.pair.conversation_id,
+        "position": turn.pair.position,
+        "action": turn.pair.action,
+        "other_action": turn.other_action,
+        "contrast": turn.contrast,
+        "traces": {name: asdict(scores) for name, scores in turn.scores.items()},
     }
 
 
-def decision(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Is the score more than leakage? Each condition with whether it holds, and all of them together.
+def decide(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Decide whether the score is more than leakage: return each condition with whether it holds, and whether all hold.
 
-    (1) the own trace beats shuffled, another person's, bag of words and keywords on words it has not from the action; (2) a
-    trace for another action lowers this one and raises that; (3) the guarded score predicts what a trace is worth downstream,
-    overlap and length apart; (4) choosing by it beats random and longest downstream. Each with a 95% interval above 0.
+    (1) The guarded gain of the own trace exceeds that of the shuffled, the other person's, the bag-of-words and the keyword
+    trace. (2) A trace for another action lowers this action and raises the other. (3) The guarded gain predicts the benefit
+    downstream, with overlap and length controlled for. (4) Selection by it beats random and longest downstream. Each condition
+    needs a 95% interval above 0.
     """
-    conditions = {f"own beats {name}": _above_zero(found["own_minus"].get(name)) for name in RIVALS}
-    conditions["a swapped trace moves the other action"] = _above_zero(found["swap_contrast"])
-    conditions["the score predicts the benefit downstream"] = _above_zero(found["validity"])
+    conditions = {f"own beats {name}": _above_zero(summary["own_minus"].get(name)) for name in RIVALS}
+    conditions["a swapped trace moves the other action"] = _above_zero(summary["swap_contrast"])
+    conditions["the score predicts the benefit downstream"] = _above_zero(summary["validity"])
     for name in ("random", "longest"):
-        conditions[f"choosing by score beats {name}"] = _above_zero(found["selection"][f"recon - {name}"])
+        conditions[f"choosing by score beats {name}"] = _above_zero(summary["selection"][f"recon - {name}"])
     return {"conditions": conditions, "more_than_leakage": all(conditions.values())}
 
 
@@ -112,25 +133,26 @@ def _above_zero(estimate: Mapping[str, Any] | None) -> bool:
     return estimate is not None and estimate["low"] is not None and estimate["low"] > 0
 
 
-def _row(moments: Sequence[ControlledTurn], name: str, seed: int) -> dict[str, Any] | None:
-    """One control: its mean gain, its novel gain, that of what no guard rejects, and how much is rejected and why."""
-    have = [moment for moment in moments if name in moment.told]
-    if not have:
+def _row(turns: Sequence[ControlledTurn], name: str, seed: int) -> dict[str, Any] | None:
+    """Return one row of the table: the mean gains of a control, and how many of its traces are rejected and why."""
+    present = [turn for turn in turns if name in turn.scores]
+    if not present:
         return None
-    told, where = [moment.told[name] for moment in have], _where(have)
-    passed = [moment for moment in have if moment.told[name].rejected is None]
-    # Averaged over traces that give the action away and those that do not, as LAS does, so that leaks weigh no more.
-    by_leak = [[one.gain for one in told if one.gives_away is kind] for kind in (True, False)]
+    scores, conversations = [turn.scores[name] for turn in present], _conversations(present)
+    passing = [turn for turn in present if turn.scores[name].rejected is None]
+    # The mean of two means, over traces that reveal the action and those that do not, as in LAS: leaks get no more weight.
+    by_leak = [[score.gain for score in scores if score.gives_away is leaks] for leaks in (True, False)]
+    audited = name in AUDITED_CONTROLS
     return {
-        "gain": _json(mean([one.gain for one in told], where, seed=seed)),
-        "novel": _json(mean([one.novel for one in told], where, seed=seed)),
-        "guarded": _json(mean([moment.told[name].novel for moment in passed], _where(passed), seed=seed)),
-        "rejected": len(have) - len(passed),
-        "reasons": dict(Counter(one.rejected for one in told if one.rejected is not None)),
-        "gives_away": sum(one.gives_away or 0 for one in told) if name in PROBED else None,
-        "slot": _json(mean([one.slot for one in told], where, seed=seed)),
-        "gain_by_leak_mean": _mean_of_means(by_leak) if name in PROBED else None,
-        "n": len(have),
+        "gain": _json(mean([score.gain for score in scores], conversations, seed=seed)),
+        "guarded_gain": _json(mean([score.guarded_gain for score in scores], conversations, seed=seed)),
+        "passing_gain": _json(mean([turn.scores[name].guarded_gain for turn in passing], _conversations(passing), seed=seed)),
+        "rejected": len(present) - len(passing),
+        "reasons": dict(Counter(score.rejected for score in scores if score.rejected is not None)),
+        "gives_away": sum(score.gives_away or 0 for score in scores) if audited else None,
+        "slot": _json(mean([score.slot for score in scores], conversations, seed=seed)),
+        "gain_by_leak_mean": _mean_of_means(by_leak) if audited else None,
+        "n": len(present),
     }
 
 
@@ -139,44 +161,46 @@ def _mean_of_means(groups: Sequence[Sequence[float]]) -> float:
     return sum(means) / max(1, len(means))
 
 
-def _against(moments: Sequence[ControlledTurn], name: str, seed: int) -> Estimate | None:
-    """How much more the own trace gains on novel words than a control, paired by moment."""
-    have = [moment for moment in moments if name in moment.told and "own" in moment.told]
-    return mean([moment.told["own"].novel - moment.told[name].novel for moment in have], _where(have), seed=seed)
+def _own_minus(turns: Sequence[ControlledTurn], name: str, seed: int) -> Estimate | None:
+    """Return the guarded gain of the own trace minus that of a control, paired by turn."""
+    present = [turn for turn in turns if name in turn.scores and "own" in turn.scores]
+    differences = [turn.scores["own"].guarded_gain - turn.scores[name].guarded_gain for turn in present]
+    return mean(differences, _conversations(present), seed=seed)
 
 
-def _chosen(shown: Sequence[ContextScores], how: Chooser) -> float:
-    """What the trace that a way of choosing takes is worth; for "random", what any is worth on average."""
-    if how == "random":
-        return sum(one.benefit for one in shown) / len(shown)
-    [best, *_] = in_order([replace(one.candidate, rejected=None) for one in shown], how)
-    return next(one.benefit for one in shown if one.candidate.trace == best.trace)
+def _selected_benefit(proposals: Sequence[ContextScores], chooser: Chooser) -> float:
+    """Return the benefit of the trace that a method selects; for "random" the mean benefit."""
+    if chooser == "random":
+        return sum(proposal.benefit for proposal in proposals) / len(proposals)
+    [best, *_] = rank_candidates([replace(proposal.candidate, rejected_by=None) for proposal in proposals], chooser)
+    return next(proposal.benefit for proposal in proposals if proposal.candidate.trace == best.trace)
 
 
-def _worth(downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], how: Chooser, seed: int) -> Estimate | None:
-    where = [pair.conversation_id for pair, _ in downstream]
-    return mean([_chosen(shown, how) for _, shown in downstream], where, seed=seed)
+def _mean_benefit(downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], chooser: Chooser, seed: int) -> Estimate | None:
+    conversations = [pair.conversation_id for pair, _ in downstream]
+    return mean([_selected_benefit(proposals, chooser) for _, proposals in downstream], conversations, seed=seed)
 
 
-def _beats(downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], how: Chooser, seed: int) -> Estimate | None:
-    where = [pair.conversation_id for pair, _ in downstream]
-    return mean([_chosen(shown, "recon") - _chosen(shown, how) for _, shown in downstream], where, seed=seed)
+def _recon_minus(downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], chooser: Chooser, seed: int) -> Estimate | None:
+    conversations = [pair.conversation_id for pair, _ in downstream]
+    differences = [_selected_benefit(proposals, "recon") - _selected_benefit(proposals, chooser) for _, proposals in downstream]
+    return mean(differences, conversations, seed=seed)
 
 
 def _validity(downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], seed: int) -> Estimate | None:
-    """The partial rank correlation of guarded score and benefit, overlap and length apart, over all proposals."""
-    every = [(pair.conversation_id, one) for pair, shown in downstream for one in shown]
+    """Return the partial rank correlation of score and benefit over all proposals, controlling for overlap and length."""
+    rows = [(pair.conversation_id, proposal) for pair, proposals in downstream for proposal in proposals]
     return partial_spearman(
-        [one.candidate.score or 0.0 for _, one in every],
-        [one.benefit for _, one in every],
-        [[one.overlap, float(one.words)] for _, one in every],
-        [where for where, _ in every],
+        [proposal.candidate.score or 0.0 for _, proposal in rows],
+        [proposal.benefit for _, proposal in rows],
+        [[proposal.overlap, float(proposal.words)] for _, proposal in rows],
+        [conversation for conversation, _ in rows],
         seed=seed,
     )
 
 
-def _where(moments: Sequence[ControlledTurn]) -> list[str]:
-    return [moment.pair.conversation_id for moment in moments]
+def _conversations(turns: Sequence[ControlledTurn]) -> list[str]:
+    return [turn.pair.conversation_id for turn in turns]
 
 
 def _json(estimate: Estimate | None) -> dict[str, Any] | None:

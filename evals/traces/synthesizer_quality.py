@@ -1,8 +1,7 @@
-"""How good a trained synthesizer is: what its traces gain on held-out pairs, beside the base's on the same pairs.
+"""Quality of a trained synthesizer: the guarded gain of its traces on held-out pairs, against the base model's.
 
-The one design choice: both are asked as a twin's learning asks them, by their name as a model, for several traces of each pair,
-and what is compared is the guarded gain: a trace that a guard rejects counts 0, as a twin would have none, so that nothing is
-won by writing what is not used. The scorer should be one that was in no reward.
+Both models sample several traces for each pair, by their model name, as learning a twin does. A trace that a guard rejects
+counts 0, since a twin would have none, so unusable traces gain nothing. The scorer should not be part of any reward.
 """
 
 from __future__ import annotations
@@ -16,56 +15,57 @@ from typing import Any
 
 from usertwin.evals.metrics.statistics import mean_over_people
 from usertwin.memory import ChatModel, Scorer
-from usertwin.memory.jsonl import open_to_append, whole_lines, write_line
+from usertwin.memory.jsonl import append_line, complete_lines, open_for_append
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import CHOICES
 from usertwin.memory.recon.propose import ProposalMode, propose
+from usertwin.memory.training.audit import TraceQuality, measure_traces
 from usertwin.memory.training.dataset import TrainingExample
-from usertwin.memory.training.trace_quality import TraceQuality, measure_traces
 from usertwin.personas import Pair
 
-#: Examples that a report shows: pairs on which base and trained differ the most, to both sides.
+#: Number of examples in a report: the pairs on which base and trained model differ most, in both directions.
 _EXAMPLES = 6
 
 
-async def write_held_out(
+async def write_held_out_traces(
     path: Path,
-    lessons: Sequence[TrainingExample],
+    examples: Sequence[TrainingExample],
     model: ChatModel,
-    how: ProposalMode,
+    proposal_mode: ProposalMode,
     *,
     samples: int,
     seed: int,
     progress: Progress = no_progress,
 ) -> list[list[str]]:
-    """Have a model write traces for each pair; kept line by line in a file, so that a stop loses at most one pair.
+    """Sample traces of each pair, and return them; they are appended to a file line by line, so that a stop loses one pair.
 
     Args:
-        path: the file.
-        lessons: the pairs.
-        model: who writes.
-        how: in which way.
-        samples: how many for each.
-        seed: for the sampler.
-        progress: is told how far things are.
+        path: the file; pairs that it already holds are not sampled again.
+        examples: the held-out pairs.
+        model: the synthesizer.
+        proposal_mode: how traces are proposed.
+        samples: number of traces for each pair.
+        seed: seed of the sampler.
+        progress: receives the progress.
 
     Raises:
-        ModelError: the model does not answer; what was done is kept.
+        ModelError: the model does not answer; finished pairs stay in the file.
     """
-    found: list[list[str]] = [json.loads(line) for line in whole_lines(path)]
+    written: list[list[str]] = [json.loads(line) for line in complete_lines(path)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open_to_append(path) as file:
-        for one in lessons[len(found) :]:
-            progress("writing traces", len(found), len(lessons))
-            found.append(await propose(model, one.pair, "the person", proposal_mode=how, n=samples, seed=seed))
-            write_line(file, found[-1])
-    progress("writing traces", len(found), len(lessons))
-    return found
+    with open_for_append(path) as file:
+        for example in examples[len(written) :]:
+            progress("writing traces", len(written), len(examples))
+            traces = await propose(model, example.pair, "the person", proposal_mode=proposal_mode, n=samples, seed=seed)
+            written.append(traces)
+            append_line(file, traces)
+    progress("writing traces", len(written), len(examples))
+    return written
 
 
-def measure_all(
-    lessons: Sequence[TrainingExample],
+def measure_writers(
+    examples: Sequence[TrainingExample],
     written: Sequence[Sequence[Sequence[str]]],
     scorer: Scorer,
     detector: Scorer,
@@ -73,81 +73,89 @@ def measure_all(
     guard: Callable[[str, Pair], str | None],
     progress: Progress = no_progress,
 ) -> list[list[TraceQuality]]:
-    """Look at the traces of several writers, as `look_at_pair` does it.
+    """Measure the traces of several writers on the same pairs; see `measure_traces`.
 
     Args:
-        lessons: the pairs.
+        examples: the held-out pairs.
         written: for each writer, the traces of each pair.
-        scorer: for the gain.
-        detector: for the audit.
+        scorer: likelihoods for the gain.
+        detector: likelihoods for the audit.
         distractors: other actions of each person, by label.
-        guard: the name of the guard that rejects a trace, or None.
-        progress: is told how far things are.
+        guard: returns the name of the guard that rejects a trace, or None.
+        progress: receives the progress.
+
+    Returns:
+        For each writer, one measurement for each pair.
     """
-    found: list[list[TraceQuality]] = [[] for _ in written]
-    for done, (one, *groups) in enumerate(zip(lessons, *written, strict=True)):
-        progress("measuring", done, len(lessons))
-        others = distractors[one.label].of(one.pair, CHOICES - 1)
-        for own, looked in zip(found, measure_traces(one, groups, scorer, detector, others, guard), strict=True):
-            own.append(looked)
-    progress("measuring", len(lessons), len(lessons))
-    return found
+    measured: list[list[TraceQuality]] = [[] for _ in written]
+    for done, (example, *groups) in enumerate(zip(examples, *written, strict=True)):
+        progress("measuring", done, len(examples))
+        others = distractors[example.label].nearest(example.pair, CHOICES - 1)
+        qualities = measure_traces(example, groups, scorer, detector, others, guard)
+        for of_writer, quality in zip(measured, qualities, strict=True):
+            of_writer.append(quality)
+    progress("measuring", len(examples), len(examples))
+    return measured
 
 
-def compared(base: Sequence[TraceQuality], trained: Sequence[TraceQuality], *, seed: int = 0) -> dict[str, Any] | None:
-    """What was measured of base and trained, on the same pairs in the same order; None without any.
+def compare_traces(base: Sequence[TraceQuality], trained: Sequence[TraceQuality], *, seed: int = 0) -> dict[str, Any] | None:
+    """Return base and trained model on the same pairs in the same order, with their difference; None without pairs.
 
-    Intervals are of the mean over people, from resampling people and within them conversations; people weigh the same.
+    Intervals are of the mean over people, by resampling people and, within them, conversations. People have equal weight.
     """
     if not base:
         return None
-    people, where = [one.label for one in base], [one.conversation for one in base]
+    people, conversations = [quality.label for quality in base], [quality.conversation for quality in base]
 
     def estimate(values: Sequence[float]) -> dict[str, Any] | None:
-        found = mean_over_people(values, people, where, seed=seed)
-        return None if found is None else {key: asdict(found[0].estimate())[key] for key in ("value", "low", "high")}
+        result = mean_over_people(values, people, conversations, seed=seed)
+        return None if result is None else {key: asdict(result[0].estimate())[key] for key in ("value", "low", "high")}
 
-    def both(of: Callable[[TraceQuality], float]) -> dict[str, Any]:
-        more = [of(b) - of(a) for a, b in zip(base, trained, strict=True)]
-        return {"base": fmean(map(of, base)), "trained": fmean(map(of, trained)), "difference": estimate(more)}
+    def both(value_of: Callable[[TraceQuality], float]) -> dict[str, Any]:
+        differences = [value_of(after) - value_of(before) for before, after in zip(base, trained, strict=True)]
+        return {
+            "base": fmean(map(value_of, base)),
+            "trained": fmean(map(value_of, trained)),
+            "difference": estimate(differences),
+        }
 
     return {
         "n": len(base),
         "people": len(set(people)),
-        "base": estimate([one.novel for one in base]),
-        "trained": estimate([one.novel for one in trained]),
-        "difference": estimate([b.novel - a.novel for a, b in zip(base, trained, strict=True)]),
-        "leak_rate": both(lambda one: float(one.leaks)),
-        "gives_away": both(lambda one: float(one.gives_away)),
-        "words": both(lambda one: float(one.words)),
+        "base": estimate([quality.guarded_gain for quality in base]),
+        "trained": estimate([quality.guarded_gain for quality in trained]),
+        "difference": estimate([after.guarded_gain - before.guarded_gain for before, after in zip(base, trained, strict=True)]),
+        "leak_rate": both(lambda quality: float(quality.leak_rate)),
+        "gives_away": both(lambda quality: float(quality.gives_away)),
+        "words": both(lambda quality: float(quality.words)),
     }
 
 
-def of_each(base: Sequence[TraceQuality], trained: Sequence[TraceQuality], *, seed: int = 0) -> dict[str, Any]:
-    """The same for each person, by label."""
-    found: dict[str, Any] = {}
-    for label in dict.fromkeys(one.label for one in base):
-        own = [i for i, one in enumerate(base) if one.label == label]
-        found[label] = compared([base[i] for i in own], [trained[i] for i in own], seed=seed)
-    return found
+def compare_by_person(base: Sequence[TraceQuality], trained: Sequence[TraceQuality], *, seed: int = 0) -> dict[str, Any]:
+    """Return `compare_traces` of each person, by label."""
+    comparisons: dict[str, Any] = {}
+    for label in dict.fromkeys(quality.label for quality in base):
+        own = [index for index, quality in enumerate(base) if quality.label == label]
+        comparisons[label] = compare_traces([base[index] for index in own], [trained[index] for index in own], seed=seed)
+    return comparisons
 
 
 def contrasting_examples(
-    lessons: Sequence[TrainingExample],
+    examples: Sequence[TrainingExample],
     before: Sequence[Sequence[str]],
     after: Sequence[Sequence[str]],
     base: Sequence[TraceQuality],
     trained: Sequence[TraceQuality],
 ) -> list[dict[str, Any]]:
-    """Pairs with the first trace of both: those on which the trained gains most over the base, and loses most."""
-    order = sorted(range(len(lessons)), key=lambda i: trained[i].novel - base[i].novel)
-    picked = list(dict.fromkeys([*order[::-1][: _EXAMPLES // 2], *order[: _EXAMPLES // 2]]))
+    """Return the pairs on which the trained model gains and loses most against the base, with the first trace of both."""
+    order = sorted(range(len(examples)), key=lambda index: trained[index].guarded_gain - base[index].guarded_gain)
+    selected = list(dict.fromkeys([*order[::-1][: _EXAMPLES // 2], *order[: _EXAMPLES // 2]]))
     return [
         {
-            "context": [f"{turn.speaker}: {turn.text}" for turn in lessons[i].pair.context[-3:]],
-            "action": lessons[i].pair.action,
-            "base": before[i][0],
-            "trained": after[i][0],
+            "context": [f"{turn.speaker}: {turn.text}" for turn in examples[index].pair.context[-3:]],
+            "action": examples[index].pair.action,
+            "base": before[index][0],
+            "trained": after[index][0],
         }
-        for i in picked
+        for index in selected
     ]
