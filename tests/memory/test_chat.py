@@ -201,7 +201,7 @@ def test_schema_is_sent_only_to_models_that_support_one() -> None:
     assert not any("response_format" in call for call in (*unsupported.calls, *unused.calls))
 
 
-# The completion cache --------------------------------------------------------------------------------------------------------------------
+# The completion cache ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

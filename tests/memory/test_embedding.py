@@ -236,7 +236,7 @@ def test_bfloat16_is_an_embedder_of_its_own_and_loads_the_same_weights_in_that_t
 
 def test_bfloat16_without_cpu_support_is_an_error_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True, "avx512_bf16": False, "cpu_name": "old"})
-    with pytest.raises(ModelError, match='"all-MiniLM-L6-v2@bfloat16" needs a CPU with bfloat16 .*; use "all-MiniLM-L6-v2"'):
+    with pytest.raises(ModelError, match=r'"all-MiniLM-L6-v2@bfloat16" needs a CPU with bfloat16 .*; use "all-MiniLM-L6-v2"'):
         SentenceTransformerEmbedder(f"{DEFAULT_EMBEDDER}@bfloat16").embed(["hi"])
 
 

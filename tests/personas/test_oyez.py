@@ -337,9 +337,9 @@ def test_twin_of_a_justice_is_compared_with_another_justice(court: Path, tmp_pat
         "--embedder",
         "fake:64",
     ]
-    done = CliRunner().invoke(main, [*args, "--measure", "0"])
+    done = CliRunner().invoke(main, [*args, "--tune-turns", "0"])
     assert done.exit_code == 0, done.output
-    assert "1 files without a conversation were left out." in done.output
+    assert "1 files without a conversation were left out" in done.output
     record = TwinRecord.load(twin_folder("rose"))
     assert (record.state, record.other_speaker, record.dated) == ("complete", "June Frost", True)
 
