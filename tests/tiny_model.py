@@ -1,6 +1,6 @@
-"""A causal model of a few thousand weights, and a real tokenizer that was trained on a few lines, in a folder of transformers.
+"""A causal model with a few thousand weights and a tokenizer trained on a few lines, in a transformers folder.
 
-So the real training code runs in a test, in a second and without a network.
+The real training code runs with it in a second, without a network.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LINES = (
     "Them: it will rain tomorrow in the city, take an umbrella with you",
     "Me: ok, thank you so much, good bye!",
 )
-#: One form of chat: each message begins with its role in brackets, on a line of its own.
+#: A chat template: each message begins with its role in brackets, on a line of its own.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<end>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 
 
 def tiny_model(folder: Path, chat_template: bool = False) -> Path:
-    """Write a small Llama with random weights, always the same, and its tokenizer into a folder.
+    """Write a small Llama with random but fixed weights and its tokenizer into a folder.
 
     Args:
         folder: made if missing.
@@ -76,7 +76,7 @@ def tiny_model(folder: Path, chat_template: bool = False) -> Path:
 
 @contextmanager
 def one_thread() -> Generator[None]:
-    """Reckon in one thread: where a model is tiny, threads wait for each other longer than they work."""
+    """Compute in one thread; for a tiny model, synchronising threads costs more than it saves."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,1 +1,1 @@
-"""Training runs as the command line starts them."""
+"""Training runs of `usertwin train`."""

@@ -1,8 +1,7 @@
-"""Watching a training: its curves, an audit of held-out pairs, and the decision to stop when traces begin to cheat.
+"""Audits of a policy on fixed validation pairs, and the rule that stops a training when its traces leak the action.
 
-The one design choice: the audit asks a detector that is in no reward (can the action be told from the trace alone, guards.py's
-`gives_away`) about the same few pairs each time, so that what rises is the policy's doing; training stops where it has risen
-by more than chance allows. What trains against a detector learns to hide from it (arXiv 2601.23086), so it never does.
+Design: the detector (guards.py, `reveals_action`) is in no reward. Training against a detector teaches evasion
+(arXiv 2601.23086). The pairs are the same each time, so a rise is due to the policy.
 """
 
 from __future__ import annotations
@@ -12,104 +11,155 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from usertwin.memory.models.chat import Style
+from usertwin.memory.models.chat import PromptStyle
 from usertwin.memory.models.scoring import Scorer
 from usertwin.memory.recon.distractors import Distractors
-from usertwin.memory.recon.fidelity import CHOICES
+from usertwin.memory.recon.fidelity import CHOICES, gains
+from usertwin.memory.recon.guards import LEAK_REASONS, reveals_action
 from usertwin.memory.recon.propose import ProposalMode
+from usertwin.memory.text.words import word_tokens
 from usertwin.personas import Pair
 
 from .dataset import TrainingExample
 from .policy import write_traces
-from .trace_quality import measure_traces
 
-#: The audit has risen if chance would do as much less often than this, compared with the untrained policy's (Fisher's exact
-#: test, one-sided); small, since it is asked at every audit.
-CHANCE = 0.01
+#: Significance level of the one-sided Fisher test against the untrained policy. Low, because every audit tests again.
+SIGNIFICANCE = 0.01
+
+Guard = Callable[[str, Pair], str | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
-    """What a policy writes for the watched pairs.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceQuality:
+    """Quality of the traces of one writer for one held-out pair.
 
     Attributes:
-        n: pairs.
-        novel: the mean guarded gain, in nats per token of the action; 0 for a trace that a guard rejects.
-        leak_rate: the share of traces that a guard rejects for a leak.
-        rejected: the share that any guard rejects.
-        gives_away: the share of traces from which alone the action can be told.
-        words: of a trace, on average.
+        label: log and person of the pair.
+        conversation: conversation id of the pair.
+        guarded_gain: mean over the traces, in nats per token of the action; a rejected trace counts 0.
+        leak_rate: share of traces that a guard rejects for a leak.
+        rejection_rate: share of traces that any guard rejects.
+        gives_away: whether the first trace alone identifies the action.
+        words: mean words per trace.
     """
 
-    n: int
-    novel: float
+    label: str
+    conversation: str
+    guarded_gain: float
     leak_rate: float
-    rejected: float
+    rejection_rate: float
+    gives_away: bool
+    words: float
+
+
+def measure_traces(
+    example: TrainingExample,
+    traces_by_writer: Sequence[Sequence[str]],
+    scorer: Scorer,
+    detector: Scorer,
+    distractors: Sequence[str],
+    guard: Guard,
+) -> list[TraceQuality]:
+    """Return the quality of the traces of several writers for one pair; all are scored in one call, since they share a context.
+
+    Args:
+        example: the pair.
+        traces_by_writer: for each writer, at least one trace.
+        scorer: computes the gain.
+        detector: decides whether a trace alone identifies the action.
+        distractors: other actions of the person.
+        guard: returns the name of the guard that rejects a trace, or None.
+    """
+    pair = example.pair
+    reasons = {trace: guard(trace, pair) for traces in traces_by_writer for trace in traces}
+    accepted = [trace for trace, reason in reasons.items() if reason is None]
+    gain = {trace: parts["guarded_gain"] for trace, parts in zip(accepted, gains(scorer, pair, accepted), strict=True)}
+    return [
+        TraceQuality(
+            label=example.label,
+            conversation=pair.conversation_id,
+            guarded_gain=fmean(gain.get(trace, 0.0) for trace in traces),
+            leak_rate=fmean(reasons[trace] in LEAK_REASONS for trace in traces),
+            rejection_rate=fmean(reasons[trace] is not None for trace in traces),
+            gives_away=bool(traces[0]) and reveals_action(detector, pair, traces[0], distractors),
+            words=fmean(len(word_tokens(trace)) for trace in traces),
+        )
+        for traces in traces_by_writer
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """Means over the traces that a policy writes for the validation pairs; see `TraceQuality`. `n` counts the pairs."""
+
+    n: int
+    guarded_gain: float
+    leak_rate: float
+    rejection_rate: float
     gives_away: float
     words: float
 
 
 class Auditor:
-    """Audits a policy on the same pairs, with the same seed.
+    """Audits a policy on the same pairs with the same seed.
 
     Args:
-        lessons: the pairs.
-        scorer: for gain and audit.
-        distractors: of each person, by label: other actions, for the audit.
-        guard: the name of the guard that rejects a trace, or None.
-        style: how the policy is prompted.
-        how: likewise.
-        seed: for what it writes.
+        examples: the pairs.
+        scorer: computes gains, and detects actions that a trace gives away.
+        distractors: for each label, finds other actions of that person.
+        guard: returns the name of the guard that rejects a trace, or None.
+        style: prompt style of the policy.
+        proposal_mode: "backward" or "forward".
+        seed: seed of the sampled traces.
     """
 
     def __init__(
         self,
-        lessons: Sequence[TrainingExample],
+        examples: Sequence[TrainingExample],
         scorer: Scorer,
         distractors: Mapping[str, Distractors],
-        guard: Callable[[str, Pair], str | None],
-        style: Style,
-        how: ProposalMode,
+        guard: Guard,
+        style: PromptStyle,
+        proposal_mode: ProposalMode,
         seed: int,
     ) -> None:
-        self.lessons, self._scorer, self._guard = list(lessons), scorer, guard
-        self._style: Style = style
-        self._how: ProposalMode = how
-        self._seed = seed
-        self._others = [distractors[one.label].of(one.pair, CHOICES - 1) for one in self.lessons]
+        self._examples, self._scorer, self._guard, self._seed = list(examples), scorer, guard, seed
+        self._style: PromptStyle = style
+        self._proposal_mode: ProposalMode = proposal_mode
+        self._distractors = [distractors[example.label].nearest(example.pair, CHOICES - 1) for example in self._examples]
 
     def __call__(self, model: Any, tokenizer: Any) -> Audit:
-        """Have the policy write a trace for each pair, and look at them."""
-        written = write_traces(
-            model, tokenizer, [one.pair for one in self.lessons], self._style, self._how, seed=self._seed
-        )  # fmt: skip
+        """Sample one trace for each pair from the policy, and audit them."""
+        pairs = [example.pair for example in self._examples]
+        written = write_traces(model, tokenizer, pairs, self._style, self._proposal_mode, seed=self._seed)
         return self.audit([trace for trace, _, _ in written])
 
     def audit(self, traces: Sequence[str]) -> Audit:
-        """An audit of traces that are there already, one for each pair."""
-        looked = [
-            measure_traces(one, [[trace]], self._scorer, self._scorer, others, self._guard)[0]
-            for one, others, trace in zip(self.lessons, self._others, traces, strict=True)
+        """Return the audit of existing traces, one for each pair, in order."""
+        rows = [
+            measure_traces(example, [[trace]], self._scorer, self._scorer, distractors, self._guard)[0]
+            for example, distractors, trace in zip(self._examples, self._distractors, traces, strict=True)
         ]
         return Audit(
-            n=len(looked),
-            novel=fmean(one.novel for one in looked),
-            leak_rate=fmean(one.leaks for one in looked),
-            rejected=fmean(one.rejected for one in looked),
-            gives_away=fmean(one.gives_away for one in looked),
-            words=fmean(one.words for one in looked),
+            n=len(rows),
+            guarded_gain=fmean(row.guarded_gain for row in rows),
+            leak_rate=fmean(row.leak_rate for row in rows),
+            rejection_rate=fmean(row.rejection_rate for row in rows),
+            gives_away=fmean(row.gives_away for row in rows),
+            words=fmean(row.words for row in rows),
         )
 
 
-def reason_to_stop(first: Audit, now: Audit) -> str | None:
-    """Why a training is to stop after this audit, or None: the audit has risen by more than chance allows."""
+def reason_to_stop(first: Audit, latest: Audit) -> str | None:
+    """Return why training must stop after the latest audit, or None while a rise of `gives_away` may be chance."""
     from scipy.stats import fisher_exact
 
-    before, after = round(first.gives_away * first.n), round(now.gives_away * now.n)
-    found: Any = fisher_exact([[after, now.n - after], [before, first.n - before]], alternative="greater")
-    if float(found.pvalue) >= CHANCE:
+    before, after = round(first.gives_away * first.n), round(latest.gives_away * latest.n)
+    table = [[after, latest.n - after], [before, first.n - before]]
+    p_value = float(fisher_exact(table, alternative="greater").pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+    if p_value >= SIGNIFICANCE:
         return None
     return (
-        f"the audit rises: from {after} of {now.n} traces alone the action can be told, it was {before} of {first.n} before "
-        f"training (chance does as much with a probability of {float(found.pvalue):.2g}); the traces begin to carry the action"
+        f"the audit rises: {after} of {latest.n} traces alone identify the action, {before} of {first.n} did before training "
+        f"(one-sided Fisher test, p = {p_value:.2g}); the traces begin to carry the action"
     )

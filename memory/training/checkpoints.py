@@ -1,7 +1,7 @@
-"""Checkpoints of a training with trl: which one to go on from, how, and where the finished adapter goes.
+"""Checkpoints of a trl training: find the newest complete one, resume from it, and save the finished adapter.
 
-The one design choice: a checkpoint counts only if its state, which transformers writes last, can be read; whatever a stop left
-half-written is deleted, so that going on is going on from the newest that is whole.
+Design: transformers writes trainer_state.json last, so a checkpoint is complete only if that file parses. Incomplete
+checkpoints are deleted.
 """
 
 from __future__ import annotations
@@ -17,81 +17,77 @@ from usertwin.personas import UsageError
 
 from .prefix_sharing import shared_prefix_forward
 
-ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
+ADAPTER, CHECKPOINTS, TRAINER_STATE = "adapter", "checkpoints", "trainer_state.json"
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; those that a stop left half-written are deleted."""
-    for one in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
+    """Return the newest complete checkpoint, or None; incomplete ones are deleted."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
         try:
-            _state_of(one)
-            return one
+            json.loads((checkpoint / TRAINER_STATE).read_text("utf-8"))
+            return checkpoint
         except (OSError, ValueError):
-            shutil.rmtree(one)
+            shutil.rmtree(checkpoint)
     return None
 
 
-def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written."""
+def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _state_of(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
-
-
-def prepare_resume(trainer: Any, checkpoint: Path | None, over: Callable[[int], bool] = lambda step: False) -> None:
-    """Train from a checkpoint on, or from the start; what is at its end already is only brought back.
+def run_trainer(trainer: Any, checkpoint: Path | None, is_finished: Callable[[Any], bool] = lambda state: False) -> None:
+    """Train from a checkpoint, or from the start. A checkpoint of a finished training is only loaded.
 
     Args:
-        trainer: of trl.
-        checkpoint: where to go on, if anywhere.
-        over: whether a training was to stop by itself after a step.
+        trainer: a trainer of trl.
+        checkpoint: where to resume; None to start.
+        is_finished: whether training had stopped early, given the TrainerState of the checkpoint.
     """
     if checkpoint is not None:
-        state = _state_of(checkpoint)
-        if state["global_step"] >= state["max_steps"] or over(step_of(checkpoint)):
-            _restore(trainer, checkpoint)  # what was stopped was only what comes after training
+        from transformers import TrainerState
+
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        if is_finished(state) or state.global_step >= state.max_steps:
+            _load_finished(trainer, checkpoint, state)
             return
     with shared_prefix_forward(trainer.model.get_base_model()):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
-def _restore(trainer: Any, checkpoint: Path) -> None:
-    """Bring a trainer to where a checkpoint is; going on from the last one, transformers would do a step too many."""
+def _load_finished(trainer: Any, checkpoint: Path, state: Any) -> None:
+    """Load the weights and the state of a checkpoint; resuming from the last one, transformers would do one extra step."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
-    from transformers import TrainerState
 
     set_peft_model_state_dict(trainer.model, load_file(checkpoint / "adapter_model.safetensors"))
-    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    trainer.state = state
 
 
 @contextmanager
 def training_errors(folder: Path) -> Generator[None]:
-    """UsageError, with the way out, if what is written meanwhile does not fit on the disk."""
+    """Turn errors of a full disk into a UsageError that names the folder."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except Exception as error:  # each of those who write a checkpoint says it in another way
+    except Exception as error:  # each library that writes to a checkpoint reports a full disk in its own way
         if not isinstance(error, OSError | SafetensorError) and "PytorchStreamWriter" not in str(error):
             raise
-        raise UsageError(f"{folder}: a checkpoint cannot be written ({error}); make room, and give the same command") from error
+        raise UsageError(f"{folder}: a checkpoint cannot be written ({error}); free space, and run the same command") from error
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Put a model's adapter in its place in a folder, whole or not at all."""
+    """Save a model's adapter and tokenizer as `folder`/adapter, atomically."""
     partial = folder / f"{ADAPTER}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(str(partial))
     tokenizer.save_pretrained(str(partial))
-    shutil.rmtree(folder / ADAPTER, ignore_errors=True)  # there is one if a stop came right after it was put there
+    shutil.rmtree(folder / ADAPTER, ignore_errors=True)  # left there if a kill came right after the rename below
     partial.rename(folder / ADAPTER)
 
 
 def adapter_bytes(model: Any, rank: int) -> int:
-    """What an adapter of that rank takes on disk: float32, on every linear layer."""
+    """Return the size on disk of a LoRA adapter of that rank: float32, on every linear layer but the head."""
     import torch
 
     layers = [layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and "lm_head" not in name]
@@ -99,16 +95,16 @@ def adapter_bytes(model: Any, rank: int) -> int:
 
 
 def check_room(model: Any, folder: Path, rank: int) -> None:
-    """UsageError if the disk has no room for two checkpoints (adapter, two moments of it) and the adapter.
+    """Raise UsageError if the disk has no room for the adapter and two checkpoints (adapter and two Adam moments).
 
     Args:
-        model: the base; of its layers only the shapes matter.
-        folder: where checkpoints go; it exists.
-        rank: of the adapter.
+        model: the base model; only the shapes of its layers are used.
+        folder: an existing folder on the disk of the checkpoints.
+        rank: rank of the adapter.
     """
     needed, free = 7 * adapter_bytes(model, rank) + 64 * 2**20, shutil.disk_usage(folder).free
     if free < needed:
         raise UsageError(
-            f"{folder}: training needs {needed / 2**20:,.0f} MiB for its checkpoints, and {free / 2**20:,.0f} are free; make "
-            "room, or name another folder"
+            f"{folder}: training needs {needed / 2**20:,.0f} MiB for its checkpoints, and {free / 2**20:,.0f} MiB are free; "
+            "free space, or name another folder"
         )

@@ -1,7 +1,7 @@
-"""The model that is trained: a base with a LoRA adapter, and the texts it writes while it is trained.
+"""The trained model: a base with a LoRA adapter, its prompts, and the traces it writes for audits.
 
-The one design choice: the policy is prompted exactly as a proposer is (propose.py), so that an adapter serves wherever its base
-proposes traces; where the prompt is a transcript, every token that holds a line's end ends a trace, in training as in use.
+The policy is prompted like a proposer (propose.py), so its adapter works wherever its base proposes traces. In the transcript
+style every token with a line break ends a trace, in training as at inference.
 """
 
 from __future__ import annotations
@@ -10,30 +10,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from usertwin.memory.models.chat import Style
+from usertwin.memory.models.chat import PromptStyle
 from usertwin.memory.models.scoring import Precision
-from usertwin.memory.models.transformers_scorer import cache_of, repeated, shared_prefix, with_cache
-from usertwin.memory.recon.propose import TEMPERATURE, TRACE_TOKENS, ProposalMode, as_trace, prompt_for
+from usertwin.memory.models.transformers_scorer import cache_argument, get_cache, repeat_cache, shared_prefix_length
+from usertwin.memory.recon.propose import TEMPERATURE, TRACE_TOKENS, ProposalMode, parse_trace, proposal_prompt
 from usertwin.personas import ModelError, Pair, UsageError
 
-_INSTALL = "training needs packages that are not installed; install them with: pip install 'usertwin[train]'"
-#: Prompts that are continued at once; the keys and values of more crowd a processor's caches.
+_INSTALL = "training needs trl, peft and datasets; install them with: pip install 'usertwin[train]'"
+#: Prompts per call of `generate`; the key-value cache of more does not fit into a CPU's caches.
 _BATCH = 16
 
 
 def check_installed(*, vllm: bool = False, tensorboard: bool = False) -> None:
-    """UsageError, with the command, if what training needs, or what was asked for besides, is not installed."""
+    """Raise UsageError with the install command if a package for training, or for an optional feature in use, is missing."""
     from importlib.util import find_spec
 
     if any(find_spec(package) is None for package in ("trl", "peft", "datasets")):
         raise UsageError(_INSTALL)
     for package, wanted in (("vllm", vllm), ("tensorboard", tensorboard)):
         if wanted and find_spec(package) is None:
-            raise UsageError(f"--{package} needs a package that is not installed; install it with: pip install {package}")
+            raise UsageError(f"--{package}: {package} is not installed; install it with: pip install {package}")
 
 
 def load_base(folder: str | Path, precision: Precision = "float32") -> tuple[Any, Any]:
-    """A base model, on a GPU if there is one, and its tokenizer, which pads on the left. ModelError if it cannot be loaded."""
+    """Return a base model, on a GPU if there is one, and its tokenizer, which pads on the left.
+
+    Raises:
+        ModelError: transformers cannot load it.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
@@ -42,16 +46,17 @@ def load_base(folder: str | Path, precision: Precision = "float32") -> tuple[Any
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision), local_files_only=True)
     except Exception as error:
-        raise ModelError(f"{folder}: transformers cannot load this model ({error})") from error
+        raise ModelError(f"{folder}: transformers cannot load this model ({error}); check the folder") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def empty_base(folder: str | Path) -> Any:
-    """A base model without weights: what can be told from its layers' shapes costs neither time nor memory.
+    """Return a base model without weights; the shapes of its layers cost neither time nor memory.
 
-    ModelError if it cannot be made.
+    Raises:
+        ModelError: transformers cannot read its configuration.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -60,20 +65,20 @@ def empty_base(folder: str | Path) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
     except Exception as error:
-        raise ModelError(f"{folder}: transformers cannot load this model ({error})") from error
+        raise ModelError(f"{folder}: transformers cannot load this model ({error}); check the folder") from error
 
 
-def check_chat_template(tokenizer: Any, name: str, style: Style) -> None:
-    """UsageError if a model is to follow instructions and has no form for them."""
+def check_chat_template(tokenizer: Any, name: str, style: PromptStyle) -> None:
+    """Raise UsageError if the style is "instruction" and the tokenizer has no chat template."""
     if style == "instruction" and getattr(tokenizer, "chat_template", None) is None:
         raise UsageError(
-            f'the base "{name}" has no chat template, so it cannot be told what to do; pass --style transcript, or take a base '
-            "that was trained on instructions"
+            f'--base: "{name}" has no chat template, so it cannot follow instructions; pass --style transcript, or name an '
+            "instruction-tuned model"
         )
 
 
-def lora(rank: int = 16, alpha: int | None = None) -> Any:
-    """The adapter's shape: on every linear layer, without dropout, since what is sampled is to be what is trained."""
+def lora_config(rank: int = 16, alpha: int | None = None) -> Any:
+    """Return peft's configuration of the adapter: every linear layer, no dropout, so that sampling and training agree."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -81,92 +86,89 @@ def lora(rank: int = 16, alpha: int | None = None) -> Any:
     )
 
 
-def ends_of(tokenizer: Any, style: Style) -> list[int]:
-    """The tokens that end a trace: the model's own end, and for a transcript all those that hold a line's end."""
-    own = [tokenizer.eos_token_id]
+def stop_tokens(tokenizer: Any, style: PromptStyle) -> list[int]:
+    """Return the tokens that end a trace: the end of sequence, and in a transcript every token with a line break."""
+    ends = [tokenizer.eos_token_id]
     if style == "instruction":
-        return own
+        return ends
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    return own + [token for token, text in enumerate(texts) if "\n" in text and token not in own]
+    return ends + [token for token, text in enumerate(texts) if "\n" in text and token not in ends]
 
 
-def prompt_of(pair: Pair, style: Style, how: ProposalMode) -> Any:
-    """What a trace is asked for with, as trl takes prompts: a text, or messages."""
-    text = prompt_for(style, pair, "the person", how)
+def policy_prompt(pair: Pair, style: PromptStyle, proposal_mode: ProposalMode) -> Any:
+    """Return the prompt of a pair as trl takes it: a text, or a list of messages."""
+    text = proposal_prompt(style, pair, "the person", proposal_mode)
     return text if style == "transcript" else [{"role": "user", "content": text}]
 
 
-def text_of(completion: Any) -> str:
-    """The text of a completion as trl gives it: itself, or the content of its message."""
+def completion_text(completion: Any) -> str:
+    """Return the text of a completion of trl: the completion itself, or the content of its last message."""
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
 def write_traces(
-    model: Any, tokenizer: Any, pairs: Sequence[Pair], style: Style, how: ProposalMode, *, seed: int = 0
+    model: Any, tokenizer: Any, pairs: Sequence[Pair], style: PromptStyle, proposal_mode: ProposalMode, *, seed: int = 0
 ) -> list[tuple[str, bool, int]]:
-    """One trace of the policy for each pair: (the trace, whether it came to its end by itself, tokens it took).
+    """Sample one trace of the policy for each pair.
 
-    What is drawn here leaves the generator that training draws from where it was, so that looking changes nothing.
+    The random state and the mode of the model are restored, so an audit does not change the training.
+
+    Returns:
+        For each pair: the trace, whether it ended by itself, and its number of tokens.
     """
     import torch
 
     if not pairs:
         return []
-    ends, most = ends_of(tokenizer, style), TRACE_TOKENS[style]
-    prompts = [prompt_of(pair, style, how) for pair in pairs]
+    ends, max_tokens = stop_tokens(tokenizer, style), TRACE_TOKENS[style]
+    prompts = [policy_prompt(pair, style, proposal_mode) for pair in pairs]
     if style == "instruction":
-        prompts = [tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in prompts]
+        prompts = [tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) for prompt in prompts]
     encoded: list[list[int]] = tokenizer(prompts, add_special_tokens=style == "transcript").input_ids
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
-    found: dict[int, tuple[str, bool, int]] = {}
+    traces: dict[int, tuple[str, bool, int]] = {}
     training = model.training
     model.eval()
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode():
         torch.manual_seed(seed)
-        begun, past = _begun(model, encoded)
+        shared, past = _encode_prefix(model, encoded)
         for start in range(0, len(order), _BATCH):
             batch = order[start : start + _BATCH]
-            asked = _padded([encoded[i] for i in batch], begun, tokenizer.pad_token_id).to(device)
-            written = model.generate(
-                input_ids=asked, attention_mask=_read(asked, [len(encoded[i]) for i in batch], begun),
-                **with_cache(repeated(past, len(batch))), do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0,
-                max_new_tokens=most, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, use_cache=True,
-            )[:, asked.shape[1] :]  # fmt: skip
-            for i, row in zip(batch, written.tolist(), strict=True):
+            ids, mask = _padded([encoded[i] for i in batch], shared, tokenizer.pad_token_id)
+            sampled = model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), **cache_argument(repeat_cache(past, len(batch))),
+                do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0, max_new_tokens=max_tokens, eos_token_id=ends,
+                pad_token_id=tokenizer.pad_token_id, use_cache=True,
+            )[:, ids.shape[1] :]  # fmt: skip
+            for i, row in zip(batch, sampled.tolist(), strict=True):
                 end = next((place for place, token in enumerate(row) if token in ends), None)
-                kept = row if end is None else row[: end + 1]
-                text = tokenizer.decode(kept, skip_special_tokens=True)
-                found[i] = as_trace(style, text), end is not None, len(kept)
+                tokens = row if end is None else row[: end + 1]
+                text = tokenizer.decode(tokens, skip_special_tokens=True)
+                traces[i] = parse_trace(style, text), end is not None, len(tokens)
     model.train(training)
-    return [found[i] for i in range(len(pairs))]
+    return [traces[i] for i in range(len(pairs))]
 
 
-def _begun(model: Any, encoded: Sequence[Sequence[int]]) -> tuple[int, Any]:
-    """How many first tokens all prompts share, and their keys and values: the examples of a prompt are half of what is read."""
+def _encode_prefix(model: Any, encoded: Sequence[Sequence[int]]) -> tuple[int, Any]:
+    """Return the length of the common prefix of all prompts, and its key-value cache; half of all prompt tokens are shared."""
     import torch
 
-    shared = shared_prefix(encoded) if len(encoded) > 1 else 0
+    shared = shared_prefix_length(encoded) if len(encoded) > 1 else 0
     if not shared:
         return 0, None
     ids = torch.tensor([encoded[0][:shared]], device=next(model.parameters()).device)
-    return shared, cache_of(model(input_ids=ids, use_cache=True, logits_to_keep=1))
+    return shared, get_cache(model(input_ids=ids, use_cache=True, logits_to_keep=1))
 
 
-def _padded(encoded: Sequence[Sequence[int]], begun: int, pad: int) -> Any:
-    """Prompts as one tensor (rows, tokens): what they share, then what is not read, then the rest of each."""
+def _padded(encoded: Sequence[Sequence[int]], shared: int, pad: int) -> tuple[Any, Any]:
+    """Return token ids and attention mask (rows, tokens): the common prefix, the padding, then the rest of each prompt."""
     import torch
 
     width = max(map(len, encoded))
-    return torch.tensor([[*one[:begun], *[pad] * (width - len(one)), *one[begun:]] for one in encoded])
-
-
-def _read(asked: Any, lengths: Sequence[int], begun: int) -> Any:
-    """Which tokens of such a tensor are read: 1, and 0 where it was filled up."""
-    import torch
-
-    found = torch.ones_like(asked)
-    for row, length in enumerate(lengths):
-        found[row, begun : begun + asked.shape[1] - length] = 0
-    return found
+    ids = torch.tensor([[*row[:shared], *[pad] * (width - len(row)), *row[shared:]] for row in encoded])
+    mask = torch.ones_like(ids)
+    for place, row in enumerate(encoded):
+        mask[place, shared : shared + width - len(row)] = 0
+    return ids, mask

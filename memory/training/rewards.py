@@ -1,26 +1,31 @@
-"""What a trace is rewarded for in training: fidelity, and the terms that keep it from being had by cheating.
+"""Training rewards of a trace: its fidelity, and terms that penalise leaks and degenerate traces.
 
-The one design choice: every term lies between 0 and 1 and is 0 for a trace that a guard rejects, so that nothing that leaks is
-ever worth more than something that does not, whatever the weights are.
+Design: every term lies in [0, 1] and is 0 for a trace that a guard rejects. So no weights make a leaking trace worth more than
+an accepted one.
 
-    fidelity   how well the trace lets the action be reconstructed: its rank among the traces of the pair, or its gain, clipped
-    leak       1 if the trace has none of the action's new words and not all its meaning, 0 where the guard would reject it
-    length     1 for a trace of a usual length, less for very short and for long ones
-    format     1 if it came to its end by itself
+    fidelity   the rank of the trace among those of its pair, or its clipped gain
+    leak       1 without new words or meaning of the action, falling to 0 where the guard rejects
+    length     1 for usual lengths, less for very short and for long traces
+    format     1 if the trace ended by itself
 
-Sources: the form of the sum is that of Turing-RL (arXiv 2606.19336) and NOVER (arXiv 2505.16022), the clipped gain RLPR's
-(arXiv 2506.18254), all three with other scores; the log-probability is what arXiv 2602.03979 finds to work everywhere.
+Sources: the weighted sum is that of Turing-RL (arXiv 2606.19336) and NOVER (arXiv 2505.16022), the clipped gain is RLPR's
+(arXiv 2506.18254); arXiv 2602.03979 finds that log-probabilities work everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Literal, get_args
 
-from usertwin.memory.recon.fidelity import Fidelity
-from usertwin.memory.recon.guards import LONGEST_TRACE, MOST_NEW_WORDS, SAME_MEANING, cosine_to_action
+from usertwin.memory.models.chat import Ledger
+from usertwin.memory.models.scoring import Scorer
+from usertwin.memory.recon.fidelity import Fidelity, FidelityScore
+from usertwin.memory.recon.guards import MAX_NEW_WORD_SHARE, MAX_TRACE_WORDS, PARAPHRASE_COSINE, cosine_to_action
+from usertwin.memory.recon.propose import CONTEXT_TURNS
+from usertwin.memory.text.transcript import action_completion, format_action_prompt, format_example, join_blocks
 from usertwin.memory.text.words import new_stems, stems, word_tokens
 from usertwin.personas import Pair, UsageError, VerdictError
 
@@ -30,27 +35,26 @@ if TYPE_CHECKING:
 Shape = Literal["clipped", "rank"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 
-#: A gain of so many nats a token is as good as any greater one; what misleads as much is as bad as can be.
+#: Gains are clipped to plus and minus this many nats per token.
 CLIP = 0.5
-#: So near to what the action means (cosine), and a trace is worth less. What the base proposes has 0.17 on average, and what of
-#: it is rejected for a leak 0.41. Nearness foretells a gain better than anything else that was tried (correlation within a pair
-#: 0.34), so a term that counted it from 0.2 on, as much as the gain, chose traces farther off than the base's own (0.13).
-TOLERATED_MEANING = 0.5
-#: Words of a trace below which, and above which, it is worth less.
-USUAL = (5, 60)
+#: Cosine to the action above which the leak term starts to fall. Base proposals average 0.17, rejected ones 0.41. A start at
+#: 0.2 preferred traces farther from the action than the base's own (0.13), since gain correlates with closeness (0.34).
+TOLERATED_COSINE = 0.5
+#: Words of a trace below and above which the length term falls.
+USUAL_WORDS = (5, 60)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RewardWeights:
-    """How much each term counts.
+    """Weights of the reward terms, and the shape of the fidelity term.
 
     Attributes:
-        fidelity: see the top of this file, as are the others.
-        leak: likewise.
-        length: likewise.
-        format: likewise.
-        shape: "clipped": the score itself, clipped at `CLIP` to both sides; trl then standardises within the group. "rank": its
-            place within the group, which needs no scale and is all that a judge's scores allow.
+        fidelity: weight; the module docstring describes the terms.
+        leak: weight.
+        length: weight.
+        format: weight.
+        shape: "clipped" is the score, clipped at `CLIP`; trl standardises it within the group. "rank" is the rank within the
+            group, which needs no scale and is all that a judge's scores allow.
     """
 
     fidelity: float = 1.0
@@ -60,39 +64,38 @@ class RewardWeights:
     shape: Shape = "clipped"
 
     def check(self) -> None:
-        """UsageError if a weight is negative, nothing counts, or there is no such shape."""
+        """Raise UsageError if a weight is negative or not finite, fidelity has none, or the shape is unknown."""
         if not all(0 <= weight < inf for weight in (self.fidelity, self.leak, self.length, self.format)) or not self.fidelity:
-            raise UsageError("the weights of a reward are numbers that are not negative, and that of fidelity is not 0")
+            raise UsageError("--weights: every weight must be a number, not negative, and the weight of fidelity must not be 0")
         if self.shape not in SHAPES:
-            raise UsageError(f'"{self.shape}" is no shape of a reward; there are {", ".join(SHAPES)}')
+            raise UsageError(f'--shape: "{self.shape}" is unknown; choose from {", ".join(SHAPES)}')
 
 
-def parse_weights(told: str, shape: Shape = "clipped") -> RewardWeights:
-    """Weights as they are written on the command line, "fidelity/leak/length/format". UsageError if they are none."""
+def parse_weights(text: str, shape: Shape = "clipped") -> RewardWeights:
+    """Parse "fidelity/leak/length/format". UsageError if it is malformed."""
+    parts = text.split("/")
+    if len(parts) != 4:
+        raise UsageError(f'--weights: "{text}" has {len(parts)} values; 4 are needed (fidelity/leak/length/format)')
     try:
-        fidelity, leak, length, form = (float(part) for part in told.split("/"))
+        fidelity, leak, length, format_ = map(float, parts)
     except ValueError:
-        raise UsageError(
-            f'"{told}" are no weights of a reward; write those of fidelity, leak, length and format, such as 1/0.2/0.1/0.1'
-        ) from None
-    weights = RewardWeights(fidelity, leak, length, form, shape)
+        raise UsageError(f'--weights: "{text}" is not made of numbers; write for example 1/0.2/0.1/0.1') from None
+    weights = RewardWeights(fidelity=fidelity, leak=leak, length=length, format=format_, shape=shape)
     weights.check()
     return weights
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """What a trace is worth.
+    """The reward terms of a trace.
 
     Attributes:
-        fidelity: the four terms, each from 0 to 1.
-        leak: likewise.
-        length: likewise.
-        format: likewise.
-        score: what the scorer said; None for a trace that was not scored.
-        rejected: the guard that rejects the trace, or None.
-        nearness: from 0 to 1, how near it comes to what the action means, 1 from `TOLERATED_MEANING` on. No term: it is what
-            the parts of a soup lean toward, or away from (see soup.py).
+        fidelity: term in [0, 1].
+        leak: term in [0, 1].
+        length: term in [0, 1].
+        format: term in [0, 1].
+        score: the raw fidelity score; None if the trace was not scored.
+        rejected: name of the guard that rejects the trace, or None.
     """
 
     fidelity: float = 0.0
@@ -101,10 +104,9 @@ class Reward:
     format: float = 0.0
     score: float | None = None
     rejected: str | None = None
-    nearness: float = 0.0
 
     def total(self, weights: RewardWeights) -> float:
-        """The weighted sum; 0 for a trace that is rejected."""
+        """Return the weighted sum of the terms; 0 for a rejected trace."""
         return (
             weights.fidelity * self.fidelity
             + weights.leak * self.leak
@@ -124,63 +126,95 @@ async def compute_rewards(
     shape: Shape = "clipped",
     seed: int = 0,
 ) -> list[Reward]:
-    """The reward of each trace of a pair, in order.
+    """Return the reward of each trace of a pair, in order.
 
     Args:
-        pair: what the traces were proposed for.
+        pair: the pair that the traces were proposed for.
         traces: the group.
-        finished: for each, whether it came to its end by itself.
-        fidelity: scores those that pass the guards; where a judge gives no verdict that can be read, all are worth the same.
-        guard: the name of the guard that rejects a trace, or None.
-        embedder: tells how near a trace comes to what the action means; if None, only words count as a leak, and none is near.
-        shape: of the fidelity; "rank" in any case for scores that cannot be compared.
-        seed: for whatever is sampled.
+        finished: for each trace, whether it ended by itself.
+        fidelity: scores accepted traces; all get the same score if no verdict of a judge can be parsed.
+        guard: returns the name of the guard that rejects a trace, or None.
+        embedder: measures how close a trace is to the action's meaning; None counts only words as leaks.
+        shape: shape of the fidelity term; scores that cannot be compared across pairs are always ranked.
+        seed: seed of sampled judgements.
     """
-    rejected = [guard(trace, pair) for trace in traces]
-    passed = list(dict.fromkeys(trace for trace, why in zip(traces, rejected, strict=True) if why is None))
+    reasons = [guard(trace, pair) for trace in traces]
+    accepted = list(dict.fromkeys(trace for trace, reason in zip(traces, reasons, strict=True) if reason is None))
     try:
-        scores = (
-            {t: s.value for t, s in zip(passed, await fidelity.score(pair, passed, seed=seed), strict=True)} if passed else {}
-        )
+        scored = await fidelity.score(pair, accepted, seed=seed) if accepted else []
+        scores = {trace: score.value for trace, score in zip(accepted, scored, strict=True)}
     except VerdictError:
-        scores = dict.fromkeys(passed, 0.0)
-    kept = [scores[trace] for trace, why in zip(traces, rejected, strict=True) if why is None]
+        scores = dict.fromkeys(accepted, 0.0)
+    group = [scores[trace] for trace, reason in zip(traces, reasons, strict=True) if reason is None]
     ranked = shape == "rank" or not fidelity.comparable
-    found: list[Reward] = []
-    for trace, why, ended in zip(traces, rejected, finished, strict=True):
-        if why is not None:
-            found.append(Reward(rejected=why))
+    rewards: list[Reward] = []
+    for trace, reason, ended in zip(traces, reasons, finished, strict=True):
+        if reason is not None:
+            rewards.append(Reward(rejected=reason))
             continue
         score = scores[trace]
-        worth = _rank(score, kept) if ranked else (max(-CLIP, min(CLIP, score)) / CLIP + 1) / 2
-        near = 0.0 if embedder is None else max(0.0, cosine_to_action(trace, pair, embedder)[0])
-        nearness = min(1.0, near / TOLERATED_MEANING)
-        found.append(Reward(worth, _clean(trace, pair, near), _length(trace), float(ended), score, nearness=nearness))
-    return found
+        term = _rank(score, group) if ranked else (max(-CLIP, min(CLIP, score)) / CLIP + 1) / 2
+        rewards.append(Reward(term, _leak_term(trace, pair, embedder), _length_term(trace), float(ended), score))
+    return rewards
 
 
 def _rank(score: float, group: Sequence[float]) -> float:
-    """The place of a score among those of its group, from 1 for the best to nearly 0; equal ones share theirs."""
+    """Return the rank of a score in its group, from 1 for the best to 1/n for the worst; equal scores share a rank."""
     below, same = sum(other < score for other in group), sum(other == score for other in group)
     return (below + (same + 1) / 2) / len(group)
 
 
-def _clean(trace: str, pair: Pair, near: float) -> float:
-    """1 without any of the action's new words and up to what is tolerated of its meaning, falling to 0 where the guard rejects.
+def _leak_term(trace: str, pair: Pair, embedder: Embedder | None) -> float:
+    """Return 1 without any of the action's new words and up to `TOLERATED_COSINE`, falling to 0 where the guard rejects.
 
-    Unlike the guard it does not ask whether a turn before came as near: what is worth less is not yet rejected.
+    Unlike the guard it ignores whether an earlier turn came as close: a lower reward is not yet a rejection.
     """
     fresh = new_stems(pair)
     share = len(fresh & stems(trace)) / len(fresh) if fresh else 0.0
-    return min(_falling(share, 0.0, MOST_NEW_WORDS), _falling(near, TOLERATED_MEANING, SAME_MEANING))
+    cosine = 0.0 if embedder is None else cosine_to_action(trace, pair, embedder)[0]
+    return min(_falling(share, 0.0, MAX_NEW_WORD_SHARE), _falling(cosine, TOLERATED_COSINE, PARAPHRASE_COSINE))
 
 
 def _falling(value: float, start: float, end: float) -> float:
-    """1 up to the start, 0 from the end on."""
+    """Return 1 up to `start`, 0 from `end` on, linear between."""
     return 1 - max(0.0, min(1.0, (value - start) / (end - start)))
 
 
-def _length(trace: str) -> float:
-    """1 within the usual length, rising to it from nothing and falling from it to the longest that is allowed."""
-    words, (least, most) = len(word_tokens(trace)), USUAL
-    return min(1.0, words / least, max(0.0, (LONGEST_TRACE - words) / (LONGEST_TRACE - most)))
+def _length_term(trace: str) -> float:
+    """Return 1 within the usual length, rising to it from 0 words and falling from it to the longest accepted trace."""
+    words, (low, high) = len(word_tokens(trace)), USUAL_WORDS
+    return min(1.0, words / low, max(0.0, (MAX_TRACE_WORDS - words) / (MAX_TRACE_WORDS - high)))
+
+
+class DownstreamReward:
+    """A fidelity for E2E training: how much a trace helps to predict another turn of the person, in nats per token.
+
+    As at inference, the pair with its trace is the example before the other turn. The baseline is the same example without a
+    trace.
+
+    Args:
+        scorer: the acting model.
+        related: for each pair, another pair of the same person; without one every score is 0.
+    """
+
+    floor = 0.0
+    comparable = True
+
+    def __init__(self, scorer: Scorer, related: Mapping[Pair, Pair]) -> None:
+        self._scorer, self._related = scorer, related
+        self.name = f"downstream gain under {scorer.name}"
+
+    async def score(
+        self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
+    ) -> list[FidelityScore]:
+        """See `Fidelity.score`."""
+        return await asyncio.to_thread(self._score, pair, traces)
+
+    def _score(self, pair: Pair, traces: Sequence[str]) -> list[FidelityScore]:
+        other = self._related.get(pair)
+        if other is None:
+            return [FidelityScore(0.0) for _ in traces]
+        present, action = format_action_prompt(other, CONTEXT_TURNS), action_completion(other.action)
+        examples = [format_example(pair, CONTEXT_TURNS, thought=thought) for thought in (None, *traces)]
+        baseline, *scored = self._scorer.score([(join_blocks([example, present]), action) for example in examples])
+        return [FidelityScore((likelihood.nats - baseline.nats) / baseline.tokens) for likelihood in scored]

@@ -1,132 +1,110 @@
-"""Training a synthesizer: fine-tuning on chosen traces, DPO, GRPO and E2E-GRPO, from the same base on the same pairs.
+"""Train a synthesizer by one method: supervised fine-tuning, DPO, Recon-GRPO or E2E-GRPO.
 
-The one design choice: the training loops are trl's, and all that is here is what they are told: which rows, which rewards, when
-to look and when to stop. Read in this order: lessons.py (on whom), policy.py (what is trained), pool.py (what the base
-proposes), rewards.py, trainers.py (what trl is told), watch.py, soup.py, and this file, which puts them together. The same
-algorithm without trl, on one page, is examples/train_recon.py.
+All methods start from the same base and the same pairs. The training loops are trl's. The same algorithm without trl is
+examples/train_recon.py.
 
-    sft    the best trace of each pair that the base proposed is learned (rejection sampling)
-    dpo    so is to prefer it to the worst, or to one that leaks (arXiv 2305.18290)
-    soup   the sum of two by dpo, one leaning toward the action and one away from it (soup.py)
-    grpo   the policy proposes, and the reward is how well the action is reconstructed (Recon-GRPO)
-    e2e    likewise, but the reward is only whether the trace helps with another moment
+    sft    fine-tunes on the best trace of each pair that the base proposed (rejection sampling)
+    dpo    prefers the best trace of each pair to the worst, or to one that leaks (arXiv 2305.18290)
+    grpo   the policy proposes; the reward is how well its traces let the action be reconstructed (Recon-GRPO)
+    e2e    likewise, but the reward is only whether the trace helps to predict another turn of the person
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.fidelity import Fidelity
-from usertwin.personas import Pair, UsageError
+from usertwin.personas import UsageError
 
-from .adapter_merge import cook
-from .audit import Auditor
+from .audit import Auditor, Guard
 from .candidate_pool import ScoredCandidates, dpo_rows, sft_rows
-from .checkpoints import CHECKPOINTS, check_room, last_checkpoint, prepare_resume, save_adapter, step_of, training_errors
+from .checkpoints import CHECKPOINTS, TRAINER_STATE, check_room, last_checkpoint, run_trainer, save_adapter, training_errors
 from .config import TrainingConfig, TrainingResult
-from .curves import CURVES, Curves
 from .dataset import TrainingExample
-from .policy import ends_of
+from .policy import stop_tokens
 from .trl_trainers import GroupRewards, group_trainer, preference_trainer, supervised_trainer
-
-# Training, watched -----------------------------------------------------------------------------------------------------
 
 
 def train(
-    plan: TrainingConfig,
-    lessons: Sequence[TrainingExample],
+    config: TrainingConfig,
+    examples: Sequence[TrainingExample],
     folder: Path,
     model: Any,
     tokenizer: Any,
     auditor: Auditor,
     *,
     fidelity: Fidelity | None = None,
-    guard: Callable[[str, Pair], str | None] | None = None,
+    guard: Guard | None = None,
     embedder: Embedder | None = None,
     pool: Sequence[ScoredCandidates] = (),
-    lean: float = 0.0,
     progress: Progress = no_progress,
 ) -> TrainingResult:
-    """Train, or go on with that; returns how it ended. The adapter is then in `folder`/adapter.
+    """Train, or resume. Leaves the adapter in `folder`/adapter and trl's log history in `folder`/trainer_state.json.
 
     Args:
-        plan: how.
-        lessons: what GRPO proposes traces for.
-        folder: of this method in the run's folder; made if missing.
-        model: the base; it is without an adapter again when this returns.
-        tokenizer: its own.
-        auditor: looks at the policy before the first step, at times, and after the last.
-        fidelity: for GRPO.
-        guard: for GRPO.
-        embedder: for GRPO, see `rewards_of`.
-        pool: for the others.
-        lean: for DPO, see `preference_rows`.
-        progress: is told how many steps are done, or, for GRPO, how many tokens generated.
+        config: the training configuration.
+        examples: the training pairs; online methods propose traces for them.
+        folder: folder of this method; made if missing.
+        model: the base model; it has no adapter again when this returns.
+        tokenizer: its tokenizer.
+        auditor: audits the policy before the first step, every `audit_every` steps, and at the end.
+        fidelity: scores traces; needed by online methods.
+        guard: returns the name of the guard that rejects a trace, or None; needed by online methods.
+        embedder: for online methods; see `compute_rewards`.
+        pool: candidates of the base; needed by the other methods.
+        progress: receives the steps done, or for online methods the tokens generated.
 
     Raises:
-        UsageError: something makes no sense, nothing can be learned from the pool, or there is no room for a checkpoint.
+        UsageError: the configuration is invalid, the pool teaches too little, or a checkpoint does not fit on the disk.
     """
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
 
     from .callback import AuditCallback
 
-    plan.check()
-    plan.check_pairs(len(lessons))
+    config.check()
+    config.check_pairs(len(examples))
     folder.mkdir(parents=True, exist_ok=True)
-    check_room(model, folder, plan.adapter_rank)
-    began = time.monotonic()
-    tokens = sum(one.tokens for one in pool)
-    if plan.method == "soup":
-        by_dpo = replace(plan, method="dpo")
-
-        def train_part(where: Path, lean: float) -> TrainingResult:
-            return train(by_dpo, lessons, where, model, tokenizer, auditor, pool=pool, lean=lean, progress=progress)
-
-        stopped, steps = cook(plan, folder, model, tokenizer, auditor, train_part)
-        return TrainingResult(stopped, steps, tokens, time.monotonic() - began)
-    checkpoint = last_checkpoint(folder / CHECKPOINTS)
-    curves = Curves(folder / CURVES)
-    curves.begin_at(-1 if checkpoint is None else step_of(checkpoint))
-    watching = AuditCallback(plan, curves, auditor, tokenizer, progress)
-    set_seed(plan.seed)  # the adapter's first weights are drawn before trl's trainers set it
-    if plan.online:
+    check_room(model, folder, config.rank)
+    start = time.monotonic()
+    set_seed(config.seed)  # the adapter is initialised before trl's trainers set the seed
+    rewards: GroupRewards | None = None
+    if config.online:
         if fidelity is None or guard is None:
-            raise UsageError(f'"{plan.method}" needs something that scores traces, and guards')
-        rewards = GroupRewards(plan, lessons, fidelity, guard, ends_of(tokenizer, plan.style), embedder)
-        watching.rewards, rewards.tokens = rewards, watching.tokens_before
-        trainer = group_trainer(plan, folder, model, tokenizer, lessons, rewards.functions, watching)
+            raise UsageError(f'"{config.method}" needs a fidelity and a guard')
+        rewards = GroupRewards(config, examples, fidelity, guard, stop_tokens(tokenizer, config.style), embedder)
+        callback = AuditCallback(config, auditor, tokenizer, progress, rewards)
+        trainer = group_trainer(config, folder, model, tokenizer, examples, rewards.functions, callback)
     else:
-        trainer = _pool_trainer(plan, folder, model, tokenizer, pool, watching, lean)
-    trainer.remove_callback(PrinterCallback)  # it prints each step's figures where our bars are
+        callback = AuditCallback(config, auditor, tokenizer, progress)
+        trainer = _pool_trainer(config, folder, model, tokenizer, pool, callback)
+    callback.trainer = trainer
+    trainer.remove_callback(PrinterCallback)  # it would print each step's metrics over the progress bars
     with training_errors(folder):
-        prepare_resume(trainer, checkpoint, watching.over)
-        watching.audit(trainer.model, trainer.state.global_step)
+        run_trainer(trainer, last_checkpoint(folder / CHECKPOINTS), callback.is_finished)
+        callback.audit(trainer.model)
+        trainer.state.save_to_json(str(folder / TRAINER_STATE))
         save_adapter(trainer.model, tokenizer, folder)
     trainer.model.unload()
-    spent = watching.tokens if plan.online else tokens
-    return TrainingResult(watching.stopped, trainer.state.global_step, spent, time.monotonic() - began)
+    tokens = sum(candidates.tokens for candidates in pool) if rewards is None else rewards.tokens
+    return TrainingResult(callback.stopped, trainer.state.global_step, tokens, time.monotonic() - start)
 
 
 def _pool_trainer(
-    plan: TrainingConfig, folder: Path, model: Any, tokenizer: Any, pool: Sequence[ScoredCandidates], watching: Any, lean: float
+    config: TrainingConfig, folder: Path, model: Any, tokenizer: Any, pool: Sequence[ScoredCandidates], callback: Any
 ) -> Any:
-    """The trainer of a method that learns from what the base proposed. UsageError if that is too little."""
-    rows = (
-        sft_rows(pool, plan.weights, plan.style, plan.proposal_mode)
-        if plan.method == "sft"
-        else dpo_rows(pool, plan.weights, plan.style, plan.proposal_mode, lean)
-    )
-    if len(rows) < plan.batch_size:
+    """Return the trainer of a method that learns from the pool. UsageError if the pool gives less than one batch of rows."""
+    make_rows = sft_rows if config.method == "sft" else dpo_rows
+    rows = make_rows(pool, config.weights, config.style, config.proposal_mode)
+    if len(rows) < config.batch_size:
         raise UsageError(
-            f"only {len(rows)} pairs of {len(pool)} have traces to learn from, fewer than a batch of {plan.batch_size}; "
-            "take more pairs, a larger --group, or a smaller --batch"
+            f"only {len(rows)} of {len(pool)} pairs have traces to learn from, fewer than --batch-size {config.batch_size}; "
+            "take more pairs, a larger --group-size or a smaller --batch-size"
         )
-    make = supervised_trainer if plan.method == "sft" else preference_trainer
-    return make(plan, folder, model, tokenizer, rows, watching)
+    make_trainer = supervised_trainer if config.method == "sft" else preference_trainer
+    return make_trainer(config, folder, model, tokenizer, rows, callback)

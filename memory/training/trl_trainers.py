@@ -1,7 +1,7 @@
-"""What trl is told: the settings of its trainers for supervised fine-tuning, DPO and GRPO, and our rewards as its functions.
+"""trl's trainers for SFT, DPO and GRPO with our settings, and the rewards as trl's reward functions.
 
-The one design choice: every number that a plan does not name is trl's own, but for those that would make training differ from
-use (how traces are sampled and where they end), or would fail where there is no GPU.
+Design: every setting that `TrainingConfig` does not name is trl's default, with two exceptions: settings that would make
+training differ from inference (how traces are sampled, where they end), and settings that fail without a GPU.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from usertwin.memory.recon.fidelity import Fidelity
-from usertwin.memory.recon.guards import LEAKS
-from usertwin.memory.recon.propose import TEMPERATURE, TRACE_TOKENS, as_trace
+from usertwin.memory.recon.guards import LEAK_REASONS
+from usertwin.memory.recon.propose import TEMPERATURE, TRACE_TOKENS, parse_trace
 from usertwin.memory.text.words import word_tokens
-from usertwin.personas import Pair
 
+from .audit import Guard
 from .checkpoints import CHECKPOINTS
 from .dataset import TrainingExample
-from .policy import ends_of, lora, prompt_of, text_of
+from .policy import completion_text, lora_config, policy_prompt, stop_tokens
 from .rewards import Reward, compute_rewards
 
 if TYPE_CHECKING:
@@ -29,181 +29,200 @@ if TYPE_CHECKING:
 
     from .config import TrainingConfig
 
+_TERMS = ("fidelity", "leak", "length", "format")
+
 
 def trainer_arguments(
-    folder: Path, *, batch: int, at_once: int, learning_rate: float, save_every: int, seed: int, tensorboard: bool = False
+    folder: Path,
+    *,
+    batch_size: int,
+    micro_batch_size: int,
+    learning_rate: float,
+    save_every: int,
+    seed: int,
+    report_to: str = "none",
 ) -> dict[str, Any]:
-    """The settings that all of trl's trainers share, with checkpoints in a folder; see `Training` for what the others are."""
+    """Return the arguments that all of trl's trainers share. Checkpoints go to `folder`; see `TrainingConfig` for the rest."""
     import torch
 
     gpu = torch.cuda.is_available()
     return {
         "output_dir": str(folder / CHECKPOINTS),
-        "per_device_train_batch_size": at_once,
-        "gradient_accumulation_steps": batch // at_once,
+        "per_device_train_batch_size": micro_batch_size,
+        "gradient_accumulation_steps": batch_size // micro_batch_size,
         "learning_rate": learning_rate,
         "max_grad_norm": 1.0,
         "use_cpu": not gpu,
         "bf16": False,  # the base is loaded in its precision, and the adapter is float32 beside it
-        "gradient_checkpointing": gpu,  # a model that needs a GPU needs the room, too
+        "gradient_checkpointing": gpu,  # a model that needs a GPU needs the memory, too
         "dataloader_pin_memory": gpu,
         "logging_steps": 1,
         "save_strategy": "steps",
         "save_steps": save_every,
         "save_total_limit": 2,
-        "report_to": ["tensorboard"] if tensorboard else "none",
+        "report_to": report_to,
         "disable_tqdm": True,
         "seed": seed,
         "data_seed": seed,
     }
 
 
-def _settings(plan: TrainingConfig, folder: Path) -> dict[str, Any]:
+def _arguments(config: TrainingConfig, folder: Path) -> dict[str, Any]:
     return trainer_arguments(
-        folder, batch=plan.batch_size, at_once=plan.micro_batch_size, learning_rate=plan.resolved_learning_rate, save_every=plan.save_every, seed=plan.seed,
-        tensorboard=plan.tensorboard,
-    )  # fmt: skip
+        folder,
+        batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size,
+        learning_rate=config.resolved_learning_rate,
+        save_every=config.save_every,
+        seed=config.seed,
+        report_to=config.report_to,
+    )
 
 
 def supervised_trainer(
-    plan: TrainingConfig, folder: Path, model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], watching: Any
+    config: TrainingConfig, folder: Path, model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], callback: Any
 ) -> Any:
-    """The SFTTrainer of trl, on rows of prompt and completion; the loss is the completion's alone."""
+    """Return an SFTTrainer for rows of prompt and completion; the loss covers the completion only."""
     from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    config = SFTConfig(
-        **_settings(plan, folder), num_train_epochs=plan.epochs, lr_scheduler_type="cosine",
+    arguments = SFTConfig(
+        **_arguments(config, folder), num_train_epochs=config.epochs, lr_scheduler_type="cosine",
         max_length=None, completion_only_loss=True,
     )  # fmt: skip
     return SFTTrainer(
-        model, config, train_dataset=Dataset.from_list([dict(row) for row in rows]), processing_class=tokenizer,
-        peft_config=lora(plan.rank), callbacks=[watching],
+        model, arguments, train_dataset=Dataset.from_list([dict(row) for row in rows]), processing_class=tokenizer,
+        peft_config=lora_config(config.rank), callbacks=[callback],
     )  # fmt: skip
 
 
 def preference_trainer(
-    plan: TrainingConfig, folder: Path, model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], watching: Any
+    config: TrainingConfig, folder: Path, model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], callback: Any
 ) -> Any:
-    """The DPOTrainer of trl, on rows of prompt, chosen and rejected; held to the base, which is the policy without adapter."""
+    """Return a DPOTrainer for rows of prompt, chosen and rejected; the reference model is the base without the adapter."""
     from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    config = DPOConfig(
-        **_settings(plan, folder), num_train_epochs=plan.epochs, lr_scheduler_type="cosine",
-        max_length=None, beta=plan.resolved_beta,
+    arguments = DPOConfig(
+        **_arguments(config, folder), num_train_epochs=config.epochs, lr_scheduler_type="cosine",
+        max_length=None, beta=config.resolved_beta,
     )  # fmt: skip
     return DPOTrainer(
-        model, args=config, train_dataset=Dataset.from_list([dict(row) for row in rows]), processing_class=tokenizer,
-        peft_config=lora(plan.rank), callbacks=[watching],
+        model, args=arguments, train_dataset=Dataset.from_list([dict(row) for row in rows]), processing_class=tokenizer,
+        peft_config=lora_config(config.rank), callbacks=[callback],
     )  # fmt: skip
 
 
 def group_trainer(
-    plan: TrainingConfig,
+    config: TrainingConfig,
     folder: Path,
     model: Any,
     tokenizer: Any,
-    lessons: Sequence[TrainingExample],
+    examples: Sequence[TrainingExample],
     rewards: Sequence[Any],
-    watching: Any,
+    callback: Any,
 ) -> Any:
-    """The GRPOTrainer of trl for a plan.
+    """Return a GRPOTrainer.
 
     Args:
-        plan: how to train.
-        folder: where checkpoints go.
-        model: the base.
-        tokenizer: its own.
-        lessons: what to propose traces for.
-        rewards: reward functions, as trl takes them; with four, they are `GroupRewards.functions`, weighted by the plan.
-        watching: a callback.
+        config: the training configuration.
+        folder: folder of the checkpoints.
+        model: the base model.
+        tokenizer: its tokenizer.
+        examples: pairs to propose traces for.
+        rewards: reward functions in trl's form; four of them are `GroupRewards.functions`, weighted by the configuration.
+        callback: a callback of transformers.
     """
     from datasets import Dataset
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 
-    rows = [{"prompt": prompt_of(one.pair, plan.style, plan.proposal_mode), "lesson": i} for i, one in enumerate(lessons)]
-    # trl takes the ends of a text from here; it would not stop at a line's end otherwise.
-    model.generation_config.eos_token_id = ends_of(tokenizer, plan.style)
-    weights = plan.weights
-    config = GRPOConfig(
-        **_settings(plan, folder), max_steps=-(-plan.token_budget // plan.batch_size), num_generations=plan.group_size,
-        max_completion_length=TRACE_TOKENS[plan.style], temperature=TEMPERATURE, lr_scheduler_type="constant", beta=plan.resolved_beta,
-        # Ranks have the same spread in every group; a clipped gain is standardised within its own.
+    rows = [
+        {"prompt": policy_prompt(example.pair, config.style, config.proposal_mode), "example": number}
+        for number, example in enumerate(examples)
+    ]
+    # trl reads the stop tokens from here; a transcript would otherwise run past the end of its line.
+    model.generation_config.eos_token_id = stop_tokens(tokenizer, config.style)
+    weights = config.weights
+    arguments = GRPOConfig(
+        **_arguments(config, folder), max_steps=-(-config.token_budget // config.batch_size),
+        num_generations=config.group_size, max_completion_length=TRACE_TOKENS[config.style], temperature=TEMPERATURE,
+        lr_scheduler_type="constant", beta=config.resolved_beta,
+        # Ranks have the same spread in every group; a clipped gain is standardised within its group.
         scale_rewards="none" if weights.shape == "rank" else "group",
-        reward_weights=[weights.fidelity, weights.leak, weights.length, weights.format] if len(rewards) > 1 else None,
-        use_vllm=plan.vllm,
+        reward_weights=[getattr(weights, term) for term in _TERMS] if len(rewards) > 1 else None,
+        use_vllm=config.vllm,
     )  # fmt: skip
     return GRPOTrainer(
-        model, list(rewards), args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
-        peft_config=lora(plan.rank), callbacks=[watching],
+        model, list(rewards), args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
+        peft_config=lora_config(config.rank), callbacks=[callback],
     )  # fmt: skip
 
 
 class GroupRewards:
-    """The rewards of the traces that GRPO has sampled, as the four functions that trl asks one after the other.
+    """Rewards of the traces that GRPO samples, as four reward functions that trl calls one after another.
 
     Args:
-        plan: tells weights and style.
-        lessons: by their number, which trl hands back with each trace.
+        config: gives the reward shape, the prompt style and the seed.
+        examples: the pairs; trl passes the number of the pair with each trace.
         fidelity: scores the traces.
-        guard: the name of the guard that rejects a trace, or None.
+        guard: returns the name of the guard that rejects a trace, or None.
         ends: the tokens that end a trace.
-        embedder: see `rewards_of`.
+        embedder: see `compute_rewards`.
     """
 
     def __init__(
         self,
-        plan: TrainingConfig,
-        lessons: Sequence[TrainingExample],
+        config: TrainingConfig,
+        examples: Sequence[TrainingExample],
         fidelity: Fidelity,
-        guard: Callable[[str, Pair], str | None],
+        guard: Guard,
         ends: Sequence[int],
         embedder: Embedder | None = None,
     ) -> None:
-        self._plan, self._lessons, self._fidelity, self._guard, self._ends = plan, lessons, fidelity, guard, set(ends)
-        self._embedder = embedder
-        self._asked: Any = None
-        self._found: list[Reward] = []
+        self._config, self._examples, self._fidelity, self._guard = config, examples, fidelity, guard
+        self._ends, self._embedder = set(ends), embedder
+        self._completions: Any = None
+        self._rewards: list[Reward] = []
         #: Tokens generated so far.
         self.tokens = 0
 
     @property
     def functions(self) -> list[Any]:
-        """fidelity, leak, length and format, each as trl wants them."""
+        """Return the reward functions fidelity, leak, length and format."""
 
         def function(name: str) -> Any:
-            def term(completions: Any, completion_ids: Any, lesson: Any, log_metric: Any, **_: Any) -> list[float]:
-                if self._asked is not completions:  # trl asks all four about the same list
-                    self._found = self._reward(completions, completion_ids, lesson, log_metric)
-                    self._asked = completions
-                return [float(getattr(one, name)) for one in self._found]
+            def term(completions: Any, completion_ids: Any, example: Any, log_metric: Any, **_: Any) -> list[float]:
+                if self._completions is not completions:  # trl passes the same list to all four
+                    self._rewards = self._compute(completions, completion_ids, example, log_metric)
+                    self._completions = completions
+                return [float(getattr(reward, name)) for reward in self._rewards]
 
             term.__name__ = name
             return term
 
-        return [function(name) for name in ("fidelity", "leak", "length", "format")]
+        return [function(name) for name in _TERMS]
 
-    def _reward(self, completions: Any, ids: Any, lessons: Any, log_metric: Callable[[str, float], None]) -> list[Reward]:
-        traces = [as_trace(self._plan.style, text_of(completion)) for completion in completions]
-        finished = [bool(one) and one[-1] in self._ends for one in ids]
-        found: list[Reward] = []
-        for place, members in groupby(range(len(traces)), key=lambda i: lessons[i]):
+    def _compute(self, completions: Any, ids: Any, numbers: Any, log_metric: Callable[[str, float], None]) -> list[Reward]:
+        """Return the reward of each completion; `numbers` holds the number of each completion's pair."""
+        traces = [parse_trace(self._config.style, completion_text(completion)) for completion in completions]
+        finished = [bool(tokens) and tokens[-1] in self._ends for tokens in ids]
+        rewards: list[Reward] = []
+        for number, members in groupby(range(len(traces)), key=lambda i: numbers[i]):
             group = list(members)
-            found += asyncio.run(
+            rewards += asyncio.run(
                 compute_rewards(
-                    self._lessons[place].pair, [traces[i] for i in group], [finished[i] for i in group],
+                    self._examples[number].pair, [traces[i] for i in group], [finished[i] for i in group],
                     fidelity=self._fidelity, guard=self._guard, embedder=self._embedder,
-                    shape=self._plan.weights.shape, seed=self._plan.seed,
+                    shape=self._config.weights.shape, seed=self._config.seed,
                 )
             )  # fmt: skip
-        self.tokens += sum(len(one) for one in ids)
-        log_metric("novel", fmean(one.score or 0.0 for one in found))
-        log_metric("leak_rate", fmean(one.rejected in LEAKS for one in found))
-        log_metric("rejected", fmean(one.rejected is not None for one in found))
+        self.tokens += sum(len(tokens) for tokens in ids)
+        log_metric("guarded_gain", fmean(reward.score or 0.0 for reward in rewards))
+        log_metric("leak_rate", fmean(reward.rejected in LEAK_REASONS for reward in rewards))
+        log_metric("rejection_rate", fmean(reward.rejected is not None for reward in rewards))
         log_metric("words", fmean(len(word_tokens(trace)) for trace in traces))
         log_metric("tokens", float(self.tokens))
-        return found
+        return rewards
