@@ -1,7 +1,7 @@
-"""What is lost when a process is killed: SIGKILL at random moments, then a look at what is left. Needs a system that can fork.
+"""Crash-safety benchmark: SIGKILL at random times, then a check of what is left. Needs an operating system that can fork.
 
-The one design choice: the processes that are killed are forked from one that has imported everything but started no threads, so
-that a kill costs milliseconds; and what was left is judged on a copy, so that the next process meets it as it was left.
+Design: killed processes are forked from one that has imported everything but started no threads, so a kill costs milliseconds.
+The check runs on a copy, so that the next process opens the files as the kill left them.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from usertwin.personas.chat_log import sort_by_time
 from .figures import timed
 from .large_memory import Prepared, short_triples, units
 
-#: The longest that a process may work before it is killed, and after how many kills it starts from nothing.
-_LONGEST_S, _FRESH_AFTER = 0.5, 20
+#: Longest run of a process before its kill in seconds, and the number of kills after which a new folder is used.
+_MAX_SECONDS, _KILLS_PER_FOLDER = 0.5, 20
 _DIMENSION = 384
 
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Without the notices of memories that were killed: here they are expected, hundreds of them."""
+    """Hide the log records about killed writers; hundreds of them are expected here."""
     log = logging.getLogger("usertwin.memory")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -53,51 +53,51 @@ def quiet() -> Generator[None]:
 
 
 def _forked(work: Callable[[], object]) -> int:
-    """The id of a process that does this work and is gone."""
+    """Run `work` in a forked process that then exits; return the id of the process."""
     process = os.fork()
     if process:
         return process
     try:
         work()
-    except BaseException:  # in a copy of this process nobody else may see it
+    except BaseException:  # must not propagate into the caller's code in the copy of this process
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
 
 
 def _killed_after(seconds: float, work: Callable[[], object]) -> bool:
-    """Kill a process while it does this work; False if it failed before."""
+    """Kill a process after some seconds of `work`; return False if it failed before."""
     process = _forked(work)
     time.sleep(seconds)
     os.kill(process, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(process, 0)[1])
 
 
-def _found_in_fork(work: Callable[[], Any]) -> Any:
-    """What the work gives, as JSON, in a forked process; the error as a sentence, if there was one."""
+def _run_in_fork(work: Callable[[], Any]) -> Any:
+    """Run `work` in a forked process; return {"result": its JSON value} or {"error": a sentence}."""
     readable, writable = os.pipe()
 
-    def tell() -> None:
+    def send() -> None:
         try:
-            found = {"found": work()}
+            message = {"result": work()}
         except Exception as error:
-            found = {"error": f"{type(error).__name__}: {error}"}
-        os.write(writable, json.dumps(found).encode())
+            message = {"error": f"{type(error).__name__}: {error}"}
+        os.write(writable, json.dumps(message).encode())
 
-    process = _forked(tell)
+    process = _forked(send)
     os.close(writable)
     with os.fdopen(readable, "rb") as pipe:
-        said = pipe.read()
+        message = pipe.read()
     os.waitpid(process, 0)
-    return json.loads(said or b'{"error": "died"}')
+    return json.loads(message or b'{"error": "died"}')
 
 
 # 200 kills while learning and appending ------------------------------------------------------------------------------
 
 
 def killed(name: str, kills: int, seed: int) -> dict[str, Any]:
-    """Kill as often while learning as while appending; what was lost, of how many, and a sentence for each unclean open."""
-    import faiss  # noqa: F401 # pyright: ignore[reportUnusedImport] # imported once, here, and not in each fork
+    """Kill during learning and during appending in turn; return counts of lost and acknowledged items, and the problems."""
+    import faiss  # noqa: F401 # pyright: ignore[reportUnusedImport] # imported here once, not in each fork
     import sklearn.linear_model  # noqa: F401 # pyright: ignore[reportUnusedImport]
 
     import usertwin.simulator.backends.scripted  # noqa: F401 # pyright: ignore[reportUnusedImport]
@@ -107,40 +107,42 @@ def killed(name: str, kills: int, seed: int) -> dict[str, Any]:
     unclean: list[str] = []
     with quiet():
         for number in range(kills):
-            work, judge = ((_append, judge_appended), (_learn, judge_learned))[number % 2]
-            place, copy = folder / f"{number % 2}-{number // _FRESH_AFTER}", folder / "copy"
+            work, check = ((_append, check_appended), (_learn, check_learned))[number % 2]
+            place, copy = folder / f"{number % 2}-{number // _KILLS_PER_FOLDER}", folder / "copy"
             place.mkdir(parents=True, exist_ok=True)
-            chance = rng.random()
-            sane = _killed_after(rng.uniform(0, _LONGEST_S), lambda w=work, p=place, c=chance: w(p, p / "told", c))
+            worker_seed = rng.random()
+            was_killed = _killed_after(
+                rng.uniform(0, _MAX_SECONDS), lambda w=work, p=place, s=worker_seed: w(p, p / "acknowledged", s)
+            )
             shutil.copytree(place, copy)
-            said = _found_in_fork(lambda judge=judge, copy=copy: judge(copy, copy / "told"))
-            told = sum(_acknowledged(copy / "told").values())
-            found = said.get("found", {"lost": told, "wrong": [said.get("error")]})  # what cannot be opened is lost
-            lost, acknowledged = lost + found["lost"], acknowledged + told
-            unclean += found["wrong"] if sane else ["the process failed before it was killed"]
+            message = _run_in_fork(lambda check=check, copy=copy: check(copy, copy / "acknowledged"))
+            count = sum(_acknowledged(copy / "acknowledged").values())
+            result = message.get("result", {"lost": count, "problems": [message.get("error")]})  # not opened: all is lost
+            lost, acknowledged = lost + result["lost"], acknowledged + count
+            unclean += result["problems"] if was_killed else ["the process failed before it was killed"]
             shutil.rmtree(copy)
     return {"lost": lost, "acknowledged": acknowledged, "unclean": unclean}
 
 
-def _teller(told: Path) -> Callable[[str], None]:
-    """Write lines that outlive a kill of this process."""
-    descriptor = os.open(told, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+def _line_writer(path: Path) -> Callable[[str], None]:
+    """Return a function that appends lines to a file; they survive a kill of this process."""
+    descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
 
-    def tell(line: str) -> None:
+    def write(line: str) -> None:
         os.write(descriptor, f"{line}\n".encode())
 
-    return tell
+    return write
 
 
-def _append(folder: Path, told: Path, seed: float) -> None:
-    """Add, save, close and open until killed; tells how many triples are acknowledged."""
-    rng, tell = random.Random(seed), _teller(told)
+def _append(folder: Path, acknowledged: Path, seed: float) -> None:
+    """Add, save, close and open until killed; write the number of acknowledged triples to a file."""
+    rng, write = random.Random(seed), _line_writer(acknowledged)
     store = TripleStore(folder / "memory", FakeEmbedder(_DIMENSION))
     while True:
-        have = len(store)
-        new = short_triples(have, rng.randint(1, 60))
+        count = len(store)
+        new = short_triples(count, rng.randint(1, 60))
         store.add(new)
-        tell(f"memory memories {have + len(new)}")
+        write(f"memory memories {count + len(new)}")
         if rng.random() < 0.2:
             store.save()
         elif rng.random() < 0.1:
@@ -148,50 +150,50 @@ def _append(folder: Path, told: Path, seed: float) -> None:
             store = TripleStore(folder / "memory", FakeEmbedder(_DIMENSION))
 
 
-def judge_appended(folder: Path, told: Path) -> dict[str, Any]:
-    """How many triples that were told to be in the memory are not, and what else is wrong with it."""
-    acknowledged = _acknowledged(told).get(("memory", "memories"), 0)
+def check_appended(folder: Path, acknowledged: Path) -> dict[str, Any]:
+    """Return the number of acknowledged triples that are not in the memory, and its other problems."""
+    count = _acknowledged(acknowledged).get(("memory", "memories"), 0)
     with TripleStore(folder / "memory", FakeEmbedder(_DIMENSION)) as store:
-        lost = len(store.missing(short_triples(0, acknowledged)))
-        return {"lost": lost, "wrong": _wrong_with(store)}
+        lost = len(store.missing(short_triples(0, count)))
+        return {"lost": lost, "problems": _problems(store)}
 
 
-def _acknowledged(told: Path) -> dict[tuple[str, str], int]:
-    """For each memory and stage, how many were acknowledged last."""
-    lines = told.read_text("utf-8").splitlines() if told.exists() else []
+def _acknowledged(path: Path) -> dict[tuple[str, str], int]:
+    """Return, for each memory and stage, the last acknowledged number."""
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
     return {(name, stage): int(done) for name, stage, done in (line.split(" ") for line in lines)}
 
 
-def _wrong_with(store: TripleStore) -> list[str]:
-    """What an open memory says is wrong with it, or that it does not recall what is nearest."""
+def _problems(store: TripleStore) -> list[str]:
+    """Return the problems that an open memory reports, or that it does not recall the nearest triples."""
     import numpy as np
 
-    wrong, triples = store.problems(), list(store.triples())
-    if wrong or not triples:
-        return wrong
+    problems, triples = store.problems(), list(store.triples())
+    if problems or not triples:
+        return problems
     vectors = store.embedder.embed([query_text(triple.pair) for triple in triples])
     for triple in triples[:: max(1, len(triples) // 3)]:
         query = replace(triple.pair, conversation_id="now")
         nearest = np.sort(vectors @ store.embedder.embed([query_text(query)])[0])[::-1][:8]
-        found = [recalled.similarity for recalled in store.recall(query, 8, left=None)]
-        if len(found) != len(nearest) or not np.allclose(found, nearest, atol=1e-5):
-            return ["a recall is not what is nearest"]
+        similarities = [recalled.similarity for recalled in store.recall(query, 8, abandoned=None)]
+        if len(similarities) != len(nearest) or not np.allclose(similarities, nearest, atol=1e-5):
+            return ["a recall does not return the nearest triples"]
     return []
 
 
 def small_log() -> ChatLog:
-    """Talks of Ann with a help desk."""
+    """Return thirty conversations of Ann with a help desk."""
 
-    def talk(number: int) -> Conversation:
-        said = [f"question {number} {place}?" if place % 2 == 0 else f"answer {number} {place}" for place in range(20)]
-        turns = tuple(Turn(("desk", "Ann")[n % 2], ("agent", "user")[n % 2], text) for n, text in enumerate(said))
+    def conversation(number: int) -> Conversation:
+        texts = [f"question {number} {n}?" if n % 2 == 0 else f"answer {number} {n}" for n in range(20)]
+        turns = tuple(Turn(("desk", "Ann")[n % 2], ("agent", "user")[n % 2], text) for n, text in enumerate(texts))
         return Conversation(f"talk-{number:03d}", turns, None)
 
-    return ChatLog(sort_by_time([talk(number) for number in range(30)], "bench"), "bench")
+    return ChatLog(sort_by_time([conversation(number) for number in range(30)], "bench"), "bench")
 
 
 def small_recipe(method: Method, dimension: int) -> Recipe:
-    """How Ann is learned."""
+    """Return the recipe that Ann is learned by."""
     model, scorer = (None, None) if method == "none" else ("scripted:bench", "fake:")
     return Recipe(
         source="bench",
@@ -208,11 +210,11 @@ def small_recipe(method: Method, dimension: int) -> Recipe:
     )
 
 
-def _learn(home: Path, told: Path, _: float) -> None:
-    """Learn twins until killed, one after the other, the interrupted one first; tells what learning says is done."""
+def _learn(home: Path, acknowledged: Path, _: float) -> None:
+    """Learn twins until killed, one after the other, the interrupted one first; write the progress to a file."""
     from usertwin.simulator.backends.scripted import ScriptedChatModel
 
-    tell, recipe = _teller(told), small_recipe("recon", _DIMENSION)
+    write, recipe = _line_writer(acknowledged), small_recipe("recon", _DIMENSION)
     model = ChatModel("scripted:bench", ScriptedChatModel(answers=["wants to know it", "is in a hurry"]), "transcript")
     for name in (f"twin-{number}" for number in itertools.count()):
         if (home / name).exists() and TwinRecord.load(home / name).state == "complete":
@@ -220,36 +222,36 @@ def _learn(home: Path, told: Path, _: float) -> None:
         options: dict[str, Any] = {"embedder": FakeEmbedder(_DIMENSION), "model": model, "scorer": FakeScorer(), "home": home}
 
         def progress(stage: str, done: int, total: int, name: str = name) -> None:
-            tell(f"{name} {stage} {done}")
+            write(f"{name} {stage} {done}")
 
         asyncio.run(alearn(name, small_log(), recipe, progress=progress, **options))
 
 
-def judge_learned(home: Path, told: Path) -> dict[str, Any]:
-    """How many triples and traces that learning told to be done are not there, and what else is wrong with the memories."""
+def check_learned(home: Path, acknowledged: Path) -> dict[str, Any]:
+    """Return the number of acknowledged triples and traces that are missing, and the other problems of the memories."""
     lost = 0
-    wrong: list[str] = []
-    known = _acknowledged(told)
-    for name in {name for name, _ in known}:
+    problems: list[str] = []
+    counts = _acknowledged(acknowledged)
+    for name in {name for name, _ in counts}:
         folder = next(f for f in (home / name, home / f".{name}.partial") if f.exists())
         with TripleStore(folder, FakeEmbedder(_DIMENSION), create=False) as store:
             triples = list(store.triples())
             tried = sum(triple.provenance is not None for triple in triples)
-            lost += max(0, known.get((name, "memories"), 0) - len(triples)) + max(0, known.get((name, "traces"), 0) - tried)
-            wrong += _wrong_with(store)
-    return {"lost": lost, "wrong": wrong}
+            lost += max(0, counts.get((name, "memories"), 0) - len(triples)) + max(0, counts.get((name, "traces"), 0) - tried)
+            problems += _problems(store)
+    return {"lost": lost, "problems": problems}
 
 
 # A kill during a save ------------------------------------------------------------------------------------------------
 
 
 def _killed_in(share: float, save: Callable[[Callable[[], object]], None], seconds: float) -> None:
-    """Kill a process in its save, `share` of the `seconds` a save takes after it has said that it begins."""
+    """Kill a process during its save, after `share` of the `seconds` that a save takes."""
     readable, writable = os.pipe()
 
     def work() -> None:
         save(lambda: os.write(writable, b"."))
-        time.sleep(60)  # has saved before it was killed: that is a moment too
+        time.sleep(60)  # a kill after the save is a valid case too
 
     process = _forked(work)
     os.close(writable)
@@ -261,7 +263,7 @@ def _killed_in(share: float, save: Callable[[Callable[[], object]], None], secon
 
 
 def killed_in_save(name: str, count: int, dimension: int, kills: int) -> list[float]:
-    """Kill while the index is built and written; which share of the acknowledged triples cannot be loaded, for each kill."""
+    """Kill while the index is built and written; return, for each kill, the share of acknowledged triples that is lost."""
     import numpy as np
 
     rng, vectors, folder = random.Random(0), np.random.default_rng(0), Path(name)
@@ -286,12 +288,12 @@ def killed_in_save(name: str, count: int, dimension: int, kills: int) -> list[fl
         for _ in range(kills):
             _killed_in(rng.random(), save, seconds)
             acknowledged += more
-            lost.append(1 - _found_in_fork(loaded).get("found", 0) / acknowledged)
+            lost.append(1 - _run_in_fork(loaded).get("result", 0) / acknowledged)
     return lost
 
 
 def killed_in_save_langchain(name: str, count: int, dimension: int, kills: int) -> list[float]:
-    """The same with LangChain's FAISS vector store: what was saved before, and can no longer be loaded after the kill."""
+    """Return the same for LangChain's FAISS vector store: the share saved before that cannot be loaded after the kill."""
     import numpy as np
     from langchain_community.vectorstores import FAISS
     from langchain_core.embeddings import FakeEmbeddings
@@ -315,14 +317,14 @@ def killed_in_save_langchain(name: str, count: int, dimension: int, kills: int) 
         store.save_local(str(folder))
 
     def loaded() -> int:
-        left: Any = FAISS.load_local(str(folder), embedding, allow_dangerous_deserialization=True)
-        names = left.index_to_docstore_id
-        return sum(place in names and names[place] in left.docstore._dict for place in range(left.index.ntotal))
+        remaining: Any = FAISS.load_local(str(folder), embedding, allow_dangerous_deserialization=True)
+        ids = remaining.index_to_docstore_id
+        return sum(n in ids and ids[n] in remaining.docstore._dict for n in range(remaining.index.ntotal))
 
     lost: list[float] = []
     for _ in range(kills):
         shutil.copytree(good, folder)
         _killed_in(rng.random(), save, seconds)
-        lost.append(1 - min(count, _found_in_fork(loaded).get("found", 0)) / count)
+        lost.append(1 - min(count, _run_in_fork(loaded).get("result", 0)) / count)
         shutil.rmtree(folder)
     return lost

@@ -1,7 +1,7 @@
-"""Figures of the memory: `make bench ONLY=memory`. 100,000 triples here, a million in bench_large.py, kills in bench_kills.py.
+"""Benchmarks of the memory: `make bench ONLY=memory`. A million triples are in large_memory.py, kills in crash_safety.py.
 
-The one design choice: whatever is not the memory's own work (embedding, making up triples) is done before the clock runs, so
-that each ratio compares the memory with the bare library that does the same.
+Work that is not the memory's own (embedding, generating triples) is done before the clock starts, so that each ratio compares
+the memory with the bare library that does the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from usertwin.memory import Embedder, Provenance, Triple, TripleStore, TwinRecord, alearn, existing_twin, list_twins
 from usertwin.memory.models.embedding import FakeEmbedder, query_text
-from usertwin.memory.store import schema as table
+from usertwin.memory.store import schema
 from usertwin.personas import ChatLog, ModelError, Pair, Turn
 from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.personas.pairs import extract_pairs
@@ -42,7 +42,7 @@ _LANGCHAIN = "LangChain's FAISS vector store (langchain-community), the same emb
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much of everything is measured; smaller ones only show that the benchmark runs."""
+    """Sizes of the benchmark; the test uses small ones, which only show that it runs."""
 
     dimension: int = 384
     flat: int = 100_000
@@ -64,11 +64,11 @@ class Sizes:
 
 
 def memory_part(sizes: Sizes | None = None, real: Callable[[int], Vectors] | None = None) -> Iterator[tuple[str, Figure]]:
-    """All figures of the memory.
+    """Yield all figures of the memory.
 
     Args:
-        sizes: how much of everything.
-        real: gives so many different embeddings of real contexts.
+        sizes: the sizes; None for the full ones.
+        real: returns that many different embeddings of real contexts.
     """
     try:
         import langchain_community.vectorstores  # noqa: F401 # pyright: ignore[reportUnusedImport]
@@ -89,49 +89,50 @@ def memory_part(sizes: Sizes | None = None, real: Callable[[int], Vectors] | Non
 
 
 def real_embeddings(count: int, embedder: Embedder | None = None, log: ChatLog | None = None) -> Vectors:
-    """Embeddings of the contexts of a log (the built-in one), no text twice; computed once, then kept in the user's cache."""
+    """Return embeddings of different contexts of a log (default: the built-in one); they are cached in the user's cache."""
     import numpy as np
 
     embedder = embedder or load_embedder()
-    kept = cache_folder() / "bench" / f"chitchat-{embedder.name.replace(':', '-')}-{count}.npy"
-    if not kept.is_file():
-        talks = [
-            (talk, speaker)
-            for talk in (log or load_chitchat()).conversations
-            for speaker in dict.fromkeys(t.speaker for t in talk.turns)
+    path = cache_folder() / "bench" / f"chitchat-{embedder.name.replace(':', '-')}-{count}.npy"
+    if not path.is_file():
+        speakers = [
+            (conversation, speaker)
+            for conversation in (log or load_chitchat()).conversations
+            for speaker in dict.fromkeys(turn.speaker for turn in conversation.turns)
         ]
-        texts = list(dict.fromkeys(query_text(pair) for talk, speaker in talks for pair in extract_pairs(talk, speaker)))
+        pairs = (pair for conversation, speaker in speakers for pair in extract_pairs(conversation, speaker))
+        texts = list(dict.fromkeys(map(query_text, pairs)))
         random.Random(0).shuffle(texts)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = kept.with_suffix(".partial.npy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".partial.npy")
         np.save(unfinished, embedder.embed(texts[:count]))
-        unfinished.replace(kept)
-    return np.load(kept)
+        unfinished.replace(path)
+    return np.load(path)
 
 
 # 100,000 triples -----------------------------------------------------------------------------------------------------
 
 
-def made_up(start: int, count: int) -> list[Triple]:
-    """Triples as long as real ones: six turns of about twelve words before an action of about ten, and why."""
+def generate_triples(start: int, count: int) -> list[Triple]:
+    """Return triples of realistic length: six turns of about twelve words, an action of about ten, and a trace."""
     rng = random.Random(start)
     words = ["".join(rng.choices("abcdefghijklmnoprstuvw", k=rng.randint(2, 8))) for _ in range(3000)]
     provenance = Provenance("recon", "bench", "bench", "1", 0, 4, {})
 
-    def some(length: int) -> str:
+    def text(length: int) -> str:
         return " ".join(rng.choices(words, k=length + rng.randint(-4, 4)))
 
-    def one(number: int) -> Triple:
-        turns = tuple(Turn(f"speaker {place % 2}", "user", some(12)) for place in range(6))
-        pair = Pair("speaker 0", turns, some(10), "", f"talk-{number // 10}", number % 10, float(number))
-        return Triple(pair, some(15), 0.1, provenance)
+    def triple(number: int) -> Triple:
+        turns = tuple(Turn(f"speaker {n % 2}", "user", text(12)) for n in range(6))
+        pair = Pair("speaker 0", turns, text(10), "", f"talk-{number // 10}", number % 10, float(number))
+        return Triple(pair, text(15), 0.1, provenance)
 
-    return [one(number) for number in range(start, start + count)]
+    return [triple(number) for number in range(start, start + count)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Flat:
-    """The memory of 100,000 triples, and what is compared with it."""
+    """The memory of 100,000 triples, and its triples and embeddings."""
 
     folder: Path
     sizes: Sizes
@@ -148,14 +149,14 @@ class _Flat:
         return TripleStore(self.memory, self.embedder, create=False)
 
     def query(self) -> Pair:
-        """A new present moment, whose vector the embedder has ready."""
+        """Return a new query, whose vector is prepared in the embedder."""
         self.embedder.vector = units(self.rng, 1, self.sizes.dimension)[0]
         return Pair("speaker 0", (Turn("speaker 1", "user", "and now?"),), "", "", "now", 0, 0.0)
 
     def more(self, number: int) -> tuple[list[Triple], Vectors]:
-        """New triples that were never added before, with embeddings; a different `number` gives others."""
+        """Return new triples with embeddings; each `number` gives different ones."""
         sizes = self.sizes
-        triples = made_up(sizes.flat + (number + 1) * sizes.appended, sizes.appended)
+        triples = generate_triples(sizes.flat + (number + 1) * sizes.appended, sizes.appended)
         return triples, units(self.rng, sizes.appended, sizes.dimension)
 
 
@@ -164,7 +165,7 @@ def _flat_part(folder: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
 
     rng = np.random.default_rng(0)
     vectors = units(rng, sizes.flat, sizes.dimension)
-    flat = _Flat(folder, sizes, rng, Prepared(sizes.dimension), made_up(0, sizes.flat), vectors)
+    flat = _Flat(folder, sizes, rng, Prepared(sizes.dimension), generate_triples(0, sizes.flat), vectors)
     with TripleStore(flat.memory, flat.embedder) as store:
         store.add(flat.triples, vectors)
     yield from _recall(flat)
@@ -174,7 +175,7 @@ def _flat_part(folder: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
 
 
 def _recall(flat: _Flat) -> Iterator[tuple[str, Figure]]:
-    """The whole of a recall against a search of the same index that gives positions only."""
+    """Yield the time of a whole recall against a search of the same index that returns positions only."""
     import faiss
 
     index: Any = faiss.read_index(str(flat.memory / "memory.faiss"))
@@ -190,24 +191,25 @@ def _recall(flat: _Flat) -> Iterator[tuple[str, Figure]]:
             faiss.omp_set_num_threads(threads)
             return timed(lambda: index.search(vector, K))
 
-        # Two rounds: threads that FAISS has just used still spin for a moment, and would slow whatever comes next.
-        found: list[list[list[float]]] = []
+        # Two rounds: FAISS's threads still spin for a while after a search, and would slow the next measurement.
+        rounds: list[list[list[float]]] = []
         for number in (threads, 1):
             sides: list[Callable[[int], float]] = [lambda _: recall(None), lambda _: recall(half), partial(search, number)]
             in_turn(3, *sides)
-            found.append(in_turn(flat.sizes.recalls, *sides))
+            rounds.append(in_turn(flat.sizes.recalls, *sides))
         faiss.omp_set_num_threads(threads)
-    yield "memory.recall_100k_ms", figure([1000 * s for s in found[0][0]], "ms", f"{flat.sizes.flat} triples, k = {K}")
-    for (whole, past, bare), end, how in zip(
-        found, ("", "_one_thread"), ("as it comes", "told to use one thread"), strict=True
-    ):
-        against = f"bare FAISS search, {how}"
-        yield f"memory.recall_100k_vs_faiss{end}", figure(ratios(whole, bare), "ratio", f"{against} (bar: 1.3)")
-        yield f"memory.recall_100k_before_vs_faiss{end}", figure(ratios(past, bare), "ratio", f"{against}; ours sees half")
+    yield "memory.recall_100k_ms", figure([1000 * s for s in rounds[0][0]], "ms", f"{flat.sizes.flat} triples, k = {K}")
+    for (whole, past, bare), end, threading in zip(rounds, ("", "_one_thread"), ("default threads", "one thread"), strict=True):
+        against = f"bare FAISS search, {threading}"
+        yield f"memory.recall_100k_vs_faiss{end}", figure(ratios(whole, bare), "ratio", f"{against} (limit: 1.3)")
+        yield (
+            f"memory.recall_100k_before_vs_faiss{end}",
+            figure(ratios(past, bare), "ratio", f"{against}; ours is filtered to half"),
+        )
 
 
 def _open(flat: _Flat) -> Iterator[tuple[str, Figure]]:
-    """To open a memory against to read its index file."""
+    """Yield the time to open a memory, also against reading its index file."""
     import faiss
 
     def ours(_: int) -> float:
@@ -218,12 +220,12 @@ def _open(flat: _Flat) -> Iterator[tuple[str, Figure]]:
 
     file = str(flat.memory / "memory.faiss")
     mine, read = in_turn(flat.sizes.opens, ours, lambda _: timed(lambda: faiss.read_index(file)))
-    yield "memory.open_100k_s", figure(mine, "s", "bar: 1 s")
-    yield "memory.open_100k_vs_read", figure(ratios(mine, read), "ratio", "faiss.read_index of its index file (bar: 2)")
+    yield "memory.open_100k_s", figure(mine, "s", "limit: 1 s")
+    yield "memory.open_100k_vs_read", figure(ratios(mine, read), "ratio", "faiss.read_index of its index file (limit: 2)")
 
 
 def _append(flat: _Flat) -> Iterator[tuple[str, Figure]]:
-    """To add triples against to insert the same rows into a plain table that already has as many."""
+    """Yield the time to add triples, also against inserting the same rows into a plain table of the same size."""
     plain = _plain_table(flat.folder / "plain.sqlite", flat.memory / "memory.sqlite")
     with flat.open() as store:
         rounds = [flat.more(number) for number in range(flat.sizes.appends)]
@@ -233,25 +235,25 @@ def _append(flat: _Flat) -> Iterator[tuple[str, Figure]]:
 
         def theirs(number: int) -> float:
             rows = [
-                (None, *table.encode(0, triple, vector.tobytes())[1:]) for triple, vector in zip(*rounds[number], strict=True)
+                (None, *schema.encode(0, triple, vector.tobytes())[1:]) for triple, vector in zip(*rounds[number], strict=True)
             ]
             return timed(lambda: _insert(plain, rows))
 
-        def one(number: int) -> float:
+        def single(number: int) -> float:
             triples, vectors = flat.more(100 + number)
             return 1000 * timed(lambda: store.add(triples[:1], vectors[:1]))
 
         mine, inserted = in_turn(flat.sizes.appends, ours, theirs)
-        [singles] = in_turn(flat.sizes.appends, one)
+        [singles] = in_turn(flat.sizes.appends, single)
     plain.close()
-    against = f"the same {flat.sizes.appended} rows inserted into SQLite in one transaction (bar: 2)"
+    against = f"the same {flat.sizes.appended} rows inserted into SQLite in one transaction (limit: 2)"
     yield "memory.append_vs_sqlite", figure(ratios(mine, inserted), "ratio", against)
     yield "memory.append_1k_ms", figure([1000 * s for s in mine], "ms", f"{flat.sizes.appended} triples, embeddings given")
     yield "memory.append_commit_ms", figure(singles, "ms", "one triple, on disk when acknowledged")
 
 
 def _plain_table(path: Path, memory: Path) -> sqlite3.Connection:
-    """A table with the same columns and rows, and nothing else."""
+    """Return a table with the same columns and rows, and nothing else."""
     plain = sqlite3.connect(path, isolation_level=None)
     plain.execute("PRAGMA journal_mode=WAL")
     plain.execute("PRAGMA synchronous=FULL")
@@ -265,26 +267,26 @@ def _plain_table(path: Path, memory: Path) -> sqlite3.Connection:
 
 def _insert(plain: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
     plain.execute("BEGIN")
-    plain.executemany(table.INSERT, rows)
+    plain.executemany(schema.INSERT, rows)
     plain.execute("COMMIT")
 
 
-# Against the way most people would do it -----------------------------------------------------------------------------
+# Against LangChain's vector store -----------------------------------------------------------------------------------
 
 
 def langchain_row(triple: Triple) -> tuple[str, dict[str, Any]]:
-    """A triple as a text and its metadata."""
+    """Return a triple as a text and its metadata."""
     return query_text(triple.pair), asdict(triple)
 
 
 def _langchain(flat: _Flat) -> Iterator[tuple[str, Figure]]:
-    """To search, to open and to append, each in turn with LangChain's vector store; both are given the embeddings."""
+    """Yield the times to search, open and append against LangChain's vector store; both sides get the embeddings."""
     from langchain_community.vectorstores import FAISS
     from langchain_core.embeddings import FakeEmbeddings
 
-    embedding = FakeEmbeddings(size=flat.sizes.dimension)  # asked for nothing: all embeddings are given
+    embedding = FakeEmbeddings(size=flat.sizes.dimension)  # never used: all embeddings are given
     documents = [langchain_row(triple) for triple in flat.triples]
-    texts, metadata = [text for text, _ in documents], [more for _, more in documents]
+    texts, metadata = [text for text, _ in documents], [values for _, values in documents]
     theirs: Any = FAISS.from_embeddings(list(zip(texts, flat.vectors, strict=True)), embedding, metadata)
     saved = str(flat.folder / "langchain")
     theirs.save_local(saved)
@@ -304,8 +306,8 @@ def _langchain(flat: _Flat) -> Iterator[tuple[str, Figure]]:
     def append(number: int) -> float:
         triples, vectors = flat.more(1000 + number)
         rows = [langchain_row(triple) for triple in triples]
-        pairs, more = list(zip([text for text, _ in rows], vectors, strict=True)), [metadata for _, metadata in rows]
-        return timed(lambda: (theirs.add_embeddings(pairs, more), theirs.save_local(saved)))
+        pairs, new_metadata = list(zip([text for text, _ in rows], vectors, strict=True)), [values for _, values in rows]
+        return timed(lambda: (theirs.add_embeddings(pairs, new_metadata), theirs.save_local(saved)))
 
     with flat.open() as store:
 
@@ -318,8 +320,8 @@ def _langchain(flat: _Flat) -> Iterator[tuple[str, Figure]]:
     with flat.open() as store:
 
         def add(number: int) -> float:
-            more = flat.more(1000 + number)
-            return timed(lambda: store.add(*more))
+            triples, vectors = flat.more(1000 + number)
+            return timed(lambda: store.add(triples, vectors))
 
         ours_add, their_add = in_turn(flat.sizes.saves, add, append)
     yield "memory.search_vs_langchain", figure(ratios(ours_search, their_search), "ratio", _LANGCHAIN)
@@ -335,12 +337,12 @@ def _langchain(flat: _Flat) -> Iterator[tuple[str, Figure]]:
 
 
 def _kills_part(folder: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
-    found = in_child(killed, str(folder / "learning"), sizes.kills, 0)
+    result = in_child(killed, str(folder / "learning"), sizes.kills, 0)
     against = f"{sizes.kills} SIGKILLs while learning and appending"
-    yield "memory.lost_in_200_kills", one_figure(found["lost"], "triples", f"{against} (bar: 0)", found["acknowledged"])
-    more = "".join(f"; {sentence}" for sentence in found["unclean"][:3])
-    yield "memory.unclean_opens_after_200_kills", one_figure(len(found["unclean"]), "opens", against + more, sizes.kills)
-    against = f"share of {sizes.flat} acknowledged triples, killed at a random moment of a save"
+    yield "memory.lost_in_200_kills", one_figure(result["lost"], "triples", f"{against} (limit: 0)", result["acknowledged"])
+    problems = "".join(f"; {sentence}" for sentence in result["unclean"][:3])
+    yield "memory.unclean_opens_after_200_kills", one_figure(len(result["unclean"]), "opens", against + problems, sizes.kills)
+    against = f"share of {sizes.flat} acknowledged triples, killed at a random time of a save"
     for name, work in (("", killed_in_save), ("_langchain", killed_in_save_langchain)):
         shares: list[float] = in_child(work, str(folder / f"saving{name}"), sizes.flat, sizes.dimension, sizes.save_kills)
         mean = sum(shares) / len(shares)
@@ -352,17 +354,17 @@ def _kills_part(folder: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
 
 
 def _twins_part(home: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
-    """To list many twins, and to open one of them, against one that lives alone."""
+    """Yield the time to list many twins, and to open one of them against the same twin in a home of its own."""
     embedder, alone = FakeEmbedder(sizes.dimension), home / "alone"
     asyncio.run(alearn("twin", small_log(), small_recipe("none", sizes.dimension), embedder=embedder, home=alone))
     crowd = home / "crowd"
     shutil.copytree(alone, crowd)
     for number in range(sizes.twins - 1):
-        other = crowd / f"twin-{number}"
-        other.mkdir()
-        shutil.copyfile(alone / "twin" / "twin.json", other / "twin.json")
+        folder = crowd / f"twin-{number}"
+        folder.mkdir()
+        shutil.copyfile(alone / "twin" / "twin.json", folder / "twin.json")
 
-    def opened(where: Path) -> float:
+    def open_in(where: Path) -> float:
         stores: list[TripleStore] = []
 
         def work() -> None:
@@ -376,5 +378,5 @@ def _twins_part(home: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
 
     listed = [timed(lambda: list_twins(crowd)) for _ in range(sizes.opens)]
     yield "memory.list_10k_s", figure(listed, "s", f"{sizes.twins} twins")
-    among, by_itself = in_turn(sizes.opens, lambda _: opened(crowd), lambda _: opened(alone))
-    yield "memory.open_among_10k_vs_alone", figure(ratios(among, by_itself), "ratio", "the same twin in a home of its own")
+    in_crowd, by_itself = in_turn(sizes.opens, lambda _: open_in(crowd), lambda _: open_in(alone))
+    yield "memory.open_among_10k_vs_alone", figure(ratios(in_crowd, by_itself), "ratio", "the same twin in a home of its own")

@@ -1,7 +1,6 @@
-"""What Recon costs, and what its scores mean, on the built-in people: parts of `make bench`.
+"""Benchmarks of Recon on the built-in people: its cost, control traces, and the agreement of its scores.
 
-The one design choice: the figures of meaning (control traces, agreement of scorers) come out of the same code as
-`usertwin controls`, so that anybody's people can be measured as these were.
+The control figures come from the code of `usertwin controls`, so that other people can be measured in the same way.
 """
 
 from __future__ import annotations
@@ -18,23 +17,23 @@ from typing import Any
 from usertwin.evals.cli.demo import SPEAKER
 from usertwin.evals.metrics.statistics import Estimate, mean
 from usertwin.evals.replay.tune import validation_pairs
-from usertwin.evals.traces.control_traces import Controls, other_moments
+from usertwin.evals.traces.control_traces import ControlExperiment, other_person_pairs
 from usertwin.memory import LikelihoodGain, Recipe, Synthesizer, alearn
 from usertwin.memory.models.scoring import Likelihood
 from usertwin.memory.models.transformers_scorer import TransformersScorer
 from usertwin.memory.recon.distractors import Distractors
-from usertwin.memory.recon.fidelity import ForcedChoice, reconstruct
+from usertwin.memory.recon.fidelity import ForcedChoice, reconstruction_prompt
 from usertwin.memory.recon.judged_fidelity import JudgeFidelity
-from usertwin.memory.text.transcript import action_completion, join_blocks, format_example
+from usertwin.memory.text.transcript import action_completion, format_example, join_blocks
 from usertwin.personas import Pair, split_pairs
 from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer
 
 from .figures import Figure, figure, noted_questions, one_figure, timed
 
-#: Two people of the built-in corpus whose controls are measured.
+#: Two people of the built-in corpus for the control traces.
 PEOPLE = {"student": SPEAKER, "chatter": "842e34da-02f5-4904-ace0-fe96083a3a1c"}
-#: Who proposes there: `PROPOSER=local:small make bench ONLY=controls` for the best that runs here.
+#: Environment variable with the proposer of the control traces: `PROPOSER=local:small make bench ONLY=controls`.
 PROPOSER = "PROPOSER"
 _CONTEXT_TOKENS = 600
 _WORDS = ("happy", "curious", "tired", "sure", "glad", "shy", "hurried", "amused")
@@ -42,7 +41,7 @@ _WORDS = ("happy", "curious", "tired", "sure", "glad", "shy", "hurried", "amused
 
 @dataclass(frozen=True, slots=True)
 class ReconSizes:
-    """How much is measured."""
+    """Sizes of the benchmark."""
 
     pairs: int = 6
     traces: int = 8
@@ -55,13 +54,13 @@ FULL = ReconSizes()
 
 
 def recon_part(sizes: ReconSizes = FULL) -> Iterator[tuple[str, Figure]]:
-    """Scoring with the context computed once, and going on after a stop without asking again."""
+    """Yield the figures of scoring with a shared context, and of resuming without repeated requests."""
     yield from _shared_context(sizes.pairs)
-    yield from _asked_once(sizes.traces)
+    yield from _resume(sizes.traces)
 
 
 def _shared_context(count: int) -> Iterator[tuple[str, Figure]]:
-    """Eight traces of one pair after 600 tokens of context, against eight whole sequences one by one."""
+    """Yield speed and error of scoring eight traces after one shared context, against scoring each sequence by itself."""
     cached: Any = load_scorer("local")
     scorer: TransformersScorer = cached.scorer
     _, tokenizer = scorer.loaded
@@ -71,7 +70,7 @@ def _shared_context(count: int) -> Iterator[tuple[str, Figure]]:
     speedups, errors = list[float](), list[float]()
     for pair in [pair for pair in split.validation if not pair.abandoned][:count]:
         traces = [f"I felt {word} about it, and I wanted to {word} a little more." for word in _WORDS]
-        items = [(f"{before}\n\n{reconstruct(pair, trace)}", action_completion(pair.action)) for trace in traces]
+        items = [(f"{before}\n\n{reconstruction_prompt(pair, trace)}", action_completion(pair.action)) for trace in traces]
         shared, alone = list[Likelihood](), list[Likelihood]()
         together = timed(lambda items=items, shared=shared: shared.extend(scorer.score(items)))
         apart = timed(lambda items=items, alone=alone: [alone.extend(scorer.score([item])) for item in items])
@@ -79,23 +78,23 @@ def _shared_context(count: int) -> Iterator[tuple[str, Figure]]:
         errors += [
             abs(x - y) for a, b in zip(shared, alone, strict=True) for x, y in zip(a.token_nats, b.token_nats, strict=True)
         ]
-    against = f"eight whole sequences one by one, {_CONTEXT_TOKENS} tokens of context (bar: 3)"
+    against = f"eight whole sequences one by one, {_CONTEXT_TOKENS} tokens of context (limit: 3)"
     yield "recon.shared_context_speedup", figure(speedups, "ratio", against)
     yield (
         "recon.logprob_max_abs_error",
-        Figure(value=max(errors), unit="nats/token", low=min(errors), high=max(errors), n=len(errors), against="bar: 1e-3"),
+        Figure(value=max(errors), unit="nats/token", low=min(errors), high=max(errors), n=len(errors), against="limit: 1e-3"),
     )
 
 
 class _StoppedError(Exception):
-    """Learning was stopped, as by Ctrl-C."""
+    """Stops learning, as Ctrl-C does."""
 
 
-def _asked_once(traces: int) -> Iterator[tuple[str, Figure]]:
-    """A learning that is stopped in the middle and goes on, and one that was done before, by what a model is asked."""
+def _resume(traces: int) -> Iterator[tuple[str, Figure]]:
+    """Yield the requests that are repeated after a stop, and the requests and time of learning with a full cache."""
     log, embedder, scorer = load_chitchat(), load_embedder(), load_scorer("local")
     model = load_model("local")
-    asked = noted_questions(model)
+    requests = noted_questions(model)
     recipe = Recipe(
         source="chitchat",
         speaker=SPEAKER,
@@ -115,13 +114,13 @@ def _asked_once(traces: int) -> Iterator[tuple[str, Figure]]:
             if stage == "traces" and done == stop_at:
                 raise _StoppedError
 
-        asked.clear()
+        requests.clear()
         learning = alearn(
             name, log, recipe, embedder=embedder, model=model, scorer=scorer, home=home, overwrite=True, progress=progress
         )  # fmt: skip
         with suppress(_StoppedError, BaseExceptionGroup):
             asyncio.run(learning)
-        return list(asked)
+        return list(requests)
 
     with tempfile.TemporaryDirectory() as home:
         whole, again = list[str](), list[str]()
@@ -130,16 +129,16 @@ def _asked_once(traces: int) -> Iterator[tuple[str, Figure]]:
         parts = run(home, "parts", stop_at=traces // 2) + run(home, "parts")
     repeated = len(parts) - len(set(parts))
     yield "recon.resume_repeated_requests", one_figure(repeated, "requests", f"{len(parts)} before and after the stop", traces)
-    yield "recon.warm_cache_requests", one_figure(len(again), "requests", f"{len(whole)} the first time (bar: 0)", traces)
-    yield "recon.warm_cache_time_share", one_figure(second / first, "ratio", "the first run (bar: 0.05)", traces)
+    yield "recon.warm_cache_requests", one_figure(len(again), "requests", f"{len(whole)} the first time (limit: 0)", traces)
+    yield "recon.warm_cache_time_share", one_figure(second / first, "ratio", "the first run (limit: 0.05)", traces)
 
 
 def controls_part(sizes: ReconSizes = FULL, *, judge: str = "local:small") -> Iterator[tuple[str, Figure]]:
-    """Control traces of two people, and how far the scorers agree on the same traces."""
+    """Yield the control figures of two people, and the agreement of the fidelities on the same traces."""
     proposer = os.environ.get(PROPOSER, "local")
     log, embedder, scorer, model = load_chitchat(), load_embedder(), load_scorer("local"), load_model(proposer)
     with tempfile.TemporaryDirectory() as home:
-        for called, speaker in PEOPLE.items():
+        for label, speaker in PEOPLE.items():
             recipe = Recipe(
                 source="chitchat",
                 speaker=speaker,
@@ -153,46 +152,51 @@ def controls_part(sizes: ReconSizes = FULL, *, judge: str = "local:small") -> It
                 scorer=None,
                 seed=0,
             )
-            asyncio.run(alearn(called, log, recipe, embedder=embedder, home=home))
-            with SimulatedUser.load(called, home=home, model=model, embedder=embedder) as user:
-                folder = Path(home) / called
-                pairs, others = validation_pairs(user, folder, sizes.controls), other_moments(user, folder, sizes.controls)
-                made = Controls(Synthesizer("recon", model, LikelihoodGain(scorer), scorer, embedder), model, scorer, embedder)
-                found = asyncio.run(made.measure(pairs, others, user.store, name=user.persona.name))
-                yield from _control_figures(called, found, proposer)
-                if called == "student":
+            asyncio.run(alearn(label, log, recipe, embedder=embedder, home=home))
+            with SimulatedUser.load(label, home=home, model=model, embedder=embedder) as user:
+                folder = Path(home) / label
+                pairs, others = validation_pairs(user, folder, sizes.controls), other_person_pairs(user, folder, sizes.controls)
+                synthesizer = Synthesizer("recon", model, LikelihoodGain(scorer), scorer, embedder)
+                experiment = ControlExperiment(synthesizer, model, scorer, embedder)
+                result = asyncio.run(experiment.measure(pairs, others, user.store, name=user.persona.name))
+                yield from _control_figures(label, result, proposer)
+                if label == "student":
                     distractors = Distractors([triple.pair for triple in user.store.triples()], embedder)
                     scorers = {
                         "judge": JudgeFidelity(model, load_model(judge, style="instruction"), orders=2),
                         "gain": LikelihoodGain(scorer),
                         "choice": ForcedChoice(scorer, distractors),
                     }
-                    taus = asyncio.run(_agreement(made.synthesizer, scorers, pairs[: sizes.agreement]))
+                    taus = asyncio.run(_agreement(synthesizer, scorers, pairs[: sizes.agreement]))
                     yield from _tau_figures(taus, f"same traces of {proposer}; judge {judge}")
 
 
-def _control_figures(called: str, found: dict[str, Any], proposer: str) -> Iterator[tuple[str, Figure]]:
-    """The table of `usertwin controls`, figure by figure."""
+def _control_figures(label: str, result: dict[str, Any], proposer: str) -> Iterator[tuple[str, Figure]]:
+    """Yield the table of `usertwin controls`, figure by figure."""
     against = f"proposals of {proposer}, 95% by conversation"
-    for name, row in found["controls"].items():
-        for kind, unit in (("gain", "nats/token"), ("novel", "nats/token"), ("guarded", "nats/token")):
+    for name, row in result["controls"].items():
+        for kind in ("gain", "guarded_gain", "passing_gain"):
             if row[kind] is not None:
-                yield f"controls.{called}.{name}.{kind}", _of(row[kind], unit, against)
-        yield f"controls.{called}.{name}.rejected", one_figure(row["rejected"] / row["n"], "share", "by a guard", row["n"])
-    for name, one in found["own_minus"].items():
-        if one is not None:
-            yield f"controls.{called}.own_minus_{name}", _of(one, "nats/token", f"on words not copied; {against}")
+                yield f"controls.{label}.{name}.{kind}", _figure_of(row[kind], "nats/token", against)
+        yield f"controls.{label}.{name}.rejected", one_figure(row["rejected"] / row["n"], "share", "by a guard", row["n"])
+    for name, estimate in result["own_minus"].items():
+        if estimate is not None:
+            yield f"controls.{label}.own_minus_{name}", _figure_of(estimate, "nats/token", f"on words not copied; {against}")
     for name in ("swap_contrast", "validity"):
-        if found[name] is not None:
-            yield f"controls.{called}.{name}", _of(found[name], "nats/token" if name == "swap_contrast" else "rho", against)
-    for name, one in found["selection"].items():
-        if one is not None:
-            yield f"controls.{called}.{name.replace(' - ', '_minus_')}", _of(one, "bits/char saved", against)
-    more = float(found["decision"]["more_than_leakage"])
-    yield f"controls.{called}.more_than_leakage", one_figure(more, "yes=1", "every condition holds", found["turns"])
+        if result[name] is not None:
+            unit = "nats/token" if name == "swap_contrast" else "rho"
+            yield f"controls.{label}.{name}", _figure_of(result[name], unit, against)
+    for name, estimate in result["selection"].items():
+        if estimate is not None:
+            yield f"controls.{label}.{name.replace(' - ', '_minus_')}", _figure_of(estimate, "bits/char saved", against)
+    more_than_leakage = float(result["decision"]["more_than_leakage"])
+    yield (
+        f"controls.{label}.more_than_leakage",
+        one_figure(more_than_leakage, "yes=1", "every condition holds", result["turns"]),
+    )
 
 
-def _of(estimate: dict[str, Any], unit: str, against: str) -> Figure:
+def _figure_of(estimate: dict[str, Any], unit: str, against: str) -> Figure:
     low, high = (estimate["value"] if estimate[end] is None else estimate[end] for end in ("low", "high"))
     return Figure(value=estimate["value"], unit=unit, low=low, high=high, n=estimate["n"], against=against)
 
@@ -200,28 +204,28 @@ def _of(estimate: dict[str, Any], unit: str, against: str) -> Figure:
 async def _agreement(
     synthesizer: Synthesizer, scorers: dict[str, Any], pairs: Sequence[Pair]
 ) -> dict[tuple[str, str], Estimate | None]:
-    """Kendall's tau-b of each two scorers on the proposals of each pair, averaged over pairs."""
+    """Return Kendall's tau-b of each two fidelities on the proposals of a pair, averaged over pairs."""
     from scipy.stats import kendalltau
 
     taus: dict[tuple[str, str], list[float]] = {}
-    where: dict[tuple[str, str], list[str]] = {}
+    conversations: dict[tuple[str, str], list[str]] = {}
     for pair in pairs:
-        made = await replace(synthesizer, scorer=None).synthesize(pair, "Me")
-        proposals = made.provenance.proposals if made.provenance else ()
-        traces = [one.trace for one in proposals if one.score is not None]
+        triple = await replace(synthesizer, scorer=None).synthesize(pair, "Me")
+        proposals = triple.provenance.proposals if triple.provenance else ()
+        traces = [candidate.trace for candidate in proposals if candidate.score is not None]
         if len(set(traces)) < 3:
             continue
-        scores = {name: [one.value for one in await scorer.score(pair, traces)] for name, scorer in scorers.items()}
-        for one, other in (("judge", "gain"), ("gain", "choice"), ("judge", "choice")):
-            found: Any = kendalltau(scores[one], scores[other])
-            tau = float(found.statistic)
-            if tau == tau:  # a scorer that tells nothing apart has none
-                taus.setdefault((one, other), []).append(tau)
-                where.setdefault((one, other), []).append(pair.conversation_id)
-    return {names: mean(values, where[names]) for names, values in taus.items()}
+        scores = {name: [score.value for score in await scorer.score(pair, traces)] for name, scorer in scorers.items()}
+        for names in (("judge", "gain"), ("gain", "choice"), ("judge", "choice")):
+            correlation: Any = kendalltau(scores[names[0]], scores[names[1]])
+            tau = float(correlation.statistic)
+            if tau == tau:  # NaN if all scores of a fidelity are equal
+                taus.setdefault(names, []).append(tau)
+                conversations.setdefault(names, []).append(pair.conversation_id)
+    return {names: mean(values, conversations[names]) for names, values in taus.items()}
 
 
 def _tau_figures(taus: dict[tuple[str, str], Estimate | None], against: str) -> Iterator[tuple[str, Figure]]:
-    for (one, other), estimate in taus.items():
+    for (first, second), estimate in taus.items():
         if estimate is not None:
-            yield f"recon.kendall_{one}_{other}", _of(estimate.to_json(), "tau-b", against)
+            yield f"recon.kendall_{first}_{second}", _figure_of(estimate.to_json(), "tau-b", against)
