@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from usertwin.evals.records.older_results import upgrade
+
 from .labels import Estimate, interval, number, with_interval
 
 _CONTROL_NAMES = {
@@ -25,7 +27,7 @@ _CONTROL_NAMES = {
     "swapped": "7 swapped",
     "forward": "8 forward",
 }
-_REASON_NAMES = {
+REASON_NAMES = {
     "quotes_action": "quotes",
     "echoes_examples": "echoes",
     "same_meaning": "same sense",
@@ -38,6 +40,7 @@ _COLUMNS = (
 
 def controls_table(experiment: Mapping[str, Any]) -> RenderableType:
     """Return control traces beside the real ones, and the verdict on the score; at most 80 columns."""
+    experiment = upgrade(experiment)
     title = f"Is the score of {experiment['twin']}'s traces more than leakage? Nats per token"
     table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left")  # five wide columns need the room
     table.add_column("trace", no_wrap=True)
@@ -48,7 +51,7 @@ def controls_table(experiment: Mapping[str, Any]) -> RenderableType:
         table.add_row(
             _CONTROL_NAMES[name],
             *map(_cell, (row["gain"], row["guarded_gain"], experiment["own_minus"].get(name))),
-            f"{row['rejected']} of {row['n']}\n[dim]{_REASON_NAMES.get(reason, reason)}",
+            f"{row['rejected']} of {row['n']}\n[dim]{REASON_NAMES.get(reason, reason)}",
             style="bold" if name == "own" else "",
         )
     return Group(table, *map(Text.from_markup, _leakage_verdicts(experiment)))

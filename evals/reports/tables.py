@@ -234,7 +234,7 @@ def judge_section(result: Mapping[str, Any]) -> Section | None:
         _row(
             " over ".join(arm_label(arm).title for arm in name.split(" - ")),
             _win_cell(contrast["win"]), estimate_cell(contrast.get("decided"), 2), estimate_cell(contrast["ties"], 2),
-            _test_cell(contrast.get("p"), contrast["win"]["n"]),
+            _count_cell(p_value(contrast.get("p")) or "–", contrast["win"]["n"]),
         )
         for name, contrast in judge["contrasts"].items()
     )  # fmt: skip
@@ -263,12 +263,9 @@ def judge_section(result: Mapping[str, Any]) -> Section | None:
 
 def _win_cell(win: Estimate) -> Cell:
     low, high = win.get("low"), win.get("high")
-    undecided = low is None or high is None or low <= 0.5 <= high
-    return estimate_cell(win, 2, mark="" if undecided else "closer" if low > 0.5 else "further")
-
-
-def _test_cell(p: float | None, n: float) -> Cell:
-    return _count_cell(p_value(p) or "–", n)
+    if low is None or high is None or low <= 0.5 <= high:
+        return estimate_cell(win, 2)
+    return estimate_cell(win, 2, mark="closer" if low > 0.5 else "further")
 
 
 def _share(estimate: Estimate | None) -> str:
@@ -281,12 +278,13 @@ def _passed(holds: bool | None) -> Cell:
 
 def drift_section(result: Mapping[str, Any]) -> Section | None:
     """Return how closeness changes with the length of a free simulation."""
+    by_depth: Mapping[str, Any] = result.get("drift") or {}
     rows = (
         _row(
             f"Turn {depth}", estimate_cell(depths["similarity"], 2), estimate_cell(depths["real_history"], 2),
             estimate_cell(depths["difference"], 3, signed=True), estimate_cell(depths.get("style"), 3),
         )
-        for depth, depths in sorted((result.get("drift") or {}).items(), key=lambda item: int(item[0]))
+        for depth, depths in ((depth, by_depth[depth]) for depth in sorted(by_depth, key=int))
     )  # fmt: skip
     columns = ("Depth", "Free simulation", "After the real turns", "Free minus real", "Style distance")
     caption = "Cosine of the twin's turn and the real turn, by depth in the conversation"
@@ -302,7 +300,7 @@ def endings_section(result: Mapping[str, Any]) -> Section | None:
     rows: list[TableRow] = []
     grids: list[Grid] = []
     for person, ending in endings.items():
-        calibration = ending.get("calibration") or {"brier": None, "bins": []}
+        calibration: Mapping[str, Any] = ending.get("calibration") or {"brier": None, "bins": ()}
         rows.append(_row(person, estimate_cell(ending["f1"], 2), estimate_cell(calibration["brier"], 3)))
         bins = tuple(
             _row(
@@ -337,7 +335,7 @@ def transfer_section(result: Mapping[str, Any]) -> Section | None:
     rows = (
         _row(
             f"Traces by {row['proposer']}", Cell(_minus(f"{row['arm']} - {row['against']}")), difference_cell(row[PRIMARY]),
-            _test_cell(row[PRIMARY].get("p"), row[PRIMARY]["n"]), description=f"used by {row['scorer']}",
+            _count_cell(p_value(row[PRIMARY].get("p")) or "–", row[PRIMARY]["n"]), description=f"used by {row['scorer']}",
         )
         for row in result.get("transfer") or ()
         if row[PRIMARY] is not None

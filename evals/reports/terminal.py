@@ -5,7 +5,7 @@ Design: pure functions of the objects in `--json` files and `twin.json`, so a ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich import box
@@ -35,7 +35,11 @@ def closeness_table(result: Mapping[str, Any]) -> RenderableType:
     for name in measures:
         label, n = measure_label(name), max(arm[name]["n"] for arm in result["arms"].values() if name in arm)
         table.add_column(f"{label.title}\n[dim]{label.direction}\nn={n}[/dim]", justify="right", no_wrap=True)
-    _add_arms(table, result, lambda arm, estimates: [_cell(estimates.get(name), 2) for name in measures])
+
+    def cells(_: str, estimates: Mapping[str, Estimate]) -> list[str]:
+        return [_cell(estimates.get(name), 2) for name in measures]
+
+    _add_arms(table, result, cells)
     return Group(table, *map(Text.from_markup, verdicts(result)))
 
 
@@ -59,7 +63,7 @@ def run_table(result: Mapping[str, Any]) -> RenderableType:
     return Group(table, Text.from_markup(f"[dim]{note}[/dim]"))
 
 
-def _add_arms(table: Table, result: Mapping[str, Any], cells: Any) -> None:
+def _add_arms(table: Table, result: Mapping[str, Any], cells: Callable[[str, Mapping[str, Estimate]], list[str]]) -> None:
     """Add a row for each arm; `cells` returns the cells of an arm from its name and estimates."""
     twin = twin_arm(result)
     for arm, estimates in result["arms"].items():

@@ -69,8 +69,8 @@ def _leaving(ending: LastTurnModel | None, leaving: AbandonmentModel | None) -> 
         ways.append(f"with a last turn, learned from {ending.endings} real endings ({f1}, n={ending.validation_turns})")
     if leaving is not None:
         ways.append(
-            f"without a last turn, by {leaving.leavings} remembered leavings "
-            f"(F1 {number(leaving.f1, 2)} on its validation turns, n={leaving.validation_moments})"
+            f"without a last turn, by {leaving.abandonments} remembered leavings "
+            f"(F1 {number(leaving.f1, 2)} on its validation turns, n={leaving.validation_turns})"
         )
     return "; ".join(ways) or "not learned (too few real endings)"
 
@@ -150,7 +150,7 @@ def settings_table(settings: Settings) -> RenderableType:
     for head in ("pairs", "turns", "traces", "own trace"):
         table.add_column(head)
     table.add_column("bits per char", justify="right")
-    table.add_column("minus the best without traces", justify="right")
+    table.add_column("minus best without traces", justify="right")
     for row in settings.measured["settings"]:
         bits, extra = row["bits_per_char"], row["against_plain"]
         cells = (

@@ -1,6 +1,4 @@
-"""Tables and sentences about a measurement: what was measured is shown, with its interval and its n, and nothing is claimed
-that the interval does not carry.
-"""
+"""Tests of evals/reports/terminal.py, twin_view.py and controls_table.py: figures with interval and n, and no false claims."""
 
 from __future__ import annotations
 
@@ -13,21 +11,22 @@ import pytest
 from rich.console import Console, RenderableType
 
 from conftest import recipe
-from usertwin.evals.arm_names import ARMS, USUAL_ARMS
+from usertwin.evals.arm_names import ARMS, DEFAULT_ARMS
 from usertwin.evals.metrics.closeness import CONTRASTS
-from usertwin.evals.reports.controls_table import _REASON_NAMES, controls_table
+from usertwin.evals.reports.controls_table import REASON_NAMES, controls_table
+from usertwin.evals.reports.labels import number
 from usertwin.evals.reports.terminal import closeness_line, closeness_table, run_table, twin_arm, verdicts
 from usertwin.evals.reports.twin_view import settings_table, twin_view
-from usertwin.evals.traces.control_verdict import CONTROLS, decision
+from usertwin.evals.traces.control_verdict import CONTROLS, decide
 from usertwin.memory import Provenance, Settings, Triple, TwinRecord
 from usertwin.memory.recon.guards import REASONS
 from usertwin.memory.twin.abandonment import AbandonmentModel
 from usertwin.memory.twin.last_turn import LastTurnModel
 from usertwin.personas import Pair, Persona, Turn
 
-#: What may be compared: either arm that a twin may be with every other one, and what is always compared.
+#: Possible contrasts: each possible twin arm with every other arm, and the fixed contrasts.
 COMPARED_ARMS = [
-    *((twin, arm) for twin in ("recalled_pairs", "recalled_triples") for arm in USUAL_ARMS if arm != twin),
+    *((twin, arm) for twin in ("recalled_pairs", "recon") for arm in DEFAULT_ARMS if arm != twin),
     *CONTRASTS,
 ]  # fmt: skip
 
@@ -37,16 +36,16 @@ def estimate(value: float, low: float | None, high: float | None, n: int = 12) -
 
 
 def measurement(**difference: Any) -> dict[str, Any]:
-    """A measurement in which every comparison came out as told."""
-    told = difference or {"value": -0.2, "low": -0.3, "high": -0.1}
+    """Return a measurement with this result in every contrast."""
+    paired = difference or {"value": -0.2, "low": -0.3, "high": -0.1}
     arms = {
         arm: {"bits_per_char": estimate(1.5 - i / 10, 1.2, 1.8), "chrf": estimate(0.25, 0.125, 0.375, 3)}
-        for i, arm in enumerate(USUAL_ARMS)
+        for i, arm in enumerate(DEFAULT_ARMS)
     }
     return {
         "twin": "ann",
         "arms": arms,
-        "paired": {f"{a} - {b}": {"bits_per_char": {"n": 12, **told}} for a, b in COMPARED_ARMS},
+        "paired": {f"{a} - {b}": {"bits_per_char": {"n": 12, **paired}} for a, b in COMPARED_ARMS},
         "ending": {"f1": estimate(0.75, 0.5, 1.0)},
         "turns": 12,
         "conversations": 4,
@@ -72,8 +71,8 @@ RECORD = TwinRecord(
 )
 
 
-def moments(count: int, traced: int = 0) -> list[Triple]:
-    """Moments, the first of which have a trace, each a better one than the last."""
+def make_triples(count: int, traced: int = 0) -> list[Triple]:
+    """Return triples; the first `traced` ones have traces of rising scores."""
     provenance = Provenance("recon", "local", "local", "propose/1", 0, 2, {"misleads": 1})
     pairs = [
         Pair("Ann", (Turn("Bob", "agent", f"how was day {i}?"),), f"it was fine {i}", "", f"talk-{i}", 1, float(i))
@@ -84,31 +83,31 @@ def moments(count: int, traced: int = 0) -> list[Triple]:
     ]
 
 
-def shown(what: RenderableType, width: int = 200) -> str:
+def printed(table: RenderableType, width: int = 200) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False)
-    console.print(what)
+    console.print(table)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 def plain(result: dict[str, Any]) -> str:
-    """The sentences as they are read, without markup."""
-    return shown("\n".join(verdicts(result)), width=400)
+    """Return the sentences without markup."""
+    return printed("\n".join(verdicts(result)), width=400)
 
 
 def test_every_arm_has_a_row_with_value_and_interval() -> None:
-    text = shown(closeness_table(measurement()), width=80).splitlines()
+    text = printed(closeness_table(measurement()), width=80).splitlines()
     assert max(map(len, text)) <= 80
-    names = ("no memory", "another's moments", "own, at random", "own, recalled", "own, with traces")
+    names = ("No memory", "Another person", "Random own pairs", "Recalled pairs", "Recon-selected")
     for i, name in enumerate(names):
-        [at] = [number for number, line in enumerate(text) if name in line]
+        [at] = [number for number, line in enumerate(text) if line.startswith(f" {name}")]  # sentences have no indent
         assert f"{1.5 - i / 10:.2f}" in text[at]
         assert "1.20 to 1.80" in text[at + 1]
         assert "0.12 to 0.38" in text[at + 1]
 
 
 def test_every_measure_says_its_n_and_which_way_is_closer() -> None:
-    titles, directions, sizes, *_ = shown(closeness_table(measurement())).splitlines()[2:]
+    titles, directions, sizes, *_ = printed(closeness_table(measurement())).splitlines()[2:]
     assert "chrF" in titles
     assert "low is close" in directions
     assert "high is close" in directions
@@ -116,48 +115,48 @@ def test_every_measure_says_its_n_and_which_way_is_closer() -> None:
     assert "n=3" in sizes
 
 
-def test_a_measure_that_was_not_taken_has_no_column_and_a_missing_one_a_dash() -> None:
+def test_a_measure_of_no_arm_has_no_column_and_a_missing_value_is_a_dash() -> None:
     result = measurement()
     del result["arms"]["no_memory"]["chrf"]
-    text = shown(closeness_table(result))
-    assert "length ratio" not in text
-    [row] = [line for line in text.splitlines() if line.strip().startswith("no memory")]
+    text = printed(closeness_table(result))
+    assert "Length ratio" not in text
+    [row] = [line for line in text.splitlines() if line.strip().startswith("No memory")]
     assert "–" in row
 
 
-def test_the_sentences_stand_below_the_table() -> None:
-    assert "12 turns of 4 conversations that the twin never saw" in shown(closeness_table(measurement()), width=300)
+def test_the_sentences_are_below_the_table() -> None:
+    assert "12 turns of 4 conversations that the twin never saw" in printed(closeness_table(measurement()), width=300)
 
 
 def test_an_interval_below_zero_is_called_closer() -> None:
     text = plain(measurement(value=-0.2, low=-0.3, high=-0.1))
-    assert "Recalled moments are closer than the same model without a memory" in text
-    assert "-0.200 bits per character (-0.300 to -0.100), n=12" in text
-    assert "With their traces they are closer than the same moments without" in text
+    assert "Recalled pairs are closer than the same model without a memory" in text
+    assert "−0.200 bits per character (−0.300 to −0.100), n=12" in text
+    assert "Recalled pairs with Recon-selected traces are closer than recalled pairs:" in text
 
 
-def test_an_interval_above_zero_is_called_further_off() -> None:
-    assert "further off than another person's memory" in plain(measurement(value=0.2, low=0.1, high=0.3))
+def test_an_interval_above_zero_is_called_less_close() -> None:
+    assert "less close than another person's memory" in plain(measurement(value=0.2, low=0.1, high=0.3))
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.3, 0.1), (None, None), (-0.3, 0.0)])
-def test_an_interval_with_zero_or_none_at_all_is_not_called_a_difference(low: float | None, high: float | None) -> None:
+def test_an_interval_with_zero_or_no_interval_is_not_called_a_difference(low: float | None, high: float | None) -> None:
     text = plain(measurement(value=-0.2, low=low, high=high))
     assert "closer than" not in text
-    assert "not told apart from own moments taken at random" in text
+    assert "Recalled pairs do not differ clearly from random own pairs" in text
 
 
-def test_one_conversation_is_said_to_have_no_interval() -> None:
+def test_one_conversation_has_no_interval() -> None:
     assert "(no interval)" in plain(measurement(value=-0.2, low=None, high=None))
 
 
-def test_models_seed_and_ending_are_told() -> None:
+def test_models_seed_and_ending_are_printed() -> None:
     text = plain(measurement())
     assert "scored by fake:, written by scripted:test; seed 7" in text
     assert "F1 0.75 (0.50 to 1.00), n=12" in text
 
 
-def test_a_twin_that_never_leaves_is_not_given_a_score_for_leaving() -> None:
+def test_a_twin_that_never_leaves_has_no_score_for_leaving() -> None:
     assert "leaves" not in plain(measurement() | {"ending": {}})
 
 
@@ -171,34 +170,40 @@ def test_brackets_in_the_name_of_a_model_are_kept() -> None:
 
 def test_the_line_has_value_difference_n_and_day() -> None:
     assert closeness_line(measurement()) == (
-        "1.100 bits per character (1.200 to 1.800), -0.200 (-0.300 to -0.100) against no memory; "
+        "1.100 bits per character (1.200 to 1.800), −0.200 (−0.300 to −0.100) against no memory; "
         "n=12 held-out turns, 2024-05-06"
     )
 
 
-def test_the_line_of_a_measurement_without_something_to_hold_it_against_claims_nothing() -> None:
+def test_the_line_of_a_measurement_without_a_baseline_claims_nothing() -> None:
     result = measurement()
-    del result["paired"]["recalled_triples - no_memory"]
+    del result["paired"]["recon - no_memory"]
     assert closeness_line(result) == "1.100 bits per character (1.200 to 1.800); n=12 held-out turns, 2024-05-06"
 
 
-def test_the_line_of_a_measurement_without_the_twins_own_arm_says_what_was_measured() -> None:
+def test_the_line_of_a_measurement_without_the_twins_arm_names_the_measured_arms() -> None:
     result = measurement()
     result["arms"] = {"no_memory": result["arms"]["no_memory"]}
     assert closeness_line(result) == "only no_memory measured; n=12 held-out turns, 2024-05-06"
 
 
-def test_only_comparisons_that_are_known_by_a_sentence_are_told() -> None:
+def test_only_the_fixed_contrasts_have_a_sentence() -> None:
     text = plain(measurement())
-    told = [line for line in text.splitlines() if "bits per character" in line]
-    assert len(told) == 4  # of seven contrasts and the twin with every other arm
+    assert sum("bits per character" in line for line in text.splitlines()) == len(CONTRASTS)
+
+
+def test_the_line_of_a_measurement_by_an_earlier_version_has_the_same_figures() -> None:
+    old = measurement()
+    old["arms"] = {arm.replace("recon", "recon"): measures for arm, measures in old["arms"].items()}
+    old["paired"] = {name.replace("recon", "recon"): measures for name, measures in old["paired"].items()}
+    assert closeness_line(old | {"twin_arm": "recon"}) == closeness_line(measurement())
 
 
 # A run ---------------------------------------------------------------------------------------------------------------------
 
 
 def run_result() -> dict[str, Any]:
-    """The result of a run with every arm, of two people."""
+    """Return the result of a run of two people with every arm."""
     arms = {
         arm: {"bits_per_char": estimate(1.5 + i / 100, 1.25, 1.75, 200), "discriminator": estimate(0.625, 0.5, 0.75, 40)}
         for i, arm in enumerate(ARMS)
@@ -211,44 +216,44 @@ def run_result() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_every_arm_of_a_run_has_a_row_with_its_values_intervals_and_ns_in_eighty_columns() -> None:
-    text = shown(run_table(run_result()), width=80)
+def test_the_rows_of_a_run_have_values_intervals_and_ns_in_eighty_columns() -> None:
+    text = printed(run_table(run_result()), width=80)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     assert text.count("1.250 to 1.750") == text.count("0.500 to 0.750") == text.count("n=40 0.625") == len(ARMS)
-    assert text.count("-0.250 to -0.062") == text.count("n=198 -0.125") == len(ARMS) - 1  # the twin is not held against itself
+    assert text.count("−0.250 to −0.062") == text.count("n=198 −0.125") == len(ARMS) - 1  # the twin has no contrast with itself
     for i in range(len(ARMS)):
         assert f"n=200 {1.5 + i / 100:.3f}" in text
 
 
-def test_the_twins_row_of_a_run_is_marked_and_the_run_says_what_it_rests_on() -> None:
-    text = shown(run_table(run_result()), width=300)
-    assert text.count("(twin)") == text.count("Own, recalled (twin)") == 1
+def test_the_twins_row_of_a_run_is_marked_and_the_basis_is_printed() -> None:
+    text = printed(run_table(run_result()), width=300)
+    assert text.count("(twin)") == text.count("Recalled pairs (twin)") == 1
     assert "200 turns of 21 conversations of 2 people; intervals: 95%, over people and conversations" in text
     assert "scored by local:/[odd]/y.gguf" in text
 
 
-def test_what_was_not_measured_in_a_run_is_a_dash() -> None:
+def test_a_missing_figure_of_a_run_is_a_dash() -> None:
     result = run_result()
     del result["arms"]["persona"]["discriminator"], result["paired"]["recalled_pairs - persona"]
-    text = shown(run_table(result), width=120).splitlines()
+    text = printed(run_table(result), width=120).splitlines()
     [row] = [line for line in text if line.strip().startswith("Persona")]
     assert row.count("–") == 2
 
 
 def test_brackets_in_the_name_of_a_run_are_kept() -> None:
-    assert "four [domains]" in shown(run_table(run_result()), width=120)
+    assert "four [domains]" in printed(run_table(run_result()), width=120)
 
 
 # A twin --------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_twin_is_shown_with_everything_it_holds() -> None:
+def test_the_view_of_a_twin_holds_its_whole_record() -> None:
     record = replace(RECORD, closeness=measurement())
-    text = shown(
+    text = printed(
         twin_view(
             record,
-            moments(42, traced=40),
+            make_triples(42, traced=40),
             LastTurnModel(weights=(), bias=0.0, threshold=0.5, f1=0.9, endings=14, validation_turns=6),
             None,
         )
@@ -256,71 +261,71 @@ def test_a_twin_is_shown_with_everything_it_holds() -> None:
     for part in (
         "twin ann", "complete", '"Ann" in test', "Ann: Ann writes [short].", "hi there", "thank you",
         "42 triples, 40 with a trace (recon), mean fidelity +0.195 nats per token",
-        "80 for 40 moments, prompt propose/1; rejected: 40 misleads",
-        "traces that predict best", "+0.39", "how was day 39?", "I felt [glad] 39", "it was fine 39",
-        "learned from 14 real endings (F1 0.90, on the turns it was tuned on, n=6)",
-        "1 conversations for validation, 2 to measure on", "Bob",
+        "80 for 40 pairs, prompt propose/1; rejected: 40 misleads",
+        "traces with the highest fidelity", "+0.39", "how was day 39?", "I felt [glad] 39", "it was fine 39",
+        "learned from 14 real endings (F1 0.90 on its validation turns, n=6)",
+        "1 conversations for validation, 2 for the test", "Bob",
         "traces scripted:test, scores fake:, vectors fake:256, seed 0",
         "usertwin 0.1.0", "1.100 bits per character",
     ):  # fmt: skip
         assert part in text
 
 
-def test_what_a_twin_does_not_have_is_said() -> None:
+def test_missing_parts_of_a_twin_are_named() -> None:
     record = replace(RECORD, state="interrupted", other_speaker=None, recipe=recipe(method="none", model=None, scorer=None))
-    text = shown(twin_view(record, moments(42), None, None))
+    text = printed(twin_view(record, make_triples(42), None, None))
     for part in (
-        "interrupted: the same learn command goes on where it stopped", "nobody else in the log",
-        "never learned when to leave (too few real endings)", "traces –, scores –", "not measured: usertwin eval ann",
+        "interrupted; run the same learn command to continue", "no other person in the log",
+        "not learned (too few real endings)", "traces –, scores –", "not measured; run usertwin eval ann",
     ):  # fmt: skip
         assert part in text
     assert "fidelity" not in text
 
 
-def test_an_ending_that_could_not_be_checked_is_not_given_a_score() -> None:
-    text = shown(
+def test_an_ending_without_validation_has_no_score() -> None:
+    text = printed(
         twin_view(
             RECORD,
-            moments(42),
+            make_triples(42),
             LastTurnModel(weights=(), bias=0.0, threshold=0.5, f1=None, endings=14, validation_turns=6),
             AbandonmentModel(0.4, 0.75, 9, 30),
         )
     )
-    assert "no ending to check it on" in text
-    assert "without another word, by 9 remembered leavings (F1 0.75, on the moments it was tuned on, n=30)" in text
+    assert "no validation turn is an ending" in text
+    assert "without a last turn, by 9 remembered leavings (F1 0.75 on its validation turns, n=30)" in text
 
 
-# Which arm is the twin ---------------------------------------------------------------------------------------------------
+# The arm of the twin ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("told", "name", "bits"),
+    ("change", "name", "bits"),
     [
-        ({}, "own, with traces (twin)", "1.100"),
-        ({"twin_arm": "recalled_triples"}, "own, with traces (twin)", "1.100"),
-        ({"twin_arm": "recalled_pairs"}, "own, recalled (twin)", "1.200"),
+        ({}, "Recon-selected traces (twin)", "1.100"),
+        ({"twin_arm": "recon"}, "Recon-selected traces (twin)", "1.100"),
+        ({"twin_arm": "recalled_pairs"}, "Recalled pairs (twin)", "1.200"),
     ],
 )
-def test_the_arm_that_is_what_the_twin_does_is_marked_and_told_in_the_line(told: dict[str, str], name: str, bits: str) -> None:
-    result = measurement() | told
-    assert twin_arm(result) == told.get("twin_arm", "recalled_triples")
-    text = shown(closeness_table(result))
+def test_the_arm_of_the_twin_is_marked_and_in_the_line(change: dict[str, str], name: str, bits: str) -> None:
+    result = measurement() | change
+    assert twin_arm(result) == change.get("twin_arm", "recon")
+    text = printed(closeness_table(result))
     assert text.count("(twin)") == text.count(name) == 1
     assert closeness_line(result).startswith(f"{bits} bits per character")
 
 
 def test_the_marked_arm_fits_into_eighty_columns() -> None:
-    result = measurement() | {"twin_arm": "recalled_triples"}
+    result: dict[str, Any] = measurement() | {"twin_arm": "recon"}
     for arm in result["arms"].values():
         arm |= {"embedding_similarity": estimate(0.5, -0.25, 0.75), "length_ratio": estimate(1.25, 0.75, 12.5)}
-    text = shown(closeness_table(result), width=80)
+    text = printed(closeness_table(result), width=80)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     assert text.count("0.75 to 12.50") == 5
-    assert text.count("-0.25 to 0.75") == 5
+    assert text.count("−0.25 to 0.75") == 5
 
 
-# What the twin is shown ----------------------------------------------------------------------------------------------------
+# Settings ----------------------------------------------------------------------------------------------------
 
 COMPARED = {
     "settings": [
@@ -338,26 +343,26 @@ COMPARED = {
 }  # fmt: skip
 
 
-def test_every_setting_that_was_compared_has_a_row_and_the_chosen_one_a_mark() -> None:
-    text = shown(settings_table(Settings(k=8, window=3, traces="recon", reasons=True, measured=COMPARED)), width=400)
+def test_every_compared_setting_has_a_row_and_the_selected_one_a_mark() -> None:
+    text = printed(settings_table(Settings(k=8, window=3, traces="recon", reasons=True, measured=COMPARED)), width=400)
     rows = [line.split() for line in text.splitlines() if re.match(r" +\d", line)]
     assert rows == [
-        ["4", "3", "none", "no", "1.500", "+0.250", "(-0.125", "to", "+0.500)"],
+        ["4", "3", "none", "no", "1.500", "+0.250", "(−0.125", "to", "+0.500)"],
         ["8", "3", "none", "no", "1.250", "–"],
         ["8", "3", "backward", "no", "1.375", "+0.125", "(no", "interval)"],
-        ["8", "3", "recon", "yes", "1.000", "-0.250", "(-0.375", "to", "-0.062)", "←"],
+        ["8", "3", "recon", "yes", "1.000", "−0.250", "(−0.375", "to", "−0.062)", "←"],
         ["8", "3", "recon", "no", "–", "–"],
     ]
     assert (
-        "Chosen, the simplest that is best within a standard error on 24 validation turns of 9 conversations, scored by "
-        "local:/my[models]/x.gguf: 8 moments with the Recon-selected traces, 3 turns of the chat, and a trace of its own "
-        "before it acts."
+        "Selected, as the simplest that is best within a standard error on 24 validation turns of 9 conversations, scored by "
+        "local:/my[models]/x.gguf: 8 pairs with Recon-selected traces, 3 turns of the chat, and a trace of its own before it "
+        "acts."
     ) in text
 
 
-def test_the_settings_fit_into_eighty_columns_and_nothing_is_cut_off() -> None:
+def test_the_settings_fit_into_eighty_columns_uncut() -> None:
     wide, narrow = (
-        shown(settings_table(Settings(k=8, window=3, traces="recon", reasons=True, measured=COMPARED)), width)
+        printed(settings_table(Settings(k=8, window=3, traces="recon", reasons=True, measured=COMPARED)), width)
         for width in (200, 80)
     )
     assert max(map(len, narrow.splitlines())) <= 80
@@ -365,77 +370,78 @@ def test_the_settings_fit_into_eighty_columns_and_nothing_is_cut_off() -> None:
     assert sorted(narrow.split()) == sorted(wide.split())
 
 
-def test_where_there_was_nothing_to_decide_on_that_is_said() -> None:
-    assert "there is no validation turn" in shown(settings_table(Settings(traces="none", reasons=False)))
+def test_settings_without_a_validation_turn_say_so() -> None:
+    assert "There is no validation turn" in printed(settings_table(Settings(traces="none", reasons=False)))
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (None, "8 moments with their traces; not measured whether that is best (usertwin tune)"),
-        (Settings(k=4, window=3, traces="none", reasons=False), "4 moments without traces, 3 turns of the chat\n"),
-        (Settings(k=4, window=6, traces="backward", reasons=False), "4 moments with the first traces, 6 turns of the chat\n"),
+        (None, "8 pairs with their traces; not tuned (usertwin tune)"),
+        (Settings(k=4, window=3, traces="none", reasons=False), "4 pairs without traces, 3 turns of the chat\n"),
+        (Settings(k=4, window=6, traces="backward", reasons=False), "4 pairs with the first traces, 6 turns of the chat\n"),
         (
             Settings(k=8, window=3, traces="recon", reasons=True, measured=COMPARED),
-            "8 moments with the Recon-selected traces, 3 turns of the chat, and a trace of its own before it acts; best within "
+            "8 pairs with Recon-selected traces, 3 turns of the chat, and a trace of its own before it acts; best within "
             "a standard error on 24 validation turns of 9 conversations, scored by local:/my[models]/x.gguf",
         ),
     ],
 )
-def test_a_twin_is_shown_with_how_it_uses_its_memory(settings: Settings | None, says: str) -> None:
-    text = re.sub(" *\n", "\n", shown(twin_view(replace(RECORD, settings=settings), moments(3), None, None), width=400))
-    [row] = [line for line in text.splitlines(keepends=True) if line.startswith("shown ")]
+def test_the_view_of_a_twin_has_its_settings(settings: Settings | None, says: str) -> None:
+    text = re.sub(" *\n", "\n", printed(twin_view(replace(RECORD, settings=settings), make_triples(3), None, None), width=400))
+    [row] = [line for line in text.splitlines(keepends=True) if line.startswith("settings ")]
     assert says in row
 
 
-# What the traces took and whether they leak --------------------------------------------------------------------------------
+# Cost and audit of traces --------------------------------------------------------------------------------
 
 
 def traced_with(measured: list[dict[str, float]], cost: list[dict[str, float | None]]) -> list[Triple]:
-    """Moments with traces that were measured so and cost so."""
+    """Return triples whose traces have these measurements and costs."""
     return [
         replace(
             triple,
-            provenance=Provenance("recon", "local", "local", "propose/1", 0, 2, {}, measured=one, cost=spent),
+            provenance=Provenance("recon", "local", "local", "propose/1", 0, 2, {}, measured=flags, cost=spent),
         )
-        for triple, one, spent in zip(moments(len(measured), traced=len(measured)), measured, cost, strict=True)
+        for triple, flags, spent in zip(make_triples(len(measured), traced=len(measured)), measured, cost, strict=True)
     ]
 
 
 def row_of(name: str, triples: list[Triple]) -> str:
-    text = shown(twin_view(RECORD, triples, None, None), width=400)
+    text = printed(twin_view(RECORD, triples, None, None), width=400)
     [row] = [line for line in text.splitlines() if line.startswith(f"{name} ")]
     return row.removeprefix(name).strip()
 
 
-def test_the_audit_counts_the_kept_traces_that_give_the_action_away() -> None:
+def test_the_audit_counts_the_kept_traces_that_identify_the_action() -> None:
     triples = traced_with([{"gives_away": 1.0, "kept": 1.0}, {"gives_away": 0.0}, {"gives_away": 1.0}, {"kept": 1.0}], [{}] * 4)
-    untaken = replace(triples[0], reasoning=None)  # its trace was not kept, so it is not asked about
-    assert row_of("audit", [*triples, untaken]) == "2 of 3 traces tell the action from other actions without the context"
-    assert row_of("audit", moments(3)) == "none"
+    rejected = replace(triples[0], reasoning=None)
+    assert row_of("audit", [*triples, rejected]) == "2 of 3 traces identify the action without the context"
+    assert row_of("audit", make_triples(3)) == "none"
 
 
-def test_the_cost_is_told_in_texts_tokens_and_money_and_for_a_moment() -> None:
+def test_the_cost_is_in_completions_tokens_and_money_and_per_pair() -> None:
     spent = {"calls": 4, "repeated": 1, "input_tokens": 1000, "cached_tokens": 0, "output_tokens": 100, "dollars": 0.0125}
     none = {"calls": 0, "repeated": 5, "input_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "dollars": 0.0}
     triples = traced_with([{}] * 3, [spent, spent, none])
     assert row_of("cost", triples) == (
-        "8 texts, 7 more from kept answers; 2000 tokens read, 200 written; $0.025; a moment: 2.7 texts, 733 tokens"
+        "8 completions, 7 more from the cache; 2000 tokens read, 200 written; $0.025; per pair: 2.7 completions, 733 tokens"
     )
     unknown = traced_with([{}] * 2, [spent, spent | {"dollars": None}])
-    assert "; price not known; " in row_of("cost", unknown)
-    assert row_of("cost", moments(3)) == "not known"
-    assert row_of("cost", traced_with([{}], [{}])) == "not known"  # of a twin from before costs were kept
+    assert "; price unknown; " in row_of("cost", unknown)
+    assert row_of("cost", make_triples(3)) == "unknown"
+    assert row_of("cost", traced_with([{}], [{}])) == "unknown"  # an early version did not store costs
 
 
 # Controls ------------------------------------------------------------------------------------------------------------------
 
 
 def controls_found(low: float = 0.01, **changes: Any) -> dict[str, Any]:
-    """Controls in which every comparison came out as told, with figures as wide as they come."""
+    """Return a control experiment with this lower bound in every contrast, and with the widest possible figures."""
     rows = {
         name: {
-            "gain": estimate(-10.123456, -12.345678, 11.345678, 100), "novel": estimate(10.123456, -12.345678, -11.345678, 100),
+            "gain": estimate(-10.123456, -12.345678, 11.345678, 100),
+            "guarded_gain": estimate(10.123456, -12.345678, -11.345678, 100),
             "guarded": None, "rejected": 100 if place else 0, "reasons": {reason: 100} if place else {}, "n": 100,
         }
         for place, (name, reason) in enumerate(zip(CONTROLS, [*REASONS][:len(CONTROLS)], strict=True))
@@ -452,64 +458,65 @@ def controls_found(low: float = 0.01, **changes: Any) -> dict[str, Any]:
         "cost": {"calls": 1200, "repeated": 34},
     }  # fmt: skip
     found |= changes
-    return found | {"decision": decision(found)}
+    return found | {"decision": decide(found)}
 
 
 @pytest.mark.parametrize("guard", [*REASONS])
-def test_the_controls_fit_into_eighty_columns_and_nothing_is_cut_off(guard: str) -> None:
+def test_the_controls_fit_into_eighty_columns_uncut(guard: str) -> None:
     found = controls_found()
     for row in found["controls"].values():
         row["reasons"] = {guard: 100, "empty": 1}
-    wide, narrow = (shown(controls_table(found), width) for width in (200, 80))
+    wide, narrow = (printed(controls_table(found), width) for width in (200, 80))
     assert max(map(len, narrow.splitlines())) <= 80
     assert "…" not in narrow + wide
     assert sorted(narrow.split()) == sorted(wide.split())
     assert narrow.count("100 of 100") == 9
-    assert narrow.count(_REASON_NAMES.get(guard, guard)) >= 10
-    assert narrow.count("-12.35 to +11.35") == 10
+    assert narrow.count(REASON_NAMES.get(guard, guard)) >= 10
+    assert narrow.count("−12.35 to +11.35") == 10
 
 
-def test_a_control_that_was_not_made_or_not_compared_is_not_invented() -> None:
+def test_a_missing_control_or_contrast_is_shown_as_missing() -> None:
     found = controls_found()
     del found["controls"]["other"], found["own_minus"]["other"]
-    found["controls"]["copy"]["novel"] = None
-    found = found | {"decision": decision(found)}
-    text = shown(controls_table(found))
+    found["controls"]["copy"]["guarded_gain"] = None
+    found = found | {"decision": decide(found)}
+    text = printed(controls_table(found))
     assert "4 other person" not in text
     assert "own beats other: not measured" in text
     [row] = [line for line in text.splitlines() if "1 the action" in line]
     assert "–" in row
     [own] = [line for line in text.splitlines() if "own trace" in line]
-    assert "–" in own  # it is not compared with itself
+    assert "–" in own  # no contrast with itself
 
 
 @pytest.mark.parametrize(("low", "verdict"), [(0.01, "more than leakage"), (-0.01, "not shown to be more than leakage")])
-def test_the_decision_is_told_condition_by_condition_with_its_figures(low: float, verdict: str) -> None:
-    text = shown(controls_table(controls_found(low)), width=300)
+def test_the_decision_is_printed_by_condition_with_its_figures(low: float, verdict: str) -> None:
+    text = printed(controls_table(controls_found(low)), width=300)
     word = "yes" if low > 0 else "no "
+    signed = number(low, 4, signed=True)
     for line in (
-        f"{word} own beats shuffled: +0.5000 ({low:+.4f} to +12.2500), n=100",
-        f"{word} own beats keywords: +0.5000 ({low:+.4f} to +12.2500), n=100",
-        f"{word} a swapped trace moves the other action: +0.5000 ({low:+.4f} to +1.0000), n=90",
-        f"{word} the score predicts the benefit downstream: +0.2500 ({low:+.4f} to +0.5000), n=240",
-        f"{word} choosing by score beats random: +0.1250 ({low:+.4f} to +0.2500), n=60",
-        f"{word} choosing by score beats longest: +0.1250 ({low:+.4f} to +0.2500), n=60",
+        f"{word} own beats shuffled: +0.5000 ({signed} to +12.2500), n=100",
+        f"{word} own beats keywords: +0.5000 ({signed} to +12.2500), n=100",
+        f"{word} a swapped trace moves the other action: +0.5000 ({signed} to +1.0000), n=90",
+        f"{word} the score predicts the benefit downstream: +0.2500 ({signed} to +0.5000), n=240",
+        f"{word} choosing by score beats random: +0.1250 ({signed} to +0.2500), n=60",
+        f"{word} choosing by score beats longest: +0.1250 ({signed} to +0.2500), n=60",
     ):
         assert line in text
     assert len(re.findall(r"^(?:yes|no ) ", text, re.MULTILINE)) == 8
-    assert f"The score is {verdict} on this person, with these models (each: 95% interval above 0)." in text
+    assert f"The score is {verdict} for this person with these models (each condition: 95% interval above 0)." in text
 
 
-def test_what_the_controls_rest_on_is_told_and_brackets_in_a_models_name_are_kept() -> None:
+def test_the_basis_of_the_controls_is_printed_and_brackets_in_model_names_are_kept() -> None:
     assert (
         "100 validation turns of 40 conversations; intervals by conversation; traces by local:/my[models]/x.gguf, scored by "
-        "local:small; 1200 texts written, 34 from kept answers; seed 3"
-    ) in shown(controls_table(controls_found()), width=400)
+        "local:small; 1200 texts sampled, 34 from the cache; seed 3"
+    ) in printed(controls_table(controls_found()), width=400)
 
 
-def test_a_condition_without_an_interval_does_not_hold_and_says_so() -> None:
+def test_a_condition_without_an_interval_does_not_hold() -> None:
     found = controls_found(swap_contrast=estimate(0.5, None, None, 3), validity=None)
-    text = shown(controls_table(found), width=300)
+    text = printed(controls_table(found), width=300)
     assert "no  a swapped trace moves the other action: +0.5000 (no interval), n=3" in text
     assert "no  the score predicts the benefit downstream: not measured" in text
     assert "not shown to be more than leakage" in text
