@@ -130,10 +130,10 @@ class IndexedDatabase:
 
     def _build_index(self) -> VectorIndex:
         kind = kind_for(self.state.count, self.state.index)
-        return VectorIndex.build(kind, self.state.dimension, self.state.count, self._blocks(0))
+        return VectorIndex.build(kind, self.state.dimension, self.state.count, self.blocks())
 
-    def _blocks(self, after: int) -> Iterator[tuple[Columns, Vectors]]:
-        """Yield columns and embeddings of the triples with a greater number."""
+    def blocks(self, after: int = 0) -> Iterator[tuple[Columns, Vectors]]:
+        """Yield columns and embeddings of the triples with a number greater than `after`, in order of numbers."""
         import numpy as np
 
         dimension = self.state.dimension
@@ -153,7 +153,7 @@ class IndexedDatabase:
             after = rows[-1][0]
 
     def _catch_up(self, index: VectorIndex, last: int) -> None:
-        for columns, vectors in self._blocks(last):
+        for columns, vectors in self.blocks(last):
             index.add(columns, vectors)
 
     def refresh(self) -> None:

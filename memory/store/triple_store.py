@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .vector_index import Mask, Vectors
+    from .vector_index import Columns, Mask, Vectors
 
 _FETCHED = 500
 
@@ -258,6 +258,11 @@ class TripleStore:
             with self._lock, self._errors():
                 fetched = self._memory.fetch(numbers[start : start + _FETCHED])
             yield from (triple for triple, _ in fetched.values())
+
+    def blocks(self) -> Iterator[tuple[Columns, Vectors]]:
+        """Yield the columns (see `column_dtype`) and unit embeddings of all triples, up to 10,000 at a time."""
+        with self._lock, self._errors():
+            yield from self._memory.blocks()
 
     def recall(
         self,
