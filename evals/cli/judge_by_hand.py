@@ -91,9 +91,14 @@ def _label_pairs(
             if answer == "quit":
                 console.print("stopped; your labels are kept, and the same command continues from here")
                 break
-            key = (question.a, question.b, question.person, question.conversation_id, question.position, question.sample)
             when = datetime.now(UTC).isoformat(timespec="seconds")
-            new.append(HumanLabel(rater, question.pair, *key, order, answer, when))
+            new.append(
+                HumanLabel(
+                    rater=rater, pair=question.pair, a=question.a, b=question.b, person=question.person,
+                    conversation_id=question.conversation_id, position=question.position, sample=question.sample,
+                    order=order, label=answer, when=when,
+                )
+            )  # fmt: skip
             append_line(file, new[-1].to_json())
             done += answer != "skip"
     console.print()

@@ -201,11 +201,11 @@ def _estimate(log: ChatLog, recipe: Recipe, style: PromptStyle | None, price: Pr
     names = [name for name in (recipe.model, recipe.actor, recipe.judge) if name is not None]
     free = all(ModelName.parse(name).is_free for name in names)
     prompt_style, together = prompt_style_of(recipe.model or "local", style if recipe.synthesizer is None else None)
-    estimate = estimate_cost(log, recipe, style=prompt_style, together=together, price=FREE if free else price)
+    estimate = estimate_cost(log, recipe, style=prompt_style, shares_prompt=together, price=FREE if free else price)
     lines = [f"{estimate.triples} pairs to remember, {estimate.traces} to select traces for"]
     if estimate.traces:
         cost = "price unknown (--price)" if estimate.dollars is None else f"${estimate.dollars:.2f}"
-        most = f" (at most {estimate.most_calls} if guards reject)" if estimate.most_calls > estimate.calls else ""
+        most = f" (at most {estimate.max_calls} if guards reject)" if estimate.max_calls > estimate.calls else ""
         lines.append(
             f"about {estimate.calls} completions of {recipe.model}{most}, {estimate.usage.input_tokens:,} input and "
             f"{estimate.usage.output_tokens:,} output tokens: {cost}"

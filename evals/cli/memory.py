@@ -154,7 +154,7 @@ def add(name: str, source: str, max_traces: int, model: str, scorer: str, skip_b
 def forget(name: str, conversation: str | None, before: str | None, after: str | None, home: Path | None) -> None:
     """Erase a conversation, or a time span, from every file of NAME; this cannot be undone."""
     from usertwin.memory.twin.forget import forget as erase
-    from usertwin.memory.twin.forget import moment_of
+    from usertwin.memory.twin.forget import parse_date
 
     console = console_for()
     folder, embedder, _ = _open_record(name, home)
@@ -163,8 +163,8 @@ def forget(name: str, conversation: str | None, before: str | None, after: str |
             folder,
             embedder,
             conversation=conversation,
-            before=None if before is None else moment_of(before),
-            after=None if after is None else moment_of(after),
+            before=None if before is None else parse_date(before),
+            after=None if after is None else parse_date(after),
         )
     console.print(f"{erased.triples} pairs and {erased.conversations} held-out conversations erased")
     console.print("The log that the twin was learned from is unchanged; erase them there too.", style="dim")

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 _TITLES = {
     "memories": "storing pairs",
     "traces": "selecting reasoning traces",
-    "deciding": "scoring validation turns under each setting",
+    "tuning": "scoring validation turns under each setting",
     "control traces": "writing control traces",
     "control scores": "scoring control traces",
     "downstream": "scoring validation turns with each trace",
@@ -46,6 +46,7 @@ class Bars:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
 

@@ -131,8 +131,7 @@ def _type(option: click.Option) -> Any:
     if isinstance(option.type, click.Choice):
         value_type: Any = Literal[tuple(option.type.choices)]
     else:
-        numbers: dict[Any, type] = {click.INT: int, click.FLOAT: float, click.BOOL: bool}
-        value_type = numbers.get(option.type, str)
+        value_type = bool if option.is_flag else {"integer": int, "float": float}.get(option.type.name, str)
     return list[value_type] if option.multiple else value_type
 
 

@@ -37,12 +37,12 @@ def show_twin(console: Console, name: str, home: Path | None) -> None:
     from usertwin.memory import TripleStore, TwinRecord, existing_twin
     from usertwin.memory.twin.abandonment import AbandonmentModel
     from usertwin.memory.twin.last_turn import LastTurnModel
-    from usertwin.memory.twin.record import ENDING, LEAVING
+    from usertwin.memory.twin.record import LAST_TURN_FILE, ABANDONMENT_FILE
     from usertwin.simulator import load_embedder
 
     folder = existing_twin(name, home)
     record = TwinRecord.load(folder)
     with TripleStore(folder, load_embedder(record.recipe.embedder), create=False) as store:
         triples = list(store.triples())
-    last_turn, abandonment = LastTurnModel.load(folder / ENDING), AbandonmentModel.load(folder / LEAVING)
+    last_turn, abandonment = LastTurnModel.load(folder / LAST_TURN_FILE), AbandonmentModel.load(folder / ABANDONMENT_FILE)
     console.print(twin_view(record, triples, last_turn, abandonment))

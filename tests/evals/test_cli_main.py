@@ -58,7 +58,7 @@ def test_the_table_of_commands_repeats_the_first_line_of_each_help_text(name: st
 
 
 @pytest.mark.parametrize(
-    ("words", "command"), all_commands(), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+    ("words", "command"), list(all_commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
 )
 def test_the_help_of_a_command_explains_each_option(words: tuple[str, ...], command: click.Command) -> None:
     text = output_of(*words, "--help")
