@@ -98,7 +98,9 @@ class ConstantAuditor:
         return audit(share)
 
 
-def real_auditor(config: TrainingConfig = CONFIG, scorer: Any = None, examples: Sequence[TrainingExample] = VALIDATION) -> Auditor:
+def real_auditor(
+    config: TrainingConfig = CONFIG, scorer: Any = None, examples: Sequence[TrainingExample] = VALIDATION
+) -> Auditor:
     """An auditor that samples from the policy, with a scorer without weights."""
     distractors = {"log/Ann": Distractors([one.pair for one in EXAMPLES], FakeEmbedder(64))}
     scorer = scorer or FakeScorer()
@@ -205,4 +207,4 @@ def _train_until_killed(base: Path, folder: Path, config: TrainingConfig, point:
         before(Trainer, "_save_rng_state", die, lambda trainer, path: trainer.state.global_step)
     else:
         before(TrainerState, "save_to_json", write_half, lambda state, path: state.global_step)
-    trained(base, folder, config)
+    trained(base, folder, config, real_auditor(config))

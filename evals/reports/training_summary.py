@@ -27,8 +27,8 @@ from .templates import in_markdown
 _SAME_BUDGET = 0.05
 _RESULTS_NOTE = (
     "Guarded gain of a trace (the first three columns): how much it raises the log-probability of the person's real action, in "
-    "nats per token, without words copied from it; 0 for a rejected trace. Gives away: share of traces that identify the action "
-    "without the context. Intervals: 95%, two-level bootstrap over people and their conversations; differences are paired."
+    "nats per token, without words copied from it; 0 for a rejected trace. Gives away: share of traces that identify the "
+    "action without the context. Intervals: 95%, two-level bootstrap (people, then conversations); differences are paired."
 )
 _GROUPS = {"unseen": "not trained on", "seen": "trained on, later turns"}
 
