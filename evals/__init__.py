@@ -1,4 +1,4 @@
-"""HOW CLOSE: held-out replay, measures, statistics, reports; and the doors of the program, command line and pytest plugin."""
+"""Evaluation of twins (replay, measures, statistics, reports), the command line, and the pytest plugin."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use: the pytest plugin of this package is loaded in every pytest run of every user."""
+    """Import a public name on first use, since every pytest run of a user loads the plugin of this package."""
     from importlib import import_module
 
     if name not in _MODULES:

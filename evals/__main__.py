@@ -1,4 +1,4 @@
-"""`python -m usertwin.evals`: the command line, where the console script is not on the path."""
+"""The command line as `python -m usertwin.evals`, for a console script that is not on the path."""
 
 from .cli.main import main
 

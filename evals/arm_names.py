@@ -1,32 +1,60 @@
-"""The names of the arms that an evaluation can compare."""
+"""Names and descriptions of the arms that an evaluation can compare."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from usertwin.personas import UsageError
 
 Peer = Literal["openevals", "tau2", "persona"]
 PEERS: tuple[Peer, ...] = get_args(Peer)
-
 MEMORY_ARMS = ("no_memory", "other_person", "random_own", "recent_own", "recalled_pairs")
+TRACE_ARMS = ("backward", "random_of_n", "recon", "trained")
 
+#: Every arm, in the order of reports, with one sentence on what the model is shown before the present context.
+ARM_DESCRIPTIONS: Mapping[str, str] = {
+    "no_memory": "Nothing but the chat.",
+    "other_person": "Pairs recalled from another person's past.",
+    "random_own": "Random pairs from the person's own past.",
+    "recent_own": "The latest pairs from the person's own past.",
+    "recalled_pairs": "The person's own pairs most similar to the present context, without traces.",
+    "backward": "The recalled pairs, each with the first candidate trace that passes the guards (backward synthesis).",
+    "random_of_n": "The recalled pairs, each with a random candidate trace that passes the guards.",
+    "recon": "The recalled pairs, each with its Recon-selected trace.",
+    "trained": "The recalled pairs, each with the trace of a trained synthesizer.",
+    "openevals": "The system prompt of openevals' simulated user, with a description of the person.",
+    "tau2": "The guidelines and scenario of tau2-bench's user simulator, with a description of the person.",
+    "persona": "A description of the person, computed from the same log.",
+}
+ARMS = tuple(ARM_DESCRIPTIONS)
+DEFAULT_ARMS = ("no_memory", "other_person", "random_own", "recalled_pairs", "recon")
 
-TRACE_ARMS = ("backward", "random_of_n", "recalled_triples", "trained")
-
-
-ARMS: tuple[str, ...] = (*MEMORY_ARMS, *TRACE_ARMS, *PEERS)
-
-
-#: What is compared where nothing else is said.
-USUAL_ARMS = ("no_memory", "other_person", "random_own", "recalled_pairs", "recalled_triples")
+#: Earlier names of arms, which options and suites may still use.
+ARM_ALIASES: Mapping[str, str] = {"recalled_triples": "recon", "chosen": "recon"}
 
 
 def check_arms(names: Sequence[str]) -> tuple[str, ...]:
-    """The arms of these names, in the order in which they are reported. UsageError if there is no such arm, or none."""
-    unknown = [name for name in names if name not in ARMS]
-    if unknown or not names:
-        told = f'there is no arm "{unknown[0]}"' if unknown else "no arm is named"
-        raise UsageError(f"{told}; there are {', '.join(ARMS)}")
-    return tuple(arm for arm in ARMS if arm in names)
+    """Return arms in the order of reports, earlier names replaced. UsageError for an unknown arm, or for none."""
+    current = [ARM_ALIASES.get(name, name) for name in names]
+    unknown = [name for name in current if name not in ARMS]
+    if unknown or not current:
+        problem = f'there is no arm "{unknown[0]}"' if unknown else "no arm is named"
+        raise UsageError(f"{problem}; there are {', '.join(ARMS)}")
+    return tuple(arm for arm in ARMS if arm in current)
+
+
+def with_current_arms(raw: Any) -> Any:
+    """Return a JSON value of an earlier version with the earlier name of the arm `recon` replaced, in keys and in values.
+
+    >>> with_current_arms({"paired": {"recalled_triples - no_memory": {}}, "twin_arm": "recalled_triples"})
+    {'paired': {'recon - no_memory': {}}, 'twin_arm': 'recon'}
+    """
+    if isinstance(raw, str):
+        # "chosen" is a key of other JSON objects too, and never was an arm in a record.
+        return " - ".join("recon" if part == "recalled_triples" else part for part in raw.split(" - "))
+    if isinstance(raw, Mapping):
+        return {with_current_arms(key): with_current_arms(value) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [with_current_arms(value) for value in raw]
+    return raw

@@ -1,1 +1,1 @@
-"""Who compares two replies: a model, or a person."""
+"""Judges that compare two replies: a model, or a human rater."""

@@ -1,7 +1,7 @@
-"""Judging by hand: blind pairs of replies, the labels that people gave them, and how far these agree with a model judge.
+"""Labels by human raters on blind pairs of replies, and their agreement with model judges.
 
-The one design choice: which pairs come, and in which order, is reckoned from the run and the seed, so that two people are
-asked about the same pairs and whoever stops goes on where they were; what is kept is each answer as it was given.
+Design: the pairs and their order are computed from the run and the seed. So two raters see the same pairs, and a rater who
+stops continues where they were. The file keeps every answer as it was given.
 """
 
 from __future__ import annotations
@@ -19,39 +19,40 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from usertwin.evals.metrics.statistics import Estimate, Resampling, mean, sums
+from usertwin.evals.arm_names import with_current_arms
+from usertwin.evals.metrics.statistics import Estimate, Resampling, mean, sums_by_conversation
 from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.evals.records.verdicts import LABELS, Closer, JudgeVerdict, Question
 from usertwin.memory.jsonl import read_lines
-from usertwin.memory.text.transcript import flat
+from usertwin.memory.text.transcript import single_line
 from usertwin.personas import UsageError
 
-from .model_judge import questions_of
+from .model_judge import build_questions
 
 if TYPE_CHECKING:
     from usertwin.evals.metrics.statistics import Floats
 
-HandAnswer = Literal["1", "2", "tie", "skip"]
+HumanAnswer = Literal["1", "2", "tie", "skip"]
 Order = Literal["ab", "ba"]
 _CLOSER: tuple[Closer, ...] = ("a", "b", "tie")
 
 
-@dataclass(frozen=True, slots=True)
-class HandLabel:
-    """What somebody said about a pair.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HumanLabel:
+    """The label of a human rater on a pair.
 
     Attributes:
-        rater: who.
-        pair: the pair, by its content, as `Question` has it; so are the next six.
+        rater: the name of the rater.
+        pair: as in `Question`; so are the next six.
         a: see there.
         b: see there.
         person: see there.
         conversation_id: see there.
         position: see there.
         sample: see there.
-        order: whose reply was shown as 1: a's ("ab") or b's ("ba").
+        order: the reply shown as 1: a's ("ab") or b's ("ba").
         label: the answer as it was given.
-        when: the time, ISO.
+        when: the time, ISO 8601.
     """
 
     rater: str
@@ -63,267 +64,271 @@ class HandLabel:
     position: int
     sample: int
     order: Order
-    label: HandAnswer
+    label: HumanAnswer
     when: str
 
     @property
     def closer(self) -> Closer | None:
-        """Which reply is closer; None if the pair was skipped."""
+        """The closer reply; None for a skipped pair."""
         if self.label == "skip":
             return None
         return "tie" if self.label == "tie" else cast("Closer", self.order[int(self.label) - 1])
 
     def to_json(self) -> dict[str, Any]:
-        """As the object of a line of labels.jsonl."""
+        """Return the object of a line of labels.jsonl."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Any) -> HandLabel:
-        """Back from `to_json`. KeyError, TypeError or ValueError if it is something else."""
-        if data["label"] not in {*LABELS, "skip"} or data["order"] not in {"ab", "ba"}:
-            raise ValueError(f"{data['label']!r}, {data['order']!r} are no label and order")
-        return cls(**data)
+    def from_json(cls, raw: Any) -> HumanLabel:
+        """Read the object of `to_json`, earlier names of arms replaced. KeyError, TypeError or ValueError for other input."""
+        if raw["label"] not in {*LABELS, "skip"} or raw["order"] not in {"ab", "ba"}:
+            raise ValueError(
+                f"label is {raw['label']!r} and order {raw['order']!r}; they must be 1, 2, tie or skip, and ab or ba"
+            )
+        return cls(**{**raw, "a": with_current_arms(raw["a"]), "b": with_current_arms(raw["b"])})
 
 
-def read_labels(path: Path) -> list[HandLabel]:
-    """Every label in a file, none if it is not there; a last line that was cut short by a kill is left out.
+def read_labels(path: Path) -> list[HumanLabel]:
+    """Return every label in a file, without an incomplete last line; none if the file is missing.
 
     Raises:
         UsageError: a line is no label; the message names it.
     """
-    return read_lines(path, HandLabel.from_json, "label", "delete that line, and try again")
+    return read_lines(path, HumanLabel.from_json, "label", "delete that line, and try again")
 
 
-#: A pair that two judged: whose conversation it is from, and the one's and the other's label.
-LabelledPair: TypeAlias = tuple[HandLabel, Closer, Closer]
+#: A pair with two labels: the human label, which names the conversation, and the two judgements.
+LabelledPair: TypeAlias = tuple[HumanLabel, Closer, Closer]
 
 
-# Which pairs ---------------------------------------------------------------------------------------------------------
+# Pairs to judge ------------------------------------------------------------------------------------------------------
 
 
 def contrasts_to_judge(
-    turns: Sequence[MeasuredTurn], verdicts: Sequence[JudgeVerdict], wanted: str | None = None
+    turns: Sequence[MeasuredTurn], verdicts: Sequence[JudgeVerdict], contrast: str | None = None
 ) -> list[tuple[str, str]]:
-    """The contrasts that are to be judged: what is wanted, or those that a model judged, or else the twin's and the rest.
+    """Return the requested contrast, or those that a model judged, or those of the twin's arm with every other arm.
 
     Args:
         turns: of the run.
         verdicts: of the run.
-        wanted: "A - B", in either order.
+        contrast: "A - B", in either order.
 
     Raises:
-        UsageError: no turn has replies of two arms, or not of those that are wanted.
+        UsageError: fewer than two arms have replies, or the contrast names another arm.
     """
     arms = list(dict.fromkeys(arm for turn in turns for arm, replies in turn.replies.items() if replies))
     if len(arms) < 2:
         raise UsageError(
-            f"this run has replies of {f'one arm ({arms[0]})' if arms else 'no arm'}, and two are compared; "
+            f"this run has replies of {f'one arm only ({arms[0]})' if arms else 'no arm'}, and a comparison needs two; "
             "run a suite that writes replies under two arms or more"
         )
     judged = list(dict.fromkeys((verdict.a, verdict.b) for verdict in verdicts if verdict.kind == "contrast"))
-    if wanted is None:
-        twin = next((arm for arm in ("recalled_triples", "recalled_pairs") if arm in arms), arms[0])
+    if contrast is None:
+        twin = next((arm for arm in ("recon", "recalled_pairs") if arm in arms), arms[0])
         return judged or [(twin, arm) for arm in arms if arm != twin]
-    a, _, b = (part.strip() for part in wanted.partition(" - "))
+    a, _, b = (part.strip() for part in contrast.partition(" - "))
     if a == b or not {a, b} <= set(arms):
-        raise UsageError(f'"{wanted}" is no contrast of this run; name two of its arms as "A - B": {", ".join(arms)}')
+        raise UsageError(f'"{contrast}" is no contrast of this run; name two of its arms as "A - B": {", ".join(arms)}')
     return [(b, a) if (b, a) in judged else (a, b)]
 
 
-def planned(
+def plan_questions(
     turns: Sequence[MeasuredTurn], verdicts: Sequence[JudgeVerdict], contrasts: Sequence[tuple[str, str]], *, seed: int = 0
 ) -> list[Question]:
-    """Every pair that can be judged by hand, in the order in which to ask.
+    """Return every pair that a human can judge, in the order to ask.
 
-    The people come in turn. Of each, pairs that a model judged come first, and of these a moment again only after all others.
-    Pairs in which both replies are the same are left out: there is nothing to judge.
+    People alternate. For each person, pairs that a model judged come first; a turn comes again only after all other turns.
+    Pairs of equal replies are left out.
 
     Args:
         turns: of the run.
         verdicts: of the run.
-        contrasts: see `contrasts_of`.
-        seed: for the order.
+        contrasts: see `contrasts_to_judge`.
+        seed: of the order.
     """
-    most = max((len(replies) for turn in turns for replies in turn.replies.values()), default=0)
-    every = questions_of(turns, contrasts, samples=max(1, most), sanity=0)
-    known = {verdict.pair for verdict in verdicts if verdict.closer is not None}
+    samples = max((len(replies) for turn in turns for replies in turn.replies.values()), default=0)
+    questions = build_questions(turns, contrasts, samples=max(1, samples), sanity=0)
+    judged = {verdict.pair for verdict in verdicts if verdict.closer is not None}
     rng = random.Random(f"by hand/{seed}")
     people: dict[str, list[Question]] = {}
     for question in {
-        question.pair: question for question in every if flat(question.texts[0]) != flat(question.texts[1])
+        question.pair: question for question in questions if single_line(question.texts[0]) != single_line(question.texts[1])
     }.values():
         people.setdefault(question.person, []).append(question)
     queues: list[list[Question]] = []
     for own in people.values():
         rng.shuffle(own)
-        own.sort(key=lambda question: question.pair not in known)
+        own.sort(key=lambda question: question.pair not in judged)
         seen: Counter[tuple[str, int]] = Counter()
         ranked: list[tuple[bool, int, Question]] = []
         for question in own:
-            moment = question.conversation_id, question.position
-            ranked.append((question.pair not in known, seen[moment], question))
-            seen[moment] += 1
+            turn = question.conversation_id, question.position
+            ranked.append((question.pair not in judged, seen[turn], question))
+            seen[turn] += 1
         queues.append([question for _, _, question in sorted(ranked, key=lambda row: row[:2])])
     rng.shuffle(queues)
     return [question for row in zip_longest(*queues) for question in row if question is not None]
 
 
-def order_of(question: Question, rater: str, seed: int = 0) -> Order:
-    """Whose reply is shown as 1: drawn for each pair and rater, so that raters do not share a liking for what comes first."""
+def reply_order(question: Question, rater: str, seed: int = 0) -> Order:
+    """Return which reply is shown as 1, random for each pair and rater, so that a position bias does not add up."""
     return "ab" if random.Random(f"{seed}/{rater}/{question.pair}").random() < 0.5 else "ba"
 
 
-# How far they agree --------------------------------------------------------------------------------------------------
+# Agreement -----------------------------------------------------------------------------------------------------------
 
 
-def agreement(labels: Sequence[HandLabel], verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[str, Any]:
-    """How far people who judged by hand agree with each model judge, and with each other.
+def agreement(labels: Sequence[HumanLabel], verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[str, Any]:
+    """Return the agreement of human raters with each model judge and with each other.
 
     Args:
-        labels: of all raters; of several by one rater on one pair the last counts.
+        labels: of all raters; the last label of a rater on a pair counts.
         verdicts: of all judges, likewise.
-        seed: for the resampling of conversations.
+        seed: of the resampling.
 
     Returns:
-        "n" labels (less those "skipped"), "raters" and "judges" with the number of each one's pairs, and "comparisons", each
-        of two of them, "a" and "b" ("model": whether b is a model judge), on the "n" pairs that both judged: "agreement" on
-        three labels, "decided" (agreement where both name a reply; None if they never do), "kappa" (Cohen 1960, three
-        labels; None if each says the same to everything) and "table" (a's labels, then b's, to counts).
-        "notes" are sentences on what could not be reckoned.
+        "n" labels (without those "skipped"), "raters" and "judges" with the number of pairs of each, and "comparisons": "a",
+        "b" ("model": whether b is a model judge), and the "n" pairs that both judged, with "agreement" on three labels,
+        "decided" (agreement where neither calls a tie; None without such pairs), "kappa" (Cohen 1960, three labels; None if
+        both give every pair the same label) and "table" (a's labels, then b's, to counts). "notes" are sentences on figures
+        that could not be computed.
     """
-    hands: dict[str, dict[str, HandLabel]] = {}
+    by_rater: dict[str, dict[str, HumanLabel]] = {}
     for label in labels:
-        hands.setdefault(label.rater, {})[label.pair] = label
-    given: dict[str, dict[str, Closer]] = {
-        rater: {pair: one.closer for pair, one in own.items() if one.closer} for rater, own in hands.items()
+        by_rater.setdefault(label.rater, {})[label.pair] = label
+    human: dict[str, dict[str, Closer]] = {
+        rater: {pair: label.closer for pair, label in own.items() if label.closer} for rater, own in by_rater.items()
     }
-    said: dict[str, dict[str, Closer]] = {}
+    model: dict[str, dict[str, Closer]] = {}
     for verdict in verdicts:
         if verdict.kind == "contrast" and verdict.closer is not None:
-            said.setdefault(verdict.judge, {})[verdict.pair] = verdict.closer
-    sides = [(rater, judge, said[judge], True) for rater in given for judge in said]
-    sides += [(rater, other, given[other], False) for rater, other in combinations(given, 2)]
-    found: list[dict[str, Any]] = []
-    for rater, other, theirs, model in sides:
+            model.setdefault(verdict.judge, {})[verdict.pair] = verdict.closer
+    sides = [(rater, judge, model[judge], True) for rater in human for judge in model]
+    sides += [(rater, other, human[other], False) for rater, other in combinations(human, 2)]
+    comparisons: list[dict[str, Any]] = []
+    for rater, other, theirs, is_model in sides:
         rows: list[LabelledPair] = [
-            (hands[rater][pair], mine, theirs[pair]) for pair, mine in given[rater].items() if pair in theirs
+            (by_rater[rater][pair], own, theirs[pair]) for pair, own in human[rater].items() if pair in theirs
         ]
-        found += [{"a": rater, "b": other, "model": model} | _compared(rows, seed)] if rows else []
-    dealt, judged = sum(map(len, hands.values())), sum(map(len, given.values()))
+        comparisons += [{"a": rater, "b": other, "model": is_model} | _comparison(rows, seed)] if rows else []
+    n_labels, n_judged = sum(map(len, by_rater.values())), sum(map(len, human.values()))
     return {
-        "n": judged,
-        "skipped": dealt - judged,
-        "raters": {rater: len(own) for rater, own in given.items() if own},
-        "judges": {judge: len(theirs) for judge, theirs in said.items()},
-        "comparisons": found,
-        "notes": _notes(judged, said, found),
+        "n": n_judged,
+        "skipped": n_labels - n_judged,
+        "raters": {rater: len(own) for rater, own in human.items() if own},
+        "judges": {judge: len(own) for judge, own in model.items()},
+        "comparisons": comparisons,
+        "notes": _notes(n_judged, bool(model), comparisons),
     }
 
 
-def _compared(rows: Sequence[LabelledPair], seed: int) -> dict[str, Any]:
-    """Two raters on the same pairs."""
+def _comparison(rows: Sequence[LabelledPair], seed: int) -> dict[str, Any]:
+    """Return the agreement of two raters on the same pairs."""
     where = [(label.person, label.conversation_id) for label, _, _ in rows]
-    decided = [(place, float(a == b)) for place, (_, a, b) in zip(where, rows, strict=True) if "tie" not in {a, b}]
+    decided = [(cluster, float(a == b)) for cluster, (_, a, b) in zip(where, rows, strict=True) if "tie" not in {a, b}]
     counts = Counter((a, b) for _, a, b in rows)
     measures = {
         "agreement": mean([float(a == b) for _, a, b in rows], where, seed=seed),
-        "decided": mean([same for _, same in decided], [place for place, _ in decided], seed=seed),
+        "decided": mean([same for _, same in decided], [cluster for cluster, _ in decided], seed=seed),
         "kappa": _kappa(rows, where, seed),
     }
     return {
         "n": len(rows),
-        **{name: None if one is None else one.to_json() for name, one in measures.items()},
+        **{name: None if estimate is None else estimate.to_json() for name, estimate in measures.items()},
         "table": {a: {b: counts[a, b] for b in _CLOSER} for a in _CLOSER},
     }
 
 
 def _kappa(rows: Sequence[LabelledPair], where: Sequence[tuple[str, str]], seed: int) -> Estimate | None:
-    """Cohen's kappa, conversations resampled; None if both say one and the same to everything.
+    """Return Cohen's kappa, by statsmodels, conversations resampled; None if both give every pair the same label.
 
-    Reckoned from the 3x3 table of each resample at once, where scikit-learn takes the labels of one at a time.
+    Design: statsmodels takes the 3x3 table, which is a sum over conversations. scikit-learn takes the labels, and needs thirty
+    times as long for all resamples.
     """
     import numpy as np
+    from statsmodels.stats.inter_rater import cohens_kappa
 
     table = np.stack(
-        [sums([float((mine, yours) == (a, b)) for _, mine, yours in rows], where) for a in _CLOSER for b in _CLOSER]
+        [
+            sums_by_conversation([float((first, second) == (a, b)) for _, first, second in rows], where)
+            for a in _CLOSER
+            for b in _CLOSER
+        ]
     )
 
     def statistic(weights: Floats) -> Floats:
-        counts = (weights @ table.T).reshape(len(weights), 3, 3)
-        total = counts.sum(axis=(1, 2))
-        same = np.trace(counts, axis1=1, axis2=2) / total
-        chance = (counts.sum(axis=1) * counts.sum(axis=2)).sum(axis=1) / total**2
+        tables = (weights @ table.T).reshape(len(weights), 3, 3)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(chance < 1 - 1e-9, (same - chance) / (1 - chance), np.nan)
+            return np.array([cohens_kappa(counts, return_results=False) for counts in tables])
 
-    drawn = Resampling(seed).person(statistic, table.shape[1], len(rows))
-    return drawn.estimate() if np.isfinite(drawn.value) else None
+    distribution = Resampling(seed).resample_person(statistic, table.shape[1], len(rows))
+    return distribution.estimate() if np.isfinite(distribution.value) else None
 
 
-def _notes(labels: int, said: Mapping[str, object], found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What could not be reckoned, and what to do about it."""
+def _notes(n_judged: int, has_model_verdicts: bool, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return sentences on figures that could not be computed, with the way out."""
     notes: list[str] = []
-    if not labels:
-        notes.append("nothing was judged by hand yet")
-    elif not said:
-        notes.append("no model has judged pairs of this run, so there is nothing to compare with; name a judge in the suite")
-    elif not any(row["model"] for row in found):
+    if not n_judged:
+        notes.append("no pair is judged by hand yet")
+    elif not has_model_verdicts:
+        notes.append("no model judged pairs of this run, so there is nothing to compare with; name a judge in the suite")
+    elif not any(row["model"] for row in comparisons):
         notes.append("the model judged none of the pairs that were judged by hand")
-    for row in found:
+    for row in comparisons:
         if row["kappa"] is None:
             notes.append(f"{row['a']} and {row['b']} gave every pair the same label, so there is no kappa")
         elif row["kappa"]["low"] is None:
-            notes.append(f"the pairs of {row['a']} and {row['b']} are of too few conversations for an interval of kappa")
+            notes.append(f"the pairs of {row['a']} and {row['b']} are from too few conversations for an interval of kappa")
     return notes
 
 
-# What is shown -------------------------------------------------------------------------------------------------------
+# Views ---------------------------------------------------------------------------------------------------------------
 
 
 def pair_view(question: Question, order: Order) -> RenderableType:
-    """A pair without its arms: the turns before, the real turn, and the two replies."""
+    """Return a pair without its arms: the context, the real turn, and the two replies."""
     first, second = question.texts if order == "ab" else question.texts[::-1]
-    before = [Text(line, style="dim") for line in question.context_lines()]
+    context = [Text(line, style="dim") for line in question.context_lines()]
     return Group(
         Text("the last turns before", style="bold"),
-        Padding(Group(*(before or [Text(f"({question.name} speaks first.)", style="dim")])), (0, 0, 0, 2)),
+        Padding(Group(*(context or [Text(f"({question.name} speaks first.)", style="dim")])), (0, 0, 0, 2)),
         Text(f"{question.name} really wrote", style="bold"),
-        Padding(Text(flat(question.action) or "(nothing)", style="cyan"), (0, 0, 0, 2)),
-        Text.assemble(("1  ", "bold yellow"), flat(first) or "(nothing)"),
-        Text.assemble(("2  ", "bold yellow"), flat(second) or "(nothing)"),
+        Padding(Text(single_line(question.action) or "(nothing)", style="cyan"), (0, 0, 0, 2)),
+        Text.assemble(("1  ", "bold yellow"), single_line(first) or "(nothing)"),
+        Text.assemble(("2  ", "bold yellow"), single_line(second) or "(nothing)"),
     )
 
 
 def agreement_view(result: Mapping[str, Any]) -> RenderableType:
-    """What `agreement` found."""
+    """Return the result of `agreement` as tables."""
     raters = ", ".join(f"{rater} {n}" for rater, n in result["raters"].items())
     skipped = f"; {result['skipped']} skipped" if result["skipped"] else ""
     parts: list[RenderableType] = [Text(f"judged by hand: {result['n']} pairs{f' ({raters})' if raters else ''}{skipped}")]
     for row in result["comparisons"]:
         other = f"the judge {row['b']}" if row["model"] else row["b"]
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for title, key in (("agreement", "agreement"), ("where both name a reply", "decided"), ("Cohen's kappa", "kappa")):
-            table.add_row(title, _shown(row[key], "" if key == "kappa" else "%"))
-        parts += [Text(), Text(f"{row['a']} and {other}, n={row['n']}", style="bold"), table, _crossed(row, other)]
+        for title, key in (("agreement", "agreement"), ("agreement without ties", "decided"), ("Cohen's kappa", "kappa")):
+            table.add_row(title, _estimate_text(row[key], "{:.2f}" if key == "kappa" else "{:.0%}"))
+        parts += [Text(), Text(f"{row['a']} and {other}, n={row['n']}", style="bold"), table, _confusion_table(row, other)]
     return Group(*parts, *(Text(note, style="yellow") for note in result["notes"]))
 
 
-def _crossed(row: Mapping[str, Any], other: str) -> Table:
-    """The table of three labels by three."""
+def _confusion_table(row: Mapping[str, Any], other: str) -> Table:
+    """Return the table of three labels by three."""
     names = {"a": "first arm", "b": "second arm", "tie": "tie"}
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(Text(f"{row['a']} (down), {other} (across)", style="dim"))
     for name in names.values():
         table.add_column(name, justify="right")
     for label, name in names.items():
-        table.add_row(name, *(str(row["table"][label][one]) for one in names))
+        table.add_row(name, *(str(row["table"][label][column]) for column in names))
     return table
 
 
-def _shown(estimate: Mapping[str, Any] | None, unit: str) -> Text:
+def _estimate_text(estimate: Mapping[str, Any] | None, form: str) -> Text:
     if estimate is None:
         return Text("–")
-    form = "{:.0%}" if unit else "{:.2f}"
     interval = "no interval"
     if estimate["low"] is not None:
         interval = f"{form.format(estimate['low'])} to {form.format(estimate['high'])}"

@@ -1,8 +1,8 @@
-"""A judge that says which of two replies is closer to the person's real turn (the protocol of Recon, arXiv 2605.26969).
+"""A model judge: which of two replies is closer to the person's real turn (the protocol of Recon, arXiv 2605.26969)?
 
-The one design choice: a verdict is what the judge said in both orders, kept by content in a file as soon as it is in; so
-nothing is asked twice, a judge that was down half way is asked only for the rest, and every figure can be reckoned again
-from what was said: a pair on which the two orders disagree is a tie, and an answer that cannot be read is counted as such.
+Design: a verdict holds the answers in both orders and is appended to a file as soon as both are in. So no pair is judged twice,
+an interrupted judge resumes, and every figure can be computed again: a pair on which the orders disagree is a tie, and
+unreadable answers are counted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,28 @@ from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.evals.records.verdicts import LABELS, JudgeVerdict, Label, Question, QuestionKind, digest, read_verdicts
 from usertwin.memory import ChatModel
 from usertwin.memory.concurrency import run_concurrently
-from usertwin.memory.jsonl import open_to_append, write_line
+from usertwin.memory.jsonl import append_line, open_for_append
 from usertwin.memory.models.chat import Ledger, sample
+from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.text.prompt_template import PromptTemplate
-from usertwin.memory.text.transcript import flat, shortened
+from usertwin.memory.text.transcript import single_line, truncate_action
 from usertwin.personas import UsageError
 
 PROMPT = PromptTemplate(Path(__file__).with_name("judge_pair.txt"))
-#: From which share on the same answer to everything means that a judge does not look, and of how many answers at least.
-CONSTANT, _ENOUGH = 0.9, 10
-#: Where a warning is due: fewer pairs on which both orders agree, or more answers that cannot be read.
-LOW_CONSISTENCY, MUCH_UNREADABLE = 0.6, 0.05
-#: What must come out of the pairs of which it is known. Identical replies make one prompt in both orders, so a tie by
-#: disagreement says nothing there: the judge must say that it is one.
-MUST = {
+#: A judge that gives the same answer to this share of the pairs ignores them; fewer answers than `_ENOUGH` prove nothing.
+CONSTANT_SHARE, _ENOUGH = 0.9, 10
+#: Limits of a warning: agreement of the two orders below the one, unreadable answers above the other.
+LOW_CONSISTENCY, HIGH_UNREADABLE = 0.6, 0.05
+#: Pairs with a known verdict, and that verdict. Identical replies give one prompt in both orders, so a tie by disagreement
+#: proves nothing there: the judge must call a tie.
+SANITY_CHECKS = {
     "identical": "the same reply twice: called a tie, in both orders, in at least 95% of the pairs",
-    "real": "the real turn itself against the twin's reply: closer in at least 95% of the pairs",
-    "same_arm": "two replies that the twin wrote in the same way: a half lies in the interval",
-    "another_person": "what another person said against the twin's reply: the interval lies below a half",
+    "real": "the real turn against the twin's reply: closer in at least 95% of the pairs",
+    "same_arm": "two replies of the same arm: the interval contains 0.5",
+    "another_person": "another person's turn against the twin's reply: the interval lies below 0.5",
 }
-_SURE = 0.95
-_TRIES, _TOKENS, _READ_CHARACTERS = 3, 200, 10_000
+_PASS_SHARE = 0.95
+_ATTEMPTS, _MAX_TOKENS, _READ_CHARACTERS = 3, 200, 10_000
 _SCHEMA = {
     "type": "object",
     "properties": {"closer": {"type": "string", "enum": list(LABELS)}},
@@ -47,14 +48,11 @@ _SCHEMA = {
     "additionalProperties": False,
 }
 
-#: Is told the stage ("judging"), how many pairs are done, of how many.
-JudgeProgress = Callable[[str, int, int], None]
+
+# Pairs to judge ------------------------------------------------------------------------------------------------------
 
 
-# Which pairs ---------------------------------------------------------------------------------------------------------
-
-
-def questions_of(
+def build_questions(
     turns: Sequence[MeasuredTurn],
     contrasts: Sequence[tuple[str, str]],
     *,
@@ -63,37 +61,37 @@ def questions_of(
     seed: int = 0,
     twin: str | None = None,
 ) -> list[Question]:
-    """Every pair that a judge is to compare.
+    """Return every pair that a judge compares.
 
     Args:
         turns: with their replies.
-        contrasts: arms, two by two. A turn on which one of the two wrote nothing is left out for that contrast.
-        samples: how many replies of each arm are compared, the first with the first and so on, as far as there are any.
-        sanity: on how many turns, spread evenly, each of the pairs is asked of which it is known what must come out; those
-            where nothing can be known, since both replies are the same, are left out first.
-        seed: draws which sample of the twin stands in these.
-        twin: the arm whose replies stand in these; the first of the first contrast if it is not given.
+        contrasts: pairs of arms. Turns without a reply of one of the two are left out of that contrast.
+        samples: the most replies of each arm to compare, the first with the first and so on.
+        sanity: the most pairs of each sanity check, evenly spaced over the turns; turns where the two replies are equal are
+            left out first.
+        seed: chooses the sample of the twin's arm in sanity checks.
+        twin: the arm of sanity checks; the first arm of the first contrast if None.
 
     Raises:
-        UsageError: a number below what makes sense, or an arm that is compared with itself.
+        UsageError: a number is too small, or a contrast names the same arm twice.
     """
     if samples < 1 or sanity < 0:
-        raise UsageError("a judge compares at least 1 sample, and the number of sanity pairs is at least 0")
+        raise UsageError(f"samples is {samples} and sanity {sanity}; they must be at least 1 and 0")
     for a, b in contrasts:
         if a == b:
-            raise UsageError(f'"{a} - {b}" compares an arm with itself; that is what the sanity pairs do')
-    found = [
+            raise UsageError(f'"{a} - {b}" compares an arm with itself; sanity checks do that')
+    questions = [
         _question("contrast", turn, a, b, number, (turn.replies[a][number], turn.replies[b][number]))
         for a, b in contrasts
         for turn in turns
         for number in range(min(samples, len(turn.replies.get(a, ())), len(turn.replies.get(b, ()))))
     ]
     arm = twin or (contrasts[0][0] if contrasts else None)
-    return found + (_sanity(turns, arm, sanity, seed) if arm is not None and sanity else [])
+    return questions + (_sanity_questions(turns, arm, sanity, seed) if arm is not None and sanity else [])
 
 
-def _sanity(turns: Sequence[MeasuredTurn], arm: str, most: int, seed: int) -> list[Question]:
-    """The pairs of which it is known what must come out."""
+def _sanity_questions(turns: Sequence[MeasuredTurn], arm: str, max_pairs: int, seed: int) -> list[Question]:
+    """Return the pairs of every sanity check."""
     kinds: dict[QuestionKind, list[Question]] = {"identical": [], "real": [], "same_arm": [], "another_person": []}
     for turn in turns:
         replies = turn.replies.get(arm, ())
@@ -103,22 +101,24 @@ def _sanity(turns: Sequence[MeasuredTurn], arm: str, most: int, seed: int) -> li
         random.Random(f"{seed}/{turn.person}/{turn.conversation_id}/{turn.position}").shuffle(order)
         number, reply = order[0], replies[order[0]]
         kinds["identical"].append(_question("identical", turn, arm, arm, number, (reply, reply)))
-        if flat(reply) != flat(turn.action):
+        if single_line(reply) != single_line(turn.action):
             kinds["real"].append(_question("real", turn, "real", arm, number, (turn.action, reply)))
-            if flat(turn.other_action) not in {"", flat(reply), flat(turn.action)}:
+            if single_line(turn.other_action) not in {"", single_line(reply), single_line(turn.action)}:
                 texts = (turn.other_action, reply)
                 kinds["another_person"].append(_question("another_person", turn, "another_person", arm, number, texts))
-        if len(order) > 1 and flat(replies[order[1]]) != flat(reply):
+        if len(order) > 1 and single_line(replies[order[1]]) != single_line(reply):
             kinds["same_arm"].append(_question("same_arm", turn, arm, arm, number, (reply, replies[order[1]])))
-    return [question for each in kinds.values() for question in evenly_spaced(each, most)]
+    return [question for questions in kinds.values() for question in evenly_spaced(questions, max_pairs)]
 
 
-def _question(kind: QuestionKind, turn: MeasuredTurn, a: str, b: str, number: int, texts: tuple[str, str]) -> Question:
-    place = (turn.person, turn.conversation_id, turn.position)
-    return Question(kind, a, b, *place, turn.context, turn.action, number, texts)
+def _question(kind: QuestionKind, turn: MeasuredTurn, a: str, b: str, sample_index: int, texts: tuple[str, str]) -> Question:
+    return Question(
+        kind=kind, a=a, b=b, person=turn.person, conversation_id=turn.conversation_id, position=turn.position,
+        context=turn.context, action=turn.action, sample=sample_index, texts=texts,
+    )  # fmt: skip
 
 
-# Asking --------------------------------------------------------------------------------------------------------------
+# Verdicts ------------------------------------------------------------------------------------------------------------
 
 
 async def judge_pairs(
@@ -128,98 +128,110 @@ async def judge_pairs(
     path: Path,
     seed: int = 0,
     concurrency: int = 1,
-    progress: JudgeProgress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
     ledger: Ledger | None = None,
 ) -> list[JudgeVerdict]:
-    """Have every pair judged in both orders. What the file holds already is not asked again.
+    """Judge every pair in both orders, except those that the file already holds.
 
     Args:
-        judge: who judges; should be of another family than whoever wrote the replies.
-        questions: see `questions_of`; pairs of the same content are asked once.
+        judge: the model; take another model family than that of the replies.
+        questions: see `build_questions`; pairs with the same content are judged once.
         path: verdicts.jsonl; a line is appended as soon as both orders of a pair are in.
-        seed: for the sampler.
-        concurrency: how many pairs may wait for the judge at once.
-        progress: is told how far things are.
-        ledger: where to note what it cost.
+        seed: of the sampler.
+        concurrency: the most pairs that wait for the judge at once.
+        progress: called with "judging", the number of judged pairs, and the total.
+        ledger: records the tokens used.
 
     Returns:
-        A verdict for each question, in that order.
+        A verdict for each question, in order.
 
     Raises:
-        ModelError: the judge does not answer. What it said until then is kept, and the same call goes on from there.
+        ModelError: the judge does not answer. The file keeps the verdicts so far, and the same call resumes.
         UsageError: the file holds a line that is no verdict.
     """
     known = read_verdicts(path)
-    written = {(verdict.key, *verdict.place): verdict for verdict in known}
-    said = {verdict.key: verdict.said for verdict in known}
-    asked = [(_key(judge, question, seed), question) for question in questions]
-    waiting: dict[str, list[Question]] = {}
-    for key, question in asked:
-        if (key, *question.place) not in written:
-            waiting.setdefault(key, []).append(question)
-    left = sum(map(len, waiting.values()))
-    progress("judging", len(asked) - left, len(asked))
-    queue = iter(waiting.items())
-    with open_to_append(path) as file:
+    verdicts = {(verdict.key, *verdict.slot): verdict for verdict in known}
+    labels_by_key = {verdict.key: verdict.labels for verdict in known}
+    keyed = [(_key(judge, question, seed), question) for question in questions]
+    pending: dict[str, list[Question]] = {}
+    for key, question in keyed:
+        if (key, *question.slot) not in verdicts:
+            pending.setdefault(key, []).append(question)
+    remaining = sum(map(len, pending.values()))
+    progress("judging", len(keyed) - remaining, len(keyed))
+    queue = iter(pending.items())
+    with open_for_append(path) as file:
 
         async def work() -> None:
-            nonlocal left
+            nonlocal remaining
             for key, same in queue:
-                labels = said[key] if key in said else await _both_orders(judge, same[0], seed, ledger)
+                known_labels = labels_by_key.get(key)
+                labels = known_labels or await _labels_in_both_orders(judge, same[0], seed, ledger)
                 for question in same:
-                    told = (judge.name, judge.identity, PROMPT.version, seed, labels)
-                    verdict = JudgeVerdict(key, question.pair, *question.place, *told)
-                    written[key, *question.place] = verdict
-                    write_line(file, verdict.to_json())
-                left -= len(same)
-                progress("judging", len(asked) - left, len(asked))
+                    verdict = _verdict(judge, question, key, seed, labels)
+                    verdicts[key, *question.slot] = verdict
+                    append_line(file, verdict.to_json())
+                remaining -= len(same)
+                progress("judging", len(keyed) - remaining, len(keyed))
 
         await run_concurrently(work, concurrency)
-    return [written[key, *question.place] for key, question in asked]
+    return [verdicts[key, *question.slot] for key, question in keyed]
 
 
-def read_verdict(text: str) -> Label | None:
-    """The label in what a judge wrote; None if there is none, or more than one, or anything else under that key.
+def _verdict(
+    judge: ChatModel, question: Question, key: str, seed: int, labels: tuple[Label | None, Label | None]
+) -> JudgeVerdict:
+    return JudgeVerdict(
+        key=key, pair=question.pair, kind=question.kind, a=question.a, b=question.b, person=question.person,
+        conversation_id=question.conversation_id, position=question.position, sample=question.sample, judge=judge.name,
+        identity=judge.identity, prompt=PROMPT.version, seed=seed, labels=labels,
+    )  # fmt: skip
 
-    >>> read_verdict('The first one: {"closer": "1"}')
+
+def parse_label(text: str) -> Label | None:
+    """Return the label in an answer; None if it has none, two different ones, or another value under that key.
+
+    >>> parse_label('The first one: {"closer": "1"}')
     '1'
     """
-    found: set[object] = set()
+    values: set[object] = set()
     decoder, text, start = json.JSONDecoder(), text[:_READ_CHARACTERS], 0
     while (start := text.find("{", start)) >= 0:
         try:
-            told, start = decoder.raw_decode(text, start)
+            raw, start = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             start += 1
             continue
-        if "closer" in told:
-            label: object = told["closer"]
-            found.add(str(label) if type(label) is int else label if isinstance(label, str) else None)
-    [label] = found if len(found) == 1 else [None]
+        if "closer" in raw:
+            value: object = raw["closer"]
+            values.add(str(value) if type(value) is int else value if isinstance(value, str) else None)
+    [label] = values if len(values) == 1 else [None]
     return label if label in LABELS else None
 
 
-async def _both_orders(
+async def _labels_in_both_orders(
     judge: ChatModel, question: Question, seed: int, ledger: Ledger | None
 ) -> tuple[Label | None, Label | None]:
-    """What the judge says with a's reply first, and with b's."""
+    """Return the label with a's reply first, and with b's."""
     return (
-        await _ask(judge, question, question.texts, seed, ledger),
-        await _ask(judge, question, (question.texts[1], question.texts[0]), seed, ledger),
+        await _sample_label(judge, question, question.texts, seed, ledger),
+        await _sample_label(judge, question, (question.texts[1], question.texts[0]), seed, ledger),
     )
 
 
-async def _ask(judge: ChatModel, question: Question, texts: tuple[str, str], seed: int, ledger: Ledger | None) -> Label | None:
+async def _sample_label(
+    judge: ChatModel, question: Question, texts: tuple[str, str], seed: int, ledger: Ledger | None
+) -> Label | None:
     prompt = PROMPT.fill(
-        name=question.name, context=question.context_lines(), action=shortened(question.action) or "(nothing)",
-        replies=[shortened(text) or "(nothing)" for text in texts],
+        name=question.name, context=question.context_lines(), action=truncate_action(question.action) or "(nothing)",
+        replies=[truncate_action(text) or "(nothing)" for text in texts],
     )  # fmt: skip
-    for attempt in range(_TRIES):
+    for attempt in range(_ATTEMPTS):
         [answer] = await sample(
-            judge, [("user", prompt)], seed=seed + attempt, max_tokens=_TOKENS, temperature=0.2 * attempt,
+            judge, [("user", prompt)], seed=seed + attempt, max_tokens=_MAX_TOKENS, temperature=0.2 * attempt,
             schema=_SCHEMA, ledger=ledger,
         )  # fmt: skip
-        label = read_verdict(answer.text)
+        label = parse_label(answer.text)
         if label is not None:
             return label
     return None
@@ -229,132 +241,133 @@ def _key(judge: ChatModel, question: Question, seed: int) -> str:
     return digest([judge.name, judge.identity, PROMPT.version, seed, question.name, question.pair])
 
 
-# What they say -------------------------------------------------------------------------------------------------------
+# Summary -------------------------------------------------------------------------------------------------------------
 
 
-def judged(verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[str, Any]:
-    """Every figure of what one judge said, as result.json holds it.
+def summarize_verdicts(verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[str, Any]:
+    """Return the figures of a judge that result.json holds.
 
     Shares are means over people of each person's mean over pairs, with intervals from the two-level bootstrap.
 
     Args:
         verdicts: of one judge.
-        seed: for the resampling.
+        seed: of the resampling.
 
     Returns:
-        "contrasts", by name: "win" (the share in which the first arm is closer, ties a half), "ties", "p" (sign-flip over
-        people) and "decided" ("win" of the pairs on which both orders agree; None if there is none). "sanity": what came out
-        of the pairs of which it is known, what "must", and whether that "holds" (None: too few pairs or conversations to tell).
-        "consistent": the share of pairs on which both orders agree, and "first": of the answers that name a reply, the share
-        that names the one shown first (a half is fair); both without identical pairs, and None if there is nothing to tell
-        it from. "unreadable": the share of answers. "usable": whether the figures tell anything of the replies; if not,
-        "warnings" say why.
+        "contrasts", by name: "win" (the share of pairs in which the first arm is closer, a tie counts 0.5), "ties", "p"
+        (sign-flip over people) and "decided" ("win" of the pairs on which both orders agree; None without such pairs).
+        "sanity", by check: "win", "ties", the verdict that "must" come out, and whether it "holds" (None: too few pairs or
+        conversations). "consistent": the share of pairs on which both orders agree. "first": the share of answers for the
+        reply shown first, without ties (0.5 is unbiased). Both are without identical pairs, and None without data.
+        "unreadable": the share of answers. "usable": whether the figures are about the replies; if not, "warnings" say why.
     """
     names = dict.fromkeys((verdict.a, verdict.b) for verdict in verdicts if verdict.kind == "contrast")
     contrasts = {
         f"{a} - {b}": row
         for a, b in names
-        if (row := _contrast([one for one in verdicts if one.kind == "contrast" and (one.a, one.b) == (a, b)], seed))
+        if (row := _contrast([v for v in verdicts if v.kind == "contrast" and (v.a, v.b) == (a, b)], seed))
     }
-    sanity = {kind: row for kind in MUST if (row := _known([one for one in verdicts if one.kind == kind], kind, seed))}
+    sanity = {kind: row for kind in SANITY_CHECKS if (row := _sanity([v for v in verdicts if v.kind == kind], kind, seed))}
     different = [verdict for verdict in verdicts if verdict.kind != "identical"]
-    named = [(one, label) for one in different for label in one.said if label in {"1", "2"}]
-    answers = [label for verdict in verdicts for label in verdict.said]
-    found: dict[str, Any] = {
+    without_ties = [(verdict, label) for verdict in different for label in verdict.labels if label in {"1", "2"}]
+    answers = [label for verdict in verdicts for label in verdict.labels]
+    summary: dict[str, Any] = {
         "model": ", ".join(dict.fromkeys(verdict.judge for verdict in verdicts)),
         "contrasts": contrasts,
         "sanity": sanity,
-        "consistent": _json(_share([(one, float(one.consistent)) for one in different if one.consistent is not None], seed)),
-        "first": _json(_share([(one, float(label == "1")) for one, label in named], seed)),
+        "consistent": _json(_share([(v, float(v.consistent)) for v in different if v.consistent is not None], seed)),
+        "first": _json(_share([(verdict, float(label == "1")) for verdict, label in without_ties], seed)),
         "unreadable": {"value": answers.count(None) / len(answers) if answers else 0.0, "n": len(answers)},
     }
-    useless = _useless(found, [label for verdict in different for label in verdict.said if label is not None])
-    return found | {"usable": not useless, "warnings": useless + _warnings(found)}
+    reasons = _unusable_reasons(summary, [label for verdict in different for label in verdict.labels if label is not None])
+    return summary | {"usable": not reasons, "warnings": reasons + _warnings(summary)}
 
 
 def _contrast(verdicts: Sequence[JudgeVerdict], seed: int) -> dict[str, Any] | None:
-    scores = [(one, one.score) for one in verdicts if one.score is not None]
-    found = _over_people(scores, seed)
-    if found is None:
+    scores = [(verdict, verdict.score) for verdict in verdicts if verdict.score is not None]
+    win = _over_people(scores, seed)
+    if win is None:
         return None
-    win, people = found
+    estimate, people = win
     return {
-        "win": win.to_json(),
-        "ties": _json(_share([(one, float(score == 0.5)) for one, score in scores], seed)),
+        "win": estimate.to_json(),
+        "ties": _json(_share([(verdict, float(score == 0.5)) for verdict, score in scores], seed)),
         "p": sign_flip([value - 0.5 for value in people], seed=seed),
-        "decided": _json(_share([(one, score) for one, score in scores if one.consistent], seed)),
+        "decided": _json(_share([(verdict, score) for verdict, score in scores if verdict.consistent], seed)),
     }
 
 
-def _known(verdicts: Sequence[JudgeVerdict], kind: str, seed: int) -> dict[str, Any] | None:
-    """What came out of the pairs of a kind, and whether it is what must."""
-    scores = [(one, one.score) for one in verdicts if one.score is not None]
+def _sanity(verdicts: Sequence[JudgeVerdict], kind: str, seed: int) -> dict[str, Any] | None:
+    """Return the result of a sanity check; None without verdicts."""
+    scores = [(verdict, verdict.score) for verdict in verdicts if verdict.score is not None]
     win = _share(scores, seed)
-    ties = _share([(one, float(one.orders == ("tie", "tie") if kind == "identical" else s == 0.5)) for one, s in scores], seed)
+    is_tie = [(v, float(v.orders == ("tie", "tie") if kind == "identical" else score == 0.5)) for v, score in scores]
+    ties = _share(is_tie, seed)
     if win is None or ties is None:
         return None
     holds: bool | None
     if kind == "identical":
-        holds = ties.value >= _SURE
+        holds = ties.value >= _PASS_SHARE
     elif kind == "real":
-        holds = win.value >= _SURE
+        holds = win.value >= _PASS_SHARE
     elif win.low is None or win.high is None or len(scores) < _ENOUGH:
-        holds = None  # of a few pairs the interval may be a point
+        holds = None  # the interval of a few pairs may be a point
     else:
         holds = win.low <= 0.5 <= win.high if kind == "same_arm" else win.high < 0.5
-    return {"win": win.to_json(), "ties": ties.to_json(), "must": MUST[kind], "holds": holds}
+    return {"win": win.to_json(), "ties": ties.to_json(), "must": SANITY_CHECKS[kind], "holds": holds}
 
 
-def _useless(found: dict[str, Any], labels: Sequence[Label]) -> list[str]:
-    """Why what this judge says tells nothing of the replies; empty if it does."""
-    judge, unreadable = f'the judge "{found["model"]}"', found["unreadable"]
+def _unusable_reasons(summary: dict[str, Any], labels: Sequence[Label]) -> list[str]:
+    """Return why the verdicts are not about the replies; empty if they are."""
+    judge, unreadable = f'the judge "{summary["model"]}"', summary["unreadable"]
     if not unreadable["n"]:
         return ["no pair was judged"]
     if unreadable["value"] > 0.5:
-        return [f"{judge} gave {_of(unreadable)} that cannot be read: its figures are not to be used"]
-    [(most, times)] = Counter(labels).most_common(1) or [("", 0)]
-    if len(labels) >= _ENOUGH and times >= CONSTANT * len(labels):
-        tells = "tells nothing of the replies" if most == "tie" else "tells the order, not the replies"
-        what = f'{judge} answers "{most}" in {times / len(labels):.0%} of {len(labels)} verdicts'
-        return [f"{what}: what it says {tells}, and its figures are not to be used"]
-    real = found["sanity"].get("real", {"win": None})["win"]
+        return [f"{judge} gave {_answers(unreadable)} that cannot be read: do not use its figures"]
+    [(label, count)] = Counter(labels).most_common(1) or [("", 0)]
+    if len(labels) >= _ENOUGH and count >= CONSTANT_SHARE * len(labels):
+        cause = "it ignores the replies" if label == "tie" else "it follows the order, not the replies"
+        share = f'{judge} answers "{label}" in {count / len(labels):.0%} of {len(labels)} verdicts'
+        return [f"{share}: {cause}; do not use its figures"]
+    real = summary["sanity"].get("real", {"win": None})["win"]
     if real is not None and (real["value"] <= 0.5 or (real["n"] >= _ENOUGH and real["low"] is not None and real["low"] <= 0.5)):
-        return [f"{judge} does not even tell the real turn from the twin's reply: its figures are not to be used"]
+        return [f"{judge} does not prefer the real turn to the twin's reply: do not use its figures"]
     return []
 
 
-def _warnings(found: dict[str, Any]) -> list[str]:
-    judge, consistent, unreadable = f'the judge "{found["model"]}"', found["consistent"], found["unreadable"]
-    said: list[str] = []
+def _warnings(summary: dict[str, Any]) -> list[str]:
+    judge, consistent, unreadable = f'the judge "{summary["model"]}"', summary["consistent"], summary["unreadable"]
+    warnings: list[str] = []
     if consistent is not None and consistent["value"] < LOW_CONSISTENCY:
-        said.append(
-            f"{judge} says the same in both orders in only {consistent['value']:.0%} of {consistent['n']} pairs; "
-            "the others are counted as ties"
+        warnings.append(
+            f"{judge} agrees with itself in both orders in only {consistent['value']:.0%} of {consistent['n']} pairs; "
+            "the other pairs count as ties"
         )
-    if MUCH_UNREADABLE < unreadable["value"] <= 0.5:
-        said.append(f"{judge} gave {_of(unreadable)} that cannot be read; those pairs are left out")
-    for kind, row in found["sanity"].items():
+    if HIGH_UNREADABLE < unreadable["value"] <= 0.5:
+        warnings.append(f"{judge} gave {_answers(unreadable)} that cannot be read; those pairs are left out")
+    for kind, row in summary["sanity"].items():
         if row["holds"] is False:
-            share, what = (row["ties"], "called a tie") if kind == "identical" else (row["win"], "closer")
+            share, outcome = (row["ties"], "called a tie") if kind == "identical" else (row["win"], "closer")
             interval = "" if share["low"] is None else f" ({share['low']:.0%} to {share['high']:.0%})"
-            came = f"{what} in {share['value']:.0%}{interval} of {share['n']} pairs"
-            said.append(f"a check of {judge} does not hold; what must be: {row['must']}; what came out: {came}")
-    return said
+            result = f"{outcome} in {share['value']:.0%}{interval} of {share['n']} pairs"
+            warnings.append(f"{judge} fails a sanity check; expected: {row['must']}; result: {result}")
+    return warnings
 
 
-def _of(share: dict[str, Any]) -> str:
+def _answers(share: dict[str, Any]) -> str:
     return f"{share['value']:.0%} of {share['n']} answers"
 
 
 def _over_people(values: Sequence[tuple[JudgeVerdict, float]], seed: int) -> tuple[Estimate, tuple[float, ...]] | None:
-    people, conversations = [one.person for one, _ in values], [one.conversation_id for one, _ in values]
-    found = mean_over_people([value for _, value in values], people, conversations, seed=seed)
-    return None if found is None else (found[0].estimate(), found[1])
+    people = [verdict.person for verdict, _ in values]
+    conversations = [verdict.conversation_id for verdict, _ in values]
+    result = mean_over_people([value for _, value in values], people, conversations, seed=seed)
+    return None if result is None else (result[0].estimate(), result[1])
 
 
 def _share(values: Sequence[tuple[JudgeVerdict, float]], seed: int) -> Estimate | None:
-    found = _over_people(values, seed)
-    return None if found is None else found[0]
+    result = _over_people(values, seed)
+    return None if result is None else result[0]
 
 
 def _json(estimate: Estimate | None) -> dict[str, Any] | None:

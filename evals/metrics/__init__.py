@@ -1,1 +1,1 @@
-"""Measures of closeness and the statistics over them."""
+"""Measures of closeness, and their statistics."""

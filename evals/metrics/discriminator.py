@@ -1,7 +1,7 @@
-"""A classifier that is trained to tell a person's real turns from an arm's replies; where it cannot, the replies are like them.
+"""A classifier that learns to separate a person's real turns from an arm's replies; an AUC near 0.5 means it cannot.
 
-The one design choice: the same plain classifier, with the settings below, for every arm and person, and nobody's turns are
-judged by a classifier that has seen any of theirs; so 0.5 means that it cannot tell twin from person, and no arm is favoured.
+Design: all arms and people use the same plain classifier with fixed settings, and out-of-fold scores only: no classifier scores
+the turns of a person it was trained on. So no arm is favoured.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from dataclasses import dataclass
 from math import log1p
 from typing import TYPE_CHECKING, Any, Literal
 
-from usertwin.memory.text.transcript import flat
+from usertwin.memory.text.transcript import single_line
 
-from .writing_style import asks, capitalized, greets, has_emoji, is_polite
+from .writing_style import has_emoji, has_greeting, has_question, is_polite, starts_with_capital
 
 if TYPE_CHECKING:
     from .statistics import Statistic
 
-#: Declared before anything was measured, and the same for all arms: the pieces in characters, and the most kinds of pieces,
-#: the commonest first; logistic regression with this weight of the data (inverse L2 penalty); at most so many folds.
-GRAMS, MOST_GRAMS, WEIGHT, FOLDS = (2, 4), 5_000, 1.0, 5
-#: With fewer moments nothing is trained.
-FEWEST = 10
+#: Settings, fixed before the first measurement: n-gram lengths in characters, the largest vocabulary (most frequent n-grams
+#: first), the inverse L2 penalty of the logistic regression, and the most folds.
+NGRAM_RANGE, MAX_NGRAMS, INVERSE_L2, FOLDS = (2, 4), 5_000, 1.0, 5
+#: Pairs below which no classifier is trained.
+MIN_PAIRS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class PairedReply:
-    """A moment at which there is a real turn and a reply."""
+    """A person's real turn and a reply in its place."""
 
     person: str
     conversation_id: str
@@ -37,13 +37,13 @@ class PairedReply:
 
 @dataclass(frozen=True, slots=True)
 class DiscriminatorScores:
-    """What classifiers said that had not seen the person (or the conversation, if there is only one person).
+    """Out-of-fold scores; folds keep a person together (for a single person, a conversation).
 
     Attributes:
-        reals: for each moment how much the real turn looks like a reply; the higher, the more.
-        replies: likewise the reply.
+        reals: the score of each real turn; higher means more like a reply.
+        replies: the score of each reply.
         folds_by: what no fold splits.
-        folds: how many.
+        folds: their number.
     """
 
     reals: tuple[float, ...]
@@ -53,69 +53,69 @@ class DiscriminatorScores:
 
     @property
     def auc(self) -> float:
-        """The chance that a reply looks more like a reply than a real turn does, over all moments; 0.5: cannot tell."""
+        """The area under the ROC curve: the chance that a reply scores higher than a real turn; 0.5 is chance level."""
         from sklearn.metrics import roc_auc_score
 
         labels = [0] * len(self.reals) + [1] * len(self.replies)
         return float(roc_auc_score(labels, [*self.reals, *self.replies]))
 
 
-def discriminate(moments: Sequence[PairedReply], *, seed: int = 0) -> DiscriminatorScores | None:
-    """Train classifiers on some people's moments and let them tell others' real turns from replies.
+def discriminate(pairs: Sequence[PairedReply], *, seed: int = 0) -> DiscriminatorScores | None:
+    """Train classifiers to separate real turns from replies and score each pair out of fold.
 
-    The discriminator is the classifier two-sample test of Lopez-Paz and Oquab (2017, arXiv 1610.06545), with features that
-    tell authors (character n-grams by tf-idf) and some of the surface, each text taken as one line. Each moment gives one
-    real turn and one reply, so the classes are equal in every fold.
+    The discriminator is the classifier two-sample test of Lopez-Paz and Oquab (2017, arXiv 1610.06545). Its features are those
+    of authorship attribution: character n-grams weighted by tf-idf, and surface features. Line breaks become blanks. Each pair
+    gives a real turn and a reply, so the classes are equal in every fold.
 
     Args:
-        moments: of any people.
-        seed: for the classifier.
+        pairs: of any people.
+        seed: of the classifier.
 
     Returns:
-        Out-of-fold scores; None for fewer than ten moments, or fewer than two conversations.
+        The scores; None for fewer than ten pairs, or for a single conversation.
     """
-    people = {moment.person for moment in moments}
+    people = {pair.person for pair in pairs}
     folds_by = "person" if len(people) > 1 else "conversation"
-    groups = [moment.person if folds_by == "person" else moment.conversation_id for moment in moments]
+    groups = [pair.person if folds_by == "person" else pair.conversation_id for pair in pairs]
     folds = min(FOLDS, len(set(groups)))
-    if len(moments) < FEWEST or folds < 2:
+    if len(pairs) < MIN_PAIRS or folds < 2:
         return None
     import numpy as np
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
-    texts = [flat(moment.real) for moment in moments] + [flat(moment.reply) for moment in moments]
-    features, pieces = _features(texts)
-    labels = np.repeat([0, 1], len(moments))
-    scores: Any = cross_val_predict(
-        _classifier(pieces, seed), features, labels, groups=groups * 2, cv=GroupKFold(folds), method="decision_function"
+    texts = [single_line(pair.real) for pair in pairs] + [single_line(pair.reply) for pair in pairs]
+    features, ngrams = _features(texts)
+    labels = np.repeat([0, 1], len(pairs))
+    predictions: Any = cross_val_predict(
+        _classifier(ngrams, seed), features, labels, groups=groups * 2, cv=GroupKFold(folds), method="decision_function"
     )
-    told = [float(score) for score in scores]
-    return DiscriminatorScores(tuple(told[: len(moments)]), tuple(told[len(moments) :]), folds_by, folds)
+    scores = [float(score) for score in predictions]
+    return DiscriminatorScores(tuple(scores[: len(pairs)]), tuple(scores[len(pairs) :]), folds_by, folds)
 
 
 def _features(texts: Sequence[str]) -> tuple[Any, int]:
-    """Counts of pieces, then the surface: a sparse matrix (texts, features), and how many features are pieces.
+    """Return a sparse matrix (texts, features), n-gram counts before surface features, and the number of n-grams.
 
-    Which pieces there are is looked up over all texts, once; how they weigh is learned within each fold.
+    The vocabulary is taken from all texts; the weights are learned within each fold.
     """
     from scipy.sparse import csr_matrix, hstack
     from sklearn.feature_extraction.text import CountVectorizer
 
-    counter = CountVectorizer(analyzer="char", ngram_range=GRAMS, lowercase=False, max_features=MOST_GRAMS)
-    counted: Any = counter.fit_transform([f"\x02{text}\x03" for text in texts])  # where a text begins and ends is told
-    return hstack([counted, csr_matrix([surface(text) for text in texts])]).tocsr(), int(counted.shape[1])
+    vectorizer = CountVectorizer(analyzer="char", ngram_range=NGRAM_RANGE, lowercase=False, max_features=MAX_NGRAMS)
+    counts: Any = vectorizer.fit_transform([f"\x02{text}\x03" for text in texts])  # marks the start and the end of a text
+    return hstack([counts, csr_matrix([surface_features(text) for text in texts])]).tocsr(), int(counts.shape[1])
 
 
-def surface(text: str) -> list[float]:
-    """What is seen of a turn at a glance: length, words, marks, capitals, digits, manner."""
+def surface_features(text: str) -> list[float]:
+    """Return lengths, punctuation, capitals, digits and style features of a turn; shares are per character."""
     characters = max(len(text), 1)
     return [
         log1p(len(text)),
         log1p(len(text.split())),
-        float(asks(text)),
-        float(greets(text)),
+        float(has_question(text)),
+        float(has_greeting(text)),
         float(is_polite(text)),
-        float(capitalized(text) or False),
+        float(starts_with_capital(text) or False),
         float(has_emoji(text)),
         float(text.rstrip()[-1:] in {".", "!", "?"}),
         sum(letter.isupper() for letter in text) / characters,
@@ -124,38 +124,40 @@ def surface(text: str) -> list[float]:
     ]
 
 
-def _classifier(pieces: int, seed: int) -> Any:
+def _classifier(ngrams: int, seed: int) -> Any:
     from sklearn.compose import ColumnTransformer
     from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import MaxAbsScaler
 
-    weighed = ColumnTransformer(
-        [("pieces", TfidfTransformer(sublinear_tf=True), slice(0, pieces)), ("surface", MaxAbsScaler(), slice(pieces, None))],
+    scaled = ColumnTransformer(
+        [("ngrams", TfidfTransformer(sublinear_tf=True), slice(0, ngrams)), ("surface", MaxAbsScaler(), slice(ngrams, None))],
         sparse_threshold=1.0,
     )
-    return make_pipeline(weighed, LogisticRegression(C=WEIGHT, solver="liblinear", random_state=seed))
+    return make_pipeline(scaled, LogisticRegression(C=INVERSE_L2, solver="liblinear", random_state=seed))
 
 
-def area_under_curve(reals: Sequence[float], replies: Sequence[float], conversations: Sequence[int]) -> Statistic:
-    """The area under the ROC curve as a statistic of how often each conversation was drawn.
+def auc_statistic(reals: Sequence[float], replies: Sequence[float], conversations: Sequence[int]) -> Statistic:
+    """Return the area under the ROC curve as a statistic of how often each conversation was drawn.
 
-    With every conversation once it is `sklearn.metrics.roc_auc_score` (ties count a half). Every pair of conversations adds
-    how many of the one's replies look more like replies than the other's real turns, so a resample is a quadratic form.
+    With every conversation drawn once it equals `sklearn.metrics.roc_auc_score` (a tie counts 0.5).
+
+    Design: for each two conversations, count how often a reply of the one scores higher than a real turn of the other. A
+    resample is then a quadratic form of these counts, where scikit-learn would sort all scores for each resample.
 
     Args:
-        reals: scores of the real turns, one for each moment.
+        reals: scores of the real turns, one for each pair.
         replies: scores of the replies.
-        conversations: the number of each moment's conversation, from 0 without gaps.
+        conversations: the number of each pair's conversation, from 0 without gaps.
     """
     import numpy as np
 
     reply, real = np.asarray(replies)[:, None], np.asarray(reals)[None, :]
     wins = (reply > real) + 0.5 * (reply == real)
-    of = np.zeros((len(conversations), max(conversations) + 1))
-    of[np.arange(len(conversations)), conversations] = 1.0
-    between, sizes = of.T @ wins @ of, of.sum(axis=0)
+    membership = np.zeros((len(conversations), max(conversations) + 1))
+    membership[np.arange(len(conversations)), conversations] = 1.0
+    between, sizes = membership.T @ wins @ membership, membership.sum(axis=0)
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         return ((weights @ between) * weights).sum(axis=1) / (weights @ sizes) ** 2

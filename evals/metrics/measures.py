@@ -1,7 +1,7 @@
-"""What is measured of one person's turns and an arm's replies, as functions of how often each conversation counts.
+"""Measures of one person's turns and an arm's replies, as functions of how often each conversation was drawn.
 
-The one design choice: a measure keeps only sums for each conversation, so a thousand resamples are a matrix product and no
-text is read twice; what is not a sum (a distance, an area under a curve) is reckoned from sums.
+Design: a measure keeps only sums by conversation, so a thousand resamples are one matrix product and no text is read twice.
+Distances are computed from sums too.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from typing import TYPE_CHECKING, Literal
 from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.memory.text.words import word_tokens
 
-from . import writing_style as manner
+from . import writing_style
 from .reply_similarity import chrf
-from .statistics import Statistic, of_sums, sums
+from .statistics import Statistic, ratio_of_sums, sums_by_conversation
 
 if TYPE_CHECKING:
     from .statistics import Floats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """What is measured.
+    """A measure of closeness.
 
     Attributes:
         name: its key in a result.
-        title: what a table calls it.
-        direction: what is close, for a reader.
-        ideal: the value of an arm that is like the person; "low" or "high" where there is no such value.
-        source: where it is from.
-        digits: how many are told.
-        slow: whether each resample takes long, so that there are fewer.
-        centred: whether resamples of it are biased, which is taken out; see `Resampling.person`.
+        title: its title in a table.
+        direction: which values are close, for a reader.
+        ideal: the value of an arm that equals the person; "low" or "high" where there is no such value.
+        source: the definition.
+        digits: digits in a table.
+        slow: whether a resample is slow to compute, so that there are fewer.
+        bias_corrected: whether the bias of resampling is subtracted; see `Resampling.resample_person`.
     """
 
     name: str
@@ -45,72 +45,142 @@ class Measure:
     source: str
     digits: int = 2
     slow: bool = False
-    centred: bool = False
+    bias_corrected: bool = False
 
     def distance(self, values: Floats) -> Floats:
-        """How far from the person values are; only differences of it mean anything where there is no ideal value."""
+        """Return the distance of values from the person; only its differences have a meaning where there is no ideal value."""
         import numpy as np
 
         if self.ideal == "low":
             return values
         if self.ideal == "high":
             return -values
-        if self.ideal == 1.0:  # a ratio: twice as long is as far as half as long, and silence is far but not endlessly so
+        if self.ideal == 1.0:  # a ratio: 2 is as far as 1/2, and 0 has a finite distance
             return np.abs(np.log(np.clip(values, 1e-3, 1e3)))
         return np.abs(values)
 
 
-#: The measure that is a classifier trained on everybody's turns; the others are functions of one person's.
+#: The measure whose classifier is trained on the turns of all people; the others are functions of one person's turns.
 DISCRIMINATOR = "discriminator"
-_MINUS = "0 is closest"
+_ZERO = "0 is closest"
 MEASURES: tuple[Measure, ...] = (
-    Measure("bits_per_char", "bits per char", "low is close", "low", "held-out likelihood of the real turn, Shannon 1951", 3),
-    Measure("choice", "own turn found", "high is close", "high", "forced choice among the person's own turns, by likelihood"),
-    Measure("chrf", "chrF", "high is close", "high", "Popović 2015, by sacrebleu"),
     Measure(
-        "embedding_similarity", "meaning", "high is close", "high", "cosine of sentence embeddings, Reimers and Gurevych 2019"
+        name="bits_per_char",
+        title="bits per char",
+        direction="low is close",
+        ideal="low",
+        source="held-out likelihood of the real turn, Shannon 1951",
+        digits=3,
     ),
-    Measure("rank", "rank among own", "high is close", "high", "share of the person's other turns that the reply is less like"),
-    Measure("length_ratio", "length ratio", "1 is closest", 1.0, "characters written to characters of the real turns"),
-    Measure("questions", "questions", _MINUS, 0.0, "share of turns with a question mark, minus the real share"),
-    Measure("greetings", "greetings", _MINUS, 0.0, "share of turns that begin with a greeting, minus the real share"),
-    Measure("politeness", "politeness", _MINUS, 0.0, "share with please, thanks, sorry, minus the real; Danescu et al. 2013"),
     Measure(
-        "capitals", "capitals", _MINUS, 0.0, "share that begin with a capital, of those with a letter, minus the real share"
+        name="choice",
+        title="own turn found",
+        direction="high is close",
+        ideal="high",
+        source="forced choice among the person's own turns, by likelihood",
     ),
-    Measure("emoji", "emoji", _MINUS, 0.0, "share of turns with an emoji or smiley, minus the real share"),
+    Measure(name="chrf", title="chrF", direction="high is close", ideal="high", source="Popović 2015, by sacrebleu"),
     Measure(
-        "style",
-        "style distance",
-        "low is close",
-        "low",
-        "Jensen-Shannon distance of character 3-grams, Kešelj et al. 2003",
+        name="embedding_similarity",
+        title="meaning",
+        direction="high is close",
+        ideal="high",
+        source="cosine of sentence embeddings, Reimers and Gurevych 2019",
+    ),
+    Measure(
+        name="rank",
+        title="rank among own",
+        direction="high is close",
+        ideal="high",
+        source="share of the person's other turns that the reply is less like",
+    ),
+    Measure(
+        name="length_ratio",
+        title="length ratio",
+        direction="1 is closest",
+        ideal=1.0,
+        source="characters written to characters of the real turns",
+    ),
+    Measure(
+        name="questions",
+        title="questions",
+        direction=_ZERO,
+        ideal=0.0,
+        source="share of turns with a question mark, minus the real share",
+    ),
+    Measure(
+        name="greetings",
+        title="greetings",
+        direction=_ZERO,
+        ideal=0.0,
+        source="share of turns that begin with a greeting, minus the real share",
+    ),
+    Measure(
+        name="politeness",
+        title="politeness",
+        direction=_ZERO,
+        ideal=0.0,
+        source="share with please, thanks, sorry, minus the real; Danescu et al. 2013",
+    ),
+    Measure(
+        name="capitals",
+        title="capitals",
+        direction=_ZERO,
+        ideal=0.0,
+        source="share that begin with a capital, of those with a letter, minus the real share",
+    ),
+    Measure(
+        name="emoji",
+        title="emoji",
+        direction=_ZERO,
+        ideal=0.0,
+        source="share of turns with an emoji or smiley, minus the real share",
+    ),
+    Measure(
+        name="style",
+        title="style distance",
+        direction="low is close",
+        ideal="low",
+        source="Jensen-Shannon distance of character 3-grams, Kešelj et al. 2003",
         slow=True,
-        centred=True,
+        bias_corrected=True,
     ),
     Measure(
-        "function_words",
-        "function words",
-        "low is close",
-        "low",
-        "one minus cosine of their counts, Evert et al. 2017",
-        3,
-        centred=True,
+        name="function_words",
+        title="function words",
+        direction="low is close",
+        ideal="low",
+        source="one minus cosine of their counts, Evert et al. 2017",
+        digits=3,
+        bias_corrected=True,
     ),
-    Measure("diversity", "diversity", _MINUS, 0.0, "MATTR of 50 words, minus the real; Covington and McFall 2010", 3),
-    Measure(DISCRIMINATOR, "told apart", "0.5 is closest", "low", "AUC of a trained classifier, Lopez-Paz and Oquab 2017"),
+    Measure(
+        name="diversity",
+        title="diversity",
+        direction=_ZERO,
+        ideal=0.0,
+        source="MATTR of 50 words, minus the real; Covington and McFall 2010",
+        digits=3,
+    ),
+    Measure(
+        name=DISCRIMINATOR,
+        title="told apart",
+        direction="0.5 is closest",
+        ideal="low",
+        source="AUC of a trained classifier, Lopez-Paz and Oquab 2017",
+    ),
 )
 _RATES: Mapping[str, Callable[[str], bool | None]] = {
-    "questions": manner.asks,
-    "greetings": manner.greets,
-    "politeness": manner.is_polite,
-    "capitals": manner.capitalized,
-    "emoji": manner.has_emoji,
+    "questions": writing_style.has_question,
+    "greetings": writing_style.has_greeting,
+    "politeness": writing_style.is_polite,
+    "capitals": writing_style.starts_with_capital,
+    "emoji": writing_style.has_emoji,
 }
 
 
 def is_measured(measure: Measure, turn: MeasuredTurn, arm: str) -> bool:
-    """Whether a turn was measured for an arm."""
+    """Return whether a turn has data for a measure of an arm."""
     match measure.name:
         case "bits_per_char":
             return arm in turn.bits
@@ -124,17 +194,17 @@ def is_measured(measure: Measure, turn: MeasuredTurn, arm: str) -> bool:
             return bool(turn.replies.get(arm))
 
 
-def statistic_of(measure: Measure, turns: Sequence[MeasuredTurn], arm: str) -> Statistic | None:
-    """A measure of one person's turns, all measured for the arm, as a statistic of how often each conversation was drawn.
+def measure_statistic(measure: Measure, turns: Sequence[MeasuredTurn], arm: str) -> Statistic | None:
+    """Return a measure of one person's turns as a statistic of how often each conversation was drawn.
 
     Args:
-        measure: any but the discriminator, which is trained on everybody's turns.
-        turns: of one person, in order, at least one.
-        arm: whose.
+        measure: any but the discriminator.
+        turns: at least one, of one person, in order, all with data for the arm.
+        arm: the arm.
 
     Returns:
-        The statistic, conversations in order of appearance; its values are not finite where there is nothing to reckon it
-        from. None where that is so of all the turns together.
+        The statistic, conversations in order of appearance; its values are not finite for resamples without data. None if
+        all the turns together have no data.
     """
     where = [turn.conversation_id for turn in turns]
     match measure.name:
@@ -152,9 +222,9 @@ def statistic_of(measure: Measure, turns: Sequence[MeasuredTurn], arm: str) -> S
             lengths = [_average([float(len(reply)) for reply in turn.replies[arm]]) for turn in turns]
             return _ratio(lengths, [float(len(turn.action)) for turn in turns], where)
         case "style":
-            return _distance(turns, arm, manner.grams, manner.jensen_shannon)
+            return _distance(turns, arm, writing_style.char_ngrams, writing_style.jensen_shannon)
         case "function_words":
-            return _distance(turns, arm, manner.function_words, manner.cosine_distance)
+            return _distance(turns, arm, writing_style.function_word_counts, writing_style.cosine_distance)
         case "diversity":
             return _diversity(turns, arm)
         case name:
@@ -170,17 +240,19 @@ def _mean(values: Sequence[float], where: Sequence[Hashable]) -> Statistic | Non
 
 
 def _ratio(above: Sequence[float], below: Sequence[float], where: Sequence[Hashable]) -> Statistic | None:
-    return of_sums(sums(above, where), sums(below, where)) if sum(below) else None
+    return ratio_of_sums(sums_by_conversation(above, where), sums_by_conversation(below, where)) if sum(below) else None
 
 
 def _difference_of_ratios(
-    above: Sequence[float], below: Sequence[float], from_above: Sequence[float], from_below: Sequence[float],
+    reply_above: Sequence[float], reply_below: Sequence[float], real_above: Sequence[float], real_below: Sequence[float],
     where: Sequence[Hashable],
 ) -> Statistic | None:  # fmt: skip
-    """One ratio of sums minus another; not a number in a resample that has nothing below."""
-    if not sum(below) or not sum(from_below):
+    """Return the ratio of sums of the replies minus that of the real turns; NaN in a resample without a denominator."""
+    if not sum(reply_below) or not sum(real_below):
         return None
-    first, second, third, fourth = (sums(values, where) for values in (above, below, from_above, from_below))
+    first, second, third, fourth = (
+        sums_by_conversation(values, where) for values in (reply_above, reply_below, real_above, real_below)
+    )
 
     def statistic(weights: Floats) -> Floats:
         import numpy as np
@@ -191,17 +263,17 @@ def _difference_of_ratios(
     return statistic
 
 
-def _rate(turns: Sequence[MeasuredTurn], arm: str, holds: Callable[[str], bool | None]) -> Statistic | None:
-    """The share of replies of which something holds, minus the share of real turns; what has no answer is not counted."""
-    above: list[float] = []
-    below: list[float] = []
+def _rate(turns: Sequence[MeasuredTurn], arm: str, feature: Callable[[str], bool | None]) -> Statistic | None:
+    """Return the share of replies with a feature minus the share of real turns; texts with None are not counted."""
+    reply_above: list[float] = []
+    reply_below: list[float] = []
     for turn in turns:
-        told = [holds(reply) for reply in turn.replies[arm]]
-        above.append(told.count(True) / len(told))
-        below.append(1 - told.count(None) / len(told))
-    real = [holds(turn.action) for turn in turns]
-    real_above, real_below = [float(one or False) for one in real], [float(one is not None) for one in real]
-    return _difference_of_ratios(above, below, real_above, real_below, [turn.conversation_id for turn in turns])
+        values = [feature(reply) for reply in turn.replies[arm]]
+        reply_above.append(values.count(True) / len(values))
+        reply_below.append(1 - values.count(None) / len(values))
+    real = [feature(turn.action) for turn in turns]
+    real_above, real_below = [float(value or False) for value in real], [float(value is not None) for value in real]
+    return _difference_of_ratios(reply_above, reply_below, real_above, real_below, [turn.conversation_id for turn in turns])
 
 
 def _distance(
@@ -210,7 +282,7 @@ def _distance(
     pieces: Callable[[str], Counter[str]],
     distance: Callable[[Floats, Floats], Floats],
 ) -> Statistic | None:
-    """The distance of what replies are made of from what real turns are; None if the real turns have nothing of it."""
+    """Return the distance of the replies' counts from those of the real turns; None if the real turns have none."""
     by_reply: dict[str, Counter[str]] = {}
     by_real: dict[str, Counter[str]] = {}
     for turn in turns:
@@ -220,12 +292,12 @@ def _distance(
             own.update(pieces(reply))
     if not any(by_real.values()):
         return None
-    found, _ = manner.counts([*by_reply.values(), *by_real.values()])
-    counted = {width: (found[: len(by_reply)].astype(width), found[len(by_reply) :].astype(width)) for width in ("f4", "f8")}
+    matrix = writing_style.count_matrix([*by_reply.values(), *by_real.values()])
+    by_width = {width: (matrix[: len(by_reply)].astype(width), matrix[len(by_reply) :].astype(width)) for width in ("f4", "f8")}
 
     def statistic(weights: Floats) -> Floats:
-        width = "f8" if len(weights) == 1 else "f4"  # an interval needs no more digits, and takes a third of the time
-        replies, reals = counted[width]
+        width = "f8" if len(weights) == 1 else "f4"  # float32 is enough for an interval and takes a third of the time
+        replies, reals = by_width[width]
         drawn = weights.astype(width)
         return distance(drawn @ replies, drawn @ reals).astype("f8")
 
@@ -233,28 +305,31 @@ def _distance(
 
 
 def _diversity(turns: Sequence[MeasuredTurn], arm: str) -> Statistic | None:
-    """MATTR of the replies minus that of the real turns; a window counts to the conversations that its words are from.
+    """Return the MATTR of the replies minus that of the real turns; a window counts for the conversations of its words.
 
-    None if either has fewer words than a window: the shares of different words of texts of other lengths do not compare.
+    None if either has fewer words than a window: type-token ratios of texts of different lengths do not compare.
     """
     samples = max(len(turn.replies[arm]) for turn in turns)
-    written = [[one for turn in turns for one in turn.replies[arm][sample : sample + 1] or ("",)] for sample in range(samples)]
-    above, below, real_above, real_below = ([0.0] * len(turns) for _ in range(4))
-    told = [_windows(texts, above, below) for texts in written]
-    if not all(told) or not _windows([turn.action for turn in turns], real_above, real_below):
+    texts_by_sample = [
+        [text for turn in turns for text in turn.replies[arm][sample : sample + 1] or ("",)] for sample in range(samples)
+    ]
+    reply_above, reply_below, real_above, real_below = ([0.0] * len(turns) for _ in range(4))
+    long_enough = [_add_windows(texts, reply_above, reply_below) for texts in texts_by_sample]
+    if not all(long_enough) or not _add_windows([turn.action for turn in turns], real_above, real_below):
         return None
-    return _difference_of_ratios(above, below, real_above, real_below, [turn.conversation_id for turn in turns])
+    return _difference_of_ratios(reply_above, reply_below, real_above, real_below, [turn.conversation_id for turn in turns])
 
 
-def _windows(texts: Sequence[str], shares: list[float], number: list[float]) -> bool:
-    """Adds to each text's `shares` and `number` what its words have of the windows they are in; False if there are none."""
+def _add_windows(texts: Sequence[str], ratios_by_text: list[float], windows_by_text: list[float]) -> bool:
+    """Add to each text its words' share of the windows and their ratios; return False for fewer words than a window."""
+    size = writing_style.MATTR_WINDOW
     words = [(word, place) for place, text in enumerate(texts) for word in word_tokens(text)]
-    if len(words) < manner.MATTR_WINDOW:
+    if len(words) < size:
         return False
-    ratios = manner.window_ratios([word for word, _ in words])
-    before = [0.0, *accumulate(ratios)]
+    ratios = writing_style.window_ratios([word for word, _ in words])
+    cumulative = [0.0, *accumulate(ratios)]
     for position, (_, place) in enumerate(words):
-        first, last = max(0, position - manner.MATTR_WINDOW + 1), min(position + 1, len(ratios))
-        shares[place] += (before[last] - before[first]) / manner.MATTR_WINDOW
-        number[place] += (last - first) / manner.MATTR_WINDOW
+        first, last = max(0, position - size + 1), min(position + 1, len(ratios))
+        ratios_by_text[place] += (cumulative[last] - cumulative[first]) / size
+        windows_by_text[place] += (last - first) / size
     return True

@@ -1,7 +1,4 @@
-"""How near a reply is to the person's real turn: small functions, each with its definition and source.
-
-The one design choice: nothing here is ours; what libraries measure, they measure.
-"""
+"""Similarity of a reply to the person's real turn, by libraries."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from usertwin.memory import Embedder
 
 
 def chrf(reply: str, real: str) -> float:
-    """Character n-gram F-score, 0 to 1, by sacrebleu with its defaults (n up to 6, beta 2; Popović 2015).
+    """Return the character n-gram F-score, 0 to 1, by sacrebleu with its defaults (n up to 6, beta 2; Popović 2015).
 
     >>> chrf("see you there", "see you there")
     1.0
@@ -22,8 +19,8 @@ def chrf(reply: str, real: str) -> float:
 
 
 def embedding_similarities(replies: Sequence[str], reals: Sequence[str], embedder: Embedder) -> list[float]:
-    """Cosine of each reply's embedding and its real turn's, -1 to 1."""
+    """Return the cosine of each reply's embedding and its real turn's, -1 to 1."""
     if not replies:
         return []
-    said, wanted = embedder.embed(list(replies)), embedder.embed(list(reals))
-    return [float(value) for value in (said * wanted).sum(axis=1)]
+    reply_vectors, real_vectors = embedder.embed(list(replies)), embedder.embed(list(reals))
+    return [float(value) for value in (reply_vectors * real_vectors).sum(axis=1)]

@@ -1,9 +1,8 @@
-"""Estimates with intervals.
+"""Estimates with confidence intervals, by a bootstrap over people and conversations.
 
-The one design choice: turns of one conversation are not independent, nor are conversations of one person, so every interval
-resamples whole conversations and, where there are several people, people (a two-level bootstrap); and a statistic is a
-function of how often each conversation was drawn. So all that is measured in one run is drawn alike, hence paired, and a
-ratio of sums is two matrix products.
+Design: turns of one conversation are not independent, nor are conversations of one person. So every interval resamples whole
+conversations and, for several people, people (a two-level bootstrap). A statistic is a function of how often each conversation
+was drawn: all numbers of a run share the draws, so differences are paired, and a ratio of sums is two matrix products.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,13 +18,15 @@ if TYPE_CHECKING:
 
     Floats: TypeAlias = NDArray[np.float64]
 
-#: Bootstrap resamples, and how much of them an interval holds.
+T = TypeVar("T")
+
+#: Bootstrap resamples, and the level of an interval.
 RESAMPLES, CONFIDENCE = 4999, 0.95
-#: Resamples where each takes long.
+#: Resamples of a statistic that is slow to compute.
 FEW_RESAMPLES = 999
-#: A sign-flip test takes every sign for up to twelve people, and so many at random for more.
+#: A sign-flip test enumerates all signs up to twelve people, and draws this number of signs for more.
 FLIPS = 2**12
-#: The power at which the smallest visible difference is told.
+#: The power of the smallest detectable difference.
 POWER = 0.80
 
 #: From how often each conversation was drawn, (resamples, conversations), to the statistic of each resample, (resamples,).
@@ -38,9 +39,9 @@ class Estimate:
 
     Attributes:
         value: the estimate.
-        low: the lower end of its 95% interval; None if there are fewer than two conversations.
-        high: the upper end; likewise.
-        n: the number of turns it rests on.
+        low: the lower end of the 95% interval; None for fewer than two conversations.
+        high: the upper end; None likewise.
+        n: the number of turns.
     """
 
     value: float
@@ -54,32 +55,32 @@ class Estimate:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     def to_json(self) -> dict[str, float | int | None]:
-        """As the object that `--json` writes."""
+        """Return the JSON object that `--json` writes."""
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
 
 def ratio(
     numerators: Sequence[float], denominators: Sequence[float], conversations: Sequence[Hashable], *, seed: int = 0
 ) -> Estimate | None:
-    """The ratio of two sums over turns, with a percentile interval from resampling conversations.
+    """Return the ratio of two sums over turns, with a percentile interval from resampled conversations.
 
     Args:
         numerators: one for each turn.
-        denominators: one for each turn; their sum must not be 0.
-        conversations: which conversation each turn belongs to.
-        seed: for the resampling.
+        denominators: one for each turn.
+        conversations: the conversation of each turn.
+        seed: of the resampling.
 
     Returns:
-        The estimate, or None if there is no turn, or nothing to divide by.
+        The estimate; None without turns, or if the denominators sum to 0.
     """
     if not numerators or not sum(denominators):
         return None
-    above, below = sums(numerators, conversations), sums(denominators, conversations)
-    return Resampling(seed).person(of_sums(above, below), len(above), len(numerators)).estimate()
+    above, below = sums_by_conversation(numerators, conversations), sums_by_conversation(denominators, conversations)
+    return Resampling(seed).resample_person(ratio_of_sums(above, below), len(above), len(numerators)).estimate()
 
 
 def mean(values: Sequence[float], conversations: Sequence[Hashable], *, seed: int = 0) -> Estimate | None:
-    """The mean over turns, with an interval from resampling conversations; None if there is no turn."""
+    """Return the mean over turns, with an interval from resampled conversations; None without turns."""
     return ratio(values, [1.0] * len(values), conversations, seed=seed)
 
 
@@ -90,46 +91,49 @@ def mean_over_people(
     *,
     denominators: Sequence[float] | None = None,
     seed: int = 0,
-) -> tuple[Drawn, tuple[float, ...]] | None:
-    """The mean over people of each person's ratio of sums, by the two-level bootstrap; people weigh the same.
+) -> tuple[BootstrapDistribution, tuple[float, ...]] | None:
+    """Return the mean over people of each person's ratio of sums, by the two-level bootstrap; people have equal weight.
 
     Args:
         numerators: one for each turn.
-        people: whose turn each is.
-        conversations: which conversation each is from; the names need only differ within a person.
-        denominators: one for each turn; ones if there are none. A person for whom they sum up to 0 is left out.
-        seed: for the resampling.
+        people: the person of each turn.
+        conversations: the conversation of each turn; names need to differ within a person only.
+        denominators: one for each turn; ones if None. People whose denominators sum to 0 are left out.
+        seed: of the resampling.
 
     Returns:
-        What was drawn (`.estimate()`, `.visible`), and each person's own ratio in order of appearance, for `sign_flip`;
-        None if nothing was measured of anybody.
+        The distribution of the mean, and each person's own ratio in order of appearance, for `sign_flip`; None if no person
+        has a ratio.
     """
-    under = [1.0] * len(numerators) if denominators is None else denominators
+    below = [1.0] * len(numerators) if denominators is None else denominators
     rows: dict[Hashable, list[tuple[float, float, Hashable]]] = {}
-    for over, below, person, conversation in zip(numerators, under, people, conversations, strict=True):
-        rows.setdefault(person, []).append((over, below, conversation))
-    draws = Resampling(seed)
-    found: list[Drawn] = []
+    for numerator, denominator, person, conversation in zip(numerators, below, people, conversations, strict=True):
+        rows.setdefault(person, []).append((numerator, denominator, conversation))
+    resampling = Resampling(seed)
+    distributions: list[BootstrapDistribution] = []
     for own in rows.values():
         if sum(row[1] for row in own):
             where = [row[2] for row in own]
-            over, below = sums([row[0] for row in own], where), sums([row[1] for row in own], where)
-            found.append(draws.person(of_sums(over, below), len(over), len(own)))
-    return (draws.people(found), tuple(one.value for one in found)) if found else None
+            above = sums_by_conversation([row[0] for row in own], where)
+            statistic = ratio_of_sums(above, sums_by_conversation([row[1] for row in own], where))
+            distributions.append(resampling.resample_person(statistic, len(above), len(own)))
+    if not distributions:
+        return None
+    return resampling.resample_people(distributions), tuple(distribution.value for distribution in distributions)
 
 
-def sums(values: Sequence[float], conversations: Sequence[Hashable]) -> Floats:
-    """The sum of the values of each conversation, in order of appearance; shape (conversations,)."""
+def sums_by_conversation(values: Sequence[float], conversations: Sequence[Hashable]) -> Floats:
+    """Return the sum of the values of each conversation, in order of appearance; shape (conversations,)."""
     import numpy as np
 
-    found: dict[Hashable, float] = {}
+    sums: dict[Hashable, float] = {}
     for value, conversation in zip(values, conversations, strict=True):
-        found[conversation] = found.get(conversation, 0.0) + value
-    return np.fromiter(found.values(), float, len(found))
+        sums[conversation] = sums.get(conversation, 0.0) + value
+    return np.fromiter(sums.values(), float, len(sums))
 
 
-def of_sums(above: Floats, below: Floats) -> Statistic:
-    """The ratio of two sums over conversations, as a statistic of how often each was drawn; 0 where nothing is below."""
+def ratio_of_sums(above: Floats, below: Floats) -> Statistic:
+    """Return the ratio of two sums over conversations as a statistic; it is 0 where both sums are 0."""
 
     def statistic(weights: Floats) -> Floats:
         import numpy as np
@@ -140,14 +144,14 @@ def of_sums(above: Floats, below: Floats) -> Statistic:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """A number, and what it is in each resample.
+class BootstrapDistribution:
+    """A number and its value in each bootstrap resample.
 
     Attributes:
         value: the number.
-        draws: it in each resample, shape (resamples,); not finite where a resample has nothing to reckon it from. None if
-            there is only one conversation.
-        n: the number of turns it rests on.
+        draws: the value in each resample, shape (resamples,); not finite where a resample has no data for it. None for a
+            single conversation.
+        n: the number of turns.
     """
 
     value: float
@@ -155,7 +159,7 @@ class Drawn:
     n: int
 
     def estimate(self) -> Estimate:
-        """With the percentile interval; without one if most resamples have nothing to reckon the number from."""
+        """Return the number with its percentile interval; without one if most resamples are not finite."""
         import numpy as np
 
         finite = self._finite()
@@ -165,11 +169,11 @@ class Drawn:
         return Estimate(self.value, float(low), float(high), self.n)
 
     @property
-    def visible(self) -> float | None:
-        """The smallest difference that a two-sided 5% test of this spread sees with 80% power: 2.8 standard errors.
+    def min_detectable_effect(self) -> float | None:
+        """The smallest difference that a two-sided 5% test detects with 80% power; None without resamples.
 
-        (1.96 + 0.84) standard errors (Cohen 1988, chapter 1; Miller 2024, arXiv 2411.00640), the standard error being the
-        standard deviation of the resamples. None without resamples.
+        It is (1.96 + 0.84) standard errors (Cohen 1988, chapter 1; Miller 2024, arXiv 2411.00640). The standard error is the
+        standard deviation of the resamples.
         """
         finite = self._finite()
         if finite is None:
@@ -187,21 +191,21 @@ class Drawn:
 
 
 class Resampling:
-    """Draws of conversations and of people, made once for a measurement and used for every number in it.
+    """Bootstrap draws of conversations and of people, shared by all numbers of a measurement.
 
-    Two numbers of the same conversations are thus drawn alike, so that the difference of two `Drawn.draws` is the paired
-    difference. Of several people, each resample draws as many people, with replacement, and for each time a person is drawn
-    other conversations of theirs (Davison and Hinkley 1997, 3.8). With few people the interval is too narrow, as any
-    bootstrap of few things is: report the sign-flip test beside it.
+    Numbers of the same conversations share their draws, so the difference of two `BootstrapDistribution.draws` is the paired
+    difference. For several people, each resample draws as many people with replacement, and other conversations each time a
+    person is drawn (Davison and Hinkley 1997, 3.8). With few people the interval is too narrow, as with every bootstrap of
+    few clusters: report the sign-flip test beside it.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
         self._weights: dict[tuple[int, int], Floats] = {}
-        self._chosen: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._people: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def weights(self, conversations: int, resamples: int = RESAMPLES) -> Floats:
-        """How often each of so many conversations is drawn, (resamples, conversations); a row sums up to their number."""
+        """Return how often each conversation is drawn, shape (resamples, conversations); rows sum to `conversations`."""
         key = conversations, resamples
         if key not in self._weights:
             import numpy as np
@@ -212,80 +216,78 @@ class Resampling:
             self._weights[key] = counts.reshape(resamples, conversations).astype(np.float64)
         return self._weights[key]
 
-    def person(
-        self, statistic: Statistic, conversations: int, n: int, *, resamples: int = RESAMPLES, centred: bool = False
-    ) -> Drawn:
-        """One person's number: conversations are resampled.
+    def resample_person(
+        self, statistic: Statistic, conversations: int, n: int, *, resamples: int = RESAMPLES, bias_corrected: bool = False
+    ) -> BootstrapDistribution:
+        """Return the distribution of one person's number, from resampled conversations.
 
         Args:
-            statistic: what to reckon of conversations that were drawn so and so often.
-            conversations: how many there are, at least 1.
-            n: the number of turns it rests on.
-            resamples: how many; the same for all that is to be paired or averaged.
-            centred: take out the bias of the resamples (their mean minus the number itself; Efron and Tibshirani 1993,
-                chapter 10). For distances of distributions: a resample has fewer different conversations than there are, which
-                alone puts distributions further apart.
+            statistic: the number as a function of how often each conversation was drawn.
+            conversations: their number, at least 1.
+            n: the number of turns.
+            resamples: their number; distributions that are paired or averaged need the same one.
+            bias_corrected: subtract the bias of the resamples (their mean minus the number; Efron and Tibshirani 1993,
+                chapter 10). For distances of distributions: a resample has fewer distinct conversations, which alone
+                increases the distance.
         """
         import numpy as np
 
         value = float(statistic(np.ones((1, conversations)))[0])
         draws = statistic(self.weights(conversations, resamples)) if conversations > 1 else None
-        if centred and draws is not None:
+        if bias_corrected and draws is not None:
             draws = draws - (draws.mean() - value)
-        return Drawn(value, draws, n)
+        return BootstrapDistribution(value, draws, n)
 
-    def people(self, found: Sequence[Drawn]) -> Drawn:
-        """The mean over people of their numbers: people are resampled, and the conversations of each who is drawn.
+    def resample_people(self, people: Sequence[BootstrapDistribution]) -> BootstrapDistribution:
+        """Return the distribution of the mean over people, from resampled people and conversations.
 
         Args:
-            found: each person's number, at least one, all with as many resamples; who has one conversation keeps it.
+            people: each person's distribution, at least one, all with equally many resamples. A person with a single
+                conversation contributes the same value to every resample.
         """
-        if len(found) == 1:
-            return found[0]
+        if len(people) == 1:
+            return people[0]
         import numpy as np
 
-        resamples = max((len(one.draws) for one in found if one.draws is not None), default=RESAMPLES)
-        pools = np.stack([np.full(resamples, one.value) if one.draws is None else one.draws for one in found])
-        who, which = self._drawn_people(len(found), resamples)
-        value = float(np.mean([one.value for one in found]))
-        drawn = np.ma.masked_invalid(pools[who, which]).mean(axis=1)  # of those of whom the resample has something
-        return Drawn(value, np.ma.filled(drawn, np.nan), sum(one.n for one in found))
+        resamples = max((len(person.draws) for person in people if person.draws is not None), default=RESAMPLES)
+        pools = np.stack([np.full(resamples, person.value) if person.draws is None else person.draws for person in people])
+        who, which = self._drawn_people(len(people), resamples)
+        value = float(np.mean([person.value for person in people]))
+        draws = np.ma.masked_invalid(pools[who, which]).mean(axis=1)  # over the people who have a finite value
+        return BootstrapDistribution(value, np.ma.filled(draws, np.nan), sum(person.n for person in people))
 
     def _drawn_people(self, people: int, resamples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Who is drawn, and which resample of their conversations each time; both of shape (resamples, people)."""
+        """Return the people drawn, and the resample of their conversations; both of shape (resamples, people)."""
         key = people, resamples
-        if key not in self._chosen:
+        if key not in self._people:
             import numpy as np
 
             rng = np.random.default_rng([self._seed, people])
             size = (resamples, people)
-            self._chosen[key] = rng.integers(0, people, size), rng.integers(0, resamples, size)
-        return self._chosen[key]
+            self._people[key] = rng.integers(0, people, size), rng.integers(0, resamples, size)
+        return self._people[key]
 
 
 def sign_flip(values: Sequence[float], *, seed: int = 0) -> float | None:
-    """The two-sided p of "these people's differences are as likely below zero as above it", by flipping their signs.
+    """Return the two-sided p of "differences of people are symmetric around zero", by scipy; None for fewer than two people.
 
-    Fisher's randomisation test of the mean, by scipy: every sign for up to twelve people, so that the smallest p of n people
-    is 2 / 2^n, and random signs for more.
-
-    Returns:
-        p; None for fewer than two people.
+    It is Fisher's randomization test of the mean. Up to twelve people it enumerates all signs, so the smallest p of n people
+    is 2 / 2^n; for more it draws random signs.
     """
     if len(values) < 2:
         return None
     import numpy as np
     from scipy.stats import permutation_test
 
-    found = permutation_test(
+    result = permutation_test(
         (np.asarray(values, float),), np.mean, permutation_type="samples", vectorized=True, n_resamples=FLIPS,
         batch=FLIPS, rng=np.random.default_rng(seed),
     )  # fmt: skip
-    return float(found.pvalue)
+    return float(result.pvalue)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """The ps of a family of tests, adjusted so that the chance of any false finding is bounded (Holm 1979), by statsmodels."""
+    """Return p values adjusted for the family-wise error rate (Holm 1979), by statsmodels."""
     if not ps:
         return []
     import numpy as np
@@ -293,24 +295,6 @@ def holm(ps: Sequence[float]) -> list[float]:
 
     _, adjusted, *_ = multipletests(list(ps), method="holm")
     return np.asarray(adjusted).tolist()
-
-
-def wilson(successes: float, n: int) -> Estimate | None:
-    """A share with Wilson's interval (1927), by statsmodels; it takes turns for independent, so show it beside another one.
-
-    Args:
-        successes: how many; a tie may count a half.
-        n: of how many.
-
-    Returns:
-        The estimate; None if there were none.
-    """
-    if not n:
-        return None
-    from statsmodels.stats.proportion import proportion_confint
-
-    ends: Any = proportion_confint(successes, n, alpha=1 - CONFIDENCE, method="wilson")
-    return Estimate(successes / n, float(ends[0]), float(ends[1]), n)
 
 
 def partial_spearman(
@@ -321,19 +305,20 @@ def partial_spearman(
     *,
     seed: int = 0,
 ) -> Estimate | None:
-    """The rank correlation of two measures, what covariates explain of each taken out, resampling conversations.
+    """Return the partial rank correlation of two measures given covariates, with an interval from resampled conversations.
 
-    All are ranked; x and y are then the residuals of a least-squares fit on the covariates (Conover 1999).
+    All values are ranked; the correlation is that of the residuals of x and y after a least-squares fit on the covariates
+    (Conover 1999).
 
     Args:
         xs: one for each item.
         ys: one for each item.
-        covariates: for each item the same number of values.
-        conversations: which conversation each item belongs to.
-        seed: for the resampling.
+        covariates: equally many values for each item.
+        conversations: the conversation of each item.
+        seed: of the resampling.
 
     Returns:
-        The estimate; None for fewer than four items, or where x or y is all one.
+        The estimate; None for fewer than four items, or if x or y has no variance left.
     """
     if len(xs) < 4:
         return None
@@ -344,10 +329,10 @@ def partial_spearman(
     for item, conversation in enumerate(conversations):
         members.setdefault(conversation, []).append(item)
     groups = [np.array(items) for items in members.values()]
-    raw = np.column_stack([xs, ys, *zip(*covariates, strict=True)])
+    columns = np.column_stack([xs, ys, *zip(*covariates, strict=True)])
 
     def correlation(items: np.ndarray) -> float:
-        ranks = rankdata(raw[items], axis=0)
+        ranks = rankdata(columns[items], axis=0)
         design = np.column_stack([np.ones(len(items)), ranks[:, 2:]])
         residuals = ranks[:, :2] - design @ np.linalg.lstsq(design, ranks[:, :2], rcond=None)[0]
         spread = np.sqrt((residuals**2).sum(axis=0)).prod()
@@ -359,19 +344,16 @@ def partial_spearman(
     if len(groups) < 2:
         return Estimate(value, None, None, len(xs))
     rng = np.random.default_rng(seed)
-    drawn = [
+    draws = [
         correlation(np.concatenate([groups[place] for place in rng.integers(0, len(groups), len(groups))]))
         for _ in range(FEW_RESAMPLES)
     ]
-    low, high = np.nanpercentile(drawn, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    low, high = np.nanpercentile(draws, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
     return Estimate(value, float(low), float(high), len(xs))
 
 
-T = TypeVar("T")
-
-
-def evenly_spaced(items: Sequence[T], most: int | None) -> list[T]:
-    """At most so many items, spread evenly."""
-    if most is None or len(items) <= most:
+def evenly_spaced(items: Sequence[T], max_items: int | None) -> list[T]:
+    """Return at most `max_items` items, evenly spaced; all of them for None."""
+    if max_items is None or len(items) <= max_items:
         return list(items)
-    return [items[(i * len(items)) // most] for i in range(most)]
+    return [items[(i * len(items)) // max_items] for i in range(max_items)]

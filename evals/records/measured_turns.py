@@ -1,15 +1,15 @@
-"""What was measured at held-out turns, and the folder of a run that keeps it.
+"""Measurements of held-out turns, and the run folder that holds them.
 
-The one design choice: a run's folder is all that reports, comparisons and judgements by hand read, and it is written turn by
-turn; so a stopped run goes on where it was, and what is reported can be looked at and reckoned again.
+Design: reports, comparisons and judgements by hand read the run folder alone, which is written turn by turn. So a stopped run
+resumes, and every reported figure can be inspected and computed again.
 
-    manifest.json     what was run: format, versions, models, prompts, seeds, settings, state; no secrets
-    people/N.jsonl    a line for each held-out turn of a person
-    people/N.json     what is known of that person besides: the split, leaks, endings, drift
-    answers.sqlite    what models answered, so that nothing is asked twice
-    verdicts.jsonl    what a judge said, a line for each pair of replies
-    labels.jsonl      what somebody said who judged by hand
-    result.json       every figure; report.html, report.md: the same to be read
+    manifest.json     the run: format, versions, models, prompts, seeds, settings, state; no secrets
+    people/N.jsonl    one line per held-out turn of a person
+    people/N.json     other facts about that person: split, leaks, endings, drift
+    answers.sqlite    cached completions
+    verdicts.jsonl    verdicts of the judge, one line per pair of replies
+    labels.jsonl      labels by human raters
+    result.json       every figure; report.html and report.md present them
 """
 
 from __future__ import annotations
@@ -20,24 +20,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from usertwin.evals.arm_names import with_current_arms
 from usertwin.memory.jsonl import read_lines
 from usertwin.personas import UsageError
 
-#: The form of run folders that this version writes and reads.
+from .older_results import upgrade
+
+#: The format of run folders that this version writes and reads.
 RUN_FORMAT = 1
 MANIFEST, RESULT, VERDICTS, LABELS = "manifest.json", "result.json", "verdicts.jsonl", "labels.jsonl"
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """A past moment that the twin was shown.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecalledTurn:
+    """A past turn of the person that the twin was shown.
 
     Attributes:
-        conversation_id: where it is from.
-        position: which turn of it.
-        similarity: how like the present moment it is (cosine).
-        context: the turns before it, (who, text).
-        action: what the person did.
+        conversation_id: its conversation.
+        position: its index in the conversation.
+        similarity: cosine to the present context.
+        context: the turns before it, (speaker, text).
+        action: the text of the turn.
         reasoning: its trace, if it was shown with one.
     """
 
@@ -49,27 +52,27 @@ class Memory:
     reasoning: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredTurn:
-    """What was measured at one held-out turn; everything with an arm's name is by arm.
+    """The measurements of one held-out turn; mappings are by arm.
 
     Attributes:
-        person: whose turn, as the report calls them: corpus and speaker.
-        conversation_id: where it is from.
-        position: which turn of it.
-        context: the latest turns before it, (who, text).
-        action: what the person really said.
+        person: corpus and speaker, as in reports.
+        conversation_id: its conversation.
+        position: its index in the conversation.
+        context: the latest turns before it, (speaker, text).
+        action: the person's real turn.
         characters: of the action as it is scored, the end of the turn included.
-        goal: what only the person knew.
-        bits: what the real action costs.
-        choice: 1.0 if the real action was told from others of the same person (S4), 0.0 if not; ties share.
-        replies: what was written there, one text for each sample.
-        reasoning: the thought that was written before the first reply.
+        goal: the person's goal, which only the person knew.
+        bits: cost of the real action.
+        choice: 1.0 if the real action scores above other actions of the person (S4), 0.0 if not; ties share.
+        replies: the replies, one text per sample.
+        reasoning: the trace written before the first reply.
         similarity: cosine of each reply and the real action.
-        rank: of the person's other actions, the share that each reply is less like than the real one (S3).
-        recalled: what the twin was shown.
-        other_action: what another person said somewhere, for checks of a judge.
-        own_action: what the same person said somewhere else, likewise.
+        rank: for each reply, the share of the person's other actions that are less similar to it than the real one (S3).
+        recalled: the turns that the twin was shown.
+        other_action: a turn of another person, for the sanity checks of a judge.
+        own_action: another turn of the same person, for the same use.
     """
 
     person: str
@@ -85,75 +88,79 @@ class MeasuredTurn:
     reasoning: Mapping[str, str] = field(default_factory=dict[str, str])
     similarity: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
     rank: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
-    recalled: tuple[Memory, ...] = ()
+    recalled: tuple[RecalledTurn, ...] = ()
     other_action: str = ""
     own_action: str = ""
 
     @property
-    def where(self) -> tuple[str, str]:
-        """Person and conversation, for intervals."""
+    def cluster(self) -> tuple[str, str]:
+        """Person and conversation, the unit of resampling."""
         return self.person, self.conversation_id
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return the turn as a JSON object."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> MeasuredTurn:
-        """Back from `to_json`. KeyError, TypeError, ValueError or AttributeError if it is something else."""
+    def from_json(cls, raw: Mapping[str, Any]) -> MeasuredTurn:
+        """Read the object of `to_json`; earlier names of arms are replaced. Raises as `read_lines` expects for other input."""
 
         def pairs(turns: Iterable[Iterable[str]]) -> tuple[tuple[str, str], ...]:
-            return tuple((who, text) for who, text in turns)
+            return tuple((speaker, text) for speaker, text in turns)
 
-        several: dict[str, Any] = {
-            name: {arm: tuple(found) for arm, found in data[name].items()} for name in ("replies", "similarity", "rank")
-        }
-        memories = tuple(Memory(**dict[str, Any](memory, context=pairs(memory["context"]))) for memory in data["recalled"])
-        read: dict[str, Any] = {**data, **several, "context": pairs(data["context"]), "recalled": memories}
-        return cls(**read)
+        by_arm: dict[str, Any] = {name: _current_keys(raw[name]) for name in ("bits", "choice", "reasoning")}
+        for name in ("replies", "similarity", "rank"):
+            by_arm[name] = {arm: tuple(values) for arm, values in _current_keys(raw[name]).items()}
+        recalled = tuple(RecalledTurn(**dict[str, Any](turn, context=pairs(turn["context"]))) for turn in raw["recalled"])
+        fields: dict[str, Any] = {**raw, **by_arm, "context": pairs(raw["context"]), "recalled": recalled}
+        return cls(**fields)
+
+
+def _current_keys(by_arm: Mapping[str, Any]) -> dict[str, Any]:
+    return {with_current_arms(arm): value for arm, value in by_arm.items()}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run. UsageError if the folder holds none, or one of another version."""
+    """Return the manifest of a run, earlier names of arms replaced. UsageError without a run of this format."""
     path = folder / MANIFEST
     try:
-        found: Any = json.loads(path.read_text("utf-8"))
+        manifest: Any = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"{folder}: no run is there; name the folder of a run") from None
+        raise UsageError(f"{folder}: holds no run; name the folder of a run") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); run the suite again into another folder") from error
-    if isinstance(found, dict) and found.get("kind") == "simulate":
-        raise UsageError(f"{folder}: holds conversations of `usertwin simulate`, and no run of a suite; name another folder")
-    if isinstance(found, dict) and found.get("kind") == "training":
-        raise UsageError(f"{folder}: holds a training of `usertwin train`, and no run of a suite; name another folder")
-    if not isinstance(found, dict) or found.get("format") != RUN_FORMAT:
-        told = found.get("format") if isinstance(found, dict) else None
+    if isinstance(manifest, dict) and manifest.get("kind") == "simulate":
+        raise UsageError(f"{folder}: holds conversations of `usertwin simulate`, not a run of a suite; name another folder")
+    if isinstance(manifest, dict) and manifest.get("kind") == "training":
+        raise UsageError(f"{folder}: holds a run of `usertwin train`, not of a suite; name another folder")
+    if not isinstance(manifest, dict) or manifest.get("format") != RUN_FORMAT:
+        version = manifest.get("format") if isinstance(manifest, dict) else None
         raise UsageError(
-            f"{folder}: a run of format {told}, and this version reads format {RUN_FORMAT}; run the suite again elsewhere"
+            f"{folder}: a run of format {version}, but this version reads format {RUN_FORMAT}; run the suite again elsewhere"
         )
-    return found
+    return upgrade(manifest)
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """Every figure of a finished run. UsageError if there is no run, one of another version, or one that was not finished."""
+    """Return every figure of a finished run, earlier names replaced. UsageError without a finished run."""
     manifest = read_manifest(folder)
     path = folder / RESULT
     if manifest.get("state") != "complete" or not path.is_file():
-        raise UsageError(f"{folder}: this run was not finished; the same command that began it goes on where it stopped")
+        raise UsageError(f"{folder}: this run is not finished; run the same command again to resume it")
     try:
-        return json.loads(path.read_text("utf-8"))
+        return upgrade(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); run the suite again") from error
 
 
 def read_turns(folder: Path) -> list[MeasuredTurn]:
-    """Every measured turn of a run, person by person. UsageError names the file and line that is broken."""
-    found: list[MeasuredTurn] = []
+    """Return every measured turn of a run, person by person. UsageError names the file and the line that is broken."""
+    turns: list[MeasuredTurn] = []
     for path in sorted((folder / "people").glob("*.jsonl"), key=lambda path: (len(path.stem), path.stem)):
-        found += turns_of(path)
-    return found
+        turns += read_turn_file(path)
+    return turns
 
 
-def turns_of(path: Path) -> list[MeasuredTurn]:
-    """The measured turns of one file; a last line that was cut short by a kill, maybe within a letter, is left out."""
+def read_turn_file(path: Path) -> list[MeasuredTurn]:
+    """Return the measured turns of one file, without an incomplete last line. UsageError names a line that is broken."""
     return read_lines(path, MeasuredTurn.from_json, "measured turn", "delete that line, and run the suite again")

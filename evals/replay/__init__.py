@@ -1,1 +1,1 @@
-"""Held-out turns replayed under each arm."""
+"""Replay of held-out turns under each arm, and other measurements of a twin."""

@@ -1,14 +1,14 @@
-"""Does a twin drift: how near it stays to the person the longer it has been talking in its own words.
+"""Drift: how the similarity to the person falls as a twin talks on from its own replies.
 
-The one design choice: the other side says what it really said, whatever the twin says, so that each turn of a free simulation
-still has a real turn to be compared with; only the twin's own past turns are its own. The same turn after the real history is
-the yardstick, and the difference is what its own words cost it.
+Design: the other side keeps its real turns, and only the twin's earlier turns are replaced by its replies (free-running). So
+every simulated turn has a real turn to compare with. The reply after the real history (teacher-forced) is the reference.
+The difference is the cost of the twin's own words.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,27 +16,28 @@ from usertwin.evals.metrics.reply_similarity import embedding_similarities
 from usertwin.evals.metrics.statistics import evenly_spaced, mean_over_people
 from usertwin.evals.metrics.writing_style import style_distance
 from usertwin.memory import Embedder
+from usertwin.memory.progress import Progress, no_progress
 from usertwin.personas import Pair
 from usertwin.simulator import SimulatedUser
-from usertwin.simulator.prompts import as_shown
+from usertwin.simulator.prompts import with_shown_traces
 
-#: At which of the twin's turns in a conversation it is looked at.
+#: Turns of the person in a conversation, counted from 1, at which drift is measured.
 DEPTHS = (1, 3, 5, 10)
 
 
-@dataclass(frozen=True, slots=True)
-class Drifted:
-    """One turn of a free simulation.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftTurn:
+    """One turn of a free-running simulation.
 
     Attributes:
-        person: whose.
-        conversation_id: where.
-        depth: the how manieth turn of the person it is, from 1.
-        action: what the person really said.
-        free: what the twin says after its own earlier turns.
-        led: what it says after the person's real ones.
+        person: the person.
+        conversation_id: the conversation.
+        depth: the number of the person's turn in the conversation, from 1.
+        action: the person's real turn.
+        free: the reply after the twin's own earlier replies.
+        forced: the reply after the person's real turns.
         free_similarity: cosine of `free` and the real turn.
-        led_similarity: the same of `led`.
+        forced_similarity: cosine of `forced` and the real turn.
     """
 
     person: str
@@ -44,9 +45,17 @@ class Drifted:
     depth: int
     action: str
     free: str
-    led: str
+    forced: str
     free_similarity: float
-    led_similarity: float
+    forced_similarity: float
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> DriftTurn:
+        """Read the object of `dataclasses.asdict`, or that of an earlier version."""
+        return cls(**{_EARLIER_FIELDS.get(name, name): value for name, value in raw.items()})
+
+
+_EARLIER_FIELDS = {"led": "forced", "led_similarity": "forced_similarity"}
 
 
 async def drift(
@@ -55,20 +64,20 @@ async def drift(
     pairs: Sequence[Pair],
     person: str,
     *,
-    most: int,
+    max_conversations: int,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> list[Drifted]:
+    progress: Progress = no_progress,
+) -> list[DriftTurn]:
     """Let a twin talk through held-out conversations in its own words.
 
     Args:
         user: the twin.
-        embedder: tells how like two texts are.
-        pairs: the person's held-out moments, in order.
-        person: what to call the person in the records.
-        most: in how many conversations, the longest ones.
-        seed: for the sampler.
-        progress: is told how far things are.
+        embedder: for the similarities.
+        pairs: the person's held-out pairs, in order.
+        person: the name in the records.
+        max_conversations: the most conversations; long ones are preferred.
+        seed: of the sampler.
+        progress: called with "drifting", the number of finished conversations, and the total.
 
     Returns:
         A record for each of `DEPTHS` that a conversation reaches.
@@ -76,77 +85,82 @@ async def drift(
     Raises:
         ModelError: the model does not answer.
     """
-    talks: dict[str, list[Pair]] = {}
+    conversations: dict[str, list[Pair]] = {}
     for pair in pairs:
         if not pair.abandoned:
-            talks.setdefault(pair.conversation_id, []).append(pair)
-    longest = sorted(talks.values(), key=lambda talk: -min(len(talk), DEPTHS[-1]))[: 2 * most]
-    chosen = evenly_spaced(longest, most)
-    found: list[Drifted] = []
-    for number, talk in enumerate(chosen):
-        progress("drifting", number, len(chosen))
-        found += await _talk(user, embedder, talk[: DEPTHS[-1]], person, seed)
-    progress("drifting", len(chosen), len(chosen))
-    return found
+            conversations.setdefault(pair.conversation_id, []).append(pair)
+    by_length = sorted(conversations.values(), key=lambda own: -min(len(own), DEPTHS[-1]))
+    selected = evenly_spaced(by_length[: 2 * max_conversations], max_conversations)
+    records: list[DriftTurn] = []
+    for number, conversation in enumerate(selected):
+        progress("drifting", number, len(selected))
+        records += await _simulate(user, embedder, conversation[: DEPTHS[-1]], person, seed)
+    progress("drifting", len(selected), len(selected))
+    return records
 
 
-async def _talk(user: SimulatedUser, embedder: Embedder, talk: Sequence[Pair], person: str, seed: int) -> list[Drifted]:
-    own: dict[int, str] = {}  # what the twin said, by the place of the turn: the same words may have been said twice
-    found: list[tuple[int, Pair, str, str]] = []
-    for depth, pair in enumerate(talk, 1):
+async def _simulate(
+    user: SimulatedUser, embedder: Embedder, conversation: Sequence[Pair], person: str, seed: int
+) -> list[DriftTurn]:
+    own: dict[int, str] = {}  # replies by position, since two turns may have the same text
+    replies: list[tuple[int, Pair, str, str]] = []
+    for depth, pair in enumerate(conversation, 1):
         first = pair.position - len(pair.context)
-        instead = tuple(
-            replace(turn, text=own[place]) if place in own else turn for place, turn in enumerate(pair.context, first)
+        context = tuple(
+            replace(turn, text=own[position]) if position in own else turn for position, turn in enumerate(pair.context, first)
         )
-        free = await _reply(user, replace(pair, context=instead), seed)
+        free = await _reply(user, replace(pair, context=context), seed)
         if depth in DEPTHS:
-            same = instead == pair.context  # at the first turn the two histories are one
-            found.append((depth, pair, free, free if same else await _reply(user, pair, seed)))
-        if free:  # of a silence nothing stands in a history; the real turn does
+            same_context = context == pair.context  # at the first turn
+            replies.append((depth, pair, free, free if same_context else await _reply(user, pair, seed)))
+        if free:  # an empty reply leaves no turn, so the real one stays in the history
             own[pair.position] = free
-    reals = [pair.action for _, pair, _, _ in found]
-    freely = await asyncio.to_thread(embedding_similarities, [free for _, _, free, _ in found], reals, embedder)
-    led_by = await asyncio.to_thread(embedding_similarities, [led for _, _, _, led in found], reals, embedder)
+    reals = [pair.action for _, pair, _, _ in replies]
+    free_similarities = await asyncio.to_thread(embedding_similarities, [row[2] for row in replies], reals, embedder)
+    forced_similarities = await asyncio.to_thread(embedding_similarities, [row[3] for row in replies], reals, embedder)
     return [
-        Drifted(person, pair.conversation_id, depth, pair.action, free, led, mine, theirs)
-        for (depth, pair, free, led), mine, theirs in zip(found, freely, led_by, strict=True)
-    ]
+        DriftTurn(
+            person=person, conversation_id=pair.conversation_id, depth=depth, action=pair.action, free=free, forced=forced,
+            free_similarity=free_similarity, forced_similarity=forced_similarity,
+        )
+        for (depth, pair, free, forced), free_similarity, forced_similarity in zip(
+            replies, free_similarities, forced_similarities, strict=True
+        )
+    ]  # fmt: skip
 
 
 async def _reply(user: SimulatedUser, pair: Pair, seed: int) -> str:
-    """What the twin says at a moment, after what it would recall and think there."""
-    traced = user.settings.traces != "none"
+    """Return the twin's reply to a context, after recall and reasoning."""
+    with_trace = user.settings.traces != "none"
     recalled = await asyncio.to_thread(
-        user.store.recall, pair, user.k, before=pair.when, with_trace=traced, ranking=user.ranking
+        user.store.recall, pair, user.k, before=pair.when, with_trace=with_trace, ranking=user.ranking
     )  # fmt: skip
-    _, [answer] = await user.sample_reply(pair, as_shown([one.triple for one in recalled], user.settings.traces), seed=seed)
+    shown = with_shown_traces([match.triple for match in recalled], user.settings.traces)
+    _, [answer] = await user.sample_reply(pair, shown, seed=seed)
     return answer.text
 
 
-def drift_result(records: Sequence[Drifted], *, seed: int = 0) -> dict[str, Any]:
-    """For each depth: how like the real turn the twin is in its own words, and after the real ones, with intervals."""
-    found: dict[str, Any] = {}
+def drift_result(records: Sequence[DriftTurn], *, seed: int = 0) -> dict[str, Any]:
+    """Return, by depth, the similarity to the real turn of free-running and teacher-forced replies, with intervals."""
+    result: dict[str, Any] = {}
     for depth in DEPTHS:
-        here = [one for one in records if one.depth == depth]
-        if not here:
+        rows = [record for record in records if record.depth == depth]
+        if not rows:
             continue
-        where = [(one.person, one.conversation_id) for one in here]
+        clusters = [(row.person, row.conversation_id) for row in rows]
         values = {
-            "similarity": [one.free_similarity for one in here],
-            "real_history": [one.led_similarity for one in here],
-            "difference": [one.free_similarity - one.led_similarity for one in here],
+            "similarity": [row.free_similarity for row in rows],
+            "real_history": [row.forced_similarity for row in rows],
+            "difference": [row.free_similarity - row.forced_similarity for row in rows],
         }
-        found[str(depth)] = {name: _mean(each, where, seed) for name, each in values.items()} | {
-            "style": {
-                "value": style_distance([one.free for one in here], [one.action for one in here]),
-                "low": None,
-                "high": None,
-                "n": len(here),
-            }
+        style = style_distance([row.free for row in rows], [row.action for row in rows])
+        result[str(depth)] = {name: _mean(column, clusters, seed) for name, column in values.items()} | {
+            "style": {"value": style, "low": None, "high": None, "n": len(rows)}
         }
-    return found
+    return result
 
 
-def _mean(values: Sequence[float], where: Sequence[tuple[str, str]], seed: int) -> dict[str, Any] | None:
-    found = mean_over_people(values, [person for person, _ in where], [talk for _, talk in where], seed=seed)
-    return None if found is None else found[0].estimate().to_json()
+def _mean(values: Sequence[float], clusters: Sequence[tuple[str, str]], seed: int) -> dict[str, Any] | None:
+    people, conversations = [person for person, _ in clusters], [conversation for _, conversation in clusters]
+    result = mean_over_people(values, people, conversations, seed=seed)
+    return None if result is None else result[0].estimate().to_json()

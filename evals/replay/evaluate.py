@@ -10,18 +10,19 @@ from typing import Any
 from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.memory import Embedder, Scorer
+from usertwin.memory.progress import Progress, no_progress
 from usertwin.simulator import SimulatedUser
 
 from .arms import Arms
-from .endings import endings
-from .held_out import held_out_pairs, other_person
+from .endings import measure_endings
+from .held_out import held_out_pairs, other_person_store
 from .leak_checks import check_split
-from .replay import Replay, ReplayConfig, ReplayProgress, quiet
+from .replay import Replay, ReplayConfig
 
 
 def twin_arm(user: SimulatedUser) -> str:
-    """The arm that is what the twin does: with or without traces, as was found best for it."""
-    return "recalled_pairs" if user.settings.traces == "none" else "recalled_triples"
+    """Return the arm that the twin uses: recalled pairs with traces ("recon") or without ("recalled_pairs")."""
+    return "recalled_pairs" if user.settings.traces == "none" else "recon"
 
 
 async def evaluate(
@@ -31,46 +32,46 @@ async def evaluate(
     *,
     folder: Path,
     against: str | Path | None = None,
-    protocol: ReplayConfig = ReplayConfig(),
-    progress: ReplayProgress = quiet,
+    config: ReplayConfig | None = None,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Measure how close a twin is to the person, beside the baselines.
+    """Measure how close a twin is to its person, beside the baselines.
 
     Args:
         user: the twin.
-        scorer: the model under which real actions are scored.
-        embedder: for recall in the other person's past, and for similarity.
+        scorer: the model that scores real actions.
+        embedder: for recall from the other person's past, and for similarities.
         folder: the twin's folder, which holds the held-out conversations.
-        against: another log with turns of the same speaker to measure on instead.
-        protocol: how to measure.
-        progress: is told how far things are.
+        against: another log with turns of the same speaker, to measure on instead.
+        config: how to measure; the default configuration if None.
+        progress: called with a stage, the number of finished turns, and the total.
 
     Returns:
-        Everything that `usertwin eval --json` writes.
+        The JSON object that `usertwin eval --json` writes.
 
     Raises:
-        LogError: there is nothing to measure on.
-        UsageError: no such arm, or a number that makes no sense.
-        TwinError: something that is held out is in the memory.
+        LogError: no held-out turn.
+        UsageError: an unknown arm, or a number out of range.
+        TwinError: a held-out conversation is in the memory.
     """
-    protocol.check()
+    config = config or ReplayConfig()
+    config.check()
     held_out, dropped = held_out_pairs(user, folder, against)
-    # Moments that were added later may be in the memory; each moment is shown only what came before it.
+    # Not by time: pairs added later may be in the memory, and each turn recalls only earlier ones.
     check_split(user.record, (triple.pair for triple in user.store.triples()), held_out, by_time=False)
     with ExitStack() as stack:
-        other = other_person(user, folder, embedder, stack)
+        other = other_person_store(user, folder, embedder, stack)
         progress("recalling", 0, 1)
-        arms = Arms(user, protocol.arms, other, seed=protocol.seed)
-        replay = Replay(user, scorer, embedder, arms, protocol, user.name)
-        turns = await replay.run(
-            evenly_spaced([pair for pair in held_out if not pair.abandoned], protocol.limit), progress=progress
-        )
-    told = endings(user, held_out, seed=protocol.seed)
-    found = closeness(turns, twin_arm(user), seed=protocol.seed)
+        arms = Arms(user, config.arms, other=other, seed=config.seed)
+        replay = Replay(user=user, scorer=scorer, embedder=embedder, arms=arms, config=config, person=user.name)
+        pairs = evenly_spaced([pair for pair in held_out if not pair.abandoned], config.limit)
+        turns = await replay.run(pairs, progress=progress)
+    endings = measure_endings(user, held_out, seed=config.seed)
+    result = closeness(turns, twin_arm(user), seed=config.seed)
     return {
         "twin": user.name,
-        **{name: value for name, value in found.items() if name != "people"},
-        "ending": {} if told is None else {"f1": told["f1"]},
+        **{name: value for name, value in result.items() if name != "people"},
+        "ending": {} if endings is None else {"f1": endings["f1"]},
         "models": models_of(user, scorer),
         "k": user.k,
         "triples": len(user.store),
@@ -81,7 +82,7 @@ async def evaluate(
 
 
 def models_of(user: SimulatedUser, scorer: Scorer) -> dict[str, str | None]:
-    """The names of the models that a measurement rests on."""
+    """Return the names of the models behind a measurement."""
     return {
         "action": user.model.name,
         "scorer": scorer.name,

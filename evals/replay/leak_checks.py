@@ -1,7 +1,7 @@
-"""Leaks between what a twin remembers and what it is measured on: checked when it is measured, not trusted to the past.
+"""Checks for leaks between a twin's memory and its held-out pairs, run at every measurement.
 
-The one design choice: a leak of the split is an error, since no number after it means anything; near-duplicates, which honest
-logs have too, are named, to be dropped with a count; what the model itself knows by heart is a number beside the others.
+Design: a leak of the split is an error, since it makes every number meaningless. Near-duplicates also occur in honest logs, so
+they are dropped and counted. Memorization by the model itself is reported as a number.
 """
 
 from __future__ import annotations
@@ -13,60 +13,60 @@ from typing import Any
 
 from usertwin.evals.metrics.statistics import evenly_spaced, mean
 from usertwin.memory import Scorer
-from usertwin.memory.text.transcript import ME, flat
+from usertwin.memory.text.transcript import ME, single_line
 from usertwin.memory.text.words import word_tokens
 from usertwin.memory.twin.record import TwinRecord
 from usertwin.personas import Pair, TwinError
 
-#: Words of a shingle, and how much of their shingles two moments share to be nearly the same.
+#: Words of a shingle, and the limits above which two pairs are near-duplicates.
 SHINGLE, RESEMBLANCE, CONTAINMENT = 5, 0.7, 0.8
-#: Moments with fewer words, context and action together, are alike by nature ("thanks, bye") and never count.
-FEWEST_WORDS = 8
-#: A turn needs so many words to be continued from its middle; of longer ones the first so many are looked at.
-FEWEST_TO_CONTINUE, MOST_TO_CONTINUE = 10, 200
-#: A model that gives each token on average (geometric) more than an even chance says the text by heart.
-BY_HEART = log(0.5)
-_AT_ONCE = 256
+#: Pairs with fewer words, context and action together, are alike by nature ("thanks, bye") and never near-duplicates.
+MIN_WORDS = 8
+#: Words of a turn that is tested for memorization, at least; of longer turns only the first words are used.
+MIN_WORDS_TO_CONTINUE, MAX_WORDS_TO_CONTINUE = 10, 200
+#: Mean log-probability of a token above which a text counts as memorized: (geometric) mean probability above 0.5.
+MEMORIZED = log(0.5)
+_BATCH_PAIRS = 256
 
 
 def check_split(record: TwinRecord, known: Iterable[Pair], held_out: Sequence[Pair], *, by_time: bool = True) -> None:
-    """Raise if anything that is held out, or a conversation of it, or something later, is known.
+    """Raise TwinError if the memory knows a held-out conversation, or a pair of a later time.
 
     Args:
-        record: of the twin, which says what is held out.
-        known: the moments in a memory, as they are now: `(triple.pair for triple in store.triples())`.
-        held_out: the moments to measure on.
-        by_time: whether what is known has to be older than all of these; False for the past of another person, which is
-            recalled moment by moment only from before. Without dates there is no time to compare.
+        record: of the twin, which lists the held-out conversations.
+        known: the pairs in the memory now: `(triple.pair for triple in store.triples())`.
+        held_out: the pairs to measure on.
+        by_time: whether all known pairs must be older than these. False where each recall is limited to earlier pairs.
+            Undated pairs are not compared.
 
     Raises:
-        TwinError: a leak: the sentence says which, and the way out.
+        TwinError: a leak; the message names the conversation and the way out.
     """
-    learned, kept_back = set(record.corpus), {*record.validation, *record.test}
-    if both := learned & kept_back:
+    learned, reserved = set(record.corpus), {*record.validation, *record.test}
+    if both := learned & reserved:
         raise TwinError(
-            f'{record.name}: the conversation "{min(both)}" was learned and is to be measured on, so that no number would mean '
-            "anything; learn the twin again with --overwrite"
+            f'{record.name}: the conversation "{min(both)}" was learned and is also held out, so no number has a meaning; '
+            "learn the twin again with --overwrite"
         )
-    now = {pair.conversation_id for pair in held_out}
+    measured = {pair.conversation_id for pair in held_out}
     first = min((pair.when for pair in held_out), default=None)
     for pair in known:
-        if pair.conversation_id in now or pair.conversation_id in kept_back:
+        if pair.conversation_id in measured or pair.conversation_id in reserved:
             raise TwinError(
-                f'{record.name}: the memory knows the conversation "{pair.conversation_id}", which is to be measured on; '
+                f'{record.name}: the memory holds the held-out conversation "{pair.conversation_id}"; '
                 "learn the twin again with --overwrite"
             )
         if by_time and record.dated and first is not None and pair.when >= first:
             raise TwinError(
-                f'{record.name}: the memory knows a moment of {_day(pair.when)} ("{pair.conversation_id}"), and the first turn '
-                f"to measure on is of {_day(first)}; learn the twin again with --overwrite, from a log that has both"
+                f'{record.name}: the memory holds a turn of {_day(pair.when)} ("{pair.conversation_id}"), but the first '
+                f"held-out turn is of {_day(first)}; learn the twin again with --overwrite, from a log that has both"
             )
 
 
 def _day(when: float) -> str:
     try:
         return datetime.fromtimestamp(when, UTC).date().isoformat()
-    except (ValueError, OverflowError, OSError):  # no calendar goes there
+    except (ValueError, OverflowError, OSError):  # outside the calendar
         return str(when)
 
 
@@ -74,107 +74,108 @@ def _day(when: float) -> str:
 
 
 def near_duplicates(held_out: Sequence[Pair], known: Sequence[Pair], *, turns: int | None = None) -> dict[int, int]:
-    """Which held-out moments are nearly the same as a known one: the same words in context and action.
+    """Return the held-out pairs that nearly equal a known pair, by the words of context and action.
 
-    Two moments are sets of runs of 5 words over their turns; goals do not count, since tasks are given out many times. They
-    are nearly the same if they share 0.7 of all their runs (resemblance), or if the known one has 0.8 of the held-out one's
-    (containment): Broder 1997, "On the resemblance and containment of documents", where min-wise hashing estimates what is
-    computed here exactly; for training data, Lee et al. 2021 (arXiv 2107.06499).
+    A pair is a set of runs of 5 words over its turns; goals do not count, since tasks are handed out many times. Two pairs are
+    near-duplicates if they share 0.7 of all their runs (resemblance), or if the known one contains 0.8 of the held-out one's
+    (containment): Broder 1997, "On the resemblance and containment of documents"; computed exactly here, without min-wise
+    hashing. For training data see Lee et al. 2021 (arXiv 2107.06499).
 
     Args:
-        held_out: the moments to measure on.
-        known: the moments in the memory.
-        turns: how many turns of the context are looked at, the latest ones; all that a pair has if None.
+        held_out: the pairs to measure on.
+        known: the pairs in the memory.
+        turns: the latest turns of context to compare; all of them if None.
 
     Returns:
-        For the place in `held_out` of each such moment, the place in `known` of the one that it is most like.
+        From the index of each such pair in `held_out` to the index in `known` of the most similar one.
     """
-    ours = {place: found for place, pair in enumerate(held_out) if (found := _shingles(pair, turns))}
-    theirs = {place: found for place, pair in enumerate(known) if (found := _shingles(pair, turns))}
+    ours = {place: shingles for place, pair in enumerate(held_out) if (shingles := _shingles(pair, turns))}
+    theirs = {place: shingles for place, pair in enumerate(known) if (shingles := _shingles(pair, turns))}
     if not ours or not theirs:
         return {}
     import numpy as np
     from sklearn.feature_extraction.text import CountVectorizer
 
-    vectorizer = CountVectorizer(analyzer=_as_it_is, binary=True)  # pyright: ignore[reportArgumentType] - a function is right
-    asked: Any = vectorizer.fit_transform(list(ours.values()))
-    there: Any = vectorizer.transform(list(theirs.values()))  # runs that nobody asks for drop out
-    sizes, their_sizes = (np.array([len(found) for found in side.values()]) for side in (ours, theirs))
-    places, their_places = list(ours), list(theirs)
-    likeness: dict[int, tuple[float, int]] = {}
-    for start in range(0, len(places), _AT_ONCE):
-        shared = (asked[start : start + _AT_ONCE] @ there.T).tocoo()
+    vectorizer = CountVectorizer(analyzer=_identity, binary=True)  # pyright: ignore[reportArgumentType] - takes a function
+    our_matrix: Any = vectorizer.fit_transform(list(ours.values()))
+    their_matrix: Any = vectorizer.transform(list(theirs.values()))  # drops runs that no held-out pair has
+    our_sizes, their_sizes = (np.array([len(shingles) for shingles in side.values()]) for side in (ours, theirs))
+    our_places, their_places = list(ours), list(theirs)
+    best_matches: dict[int, tuple[float, int]] = {}
+    for start in range(0, len(our_places), _BATCH_PAIRS):
+        shared = (our_matrix[start : start + _BATCH_PAIRS] @ their_matrix.T).tocoo()
         rows, columns = shared.row + start, shared.col
-        resemblance = shared.data / (sizes[rows] + their_sizes[columns] - shared.data)
-        near = (resemblance >= RESEMBLANCE) | (shared.data / sizes[rows] >= CONTAINMENT)
-        for row, column, like in zip(rows[near], columns[near], resemblance[near], strict=True):
-            best = (float(like), -their_places[column])  # the first of those that are equally like
-            likeness[places[row]] = max(likeness.get(places[row], best), best)
-    return {place: -best for place, (_, best) in sorted(likeness.items())}
+        resemblance = shared.data / (our_sizes[rows] + their_sizes[columns] - shared.data)
+        near = (resemblance >= RESEMBLANCE) | (shared.data / our_sizes[rows] >= CONTAINMENT)
+        for row, column, similarity in zip(rows[near], columns[near], resemblance[near], strict=True):
+            match = (float(similarity), -their_places[column])  # the first of equally similar ones
+            best_matches[our_places[row]] = max(best_matches.get(our_places[row], match), match)
+    return {place: -match for place, (_, match) in sorted(best_matches.items())}
 
 
-def _as_it_is(shingles: frozenset[str]) -> frozenset[str]:
+def _identity(shingles: frozenset[str]) -> frozenset[str]:
     return shingles
 
 
 def _shingles(pair: Pair, turns: int | None) -> frozenset[str]:
-    """The runs of words of a moment; none if it has too few words. A silent leaving is told by what came before it."""
+    """Return the runs of words of a pair, of its context alone if abandoned; none for too few words."""
     context = pair.context if turns is None else pair.context[len(pair.context) - min(turns, len(pair.context)) :]
-    said = [turn.text for turn in context] + ([] if pair.abandoned else [pair.action])
-    words = [word for text in said for word in word_tokens(text)]
-    if len(words) < FEWEST_WORDS:
+    texts = [turn.text for turn in context] + ([] if pair.abandoned else [pair.action])
+    words = [word for text in texts for word in word_tokens(text)]
+    if len(words) < MIN_WORDS:
         return frozenset()
-    return frozenset(" ".join(words[at : at + SHINGLE]) for at in range(len(words) - SHINGLE + 1))
+    return frozenset(" ".join(words[start : start + SHINGLE]) for start in range(len(words) - SHINGLE + 1))
 
 
-# What the model knows without any memory -----------------------------------------------------------------------------
+# Memorization --------------------------------------------------------------------------------------------------------
 
 
-def known_by_heart(scorer: Scorer, pairs: Sequence[Pair], *, most: int | None = 200, seed: int = 0) -> dict[str, Any]:
-    """Whether the model knows the text itself: the second half of turns, given their first half and nothing else.
+def measure_memorization(
+    scorer: Scorer, pairs: Sequence[Pair], *, max_turns: int | None = 200, seed: int = 0
+) -> dict[str, Any]:
+    """Return how well the model predicts the second half of turns from the first half alone.
 
-    What a model was trained on it continues from a part of it (Carlini et al. 2023, arXiv 2202.07646: a text is extractable if
-    its beginning brings the rest); instead of decoding greedily, the rest is scored here, which any scorer can, and the mean
-    log-probability of a text is also the plainest of the tests that tell training data (Shi et al. 2024, arXiv 2310.16789).
-    The same halves after the first half of another turn are the reference: what a turn's own beginning is worth above it is
-    topic and grammar where the model does not know the text, and far more where it does.
+    A model continues a text of its training data from a prefix (Carlini et al. 2023, arXiv 2202.07646). Scoring the second half
+    replaces greedy decoding, so any scorer works; the mean log-probability is also the basic membership test (Shi et al. 2024,
+    arXiv 2310.16789). The reference is the same second half after the first half of another turn: a turn's own first half adds
+    topic and grammar if the text is unknown, and far more if it is memorized.
 
     Args:
         scorer: the model.
-        pairs: moments whose actions are looked at: each text once, if it has 10 words or more.
-        most: how many turns at most, spread evenly; None for all.
-        seed: for the interval.
+        pairs: pairs whose actions are tested: each text once, if it has 10 words or more.
+        max_turns: the most turns, evenly spaced; None for all.
+        seed: of the interval.
 
     Returns:
         A JSON object: `value`, the share of turns whose second half has a mean log-probability above log(0.5) per token, with
         its interval `low` and `high` (by conversation) and `n` turns; `nats_per_token`, the mean over turns of that
-        log-probability (at most 0); `reference`, the same after another turn's first half, None for a single turn. All None
-        where there is no such turn.
+        log-probability (at most 0); `reference`, the same after another turn's first half, None for a single turn. All are
+        None without such turns.
     """
     texts: dict[str, Pair] = {}
     for pair in pairs:
-        if not pair.abandoned and len(flat(pair.action).split()) >= FEWEST_TO_CONTINUE:
-            texts.setdefault(flat(pair.action), pair)
-    chosen = evenly_spaced(list(texts.items()), most)
-    halves = [_halves(text) for text, _ in chosen]
-    own = _per_token(scorer, halves)
+        if not pair.abandoned and len(single_line(pair.action).split()) >= MIN_WORDS_TO_CONTINUE:
+            texts.setdefault(single_line(pair.action), pair)
+    tested = evenly_spaced(list(texts.items()), max_turns)
+    halves = [_halves(text) for text, _ in tested]
+    own = _nats_per_token(scorer, halves)
     others = [*halves[1:], *halves[:1]] if len(halves) > 1 else []
-    moved = _per_token(scorer, [(before, rest) for (before, _), (_, rest) in zip(others, halves, strict=False)])
-    share = mean([float(one > BY_HEART) for one in own], [pair.conversation_id for _, pair in chosen], seed=seed)
-    found = {"value": None, "low": None, "high": None, "n": 0} if share is None else share.to_json()
-    return found | {"nats_per_token": _average(own), "reference": _average(moved)}
+    reference = _nats_per_token(scorer, [(first, rest) for (first, _), (_, rest) in zip(others, halves, strict=False)])
+    share = mean([float(nats > MEMORIZED) for nats in own], [pair.conversation_id for _, pair in tested], seed=seed)
+    result = {"value": None, "low": None, "high": None, "n": 0} if share is None else share.to_json()
+    return result | {"nats_per_token": _average(own), "reference": _average(reference)}
 
 
 def _halves(text: str) -> tuple[str, str]:
-    """What is given of a turn, and what is asked for."""
-    words = text.split()[:MOST_TO_CONTINUE]
+    """Return the first half of a turn as a prompt, and the second half as its completion."""
+    words = text.split()[:MAX_WORDS_TO_CONTINUE]
     middle = len(words) // 2
     return f"{ME}: {' '.join(words[:middle])}", f" {' '.join(words[middle:])}"
 
 
-def _per_token(scorer: Scorer, items: Sequence[tuple[str, str]]) -> list[float]:
-    """The mean log-probability of each continuation's tokens, in nats."""
-    return [found.nats / max(1, found.tokens) for found in scorer.score(items)]
+def _nats_per_token(scorer: Scorer, items: Sequence[tuple[str, str]]) -> list[float]:
+    """Return the mean log-probability per token of each completion, in nats."""
+    return [likelihood.nats / max(1, likelihood.tokens) for likelihood in scorer.score(items)]
 
 
 def _average(values: Sequence[float]) -> float | None:

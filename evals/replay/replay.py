@@ -1,63 +1,56 @@
-"""Replaying held-out turns: what each arm makes of the moments before them, measured turn by turn.
+"""Replay: score each held-out turn, and write replies to it, under every arm.
 
-The one design choice: a turn is measured whole, under every arm, and kept before the next one is begun, so that a
-measurement that is stopped goes on where it was and every figure is reckoned from the same records. What is measured:
+Design: a turn is measured completely, under every arm, and appended to the records before the next turn starts. So a stopped
+measurement resumes, and every figure is computed from the same records:
 
-    bits         what the real action costs after each arm's prompt, in one batch for all arms
-    choice       whether it is told from other actions of the same person (S4; Recon's forced choice)
-    replies      what the twin's model writes there under each arm, with how like the real action they are
+    bits         cost of the real action after each arm's prompt, all arms in one batch
+    choice       whether the real action scores above other actions of the person (S4; Recon's forced choice)
+    replies      replies of the twin's model under each arm, and their similarity to the real action
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from usertwin.evals.arm_names import PEERS, USUAL_ARMS, Peer, check_arms
+from usertwin.evals.arm_names import DEFAULT_ARMS, PEERS, Peer, check_arms
 from usertwin.evals.metrics.statistics import evenly_spaced
-from usertwin.evals.records.measured_turns import MeasuredTurn, Memory, turns_of
+from usertwin.evals.records.measured_turns import MeasuredTurn, RecalledTurn, read_turn_file
 from usertwin.memory import Embedder, Scorer
-from usertwin.memory.jsonl import open_to_append, write_line
+from usertwin.memory.jsonl import append_line, open_for_append
+from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import CHOICES
-from usertwin.memory.text.transcript import ME, action_line
+from usertwin.memory.text.transcript import ME, action_completion
 from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import RECALLED_TURNS
 
 from .arms import Arms, HeldOutTurn
-from .peers import peer_messages, said_by
+from .peers import peer_messages, reply_of_peer
 
-_AT_ONCE = 20
-
-#: Is told the stage ("scoring" or "writing"), how many turns are done, of how many.
-ReplayProgress = Callable[[str, int, int], None]
+_BATCH_TURNS = 20
 
 
-def quiet(stage: str, done: int, total: int) -> None:
-    """Report no progress."""
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayConfig:
-    """How a twin is measured.
+    """The configuration of a measurement.
 
     Attributes:
-        arms: what is compared; see arms.py.
-        limit: the most turns to measure on, spread evenly over all there are; None for all.
-        generate: on how many of them each arm also writes replies, and has to choose.
-        samples: how many replies each time.
-        choices: among how many actions the real one is to be found (S4); 0 leaves that out.
-        concurrency: how many arms may wait for a model at once.
-        seed: for what is drawn and sampled, and for intervals.
+        arms: the arms to compare, from `ARMS`.
+        limit: the most turns to score, evenly spaced; None for all.
+        generate: the number of these for which each arm also writes replies, and makes a choice.
+        samples: replies of each arm for a turn.
+        choices: actions among which the real one must be found (S4); 0 skips this.
+        concurrency: the most arms that wait for a model at once.
+        seed: of random choices, of the sampler and of intervals.
     """
 
-    arms: tuple[str, ...] = USUAL_ARMS
+    arms: tuple[str, ...] = DEFAULT_ARMS
     limit: int | None = 100
     generate: int = 20
     samples: int = 1
@@ -66,25 +59,28 @@ class ReplayConfig:
     seed: int = 0
 
     def check(self) -> None:
-        """UsageError if there is no such arm, or a number makes no sense."""
+        """Raise UsageError for an unknown arm or a number out of range."""
         check_arms(self.arms)
-        if (self.limit is not None and self.limit < 1) or self.generate < 0:
-            raise UsageError("a limit is at least 1, and the number of written replies at least 0")
-        if self.samples < 1 or self.choices < 0 or self.choices == 1 or self.concurrency < 1:
-            raise UsageError("at least one sample, one arm at a time, and two actions to choose from (or 0, for none)")
+        minima = {"limit": 1, "generate": 0, "samples": 1, "choices": 0, "concurrency": 1}
+        for name, minimum in minima.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise UsageError(f"{name} is {value}; it must be at least {minimum}")
+        if self.choices == 1:
+            raise UsageError("choices is 1; a choice needs at least 2 actions, and 0 skips it")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
     """Measures a twin turn by turn.
 
     Attributes:
         user: the twin; its model writes the replies of all arms.
-        scorer: the model under which real actions are scored.
-        embedder: tells how like two texts are.
-        arms: what is compared.
-        protocol: how.
-        person: what to call the person in the records.
+        scorer: the model that scores real actions.
+        embedder: for the similarities of replies.
+        arms: the arms to compare.
+        config: how to measure.
+        person: the person's name in the records.
     """
 
     user: SimulatedUser
@@ -95,160 +91,163 @@ class Replay:
     person: str
 
     async def run(
-        self, pairs: Sequence[Pair], *, keep: Path | None = None, progress: ReplayProgress = quiet
+        self, pairs: Sequence[Pair], *, path: Path | None = None, progress: Progress = no_progress
     ) -> list[MeasuredTurn]:
-        """Measure held-out moments.
+        """Measure held-out pairs.
 
         Args:
-            pairs: the moments.
-            keep: a file of records to go on from and to write to.
-            progress: is told how far things are.
+            pairs: the held-out pairs.
+            path: a file of records to resume from and to append to.
+            progress: called with "scoring" or "writing", the number of finished turns, and the total.
 
         Raises:
-            ModelError: a model does not answer; what was measured is kept.
-            UsageError: there is nothing to show for any of the arms, or a line of the file is broken.
+            ModelError: a model does not answer; the file keeps what is measured.
+            UsageError: no arm has anything to show, or a line of the file is broken.
         """
         if not self.arms.present:
-            raise UsageError(f"{self.person}: nothing is there to show for {', '.join(self.arms.names)}; name other arms")
-        writing = {_key(pair) for pair in evenly_spaced(pairs, self.config.generate)} if self.config.generate else set[Any]()
-        known = {(turn.conversation_id, turn.position): turn for turn in (turns_of(keep) if keep else [])}
+            raise UsageError(f"{self.person}: nothing to show for {', '.join(self.arms.names)}; name other arms")
+        generate = self.config.generate
+        with_replies = {_key(pair) for pair in evenly_spaced(pairs, generate)} if generate else set[tuple[str, int]]()
+        known = {(turn.conversation_id, turn.position): turn for turn in (read_turn_file(path) if path else [])}
         missing = [pair for pair in pairs if _key(pair) not in known]
         distractors = Distractors([triple.pair for triple in self.user.store.triples()], self.embedder)
-        wrote = sum(_key(pair) in writing for pair in pairs if _key(pair) in known)
-        with open_to_append(keep) if keep is not None else nullcontext() as file:
-            for start in range(0, len(missing), _AT_ONCE):
+        written = sum(_key(pair) in with_replies for pair in pairs if _key(pair) in known)
+        with open_for_append(path) if path is not None else nullcontext() as file:
+            for start in range(0, len(missing), _BATCH_TURNS):
                 progress("scoring", len(known), len(pairs))
-                moments = await asyncio.to_thread(self.arms.moments, missing[start : start + _AT_ONCE])
-                turns = await asyncio.to_thread(self._scored, moments, pairs)
-                for moment, scored in zip(moments, turns, strict=True):
-                    turn = scored
-                    if _key(moment.pair) in writing:
-                        progress("writing", wrote, len(writing))
-                        turn = await self._written(scored, moment, distractors)
-                        wrote += 1
+                held_out = await asyncio.to_thread(self.arms.held_out_turns, missing[start : start + _BATCH_TURNS])
+                records = await asyncio.to_thread(self._score, held_out, pairs)
+                for turn, scored in zip(held_out, records, strict=True):
+                    record = scored
+                    if _key(turn.pair) in with_replies:
+                        progress("writing", written, len(with_replies))
+                        record = await self._add_replies(scored, turn, distractors)
+                        written += 1
                     if file is not None:
-                        write_line(file, turn.to_json())
-                    known[_key(moment.pair)] = turn
+                        append_line(file, record.to_json())
+                    known[_key(turn.pair)] = record
         progress("scoring", len(pairs), len(pairs))
-        if writing:
-            progress("writing", len(writing), len(writing))
+        if with_replies:
+            progress("writing", len(with_replies), len(with_replies))
         return [known[_key(pair)] for pair in pairs]
 
-    def _scored(self, moments: Sequence[HeldOutTurn], pairs: Sequence[Pair]) -> list[MeasuredTurn]:
-        """The records of moments, with what the real actions cost."""
-        places = [(place, arm) for place, moment in enumerate(moments) for arm in moment.shown]
-        items = [(self.arms.prompt(arm, moments[i]), action_line(moments[i].pair.action)) for i, arm in places]
-        bits: list[dict[str, float]] = [{} for _ in moments]
+    def _score(self, turns: Sequence[HeldOutTurn], pairs: Sequence[Pair]) -> list[MeasuredTurn]:
+        """Return records of turns with the cost of the real actions."""
+        places = [(place, arm) for place, turn in enumerate(turns) for arm in turn.shown]
+        items = [(self.arms.prompt(arm, turns[place]), action_completion(turns[place].pair.action)) for place, arm in places]
+        bits: list[dict[str, float]] = [{} for _ in turns]
         for (place, arm), likelihood in zip(places, self.scorer.score(items), strict=True):
             bits[place][arm] = likelihood.bits
-        found: list[MeasuredTurn] = []
-        for moment, costs in zip(moments, bits, strict=True):
-            pair = moment.pair
-            found.append(
-                MeasuredTurn(
-                    self.person,
-                    pair.conversation_id,
-                    pair.position,
-                    _said(pair),
-                    pair.action,
-                    len(action_line(pair.action)) - 1,
-                    pair.goal,
-                    costs,
-                    recalled=_memories(moment),
-                    other_action=self._other_action(pair),
-                    own_action=_elsewhere(pair, pairs),
-                )
+        return [
+            MeasuredTurn(
+                person=self.person,
+                conversation_id=turn.pair.conversation_id,
+                position=turn.pair.position,
+                context=_context(turn.pair),
+                action=turn.pair.action,
+                characters=len(action_completion(turn.pair.action)) - 1,
+                goal=turn.pair.goal,
+                bits=costs,
+                recalled=_recalled_turns(turn),
+                other_action=self._other_action(turn.pair),
+                own_action=_own_action_elsewhere(turn.pair, pairs),
             )
-        return found
+            for turn, costs in zip(turns, bits, strict=True)
+        ]
 
     def _other_action(self, pair: Pair) -> str:
         other = self.arms.other
         if other is None:
             return ""
-        drawn = other.sample(pair, 1, rng=random.Random(f"{self.config.seed}/{pair.conversation_id}/{pair.position}"))
-        return drawn[0].pair.action if drawn else ""
+        sampled = other.sample(pair, 1, rng=random.Random(f"{self.config.seed}/{pair.conversation_id}/{pair.position}"))
+        return sampled[0].pair.action if sampled else ""
 
-    async def _written(self, turn: MeasuredTurn, moment: HeldOutTurn, distractors: Distractors) -> MeasuredTurn:
-        """The record with the replies of each arm, how like the real action they are, and what each arm chooses."""
+    async def _add_replies(self, record: MeasuredTurn, turn: HeldOutTurn, distractors: Distractors) -> MeasuredTurn:
+        """Return the record with each arm's replies, their similarities, and its choice."""
         limit = asyncio.Semaphore(self.config.concurrency)
 
-        async def one(arm: str) -> tuple[str, list[str]]:
+        async def sample_arm(arm: str) -> tuple[str, list[str]]:
             async with limit:
-                return await self._replies(moment, arm)
+                return await self._sample_replies(turn, arm)
 
-        answers = dict(zip(moment.shown, await asyncio.gather(*(one(arm) for arm in moment.shown)), strict=True))
-        replies = {arm: tuple(texts) for arm, (_, texts) in answers.items()}
-        others = distractors.of(moment.pair, (self.config.choices or CHOICES) - 1)
-        similarity, rank = await asyncio.to_thread(self._compared, replies, moment.pair.action, others)
-        choice = await asyncio.to_thread(self._chosen, moment, others) if self.config.choices else {}
-        reasoning = {arm: thought for arm, (thought, _) in answers.items() if thought}
-        return replace(turn, replies=replies, reasoning=reasoning, similarity=similarity, rank=rank, choice=choice)
+        samples = dict(zip(turn.shown, await asyncio.gather(*(sample_arm(arm) for arm in turn.shown)), strict=True))
+        replies = {arm: tuple(texts) for arm, (_, texts) in samples.items()}
+        others = distractors.nearest(turn.pair, (self.config.choices or CHOICES) - 1)
+        similarity, rank = await asyncio.to_thread(self._similarity_and_rank, replies, turn.pair.action, others)
+        choice = await asyncio.to_thread(self._choices, turn, others) if self.config.choices else {}
+        reasoning = {arm: thought for arm, (thought, _) in samples.items() if thought}
+        return replace(record, replies=replies, reasoning=reasoning, similarity=similarity, rank=rank, choice=choice)
 
-    async def _replies(self, moment: HeldOutTurn, arm: str) -> tuple[str, list[str]]:
-        """The thought, if the twin has one of its own, and the replies that the twin's model writes under an arm."""
-        user, pair, seed, n = self.user, moment.pair, self.config.seed, self.config.samples
+    async def _sample_replies(self, turn: HeldOutTurn, arm: str) -> tuple[str, list[str]]:
+        """Return the trace, if the twin writes one for the present turn, and the replies under an arm."""
+        user, pair, seed, n = self.user, turn.pair, self.config.seed, self.config.samples
         if arm in PEERS:
             peer: Peer = arm
             messages = peer_messages(peer, user.model.style, user.persona, pair, turns=user.settings.window)
-            return "", [said_by(peer, answer.text) for answer in await user.complete(messages, n=n, seed=seed)]
-        reasoning, answers = await user.sample_reply(pair, moment.shown[arm], seed=seed, n=n)
+            return "", [reply_of_peer(peer, answer.text) for answer in await user.complete(messages, n=n, seed=seed)]
+        reasoning, answers = await user.sample_reply(pair, turn.shown[arm], seed=seed, n=n)
         return reasoning, [answer.text for answer in answers]
 
-    def _compared(
+    def _similarity_and_rank(
         self, replies: dict[str, tuple[str, ...]], real: str, others: Sequence[str]
     ) -> tuple[dict[str, tuple[float, ...]], dict[str, tuple[float, ...]]]:
-        """Cosine of each reply and the real action, and of the person's other actions the share that it is less like (S3)."""
+        """Return the cosine of each reply and the real action, and the share of other actions that are less similar (S3)."""
         texts = [text for arm in replies for text in replies[arm]]
         vectors = self.embedder.embed([*texts, real, *others])
-        alike = vectors[: len(texts)] @ vectors[len(texts) :].T
+        cosines = vectors[: len(texts)] @ vectors[len(texts) :].T
         similarity: dict[str, tuple[float, ...]] = {}
         rank: dict[str, tuple[float, ...]] = {}
         start = 0
-        for arm, said in replies.items():
-            rows = alike[start : start + len(said)]
-            start += len(said)
+        for arm, own in replies.items():
+            rows = cosines[start : start + len(own)]
+            start += len(own)
             similarity[arm] = tuple(float(row[0]) for row in rows)
             if others:
                 rank[arm] = tuple(float(((row[1:] < row[0]) + 0.5 * (row[1:] == row[0])).mean()) for row in rows)
         return similarity, rank
 
-    def _chosen(self, moment: HeldOutTurn, others: Sequence[str]) -> dict[str, float]:
-        """Whether each arm tells the real action from others, by how much likelier its prompt makes it than no prompt does."""
+    def _choices(self, turn: HeldOutTurn, others: Sequence[str]) -> dict[str, float]:
+        """Return, by arm, whether the real action gains most log-probability from the prompt, among other actions."""
         if not others:
             return {}
-        actions = [action_line(action) for action in (moment.pair.action, *others)]
-        usual = [found.nats for found in self.scorer.score([(f"{ME}:", action) for action in actions])]
-        chosen: dict[str, float] = {}
-        for arm in moment.shown:
-            found = self.scorer.score([(self.arms.prompt(arm, moment), action) for action in actions])
-            likely = [one.nats - nats for one, nats in zip(found, usual, strict=True)]
-            best = max(likely)
-            chosen[arm] = (likely[0] == best) / likely.count(best)
-        return chosen
+        actions = [action_completion(action) for action in (turn.pair.action, *others)]
+        prior = [likelihood.nats for likelihood in self.scorer.score([(f"{ME}:", action) for action in actions])]
+        choices: dict[str, float] = {}
+        for arm in turn.shown:
+            likelihoods = self.scorer.score([(self.arms.prompt(arm, turn), action) for action in actions])
+            gains = [likelihood.nats - nats for likelihood, nats in zip(likelihoods, prior, strict=True)]
+            best = max(gains)
+            choices[arm] = (gains[0] == best) / gains.count(best)
+        return choices
 
 
 def _key(pair: Pair) -> tuple[str, int]:
     return pair.conversation_id, pair.position
 
 
-def _said(pair: Pair) -> tuple[tuple[str, str], ...]:
+def _context(pair: Pair) -> tuple[tuple[str, str], ...]:
     return tuple((ME if turn.speaker == pair.speaker else turn.speaker, turn.text) for turn in pair.context)
 
 
-def _memories(moment: HeldOutTurn) -> tuple[Memory, ...]:
-    """What the twin was shown, most similar first."""
-    shown = moment.shown.get("recalled_triples", moment.shown.get("recalled_pairs", ()))
-    found: list[Memory] = []
-    for one, triple in zip(moment.recalled, shown, strict=False):  # an evaluation without these arms shows none
-        pair = triple.pair
-        said = _said(replace(pair, context=pair.context[-RECALLED_TURNS:]))
-        found.append(Memory(pair.conversation_id, pair.position, round(one.similarity, 4), said, pair.action, triple.reasoning))
-    return tuple(found)
+def _recalled_turns(turn: HeldOutTurn) -> tuple[RecalledTurn, ...]:
+    """Return what the twin is shown, most similar first; nothing if neither arm of the twin is measured."""
+    shown = turn.shown.get("recon", turn.shown.get("recalled_pairs", ()))
+    return tuple(
+        RecalledTurn(
+            conversation_id=triple.pair.conversation_id,
+            position=triple.pair.position,
+            similarity=round(recalled.similarity, 4),
+            context=_context(replace(triple.pair, context=triple.pair.context[-RECALLED_TURNS:])),
+            action=triple.pair.action,
+            reasoning=triple.reasoning,
+        )
+        for recalled, triple in zip(turn.recalled, shown, strict=False)
+    )
 
 
-def _elsewhere(pair: Pair, pairs: Sequence[Pair]) -> str:
-    """What the person said at another held-out moment, half of them away and in another conversation."""
+def _own_action_elsewhere(pair: Pair, pairs: Sequence[Pair]) -> str:
+    """Return the action of the person at another held-out pair, half of the pairs away and in another conversation."""
     place = next(i for i, other in enumerate(pairs) if _key(other) == _key(pair))
-    start = (place + len(pairs) // 2) % len(pairs)  # so that each turn stands in for another about once
-    turned = [*pairs[start:], *pairs[:start]]
-    return next((other.action for other in turned if other.conversation_id != pair.conversation_id), "")
+    start = (place + len(pairs) // 2) % len(pairs)  # so that each action is used about once
+    rotated = [*pairs[start:], *pairs[:start]]
+    return next((other.action for other in rotated if other.conversation_id != pair.conversation_id), "")

@@ -1,10 +1,10 @@
-"""How a twin best uses its memory, found by measuring on validation turns: how much to recall, and whether traces pay.
+"""Tune a twin: choose the number of recalled pairs, the context window and the use of traces on validation turns.
 
-The one design choice: every setting predicts the same real turns, in bits per character, and the simplest one that is within a
-standard error of the best is taken. So a proposer whose traces do not help leaves a twin as it would be without them.
+Design: all settings predict the same real turns, in bits per character. The simplest one within a standard error of the best is
+chosen. So traces that do not help leave a twin without traces.
 
-First how many moments are recalled and how many turns of the chat are shown, without traces; then, at what was best, which
-traces are shown with them, and whether the twin writes one of its own for the present turn before it acts.
+First, without traces, the number of recalled pairs and of context turns. Then, at the best of these, which traces are shown,
+and whether the twin writes one for the present turn before it acts.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from usertwin.evals.metrics.statistics import Estimate, evenly_spaced, ratio
 from usertwin.memory import Scorer, Settings, Triple
+from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.text.transcript import action_completion
-from usertwin.memory.twin.record import HELD_OUT, kept_conversations
+from usertwin.memory.twin.record import HELD_OUT_FILE, ShownTraces, read_stored_conversations
 from usertwin.personas import Pair, UsageError
 from usertwin.personas.pairs import group_pairs
 from usertwin.simulator import SimulatedUser
@@ -25,19 +26,17 @@ from usertwin.simulator.prompts import act_transcript, with_shown_traces
 
 from .held_out import with_time_after
 
-#: What is compared: how many moments, and how many turns of the present chat. Fewer is simpler.
+#: The numbers of recalled pairs, and of context turns, to compare. Fewer is simpler.
 KS, WINDOWS = (4, 8), (3, 6)
-#: On how many validation turns, if nothing else is said.
+#: Validation turns to measure on.
 DEFAULT_TURNS = 24
-_SIDES = 2 * 1.96
-
-#: Is told the stage, how many scorings are done, of how many.
-TuneProgress = Callable[[str, int, int], None]
+#: A 95% interval is this many standard errors wide.
+_INTERVAL_WIDTH = 2 * 1.96
 
 
 @dataclass(frozen=True, slots=True)
 class TunePlan:
-    """What deciding takes: on how many turns, how many settings, and with how many texts of the twin's model."""
+    """The cost of tuning: validation turns, settings, and traces that the twin's model writes."""
 
     turns: int
     settings: int
@@ -45,21 +44,21 @@ class TunePlan:
 
     @property
     def scorings(self) -> int:
-        """How many real turns are scored, each after a prompt of its own."""
+        """The number of scored turns, each after its own prompt."""
         return self.turns * self.settings
 
     def __str__(self) -> str:
-        wrote = f" and {self.thoughts} thoughts written" if self.thoughts else ""
-        return f"{self.settings} settings on {self.turns} validation turns: {self.scorings} turns scored{wrote}"
+        traces = f" and {self.thoughts} traces written" if self.thoughts else ""
+        return f"{self.settings} settings on {self.turns} validation turns: {self.scorings} turns scored{traces}"
 
 
 def validation_pairs(user: SimulatedUser, folder: Path, limit: int) -> list[Pair]:
-    """The person's own turns that settings may be chosen on, at most so many, spread evenly."""
+    """Return at most `limit` of the person's validation pairs, evenly spaced; settings may be chosen on these."""
     record = user.record
-    groups = group_pairs(kept_conversations(folder / HELD_OUT), record.recipe.speaker, window=_windows(user)[-1])
-    known = set(record.validation)
+    groups = group_pairs(read_stored_conversations(folder / HELD_OUT_FILE), record.recipe.speaker, window=_windows(user)[-1])
+    validation = set(record.validation)
     pairs = [with_time_after(pair, record.dated, record.corpus_ends) for group in groups for pair in group]
-    return evenly_spaced([pair for pair in pairs if pair.conversation_id in known and not pair.abandoned], limit)
+    return evenly_spaced([pair for pair in pairs if pair.conversation_id in validation and not pair.abandoned], limit)
 
 
 def _windows(user: SimulatedUser) -> list[int]:
@@ -67,20 +66,20 @@ def _windows(user: SimulatedUser) -> list[int]:
 
 
 def tune_plan(user: SimulatedUser, turns: int) -> TunePlan:
-    """What deciding on so many turns takes."""
+    """Return the cost of tuning on a number of turns."""
     variants = _trace_variants(user)
-    return TunePlan(turns, len(KS) * len(_windows(user)) + len(variants), turns * any(one.reasons for one in variants))
+    n_settings = len(KS) * len(_windows(user)) + len(variants)
+    return TunePlan(turns, n_settings, turns * any(setting.reasons for setting in variants))
 
 
 def _trace_variants(user: SimulatedUser) -> list[Settings]:
-    """Which ways of using traces there are to compare, the simplest first; none if the memory holds no trace."""
+    """Return the uses of traces to compare, the simplest first; none if the memory holds no trace."""
     if not user.store.stats().traced:
         return []
-    plain = Settings(traces="none", reasons=False)
     return [
-        replace(plain, traces="backward"),
-        replace(plain, traces="recon"),
-        replace(plain, traces="recon", reasons=True),
+        Settings(traces="backward", reasons=False),
+        Settings(traces="recon", reasons=False),
+        Settings(traces="recon", reasons=True),
     ]
 
 
@@ -92,52 +91,50 @@ async def tune(
     limit: int = DEFAULT_TURNS,
     seed: int = 0,
     on_plan: Callable[[TunePlan], None] = lambda plan: None,
-    progress: TuneProgress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> Settings:
-    """Find how a twin best uses its memory.
+    """Choose the settings of a twin on its validation turns.
 
     Args:
-        user: the twin; its reasoner writes the thoughts for the present turn.
-        scorer: under which real turns are predicted; traces pay for one model and not for another.
-        folder: the twin's.
-        limit: the most validation turns to measure on, spread evenly.
-        seed: for sampling and intervals.
-        planned: is told what it will take, before it begins.
-        progress: is told how far things are.
+        user: the twin; its reasoner writes the traces for the present turn.
+        scorer: the model that predicts real turns; traces may help one model and not another.
+        folder: the twin's folder.
+        limit: the most validation turns, evenly spaced.
+        seed: of the sampler and of intervals.
+        on_plan: called with the cost before tuning starts.
+        progress: called with "tuning", the number of scored turns, and the total.
 
     Returns:
-        The settings, with what was compared in `measured`. Without any validation turn: those of a twin without traces.
+        The settings, with the comparison in `measured`. Without validation turns: settings without traces.
 
     Raises:
-        UsageError: a limit below 1.
+        UsageError: the limit is below 1.
         ModelError: a model does not answer.
     """
     if limit < 1:
-        raise UsageError(f"{limit} turns to decide on: at least one is needed")
+        raise UsageError(f"limit is {limit}; tuning needs at least 1 validation turn")
     pairs = validation_pairs(user, folder, limit)
-    takes = tune_plan(user, len(pairs))
-    on_plan(takes)
+    plan = tune_plan(user, len(pairs))
+    on_plan(plan)
     if not pairs:
         return Settings(traces="none", reasons=False)
-    compared = _Comparison(user, scorer, pairs, takes.scorings, progress)
+    comparison = _Comparison(user, scorer, pairs, plan.scorings, progress)
     for k in KS:
         for window in _windows(user):
-            await compared.measure(Settings(k=k, window=window, traces="none", reasons=False), seed)
-    best = compared.simplest_of_the_best(seed)
+            await comparison.measure(Settings(k=k, window=window, traces="none", reasons=False), seed)
+    plain = comparison.simplest_of_the_best(seed)
     for variant in _trace_variants(user):
-        await compared.measure(replace(variant, k=best.k, window=best.window), seed)
-    chosen = compared.simplest_of_the_best(seed)
-    return replace(chosen, measured=compared.report(best, chosen, seed))
+        await comparison.measure(replace(variant, k=plain.k, window=plain.window), seed)
+    best = comparison.simplest_of_the_best(seed)
+    return replace(best, measured=comparison.report(plain, best, seed))
 
 
 class _Comparison:
-    """Settings and the bits that each real turn costs under them."""
+    """The cost in bits of each validation turn under each setting."""
 
-    def __init__(
-        self, user: SimulatedUser, scorer: Scorer, pairs: Sequence[Pair], total: int, progress: TuneProgress
-    ) -> None:
+    def __init__(self, user: SimulatedUser, scorer: Scorer, pairs: Sequence[Pair], total: int, progress: Progress) -> None:
         self._user, self._scorer, self._pairs, self._progress = user, scorer, pairs, progress
-        self._where = [pair.conversation_id for pair in pairs]
+        self._conversations = [pair.conversation_id for pair in pairs]
         self._characters = [float(len(action_completion(pair.action)) - 1) for pair in pairs]
         self._bits: dict[Settings, list[float]] = {}
         self._done, self._total = 0, total
@@ -145,56 +142,56 @@ class _Comparison:
     async def measure(self, setting: Settings, seed: int) -> None:
         """Score every turn under a setting."""
         times = [pair.when for pair in self._pairs]
-        traced = setting.traces != "none"
-        found = self._user.store.recall_many(
-            self._pairs, setting.k, before=times, with_trace=traced, ranking=self._user.ranking
+        with_trace = setting.traces != "none"
+        matches = self._user.store.recall_many(
+            self._pairs, setting.k, before=times, with_trace=with_trace, ranking=self._user.ranking
         )  # fmt: skip
         self._bits[setting] = []
-        for number, (pair, recalled) in enumerate(zip(self._pairs, found, strict=True)):
-            self._progress("deciding", self._done, self._total)
-            shown = with_shown_traces([one.triple for one in recalled], setting.traces)
+        for number, (pair, recalled) in enumerate(zip(self._pairs, matches, strict=True)):
+            self._progress("tuning", self._done, self._total)
+            shown = with_shown_traces([match.triple for match in recalled], setting.traces)
             thought = await self._thought(pair, shown, setting, seed + number)
             prompt = act_transcript(pair, shown, thought, turns=setting.window)
             [likelihood] = self._scorer.score([(prompt, action_completion(pair.action))])
             self._bits[setting].append(likelihood.bits)
             self._done += 1
-        self._progress("deciding", self._done, self._total)
+        self._progress("tuning", self._done, self._total)
 
     async def _thought(self, pair: Pair, shown: Sequence[Triple], setting: Settings, seed: int) -> str | None:
         if not setting.reasons or not any(triple.reasoning for triple in shown):
             return None
-        user = self._user  # who thinks is shown as many turns of the chat as the setting under test says
+        user = self._user  # the reasoner is shown the window of the setting under test
         twin = SimulatedUser(
             user.record, user.store, user.model, reasoner=user.reasoner, settings=setting, ranking=user.ranking
         )
         return (await twin.sample_reasoning(pair, shown, seed=seed)).text or None
 
-    def of(self, setting: Settings, seed: int) -> Estimate | None:
-        """Bits per character under a setting."""
-        return ratio(self._bits[setting], self._characters, self._where, seed=seed)
+    def bits_per_char(self, setting: Settings, seed: int) -> Estimate | None:
+        """Return the bits per character under a setting."""
+        return ratio(self._bits[setting], self._characters, self._conversations, seed=seed)
 
-    def difference(self, one: Settings, other: Settings, seed: int) -> Estimate | None:
-        """How many more bits per character one takes than the other, paired by turn."""
-        pairs = zip(self._bits[one], self._bits[other], strict=True)
-        return ratio([a - b for a, b in pairs], self._characters, self._where, seed=seed)
+    def difference(self, a: Settings, b: Settings, seed: int) -> Estimate | None:
+        """Return how many more bits per character a costs than b, paired by turn."""
+        pairs = zip(self._bits[a], self._bits[b], strict=True)
+        return ratio([first - second for first, second in pairs], self._characters, self._conversations, seed=seed)
 
     def simplest_of_the_best(self, seed: int) -> Settings:
-        """The simplest setting that is at most a standard error worse than the best one; they were measured simplest first."""
+        """Return the simplest setting that is at most a standard error worse than the best one."""
         best = min(self._bits, key=lambda setting: sum(self._bits[setting]))
-        ranked = sorted(self._bits, key=_complexity)
-        return next(setting for setting in ranked if setting == best or self._as_good(setting, best, seed))
+        by_complexity = sorted(self._bits, key=_complexity)
+        return next(setting for setting in by_complexity if setting == best or self._is_as_good(setting, best, seed))
 
-    def _as_good(self, setting: Settings, best: Settings, seed: int) -> bool:
-        found = self.difference(setting, best, seed)
-        if found is None or found.low is None or found.high is None:
-            return True  # one conversation tells no difference
-        return found.value <= (found.high - found.low) / _SIDES
+    def _is_as_good(self, setting: Settings, best: Settings, seed: int) -> bool:
+        difference = self.difference(setting, best, seed)
+        if difference is None or difference.low is None or difference.high is None:
+            return True  # a single conversation shows no difference
+        return difference.value <= (difference.high - difference.low) / _INTERVAL_WIDTH
 
-    def report(self, plain: Settings, chosen: Settings, seed: int) -> dict[str, Any]:
-        """What was compared, as a JSON object; differences are to the best setting without traces."""
+    def report(self, plain: Settings, best: Settings, seed: int) -> dict[str, Any]:
+        """Return the comparison as a JSON object; differences are to the best setting without traces."""
         rows: list[dict[str, Any]] = []
         for setting in self._bits:
-            bits, extra = self.of(setting, seed), self.difference(setting, plain, seed)
+            bits, difference = self.bits_per_char(setting, seed), self.difference(setting, plain, seed)
             rows.append(
                 {
                     "k": setting.k,
@@ -202,14 +199,14 @@ class _Comparison:
                     "traces": setting.traces,
                     "reasons": setting.reasons,
                     "bits_per_char": bits.to_json() if bits else None,
-                    "against_plain": extra.to_json() if extra and setting != plain else None,
-                    "chosen": setting == chosen,
+                    "against_plain": difference.to_json() if difference and setting != plain else None,
+                    "chosen": setting == best,
                 }
             )
         return {
             "settings": rows,
             "turns": len(self._pairs),
-            "conversations": len(set(self._where)),
+            "conversations": len(set(self._conversations)),
             "scorer": self._scorer.name,
             "model": self._user.model.name,
             "seed": seed,
@@ -217,4 +214,4 @@ class _Comparison:
 
 
 def _complexity(setting: Settings) -> tuple[bool, int, int, int]:
-    return (setting.reasons, ("none", "backward", "recon").index(setting.traces), setting.k, setting.window)
+    return (setting.reasons, get_args(ShownTraces).index(setting.traces), setting.k, setting.window)
