@@ -468,7 +468,7 @@ def test_a_real_model_as_an_agent_is_refused_where_only_scripts_are_allowed() ->
 
 def test_an_openai_compatible_endpoint_is_an_agent(endpoint: Endpoint) -> None:
     assert ask(f"openai:desk-model@{endpoint.url}", LONGER) == ["Good day, what can I do?"]
-    [asked] = endpoint.asked
+    [asked] = endpoint.requests
     assert asked["path"] == "/v1/chat/completions"
     assert asked["model"] == "desk-model"
     assert [(m["role"], m["content"]) for m in asked["messages"][1:]] == [(m["role"], m["content"]) for m in LONGER]

@@ -1,4 +1,4 @@
-"""The twin is a LangGraph graph that recalls, reasons and acts; each answer carries what it came from."""
+"""The twin: its answers, its prompts, and its LangGraph graph."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SUNNY = "It will be sunny. Anything else?"
 
 
 class Recording(ScriptedChatModel):
-    """A scripted model that also remembers how it was called."""
+    """A scripted model that records the options of its calls."""
 
     _calls: list[dict[str, Any]] = PrivateAttr(default_factory=list)
 
@@ -45,31 +45,31 @@ class Recording(ScriptedChatModel):
         return super()._generate(messages, stop, run_manager, **kwargs)
 
 
-def recording(*answers: str, style: Any = "transcript", controls: bool = True) -> ChatModel:
-    return ChatModel("scripted:recording", Recording(answers=list(answers)), style, controls)
+def recording(*answers: str, style: Any = "transcript", sampling: bool = True) -> ChatModel:
+    return ChatModel("scripted:recording", Recording(answers=list(answers)), style, sampling)
 
 
 def calls(user: SimulatedUser) -> list[dict[str, Any]]:
-    """How the twin's model was called."""
+    """Return the options of the model's calls."""
     return user.model.chat._calls  # pyright: ignore
 
 
 def prompts(user: SimulatedUser) -> list[str]:
-    """What the twin's model was asked."""
+    """Return the model's prompts."""
     return user.model.chat.prompts  # pyright: ignore
 
 
 @pytest.fixture
 def user(ann: str) -> Iterator[SimulatedUser]:
-    """Ann with a thought and a turn."""
-    with SimulatedUser.load(ann, model=recording("wants it tomorrow", "tomorrow please")) as found:
-        yield found
+    """Ann with one scripted reasoning and one turn."""
+    with SimulatedUser.load(ann, model=recording("wants it tomorrow", "tomorrow please")) as user:
+        yield user
 
 
-# The plain door ----------------------------------------------------------------------------------------------------------
+# Answers ----------------------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_carries_everything_it_came_from(user: SimulatedUser) -> None:
+def test_an_answer_holds_its_memories_reasoning_and_usage(user: SimulatedUser) -> None:
     answer = user.respond(WHICH_DAY)
     assert answer.action == "tomorrow please"
     assert answer.reasoning == "wants it tomorrow"
@@ -77,23 +77,23 @@ def test_an_answer_carries_everything_it_came_from(user: SimulatedUser) -> None:
     assert answer.message == {"role": "user", "content": "tomorrow please"}
     assert answer.usage == Usage(sum(len(prompt.split()) for prompt in prompts(user)), 0, 5)
     assert len(answer.recalled) == user.k
-    similarities = [row["similarity"] for row in answer.recalled]
+    similarities = [memory.similarity for memory in answer.recalled]
     assert similarities == sorted(similarities, reverse=True)
     best = answer.recalled[0]
-    assert best["similarity"] == pytest.approx(1.0, abs=1e-4)  # she was asked just this before
-    assert best["context"][-1]["text"] == "Which day do you mean for Oslo?"
-    assert best["action"].startswith("tomorrow, day")
-    held = next(triple for triple in user.store.triples() if triple.id == best["id"])
-    assert (best["reasoning"], best["score"]) == (held.reasoning, held.score)
+    assert best.similarity == pytest.approx(1.0, abs=1e-4)  # the memory holds the same context
+    assert best.triple.pair.context[-1].text == "Which day do you mean for Oslo?"
+    assert best.triple.pair.action.startswith("tomorrow, day")
+    held = next(triple for triple in user.store.triples() if triple.id == best.triple.id)
+    assert (best.triple.reasoning, best.triple.score) == (held.reasoning, held.score)
     assert held.reasoning is not None
     assert isinstance(held.score, float)
 
 
-def test_arespond_says_the_same_as_respond(user: SimulatedUser) -> None:
+def test_arespond_equals_respond(user: SimulatedUser) -> None:
     assert asyncio.run(user.arespond(WHICH_DAY)) == user.respond(WHICH_DAY)
 
 
-def test_respond_works_where_an_event_loop_is_running_already(user: SimulatedUser) -> None:
+def test_respond_works_inside_a_running_event_loop(user: SimulatedUser) -> None:
     async def notebook() -> Answer:
         return user.respond(WHICH_DAY)
 
@@ -115,49 +115,49 @@ def test_a_conversation_may_have_any_accepted_shape(user: SimulatedUser, message
     assert prompts(user)[-1].endswith(end)
 
 
-def test_the_twin_may_begin(user: SimulatedUser) -> None:
+def test_the_twin_may_open_the_conversation(user: SimulatedUser) -> None:
     assert user.respond([]).action == "tomorrow please"
 
 
-def test_what_is_no_conversation_is_refused(user: SimulatedUser) -> None:
+def test_malformed_messages_are_refused(user: SimulatedUser) -> None:
     for nonsense in (3, "hello", [{"content": "no role"}]):
         with pytest.raises(LogError):
             user.respond(nonsense)
 
 
-def test_the_person_leaves_as_they_used_to(ann: str) -> None:
+def test_the_twin_leaves_after_a_typical_last_turn(ann: str) -> None:
     with SimulatedUser.load(ann, model=scripted("is done", "no thats all thank you bye")) as user:
         said = [*WHICH_DAY, {"role": "user", "content": "today"}, {"role": "assistant", "content": SUNNY}]
         assert user.respond(said).done is True
-        assert SimulatedUser(user.record, user.store, user.model, ending=None).respond(said).done is False
+        assert SimulatedUser(user.record, user.store, user.model, last_turn=None).respond(said).done is False
 
 
-def test_an_unknown_twin_is_said_with_those_there_are(ann: str) -> None:
+def test_an_unknown_twin_is_refused_with_the_list_of_twins(ann: str) -> None:
     with pytest.raises(TwinError, match=r'no twin "bob".*there: ann.*usertwin learn bob'):
         SimulatedUser.load("bob", model=scripted("hi"))
 
 
-# What comes to mind ------------------------------------------------------------------------------------------------------
+# Recall -----------------------------------------------------------------------------------------------------------------
 
 
-def test_all_of_memory_is_past_to_the_living_present(user: SimulatedUser) -> None:
+def test_a_live_conversation_can_recall_the_whole_memory(user: SimulatedUser) -> None:
     user.k = 1000
     recalled = user.respond(HELLO).recalled
     assert len(recalled) == len(list(user.store.triples())) > 20
-    assert {row["conversation_id"] for row in recalled} == {t.pair.conversation_id for t in user.store.triples()}
+    assert {memory.triple.pair.conversation_id for memory in recalled} == {t.pair.conversation_id for t in user.store.triples()}
 
 
-def test_a_twin_may_recall_nothing(ann: str) -> None:
+def test_a_twin_with_k_0_recalls_nothing(ann: str) -> None:
     with SimulatedUser.load(ann, model=scripted("tomorrow please"), k=0) as user:
         answer = user.respond(WHICH_DAY)
     assert answer.recalled == ()
-    assert answer.reasoning == ""  # nothing shows a transcript model what a thought is
+    assert answer.reasoning == ""  # a transcript model needs examples of reasoning
     assert prompts(user) == [
         "Them: Hello, what can I do for you?\nMe: hi, the weather in Oslo please\nThem: Which day do you mean for Oslo?\nMe:"
     ]
 
 
-def test_a_twin_without_traces_acts_without_a_thought(log: ChatLog) -> None:
+def test_a_twin_without_traces_does_not_reason(log: ChatLog) -> None:
     asyncio.run(alearn("plain", log, recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
     with SimulatedUser.load("plain", model=scripted("tomorrow please")) as user:
         answer = user.respond(WHICH_DAY)
@@ -166,17 +166,17 @@ def test_a_twin_without_traces_acts_without_a_thought(log: ChatLog) -> None:
     assert "thinking" not in prompts(user)[0]
 
 
-def test_held_out_conversations_never_come_to_mind(user: SimulatedUser) -> None:
+def test_held_out_conversations_are_never_recalled(user: SimulatedUser) -> None:
     user.k = 1000
     held_out = {*user.record.validation, *user.record.test}
     assert held_out
-    assert not held_out & {row["conversation_id"] for row in user.respond(WHICH_DAY).recalled}
+    assert not held_out & {memory.triple.pair.conversation_id for memory in user.respond(WHICH_DAY).recalled}
 
 
-# The model behind it -----------------------------------------------------------------------------------------------------
+# The model --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_that_writes_nothing_is_the_twins_error(ann: str) -> None:
+def test_a_model_that_writes_nothing_is_a_twin_error(ann: str) -> None:
     with (
         SimulatedUser.load(ann, model=scripted("")) as user,
         pytest.raises(TwinError, match=r'"scripted:test" wrote nothing 4 times'),
@@ -184,7 +184,7 @@ def test_a_model_that_writes_nothing_is_the_twins_error(ann: str) -> None:
         user.respond(WHICH_DAY)
 
 
-def test_a_model_that_writes_nothing_once_is_asked_again_with_another_seed(ann: str) -> None:
+def test_an_empty_turn_is_sampled_again_with_another_seed(ann: str) -> None:
     with SimulatedUser.load(ann, model=recording("a thought", " \n", "tomorrow")) as user:
         assert user.respond(WHICH_DAY).action == "tomorrow"
         seeds = [call["seed"] for call in calls(user)]
@@ -192,25 +192,25 @@ def test_a_model_that_writes_nothing_once_is_asked_again_with_another_seed(ann: 
     assert len(set(seeds[1:])) == 2
 
 
-def test_what_was_said_already_is_tried_again(ann: str) -> None:
+def test_a_repeated_turn_is_sampled_again(ann: str) -> None:
     again = ("a thought", "Hi, the weather  in OSLO please", "Which day do you mean for Oslo?", "tomorrow")
     with SimulatedUser.load(ann, model=recording(*again)) as user:
         answer = user.respond(WHICH_DAY)
     assert answer.action == "tomorrow"
-    assert answer.usage.output_tokens == sum(len(text.split()) for text in again)  # what was thrown away was paid for
+    assert answer.usage.output_tokens == sum(len(text.split()) for text in again)  # rejected attempts count
 
 
-def test_a_model_that_can_only_repeat_repeats(ann: str) -> None:
+def test_a_repeated_turn_is_accepted_after_the_last_attempt(ann: str) -> None:
     with SimulatedUser.load(ann, model=recording("hi, the weather in Oslo please")) as user:
         assert user.respond(WHICH_DAY).action == "hi, the weather in Oslo please"
         assert len(calls(user)) == 5
 
 
-def test_a_short_turn_may_be_said_twice(ann: str) -> None:
+def test_a_short_turn_may_be_repeated(ann: str) -> None:
     said = [{"role": "user", "content": "yes please"}, {"role": "assistant", "content": "Tomorrow?"}]
     with SimulatedUser.load(ann, model=recording("yes please")) as user:
         assert user.respond(said).action == "yes please"
-        assert len(calls(user)) == 2  # the reasoning and one try
+        assert len(calls(user)) == 2  # the reasoning and one attempt
 
 
 def test_a_model_that_does_not_answer_is_a_model_error(ann: str) -> None:
@@ -225,10 +225,10 @@ def test_a_model_that_does_not_answer_is_a_model_error(ann: str) -> None:
         user.respond(WHICH_DAY)
 
 
-def test_seeds_reach_the_model_and_differ_by_turn_and_by_run(ann: str) -> None:
+def test_seeds_reach_the_model_and_differ_by_turn_and_by_conversation(ann: str) -> None:
     def seeds(seed: int, messages: list[dict[str, str]]) -> list[int]:
-        with SimulatedUser.load(ann, model=recording("a thought", "tomorrow"), seed=seed) as user:
-            user.respond(messages)
+        with SimulatedUser.load(ann, model=recording("a thought", "tomorrow")) as user:
+            user.respond(messages, seed=seed)
             return [call["seed"] for call in calls(user)]
 
     assert seeds(1, WHICH_DAY) == seeds(1, WHICH_DAY)
@@ -236,13 +236,13 @@ def test_seeds_reach_the_model_and_differ_by_turn_and_by_run(ann: str) -> None:
     assert seeds(1, WHICH_DAY) != seeds(1, HELLO)
 
 
-def test_a_transcript_model_is_stopped_at_the_end_of_the_line(user: SimulatedUser) -> None:
+def test_a_transcript_model_stops_at_the_end_of_the_line(user: SimulatedUser) -> None:
     user.respond(WHICH_DAY)
     assert [call["stop"] for call in calls(user)] == [["\n"], ["\n"]]
-    assert calls(user)[1]["max_tokens"] == user.most_tokens <= 400
+    assert calls(user)[1]["max_tokens"] == user.max_tokens <= 400
 
 
-def test_what_a_transcript_model_writes_after_its_line_is_cut(ann: str) -> None:
+def test_text_after_the_line_of_a_transcript_model_is_cut(ann: str) -> None:
     script = ScriptedChatModel(
         answers=[], rules=[("tomorrow)\nMe:", "tomorrow\nThem: Fine"), ("(Me", "wants tomorrow)\nMe: x")]
     )
@@ -251,30 +251,30 @@ def test_what_a_transcript_model_writes_after_its_line_is_cut(ann: str) -> None:
     assert (answer.reasoning, answer.action) == ("wants tomorrow", "tomorrow")
 
 
-def test_a_model_that_takes_no_controls_is_given_none(ann: str) -> None:
-    model = recording("a thought", "tomorrow", style="instruction", controls=False)
+def test_a_model_without_sampling_params_gets_none(ann: str) -> None:
+    model = recording("a thought", "tomorrow", style="instruction", sampling=False)
     with SimulatedUser.load(ann, model=model) as user:
         user.respond(WHICH_DAY)
         assert all(call.keys() == {"max_tokens", "stop"} and call["stop"] is None for call in calls(user))
 
 
-# The prompts -------------------------------------------------------------------------------------------------------------
+# The prompts ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_act_prompt_begins_with_the_reason_prompt_and_its_thought(user: SimulatedUser) -> None:
+def test_the_act_prompt_begins_with_the_reason_prompt_and_its_completion(user: SimulatedUser) -> None:
     user.respond(WHICH_DAY, goal="You want the weather for Oslo.")
     reason, act = prompts(user)
     assert act == reason + " wants it tomorrow)\nMe:"
     assert "(My goal: You want the weather for Oslo.)" in reason
 
 
-def test_the_most_similar_moment_is_shown_last(user: SimulatedUser) -> None:
+def test_the_most_similar_pair_is_shown_last(user: SimulatedUser) -> None:
     answer = user.respond(WHICH_DAY)
     reason = prompts(user)[0]
-    moments = reason.split("\n\n")[:-1]
-    assert len(moments) == user.k
-    for moment, row in zip(moments, reversed(answer.recalled), strict=True):
-        assert f"(Me thinking: {row['reasoning']})\nMe: {row['action']}" in moment
+    examples = reason.split("\n\n")[:-1]
+    assert len(examples) == user.k
+    for example, memory in zip(examples, reversed(answer.recalled), strict=True):
+        assert f"(Me thinking: {memory.triple.reasoning})\nMe: {memory.triple.pair.action}" in example
 
 
 _TEXT = st.text(min_size=1, max_size=30).filter(lambda text: text.strip())
@@ -300,7 +300,7 @@ def test_any_act_prompt_begins_with_its_reason_prompt(query: Pair, past: list[tu
 
 @settings(max_examples=60, deadline=None)
 @given(_PAIR, st.lists(st.tuples(_PAIR, st.none() | _TEXT), max_size=4), _TEXT)
-def test_no_prompt_holds_the_action_that_is_yet_to_come(query: Pair, past: list[tuple[Pair, str | None]], thought: str) -> None:
+def test_no_prompt_contains_the_action(query: Pair, past: list[tuple[Pair, str | None]], thought: str) -> None:
     recalled, persona = [Triple(pair, trace) for pair, trace in past], Persona("Ann")
     secret = _pair(list(query.context), "xyzzy plugh", query.goal)
     for style in ("transcript", "instruction"):
@@ -308,7 +308,7 @@ def test_no_prompt_holds_the_action_that_is_yet_to_come(query: Pair, past: list[
         assert not any("xyzzy" in text for _, text in asked)
 
 
-def test_an_instruction_says_who_what_and_how(ann: str) -> None:
+def test_an_instruction_prompt_names_persona_goal_context_and_examples(ann: str) -> None:
     model = recording("I want it tomorrow.", "tomorrow please\nthanks", style="instruction")
     with SimulatedUser.load(ann, model=model) as user:
         answer = user.respond(WHICH_DAY, goal="You want the weather for Oslo.")
@@ -318,15 +318,15 @@ def test_an_instruction_says_who_what_and_how(ann: str) -> None:
         assert user.persona.description in prompt
         assert "You want the weather for Oslo." in prompt
         assert "Them: Which day do you mean for Oslo?" in prompt
-        assert f"Me: {answer.recalled[0]['action']}" in prompt
+        assert f"Me: {answer.recalled[0].triple.pair.action}" in prompt
     assert "Do not write the reply itself" in reason
     assert "What goes on in you right now: I want it tomorrow." in act
     assert "What goes on in you right now" not in reason
-    assert answer.action == "tomorrow please\nthanks"  # only a transcript ends with its line
+    assert answer.action == "tomorrow please\nthanks"  # only a transcript model stops at the end of the line
     assert calls(user)[1]["stop"] is None
 
 
-def test_an_instruction_without_goal_memories_or_context_says_so(ann: str) -> None:
+def test_an_instruction_prompt_omits_missing_parts(ann: str) -> None:
     with SimulatedUser.load(ann, model=recording("I greet.", "hi", style="instruction"), k=0) as user:
         user.respond([])
     assert "Nobody has said anything yet" in prompts(user)[0]
@@ -334,19 +334,19 @@ def test_an_instruction_without_goal_memories_or_context_says_so(ann: str) -> No
     assert "Earlier moments" not in prompts(user)[0]
 
 
-def test_braces_in_what_was_said_are_only_text(ann: str) -> None:
+def test_braces_in_messages_are_plain_text(ann: str) -> None:
     with SimulatedUser.load(ann, model=recording("a thought", "hi", style="instruction")) as user:
         user.respond([{"role": "assistant", "content": "{{ 7 * 6 }} {% if x %} {name}"}], goal="{{ goal }}")
     assert all("{{ 7 * 6 }} {% if x %} {name}" in prompt and "{{ goal }}" in prompt for prompt in prompts(user))
 
 
-def test_prompt_versions_are_those_of_the_style() -> None:
+def test_prompt_versions_depend_on_the_style() -> None:
     assert set(prompt_versions("instruction")) == {"reason", "act"}
     assert set(prompt_versions("transcript")) == {"transcript"}
     assert prompt_versions("instruction")["act"].startswith("user_act/")
 
 
-def test_private_turns_are_the_goal_and_no_part_of_the_chat(user: SimulatedUser) -> None:
+def test_private_turns_are_part_of_the_goal_and_not_of_the_chat(user: SimulatedUser) -> None:
     user.respond([{"role": "system", "content": "You are in a bad mood."}, *WHICH_DAY], goal="Be quick.")
     assert "(My goal: Be quick. You are in a bad mood.)" in prompts(user)[0]
     assert "Them: You are in a bad mood" not in prompts(user)[0]
@@ -359,34 +359,34 @@ def test_only_the_latest_turns_are_shown(user: SimulatedUser) -> None:
     assert "turn 40" not in prompts(user)[0]
 
 
-# One step at a time, as measuring needs it --------------------------------------------------------------------------------
+# Single steps, for the evaluation ---------------------------------------------------------------------------------------
 
 
-def moment(user: SimulatedUser) -> Pair:
-    """What the second turn of a talk answers."""
+def second_turn(user: SimulatedUser) -> Pair:
+    """Return the pair of a second turn."""
     return next(triple.pair for triple in user.store.triples() if triple.pair.position == 3)
 
 
-def test_speak_gives_as_many_turns_as_asked_after_what_the_twin_would_be_shown(ann: str) -> None:
+def test_sample_action_returns_n_turns_for_the_act_prompt(ann: str) -> None:
     with SimulatedUser.load(ann, model=recording(" one \n more", "two")) as user:
-        pair = moment(user)
+        pair = second_turn(user)
         shown = [one.triple for one in user.store.recall(pair, 2)]
-        found = asyncio.run(user.sample_action(pair, shown, "is in a hurry", seed=7, afresh=False, n=3))
-        assert [answer.text for answer in found] == ["one", "two", "one"]  # cut at the end of the turn, and stripped
+        found = asyncio.run(user.sample_action(pair, shown, "is in a hurry", seed=7, bypass_cache=False, n=3))
+        assert [answer.text for answer in found] == ["one", "two", "one"]  # cut at the end of the line, and stripped
         [(_, prompt)] = act_messages("transcript", user.persona, pair, shown, "is in a hurry", turns=user.settings.window)
         assert prompts(user) == [prompt] * 3
         assert [call["seed"] for call in calls(user)] == [7, 8, 9]
 
 
-def test_write_asks_for_turns_with_messages_of_any_making_in_the_persons_room(ann: str) -> None:
+def test_complete_samples_turns_for_any_prompt_with_the_persons_token_limit(ann: str) -> None:
     with SimulatedUser.load(ann, model=recording(" hi \n", "hello", style="instruction")) as user:
         found = asyncio.run(user.complete([("system", "Be Ann."), ("user", "Hello?")], n=2, seed=3))
         assert [answer.text for answer in found] == ["hi", "hello"]
         assert prompts(user) == ["Be Ann.\nHello?"] * 2
-        assert {call["max_tokens"] for call in calls(user)} == {user.most_tokens}
+        assert {call["max_tokens"] for call in calls(user)} == {user.max_tokens}
 
 
-# The graph itself --------------------------------------------------------------------------------------------------------
+# The graph --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_graph_streams_recall_reason_act_in_order(user: SimulatedUser) -> None:
@@ -406,7 +406,7 @@ def test_the_graph_streams_the_same_asynchronously(user: SimulatedUser) -> None:
     assert asyncio.run(steps()) == ["recall", "reason", "act"]
 
 
-def test_the_graphs_own_message_stream_shows_which_step_speaks(user: SimulatedUser) -> None:
+def test_the_message_stream_of_the_graph_names_the_steps(user: SimulatedUser) -> None:
     async def spoken() -> list[tuple[str, str]]:
         stream = user.graph.astream({"messages": WHICH_DAY}, stream_mode="messages")
         return [(meta["langgraph_node"], message.content) async for message, meta in stream]  # pyright: ignore
@@ -416,7 +416,7 @@ def test_the_graphs_own_message_stream_shows_which_step_speaks(user: SimulatedUs
     assert ("act", "tomorrow please") in said
 
 
-def test_the_graph_can_be_invoked_in_both_ways(user: SimulatedUser) -> None:
+def test_invoke_equals_ainvoke(user: SimulatedUser) -> None:
     one = user.graph.invoke({"messages": WHICH_DAY, "goal": "Be quick."})
     other = asyncio.run(user.graph.ainvoke({"messages": WHICH_DAY, "goal": "Be quick."}))
     for found in (one, other):
@@ -434,15 +434,15 @@ def test_a_checkpointer_remembers_the_conversation_between_invocations(ann: str)
         second = graph.invoke({"messages": WHICH_DAY[-1:]}, config)
         assert [m.content for m in second["messages"]] == [*(m["content"] for m in WHICH_DAY), "tomorrow please"]
         assert "Me: hi, the weather in Oslo please\nThem: Which day do you mean for Oslo?\n(Me thinking:" in prompts(user)[2]
-        assert "(My goal: You want the weather for Oslo.)" in prompts(user)[2]  # said once, kept for the conversation
+        assert "(My goal: You want the weather for Oslo.)" in prompts(user)[2]  # given once, kept for the conversation
         assert first["usage"]["output_tokens"] == 9
         assert second["usage"]["output_tokens"] == 5  # of this turn alone
-        assert [s.next for s in graph.get_state_history(config)].count(()) == 2  # each turn can be gone back to
+        assert [s.next for s in graph.get_state_history(config)].count(()) == 2  # the history holds each turn
         other: Any = {"configurable": {"thread_id": "other"}}
         assert len(graph.invoke({"messages": HELLO}, other)["messages"]) == 2
 
 
-def test_a_checkpointed_state_survives_being_written_as_plain_values(user: SimulatedUser) -> None:
+def test_a_checkpointed_state_is_plain_json(user: SimulatedUser) -> None:
     import json
 
     saver = MemorySaver()
@@ -453,7 +453,7 @@ def test_a_checkpointed_state_survives_being_written_as_plain_values(user: Simul
     assert json.loads(json.dumps(values)) == values
 
 
-def test_the_twin_is_a_node_in_a_graph_of_somebody_elses(user: SimulatedUser) -> None:
+def test_the_twin_can_be_a_node_of_another_graph(user: SimulatedUser) -> None:
     class Outer(TypedDict):
         messages: list[Any]
         action: NotRequired[str]
@@ -465,13 +465,13 @@ def test_the_twin_is_a_node_in_a_graph_of_somebody_elses(user: SimulatedUser) ->
     assert graph.compile().invoke({"messages": WHICH_DAY})["action"] == "tomorrow please"
 
 
-def test_the_steps_can_be_drawn(user: SimulatedUser) -> None:
+def test_the_graph_can_be_drawn(user: SimulatedUser) -> None:
     drawn = user.graph.get_graph()
     assert list(drawn.nodes) == ["__start__", "recall", "reason", "act", "__end__"]
     assert user.graph.name == "twin:ann"
 
 
-def test_callbacks_of_the_caller_see_the_models_calls(user: SimulatedUser) -> None:
+def test_callbacks_in_the_config_see_the_model_calls(user: SimulatedUser) -> None:
     from langchain_core.callbacks import BaseCallbackHandler
 
     class Listener(BaseCallbackHandler):
@@ -485,15 +485,15 @@ def test_callbacks_of_the_caller_see_the_models_calls(user: SimulatedUser) -> No
     assert listener.seen == 2
 
 
-def test_the_present_does_not_know_a_real_conversation_by_its_id(user: SimulatedUser) -> None:
+def test_a_live_conversation_with_a_known_id_still_recalls_that_conversation(user: SimulatedUser) -> None:
     past = small_conversation(0)
     user.k = 1000
     recalled = user.respond({"conversation_id": past.conversation_id, "turns": past.to_json()["turns"][:4]}).recalled
-    assert past.conversation_id in {row["conversation_id"] for row in recalled}  # the living present is no replay
+    assert past.conversation_id in {memory.triple.pair.conversation_id for memory in recalled}  # it is not a replay
 
 
 @pytest.mark.parametrize(
-    ("text", "circles"),
+    ("text", "repetitive"),
     [
         ("I'm sorry, I'm sorry, I'm sorry, I'm sorry, I'm sorry, I'm sorry", True),
         ("no no no no no no no no no no no no", True),
@@ -502,5 +502,5 @@ def test_the_present_does_not_know_a_real_conversation_by_its_id(user: Simulated
         ("", False),
     ],
 )
-def test_a_text_that_runs_in_circles_is_told_from_one_that_does_not(text: str, circles: bool) -> None:
-    assert _is_repetitive(text) is circles
+def test_repetitive_texts_are_detected(text: str, repetitive: bool) -> None:
+    assert _is_repetitive(text) is repetitive

@@ -1,0 +1,70 @@
+"""The llama.cpp server in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from usertwin.memory.models.chat import sample
+from usertwin.personas import ModelError, UsertwinError
+from usertwin.simulator import load_model
+from usertwin.simulator.backends.downloads import TINY, fetch
+from usertwin.simulator.backends.llama_cpp import cores, engine_url
+
+
+@pytest.fixture
+def real(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow names of models that are not scripted; none of them is contacted."""
+    monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED")
+
+
+@pytest.mark.parametrize("style", ["transcript", "instruction"])
+def test_a_missing_file_and_another_format_are_refused(tmp_path: Path, style: Any) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"PK\x03\x04 not a model")
+    (tmp_path / "empty.gguf").write_bytes(b"")
+    for name in ("none.gguf", "."):
+        with pytest.raises(ModelError, match="there is no such model file"):
+            engine_url(tmp_path / name, style)
+    for name in ("model.gguf", "empty.gguf"):
+        with pytest.raises(ModelError, match="is not a GGUF file"):
+            engine_url(tmp_path / name, style)
+
+
+@pytest.mark.usefixtures("real")
+def test_load_model_refuses_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UsertwinError, match="there is no such model file"):
+        load_model(f"local:{tmp_path / 'none.gguf'}")
+
+
+def test_cores_is_at_most_the_number_of_processors() -> None:
+    assert 1 <= cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.slow
+def test_a_broken_model_is_a_model_error(tmp_path: Path) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF but no model")
+    with pytest.raises(ModelError, match=r"broken\.gguf: llama\.cpp cannot run this model"):
+        engine_url(path, "transcript")
+
+
+@pytest.mark.slow
+def test_the_local_model_continues_text_and_is_reproducible_by_seed() -> None:
+    model = load_model("local")
+
+    def ask(prompt: str, **options: Any) -> str:  # each call has its own event loop, as in the synchronous API
+        [completion] = asyncio.run(sample(model, [("user", prompt)], max_tokens=8, **options))
+        assert 0 < completion.usage.output_tokens <= 8
+        return completion.text
+
+    counting = "one two three four five six seven eight\n" * 2 + "one two three four"
+    assert ask(counting, temperature=0.0).split()[:2] == ["five", "six"]  # it continues the text and does not answer it
+    story = "Me: what did you do at the weekend?\nThem:"
+    first, again, *others = (ask(story, seed=seed) for seed in (1, 1, 2, 3))
+    assert first == again
+    assert {first} != {first, *others}
+    assert engine_url(fetch(TINY), "transcript") == engine_url(fetch(TINY), "transcript")  # one server for all calls
