@@ -98,10 +98,10 @@ def test_sampling_parameters_are_sent_only_to_models_that_support_them() -> None
 
 @given(st.text("ab\n;", max_size=20), st.lists(st.sampled_from(["\n", ";", "ab", "b\n"]), max_size=3))
 def test_completion_is_cut_at_the_first_stop_sequence(text: str, stop: list[str]) -> None:
-    (found,) = complete(scripted(text), stop=stop)
-    assert text.startswith(found.text)
-    assert not any(sequence in found.text for sequence in stop)
-    assert found.text == text or any(text[len(found.text) :].startswith(sequence) for sequence in stop)
+    (completion,) = complete(scripted(text), stop=stop)
+    assert text.startswith(completion.text)
+    assert not any(sequence in completion.text for sequence in stop)
+    assert completion.text == text or any(text[len(completion.text) :].startswith(sequence) for sequence in stop)
 
 
 def test_error_names_the_model() -> None:
@@ -292,13 +292,13 @@ def test_any_text_is_unchanged_by_the_cache(text: str, tmp_path_factory: pytest.
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [("so \ud83d", "so \ufffd"), ("\ude00 so", "\ufffd so"), ("\ud83d\ude00 \x00", "😀 \x00"), ("\ufeffa", "\ufeffa")],
 )
-def test_lone_surrogate_is_replaced(cache: CompletionCache, text: str, found: str) -> None:
+def test_lone_surrogate_is_replaced(cache: CompletionCache, text: str, expected: str) -> None:
     model = replace(scripted(text), cache=cache)
-    assert [item.text for item in complete(model)] == [item.text for item in complete(model)] == [found]
-    assert found.encode()
+    assert [item.text for item in complete(model)] == [item.text for item in complete(model)] == [expected]
+    assert expected.encode()
 
 
 # OpenAI's own client ------------------------------------------------------------------------------------------------------
@@ -318,10 +318,10 @@ def test_openai_client_sends_one_request_and_usage_counts_once(
 ) -> None:
     ledger = Ledger()
     model = load_model(f"openai:m@{endpoint.url}", price=Price(1.0, 10.0))
-    found = complete(model, n=n, seed=7, temperature=0.3, max_tokens=50, stop=[";"], schema=schema, ledger=ledger)
-    assert [item.text for item in found] == ['{"felt": "tired"}'] * n
+    samples = complete(model, n=n, seed=7, temperature=0.3, max_tokens=50, stop=[";"], schema=schema, ledger=ledger)
+    assert [item.text for item in samples] == ['{"felt": "tired"}'] * n
     assert (ledger.calls, ledger.usage) == (n, usage)
-    assert sum((item.usage for item in found), Usage()) == usage
+    assert sum((item.usage for item in samples), Usage()) == usage
     assert ledger.dollars == pytest.approx((100 + 10 * usage.output_tokens) / 1e6)
     [request] = endpoint.requests
     assert (request["seed"], request["temperature"], request["stop"]) == (7, 0.3, [";"])
@@ -342,10 +342,10 @@ def test_hosted_reasoning_model_gets_single_requests_without_sampling_parameters
 
 def test_endpoint_with_one_choice_gets_two_more_requests(endpoint: Endpoint) -> None:
     endpoint.max_choices = 1
-    found = complete(load_model(f"openai:m@{endpoint.url}"), n=3, seed=7)
+    samples = complete(load_model(f"openai:m@{endpoint.url}"), n=3, seed=7)
     assert endpoint.requests[0]["seed"] == 7
     assert sorted(request["seed"] for request in endpoint.requests[1:]) == [8, 9]
-    assert sum((item.usage for item in found), Usage()) == Usage(300, 120, 30)
+    assert sum((item.usage for item in samples), Usage()) == Usage(300, 120, 30)
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -358,8 +358,8 @@ def test_truncated_or_filtered_reply_is_a_completion_and_counts(
 ) -> None:
     endpoint.finish_reason, endpoint.content = reason, content
     ledger = Ledger()
-    found = complete(load_model(f"openai:m@{endpoint.url}"), n=n, schema=SCHEMA, ledger=ledger)
-    assert [item.text for item in found] == [text] * n
+    samples = complete(load_model(f"openai:m@{endpoint.url}"), n=n, schema=SCHEMA, ledger=ledger)
+    assert [item.text for item in samples] == [text] * n
     assert ledger.calls == n
     if reason != "content_filter" or hasattr(ContentFilterFinishReasonError(), "completion"):  # older clients do not report it
         assert (ledger.usage, len(endpoint.requests)) == (Usage(100, 40, 10 * n), 1)

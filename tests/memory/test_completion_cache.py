@@ -56,13 +56,13 @@ def test_last_completion_of_each_request_is_returned_even_after_reopening(
 
 
 @settings(max_examples=40)
-@given(one=_SIMILAR_REQUESTS, other=_SIMILAR_REQUESTS)
+@given(first=_SIMILAR_REQUESTS, second=_SIMILAR_REQUESTS)
 def test_different_requests_do_not_share_a_completion(
-    one: list[Any], other: list[Any], tmp_path_factory: pytest.TempPathFactory
+    first: list[Any], second: list[Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     cache = CompletionCache(tmp_path_factory.mktemp("answers") / "answers.sqlite")
-    cache.put(one, ["mine"])
-    assert cache.get(other) == (["mine"] if repr(one) == repr(other) else None)
+    cache.put(first, ["mine"])
+    assert cache.get(second) == (["mine"] if repr(first) == repr(second) else None)
     cache.close()
 
 
@@ -76,31 +76,31 @@ def test_key_depends_on_part_boundaries_but_not_on_option_order(tmp_path: Path) 
 
 
 def test_completion_is_visible_to_other_connections_at_once(tmp_path: Path) -> None:
-    one, other = CompletionCache(tmp_path / "answers.sqlite"), CompletionCache(tmp_path / "answers.sqlite")
-    one.put(["q"], ["yes"])
-    assert other.get(["q"]) == ["yes"]
-    other.put(["q"], ["no"])
-    assert one.get(["q"]) == ["no"]
-    one.close()
-    other.close()
+    first, second = CompletionCache(tmp_path / "answers.sqlite"), CompletionCache(tmp_path / "answers.sqlite")
+    first.put(["q"], ["yes"])
+    assert second.get(["q"]) == ["yes"]
+    second.put(["q"], ["no"])
+    assert first.get(["q"]) == ["no"]
+    first.close()
+    second.close()
 
 
 def test_threads_can_share_a_cache(tmp_path: Path) -> None:
     cache = CompletionCache(tmp_path / "answers.sqlite")
-    wrong: list[object] = []
+    errors: list[object] = []
 
     def work(number: int) -> None:
         for turn in range(20):
             cache.put([number, turn], [number * turn])
             if cache.get([number, turn]) != [number * turn]:
-                wrong.append((number, turn))
+                errors.append((number, turn))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == []
+    assert errors == []
     assert [cache.get([number, 19]) for number in range(5)] == [[19 * number] for number in range(5)]
     cache.close()
 

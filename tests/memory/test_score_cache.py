@@ -66,7 +66,7 @@ def test_token_scores_survive_the_cache(tmp_path: Path) -> None:
     fresh = TransformersScorer("tiny", tiny).score(items)
     assert CachedScorer(TransformersScorer("tiny", tiny), tmp_path / "scores.sqlite").score(items) == fresh
     assert CachedScorer(UnusedScorer("tiny"), tmp_path / "scores.sqlite").score(items) == fresh
-    assert [found.token_ends[-1:] for found in fresh] == [(len(" good dày 😀\n"),), (1,), ()]
+    assert [score.token_ends[-1:] for score in fresh] == [(len(" good dày 😀\n"),), (1,), ()]
 
 
 def test_cache_of_an_earlier_version_is_migrated(tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_cache_of_an_earlier_version_is_migrated(tmp_path: Path) -> None:
     old.commit()
     old.close()
     scorer = RecordingScorer()
-    found = CachedScorer(scorer, path).score([("a", "a b")])
-    assert found == FakeScorer().score([("a", "a b")])
-    assert CachedScorer(UnusedScorer("fake:"), path).score([("a", "a b")]) == found
+    scores = CachedScorer(scorer, path).score([("a", "a b")])
+    assert scores == FakeScorer().score([("a", "a b")])
+    assert CachedScorer(UnusedScorer("fake:"), path).score([("a", "a b")]) == scores
     now = sqlite3.connect(path)
     assert [name for (name,) in now.execute("SELECT name FROM sqlite_master WHERE type = 'table'")] == ["likelihoods"]
     now.close()
@@ -91,16 +91,17 @@ def test_old_cache_can_be_opened_twice_at_once(tmp_path: Path) -> None:
     old.execute("CREATE TABLE scores (key BLOB PRIMARY KEY, nats REAL NOT NULL, tokens INTEGER NOT NULL)")
     old.commit()
     old.close()
-    one, two = CachedScorer(RecordingScorer(), path), CachedScorer(RecordingScorer(), path)
-    assert one.score([("a", "b")]) == two.score([("a", "b")]) == CachedScorer(UnusedScorer("fake:"), path).score([("a", "b")])
+    first, second = CachedScorer(RecordingScorer(), path), CachedScorer(RecordingScorer(), path)
+    items = [("a", "b")]
+    assert first.score(items) == second.score(items) == CachedScorer(UnusedScorer("fake:"), path).score(items)
 
 
 def test_scorers_in_one_file_do_not_mix(tmp_path: Path) -> None:
-    one, two = RecordingScorer("one"), RecordingScorer("two")
-    CachedScorer(one, tmp_path / "scores.sqlite").score([("a", "b")])
-    CachedScorer(two, tmp_path / "scores.sqlite").score([("a", "b")])
-    assert two.items == [("a", "b")]
-    assert CachedScorer(one, tmp_path / "scores.sqlite").name == "one"
+    first, second = RecordingScorer("one"), RecordingScorer("two")
+    CachedScorer(first, tmp_path / "scores.sqlite").score([("a", "b")])
+    CachedScorer(second, tmp_path / "scores.sqlite").score([("a", "b")])
+    assert second.items == [("a", "b")]
+    assert CachedScorer(first, tmp_path / "scores.sqlite").name == "one"
 
 
 def test_weights_with_the_same_name_do_not_mix(tmp_path: Path) -> None:

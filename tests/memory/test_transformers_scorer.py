@@ -31,8 +31,8 @@ def plain_nats(prompt: str, continuation: str) -> float:
     return sum(float(logits[len(before) + place - 1, token]) for place, token in enumerate(after))
 
 
-def assert_close(found: Likelihood, nats: float) -> None:
-    assert abs(found.nats - nats) <= 1e-4 * max(1, found.tokens)
+def assert_close(score: Likelihood, nats: float) -> None:
+    assert abs(score.nats - nats) <= 1e-4 * max(1, score.tokens)
 
 
 def test_bits_are_nats_over_log_two() -> None:
@@ -43,9 +43,9 @@ def test_bits_are_nats_over_log_two() -> None:
 
 
 def test_single_score_equals_a_plain_forward_pass() -> None:
-    (found,) = TransformersScorer("tiny", tiny).score([("Them: hello\nMe:", " good day\n")])
-    assert found.tokens == len(" good day\n")
-    assert_close(found, plain_nats("Them: hello\nMe:", " good day\n"))
+    (score,) = TransformersScorer("tiny", tiny).score([("Them: hello\nMe:", " good day\n")])
+    assert score.tokens == len(" good day\n")
+    assert_close(score, plain_nats("Them: hello\nMe:", " good day\n"))
 
 
 @settings(max_examples=30, deadline=None)
@@ -56,17 +56,17 @@ def test_single_score_equals_a_plain_forward_pass() -> None:
 def test_batched_scores_equal_single_scores(shared: str, items: list[tuple[str, str]]) -> None:
     scorer = TransformersScorer("tiny", tiny)
     texts = [(shared + prompt, continuation) for prompt, continuation in items]
-    for found, (prompt, continuation) in zip(scorer.score(texts), texts, strict=True):
-        assert_close(found, plain_nats(prompt, continuation))
+    for score, (prompt, continuation) in zip(scorer.score(texts), texts, strict=True):
+        assert_close(score, plain_nats(prompt, continuation))
 
 
 def test_shared_prefix_is_computed_once() -> None:
     prompts = ["x" * 100 + letter for letter in "abcdefgh"]
-    found, seen = scored_and_counted([(prompt, " done") for prompt in prompts])
-    assert sum(seen) == 100 + 8 * (len("a done") - 1)
-    for likelihood, prompt in zip(found, prompts, strict=True):
+    scores, token_counts = scored_and_counted([(prompt, " done") for prompt in prompts])
+    assert sum(token_counts) == 100 + 8 * (len("a done") - 1)
+    for likelihood, prompt in zip(scores, prompts, strict=True):
         assert_close(likelihood, plain_nats(prompt, " done"))
-    assert len({likelihood.nats for likelihood in found}) == 8
+    assert len({likelihood.nats for likelihood in scores}) == 8
 
 
 def scored_and_counted(items: Sequence[tuple[str, str]]) -> tuple[list[Likelihood], list[int]]:
@@ -75,12 +75,12 @@ def scored_and_counted(items: Sequence[tuple[str, str]]) -> tuple[list[Likelihoo
     The last token of a continuation is never an input: nothing after it is predicted.
     """
     model, _ = tiny()
-    seen: list[int] = []
+    token_counts: list[int] = []
     scorer = TransformersScorer("tiny", tiny)
     scorer.score([("x", "y")])  # the first call also probes the model's head
-    hook = model.base_model.register_forward_hook(lambda _module, arguments, _out: seen.append(arguments[0].numel()))
+    hook = model.base_model.register_forward_hook(lambda _module, arguments, _out: token_counts.append(arguments[0].numel()))
     try:
-        return scorer.score(items), seen
+        return scorer.score(items), token_counts
     finally:
         hook.remove()
 
@@ -89,19 +89,19 @@ def test_prompt_with_several_continuations_is_computed_once() -> None:
     """As in forced choices: eight actions for each prompt, here interleaved."""
     prompts = ["q" * 60, "r" * 90, "s" * 40]
     items = [(prompt, f" act {number}") for number in range(8) for prompt in prompts] + [("t" * 50, " alone")]
-    found, seen = scored_and_counted(items)
+    scores, token_counts = scored_and_counted(items)
     together = sum(len(prompt) - 1 + 8 * (len("q act 1") - 1) for prompt in prompts)
-    assert sum(seen) == together + len("t" * 50 + " alone") - 1
-    for likelihood, item in zip(found, items, strict=True):
+    assert sum(token_counts) == together + len("t" * 50 + " alone") - 1
+    for likelihood, item in zip(scores, items, strict=True):
         assert_close(likelihood, plain_nats(*item))
 
 
 def test_prompt_with_several_continuations_extends_the_shared_prefix() -> None:
     prompts = ["x" * 50 + letter * 40 for letter in "ab"]
     items = [(prompt, action) for prompt in prompts for action in (" yes", " no!")] + [("x" * 50 + "c", " yes")]
-    found, seen = scored_and_counted(items)
-    assert sum(seen) == 50 + 2 * (39 + 2 * (len("a yes") - 1)) + len("c yes") - 1
-    for likelihood, item in zip(found, items, strict=True):
+    scores, token_counts = scored_and_counted(items)
+    assert sum(token_counts) == 50 + 2 * (39 + 2 * (len("a yes") - 1)) + len("c yes") - 1
+    for likelihood, item in zip(scores, items, strict=True):
         assert_close(likelihood, plain_nats(*item))
 
 
@@ -110,8 +110,8 @@ def test_prompt_with_several_continuations_extends_the_shared_prefix() -> None:
     st.lists(st.tuples(st.sampled_from(["a" * 40, "a" * 35 + "b" * 35, "b" * 80, "c"]), st.text("ab ", max_size=9)), max_size=9)
 )
 def test_scores_of_repeated_prompts_equal_a_plain_forward_pass(items: list[tuple[str, str]]) -> None:
-    for found, item in zip(TransformersScorer("tiny", tiny).score(items), items, strict=True):
-        assert_close(found, plain_nats(*item))
+    for score, item in zip(TransformersScorer("tiny", tiny).score(items), items, strict=True):
+        assert_close(score, plain_nats(*item))
 
 
 # Batches -------------------------------------------------------------------------------------------
@@ -134,11 +134,11 @@ def test_batches_hold_each_row_once_at_the_least_cost(lengths: list[int], call: 
     def fits(group: list[int]) -> bool:
         return len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 100
 
-    found = transformers_scorer._batches(lengths, 0, max_tokens=100, call_cost=call)
-    assert sorted(index for group in found for index in group) == list(range(len(lengths)))
-    assert all(map(fits, found))
+    batches = transformers_scorer._batches(lengths, 0, max_tokens=100, call_cost=call)
+    assert sorted(index for group in batches for index in group) == list(range(len(lengths)))
+    assert all(map(fits, batches))
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    assert cost(found) == min(cost(groups) for groups in every_split(order) if all(map(fits, groups)))
+    assert cost(batches) == min(cost(groups) for groups in every_split(order) if all(map(fits, groups)))
 
 
 def test_long_shared_prefix_limits_the_rows_of_a_batch() -> None:
@@ -151,15 +151,15 @@ def test_long_shared_prefix_limits_the_rows_of_a_batch() -> None:
 
 def test_equal_prompts_and_a_prompt_that_is_a_prefix_share_too() -> None:
     items = [("y" * 60, "a"), ("y" * 60, "b"), ("y" * 60 + "z", "c")]
-    for found, item in zip(TransformersScorer("tiny", tiny).score(items), items, strict=True):
-        assert_close(found, plain_nats(*item))
+    for score, item in zip(TransformersScorer("tiny", tiny).score(items), items, strict=True):
+        assert_close(score, plain_nats(*item))
 
 
 def test_several_batches_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("usertwin.memory.models.transformers_scorer._BATCH_TOKENS", 64)
     items = [(letter * length, f" {length}") for letter, length in zip("abcdefgh", (9, 70, 3, 40, 1, 90, 20, 5), strict=True)]
-    for found, item in zip(TransformersScorer("tiny", tiny).score(items), items, strict=True):
-        assert_close(found, plain_nats(*item))
+    for score, item in zip(TransformersScorer("tiny", tiny).score(items), items, strict=True):
+        assert_close(score, plain_nats(*item))
 
 
 def test_long_prompt_is_truncated_at_the_start() -> None:
@@ -169,9 +169,9 @@ def test_long_prompt_is_truncated_at_the_start() -> None:
 
 
 def test_long_continuation_leaves_room_for_the_prompt() -> None:
-    (found,) = TransformersScorer("tiny", tiny).score([("p" * MAX_POSITIONS, "c" * MAX_POSITIONS)])
-    assert found.tokens == MAX_POSITIONS // 2
-    assert_close(found, plain_nats("p" * (MAX_POSITIONS // 2), "c" * (MAX_POSITIONS // 2)))
+    (score,) = TransformersScorer("tiny", tiny).score([("p" * MAX_POSITIONS, "c" * MAX_POSITIONS)])
+    assert score.tokens == MAX_POSITIONS // 2
+    assert_close(score, plain_nats("p" * (MAX_POSITIONS // 2), "c" * (MAX_POSITIONS // 2)))
 
 
 def test_empty_prompt_is_the_start_of_a_text() -> None:
@@ -225,14 +225,14 @@ def as_bfloat16(number: float) -> float:
 # Tokens -------------------------------------------------------------------------------------------------------
 
 
-def assert_token_fields_are_consistent(found: Likelihood, continuation: str, *, whole: bool = True) -> None:
-    assert len(found.token_nats) == len(found.token_ends) == found.tokens
-    assert sum(found.token_nats) == pytest.approx(found.nats, abs=1e-6)
-    assert all(nats <= 0 for nats in found.token_nats)
-    assert list(found.token_ends) == sorted(found.token_ends)
-    assert all(0 < end <= len(continuation) for end in found.token_ends)
-    if whole and continuation:
-        assert found.token_ends[-1] == len(continuation)
+def assert_token_fields_are_consistent(score: Likelihood, continuation: str, *, complete: bool = True) -> None:
+    assert len(score.token_nats) == len(score.token_ends) == score.tokens
+    assert sum(score.token_nats) == pytest.approx(score.nats, abs=1e-6)
+    assert all(nats <= 0 for nats in score.token_nats)
+    assert list(score.token_ends) == sorted(score.token_ends)
+    assert all(0 < end <= len(continuation) for end in score.token_ends)
+    if complete and continuation:
+        assert score.token_ends[-1] == len(continuation)
 
 
 @settings(max_examples=30, deadline=None)
@@ -242,26 +242,26 @@ def assert_token_fields_are_consistent(found: Likelihood, continuation: str, *, 
     )
 )
 def test_each_token_has_its_nats_and_its_end(items: list[tuple[str, str]]) -> None:
-    for found, (_, continuation) in zip(TransformersScorer("tiny", tiny).score(items), items, strict=True):
-        assert_token_fields_are_consistent(found, continuation)
-        assert set(found.token_ends) == set(range(1, len(continuation) + 1))  # byte tokens never span two characters
+    for score, (_, continuation) in zip(TransformersScorer("tiny", tiny).score(items), items, strict=True):
+        assert_token_fields_are_consistent(score, continuation)
+        assert set(score.token_ends) == set(range(1, len(continuation) + 1))  # byte tokens never span two characters
 
 
 def test_token_nats_equal_a_plain_forward_pass() -> None:
-    (found,) = TransformersScorer("tiny", tiny).score([("hello", " dé")])
+    (score,) = TransformersScorer("tiny", tiny).score([("hello", " dé")])
     known = "hello"
-    for letter, nats in zip(" d", found.token_nats, strict=False):
+    for letter, nats in zip(" d", score.token_nats, strict=False):
         assert nats == pytest.approx(plain_nats(known, letter), abs=1e-4)
         known += letter
-    assert sum(found.token_nats[2:]) == pytest.approx(plain_nats("hello d", "é"), abs=1e-4)
-    assert found.token_ends == (1, 2, 3, 3)
+    assert sum(score.token_nats[2:]) == pytest.approx(plain_nats("hello d", "é"), abs=1e-4)
+    assert score.token_ends == (1, 2, 3, 3)
 
 
 def test_truncated_continuation_reports_the_scored_tokens() -> None:
     text = "é" * MAX_POSITIONS
-    (found,) = TransformersScorer("tiny", tiny).score([("p", text)])
-    assert_token_fields_are_consistent(found, text, whole=False)
-    assert found.token_ends[-1] == MAX_POSITIONS // 4  # half of the context length, two bytes a character
+    (score,) = TransformersScorer("tiny", tiny).score([("p", text)])
+    assert_token_fields_are_consistent(score, text, complete=False)
+    assert score.token_ends[-1] == MAX_POSITIONS // 4  # half of the context length, two bytes a character
 
 
 def test_token_of_several_characters_ends_at_the_last_one() -> None:
@@ -273,16 +273,16 @@ def test_token_of_several_characters_ends_at_the_last_one() -> None:
     tokens = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<end>", "?", "tea", "slow", "."])}, unk_token="?"))
     tokens.pre_tokenizer = pre_tokenizers.Whitespace()
     words = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>")
-    (found,) = TransformersScorer("words", lambda: (model, words)).score([("tea", " slow tea.")])
-    assert found.token_ends == (5, 9, 10)
-    assert found.tokens == 3
+    (score,) = TransformersScorer("words", lambda: (model, words)).score([("tea", " slow tea.")])
+    assert score.token_ends == (5, 9, 10)
+    assert score.tokens == 3
 
 
 @given(st.text("ab é\n", max_size=20), st.text("ab é\n", max_size=20))
 def test_fake_scorer_reports_each_word_and_its_end(prompt: str, continuation: str) -> None:
-    (found,) = FakeScorer().score([(prompt, continuation)])
-    assert sum(found.token_nats) == pytest.approx(found.nats)
-    assert [continuation[:end].split()[-1] for end in found.token_ends] == continuation.split()
+    (score,) = FakeScorer().score([(prompt, continuation)])
+    assert sum(score.token_nats) == pytest.approx(score.nats)
+    assert [continuation[:end].split()[-1] for end in score.token_ends] == continuation.split()
 
 
 # The fake ------------------------------------------------------------------------------------------------------------

@@ -183,31 +183,31 @@ def test_turn_counts_are_sorted_by_count_then_name(log: ChatLog) -> None:
 messages = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": names})
 
 
-def turns_of(found: list[dict[str, str]]) -> tuple[Turn, ...]:
+def turns_of(openai: list[dict[str, str]]) -> tuple[Turn, ...]:
     """Return the turns that these messages become."""
-    return tuple(Turn(m["role"], m["role"], m["content"]) for m in found)
+    return tuple(Turn(m["role"], m["role"], m["content"]) for m in openai)
 
 
 @given(st.lists(messages, max_size=5))
-def test_openai_messages_become_turns_in_order(found: list[dict[str, str]]) -> None:
-    assert as_conversation(found, "me") == Conversation("me", turns_of(found))
-    held = as_conversation({"messages": found, "conversation_id": 7, "topic": "x"})
-    assert held == Conversation("7", turns_of(found), None, {"topic": "x"})
+def test_openai_messages_become_turns_in_order(openai: list[dict[str, str]]) -> None:
+    assert as_conversation(openai, "me") == Conversation("me", turns_of(openai))
+    held = as_conversation({"messages": openai, "conversation_id": 7, "topic": "x"})
+    assert held == Conversation("7", turns_of(openai), None, {"topic": "x"})
 
 
 @given(st.lists(messages, max_size=5))
-def test_langchain_and_openai_messages_give_the_same_conversation(found: list[dict[str, str]]) -> None:
+def test_langchain_and_openai_messages_give_the_same_conversation(openai: list[dict[str, str]]) -> None:
     kinds = {"user": HumanMessage, "assistant": AIMessage, "system": SystemMessage}
-    langchain = [kinds[m["role"]](m["content"]) for m in found]
-    assert as_conversation(langchain) == as_conversation(found)
+    langchain = [kinds[m["role"]](m["content"]) for m in openai]
+    assert as_conversation(langchain) == as_conversation(openai)
 
 
 @given(st.lists(messages, min_size=1, max_size=5), st.sampled_from([None, 1]))
-def test_file_can_hold_a_list_of_messages(found: list[dict[str, str]], indent: int | None) -> None:
+def test_file_can_hold_a_list_of_messages(openai: list[dict[str, str]], indent: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chat.json"
-        path.write_text(json.dumps(found, indent=indent), "utf-8")
-        assert read_conversations(path).conversations == (Conversation("chat-1", turns_of(found)),)
+        path.write_text(json.dumps(openai, indent=indent), "utf-8")
+        assert read_conversations(path).conversations == (Conversation("chat-1", turns_of(openai)),)
 
 
 @settings(max_examples=30)
@@ -324,8 +324,8 @@ def test_any_bytes_are_read_or_give_a_one_line_error_with_the_file(raw: bytes, s
 
 @given(values)
 def test_any_json_value_gives_a_conversation_or_a_log_error(value: Any) -> None:
-    found = result_or_error(lambda: as_conversation(value))
-    assert isinstance(found, Conversation) or str(found)
+    result = result_or_error(lambda: as_conversation(value))
+    assert isinstance(result, Conversation) or str(result)
 
 
 def test_malformed_multiline_list_error_names_the_line(tmp_path: Path) -> None:
@@ -382,8 +382,8 @@ def test_log_round_trips_through_openai_messages(tmp_path: Path, log: ChatLog, s
     path = tmp_path / f"messages{suffix}"
     assert write_conversations(log.conversations, path, messages_of="Ann") == len(log.conversations)
     again = read_conversations(path).conversations
-    said = [[(t.speaker, t.text, t.private) for t in c.turns] for c in again]
-    assert said == [[(t.speaker, t.text, t.private) for t in c.turns] for c in log.conversations]
+    turns_read = [[(t.speaker, t.text, t.private) for t in c.turns] for c in again]
+    assert turns_read == [[(t.speaker, t.text, t.private) for t in c.turns] for c in log.conversations]
     assert {t.role for c in again for t in c.turns if t.speaker == "Ann"} == {"user"}
     assert {t.role for c in again for t in c.turns if t.speaker.startswith("desk")} == {"assistant"}
     assert [(c.conversation_id, c.started_at) for c in again] == [(c.conversation_id, c.started_at) for c in log.conversations]

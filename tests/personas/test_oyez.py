@@ -157,8 +157,8 @@ def test_arguments_are_sorted_by_date_then_file_name(tmp_path: Path) -> None:
         ("2019.z-t01", "5, 2018"),
     ):
         write(tmp_path, name, argument(turn(ROSE, "Yes."), title=f"Oral Argument - November {day}"))
-    found = [c.conversation_id for c in load_log(f"oyez:{tmp_path}").conversations]
-    assert found == ["2019.z-t01", "2018.a-t01", "2018.b-t01", "2018.b-t02"]
+    ids = [c.conversation_id for c in load_log(f"oyez:{tmp_path}").conversations]
+    assert ids == ["2019.z-t01", "2018.a-t01", "2018.b-t01", "2018.b-t02"]
 
 
 def test_files_without_a_transcript_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -271,10 +271,10 @@ def test_any_json_gives_a_writable_log_or_a_log_error(value: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder), "any", value)
         try:
-            found = load_log(f"oyez:{path}").conversations
+            conversations = load_log(f"oyez:{path}").conversations
         except LogError:
             return
-    [conversation] = found
+    [conversation] = conversations
     assert conversation.turns
     assert all(t.text.strip() and t.speaker for t in conversation.turns)
     assert as_conversation(json.loads(json.dumps(conversation.to_json()))) == conversation
@@ -294,9 +294,9 @@ def test_text_without_stage_directions_is_verbatim(turns: list[tuple[str, list[s
             with pytest.raises(LogError, match="no argument with a transcript"):
                 load_log(f"oyez:{path}")
             return
-        found = spoken(load_log(f"oyez:{path}"))
+        turns_read = spoken(load_log(f"oyez:{path}"))
     in_a_row = [(name, list(group)) for name, group in groupby(kept, key=itemgetter(0))]
-    assert found == [(name, "\n".join(" ".join(texts) for _, texts in group)) for name, group in in_a_row]
+    assert turns_read == [(name, "\n".join(" ".join(texts) for _, texts in group)) for name, group in in_a_row]
 
 
 # End to end -------------------------------------------------------------------------------------------------------

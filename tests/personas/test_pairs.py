@@ -61,11 +61,11 @@ def test_person_with_the_last_turn_has_no_abandoned_pair() -> None:
 
 
 def test_abandoned_pair_has_the_last_turns_as_context_and_all_private_turns_as_goal() -> None:
-    said = [("guide", "book"), ("Ann", "x"), ("Bob", "and now?"), ("guide", "go"), ("Carl", "bye")]
-    *_, left = extract_pairs(talk("a", *said, started_at="2024-01-01"), "Ann", window=2)
+    lines = [("guide", "book"), ("Ann", "x"), ("Bob", "and now?"), ("guide", "go"), ("Carl", "bye")]
+    *_, left = extract_pairs(talk("a", *lines, started_at="2024-01-01"), "Ann", window=2)
     assert [turn.text for turn in left.context] == ["and now?", "bye"]
     assert (left.goal, left.kind, left.previous_role, left.abandoned) == ("book\ngo", "statement", "user", True)
-    assert left.when == extract_pairs(talk("a", *said, started_at="2024-01-01"), "Ann")[0].when
+    assert left.when == extract_pairs(talk("a", *lines, started_at="2024-01-01"), "Ann")[0].when
 
 
 def test_person_without_turns_has_no_pairs() -> None:
@@ -111,13 +111,13 @@ def test_absent_speaker_and_speaker_of_private_turns_have_no_pairs() -> None:
 
 
 def test_when_comes_from_the_turn_then_the_conversation_then_the_fallback() -> None:
-    said, times = [("Ann", "x"), ("Bob", "y"), ("Ann", "z")], [iso(60), iso(120), iso(180)]
+    lines, times = [("Ann", "x"), ("Bob", "y"), ("Ann", "z")], [iso(60), iso(120), iso(180)]
     start = to_timestamp(iso(0))
-    timed = extract_pairs(talk("a", *said, started_at=iso(0), times=times), "Ann", fallback_when=5)
+    timed = extract_pairs(talk("a", *lines, started_at=iso(0), times=times), "Ann", fallback_when=5)
     assert [pair.when for pair in timed] == [start + 60, start + 180]
-    assert [pair.when for pair in extract_pairs(talk("a", *said, started_at=iso(0)), "Ann", fallback_when=5)] == [start, start]
+    assert [pair.when for pair in extract_pairs(talk("a", *lines, started_at=iso(0)), "Ann", fallback_when=5)] == [start, start]
     # A log without dates is ordered by index, so times of single turns must not be mixed in.
-    assert [pair.when for pair in extract_pairs(talk("a", *said, times=times), "Ann", fallback_when=5)] == [5.0, 5.0]
+    assert [pair.when for pair in extract_pairs(talk("a", *lines, times=times), "Ann", fallback_when=5)] == [5.0, 5.0]
 
 
 speech = st.lists(st.tuples(st.sampled_from(["Ann", "Bob", "Cid", "guide"]), st.sampled_from(["a", "b", " ", "c d", "e\nf"])))
@@ -202,12 +202,12 @@ def test_turns_after_the_start_of_a_later_part_are_dropped() -> None:
 def dated_logs(draw: st.DrawFn) -> ChatLog:
     """Ann's conversations, some overlapping, with times on turns, on conversations only, or on neither."""
     kind = draw(st.sampled_from(["turns", "conversation", "none"]))
-    found: list[Conversation] = []
+    conversations: list[Conversation] = []
     for number in range(draw(st.integers(3, 8))):
         start = draw(st.integers(0, 48)) * HOUR
         steps = draw(st.lists(st.integers(0, 20), min_size=2, max_size=24))
         times = [iso(start + HOUR * sum(steps[: n + 1])) for n in range(len(steps))]
-        found.append(
+        conversations.append(
             talk(
                 f"t{number}",
                 *[("Bob" if n % 2 else "Ann", str(n)) for n in range(len(steps))],
@@ -215,7 +215,7 @@ def dated_logs(draw: st.DrawFn) -> ChatLog:
                 times=times if kind == "turns" else None,
             )
         )
-    return ChatLog(sort_by_time(found, "test"), "test")
+    return ChatLog(sort_by_time(conversations, "test"), "test")
 
 
 @given(dated_logs())
