@@ -1,4 +1,4 @@
-"""Every shape an agent can have becomes one asynchronous call, and what is wrong with it is said in one sentence."""
+"""Agents of every accepted shape become one async call; other shapes and replies are refused with one sentence."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ LONGER = [*HELLO, {"role": "assistant", "content": "yes?"}, {"role": "user", "co
 
 
 def ask(agent: Any, messages: list[dict[str, Any]] = HELLO, thread_id: str = "thread-1") -> list[str]:
-    """What an agent of any shape says, as texts."""
+    """Return the replies of an agent of any shape, as texts."""
     replies = asyncio.run(as_agent(agent)(messages, thread_id))  # pyright: ignore[reportArgumentType]
     assert all(reply.keys() == {"role", "content"} and reply["role"] == "assistant" for reply in replies)
     return [reply["content"] for reply in replies]
 
 
-# Functions and objects ---------------------------------------------------------------------------------------------------
+# Functions and objects --------------------------------------------------------------------------------------------------
 
 
-def test_a_function_of_one_argument_is_given_all_messages() -> None:
+def test_a_function_of_one_argument_gets_all_messages() -> None:
     assert ask(lambda history: f"{len(history)} so far, the last: {history[-1]['content']}", LONGER) == [
         "3 so far, the last: and now"
     ]
 
 
-def test_a_function_is_given_what_it_names() -> None:
+def test_a_function_gets_the_arguments_it_names() -> None:
     def agent(
         input: str, message: dict[str, str], messages: list[dict[str, str]], *, thread_id: str, mood: str = "calm"
     ) -> str:
@@ -55,7 +55,7 @@ def test_a_function_is_given_what_it_names() -> None:
     assert ask(agent, LONGER, "t-7") == ["and now|user:and now|3|t-7|calm"]
 
 
-def test_input_is_empty_where_the_agent_speaks_first() -> None:
+def test_input_is_empty_if_the_agent_opens_the_conversation() -> None:
     def agent(input: str) -> str:
         return f"heard {input!r}"
 
@@ -69,7 +69,7 @@ def test_a_function_may_take_any_arguments() -> None:
     assert ask(agent, LONGER) == ["1 argument of 3 messages, 0 by name"]
 
 
-def test_an_argument_that_can_only_be_given_by_place_is_the_messages() -> None:
+def test_a_positional_only_argument_gets_the_messages() -> None:
     def agent(messages: list[dict[str, str]], /) -> str:
         return messages[0]["content"]
 
@@ -100,14 +100,14 @@ def test_a_sync_function_does_not_block_the_event_loop() -> None:
     async def both() -> list[dict[str, Any]]:
         waiting = asyncio.create_task(as_agent(agent)([], "t"))  # pyright: ignore[reportArgumentType]
         await asyncio.sleep(0.01)
-        open_door.set()  # comes to this line only if the agent waits elsewhere
+        open_door.set()  # reached only if the agent waits in another thread
         return await waiting
 
     assert asyncio.run(both()) == [{"role": "assistant", "content": "came in"}]
 
 
 class Counter:
-    """A callable object with a memory of its own."""
+    """A callable object with state."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -127,7 +127,7 @@ class AsyncAgent:
         return {"role": "assistant", "content": f"you said {message['content']}"}
 
 
-def test_a_callable_object_keeps_its_memory_between_turns() -> None:
+def test_a_callable_object_keeps_its_state_between_turns() -> None:
     counter = Counter()
     call = as_agent(counter)
     replies = [asyncio.run(call([], "t"))[0]["content"] for _ in range(2)]  # pyright: ignore[reportArgumentType]
@@ -151,32 +151,32 @@ def test_a_function_that_returns_an_awaitable_is_awaited() -> None:
 
 
 def only_by_name(*, history: list[str]) -> str:
-    """Wants something that nobody has, and only by that name."""
+    """Require an unknown keyword argument."""
     return str(history)
 
 
 @pytest.mark.parametrize(
-    ("agent", "wants"),
+    ("agent", "message"),
     [
-        (lambda: "hi", "wants nothing"),
-        (lambda question, context: "hi", "wants question, context"),
-        (lambda messages, database: "hi", "wants database"),
-        (only_by_name, "wants history"),
+        (lambda: "hi", "takes no arguments"),
+        (lambda question, context: "hi", "takes question, context"),
+        (lambda messages, database: "hi", "takes database"),
+        (only_by_name, "takes history"),
     ],
 )
-def test_a_function_with_another_signature_is_refused_before_the_first_turn(agent: Any, wants: str) -> None:
-    with pytest.raises(UsageError, match=wants) as caught:
+def test_a_function_with_another_signature_is_refused_before_the_first_turn(agent: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
         as_agent(agent)
-    assert "thread_id" in str(caught.value)  # says what there is to ask for
+    assert "thread_id" in str(caught.value)  # lists the known arguments
 
 
 @pytest.mark.parametrize("thing", [None, 3, ["hi"], {"role": "assistant"}])
-def test_what_cannot_be_called_is_refused_up_front(thing: Any) -> None:
-    with pytest.raises(UsageError, match="cannot be an agent"):
+def test_other_values_are_refused_up_front(thing: Any) -> None:
+    with pytest.raises(UsageError, match="is not an agent"):
         as_agent(thing)
 
 
-def test_what_a_function_raises_reaches_the_caller_as_it_is() -> None:
+def test_exceptions_of_a_function_reach_the_caller() -> None:
     def broken(messages: list[dict[str, str]]) -> str:
         raise KeyError("order")
 
@@ -189,11 +189,11 @@ def test_what_a_function_raises_reaches_the_caller_as_it_is() -> None:
         ask(stopped)
 
 
-# What an agent may say ---------------------------------------------------------------------------------------------------
+# Replies ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("said", "texts"),
+    ("returned", "texts"),
     [
         ("hi", ["hi"]),
         ({"role": "assistant", "content": "hi"}, ["hi"]),
@@ -206,33 +206,33 @@ def test_what_a_function_raises_reaches_the_caller_as_it_is() -> None:
         ({"messages": [HumanMessage("ho"), AIMessage(""), ToolMessage("4", tool_call_id="1"), AIMessage("so 4")]}, ["so 4"]),
     ],
 )  # fmt: skip
-def test_a_reply_has_many_shapes(said: Any, texts: list[str]) -> None:
-    assert [reply["content"] for reply in as_replies(said)] == texts
+def test_a_reply_may_have_many_shapes(returned: Any, texts: list[str]) -> None:
+    assert [reply["content"] for reply in as_replies(returned)] == texts
 
 
 @pytest.mark.parametrize(
-    ("said", "complaint"),
+    ("returned", "complaint"),
     [
         (None, "returned None"),
-        ("", "said nothing"),
-        (" \n", "said nothing"),
-        ([], "said nothing"),
-        ([AIMessage("")], "said nothing"),
-        ([{"role": "user", "content": "I am the user"}], "said nothing"),
-        ({"messages": []}, "said nothing"),
+        ("", "returned an empty reply"),
+        (" \n", "returned an empty reply"),
+        ([], "returned an empty reply"),
+        ([AIMessage("")], "returned an empty reply"),
+        ([{"role": "user", "content": "I am the user"}], "returned an empty reply"),
+        ({"messages": []}, "returned an empty reply"),
         (3, "returned int"),
         (b"hi", "returned bytes"),
         (object(), "returned object"),
         ([["hi"]], "returned list"),
-        ({"content": 3}, "which is no message"),
-        ({"messages": None}, "no message"),
-        ({"messages": 3}, "no message"),
-        (iter(["hi"]), "no message"),
+        ({"content": 3}, "which is not a message"),
+        ({"messages": None}, "is not a message"),
+        ({"messages": 3}, "is not a message"),
+        (iter(["hi"]), "is not a message"),
     ],
 )
-def test_a_reply_that_is_none_is_the_agents_error(said: Any, complaint: str) -> None:
+def test_an_invalid_reply_is_an_agent_error(returned: Any, complaint: str) -> None:
     with pytest.raises(AgentError, match=complaint):
-        as_replies(said)
+        as_replies(returned)
 
 
 def test_text_under_messages_is_one_message() -> None:
@@ -252,32 +252,32 @@ _JSON = st.recursive(
 
 
 @given(_JSON)
-def test_whatever_an_agent_returns_is_replies_or_an_agent_error(said: Any) -> None:
+def test_any_value_is_replies_or_an_agent_error(returned: Any) -> None:
     try:
-        replies = as_replies(said)
+        replies = as_replies(returned)
     except AgentError:
         return
     assert replies
     assert all(reply["role"] == "assistant" and reply["content"].strip() for reply in replies)
 
 
-# LangChain ---------------------------------------------------------------------------------------------------------------
+# LangChain --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_runnable_over_messages_is_given_the_messages() -> None:
+def test_a_runnable_over_messages_gets_the_messages() -> None:
     assert ask(RunnableLambda(lambda messages: messages[-1]["content"] + "!")) == ["hello!"]
 
 
-def test_a_runnable_over_a_state_is_given_the_messages_under_their_key() -> None:
+def test_a_runnable_over_a_state_gets_the_messages_under_their_key() -> None:
     def agent(state: dict[str, Any]) -> AIMessage:
-        said = state["messages"]
-        return AIMessage(f"{len(said)} messages")
+        messages = state["messages"]
+        return AIMessage(f"{len(messages)} messages")
 
     assert ask(itemgetter("messages") | RunnableLambda(len) | str, LONGER) == ["3"]
     assert ask(RunnablePassthrough.assign(answer=lambda state: state["messages"]) | agent, LONGER) == ["3 messages"]
 
 
-def test_a_runnable_is_given_the_thread_id_in_its_config() -> None:
+def test_a_runnable_gets_the_thread_id_in_its_config() -> None:
     agent = RunnableLambda(lambda messages, config: config["configurable"]["thread_id"])
     assert ask(agent, thread_id="t-9") == ["t-9"]
 
@@ -289,25 +289,25 @@ def test_a_chat_model_of_langchain_is_an_agent() -> None:
 
 
 def test_a_chain_of_a_prompt_and_a_model_is_an_agent() -> None:
-    heard: list[str] = []
+    prompts: list[str] = []
 
     def listen(prompt: Any) -> Any:
-        heard.append(prompt.to_string())
+        prompts.append(prompt.to_string())
         return prompt
 
     prompt = ChatPromptTemplate.from_messages([("system", "You sell cars."), MessagesPlaceholder("messages")])
     assert ask(prompt | RunnableLambda(listen) | FakeListChatModel(responses=["a red one"])) == ["a red one"]
-    assert heard == ["System: You sell cars.\nHuman: hello"]
+    assert prompts == ["System: You sell cars.\nHuman: hello"]
 
 
-# LangGraph ---------------------------------------------------------------------------------------------------------------
+# LangGraph --------------------------------------------------------------------------------------------------------------
 
 
-def talking_graph(heard: list[list[str]], **compiled: Any) -> Any:
+def talking_graph(prompts: list[list[str]], **compiled: Any) -> Any:
     """A real graph that answers with the number of messages in its state, by way of a tool call."""
 
     def node(state: MessagesState) -> dict[str, Any]:
-        heard.append([str(message.content) for message in state["messages"]])
+        prompts.append([str(message.content) for message in state["messages"]])
         call = AIMessage("", tool_calls=[{"name": "count", "args": {}, "id": "c1"}])
         return {"messages": [call, ToolMessage("counted", tool_call_id="c1"), AIMessage(f"{len(state['messages'])} messages")]}
 
@@ -318,40 +318,40 @@ def talking_graph(heard: list[list[str]], **compiled: Any) -> Any:
     return graph.compile(**compiled)
 
 
-def told_of_each_turn(graph: Any) -> list[list[str]]:
-    """Two turns of a conversation with a graph; returns what it said in each."""
+def replies_of_two_turns(graph: Any) -> list[list[str]]:
+    """Return the graph's replies so far, after each of two turns."""
     call, messages = as_agent(graph), list[dict[str, Any]]()
 
     async def talk() -> list[list[str]]:
-        said: list[list[str]] = []
+        replies: list[list[str]] = []
         for text in ("hello", "and now"):
             messages.append({"role": "user", "content": text})
             messages.extend(await call(list(messages), "one-thread"))
-            said.append([m["content"] for m in messages if m["role"] == "assistant"])
-        return said
+            replies.append([m["content"] for m in messages if m["role"] == "assistant"])
+        return replies
 
     return asyncio.run(talk())
 
 
-def test_a_graph_without_a_memory_is_given_the_whole_conversation() -> None:
-    heard: list[list[str]] = []
-    assert told_of_each_turn(talking_graph(heard)) == [["1 messages"], ["1 messages", "3 messages"]]
-    assert heard == [["hello"], ["hello", "1 messages", "and now"]]
+def test_a_graph_without_a_checkpointer_gets_the_whole_conversation() -> None:
+    prompts: list[list[str]] = []
+    assert replies_of_two_turns(talking_graph(prompts)) == [["1 messages"], ["1 messages", "3 messages"]]
+    assert prompts == [["hello"], ["hello", "1 messages", "and now"]]
 
 
-def test_a_graph_with_a_checkpointer_is_told_only_what_is_new() -> None:
-    heard: list[list[str]] = []
-    said = told_of_each_turn(talking_graph(heard, checkpointer=MemorySaver()))
-    assert said == [["1 messages"], ["1 messages", "5 messages"]]
-    assert heard == [["hello"], ["hello", "", "counted", "1 messages", "and now"]]  # each turn once, its own tool call kept
+def test_a_graph_with_a_checkpointer_gets_only_new_messages() -> None:
+    prompts: list[list[str]] = []
+    replies = replies_of_two_turns(talking_graph(prompts, checkpointer=MemorySaver()))
+    assert replies == [["1 messages"], ["1 messages", "5 messages"]]
+    assert prompts == [["hello"], ["hello", "", "counted", "1 messages", "and now"]]  # each turn once, its own tool call kept
 
 
-def test_threads_of_a_graph_with_a_checkpointer_are_kept_apart() -> None:
+def test_threads_of_a_graph_with_a_checkpointer_are_separate() -> None:
     graph = talking_graph([], checkpointer=MemorySaver())
     assert [ask(graph, HELLO, thread) for thread in ("a", "b", "a")] == [["1 messages"], ["1 messages"], ["5 messages"]]
 
 
-def test_a_graph_that_forgets_old_turns_is_still_heard_in_full() -> None:
+def test_all_replies_of_a_graph_that_drops_old_messages_are_returned() -> None:
     from langchain_core.messages import RemoveMessage
     from langgraph.graph.message import REMOVE_ALL_MESSAGES
 
@@ -363,7 +363,7 @@ def test_a_graph_that_forgets_old_turns_is_still_heard_in_full() -> None:
     graph.add_node("node", node)
     graph.add_edge(START, "node")
     graph.add_edge("node", END)
-    assert told_of_each_turn(graph.compile(checkpointer=MemorySaver())) == [["to hello"], ["to hello", "to and now"]]
+    assert replies_of_two_turns(graph.compile(checkpointer=MemorySaver())) == [["to hello"], ["to hello", "to and now"]]
 
 
 class PlainState(TypedDict):
@@ -380,10 +380,10 @@ def test_a_graph_over_a_plain_list_may_return_all_messages_or_only_its_own(keeps
     graph.add_node("node", node)
     graph.add_edge(START, "node")
     graph.add_edge("node", END)
-    assert told_of_each_turn(graph.compile()) == [["to hello"], ["to hello", "to and now"]]
+    assert replies_of_two_turns(graph.compile()) == [["to hello"], ["to hello", "to and now"]]
 
 
-def test_a_graph_may_speak_first() -> None:
+def test_a_graph_may_open_the_conversation() -> None:
     for memory in (None, MemorySaver()):
         assert ask(talking_graph([], checkpointer=memory), []) == ["0 messages"]
 
@@ -400,7 +400,7 @@ def test_a_graph_without_messages_in_its_state_is_an_agent_error() -> None:
         ask(graph.compile())
 
 
-# Named agents ------------------------------------------------------------------------------------------------------------
+# Named agents -----------------------------------------------------------------------------------------------------------
 
 
 def test_demo_is_the_built_in_help_desk() -> None:
@@ -414,7 +414,7 @@ def test_a_scripted_model_is_an_agent(tmp_path: Path) -> None:
     assert ask(f"scripted:{script}") == ["Good morning."]
 
 
-def test_a_chat_model_of_ours_is_asked_as_an_assistant() -> None:
+def test_a_chat_model_gets_an_assistant_prompt() -> None:
     model = scripted("  What can I do?\n")
     assert ask(model, LONGER) == ["What can I do?"]
     assert model.chat.prompts == ["You are a helpful assistant. Answer briefly.\nhello\nyes?\nand now"]  # pyright: ignore
@@ -435,35 +435,35 @@ def test_module_and_attribute_name_an_agent_in_the_current_folder(tmp_path: Path
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ("", "is no agent"),
-        ("desk", '"desk" is no agent'),
-        ("desk:", '"desk:" is no agent'),
-        (":desk", '":desk" is no agent'),
+        ("", "is not an agent"),
+        ("desk", '"desk" is not an agent'),
+        ("desk:", '"desk:" is not an agent'),
+        (":desk", '":desk" is not an agent'),
         ("no_such_module_here:answer", 'no module "no_such_module_here"'),
         ("json:no.such", 'the module "json" has no "no.such"'),
         ("json.no_such:thing", 'no module "json.no_such"'),
-        (".desk:answer", '".desk:answer" is no agent'),
+        (".desk:answer", '".desk:answer" is not an agent'),
     ],
 )
-def test_a_name_that_leads_nowhere_is_one_sentence(spec: str, complaint: str) -> None:
+def test_an_unknown_name_is_refused_with_one_sentence(spec: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint) as caught:
         as_agent(spec)
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_that_misses_another_one_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_module_of_an_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "needy_agent.py").write_text("import a_package_nobody_has\n", "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError, match='no module "a_package_nobody_has"'):
         load_agent("needy_agent:answer")
 
 
-def test_a_real_model_as_an_agent_is_refused_where_only_scripts_are_allowed() -> None:
+def test_only_scripted_forbids_a_hosted_model_as_an_agent() -> None:
     with pytest.raises(ModelError, match="USERTWIN_ONLY_SCRIPTED"):
         load_agent("openai:x@http://127.0.0.1:9/v1")
 
 
-# An endpoint -------------------------------------------------------------------------------------------------------------
+# An endpoint ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_openai_compatible_endpoint_is_an_agent(endpoint: Endpoint) -> None:
@@ -474,15 +474,15 @@ def test_an_openai_compatible_endpoint_is_an_agent(endpoint: Endpoint) -> None:
     assert [(m["role"], m["content"]) for m in asked["messages"][1:]] == [(m["role"], m["content"]) for m in LONGER]
 
 
-def test_an_endpoint_answers_calls_from_different_event_loops(endpoint: Endpoint) -> None:
+def test_an_endpoint_can_be_called_from_different_event_loops(endpoint: Endpoint) -> None:
     call = as_agent(f"openai:x@{endpoint.url}")
     texts = [asyncio.run(call([*HELLO], "t"))[0]["content"] for _ in range(3)]  # pyright: ignore[reportArgumentType]
     assert texts == ["Good day, what can I do?"] * 3
 
 
-def test_an_endpoint_that_says_nothing_or_refuses_is_said_in_a_sentence(endpoint: Endpoint) -> None:
+def test_an_empty_reply_or_a_refusal_of_an_endpoint_is_an_error(endpoint: Endpoint) -> None:
     endpoint.content = "  "
-    with pytest.raises(AgentError, match="said nothing"):
+    with pytest.raises(AgentError, match="returned an empty reply"):
         ask(f"openai:x@{endpoint.url}")
     endpoint.refusal = "no such model"
     with pytest.raises(ModelError, match=r"did not answer.*no such model"):

@@ -1,4 +1,4 @@
-"""The built-in help desk greets, keeps to its rules, does not repeat itself, and always says something."""
+"""The built-in help desk: greeting, rules, and questions that do not repeat."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from hypothesis import strategies as st
 from usertwin.simulator.demo_agent import help_desk
 
 
-def talk(*said: str) -> list[str]:
-    """What the help desk answers, turn by turn."""
+def talk(*texts: str) -> list[str]:
+    """Return the help desk's answers, turn by turn."""
     messages: list[dict[str, str]] = []
-    for text in said:
+    for text in texts:
         messages.append({"role": "user", "content": text})
         messages.append({"role": "assistant", "content": help_desk(messages)})
     return [message["content"] for message in messages[1::2]]
 
 
-def test_it_greets_where_nobody_has_said_anything() -> None:
+def test_it_greets_before_the_first_user_message() -> None:
     greeting = help_desk([])
     assert "help desk" in greeting
     assert help_desk([{"role": "assistant", "content": "earlier"}]) == greeting
 
 
-def test_it_knows_what_a_help_desk_is_asked() -> None:
+def test_it_answers_typical_requests() -> None:
     assert "order number" in talk("where is my parcel?")[0]
     assert "return" in talk("I want my money back")[0]
     assert "went wrong" in talk("it doesn't work")[0]
@@ -31,32 +31,32 @@ def test_it_knows_what_a_help_desk_is_asked() -> None:
     assert "book" in talk("a room please")[0]
 
 
-def test_an_order_is_found_by_its_number() -> None:
+def test_it_finds_an_order_by_its_number() -> None:
     assert "Friday" in talk("my order is late", "4711")[1]
 
 
-def test_it_says_goodbye_to_who_leaves_also_with_thanks() -> None:
+def test_goodbye_wins_over_thanks() -> None:
     assert "Goodbye" in talk("thanks, bye!")[0]
     assert "welcome" in talk("Thanks!")[0]
 
 
-def test_a_part_of_a_word_is_not_the_word() -> None:
+def test_rules_match_whole_words() -> None:
     assert "Goodbye" not in talk("I like bytes")[0]
     assert "Hello" not in talk("this is it")[0]  # "hi" is in "this"
 
 
-def test_it_does_not_give_the_same_answer_to_the_same_words() -> None:
+def test_it_does_not_repeat_an_answer() -> None:
     answers = talk("hello", "hello")
     assert answers[0] != answers[1]
 
 
-def test_what_it_does_not_know_it_asks_about_and_differently_each_time() -> None:
+def test_unknown_requests_get_different_questions() -> None:
     answers = talk(*["the moon is far away"] * 5)
     assert len(set(answers)) == 5
     assert all("?" in answer for answer in answers)
 
 
-def test_only_the_users_last_words_count() -> None:
+def test_only_the_last_user_message_counts() -> None:
     messages = [
         {"role": "user", "content": "I want a refund"},
         {"role": "assistant", "content": "..."},
@@ -67,7 +67,7 @@ def test_only_the_users_last_words_count() -> None:
 
 
 @given(st.lists(st.text(max_size=40), max_size=8))
-def test_it_answers_anything_and_always_the_same(said: list[str]) -> None:
-    answers = talk(*said)
+def test_it_answers_any_text_deterministically(texts: list[str]) -> None:
+    answers = talk(*texts)
     assert all(answer.strip() for answer in answers)
-    assert answers == talk(*said)
+    assert answers == talk(*texts)

@@ -1,4 +1,4 @@
-"""What the terminal shows of an answer, and the chat in which the reader plays the agent."""
+"""The terminal: the memories and reasoning behind an answer, and the chat in which the reader is the agent."""
 
 from __future__ import annotations
 
@@ -13,81 +13,85 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from conftest import scripted
+from usertwin.memory import Recalled, Triple
 from usertwin.memory.models.chat import Usage
+from usertwin.personas import Pair, Turn
 from usertwin.simulator import Answer, Exchange, SimulatedUser
-from usertwin.simulator.state import RecalledTriple
 from usertwin.simulator.terminal import chat, show_exchange, speech, why
 
 
 def console(width: int = 120) -> Console:
-    """A console that remembers what was shown."""
+    """Return a console that records its output."""
     return Console(record=True, file=io.StringIO(), width=width, force_terminal=True, color_system=None)
 
 
-def row(**changes: Any) -> RecalledTriple:
-    """A recalled triple as the graph's state holds it."""
-    base: dict[str, Any] = {
-        "id": "0" * 16,
-        "similarity": 0.8765,
-        "conversation_id": "c",
-        "position": 1,
-        "when": 0.0,
-        "context": [{"speaker": "desk", "role": "agent", "text": "Which day do you mean?"}],
-        "action": "tomorrow, day 7",
-        "reasoning": "is in a hurry",
-        "score": 0.1234,
-    }
-    return base | changes  # pyright: ignore[reportReturnType]
+def memory(
+    *,
+    similarity: float = 0.8765,
+    context: tuple[str, ...] = ("Which day do you mean?",),
+    action: str = "tomorrow, day 7",
+    reasoning: str | None = "is in a hurry",
+    score: float | None = 0.1234,
+) -> Recalled:
+    """Return a recalled triple."""
+    turns = tuple(Turn("desk", "agent", text) for text in context)
+    pair = Pair(
+        speaker="Ann", context=turns, action=action, goal="", conversation_id="c", position=len(turns), when=0.0
+    )  # fmt: skip
+    return Recalled(Triple(pair, reasoning, score), similarity)
 
 
-def answer(*recalled: RecalledTriple, reasoning: str = "wants it soon", done: bool = False) -> Answer:
-    return Answer("tomorrow please", reasoning, recalled, done, Usage())
+def answer(*recalled: Recalled, action: str = "tomorrow please", **fields: Any) -> Answer:
+    """Return an answer of a twin."""
+    defaults: dict[str, Any] = {"reasoning": "wants it soon", "done": False, "usage": Usage()}
+    return Answer(action=action, recalled=recalled, **(defaults | fields))
 
 
-def shown(thing: Any, width: int = 120) -> str:
+def printed(renderable: Any, width: int = 120) -> str:
+    """Return what a console prints."""
     screen = console(width)
-    screen.print(thing)
+    screen.print(renderable)
     return screen.export_text()
 
 
-# One answer --------------------------------------------------------------------------------------------------------------
+# Answers ----------------------------------------------------------------------------------------------------------------
 
 
-def test_why_shows_memories_with_their_scores_and_the_thought() -> None:
-    text = shown(why(answer(row(), row(similarity=0.5, score=-0.02, action="no thanks")), "Ann"))
+def test_why_shows_memories_scores_and_reasoning() -> None:
+    text = printed(why(answer(memory(), memory(similarity=0.5, score=-0.02, action="no thanks")), "Ann"))
     assert "why Ann says this" in text
     first, second = (line for line in text.splitlines() if "Which day do you mean?" in line)
     assert all(part in first for part in ("0.88", "is in a hurry [+0.12]", "tomorrow, day 7"))
     assert all(part in second for part in ("0.50", "[-0.02]", "no thanks"))
-    assert "thinks  wants it soon" in text
+    assert "reasoning  wants it soon" in text
 
 
-def test_why_says_so_where_there_is_no_memory_and_no_thought() -> None:
-    text = shown(why(answer(reasoning=""), "Ann"))
-    assert "no memory came to mind" in text
-    assert "no thought was written down" in text
+def test_why_without_memories_and_reasoning_states_that() -> None:
+    text = printed(why(answer(reasoning=""), "Ann"))
+    assert "no memories were recalled" in text
+    assert "reasoning  (none)" in text
 
 
-def test_a_memory_without_context_trace_or_score_is_shown_as_such() -> None:
-    text = shown(why(answer(row(context=[], reasoning=None, score=None)), "Ann"))
+def test_a_memory_without_context_trace_or_score_has_placeholders() -> None:
+    text = printed(why(answer(memory(context=(), reasoning=None, score=None)), "Ann"))
     [line] = (line for line in text.splitlines() if "tomorrow, day 7" in line)
-    assert "(nothing yet)" in line
+    assert "(none)" in line
     assert "–" in line
     assert "[" not in line
 
 
-def test_only_the_last_turn_of_a_long_context_is_shown_and_shortened() -> None:
-    context = [{"speaker": "a", "role": "agent", "text": text} for text in ("earlier", "word " * 60)]
-    text = shown(why(answer(row(context=context, reasoning="two\nlines")), "Ann"), 300)
+def test_only_the_shortened_last_turn_of_a_context_is_printed() -> None:
+    context = ("earlier", "word " * 60)
+    text = printed(why(answer(memory(context=context, reasoning="two\nlines")), "Ann"), 300)
     assert "earlier" not in text
     assert "…" in text
     assert "two lines [+0.12]" in text
 
 
-def test_an_exchange_shows_why_what_and_the_reply() -> None:
+def test_an_exchange_shows_memories_turn_and_reply() -> None:
     screen = console()
     replies = tuple({"role": "assistant", "content": text} for text in ("One moment.", "It rains."))
-    show_exchange(screen, "Ann", Exchange(answer(row()), replies, 1.0, 1.0))
+    show_exchange(screen, "Ann", Exchange(answer(memory()), replies, 1.0, 1.0))
     lines = [line.strip() for line in screen.export_text().splitlines()]
     said = lines.index("Ann  tomorrow please")
     assert lines[said + 1 : said + 3] == ["agent  One moment.", "agent  It rains."]
@@ -95,56 +99,58 @@ def test_an_exchange_shows_why_what_and_the_reply() -> None:
     assert not any("leaves" in line for line in lines)
 
 
-def test_an_exchange_shows_the_nearest_memories_and_why_shows_all() -> None:
+def test_an_exchange_shows_four_memories_and_why_shows_all() -> None:
     screen = console()
-    one = answer(*(row(action=f"moment {number}") for number in range(6)))
+    one = answer(*(memory(action=f"moment {number}") for number in range(6)))
     show_exchange(screen, "Ann", Exchange(one, (), 1.0, 1.0))
     text = screen.export_text()
     assert [f"moment {number}" in text for number in range(6)] == [True] * 4 + [False] * 2
-    assert "and 2 more that are less like now" in text
-    assert "moment 5" in shown(why(one, "Ann"))
-    assert "more that are" not in shown(why(one, "Ann"))
+    assert "and 2 less similar ones" in text
+    assert "moment 5" in printed(why(one, "Ann"))
+    assert "less similar ones" not in printed(why(one, "Ann"))
 
 
-def test_an_exchange_says_when_the_person_leaves() -> None:
+def test_an_exchange_states_that_the_person_leaves() -> None:
     screen = console()
     show_exchange(screen, "Ann", Exchange(answer(done=True), (), 1.0, 0.0))
     assert "Ann leaves." in screen.export_text()
 
 
-def test_an_exchange_in_which_the_person_silently_leaves_shows_what_that_came_from() -> None:
+def test_an_exchange_with_a_silent_leave_shows_its_rate() -> None:
     screen = console(300)
-    left = Answer("", "", (row(action="(left)"),), True, Usage(), 0.75)
+    left = answer(memory(action="(left)"), action="", reasoning="", done=True, abandonment_rate=0.75)
     show_exchange(screen, "Ann", Exchange(left, (), 1.0, 0.0))
     text = screen.export_text()
     assert "why Ann leaves" in text
-    assert "75% of what came to mind are moments in which Ann left" in text
+    assert "Ann left in 75% of the most similar memories" in text
     assert "(left)" in text
     assert "Ann leaves." in text
 
 
 @given(st.text(st.sampled_from("[]/\\abc bold red=@:#"), max_size=20))
-def test_what_looks_like_markup_is_shown_as_it_was_said(said: str) -> None:
+def test_markup_in_texts_is_printed_literally(said: str) -> None:
     text = f"<{said.strip()}>"
     screen = console(300)
-    memory = row(action=text, reasoning=text, context=[{"speaker": "a", "role": "agent", "text": text}])
-    show_exchange(screen, "Ann", Exchange(Answer(text, text, (memory,), False, Usage()), ({"content": text},), 0.0, 0.0))
+    recalled = memory(action=text, reasoning=text, context=(text,))
+    show_exchange(screen, "Ann", Exchange(answer(recalled, action=text, reasoning=text), ({"content": text},), 0.0, 0.0))
     flat = " ".join(screen.export_text().split())
-    assert flat.count(" ".join(text.split())) == 6  # heard, thought and written then, thought and written now, the reply
+    assert (
+        flat.count(" ".join(text.split())) == 6
+    )  # context, reasoning and action of the memory; reasoning and action now; the reply
 
 
-def test_speech_keeps_a_name_with_brackets() -> None:
-    assert shown(speech("[bold]Ann", "hi [red]you", style="cyan")).strip() == "[bold]Ann  hi [red]you"
+def test_speech_prints_brackets_in_a_name() -> None:
+    assert printed(speech("[bold]Ann", "hi [red]you", style="cyan")).strip() == "[bold]Ann  hi [red]you"
 
 
-# The chat ----------------------------------------------------------------------------------------------------------------
+# The chat ---------------------------------------------------------------------------------------------------------------
 
 Talk = Callable[..., tuple[list[dict[str, Any]], str, list[str]]]
 
 
 @pytest.fixture
 def talk(ann: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Talk]:
-    """Chat with Ann by these lines; returns the messages, what was on the screen, and what the model was asked."""
+    """A function that chats with Ann and returns the messages, the screen, and the model's prompts."""
     opened: list[SimulatedUser] = []
 
     def run(*lines: str | BaseException, answers: tuple[str, ...] = ("a thought", "tomorrow please"), goal: str = "") -> Any:
@@ -168,7 +174,7 @@ def talk(ann: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Talk]:
         user.close()
 
 
-def test_you_are_the_agent_and_the_twin_answers(talk: Talk) -> None:
+def test_the_reader_is_the_agent_and_the_twin_answers(talk: Talk) -> None:
     messages, text, prompts = talk(
         "Hello, what can I do?", "Which day?", "/quit", answers=("t", "the weather", "t", "tomorrow")
     )
@@ -186,7 +192,7 @@ def test_you_are_the_agent_and_the_twin_answers(talk: Talk) -> None:
     )  # the chat is one conversation
 
 
-def test_quit_ends_the_chat_and_is_not_said(talk: Talk) -> None:
+def test_quit_ends_the_chat_and_is_not_a_message(talk: Talk) -> None:
     messages, _, prompts = talk("  /quit ", "never read")
     assert messages == prompts == []
 
@@ -200,25 +206,25 @@ def test_the_end_of_the_input_and_ctrl_c_end_the_chat(talk: Talk, end: BaseExcep
 def test_why_shows_the_last_turn(talk: Talk) -> None:
     messages, text, prompts = talk("Hello", "/why", "/quit")
     assert "why Ann says this" in text
-    assert "thinks  a thought" in text
-    assert "like now" in text
-    assert len(messages) == len(prompts) == 2  # asking why is not talking
+    assert "reasoning  a thought" in text
+    assert "similarity" in text
+    assert len(messages) == len(prompts) == 2  # /why is not a message
 
 
-def test_why_before_the_first_turn_says_that_there_is_none(talk: Talk) -> None:
+def test_why_before_the_first_turn_states_that_there_is_none(talk: Talk) -> None:
     messages, text, _ = talk("/why", "/quit")
     assert "Ann has not said anything yet." in text
     assert messages == []
 
 
 @pytest.mark.parametrize("line", ["/help", "/whyy", "/", "", "   "])
-def test_an_unknown_command_or_an_empty_line_shows_what_there_is(talk: Talk, line: str) -> None:
+def test_an_unknown_command_or_an_empty_line_shows_the_help(talk: Talk, line: str) -> None:
     messages, text, prompts = talk(line, "/quit")
     assert text.count("/quit ends the chat") == 2  # once at the start, and once more
     assert messages == prompts == []
 
 
-def test_a_goal_is_known_to_the_twin_alone(talk: Talk) -> None:
+def test_only_the_twin_sees_the_goal(talk: Talk) -> None:
     _, text, prompts = talk("Hello", "/quit", goal="You want a window seat.")
     assert all("(My goal: You want a window seat.)" in prompt for prompt in prompts)
     assert "window seat" not in text
@@ -232,9 +238,9 @@ def test_the_chat_ends_when_the_twin_leaves(talk: Talk) -> None:
     assert len(messages) == 6
 
 
-def test_what_goes_wrong_is_said_and_the_chat_goes_on(talk: Talk) -> None:
-    answers = ("t", "", "", "", "", "t", "tomorrow please")  # a thought and four times nothing, then a turn
+def test_an_error_is_printed_and_the_chat_continues(talk: Talk) -> None:
+    answers = ("t", "", "", "", "", "t", "tomorrow please")  # reasoning and four empty attempts, then a turn
     messages, text, _ = talk("Hello [bold", "Hello again", "/quit", answers=answers)
     assert "wrote nothing 4 times in a row" in " ".join(text.split())
     assert "Traceback" not in text
-    assert [m["content"] for m in messages] == ["Hello again", "tomorrow please"]  # what was not answered was not said
+    assert [m["content"] for m in messages] == ["Hello again", "tomorrow please"]  # a message without an answer is dropped
