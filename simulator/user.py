@@ -19,7 +19,7 @@ from usertwin.memory.store.ranking import SIMILARITY, Ranking
 from usertwin.memory.text.transcript import single_line
 from usertwin.memory.twin.abandonment import NEIGHBOURS, AbandonmentModel, abandonment_rate
 from usertwin.memory.twin.last_turn import LastTurnModel
-from usertwin.memory.twin.record import ENDING, LEAVING
+from usertwin.memory.twin.record import ABANDONMENT_FILE, LAST_TURN_FILE
 from usertwin.personas import Pair, Persona, Turn, TwinError, as_conversation
 from usertwin.personas.pairs import visible_turns
 
@@ -125,8 +125,8 @@ class SimulatedUser:
             elif isinstance(reasoner, str):
                 reasoner = chat if reasoner == chat.name else load_model(reasoner)
             return cls(
-                record, store, chat, reasoner=reasoner, last_turn=LastTurnModel.load(folder / ENDING),
-                abandonment=AbandonmentModel.load(folder / LEAVING), settings=settings, k=k, ranking=ranking,
+                record, store, chat, reasoner=reasoner, last_turn=LastTurnModel.load(folder / LAST_TURN_FILE),
+                abandonment=AbandonmentModel.load(folder / ABANDONMENT_FILE), settings=settings, k=k, ranking=ranking,
             )  # fmt: skip
         except BaseException:
             store.close()

@@ -85,7 +85,7 @@ def test_the_defaults_are_those_of_the_command(log_file: Path) -> None:
         name = renamed.get(str(option.name), str(option.name))
         if name in parameters and not option.required:
             default = parameters[name].default
-            assert str(option.default) in ({str(default)} if default is not None else {"None", "Sentinel.UNSET"}), name
+            assert str(option.default) in ({str(default)} if default else {str(default), "Sentinel.UNSET"}), name
             compared.add(name)
     assert {"model", "scorer", "traces", "max_traces", "candidates", "window", "proposal_mode", "fidelity", "seed"} <= compared
     required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
