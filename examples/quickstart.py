@@ -1,27 +1,24 @@
-"""From a chat log to a simulated conversation, offline and without any weights: everything here is scripted or fake.
+"""From a chat log to a simulated conversation, offline and without weights: all models are scripted or fake.
 
 Run it: python examples/quickstart.py
 """
 
-import asyncio
 import tempfile
 from pathlib import Path
 
-from usertwin.memory import ChatModel, Recipe, alearn
-from usertwin.memory.models.embedding import FakeEmbedder
-from usertwin.memory.models.scoring import FakeScorer
-from usertwin.personas import Conversation, Turn, load_log, write_conversations
-from usertwin.simulator import SimulatedUser, simulate
-from usertwin.simulator.backends.scripted import ScriptedChatModel
+from usertwin.personas import Conversation, Turn, write_conversations
+from usertwin.simulator import SimulatedUser, learn, simulate
 
-#: What the twin's model says: a thought and a turn, three times.
-SAID = ["I am hungry", "one plum cake pls", "I know when", "tomorrow, if thats ok", "I have it all", "no thats all, thx bye"]
+#: The replies of the model that proposes traces.
+TRACES = ["wanted cake", "was in a hurry"]
+#: The replies of the model that acts: reasoning and turn, three times.
+REPLIES = ["I am hungry", "one plum cake pls", "I know when", "tomorrow, if thats ok", "I have it all", "no thats all, thx bye"]
 
 
-def a_log(path: Path) -> None:
-    """Write twelve talks between Ann and a bakery."""
+def write_log(path: Path) -> None:
+    """Write twelve conversations between Ann and a bakery."""
     cakes = ("carrot", "lemon", "plum")
-    talks = [
+    conversations = [
         Conversation(
             f"talk-{day}",
             (
@@ -36,7 +33,7 @@ def a_log(path: Path) -> None:
         )
         for day in range(12)
     ]
-    write_conversations(talks, path)
+    write_conversations(conversations, path)
 
 
 def my_agent(messages: list[dict[str, str]]) -> str:
@@ -45,23 +42,25 @@ def my_agent(messages: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        a_log(Path(folder) / "log.jsonl")
-        thinker = ChatModel("scripted:thoughts", ScriptedChatModel(answers=["I wanted cake", "I was in a hurry"]))
-        talker = ChatModel("scripted:talk", ScriptedChatModel(answers=SAID), style="transcript")
-        recipe = Recipe(
-            source="log.jsonl", speaker="ann", method="recon", candidates=2, max_triples=None, max_traces=None, window=6,
-            embedder="fake:256", model=thinker.name, scorer="fake:", seed=0,
-        )  # fmt: skip
-        log = load_log(Path(folder) / "log.jsonl")
-        asyncio.run(alearn("ann", log, recipe, embedder=FakeEmbedder(), model=thinker, scorer=FakeScorer(), home=folder))
-        with SimulatedUser.load("ann", home=folder, model=talker, embedder=FakeEmbedder()) as ann:
-            conversation = simulate(ann, my_agent, turns=4, agent_first=True)
+    """Learn a twin of Ann and let it talk with the agent."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_log(folder / "log.jsonl")
+        (folder / "traces.txt").write_text("\n".join(TRACES))
+        (folder / "replies.txt").write_text("\n".join(REPLIES))
+
+        # For a real twin leave out model, scorer and embedder: the defaults run on this machine.
+        learn("ann", log=folder / "log.jsonl", speaker="ann", home=folder,
+              model=f"scripted:{folder / 'traces.txt'}", scorer="fake:", embedder="fake:")  # fmt: skip
+        with SimulatedUser.load("ann", home=folder, model=f"scripted:{folder / 'replies.txt'}") as ann:
+            conversation = simulate(ann, my_agent, max_turns=4, agent_first=True)
+
     for message in conversation.messages:
         print(f"{message['role']:>9}: {message['content']}")
-    print("ended:", conversation.stop_reason)
+    print("stop reason:", conversation.stop_reason)
     nearest = conversation.exchanges[0].answer.recalled[0]
-    print(f"the first turn came from {nearest['conversation_id']} ({nearest['similarity']:.2f} alike): {nearest['action']!r}")
+    pair = nearest.triple.pair
+    print(f"nearest memory of the first turn: {pair.conversation_id}, similarity {nearest.similarity:.2f}: {pair.action!r}")
 
 
 if __name__ == "__main__":

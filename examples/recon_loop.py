@@ -1,7 +1,7 @@
-"""Recon on one page: propose, reconstruct, score, select, for one moment of a real person.
+"""The Recon loop in its simplest form, for one pair of a real person: propose, reconstruct, score, select.
 
-The library's version (memory/recon/synthesizer.py) adds guards, provenance, a cache and concurrency; this is the idea and nothing else.
-Run it: python examples/recon_loop.py (fetches the tiny model once)
+The library (memory/recon/synthesizer.py) adds guards, provenance, a cache and concurrency.
+Run it: python examples/recon_loop.py (downloads the default model once)
 """
 
 import asyncio
@@ -18,25 +18,26 @@ Before I wrote that, I felt relieved that the waiting was over, and I wanted to 
 
 
 async def main() -> None:
+    """Print four traces for a pair, ranked by how much they raise the log-probability of the action."""
     pair = split_pairs(load_log("chitchat"), SPEAKER).corpus[40]
     context = "\n".join(f"{'Me' if t.speaker == SPEAKER else 'Them'}: {' '.join(t.text.split())}" for t in pair.context[-4:])
     action = " ".join(pair.action.split())
 
-    # propose: what may have gone on in them? Whoever writes this sees what they did.
+    # propose: sample traces from a model that sees the action.
     prompt = f"{EXAMPLE}{context}\nMe: {action}\nBefore I wrote that, I"
     model = load_model("local").chat
-    answers = [await model.ainvoke(prompt, max_tokens=40, stop=["\n"], seed=seed) for seed in range(4)]
-    traces = ["I" + str(answer.text) for answer in answers]
+    completions = [await model.ainvoke(prompt, max_tokens=40, stop=["\n"], seed=seed) for seed in range(4)]
+    traces = ["I" + str(completion.text) for completion in completions]
 
-    # reconstruct: the same moment, with a trace or without, up to where they spoke. What they did is not in it.
-    alone = f"{context}\nMe:"
-    told = [f"{context}\n(Me thinking: {trace})\nMe:" for trace in traces]
+    # reconstruct: the prompt for the action, without a trace and with each one. It does not contain the action.
+    without_trace = f"{context}\nMe:"
+    with_traces = [f"{context}\n(Me thinking: {trace})\nMe:" for trace in traces]
 
-    # score: how much more likely is what they really did, in nats per token?
-    likelihoods = load_scorer("local").score([(text, f" {action}\n") for text in [alone, *told]])
-    gains = [(one.nats - likelihoods[0].nats) / one.tokens for one in likelihoods[1:]]
+    # score: the gain in log-probability of the real action, in nats per token.
+    base, *likelihoods = load_scorer("local").score([(text, f" {action}\n") for text in [without_trace, *with_traces]])
+    gains = [(likelihood.nats - base.nats) / likelihood.tokens for likelihood in likelihoods]
 
-    # select: the trace with which it is predicted best.
+    # select: the trace with the largest gain.
     print(f"{context}\nMe: {action}\n")
     for gain, trace in sorted(zip(gains, traces, strict=True), reverse=True):
         print(f"{gain:+.3f}  {trace}")
