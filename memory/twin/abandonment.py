@@ -1,8 +1,6 @@
-"""When a person leaves without another word: told by whether they did so in moments like this one.
+"""The model of silent leaving: whether the person would leave without answering the last turn.
 
-The one design choice: leavings are remembered like anything else a person did, and come to mind like anything else; the twin
-leaves where enough of the moments most like now ended so. How many are enough is chosen on the validation turns, such that the
-twin leaves as often as the person, at most. So a leaving can be explained by the memories it came from.
+Design: it is a nearest-neighbour model over the memory, so every silent leaving can be explained by the recalled triples.
 """
 
 from __future__ import annotations
@@ -11,94 +9,132 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from usertwin.memory.models.embedding import query_text
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.triples import Recalled
 from usertwin.personas import Pair, TwinError
-from usertwin.personas.pairs import pairs_of_log
+from usertwin.personas.pairs import group_pairs
 
-from .last_turn import LEAST_ENDINGS, fit_last_turn
-from .record import ENDING, HELD_OUT, LEAVING, TwinRecord, kept_conversations
+from .last_turn import MIN_ENDINGS, fit_last_turn
+from .record import ABANDONMENT_FILE, HELD_OUT_FILE, LAST_TURN_FILE, TwinRecord, read_stored_conversations
 
-#: How many moments are looked at, and how much more the similar ones count (chosen on validation turns, see
-#: evals/EXPERIMENTS.md).
-NEIGHBOURS, _SHARPNESS = 32, 4
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: Number of neighbours, and the exponent of their similarity (chosen on validation turns, see evals/EXPERIMENTS.md).
+NEIGHBOURS, _EXPONENT = 32, 4
+#: Queries that are compared with a block of the memory at once.
+_QUERIES = 512
+#: Keys of the file in version 0.1, and their present names.
+_OLD_KEYS = {"leavings": "abandonments", "validation_moments": "validation_turns"}
 
 
 @dataclass(frozen=True, slots=True)
 class AbandonmentModel:
-    """When a twin leaves without another word.
+    """A threshold on the weighted share of silent leavings among the recalled triples.
 
     Attributes:
-        threshold: from this share of leavings among the moments that came to mind on it leaves.
-        f1: on the validation moments, with that threshold.
-        leavings: how many leavings the memory held.
-        validation_moments: how many moments the threshold was chosen on.
+        threshold: the twin leaves from this share on.
+        f1: F1 of this threshold on the validation turns.
+        abandonments: number of silent leavings in the memory.
+        validation_turns: number of turns on which the threshold was chosen.
     """
 
     threshold: float
     f1: float
-    leavings: int
-    validation_moments: int
+    abandonments: int
+    validation_turns: int
 
     def leaves(self, recalled: Sequence[Recalled]) -> bool:
-        """Whether the person leaves now, by the `NEIGHBOURS` moments, spoken and left, that are most like now."""
+        """Return whether the person leaves, given the `NEIGHBOURS` most similar triples, silent leavings included."""
         return abandonment_rate(recalled) >= self.threshold
 
     def save(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the model as JSON."""
         path.write_text(json.dumps(asdict(self)), "utf-8")
 
     @classmethod
     def load(cls, path: Path) -> AbandonmentModel | None:
-        """Read it; None if there is none. TwinError if the file is damaged."""
+        """Read a model; return None if there is no file. TwinError if the file is damaged."""
         try:
-            raw = json.loads(path.read_text("utf-8"))
-            return cls(float(raw["threshold"]), float(raw["f1"]), int(raw["leavings"]), int(raw["validation_moments"]))
+            raw: dict[str, Any] = {_OLD_KEYS.get(key, key): value for key, value in json.loads(path.read_text("utf-8")).items()}
+            return cls(float(raw["threshold"]), float(raw["f1"]), int(raw["abandonments"]), int(raw["validation_turns"]))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise TwinError(f"{path}: is damaged ({error}); learn the twin again with --overwrite") from None
 
 
 def abandonment_rate(recalled: Sequence[Recalled]) -> float:
-    """How much of what came to mind are leavings, 0 to 1, weighted by similarity to the fourth power."""
-    weights = [max(0.0, one.similarity) ** _SHARPNESS for one in recalled]
+    """Return the share of silent leavings among recalled triples, 0 to 1, weighted by similarity to the fourth power."""
+    weights = [max(0.0, item.similarity) ** _EXPONENT for item in recalled]
     total = sum(weights)
-    return sum(w for w, one in zip(weights, recalled, strict=True) if one.triple.pair.abandoned) / total if total else 0.0
+    return sum(w for w, item in zip(weights, recalled, strict=True) if item.triple.pair.abandoned) / total if total else 0.0
 
 
 def fit_abandonment(store: TripleStore, validation: Sequence[Pair]) -> AbandonmentModel | None:
-    """Choose the threshold with which the twin leaves at most as often as the person on the validation moments.
+    """Choose the threshold with which the twin leaves at most as often as the person on the validation turns.
 
-    Returns None if the memory or these moments hold too few leavings to learn from: then the twin never leaves silently.
+    Returns None if the memory or these turns hold too few silent leavings. Such a twin never leaves silently.
     """
     import numpy as np
     from sklearn.metrics import f1_score
 
-    leavings, moments = store.stats().left, [pair for pair in validation if pair.position]
-    real = np.array([pair.abandoned for pair in moments])
-    if leavings < LEAST_ENDINGS or not real.any():
+    abandonments, turns = store.stats().abandoned, [pair for pair in validation if pair.position]
+    actual = np.array([pair.abandoned for pair in turns])
+    if abandonments < MIN_ENDINGS or not actual.any():
         return None
-    found = store.recall_many(moments, NEIGHBOURS, before=[pair.when for pair in moments], left=None)
-    shares = np.array([abandonment_rate(recalled) for recalled in found])
-    levels = [level for level in sorted(set(shares.tolist())) if level > 0 and (shares >= level).sum() <= real.sum()]
-    if not levels:
+    rates = _abandonment_rates(store, turns)
+    thresholds = [rate for rate in sorted(set(rates.tolist())) if rate > 0 and (rates >= rate).sum() <= actual.sum()]
+    if not thresholds:
         return None
-    below = shares[shares < levels[0]].max(initial=0.0)
-    threshold = float(levels[0] + below) / 2  # in the middle of the gap, where leavings are easy to tell
-    return AbandonmentModel(threshold, float(f1_score(real, shares >= threshold)), leavings, len(moments))
+    below = rates[rates < thresholds[0]].max(initial=0.0)
+    threshold = float(thresholds[0] + below) / 2  # the middle of the gap
+    return AbandonmentModel(threshold, float(f1_score(actual, rates >= threshold)), abandonments, len(turns))
+
+
+def _abandonment_rates(store: TripleStore, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+    """Return `abandonment_rate` of the neighbours of each pair, of conversations that are not in the memory.
+
+    Design: matrix products instead of one recall per pair, which takes most of the time of learning from a long log.
+    """
+    import numpy as np
+
+    queries = store.embedder.embed([query_text(pair) for pair in pairs])
+    times = np.array([[pair.when] for pair in pairs])
+    similarities = np.zeros((len(pairs), NEIGHBOURS), np.float32)
+    abandoned = np.zeros((len(pairs), NEIGHBOURS), bool)
+    for columns, vectors in store.blocks():
+        for start in range(0, len(pairs), _QUERIES):
+            rows = slice(start, start + _QUERIES)
+            earlier = columns["moment"] < times[rows]
+            block = np.where(earlier, queries[rows] @ vectors.T, 0).clip(min=0)
+            candidates = np.hstack([similarities[rows], block])
+            flags = np.hstack([abandoned[rows], np.broadcast_to(columns["abandoned"], block.shape)])
+            nearest = np.argpartition(-candidates, NEIGHBOURS - 1)[:, :NEIGHBOURS]
+            similarities[rows] = np.take_along_axis(candidates, nearest, 1)
+            abandoned[rows] = np.take_along_axis(flags, nearest, 1)
+    weights = similarities.astype(np.float64) ** _EXPONENT
+    return (weights * abandoned).sum(1) / weights.sum(1).clip(min=np.finfo(np.float64).tiny)
 
 
 def fit_leaving_models(folder: Path, record: TwinRecord, store: TripleStore) -> None:
-    """Learn anew when a twin leaves, with a last word or without, from its memory and its validation conversations."""
-    held_out = [one for one in kept_conversations(folder / HELD_OUT) if one.conversation_id in record.validation]
-    groups = pairs_of_log(held_out, record.recipe.speaker, window=record.recipe.window)
-    # Without dates, `when` is a place in the log, and what was held out came after the corpus.
-    late = 0.0 if record.dated else record.corpus_ends + 1
-    validation = [replace(pair, when=pair.when + late) for pairs in groups for pair in pairs]
+    """Fit the models of leaving with a last turn and without one, and write them; a model with too little data is removed."""
+    conversations = [
+        conversation
+        for conversation in read_stored_conversations(folder / HELD_OUT_FILE)
+        if conversation.conversation_id in record.validation
+    ]
+    groups = group_pairs(conversations, record.recipe.speaker, window=record.recipe.window)
+    # Without dates, `when` is the index of the conversation; held-out conversations come after the corpus.
+    offset = 0.0 if record.dated else record.corpus_ends + 1
+    validation = [replace(pair, when=pair.when + offset) for pairs in groups for pair in pairs]
     corpus = [triple.pair for triple in store.triples()]
-    for name, learned in ((ENDING, fit_last_turn(corpus, validation)), (LEAVING, fit_abandonment(store, validation))):
-        (folder / name).unlink(missing_ok=True)
-        if learned is not None:
-            learned.save(folder / name)
+    models = ((LAST_TURN_FILE, fit_last_turn(corpus, validation)), (ABANDONMENT_FILE, fit_abandonment(store, validation)))
+    for file, model in models:
+        (folder / file).unlink(missing_ok=True)
+        if model is not None:
+            model.save(folder / file)

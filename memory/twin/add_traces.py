@@ -1,7 +1,6 @@
-"""Giving the triples of a memory their traces: concurrently, each on disk before the next is begun, nothing asked twice.
+"""Add reasoning traces to the triples of a memory, several at a time, each committed before the next starts.
 
-The one design choice: a triple that was tried is known by its provenance, also where no trace passed, so that going on after a
-stop is nothing but doing what is left.
+Design: a triple with provenance was tried, even if no trace passed the guards. So a resumed run needs no other bookkeeping.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from usertwin.memory.concurrency import run_concurrently
-from usertwin.memory.models.answer_cache import COMPLETIONS_FILE, CompletionCache
 from usertwin.memory.models.chat import ChatModel
+from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, CompletionCache
 from usertwin.memory.models.scoring import Scorer
 from usertwin.memory.progress import Progress
 from usertwin.memory.recon.distractors import Distractors
@@ -35,14 +34,14 @@ def open_synthesizer(
     actor: ChatModel | None,
     judge: ChatModel | None,
 ) -> Generator[Synthesizer]:
-    """Open what makes the twin's traces, after its recipe; whatever it asks a model is kept in the twin's folder."""
+    """Yield the synthesizer of the twin's recipe; the completions of its models are cached in the twin's folder."""
     recipe = record.recipe
     if recipe.method == "none":
-        yield Synthesizer("none")
+        yield Synthesizer(method="none")
         return
-    answers = CompletionCache(folder / COMPLETIONS_FILE)
+    cache = CompletionCache(folder / COMPLETIONS_FILE)
     try:
-        model, actor, judge = (None if one is None else replace(one, cache=answers) for one in (model, actor, judge))
+        model, actor, judge = (None if chat is None else replace(chat, cache=cache) for chat in (model, actor, judge))
         distractors = Distractors([triple.pair for triple in store.triples()], store.embedder)
         fidelity = None
         if recipe.scored:
@@ -50,21 +49,21 @@ def open_synthesizer(
                 recipe.fidelity, scorer=scorer, actor=actor, judge=judge, embedder=store.embedder, distractors=distractors
             )
         synthesizer = Synthesizer(
-            recipe.method,
-            model,
-            fidelity,
-            scorer,
-            store.embedder,
-            distractors,
-            judge,
-            recipe.proposal_mode,
-            recipe.candidates,
-            recipe.max_calls,
+            method=recipe.method,
+            model=model,
+            fidelity=fidelity,
+            scorer=scorer,
+            embedder=store.embedder,
+            distractors=distractors,
+            judge=judge,
+            proposal_mode=recipe.proposal_mode,
+            candidates=recipe.candidates,
+            max_calls=recipe.max_calls,
         )
         synthesizer.check()
         yield synthesizer
     finally:
-        answers.close()
+        cache.close()
 
 
 async def add_traces(
@@ -72,19 +71,19 @@ async def add_traces(
     triples: Iterable[Triple],
     record: TwinRecord,
     synthesizer: Synthesizer,
-    most: int | None,
+    max_traces: int | None,
     concurrency: int,
     progress: Progress,
 ) -> None:
-    """Give triples that were not yet tried a trace, the latest first and `most` in all; each is on disk before the next."""
+    """Add traces to the latest `max_traces` triples, latest first, and commit each; skip triples that were tried before."""
     recipe = record.recipe
     if recipe.method == "none":
         return
-    wanted = [triple for triple in triples if not triple.pair.abandoned][::-1][:most]
-    waiting = [triple for triple in wanted if triple.provenance is None]
-    done, total = len(wanted) - len(waiting), len(wanted)
+    selected = [triple for triple in triples if not triple.pair.abandoned][::-1][:max_traces]
+    untried = [triple for triple in selected if triple.provenance is None]
+    done, total = len(selected) - len(untried), len(selected)
     progress("traces", done, total)
-    queue = iter(waiting)
+    queue = iter(untried)
 
     async def work() -> None:
         nonlocal done

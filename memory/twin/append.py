@@ -13,11 +13,11 @@ from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.triples import Triple
 from usertwin.personas import ChatLog, LogError, Pair
-from usertwin.personas.pairs import check_speaker, pairs_of_log
+from usertwin.personas.pairs import check_speaker, group_pairs
 
 from .abandonment import fit_leaving_models
 from .add_traces import add_traces, open_synthesizer
-from .learn import remember
+from .learn import add_pairs
 from .record import TwinRecord, conversation_ids, existing_twin
 
 
@@ -35,67 +35,80 @@ async def aappend(
     concurrency: int = 1,
     progress: Progress = no_progress,
 ) -> tuple[TwinRecord, int]:
-    """Add what the person said in another log to the memory of their twin; returns the record and how many pairs were new.
+    """Add the person's pairs in another log to the twin's memory; return the record and the number of new pairs.
 
-    What the memory holds already is skipped, and so are the conversations that the twin is measured on. Nothing is built
-    again; the persona and the held-out conversations stay as they are.
+    Pairs that the memory already holds, and held-out conversations, are skipped. The persona stays as it is.
 
     Args:
-        name: the twin.
-        log: conversations of the same person. If the twin was learned from a log without dates, all of them count as later.
-        embedder: the embedding model of its memory.
-        model: proposes traces, in the way the twin was learned.
-        scorer: scores and guards them.
-        actor: reconstructs actions, where the twin was learned so.
-        judge: judges, where the twin was learned so.
-        home: where twins live.
-        max_traces: for how many of the new pairs to find traces, the latest ones.
-        concurrency: how many pairs may wait for the model at once.
-        progress: is told how far things are.
+        name: name of the twin.
+        log: conversations of the same person. For a twin without dates, all of them count as later than its memory.
+        embedder: the embedding model of the twin's memory.
+        model: proposes traces; required if `max_traces` is not 0.
+        scorer: scores and guards traces; required if `max_traces` is not 0.
+        actor: reconstructs actions; required if the twin's recipe reconstructs.
+        judge: rates traces or reconstructions; required if the twin's recipe has a judge.
+        home: folder of all twins; see `default_home`.
+        max_traces: number of new pairs that get traces, latest first.
+        concurrency: number of pairs that may wait for a model at the same time.
+        progress: called after each chunk of pairs and after each trace.
 
     Raises:
-        TwinError: no such twin, a damaged one, or somebody else writes in its memory.
-        LogError: the person does not speak in the log, or it has no dates though that of the twin had.
-        ModelError: a model does not answer; what was done until then is kept.
+        TwinError: there is no such twin, it is damaged, or another process is writing in its memory.
+        LogError: the person does not speak in the log, or the log has no dates and the twin's log had them.
+        ModelError: a model does not answer; finished work is kept.
     """
     folder = existing_twin(name, home)
     record = TwinRecord.load(folder)
-    pairs = _not_held_out(log, record)
+    pairs = _usable_pairs(log, record)
     with TripleStore(folder, embedder, create=False) as store:
         if not record.dated:
-            pairs = _later(pairs, record, store)
+            pairs = _shift_after(pairs, record, store)
         new = store.missing([Triple(pair) for pair in pairs])
-        went_on = {triple.pair.conversation_id: triple.pair.position for triple in new if not triple.pair.abandoned}
-        store.delete(
-            [t.id for t in store.triples() if t.pair.abandoned and t.pair.position <= went_on.get(t.pair.conversation_id, -1)]
-        )
-        remember(store, [triple.pair for triple in new], progress)
+        _delete_resumed_leavings(store, new)
+        add_pairs(store, [triple.pair for triple in new], progress)
         if max_traces:
             with open_synthesizer(folder, record, store, model, scorer, actor, judge) as synthesizer:
                 await add_traces(store, new, record, synthesizer, max_traces, concurrency, progress)
         if new:
             fit_leaving_models(folder, record, store)
-    record = replace(record, corpus=tuple(dict.fromkeys([*record.corpus, *conversation_ids([triple.pair for triple in new])])))
+    new_ids = conversation_ids([triple.pair for triple in new])
+    record = replace(record, corpus=tuple(dict.fromkeys([*record.corpus, *new_ids])))
     record.save(folder)
     return record, len(new)
 
 
-def _not_held_out(log: ChatLog, record: TwinRecord) -> list[Pair]:
-    """What the twin's person did in another log, but for the conversations that the twin is measured on."""
+def _usable_pairs(log: ChatLog, record: TwinRecord) -> list[Pair]:
+    """Return the person's pairs in the log, without held-out conversations. LogError if dates are missing."""
     speaker, held_out = record.recipe.speaker, {*record.validation, *record.test}
     check_speaker(log, speaker)
-    fresh = [one for one in log.conversations if one.conversation_id not in held_out]
-    if record.dated and any(one.started_at is None for one in fresh):
-        raise LogError(f'{log.source}: its conversations need "started_at", since those the twin was learned from have it')
-    return [pair for group in pairs_of_log(fresh, speaker, window=record.recipe.window) for pair in group]
+    conversations = [conversation for conversation in log.conversations if conversation.conversation_id not in held_out]
+    if record.dated and any(conversation.started_at is None for conversation in conversations):
+        raise LogError(
+            f'{log.source}: "started_at" is missing, and the twin was learned from a log with dates; '
+            'add "started_at" to every conversation'
+        )
+    return [pair for group in group_pairs(conversations, speaker, window=record.recipe.window) for pair in group]
 
 
-def _later(pairs: Sequence[Pair], record: TwinRecord, store: TripleStore) -> list[Pair]:
-    """Of conversations that the memory does not know, the pairs after all it knows and all that is held out.
+def _shift_after(pairs: Sequence[Pair], record: TwinRecord, store: TripleStore) -> list[Pair]:
+    """Return the pairs of new conversations, with `when` after everything in the memory and everything held out.
 
-    Where logs have no dates, `when` is a place in the log; everything held out came before the log that is added.
+    Without dates, `when` is the index of the conversation in its log.
     """
     known = {triple.pair.conversation_id for triple in store.triples()}
     held_out = {*record.validation, *record.test}
-    begins = max(record.corpus_ends + 1 + len(held_out), (store.stats().last or 0.0) + 1)
-    return [replace(pair, when=begins + pair.when) for pair in pairs if pair.conversation_id not in known]
+    start = max(record.corpus_ends + 1 + len(held_out), (store.stats().last or 0.0) + 1)
+    return [replace(pair, when=start + pair.when) for pair in pairs if pair.conversation_id not in known]
+
+
+def _delete_resumed_leavings(store: TripleStore, new: Sequence[Triple]) -> None:
+    """Delete silent leavings of conversations in which the person speaks again according to the new triples."""
+    last_spoken = {triple.pair.conversation_id: triple.pair.position for triple in new if not triple.pair.abandoned}
+    if last_spoken:
+        store.delete(
+            [
+                triple.id
+                for triple in store.triples()
+                if triple.pair.abandoned and triple.pair.position <= last_spoken.get(triple.pair.conversation_id, -1)
+            ]
+        )

@@ -1,8 +1,6 @@
-"""When a person leaves with a last word: learned from where their real conversations ended so.
+"""The model of leaving with a last turn: whether a turn is the person's last in the conversation.
 
-The one design choice: whether a turn is a person's last one is read off its words, the words it answers and how far the
-conversation has come, by a logistic regression on hashed words (scikit-learn) that is fitted on the corpus, gets its
-threshold on the validation turns, and is kept as plain numbers in JSON; so it serves every model that acts for the twin.
+Design: a logistic regression on hashed words, stored as plain numbers, works with every model that acts for the twin.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ if TYPE_CHECKING:
 
 _WORDS = FakeEmbedder(256)
 _FEATURES = 2 * _WORDS.dimension + 2
-#: Fewer real endings than this teach nothing.
-LEAST_ENDINGS = 4
+#: Smallest number of endings (or silent leavings) to fit a model on.
+MIN_ENDINGS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +30,12 @@ class LastTurnModel:
     """The probability that a turn is the person's last.
 
     Attributes:
-        weights: one for each feature.
-        bias: added to their sum.
-        threshold: from this probability on the twin leaves.
-        f1: on the validation turns, with that threshold; None if none of them is an ending.
-        endings: how many real endings it was fitted on.
-        validation_turns: how many turns the threshold was chosen on.
+        weights: a weight for each feature.
+        bias: added to the weighted sum.
+        threshold: the twin leaves from this probability on.
+        f1: F1 of this threshold on the validation turns; None if none of them ends a conversation.
+        endings: number of endings in the corpus.
+        validation_turns: number of turns on which the threshold was chosen.
     """
 
     weights: tuple[float, ...]
@@ -47,13 +45,21 @@ class LastTurnModel:
     endings: int
     validation_turns: int
 
+    def probabilities(self, pairs: Sequence[Pair]) -> list[float]:
+        """Return the probability, 0 to 1, that each action is the person's last turn in the conversation."""
+        import numpy as np
+
+        weights = np.asarray(self.weights, np.float32)
+        # Row by row: one matrix product would round differently with the number of rows, and move a turn across the threshold.
+        sums = [self.bias + float(row @ weights) for row in _features(pairs)]
+        return [1.0 / (1.0 + exp(-max(-60.0, min(60.0, value)))) for value in sums]
+
     def probability(self, pair: Pair) -> float:
-        """The probability, 0 to 1, that this action is the last thing the person says."""
-        total = self.bias + float(_features([pair])[0] @ _vector(self.weights))
-        return 1.0 / (1.0 + exp(-max(-60.0, min(60.0, total))))
+        """Return the probability, 0 to 1, that this action is the person's last turn in the conversation."""
+        return self.probabilities([pair])[0]
 
     def leaves(self, pair: Pair) -> bool:
-        """Whether the person leaves with this action."""
+        """Return whether the person leaves after this action."""
         return self.probability(pair) >= self.threshold
 
     def save(self, path: Path) -> None:
@@ -62,10 +68,10 @@ class LastTurnModel:
 
     @classmethod
     def load(cls, path: Path) -> LastTurnModel | None:
-        """Read a model; None if there is none. TwinError if the file is damaged."""
+        """Read a model; return None if there is no file. TwinError if the file is damaged."""
         try:
             raw = json.loads(path.read_text("utf-8"))
-            weights = tuple(float(w) for w in raw["weights"])
+            weights = tuple(float(weight) for weight in raw["weights"])
             if len(weights) != _FEATURES:
                 raise ValueError(f"{len(weights)} weights instead of {_FEATURES}")
             return cls(**raw | {"weights": weights})
@@ -76,12 +82,12 @@ class LastTurnModel:
 
 
 def fit_last_turn(corpus: Sequence[Pair], validation: Sequence[Pair]) -> LastTurnModel | None:
-    """Fit on the corpus, and choose the threshold with which the twin leaves as often as the person on the validation turns.
+    """Fit on the corpus; choose the threshold with which the twin leaves as often as the person on the validation turns.
 
-    (A threshold with the best F1 leaves far too often where endings are hard to tell, and a twin that leaves too early is
-    what users of simulators complain about most.)
+    The threshold of the best F1 leaves far too often where endings are hard to predict, and users of simulators complain most
+    about early exits.
 
-    Returns None if the corpus has fewer than `LEAST_ENDINGS` endings, or nothing else: then the twin never leaves.
+    Returns None if the corpus has fewer than `MIN_ENDINGS` endings, or only endings. Such a twin never leaves.
     """
     import numpy as np
     from sklearn.linear_model import LogisticRegression
@@ -89,39 +95,32 @@ def fit_last_turn(corpus: Sequence[Pair], validation: Sequence[Pair]) -> LastTur
 
     corpus, validation = ([pair for pair in pairs if not pair.abandoned] for pairs in (corpus, validation))
     ends = np.array([pair.ends_conversation for pair in corpus])
-    if int(ends.sum()) < LEAST_ENDINGS or ends.all():
+    if int(ends.sum()) < MIN_ENDINGS or ends.all():
         return None
-    fitted = LogisticRegression(C=1.0, max_iter=1000).fit(_features(corpus), ends)
-    weights = tuple(round(float(w), 6) for w in fitted.coef_[0])
+    regression = LogisticRegression(C=1.0, max_iter=1000).fit(_features(corpus), ends)
     model = LastTurnModel(
-        weights=weights,
-        bias=float(fitted.intercept_[0]),
+        weights=tuple(round(float(weight), 6) for weight in regression.coef_[0]),
+        bias=float(regression.intercept_[0]),
         threshold=0.5,
         f1=None,
         endings=int(ends.sum()),
         validation_turns=len(validation),
     )
-    held = np.array([pair.ends_conversation for pair in validation])
-    if not held.any():
+    actual = np.array([pair.ends_conversation for pair in validation])
+    if not actual.any():
         return model
-    chances = np.array([model.probability(pair) for pair in validation])  # of the model as kept: a threshold is met exactly
-    ranked = np.sort(chances)[::-1]
-    last, next_one = ranked[int(held.sum()) - 1], ranked[min(int(held.sum()), len(ranked) - 1)]
-    threshold = float(last + next_one) / 2  # in the middle of the gap, where endings are easy to tell
-    return replace(model, threshold=threshold, f1=float(f1_score(held, chances >= threshold)))
+    probabilities = np.array(model.probabilities(validation))  # with the rounded weights of the stored model
+    descending, count = np.sort(probabilities)[::-1], int(actual.sum())
+    last, following = descending[count - 1], descending[min(count, len(descending) - 1)]
+    threshold = float(last + following) / 2  # the middle of the gap
+    return replace(model, threshold=threshold, f1=float(f1_score(actual, probabilities >= threshold)))
 
 
 def _features(pairs: Sequence[Pair]) -> NDArray[np.float32]:
-    """Shape (len(pairs), 514): words of the action, words it answers, log of the turns so far, whether it is a question."""
+    """Return the features, shape (len(pairs), 514): words of the action, words of the turn before, position, question mark."""
     import numpy as np
 
-    said = _WORDS.embed([pair.action for pair in pairs])
-    heard = _WORDS.embed([pair.context[-1].text if pair.context else "" for pair in pairs])
-    rest = np.array([[log1p(pair.position), float("?" in pair.action)] for pair in pairs], np.float32)
-    return np.hstack([said * 3, heard * 3, rest])  # the words, as unit vectors, would else hardly count beside the rest
-
-
-def _vector(weights: Sequence[float]) -> NDArray[np.float32]:
-    import numpy as np
-
-    return np.asarray(weights, np.float32)
+    action = _WORDS.embed([pair.action for pair in pairs])
+    previous = _WORDS.embed([pair.context[-1].text if pair.context else "" for pair in pairs])
+    other = np.array([[log1p(pair.position), float("?" in pair.action)] for pair in pairs], np.float32).reshape(-1, 2)
+    return np.hstack([action * 3, previous * 3, other])  # scaled: unit vectors of words would hardly count beside the rest

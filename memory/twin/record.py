@@ -1,14 +1,14 @@
-"""A twin's folder: what is known about it besides its memory, and where twins live.
+"""A twin's folder and its record, twin.json.
 
-The one design choice: a twin is a folder that holds all it needs, the held-out conversations and the other person it is
-compared with included, so that it can be moved, measured again and deleted as one thing.
+Design: the folder holds everything that belongs to a twin, also the held-out conversations and those of the person it is
+compared with. So it can be moved, measured again and deleted as a unit.
 
     HOME/NAME/
-        twin.json                       the record below
+        twin.json                       the record
         memory.sqlite, memory.faiss     the triples and their index (and memory.seal, memory.lock)
-        ending.json, leaving.json       when the person leaves, with a last word or without
-        held_out.jsonl.gz               the person's conversations that the memory must not know
-        other_person.jsonl.gz           the conversations of somebody else from the same log, for comparison
+        ending.json, leaving.json       the models of leaving with a last turn and without one
+        held_out.jsonl.gz               the person's validation and test conversations
+        other_person.jsonl.gz           conversations of another person in the same log, for comparison
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from usertwin.personas import Conversation, Pair, Persona, TwinError, read_conve
 from .recipe import Recipe
 
 _FORMAT = 2
-#: Fields of a recipe in format 1, and their names today.
+#: Fields and values of format 1 (version 0.1), and their present names.
 _RECIPE_FIELDS_1 = {"how": "proposal_mode", "calls": "max_calls"}
-_SAFE_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # Windows has devices
-HELD_OUT = "held_out.jsonl.gz"
-OTHER_PERSON = "other_person.jsonl.gz"
-ENDING, LEAVING = "ending.json", "leaving.json"
+_FIDELITIES_1 = {"novel": "guarded_gain"}
+_TRACES_1 = {"chosen": "recon"}
+_SAFE_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # not a Windows device
+HELD_OUT_FILE = "held_out.jsonl.gz"
+OTHER_PERSON_FILE = "other_person.jsonl.gz"
+LAST_TURN_FILE, ABANDONMENT_FILE = "ending.json", "leaving.json"
 
-
-#: Which traces a twin is shown with its memories.
+#: The traces in a twin's prompts: none, the first proposals, or the Recon-selected ones.
 ShownTraces = Literal["none", "backward", "recon"]
 
 
@@ -45,11 +46,11 @@ class Settings:
     """How a twin uses its memory.
 
     Attributes:
-        k: how many triples it recalls for a turn.
-        window: how many turns of the present chat it is shown.
-        traces: which traces it sees with what it recalls: none, the first proposals ("backward"), or those that were chosen.
-        reasons: whether it writes a trace of its own for the present turn before it acts.
-        measured: what was compared to find this: a JSON object, as `usertwin learn` shows it; None if nothing was.
+        k: number of triples recalled for a turn.
+        window: number of turns of the present chat in the prompt.
+        traces: traces of the recalled triples in the prompt.
+        reasons: whether the twin writes a trace for the present turn before it acts.
+        measured: the comparison behind these settings, a JSON object; None if they were not measured.
     """
 
     k: int = 8
@@ -61,23 +62,23 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwinRecord:
-    """What is known about a twin.
+    """The metadata of a twin.
 
     Attributes:
-        name: the twin's name, which is its folder's.
-        persona: who it plays.
-        recipe: how it was learned.
-        state: "complete", or "interrupted" if learning was stopped: then the same command goes on where it stopped.
-        learned_at: ISO 8601, when learning began.
-        dated: whether the log has dates; if not, time is the place in the log.
-        corpus_ends: the time of the latest pair that was available to the memory (see `Pair.when`).
-        corpus: the conversations that the twin was learned from.
-        validation: the conversations that settings may be chosen on.
-        test: the conversations to measure on.
-        other_speaker: the person it is compared with, or None if the log has nobody else of the kind.
-        versions: of the packages that matter.
-        closeness: the last measurement, as `eval` wrote it; None if there was none.
-        settings: what was found best for this person on validation turns; None if that was not measured.
+        name: name of the twin and of its folder.
+        persona: the persona that it plays.
+        recipe: the settings of learning.
+        state: "complete", or "interrupted" if learning can be resumed.
+        learned_at: start of learning, ISO 8601.
+        dated: whether the log has dates; otherwise times are indices of conversations.
+        corpus_ends: time of the latest pair of the corpus (see `Pair.when`).
+        corpus: ids of the conversations in the memory.
+        validation: ids of the conversations for choosing settings.
+        test: ids of the conversations for measuring.
+        other_speaker: the person it is compared with; None if the log has no other person of the same role.
+        versions: versions of the packages that affect results.
+        closeness: the latest result of `usertwin eval`; None if there is none.
+        settings: the settings chosen on validation turns; None if they were not measured.
     """
 
     name: str
@@ -104,35 +105,56 @@ class TwinRecord:
 
     @classmethod
     def load(cls, folder: Path) -> TwinRecord:
-        """Read `twin.json`. TwinError, with the way out, if it is missing, damaged or of a newer format."""
+        """Read `twin.json`. TwinError if it is missing, damaged or of a newer format."""
         path = folder / "twin.json"
-        again = "learn the twin again with --overwrite"
+        way_out = "learn the twin again with --overwrite"
         try:
             raw = json.loads(path.read_text("utf-8"))
-            written = raw.pop("format", None)
-            if written not in {1, _FORMAT}:
-                raise TwinError(f"{path}: was written by a newer usertwin; upgrade usertwin, or {again}")
-            recipe_fields: dict[str, Any] = raw.pop("recipe")
-            if written == 1:
-                recipe_fields = {_RECIPE_FIELDS_1.get(key, key): value for key, value in recipe_fields.items()}
-            persona, recipe = Persona.from_json(raw.pop("persona")), Recipe(**recipe_fields)
-            ids = {key: tuple(raw.pop(key)) for key in ("corpus", "validation", "test")}
-            settings = raw.pop("settings", None)
-            return cls(persona=persona, recipe=recipe, settings=Settings(**settings) if settings else None, **ids, **raw)
+            format_ = raw.pop("format", None)
+            if format_ not in {1, _FORMAT}:
+                raise TwinError(f"{path}: was written by a newer usertwin; upgrade usertwin, or {way_out}")
+            recipe, settings = raw.pop("recipe"), raw.pop("settings", None)
+            if format_ == 1:
+                recipe, settings = _recipe_of_format_1(recipe), settings and _settings_of_format_1(settings)
+            return cls(
+                persona=Persona.from_json(raw.pop("persona")),
+                recipe=Recipe(**recipe),
+                settings=Settings(**settings) if settings else None,
+                **{key: tuple(raw.pop(key)) for key in ("corpus", "validation", "test")},
+                **raw,
+            )
         except (FileNotFoundError, NotADirectoryError):
-            raise TwinError(f"{folder}: is not a twin, or only half of one (there is no twin.json); {again}") from None
+            raise TwinError(f"{folder}: has no twin.json, so it is not a complete twin; {way_out}") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, TwinError):
                 raise
-            raise TwinError(f"{path}: is damaged ({error}); {again}") from None
+            raise TwinError(f"{path}: is damaged ({error}); {way_out}") from None
 
     def with_closeness(self, closeness: Mapping[str, Any]) -> TwinRecord:
-        """The record with a new measurement."""
+        """Return the record with a new measurement."""
         return replace(self, closeness=dict(closeness))
 
 
-def kept_conversations(path: Path) -> Sequence[Conversation]:
-    """The conversations in one of a twin's files, which may hold none. TwinError if it is missing or damaged."""
+def _recipe_of_format_1(raw: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = {_RECIPE_FIELDS_1.get(key, key): value for key, value in raw.items()}
+    if "fidelity" in recipe:
+        recipe["fidelity"] = _FIDELITIES_1.get(recipe["fidelity"], recipe["fidelity"])
+    return recipe
+
+
+def _settings_of_format_1(raw: Mapping[str, Any]) -> dict[str, Any]:
+    def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {**values, "traces": _TRACES_1.get(values["traces"], values["traces"])}
+
+    settings = renamed(raw)
+    measured = settings.get("measured")
+    if measured and "settings" in measured:
+        settings["measured"] = {**measured, "settings": [renamed(row) for row in measured["settings"]]}
+    return settings
+
+
+def read_stored_conversations(path: Path) -> Sequence[Conversation]:
+    """Return the conversations in one of a twin's files, which may be empty. TwinError if it is missing or damaged."""
     try:
         return read_conversations(path).conversations if gzip.decompress(path.read_bytes()) else ()
     except (OSError, EOFError, zlib.error) as error:
@@ -140,26 +162,26 @@ def kept_conversations(path: Path) -> Sequence[Conversation]:
 
 
 def default_home() -> Path:
-    """Where twins live: the environment's USERTWIN_HOME, else the user's data folder."""
-    told = os.environ.get("USERTWIN_HOME")
-    if told:
-        return Path(told)
+    """Return the folder of all twins: USERTWIN_HOME, or else a folder in the user's data folder."""
+    home = os.environ.get("USERTWIN_HOME")
+    if home:
+        return Path(home)
     from platformdirs import user_data_path
 
     return user_data_path("usertwin", appauthor=False) / "twins"
 
 
 def twin_folder(name: str, home: str | Path | None = None) -> Path:
-    """The folder of a twin, which need not exist. TwinError if the name cannot be a folder's on every system."""
+    """Return the folder of a twin, which need not exist. TwinError if the name is not a valid folder name on every system."""
     if not _SAFE_NAME.fullmatch(name) or name.endswith("."):
         raise TwinError(
-            f'"{name}" cannot be a twin\'s name; use letters, digits, ".", "_" and "-", a letter or digit first, 64 at most'
+            f'"{name}" cannot be a twin\'s name; use at most 64 letters, digits, ".", "_" and "-", a letter or digit first'
         )
     return (Path(home) if home is not None else default_home()) / name
 
 
 def existing_twin(name: str, home: str | Path | None = None) -> Path:
-    """The folder of a twin that exists. TwinError, listing those that do, if it does not."""
+    """Return the folder of a twin. TwinError, with the names of the existing twins, if there is none."""
     folder = twin_folder(name, home)
     if not folder.is_dir():
         known = ", ".join(list_twins(home)[:10]) or "none yet"
@@ -171,7 +193,7 @@ def existing_twin(name: str, home: str | Path | None = None) -> Path:
 
 
 def list_twins(home: str | Path | None = None) -> list[str]:
-    """The names of the twins in a home, sorted; empty if there is no such folder."""
+    """Return the sorted names of the twins in a home; empty if there is no such folder."""
     root = Path(home) if home is not None else default_home()
     if not root.is_dir():
         return []
@@ -179,5 +201,5 @@ def list_twins(home: str | Path | None = None) -> list[str]:
 
 
 def conversation_ids(pairs: Sequence[Pair]) -> tuple[str, ...]:
-    """Return the ids of the conversations of some pairs, each once, in order."""
+    """Return the conversation ids of the pairs, without repeats, in order."""
     return tuple(dict.fromkeys(pair.conversation_id for pair in pairs))
