@@ -1,4 +1,4 @@
-"""memory/training/model_card.py: a card that the hub can read, with every number's n, and nobody's name or words."""
+"""memory/training/model_card.py: valid front matter, every number with its n, no person's name or text."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from huggingface_hub import ModelCard
 
-from usertwin.memory.training.model_card import CARD, METHODS, CardFacts, card_of, write_card
+from usertwin.memory.training.model_card import CARD, METHODS, CardFacts, card_text, write_card
 from usertwin.personas import UsageError
 
 GROUP: dict[str, Any] = {
@@ -43,128 +41,126 @@ FACTS = CardFacts(
 )
 
 
-def front(card: str) -> dict[str, Any]:
-    """The front matter of a card."""
-    assert card.startswith("---\n")
-    return yaml.safe_load(card.split("\n---\n")[0].removeprefix("---\n"))
+def front_matter(card: str) -> dict[str, Any]:
+    return ModelCard(card).data.to_dict()
 
 
 def rows(card: str) -> list[list[str]]:
-    """The rows of the table of numbers, without its head."""
-    lines = card[card.index("## Numbers") : card.index("## Licence")].splitlines()
+    """The rows of the table of results, without its head."""
+    lines = card[card.index("## Results") : card.index("## Licence")].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
 
 
-def test_the_front_matter_is_what_the_hub_wants() -> None:
-    found = front(card_of(FACTS))
-    assert found["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert (found["library_name"], found["license"], found["base_model_relation"]) == ("peft", "apache-2.0", "adapter")
-    assert {"lora", "usertwin", "grpo"} <= set(found["tags"])
-    assert "datasets" not in found
+def test_the_front_matter_names_base_licence_and_method() -> None:
+    data = front_matter(card_text(FACTS))
+    assert data["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert (data["library_name"], data["license"], data["base_model_relation"]) == ("peft", "apache-2.0", "adapter")
+    assert {"lora", "usertwin", "grpo"} <= set(data["tags"])
+    assert "datasets" not in data
 
 
 @pytest.mark.parametrize(
-    ("base", "hub", "licence"),
+    ("base", "hub_name", "licence"),
     [
         ("local:small", "Qwen/Qwen2.5-Coder-1.5B-Instruct", "apache-2.0"),
         ("hf:some/model-GGUF/model.gguf", "some/model-GGUF", "other"),
         ("transformers:/srv/models/mine", None, "other"),
     ],
 )
-def test_a_base_is_linked_only_where_it_is_known_to_be(base: str, hub: str | None, licence: str) -> None:
-    card = card_of(replace(FACTS, base=base))
-    assert (front(card).get("base_model"), front(card)["license"]) == (hub, licence)
+def test_only_a_base_of_known_origin_is_linked(base: str, hub_name: str | None, licence: str) -> None:
+    card = card_text(replace(FACTS, base=base))
+    assert (front_matter(card).get("base_model"), front_matter(card)["license"]) == (hub_name, licence)
     assert ("As the base model; check it." in card) == (licence == "other")
 
 
-def test_no_folder_of_the_machine_is_told() -> None:
-    paths = ("/home/me/logs/chat.jsonl", "C:\\logs\\chat.jsonl", "logs/chat.jsonl")
-    for path in paths:
-        card = card_of(replace(FACTS, sources=[path], base="transformers:/srv/models/mine/", scorer="transformers:/srv/judge"))
-        assert "Sources: chat.jsonl." in card
-        assert "transformers:mine" in card
-        assert "Scored by transformers:judge." in card
-        assert not re.search(r"/srv|/home|logs[/\\]", card)
+@pytest.mark.parametrize("path", ["/home/me/logs/chat.jsonl", "C:\\logs\\chat.jsonl", "logs/chat.jsonl"])
+def test_the_card_shows_no_folder(path: str) -> None:
+    card = card_text(replace(FACTS, sources=[path], base="transformers:/srv/models/mine/", scorer="transformers:/srv/judge"))
+    assert "Sources: `chat.jsonl`." in card
+    assert "`transformers:mine`" in card
+    assert "Scored by `transformers:judge`." in card
+    assert not re.search(r"/srv|/home|logs[/\\]", card)
 
 
-def test_the_address_of_a_server_is_not_told() -> None:
-    card = card_of(replace(FACTS, scorer="openai:big@http://box.internal:8000/v1"))
-    assert "Scored by openai:big." in card
+def test_the_card_shows_no_server_address() -> None:
+    card = card_text(replace(FACTS, scorer="openai:big@http://box.internal:8000/v1"))
+    assert "Scored by `openai:big`." in card
     assert "internal" not in card
 
 
-def test_the_numbers_have_their_intervals_and_their_n() -> None:
-    assert rows(card_of(FACTS)) == [
-        ["not trained on (2)", "novel gain", "0.012 (0.002 to 0.022)", "0.033 (no interval)", "+0.021 (−0.001 to 0.043)", "90"],
-        ["not trained on (2)", "leak rate", "0.120", "0.080", "−0.040 (−0.080 to 0.010)", "90"],
-        ["not trained on (2)", "tells the action alone", "0.200", "not measured", "", "90"],
-        ["not trained on (2)", "words a trace", "22.4", "15.0", "", "90"],
+def test_every_result_has_its_interval_and_its_n() -> None:
+    card = card_text(FACTS)
+    assert rows(card) == [
+        [
+            "not trained on (2)",
+            "guarded gain",
+            "0.012 (0.002 to 0.022)",
+            "0.033 (no interval)",
+            "+0.021 (-0.001 to 0.043)",
+            "90",
+        ],
+        ["not trained on (2)", "leak rate", "0.120", "0.080", "-0.040 (-0.080 to 0.010)", "90"],
+        ["not trained on (2)", "gives away the action", "0.200", "not measured", "", "90"],
+        ["not trained on (2)", "words per trace", "22.4", "15.0", "", "90"],
     ]
-    assert "People trained on, later moments: not measured." in card_of(FACTS)
+    assert "People trained on, later turns: not measured." in card
+    assert "Scored by `local:small`" in card
 
 
-def test_what_was_not_measured_is_said_not_to_be() -> None:
-    card = card_of(replace(FACTS, measured=None))
-    assert "## Numbers\n\nNot measured.\n" in card
-    assert "measured on nobody else" in card
+def test_a_card_without_measurements_says_so() -> None:
+    card = card_text(replace(FACTS, measured=None))
+    assert "## Results\n\nNot measured.\n" in card
+    assert "measured on no others" in card
     assert rows(card) == []
 
 
-def test_the_limits_say_on_how_many_people_and_on_what_machine_it_was_trained() -> None:
-    card = card_of(FACTS)
+def test_the_limits_name_the_number_of_people_and_the_machine() -> None:
+    card = card_text(FACTS)
     assert "It was trained on 3 people and measured on 2 others" in card
     assert "untested on a GPU" in card
-    assert "untested on a GPU" not in card_of(replace(FACTS, device="cuda NVIDIA H100"))
-    assert "in sight" in card
-    assert "with the person's action in sight" not in card_of(replace(FACTS, how="forward"))
+    assert "untested on a GPU" not in card_text(replace(FACTS, device="cuda NVIDIA H100"))
+    assert "with the action in the prompt" in card
+    assert "with the action in the prompt" not in card_text(replace(FACTS, proposal_mode="forward"))
 
 
-def test_the_reward_and_the_reason_to_stop_are_told() -> None:
-    card = card_of(replace(FACTS, stopped="the audit rises: 20 of 32"))
+def test_the_card_shows_the_reward_and_why_training_stopped() -> None:
+    card = card_text(replace(FACTS, stopped="the audit rises: 20 of 32"))
     assert "| fidelity | 1.0 |\n| leak | 0.2 |\n" in card
-    assert "form of the fidelity: clipped." in card
-    assert "- Ended: early: the audit rises: 20 of 32" in card
+    assert "Shape of the fidelity term: clipped." in card
+    assert "- Ended: early: the audit rises: 20 of 32\n" in card
     assert "1,210 pairs" in card
     assert "12.5 minutes of steps and audits on cpu" in card
+    assert "- Versions: trl 1.16.0\n" in card
 
 
-def test_of_a_sum_the_weights_are_told() -> None:
-    card = card_of(replace(FACTS, method="soup", soup=(2.0, 0.6), lean=0.3))
-    assert "- Sum: 2 times the part to which nearness to the action is worth 0.3 more, 0.6 times the one to which" in card
-    assert "- Sum:" not in card_of(FACTS)
+@pytest.mark.parametrize("method", [*METHODS, "another"])
+def test_the_card_describes_every_method(method: str) -> None:
+    card = card_text(replace(FACTS, method=method))
+    title, description = METHODS.get(method, (method, "The base was trained by another."))
+    assert f"trained by {title}\n" in card
+    assert description in card
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_says_what_it_does(method: str) -> None:
-    card = card_of(replace(FACTS, method=method))
-    assert f"trained by {METHODS[method][0]}\n" in card
-    assert METHODS[method][1] in card
+def test_every_card_has_the_same_sections() -> None:
+    sections = ["Base", "Data", "Reward", "Training", "Results", "Licence", "Limits", "Use"]
+    for facts in (FACTS, CardFacts(base="", method="x", sources=[], people=1, pairs=1)):
+        card = card_text(facts)
+        assert re.findall(r"^## (.*)$", card, re.MULTILINE) == sections
+        assert "\n\n\n" not in card
 
 
-@settings(max_examples=30)
-@given(st.text(), st.text(min_size=1), st.text())
-def test_whatever_a_name_is_the_card_can_be_read(base: str, source: str, method: str) -> None:
-    card = card_of(replace(FACTS, base=f"transformers:x{base}", sources=[source], method=method, stopped=base))
-    found = front(card)
-    assert found["tags"][-1] == "".join(filter(str.isprintable, method))
-    assert [line for line in card.splitlines() if line.startswith("# ")] != []
-    titles = re.findall(r"^## (.*)$", card, re.MULTILINE)
-    assert titles == ["Base", "Data", "Reward", "Training", "Numbers", "Licence", "Limits", "How to use it"]
-    assert not re.search(r"(?<!\\)<", card.split("\n---\n", 1)[1])
-
-
-def test_the_card_takes_the_place_of_one_that_was_there(tmp_path: Path) -> None:
+def test_a_card_replaces_the_one_of_peft(tmp_path: Path) -> None:
     (tmp_path / CARD).write_text("by peft")
     assert write_card(tmp_path, FACTS) == tmp_path / CARD
-    assert (tmp_path / CARD).read_text("utf-8") == card_of(FACTS)
-    assert [one.name for one in tmp_path.iterdir()] == [CARD]
+    assert (tmp_path / CARD).read_text("utf-8") == card_text(FACTS)
+    assert [path.name for path in tmp_path.iterdir()] == [CARD]
 
 
-def test_a_source_whose_name_is_no_text_does_not_stop_the_card(tmp_path: Path) -> None:
+def test_a_source_name_that_is_not_unicode_is_written(tmp_path: Path) -> None:
     write_card(tmp_path, replace(FACTS, sources=["log-\udcff.jsonl"]))
     assert "log-?.jsonl" in (tmp_path / CARD).read_text("utf-8")
 
 
-def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"gone/README\.md: cannot be written \(No such file or directory\); name a folder"):
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"gone/README\.md: cannot be written \(No such file or directory\); name an existing"):
         write_card(tmp_path / "gone", FACTS)

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from small_training import (
     EXAMPLES,
     ConstantAuditor,
     KillPoint,
+    audit,
     audits_of,
     example,
     killed,
@@ -35,7 +37,7 @@ from tiny_model import tiny_model
 from conftest import function_model, scripted
 from usertwin.memory.models.scoring import Likelihood
 from usertwin.memory.recon.judged_fidelity import JudgeFidelity
-from usertwin.memory.training.audit import Audit
+from usertwin.memory.training.audit import Audit, reason_to_stop
 from usertwin.memory.training.checkpoints import check_room, last_checkpoint
 from usertwin.memory.training.config import TRAIN_METHODS
 from usertwin.memory.training.policy import empty_base, load_base
@@ -267,6 +269,17 @@ def test_a_detector_that_starts_to_identify_the_action_stops_the_training(base: 
     assert result.stopped is not None
     assert re.match(r"the audit rises: \d of 8 traces alone .*, 0 of 8 did before", result.stopped)
     assert 1 <= result.steps < 4
+
+
+def test_a_logged_audit_decides_like_the_original() -> None:
+    from usertwin.memory.training.callback import logged_audits
+
+    original = audit(1 / 30, 30)
+    row: dict[str, Any] = {f"audit/{name}": round(value, 6) for name, value in asdict(original).items()}
+    history = json.loads(json.dumps([row | {"step": 0, "epoch": 0.0}, {"loss": 1.0, "step": 1}]))
+    logged = logged_audits(history)
+    assert list(logged) == [0]
+    assert reason_to_stop(logged[0], audit(10 / 30, 30)) == reason_to_stop(original, audit(10 / 30, 30)) is not None
 
 
 # Rewards of GRPO -------------------------------------------------------------------------------------------------------
