@@ -13,23 +13,93 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import click
 import documented_models
 import pytest
 from click.testing import CliRunner
 
-from conftest import small_conversation
 from usertwin.evals.cli.main import COMMANDS, main
-from usertwin.personas import Conversation, as_conversation, write_conversations
+from usertwin.personas import Conversation, Turn, as_conversation, write_conversations
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 #: What a block of shell commands may call: installation, make, servers of others, and commands that need minutes.
 SHELL = {"make", "pip", "vllm", "usertwin"}
+WORDS = [
+    "amber",
+    "anchor",
+    "autumn",
+    "basket",
+    "blanket",
+    "bottle",
+    "bridge",
+    "butter",
+    "button",
+    "candle",
+    "carpet",
+    "castle",
+    "cherry",
+    "circle",
+    "copper",
+    "cotton",
+    "dragon",
+    "engine",
+    "falcon",
+    "feather",
+    "finger",
+    "flower",
+    "forest",
+    "garden",
+    "ginger",
+    "guitar",
+    "hammer",
+    "harbor",
+    "helmet",
+    "honey",
+    "island",
+    "jacket",
+    "jungle",
+    "kettle",
+    "ladder",
+    "lantern",
+    "lemon",
+    "marble",
+    "meadow",
+    "mirror",
+    "mountain",
+    "needle",
+    "orange",
+    "paper",
+    "pencil",
+    "pepper",
+    "pillow",
+    "planet",
+    "pocket",
+    "pumpkin",
+    "ribbon",
+    "river",
+    "saddle",
+    "shadow",
+    "silver",
+    "spider",
+    "summer",
+    "temple",
+    "thunder",
+    "ticket",
+    "tunnel",
+    "velvet",
+    "violin",
+    "walnut",
+    "window",
+    "winter",
+    "wizard",
+    "yellow",
+]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
@@ -53,10 +123,13 @@ def commands(text: str) -> list[list[str]]:
 
 
 def ann_at(number: int) -> Conversation:
-    """Return a conversation with a speaker that is called as in the documentation."""
-    talk = small_conversation(number)
-    turns = tuple(replace(turn, speaker="ann") if turn.speaker == "Ann" else turn for turn in talk.turns)
-    return replace(talk, turns=turns)
+    """Return a conversation of the speaker that the documentation names, in which no two turns are alike."""
+    random = Random(number)
+    turns = [Turn("guide", "instruction", f"You want {' and '.join(random.sample(WORDS, 2))}.")]
+    for _ in range(3):
+        turns.append(Turn("desk", "agent", f"Do you mean the {' '.join(random.sample(WORDS, 4))}?"))
+        turns.append(Turn("ann", "user", f"no, {' '.join(random.sample(WORDS, random.randint(5, 9)))} please"))
+    return Conversation(f"talk-{number:02d}", tuple(turns), f"2026-{number // 28 + 1:02d}-{number % 28 + 1:02d}T10:00:00+00:00")
 
 
 @pytest.fixture
