@@ -1,4 +1,4 @@
-"""Importing us, and asking for help, is quick because nothing heavy is loaded: read off sys.modules of a fresh interpreter."""
+"""Imports and help texts load nothing heavy, which is read from sys.modules of a new interpreter."""
 
 from __future__ import annotations
 
@@ -8,53 +8,53 @@ import sys
 
 import pytest
 
+from usertwin.evals.cli.main import COMMANDS
+
 HEAVY = {
     "torch", "transformers", "faiss", "sentence_transformers", "xllamacpp", "numpy", "scipy", "sklearn", "sacrebleu", "openai",
     "accelerate", "pydantic",
 }  # fmt: skip
 PACKAGES = ("usertwin.personas", "usertwin.memory", "usertwin.simulator", "usertwin.evals")
-COMMANDS = (
-    "demo", "learn", "chat", "simulate", "eval", "show", "tune", "train", "controls", "suite", "report", "compare",
-    "judge-by-hand", "export", "memory",
-)  # fmt: skip
+MAIN = "from usertwin.evals.cli.main import main"
 
 
-def _loaded_by(code: str) -> set[str]:
-    """The top-level modules that a fresh interpreter holds after some code."""
-    tail = "\nimport json, sys; print('\\n' + json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+def modules_after(code: str) -> set[str]:
+    """Return the modules that a new interpreter holds after running some code."""
+    tail = "\nimport json, sys; print('\\n' + json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code + tail], capture_output=True, text=True, check=True, timeout=120)
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _heavy(loaded: set[str]) -> set[str]:
-    return {name for name in loaded if name in HEAVY or name.startswith(("langchain", "langgraph"))}
+def heavy_among(modules: set[str]) -> set[str]:
+    packages = {name.partition(".")[0] for name in modules}
+    return {name for name in packages if name in HEAVY or name.startswith(("langchain", "langgraph"))}
 
 
-def test_this_test_would_see_a_heavy_module() -> None:
-    assert _heavy(_loaded_by("import numpy")) == {"numpy"}
+def test_this_test_detects_a_heavy_module() -> None:
+    assert heavy_among(modules_after("import numpy")) == {"numpy"}
 
 
 def test_importing_the_four_packages_loads_nothing_heavy() -> None:
-    loaded = _loaded_by("import " + ", ".join(PACKAGES))
-    assert "usertwin" in loaded
-    assert not _heavy(loaded)
+    modules = modules_after("import " + ", ".join(PACKAGES))
+    assert "usertwin" in modules
+    assert not heavy_among(modules)
 
 
-def test_importing_the_command_line_loads_nothing_heavy_and_not_even_rich() -> None:
-    loaded = _loaded_by("import usertwin.evals.cli.main")
-    assert not _heavy(loaded)
-    assert "rich" not in loaded
+@pytest.mark.parametrize("code", [MAIN, f"{MAIN}; main(['--help'], standalone_mode=False)"])
+def test_the_help_of_the_program_loads_no_command_and_no_layer_below(code: str) -> None:
+    modules = modules_after(code)
+    assert "click" in modules
+    assert {name for name in modules if name.startswith("usertwin.")} == {
+        "usertwin.evals", "usertwin.evals.cli", "usertwin.evals.cli.main",
+    }  # fmt: skip
+    assert not heavy_among(modules)
+    assert "rich" not in modules
 
 
-def test_help_loads_nothing_heavy_and_not_even_rich() -> None:
-    loaded = _loaded_by("from usertwin.evals.cli.main import main; main(['--help'], standalone_mode=False)")
-    assert "click" in loaded
-    assert not _heavy(loaded)
-    assert "rich" not in loaded
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command_loads_nothing_heavy(command: str) -> None:
-    loaded = _loaded_by(f"from usertwin.evals.cli.main import main; main(['{command}', '--help'], standalone_mode=False)")
-    assert not _heavy(loaded)
-    assert "rich" not in loaded
+def test_the_help_of_every_command_loads_nothing_heavy() -> None:
+    """In one interpreter, since what one command loads stays in sys.modules."""
+    calls = "\n".join(f"main(['{name}', '--help'], standalone_mode=False)" for name in COMMANDS)
+    modules = modules_after(f"{MAIN}\n{calls}")
+    assert all(f"usertwin.evals.cli.{module}" in modules for module, _ in COMMANDS.values())
+    assert not heavy_among(modules)
+    assert "rich" not in modules

@@ -95,9 +95,7 @@ def evaluate(
     if out is not None and against is not None:
         raise UsageError("--against and --out exclude each other: a run in a folder measures the twin's own held-out turns")
     arm_names = _parse_arms(arms)
-    config = ReplayConfig(
-        arms=arm_names, limit=limit or None, generate=generate, samples=samples, choices=choices, seed=seed
-    )
+    config = ReplayConfig(arms=arm_names, limit=limit or None, generate=generate, samples=samples, choices=choices, seed=seed)
     config.check()
     if out is None:
         result = measure_twin(console, name, home=home, model=model, scorer=scorer, style=style, against=against, config=config)

@@ -37,7 +37,7 @@ def show_twin(console: Console, name: str, home: Path | None) -> None:
     from usertwin.memory import TripleStore, TwinRecord, existing_twin
     from usertwin.memory.twin.abandonment import AbandonmentModel
     from usertwin.memory.twin.last_turn import LastTurnModel
-    from usertwin.memory.twin.record import LAST_TURN_FILE, ABANDONMENT_FILE
+    from usertwin.memory.twin.record import ABANDONMENT_FILE, LAST_TURN_FILE
     from usertwin.simulator import load_embedder
 
     folder = existing_twin(name, home)

@@ -70,10 +70,10 @@ def test_simulate_lets_the_agent_open_the_conversation_on_request(ann: str, scri
 @pytest.mark.parametrize(
     ("agent", "reason", "error"),
     [
-        ("raising", "agent_error", "KeyError: 'no such city'"),
-        ("forgetful", "agent_error", "None"),
-        ("silent", "agent_error", "the agent"),
-        ("slow", "agent_timeout", "0.05 seconds"),
+        ("raising", "agent_error", "the agent raised KeyError: 'no such city'"),
+        ("forgetful", "agent_error", "the agent returned None instead of a reply"),
+        ("silent", "agent_error", "the agent returned an empty reply"),
+        ("slow", "agent_timeout", "the agent took longer than 0.05 seconds"),
     ],
 )
 def test_a_failing_agent_is_recorded_with_its_error_and_exit_code_1(

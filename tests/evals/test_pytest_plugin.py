@@ -1,0 +1,311 @@
+"""evals/pytest_plugin.py, from outside: test runs of users, with learned twins."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from cli_runner import WEATHER, write_script
+
+from conftest import recipe, scripted, small_conversation
+from usertwin.memory import TwinRecord, alearn, existing_twin
+from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.models.scoring import FakeScorer
+from usertwin.memory.twin.record import default_home
+from usertwin.personas import ChatLog
+from usertwin.simulator import SimulatedUser
+
+AGENTS = """
+import time
+import pytest
+
+def good(messages):
+    return f"Reply number {len(messages)}. Which city?"
+
+def raising(messages):
+    raise KeyError("no such city")
+
+def forgetful(messages):
+    return None
+
+def silent(messages):
+    return "  "
+
+def slow(messages):
+    time.sleep(30)
+"""
+MARKER = '@pytest.mark.usertwin(twin="ann")\n'
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    return write_script(tmp_path, *WEATHER[:5])
+
+
+@pytest.fixture
+def mute(tmp_path: Path) -> str:
+    """The name of a model that writes nothing."""
+    (tmp_path / "mute").mkdir()
+    return write_script(tmp_path / "mute", '{"when": "", "say": ""}')
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _everything_imported(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Import all that a twin needs: pytester drops modules that its run imports first, and numpy cannot be imported twice."""
+    home = tmp_path_factory.mktemp("home")
+    log = ChatLog(tuple(map(small_conversation, range(8))), "test")
+    asyncio.run(alearn("first", log, recipe(), embedder=FakeEmbedder(), model=scripted("hm"), scorer=FakeScorer(), home=home))
+    with SimulatedUser.load("first", home=home, model=scripted("hello there")) as user:
+        user.respond([{"role": "assistant", "content": "hi"}])
+
+
+def run(pytester: pytest.Pytester, test: str, *options: str) -> pytest.RunResult:
+    """Run a user's test file, with the agents above, in this process."""
+    pytester.makepyfile(AGENTS + test)
+    return pytester.runpytest_inprocess("--strict-markers", *options)
+
+
+def talk(agent: str, *, marker: str = MARKER, arguments: str = "", then: str = "pass", name: str = "test_talk") -> str:
+    """Return a test in which a twin talks with one of the agents."""
+    return f"\n{marker}def {name}(simulate):\n    simulation = simulate({agent}{arguments})\n    {then}\n"
+
+
+# Outcomes -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_test_with_a_good_agent_passes_and_gets_the_simulation(pytester: pytest.Pytester, ann: str, script: str) -> None:
+    then = (
+        'assert [m["role"] for m in simulation.messages] == ["user", "assistant"] * 3 '
+        "and simulation.exchanges[0].answer.recalled"
+    )
+    result = run(pytester, talk("good", arguments=", max_turns=3", then=then), "--usertwin-model", script)
+    result.assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("agent", "error"),
+    [
+        ("raising", "the agent raised KeyError: 'no such city' (after 1 turns, with seed 0)"),
+        ("forgetful", "the agent returned None instead of a reply"),
+        ("silent", "the agent returned an empty reply"),
+    ],
+)
+def test_a_test_fails_because_of_the_agent(pytester: pytest.Pytester, ann: str, script: str, agent: str, error: str) -> None:
+    result = run(pytester, talk(agent), "--usertwin-model", script)
+    result.assert_outcomes(failed=1)
+    assert error in result.stdout.str()
+    assert "Traceback" not in result.stdout.str()
+
+
+def test_a_test_fails_if_the_agent_is_too_slow(pytester: pytest.Pytester, ann: str, script: str) -> None:
+    result = run(pytester, talk("slow"), "--usertwin-model", script, "--usertwin-agent-timeout", "0.05")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*the agent took longer than 0.05 seconds*"])
+
+
+def test_a_test_fails_because_of_its_own_assertion(pytester: pytest.Pytester, ann: str, script: str) -> None:
+    result = run(pytester, talk("good", then="assert simulation.stop_reason == 'user_stop'"), "--usertwin-model", script)
+    result.assert_outcomes(failed=1)
+
+
+@pytest.mark.parametrize("agent", ["good", "raising"])
+def test_a_test_errors_because_of_the_twin(pytester: pytest.Pytester, ann: str, mute: str, agent: str) -> None:
+    result = run(pytester, talk(agent), "--usertwin-model", mute)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*usertwin, not the agent: the twin*"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--usertwin-twin", "nobody"], '*there is no twin "nobody"*ann*'),
+        (["--usertwin-model", "scripted:nowhere.txt"], "*nowhere.txt*"),
+        (["--usertwin-model", "local"], "*USERTWIN_ONLY_SCRIPTED forbids*"),
+    ],
+)
+def test_a_test_errors_if_the_twin_cannot_be_loaded(
+    pytester: pytest.Pytester, ann: str, options: Sequence[str], error: str
+) -> None:
+    result = run(pytester, talk("good"), *options)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([error])
+    assert "Traceback" not in result.stdout.str()
+
+
+def test_a_test_errors_if_the_twin_is_damaged(pytester: pytest.Pytester, ann: str, script: str) -> None:
+    (existing_twin(ann) / "twin.json").write_text("{", "utf-8")
+    result = run(pytester, talk("good"), "--usertwin-model", script)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*damaged*--overwrite*"])
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ini", "argument", "marker", "option", "turns"),
+    [("1", None, None, None, 1), ("1", 2, None, None, 2), ("1", 2, 3, None, 3), ("1", 2, 3, 4, 4), (None, None, 3, 1, 1)],
+)
+def test_the_command_line_precedes_the_marker_the_arguments_and_the_ini_file(
+    pytester: pytest.Pytester,
+    ann: str,
+    script: str,
+    ini: str | None,
+    argument: int | None,
+    marker: int | None,
+    option: int | None,
+    turns: int,
+) -> None:
+    pytester.makeini("[pytest]\n" + (f"usertwin_max_turns = {ini}\n" if ini else ""))
+    marked = f'@pytest.mark.usertwin(twin="ann"{f", max_turns={marker}" if marker else ""})\n'
+    arguments = f", max_turns={argument}" if argument else ""
+    options = ["--usertwin-max-turns", str(option)] if option else []
+    test = talk("good", marker=marked, arguments=arguments, then=f"assert len(simulation.exchanges) == {turns}")
+    run(pytester, test, "--usertwin-model", script, *options).assert_outcomes(passed=1)
+
+
+def test_by_default_a_twin_has_eight_turns_no_goal_and_seed_0(pytester: pytest.Pytester, ann: str, script: str) -> None:
+    test = talk("good", then='assert (len(simulation.exchanges), simulation.goal, simulation.seed) == (8, "", 0)')
+    run(pytester, test, "--usertwin-model", script).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("place", ["ini file", "command line"])
+def test_every_setting_has_an_ini_key_and_an_option(
+    pytester: pytest.Pytester, ann: str, script: str, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    home = default_home()
+    monkeypatch.setenv("USERTWIN_HOME", str(home / "elsewhere"))
+    settings = {
+        "twin": "ann", "home": home, "model": script, "max-turns": 2, "goal": "You want a refund.", "seed": 5,
+        "agent-timeout": 9.5,
+    }  # fmt: skip
+    options: list[str] = []
+    if place == "ini file":
+        lines = [f"usertwin_{name.replace('-', '_')} = {value}" for name, value in settings.items()]
+        pytester.makeini("\n".join(["[pytest]", *lines]))
+    else:
+        options = [f"--usertwin-{name}={value}" for name, value in settings.items()]
+    facts = "(simulation.twin, len(simulation.exchanges), simulation.goal, simulation.seed)"
+    then = f'assert {facts} == ("ann", 2, "You want a refund.", 5)'
+    run(pytester, talk("good", marker="", then=then), *options).assert_outcomes(passed=1)
+
+
+def test_the_closest_marker_takes_precedence_and_the_others_complete_it(
+    pytester: pytest.Pytester, ann: str, script: str
+) -> None:
+    test = """
+pytestmark = pytest.mark.usertwin(twin="ann", max_turns=1, goal="far")
+
+@pytest.mark.usertwin(goal="near")
+def test_talk(simulate):
+    simulation = simulate(good)
+    assert (len(simulation.exchanges), simulation.goal) == (1, "near")
+"""
+    run(pytester, test, "--usertwin-model", script).assert_outcomes(passed=1)
+
+
+def test_the_seed_of_a_call_does_not_carry_over_to_the_next(pytester: pytest.Pytester, ann: str, script: str) -> None:
+    then = "assert (simulation.seed, simulate(good, max_turns=1).seed) == (3, 0)"
+    run(pytester, talk("good", arguments=", seed=3", then=then), "--usertwin-model", script).assert_outcomes(passed=1)
+
+
+def test_other_arguments_go_to_the_simulation(pytester: pytest.Pytester, ann: str, script: str) -> None:
+    then = 'assert (simulation.messages[0]["role"], simulation.stop_reason) == ("assistant", "goal_reached")'
+    arguments = ", agent_first=True, goal_reached=lambda messages: True"
+    run(pytester, talk("good", arguments=arguments, then=then), "--usertwin-model", script).assert_outcomes(passed=1)
+
+
+def test_the_marker_is_registered(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_inprocess("--markers")
+    result.stdout.fnmatch_lines(["@pytest.mark.usertwin(twin=*max_turns=*agent_timeout=*"])
+
+
+def test_the_options_are_in_the_help(pytester: pytest.Pytester) -> None:
+    text = pytester.runpytest_inprocess("--help").stdout.str()
+    for name in ("twin", "home", "model", "max-turns", "goal", "seed", "agent-timeout"):
+        assert f"--usertwin-{name}" in text
+        assert f"usertwin_{name.replace('-', '_')}" in text
+
+
+@pytest.mark.parametrize("marker", ['twin="ann", max_trun=3', '"ann"'])
+def test_a_wrong_marker_is_reported_with_its_arguments(pytester: pytest.Pytester, ann: str, marker: str) -> None:
+    result = run(pytester, talk("good", marker=f"@pytest.mark.usertwin({marker})\n"))
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    names = "twin, home, model, max_turns, goal, seed, agent_timeout"
+    result.stdout.fnmatch_lines([f"*the marker takes {names}, by name*"])
+
+
+def test_a_test_without_a_twin_is_told_how_to_name_one(pytester: pytest.Pytester) -> None:
+    result = run(pytester, talk("good", marker=""))
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*no twin is named; use *--usertwin-twin*usertwin_twin in the ini file*"])
+
+
+def test_a_setting_in_the_ini_file_that_is_not_a_number_is_reported(pytester: pytest.Pytester, ann: str) -> None:
+    pytester.makeini("[pytest]\nusertwin_max_turns = many\n")
+    result = run(pytester, talk("good"))
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(['*usertwin_max_turns in the ini file is "many"; it must be a number*'])
+
+
+# The summary ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_summary_names_the_twins_that_talked(pytester: pytest.Pytester, ann: str, script: str) -> None:
+    result = run(pytester, talk("good", then="simulate(good)"), "--usertwin-model", script)
+    result.stdout.fnmatch_lines(["*= simulated users =*", "ann: 2 conversations; closeness: not measured; usertwin eval ann"])
+
+
+def test_the_summary_shows_the_closeness_of_a_measured_twin(pytester: pytest.Pytester, ann: str, script: str) -> None:
+    folder = existing_twin(ann)
+    figure = {"bits_per_char": {"value": 1.25, "low": 1.0, "high": 1.5, "n": 12}}
+    paired = {"recon - no_memory": {"bits_per_char": {"value": -0.5, "low": -0.75, "high": -0.25, "n": 12}}}
+    closeness = {"arms": {"recon": figure}, "paired": paired, "turns": 12, "measured_at": "2024-05-06T00:00:00+00:00"}
+    TwinRecord.load(folder).with_closeness(closeness).save(folder)
+    result = run(pytester, talk("good"), "--usertwin-model", script)
+    result.stdout.fnmatch_lines(["ann: 1 conversation; closeness: 1.250 bits per character (1.000 to 1.500), −0.500 (−0.750 to −0.250)*n=12*"])
+
+
+def test_there_is_no_summary_if_no_twin_talked(pytester: pytest.Pytester) -> None:
+    result = run(pytester, "\ndef test_other():\n    pass\n")
+    result.assert_outcomes(passed=1)
+    assert "simulated users" not in result.stdout.str()
+
+
+# Other processes ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_does_not_use_the_plugin_imports_nothing_heavy(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs in its own process with no other plugin; requesting the fixture does not count as using it."""
+    pytester.makepyfile("""
+        import sys
+
+        HEAVY = {"torch", "transformers", "faiss", "numpy", "scipy", "sklearn", "rich", "jinja2", "openai", "pydantic"}
+
+        def test_nothing_heavy(request, simulate):
+            assert request.config.pluginmanager.hasplugin("usertwin")
+            loaded = {name.partition(".")[0] for name in sys.modules}
+            assert not [name for name in loaded if name in HEAVY or name.startswith(("langchain", "langgraph"))]
+        """)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.runpytest_subprocess("-p", "usertwin").assert_outcomes(passed=1)
+
+
+def test_outcomes_and_summary_in_a_process_of_its_own_with_xdist(
+    pytester: pytest.Pytester, ann: str, script: str, mute: str
+) -> None:
+    """The plugin is found by its entry point, a bad twin spoils no other test, and xdist transfers the reports."""
+    pytest.importorskip("xdist")
+    tests = talk("good") + talk("raising", name="test_raising")
+    tests += talk("good", arguments=f", model={mute!r}", name="test_mute")
+    pytester.makeini(f"[pytest]\nusertwin_model = {script}\n")
+    pytester.makepyfile(AGENTS + tests)
+    result = pytester.runpytest_subprocess("--strict-markers", "-n", "1", "-p", "xdist")
+    result.assert_outcomes(passed=1, failed=1, errors=1)
+    result.stdout.fnmatch_lines(["*usertwin, not the agent: the twin*"])
+    result.stdout.fnmatch_lines(["ann: 3 conversations; closeness: *"])
