@@ -1,4 +1,4 @@
-"""How close arms come: every measure has the value it can be reckoned to have, and what is close is told as close."""
+"""Closeness of arms: every measure has its expected value, and planted differences are detected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def turn(action: str = "ok", person: str = "x/ann", talk: str = "t0", position: 
     """A turn of which only what is named was measured; a reply may be given as one text."""
     replies = measured.pop("replies", {})
     said = {arm: (texts,) if isinstance(texts, str) else tuple(texts) for arm, texts in replies.items()}
-    return MeasuredTurn(person, talk, position, (), action, len(action) + 1, replies=said, **measured)
+    return MeasuredTurn(
+        person=person, conversation_id=talk, position=position, context=(), action=action, characters=len(action) + 1,
+        replies=said, **measured,
+    )  # fmt: skip
 
 
 def several(people: int = 4, talks: int = 5, each: int = 4, seed: int = 0, gain: float = 0.3) -> list[MeasuredTurn]:
@@ -73,7 +76,7 @@ def further(found: Mapping[str, Any], measure: str, contrast: str = f"{TWIN} - n
 # What is in a result ----------------------------------------------------------------------------------------------------
 
 
-def test_every_measure_is_told_of_every_arm_with_its_interval_and_n(result: dict[str, Any]) -> None:
+def test_every_arm_has_every_measure_with_interval_and_n(result: dict[str, Any]) -> None:
     measures = [measure.name for measure in MEASURES]
     assert list(result["arms"]) == ["no_memory", TWIN, "openevals"]
     for arm in result["arms"].values():
@@ -84,7 +87,7 @@ def test_every_measure_is_told_of_every_arm_with_its_interval_and_n(result: dict
             assert estimate["n"] == 80
 
 
-def test_the_twin_is_compared_with_every_arm_with_p_and_what_is_visible(result: dict[str, Any]) -> None:
+def test_the_twin_is_compared_with_every_arm(result: dict[str, Any]) -> None:
     assert list(result["paired"]) == [f"{TWIN} - no_memory", f"{TWIN} - openevals"]
     for contrast in result["paired"].values():
         for name, estimate in contrast.items():
@@ -93,7 +96,7 @@ def test_the_twin_is_compared_with_every_arm_with_p_and_what_is_visible(result: 
             assert estimate["visible"] >= 0
 
 
-def test_each_person_has_the_same_without_a_p(result: dict[str, Any]) -> None:
+def test_each_person_has_the_same_figures_without_p(result: dict[str, Any]) -> None:
     assert list(result["people"]) == ["x/p0", "x/p1", "x/p2", "x/p3"]
     for own in result["people"].values():
         assert (own["turns"], own["conversations"]) == (20, 5)
@@ -108,7 +111,7 @@ def test_the_value_of_several_people_is_the_mean_of_theirs(result: dict[str, Any
             assert value(result, measure.name, arm) == pytest.approx(sum(own) / len(own))
 
 
-def test_what_was_planted_is_found(result: dict[str, Any]) -> None:
+def test_a_planted_difference_is_detected(result: dict[str, Any]) -> None:
     bits = result["paired"][f"{TWIN} - no_memory"]["bits_per_char"]
     assert bits["value"] == pytest.approx(-0.3)
     assert bits["high"] < 0
@@ -117,18 +120,18 @@ def test_what_was_planted_is_found(result: dict[str, Any]) -> None:
     assert further(result, "discriminator", f"{TWIN} - openevals") < -0.3
 
 
-def test_the_persons_own_other_turns_cannot_be_told_apart(result: dict[str, Any]) -> None:
+def test_the_control_has_auc_near_one_half(result: dict[str, Any]) -> None:
     found = result["discriminator"]
     assert (found["folds_by"], found["folds"]) == ("person", 4)
     assert found["control"]["value"] == pytest.approx(0.5, abs=0.15)
     assert found["control"]["n"] == 80
 
 
-def test_the_counts_are_told(result: dict[str, Any]) -> None:
+def test_the_result_holds_the_counts(result: dict[str, Any]) -> None:
     assert (result["turns"], result["conversations"], result["twin_arm"], result["seed"]) == (80, 20, TWIN, 0)
 
 
-def test_a_result_is_json_without_numbers_that_are_none(result: dict[str, Any]) -> None:
+def test_the_result_is_json_without_nan(result: dict[str, Any]) -> None:
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
@@ -179,22 +182,22 @@ def test_one_conversation_has_values_and_no_interval() -> None:
         assert one.get("visible") is None
 
 
-def test_nothing_measured_is_nothing_told() -> None:
+def test_without_turns_the_result_is_empty() -> None:
     found = closeness([], TWIN)
     assert (found["arms"], found["paired"], found["people"], found["turns"]) == ({}, {}, {}, 0)
     bare = closeness([turn(), turn(talk="t1")], TWIN)
     assert (bare["arms"], bare["paired"], bare["turns"]) == ({}, {}, 2)
 
 
-def test_what_is_compared_by_default_goes_by_the_arms_there_are() -> None:
-    arms = ("no_memory", "other_person", "random_own", "recalled_pairs", "recalled_triples", "backward", "my_own_arm")
+def test_default_contrasts_depend_on_the_arms() -> None:
+    arms = ("no_memory", "other_person", "random_own", "recalled_pairs", "recon", "backward", "my_own_arm")
     turns = [turn(talk=f"t{t}", bits=dict.fromkeys(arms, 5.0)) for t in range(2)]
-    found = list(closeness(turns, "recalled_triples")["paired"])
-    twins = [f"recalled_triples - {arm}" for arm in (*arms[:4], "backward", "my_own_arm")]
+    found = list(closeness(turns, "recon")["paired"])
+    twins = [f"recon - {arm}" for arm in (*arms[:4], "backward", "my_own_arm")]
     assert found == [*twins, *(f"{a} - {b}" for a, b in CONTRASTS[:3])]
 
 
-def test_only_what_is_asked_for_is_compared() -> None:
+def test_only_requested_contrasts_are_compared() -> None:
     found = closeness(several(people=2), TWIN, contrasts=[("no_memory", "openevals"), ("no_memory", "trained")])
     assert list(found["paired"]) == ["no_memory - openevals"]
 
@@ -202,7 +205,7 @@ def test_only_what_is_asked_for_is_compared() -> None:
 # The measures -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_measures_of_one_person_are_what_ratios_and_means_over_turns_are() -> None:
+def test_measures_of_one_person_equal_ratios_and_means_over_turns() -> None:
     """As they have been since before there were several people: the same values and the same intervals."""
     turns = several(people=1, talks=6)
     where = [one.conversation_id for one in turns]
@@ -260,7 +263,7 @@ def test_diversity_is_left_out_of_texts_shorter_than_a_window() -> None:
     assert "diversity" not in pooled(["one two"] * 30, ["one"] * 30)
 
 
-def test_several_replies_share_the_weight_of_their_moment() -> None:
+def test_several_replies_share_the_weight_of_their_turn() -> None:
     turns = [
         turn("abc", talk="t0", replies={TWIN: ["abc", "x?"]}, similarity={TWIN: (1.0, 0.0)}, rank={TWIN: (1.0, 0.5)}),
         turn("abc", talk="t1", replies={TWIN: ["abc"]}, similarity={TWIN: (1.0,)}, rank={TWIN: (1.0,)}),
@@ -274,14 +277,14 @@ def test_several_replies_share_the_weight_of_their_moment() -> None:
     assert found["arms"][TWIN]["chrf"]["n"] == 2
 
 
-def test_replies_count_where_there_are_some_and_bits_everywhere() -> None:
+def test_turns_without_replies_still_count_for_bits() -> None:
     turns = [turn(talk="t0", bits={TWIN: 3.0}, replies={TWIN: "ok"}), turn(talk="t1", bits={TWIN: 6.0}, replies={TWIN: ()})]
     found = closeness(turns, TWIN)["arms"][TWIN]
     assert (found["bits_per_char"]["n"], found["bits_per_char"]["value"]) == (2, 1.5)
     assert (found["chrf"]["n"], found["chrf"]["value"]) == (1, 1.0)
 
 
-def test_silence_is_far_but_not_endlessly_so() -> None:
+def test_empty_replies_have_a_finite_distance() -> None:
     turns = [turn("hello", talk=f"t{i}", replies={TWIN: "hello", "no_memory": ""}) for i in range(3)]
     found = closeness(turns, TWIN)
     assert value(found, "length_ratio", "no_memory") == 0
@@ -314,19 +317,19 @@ def test_below_zero_is_closer_for_every_measure() -> None:
     ("name", "near", "far"),
     [("bits_per_char", 1.0, 2.0), ("chrf", 0.6, 0.5), ("length_ratio", 1.5, 0.5), ("emoji", -0.1, 0.2), ("style", 0.2, 0.3)],
 )
-def test_the_distance_of_a_measure_goes_by_its_ideal(name: str, near: float, far: float) -> None:
+def test_the_distance_of_a_measure_depends_on_its_ideal(name: str, near: float, far: float) -> None:
     import numpy as np
 
     measure = next(one for one in MEASURES if one.name == name)
     assert measure.distance(np.array([near]))[0] < measure.distance(np.array([far]))[0]
 
 
-def test_twice_as_long_is_as_far_as_half_as_long() -> None:
+def test_a_length_ratio_of_2_is_as_far_as_one_half() -> None:
     turns = [turn("abcd", talk=f"t{i}", replies={TWIN: "abcdabcd", "no_memory": "ab"}) for i in range(3)]
     assert further(closeness(turns, TWIN), "length_ratio") == pytest.approx(0)
 
 
-def test_arms_are_compared_where_both_were_measured() -> None:
+def test_a_difference_covers_turns_measured_for_both_arms() -> None:
     """At the second moment only the twin was measured, and there it costs much."""
     turns = [turn(talk="t0", bits={TWIN: 3.0, "no_memory": 6.0}), turn(talk="t1", bits={TWIN: 60.0}, replies={TWIN: "a"})]
     found = closeness(turns, TWIN)
@@ -336,7 +339,7 @@ def test_arms_are_compared_where_both_were_measured() -> None:
     assert value(found, "bits_per_char") == pytest.approx(63 / 6)
 
 
-def test_differences_are_paired_so_what_both_arms_share_does_not_widen_them() -> None:
+def test_shared_variance_does_not_widen_a_difference() -> None:
     rng = random.Random(2)
     costs = [rng.uniform(1, 90) for _ in range(40)]
     turns = [turn(talk=f"t{i}", bits={TWIN: cost, "no_memory": cost + 1}) for i, cost in enumerate(costs)]
@@ -346,7 +349,7 @@ def test_differences_are_paired_so_what_both_arms_share_does_not_widen_them() ->
     assert paired["high"] - paired["low"] == pytest.approx(0, abs=1e-9)
 
 
-def test_the_same_replies_are_no_further_by_any_measure() -> None:
+def test_equal_replies_have_no_difference_in_any_measure() -> None:
     turns = [replace(one, replies={TWIN: one.replies[TWIN], "no_memory": one.replies[TWIN]}, bits={}) for one in several()]
     found = closeness([replace(one, choice={}, similarity={}, rank={}) for one in turns], TWIN)
     for name, one in found["paired"][f"{TWIN} - no_memory"].items():
@@ -358,7 +361,7 @@ texts = st.text(max_size=12)
 
 @settings(max_examples=25)
 @given(st.lists(st.tuples(texts, texts, texts, st.integers(0, 2), st.integers(0, 2)), max_size=8))
-def test_whatever_is_said_a_result_is_json_and_intervals_are_in_order(rows: list[tuple[str, str, str, int, int]]) -> None:
+def test_any_replies_give_json_with_ordered_intervals(rows: list[tuple[str, str, str, int, int]]) -> None:
     turns = [
         turn(real, f"x/{who}", f"t{talk}", i, replies={TWIN: one, "no_memory": two}, bits={TWIN: 1.0})
         for i, (real, one, two, who, talk) in enumerate(rows)

@@ -1,16 +1,17 @@
-"""A free simulation: the twin's own words stand in its past, the other side says what it really said."""
+"""Drift: free-running and teacher-forced replies."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import pytest
 
-from conftest import Telling, telling
+from conftest import FunctionChatModel, function_model
 from usertwin.evals.metrics.writing_style import style_distance
-from usertwin.evals.replay.drift import DEPTHS, Drifted, drift, drift_result
+from usertwin.evals.replay.drift import DEPTHS, DriftTurn, drift, drift_result
 from usertwin.memory import Settings
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.personas import Conversation, Pair, Turn
@@ -30,43 +31,45 @@ def long_talk(turns: int = 12, name: str = "long") -> Conversation:
 
 
 @pytest.fixture
-def opened(ann: str) -> Iterator[tuple[SimulatedUser, Telling]]:
+def opened(ann: str) -> Iterator[tuple[SimulatedUser, FunctionChatModel]]:
     """Ann's twin, which never says the same twice, and its model."""
     numbers = itertools.count(1)
-    model, chat = telling(lambda prompt, seed: f"twin {next(numbers)}")
+    model, chat = function_model(lambda prompt, seed: f"twin {next(numbers)}")
     with SimulatedUser.load(ann, model=model, settings=PLAIN) as user:
         yield user, chat
 
 
-def drifted(user: SimulatedUser, *talks: Conversation, most: int = 9) -> list[Drifted]:
+def drifted(user: SimulatedUser, *talks: Conversation, most: int = 9) -> list[DriftTurn]:
     pairs = [pair for talk in talks for pair in extract_pairs(talk, "Ann")]
-    return asyncio.run(drift(user, FakeEmbedder(), pairs, "small/Ann", most=most))
+    return asyncio.run(drift(user, FakeEmbedder(), pairs, "small/Ann", max_conversations=most))
 
 
-def chats(chat: Telling) -> list[list[str]]:
+def chats(chat: FunctionChatModel) -> list[list[str]]:
     """The present chat in each prompt, the line to be continued left out."""
     return [prompt.split("\n\n")[-1].splitlines()[:-1] for prompt in chat.prompts]
 
 
-def test_the_twin_is_looked_at_at_the_depths_that_a_talk_reaches(opened: tuple[SimulatedUser, Telling]) -> None:
-    found = drifted(opened[0], long_talk(12), long_talk(4, "short"))
-    assert [(one.conversation_id, one.depth) for one in found] == [
+def test_drift_is_measured_at_the_depths_a_conversation_reaches(opened: tuple[SimulatedUser, FunctionChatModel]) -> None:
+    result = drifted(opened[0], long_talk(12), long_talk(4, "short"))
+    assert [(one.conversation_id, one.depth) for one in result] == [
         *(("long", depth) for depth in DEPTHS), ("short", 1), ("short", 3),
     ]  # fmt: skip
-    assert [one.action for one in found[:4]] == ["answer 1 of long", "yes", "answer 5 of long", "answer 10 of long"]
-    assert {one.person for one in found} == {"small/Ann"}
+    assert [one.action for one in result[:4]] == ["answer 1 of long", "yes", "answer 5 of long", "answer 10 of long"]
+    assert {one.person for one in result} == {"small/Ann"}
 
 
-def test_at_the_first_turn_both_histories_are_the_same_and_asked_about_once(opened: tuple[SimulatedUser, Telling]) -> None:
+def test_at_the_first_turn_one_reply_serves_both_histories(
+    opened: tuple[SimulatedUser, FunctionChatModel],
+) -> None:
     user, chat = opened
     [first] = drifted(user, long_talk(1))
-    assert first.free == first.led == "twin 1"
-    assert first.free_similarity == first.led_similarity
+    assert first.free == first.forced == "twin 1"
+    assert first.free_similarity == first.forced_similarity
     assert chats(chat) == [["Them: question 1 of long"]]
 
 
-def test_later_the_twins_own_words_stand_in_its_past_and_the_partners_turns_stay_real(
-    opened: tuple[SimulatedUser, Telling],
+def test_later_contexts_hold_the_twins_replies_and_the_partners_real_turns(
+    opened: tuple[SimulatedUser, FunctionChatModel],
 ) -> None:
     user, chat = opened
     drifted(user, long_talk(12))
@@ -86,18 +89,18 @@ def test_later_the_twins_own_words_stand_in_its_past_and_the_partners_turns_stay
         assert lines == [*past, f"Them: question {depth} of long"][-6:]
 
 
-def test_after_the_real_history_nothing_of_the_twins_own_is_shown(opened: tuple[SimulatedUser, Telling]) -> None:
+def test_the_forced_context_holds_real_turns_only(opened: tuple[SimulatedUser, FunctionChatModel]) -> None:
     user, chat = opened
-    found = drifted(user, long_talk(12))
+    result = drifted(user, long_talk(12))
     led = [lines for lines in chats(chat) if any(line.startswith(("Me: answer", "Me: yes")) for line in lines)]
     assert [lines[-1] for lines in led] == [f"Them: question {depth} of long" for depth in DEPTHS[1:]]
     assert not [line for lines in led for line in lines if line.startswith("Me: twin")]
     assert led[0][-2] == "Me: yes"
-    assert all(one.free != one.led for one in found[1:])
+    assert all(one.free != one.forced for one in result[1:])
 
 
-def test_what_was_really_said_twice_is_replaced_each_time_by_what_the_twin_said_there(
-    opened: tuple[SimulatedUser, Telling],
+def test_a_repeated_text_is_replaced_by_position(
+    opened: tuple[SimulatedUser, FunctionChatModel],
 ) -> None:
     user, chat = opened
     drifted(user, long_talk(4))
@@ -105,65 +108,68 @@ def test_what_was_really_said_twice_is_replaced_each_time_by_what_the_twin_said_
     assert [line for line in last if line.startswith("Me:")] == ["Me: twin 1", "Me: twin 2", "Me: twin 3"]
 
 
-def test_where_the_twin_says_nothing_the_real_turn_stands(ann: str) -> None:
-    model, chat = telling(lambda prompt, seed: "")
+def test_an_empty_reply_keeps_the_real_turn(ann: str) -> None:
+    model, chat = function_model(lambda prompt, seed: "")
     with SimulatedUser.load(ann, model=model, settings=PLAIN) as user:
-        found = drifted(user, long_talk(3))
-    assert [one.free for one in found] == ["", ""]
+        result = drifted(user, long_talk(3))
+    assert [one.free for one in result] == ["", ""]
     assert "Me: answer 1 of long" in chats(chat)[-1]
 
 
-def test_a_twin_that_thinks_does_so_here_too(ann: str) -> None:
-    model, chat = telling(lambda prompt, seed: "wants it now" if prompt.endswith("(Me thinking:") else "soon")
+def test_a_reasoning_twin_reasons_in_drift_too(ann: str) -> None:
+    model, chat = function_model(lambda prompt, seed: "wants it now" if prompt.endswith("(Me thinking:") else "soon")
     with SimulatedUser.load(ann, model=model, settings=Settings(k=2, window=6, traces="recon", reasons=True)) as user:
         [one] = drifted(user, long_talk(1))
     assert one.free == "soon"
     assert chat.prompts[1].endswith("(Me thinking: wants it now)\nMe:")
 
 
-def test_no_more_talks_than_asked_and_the_long_ones_first(opened: tuple[SimulatedUser, Telling]) -> None:
+def test_conversations_are_limited_and_long_ones_preferred(opened: tuple[SimulatedUser, FunctionChatModel]) -> None:
     talks = [long_talk(length, f"talk {length}") for length in (1, 2, 3, 11, 5)]
     assert {one.conversation_id for one in drifted(opened[0], *talks, most=1)} == {"talk 11"}
     assert len({one.conversation_id for one in drifted(opened[0], *talks, most=2)}) == 2
 
 
-def test_silent_leavings_are_no_turns_of_a_simulation(opened: tuple[SimulatedUser, Telling]) -> None:
+def test_abandoned_pairs_are_not_simulated(opened: tuple[SimulatedUser, FunctionChatModel]) -> None:
     talk = long_talk(1)
     pairs: list[Pair] = extract_pairs(Conversation("x", (*talk.turns, Turn("desk", "agent", "bye")), talk.started_at), "Ann")
     assert pairs[-1].abandoned
-    found = asyncio.run(drift(opened[0], FakeEmbedder(), pairs, "x", most=1))
-    assert [one.depth for one in found] == [1]
+    result = asyncio.run(drift(opened[0], FakeEmbedder(), pairs, "x", max_conversations=1))
+    assert [one.depth for one in result] == [1]
 
 
-def test_progress_reaches_the_end(opened: tuple[SimulatedUser, Telling]) -> None:
+def test_progress_reaches_the_end(opened: tuple[SimulatedUser, FunctionChatModel]) -> None:
     told: list[tuple[str, int, int]] = []
     pairs = extract_pairs(long_talk(2), "Ann")
-    asyncio.run(drift(opened[0], FakeEmbedder(), pairs, "x", most=3, progress=lambda *now: told.append(now)))
+    asyncio.run(drift(opened[0], FakeEmbedder(), pairs, "x", max_conversations=3, progress=lambda *now: told.append(now)))
     assert told == [("drifting", 0, 1), ("drifting", 1, 1)]
 
 
 # What comes of it ----------------------------------------------------------------------------------------------------
 
 
-def record(talk: str, depth: int, free: float, led: float, person: str = "a") -> Drifted:
-    return Drifted(person, talk, depth, "yes please", f"no {free}", "yes", free, led)
+def record(talk: str, depth: int, free: float, forced: float, person: str = "a") -> DriftTurn:
+    return DriftTurn(
+        person=person, conversation_id=talk, depth=depth, action="yes please", free=f"no {free}", forced="yes",
+        free_similarity=free, forced_similarity=forced,
+    )  # fmt: skip
 
 
 def test_the_result_is_a_mean_for_each_depth_with_the_difference_paired() -> None:
-    found = drift_result([record(f"t{n}", depth, 0.5 - depth / 20 + n / 10, 0.5) for n in range(4) for depth in (1, 3)])
-    assert list(found) == ["1", "3"]
-    assert found["3"]["similarity"]["value"] == pytest.approx(0.5 - 0.15 + 0.15)
-    assert found["1"]["real_history"] == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 4}
-    assert found["3"]["difference"]["value"] == pytest.approx(found["3"]["similarity"]["value"] - 0.5)
-    assert found["3"]["difference"]["low"] < found["3"]["difference"]["value"] < found["3"]["difference"]["high"]
+    result = drift_result([record(f"t{n}", depth, 0.5 - depth / 20 + n / 10, 0.5) for n in range(4) for depth in (1, 3)])
+    assert list(result) == ["1", "3"]
+    assert result["3"]["similarity"]["value"] == pytest.approx(0.5 - 0.15 + 0.15)
+    assert result["1"]["real_history"] == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 4}
+    assert result["3"]["difference"]["value"] == pytest.approx(result["3"]["similarity"]["value"] - 0.5)
+    assert result["3"]["difference"]["low"] < result["3"]["difference"]["value"] < result["3"]["difference"]["high"]
 
 
-def test_people_weigh_the_same_however_many_talks_they_have() -> None:
+def test_people_weigh_the_same_in_drift() -> None:
     records = [*(record(f"t{n}", 1, 0.0, 0.0, "a") for n in range(9)), record("t0", 1, 1.0, 0.0, "b")]
     assert drift_result(records)["1"]["similarity"]["value"] == pytest.approx(0.5)
 
 
-def test_style_is_the_distance_of_all_that_was_said_at_a_depth() -> None:
+def test_style_is_the_distance_of_all_replies_at_a_depth() -> None:
     records = [record(f"t{n}", 5, n / 10, 0.5) for n in range(3)]
     wanted = style_distance([one.free for one in records], [one.action for one in records])
     assert drift_result(records)["5"]["style"] == {"value": wanted, "low": None, "high": None, "n": 3}
@@ -171,3 +177,9 @@ def test_style_is_the_distance_of_all_that_was_said_at_a_depth() -> None:
 
 def test_without_a_simulation_there_is_no_result() -> None:
     assert drift_result([]) == {}
+
+
+def test_a_record_of_an_earlier_version_is_read() -> None:
+    current = record("t0", 1, 0.5, 0.25)
+    old = {{"forced": "led", "forced_similarity": "led_similarity"}.get(name, name): v for name, v in asdict(current).items()}
+    assert DriftTurn.from_json(old) == DriftTurn.from_json(asdict(current)) == current

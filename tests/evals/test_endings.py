@@ -1,4 +1,4 @@
-"""Whether a twin leaves when the person left: the decision by F1, the probability behind it by Brier and by bins."""
+"""Endings: F1, Brier score and reliability bins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from conftest import recipe, scripted
 from usertwin.evals.metrics.statistics import Estimate, ratio
-from usertwin.evals.replay.endings import endings
+from usertwin.evals.replay.endings import measure_endings
 from usertwin.evals.replay.held_out import held_out_pairs
 from usertwin.memory import ChatModel, alearn
 from usertwin.memory.models.embedding import FakeEmbedder
@@ -50,26 +50,26 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[SimulatedUser, li
 def usual_f1(user: SimulatedUser, moments: Sequence[Pair], seed: int) -> Estimate | None:
     """F1 as it was reckoned before there was a calibration beside it."""
     silent = [False] * len(moments)
-    if user.leaving is not None:
-        near = user.store.recall_many(moments, NEIGHBOURS, before=[pair.when for pair in moments], left=None)
+    if user.abandonment is not None:
+        near = user.store.recall_many(moments, NEIGHBOURS, before=[pair.when for pair in moments], abandoned=None)
         own = [any(turn.speaker == pair.speaker for turn in pair.context) for pair in moments]
-        silent = [spoken and user.leaving.leaves(recalled) for recalled, spoken in zip(near, own, strict=True)]
+        silent = [spoken and user.abandonment.leaves(recalled) for recalled, spoken in zip(near, own, strict=True)]
     said = [
-        gone or (user.ending is not None and not pair.abandoned and user.ending.leaves(pair))
+        gone or (user.last_turn is not None and not pair.abandoned and user.last_turn.leaves(pair))
         for gone, pair in zip(silent, moments, strict=True)
     ]
-    hits = [2.0 * (told and pair.ends) for told, pair in zip(said, moments, strict=True)]
-    costs = [hit + (told != pair.ends) for hit, told, pair in zip(hits, said, moments, strict=True)]
+    hits = [2.0 * (told and pair.ends_conversation) for told, pair in zip(said, moments, strict=True)]
+    costs = [hit + (told != pair.ends_conversation) for hit, told, pair in zip(hits, said, moments, strict=True)]
     return ratio(hits, costs, [pair.conversation_id for pair in moments], seed=seed)
 
 
 def one_by_one(user: SimulatedUser, pair: Pair) -> float:
     """The probability that the person leaves at a moment: without a word, or with this turn, whichever is likelier."""
     silent = spoken = 0.0
-    if user.leaving is not None and any(turn.speaker == pair.speaker for turn in pair.context):
-        silent = abandonment_rate(user.store.recall(pair, NEIGHBOURS, before=pair.when, left=None))
-    if user.ending is not None and not pair.abandoned:
-        spoken = user.ending.probability(pair)
+    if user.abandonment is not None and any(turn.speaker == pair.speaker for turn in pair.context):
+        silent = abandonment_rate(user.store.recall(pair, NEIGHBOURS, before=pair.when, abandoned=None))
+    if user.last_turn is not None and not pair.abandoned:
+        spoken = user.last_turn.probability(pair)
     return max(silent, spoken)
 
 
@@ -77,69 +77,69 @@ def only(user: SimulatedUser, *ways: str) -> SimulatedUser:
     """The same twin, leaving in these ways only."""
     return SimulatedUser(
         user.record, user.store, MODEL,
-        ending=user.ending if "ending" in ways else None, leaving=user.leaving if "leaving" in ways else None,
+        last_turn=user.last_turn if "ending" in ways else None, abandonment=user.abandonment if "leaving" in ways else None,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("ways", [("ending", "leaving"), ("ending",), ("leaving",)])
-def test_f1_is_what_it_was_before_there_was_a_calibration(
-    learned: tuple[SimulatedUser, list[Pair]], ways: tuple[str, ...]
-) -> None:
+def test_f1_equals_a_direct_computation(learned: tuple[SimulatedUser, list[Pair]], ways: tuple[str, ...]) -> None:
     user, moments = only(learned[0], *ways), learned[1]
-    found, before = endings(user, moments, seed=3), usual_f1(user, moments, 3)
-    assert found is not None
+    result, before = measure_endings(user, moments, seed=3), usual_f1(user, moments, 3)
+    assert result is not None
     assert before is not None
-    assert found["f1"] == before.to_json()
+    assert result["f1"] == before.to_json()
     assert 0.0 < before.value < 1.0  # neither always right nor always wrong, so that the two may differ
     assert before.n == len(moments)
 
 
 @pytest.mark.parametrize("ways", [("ending", "leaving"), ("ending",), ("leaving",)])
-def test_brier_is_the_mean_square_of_what_the_probability_is_off(
+def test_brier_is_the_mean_squared_error_of_the_probabilities(
     learned: tuple[SimulatedUser, list[Pair]], ways: tuple[str, ...]
 ) -> None:
     user, moments = only(learned[0], *ways), learned[1]
-    found = endings(user, moments)
-    assert found is not None
-    by_hand = [(one_by_one(user, pair) - pair.ends) ** 2 for pair in moments]
-    assert found["calibration"]["brier"]["value"] == pytest.approx(sum(by_hand) / len(by_hand), abs=1e-6)
-    assert found["calibration"]["brier"]["n"] == len(moments)
+    result = measure_endings(user, moments)
+    assert result is not None
+    by_hand = [(one_by_one(user, pair) - pair.ends_conversation) ** 2 for pair in moments]
+    assert result["calibration"]["brier"]["value"] == pytest.approx(sum(by_hand) / len(by_hand), abs=1e-6)
+    assert result["calibration"]["brier"]["n"] == len(moments)
 
 
-def test_the_bins_hold_every_moment_and_what_really_happened(learned: tuple[SimulatedUser, list[Pair]]) -> None:
+def test_the_bins_hold_every_pair_and_its_outcome(learned: tuple[SimulatedUser, list[Pair]]) -> None:
     user, moments = learned
-    found = endings(user, moments)
-    assert found is not None
-    bins = found["calibration"]["bins"]
+    result = measure_endings(user, moments)
+    assert result is not None
+    bins = result["calibration"]["bins"]
     assert sum(one["n"] for one in bins) == len(moments)
-    assert sum(one["left"] * one["n"] for one in bins) == pytest.approx(sum(pair.ends for pair in moments))
-    assert all(one["low"] <= one["told"] <= one["high"] for one in bins)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert sum(row["observed"] * row["n"] for row in bins) == pytest.approx(sum(pair.ends_conversation for pair in moments))
+    assert all(one["low"] <= one["predicted"] <= one["high"] for one in bins)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
-def test_a_twin_that_never_learned_when_to_leave_is_given_no_score(learned: tuple[SimulatedUser, list[Pair]]) -> None:
-    assert endings(only(learned[0]), learned[1]) is None
+def test_a_twin_without_models_of_leaving_has_no_score(learned: tuple[SimulatedUser, list[Pair]]) -> None:
+    assert measure_endings(only(learned[0]), learned[1]) is None
 
 
-def test_where_nobody_left_and_none_was_told_to_there_is_nothing_to_divide_by(
+def test_without_endings_there_is_no_score(
     learned: tuple[SimulatedUser, list[Pair]],
 ) -> None:
     user = only(learned[0], "ending")
-    assert user.ending is not None
-    user.ending = replace(user.ending, threshold=1.1)
-    stays = [replace(pair, ends=False) for pair in learned[1] if not pair.ends]
+    assert user.last_turn is not None
+    user.last_turn = replace(user.last_turn, threshold=1.1)
+    stays = [replace(pair, ends_conversation=False) for pair in learned[1] if not pair.ends_conversation]
     assert stays
-    assert endings(user, stays) is None
+    assert measure_endings(user, stays) is None
 
 
-def test_a_moment_that_opens_a_talk_is_never_left_without_a_word(learned: tuple[SimulatedUser, list[Pair]]) -> None:
+def test_the_first_turn_is_never_abandoned(learned: tuple[SimulatedUser, list[Pair]]) -> None:
     """Who has not yet spoken has not come, and does not leave, however many left in moments like it."""
     user = only(learned[0], "leaving")
-    assert user.leaving is not None
-    user.leaving = replace(user.leaving, threshold=0.0)  # leaves wherever it may
+    assert user.abandonment is not None
+    user.abandonment = replace(user.abandonment, threshold=0.0)  # leaves wherever it may
     opening = [pair for pair in learned[1] if not any(turn.speaker == "Ann" for turn in pair.context)]
-    found = endings(user, learned[1])
-    assert found is not None
+    result = measure_endings(user, learned[1])
+    assert result is not None
     may = [pair for pair in learned[1] if pair not in opening]
-    right = sum(pair.ends for pair in may)
-    assert found["f1"]["value"] == pytest.approx(2 * right / (2 * right + (len(may) - right) + sum(p.ends for p in opening)))
+    right = sum(pair.ends_conversation for pair in may)
+    assert result["f1"]["value"] == pytest.approx(
+        2 * right / (2 * right + (len(may) - right) + sum(p.ends_conversation for p in opening))
+    )

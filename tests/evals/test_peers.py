@@ -1,4 +1,4 @@
-"""The peers' simulated users are made as the peers make them: checked against the real one where it is installed."""
+"""Prompts of the peers, compared with openevals itself if it is installed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 
 from conftest import PAIR
 from usertwin.evals.arm_names import PEERS, Peer
-from usertwin.evals.replay.peers import STOP, peer_messages, peer_transcript, peer_versions, said_by
-from usertwin.memory.text.transcript import current_moment
+from usertwin.evals.replay.peers import STOP, peer_messages, peer_transcript, peer_versions, reply_of_peer
+from usertwin.memory.text.transcript import format_action_prompt
 from usertwin.personas import Pair, Persona, Turn
 from usertwin.simulator.prompts import act_messages
 
@@ -67,26 +67,26 @@ def talk(*said: tuple[str, str], goal: str = "You want to see the sea.") -> Pair
         talk(("Bob", "Hello"), ("Cid", "and hello from me"), ("Ann", "hi both"), ("Bob", "so?"), goal=""),
     ],
 )
-def test_openevals_own_simulated_user_sends_role_by_role_what_we_send(pair: Pair) -> None:
+def test_openevals_sends_the_same_roles_and_texts(pair: Pair) -> None:
     ours = peer_messages("openevals", "instruction", PERSONA, pair, turns=20)
     assert sent_by_openevals(ours[0][1], pair) == ours
     assert ours[0][0] == "system"
 
 
-def test_where_nobody_has_spoken_openevals_asks_for_a_beginning_and_so_do_we() -> None:
+def test_without_a_context_both_ask_for_an_opening() -> None:
     ours = peer_messages("openevals", "instruction", PERSONA, talk(), turns=20)
     assert [role for role, _ in sent_by_openevals(ours[0][1], talk())] == [role for role, _ in ours] == ["system", "user"]
     assert "begin" in ours[1][1].lower()
 
 
-def test_taus_user_has_the_roles_exchanged_too() -> None:
+def test_tau2_exchanges_the_roles() -> None:
     messages = peer_messages("tau2", "instruction", PERSONA, PAIR, turns=20)
     assert [role for role, _ in messages] == ["system", "user", "assistant", "user"]
     assert [text for _, text in messages[1:]] == ["Hello there", "hi", "When do you want to go?"]
 
 
 @every_peer
-def test_a_peer_is_told_who_is_played_and_what_for(peer: Peer) -> None:
+def test_a_peers_prompt_holds_persona_and_goal(peer: Peer) -> None:
     for style in ("transcript", "instruction"):
         told = "\n".join(text for _, text in peer_messages(peer, style, PERSONA, PAIR, turns=6))
         assert "Ann writes [short] turns." in told
@@ -96,56 +96,56 @@ def test_a_peer_is_told_who_is_played_and_what_for(peer: Peer) -> None:
 
 
 @every_peer
-def test_real_turns_are_among_what_a_peer_is_told_word_by_word(peer: Peer) -> None:
+def test_a_peers_prompt_holds_real_turns_verbatim(peer: Peer) -> None:
     told = peer_transcript(peer, PERSONA, PAIR, turns=6)
     assert all(turn in told for turn in PERSONA.sample_turns)
     assert peer_transcript(peer, replace(PERSONA, sample_turns=()), PAIR, turns=6) != told
 
 
 @every_peer
-def test_a_model_that_continues_transcripts_gets_the_same_before_the_present_moment(peer: Peer) -> None:
+def test_a_transcript_model_gets_the_same_text_before_the_context(peer: Peer) -> None:
     [(role, text)] = peer_messages(peer, "transcript", PERSONA, PAIR, turns=6)
     assert role == "user"
     assert text == peer_transcript(peer, PERSONA, PAIR, turns=6)
     told, _, present = text.rpartition("\n\n")
-    assert present == current_moment(PAIR, 6)
+    assert present == format_action_prompt(PAIR, 6)
     assert told.strip()
     if peer != "persona":
         assert peer_messages(peer, "instruction", PERSONA, PAIR, turns=6)[0] == ("system", told)
 
 
-def test_a_persona_is_asked_in_the_twins_own_manner_without_any_memory() -> None:
+def test_the_persona_peer_uses_the_twins_prompt_without_memory() -> None:
     assert peer_messages("persona", "instruction", PERSONA, PAIR, turns=6) == act_messages(
         "instruction", PERSONA, PAIR, (), "", turns=6
     )
 
 
 @every_peer
-def test_no_more_turns_of_the_chat_are_shown_than_the_twin_is_shown(peer: Peer) -> None:
+def test_peers_see_the_twins_context_window(peer: Peer) -> None:
     for style in ("transcript", "instruction"):
         told = "\n".join(text for _, text in peer_messages(peer, style, PERSONA, PAIR, turns=1))
         assert "When do you want to go?" in told
         assert "Hello there" not in told
 
 
-def test_no_peer_is_told_the_action() -> None:
+def test_no_peer_sees_the_action() -> None:
     for peer in PEERS:
         for style in ("transcript", "instruction"):
             assert PAIR.action not in "\n".join(text for _, text in peer_messages(peer, style, PERSONA, PAIR, turns=6))
 
 
 @given(st.lists(st.sampled_from([STOP, "###", "ST", "OP", "###ST", "OP###", " bye", "\n", "ok"])).map("".join))
-def test_the_mark_by_which_taus_user_stops_is_never_said(text: str) -> None:
-    said = said_by("tau2", text)
+def test_the_stop_token_of_tau2_is_removed(text: str) -> None:
+    said = reply_of_peer("tau2", text)
     assert STOP not in said
     assert said == said.strip()
     if STOP not in text:
         assert said == text.strip()
 
 
-def test_what_is_said_besides_the_mark_is_kept_and_others_may_say_it() -> None:
-    assert said_by("tau2", "thanks, bye ###STOP###\n") == "thanks, bye"
-    assert said_by("openevals", " ###STOP### ") == STOP
+def test_other_text_and_other_peers_keep_it() -> None:
+    assert reply_of_peer("tau2", "thanks, bye ###STOP###\n") == "thanks, bye"
+    assert reply_of_peer("openevals", " ###STOP### ") == STOP
 
 
 def test_every_prompt_has_a_version() -> None:

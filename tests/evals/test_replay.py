@@ -1,415 +1,341 @@
-"""Replaying held-out turns: what is written down, what an arm may be shown, and that the arms differ in nothing else."""
+"""Replay: the records of held-out turns, and resuming an interrupted measurement."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from conftest import other_conversation, recipe, scripted, small_conversation
-from usertwin.evals import CONTRASTS, MEASURES, ReplayConfig, evaluate
-from usertwin.evals.arm_names import USUAL_ARMS
-from usertwin.evals.replay.arms import Arms, HeldOutTurn
-from usertwin.memory import alearn
-from usertwin.memory.models.embedding import FakeEmbedder, query_text
+from conftest import FunctionChatModel, function_model
+from usertwin.evals.arm_names import DEFAULT_ARMS
+from usertwin.evals.records.measured_turns import MeasuredTurn, read_turn_file
+from usertwin.evals.replay.arms import Arms
+from usertwin.evals.replay.evaluate import evaluate
+from usertwin.evals.replay.held_out import held_out_pairs, other_person_store
+from usertwin.evals.replay.replay import Replay, ReplayConfig
+from usertwin.memory import Triple
+from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer, Likelihood
+from usertwin.memory.recon.distractors import Distractors
+from usertwin.memory.text.transcript import ME, action_completion
 from usertwin.memory.twin.record import default_home
-from usertwin.personas import ChatLog, Conversation, LogError, Turn, UsageError, write_conversations
-from usertwin.personas.pairs import pairs_of
+from usertwin.personas import ModelError, Pair, TwinError, UsageError
 from usertwin.simulator import SimulatedUser
 
-#: What is measured of so few replies; these two need more of them, and nothing was to be chosen from.
-WRITTEN = {measure.name for measure in MEASURES} - {"choice", "discriminator", "diversity"}
-#: The twin with every other arm, and what is always compared.
-PAIRED = [*((USUAL_ARMS[-1], arm) for arm in USUAL_ARMS[:-1]), *(pair for pair in CONTRASTS if set(pair) <= set(USUAL_ARMS))]
-#: The number in "tomorrow, day 7", which tells the conversation a moment is from.
-DAY = re.compile(r"day (\d+)")
+WORDS = ["hi", "no", "yes", "tomorrow", "please", "the", "weather", "in", "Rome", "Oslo", "thanks", "bye"]
+#: The arms there are without another person, and what a model is asked at one moment: a reply each, and one thought.
+FOUR = tuple(arm for arm in DEFAULT_ARMS if arm != "other_person")
+ASKED = len(FOUR) + 1
 
 
-class RecordingScorer:
-    """A fake scorer that remembers what it was asked, item by item."""
+def by_prompt(prompt: str, seed: int) -> str:
+    """What the model of these tests says: the same to the same prompt, and something else to another one."""
+    number = zlib.crc32(f"{prompt}{seed}".encode())
+    return " ".join(WORDS[(number >> shift) % len(WORDS)] for shift in (0, 4, 8))
 
-    name = "fake:"
 
-    def __init__(self) -> None:
-        self.items: list[tuple[str, str]] = []
+class Asked:
+    """A scorer that does what a function says, in nats, and remembers the prompts."""
+
+    name = "asked"
+
+    def __init__(self, nats: Callable[[str, str], float]) -> None:
+        self.nats, self.prompts = nats, list[str]()
 
     def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        self.items += items
-        return FakeScorer().score(items)
+        self.prompts += [prompt for prompt, _ in items]
+        return [Likelihood(self.nats(*item), 1, (self.nats(*item),), (len(item[1]),)) for item in items]
 
 
-def measure(name: str = "ann", **options: Any) -> dict[str, Any]:
-    """Measure a twin of the test's home."""
-    scorer = options.pop("scorer", FakeScorer())
-    model = scripted("hi, the weather in Rome please", "no", "tomorrow, day 3", "thank you so much, bye")
-    how = {key: options.pop(key) for key in ("arms", "limit", "generate", "samples", "choices", "seed") if key in options}
-    protocol = ReplayConfig(**{"generate": 4, **how})
-    with SimulatedUser.load(name, model=model, k=4) as user:
-        return asyncio.run(
-            evaluate(user, scorer, FakeEmbedder(), folder=default_home() / name, protocol=protocol, **options)
+def measured(
+    say: Callable[[str, int], str] = by_prompt,
+    *,
+    pairs: Callable[[list[Pair]], list[Pair]] = lambda all_of_them: all_of_them,
+    scorer: Any = None,
+    keep: Path | None = None,
+    arms: tuple[str, ...] = FOUR,
+    **how: Any,
+) -> tuple[list[MeasuredTurn], FunctionChatModel]:
+    """Measure Ann, and what her model was asked."""
+    model, chat = function_model(say)
+    config = ReplayConfig(**dict[str, Any](arms=arms, generate=4, seed=5) | how)
+    folder = default_home() / "ann"
+    with SimulatedUser.load("ann", model=model, k=3) as user:
+        replay = Replay(
+            user=user, scorer=scorer or FakeScorer(), embedder=FakeEmbedder(), arms=Arms(user, arms, seed=5), config=config,
+            person="small/Ann",
         )  # fmt: skip
+        result = asyncio.run(replay.run(pairs(held_out_pairs(user, folder)[0]), path=keep))
+    return result, chat
 
 
-def learn_from(conversations: Sequence[Conversation], name: str = "ann", **changes: Any) -> None:
-    log = ChatLog(tuple(conversations), "test")
-    model = scripted("wants the weather for a city", "is in a hurry")
-    asyncio.run(alearn(name, log, recipe(**changes), embedder=FakeEmbedder(), model=model, scorer=FakeScorer()))
+def failing_at(number: int) -> Callable[[str, int], str]:
+    """A model that answers so often and is then gone."""
+    left = iter(range(number - 1))
 
+    def say(prompt: str, seed: int) -> str:
+        if next(left, None) is None:
+            raise ConnectionError("the server went away")
+        return by_prompt(prompt, seed)
 
-def undated() -> list[Conversation]:
-    """The shared log without its dates: time is the order."""
-    both = [talk for number in range(20) for talk in (small_conversation(number), other_conversation(number))]
-    return [replace(conversation, started_at=None) for conversation in both]
-
-
-def again(number: int, day: int, **changes: Any) -> Conversation:
-    """A talk the twin has never seen, on a day of the month it was learned from."""
-    turns = tuple(
-        replace(t, text=t.text.replace(f"day {number}", f"day {900 + number}")) for t in small_conversation(number).turns
-    )
-    return replace(Conversation(f"again-{number:02d}", turns, f"2024-03-{day:02d}T09:00:00+00:00"), **changes)
-
-
-def write(conversations: Sequence[Conversation], path: Path) -> Path:
-    write_conversations(conversations, path)
-    return path
+    return say
 
 
 # What is written down ------------------------------------------------------------------------------------------------
 
 
-def test_the_result_has_exactly_the_promised_keys(ann: str) -> None:
-    result = measure(ann)
-    promised = {"twin", "arms", "paired", "family", "discriminator", "turns", "conversations", "models", "seed"}
-    more = {"ending", "k", "twin_arm", "triples", "against", "dropped_conversations", "measured_at"}
-    assert set(result) == promised | more
-    assert USUAL_ARMS == ("no_memory", "other_person", "random_own", "recalled_pairs", "recalled_triples")
-    assert tuple(result["arms"]) == USUAL_ARMS
-    assert list(result["paired"]) == list(dict.fromkeys(f"{a} - {b}" for a, b in PAIRED))
-    for measures in (*result["arms"].values(), *result["paired"].values()):
-        assert set(measures) == WRITTEN
-    figures = [figure for measures in result["arms"].values() for figure in measures.values()]
-    paired = [figure for measures in result["paired"].values() for figure in measures.values()]
-    for figure in [*figures, *paired, result["ending"]["f1"]]:
-        assert list(figure)[:4] == ["value", "low", "high", "n"]
-        assert figure["low"] <= figure["value"] + 1e-9
-        assert figure["value"] <= figure["high"] + 1e-9
-    assert all(list(figure)[4:] == ["p", "visible"] for figure in paired if "p_holm" not in figure)
-    assert [name for name, found in result["paired"].items() if "p_holm" in found["bits_per_char"]] == result["family"][
-        "contrasts"
-    ]
+@pytest.mark.usefixtures("ann")
+def test_a_record_holds_person_and_context() -> None:
+    result, _ = measured(generate=0)
+    assert len(result) == 12
+    turn = result[4]
+    assert (turn.person, turn.conversation_id, turn.position) == ("small/Ann", "talk-17", 3)
+    assert turn.cluster == ("small/Ann", "talk-17")
+    assert turn.action == "tomorrow, day 17"
+    assert turn.context[-2:] == ((ME, "hi, the weather in Lima please"), ("desk-1", "Which day do you mean for Lima?"))
+    assert turn.goal == "You want the weather for Lima."
+    assert turn.characters == len(action_completion(turn.action)) - 1 == len("tomorrow, day 17") + 1
+    assert set(turn.bits) == set(FOUR)
+    assert not turn.replies
 
 
-def test_the_result_is_plain_json_without_nan(ann: str) -> None:
-    result = measure(ann)
-    assert json.loads(json.dumps(result, allow_nan=False)) == result
+@pytest.mark.usefixtures("ann")
+def test_a_record_holds_the_recalled_turns_with_their_traces() -> None:
+    scorer = Asked(lambda prompt, action: -1.0)
+    result, _ = measured(scorer=scorer, generate=0)
+    shown = scorer.prompts[FOUR.index("recon") :: len(FOUR)]
+    for turn, prompt in zip(result, shown, strict=True):
+        assert len(turn.recalled) == 3
+        assert [one.similarity for one in turn.recalled] == sorted((one.similarity for one in turn.recalled), reverse=True)
+        for memory, block in zip(turn.recalled, reversed(prompt.split("\n\n")[:-1]), strict=True):  # the most similar one last
+            assert block.endswith(f"(Me thinking: {memory.reasoning})\nMe: {memory.action}")
+            assert memory.conversation_id != turn.conversation_id
+            assert memory.context[-1][1] in block
 
 
-def test_the_result_says_what_it_was_measured_with(ann: str) -> None:
-    result = measure(ann, seed=3)
-    assert result["twin"] == "ann"
-    assert result["models"] == {
-        "action": "scripted:test", "scorer": "fake:", "embedder": "fake:256", "proposer": "scripted:test",
-    }  # fmt: skip
-    assert (result["seed"], result["triples"], result["against"]) == (3, 42, None)
+@pytest.mark.usefixtures("ann")
+def test_own_action_is_from_another_conversation() -> None:
+    result, _ = measured(generate=0)
+    said = {turn.action: set[str]() for turn in result}
+    for turn in result:
+        said[turn.action].add(turn.conversation_id)
+    assert all(turn.own_action for turn in result)
+    assert all(said[turn.own_action] != {turn.conversation_id} for turn in result)
+    assert len({turn.own_action for turn in result}) > 3
+    own, real = Counter(turn.own_action for turn in result), Counter(turn.action for turn in result)
+    assert all(times <= 2 * real[text] for text, times in own.items())  # no turn stands in for many others
 
 
-def test_all_turns_of_the_test_conversations_are_measured(ann: str) -> None:
-    result = measure(ann, limit=None)
-    assert (result["turns"], result["conversations"], result["dropped_conversations"]) == (12, 4, 0)
-    assert {arm["bits_per_char"]["n"] for arm in result["arms"].values()} == {12}
+@pytest.mark.usefixtures("ann")
+def test_other_action_is_recorded_if_there_is_another_person() -> None:
+    model, _ = function_model(by_prompt)
+    with SimulatedUser.load("ann", model=model, k=3) as user, ExitStack() as stack:
+        folder = default_home() / "ann"
+        other = other_person_store(user, folder, FakeEmbedder(), stack)
+        arms = Arms(user, DEFAULT_ARMS, other=other)
+        replay = Replay(
+            user=user, scorer=FakeScorer(), embedder=FakeEmbedder(), arms=arms, config=ReplayConfig(generate=0), person="x"
+        )
+        result = asyncio.run(replay.run(held_out_pairs(user, folder)[0]))
+    assert all("order" in turn.other_action.lower() for turn in result)
+    assert all(not turn.other_action for turn in measured(generate=0)[0])
 
 
-def test_one_seed_gives_one_result(ann: str) -> None:
-    first, second = measure(ann, seed=5), measure(ann, seed=5)
-    del first["measured_at"], second["measured_at"]
-    assert first == second
+@pytest.mark.usefixtures("ann")
+def test_every_arm_writes_n_replies_and_only_the_twin_reasons() -> None:
+    result, chat = measured(samples=3, generate=2)
+    wrote = [turn for turn in result if turn.replies]
+    assert len(wrote) == 2
+    for turn in wrote:
+        assert set(turn.replies) == set(FOUR)
+        assert all(len(said) == 3 for part in (turn.replies, turn.similarity, turn.rank) for said in part.values())
+        assert set(turn.reasoning) == {"recon"}
+        assert len(set(turn.replies["no_memory"])) > 1  # each with a seed of its own
+    assert len(chat.prompts) == 2 * (3 * len(FOUR) + 1)
 
 
-def test_another_seed_draws_other_moments_but_recalls_the_same(ann: str) -> None:
-    first, second = RecordingScorer(), RecordingScorer()
-    one, other = measure(ann, scorer=first, seed=1), measure(ann, scorer=second, seed=2)
-    random_first, random_second = first.items[2::5], second.items[2::5]
-    assert random_first != random_second
-    assert first.items[3::5] == second.items[3::5]
-    for arm in ("no_memory", "recalled_pairs"):
-        assert one["arms"][arm]["bits_per_char"]["value"] == other["arms"][arm]["bits_per_char"]["value"]
+@pytest.mark.usefixtures("ann")
+def test_the_real_action_as_reply_has_similarity_1_and_rank_1() -> None:
+    def say(prompt: str, seed: int) -> str:
+        return "tomorrow, day 17"
+
+    [turn], _ = measured(say, pairs=lambda every: [every[4]], generate=1)
+    assert turn.similarity["no_memory"] == (pytest.approx(1.0, abs=1e-5),)
+    assert turn.rank["no_memory"] == (1.0,)
 
 
-@pytest.mark.parametrize("measure_name", sorted(WRITTEN))
-def test_a_paired_difference_is_the_difference_of_the_arms(ann: str, measure_name: str) -> None:
-    result = measure(ann)
-    [kind] = [kind for kind in MEASURES if kind.name == measure_name]
-    for first, second in PAIRED:
-        difference = result["paired"][f"{first} - {second}"][measure_name]
-        one, other = result["arms"][first][measure_name], result["arms"][second][measure_name]
-        away = kind.distance(np.array([one["value"], other["value"]]))  # in terms of how far from the person
-        assert difference["value"] == pytest.approx(away[0] - away[1], abs=1e-9)
-        assert difference["n"] == one["n"] == other["n"]
-
-
-def test_under_a_scorer_that_likes_known_words_a_memory_brings_the_twin_closer(ann: str) -> None:
-    """The fake scorer prefers words that were shown, and Ann repeats herself: the whole chain must see it."""
-    difference = measure(ann)["paired"]["recalled_pairs - no_memory"]["bits_per_char"]
-    assert difference["high"] < 0
-
-
-def test_leaving_is_told_from_the_real_turns(ann: str) -> None:
-    """Ann always leaves with the same words, so whoever learned that is always right."""
-    assert measure(ann)["ending"] == {"f1": {"value": 1.0, "low": 1.0, "high": 1.0, "n": 12}}
-
-
-def test_bits_per_character_are_the_scorers_bits_over_the_characters(ann: str) -> None:
-    scorer = RecordingScorer()
-    result = measure(ann, scorer=scorer)
-    actions = [continuation for _, continuation in scorer.items[0::5]]
-    bits = sum(likelihood.bits for likelihood in FakeScorer().score(scorer.items[0::5]))
-    characters = sum(len(action.strip()) + 1 for action in actions)  # the end of the line counts as one
-    assert result["arms"]["no_memory"]["bits_per_char"]["value"] == pytest.approx(bits / characters)
-
-
-# What an arm may be shown --------------------------------------------------------------------------------------------
-
-
-def recalled_for(user: SimulatedUser, conversations: Sequence[Conversation]) -> list[HeldOutTurn]:
-    pairs = [pair for conversation in conversations for pair in pairs_of(conversation, "Ann")]
-    return Arms(user, USUAL_ARMS).moments(pairs)
-
-
-def test_no_arm_is_shown_the_turns_own_conversation_or_anything_later(ann: str) -> None:
-    """Asked about moments that the memory holds, where the most similar triple is the moment itself."""
-    with SimulatedUser.load(ann, model=scripted("hi")) as user:
-        corpus = [small_conversation(number) for number in range(14)]
-        turns = recalled_for(user, corpus)
-        assert sum(bool(turn.shown["recalled_pairs"]) for turn in turns) == 13 * 3  # all but those of the first day
-    for turn in turns:
-        for triple in (triple for shown in turn.shown.values() for triple in shown):
-            assert triple.pair.conversation_id != turn.pair.conversation_id
-            assert triple.pair.when < turn.pair.when
-
-
-def test_without_traces_the_moments_are_the_same(ann: str) -> None:
-    with SimulatedUser.load(ann, model=scripted("hi")) as user:
-        turns = recalled_for(user, [small_conversation(number) for number in range(16, 20)])
-        for turn in turns:
-            pairs, triples = turn.shown["recalled_pairs"], turn.shown["recalled_triples"]
-            assert [triple.pair for triple in pairs] == [triple.pair for triple in triples]
-            assert len(triples) == user.k
-            assert all(triple.reasoning is None for triple in [*pairs, *turn.shown["random_own"]])
-            assert all(triple.reasoning for triple in triples)
-            assert turn.shown["no_memory"] == []
-            assert len(turn.shown["random_own"]) == user.k
-
-
-def test_recalled_moments_are_the_most_similar_ones(ann: str) -> None:
+@pytest.mark.usefixtures("ann")
+def test_similarity_and_rank_equal_their_definitions() -> None:
+    """Counted by hand from the vectors; ties count a half."""
+    [turn], _ = measured(pairs=lambda every: [every[0]], generate=1, choices=6)
     embedder = FakeEmbedder()
-    with SimulatedUser.load(ann, model=scripted("hi")) as user:
-        everything = list(user.store.triples())
-        for turn in recalled_for(user, [small_conversation(18)]):
-            texts = [query_text(turn.pair), *(query_text(triple.pair) for triple in everything)]
-            query, *rest = embedder.embed(texts)
-            best = sorted((float(vector @ query) for vector in rest), reverse=True)[: user.k]
-            shown = embedder.embed([query_text(triple.pair) for triple in turn.shown["recalled_pairs"]])
-            assert [float(vector @ query) for vector in shown] == pytest.approx(best, abs=1e-5)
+    with SimulatedUser.load("ann", model=function_model(by_prompt)[0]) as user:
+        pair = held_out_pairs(user, default_home() / "ann")[0][0]
+        others = Distractors([triple.pair for triple in user.store.triples()], embedder).nearest(pair, 5)
+    assert len(others) == 5
+    real, *rest = embedder.embed([pair.action, *others])
+    for arm, (reply,) in turn.replies.items():
+        [said] = embedder.embed([reply])
+        near = float(said @ real)
+        assert turn.similarity[arm] == (pytest.approx(near, abs=1e-5),)
+        share = [1.0 if said @ one < said @ real else 0.5 if said @ one == said @ real else 0.0 for one in rest]
+        assert turn.rank[arm] == (pytest.approx(sum(share) / 5),)
 
 
-def test_prompts_never_hold_a_later_day(ann: str, tmp_path: Path) -> None:
-    """Talks of the past are measured on: of Ann's memory only what came before each may be shown."""
-    against = write([again(number, day=number + 1) for number in (3, 7, 11)], tmp_path / "again.jsonl")
-    scorer = RecordingScorer()
-    assert measure(ann, against=against, scorer=scorer, generate=0)["turns"] == 9
-    seen: dict[int, set[int]] = defaultdict(set)
-    for index, (prompt, _) in enumerate(scorer.items):
-        number = (3, 7, 11)[index // (3 * len(USUAL_ARMS))]
-        seen[number] |= {int(day) for day in DAY.findall(prompt)} - {900 + number}
-    assert {number: max(days) < number for number, days in seen.items()} == {3: True, 7: True, 11: True}
-    assert max(seen[11]) > 3  # and the later talk was shown more of the past than the first
+# Forced choice -------------------------------------------------------------------------------------------------------
 
 
-def test_the_prompts_of_the_arms_end_alike_and_ask_for_the_same_action(ann: str) -> None:
-    scorer = RecordingScorer()
-    measure(ann, scorer=scorer)
-    assert len(scorer.items) == 12 * len(USUAL_ARMS)
-    for start in range(0, len(scorer.items), len(USUAL_ARMS)):
-        by_arm = dict(zip(USUAL_ARMS, scorer.items[start : start + len(USUAL_ARMS)], strict=True))
-        present, action = by_arm["no_memory"]
-        assert present.endswith("Me:")
-        assert {continuation for _, continuation in by_arm.values()} == {action}
-        for arm in USUAL_ARMS[1:]:
-            prompt = by_arm[arm][0]
-            assert prompt.endswith("\n\n" + present)
-            assert prompt.count("\n\n") == 4  # four moments, whoever's they are
-        thoughts = re.compile(r"\(Me thinking: .*\)\n")
-        assert thoughts.search(by_arm["recalled_triples"][0])
-        assert thoughts.sub("", by_arm["recalled_triples"][0]) == by_arm["recalled_pairs"][0]
+def chosen(nats: Callable[[bool, str, str], float], place: int = 4, **how: Any) -> dict[str, float]:
+    """How often each arm finds the real action, under a scorer that is told whether it scores it, after what, and what."""
+    with SimulatedUser.load("ann", model=function_model(by_prompt)[0]) as user:
+        pair = held_out_pairs(user, default_home() / "ann")[0][place]
+    real = action_completion(pair.action)
+    scorer = Asked(lambda prompt, action: nats(action == real, prompt, action))
+    [turn], _ = measured(pairs=lambda every: [every[place]], scorer=scorer, generate=1, **dict[str, Any](choices=4) | how)
+    return dict(turn.choice)
 
 
-def test_the_other_person_is_the_other_one(ann: str) -> None:
-    scorer = RecordingScorer()
-    measure(ann, scorer=scorer)
-    assert all("refund" in prompt or "Order" in prompt for prompt, _ in scorer.items[1::5])
-    assert not any("refund" in prompt for arm in (0, 2, 3, 4) for prompt, _ in scorer.items[arm::5])
+@pytest.mark.usefixtures("ann")
+@pytest.mark.parametrize("place", [0, 4, 11])
+def test_a_scorer_that_prefers_the_real_action_gives_choice_1(place: int) -> None:
+    assert chosen(lambda real, prompt, action: 0.0 if real and prompt != "Me:" else -9.0, place) == dict.fromkeys(FOUR, 1.0)
 
 
-def test_without_another_person_there_is_no_such_arm() -> None:
-    learn_from([small_conversation(number) for number in range(20)])
-    result = measure()
-    assert set(result["arms"]) == set(USUAL_ARMS) - {"other_person"}
-    assert not [name for name in result["paired"] if "other_person" in name]
+@pytest.mark.usefixtures("ann")
+def test_a_scorer_that_prefers_other_actions_gives_choice_0() -> None:
+    assert chosen(lambda real, prompt, action: -9.0 if real and prompt != "Me:" else -1.0) == dict.fromkeys(FOUR, 0.0)
 
 
-def test_the_twin_that_is_measured_reasons_only_where_it_is_shown_traces(ann: str) -> None:
-    model = scripted("thinks of rain)", rules=[("\nMe:", "hello")])
-    with SimulatedUser.load(ann, model=model, k=4) as user:
-        two = ReplayConfig(generate=2)
-        asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=default_home() / ann, protocol=two))
-    prompts: list[str] = model.chat.prompts  # pyright: ignore[reportAttributeAccessIssue]
-    assert len(prompts) == 2 * (len(USUAL_ARMS) + 1)
-    assert sum(prompt.endswith("(Me thinking:") for prompt in prompts) == 2
+@pytest.mark.usefixtures("ann")
+@pytest.mark.parametrize("choices", [2, 4])
+def test_ties_share_the_choice(choices: int) -> None:
+    assert chosen(lambda real, prompt, action: -1.0, choices=choices) == dict.fromkeys(FOUR, 1 / choices)
 
 
-# Which turns --------------------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("ann")
+def test_choice_subtracts_the_prior() -> None:
+    """The scorer likes the real action with the context and without: nothing is told by the context."""
+    assert chosen(lambda real, prompt, action: 0.0 if real else -9.0) == dict.fromkeys(FOUR, 0.25)
 
 
-def test_a_limit_spreads_the_turns_over_the_conversations(ann: str) -> None:
-    scorer = RecordingScorer()
-    result = measure(ann, limit=4, scorer=scorer)
-    assert (result["turns"], result["conversations"]) == (4, 4)
-    assert len(scorer.items) == 4 * len(USUAL_ARMS)
+@pytest.mark.usefixtures("ann")
+def test_only_an_arm_with_the_action_in_its_prompt_has_choice_1() -> None:
+    result = chosen(lambda real, prompt, action: 0.0 if real and "(Me thinking:" in prompt else -9.0)
+    assert result == dict.fromkeys(FOUR, 0.25) | {"recon": 1.0}
 
 
-def test_a_limit_above_what_there_is_takes_everything(ann: str) -> None:
-    assert measure(ann, limit=1000)["turns"] == 12
+@pytest.mark.usefixtures("ann")
+def test_without_choices_there_is_no_choice() -> None:
+    result, _ = measured(generate=2)
+    assert not any(turn.choice for turn in result)
 
 
-def test_one_turn_has_values_but_no_interval(ann: str) -> None:
-    figure = measure(ann, limit=1)["arms"]["recalled_triples"]["bits_per_char"]
-    assert (figure["low"], figure["high"], figure["n"]) == (None, None, 1)
+# Going on ------------------------------------------------------------------------------------------------------------
 
 
-def test_replies_are_written_for_as_many_turns_as_asked(ann: str) -> None:
-    result = measure(ann, generate=3)
-    assert {arm["chrf"]["n"] for arm in result["arms"].values()} == {3}
-    assert {arm["bits_per_char"]["n"] for arm in result["arms"].values()} == {12}
+@pytest.mark.usefixtures("ann")
+@pytest.mark.parametrize("number", [1, 2, ASKED, ASKED + 1, 2 * ASKED + 3, 4 * ASKED])
+def test_an_interrupted_measurement_resumes_to_the_same_records(tmp_path: Path, number: int) -> None:
+    whole, chat = measured()
+    assert len(chat.prompts) == 4 * ASKED
+    keep = tmp_path / "0.jsonl"
+    with pytest.raises(ModelError, match="the server went away"):
+        measured(failing_at(number), keep=keep)
+    kept = read_turn_file(keep)
+    assert kept == whole[: len(kept)]
+    written = sum(bool(turn.replies) for turn in kept)
+    assert written == (number - 1) // ASKED  # every turn whose replies had all come
+    rest, again = measured(keep=keep)
+    assert rest == whole
+    assert read_turn_file(keep) == whole
+    assert again.prompts == chat.prompts[written * ASKED :]  # nothing is asked again about what was kept
 
 
-def test_without_written_replies_only_bits_are_measured(ann: str) -> None:
-    result = measure(ann, generate=0)
-    for measures in (*result["arms"].values(), *result["paired"].values()):
-        assert set(measures) == {"bits_per_char"}
+@pytest.mark.usefixtures("ann")
+def test_recorded_turns_are_not_scored_again(tmp_path: Path) -> None:
+    keep = tmp_path / "0.jsonl"
+    whole, _ = measured(keep=keep, generate=0)
+    lines = keep.read_text("utf-8").splitlines(keepends=True)
+    keep.write_text("".join(lines[:5] + lines[9:]), "utf-8")
+    scorer = Asked(lambda prompt, action: -1.0)
+    result, _ = measured(keep=keep, generate=0, scorer=scorer)
+    assert len(scorer.prompts) == 4 * len(FOUR)
+    assert result[:5] + result[9:] == whole[:5] + whole[9:]
+    assert [(turn.conversation_id, turn.position) for turn in result] == [(t.conversation_id, t.position) for t in whole]
 
 
+@pytest.mark.usefixtures("ann")
+def test_a_finished_measurement_calls_no_model(tmp_path: Path) -> None:
+    keep = tmp_path / "0.jsonl"
+    whole, _ = measured(keep=keep)
+    scorer = Asked(lambda prompt, action: -1.0)
+    result, chat = measured(keep=keep, scorer=scorer)
+    assert result == whole
+    assert not chat.prompts
+    assert not scorer.prompts
+
+
+@pytest.mark.usefixtures("ann")
+@pytest.mark.parametrize("left", [1, 40, -1])
+def test_a_truncated_file_is_resumed(tmp_path: Path, left: int) -> None:
+    """Within the last line, after its first letter, and of a line that lacks only its end."""
+    keep = tmp_path / "0.jsonl"
+    whole, _ = measured(keep=keep)
+    lines = keep.read_bytes().splitlines(keepends=True)
+    keep.write_bytes(b"".join(lines[:-1]) + lines[-1][:left])
+    assert read_turn_file(keep) == whole[:-1]
+    assert measured(keep=keep)[0] == whole
+    assert read_turn_file(keep) == whole
+
+
+@pytest.mark.usefixtures("ann")
 @pytest.mark.parametrize(
-    "wrong", [{"limit": 0}, {"limit": -1}, {"generate": -1}, {"samples": 0}, {"choices": 1}, {"choices": -1}]
+    "line", ["{broken", "[]", "3", '{"person": "Ann"}', '{"replies": [], "similarity": [], "rank": []}', ""]
 )
-def test_a_limit_that_makes_no_sense_is_refused(ann: str, wrong: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match="at least"):
-        measure(ann, **wrong)
+def test_a_broken_line_is_an_error_with_file_and_line(tmp_path: Path, line: str) -> None:
+    keep = tmp_path / "0.jsonl"
+    measured(keep=keep, generate=0)
+    lines = keep.read_text("utf-8").splitlines()
+    keep.write_text("\n".join([*lines[:3], line, *lines[3:]]) + "\n", "utf-8")
+    before = keep.read_bytes()
+    with pytest.raises(UsageError, match=r"0\.jsonl, line 4: not a valid measured turn"):
+        measured(keep=keep)
+    assert keep.read_bytes() == before
 
 
-def test_progress_reaches_the_end_of_both_stages(ann: str) -> None:
-    told: list[tuple[str, int, int]] = []
-    measure(ann, generate=2, progress=lambda *what: told.append(what))
-    assert ("scoring", 12, 12) in told
-    assert told[-1] == ("writing", 2, 2)
-    assert all(done <= total for _, done, total in told)
+@pytest.mark.usefixtures("ann")
+def test_concurrency_does_not_change_the_records() -> None:
+    assert measured(concurrency=4)[0] == measured()[0]
 
 
-# Against another log --------------------------------------------------------------------------------------------------
+# What cannot be measured ---------------------------------------------------------------------------------------------
 
 
-def test_conversations_that_the_twin_was_learned_or_tuned_on_are_dropped_and_counted(ann: str, log_file: Path) -> None:
-    result = measure(ann, against=log_file, limit=None)
-    assert (result["dropped_conversations"], result["conversations"], result["turns"]) == (16, 4, 12)
-    assert result["against"] == str(log_file)
+@pytest.mark.usefixtures("ann")
+def test_only_absent_arms_are_an_error() -> None:
+    with pytest.raises(UsageError, match="nothing to show for other_person, trained"):
+        measured(arms=("other_person", "trained"))
 
 
-def test_a_log_of_nothing_new_is_refused(ann: str, tmp_path: Path) -> None:
-    known = write([small_conversation(number) for number in range(5)], tmp_path / "known.jsonl")
-    with pytest.raises(LogError, match="learned from every conversation of Ann"):
-        measure(ann, against=known)
+def test_a_held_out_conversation_in_the_memory_is_an_error(ann: str) -> None:
+    folder = default_home() / ann
+    with SimulatedUser.load(ann, model=function_model(by_prompt)[0]) as user:
+        user.store.add([Triple(held_out_pairs(user, folder)[0][0])])
+        with pytest.raises(TwinError, match='holds the held-out conversation "talk-16"'):
+            asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=folder))
 
 
-def test_a_log_without_the_person_is_refused(ann: str, tmp_path: Path) -> None:
-    strangers = write([other_conversation(number) for number in range(5)], tmp_path / "bob.jsonl")
-    with pytest.raises(LogError, match=r'nobody called "Ann".*"Bob"'):
-        measure(ann, against=strangers)
-
-
-def test_a_log_without_dates_is_refused_for_a_twin_that_has_some(ann: str, tmp_path: Path) -> None:
-    dateless = write([again(1, day=20, started_at=None)], tmp_path / "dateless.jsonl")
-    with pytest.raises(LogError, match="started_at"):
-        measure(ann, against=dateless)
-
-
-def test_a_missing_log_is_refused(ann: str, tmp_path: Path) -> None:
-    with pytest.raises(LogError, match="no such file"):
-        measure(ann, against=tmp_path / "nowhere.jsonl")
-
-
-# Logs without dates ---------------------------------------------------------------------------------------------------
-
-
-def test_a_log_without_dates_is_measured_like_any_other() -> None:
-    learn_from(undated())
-    scorer = RecordingScorer()
-    result = measure(limit=None, scorer=scorer)
-    assert set(result["arms"]) == set(USUAL_ARMS)
-    assert (result["turns"], result["conversations"]) == (12, 4)
-    for arm in range(1, len(USUAL_ARMS)):  # all of the memory is past: no arm is empty
-        assert all(prompt.count("\n\n") == 4 for prompt, _ in scorer.items[arm::5])
-
-
-def test_a_twin_without_dates_takes_another_log_as_later_than_its_past(tmp_path: Path) -> None:
-    learn_from(undated())
-    for started_at in (None, "1999-01-01T00:00:00+00:00"):
-        scorer = RecordingScorer()
-        against = write([again(1, day=1, started_at=started_at)], tmp_path / "again.jsonl")
-        assert measure(against=against, scorer=scorer, generate=0)["turns"] == 3
-        assert all(prompt.count("\n\n") == 4 for prompt, _ in scorer.items[3::5])
-
-
-def test_for_a_twin_without_traces_the_two_arms_of_recalled_moments_are_equal() -> None:
-    learn_from(undated(), method="none", model=None, scorer=None)
-    result = measure(generate=0)
-    assert result["arms"]["recalled_triples"] == result["arms"]["recalled_pairs"]
-    assert result["models"]["proposer"] is None
-
-
-def test_turns_said_within_a_conversation_have_no_goal_of_it_in_other_prompts(ann: str) -> None:
-    """What only Ann was told is in the present moment, and in no recalled one."""
-    scorer = RecordingScorer()
-    measure(ann, scorer=scorer)
-    for prompt, _ in scorer.items:
-        assert prompt.count("My goal:") == 1
-        assert "(My goal:" in prompt.split("\n\n")[-1]
-
-
-def test_a_log_with_turns_that_have_a_time_of_their_own_keeps_to_it(tmp_path: Path) -> None:
-    """Two talks at once: what Ann says in one at ten past is not past for what she says in the other at five past."""
-
-    def at(minute: int, speaker: str, text: str) -> Turn:
-        return Turn(speaker, "agent" if speaker == "desk" else "user", text, f"2024-03-01T10:{minute:02d}:00+00:00")
-
-    turns = [
-        turn for i in range(0, 40, 4)
-        for turn in (at(i, "desk", f"question {i}"), at(i + 2, "Ann", f"answer {i} day {i + 2}"))
-    ]  # fmt: skip
-    memory = Conversation("long", tuple(turns), "2024-03-01T10:00:00+00:00")
-    later = [replace(small_conversation(number), started_at=f"2024-04-{number + 1:02d}") for number in range(8)]
-    learn_from([memory, *later])
-    present = Conversation("new", (at(20, "desk", "question 20"), at(21, "Ann", "fine")), "2024-03-01T10:20:00+00:00")
-    scorer = RecordingScorer()
-    measure(against=write([present], tmp_path / "new.jsonl"), scorer=scorer, generate=0)
-    shown = {int(day) for prompt, _ in scorer.items for day in DAY.findall(prompt)}
-    assert shown
-    assert max(shown) <= 20
+@pytest.mark.usefixtures("ann")
+def test_a_record_is_one_line_of_json(tmp_path: Path) -> None:
+    keep = tmp_path / "0.jsonl"
+    result, _ = measured(keep=keep, generate=1)
+    lines = keep.read_text("utf-8").split("\n")
+    assert lines.pop() == ""
+    assert [MeasuredTurn.from_json(json.loads(line)) for line in lines] == result

@@ -1,4 +1,4 @@
-"""What a twin is measured on is what was held out when it was learned, and the other person's past is another's."""
+"""Held-out pairs of a twin, and the memory of the other person."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from conftest import other_conversation, recipe, scripted, small_conversation
 from usertwin.evals.metrics.statistics import evenly_spaced
-from usertwin.evals.replay.held_out import held_out_pairs, other_person, with_time_after
+from usertwin.evals.replay.held_out import held_out_pairs, other_person_store, with_time_after
 from usertwin.memory import alearn
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.twin.record import default_home
 from usertwin.personas import ChatLog, LogError, write_conversations
-from usertwin.personas.chat_log import in_time_order
+from usertwin.personas.chat_log import sort_by_time
 from usertwin.simulator import SimulatedUser
 
 
@@ -27,7 +27,7 @@ def opened(name: str) -> SimulatedUser:
     return SimulatedUser.load(name, model=scripted("hi"))
 
 
-def test_what_is_held_out_is_read_from_the_twins_folder_by_the_ids_in_its_record(ann: str) -> None:
+def test_held_out_pairs_are_those_of_the_recorded_ids(ann: str) -> None:
     with opened(ann) as user:
         pairs, dropped = held_out_pairs(user, default_home() / ann)
         assert dropped == 0
@@ -37,7 +37,7 @@ def test_what_is_held_out_is_read_from_the_twins_folder_by_the_ids_in_its_record
         assert {pair.conversation_id for pair in held_out_pairs(user, default_home() / ann)[0]} == {"talk-18"}
 
 
-def test_nothing_that_is_held_out_is_in_the_memory_nor_earlier_than_it(ann: str) -> None:
+def test_held_out_pairs_are_later_than_the_memory(ann: str) -> None:
     with opened(ann) as user:
         pairs, _ = held_out_pairs(user, default_home() / ann)
         known = [triple.pair for triple in user.store.triples()]
@@ -45,7 +45,7 @@ def test_nothing_that_is_held_out_is_in_the_memory_nor_earlier_than_it(ann: str)
     assert min(pair.when for pair in pairs) > max(pair.when for pair in known)
 
 
-def test_without_dates_all_that_is_held_out_is_later_than_the_memory() -> None:
+def test_undated_held_out_pairs_are_later_than_the_memory() -> None:
     talks = [replace(small_conversation(number), started_at=None) for number in range(20)]
     asyncio.run(
         alearn("bare", ChatLog(tuple(talks), "test"), recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder())
@@ -57,26 +57,29 @@ def test_without_dates_all_that_is_held_out_is_later_than_the_memory() -> None:
         assert with_time_after(pairs[0], dated=True, corpus_ends=99.0) == pairs[0]
 
 
-def test_of_another_log_only_what_the_twin_does_not_know_is_measured(ann: str, tmp_path: Path) -> None:
+def test_known_conversations_of_another_log_are_dropped(ann: str, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     talks = [small_conversation(number) for number in range(10, 24)]
-    write_conversations(in_time_order([*talks, other_conversation(1)], "test"), other)
+    write_conversations(sort_by_time([*talks, other_conversation(1)], "test"), other)
     with opened(ann) as user:
         pairs, dropped = held_out_pairs(user, default_home() / ann, other)
         assert dropped == 6  # four of the corpus, two of validation
         assert {pair.conversation_id for pair in pairs} == {f"talk-{number}" for number in range(16, 24)}
 
 
-def test_another_log_of_nothing_new_is_refused(ann: str, tmp_path: Path) -> None:
+def test_another_log_without_new_conversations_is_an_error(ann: str, tmp_path: Path) -> None:
     known = tmp_path / "known.jsonl"
     write_conversations([small_conversation(number) for number in range(5)], known)
-    with opened(ann) as user, pytest.raises(LogError, match="none is held out"):
+    with (
+        opened(ann) as user,
+        pytest.raises(LogError, match="the twin was learned from every conversation of Ann in it; name another log"),
+    ):
         held_out_pairs(user, default_home() / ann, known)
 
 
-def test_the_other_person_is_remembered_as_long_as_the_stack_is_open(ann: str) -> None:
+def test_the_other_persons_store_closes_with_the_stack(ann: str) -> None:
     with opened(ann) as user, ExitStack() as stack:
-        store = other_person(user, default_home() / ann, FakeEmbedder(), stack)
+        store = other_person_store(user, default_home() / ann, FakeEmbedder(), stack)
         assert store is not None
         folder = Path(store.folder)
         assert {triple.pair.speaker for triple in store.triples()} == {"Bob"}
@@ -86,17 +89,17 @@ def test_the_other_person_is_remembered_as_long_as_the_stack_is_open(ann: str) -
         assert not folder.exists()
 
 
-def test_without_another_person_there_is_no_such_memory(ann: str) -> None:
+def test_without_another_person_there_is_no_store(ann: str) -> None:
     with opened(ann) as user, ExitStack() as stack:
         user.record = replace(user.record, other_speaker=None)
-        assert other_person(user, default_home() / ann, FakeEmbedder(), stack) is None
+        assert other_person_store(user, default_home() / ann, FakeEmbedder(), stack) is None
 
 
 @given(st.integers(0, 60), st.integers(1, 70) | st.none())
-def test_items_are_spread_evenly_in_their_order_from_the_first_on(count: int, most: int | None) -> None:
-    found = evenly_spaced(range(count), most)
-    assert len(found) == (count if most is None else min(count, most))
-    assert found == sorted(set(found))
-    assert found[:1] == list(range(count))[:1]
-    gaps = [b - a for a, b in pairwise([*found, count])]
+def test_evenly_spaced_keeps_order_and_the_first_item(count: int, most: int | None) -> None:
+    result = evenly_spaced(range(count), most)
+    assert len(result) == (count if most is None else min(count, most))
+    assert result == sorted(set(result))
+    assert result[:1] == list(range(count))[:1]
+    gaps = [b - a for a, b in pairwise([*result, count])]
     assert not gaps or max(gaps) - min(gaps) <= 1

@@ -1,4 +1,4 @@
-"""`usertwin eval`: a quick look at one twin, a run of it with a report, and every kind of bad input."""
+"""`usertwin eval`: the table, runs with a report, and wrong input."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def figures(ann: str, script: str, tmp_path: Path, *more: str | Path) -> dict[st
 # A quick look ----------------------------------------------------------------------------------------------------------
 
 
-def test_eval_shows_a_table_and_notes_the_measurement_in_the_twin(ann: str, script: str) -> None:
+def test_eval_prints_a_table_and_records_the_measurement(ann: str, script: str) -> None:
     text = done("eval", ann, "--model", script, "--scorer", "fake:", "--limit", "6", "--generate", "2")
     assert "How close is ann" in text
     assert "6 turns of 4 conversations that the twin never saw" in text
@@ -74,19 +74,19 @@ def test_eval_writes_every_figure_as_json(ann: str, script: str, tmp_path: Path)
     done("eval", ann, "--model", script, "--scorer", "fake:", "--generate", "2", "--seed", "3", "--json", path)
     found = json.loads(path.read_text("utf-8"))
     assert {"twin", "arms", "paired", "turns", "conversations", "models", "seed"} <= set(found)
-    assert set(found["arms"]) == {"no_memory", "other_person", "random_own", "recalled_pairs", "recalled_triples"}
-    assert set(found["arms"]["recalled_triples"]["bits_per_char"]) == {"value", "low", "high", "n"}
+    assert set(found["arms"]) == {"no_memory", "other_person", "random_own", "recalled_pairs", "recon"}
+    assert set(found["arms"]["recon"]["bits_per_char"]) == {"value", "low", "high", "n"}
     assert (found["twin"], found["turns"], found["seed"]) == ("ann", 12, 3)
 
 
-def test_eval_writes_nothing_but_json_to_the_screen_if_asked(ann: str, script: str) -> None:
+def test_eval_prints_only_json_on_request(ann: str, script: str) -> None:
     result = run("eval", ann, "--model", script, "--scorer", "fake:", "--generate", "0", "--limit", "0", "--json", "-")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["turns"] == 12
     assert "How close is ann" in result.stderr
 
 
-def test_eval_against_another_log_counts_what_the_twin_knows(ann: str, script: str, log_file: Path, tmp_path: Path) -> None:
+def test_eval_against_another_log_counts_dropped_conversations(ann: str, script: str, log_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "closeness.json"
     done("eval", ann, "--model", script, "--scorer", "fake:", "--generate", "0", "--against", log_file, "--json", path)
     assert json.loads(path.read_text("utf-8"))["dropped_conversations"] == 16  # corpus and validation
@@ -95,43 +95,43 @@ def test_eval_against_another_log_counts_what_the_twin_knows(ann: str, script: s
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--limit", "-1"), "a limit is at least 1"),
-        (("--generate", "-1"), "at least 0"),
+        (("--limit", "-1"), "limit is -1; it must be at least 1"),
+        (("--generate", "-1"), "generate is -1; it must be at least 0"),
         (("--against", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
         (("--scorer", "nonsense"), '"nonsense" cannot score'),
-        (("--model", "nonsense"), '"nonsense" is no model'),
+        (("--model", "nonsense"), '"nonsense" is not a chat model'),
         (("--json", "nowhere/closeness.json"), "nowhere/closeness.json"),
         (("--arms", "no_memory,memories"), 'there is no arm "memories"; there are no_memory, '),
         (("--arms", ","), "no arm is named"),
-        (("--arms", "trained"), "nothing is there to show for trained"),
-        (("--samples", "0"), "at least one sample"),
-        (("--choices", "1"), "two actions to choose from"),
-        (("--judge", "scripted:judge.txt"), "name its folder with --out"),
-        (("--out", "run", "--against", "log.jsonl"), "leave out --against, or --out"),
+        (("--arms", "trained"), "nothing to show for trained"),
+        (("--samples", "0"), "samples is 0; it must be at least 1"),
+        (("--choices", "1"), "a choice needs at least 2 actions"),
+        (("--judge", "scripted:judge.txt"), "--judge needs --out"),
+        (("--out", "run", "--against", "log.jsonl"), "--against and --out exclude each other"),
     ],
 )
-def test_wrong_arguments_of_eval_get_one_sentence(ann: str, script: str, more: tuple[str, str], says: str) -> None:
+def test_wrong_arguments_are_one_sentence(ann: str, script: str, more: tuple[str, str], says: str) -> None:
     assert says in refused("eval", ann, "--model", script, "--scorer", "fake:", *more)
 
 
-def test_eval_compares_the_arms_that_are_named_in_their_order(ann: str, script: str, tmp_path: Path) -> None:
-    found = figures(ann, script, tmp_path, "--arms", "persona, recalled_triples,no_memory", "--generate", "0")
-    assert list(found["arms"]) == ["no_memory", "recalled_triples", "persona"]
-    assert found["family"]["contrasts"] == ["recalled_triples - persona"]
+def test_eval_compares_named_arms_in_order(ann: str, script: str, tmp_path: Path) -> None:
+    found = figures(ann, script, tmp_path, "--arms", "persona, recon,no_memory", "--generate", "0")
+    assert list(found["arms"]) == ["no_memory", "recon", "persona"]
+    assert found["family"]["contrasts"] == ["recon - persona"]
 
 
-def test_eval_compares_all_arms_that_there_is_something_to_show_for(ann: str, script: str, tmp_path: Path) -> None:
+def test_eval_compares_all_present_arms(ann: str, script: str, tmp_path: Path) -> None:
     found = figures(ann, script, tmp_path, "--arms", "all", "--generate", "1", "--limit", "4")
     assert list(found["arms"]) == [arm for arm in ARMS if arm != "trained"]
     assert all(arm["chrf"]["n"] == 1 for arm in found["arms"].values())
 
 
-def test_eval_without_the_twins_own_arm_is_shown_without_a_claim(ann: str, script: str, tmp_path: Path) -> None:
+def test_eval_without_the_twins_arm_makes_no_claim(ann: str, script: str, tmp_path: Path) -> None:
     figures(ann, script, tmp_path, "--arms", "persona", "--generate", "0")
     assert "only persona measured; n=12 held-out turns" in done("show", ann)
 
 
-def test_eval_lets_arms_choose_among_own_actions_if_asked(ann: str, script: str, tmp_path: Path) -> None:
+def test_eval_measures_choices_on_request(ann: str, script: str, tmp_path: Path) -> None:
     found = figures(ann, script, tmp_path, "--choices", "4", "--generate", "3")
     assert {arm["choice"]["n"] for arm in found["arms"].values()} == {3}
     assert all(0.0 <= arm["choice"]["value"] <= 1.0 for arm in found["arms"].values())
@@ -157,7 +157,7 @@ def zoe(tmp_path: Path) -> str:
     ]
     log = tmp_path / "zoe.jsonl"
     write_conversations(talks, log)
-    done("learn", "zoe", "--from", log, "--speaker", "Zoe", "--traces", "none", "--embedder", "fake:", "--measure", "0")
+    done("learn", "zoe", "--from", log, "--speaker", "Zoe", "--traces", "none", "--embedder", "fake:", "--tune-turns", "0")
     return "zoe"
 
 
@@ -165,8 +165,8 @@ def test_eval_with_a_folder_writes_a_run_and_its_report(zoe: str, script: str, t
     folder = tmp_path / "run"
     how = ("--arms", "no_memory,recalled_pairs,openevals", "--limit", "6", "--generate", "2", "--samples", "2")
     text = done("eval", zoe, "--model", script, "--scorer", "fake:", "--out", folder, *how)
-    assert f"the report: {folder / 'report.html'}" in text
-    assert "6 turns of 4 conversations of 1 people" in text
+    assert f"report: {folder / 'report.html'}" in text
+    assert "6 turns of 4 conversations" in text
     assert read_manifest(folder)["state"] == "complete"
     assert list(read_result(folder)["arms"]) == ["no_memory", "recalled_pairs", "openevals"]
     turns = read_turns(folder)
@@ -175,7 +175,7 @@ def test_eval_with_a_folder_writes_a_run_and_its_report(zoe: str, script: str, t
     assert (folder / "report.md").is_file()
 
 
-def test_eval_into_the_folder_of_another_run_is_refused(zoe: str, script: str, tmp_path: Path) -> None:
+def test_eval_into_the_folder_of_another_run_is_an_error(zoe: str, script: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     how = ("eval", zoe, "--model", script, "--scorer", "fake:", "--generate", "0", "--arms", "no_memory,recalled_pairs")
     done(*how, "--limit", "4", "--out", folder)
@@ -183,6 +183,6 @@ def test_eval_into_the_folder_of_another_run_is_refused(zoe: str, script: str, t
     assert read_result(folder)["turns"] == 4
 
 
-def test_a_run_of_a_person_who_only_repeats_what_is_remembered_is_refused(ann: str, script: str, tmp_path: Path) -> None:
+def test_a_run_with_near_duplicates_only_is_an_error(ann: str, script: str, tmp_path: Path) -> None:
     how = ("--model", script, "--scorer", "fake:", "--generate", "0", "--out", tmp_path / "run")
-    assert "no held-out turn is left that is not nearly the same in the memory" in refused("eval", ann, *how)
+    assert "every held-out turn is nearly the same as one in the memory" in refused("eval", ann, *how)

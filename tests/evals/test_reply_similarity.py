@@ -1,4 +1,4 @@
-"""Measures of a reply: known answers, and what holds for any text."""
+"""chrF and embedding similarity: known values and properties."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_texts_without_a_common_character_score_zero() -> None:
     assert chrf("aaa", "zzz") == 0.0
 
 
-def test_silence_scores_zero() -> None:
+def test_an_empty_reply_scores_zero() -> None:
     assert chrf("", "hello") == 0.0
 
 
@@ -37,10 +37,10 @@ def test_chrf_weighs_recall_over_precision() -> None:
     assert chrf("abc", "abcdef") < chrf("abcdef", "abc")
 
 
-def test_the_examples_in_the_docstrings_are_true() -> None:
-    found = doctest.testmod(metrics)
-    assert found.attempted
-    assert not found.failed
+def test_docstring_examples_pass() -> None:
+    result = doctest.testmod(metrics)
+    assert result.attempted
+    assert not result.failed
 
 
 @given(texts, texts)
@@ -49,13 +49,13 @@ def test_chrf_lies_between_zero_and_one(reply: str, real: str) -> None:
 
 
 @given(texts.filter(lambda text: text.strip()))
-def test_nothing_scores_higher_than_the_real_turn_itself(text: str) -> None:
+def test_the_real_turn_scores_one(text: str) -> None:
     assert chrf(text, text) == pytest.approx(1.0)
 
 
 def test_similarities_are_pairwise_and_in_order() -> None:
-    found = embedding_similarities(["see you", "a b", "red"], ["see you", "a c", "blue"], FakeEmbedder(4096))
-    assert found == pytest.approx([1.0, 0.5, 0.0], abs=1e-6)
+    result = embedding_similarities(["see you", "a b", "red"], ["see you", "a c", "blue"], FakeEmbedder(4096))
+    assert result == pytest.approx([1.0, 0.5, 0.0], abs=1e-6)
 
 
 def test_no_replies_have_no_similarities() -> None:
@@ -64,6 +64,6 @@ def test_no_replies_have_no_similarities() -> None:
 
 @given(st.lists(st.tuples(texts, texts), max_size=5))
 def test_similarities_are_cosines(pairs: list[tuple[str, str]]) -> None:
-    found = embedding_similarities([said for said, _ in pairs], [real for _, real in pairs], FakeEmbedder(64))
-    assert len(found) == len(pairs)
-    assert all(-1.00001 <= value <= 1.00001 for value in found)
+    result = embedding_similarities([said for said, _ in pairs], [real for _, real in pairs], FakeEmbedder(64))
+    assert len(result) == len(pairs)
+    assert all(-1.00001 <= value <= 1.00001 for value in result)

@@ -1,4 +1,4 @@
-"""evals/replay/tune.py: what a twin is shown of its memory is measured, and the simplest setting that is as good is taken."""
+"""Tuning: the simplest of the best settings is chosen, and the twin uses it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from conftest import Telling, recipe, scripted, small_conversation, small_log, telling
+from conftest import FunctionChatModel, function_model, recipe, scripted, small_conversation, small_log
 from usertwin.evals import ReplayConfig, evaluate
 from usertwin.evals.replay.tune import KS, WINDOWS, TunePlan, tune, tune_plan, validation_pairs
 from usertwin.memory import ChatModel, Provenance, Settings, Triple, TripleStore, TwinRecord, alearn, existing_twin
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer, Likelihood
 from usertwin.memory.triples import Candidate
-from usertwin.memory.twin.record import HELD_OUT
+from usertwin.memory.twin.record import HELD_OUT_FILE
 from usertwin.personas import ChatLog, Persona, TwinError, UsageError, read_conversations, write_conversations
 from usertwin.simulator import SimulatedUser
 
@@ -76,7 +76,7 @@ def twin(ann: str) -> str:
 
 def decided(name: str, scorer: By, model: ChatModel | None = None, **options: Any) -> Settings:
     """What is decided for a twin of the test's home."""
-    with SimulatedUser.load(name, model=model or telling(lambda *_: "I wonder")[0]) as user:
+    with SimulatedUser.load(name, model=model or function_model(lambda *_: "I wonder")[0]) as user:
         return asyncio.run(tune(user, scorer, folder=existing_twin(name), **options))
 
 
@@ -107,14 +107,12 @@ def what(settings: Settings) -> Settings:
         "more moments help", "more of the chat helps", "more moments and the chosen trace help", "moments harm", "traces harm",
     ],
 )  # fmt: skip
-def test_the_simplest_of_the_best_settings_is_taken(twin: str, nats: Callable[[str, str], float], best: Settings) -> None:
+def test_the_simplest_of_the_best_settings_is_chosen(twin: str, nats: Callable[[str, str], float], best: Settings) -> None:
     assert what(decided(twin, By(nats))) == best
 
 
 @pytest.mark.parametrize(("in_one", "in_the_other", "traces"), [(3.0, -2.0, "none"), (3.0, 2.0, "recon")])
-def test_what_helps_in_one_conversation_and_harms_in_the_other_is_within_the_error(
-    twin: str, in_one: float, in_the_other: float, traces: str
-) -> None:
+def test_a_mixed_effect_is_within_the_standard_error(twin: str, in_one: float, in_the_other: float, traces: str) -> None:
     """Both help on average; the first only because one conversation gains more than the other loses."""
     [one, other] = TwinRecord.load(existing_twin(twin)).validation
     cities = {name: small_conversation(int(name.removeprefix("talk-"))).turns[2].text.split()[4] for name in (one, other)}
@@ -133,9 +131,7 @@ def test_what_helps_in_one_conversation_and_harms_in_the_other_is_within_the_err
     harm=st.lists(st.floats(0.01, 5), min_size=6, max_size=6),
     own=st.floats(0, 3),
 )
-def test_where_traces_make_things_worse_no_twin_is_shown_any(
-    twin: str, more: float, longer: float, harm: list[float], own: float
-) -> None:
+def test_harmful_traces_are_not_shown(twin: str, more: float, longer: float, harm: list[float], own: float) -> None:
     """However much the rest matters, and however unequal the harm is."""
     actions: dict[str, float] = {}
 
@@ -148,25 +144,25 @@ def test_where_traces_make_things_worse_no_twin_is_shown_any(
     assert (found.traces, found.reasons) == ("none", False)
 
 
-def test_with_one_conversation_to_decide_on_the_simplest_is_taken(twin: str) -> None:
+def test_one_validation_conversation_gives_the_simplest_setting(twin: str) -> None:
     folder = existing_twin(twin)
     record = TwinRecord.load(folder)
     replace(record, validation=record.validation[:1]).save(folder)
     assert what(decided(twin, By(lambda prompt, _: -10.0 + 5 * (CHOSEN in prompt)))) == PLAIN
 
 
-def test_a_memory_without_traces_is_compared_without_them() -> None:
+def test_without_traces_only_plain_settings_are_compared() -> None:
     asyncio.run(alearn("plain", small_log(), recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
-    model, chat = telling(lambda *_: "I wonder")
+    model, chat = function_model(lambda *_: "I wonder")
     scorer = By(lambda prompt, _: -20.0 + moments(prompt))
     found = decided("plain", scorer, model)
     assert what(found) == replace(PLAIN, k=8)
-    assert chat.asked == []
+    assert chat.requests == []
     assert found.measured is not None
     assert {row["traces"] for row in found.measured["settings"]} == {"none"}
 
 
-def test_without_a_validation_turn_a_twin_is_shown_no_traces_and_nothing_is_asked(twin: str) -> None:
+def test_without_validation_turns_no_model_is_called(twin: str) -> None:
     folder = existing_twin(twin)
     replace(TwinRecord.load(folder), validation=()).save(folder)
     scorer = By(lambda *_: -1.0)
@@ -175,8 +171,8 @@ def test_without_a_validation_turn_a_twin_is_shown_no_traces_and_nothing_is_aske
 
 
 @pytest.mark.parametrize("limit", [0, -3])
-def test_a_limit_below_one_is_refused(twin: str, limit: int) -> None:
-    with pytest.raises(UsageError, match=f"{limit} turns to decide on: at least one is needed"):
+def test_a_limit_below_one_is_an_error(twin: str, limit: int) -> None:
+    with pytest.raises(UsageError, match=f"limit is {limit}; tuning needs at least 1 validation turn"):
         decided(twin, By(lambda *_: -1.0), limit=limit)
 
 
@@ -187,9 +183,9 @@ def days_of(names: Sequence[str]) -> set[int]:
     return {int(name.removeprefix("talk-")) for name in names}
 
 
-def test_only_validation_conversations_are_looked_at(twin: str) -> None:
+def test_only_validation_conversations_are_scored(twin: str) -> None:
     record = TwinRecord.load(existing_twin(twin))
-    model, chat = telling(lambda *_: "I wonder")
+    model, chat = function_model(lambda *_: "I wonder")
     scorer = By(lambda *_: -1.0)
     decided(twin, scorer, model)
     own = {
@@ -201,17 +197,17 @@ def test_only_validation_conversations_are_looked_at(twin: str) -> None:
     assert not read & days_of(record.test)
 
 
-def test_the_turns_to_measure_on_may_be_gone(twin: str) -> None:
+def test_a_missing_held_out_file_gives_no_turns(twin: str) -> None:
     """The strongest form of the same: without the test conversations everything is decided alike."""
     before = decided(twin, By(lambda prompt, _: -20.0 + moments(prompt)))
-    path, known = existing_twin(twin) / HELD_OUT, set(TwinRecord.load(existing_twin(twin)).validation)
+    path, known = existing_twin(twin) / HELD_OUT_FILE, set(TwinRecord.load(existing_twin(twin)).validation)
     kept = [one for one in read_conversations(path).conversations if one.conversation_id in known]
     assert len(kept) == 2
     write_conversations(kept, path)
     assert decided(twin, By(lambda prompt, _: -20.0 + moments(prompt))) == before
 
 
-def test_no_moment_is_shown_that_came_later_or_is_from_the_same_conversation(twin: str) -> None:
+def test_no_later_pair_or_same_conversation_is_shown(twin: str) -> None:
     scorer = By(lambda *_: -1.0)
     decided(twin, scorer)
     for prompt, _ in scorer.items:
@@ -219,7 +215,7 @@ def test_no_moment_is_shown_that_came_later_or_is_from_the_same_conversation(twi
         assert not {int(day) for day in DAY.findall(past)} & days_of(TwinRecord.load(existing_twin(twin)).validation)
 
 
-def test_what_the_memory_learned_since_is_not_shown(twin: str) -> None:
+def test_pairs_added_later_are_not_shown(twin: str) -> None:
     """A memory grows; what was said after the validation turns would tell how they went on."""
     with TripleStore(existing_twin(twin), FakeEmbedder(), create=False) as store:
         pairs = [replace(triple.pair, conversation_id=f"since {n}", when=9e9) for n, triple in enumerate(store.triples())]
@@ -229,7 +225,7 @@ def test_what_the_memory_learned_since_is_not_shown(twin: str) -> None:
     assert not any("since then" in prompt for prompt, _ in scorer.items)
 
 
-def test_a_log_without_dates_is_decided_on_with_all_of_the_memory(tmp_path: Path) -> None:
+def test_an_undated_log_is_tuned_with_the_whole_memory(tmp_path: Path) -> None:
     log = ChatLog(tuple(replace(one, started_at=None) for one in map(small_conversation, range(20))), "test")
     asyncio.run(alearn("bea", log, recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
     scorer = By(lambda *_: -1.0)
@@ -237,7 +233,7 @@ def test_a_log_without_dates_is_decided_on_with_all_of_the_memory(tmp_path: Path
     assert {moments(prompt) for prompt, _ in scorer.items} == set(KS)
 
 
-def test_a_silent_leaving_is_nothing_to_decide_on(tmp_path: Path) -> None:
+def test_abandoned_pairs_are_not_tuned_on(tmp_path: Path) -> None:
     talks = [replace(one, turns=one.turns[:-1]) for one in map(small_conversation, range(20))]
     asyncio.run(alearn("cy", ChatLog(tuple(talks), "test"), recipe(method="backward", model="x"), embedder=FakeEmbedder(),
                       model=scripted("is in a hurry")))  # fmt: skip
@@ -251,33 +247,33 @@ def test_a_silent_leaving_is_nothing_to_decide_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 4, 24])
-def test_the_plan_is_what_is_done(twin: str, limit: int) -> None:
-    model, chat = telling(lambda *_: "I wonder")
+def test_the_plan_equals_the_work_done(twin: str, limit: int) -> None:
+    model, chat = function_model(lambda *_: "I wonder")
     scorer, told, said = By(lambda *_: -1.0), list[tuple[str, int, int]](), list[TunePlan]()
     with SimulatedUser.load(twin, model=model) as user:
         planned = tune_plan(user, len(validation_pairs(user, existing_twin(twin), limit)))
         found = asyncio.run(
             tune(
-                user, scorer, folder=existing_twin(twin), limit=limit, planned=said.append,
+                user, scorer, folder=existing_twin(twin), limit=limit, on_plan=said.append,
                 progress=lambda *now: told.append(now),
             )
         )  # fmt: skip
     assert said == [planned]
     assert planned == TunePlan(min(limit, 6), len(KS) * len(WINDOWS) + 3, min(limit, 6))
     assert len(scorer.items) == planned.scorings
-    assert len(chat.asked) == planned.thoughts
-    assert told[0] == ("deciding", 0, planned.scorings)
-    assert told[-1] == ("deciding", planned.scorings, planned.scorings)
+    assert len(chat.requests) == planned.thoughts
+    assert told[0] == ("tuning", 0, planned.scorings)
+    assert told[-1] == ("tuning", planned.scorings, planned.scorings)
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
     assert found.measured is not None
     assert len(found.measured["settings"]) == planned.settings
     assert found.measured["turns"] == planned.turns
     assert str(planned) == (
-        f"7 settings on {planned.turns} validation turns: {planned.scorings} turns scored and {planned.turns} thoughts written"
+        f"7 settings on {planned.turns} validation turns: {planned.scorings} turns scored and {planned.turns} traces written"
     )
 
 
-def test_a_window_the_twin_was_learned_with_is_compared_too() -> None:
+def test_the_window_of_the_recipe_is_compared_too() -> None:
     made = recipe(method="none", model=None, scorer=None, window=5)
     asyncio.run(alearn("wide", small_log(), made, embedder=FakeEmbedder()))
     scorer = By(lambda *_: -1.0)
@@ -287,11 +283,11 @@ def test_a_window_the_twin_was_learned_with_is_compared_too() -> None:
     assert (planned.settings, planned.thoughts, len(scorer.items)) == (6, 0, 36)
     assert found.measured is not None
     assert [(row["k"], row["window"]) for row in found.measured["settings"]] == [(k, w) for k in KS for w in (3, 5, 6)]
-    assert "thoughts" not in str(planned)
+    assert "traces" not in str(planned)
 
 
-def test_a_thought_is_written_from_what_the_setting_shows_and_is_scored_with_it(twin: str) -> None:
-    model, chat = telling(lambda *_: "I wonder")
+def test_reasoning_uses_the_context_of_the_setting(twin: str) -> None:
+    model, chat = function_model(lambda *_: "I wonder")
     scorer = By(lambda *_: -1.0)
     assert what(decided(twin, scorer, model)) == PLAIN
     assert max(len(present(prompt).splitlines()) for prompt in chat.prompts) == 1 + 3 + 1  # the goal, three turns, the thought
@@ -300,16 +296,18 @@ def test_a_thought_is_written_from_what_the_setting_shows_and_is_scored_with_it(
     assert all(CHOSEN in prompt and FIRST not in prompt for prompt in chat.prompts)
 
 
-def test_a_model_that_writes_no_thought_leaves_the_prompt_as_it_was(twin: str) -> None:
+def test_empty_reasoning_leaves_the_prompt_unchanged(twin: str) -> None:
     scorer = By(lambda *_: -1.0)
     decided(twin, scorer, scripted(""))
     assert not any("thinking" in present(prompt) for prompt, _ in scorer.items)
 
 
-def test_one_seed_decides_alike_and_reaches_the_thoughts(twin: str) -> None:
+def test_a_seed_is_reproducible_and_reaches_the_reasoner(twin: str) -> None:
     def run(seed: int) -> tuple[Settings, list[int]]:
-        model, chat = telling(lambda *_: "I wonder")
-        return decided(twin, By(lambda prompt, _: -20.0 + moments(prompt)), model, seed=seed), [seed for _, seed in chat.asked]
+        model, chat = function_model(lambda *_: "I wonder")
+        return decided(twin, By(lambda prompt, _: -20.0 + moments(prompt)), model, seed=seed), [
+            seed for _, seed in chat.requests
+        ]
 
     assert run(3) == run(3)
     assert not set(run(3)[1]) & set(run(100)[1])
@@ -318,7 +316,7 @@ def test_one_seed_decides_alike_and_reaches_the_thoughts(twin: str) -> None:
 # What is recorded ------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_compared_is_told_with_intervals_against_the_best_without_traces(twin: str) -> None:
+def test_the_report_compares_with_the_best_plain_setting(twin: str) -> None:
     found = decided(twin, By(lambda prompt, _: -20.0 + moments(prompt) + 5 * (CHOSEN in prompt)), seed=2)
     told = found.measured
     assert told is not None
@@ -349,7 +347,7 @@ def test_bits_per_character_are_those_of_the_real_turns(twin: str) -> None:
     assert found.measured["settings"][0]["bits_per_char"]["value"] == pytest.approx(6 * 2 / 0.6931471805599453 / characters)
 
 
-def test_what_is_recorded_comes_back_and_is_what_the_twin_does(twin: str) -> None:
+def test_recorded_settings_are_those_of_the_loaded_twin(twin: str) -> None:
     folder = existing_twin(twin)
     found = decided(twin, By(lambda prompt, _: -20.0 + moments(prompt) + 5 * (CHOSEN in prompt)))
     record = replace(TwinRecord.load(folder), settings=found)
@@ -364,7 +362,7 @@ def test_what_is_recorded_comes_back_and_is_what_the_twin_does(twin: str) -> Non
         assert user.settings == Settings(k=1)
 
 
-def test_a_record_of_before_there_were_settings_still_loads(twin: str) -> None:
+def test_a_record_without_settings_loads(twin: str) -> None:
     path = existing_twin(twin) / "twin.json"
     raw = json.loads(path.read_text("utf-8"))
     del raw["settings"]
@@ -374,13 +372,13 @@ def test_a_record_of_before_there_were_settings_still_loads(twin: str) -> None:
     record = TwinRecord.load(path.parent)
     assert record.settings is None
     assert record.recipe == recipe()
-    assert (record.recipe.proposal_mode, record.recipe.fidelity) == ("backward", "novel")
+    assert (record.recipe.proposal_mode, record.recipe.fidelity) == ("backward", "guarded_gain")
     with SimulatedUser.load(twin, model=scripted("hi")) as user:
         assert user.settings == Settings(k=8, window=6, traces="recon", reasons=True)
 
 
 @pytest.mark.parametrize("damage", [{"k": 4, "magic": 1}, [4], "often"])
-def test_settings_that_are_none_are_a_damaged_twin(twin: str, damage: object) -> None:
+def test_invalid_settings_are_a_damaged_twin(twin: str, damage: object) -> None:
     path = existing_twin(twin) / "twin.json"
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"settings": damage}), "utf-8")
     with pytest.raises(TwinError, match="is damaged"):
@@ -399,7 +397,7 @@ def test_settings_that_are_none_are_a_damaged_twin(twin: str, damage: object) ->
     )
 )
 @examples(max_examples=40)
-def test_any_settings_survive_being_written(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> None:
+def test_settings_round_trip(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> None:
     folder = tmp_path_factory.mktemp("record")
     asked = TwinRecord(
         name="x",
@@ -425,43 +423,43 @@ def test_any_settings_survive_being_written(tmp_path_factory: pytest.TempPathFac
 
 def asked_of(name: str, settings: Settings) -> tuple[list[str], Any]:
     """The prompts of one turn of a twin with these settings, and its answer."""
-    chat = Telling(say=lambda prompt, _: "I wonder" if prompt.endswith("thinking:") else "tomorrow please")
+    chat = FunctionChatModel(reply=lambda prompt, _: "I wonder" if prompt.endswith("thinking:") else "tomorrow please")
     with SimulatedUser.load(name, model=ChatModel("telling", chat, "transcript"), settings=settings) as user:
         answer = asyncio.run(user.arespond(WHICH_DAY))
     return chat.prompts, answer
 
 
-def test_without_traces_no_prompt_has_one_but_the_answer_still_tells_them(twin: str) -> None:
+def test_without_traces_prompts_have_none_but_the_reply_lists_them(twin: str) -> None:
     prompts, answer = asked_of(twin, Settings(k=4, window=6, traces="none", reasons=False))
     assert not any("thinking" in prompt or CHOSEN in prompt or FIRST in prompt for prompt in prompts)
     assert len(prompts) == 1
-    assert {row["reasoning"] for row in answer.recalled} == {CHOSEN}
+    assert {row.triple.reasoning for row in answer.recalled} == {CHOSEN}
 
 
 @pytest.mark.parametrize(("traces", "traced"), [("none", 0), ("recon", 1)])
-def test_only_a_twin_that_is_shown_traces_keeps_a_place_for_a_moment_with_one(twin: str, traces: Any, traced: int) -> None:
+def test_only_a_twin_with_traces_reserves_a_place_for_a_traced_pair(twin: str, traces: Any, traced: int) -> None:
     with TripleStore(existing_twin(twin), FakeEmbedder(), create=False) as store:
         kept = next(t.id for t in store.triples() if t.pair.action.startswith("no thats all"))
         store.set_traces([replace(t, reasoning=None, score=None, provenance=None) for t in store.triples() if t.id != kept])
     _, answer = asked_of(twin, Settings(k=4, window=6, traces=traces, reasons=False))
-    assert sum(row["reasoning"] is not None for row in answer.recalled) == traced
+    assert sum(row.triple.reasoning is not None for row in answer.recalled) == traced
 
 
 def test_backward_shows_the_first_proposals(twin: str) -> None:
     prompts, answer = asked_of(twin, Settings(k=4, window=6, traces="backward", reasons=False))
     assert prompts[0].count(f"(Me thinking: {FIRST})") == 4
     assert CHOSEN not in prompts[0]
-    assert {row["reasoning"] for row in answer.recalled} == {FIRST}
+    assert {row.triple.reasoning for row in answer.recalled} == {FIRST}
 
 
-def test_chosen_shows_the_chosen_ones(twin: str) -> None:
+def test_recon_shows_the_selected_traces(twin: str) -> None:
     prompts, _ = asked_of(twin, Settings(k=4, window=6, traces="recon", reasons=False))
     assert prompts[0].count(f"(Me thinking: {CHOSEN})") == 4
     assert FIRST not in prompts[0]
 
 
 @pytest.mark.parametrize(("reasons", "thought"), [(False, ""), (True, "I wonder")])
-def test_a_thought_is_only_asked_for_where_it_helps(twin: str, reasons: bool, thought: str) -> None:
+def test_reasoning_is_sampled_only_if_the_settings_say_so(twin: str, reasons: bool, thought: str) -> None:
     prompts, answer = asked_of(twin, Settings(k=4, window=6, traces="recon", reasons=reasons))
     assert answer.reasoning == thought
     assert len(prompts) == 1 + reasons
@@ -469,18 +467,18 @@ def test_a_thought_is_only_asked_for_where_it_helps(twin: str, reasons: bool, th
 
 
 @pytest.mark.parametrize(("k", "window"), [(1, 1), (4, 2), (8, 3)])
-def test_as_many_moments_and_turns_are_shown_as_the_settings_say(twin: str, k: int, window: int) -> None:
+def test_prompts_hold_k_pairs_and_window_turns(twin: str, k: int, window: int) -> None:
     [prompt], answer = asked_of(twin, Settings(k=k, window=window, traces="recon", reasons=False))
     assert moments(prompt) == len(answer.recalled) == k
     assert len(present(prompt).splitlines()) == window + 1
 
 
-def test_an_instruction_model_is_shown_and_asked_the_same(twin: str) -> None:
+def test_an_instruction_model_gets_the_same_content(twin: str) -> None:
     for settings, shown in (
         (Settings(k=2, window=6, traces="none", reasons=False), ""),
         (Settings(k=2, window=6, traces="backward", reasons=True), FIRST),
     ):
-        model, chat = telling(lambda *_: "tomorrow please", "instruction")
+        model, chat = function_model(lambda *_: "tomorrow please", "instruction")
         with SimulatedUser.load(twin, model=model, settings=settings) as user:
             asyncio.run(user.arespond(WHICH_DAY))
         assert len(chat.prompts) == 1 + settings.reasons
@@ -489,14 +487,14 @@ def test_an_instruction_model_is_shown_and_asked_the_same(twin: str) -> None:
 
 @pytest.mark.parametrize(
     ("traces", "arm", "with_thought"),
-    [("none", "recalled_pairs", 0), ("backward", "recalled_triples", 2), ("recon", "recalled_triples", 2)],
+    [("none", "recalled_pairs", 0), ("backward", "recon", 2), ("recon", "recon", 2)],
 )
-def test_an_evaluation_says_which_arm_is_what_the_twin_does(twin: str, traces: Any, arm: str, with_thought: int) -> None:
-    model, chat = telling(lambda prompt, _: "I wonder" if prompt.endswith("thinking:") else "fine")
+def test_an_evaluation_names_the_twins_arm(twin: str, traces: Any, arm: str, with_thought: int) -> None:
+    model, chat = function_model(lambda prompt, _: "I wonder" if prompt.endswith("thinking:") else "fine")
     scorer, folder = By(lambda *_: -1.0), existing_twin(twin)
     settings = Settings(k=4, window=2, traces=traces, reasons=traces != "none")
     with SimulatedUser.load(twin, model=model, settings=settings) as user:
-        result = asyncio.run(evaluate(user, scorer, FakeEmbedder(), folder=folder, protocol=ReplayConfig(generate=2)))
+        result = asyncio.run(evaluate(user, scorer, FakeEmbedder(), folder=folder, config=ReplayConfig(generate=2)))
     assert (result["twin_arm"], result["k"]) == (arm, 4)
     assert sum(prompt.endswith("thinking:") for prompt in chat.prompts) == with_thought
     shown = [prompt for prompt, _ in scorer.items[4::5]]
@@ -507,6 +505,6 @@ def test_an_evaluation_says_which_arm_is_what_the_twin_does(twin: str, traces: A
 def test_a_twin_that_was_never_tuned_is_measured_with_its_traces(twin: str) -> None:
     with SimulatedUser.load(twin, model=scripted("hi")) as user:
         result = asyncio.run(
-            evaluate(user, FakeScorer(), FakeEmbedder(), folder=existing_twin(twin), protocol=ReplayConfig(generate=0))
+            evaluate(user, FakeScorer(), FakeEmbedder(), folder=existing_twin(twin), config=ReplayConfig(generate=0))
         )
-    assert (result["twin_arm"], result["k"]) == ("recalled_triples", 8)
+    assert (result["twin_arm"], result["k"]) == ("recon", 8)

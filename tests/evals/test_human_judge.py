@@ -1,4 +1,4 @@
-"""evals/judges/human_judge.py and its command: blind pairs, each answer kept at once, and how far people and models agree."""
+"""Human labels and `usertwin judge-by-hand`: blind pairs, resuming, and agreement."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from sklearn.metrics import cohen_kappa_score
 
 from usertwin.evals.cli.judge_by_hand import judge_by_hand
 from usertwin.evals.judges.human_judge import (
-    HandLabel,
+    HumanLabel,
     agreement,
     agreement_view,
     contrasts_to_judge,
-    order_of,
-    planned,
+    plan_questions,
     read_labels,
+    reply_order,
 )
-from usertwin.evals.judges.model_judge import PROMPT, questions_of
+from usertwin.evals.judges.model_judge import PROMPT, build_questions
 from usertwin.evals.records.measured_turns import LABELS, MANIFEST, RUN_FORMAT, VERDICTS, MeasuredTurn
 from usertwin.evals.records.verdicts import Closer, JudgeVerdict, Question
 from usertwin.personas import UsageError
 
 TWIN, NONE, OTHER = "recalled_pairs", "no_memory", "other_person"
 CONTRASTS = [(TWIN, NONE)]
-#: What a judge says in both orders.
-SAID: dict[Closer, Any] = {"a": ("1", "2"), "b": ("2", "1"), "tie": ("tie", "tie")}
+#: The labels of a judge in both orders, by verdict.
+LABELS_IN_BOTH_ORDERS: dict[Closer, Any] = {"a": ("1", "2"), "b": ("2", "1"), "tie": ("tie", "tie")}
 _FIRST = re.compile(r"^1  (.*)$", re.MULTILINE)
 
 
@@ -62,17 +62,24 @@ TURNS = [turn(number) for number in range(40)]
 
 def verdict(question: Question, closer: Closer, judge: str = "model") -> JudgeVerdict:
     """What a model said of a pair."""
-    return JudgeVerdict("key", question.pair, *question.place, judge, "", PROMPT.version, 0, SAID[closer])
+    return JudgeVerdict(
+        key="key", pair=question.pair, kind=question.kind, a=question.a, b=question.b, person=question.person,
+        conversation_id=question.conversation_id, position=question.position, sample=question.sample, judge=judge,
+        identity="", prompt=PROMPT.version, seed=0, labels=LABELS_IN_BOTH_ORDERS[closer],
+    )  # fmt: skip
 
 
-def label(question: Question, closer: Closer | None, rater: str = "me", order: Any = "ab") -> HandLabel:
+def label(question: Question, closer: Closer | None, rater: str = "me", order: Any = "ab") -> HumanLabel:
     """What somebody said of a pair."""
     answer: Any = "skip" if closer is None else "tie" if closer == "tie" else str(order.index(closer) + 1)
-    place = (question.a, question.b, question.person, question.conversation_id, question.position, question.sample)
-    return HandLabel(rater, question.pair, *place, order, answer, "2026-11-23T12:00:00+00:00")
+    return HumanLabel(
+        rater=rater, pair=question.pair, a=question.a, b=question.b, person=question.person,
+        conversation_id=question.conversation_id, position=question.position, sample=question.sample, order=order,
+        label=answer, when="2026-11-23T12:00:00+00:00",
+    )  # fmt: skip
 
 
-PAIRS = questions_of(TURNS, CONTRASTS, sanity=0)
+PAIRS = build_questions(TURNS, CONTRASTS, sanity=0)
 
 
 def run_folder(
@@ -92,21 +99,21 @@ def judge(folder: Path, given: str = "", *options: str) -> Result:
     return CliRunner().invoke(judge_by_hand, [str(folder), *options], input=given)
 
 
-def kept(folder: Path) -> list[HandLabel]:
+def kept(folder: Path) -> list[HumanLabel]:
     return read_labels(folder / LABELS)
 
 
 # Which pairs -------------------------------------------------------------------------------------------------------------
 
 
-def test_people_come_in_turn_however_much_there_is_of_each() -> None:
-    plan = planned(TURNS, [], CONTRASTS)
+def test_people_alternate() -> None:
+    plan = plan_questions(TURNS, [], CONTRASTS)
     assert Counter(one.person for one in plan[:24]) == {"talks/ann": 8, "talks/bob": 8, "talks/cyd": 8}
     assert len(plan) == len({one.pair for one in plan}) == 80  # both samples, in the end
 
 
-def test_a_moment_comes_again_only_after_all_others() -> None:
-    plan = planned(TURNS, [], CONTRASTS)
+def test_a_turn_repeats_only_after_all_others() -> None:
+    plan = plan_questions(TURNS, [], CONTRASTS)
     for person in ("ann", "bob", "cyd"):
         moments = [one.position for one in plan if one.person == f"talks/{person}"]
         half = len(moments) // 2
@@ -115,65 +122,65 @@ def test_a_moment_comes_again_only_after_all_others() -> None:
 
 def test_pairs_that_a_model_judged_come_first() -> None:
     judged = {one.pair for one in PAIRS[:15]}
-    plan = planned(TURNS, [verdict(one, "a") for one in PAIRS[:15]], CONTRASTS)
+    plan = plan_questions(TURNS, [verdict(one, "a") for one in PAIRS[:15]], CONTRASTS)
     for person in ("ann", "bob", "cyd"):
         known = [one.pair in judged for one in plan if one.person == f"talks/{person}"]
         assert known == sorted(known, reverse=True)
         assert any(known)
 
 
-def test_what_a_judge_said_that_could_not_be_read_does_not_count() -> None:
-    unreadable = [replace(verdict(one, "a"), said=(None, "1")) for one in PAIRS[:15]]
-    assert planned(TURNS, unreadable, CONTRASTS) == planned(TURNS, [], CONTRASTS)
+def test_unreadable_verdicts_do_not_count_as_judged() -> None:
+    unreadable = [replace(verdict(one, "a"), labels=(None, "1")) for one in PAIRS[:15]]
+    assert plan_questions(TURNS, unreadable, CONTRASTS) == plan_questions(TURNS, [], CONTRASTS)
 
 
-def test_the_seed_alone_decides_what_comes() -> None:
-    assert planned(TURNS, [], CONTRASTS, seed=3) == planned(TURNS, [], CONTRASTS, seed=3)
-    assert planned(TURNS, [], CONTRASTS, seed=3) != planned(TURNS, [], CONTRASTS, seed=4)
+def test_the_order_depends_on_the_seed_alone() -> None:
+    assert plan_questions(TURNS, [], CONTRASTS, seed=3) == plan_questions(TURNS, [], CONTRASTS, seed=3)
+    assert plan_questions(TURNS, [], CONTRASTS, seed=3) != plan_questions(TURNS, [], CONTRASTS, seed=4)
 
 
-def test_two_replies_that_are_the_same_are_not_shown() -> None:
+def test_equal_replies_are_not_shown() -> None:
     same = turn(0, replies={TWIN: ("yes", "yes"), NONE: ("yes ", "no")})
-    assert [one.texts for one in planned([same], [], CONTRASTS)] == [("yes", "no")]
+    assert [one.texts for one in plan_questions([same], [], CONTRASTS)] == [("yes", "no")]
 
 
-def test_which_reply_is_first_is_drawn_for_each_pair_and_rater() -> None:
-    mine, yours = ([order_of(one, rater) for one in PAIRS] for rater in ("me", "you"))
+def test_the_first_reply_is_random_for_each_pair_and_rater() -> None:
+    mine, yours = ([reply_order(one, rater) for one in PAIRS] for rater in ("me", "you"))
     assert mine != yours
     assert 10 < mine.count("ab") < 30
-    assert mine == [order_of(one, "me") for one in PAIRS]
+    assert mine == [reply_order(one, "me") for one in PAIRS]
 
 
-def test_without_a_wish_it_is_what_a_model_judged_or_else_the_twin_against_all() -> None:
+def test_the_default_contrasts_are_those_of_the_model_or_of_the_twin() -> None:
     turns = [turn(0, replies={NONE: ("a",), TWIN: ("b",), OTHER: ("c",)})]
     assert contrasts_to_judge(turns, []) == [(TWIN, NONE), (TWIN, OTHER)]
-    one = questions_of(turns, [(OTHER, NONE)], sanity=1)
+    one = build_questions(turns, [(OTHER, NONE)], sanity=1)
     assert contrasts_to_judge(turns, [verdict(each, "tie") for each in one]) == [(OTHER, NONE)]
 
 
 @pytest.mark.parametrize("wanted", [f"{OTHER} - {NONE}", f"{NONE} - {OTHER}", f" {OTHER}  -  {NONE} "])
 def test_a_contrast_is_found_in_either_order(wanted: str) -> None:
     turns = [turn(0, replies={NONE: ("a",), TWIN: ("b",), OTHER: ("c",)})]
-    one = questions_of(turns, [(OTHER, NONE)], sanity=0)
+    one = build_questions(turns, [(OTHER, NONE)], sanity=0)
     assert contrasts_to_judge(turns, [verdict(each, "tie") for each in one], wanted) == [(OTHER, NONE)]
 
 
 @pytest.mark.parametrize("wanted", ["nobody - no_memory", TWIN, "", f"{TWIN} - {TWIN}", f"{TWIN} - {OTHER}"])
-def test_a_contrast_that_is_not_there_is_refused_and_the_arms_are_named(wanted: str) -> None:
+def test_an_unknown_contrast_is_an_error_that_lists_the_arms(wanted: str) -> None:
     with pytest.raises(UsageError, match=f'is no contrast of this run; name two of its arms as "A - B": {TWIN}, {NONE}$'):
         contrasts_to_judge(TURNS, [], wanted)
 
 
-@pytest.mark.parametrize(("replies", "has"), [({}, "no arm"), ({TWIN: ("a", "b")}, r"one arm \(recalled_pairs\)")])
-def test_fewer_than_two_replies_at_a_moment_are_not_enough(replies: dict[str, tuple[str, ...]], has: str) -> None:
-    with pytest.raises(UsageError, match=f"this run has replies of {has}, and two are compared"):
+@pytest.mark.parametrize(("replies", "has"), [({}, "no arm"), ({TWIN: ("a", "b")}, r"one arm only \(recalled_pairs\)")])
+def test_fewer_than_two_arms_are_an_error(replies: dict[str, tuple[str, ...]], has: str) -> None:
+    with pytest.raises(UsageError, match=f"this run has replies of {has}, and a comparison needs two"):
         contrasts_to_judge([turn(0, replies=replies)], [])
 
 
 # How far they agree ------------------------------------------------------------------------------------------------------
 
 
-def test_a_label_says_which_arm_is_closer_in_whatever_order_it_was_shown() -> None:
+def test_a_label_names_the_closer_arm_in_either_order() -> None:
     for order in ("ab", "ba"):
         assert [label(PAIRS[0], closer, order=order).closer for closer in ("a", "b", "tie", None)] == ["a", "b", "tie", None]
     assert label(PAIRS[0], "a", order="ba").label == "2"
@@ -183,7 +190,7 @@ LABELLINGS = st.lists(st.tuples(*[st.sampled_from(["a", "b", "tie"])] * 2), min_
 
 
 @given(LABELLINGS)
-def test_agreement_and_kappa_are_what_scikit_learn_says(pairs: list[tuple[Closer, Closer]]) -> None:
+def test_agreement_and_kappa_equal_scikit_learn(pairs: list[tuple[Closer, Closer]]) -> None:
     labels = [label(PAIRS[0], mine) for mine, _ in pairs]
     labels = [replace(one, pair=f"pair {number}", conversation_id="one") for number, one in enumerate(labels)]
     verdicts = [replace(verdict(PAIRS[0], yours), pair=f"pair {number}") for number, (_, yours) in enumerate(pairs)]
@@ -212,37 +219,37 @@ def test_intervals_resample_conversations() -> None:
     assert agreement(labels, verdicts, seed=1) == agreement(labels, verdicts, seed=1)
     one = agreement([replace(each, person="p", conversation_id="c") for each in labels], verdicts)
     assert [one["comparisons"][0][name]["low"] for name in ("agreement", "decided", "kappa")] == [None] * 3
-    assert one["notes"] == ["the pairs of me and model are of too few conversations for an interval of kappa"]
+    assert one["notes"] == ["the pairs of me and model are from too few conversations for an interval of kappa"]
 
 
-def test_every_two_are_compared_on_what_both_judged() -> None:
+def test_raters_are_compared_on_common_pairs() -> None:
     labels = [label(one, "a", "ann") for one in PAIRS[:10]] + [label(one, "b", "bob") for one in PAIRS[5:20]]
     verdicts = [verdict(one, "a", "large") for one in PAIRS[:8]] + [verdict(one, "b", "small") for one in PAIRS[18:]]
-    found = agreement(labels, verdicts)
-    told = {(row["a"], row["b"]): (row["model"], row["n"], row["agreement"]["value"]) for row in found["comparisons"]}
+    result = agreement(labels, verdicts)
+    told = {(row["a"], row["b"]): (row["model"], row["n"], row["agreement"]["value"]) for row in result["comparisons"]}
     assert told == {
         ("ann", "large"): (True, 8, 1.0),
         ("bob", "large"): (True, 3, 0.0),
         ("bob", "small"): (True, 2, 1.0),
         ("ann", "bob"): (False, 5, 0.0),
     }
-    assert (found["n"], found["raters"], found["judges"]) == (25, {"ann": 10, "bob": 15}, {"large": 8, "small": 22})
-    assert "ann and large gave every pair the same label, so there is no kappa" in found["notes"]
+    assert (result["n"], result["raters"], result["judges"]) == (25, {"ann": 10, "bob": 15}, {"large": 8, "small": 22})
+    assert "ann and large gave every pair the same label, so there is no kappa" in result["notes"]
 
 
-def test_skipped_pairs_unreadable_verdicts_and_sanity_pairs_do_not_count_and_the_last_label_does() -> None:
+def test_only_the_last_label_of_a_readable_contrast_counts() -> None:
     labels = [label(PAIRS[0], "b"), label(PAIRS[0], "a"), label(PAIRS[1], None), label(PAIRS[2], "a"), label(PAIRS[3], "a")]
     sanity = replace(verdict(PAIRS[3], "a"), kind="real")
-    found = agreement(labels, [verdict(PAIRS[0], "a"), replace(verdict(PAIRS[2], "a"), said=("1", None)), sanity])
-    assert (found["n"], found["skipped"]) == (3, 1)
-    [row] = found["comparisons"]
+    result = agreement(labels, [verdict(PAIRS[0], "a"), replace(verdict(PAIRS[2], "a"), labels=("1", None)), sanity])
+    assert (result["n"], result["skipped"]) == (3, 1)
+    [row] = result["comparisons"]
     assert (row["n"], row["agreement"]["value"]) == (1, 1.0)
 
 
-def test_what_could_not_be_reckoned_is_said() -> None:
-    assert agreement([], [])["notes"] == ["nothing was judged by hand yet"]
+def test_notes_explain_missing_figures() -> None:
+    assert agreement([], [])["notes"] == ["no pair is judged by hand yet"]
     [note] = agreement([label(PAIRS[0], "a")], [])["notes"]
-    assert note.startswith("no model has judged pairs of this run, so there is nothing to compare with")
+    assert note.startswith("no model judged pairs of this run, so there is nothing to compare with")
     [note] = agreement([label(PAIRS[0], "a")], [verdict(PAIRS[1], "a")])["notes"]
     assert note == "the model judged none of the pairs that were judged by hand"
 
@@ -257,7 +264,7 @@ def test_the_view_shows_every_number_with_its_n_and_interval() -> None:
     assert "judged by hand: 40 pairs (me 40); 1 skipped" in text
     assert "me and the judge openai:x [y], n=40" in text
     assert re.search(r"agreement +75% \(\d+% to \d+%\), n=40", text)
-    assert re.search(r"where both name a reply +\d+% \(\d+% to \d+%\), n=\d+", text)
+    assert re.search(r"agreement without ties +\d+% \(\d+% to \d+%\), n=\d+", text)
     assert re.search(r"Cohen's kappa +0\.6\d \(0\.\d\d to 0\.\d\d\), n=40", text)
     assert re.search(r"first arm +\d+ +\d+ +\d+", text)
 
@@ -265,14 +272,14 @@ def test_the_view_shows_every_number_with_its_n_and_interval() -> None:
 # The command -------------------------------------------------------------------------------------------------------------
 
 
-def test_answers_are_kept_as_they_were_given_and_arms_are_never_shown(tmp_path: Path) -> None:
+def test_answers_are_recorded_as_given_and_arms_stay_hidden(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", verdicts=[verdict(one, "a") for one in PAIRS])
     done = judge(folder, "1\nwhat?\n\n2\nT\ns\n1\n", "--count", "4")
     assert done.exit_code == 0, done.output
     assert [one.label for one in kept(folder)] == ["1", "2", "tie", "skip", "1"]
     before = done.output.split("judged by hand")[0]
     assert not [word for word in (TWIN, NONE, "pairs_") if word in before]
-    plan = planned(TURNS, [verdict(one, "a") for one in PAIRS], CONTRASTS)
+    plan = plan_questions(TURNS, [verdict(one, "a") for one in PAIRS], CONTRASTS)
     for one, question, first in zip(kept(folder), plan, _FIRST.findall(done.output), strict=False):
         assert one.pair == question.pair
         assert first.strip() == question.texts[0 if one.order == "ab" else 1]
@@ -283,11 +290,11 @@ def test_answers_are_kept_as_they_were_given_and_arms_are_never_shown(tmp_path: 
 
 
 @pytest.mark.parametrize("end", ["q\n", ""])
-def test_whoever_stops_goes_on_where_they_were(tmp_path: Path, end: str) -> None:
+def test_a_stopped_rater_resumes(tmp_path: Path, end: str) -> None:
     folder, whole = run_folder(tmp_path / "run"), run_folder(tmp_path / "whole")
     stopped = judge(folder, f"1\n2\ns\n{end}", "--count", "5")
     assert stopped.exit_code == 0, stopped.output
-    assert "stopped; what you said is kept" in stopped.output
+    assert "stopped; your labels are kept" in stopped.output
     on = judge(folder, "t\n1\n2\n", "--count", "5")
     assert "2 of 5 pairs are judged already" in on.output
     assert "stopped" not in on.output
@@ -299,7 +306,7 @@ def test_whoever_stops_goes_on_where_they_were(tmp_path: Path, end: str) -> None
     assert len(kept(folder)) == 6
 
 
-def test_a_label_that_was_cut_short_by_a_kill_is_asked_again(tmp_path: Path) -> None:
+def test_a_truncated_label_is_asked_again(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run")
     judge(folder, "1\n2\n", "--count", "2")
     path = folder / LABELS
@@ -308,7 +315,7 @@ def test_a_label_that_was_cut_short_by_a_kill_is_asked_again(tmp_path: Path) -> 
     assert [one.label for one in kept(folder)] == ["1", "tie"]
 
 
-def test_two_raters_are_asked_about_the_same_pairs_and_compared(tmp_path: Path) -> None:
+def test_two_raters_see_the_same_pairs_and_are_compared(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", verdicts=[verdict(one, "a") for one in PAIRS])
     judge(folder, "1\n2\nt\n", "--count", "3", "--rater", "ann")
     done = judge(folder, "1\n2\nt\n", "--count", "3", "--rater", "bob")
@@ -319,33 +326,33 @@ def test_two_raters_are_asked_about_the_same_pairs_and_compared(tmp_path: Path) 
     assert done.output.endswith(again.output)
 
 
-def test_there_are_no_more_pairs_than_there_are(tmp_path: Path) -> None:
+def test_a_large_count_takes_all_pairs(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", TURNS[:2])
     done = judge(folder, "1\n" * 9)
     assert "pair 4 of 4" in done.output
     assert len(kept(folder)) == 4
 
 
-def test_without_verdicts_of_a_model_that_is_said_first(tmp_path: Path) -> None:
+def test_missing_model_verdicts_are_reported_first(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run")
     done = judge(folder, "1\n", "--count", "1")
-    assert done.output.startswith("no model has judged pairs of this run: your labels are kept, but")
+    assert done.output.startswith("no model has judged pairs of this run: your labels are kept, without a judge")
     assert "there is nothing to compare with; name a judge in the suite" in " ".join(done.output.split())
-    assert "nothing was judged by hand yet" in judge(run_folder(tmp_path / "other"), "", "--summary").output
+    assert "no pair is judged by hand yet" in judge(run_folder(tmp_path / "other"), "", "--summary").output
 
 
-def test_what_cannot_be_judged_is_one_sentence(tmp_path: Path) -> None:
+def test_invalid_input_is_one_sentence(tmp_path: Path) -> None:
     same = [turn(0, replies={TWIN: ("yes",), NONE: ("yes",)})]
     broken = run_folder(tmp_path / "broken")
     (broken / LABELS).write_text('{"rater": "me"}\n', "utf-8")
     cases = {
-        "no run is there; name the folder of a run": judge(tmp_path / "nowhere"),
-        "a run of format 99, and this version reads format 1": judge(run_folder(tmp_path / "old", format=99)),
+        "holds no run; name the folder of a run": judge(tmp_path / "nowhere"),
+        "a run of format 99, but this version reads format 1": judge(run_folder(tmp_path / "old", format=99)),
         "this run has replies of no arm": judge(run_folder(tmp_path / "mute", [turn(0, replies={})])),
-        "no two replies of this contrast differ": judge(run_folder(tmp_path / "same", same)),
-        "labels.jsonl, line 1: no label": judge(broken),
-        "at least one pair is judged": judge(run_folder(tmp_path / "none"), "", "--count", "0"),
-        "a name is needed": judge(run_folder(tmp_path / "anon"), "", "--rater", " "),
+        "the replies of this contrast are all the same": judge(run_folder(tmp_path / "same", same)),
+        "labels.jsonl, line 1: not a valid label": judge(broken),
+        "--count is 0; it must be at least 1": judge(run_folder(tmp_path / "none"), "", "--count", "0"),
+        "--rater is empty": judge(run_folder(tmp_path / "anon"), "", "--rater", " "),
         '"x - y" is no contrast of this run': judge(run_folder(tmp_path / "odd"), "", "--contrast", "x - y"),
     }
     for sentence, done in cases.items():
@@ -353,7 +360,7 @@ def test_what_cannot_be_judged_is_one_sentence(tmp_path: Path) -> None:
         assert sentence in str(done.exception)
 
 
-def test_on_a_terminal_one_key_is_an_answer(tmp_path: Path) -> None:
+def test_a_single_key_answers_on_a_terminal(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", verdicts=[verdict(one, "a") for one in PAIRS])
     code = "from usertwin.evals.cli.judge_by_hand import judge_by_hand; judge_by_hand(prog_name='usertwin')"
     plain = {"TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "120", "LINES": "50"}
@@ -361,20 +368,25 @@ def test_on_a_terminal_one_key_is_an_answer(tmp_path: Path) -> None:
         sys.executable, ["-c", code, str(folder), "--count", "3"], encoding="utf-8", timeout=60, env=os.environ | plain
     )
     child.expect("pair 1 of 3")
-    child.expect("q: stop")
+    child.expect("q: quit")
     child.send("x")
-    child.expect("q: stop")
+    child.expect("q: quit")
     child.send("2")
     child.expect("pair 2 of 3")
     assert [one.label for one in kept(folder)] == ["2"]  # on disk before the next pair is shown
-    child.expect("q: stop")
+    child.expect("q: quit")
     child.send("t")
     child.expect("pair 3 of 3")
-    child.expect("q: stop")
+    child.expect("q: quit")
     child.sendintr()
-    child.expect("stopped; what you said is kept")
+    child.expect("stopped; your labels are kept")
     child.expect(r"me and the judge model, n=2")
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
     assert [one.label for one in kept(folder)] == ["2", "tie"]
+
+
+def test_a_label_of_an_earlier_version_has_the_present_arm() -> None:
+    current = replace(label(PAIRS[0], "a"), a="recon")
+    assert HumanLabel.from_json(current.to_json() | {"a": "recalled_triples"}) == current
