@@ -1,4 +1,4 @@
-"""memory/training/prefix_sharing.py: a shared prefix changes neither outputs nor gradients; other batches take the plain path."""
+"""memory/training/prefix_sharing.py: a shared prefix keeps outputs and gradients; other batches take the plain path."""
 
 from __future__ import annotations
 
