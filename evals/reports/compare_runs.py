@@ -7,26 +7,15 @@ little. Bits under different scorers are not subtracted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
-from .labels import (
-    PRIMARY,
-    Estimate,
-    arm_label,
-    in_order,
-    interval,
-    interval_and_n,
-    measure_label,
-    number,
-    p_value,
-    plural,
-    verdict,
-)
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from .labels import PRIMARY, Estimate, arm_label, in_order, interval, measure_label, number, p_value, plural, verdict
+from .terminal import estimate_markup, plain_table
 
 #: The parts of a result that describe its setup.
 _SETUP = ("models", "settings", "versions", "seed", "twin_arm")
@@ -141,11 +130,6 @@ def _paired(
 
 def comparison_table(comparison: Mapping[str, Any]) -> RenderableType:
     """Return the result of `compare` for the terminal: every arm and measure, the differences in setup, the verdict."""
-    from rich.console import Group
-    from rich.text import Text
-
-    from .terminal import plain_table
-
     table = plain_table("Two runs")
     for head in ("arm", "measure"):
         table.add_column(head)
@@ -156,7 +140,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> RenderableType:
         for place, (name, values) in enumerate(measures.items()):
             label = measure_label(name)
             difference = "–" if values["difference"] is None else number(values["difference"], label.digits, signed=True)
-            cells = (_cell(values["old"], label.digits), _cell(values["new"], label.digits), Text(difference))
+            cells = (_cell(values["old"], label.digits), _cell(values["new"], label.digits), difference)
             table.add_row(Text(arm_label(arm).title if place == 0 else "", style="bold"), Text(label.title), *cells)
     differs = [f"{key}: {old} → {new}" for key, (old, new) in comparison["differs"].items()]
     return Group(
@@ -167,12 +151,8 @@ def comparison_table(comparison: Mapping[str, Any]) -> RenderableType:
     )
 
 
-def _cell(estimate: Estimate | None, digits: int) -> Any:
-    from rich.text import Text
-
-    if estimate is None:
-        return Text("–")
-    return Text.assemble(number(estimate["value"], digits), "\n", (interval_and_n(estimate, digits), "dim"))
+def _cell(estimate: Estimate | None, digits: int) -> str:
+    return "–" if estimate is None else f"{estimate_markup(estimate, digits)}[dim], n={estimate['n']}[/dim]"
 
 
 def verdict_of(comparison: Mapping[str, Any]) -> str:
@@ -183,16 +163,8 @@ def verdict_of(comparison: Mapping[str, Any]) -> str:
     outcome = {
         "closer": f"The twin of {new} is closer", "further": f"The twin of {old} is closer", "same": "No clear difference",
     }[verdict(twin)]  # fmt: skip
-    difference = f"{number(twin['value'], 3, signed=True)} bits per character, new minus old"
-    basis = ", ".join(
-        filter(
-            None,
-            (
-                interval(twin, 3, signed=True),
-                p_value(twin["p"]),
-                f"n={twin['n']} turns of {plural(twin['people'], 'person', 'people')} in both runs",
-            ),
-        )
-    )
+    basis = [interval(twin, 3, signed=True), p_value(twin["p"])]
+    basis.append(f"n={twin['n']} turns of {plural(twin['people'], 'person', 'people')} in both runs")
     power = "" if twin["visible"] is None else f"; this n cannot detect differences below {number(twin['visible'], 3)}"
-    return f"{outcome}: {difference} ({basis}){power}."
+    difference = f"{number(twin['value'], 3, signed=True)} bits per character, new minus old"
+    return f"{outcome}: {difference} ({', '.join(filter(None, basis))}){power}."

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from usertwin.evals.records.older_results import upgrade
 
-from .labels import Estimate, interval, number, with_interval
+from .labels import with_interval
+from .terminal import estimate_markup
 
 _CONTROL_NAMES = {
     "own": "own trace",
@@ -48,19 +49,14 @@ def controls_table(experiment: Mapping[str, Any]) -> RenderableType:
         table.add_column(head, justify="right", no_wrap=True)
     for name, row in experiment["controls"].items():
         reason = max(row["reasons"], key=row["reasons"].get, default="")
+        estimates = (row["gain"], row["guarded_gain"], experiment["own_minus"].get(name))
         table.add_row(
             _CONTROL_NAMES[name],
-            *map(_cell, (row["gain"], row["guarded_gain"], experiment["own_minus"].get(name))),
+            *(estimate_markup(estimate, 3, signed=True, interval_digits=2) for estimate in estimates),
             f"{row['rejected']} of {row['n']}\n[dim]{REASON_NAMES.get(reason, reason)}",
             style="bold" if name == "own" else "",
         )
     return Group(table, *map(Text.from_markup, _leakage_verdicts(experiment)))
-
-
-def _cell(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "–"
-    return f"{number(estimate['value'], 3, signed=True)}\n[dim]{interval(estimate, 2, signed=True)}"
 
 
 def _leakage_verdicts(experiment: Mapping[str, Any]) -> list[str]:

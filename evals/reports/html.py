@@ -26,7 +26,7 @@ from .labels import (
     verdict,
 )
 from .summary import best_alternative, summary_of
-from .tables import SIGNS, forest_grid, power_lines, sections_of
+from .tables import SIGNS, forest_grid, power_sentence, sections_of
 from .templates import template
 
 _EXAMPLE_KINDS = {
@@ -55,7 +55,7 @@ def render_html(result: Mapping[str, Any], turns: Sequence[MeasuredTurn]) -> str
         warnings=result.get("warnings", ()),
         forest=forest_grid(result),
         plot=forest_plot(result),
-        power=power_lines(result),
+        power=power_sentence(result),
         sections=sections_of(result),
         examples=_examples(result, turns),
         method=method_of(result),
@@ -131,29 +131,19 @@ def _example(turn: MeasuredTurn, twin: str, rivals: Sequence[str]) -> dict[str, 
     facts = [f"cosine to the real turn {number(similarity[0], 2)}"] if similarity else []
     if gained is not None:
         facts.append(f"{number(-gained, 2, signed=True)} bits per character against no memory")
-    recalled = [
-        {
-            "similarity": number(pair.similarity, 2),
-            "place": _place(pair.conversation_id, pair.position),
-            "context": pair.context[-_RECALLED_CONTEXT:],
-            "action": pair.action,
-            "reasoning": pair.reasoning or "",
-        }
-        for pair in turn.recalled
-    ]
     return {
-        "person": turn.person,
-        "speaker": turn.person.partition("/")[2] or turn.person,
-        "place": _place(turn.conversation_id, turn.position),
-        "goal": turn.goal,
-        "context": turn.context[-_CONTEXT:],
-        "real": turn.action,
-        "twin": turn.replies[twin][0],
-        "rival": None if rival is None else (arm_label(rival).title, turn.replies[rival][0]),
-        "reasoning": turn.reasoning.get(twin, ""),
-        "facts": "; ".join(facts),
-        "recalled": recalled,
-    }
+        "person": turn.person, "speaker": turn.person.partition("/")[2] or turn.person, "goal": turn.goal,
+        "place": _place(turn.conversation_id, turn.position), "context": turn.context[-_CONTEXT:],
+        "real": turn.action, "twin": turn.replies[twin][0], "reasoning": turn.reasoning.get(twin, ""),
+        "rival": None if rival is None else (arm_label(rival).title, turn.replies[rival][0]), "facts": "; ".join(facts),
+        "recalled": [
+            {
+                "similarity": number(pair.similarity, 2), "place": _place(pair.conversation_id, pair.position),
+                "context": pair.context[-_RECALLED_CONTEXT:], "action": pair.action, "reasoning": pair.reasoning or "",
+            }
+            for pair in turn.recalled
+        ],
+    }  # fmt: skip
 
 
 def _place(conversation_id: str, position: int) -> str:

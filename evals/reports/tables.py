@@ -383,14 +383,13 @@ def _span(numbers: Iterable[int]) -> str:
     return counted(low) if low == high else f"{counted(low)} to {counted(high)}"
 
 
-def power_lines(result: Mapping[str, Any]) -> list[str]:
-    """Return one sentence: which differences this n cannot detect."""
+def power_sentence(result: Mapping[str, Any]) -> str:
+    """Return which differences this n cannot detect."""
     paired = {arm: difference for arm, difference in contrasts_of(result).items() if difference.get("visible") is not None}
     if not paired:
-        return ["There are too few people or conversations to estimate the power."]
-    ends = {pick(paired, key=lambda arm: paired[arm]["visible"]): None for pick in (min, max)}
+        return "There are too few people or conversations to estimate the power."
     limits = " to ".join(
         f"{number(paired[arm]['visible'], 3)} bits per character ({arm_label(arm).title}, n={counted(paired[arm]['n'])})"
-        for arm in ends
+        for arm in dict.fromkeys(pick(paired, key=lambda arm: paired[arm]["visible"]) for pick in (min, max))
     )
-    return [f"Differences below {limits} would be missed more than one time in five (80% power, two-sided 5%)."]
+    return f"Differences below {limits} would be missed more than one time in five (80% power, two-sided 5%)."

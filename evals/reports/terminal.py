@@ -37,7 +37,7 @@ def closeness_table(result: Mapping[str, Any]) -> RenderableType:
         table.add_column(f"{label.title}\n[dim]{label.direction}\nn={n}[/dim]", justify="right", no_wrap=True)
 
     def cells(_: str, estimates: Mapping[str, Estimate]) -> list[str]:
-        return [_cell(estimates.get(name), 2) for name in measures]
+        return [estimate_markup(estimates.get(name), 2) for name in measures]
 
     _add_arms(table, result, cells)
     return Group(table, *map(Text.from_markup, verdicts(result)))
@@ -53,7 +53,10 @@ def run_table(result: Mapping[str, Any]) -> RenderableType:
     def cells(arm: str, estimates: Mapping[str, Estimate]) -> list[str]:
         difference = result["paired"].get(f"{twin_arm(result)} - {arm}", {}).get(PRIMARY)
         shown = ((estimates.get(PRIMARY), False), (difference, True), (estimates.get("discriminator"), False))
-        return [f"n={estimate['n']} {_cell(estimate, 3, signed)}" if estimate else "–" for estimate, signed in shown]
+        return [
+            f"n={estimate['n']} {estimate_markup(estimate, 3, signed=signed)}" if estimate else "–"
+            for estimate, signed in shown
+        ]
 
     _add_arms(table, result, cells)
     note = (
@@ -75,10 +78,12 @@ def twin_arm(result: Mapping[str, Any]) -> str:
     return str(result.get("twin_arm", "recon"))
 
 
-def _cell(estimate: Estimate | None, digits: int, signed: bool = False) -> str:
+def estimate_markup(estimate: Estimate | None, digits: int, *, signed: bool = False, interval_digits: int | None = None) -> str:
+    """Return rich markup of a value with its interval on a second line; a dash for None."""
     if estimate is None:
         return "–"
-    return f"{number(estimate['value'], digits, signed=signed)}\n[dim]{interval(estimate, digits, signed=signed)}[/dim]"
+    ends = interval(estimate, digits if interval_digits is None else interval_digits, signed=signed)
+    return f"{number(estimate['value'], digits, signed=signed)}\n[dim]{ends}[/dim]"
 
 
 def _size(result: Mapping[str, Any]) -> str:

@@ -109,22 +109,12 @@ class PersonMeasurement:
             raise UsageError(f"{person.label}: this twin was learned before, and the suite has no log to learn it from")
         embedder = self.models.embedder()
         recipe = Recipe(
-            source=corpus.source,
-            speaker=person.speaker,
-            method="recon" if name is not None or suite.shows_traces else "none",
-            candidates=suite.traces.candidates,
-            max_triples=corpus.max_triples,
-            max_traces=suite.traces.pairs,
-            window=self.window,
-            embedder=embedder.name,
-            model=proposer,
-            scorer=suite.models.scorer,
-            seed=suite.seed,
-            proposal_mode=suite.traces.propose,
-            fidelity=suite.traces.fidelity,
-            actor=proposer,
+            source=corpus.source, speaker=person.speaker, window=self.window, embedder=embedder.name, seed=suite.seed,
+            method="recon" if name is not None or suite.shows_traces else "none", candidates=suite.traces.candidates,
+            max_triples=corpus.max_triples, max_traces=suite.traces.pairs, proposal_mode=suite.traces.propose,
+            fidelity=suite.traces.fidelity, model=proposer, scorer=suite.models.scorer, actor=proposer,
             judge=suite.models.judge or proposer,
-        ).without_unused()
+        ).without_unused()  # fmt: skip
         twin = name or person.twin
         if not _is_learned(twin, person.home, recipe):
             await alearn(
@@ -205,20 +195,14 @@ class PersonMeasurement:
                 measure_memorization, scorer, spoken, max_turns=max_turns, seed=suite.seed
             )  # fmt: skip
             facts = {
-                "twin_arm": twin_arm(user),
-                "triples": len(user.store),
-                "k": user.k,
-                "window": user.settings.window,
+                "twin_arm": twin_arm(user), "triples": len(user.store), "k": user.k, "window": user.settings.window,
                 "embedder": embedder.name,
                 "leakage": {
-                    "near_duplicates": len(held_out) - len(fresh),
-                    "of": len(held_out),
-                    "memorized": memorized,
+                    "near_duplicates": len(held_out) - len(fresh), "of": len(held_out), "memorized": memorized,
                     "checked": list(_CHECKS),
                 },
-                "endings": measure_endings(user, fresh, seed=suite.seed),
-                "drift": [asdict(turn) for turn in drift_turns],
-            }
+                "endings": measure_endings(user, fresh, seed=suite.seed), "drift": [asdict(turn) for turn in drift_turns],
+            }  # fmt: skip
         write_atomically(done, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         return upgrade(facts)
 

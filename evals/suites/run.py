@@ -67,16 +67,9 @@ class SuiteRun:
     """
 
     def __init__(
-        self,
-        suite: Suite,
-        folder: Path,
-        *,
-        text: str = "",
-        home: Path | None = None,
-        fetch: Any = None,
-        progress: Progress = no_progress,
-        models: SuiteModels | None = None,
-    ) -> None:
+        self, suite: Suite, folder: Path, *, text: str = "", home: Path | None = None, fetch: Any = None,
+        progress: Progress = no_progress, models: SuiteModels | None = None,
+    ) -> None:  # fmt: skip
         self.suite, self.folder, self.text, self._home, self._progress = suite, folder, text, home, progress
         self._models = models or SuiteModels(suite, fetch)
 
@@ -161,22 +154,12 @@ class SuiteRun:
             (self.folder / "people").mkdir(exist_ok=True)
         except OSError as error:
             raise UsageError(f"{self.folder}: cannot be made ({error.strerror}); name another folder with --out") from None
-        self._write_json(
-            MANIFEST,
-            {
-                "format": RUN_FORMAT,
-                "kind": "closeness",
-                "name": self.suite.name,
-                "state": "interrupted",
-                "started_at": started,
-                "suite": suite,
-                "sources": sources,
-                "twins": twins,
-                "people": [person.label for person in people],
-                "prompts": prompt_versions("transcript") | prompt_versions("instruction") | peer_versions(),
-                "versions": _versions(),
-            },
-        )
+        self._write_json(MANIFEST, {
+            "format": RUN_FORMAT, "kind": "closeness", "name": self.suite.name, "state": "interrupted", "started_at": started,
+            "suite": suite, "sources": sources, "twins": twins, "people": [person.label for person in people],
+            "prompts": prompt_versions("transcript") | prompt_versions("instruction") | peer_versions(),
+            "versions": _versions(),
+        })  # fmt: skip
 
     def _check_same(
         self, manifest: Mapping[str, Any], suite: Mapping[str, Any], sources: Mapping[str, str], twins: Mapping[str, str]
@@ -218,20 +201,15 @@ class SuiteRun:
     # Figures of all people ---------------------------------------------------------------------------------------------
 
     async def _extra_results(
-        self,
-        measurement: PersonMeasurement,
-        people: Sequence[Person],
-        facts: Mapping[str, dict[str, Any]],
-        turns: Sequence[MeasuredTurn],
-        twin: str,
-    ) -> dict[str, Any]:
+        self, measurement: PersonMeasurement, people: Sequence[Person], facts: Mapping[str, dict[str, Any]],
+        turns: Sequence[MeasuredTurn], twin: str,
+    ) -> dict[str, Any]:  # fmt: skip
         """The parts of a result other than the measures of the arms."""
         suite = self.suite
         drift_turns = [DriftTurn.from_json(row) for fact in facts.values() for row in fact["drift"]]
         embedders = [fact.get("embedder") or self._models.embedder().name for fact in facts.values()]
         return {
-            "format": RUN_FORMAT,
-            "name": suite.name,
+            "format": RUN_FORMAT, "name": suite.name,
             "judge": await self._judge(turns, twin),
             "leakage": {person: fact["leakage"] for person, fact in facts.items()},
             "endings": {person: fact["endings"] for person, fact in facts.items() if fact["endings"]},
@@ -245,9 +223,7 @@ class SuiteRun:
                 "traces": suite.traces.model_dump(mode="json") if suite.shows_traces else None,
                 "triples": {person: fact["triples"] for person, fact in facts.items()},
             },
-            "versions": _versions(),
-            "prompts": read_manifest(self.folder)["prompts"],
-            "suite_text": self.text,
+            "versions": _versions(), "prompts": read_manifest(self.folder)["prompts"], "suite_text": self.text,
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
 

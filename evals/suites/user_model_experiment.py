@@ -202,13 +202,11 @@ async def _trained_person(
                 examples.append((triple.pair, {kind: traces[kind] for kind in kinds}))
         spoken = [pair for pair in without_near_duplicates(person.label, held_out, known) if not pair.abandoned]
         return TrainedPerson(
-            number=number,
-            label=person.label,
+            number=number, label=person.label, examples=tuple(examples),
             group=person.twin if config.of == "person" else f"c{suite.corpora.index(corpus)}",
-            examples=tuple(examples),
             test_pairs=tuple(evenly_spaced(spoken, config.turns)),
             held_out=frozenset((*user.record.test, *user.record.validation)),
-        )
+        )  # fmt: skip
 
 
 def _key(pair: Pair) -> tuple[str, int]:
@@ -222,14 +220,9 @@ class _Group:
     """The people who share a model: the model is fine-tuned in every kind, and each person is measured under each."""
 
     def __init__(
-        self,
-        measurement: PersonMeasurement,
-        config: UserModels,
-        members: Sequence[TrainedPerson],
-        examples: Sequence[ExampleRow],
-        folder: Path,
-        progress: Progress,
-    ) -> None:
+        self, measurement: PersonMeasurement, config: UserModels, members: Sequence[TrainedPerson],
+        examples: Sequence[ExampleRow], folder: Path, progress: Progress,
+    ) -> None:  # fmt: skip
         self._suite, self._window, self._fetch = measurement.suite, measurement.window, measurement.models.fetch
         self._config, self._members, self._examples = config, members, examples
         self._folder, self._progress = folder, progress
@@ -280,16 +273,11 @@ class _Group:
             nats, thoughts = model.score_with_thoughts(pair, self._window, self._config.thoughts, seed=seed)
             bits[kind], reasoning[kind] = type(likelihood)(nats, likelihood.tokens).bits, thoughts[0]
         return MeasuredTurn(
-            person=member.label,
-            conversation_id=pair.conversation_id,
-            position=pair.position,
+            person=member.label, conversation_id=pair.conversation_id, position=pair.position,
             context=tuple((ME if turn.speaker == pair.speaker else turn.speaker, turn.text) for turn in pair.context),
-            action=pair.action,
-            characters=len(action_completion(pair.action)) - 1,
-            goal=pair.goal,
-            bits=bits,
+            action=pair.action, characters=len(action_completion(pair.action)) - 1, goal=pair.goal, bits=bits,
             reasoning=reasoning,
-        )
+        )  # fmt: skip
 
 
 def _merge(first: MeasuredTurn, second: MeasuredTurn) -> MeasuredTurn:
@@ -328,19 +316,14 @@ def user_models_result(turns: Sequence[MeasuredTurn], kinds: Iterable[str], *, s
     for name in family:
         paired[name]["p_holm"] = corrected.get(name)
 
-    def bits(kind: str) -> Any:
-        return result["arms"].get(kind, {}).get(PRIMARY)
+    def figures(name: str) -> tuple[Any, Any]:
+        return result["arms"].get(name, {}).get(PRIMARY), paired.get(f"{name} - {PAIRS}")
 
-    rows = [
-        {
-            "kind": kind,
-            "bits_per_char": bits(kind),
-            "against": paired.get(f"{kind} - {PAIRS}"),
-            "without_thoughts": bits(without_thoughts(kind)) if kind in traced else None,
-            "without_thoughts_against": paired.get(f"{without_thoughts(kind)} - {PAIRS}") if kind in traced else None,
-        }
-        for kind in (BASE, PAIRS, *traced)
-    ]
+    keys = ("bits_per_char", "against", "without_thoughts", "without_thoughts_against")
+    rows: list[dict[str, Any]] = []
+    for kind in (BASE, PAIRS, *traced):
+        plain = figures(without_thoughts(kind)) if kind in traced else (None, None)
+        rows.append({"kind": kind, **dict(zip(keys, (*figures(kind), *plain), strict=True))})
     names = [f"{first} - {second}" for first, second in among]
     return {
         "rows": rows, "paired": {name: paired[name] for name in names if name in paired},

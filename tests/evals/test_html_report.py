@@ -18,7 +18,7 @@ from usertwin.evals.reports.example_turns import bits_gained, example_turns
 from usertwin.evals.reports.html import forest_plot, render_html
 from usertwin.evals.reports.labels import distance, negated, number, verdict
 from usertwin.evals.reports.summary import best_alternative, summary_of
-from usertwin.evals.reports.tables import forest_grid, power_lines, sections_of
+from usertwin.evals.reports.tables import forest_grid, power_sentence, sections_of
 
 PAGE = Path(__file__).resolve().parents[2] / "evals" / "reports" / "page.html"
 
@@ -230,9 +230,9 @@ def test_an_unknown_arm_has_its_own_name_as_title() -> None:
 
 
 def test_the_power_line_names_the_smallest_detectable_difference() -> None:
-    (line,) = power_lines(result())
+    line = power_sentence(result())
     assert "Differences below 0.009 bits per character (No memory, n=412) would be missed" in line
-    (none,) = power_lines(result(paired={f"{TWIN} - persona": {"bits_per_char": paired(0.1, visible=None)}}))
+    none = power_sentence(result(paired={f"{TWIN} - persona": {"bits_per_char": paired(0.1, visible=None)}}))
     assert "too few people" in none
 
 

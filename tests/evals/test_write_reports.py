@@ -1,4 +1,4 @@
-"""Tests of evals/reports/markdown.py: the figures of the tables, and escaped text."""
+"""Tests of evals/reports/write_reports.py: the figures of the tables, and escaped text."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from invented_run import PEOPLE, result
 
-from usertwin.evals.reports.markdown import render_markdown
 from usertwin.evals.reports.summary import summary_of
 from usertwin.evals.reports.tables import sections_of
 from usertwin.evals.reports.templates import in_markdown
+from usertwin.evals.reports.write_reports import render_markdown
 
 
 def cells(line: str) -> list[str]:
