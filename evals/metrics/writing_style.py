@@ -135,7 +135,8 @@ def jensen_shannon(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     from scipy.spatial.distance import jensenshannon
 
     with np.errstate(invalid="ignore", divide="ignore"):
-        return _with_empty_rows(jensenshannon(first, second, base=2, axis=1), first, second)
+        distances: Any = jensenshannon(first, second, base=2, axis=1)  # pyright: ignore[reportCallIssue] - scipy has no stubs
+        return _with_empty_rows(distances, first, second)
 
 
 def cosine_distance(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:

@@ -32,7 +32,7 @@ from usertwin.personas import Pair, UsageError
 from usertwin.personas.pairs import extract_pairs
 from usertwin.simulator import SimulatedUser
 
-#: What was proposed for each memory, in order: by what it was rejected, if it was.
+#: The proposals for each pair, in order, with the guard that rejected them.
 PROPOSED = (
     ("quotes what was done", "quotes_action"),
     ("misleads somewhat", "misleads"),
@@ -64,7 +64,7 @@ def held_out(user: SimulatedUser) -> list[Pair]:
 
 
 def of_past(user: SimulatedUser, *names: str, pairs: Sequence[Pair] = ()) -> list[HeldOutTurn]:
-    """What these arms are shown at held-out moments, or at those given."""
+    """Return what these arms show at the held-out pairs, or at the given ones."""
     return Arms(user, names).held_out_turns(pairs or held_out(user))
 
 
@@ -83,7 +83,7 @@ def test_an_unknown_arm_or_none_is_an_error_that_lists_the_arms(names: list[str]
         check_arms(names)
 
 
-# Memories ------------------------------------------------------------------------------------------------------------
+# Past turns -----------------------------------------------------------------------------------------------------------
 
 
 def test_no_memory_shows_nothing(user: SimulatedUser) -> None:
@@ -101,7 +101,7 @@ def test_recent_own_shows_the_latest_pairs(user: SimulatedUser) -> None:
 
 
 def test_recent_own_shows_earlier_pairs_of_other_conversations(user: SimulatedUser) -> None:
-    """Asked about moments that the memory holds itself."""
+    """The query pairs are in the memory themselves."""
     known = [triple.pair for triple in user.store.triples()]
     for moment in of_past(user, "recent_own", pairs=known):
         before = [pair for pair in known if pair.when < moment.pair.when]
@@ -206,7 +206,7 @@ def test_trained_shows_the_same_pairs_with_the_traces_of_the_other_memory(user: 
     assert any(triple.id in unknown for moment in moments for triple in moment.shown["trained"])
 
 
-# What there is nothing for -------------------------------------------------------------------------------------------
+# Absent arms --------------------------------------------------------------------------------------------------------
 
 
 def test_absent_arms_are_left_out(user: SimulatedUser) -> None:
@@ -228,7 +228,7 @@ def test_only_named_arms_are_present(user: SimulatedUser) -> None:
 
 
 def test_peers_show_no_past_pair(user: SimulatedUser) -> None:
-    """None of what Ann did is in what a peer is told, but for the few turns that are part of her persona."""
+    """A peer's prompt holds none of Ann's actions except the sample turns of her persona."""
     did = {single_line(triple.pair.action) for triple in user.store.triples()} - {
         single_line(turn) for turn in user.persona.sample_turns
     }
@@ -253,9 +253,6 @@ def test_the_prompt_of_every_arm_ends_with_the_present_context(user: SimulatedUs
         present = format_action_prompt(moment.pair, user.settings.window)
         assert all(arms.prompt(arm, moment).endswith(present) for arm in moment.shown)
         assert all(moment.pair.action not in arms.prompt(arm, moment).split("\n\n")[-1] for arm in moment.shown)
-
-
-# Names -----------------------------------------------------------------------------------------------------------------
 
 
 def test_every_arm_has_a_description_of_one_sentence() -> None:

@@ -19,7 +19,7 @@ from usertwin.personas import Conversation, Turn, write_conversations
 
 @pytest.fixture
 def script(tmp_path: Path) -> str:
-    """The name of a model that never says the same twice in a row, and nothing that ends a talk."""
+    """The name of a model whose consecutive replies differ and never end a conversation."""
     path = tmp_path / "script.txt"
     turns = [f"the weather in {city} please" for city in ("Oslo", "Rome", "Lima", "Cairo", "Kyoto", "Quito", "Paris", "Bern")]
     path.write_text("\n".join(turns) + "\n", "utf-8")
@@ -38,8 +38,8 @@ def done(*arguments: str | Path) -> str:
     return result.stdout
 
 
-def refused(*arguments: str | Path) -> str:
-    """The one sentence the program says about wrong input."""
+def error_of(*arguments: str | Path) -> str:
+    """Return the one-line error of a command."""
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert not result.stdout.strip()
@@ -56,7 +56,7 @@ def figures(ann: str, script: str, tmp_path: Path, *more: str | Path) -> dict[st
     return json.loads(path.read_text("utf-8"))
 
 
-# A quick look ----------------------------------------------------------------------------------------------------------
+# One twin ------------------------------------------------------------------------------------------------------------
 
 
 def test_eval_prints_a_table_and_records_the_measurement(ann: str, script: str) -> None:
@@ -111,7 +111,7 @@ def test_eval_against_another_log_counts_dropped_conversations(ann: str, script:
     ],
 )
 def test_wrong_arguments_are_one_sentence(ann: str, script: str, more: tuple[str, str], says: str) -> None:
-    assert says in refused("eval", ann, "--model", script, "--scorer", "fake:", *more)
+    assert says in error_of("eval", ann, "--model", script, "--scorer", "fake:", *more)
 
 
 def test_eval_compares_named_arms_in_order(ann: str, script: str, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_eval_measures_choices_on_request(ann: str, script: str, tmp_path: Path)
 
 @pytest.fixture
 def zoe(tmp_path: Path) -> str:
-    """A twin of somebody who never says the same twice: what is nearly the same as a memory is not measured in a run."""
+    """A twin of a person without repeated turns, since runs drop near-duplicates."""
     rng, words = (
         random.Random(0),
         [f"{a}{b}" for a in ("mo", "ka", "ri", "su", "te", "lo", "na") for b in ("ra", "ni", "ko", "ve")],
@@ -179,10 +179,10 @@ def test_eval_into_the_folder_of_another_run_is_an_error(zoe: str, script: str, 
     folder = tmp_path / "run"
     how = ("eval", zoe, "--model", script, "--scorer", "fake:", "--generate", "0", "--arms", "no_memory,recalled_pairs")
     done(*how, "--limit", "4", "--out", folder)
-    assert "holds a run of another suite" in refused(*how, "--limit", "5", "--out", folder)
+    assert "holds a run of another suite" in error_of(*how, "--limit", "5", "--out", folder)
     assert read_result(folder)["turns"] == 4
 
 
 def test_a_run_with_near_duplicates_only_is_an_error(ann: str, script: str, tmp_path: Path) -> None:
     how = ("--model", script, "--scorer", "fake:", "--generate", "0", "--out", tmp_path / "run")
-    assert "every held-out turn is nearly the same as one in the memory" in refused("eval", ann, *how)
+    assert "every held-out turn is nearly the same as one in the memory" in error_of("eval", ann, *how)

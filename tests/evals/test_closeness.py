@@ -27,7 +27,7 @@ LINES = (
 
 
 def turn(action: str = "ok", person: str = "x/ann", talk: str = "t0", position: int = 0, **measured: Any) -> MeasuredTurn:
-    """A turn of which only what is named was measured; a reply may be given as one text."""
+    """Return a turn with the given measurements only; a single reply may be a string."""
     replies = measured.pop("replies", {})
     said = {arm: (texts,) if isinstance(texts, str) else tuple(texts) for arm, texts in replies.items()}
     return MeasuredTurn(
@@ -73,7 +73,7 @@ def further(found: Mapping[str, Any], measure: str, contrast: str = f"{TWIN} - n
     return found["paired"][contrast][measure]["value"]
 
 
-# What is in a result ----------------------------------------------------------------------------------------------------
+# The result -------------------------------------------------------------------------------------------------------------
 
 
 def test_every_arm_has_every_measure_with_interval_and_n(result: dict[str, Any]) -> None:
@@ -293,11 +293,11 @@ def test_empty_replies_have_a_finite_distance() -> None:
     json.dumps(found, allow_nan=False)
 
 
-# How far from the person ------------------------------------------------------------------------------------------------
+# Distance from the person -----------------------------------------------------------------------------------------------
 
 
 def test_below_zero_is_closer_for_every_measure() -> None:
-    """The twin says what the person says; the other arm does not, in any respect."""
+    """The twin repeats the person's turns; the other arm differs in every measure."""
     rng = random.Random(1)
     turns = [
         turn(
@@ -330,7 +330,7 @@ def test_a_length_ratio_of_2_is_as_far_as_one_half() -> None:
 
 
 def test_a_difference_covers_turns_measured_for_both_arms() -> None:
-    """At the second moment only the twin was measured, and there it costs much."""
+    """The second turn is measured for the twin alone, at a high cost."""
     turns = [turn(talk="t0", bits={TWIN: 3.0, "no_memory": 6.0}), turn(talk="t1", bits={TWIN: 60.0}, replies={TWIN: "a"})]
     found = closeness(turns, TWIN)
     paired = found["paired"][f"{TWIN} - no_memory"]

@@ -42,7 +42,7 @@ def test_equal_writing_has_auc_near_one_half() -> None:
 
 
 def test_folds_keep_people_together() -> None:
-    """Two people mark replies in ways that contradict each other: what is learned from one misleads about the other."""
+    """Two people mark replies in contradicting ways: a classifier trained on one misjudges the other."""
     rng = random.Random(1)
     ends = {"Ann": ("", "!"), "Bob": ("!", "")}
     result = discriminate(
@@ -53,7 +53,7 @@ def test_folds_keep_people_together() -> None:
 
 
 def test_folds_of_one_person_keep_conversations_together() -> None:
-    """Conversations contradict each other, so whoever has seen none of one errs."""
+    """Conversations contradict each other, so a classifier that has not seen one misjudges it."""
     rng = random.Random(2)
     result = discriminate(
         [

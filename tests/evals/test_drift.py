@@ -39,7 +39,7 @@ def opened(ann: str) -> Iterator[tuple[SimulatedUser, FunctionChatModel]]:
         yield user, chat
 
 
-def drifted(user: SimulatedUser, *talks: Conversation, most: int = 9) -> list[DriftTurn]:
+def run_drift(user: SimulatedUser, *talks: Conversation, most: int = 9) -> list[DriftTurn]:
     pairs = [pair for talk in talks for pair in extract_pairs(talk, "Ann")]
     return asyncio.run(drift(user, FakeEmbedder(), pairs, "small/Ann", max_conversations=most))
 
@@ -50,7 +50,7 @@ def chats(chat: FunctionChatModel) -> list[list[str]]:
 
 
 def test_drift_is_measured_at_the_depths_a_conversation_reaches(opened: tuple[SimulatedUser, FunctionChatModel]) -> None:
-    result = drifted(opened[0], long_talk(12), long_talk(4, "short"))
+    result = run_drift(opened[0], long_talk(12), long_talk(4, "short"))
     assert [(one.conversation_id, one.depth) for one in result] == [
         *(("long", depth) for depth in DEPTHS), ("short", 1), ("short", 3),
     ]  # fmt: skip
@@ -62,7 +62,7 @@ def test_at_the_first_turn_one_reply_serves_both_histories(
     opened: tuple[SimulatedUser, FunctionChatModel],
 ) -> None:
     user, chat = opened
-    [first] = drifted(user, long_talk(1))
+    [first] = run_drift(user, long_talk(1))
     assert first.free == first.forced == "twin 1"
     assert first.free_similarity == first.forced_similarity
     assert chats(chat) == [["Them: question 1 of long"]]
@@ -72,7 +72,7 @@ def test_later_contexts_hold_the_twins_replies_and_the_partners_real_turns(
     opened: tuple[SimulatedUser, FunctionChatModel],
 ) -> None:
     user, chat = opened
-    drifted(user, long_talk(12))
+    run_drift(user, long_talk(12))
     asked = chats(chat)
     assert len(asked) == 10 + 3  # a free turn each, and three more after the real history
     led = [lines for lines in asked if any(line.startswith(("Me: answer", "Me: yes")) for line in lines)]
@@ -91,7 +91,7 @@ def test_later_contexts_hold_the_twins_replies_and_the_partners_real_turns(
 
 def test_the_forced_context_holds_real_turns_only(opened: tuple[SimulatedUser, FunctionChatModel]) -> None:
     user, chat = opened
-    result = drifted(user, long_talk(12))
+    result = run_drift(user, long_talk(12))
     led = [lines for lines in chats(chat) if any(line.startswith(("Me: answer", "Me: yes")) for line in lines)]
     assert [lines[-1] for lines in led] == [f"Them: question {depth} of long" for depth in DEPTHS[1:]]
     assert not [line for lines in led for line in lines if line.startswith("Me: twin")]
@@ -103,7 +103,7 @@ def test_a_repeated_text_is_replaced_by_position(
     opened: tuple[SimulatedUser, FunctionChatModel],
 ) -> None:
     user, chat = opened
-    drifted(user, long_talk(4))
+    run_drift(user, long_talk(4))
     [*_, last] = [lines for lines in chats(chat) if lines[-1] == "Them: question 4 of long"]
     assert [line for line in last if line.startswith("Me:")] == ["Me: twin 1", "Me: twin 2", "Me: twin 3"]
 
@@ -111,7 +111,7 @@ def test_a_repeated_text_is_replaced_by_position(
 def test_an_empty_reply_keeps_the_real_turn(ann: str) -> None:
     model, chat = function_model(lambda prompt, seed: "")
     with SimulatedUser.load(ann, model=model, settings=PLAIN) as user:
-        result = drifted(user, long_talk(3))
+        result = run_drift(user, long_talk(3))
     assert [one.free for one in result] == ["", ""]
     assert "Me: answer 1 of long" in chats(chat)[-1]
 
@@ -119,15 +119,15 @@ def test_an_empty_reply_keeps_the_real_turn(ann: str) -> None:
 def test_a_reasoning_twin_reasons_in_drift_too(ann: str) -> None:
     model, chat = function_model(lambda prompt, seed: "wants it now" if prompt.endswith("(Me thinking:") else "soon")
     with SimulatedUser.load(ann, model=model, settings=Settings(k=2, window=6, traces="recon", reasons=True)) as user:
-        [one] = drifted(user, long_talk(1))
+        [one] = run_drift(user, long_talk(1))
     assert one.free == "soon"
     assert chat.prompts[1].endswith("(Me thinking: wants it now)\nMe:")
 
 
 def test_conversations_are_limited_and_long_ones_preferred(opened: tuple[SimulatedUser, FunctionChatModel]) -> None:
     talks = [long_talk(length, f"talk {length}") for length in (1, 2, 3, 11, 5)]
-    assert {one.conversation_id for one in drifted(opened[0], *talks, most=1)} == {"talk 11"}
-    assert len({one.conversation_id for one in drifted(opened[0], *talks, most=2)}) == 2
+    assert {one.conversation_id for one in run_drift(opened[0], *talks, most=1)} == {"talk 11"}
+    assert len({one.conversation_id for one in run_drift(opened[0], *talks, most=2)}) == 2
 
 
 def test_abandoned_pairs_are_not_simulated(opened: tuple[SimulatedUser, FunctionChatModel]) -> None:
@@ -145,7 +145,7 @@ def test_progress_reaches_the_end(opened: tuple[SimulatedUser, FunctionChatModel
     assert told == [("drifting", 0, 1), ("drifting", 1, 1)]
 
 
-# What comes of it ----------------------------------------------------------------------------------------------------
+# The result ---------------------------------------------------------------------------------------------------------
 
 
 def record(talk: str, depth: int, free: float, forced: float, person: str = "a") -> DriftTurn:

@@ -23,7 +23,7 @@ MODEL: ChatModel = scripted("hi")
 
 
 def mixed_talk(number: int) -> Conversation:
-    """Ann leaves with a last word, without one, or goes on for a while: each is now and then told wrongly."""
+    """Ann leaves with a last turn, without one, or goes on; each is sometimes predicted wrongly."""
     booked = ("your ticket is booked goodbye", "which day do you mean", "it is booked")[number % 3]
     turns = [
         Turn("desk", "agent", "hello which city"),
@@ -39,7 +39,7 @@ def mixed_talk(number: int) -> Conversation:
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[SimulatedUser, list[Pair]]:
-    """A twin that leaves in both ways, and its held-out moments."""
+    """A twin that leaves in both ways, and its held-out pairs."""
     home = tmp_path_factory.mktemp("home")
     log = ChatLog(tuple(map(mixed_talk, range(80))), "test")
     asyncio.run(alearn("mixed", log, recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder(), home=home))
@@ -47,8 +47,8 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[SimulatedUser, li
     return user, held_out_pairs(user, home / "mixed")[0]
 
 
-def usual_f1(user: SimulatedUser, moments: Sequence[Pair], seed: int) -> Estimate | None:
-    """F1 as it was reckoned before there was a calibration beside it."""
+def direct_f1(user: SimulatedUser, moments: Sequence[Pair], seed: int) -> Estimate | None:
+    """Return F1 by a direct computation."""
     silent = [False] * len(moments)
     if user.abandonment is not None:
         near = user.store.recall_many(moments, NEIGHBOURS, before=[pair.when for pair in moments], abandoned=None)
@@ -63,8 +63,8 @@ def usual_f1(user: SimulatedUser, moments: Sequence[Pair], seed: int) -> Estimat
     return ratio(hits, costs, [pair.conversation_id for pair in moments], seed=seed)
 
 
-def one_by_one(user: SimulatedUser, pair: Pair) -> float:
-    """The probability that the person leaves at a moment: without a word, or with this turn, whichever is likelier."""
+def leaving_probability(user: SimulatedUser, pair: Pair) -> float:
+    """Return the larger of the probabilities of abandonment and of a last turn."""
     silent = spoken = 0.0
     if user.abandonment is not None and any(turn.speaker == pair.speaker for turn in pair.context):
         silent = abandonment_rate(user.store.recall(pair, NEIGHBOURS, before=pair.when, abandoned=None))
@@ -84,7 +84,7 @@ def only(user: SimulatedUser, *ways: str) -> SimulatedUser:
 @pytest.mark.parametrize("ways", [("ending", "leaving"), ("ending",), ("leaving",)])
 def test_f1_equals_a_direct_computation(learned: tuple[SimulatedUser, list[Pair]], ways: tuple[str, ...]) -> None:
     user, moments = only(learned[0], *ways), learned[1]
-    result, before = measure_endings(user, moments, seed=3), usual_f1(user, moments, 3)
+    result, before = measure_endings(user, moments, seed=3), direct_f1(user, moments, 3)
     assert result is not None
     assert before is not None
     assert result["f1"] == before.to_json()
@@ -99,7 +99,7 @@ def test_brier_is_the_mean_squared_error_of_the_probabilities(
     user, moments = only(learned[0], *ways), learned[1]
     result = measure_endings(user, moments)
     assert result is not None
-    by_hand = [(one_by_one(user, pair) - pair.ends_conversation) ** 2 for pair in moments]
+    by_hand = [(leaving_probability(user, pair) - pair.ends_conversation) ** 2 for pair in moments]
     assert result["calibration"]["brier"]["value"] == pytest.approx(sum(by_hand) / len(by_hand), abs=1e-6)
     assert result["calibration"]["brier"]["n"] == len(moments)
 
@@ -131,7 +131,7 @@ def test_without_endings_there_is_no_score(
 
 
 def test_the_first_turn_is_never_abandoned(learned: tuple[SimulatedUser, list[Pair]]) -> None:
-    """Who has not yet spoken has not come, and does not leave, however many left in moments like it."""
+    """A person who has not spoken does not leave, however many left at similar pairs."""
     user = only(learned[0], "leaving")
     assert user.abandonment is not None
     user.abandonment = replace(user.abandonment, threshold=0.0)  # leaves wherever it may

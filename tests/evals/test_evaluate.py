@@ -26,19 +26,19 @@ from usertwin.personas import ChatLog, Conversation, LogError, Turn, UsageError,
 from usertwin.personas.pairs import extract_pairs
 from usertwin.simulator import SimulatedUser
 
-#: What is measured of so few replies; these two need more of them, and nothing was to be chosen from.
+#: Measures of a few replies; discriminator and diversity need more, and choice needs choices.
 WRITTEN = {measure.name for measure in MEASURES} - {"choice", "discriminator", "diversity"}
-#: The twin with every other arm, and what is always compared.
+#: The twin's arm with every other arm, and the fixed contrasts.
 PAIRED = [
     *((DEFAULT_ARMS[-1], arm) for arm in DEFAULT_ARMS[:-1]),
     *(pair for pair in CONTRASTS if set(pair) <= set(DEFAULT_ARMS)),
 ]
-#: The number in "tomorrow, day 7", which tells the conversation a moment is from.
+#: The number in "tomorrow, day 7", which identifies the conversation.
 DAY = re.compile(r"day (\d+)")
 
 
 class RecordingScorer:
-    """A fake scorer that remembers what it was asked, item by item."""
+    """A fake scorer that records its items."""
 
     name = "fake:"
 
@@ -87,7 +87,7 @@ def write(conversations: Sequence[Conversation], path: Path) -> Path:
     return path
 
 
-# What is written down ------------------------------------------------------------------------------------------------
+# The result ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_result_has_exactly_the_documented_keys(ann: str) -> None:
@@ -167,7 +167,7 @@ def test_a_scorer_that_likes_known_words_prefers_memory(ann: str) -> None:
 
 
 def test_endings_are_measured_on_real_turns(ann: str) -> None:
-    """Ann always leaves with the same words, so whoever learned that is always right."""
+    """Ann always leaves with the same words, so a model of leaving is always right."""
     assert measure(ann)["ending"] == {"f1": {"value": 1.0, "low": 1.0, "high": 1.0, "n": 12}}
 
 
@@ -180,7 +180,7 @@ def test_bits_per_character_are_bits_divided_by_characters(ann: str) -> None:
     assert result["arms"]["no_memory"]["bits_per_char"]["value"] == pytest.approx(bits / characters)
 
 
-# What an arm may be shown --------------------------------------------------------------------------------------------
+# Shown turns --------------------------------------------------------------------------------------------------------
 
 
 def recalled_for(user: SimulatedUser, conversations: Sequence[Conversation]) -> list[HeldOutTurn]:
@@ -189,7 +189,7 @@ def recalled_for(user: SimulatedUser, conversations: Sequence[Conversation]) -> 
 
 
 def test_no_arm_shows_the_same_conversation_or_later_pairs(ann: str) -> None:
-    """Asked about moments that the memory holds, where the most similar triple is the moment itself."""
+    """The query pairs are in the memory, where the most similar triple is the query itself."""
     with SimulatedUser.load(ann, model=scripted("hi")) as user:
         corpus = [small_conversation(number) for number in range(14)]
         turns = recalled_for(user, corpus)
@@ -226,7 +226,7 @@ def test_recalled_pairs_are_the_most_similar_ones(ann: str) -> None:
 
 
 def test_prompts_never_hold_a_later_day(ann: str, tmp_path: Path) -> None:
-    """Talks of the past are measured on: of Ann's memory only what came before each may be shown."""
+    """Past conversations are measured: only earlier pairs of Ann's memory may be shown."""
     against = write([again(number, day=number + 1) for number in (3, 7, 11)], tmp_path / "again.jsonl")
     scorer = RecordingScorer()
     assert measure(ann, against=against, scorer=scorer, generate=0)["turns"] == 9
@@ -280,7 +280,7 @@ def test_the_twin_reasons_only_with_traces(ann: str) -> None:
     assert sum(prompt.endswith("(Me thinking:") for prompt in prompts) == 2
 
 
-# Which turns --------------------------------------------------------------------------------------------------------
+# Held-out turns -------------------------------------------------------------------------------------------------------
 
 
 def test_a_limit_spreads_the_turns_over_the_conversations(ann: str) -> None:
@@ -327,7 +327,7 @@ def test_progress_reaches_the_end_of_both_stages(ann: str) -> None:
     assert all(done <= total for _, done, total in told)
 
 
-# Against another log --------------------------------------------------------------------------------------------------
+# Another log ---------------------------------------------------------------------------------------------------------
 
 
 def test_conversations_that_the_twin_was_learned_or_tuned_on_are_dropped_and_counted(ann: str, log_file: Path) -> None:
@@ -359,7 +359,7 @@ def test_a_missing_log_is_refused(ann: str, tmp_path: Path) -> None:
         measure(ann, against=tmp_path / "nowhere.jsonl")
 
 
-# Logs without dates ---------------------------------------------------------------------------------------------------
+# Undated logs --------------------------------------------------------------------------------------------------------
 
 
 def test_a_log_without_dates_is_measured_like_any_other() -> None:
@@ -389,7 +389,7 @@ def test_without_traces_recon_equals_recalled_pairs() -> None:
 
 
 def test_goals_of_recalled_conversations_are_not_shown(ann: str) -> None:
-    """What only Ann was told is in the present moment, and in no recalled one."""
+    """A goal is in the present context and in no recalled pair."""
     scorer = RecordingScorer()
     measure(ann, scorer=scorer)
     for prompt, _ in scorer.items:
@@ -398,7 +398,7 @@ def test_goals_of_recalled_conversations_are_not_shown(ann: str) -> None:
 
 
 def test_a_log_with_turns_that_have_a_time_of_their_own_keeps_to_it(tmp_path: Path) -> None:
-    """Two talks at once: what Ann says in one at ten past is not past for what she says in the other at five past."""
+    """Two simultaneous conversations: a turn at ten past is later than a turn of the other at five past."""
 
     def at(minute: int, speaker: str, text: str) -> Turn:
         return Turn(speaker, "agent" if speaker == "desk" else "user", text, f"2024-03-01T10:{minute:02d}:00+00:00")

@@ -43,7 +43,7 @@ _FIRST = re.compile(r"^1  (.*)$", re.MULTILINE)
 
 
 def turn(number: int, **changes: Any) -> MeasuredTurn:
-    """A turn of one of three people, of whom ann has the most."""
+    """Return a turn of one of three people; ann has the most."""
     person = ("ann", "ann", "ann", "bob", "cyd")[number % 5]
     base: dict[str, Any] = {
         "person": f"talks/{person}",
@@ -61,7 +61,7 @@ TURNS = [turn(number) for number in range(40)]
 
 
 def verdict(question: Question, closer: Closer, judge: str = "model") -> JudgeVerdict:
-    """What a model said of a pair."""
+    """Return a model's verdict on a pair."""
     return JudgeVerdict(
         key="key", pair=question.pair, kind=question.kind, a=question.a, b=question.b, person=question.person,
         conversation_id=question.conversation_id, position=question.position, sample=question.sample, judge=judge,
@@ -70,7 +70,7 @@ def verdict(question: Question, closer: Closer, judge: str = "model") -> JudgeVe
 
 
 def label(question: Question, closer: Closer | None, rater: str = "me", order: Any = "ab") -> HumanLabel:
-    """What somebody said of a pair."""
+    """Return a human label of a pair."""
     answer: Any = "skip" if closer is None else "tie" if closer == "tie" else str(order.index(closer) + 1)
     return HumanLabel(
         rater=rater, pair=question.pair, a=question.a, b=question.b, person=question.person,
@@ -99,11 +99,11 @@ def judge(folder: Path, given: str = "", *options: str) -> Result:
     return CliRunner().invoke(judge_by_hand, [str(folder), *options], input=given)
 
 
-def kept(folder: Path) -> list[HumanLabel]:
+def labels_on_disk(folder: Path) -> list[HumanLabel]:
     return read_labels(folder / LABELS)
 
 
-# Which pairs -------------------------------------------------------------------------------------------------------------
+# Questions --------------------------------------------------------------------------------------------------------------
 
 
 def test_people_alternate() -> None:
@@ -177,7 +177,7 @@ def test_fewer_than_two_arms_are_an_error(replies: dict[str, tuple[str, ...]], h
         contrasts_to_judge([turn(0, replies=replies)], [])
 
 
-# How far they agree ------------------------------------------------------------------------------------------------------
+# Agreement --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_label_names_the_closer_arm_in_either_order() -> None:
@@ -276,11 +276,11 @@ def test_answers_are_recorded_as_given_and_arms_stay_hidden(tmp_path: Path) -> N
     folder = run_folder(tmp_path / "run", verdicts=[verdict(one, "a") for one in PAIRS])
     done = judge(folder, "1\nwhat?\n\n2\nT\ns\n1\n", "--count", "4")
     assert done.exit_code == 0, done.output
-    assert [one.label for one in kept(folder)] == ["1", "2", "tie", "skip", "1"]
+    assert [one.label for one in labels_on_disk(folder)] == ["1", "2", "tie", "skip", "1"]
     before = done.output.split("judged by hand")[0]
     assert not [word for word in (TWIN, NONE, "pairs_") if word in before]
     plan = plan_questions(TURNS, [verdict(one, "a") for one in PAIRS], CONTRASTS)
-    for one, question, first in zip(kept(folder), plan, _FIRST.findall(done.output), strict=False):
+    for one, question, first in zip(labels_on_disk(folder), plan, _FIRST.findall(done.output), strict=False):
         assert one.pair == question.pair
         assert first.strip() == question.texts[0 if one.order == "ab" else 1]
         assert one.closer == (None if one.label == "skip" else "tie" if one.label == "tie" else one.order[int(one.label) - 1])
@@ -299,11 +299,11 @@ def test_a_stopped_rater_resumes(tmp_path: Path, end: str) -> None:
     assert "2 of 5 pairs are judged already" in on.output
     assert "stopped" not in on.output
     judge(whole, "1\n2\ns\nt\n1\n2\n", "--count", "5")
-    assert [replace(one, when="") for one in kept(folder)] == [replace(one, when="") for one in kept(whole)]
+    assert [replace(one, when="") for one in labels_on_disk(folder)] == [replace(one, when="") for one in labels_on_disk(whole)]
     nothing = judge(folder, "", "--count", "5")
     assert nothing.exit_code == 0
     assert "pair 1" not in nothing.output
-    assert len(kept(folder)) == 6
+    assert len(labels_on_disk(folder)) == 6
 
 
 def test_a_truncated_label_is_asked_again(tmp_path: Path) -> None:
@@ -312,17 +312,17 @@ def test_a_truncated_label_is_asked_again(tmp_path: Path) -> None:
     path = folder / LABELS
     path.write_bytes(path.read_bytes()[:-20])
     assert "1 of 2 pairs are judged already" in judge(folder, "t\n", "--count", "2").output
-    assert [one.label for one in kept(folder)] == ["1", "tie"]
+    assert [one.label for one in labels_on_disk(folder)] == ["1", "tie"]
 
 
 def test_two_raters_see_the_same_pairs_and_are_compared(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", verdicts=[verdict(one, "a") for one in PAIRS])
     judge(folder, "1\n2\nt\n", "--count", "3", "--rater", "ann")
     done = judge(folder, "1\n2\nt\n", "--count", "3", "--rater", "bob")
-    assert [one.pair for one in kept(folder)[:3]] == [one.pair for one in kept(folder)[3:]]
+    assert [one.pair for one in labels_on_disk(folder)[:3]] == [one.pair for one in labels_on_disk(folder)[3:]]
     assert "ann and bob, n=3" in done.output
     again = judge(folder, "1\n", "--summary")
-    assert len(kept(folder)) == 6
+    assert len(labels_on_disk(folder)) == 6
     assert done.output.endswith(again.output)
 
 
@@ -330,7 +330,7 @@ def test_a_large_count_takes_all_pairs(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", TURNS[:2])
     done = judge(folder, "1\n" * 9)
     assert "pair 4 of 4" in done.output
-    assert len(kept(folder)) == 4
+    assert len(labels_on_disk(folder)) == 4
 
 
 def test_missing_model_verdicts_are_reported_first(tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ def test_a_single_key_answers_on_a_terminal(tmp_path: Path) -> None:
     child.expect("q: quit")
     child.send("2")
     child.expect("pair 2 of 3")
-    assert [one.label for one in kept(folder)] == ["2"]  # on disk before the next pair is shown
+    assert [one.label for one in labels_on_disk(folder)] == ["2"]  # on disk before the next pair is shown
     child.expect("q: quit")
     child.send("t")
     child.expect("pair 3 of 3")
@@ -384,7 +384,7 @@ def test_a_single_key_answers_on_a_terminal(tmp_path: Path) -> None:
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
-    assert [one.label for one in kept(folder)] == ["2", "tie"]
+    assert [one.label for one in labels_on_disk(folder)] == ["2", "tie"]
 
 
 def test_a_label_of_an_earlier_version_has_the_present_arm() -> None:

@@ -31,7 +31,7 @@ def moment(action: str, *context: str, where: str = "talk", when: float = 0.0, g
 
 @contextmanager
 def opened(name: str) -> Iterator[tuple[TwinRecord, TripleStore, list[Pair]]]:
-    """A learned twin: its record, its memory and its moments to measure on."""
+    """Open a twin: its record, its memory and its held-out pairs."""
     folder = twin_folder(name)
     record = TwinRecord.load(folder)
     groups = group_pairs(read_stored_conversations(folder / HELD_OUT_FILE), record.recipe.speaker)
@@ -187,11 +187,11 @@ def _nearly_same(held: Pair, known: Pair) -> bool:
     return len(a & b) / len(a | b) >= 0.7 or len(a & b) / len(a) >= 0.8
 
 
-# What is known by heart ----------------------------------------------------------------------------------------------
+# Memorization --------------------------------------------------------------------------------------------------------
 
 
-class Knowing:
-    """A scorer that is sure of a text after what stands before it there, and of nothing else."""
+class MemorizingScorer:
+    """A scorer that is certain of its texts after their beginnings, and of nothing else."""
 
     name = "knowing"
 
@@ -214,7 +214,7 @@ KNOWN = "we hold these truths to be self evident that all men are created equal"
 
 
 def test_the_second_half_is_scored_after_its_own_and_another_first_half() -> None:
-    scorer = Knowing()
+    scorer = MemorizingScorer()
     measure_memorization(
         scorer, [moment("one two three four  five\nsix seven eight nine ten eleven", "context"), moment(KNOWN)]
     )
@@ -225,7 +225,7 @@ def test_the_second_half_is_scored_after_its_own_and_another_first_half() -> Non
 
 def test_the_share_of_memorized_turns_is_returned() -> None:
     pairs = [moment(KNOWN, where="a"), moment(STORY, where="b")]
-    result = measure_memorization(Knowing(KNOWN), pairs)
+    result = measure_memorization(MemorizingScorer(KNOWN), pairs)
     assert (result["value"], result["n"]) == (0.5, 2)
     assert (result["low"], result["high"]) == (0.0, 1.0)
     assert result["nats_per_token"] == pytest.approx((-0.1 - 5) / 2)
@@ -234,18 +234,18 @@ def test_the_share_of_memorized_turns_is_returned() -> None:
 
 def test_short_abandoned_and_repeated_turns_do_not_count() -> None:
     pairs = [moment("only nine words are here and that is few"), moment(ABANDONED), moment(KNOWN), moment(KNOWN, where="again")]
-    assert measure_memorization(Knowing(KNOWN), pairs)["n"] == 1
+    assert measure_memorization(MemorizingScorer(KNOWN), pairs)["n"] == 1
 
 
 def test_one_turn_has_no_reference_and_no_turn_has_no_value() -> None:
-    result = measure_memorization(Knowing(KNOWN), [moment(KNOWN)])
+    result = measure_memorization(MemorizingScorer(KNOWN), [moment(KNOWN)])
     assert (result["value"], result["low"], result["reference"]) == (1.0, None, None)
     nothing = {"value": None, "low": None, "high": None, "n": 0, "nats_per_token": None, "reference": None}
-    assert measure_memorization(Knowing(KNOWN), [moment("hi")]) == nothing
+    assert measure_memorization(MemorizingScorer(KNOWN), [moment("hi")]) == nothing
 
 
 def test_turns_and_their_words_are_limited() -> None:
-    scorer = Knowing()
+    scorer = MemorizingScorer()
     pairs = [moment(f"turn {number} " + "word " * 1000) for number in range(10)]
     assert measure_memorization(scorer, pairs, max_turns=3)["n"] == 3
     assert [prompt.split()[2] for prompt, _ in scorer.asked[:3]] == ["0", "3", "6"]

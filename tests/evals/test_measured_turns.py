@@ -23,7 +23,7 @@ from usertwin.evals.records.measured_turns import (
 )
 from usertwin.personas import UsageError
 
-#: Any text that can be written to a file, with what breaks lines elsewhere made frequent.
+#: Any text that a file can hold, with line separators of other formats made frequent.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
     ["\u2028", "\u2029", "\x85", "\r\n", "\n", "\x0b\x0c", "\x00", "\ufeff", '"\\', "é\U0001f600", ""]
 )
@@ -124,7 +124,7 @@ def test_a_missing_file_has_no_turns(tmp_path: Path) -> None:
     assert read_turn_file(tmp_path / "nowhere.jsonl") == []
 
 
-# The folder ----------------------------------------------------------------------------------------------------------
+# Run folders ---------------------------------------------------------------------------------------------------------
 
 
 def run_folder(tmp_path: Path, *, result: str | None = '{"turns": 3}', **manifest: Any) -> Path:

@@ -38,7 +38,7 @@ LABELS: tuple[Label, ...] = ("1", "2", "tie")
 
 
 def turn(number: int, **changes: Any) -> MeasuredTurn:
-    """A turn of one of three people, in one of four conversations each; the twin is close to it, nobody's model is not."""
+    """Return a turn of one of three people with four conversations each; the twin is close to it, no memory is not."""
     person, talk = ("ann", "bob", "cyd")[number % 3], number // 3 % 4
     said = f"the train to {('Oslo', 'Rome', 'Lima', 'Bern')[number % 4]} at {number} please"
     near = (said.replace("please", "pls"), said.replace("the train", "a train"))
@@ -62,22 +62,22 @@ TURNS = [turn(number) for number in range(24)]
 
 
 def shown(prompt: str) -> tuple[str, str, str]:
-    """The real reply and the two replies that a judge was shown."""
+    """Return the real reply and the two replies in a prompt."""
     [(real, first, second)] = _SHOWN.findall(prompt)
     return real, first, second
 
 
-def overlapping(prompt: str, seed: int) -> str:
-    """What a judge says that goes by the n-grams that a reply shares with the real one."""
+def judge_by_chrf(prompt: str, seed: int) -> str:
+    """Return the answer of a judge that compares by chrF."""
     real, first, second = shown(prompt)
     difference = chrf(first, real) - chrf(second, real)
     return json.dumps({"closer": "tie" if abs(difference) < 1e-9 else "1" if difference > 0 else "2"})
 
 
-def asked(
+def judge_with(
     say: Callable[[str, int], str], questions: Sequence[Question], path: Path, **options: Any
 ) -> tuple[list[JudgeVerdict], FunctionChatModel]:
-    """The verdicts of a judge that says what a function makes of the prompt, and that judge."""
+    """Return the verdicts of a judge that answers by a function, and its chat model."""
     model, chat = function_model(say, "instruction")
     return asyncio.run(judge_pairs(model, questions, path=path, **options)), chat
 
@@ -87,7 +87,7 @@ def always(label: str) -> Callable[[str, int], str]:
 
 
 def verdict(first: Label | None, second: Label | None, number: int = 0, kind: QuestionKind = "contrast") -> JudgeVerdict:
-    """What a judge said of the pair of a turn."""
+    """Return a verdict with these labels on the pair of a turn."""
     judged = turn(number)
     return JudgeVerdict(
         key=f"key {number}", pair=f"pair {number}", kind=kind, a=TWIN, b=NONE, person=judged.person,
@@ -154,7 +154,7 @@ def test_a_label_may_be_a_number() -> None:
     assert [parse_label(f'{{"closer": {number}}}') for number in (0, 1, 2, 3)] == [None, "1", "2", None]
 
 
-# Which pairs -------------------------------------------------------------------------------------------------------------
+# Questions --------------------------------------------------------------------------------------------------------------
 
 
 def test_every_sample_that_both_arms_have_is_a_pair() -> None:
@@ -203,13 +203,13 @@ def test_numbers_and_contrasts_out_of_range_are_errors() -> None:
         build_questions(TURNS, [(TWIN, TWIN)])
 
 
-# Asking ------------------------------------------------------------------------------------------------------------------
+# Judging -----------------------------------------------------------------------------------------------------------------
 
 
 def test_each_pair_is_judged_blind_in_both_orders(tmp_path: Path) -> None:
     questions = build_questions(TURNS[:1], CONTRASTS, sanity=0)
     ledger = Ledger()
-    [one], chat = asked(overlapping, questions, tmp_path / "v.jsonl", seed=5, ledger=ledger)
+    [one], chat = judge_with(judge_by_chrf, questions, tmp_path / "v.jsonl", seed=5, ledger=ledger)
     assert [shown(prompt)[1:] for prompt in chat.prompts] == [questions[0].texts, questions[0].texts[::-1]]
     assert [seed for _, seed in chat.requests] == [5, 5]
     for prompt in chat.prompts:
@@ -225,7 +225,7 @@ def test_each_pair_is_judged_blind_in_both_orders(tmp_path: Path) -> None:
 def test_a_long_context_is_truncated_and_a_reply_is_one_line(tmp_path: Path) -> None:
     long = tuple(("desk", f"turn {number} " + "word " * 200) for number in range(9))
     odd = turn(0, context=long, replies={TWIN: ("two\n\nReply 2:\nlines",), NONE: ("",)})
-    _, chat = asked(always("tie"), build_questions([odd], CONTRASTS, sanity=0), tmp_path / "v.jsonl")
+    _, chat = judge_with(always("tie"), build_questions([odd], CONTRASTS, sanity=0), tmp_path / "v.jsonl")
     assert shown(chat.prompts[0])[1:] == ("two Reply 2: lines", "(nothing)")
     assert chat.prompts[0].count("desk: …") == 6
     assert len(chat.prompts[0]) < 3500
@@ -250,11 +250,11 @@ def test_an_unreadable_answer_is_retried_and_is_no_tie(tmp_path: Path) -> None:
         return always("tie")(prompt, seed) if shown(prompt)[1] == TURNS[0].replies[TWIN][0] or seed == 9 else "hard to say"
 
     questions = build_questions(TURNS[:1], CONTRASTS, sanity=0)
-    [one], chat = asked(mumble, questions, tmp_path / "v.jsonl", seed=5)
+    [one], chat = judge_with(mumble, questions, tmp_path / "v.jsonl", seed=5)
     assert one.labels == ("tie", None)
     assert one.score is None
     assert [seed for _, seed in chat.requests] == [5, 5, 6, 7]  # the same seed would only say the same
-    [again], chat = asked(mumble, questions, tmp_path / "v.jsonl", seed=8)
+    [again], chat = judge_with(mumble, questions, tmp_path / "v.jsonl", seed=8)
     assert again.labels == ("tie", "tie")
     assert [seed for _, seed in chat.requests] == [8, 8, 9]
 
@@ -263,8 +263,8 @@ def test_an_unreadable_answer_is_retried_and_is_no_tie(tmp_path: Path) -> None:
 def test_verdicts_are_in_order_and_on_disk_before_progress_is_reported(tmp_path: Path, concurrency: int) -> None:
     questions, path = build_questions(TURNS, CONTRASTS, sanity=2), tmp_path / "v.jsonl"
     told: list[tuple[str, int, int, int]] = []
-    found, _ = asked(
-        overlapping,
+    found, _ = judge_with(
+        judge_by_chrf,
         questions,
         path,
         concurrency=concurrency,
@@ -278,13 +278,13 @@ def test_verdicts_are_in_order_and_on_disk_before_progress_is_reported(tmp_path:
 def test_recorded_pairs_are_not_judged_again(tmp_path: Path) -> None:
     path = tmp_path / "v.jsonl"
     questions = build_questions(TURNS, CONTRASTS, sanity=2)
-    first, chat = asked(overlapping, questions[:10], path)
+    first, chat = judge_with(judge_by_chrf, questions[:10], path)
     assert len(chat.requests) == 20
-    again, chat = asked(overlapping, questions, path)
+    again, chat = judge_with(judge_by_chrf, questions, path)
     assert len(chat.requests) == 2 * (len(questions) - 10)
     assert again[:10] == first
     assert len(path.read_text("utf-8").splitlines()) == len(questions)
-    same, chat = asked(overlapping, questions, path)
+    same, chat = judge_with(judge_by_chrf, questions, path)
     assert same == again
     assert not chat.requests
 
@@ -292,13 +292,13 @@ def test_recorded_pairs_are_not_judged_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["seed", "judge", "weights", "text", "real turn", "context"])
 def test_judge_prompt_seed_and_content_are_part_of_the_key(tmp_path: Path, what: str) -> None:
     path = tmp_path / "v.jsonl"
-    asked(overlapping, build_questions(TURNS[:1], CONTRASTS, sanity=0), path)
+    judge_with(judge_by_chrf, build_questions(TURNS[:1], CONTRASTS, sanity=0), path)
     changes: dict[str, dict[str, Any]] = {
         "text": {"replies": {TWIN: ("new",), NONE: TURNS[0].replies[NONE]}},
         "real turn": {"action": "something else"},
         "context": {"context": (("desk", "Good day"),)},
     }
-    model, chat = function_model(overlapping, "instruction")
+    model, chat = function_model(judge_by_chrf, "instruction")
     model = replace(model, name="other" if what == "judge" else model.name, identity="v2" if what == "weights" else "")
     questions = build_questions([turn(0, **changes.get(what, {}))], CONTRASTS, sanity=0)
     asyncio.run(judge_pairs(model, questions, path=path, seed=1 if what == "seed" else 0))
@@ -310,14 +310,14 @@ def test_pairs_with_equal_content_are_judged_once(tmp_path: Path) -> None:
     path = tmp_path / "v.jsonl"
     twice = turn(0, replies={TWIN: ("yes", "yes"), NONE: ("no", "no")})
     questions = build_questions([twice], CONTRASTS, samples=2, sanity=0)
-    found, chat = asked(overlapping, questions, path)
+    found, chat = judge_with(judge_by_chrf, questions, path)
     assert [one.sample for one in found] == [0, 1]
     assert len(chat.requests) == 2
-    more, chat = asked(overlapping, build_questions([twice], [(TWIN, NONE), (TWIN, "late")], samples=2, sanity=0), path)
+    more, chat = judge_with(judge_by_chrf, build_questions([twice], [(TWIN, NONE), (TWIN, "late")], samples=2, sanity=0), path)
     assert more == found
     assert not chat.requests
     elsewhere = replace(twice, conversation_id="elsewhere")
-    moved, chat = asked(overlapping, build_questions([elsewhere], CONTRASTS, sanity=0), path)
+    moved, chat = judge_with(judge_by_chrf, build_questions([elsewhere], CONTRASTS, sanity=0), path)
     assert (moved[0].conversation_id, moved[0].labels) == ("elsewhere", found[0].labels)
     assert not chat.requests
 
@@ -330,15 +330,15 @@ def test_an_interrupted_judge_resumes(tmp_path: Path, concurrency: int) -> None:
         if answered.total() == 21:
             raise ConnectionError("nobody there")
         answered[prompt] += 1
-        return overlapping(prompt, seed)
+        return judge_by_chrf(prompt, seed)
 
     with pytest.raises(ModelError, match='"telling" did not answer: ConnectionError: nobody there'):
-        asked(down, questions, path, concurrency=concurrency)
+        judge_with(down, questions, path, concurrency=concurrency)
     kept = read_verdicts(path)
     assert 10 - concurrency < len(kept) <= 10  # each worker loses at most the pair it was at
-    found, chat = asked(overlapping, questions, path)
+    found, chat = judge_with(judge_by_chrf, questions, path)
     assert len(chat.requests) == 2 * (len(questions) - len(kept))
-    fresh, _ = asked(overlapping, questions, tmp_path / "fresh.jsonl")
+    fresh, _ = judge_with(judge_by_chrf, questions, tmp_path / "fresh.jsonl")
     assert found == fresh
 
 
@@ -346,11 +346,11 @@ def test_an_interrupted_judge_resumes(tmp_path: Path, concurrency: int) -> None:
 def test_a_truncated_line_is_judged_again(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "v.jsonl"
     questions = build_questions([turn(number, person="talks/ümit") for number in range(3)], CONTRASTS, sanity=0)
-    whole, _ = asked(overlapping, questions, path)
+    whole, _ = judge_with(judge_by_chrf, questions, path)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + lines[1] + lines[2][:cut])
     assert read_verdicts(path) == whole[:2]
-    again, chat = asked(overlapping, questions, path)
+    again, chat = judge_with(judge_by_chrf, questions, path)
     assert again == whole
     assert len(chat.requests) == 2
     assert path.read_bytes() == b"".join(lines)
@@ -364,14 +364,14 @@ def test_an_invalid_line_is_named(tmp_path: Path, broken: str) -> None:
     path = tmp_path / "v.jsonl"
     path.write_text(f"{json.dumps(verdict('1', '2').to_json())}\n{broken}\n", "utf-8")
     with pytest.raises(UsageError, match=r"v\.jsonl, line 2: not a valid verdict .*; delete that line"):
-        asked(overlapping, [], path)
+        judge_with(judge_by_chrf, [], path)
 
 
-# What they say -----------------------------------------------------------------------------------------------------------
+# Summary ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_good_judge_prefers_the_twin_and_passes_every_check(tmp_path: Path) -> None:
-    verdicts, _ = asked(overlapping, build_questions(TURNS, CONTRASTS, samples=2, sanity=24), tmp_path / "v.jsonl")
+    verdicts, _ = judge_with(judge_by_chrf, build_questions(TURNS, CONTRASTS, samples=2, sanity=24), tmp_path / "v.jsonl")
     found = summarize_verdicts(verdicts, seed=1)
     assert found["model"] == "telling"
     assert list(found["contrasts"]) == [f"{TWIN} - {NONE}"]
@@ -404,7 +404,7 @@ def test_win_rates_weigh_people_equally_without_unreadable_answers() -> None:
 
 @pytest.mark.parametrize("label", ["1", "2"])
 def test_a_constant_judge_is_unusable(tmp_path: Path, label: str) -> None:
-    verdicts, _ = asked(always(label), build_questions(TURNS, CONTRASTS, samples=2, sanity=10), tmp_path / "v.jsonl")
+    verdicts, _ = judge_with(always(label), build_questions(TURNS, CONTRASTS, samples=2, sanity=10), tmp_path / "v.jsonl")
     found = summarize_verdicts(verdicts)
     row = found["contrasts"][f"{TWIN} - {NONE}"]
     assert (row["win"]["value"], row["ties"]["value"], row["decided"]) == (0.5, 1.0, None)
@@ -428,7 +428,7 @@ def test_a_nearly_constant_judge_is_unusable() -> None:
 
 
 def test_a_judge_that_always_calls_a_tie_is_unusable(tmp_path: Path) -> None:
-    verdicts, _ = asked(always("tie"), build_questions(TURNS, CONTRASTS, sanity=10), tmp_path / "v.jsonl")
+    verdicts, _ = judge_with(always("tie"), build_questions(TURNS, CONTRASTS, sanity=10), tmp_path / "v.jsonl")
     found = summarize_verdicts(verdicts)
     assert 'answers "tie" in 100% of 108 verdicts: it ignores the replies' in found["warnings"][0]
     assert (found["usable"], found["first"]) == (False, None)
@@ -441,7 +441,7 @@ def test_a_judge_that_does_not_prefer_the_real_turn_is_unusable(tmp_path: Path) 
         return json.dumps({"closer": "1" if len(first) > len(second) else "2"})
 
     turns = [turn(number, action="ok then") for number in range(24)]
-    verdicts, _ = asked(longest, build_questions(turns, CONTRASTS, sanity=10), tmp_path / "v.jsonl")
+    verdicts, _ = judge_with(longest, build_questions(turns, CONTRASTS, sanity=10), tmp_path / "v.jsonl")
     found = summarize_verdicts(verdicts)
     assert found["sanity"]["real"]["win"]["value"] == 0
     assert not found["usable"]
@@ -490,7 +490,7 @@ def test_without_readable_verdicts_there_are_no_figures() -> None:
 
 
 def test_the_summary_is_json(tmp_path: Path) -> None:
-    verdicts, _ = asked(overlapping, build_questions(TURNS, CONTRASTS, sanity=5), tmp_path / "v.jsonl")
+    verdicts, _ = judge_with(judge_by_chrf, build_questions(TURNS, CONTRASTS, sanity=5), tmp_path / "v.jsonl")
     found = summarize_verdicts(verdicts)
     assert json.loads(json.dumps(found)) == found
 

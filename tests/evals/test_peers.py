@@ -24,8 +24,8 @@ ROLES = {"human": "user", "ai": "assistant", "system": "system"}
 every_peer = pytest.mark.parametrize("peer", PEERS)
 
 
-class Client(BaseChatModel):
-    """A LangChain model that remembers what it was sent."""
+class RecordingClient(BaseChatModel):
+    """A LangChain model that records its messages."""
 
     sent: list[list[BaseMessage]] = []  # noqa: RUF012 - a pydantic field, copied for each model
 
@@ -41,7 +41,7 @@ class Client(BaseChatModel):
 def sent_by_openevals(system: str, pair: Pair) -> list[tuple[str, str]]:
     """What openevals' own simulated user sends to its model: (role, text)."""
     simulators = pytest.importorskip("openevals.simulators")
-    client = Client()
+    client = RecordingClient()
     user = simulators.create_llm_simulated_user(system=system, client=client)
     chat = [
         {"role": "user" if turn.speaker == pair.speaker else "assistant", "content": turn.text, "id": str(number)}
@@ -53,7 +53,7 @@ def sent_by_openevals(system: str, pair: Pair) -> list[tuple[str, str]]:
 
 
 def talk(*said: tuple[str, str], goal: str = "You want to see the sea.") -> Pair:
-    """A moment of Ann's after these turns."""
+    """Return a pair of Ann's after these turns."""
     context = tuple(Turn(who, "user" if who == "Ann" else "agent", text) for who, text in said)
     return replace(PAIR, context=context, goal=goal, position=len(context))
 

@@ -30,21 +30,21 @@ from usertwin.personas import ModelError, Pair, TwinError, UsageError
 from usertwin.simulator import SimulatedUser
 
 WORDS = ["hi", "no", "yes", "tomorrow", "please", "the", "weather", "in", "Rome", "Oslo", "thanks", "bye"]
-#: The arms there are without another person, and what a model is asked at one moment: a reply each, and one thought.
+#: The default arms without another person, and the model calls for a turn: a reply each, and one trace.
 FOUR = tuple(arm for arm in DEFAULT_ARMS if arm != "other_person")
-ASKED = len(FOUR) + 1
+CALLS_PER_TURN = len(FOUR) + 1
 
 
 def by_prompt(prompt: str, seed: int) -> str:
-    """What the model of these tests says: the same to the same prompt, and something else to another one."""
+    """Return a reply that depends on the prompt alone."""
     number = zlib.crc32(f"{prompt}{seed}".encode())
     return " ".join(WORDS[(number >> shift) % len(WORDS)] for shift in (0, 4, 8))
 
 
-class Asked:
-    """A scorer that does what a function says, in nats, and remembers the prompts."""
+class RecordingScorer:
+    """A scorer that computes nats by a function and records the prompts."""
 
-    name = "asked"
+    name = "recording"
 
     def __init__(self, nats: Callable[[str, str], float]) -> None:
         self.nats, self.prompts = nats, list[str]()
@@ -63,7 +63,7 @@ def measured(
     arms: tuple[str, ...] = FOUR,
     **how: Any,
 ) -> tuple[list[MeasuredTurn], FunctionChatModel]:
-    """Measure Ann, and what her model was asked."""
+    """Measure Ann; return the records and her chat model."""
     model, chat = function_model(say)
     config = ReplayConfig(**dict[str, Any](arms=arms, generate=4, seed=5) | how)
     folder = default_home() / "ann"
@@ -77,7 +77,7 @@ def measured(
 
 
 def failing_at(number: int) -> Callable[[str, int], str]:
-    """A model that answers so often and is then gone."""
+    """Return a model that fails from this call on."""
     left = iter(range(number - 1))
 
     def say(prompt: str, seed: int) -> str:
@@ -88,7 +88,7 @@ def failing_at(number: int) -> Callable[[str, int], str]:
     return say
 
 
-# What is written down ------------------------------------------------------------------------------------------------
+# Records ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("ann")
@@ -108,7 +108,7 @@ def test_a_record_holds_person_and_context() -> None:
 
 @pytest.mark.usefixtures("ann")
 def test_a_record_holds_the_recalled_turns_with_their_traces() -> None:
-    scorer = Asked(lambda prompt, action: -1.0)
+    scorer = RecordingScorer(lambda prompt, action: -1.0)
     result, _ = measured(scorer=scorer, generate=0)
     shown = scorer.prompts[FOUR.index("recon") :: len(FOUR)]
     for turn, prompt in zip(result, shown, strict=True):
@@ -193,11 +193,11 @@ def test_similarity_and_rank_equal_their_definitions() -> None:
 
 
 def chosen(nats: Callable[[bool, str, str], float], place: int = 4, **how: Any) -> dict[str, float]:
-    """How often each arm finds the real action, under a scorer that is told whether it scores it, after what, and what."""
+    """Return each arm's mean choice under a scorer of (is it real, prompt, completion)."""
     with SimulatedUser.load("ann", model=function_model(by_prompt)[0]) as user:
         pair = held_out_pairs(user, default_home() / "ann")[0][place]
     real = action_completion(pair.action)
-    scorer = Asked(lambda prompt, action: nats(action == real, prompt, action))
+    scorer = RecordingScorer(lambda prompt, action: nats(action == real, prompt, action))
     [turn], _ = measured(pairs=lambda every: [every[place]], scorer=scorer, generate=1, **dict[str, Any](choices=4) | how)
     return dict(turn.choice)
 
@@ -221,7 +221,7 @@ def test_ties_share_the_choice(choices: int) -> None:
 
 @pytest.mark.usefixtures("ann")
 def test_choice_subtracts_the_prior() -> None:
-    """The scorer likes the real action with the context and without: nothing is told by the context."""
+    """The scorer prefers the real action with and without a prompt, so the prompt adds nothing."""
     assert chosen(lambda real, prompt, action: 0.0 if real else -9.0) == dict.fromkeys(FOUR, 0.25)
 
 
@@ -237,25 +237,25 @@ def test_without_choices_there_is_no_choice() -> None:
     assert not any(turn.choice for turn in result)
 
 
-# Going on ------------------------------------------------------------------------------------------------------------
+# Resuming -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("ann")
-@pytest.mark.parametrize("number", [1, 2, ASKED, ASKED + 1, 2 * ASKED + 3, 4 * ASKED])
+@pytest.mark.parametrize("number", [1, 2, CALLS_PER_TURN, CALLS_PER_TURN + 1, 2 * CALLS_PER_TURN + 3, 4 * CALLS_PER_TURN])
 def test_an_interrupted_measurement_resumes_to_the_same_records(tmp_path: Path, number: int) -> None:
     whole, chat = measured()
-    assert len(chat.prompts) == 4 * ASKED
+    assert len(chat.prompts) == 4 * CALLS_PER_TURN
     keep = tmp_path / "0.jsonl"
     with pytest.raises(ModelError, match="the server went away"):
         measured(failing_at(number), keep=keep)
     kept = read_turn_file(keep)
     assert kept == whole[: len(kept)]
     written = sum(bool(turn.replies) for turn in kept)
-    assert written == (number - 1) // ASKED  # every turn whose replies had all come
+    assert written == (number - 1) // CALLS_PER_TURN  # every turn whose replies had all come
     rest, again = measured(keep=keep)
     assert rest == whole
     assert read_turn_file(keep) == whole
-    assert again.prompts == chat.prompts[written * ASKED :]  # nothing is asked again about what was kept
+    assert again.prompts == chat.prompts[written * CALLS_PER_TURN :]  # nothing is asked again about what was kept
 
 
 @pytest.mark.usefixtures("ann")
@@ -264,7 +264,7 @@ def test_recorded_turns_are_not_scored_again(tmp_path: Path) -> None:
     whole, _ = measured(keep=keep, generate=0)
     lines = keep.read_text("utf-8").splitlines(keepends=True)
     keep.write_text("".join(lines[:5] + lines[9:]), "utf-8")
-    scorer = Asked(lambda prompt, action: -1.0)
+    scorer = RecordingScorer(lambda prompt, action: -1.0)
     result, _ = measured(keep=keep, generate=0, scorer=scorer)
     assert len(scorer.prompts) == 4 * len(FOUR)
     assert result[:5] + result[9:] == whole[:5] + whole[9:]
@@ -275,7 +275,7 @@ def test_recorded_turns_are_not_scored_again(tmp_path: Path) -> None:
 def test_a_finished_measurement_calls_no_model(tmp_path: Path) -> None:
     keep = tmp_path / "0.jsonl"
     whole, _ = measured(keep=keep)
-    scorer = Asked(lambda prompt, action: -1.0)
+    scorer = RecordingScorer(lambda prompt, action: -1.0)
     result, chat = measured(keep=keep, scorer=scorer)
     assert result == whole
     assert not chat.prompts
@@ -315,7 +315,7 @@ def test_concurrency_does_not_change_the_records() -> None:
     assert measured(concurrency=4)[0] == measured()[0]
 
 
-# What cannot be measured ---------------------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("ann")

@@ -69,7 +69,7 @@ def test_equal_turns_have_a_zero_width_interval() -> None:
 
 
 def test_interval_of_two_conversations_equals_an_exact_count() -> None:
-    """Of the four resamples of two conversations one is all a, one all b: a quarter each, so 95% reach both."""
+    """Of the four resamples of two conversations, one is all a and one all b: a quarter each, so 95% reach both."""
     result = mean([0.0, 1.0], ["a", "b"])
     assert result == Estimate(0.5, 0.0, 1.0, 2)
 
@@ -255,7 +255,7 @@ def test_a_correlation_in_one_conversation_has_no_interval() -> None:
 
 
 def test_equal_items_of_a_conversation_do_not_narrow_the_interval() -> None:
-    """Twenty conversations of six like items say as much as twenty items: by conversation the interval is the wider one."""
+    """Twenty conversations of six like items say as much as twenty items: the interval by conversation is wider."""
     rng = random.Random(4)
     hidden = [rng.gauss(0, 1) for _ in range(20)]
     x, y = ([one for one in (h + rng.gauss(0, 1) for h in hidden) for _ in range(6)] for _ in range(2))
@@ -301,7 +301,7 @@ def _width(estimate: Estimate) -> float:
     return estimate.high - estimate.low
 
 
-# People, then conversations ---------------------------------------------------------------------------------------------
+# Several people ---------------------------------------------------------------------------------------------------------
 
 
 def test_for_one_person_the_mean_over_people_equals_the_ratio() -> None:
@@ -374,11 +374,12 @@ def test_differences_between_people_widen_the_interval() -> None:
     assert _width(result[0].estimate()) > 2 * _width(flat)
 
 
-def test_two_level_interval_has_nominal_coverage() -> None:
+def test_two_level_interval_has_nominal_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
     """80 made-up studies of 20 people with 6 conversations of 3 turns, all three levels with spread; the truth is 0.
 
     By conversation alone the interval covers far too rarely, which is why there are two levels.
     """
+    monkeypatch.setattr(Resampling.resample_person, "__kwdefaults__", {"resamples": 999, "bias_corrected": False})
     rng = np.random.default_rng(11)
     people, talks = np.repeat(np.arange(20), 18), np.repeat(np.arange(120), 3)
     hits = naive = 0

@@ -26,10 +26,10 @@ from usertwin.memory.twin.record import HELD_OUT_FILE
 from usertwin.personas import ChatLog, Persona, TwinError, UsageError, read_conversations, write_conversations
 from usertwin.simulator import SimulatedUser
 
-#: The first proposals and the chosen traces of the test's twin.
-FIRST, CHOSEN = "a first guess", "the better reason"
+#: The first proposals and the Recon-selected traces of the twin.
+FIRST, SELECTED = "a first guess", "the better reason"
 PLAIN = Settings(k=4, window=3, traces="none", reasons=False)
-#: The number in "tomorrow, day 7", which tells the conversation that something is from.
+#: The number in "tomorrow, day 7", which identifies the conversation.
 DAY = re.compile(r"day (\d+)")
 WHICH_DAY = [
     {"role": "assistant", "content": "Hello, what can I do for you?"},
@@ -38,8 +38,8 @@ WHICH_DAY = [
 ]
 
 
-class By:
-    """A scorer that goes by a function of prompt and continuation, in nats, and remembers what it was asked."""
+class ScorerBy:
+    """A scorer that computes nats by a function of prompt and completion and records its items."""
 
     name = "by hand"
 
@@ -53,53 +53,56 @@ class By:
         return [Likelihood(self._nats(prompt, continuation), 1) for prompt, continuation in items]
 
 
-def moments(prompt: str) -> int:
-    """How many recalled moments a prompt shows."""
+def count_recalled(prompt: str) -> int:
+    """Return the number of recalled pairs in a prompt."""
     return prompt.count("\n\n")
 
 
-def present(prompt: str) -> str:
-    """The part of a prompt that is the present moment."""
+def present_context(prompt: str) -> str:
+    """Return the present context of a prompt."""
     return prompt.split("\n\n")[-1]
 
 
 @pytest.fixture
 def twin(ann: str) -> str:
-    """Ann's twin, each trace of which was chosen before another one that came first."""
+    """Ann's twin, whose selected traces differ from the first proposals."""
     provenance = Provenance(
-        "recon", "test", "test", "1", 0, 2, {}, proposals=(Candidate(FIRST, 0.1, None), Candidate(CHOSEN, 0.4, None))
+        "recon", "test", "test", "1", 0, 2, {}, proposals=(Candidate(FIRST, 0.1, None), Candidate(SELECTED, 0.4, None))
     )
     with TripleStore(existing_twin(ann), FakeEmbedder(), create=False) as store:
-        store.set_traces([replace(t, reasoning=CHOSEN, score=0.4, provenance=provenance) for t in store.triples()])
+        store.set_traces([replace(t, reasoning=SELECTED, score=0.4, provenance=provenance) for t in store.triples()])
     return ann
 
 
-def decided(name: str, scorer: By, model: ChatModel | None = None, **options: Any) -> Settings:
-    """What is decided for a twin of the test's home."""
+def tuned(name: str, scorer: ScorerBy, model: ChatModel | None = None, **options: Any) -> Settings:
+    """Return the settings of a tuned twin."""
     with SimulatedUser.load(name, model=model or function_model(lambda *_: "I wonder")[0]) as user:
         return asyncio.run(tune(user, scorer, folder=existing_twin(name), **options))
 
 
 def what(settings: Settings) -> Settings:
-    """The settings without what was compared to find them."""
+    """Return settings without the comparison behind them."""
     return replace(settings, measured=None)
 
 
-# What is taken ---------------------------------------------------------------------------------------------------------
+# The choice ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("nats", "best"),
     [
         (lambda prompt, _: -10.0, PLAIN),
-        (lambda prompt, _: -10.0 + 5 * (CHOSEN in prompt), replace(PLAIN, traces="recon")),
+        (lambda prompt, _: -10.0 + 5 * (SELECTED in prompt), replace(PLAIN, traces="recon")),
         (lambda prompt, _: -10.0 + 5 * (FIRST in prompt), replace(PLAIN, traces="backward")),
-        (lambda prompt, _: -10.0 + 5 * (CHOSEN in prompt or FIRST in prompt), replace(PLAIN, traces="backward")),
-        (lambda prompt, _: -10.0 + 5 * ("thinking" in present(prompt)), Settings(k=4, window=3, traces="recon", reasons=True)),
-        (lambda prompt, _: -10.0 + moments(prompt), replace(PLAIN, k=8)),
-        (lambda prompt, _: -50.0 + present(prompt).count("Them:"), replace(PLAIN, window=6)),
-        (lambda prompt, _: -50.0 + moments(prompt) + 5 * (CHOSEN in prompt), replace(PLAIN, k=8, traces="recon")),
-        (lambda prompt, _: -10.0 - moments(prompt), PLAIN),
+        (lambda prompt, _: -10.0 + 5 * (SELECTED in prompt or FIRST in prompt), replace(PLAIN, traces="backward")),
+        (
+            lambda prompt, _: -10.0 + 5 * ("thinking" in present_context(prompt)),
+            Settings(k=4, window=3, traces="recon", reasons=True),
+        ),
+        (lambda prompt, _: -10.0 + count_recalled(prompt), replace(PLAIN, k=8)),
+        (lambda prompt, _: -50.0 + present_context(prompt).count("Them:"), replace(PLAIN, window=6)),
+        (lambda prompt, _: -50.0 + count_recalled(prompt) + 5 * (SELECTED in prompt), replace(PLAIN, k=8, traces="recon")),
+        (lambda prompt, _: -10.0 - count_recalled(prompt), PLAIN),
         (lambda prompt, _: -10.0 - 1e-3 * ("thinking" in prompt), PLAIN),
     ],
     ids=[
@@ -108,20 +111,20 @@ def what(settings: Settings) -> Settings:
     ],
 )  # fmt: skip
 def test_the_simplest_of_the_best_settings_is_chosen(twin: str, nats: Callable[[str, str], float], best: Settings) -> None:
-    assert what(decided(twin, By(nats))) == best
+    assert what(tuned(twin, ScorerBy(nats))) == best
 
 
 @pytest.mark.parametrize(("in_one", "in_the_other", "traces"), [(3.0, -2.0, "none"), (3.0, 2.0, "recon")])
 def test_a_mixed_effect_is_within_the_standard_error(twin: str, in_one: float, in_the_other: float, traces: str) -> None:
-    """Both help on average; the first only because one conversation gains more than the other loses."""
+    """Both help on average, the first only since one conversation gains more than the other loses."""
     [one, other] = TwinRecord.load(existing_twin(twin)).validation
     cities = {name: small_conversation(int(name.removeprefix("talk-"))).turns[2].text.split()[4] for name in (one, other)}
 
     def nats(prompt: str, continuation: str) -> float:
-        where = in_one if cities[one] in present(prompt) + continuation else in_the_other
-        return -20.0 + where * (CHOSEN in prompt)
+        where = in_one if cities[one] in present_context(prompt) + continuation else in_the_other
+        return -20.0 + where * (SELECTED in prompt)
 
-    assert decided(twin, By(nats)).traces == traces
+    assert tuned(twin, ScorerBy(nats)).traces == traces
 
 
 @examples(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -137,10 +140,10 @@ def test_harmful_traces_are_not_shown(twin: str, more: float, longer: float, har
 
     def nats(prompt: str, continuation: str) -> float:
         cost = actions.setdefault(continuation, harm[len(actions) % len(harm)])
-        worse = cost * ("thinking" in prompt) + own * ("thinking" in present(prompt))
-        return -100.0 + more * moments(prompt) + longer * present(prompt).count("Them:") - worse
+        worse = cost * ("thinking" in prompt) + own * ("thinking" in present_context(prompt))
+        return -100.0 + more * count_recalled(prompt) + longer * present_context(prompt).count("Them:") - worse
 
-    found = decided(twin, By(nats))
+    found = tuned(twin, ScorerBy(nats))
     assert (found.traces, found.reasons) == ("none", False)
 
 
@@ -148,14 +151,14 @@ def test_one_validation_conversation_gives_the_simplest_setting(twin: str) -> No
     folder = existing_twin(twin)
     record = TwinRecord.load(folder)
     replace(record, validation=record.validation[:1]).save(folder)
-    assert what(decided(twin, By(lambda prompt, _: -10.0 + 5 * (CHOSEN in prompt)))) == PLAIN
+    assert what(tuned(twin, ScorerBy(lambda prompt, _: -10.0 + 5 * (SELECTED in prompt)))) == PLAIN
 
 
 def test_without_traces_only_plain_settings_are_compared() -> None:
     asyncio.run(alearn("plain", small_log(), recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
     model, chat = function_model(lambda *_: "I wonder")
-    scorer = By(lambda prompt, _: -20.0 + moments(prompt))
-    found = decided("plain", scorer, model)
+    scorer = ScorerBy(lambda prompt, _: -20.0 + count_recalled(prompt))
+    found = tuned("plain", scorer, model)
     assert what(found) == replace(PLAIN, k=8)
     assert chat.requests == []
     assert found.measured is not None
@@ -165,18 +168,18 @@ def test_without_traces_only_plain_settings_are_compared() -> None:
 def test_without_validation_turns_no_model_is_called(twin: str) -> None:
     folder = existing_twin(twin)
     replace(TwinRecord.load(folder), validation=()).save(folder)
-    scorer = By(lambda *_: -1.0)
-    assert decided(twin, scorer) == Settings(traces="none", reasons=False)
+    scorer = ScorerBy(lambda *_: -1.0)
+    assert tuned(twin, scorer) == Settings(traces="none", reasons=False)
     assert scorer.items == []
 
 
 @pytest.mark.parametrize("limit", [0, -3])
 def test_a_limit_below_one_is_an_error(twin: str, limit: int) -> None:
     with pytest.raises(UsageError, match=f"limit is {limit}; tuning needs at least 1 validation turn"):
-        decided(twin, By(lambda *_: -1.0), limit=limit)
+        tuned(twin, ScorerBy(lambda *_: -1.0), limit=limit)
 
 
-# On which turns --------------------------------------------------------------------------------------------------------
+# Validation turns -------------------------------------------------------------------------------------------------------
 
 
 def days_of(names: Sequence[str]) -> set[int]:
@@ -186,8 +189,8 @@ def days_of(names: Sequence[str]) -> set[int]:
 def test_only_validation_conversations_are_scored(twin: str) -> None:
     record = TwinRecord.load(existing_twin(twin))
     model, chat = function_model(lambda *_: "I wonder")
-    scorer = By(lambda *_: -1.0)
-    decided(twin, scorer, model)
+    scorer = ScorerBy(lambda *_: -1.0)
+    tuned(twin, scorer, model)
     own = {
         turn.text for number in days_of(record.validation) for turn in small_conversation(number).turns if turn.speaker == "Ann"
     }
@@ -199,38 +202,38 @@ def test_only_validation_conversations_are_scored(twin: str) -> None:
 
 def test_a_missing_held_out_file_gives_no_turns(twin: str) -> None:
     """The strongest form of the same: without the test conversations everything is decided alike."""
-    before = decided(twin, By(lambda prompt, _: -20.0 + moments(prompt)))
+    before = tuned(twin, ScorerBy(lambda prompt, _: -20.0 + count_recalled(prompt)))
     path, known = existing_twin(twin) / HELD_OUT_FILE, set(TwinRecord.load(existing_twin(twin)).validation)
     kept = [one for one in read_conversations(path).conversations if one.conversation_id in known]
     assert len(kept) == 2
     write_conversations(kept, path)
-    assert decided(twin, By(lambda prompt, _: -20.0 + moments(prompt))) == before
+    assert tuned(twin, ScorerBy(lambda prompt, _: -20.0 + count_recalled(prompt))) == before
 
 
 def test_no_later_pair_or_same_conversation_is_shown(twin: str) -> None:
-    scorer = By(lambda *_: -1.0)
-    decided(twin, scorer)
+    scorer = ScorerBy(lambda *_: -1.0)
+    tuned(twin, scorer)
     for prompt, _ in scorer.items:
-        past = prompt.removesuffix(present(prompt))
+        past = prompt.removesuffix(present_context(prompt))
         assert not {int(day) for day in DAY.findall(past)} & days_of(TwinRecord.load(existing_twin(twin)).validation)
 
 
 def test_pairs_added_later_are_not_shown(twin: str) -> None:
-    """A memory grows; what was said after the validation turns would tell how they went on."""
+    """A memory grows; turns after the validation turns would reveal their continuation."""
     with TripleStore(existing_twin(twin), FakeEmbedder(), create=False) as store:
         pairs = [replace(triple.pair, conversation_id=f"since {n}", when=9e9) for n, triple in enumerate(store.triples())]
         store.add([Triple(replace(pair, action=f"since then, {pair.action}")) for pair in pairs])
-    scorer = By(lambda *_: -1.0)
-    decided(twin, scorer)
+    scorer = ScorerBy(lambda *_: -1.0)
+    tuned(twin, scorer)
     assert not any("since then" in prompt for prompt, _ in scorer.items)
 
 
 def test_an_undated_log_is_tuned_with_the_whole_memory(tmp_path: Path) -> None:
     log = ChatLog(tuple(replace(one, started_at=None) for one in map(small_conversation, range(20))), "test")
     asyncio.run(alearn("bea", log, recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
-    scorer = By(lambda *_: -1.0)
-    decided("bea", scorer)
-    assert {moments(prompt) for prompt, _ in scorer.items} == set(KS)
+    scorer = ScorerBy(lambda *_: -1.0)
+    tuned("bea", scorer)
+    assert {count_recalled(prompt) for prompt, _ in scorer.items} == set(KS)
 
 
 def test_abandoned_pairs_are_not_tuned_on(tmp_path: Path) -> None:
@@ -243,13 +246,13 @@ def test_abandoned_pairs_are_not_tuned_on(tmp_path: Path) -> None:
     assert not any(pair.abandoned for pair in pairs)
 
 
-# What it takes ---------------------------------------------------------------------------------------------------------
+# The plan --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", [1, 4, 24])
 def test_the_plan_equals_the_work_done(twin: str, limit: int) -> None:
     model, chat = function_model(lambda *_: "I wonder")
-    scorer, told, said = By(lambda *_: -1.0), list[tuple[str, int, int]](), list[TunePlan]()
+    scorer, told, said = ScorerBy(lambda *_: -1.0), list[tuple[str, int, int]](), list[TunePlan]()
     with SimulatedUser.load(twin, model=model) as user:
         planned = tune_plan(user, len(validation_pairs(user, existing_twin(twin), limit)))
         found = asyncio.run(
@@ -276,10 +279,10 @@ def test_the_plan_equals_the_work_done(twin: str, limit: int) -> None:
 def test_the_window_of_the_recipe_is_compared_too() -> None:
     made = recipe(method="none", model=None, scorer=None, window=5)
     asyncio.run(alearn("wide", small_log(), made, embedder=FakeEmbedder()))
-    scorer = By(lambda *_: -1.0)
+    scorer = ScorerBy(lambda *_: -1.0)
     with SimulatedUser.load("wide", model=scripted("x")) as user:
         planned = tune_plan(user, len(validation_pairs(user, existing_twin("wide"), 24)))
-    found = decided("wide", scorer)
+    found = tuned("wide", scorer)
     assert (planned.settings, planned.thoughts, len(scorer.items)) == (6, 0, 36)
     assert found.measured is not None
     assert [(row["k"], row["window"]) for row in found.measured["settings"]] == [(k, w) for k in KS for w in (3, 5, 6)]
@@ -288,24 +291,26 @@ def test_the_window_of_the_recipe_is_compared_too() -> None:
 
 def test_reasoning_uses_the_context_of_the_setting(twin: str) -> None:
     model, chat = function_model(lambda *_: "I wonder")
-    scorer = By(lambda *_: -1.0)
-    assert what(decided(twin, scorer, model)) == PLAIN
-    assert max(len(present(prompt).splitlines()) for prompt in chat.prompts) == 1 + 3 + 1  # the goal, three turns, the thought
-    thoughts = [prompt for prompt, _ in scorer.items if "I wonder" in present(prompt)]
+    scorer = ScorerBy(lambda *_: -1.0)
+    assert what(tuned(twin, scorer, model)) == PLAIN
+    assert (
+        max(len(present_context(prompt).splitlines()) for prompt in chat.prompts) == 1 + 3 + 1
+    )  # the goal, three turns, the thought
+    thoughts = [prompt for prompt, _ in scorer.items if "I wonder" in present_context(prompt)]
     assert thoughts == [f"{prompt} I wonder)\nMe:" for prompt in chat.prompts]
-    assert all(CHOSEN in prompt and FIRST not in prompt for prompt in chat.prompts)
+    assert all(SELECTED in prompt and FIRST not in prompt for prompt in chat.prompts)
 
 
 def test_empty_reasoning_leaves_the_prompt_unchanged(twin: str) -> None:
-    scorer = By(lambda *_: -1.0)
-    decided(twin, scorer, scripted(""))
-    assert not any("thinking" in present(prompt) for prompt, _ in scorer.items)
+    scorer = ScorerBy(lambda *_: -1.0)
+    tuned(twin, scorer, scripted(""))
+    assert not any("thinking" in present_context(prompt) for prompt, _ in scorer.items)
 
 
 def test_a_seed_is_reproducible_and_reaches_the_reasoner(twin: str) -> None:
     def run(seed: int) -> tuple[Settings, list[int]]:
         model, chat = function_model(lambda *_: "I wonder")
-        return decided(twin, By(lambda prompt, _: -20.0 + moments(prompt)), model, seed=seed), [
+        return tuned(twin, ScorerBy(lambda prompt, _: -20.0 + count_recalled(prompt)), model, seed=seed), [
             seed for _, seed in chat.requests
         ]
 
@@ -313,11 +318,11 @@ def test_a_seed_is_reproducible_and_reaches_the_reasoner(twin: str) -> None:
     assert not set(run(3)[1]) & set(run(100)[1])
 
 
-# What is recorded ------------------------------------------------------------------------------------------------------
+# Records --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_report_compares_with_the_best_plain_setting(twin: str) -> None:
-    found = decided(twin, By(lambda prompt, _: -20.0 + moments(prompt) + 5 * (CHOSEN in prompt)), seed=2)
+    found = tuned(twin, ScorerBy(lambda prompt, _: -20.0 + count_recalled(prompt) + 5 * (SELECTED in prompt)), seed=2)
     told = found.measured
     assert told is not None
     assert json.loads(json.dumps(told, allow_nan=False)) == told
@@ -340,8 +345,8 @@ def test_the_report_compares_with_the_best_plain_setting(twin: str) -> None:
 
 
 def test_bits_per_character_are_those_of_the_real_turns(twin: str) -> None:
-    scorer = By(lambda *_: -2.0)
-    found = decided(twin, scorer)
+    scorer = ScorerBy(lambda *_: -2.0)
+    found = tuned(twin, scorer)
     characters = sum(len(continuation) - 1 for _, continuation in scorer.items[:6])  # the end of the line counts, the space not
     assert found.measured is not None
     assert found.measured["settings"][0]["bits_per_char"]["value"] == pytest.approx(6 * 2 / 0.6931471805599453 / characters)
@@ -349,7 +354,7 @@ def test_bits_per_character_are_those_of_the_real_turns(twin: str) -> None:
 
 def test_recorded_settings_are_those_of_the_loaded_twin(twin: str) -> None:
     folder = existing_twin(twin)
-    found = decided(twin, By(lambda prompt, _: -20.0 + moments(prompt) + 5 * (CHOSEN in prompt)))
+    found = tuned(twin, ScorerBy(lambda prompt, _: -20.0 + count_recalled(prompt) + 5 * (SELECTED in prompt)))
     record = replace(TwinRecord.load(folder), settings=found)
     record.save(folder)
     assert TwinRecord.load(folder) == record
@@ -418,11 +423,11 @@ def test_settings_round_trip(tmp_path_factory: pytest.TempPathFactory, settings:
     assert TwinRecord.load(folder) == asked
 
 
-# What a twin does with its settings ------------------------------------------------------------------------------------
+# Settings of a twin ---------------------------------------------------------------------------------------------------
 
 
-def asked_of(name: str, settings: Settings) -> tuple[list[str], Any]:
-    """The prompts of one turn of a twin with these settings, and its answer."""
+def prompts_and_reply(name: str, settings: Settings) -> tuple[list[str], Any]:
+    """Return the prompts of one turn of a twin with these settings, and its reply."""
     chat = FunctionChatModel(reply=lambda prompt, _: "I wonder" if prompt.endswith("thinking:") else "tomorrow please")
     with SimulatedUser.load(name, model=ChatModel("telling", chat, "transcript"), settings=settings) as user:
         answer = asyncio.run(user.arespond(WHICH_DAY))
@@ -430,10 +435,10 @@ def asked_of(name: str, settings: Settings) -> tuple[list[str], Any]:
 
 
 def test_without_traces_prompts_have_none_but_the_reply_lists_them(twin: str) -> None:
-    prompts, answer = asked_of(twin, Settings(k=4, window=6, traces="none", reasons=False))
-    assert not any("thinking" in prompt or CHOSEN in prompt or FIRST in prompt for prompt in prompts)
+    prompts, answer = prompts_and_reply(twin, Settings(k=4, window=6, traces="none", reasons=False))
+    assert not any("thinking" in prompt or SELECTED in prompt or FIRST in prompt for prompt in prompts)
     assert len(prompts) == 1
-    assert {row.triple.reasoning for row in answer.recalled} == {CHOSEN}
+    assert {row.triple.reasoning for row in answer.recalled} == {SELECTED}
 
 
 @pytest.mark.parametrize(("traces", "traced"), [("none", 0), ("recon", 1)])
@@ -441,36 +446,36 @@ def test_only_a_twin_with_traces_reserves_a_place_for_a_traced_pair(twin: str, t
     with TripleStore(existing_twin(twin), FakeEmbedder(), create=False) as store:
         kept = next(t.id for t in store.triples() if t.pair.action.startswith("no thats all"))
         store.set_traces([replace(t, reasoning=None, score=None, provenance=None) for t in store.triples() if t.id != kept])
-    _, answer = asked_of(twin, Settings(k=4, window=6, traces=traces, reasons=False))
+    _, answer = prompts_and_reply(twin, Settings(k=4, window=6, traces=traces, reasons=False))
     assert sum(row.triple.reasoning is not None for row in answer.recalled) == traced
 
 
 def test_backward_shows_the_first_proposals(twin: str) -> None:
-    prompts, answer = asked_of(twin, Settings(k=4, window=6, traces="backward", reasons=False))
+    prompts, answer = prompts_and_reply(twin, Settings(k=4, window=6, traces="backward", reasons=False))
     assert prompts[0].count(f"(Me thinking: {FIRST})") == 4
-    assert CHOSEN not in prompts[0]
+    assert SELECTED not in prompts[0]
     assert {row.triple.reasoning for row in answer.recalled} == {FIRST}
 
 
 def test_recon_shows_the_selected_traces(twin: str) -> None:
-    prompts, _ = asked_of(twin, Settings(k=4, window=6, traces="recon", reasons=False))
-    assert prompts[0].count(f"(Me thinking: {CHOSEN})") == 4
+    prompts, _ = prompts_and_reply(twin, Settings(k=4, window=6, traces="recon", reasons=False))
+    assert prompts[0].count(f"(Me thinking: {SELECTED})") == 4
     assert FIRST not in prompts[0]
 
 
 @pytest.mark.parametrize(("reasons", "thought"), [(False, ""), (True, "I wonder")])
 def test_reasoning_is_sampled_only_if_the_settings_say_so(twin: str, reasons: bool, thought: str) -> None:
-    prompts, answer = asked_of(twin, Settings(k=4, window=6, traces="recon", reasons=reasons))
+    prompts, answer = prompts_and_reply(twin, Settings(k=4, window=6, traces="recon", reasons=reasons))
     assert answer.reasoning == thought
     assert len(prompts) == 1 + reasons
-    assert ("thinking" in present(prompts[-1])) is reasons
+    assert ("thinking" in present_context(prompts[-1])) is reasons
 
 
 @pytest.mark.parametrize(("k", "window"), [(1, 1), (4, 2), (8, 3)])
 def test_prompts_hold_k_pairs_and_window_turns(twin: str, k: int, window: int) -> None:
-    [prompt], answer = asked_of(twin, Settings(k=k, window=window, traces="recon", reasons=False))
-    assert moments(prompt) == len(answer.recalled) == k
-    assert len(present(prompt).splitlines()) == window + 1
+    [prompt], answer = prompts_and_reply(twin, Settings(k=k, window=window, traces="recon", reasons=False))
+    assert count_recalled(prompt) == len(answer.recalled) == k
+    assert len(present_context(prompt).splitlines()) == window + 1
 
 
 def test_an_instruction_model_gets_the_same_content(twin: str) -> None:
@@ -482,7 +487,7 @@ def test_an_instruction_model_gets_the_same_content(twin: str) -> None:
         with SimulatedUser.load(twin, model=model, settings=settings) as user:
             asyncio.run(user.arespond(WHICH_DAY))
         assert len(chat.prompts) == 1 + settings.reasons
-        assert all(shown in prompt and CHOSEN not in prompt for prompt in chat.prompts)
+        assert all(shown in prompt and SELECTED not in prompt for prompt in chat.prompts)
 
 
 @pytest.mark.parametrize(
@@ -491,15 +496,15 @@ def test_an_instruction_model_gets_the_same_content(twin: str) -> None:
 )
 def test_an_evaluation_names_the_twins_arm(twin: str, traces: Any, arm: str, with_thought: int) -> None:
     model, chat = function_model(lambda prompt, _: "I wonder" if prompt.endswith("thinking:") else "fine")
-    scorer, folder = By(lambda *_: -1.0), existing_twin(twin)
+    scorer, folder = ScorerBy(lambda *_: -1.0), existing_twin(twin)
     settings = Settings(k=4, window=2, traces=traces, reasons=traces != "none")
     with SimulatedUser.load(twin, model=model, settings=settings) as user:
         result = asyncio.run(evaluate(user, scorer, FakeEmbedder(), folder=folder, config=ReplayConfig(generate=2)))
     assert (result["twin_arm"], result["k"]) == (arm, 4)
     assert sum(prompt.endswith("thinking:") for prompt in chat.prompts) == with_thought
     shown = [prompt for prompt, _ in scorer.items[4::5]]
-    assert all((FIRST if traces == "backward" else CHOSEN) in prompt for prompt in shown)
-    assert max(len(present(prompt).splitlines()) for prompt in shown) == 1 + 2 + 1  # the goal, two turns, the action
+    assert all((FIRST if traces == "backward" else SELECTED) in prompt for prompt in shown)
+    assert max(len(present_context(prompt).splitlines()) for prompt in shown) == 1 + 2 + 1  # the goal, two turns, the action
 
 
 def test_a_twin_that_was_never_tuned_is_measured_with_its_traces(twin: str) -> None:
