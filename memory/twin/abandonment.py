@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 #: Number of neighbours, and the exponent of their similarity (chosen on validation turns, see evals/EXPERIMENTS.md).
 NEIGHBOURS, _EXPONENT = 32, 4
-#: Queries that are compared with a block of the memory at once.
-_QUERIES = 512
+#: Queries that are compared with a block of the memory at once, and candidates kept for each: ties beyond the neighbours.
+_QUERIES, _CANDIDATES = 512, 64
 #: Keys of the file in version 0.1, and their present names.
 _OLD_KEYS = {"leavings": "abandonments", "validation_moments": "validation_turns"}
 
@@ -105,20 +105,22 @@ def _abandonment_rates(store: TripleStore, pairs: Sequence[Pair]) -> NDArray[np.
 
     queries = store.embedder.embed([query_text(pair) for pair in pairs])
     times = np.array([[pair.when] for pair in pairs])
-    similarities = np.zeros((len(pairs), NEIGHBOURS), np.float32)
-    abandoned = np.zeros((len(pairs), NEIGHBOURS), bool)
+    nearest = np.zeros((len(pairs), _CANDIDATES), [("similarity", "f4"), ("moment", "f8"), ("abandoned", "?")])
     for columns, vectors in store.blocks():
         for start in range(0, len(pairs), _QUERIES):
             rows = slice(start, start + _QUERIES)
-            earlier = columns["moment"] < times[rows]
-            block = np.where(earlier, queries[rows] @ vectors.T, 0).clip(min=0)
-            candidates = np.hstack([similarities[rows], block])
-            flags = np.hstack([abandoned[rows], np.broadcast_to(columns["abandoned"], block.shape)])
-            nearest = np.argpartition(-candidates, NEIGHBOURS - 1)[:, :NEIGHBOURS]
-            similarities[rows] = np.take_along_axis(candidates, nearest, 1)
-            abandoned[rows] = np.take_along_axis(flags, nearest, 1)
-    weights = similarities.astype(np.float64) ** _EXPONENT
-    return (weights * abandoned).sum(1) / weights.sum(1).clip(min=np.finfo(np.float64).tiny)
+            similarity = np.where(columns["moment"] < times[rows], queries[rows] @ vectors.T, 0).clip(min=0)
+            kept = min(_CANDIDATES, len(columns))
+            best = np.argpartition(-similarity, kept - 1)[:, :kept]
+            block = np.zeros(best.shape, nearest.dtype)
+            block["similarity"] = np.take_along_axis(similarity, best, 1)
+            block["moment"], block["abandoned"] = columns["moment"][best], columns["abandoned"][best]
+            merged = np.hstack([nearest[rows], block])
+            order = np.lexsort((-merged["moment"], -merged["similarity"]))[:, :_CANDIDATES]  # the latest of equal ones first
+            nearest[rows] = np.take_along_axis(merged, order, 1)
+    neighbours = nearest[:, :NEIGHBOURS]
+    weights = neighbours["similarity"].astype(np.float64) ** _EXPONENT
+    return (weights * neighbours["abandoned"]).sum(1) / weights.sum(1).clip(min=np.finfo(np.float64).tiny)
 
 
 def fit_leaving_models(folder: Path, record: TwinRecord, store: TripleStore) -> None:

@@ -1,4 +1,4 @@
-"""memory/twin/add_traces.py: no call is made twice, whatever stops a learning; every trace passed the guards; bad input is a reason."""
+"""Tests of memory/twin/add_traces.py: no call is repeated, every stored trace passed the guards, and costs add up."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 
-from conftest import recipe, function_model
+from conftest import function_model, recipe
 from usertwin.memory import ChatModel, Recipe, Triple, TripleStore, alearn
-from usertwin.memory.models.completion_cache import COMPLETIONS_FILE
 from usertwin.memory.models.chat import Price, PromptStyle
+from usertwin.memory.models.completion_cache import COMPLETIONS_FILE
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.guards import MIN_KEPT_SHARE, REASONS, kept_share, rejection_reason
@@ -44,11 +44,11 @@ _LABEL = re.compile(r"^(?:Attempt|Note) ([A-Z]):$", re.MULTILINE)
 _MARKS = ("style", "intent", "values", "plausible", "specific", "clear")
 
 
-def talk(number: int, said: str = "", asked: str = "") -> Conversation:
-    """A talk of Ann that is like no other; what she says first, and what she is asked, may be given."""
+def talk(number: int, action: str = "", question: str = "") -> Conversation:
+    """Return a distinct conversation of Ann; her first turn and the one before it may be given."""
     turns = (
-        Turn("desk", "agent", asked or f"Good day, this is desk {number}. What is it?"),
-        Turn("Ann", "user", said or f"hi the lamp from shop {number} is broken"),
+        Turn("desk", "agent", question or f"Good day, this is desk {number}. What is it?"),
+        Turn("Ann", "user", action or f"hi the lamp from shop {number} is broken"),
         Turn("desk", "agent", f"Is that everything about {number}?"),
         Turn("Ann", "user", "no that was all for now bye"),
     )
@@ -56,16 +56,16 @@ def talk(number: int, said: str = "", asked: str = "") -> Conversation:
 
 
 def lamps(*first: Conversation) -> ChatLog:
-    """Fourteen talks of Ann, all different; some may be given, which come to be the first."""
+    """Return fourteen different conversations of Ann; given ones come first."""
     return ChatLog(sort_by_time([*first, *map(talk, range(len(first), 14))], "test"), "test")
 
 
-class Counted(BaseChatModel):
-    """Answers by the prompt and the seed alone, and writes a line to a file for each call; from one on it never answers."""
+class LoggingModel(BaseChatModel):
+    """A model whose reply depends on prompt and seed only. It logs each call to a file; after `limit` calls it hangs."""
 
     path: str
-    left: int | None = None
-    stuck: Callable[[], None] | None = None
+    limit: int | None = None
+    on_hang: Callable[[], None] | None = None
     calls: int = 0
     running: int = 0
     peak: int = 0
@@ -75,48 +75,48 @@ class Counted(BaseChatModel):
         return "counted"
 
     def _generate(self, *args: Any, **options: Any) -> ChatResult:
-        raise AssertionError("learning is asynchronous")
+        raise AssertionError("models are called asynchronously")
 
     async def _agenerate(
         self, messages: Any, stop: Any = None, run_manager: Any = None, *, seed: int = 0, n: int = 1, **options: Any
     ) -> ChatResult:
         key = hashlib.sha256(f"{messages[-1].text}/{seed}/{n}".encode()).hexdigest()
-        self._write(f"{key} asked\n")
+        self._write(f"{key} requested\n")
         self.calls += 1
         self.running += 1
         self.peak = max(self.peak, self.running)
-        if self.left is not None and self.calls > self.left and self.stuck is not None:
-            self.stuck()
+        if self.limit is not None and self.calls > self.limit and self.on_hang is not None:
+            self.on_hang()
             await asyncio.Event().wait()
         for _ in range(20):
             await asyncio.sleep(0)
         self.running -= 1
-        self._write(f"{key} answered\n")
+        self._write(f"{key} completed\n")
         usage = UsageMetadata(input_tokens=100, output_tokens=10 * n, total_tokens=100 + 10 * n)
-        said = [f"felt {WORDS[int(key[i : i + 2], 16) % 12]} and {WORDS[int(key[i + 2], 16) % 12]}." for i in range(n)]
-        return ChatResult(generations=[ChatGeneration(message=AIMessage(text, usage_metadata=usage)) for text in said])
+        replies = [f"felt {WORDS[int(key[i : i + 2], 16) % 12]} and {WORDS[int(key[i + 2], 16) % 12]}." for i in range(n)]
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(text, usage_metadata=usage)) for text in replies])
 
     def _write(self, line: str) -> None:
         with open(self.path, "ab", buffering=0) as file:
             file.write(line.encode())
 
 
-class Several(Counted):
-    """The same as a model that gives several answers to one prompt."""
+class BatchLoggingModel(LoggingModel):
+    """The same, with several completions for one prompt."""
 
     n: int | None = None
 
 
-def lines(path: Path, what: str) -> list[str]:
-    """The calls that were asked, or answered, in order."""
-    told = [line.split() for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    return [key for key, done in told if done == what]
+def logged(path: Path, event: str) -> list[str]:
+    """Return the keys of the calls that were "requested" or "completed", in order."""
+    lines = [line.split() for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    return [key for key, logged_event in lines if logged_event == event]
 
 
-def run(how: Recipe, chat: BaseChatModel | ChatModel, log: ChatLog | None = None, **options: Any) -> Any:
+def run(recipe_: Recipe, chat: BaseChatModel | ChatModel, log: ChatLog | None = None, **options: Any) -> Any:
     model = chat if isinstance(chat, ChatModel) else ChatModel("scripted:test", chat, "transcript")
     options = {"embedder": FakeEmbedder(), "scorer": FakeScorer(), "name": "ann"} | options
-    return asyncio.run(alearn(options.pop("name"), log or lamps(), how, model=model, **options))
+    return asyncio.run(alearn(options.pop("name"), log or lamps(), recipe_, model=model, **options))
 
 
 def memory(name: str = "ann", home: Path | None = None) -> list[Triple]:
@@ -124,23 +124,23 @@ def memory(name: str = "ann", home: Path | None = None) -> list[Triple]:
         return list(store.triples())
 
 
-def free(triples: Sequence[Triple]) -> list[Triple]:
-    """The triples without what they cost."""
+def without_costs(triples: Sequence[Triple]) -> list[Triple]:
+    """Return the triples without their costs."""
     return [replace(t, provenance=None if t.provenance is None else replace(t.provenance, cost={})) for t in triples]
 
 
-def texts(triples: Sequence[Triple]) -> list[float | None]:
-    """How many texts each trace took, written for it or taken from where they were kept."""
-    found = [None if t.provenance is None else t.provenance.cost for t in triples]
-    return [None if cost is None else (cost["calls"] or 0) + (cost["repeated"] or 0) for cost in found]
+def completions(triples: Sequence[Triple]) -> list[float | None]:
+    """Return the number of completions, new and cached, behind each trace."""
+    costs = [None if t.provenance is None else t.provenance.cost for t in triples]
+    return [None if cost is None else (cost["calls"] or 0) + (cost["repeated"] or 0) for cost in costs]
 
 
-def kept_answers(folder: Path) -> list[str]:
+def cache_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob(f"{COMPLETIONS_FILE}*"))
 
 
 def judge_and_reconstruct(prompt: str, seed: int) -> str:
-    """A model that writes traces, reconstructions and verdicts, by the prompt and the seed alone."""
+    """Return a trace, a reconstruction or a verdict that depends on prompt and seed only."""
     labels = _LABEL.findall(prompt)
     if labels:
         return json.dumps({"scores": {label: dict.fromkeys(_MARKS, 5) for label in labels}, "ranking": labels[::-1]})
@@ -148,92 +148,92 @@ def judge_and_reconstruct(prompt: str, seed: int) -> str:
     return f"felt {WORDS[digest[0] % 12]} and {WORDS[digest[1] % 12]}, wanted {WORDS[digest[2] % 12]} people."
 
 
-# Killed and continued ------------------------------------------------------------------------------------------------
+# Killed and resumed ---------------------------------------------------------------------------------------------------
 
 
 def learn_counting(
-    there: Connection, home: str, calls: str, how: Recipe, concurrency: int, left: int | None, step: int | None
+    connection: Connection, home: str, calls: str, recipe_: Recipe, concurrency: int, limit: int | None, step: int | None
 ) -> None:
-    """Learn, saying how far it has come and when a call is stuck; may be killed at a step of making the traces."""
+    """Learn and report progress and hanging calls; may be killed at a step of adding traces."""
     os.environ["USERTWIN_ONLY_SCRIPTED"] = "1"
-    chat = Counted(path=calls, left=left, stuck=lambda: there.send("stuck"))
+    chat = LoggingModel(path=calls, limit=limit, on_hang=lambda: connection.send("hangs"))
     with ExitStack() as stack:
 
         def progress(stage: str, done: int, total: int) -> None:
-            if stage == "traces" and not told:
-                told.append(stage)
+            if stage == "traces" and not stages:
+                stages.append(stage)
                 stack.enter_context(killed_at(step))
-            there.send((stage, done))
+            connection.send((stage, done))
 
-        told: list[str] = []
-        run(how, chat, home=home, concurrency=concurrency, progress=progress)
-    there.send("complete")
+        stages: list[str] = []
+        run(recipe_, chat, home=home, concurrency=concurrency, progress=progress)
+    connection.send("complete")
 
 
-@pytest.mark.parametrize("how", [BACKWARD, RECON], ids=["backward", "recon"])
+@pytest.mark.parametrize("recipe_", [BACKWARD, RECON], ids=["backward", "recon"])
 @pytest.mark.parametrize("concurrency", [1, 3])
-@pytest.mark.parametrize("left", [0, 5])
-def test_a_learning_killed_while_it_makes_traces_repeats_only_the_calls_that_were_in_flight(
-    tmp_path: Path, how: Recipe, concurrency: int, left: int
-) -> None:
+@pytest.mark.parametrize("limit", [0, 5])
+def test_a_killed_run_repeats_only_the_calls_in_flight(tmp_path: Path, recipe_: Recipe, concurrency: int, limit: int) -> None:
     first, second, whole = (tmp_path / name for name in ("first", "second", "whole"))
-    child = Child(learn_counting, str(tmp_path / "killed"), str(first), how, concurrency, left, None)
-    stuck = 0
-    while stuck < concurrency:
-        stuck += child.hear() == "stuck"
+    child = Child(learn_counting, str(tmp_path / "killed"), str(first), recipe_, concurrency, limit, None)
+    hanging = 0
+    while hanging < concurrency:
+        hanging += child.hear() == "hangs"
     child.kill()
     assert child.process.exitcode == -signal.SIGKILL
-    assert Child(learn_counting, str(tmp_path / "killed"), str(second), how, concurrency, None, None).end()[-1] == "complete"
-    assert Child(learn_counting, str(tmp_path / "uncut"), str(whole), how, concurrency, None, None).end()[-1] == "complete"
+    assert (
+        Child(learn_counting, str(tmp_path / "killed"), str(second), recipe_, concurrency, None, None).end()[-1] == "complete"
+    )
+    assert Child(learn_counting, str(tmp_path / "uncut"), str(whole), recipe_, concurrency, None, None).end()[-1] == "complete"
 
-    expected = lines(whole, "asked")
-    assert len(expected) == len(set(expected)) >= 12 * (1 if how is BACKWARD else 2)
-    both = Counter(lines(first, "asked") + lines(second, "asked"))
+    expected = logged(whole, "requested")
+    assert len(expected) == len(set(expected)) >= 12 * (1 if recipe_ is BACKWARD else 2)
+    both = Counter(logged(first, "requested") + logged(second, "requested"))
     assert set(both) == set(expected)
-    assert both.total() <= len(expected) + concurrency * how.candidates
-    again = {key for key, times in both.items() if times > 1}
-    assert len(again) <= concurrency * how.candidates
-    if how is BACKWARD:  # one call a moment: what was answered is kept
-        assert again == set(lines(first, "asked")) - set(lines(first, "answered"))
-    killed, told = memory(home=tmp_path / "killed"), memory(home=tmp_path / "uncut")
-    assert free(killed) == free(told)
-    assert texts(killed) == texts(told)
+    assert both.total() <= len(expected) + concurrency * recipe_.candidates
+    repeated = {key for key, times in both.items() if times > 1}
+    assert len(repeated) <= concurrency * recipe_.candidates
+    if recipe_ is BACKWARD:  # one call a pair, and completed calls are cached
+        assert repeated == set(logged(first, "requested")) - set(logged(first, "completed"))
+    killed, uncut = memory(home=tmp_path / "killed"), memory(home=tmp_path / "uncut")
+    assert without_costs(killed) == without_costs(uncut)
+    assert completions(killed) == completions(uncut)
     assert sum(triple.reasoning is not None for triple in killed) > 3
 
 
-def test_a_learning_that_is_killed_at_many_steps_asks_nothing_again_that_was_kept(tmp_path: Path) -> None:
+def test_a_run_killed_at_many_steps_repeats_no_cached_call(tmp_path: Path) -> None:
     calls, whole, killed = tmp_path / "calls", tmp_path / "whole", 0
-    said: list[Any] = []
+    messages: list[Any] = []
     for step in (1, 3, 5, 7, 9, 12, 16, 22, 30, 60, None):
         child = Child(learn_counting, str(tmp_path / "killed"), str(calls), BACKWARD, 1, None, step)
-        said = child.end()
+        messages = child.end()
         if child.process.exitcode != -signal.SIGKILL:
             break
         killed += 1
-    assert said[-1] == "complete"
+    assert messages[-1] == "complete"
     assert killed > 4
     assert Child(learn_counting, str(tmp_path / "uncut"), str(whole), BACKWARD, 1, None, None).end()[-1] == "complete"
-    assert set(lines(calls, "asked")) == set(lines(whole, "asked"))
-    assert len(lines(whole, "asked")) <= len(lines(calls, "asked")) <= len(lines(whole, "asked")) + killed
-    assert free(memory(home=tmp_path / "killed")) == free(memory(home=tmp_path / "uncut"))
+    assert set(logged(calls, "requested")) == set(logged(whole, "requested"))
+    assert len(logged(whole, "requested")) <= len(logged(calls, "requested")) <= len(logged(whole, "requested")) + killed
+    assert without_costs(memory(home=tmp_path / "killed")) == without_costs(memory(home=tmp_path / "uncut"))
 
 
-def test_what_a_killed_learning_was_told_serves_another_recipe(tmp_path: Path) -> None:
+def test_the_completions_of_a_killed_run_serve_another_recipe(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     child = Child(learn_counting, str(tmp_path / "home"), str(first), BACKWARD, 1, 5, None)
-    while child.hear() != "stuck":
+    while child.hear() != "hangs":
         pass
     child.kill()
     work = tmp_path / "home" / ".ann.partial"
-    assert f"{COMPLETIONS_FILE}-wal" in kept_answers(work)  # nothing was tidied
-    chat = Counted(path=str(second))
-    run(replace(BACKWARD, window=5), chat, home=tmp_path / "home")  # other memories, the same questions
-    assert len(lines(first, "answered")) == 5
-    assert len(lines(second, "asked")) == 12 - 5
-    assert set(lines(first, "answered")).isdisjoint(lines(second, "asked"))
+    assert f"{COMPLETIONS_FILE}-wal" in cache_files(work)  # as a killed process leaves it
+    chat = LoggingModel(path=str(second))
+    run(replace(BACKWARD, window=5), chat, home=tmp_path / "home")  # other pairs, equal prompts
+    assert len(logged(first, "completed")) == 5
+    assert len(logged(second, "requested")) == 12 - 5
+    assert set(logged(first, "completed")).isdisjoint(logged(second, "requested"))
 
 
-# Asked again ---------------------------------------------------------------------------------------------------------
+# The completion cache -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -255,24 +255,24 @@ def test_what_a_killed_learning_was_told_serves_another_recipe(tmp_path: Path) -
     ids=str,
 )
 @pytest.mark.parametrize("style", ["transcript", "instruction"])
-def test_the_same_learning_again_makes_no_call_and_gives_the_same_traces(changes: dict[str, Any], style: PromptStyle) -> None:
-    how = recipe(**({"max_traces": 4} | changes))
-    model, chat = function_model(judge_and_reconstruct, style, controls=False, price=Price(1.0, 1.0))
+def test_learning_again_makes_no_call_and_gives_the_same_traces(changes: dict[str, Any], style: PromptStyle) -> None:
+    recipe_ = recipe(**({"max_traces": 4} | changes))
+    model, chat = function_model(judge_and_reconstruct, style, supports_sampling_params=False, price=Price(1.0, 1.0))
     roles = {"actor": replace(model, name="a"), "judge": replace(model, name="j")}
-    run(how, model, concurrency=2, **roles)
-    first, asked = memory(), len(chat.requests)
-    assert asked >= 4
+    run(recipe_, model, concurrency=2, **roles)
+    first, calls = memory(), len(chat.requests)
+    assert calls >= 4
     assert any(triple.reasoning for triple in first)
-    run(how, model, overwrite=True, concurrency=2, **roles)
-    assert len(chat.requests) == asked
-    assert free(memory()) == free(first)
+    run(recipe_, model, overwrite=True, concurrency=2, **roles)
+    assert len(chat.requests) == calls
+    assert without_costs(memory()) == without_costs(first)
     costs = [triple.provenance.cost for triple in memory() if triple.provenance is not None]
     assert {(cost["calls"], cost["dollars"], cost["output_tokens"]) for cost in costs} == {(0, 0.0, 0)}
-    assert texts(memory()) == texts(first)
+    assert completions(memory()) == completions(first)
 
 
-def test_another_seed_another_model_or_more_of_the_log_asks_what_is_new(tmp_path: Path) -> None:
-    chat = Counted(path=str(tmp_path / "calls"))
+def test_another_seed_model_or_limit_calls_only_for_what_is_new(tmp_path: Path) -> None:
+    chat = LoggingModel(path=str(tmp_path / "calls"))
     run(replace(BACKWARD, max_traces=4), chat)
     run(replace(BACKWARD, max_traces=6), chat, overwrite=True)
     assert chat.calls == 6
@@ -280,54 +280,54 @@ def test_another_seed_another_model_or_more_of_the_log_asks_what_is_new(tmp_path
     assert chat.calls == 12
     run(replace(BACKWARD, max_traces=6), ChatModel("other", chat, "transcript"), overwrite=True)
     assert chat.calls == 18
-    run(replace(BACKWARD, max_traces=6), chat, overwrite=True)  # what was told before the others is still known
+    run(replace(BACKWARD, max_traces=6), chat, overwrite=True)  # the first completions are still cached
     assert chat.calls == 18
 
 
-def test_what_is_added_to_a_twin_asks_only_what_is_new_and_keeps_it(tmp_path: Path) -> None:
-    chat = Counted(path=str(tmp_path / "calls"))
+def test_appending_calls_only_for_new_pairs_and_caches_them(tmp_path: Path) -> None:
+    chat = LoggingModel(path=str(tmp_path / "calls"))
     run(replace(BACKWARD, max_traces=3), chat)
     before = {triple.id: triple for triple in memory()}
-    more = ChatLog(tuple(map(talk, range(20, 23))), "more")
+    added = ChatLog(tuple(map(talk, range(20, 23))), "added")
     model = ChatModel("scripted:test", chat, "transcript")
-    _, new = asyncio.run(aappend("ann", more, embedder=FakeEmbedder(), model=model, scorer=FakeScorer(), max_traces=4))
+    _, new = asyncio.run(aappend("ann", added, embedder=FakeEmbedder(), model=model, scorer=FakeScorer(), max_traces=4))
     assert (new, chat.calls) == (6, 7)
     after = {triple.id: triple for triple in memory()}
     assert {name: after[name] for name in before} == before
     assert sum(t.provenance is not None for name, t in after.items() if name not in before) == 4
-    assert kept_answers(twin_folder("ann")) == [COMPLETIONS_FILE]
+    assert cache_files(twin_folder("ann")) == [COMPLETIONS_FILE]
 
 
-def test_a_twin_that_was_learned_without_a_trace_may_get_some_for_what_is_added(tmp_path: Path) -> None:
-    chat = Counted(path=str(tmp_path / "calls"))
+def test_a_twin_without_traces_may_get_some_for_appended_pairs(tmp_path: Path) -> None:
+    chat = LoggingModel(path=str(tmp_path / "calls"))
     run(replace(BACKWARD, max_traces=0), chat)
     model = ChatModel("scripted:test", chat, "transcript")
-    more = ChatLog(tuple(map(talk, range(20, 23))), "more")
-    asyncio.run(aappend("ann", more, embedder=FakeEmbedder(), model=model, scorer=FakeScorer(), max_traces=2))
+    added = ChatLog(tuple(map(talk, range(20, 23))), "added")
+    asyncio.run(aappend("ann", added, embedder=FakeEmbedder(), model=model, scorer=FakeScorer(), max_traces=2))
     assert [triple.provenance is not None for triple in memory()][-6:] == [False] * 4 + [True] * 2
 
 
-def test_answers_are_kept_with_the_twin_and_gone_when_something_is_forgotten(tmp_path: Path) -> None:
-    chat = Counted(path=str(tmp_path / "calls"))
+def test_completions_are_cached_with_the_twin_and_deleted_on_forgetting(tmp_path: Path) -> None:
+    chat = LoggingModel(path=str(tmp_path / "calls"))
     run(BACKWARD, chat)
     folder = twin_folder("ann")
-    assert kept_answers(folder) == [COMPLETIONS_FILE]
+    assert cache_files(folder) == [COMPLETIONS_FILE]
     forget(folder, FakeEmbedder(), conversation="talk-03")
-    assert kept_answers(folder) == []
-    left = b"".join(path.read_bytes() for path in folder.iterdir())
-    assert b"lamp from shop 3 " not in left
+    assert cache_files(folder) == []
+    content = b"".join(path.read_bytes() for path in folder.iterdir())
+    assert b"lamp from shop 3 " not in content
     run(BACKWARD, chat, overwrite=True)
     assert chat.calls == 24
 
 
-def test_a_twin_without_traces_keeps_no_answers(tmp_path: Path) -> None:
-    chat = Counted(path=str(tmp_path / "calls"))
+def test_a_twin_without_traces_has_no_completion_cache(tmp_path: Path) -> None:
+    chat = LoggingModel(path=str(tmp_path / "calls"))
     run(recipe(method="none", model=None, scorer=None), chat)
-    assert (chat.calls, kept_answers(twin_folder("ann"))) == (0, [])
+    assert (chat.calls, cache_files(twin_folder("ann"))) == (0, [])
 
 
-def test_kept_answers_that_are_damaged_are_told_and_the_twin_goes_on_without_them(tmp_path: Path) -> None:
-    chat = Counted(path=str(tmp_path / "calls"))
+def test_a_damaged_completion_cache_is_an_error_and_can_be_deleted(tmp_path: Path) -> None:
+    chat = LoggingModel(path=str(tmp_path / "calls"))
     run(BACKWARD, chat)
     (twin_folder("ann") / COMPLETIONS_FILE).write_bytes(b"this is no database, but it is longer than a header" * 40)
     with pytest.raises(ModelError, match=r"answers\.sqlite: the completion cache cannot be used .*; delete the file") as error:
@@ -338,35 +338,37 @@ def test_kept_answers_that_are_damaged_are_told_and_the_twin_goes_on_without_the
     assert sum(triple.provenance is not None for triple in memory()) == 12
 
 
-# At once, and what it cost -------------------------------------------------------------------------------------------
+# Concurrency and cost -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 5])
-@pytest.mark.parametrize(("kind", "candidates"), [(Counted, 1), (Several, 1), (Several, 3)])
-def test_never_more_calls_wait_than_moments_may(tmp_path: Path, kind: type[Counted], candidates: int, concurrency: int) -> None:
+@pytest.mark.parametrize(("kind", "candidates"), [(LoggingModel, 1), (BatchLoggingModel, 1), (BatchLoggingModel, 3)])
+def test_no_more_calls_wait_than_the_concurrency(
+    tmp_path: Path, kind: type[LoggingModel], candidates: int, concurrency: int
+) -> None:
     chat = kind(path=str(tmp_path / "calls"))
     run(replace(RECON, candidates=candidates), chat, concurrency=concurrency)
     assert chat.peak == concurrency
     assert chat.calls >= 12
 
 
-def test_a_model_that_gives_one_text_at_a_time_is_asked_for_all_of_a_moment_at_once(tmp_path: Path) -> None:
-    chat = Counted(path=str(tmp_path / "calls"))
+def test_single_completions_of_one_pair_are_requested_concurrently(tmp_path: Path) -> None:
+    chat = LoggingModel(path=str(tmp_path / "calls"))
     run(replace(RECON, candidates=3), chat, concurrency=2)
     assert 3 < chat.peak <= 2 * 3
 
 
 @pytest.mark.parametrize("price", [None, Price(2.0, 10.0)])
-def test_what_each_trace_cost_is_in_its_provenance_and_adds_up(tmp_path: Path, price: Price | None) -> None:
-    chat = Several(path=str(tmp_path / "calls"))
+def test_the_cost_of_each_trace_is_in_its_provenance_and_adds_up(tmp_path: Path, price: Price | None) -> None:
+    chat = BatchLoggingModel(path=str(tmp_path / "calls"))
     run(RECON, ChatModel("scripted:test", chat, "transcript", price=price), concurrency=3)
     costs = [triple.provenance.cost for triple in memory() if triple.provenance is not None]
     assert len(costs) == 12
     assert sum(cost["input_tokens"] or 0 for cost in costs) == 100 * chat.calls
     assert sum(cost["calls"] or 0 for cost in costs) == sum(cost["output_tokens"] or 0 for cost in costs) / 10 >= 24
     for cost in costs:
-        read, written = cost["input_tokens"] or 0, cost["output_tokens"] or 0
-        dollars = None if price is None else pytest.approx((2 * read + 10 * written) / 1e6)
+        input_tokens, output_tokens = cost["input_tokens"] or 0, cost["output_tokens"] or 0
+        dollars = None if price is None else pytest.approx((2 * input_tokens + 10 * output_tokens) / 1e6)
         assert (cost["dollars"], cost["repeated"]) == (dollars, 0)
 
 
@@ -381,11 +383,11 @@ def test_reconstructions_and_verdicts_are_part_of_the_cost() -> None:
     assert all((cost["calls"] or 0) >= 2 + 2 + 1 and (cost["dollars"] or 0) > 0 for cost in costs)  # the paper's 2N + 1
 
 
-# What is stored ------------------------------------------------------------------------------------------------------
+# Guards ---------------------------------------------------------------------------------------------------------------
 
 
 def mixed(prompt: str, seed: int) -> str:
-    """Good traces, empty ones, copies of the action, announcements, and parts of the prompt."""
+    """Return a good trace, an empty one, a copy of the action, an announcement, or a part of the prompt."""
     actions = [line.removeprefix("Me: ") for line in prompt.splitlines() if line.startswith("Me: ")]
     digest = hashlib.sha256(f"{prompt}/{seed}".encode()).digest()[0]
     return (
@@ -400,18 +402,20 @@ def mixed(prompt: str, seed: int) -> str:
 
 
 @pytest.mark.parametrize("method", ["recon", "random", "longest", "quality", "backward"])
-@pytest.mark.parametrize("how", ["backward", "forward", "scaffolded", "search"])
-def test_every_trace_that_is_stored_has_passed_every_guard(method: str, how: str) -> None:
-    def say(prompt: str, seed: int) -> str:
+@pytest.mark.parametrize("mode", ["backward", "forward", "scaffolded", "search"])
+def test_every_stored_trace_has_passed_every_guard(method: str, mode: str) -> None:
+    def reply(prompt: str, seed: int) -> str:
         return judge_and_reconstruct(prompt, seed) if _LABEL.search(prompt) else mixed(prompt, seed)
 
-    model, _ = function_model(say)
-    run(recipe(method=method, proposal_mode=how, candidates=3, max_calls=6, judge="j"), model, judge=model)
+    model, _ = function_model(reply)
+    run(recipe(method=method, proposal_mode=mode, candidates=3, max_calls=6, judge="j"), model, judge=model)
     triples, stored = memory(), 0
-    examples = proposal_template(model, how).text  # pyright: ignore[reportArgumentType]
+    examples = proposal_template(model, mode).text  # pyright: ignore[reportArgumentType]
     for triple in triples:
         assert triple.provenance is not None
-        assert triple.provenance.rejected == Counter(c.rejected for c in triple.provenance.proposals if c.rejected_by is not None)
+        assert triple.provenance.rejected == Counter(
+            c.rejected_by for c in triple.provenance.proposals if c.rejected_by is not None
+        )
         if triple.reasoning is None:
             assert set(triple.provenance.rejected) <= set(REASONS)
             assert sum(triple.provenance.rejected.values()) == triple.provenance.candidates > 0
@@ -422,11 +426,11 @@ def test_every_trace_that_is_stored_has_passed_every_guard(method: str, how: str
         assert triple.reasoning in [c.trace for c in triple.provenance.proposals if c.rejected_by is None]
         assert method != "recon" or (triple.score or 0.0) >= 0.0
     assert stored >= 3
-    seen = sum((Counter(dict(t.provenance.rejected)) for t in triples if t.provenance is not None), Counter[str]())
-    assert len(seen) >= 3, seen  # there was something to reject
+    rejections = sum((Counter(dict(t.provenance.rejected)) for t in triples if t.provenance is not None), Counter[str]())
+    assert len(rejections) >= 3, rejections  # several guards had something to reject
 
 
-# Bad input -----------------------------------------------------------------------------------------------------------
+# Unusual actions and useless replies ----------------------------------------------------------------------------------
 
 ACTIONS = {
     "one word": "ok",
@@ -438,7 +442,7 @@ ACTIONS = {
     "from right to left": "نعم المصباح مكسور",
     "dots": "...",
 }
-BAD: dict[str, Callable[[str], str]] = {
+USELESS: dict[str, Callable[[str], str]] = {
     "nothing": lambda _: "",
     "whitespace": lambda _: " \n\t \n",
     "the prompt": lambda prompt: prompt,
@@ -456,10 +460,11 @@ def odd_talks() -> list[Conversation]:
 
 
 @pytest.mark.parametrize(
-    ("style", "says"), [("instruction", says) for says in BAD] + [("transcript", says) for says in BAD if "object" not in says]
+    ("style", "name"),
+    [("instruction", name) for name in USELESS] + [("transcript", name) for name in USELESS if "object" not in name],
 )
-def test_a_model_that_writes_nothing_of_use_leaves_pairs_without_a_trace_and_a_reason(style: PromptStyle, says: str) -> None:
-    model, chat = function_model(lambda prompt, _: BAD[says](prompt), style, structured=style == "instruction")
+def test_useless_replies_leave_pairs_without_a_trace_and_with_a_reason(style: PromptStyle, name: str) -> None:
+    model, chat = function_model(lambda prompt, _: USELESS[name](prompt), style, structured=style == "instruction")
     run(recipe(candidates=2), model, lamps(*odd_talks()))
     triples = memory()
     assert {triple.pair.action for triple in triples} >= {"ok", "😀", ACTIONS["3,000 words"]}
@@ -484,7 +489,7 @@ def test_a_model_that_writes_nothing_of_use_leaves_pairs_without_a_trace_and_a_r
     ],
     ids=str,
 )
-def test_whatever_an_action_is_its_pair_is_kept_and_tried(changes: dict[str, Any]) -> None:
+def test_a_pair_with_any_action_is_stored_and_tried(changes: dict[str, Any]) -> None:
     model, _ = function_model(judge_and_reconstruct, "instruction")
     run(recipe(**({"actor": "a", "judge": "j"} | changes)), model, lamps(*odd_talks()), actor=model, judge=model)
     triples = memory()
@@ -493,11 +498,11 @@ def test_whatever_an_action_is_its_pair_is_kept_and_tried(changes: dict[str, Any
     assert all(t.reasoning or sum(t.provenance.rejected.values()) for t in triples if t.provenance is not None)
 
 
-def test_a_judge_that_says_nothing_of_use_is_a_reason() -> None:
+def test_a_judge_without_a_verdict_rejects_all_proposals() -> None:
     model, _ = function_model(judge_and_reconstruct, "instruction")
-    mute, chat = function_model(lambda _prompt, _seed: "I would rather not", "instruction")
-    run(recipe(fidelity="judge", actor="a", judge="j", max_traces=3), model, actor=model, judge=replace(mute, name="j"))
+    useless, chat = function_model(lambda _prompt, _seed: "I would rather not", "instruction")
+    run(recipe(fidelity="judge", actor="a", judge="j", max_traces=3), model, actor=model, judge=replace(useless, name="j"))
     tried = [triple.provenance for triple in memory() if triple.provenance is not None]
-    assert [(found.rejected, found.candidates) for found in tried] == [({"no_verdict": 2}, 2)] * 3
-    assert len(chat.requests) == 3 * 3  # asked for again before it is given up
+    assert [(provenance.rejected, provenance.candidates) for provenance in tried] == [({"no_verdict": 2}, 2)] * 3
+    assert len(chat.requests) == 3 * 3  # a verdict is requested three times
     assert all(triple.reasoning is None for triple in memory())

@@ -1,4 +1,4 @@
-"""What was deleted, edited or forgotten: after a save or a close no file of the memory has a byte of it."""
+"""Tests of deleting, editing and forgetting: after a save or a close, no file of the memory holds the removed text."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from usertwin.memory import Provenance, Triple, TripleStore
 from usertwin.memory.models.embedding import query_text
 from usertwin.personas import Pair, Turn
 
-TOLD = Provenance("recon", "scripted:secret", None, "1", 0, 1, {})
+PROVENANCE = Provenance("recon", "scripted:secret", None, "1", 0, 1, {})
 
 
 def secret(number: int) -> Triple:
-    """A triple all of whose texts are its own, and some of them longer than a page of the database."""
-    words = " ".join(f"word{number}x{place}" for place in range(20))  # so that no two embeddings are the same
+    """Return a triple that shares no text with another; some texts are longer than a page of the database."""
+    words = " ".join(f"word{number}x{place}" for place in range(20))  # distinct embeddings
     asked = f"asked-{number:03d} " * (1 + 500 * (number % 7 == 0)) + words
     context = (Turn(f"desk-{number:03d}", f"role-{number:03d}", asked),)
     pair = Pair(
         f"ann-{number:03d}", context, f"said-{number:03d}", f"goal-{number:03d}", f"talk-{number:03d}", number, 1e6 + number
     )
-    return Triple(pair, f"thought-{number:03d} " * (1 + 1000 * (number % 5 == 0)), 0.5, TOLD)
+    return Triple(pair, f"thought-{number:03d} " * (1 + 1000 * (number % 5 == 0)), 0.5, PROVENANCE)
 
 
 def embedding(triple: Triple) -> bytes:
-    """The embedding of a triple as it is kept."""
+    """Return the stored bytes of a triple's embedding."""
     vector = EMBEDDER.embed([query_text(triple.pair)])
     return (vector / np.linalg.norm(vector, axis=1, keepdims=True)).tobytes()
 
 
-def traces_of(folder: Path, gone: Sequence[Triple]) -> list[str]:
-    """Where in which file something is left of these triples."""
-    found: list[str] = []
+def remains_of(folder: Path, removed: Sequence[Triple]) -> list[str]:
+    """Return what remains of these triples, and in which file."""
+    remains: list[str] = []
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
-        for triple in gone:
+        for triple in removed:
             number = triple.pair.position
             words = [f"{word}-{number:03d}" for word in ("desk", "role", "asked", "ann", "said", "goal", "talk", "thought")]
-            bits = {word: word.encode() for word in (*words, triple.id)}
-            bits["embedding"] = embedding(triple)
-            found += [f"{name} in {path.name}" for name, bit in bits.items() if bit in data]
-    return found
+            needles = {word: word.encode() for word in (*words, triple.id)}
+            needles["embedding"] = embedding(triple)
+            remains += [f"{name} in {path.name}" for name, needle in needles.items() if needle in data]
+    return remains
 
 
 ALL = [secret(number) for number in range(60)]
@@ -67,76 +67,75 @@ each_change = pytest.mark.parametrize("name", CHANGES)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A memory of sixty triples with nothing in common."""
+    """Return the folder of a memory of sixty triples with nothing in common."""
     with TripleStore(tmp_path / "memory", EMBEDDER) as store:
         store.add(ALL)
     return tmp_path / "memory"
 
 
-def test_what_is_remembered_is_found_in_the_files(folder: Path) -> None:
-    found = traces_of(folder, ALL)  # else the tests below could not fail
-    assert sum(where.startswith("embedding in memory.sqlite") for where in found) > 40  # long rows are on several pages
-    assert sum(where.startswith("embedding in memory.faiss") for where in found) == 60
-    assert sum(where.startswith("said-") for where in found) == 60
+def test_stored_triples_are_in_the_files(folder: Path) -> None:
+    remains = remains_of(folder, ALL)  # otherwise the tests below could not fail
+    assert sum(where.startswith("embedding in memory.sqlite") for where in remains) > 40  # a long row spans several pages
+    assert sum(where.startswith("embedding in memory.faiss") for where in remains) == 60
+    assert sum(where.startswith("said-") for where in remains) == 60
 
 
 @each_change
-def test_nothing_is_left_after_closing(folder: Path, name: str) -> None:
-    change, gone = CHANGES[name]
+def test_nothing_remains_after_closing(folder: Path, name: str) -> None:
+    change, removed = CHANGES[name]
     with TripleStore(folder, EMBEDDER) as store:
         change(store)
-    assert traces_of(folder, gone) == []
-    kept = {t.id: t for t in ALL if t not in gone} | ({secret(99).id: secret(99)} if name == "edit" else {})
+    assert remains_of(folder, removed) == []
+    kept = {t.id: t for t in ALL if t not in removed} | ({secret(99).id: secret(99)} if name == "edit" else {})
     check(folder, [kept])
 
 
 @each_change
-def test_nothing_is_left_after_saving_while_another_process_has_the_memory_open(folder: Path, name: str) -> None:
-    change, gone = CHANGES[name]
+def test_nothing_remains_after_saving_while_a_reader_has_the_memory_open(folder: Path, name: str) -> None:
+    change, removed = CHANGES[name]
     with TripleStore(folder, EMBEDDER, create=False) as reader, TripleStore(folder, EMBEDDER) as store:
         assert len(reader) == 60
         change(store)
         store.save()
-        assert traces_of(folder, gone) == []
+        assert remains_of(folder, removed) == []
         query = replace(ALL[35].pair, conversation_id="now")
-        assert not {recalled.triple.id for recalled in reader.recall(query, 60)} & {t.id for t in gone}
-    assert traces_of(folder, gone) == []
+        assert not {recalled.triple.id for recalled in reader.recall(query, 60)} & {t.id for t in removed}
+    assert remains_of(folder, removed) == []
 
 
-def forget_and_wait(there: Connection, folder: str, name: str) -> None:
-    """Change the memory, say so, and wait to be killed."""
+def forget_and_wait(connection: Connection, folder: str, name: str) -> None:
+    """Change the memory, report it, and wait to be killed."""
     store = TripleStore(folder, EMBEDDER)
     CHANGES[name][0](store)
-    there.send("done")
-    there.recv()
+    connection.send("done")
+    connection.recv()
 
 
 @each_change
-def test_nothing_is_left_when_a_memory_is_opened_whose_writer_was_killed_before_it_saved(folder: Path, name: str) -> None:
-    _, gone = CHANGES[name]
+def test_nothing_remains_after_opening_a_memory_whose_writer_was_killed_before_saving(folder: Path, name: str) -> None:
+    _, removed = CHANGES[name]
     writer = Child(forget_and_wait, str(folder), name)
     assert writer.hear() == "done"
     writer.kill()
     TripleStore(folder, EMBEDDER).close()
-    assert traces_of(folder, gone) == []
-    assert not set(known(folder)) & {t.id for t in gone}
+    assert remains_of(folder, removed) == []
+    assert not set(known(folder)) & {t.id for t in removed}
 
 
-def test_nothing_is_left_of_an_index_that_was_being_written_by_a_killed_process(folder: Path) -> None:
+def test_nothing_remains_of_the_partial_index_of_a_killed_process(folder: Path) -> None:
     (folder / "memory.faiss.partial").write_bytes((folder / "memory.faiss").read_bytes())
     with TripleStore(folder, EMBEDDER) as store:
         store.forget("talk-035")
-    assert traces_of(folder, [ALL[35]]) == []
+    assert remains_of(folder, [ALL[35]]) == []
 
 
-def test_a_trace_that_was_replaced_leaves_no_byte(folder: Path) -> None:
+def test_a_replaced_trace_leaves_no_byte(folder: Path) -> None:
     with TripleStore(folder, EMBEDDER) as store:
         store.set_traces([replace(t, reasoning="another", score=None, provenance=None) for t in ALL])
-    left = [where for where in traces_of(folder, ALL) if where.startswith("thought")]
-    assert left == []
+    assert [where for where in remains_of(folder, ALL) if where.startswith("thought")] == []
 
 
-def test_a_reader_in_another_process_recalls_nothing_that_was_forgotten(folder: Path) -> None:
+def test_a_reader_in_another_process_recalls_no_removed_triple(folder: Path) -> None:
     with TripleStore(folder, EMBEDDER) as store:
         store.add(
             [replace(t, pair=replace(t.pair, action=f"answer {t.pair.position}", position=t.pair.position)) for t in ALL[:5]]
@@ -147,30 +146,28 @@ def test_a_reader_in_another_process_recalls_nothing_that_was_forgotten(folder: 
     with TripleStore(folder, EMBEDDER) as store:
         store.forget("talk-003")
         store.save()
-        reader.said.send("tell")
+        reader.connection.send("tell")
         found, length, _ = reader.hear()
         assert length == len(found) == 4
         assert "talk-003" not in {t.pair.conversation_id for t in found.values()}
-        assert traces_of(folder, [ALL[3]]) == []
-    reader.said.send("stop")
+        assert remains_of(folder, [ALL[3]]) == []
+    reader.connection.send("stop")
     assert reader.end() == []
 
 
-def test_what_another_program_kept_from_being_removed_is_removed_by_the_next_who_closes(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_removal_that_another_reader_blocked_happens_on_the_next_close(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with TripleStore(folder, EMBEDDER) as reader, TripleStore(folder, EMBEDDER) as store:
         program = sqlite3.connect(folder / "memory.sqlite")
         program.execute("BEGIN")
-        program.execute("SELECT count(*) FROM triples").fetchone()  # reads old pages until it ends
+        program.execute("SELECT count(*) FROM triples").fetchone()  # keeps old pages until it ends
         store._memory.database.connection.execute("PRAGMA busy_timeout = 50")
         store.forget("talk-035")
         with caplog.at_level(logging.WARNING, "usertwin.memory"):
             store.save()
-        assert "others are reading; what was removed leaves memory.sqlite when they are done" in caplog.text
-        assert traces_of(folder, [ALL[35]]) != []
+        assert "other processes are reading; removed triples are erased once they have finished" in caplog.text
+        assert remains_of(folder, [ALL[35]]) != []
         program.close()
         store.close()
-        assert traces_of(folder, [ALL[35]]) == []
+        assert remains_of(folder, [ALL[35]]) == []
         assert len(reader) == 59
     check(folder, [{t.id: t for t in ALL if t != ALL[35]}])
