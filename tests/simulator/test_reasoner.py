@@ -305,7 +305,7 @@ def test_a_record_without_the_synthesizer_field_is_read(ann: str) -> None:
 def test_a_recipe_whose_synthesizer_proposes_no_traces_is_refused(changes: dict[str, Any]) -> None:
     good = recipe(model="local+a", synthesizer="local+a")
     good.check()
-    with pytest.raises(UsageError, match='the synthesizer "local\\+a" is to propose the traces'):
+    with pytest.raises(UsageError, match='the synthesizer "local\\+a" does not propose the traces'):
         replace(good, **changes).check()
 
 
