@@ -15,8 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from usertwin.evals.judges.model_judge import build_questions, judge_pairs, summarize_verdicts
 from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.records.measured_turns import (
@@ -246,7 +244,7 @@ def _current_suite(raw: Any) -> dict[str, Any]:
     """The suite in a manifest with the present names of keys and arms; as it is if an earlier version cannot be read so."""
     try:
         return Suite.model_validate({"user_models": raw.pop("settling", None), **raw}).model_dump(mode="json")
-    except ValidationError:
+    except ValueError:  # pydantic's ValidationError
         return raw
 
 

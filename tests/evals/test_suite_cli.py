@@ -242,4 +242,4 @@ def test_a_person_of_the_real_chats_is_measured_with_the_real_tiny_model(tmp_pat
         assert measures["chrf"]["n"] == 1
     assert result["models"]["action"] == "local"
     [leak] = result["leakage"].values()
-    assert leak["known_by_heart"]["n"] > 0
+    assert leak["memorized"]["n"] > 0

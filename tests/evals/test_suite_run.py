@@ -128,6 +128,22 @@ def test_a_finished_suite_makes_no_call_and_has_the_same_result(
     assert state(tmp_path / "copy" / "run") == "complete"
 
 
+def test_a_run_of_an_earlier_version_is_resumed(whole: tuple[Path, dict[str, Any], Models], tmp_path: Path) -> None:
+    folder, result, _ = whole
+    shutil.copytree(folder.parent, tmp_path / "copy")
+    path = tmp_path / "copy" / "run" / MANIFEST
+    manifest = json.loads(path.read_text("utf-8"))
+    old = manifest["suite"]
+    old["settling"] = old.pop("user_models")
+    old["traces"] |= {"moments": old["traces"].pop("pairs"), "fidelity": "novel"}
+    path.write_text(json.dumps(manifest), "utf-8")
+    for facts in (tmp_path / "copy" / "run" / "people").glob("*.json"):
+        facts.write_text(facts.read_text("utf-8").replace('"memorized"', '"known_by_heart"'), "utf-8")
+    again = Models()
+    assert timeless(run(small_suite(folder.parent, JUDGED), tmp_path / "copy" / "run", again)) == timeless(result)
+    assert again.calls == (0, 0)
+
+
 @pytest.mark.parametrize("max_calls", [(8, None), (21, None), (None, 25)], ids=str)
 def test_a_run_that_a_failing_model_interrupts_is_resumed_without_repeated_calls(
     tmp_path: Path, whole: tuple[Path, dict[str, Any], Models], max_calls: tuple[int | None, int | None]
