@@ -53,7 +53,7 @@ def test_a_second_run_reuses_what_the_first_one_learned_and_measured(monkeypatch
     second = run_demo(tmp_path / "home")
     for text in (first, second):
         assert "1 validation turn" in text
-        assert "no memory" in text
+        assert "No memory" in text
         assert "n=2" in text
     assert "tuning:" in first
     assert "tuning:" not in second
