@@ -9,8 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-_BUFFER = 2**20
-
 
 def checksum(data: bytes) -> str:
     """Return the checksum of bytes, 32 hexadecimal digits."""
@@ -20,15 +18,14 @@ def checksum(data: bytes) -> str:
 
 
 def file_checksum(path: Path, end: int | None = None) -> str:
-    """Return the checksum of a file, or of its first `end` bytes. Uses one mebibyte of memory for a file of any size."""
+    """Return the checksum of a file, or of its first `end` bytes, read one mebibyte at a time."""
     import xxhash
 
-    digest, buffer, remaining = xxhash.xxh3_128(), bytearray(_BUFFER), sys.maxsize if end is None else end
-    view = memoryview(buffer)
+    digest, remaining = xxhash.xxh3_128(), sys.maxsize if end is None else end
     with path.open("rb", buffering=0) as file:
-        while remaining > 0 and (count := file.readinto(view[: min(_BUFFER, remaining)])):
-            digest.update(view[:count])
-            remaining -= count
+        while chunk := file.read(min(2**20, remaining)):
+            digest.update(chunk)
+            remaining -= len(chunk)
     return digest.hexdigest()
 
 

@@ -23,13 +23,9 @@ def complete_lines(path: Path) -> list[bytes]:
 
 
 def read_lines(path: Path, parse: Callable[[Any], T], item: str, fix: str) -> list[T]:
-    """Return the parsed values of a file's complete lines.
+    """Return what `parse` makes of the JSON of a file's complete lines; empty if the file is missing.
 
-    Args:
-        path: the file; may be missing.
-        parse: makes a value from a line's JSON.
-        item: the noun for a value, for the error message.
-        fix: the way out, for the error message.
+    The error message calls a value `item` and ends with the way out, `fix`.
 
     Raises:
         UsageError: a line is not such a value; the message names the file and the line.
@@ -46,10 +42,7 @@ def read_lines(path: Path, parse: Callable[[Any], T], item: str, fix: str) -> li
 def open_for_append(path: Path) -> TextIO:
     """Open a file for appending, created if missing; an incomplete last line is removed first."""
     if path.is_file():
-        data = path.read_bytes()
-        end = data.rfind(b"\n") + 1
-        if end < len(data):
-            os.truncate(path, end)
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     return path.open("a", encoding="utf-8")
 
 

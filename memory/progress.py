@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
-
-class Progress(Protocol):
-    """Called after each finished unit of work: the stage ("memories" or "traces"), units done, and units in total."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Report progress."""
-        ...
+#: Called after each finished unit of work with the stage (such as "memories"), the units done, and the units in total.
+Progress = Callable[[str, int, int], None]
 
 
 def no_progress(stage: str, done: int, total: int) -> None:

@@ -13,9 +13,6 @@ from typing import Any
 
 from usertwin.personas import Pair
 
-#: Keys of `Provenance.measured` in version 0.1, and their present names.
-_MEASURED_NAMES = {"novel": "guarded_gain"}
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -38,7 +35,6 @@ class Provenance:
         seed: the sampling seed of the proposals.
         candidates: the number of proposals.
         rejected: the number of rejected proposals by guard (see `guards.REASONS`).
-        proposal_mode: the mode in which they were proposed.
         proposals: the proposals in order, so that another selection among them needs no model call.
         measured: measurements of the selected trace that took no part in its selection: `gain` and `guarded_gain` (nats per
             token), `kept` (the share of the gain that remains when the words shared with the action are masked) and
@@ -60,8 +56,8 @@ class Provenance:
 
     def to_json(self) -> dict[str, Any]:
         """Return the provenance as a JSON object."""
-        counts = dict(self.rejected)  # asdict() cannot copy a Counter
-        return asdict(replace(self, rejected=counts)) | {"proposals": [astuple(candidate) for candidate in self.proposals]}
+        plain = replace(self, rejected=dict(self.rejected))  # asdict() cannot copy a Counter
+        return asdict(plain) | {"proposals": list(map(astuple, self.proposals))}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Provenance:
@@ -70,7 +66,7 @@ class Provenance:
         # Names until version 0.1: "how", and "novel gain" for the guarded gain.
         if "how" in known:
             known["proposal_mode"] = known.pop("how")
-        known["measured"] = {_MEASURED_NAMES.get(name, name): value for name, value in raw.get("measured", {}).items()}
+        known["measured"] = {"guarded_gain" if key == "novel" else key: value for key, value in raw.get("measured", {}).items()}
         if (known.get("scorer") or "").startswith("novel gain "):
             known["scorer"] = known["scorer"].replace("novel gain", "guarded gain", 1)
         return cls(**known)

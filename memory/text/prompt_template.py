@@ -22,22 +22,18 @@ class PromptTemplate:
     path: Path
 
     @cached_property
-    def _text(self) -> str:
-        return self.path.read_text("utf-8")
-
-    @property
     def text(self) -> str:
         """The file's text, with its placeholders."""
-        return self._text
+        return self.path.read_text("utf-8")
 
     @property
     def version(self) -> str:
         """The file's name and eight hexadecimal digits of its hash, such as "propose_transcript/1a2b3c4d"."""
-        return f"{self.path.stem}/{hashlib.sha256(self._text.encode()).hexdigest()[:8]}"
+        return f"{self.path.stem}/{hashlib.sha256(self.text.encode()).hexdigest()[:8]}"
 
     def fill(self, **values: Any) -> str:
         """Return the text with its placeholders filled. Values are inserted verbatim and never parsed as template code."""
-        return _compiled(self._text).render(**values).strip("\n")
+        return _compiled(self.text).render(**values).strip("\n")
 
 
 @lru_cache(maxsize=64)

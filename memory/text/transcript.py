@@ -14,10 +14,8 @@ ME = "Me"
 THEM = "Them"
 #: The start of a thought line.
 THOUGHT_PREFIX = f"({ME} thinking:"
-#: The most characters of a goal and of a context turn. The end is kept, because it is the most relevant to the next turn.
-_MAX_GOAL, _MAX_TURN = 400, 240
-#: The most characters of an action in an example.
-_MAX_ACTION = 1200
+#: The most characters of a goal, of a context turn (their ends are kept, closest to the next turn) and of an example's action.
+_MAX_GOAL, _MAX_TURN, _MAX_ACTION = 400, 240, 1200
 _FILLER = (
     "I was there and I saw what there was to see and then it went on as it does, and so it was, "
     "and it was that and nothing else, one thing and then the next one "
@@ -60,9 +58,8 @@ def format_thought_prompt(pair: Pair, turns: int) -> str:
 
 def format_example(pair: Pair, turns: int, *, thought: str | None = None) -> str:
     """Return a pair with its action, as a few-shot example."""
-    return "\n".join(
-        [*context_lines(pair, turns), *_thought(thought), f"{ME}:{action_completion(truncate_action(pair.action))}"]
-    )
+    action = action_completion(truncate_action(pair.action))
+    return "\n".join([*context_lines(pair, turns), *_thought(thought), f"{ME}:{action}"])
 
 
 def join_blocks(blocks: Iterable[str]) -> str:

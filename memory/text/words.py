@@ -15,40 +15,13 @@ from usertwin.personas import Pair
 
 #: A word, or a character in scripts without spaces between words.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+(?:'\w+)*")
-#: Words of scikit-learn's stop list that carry the content of an answer.
+#: Words of scikit-learn's stop list that carry the content of an answer, and contractions that the list lacks.
 _ANSWER_WORDS = {
-    "no",
-    "not",
-    "none",
-    "never",
-    "nothing",
-    "neither",
-    "nor",
-    "cannot",
-    "cant",
-    "yes",
-    "please",
-    "thanks",
-    "thank",
-}
-#: Contractions that scikit-learn's stop list lacks.
+    "no", "not", "none", "never", "nothing", "neither", "nor", "cannot", "cant", "yes", "please", "thanks", "thank",
+}  # fmt: skip
 _CONTRACTIONS = {
-    "i'm",
-    "i'd",
-    "i'll",
-    "i've",
-    "it's",
-    "that's",
-    "you're",
-    "don't",
-    "im",
-    "id",
-    "ill",
-    "ive",
-    "its",
-    "thats",
-    "dont",
-}
+    "i'm", "i'd", "i'll", "i've", "it's", "that's", "you're", "don't", "im", "id", "ill", "ive", "its", "thats", "dont",
+}  # fmt: skip
 
 
 def word_tokens(text: str) -> list[str]:
@@ -64,8 +37,7 @@ def word_spans(text: str) -> list[tuple[int, int]]:
 
 def spans_with_stems(text: str, stems: Collection[str]) -> list[tuple[int, int]]:
     """Return (start, end) of each word whose stem is in `stems`, in characters."""
-    spans = word_spans(text)
-    return [span for span in spans if stem(text[slice(*span)].casefold().replace("’", "'")) in stems]
+    return [span for span in word_spans(text) if stem(text[slice(*span)].casefold().replace("’", "'")) in stems]
 
 
 @lru_cache(maxsize=65536)
@@ -88,8 +60,7 @@ def stems(text: str) -> set[str]:
 
 def content_words(words: Iterable[str]) -> list[str]:
     """Return the words without stop words; those that can answer a question ("no", "please") are kept."""
-    stop_words = _stop_words()
-    return [word for word in words if word not in stop_words]
+    return [word for word in words if word not in _stop_words()]
 
 
 @lru_cache(maxsize=1)
