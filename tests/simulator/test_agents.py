@@ -468,10 +468,10 @@ def test_only_scripted_forbids_a_hosted_model_as_an_agent() -> None:
 
 def test_an_openai_compatible_endpoint_is_an_agent(endpoint: Endpoint) -> None:
     assert ask(f"openai:desk-model@{endpoint.url}", LONGER) == ["Good day, what can I do?"]
-    [asked] = endpoint.requests
-    assert asked["path"] == "/v1/chat/completions"
-    assert asked["model"] == "desk-model"
-    assert [(m["role"], m["content"]) for m in asked["messages"][1:]] == [(m["role"], m["content"]) for m in LONGER]
+    [request] = endpoint.requests
+    assert request["path"] == "/v1/chat/completions"
+    assert request["model"] == "desk-model"
+    assert [(m["role"], m["content"]) for m in request["messages"][1:]] == [(m["role"], m["content"]) for m in LONGER]
 
 
 def test_an_endpoint_can_be_called_from_different_event_loops(endpoint: Endpoint) -> None:

@@ -182,6 +182,7 @@ def test_llama_cpp_with_an_adapter_agrees_with_transformers(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = random_adapter(weights, tmp_path / "adapter", std=std, target_modules=modules, facts=FACTS)
+    assert prompt_style_of(f"local+{folder}") == ("transcript", True)
     plain: Any = AutoModelForCausalLM.from_pretrained(weights)
     tokenizer: Any = AutoTokenizer.from_pretrained(weights)
     prompts = [torch.tensor([tokenizer(prompt).input_ids]) for prompt in PROMPTS]
@@ -202,9 +203,7 @@ def test_llama_cpp_with_an_adapter_agrees_with_transformers(
 
 
 @pytest.mark.slow
-def test_an_adapter_of_the_default_model_fits_it_by_name(weights: Path, tmp_path: Path) -> None:
-    folder = random_adapter(weights, tmp_path / "adapter", target_modules=["q_proj"], facts=FACTS)
+def test_an_adapter_of_two_blocks_of_the_default_model_fits_it_by_name(weights: Path, tmp_path: Path) -> None:
     assert layers_of(fetch(TINY)).shape_of("model.layers.29.self_attn.q_proj") == (576, 576)
-    assert prompt_style_of(f"local+{folder}") == ("transcript", True)
     cut = random_adapter(weights, tmp_path / "cut", target_modules=["q_proj"], layers_to_transform=[3, 7], facts=FACTS)
     assert prompt_style_of(model_with_adapter(cut)) == ("transcript", True)  # its config says that it changes two blocks only

@@ -93,9 +93,9 @@ def test_an_exchange_shows_memories_turn_and_reply() -> None:
     replies = tuple({"role": "assistant", "content": text} for text in ("One moment.", "It rains."))
     show_exchange(screen, "Ann", Exchange(answer(memory()), replies, 1.0, 1.0))
     lines = [line.strip() for line in screen.export_text().splitlines()]
-    said = lines.index("Ann  tomorrow please")
-    assert lines[said + 1 : said + 3] == ["agent  One moment.", "agent  It rains."]
-    assert any("why Ann says this" in line for line in lines[:said])
+    turn = lines.index("Ann  tomorrow please")
+    assert lines[turn + 1 : turn + 3] == ["agent  One moment.", "agent  It rains."]
+    assert any("why Ann says this" in line for line in lines[:turn])
     assert not any("leaves" in line for line in lines)
 
 
@@ -128,8 +128,8 @@ def test_an_exchange_with_a_silent_leave_shows_its_rate() -> None:
 
 
 @given(st.text(st.sampled_from("[]/\\abc bold red=@:#"), max_size=20))
-def test_markup_in_texts_is_printed_literally(said: str) -> None:
-    text = f"<{said.strip()}>"
+def test_markup_in_texts_is_printed_literally(markup: str) -> None:
+    text = f"<{markup.strip()}>"
     screen = console(300)
     recalled = memory(action=text, reasoning=text, context=(text,))
     show_exchange(screen, "Ann", Exchange(answer(recalled, action=text, reasoning=text), ({"content": text},), 0.0, 0.0))
@@ -232,8 +232,8 @@ def test_only_the_twin_sees_the_goal(talk: Talk) -> None:
 
 def test_the_chat_ends_when_the_twin_leaves(talk: Talk) -> None:
     lines = ("Hello, what can I do for you?", "Which day do you mean for Oslo?", "It will be sunny. Anything else?")
-    said = ("t", "hi, the weather in Oslo please", "t", "tomorrow, day 3", "t", "no thats all thank you bye")
-    messages, text, _ = talk(*lines, "never read", answers=said)
+    replies = ("t", "hi, the weather in Oslo please", "t", "tomorrow, day 3", "t", "no thats all thank you bye")
+    messages, text, _ = talk(*lines, "never read", answers=replies)
     assert "Ann leaves the chat." in text
     assert len(messages) == 6
 

@@ -197,10 +197,10 @@ def test_messages_are_formatted_by_the_chat_template(templated: Path) -> None:
 
     tokens = model._tokenize([SystemMessage("be kind"), HumanMessage("hello"), AIMessage("hi"), HumanMessage("bye")])
     _, tokenizer = model.loaded
-    said = tokenizer.decode(tokens)
-    assert said.startswith("<|system|>\nbe kind")
-    assert [said.find(f"<|{role}|>") >= 0 for role in ("user", "assistant")] == [True, True]
-    assert said.rstrip().endswith("<|assistant|>")
+    text = tokenizer.decode(tokens)
+    assert text.startswith("<|system|>\nbe kind")
+    assert [text.find(f"<|{role}|>") >= 0 for role in ("user", "assistant")] == [True, True]
+    assert text.rstrip().endswith("<|assistant|>")
 
 
 @pytest.mark.usefixtures("real")

@@ -127,9 +127,9 @@ def test_malformed_messages_are_refused(user: SimulatedUser) -> None:
 
 def test_the_twin_leaves_after_a_typical_last_turn(ann: str) -> None:
     with SimulatedUser.load(ann, model=scripted("is done", "no thats all thank you bye")) as user:
-        said = [*WHICH_DAY, {"role": "user", "content": "today"}, {"role": "assistant", "content": SUNNY}]
-        assert user.respond(said).done is True
-        assert SimulatedUser(user.record, user.store, user.model, last_turn=None).respond(said).done is False
+        messages = [*WHICH_DAY, {"role": "user", "content": "today"}, {"role": "assistant", "content": SUNNY}]
+        assert user.respond(messages).done is True
+        assert SimulatedUser(user.record, user.store, user.model, last_turn=None).respond(messages).done is False
 
 
 def test_an_unknown_twin_is_refused_with_the_list_of_twins(ann: str) -> None:
@@ -207,9 +207,9 @@ def test_a_repeated_turn_is_accepted_after_the_last_attempt(ann: str) -> None:
 
 
 def test_a_short_turn_may_be_repeated(ann: str) -> None:
-    said = [{"role": "user", "content": "yes please"}, {"role": "assistant", "content": "Tomorrow?"}]
+    messages = [{"role": "user", "content": "yes please"}, {"role": "assistant", "content": "Tomorrow?"}]
     with SimulatedUser.load(ann, model=recording("yes please")) as user:
-        assert user.respond(said).action == "yes please"
+        assert user.respond(messages).action == "yes please"
         assert len(calls(user)) == 2  # the reasoning and one attempt
 
 
@@ -304,8 +304,8 @@ def test_no_prompt_contains_the_action(query: Pair, past: list[tuple[Pair, str |
     recalled, persona = [Triple(pair, trace) for pair, trace in past], Persona("Ann")
     secret = _pair(list(query.context), "xyzzy plugh", query.goal)
     for style in ("transcript", "instruction"):
-        asked = [*reason_messages(style, persona, secret, recalled), *act_messages(style, persona, secret, recalled, thought)]
-        assert not any("xyzzy" in text for _, text in asked)
+        prompt = [*reason_messages(style, persona, secret, recalled), *act_messages(style, persona, secret, recalled, thought)]
+        assert not any("xyzzy" in text for _, text in prompt)
 
 
 def test_an_instruction_prompt_names_persona_goal_context_and_examples(ann: str) -> None:
@@ -371,8 +371,8 @@ def test_sample_action_returns_n_turns_for_the_act_prompt(ann: str) -> None:
     with SimulatedUser.load(ann, model=recording(" one \n more", "two")) as user:
         pair = second_turn(user)
         shown = [one.triple for one in user.store.recall(pair, 2)]
-        found = asyncio.run(user.sample_action(pair, shown, "is in a hurry", seed=7, bypass_cache=False, n=3))
-        assert [answer.text for answer in found] == ["one", "two", "one"]  # cut at the end of the line, and stripped
+        samples = asyncio.run(user.sample_action(pair, shown, "is in a hurry", seed=7, bypass_cache=False, n=3))
+        assert [reply.text for reply in samples] == ["one", "two", "one"]  # cut at the end of the line, and stripped
         [(_, prompt)] = act_messages("transcript", user.persona, pair, shown, "is in a hurry", turns=user.settings.window)
         assert prompts(user) == [prompt] * 3
         assert [call["seed"] for call in calls(user)] == [7, 8, 9]
@@ -380,8 +380,8 @@ def test_sample_action_returns_n_turns_for_the_act_prompt(ann: str) -> None:
 
 def test_complete_samples_turns_for_any_prompt_with_the_persons_token_limit(ann: str) -> None:
     with SimulatedUser.load(ann, model=recording(" hi \n", "hello", style="instruction")) as user:
-        found = asyncio.run(user.complete([("system", "Be Ann."), ("user", "Hello?")], n=2, seed=3))
-        assert [answer.text for answer in found] == ["hi", "hello"]
+        samples = asyncio.run(user.complete([("system", "Be Ann."), ("user", "Hello?")], n=2, seed=3))
+        assert [reply.text for reply in samples] == ["hi", "hello"]
         assert prompts(user) == ["Be Ann.\nHello?"] * 2
         assert {call["max_tokens"] for call in calls(user)} == {user.max_tokens}
 
@@ -407,22 +407,22 @@ def test_the_graph_streams_the_same_asynchronously(user: SimulatedUser) -> None:
 
 
 def test_the_message_stream_of_the_graph_names_the_steps(user: SimulatedUser) -> None:
-    async def spoken() -> list[tuple[str, str]]:
+    async def streamed() -> list[tuple[str, str]]:
         stream = user.graph.astream({"messages": WHICH_DAY}, stream_mode="messages")
         return [(meta["langgraph_node"], message.content) async for message, meta in stream]  # pyright: ignore
 
-    said = asyncio.run(spoken())
-    assert ("reason", "wants it tomorrow") in said
-    assert ("act", "tomorrow please") in said
+    parts = asyncio.run(streamed())
+    assert ("reason", "wants it tomorrow") in parts
+    assert ("act", "tomorrow please") in parts
 
 
 def test_invoke_equals_ainvoke(user: SimulatedUser) -> None:
-    one = user.graph.invoke({"messages": WHICH_DAY, "goal": "Be quick."})
-    other = asyncio.run(user.graph.ainvoke({"messages": WHICH_DAY, "goal": "Be quick."}))
-    for found in (one, other):
-        assert found["action"] == "tomorrow please"
-        assert found["messages"][-1] == HumanMessage("tomorrow please", id=found["messages"][-1].id)
-    assert {k: v for k, v in one.items() if k != "messages"} == {k: v for k, v in other.items() if k != "messages"}
+    by_invoke = user.graph.invoke({"messages": WHICH_DAY, "goal": "Be quick."})
+    by_ainvoke = asyncio.run(user.graph.ainvoke({"messages": WHICH_DAY, "goal": "Be quick."}))
+    for state in (by_invoke, by_ainvoke):
+        assert state["action"] == "tomorrow please"
+        assert state["messages"][-1] == HumanMessage("tomorrow please", id=state["messages"][-1].id)
+    assert {k: v for k, v in by_invoke.items() if k != "messages"} == {k: v for k, v in by_ainvoke.items() if k != "messages"}
 
 
 def test_a_checkpointer_remembers_the_conversation_between_invocations(ann: str) -> None:
