@@ -1,4 +1,4 @@
-"""The memory under kill -9 and Ctrl-C and used by several processes at once."""
+"""memory/store/: kill -9, Ctrl-C, and several processes on one memory."""
 
 from __future__ import annotations
 
@@ -48,39 +48,39 @@ def folder(tmp_path: Path) -> Path:
 # kill -9 -----------------------------------------------------------------------------------------------------------------
 
 
-def test_no_acknowledged_triple_is_lost_however_often_the_writer_is_killed(tmp_path: Path) -> None:
-    seen = kill_often(24, seed=20, home=tmp_path)
-    assert seen.kills >= 24
-    assert seen.acknowledged > 24
-    assert seen.in_a_change > 0
+def test_no_acknowledged_triple_is_lost_when_the_writer_is_killed(tmp_path: Path) -> None:
+    counts = kill_often(24, seed=20, home=tmp_path)
+    assert counts.kills >= 24
+    assert counts.acknowledged > 24
+    assert counts.in_a_change > 0
 
 
 @pytest.mark.parametrize(("method", "steps"), [("none", (20, 70, 100, 90)), ("backward", (100, 140, 120, 110))])
-def test_what_learning_acknowledged_is_there_when_it_was_killed_and_the_same_learning_ends_the_same(
+def test_killed_learning_keeps_acknowledged_items_and_resumes_to_the_same_result(
     tmp_path: Path, method: Method, steps: tuple[int, ...]
 ) -> None:
-    most = {"memories": 0, "traces": 0}
+    acknowledged = {"memories": 0, "traces": 0}
     for step in steps:
         child = Child(learn_ann, str(tmp_path / "killed"), method, step)
         for stage, done in child.end():
-            most[stage] = max(most[stage], done)
+            acknowledged[stage] = max(acknowledged[stage], done)
         assert child.process.exitcode == -signal.SIGKILL
         work = tmp_path / "killed" / ".ann.partial"
-        if most["memories"]:
+        if acknowledged["memories"]:
             learned = check(work, [known(work)])
-            assert len(learned) >= most["memories"]
-            assert sum(t.provenance is not None for t in learned.values()) >= most["traces"]
-    assert most["memories"] > 0
-    assert (most["traces"] > 0) == (method != "none")
-    said = Child(learn_ann, str(tmp_path / "killed"), method, None).end()
-    assert said[-1] == ("complete", 0)
-    assert said[0] >= ("memories", most["memories"])
+            assert len(learned) >= acknowledged["memories"]
+            assert sum(t.provenance is not None for t in learned.values()) >= acknowledged["traces"]
+    assert acknowledged["memories"] > 0
+    assert (acknowledged["traces"] > 0) == (method != "none")
+    messages = Child(learn_ann, str(tmp_path / "killed"), method, None).end()
+    assert messages[-1] == ("complete", 0)
+    assert messages[0] >= ("memories", acknowledged["memories"])
     assert Child(learn_ann, str(tmp_path / "whole"), method, None).end()[-1] == ("complete", 0)
-    assert free(known(tmp_path / "killed" / "ann")) == free(known(tmp_path / "whole" / "ann"))
+    assert without_cost(known(tmp_path / "killed" / "ann")) == without_cost(known(tmp_path / "whole" / "ann"))
     assert {t.pair for t in known(tmp_path / "killed" / "ann").values()} == set(split_pairs(long_log(), "Ann", window=2).corpus)
 
 
-def free(known: Known) -> Known:
+def without_cost(known: Known) -> Known:
     """The same without what the traces cost: an answer that was kept before a kill costs nothing."""
     return {
         name: replace(t, provenance=None if t.provenance is None else replace(t.provenance, cost={}))
@@ -98,15 +98,15 @@ class Interrupted:
         return getattr(self._connection, name)
 
     def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
-        found = self._connection.execute(statement, *values)
+        held = self._connection.execute(statement, *values)
         if statement == "COMMIT" and self._left:
             self._left = 0
             raise KeyboardInterrupt
-        return found
+        return held
 
 
 @pytest.mark.parametrize("change", ["add", "delete", "edit", "set_traces", "forget"])
-def test_ctrl_c_in_the_middle_of_a_commit_leaves_a_store_that_knows_what_it_holds(folder: Path, change: str) -> None:
+def test_ctrl_c_during_a_commit_leaves_a_consistent_store(folder: Path, change: str) -> None:
     values: dict[str, tuple[Any, ...]] = {
         "add": (triples(60, 61),),
         "delete": ([triple(3).id],),
@@ -119,14 +119,14 @@ def test_ctrl_c_in_the_middle_of_a_commit_leaves_a_store_that_knows_what_it_hold
         inner._memory.database.connection = Interrupted(inner._memory.database.connection)
         with pytest.raises(KeyboardInterrupt):
             getattr(store, change)(*values[change])
-        found = {t.id: t for t in store.triples()}
-        assert len(store) == len(found)
-        assert_recalls(store, found)
+        held = {t.id: t for t in store.triples()}
+        assert len(store) == len(held)
+        assert_recalls(store, held)
         store.add(triples(70))
-    assert len(check(folder, [found | {triple(70).id: triple(70)}])) == len(found) + 1
+    assert len(check(folder, [held | {triple(70).id: triple(70)}])) == len(held) + 1
 
 
-def test_after_an_error_in_a_transaction_the_store_goes_on_as_if_it_had_not_been_tried(folder: Path) -> None:
+def test_failed_transaction_leaves_the_store_unchanged_and_usable(folder: Path) -> None:
     before = known(folder)
     bad = replace(triple(61), pair=replace(triple(61).pair, action="half a character \ud800"))
     with TripleStore(folder, EMBEDDER) as store:
@@ -160,19 +160,21 @@ def test_three_readers_see_each_change_of_a_writer_when_it_is_committed(folder: 
     with TripleStore(folder, EMBEDDER) as store:
         for change in changes:
             getattr(store, change[0])(*change[1:])
-            there = {t.id: t for t in store.triples()}
+            expected = {t.id: t for t in store.triples()}
             for reader in readers:
-                reader.said.send("tell")
-            assert [reader.hear() for reader in readers] == [(there, len(there), brute_force(there, QUERY, 10))] * 3, change[0]
+                reader.connection.send("tell")
+            assert [reader.hear() for reader in readers] == [(expected, len(expected), brute_force(expected, QUERY, 10))] * 3, (
+                change[0]
+            )
     for reader in readers:
-        reader.said.send("stop")
+        reader.connection.send("stop")
         assert reader.end() == []
         assert reader.process.exitcode == 0
-    check(folder, [there])
+    check(folder, [expected])
     assert look(folder)[3] == []
 
 
-def test_a_second_writer_is_told_which_process_writes_and_changes_nothing(folder: Path) -> None:
+def test_second_writer_gets_the_holder_in_the_error_and_changes_nothing(folder: Path) -> None:
     writer = Child(hold, str(folder))
     process = writer.hear()
     with TripleStore(folder, EMBEDDER, wait=0.2) as store:
@@ -183,7 +185,7 @@ def test_a_second_writer_is_told_which_process_writes_and_changes_nothing(folder
             assert_one_sentence(error.value, folder)
         assert contents(folder) == before
         assert len(store) == 61
-        writer.said.send("go on")
+        writer.connection.send("go on")
         store.add(triples(61))  # waits no longer than it must
     writer.end()
     assert len(known(folder)) == 62
@@ -193,7 +195,7 @@ def test_a_second_writer_waits_for_the_first(folder: Path, caplog: pytest.LogCap
     writer = Child(hold, str(folder))
     process = writer.hear()
     handler = logging.Handler()
-    handler.emit = lambda record: writer.said.send("go on")  # type: ignore[method-assign]
+    handler.emit = lambda record: writer.connection.send("go on")  # type: ignore[method-assign]
     logging.getLogger("usertwin.memory").addHandler(handler)
     try:
         with TripleStore(folder, EMBEDDER, wait=60) as store:
@@ -205,7 +207,7 @@ def test_a_second_writer_waits_for_the_first(folder: Path, caplog: pytest.LogCap
     assert len(known(folder)) == 62
 
 
-def test_the_right_to_write_of_a_killed_process_is_free(folder: Path) -> None:
+def test_lock_of_a_killed_process_is_free(folder: Path) -> None:
     writer = Child(hold, str(folder))
     process = writer.hear()
     assert str(process) in (folder / "memory.writer").read_text("utf-8")
@@ -217,15 +219,15 @@ def test_the_right_to_write_of_a_killed_process_is_free(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("attempt", range(4))
-def test_a_memory_that_four_processes_make_at_once_is_one_memory(tmp_path: Path, attempt: int) -> None:
+def test_four_processes_create_one_memory(tmp_path: Path, attempt: int) -> None:
     children = [Child(create, str(tmp_path / "memory"), number) for number in range(4)]
     for child in children:
-        child.said.send("now")
+        child.connection.send("now")
     assert [(child.end(), child.process.exitcode) for child in children] == [([], 0)] * 4
     check(tmp_path / "memory", [{t.id: t for t in triples(*range(4))}])
 
 
-def test_what_is_written_while_a_memory_is_being_opened_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triple_written_during_opening_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from usertwin.memory.store import database
 
     with TripleStore(tmp_path / "memory", EMBEDDER) as writer:

@@ -1,4 +1,4 @@
-"""Memories that are damaged, cut off, exchanged, on full disks or read-only, given bad input, or of an earlier format."""
+"""memory/store/database.py: damaged, truncated and exchanged files, full disks, read-only folders, and upgrades."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ def folder(tmp_path: Path) -> Path:
 # Damage ------------------------------------------------------------------------------------------------------------------
 
 
-def flip_bits(there: Connection, whole: str, work: str, name: str, places: list[tuple[int, int]]) -> None:
-    """For each place flip one bit of a file of a memory, and tell what opening it ends in."""
+def flip_bits(expected: Connection, whole: str, work: str, name: str, places: list[tuple[int, int]]) -> None:
+    """For each position flip one bit of a file of a memory, and send the result of opening it."""
     for at, bit in places:
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(whole, work)
         data = bytearray((Path(work) / name).read_bytes())
         data[at] ^= 1 << bit
         (Path(work) / name).write_bytes(data)
-        there.send((at, bit))
-        there.send(look(Path(work)))
+        expected.send((at, bit))
+        expected.send(look(Path(work)))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -79,17 +79,17 @@ def test_a_flipped_bit_anywhere_in_a_file_is_noticed_and_never_changes_a_recall(
     rng, size = random.Random(name), (folder / name).stat().st_size
     some = {*range(0, min(100, size), 3), *range(size - 30, size), *rng.sample(range(size), min(90, size))}
     places = [(at, rng.randrange(8)) for at in sorted(some)]
-    said = Child(flip_bits, str(folder), str(tmp_path / "work"), name, places).end()
-    assert said[0::2] == places, f"the process was ended by the bit {said[-1]}"
-    for place, (ended, found, recalled, logged) in zip(places, said[1::2], strict=True):
+    messages = Child(flip_bits, str(folder), str(tmp_path / "work"), name, places).end()
+    assert messages[0::2] == places, f"the process was ended by the bit {messages[-1]}"
+    for place, (ended, triples_found, recalled, logged) in zip(places, messages[1::2], strict=True):
         assert ended != "opened" or logged, f"{place} was not noticed"
-        assert ended != "opened" or (found, recalled) == (triples_there, expected), f"{place} changed what is recalled"
+        assert ended != "opened" or (triples_found, recalled) == (triples_there, expected), f"{place} changed what is recalled"
         assert ended == "opened" or "damaged" in ended or "has format" in ended, ended
         assert ended == "opened" or name == "memory.sqlite", ended
 
 
-def read_damaged(there: Connection, whole: str, work: str, places: list[tuple[int, int]]) -> None:
-    """Flip bits of a database that is too large to be compared with its seal when it is opened."""
+def read_damaged(expected: Connection, whole: str, work: str, places: list[tuple[int, int]]) -> None:
+    """Flip bits of a database that is too large to be compared with its seal on opening."""
     seal.MAX_BYTES_HASHED_ON_OPEN = 0
     for at, bit in places:
         shutil.rmtree(work, ignore_errors=True)
@@ -97,30 +97,30 @@ def read_damaged(there: Connection, whole: str, work: str, places: list[tuple[in
         data = bytearray((Path(work) / "memory.sqlite").read_bytes())
         data[at] ^= 1 << bit
         (Path(work) / "memory.sqlite").write_bytes(data)
-        there.send((at, bit))
-        ended, found, recalled, _ = look(Path(work))
+        expected.send((at, bit))
+        ended, triples_found, recalled, _ = look(Path(work))
         problems = [ended]
         if ended == "opened":
             with TripleStore(work, EMBEDDER) as store:
                 problems = store.problems()
-        there.send((ended, found, recalled, problems))
+        expected.send((ended, triples_found, recalled, problems))
 
 
-def test_in_a_large_database_a_flipped_bit_is_found_by_a_check_and_by_whoever_reads_it(folder: Path, tmp_path: Path) -> None:
+def test_flipped_bit_in_a_large_database_is_noticed_by_check_and_read(folder: Path, tmp_path: Path) -> None:
     _, triples_there, expected, _ = look(folder)
     rng, size = random.Random(5), (folder / "memory.sqlite").stat().st_size
     places = [(at, rng.randrange(8)) for at in sorted({*range(0, 100, 5), *rng.sample(range(size), 100)})]
-    said = Child(read_damaged, str(folder), str(tmp_path / "work"), places).end()
-    assert said[0::2] == places, f"the process was ended by the bit {said[-1]}"
-    for place, (ended, found, recalled, problems) in zip(places, said[1::2], strict=True):
+    messages = Child(read_damaged, str(folder), str(tmp_path / "work"), places).end()
+    assert messages[0::2] == places, f"the process was ended by the bit {messages[-1]}"
+    for place, (ended, triples_found, recalled, problems) in zip(places, messages[1::2], strict=True):
         assert problems, f"{place} was not noticed"
-        assert ended != "opened" or (found, recalled) == (triples_there, expected), f"{place} changed what is recalled"
+        assert ended != "opened" or (triples_found, recalled) == (triples_there, expected), f"{place} changed what is recalled"
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
 def test_a_file_that_was_cut_off_is_noticed(folder: Path, name: str, share: float) -> None:
-    _, found, recalled, _ = look(folder)
+    _, triples_found, recalled, _ = look(folder)
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[: int(len(data) * share)])
     ended, *after, logged = look(folder)
@@ -128,36 +128,36 @@ def test_a_file_that_was_cut_off_is_noticed(folder: Path, name: str, share: floa
         assert f"{folder}: the memory is damaged" in ended
         assert ended.endswith("learn the twin again with --overwrite")
     else:
-        assert (ended, *after) == ("opened", found, recalled)
+        assert (ended, *after) == ("opened", triples_found, recalled)
         assert logged
-        assert look(folder) == ("opened", found, recalled, [])  # mended
+        assert look(folder) == ("opened", triples_found, recalled, [])  # mended
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("changes", ["as many", "more"])
 def test_a_file_of_another_memory_is_noticed(folder: Path, tmp_path: Path, name: str, changes: str) -> None:
-    _, found, recalled, _ = look(folder)
+    _, triples_found, recalled, _ = look(folder)
     with TripleStore(tmp_path / "other", EMBEDDER) as store:
         store.add(triples(*range(100, 160)))
         if changes == "more":
             store.add(triples(160))
     other = known(tmp_path / "other")
     shutil.copy(tmp_path / "other" / name, folder / name)
-    ended, there, recalls, logged = look(folder)
+    ended, expected, recalls, logged = look(folder)
     assert ended != "opened" or logged
     if name == "memory.sqlite":
-        assert ended != "opened" or (there, recalls) == (other, brute_force(other, QUERY, 20))
+        assert ended != "opened" or (expected, recalls) == (other, brute_force(other, QUERY, 20))
     elif name == "memory.faiss":
-        assert (ended, there, recalls) == ("opened", found, recalled)
-    else:  # it says as much as that memory.sqlite was exchanged
-        assert ended != "opened" or (there, recalls) == (found, recalled)
+        assert (ended, expected, recalls) == ("opened", triples_found, recalled)
+    else:  # as if memory.sqlite was exchanged
+        assert ended != "opened" or (expected, recalls) == (triples_found, recalled)
 
 
 @pytest.mark.parametrize(
     "names", [(name,) for name in FILES] + [("memory.sqlite", "memory.seal"), ("memory.faiss", "memory.seal")]
 )
 @pytest.mark.parametrize("since", ["added", "deleted", "edited", "traced"])
-def test_an_older_copy_of_a_file_is_noticed_or_is_the_memory_as_it_was(
+def test_older_copy_of_a_file_is_noticed_or_restores_the_older_memory(
     folder: Path, tmp_path: Path, names: tuple[str, ...], since: str
 ) -> None:
     shutil.copytree(folder, tmp_path / "older")
@@ -173,13 +173,13 @@ def test_an_older_copy_of_a_file_is_noticed_or_is_the_memory_as_it_was(
     now = known(folder)
     for name in names:
         shutil.copy(tmp_path / "older" / name, folder / name)
-    ended, found, recalls, logged = look(folder)
-    if names == ("memory.sqlite",):  # does not fit the seal, and cannot be told from one that was damaged
-        assert "memory.sqlite is not as it was closed" in ended
+    ended, triples_found, recalls, logged = look(folder)
+    if names == ("memory.sqlite",):  # does not match the seal, like a damaged file
+        assert "memory.sqlite differs from its seal" in ended
         return
     assert ended == "opened"
     expected = known(tmp_path / "older") if "memory.sqlite" in names else now
-    assert (found, recalls) == (expected, brute_force(expected, QUERY, 20))
+    assert (triples_found, recalls) == (expected, brute_force(expected, QUERY, 20))
     consistent = names == ("memory.sqlite", "memory.seal") or names == ("memory.faiss",)
     assert logged or (since in ("added", "traced") and consistent)
     check(folder, [expected])
@@ -195,27 +195,27 @@ def vector(value: float, at: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 @pytest.mark.parametrize(
-    ("matrix", "told"),
+    ("matrix", "message"),
     [
         (np.ones((2, 31), np.float32), "do not fit 2 triples of dimension 32; nothing was added"),
         (np.ones((1, 32), np.float32), "do not fit 2 triples of dimension 32; nothing was added"),
-        (vector(np.nan, 31), "something that is not a number; nothing was added"),
-        (vector(np.inf, 31), "something that is not a number; nothing was added"),
-        (vector(-np.inf, 31), "something that is not a number; nothing was added"),
-        (vector(0.0), "is all zeros, so it is like nothing; nothing was added"),
+        (vector(np.nan, 31), "a value that is not finite; nothing was added"),
+        (vector(np.inf, 31), "a value that is not finite; nothing was added"),
+        (vector(-np.inf, 31), "a value that is not finite; nothing was added"),
+        (vector(0.0), "is all zeros, so it has no direction; nothing was added"),
         (vector(3e38), "nothing was added"),
         (vector(1e-45), "nothing was added"),
     ],
     ids=["too short", "too few", "NaN", "inf", "-inf", "zero", "too large", "too small"],
 )
-def test_embeddings_that_are_none_change_no_byte(folder: Path, matrix: Any, told: str) -> None:
+def test_invalid_embeddings_change_no_byte(folder: Path, matrix: Any, message: str) -> None:
     before = contents(folder)
     with TripleStore(folder, EMBEDDER) as store:
-        with pytest.raises(TwinError, match=told) as error:
+        with pytest.raises(TwinError, match=message) as error:
             store.add(triples(60, 61), matrix)
         assert_one_sentence(error.value, folder)
         assert contents(folder) == before
-        assert store.add(triples(3, 4), vector(1.0)) == 0  # nothing new: no reason to write
+        assert store.add(triples(3, 4), vector(1.0)) == 0  # nothing new, so nothing is written
     assert contents(folder) == before
 
 
@@ -237,21 +237,21 @@ def another_database(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "embedder", "told"),
+    ("spoil", "embedder", "message"),
     [
         (lambda _: None, FakeEmbedder(64), r'made with the embedding model "fake:32", not "fake:64"; open it with that model'),
         (newer_format, EMBEDDER, r"has format 3, and this version of usertwin reads 2; upgrade usertwin, or learn"),
-        (no_database, EMBEDDER, r"the memory is damaged or cannot be used \(file is not a database\); see what is left"),
-        (another_database, EMBEDDER, r"the memory is damaged or cannot be used \(no such table: meta\); see what is left"),
+        (no_database, EMBEDDER, r"the memory is damaged or cannot be used \(file is not a database\); list the damage"),
+        (another_database, EMBEDDER, r"the memory is damaged or cannot be used \(no such table: meta\); list the damage"),
     ],
     ids=["another model", "newer format", "no database", "another database"],
 )
 def test_a_memory_that_cannot_be_opened_is_left_as_it_is(
-    folder: Path, spoil: Callable[[Path], None], embedder: FakeEmbedder, told: str
+    folder: Path, spoil: Callable[[Path], None], embedder: FakeEmbedder, message: str
 ) -> None:
     spoil(folder)
     before = contents(folder)
-    with pytest.raises(TwinError, match=told) as error:
+    with pytest.raises(TwinError, match=message) as error:
         TripleStore(folder, embedder)
     assert_one_sentence(error.value, folder)
     assert contents(folder) == before
@@ -261,14 +261,14 @@ FULL = "the disk is full(, or a quota is used up)?, and nothing was changed; mak
 
 
 @pytest.mark.parametrize("change", ["add", "edit", "set_traces"])
-def test_a_change_that_the_disk_has_no_room_for_is_not_made(folder: Path, change: str) -> None:
+def test_change_without_disk_space_is_not_made(folder: Path, change: str) -> None:
     long = "long " * 100_000
     values: dict[str, tuple[Any, ...]] = {
         "add": ([Triple(replace(triple(60).pair, goal=long))],),
         "edit": (triple(3).id, Triple(replace(triple(60).pair, goal=long))),
         "set_traces": ([triple(3, long)],),
     }
-    before, there = contents(folder), known(folder)
+    before, expected = contents(folder), known(folder)
     with TripleStore(folder, EMBEDDER) as store:
         inner: Any = store
         connection = inner._memory.database.connection
@@ -276,45 +276,45 @@ def test_a_change_that_the_disk_has_no_room_for_is_not_made(folder: Path, change
         with pytest.raises(TwinError, match=FULL) as error:
             getattr(store, change)(*values[change])
         assert_one_sentence(error.value, folder)
-        assert {t.id: t for t in store.triples()} == there
-        assert_recalls(store, there)
+        assert {t.id: t for t in store.triples()} == expected
+        assert_recalls(store, expected)
     assert contents(folder) == before
 
 
-def fill_the_disk(there: Connection, folder: str, room: int) -> None:
-    """Add triples until no file may grow any more, and tell how many were acknowledged and what was said then."""
+def fill_the_disk(expected: Connection, folder: str, room: int) -> None:
+    """Add triples until no file can grow; send the number of acknowledged triples and the errors."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     store, added = TripleStore(folder, EMBEDDER), 0
     largest = max(path.stat().st_size for path in Path(folder).iterdir())
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest + room, largest + room))
-    said: list[str] = []
+    messages: list[str] = []
     try:
         while True:
             store.add(triples(*range(1000 + 5 * added, 1005 + 5 * added)))
             added += 1
     except TwinError as error:
-        said.append(str(error))
+        messages.append(str(error))
     held = len(store)
     try:
         store.close()
     except TwinError as error:
-        said.append(str(error))
-    there.send((5 * added, held, said))
+        messages.append(str(error))
+    expected.send((5 * added, held, messages))
 
 
 @pytest.mark.parametrize("room", [0, 10_000, 40_000])
-def test_on_a_full_disk_what_was_acknowledged_stays_and_the_rest_is_refused(folder: Path, room: int) -> None:
+def test_full_disk_keeps_acknowledged_triples_and_refuses_the_rest(folder: Path, room: int) -> None:
     before = len(known(folder))
-    [(added, held, said)] = Child(fill_the_disk, str(folder), room).end()
+    [(added, held, messages)] = Child(fill_the_disk, str(folder), room).end()
     assert held == before + added
-    assert said
-    assert [sentence for sentence in said if not re.fullmatch(rf"{folder}: {FULL}", sentence)] == []
-    there = check(folder, [known(folder)])
-    assert len(there) == held
+    assert messages
+    assert [sentence for sentence in messages if not re.fullmatch(rf"{folder}: {FULL}", sentence)] == []
+    expected = check(folder, [known(folder)])
+    assert len(expected) == held
 
 
-def test_an_index_that_the_disk_has_no_room_for_is_written_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = known(folder)
+def test_index_without_disk_space_is_written_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = known(folder)
     store = TripleStore(folder, EMBEDDER)
     store.add(triples(60))
     old = (folder / "memory.faiss").read_bytes()
@@ -329,13 +329,13 @@ def test_an_index_that_the_disk_has_no_room_for_is_written_later(folder: Path, m
     assert_one_sentence(error.value, folder)
     assert (folder / "memory.faiss").read_bytes() == old
     assert not (folder / "memory.faiss.partial").exists()
-    check(folder, [there | {triple(60).id: triple(60)}])
+    check(folder, [expected | {triple(60).id: triple(60)}])
 
 
-def test_a_full_disk_does_not_keep_a_memory_from_being_used_whose_index_is_to_be_built_again(
+def test_memory_with_lost_index_is_usable_on_a_full_disk(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    there = known(folder)
+    expected = known(folder)
     (folder / "memory.faiss").unlink()
 
     def no_room(descriptor: int) -> None:
@@ -343,29 +343,27 @@ def test_a_full_disk_does_not_keep_a_memory_from_being_used_whose_index_is_to_be
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", no_room)
-        assert look(folder)[:3] == ("opened", there, brute_force(there, QUERY, 20))
+        assert look(folder)[:3] == ("opened", expected, brute_force(expected, QUERY, 20))
     assert "could not be written" in caplog.text
     assert not (folder / "memory.faiss").exists()
-    check(folder, [there])
+    check(folder, [expected])
     assert (folder / "memory.faiss").exists()
 
 
-def test_the_index_of_a_copy_that_went_on_by_itself_is_not_taken_for_the_memory_s_own(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_index_of_a_diverged_copy_is_rebuilt(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     for place, number in ((folder, 60), (copy, 77)):
         with TripleStore(place, EMBEDDER) as store:
             store.add(triples(number))
-    there = known(folder)
+    expected = known(folder)
     shutil.copy(copy / "memory.faiss", folder / "memory.faiss")
     with TripleStore(folder, EMBEDDER) as store:
-        assert "is of another copy of this memory; it was built again" in caplog.text
-        assert_recalls(store, there)
+        assert "is of another copy of this memory; it was rebuilt" in caplog.text
+        assert_recalls(store, expected)
 
 
-def stay(there: Connection, folder: str, whole: str) -> None:
-    """Keep a memory open as somebody who may not write there, and look again whenever told."""
+def stay(expected: Connection, folder: str, whole: str) -> None:
+    """Keep a memory open without write permission; send its content, and again for each message."""
     TripleStore(whole, EMBEDDER).close()
     if os.getuid() == 0:
         os.setgroups([])
@@ -373,59 +371,59 @@ def stay(there: Connection, folder: str, whole: str) -> None:
         os.setuid(65534)
     with TripleStore(folder, EMBEDDER) as store:
         while True:
-            there.send((len(store), {t.id: t for t in store.triples()}, [r.triple.id for r in store.recall(QUERY, 99)]))
-            there.recv()
+            expected.send((len(store), {t.id: t for t in store.triples()}, [r.triple.id for r in store.recall(QUERY, 99)]))
+            expected.recv()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="two users are needed: one who may write, and one who may not")
-def test_who_may_only_read_notices_what_the_owner_writes(folder: Path, readable: Path) -> None:
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to act as a user without write permission")
+def test_read_only_user_sees_the_writes_of_the_owner(folder: Path, readable: Path) -> None:
     copy = Path(shutil.copytree(folder, readable / "memory"))
     for path in (copy, *copy.iterdir()):
         path.chmod(0o755)
     reader = Child(stay, str(copy), str(folder))
-    there = known(folder)
-    assert reader.hear()[:2] == (len(there), there)
+    expected = known(folder)
+    assert reader.hear()[:2] == (len(expected), expected)
     with TripleStore(copy, EMBEDDER) as owner:
         for number in (70, 71):
             owner.add(triples(number))
-            there |= {triple(number).id: triple(number)}
-            reader.said.send("again")
+            expected |= {triple(number).id: triple(number)}
+            reader.connection.send("again")
             count, seen, recalled = reader.hear()
-            assert (count, seen) == (len(there), there)
+            assert (count, seen) == (len(expected), expected)
             assert triple(number).id in recalled
         owner.delete([triple(70).id])
-    del there[triple(70).id]
-    reader.said.send("again")
+    del expected[triple(70).id]
+    reader.connection.send("again")
     count, seen, recalled = reader.hear()
-    assert (count, seen) == (len(there), there)
+    assert (count, seen) == (len(expected), expected)
     assert triple(70).id not in recalled
     reader.kill()
 
 
-def only_read(there: Connection, folder: str, whole: str) -> None:
-    """Use a memory as somebody who may not write there."""
-    TripleStore(whole, EMBEDDER).close()  # whatever Python has to import can be read now
-    if os.getuid() == 0:  # who may write everywhere
+def only_read(expected: Connection, folder: str, whole: str) -> None:
+    """Use a memory without write permission."""
+    TripleStore(whole, EMBEDDER).close()  # imports everything that Python needs while it may read
+    if os.getuid() == 0:  # root may write everywhere
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
-    there.send(look(Path(folder)))
-    told: list[str] = []
+    expected.send(look(Path(folder)))
+    message: list[str] = []
     try:
         with TripleStore(folder, EMBEDDER) as store:
             for change in (lambda: store.add(triples(99)), lambda: store.forget("c1"), lambda: store.rebuild()):
                 try:
                     change()
                 except TwinError as error:
-                    told.append(str(error))
-            there.send((told, len(store)))
+                    message.append(str(error))
+            expected.send((message, len(store)))
     except TwinError as error:
-        there.send(str(error))
+        expected.send(str(error))
 
 
 @pytest.fixture
 def readable() -> Iterator[Path]:
-    """A folder that anybody may read."""
+    """A folder that every user may read."""
     with tempfile.TemporaryDirectory() as place:
         Path(place).chmod(0o755)
         yield Path(place)
@@ -450,12 +448,12 @@ def test_a_read_only_memory_is_read_and_refuses_to_be_changed(folder: Path, read
         (copy / "memory.faiss").unlink()
     forbid_writing(copy)
     before = contents(copy)
-    looked, (told, length) = Child(only_read, str(copy), str(folder)).end()
-    there = known(folder)
-    assert looked[:3] == ("opened", there, brute_force(there, QUERY, 20))
-    refused = "the memory is read-only, and nothing was changed; give yourself the right to write there, or copy it elsewhere"
-    assert told == [f"{copy}: {refused}"] * 3
-    assert length == len(there)
+    opened, (message, length) = Child(only_read, str(copy), str(folder)).end()
+    expected = known(folder)
+    assert opened[:3] == ("opened", expected, brute_force(expected, QUERY, 20))
+    refused = "the memory is read-only, and nothing was changed; get write permission there, or copy the memory elsewhere"
+    assert message == [f"{copy}: {refused}"] * 3
+    assert length == len(expected)
     assert contents(copy) == before
 
 
@@ -463,7 +461,7 @@ def test_a_read_only_memory_is_read_and_refuses_to_be_changed(folder: Path, read
 
 
 def make_format_1(folder: Path, known: list[Triple]) -> None:
-    """A memory as the first version wrote it."""
+    """Make a memory in format 1."""
     folder.mkdir()
     connection = sqlite3.connect(folder / "memory.sqlite")
     connection.execute("PRAGMA journal_mode=WAL")
@@ -496,12 +494,12 @@ OLD = [replace(triple(number, "was late"), provenance=TOLD) if number % 2 else t
 
 def test_a_memory_of_format_1_is_upgraded_with_a_notice_and_loses_nothing(tmp_path: Path) -> None:
     make_format_1(tmp_path / "memory", OLD)
-    there = {t.id: t for t in OLD}
-    ended, found, recalled, logged = look(tmp_path / "memory")
-    assert (ended, found, recalled) == ("opened", there, brute_force(there, QUERY, 20))
-    assert f"{tmp_path / 'memory'}: the memory was written anew in format 2 (40 triples)" in logged
-    check(tmp_path / "memory", [there])
-    assert look(tmp_path / "memory") == (ended, found, recalled, [])
+    expected = {t.id: t for t in OLD}
+    ended, triples_found, recalled, logged = look(tmp_path / "memory")
+    assert (ended, triples_found, recalled) == ("opened", expected, brute_force(expected, QUERY, 20))
+    assert f"{tmp_path / 'memory'}: the memory was upgraded to format 2 (40 triples)" in logged
+    check(tmp_path / "memory", [expected])
+    assert look(tmp_path / "memory") == (ended, triples_found, recalled, [])
 
 
 def test_an_upgrade_that_is_killed_at_any_step_loses_nothing(tmp_path: Path) -> None:
@@ -516,13 +514,13 @@ def test_an_upgrade_that_is_killed_at_any_step_loses_nothing(tmp_path: Path) -> 
     assert killed > 5
 
 
-def test_what_processes_add_that_upgrade_a_memory_at_once_is_not_lost(tmp_path: Path) -> None:
+def test_concurrent_upgrades_lose_no_triple(tmp_path: Path) -> None:
     make_format_1(tmp_path / "memory", OLD)
     lock = WriterLock(tmp_path / "memory", 0)
-    lock.acquire()  # so that both have read the old format before the first may upgrade it
+    lock.acquire()  # so that all have read the old format before the first upgrade
     children = [Child(create, str(tmp_path / "memory"), number) for number in (100, 101, 102)]
     for child in children:
-        child.said.send("now")
+        child.connection.send("now")
         assert child.rest(0.5) == []
     lock.release()
     assert [(child.end(), child.process.exitcode) for child in children] == [([], 0)] * 3
@@ -533,7 +531,7 @@ def test_a_read_only_memory_of_format_1_is_refused_in_one_sentence(folder: Path,
     make_format_1(readable / "memory", OLD)
     forbid_writing(readable / "memory")
     before = contents(readable / "memory")
-    (ended, *_), told = Child(only_read, str(readable / "memory"), str(folder)).end()
-    assert ended == told
-    assert told.startswith(f"{readable / 'memory'}: the memory is read-only, and nothing was changed; give yourself the right")
+    (ended, *_), message = Child(only_read, str(readable / "memory"), str(folder)).end()
+    assert ended == message
+    assert message.startswith(f"{readable / 'memory'}: the memory is read-only, and nothing was changed; get write permission")
     assert contents(readable / "memory") == before

@@ -1,4 +1,4 @@
-"""memory/recon/distractors.py: what a person did elsewhere, as near as there is to what they did here, and never the same."""
+"""memory/recon/distractors.py: similar actions of the same person from other conversations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pair(action: str, conversation: str = "here", *, ends: bool = False) -> Pair
 
 
 def elsewhere(*actions: str) -> list[Pair]:
-    return [pair(action, f"talk {place}") for place, action in enumerate(actions)]
+    return [pair(action, f"talk {index}") for index, action in enumerate(actions)]
 
 
 def of(pairs: list[Pair], action: str, count: int = 9) -> list[str]:
@@ -32,28 +32,28 @@ pairs = st.lists(st.builds(pair, texts, st.sampled_from(["here", "there", "far"]
 
 
 @given(pairs, texts.filter(str.strip), st.integers(0, 12))
-def test_distractors_are_few_different_and_from_other_conversations(found: list[Pair], action: str, count: int) -> None:
-    others = of(found, action, count)
+def test_distractors_are_few_different_and_from_other_conversations(candidates: list[Pair], action: str, count: int) -> None:
+    others = of(candidates, action, count)
     assert len(others) <= count
     assert len({single_line(other) for other in others}) == len(others)
     assert single_line(action) not in {single_line(other) for other in others}
-    assert {*others} <= {one.action for one in found if one.conversation_id != "here"}
+    assert {*others} <= {candidate.action for candidate in candidates if candidate.conversation_id != "here"}
     assert "" not in map(single_line, others)
-    assert others == of(found, action, 12)[:count]  # the best matched come first, however many are wanted
+    assert others == of(candidates, action, 12)[:count]  # the best matched come first, however many are wanted
 
 
 def test_the_nearest_in_topic_come_first() -> None:
-    found = elsewhere("no train for me", "the red cat sat", "the train was red", "a dog ran off")
-    assert of(found, "the train is late", 2) == ["the train was red", "no train for me"]
+    candidates = elsewhere("no train for me", "the red cat sat", "the train was red", "a dog ran off")
+    assert of(candidates, "the train is late", 2) == ["the train was red", "no train for me"]
 
 
-def test_one_of_another_length_comes_after_one_that_is_as_long() -> None:
+def test_action_of_similar_length_comes_first() -> None:
     long = "the train is late and " * 6
     assert of(elsewhere(long, "the cat is here"), "the train is late") == ["the cat is here", long]
     assert of(elsewhere("the", "the cat is here"), "the train is late") == ["the cat is here", "the"]
 
 
-def test_nearly_the_same_words_are_no_other_action() -> None:
+def test_near_duplicate_is_no_distractor() -> None:
     assert of(elsewhere("late is the train", "the train is early"), "the train is late") == ["the train is early"]
 
 
@@ -63,11 +63,11 @@ def test_neither_silence_nor_an_empty_turn_is_an_action_to_choose() -> None:
     assert of([silent, *elsewhere("", " \n", "yes")], "no thanks") == ["yes"]
 
 
-def test_what_was_said_twice_is_there_once() -> None:
+def test_repeated_action_is_a_distractor_once() -> None:
     assert of(elsewhere("yes please", "yes  please", "no idea"), "thank you") == ["yes  please", "no idea"]
 
 
-def test_whoever_did_nothing_else_has_no_other_actions() -> None:
+def test_no_other_actions_give_no_distractors() -> None:
     assert of([], "no thanks") == []
     assert of([pair("yes")], "no thanks") == []
     assert of(elsewhere("yes"), "no thanks", 0) == []
@@ -75,9 +75,9 @@ def test_whoever_did_nothing_else_has_no_other_actions() -> None:
 
 def test_only_the_latest_actions_are_drawn_from() -> None:
     many = elsewhere(*(f"word{number}" for number in range(520)))
-    found = of(many, "hello", 1000)
-    assert len(found) == 500
-    assert {"word19", "word519"} & {*found} == {"word519"}
+    candidates = of(many, "hello", 1000)
+    assert len(candidates) == 500
+    assert {"word19", "word519"} & {*candidates} == {"word519"}
 
 
 def test_an_action_said_again_lately_is_a_late_one() -> None:
@@ -92,6 +92,6 @@ def test_any_action_has_distractors(action: str) -> None:
     ]
 
 
-def test_what_somebody_else_did_is_no_distractor() -> None:
-    others = [replace(one, speaker="Bob") for one in elsewhere("the train is early", "the cat sat")]
+def test_action_of_another_speaker_is_no_distractor() -> None:
+    others = [replace(candidate, speaker="Bob") for candidate in elsewhere("the train is early", "the cat sat")]
     assert of([*others, *elsewhere("a dog ran off")], "the train is late") == ["a dog ran off"]

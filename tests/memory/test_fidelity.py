@@ -1,4 +1,4 @@
-"""memory/recon/fidelity.py: a trace's gain is what it tells of the action, apart from what it copies, and never sees the action."""
+"""memory/recon/fidelity.py: gain, guarded gain, forced choice and prior; no prompt contains the action."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def scored(fidelity: Fidelity, *traces: str, pair: Pair = PAIR) -> list[Fidelity
 
 @dataclass
 class Scripted:
-    """A scorer that says what a function of prompt and continuation says, the whole in one token."""
+    """A scorer that returns a function of prompt and continuation, as a single token."""
 
     nats: Callable[[str, str], float]
     name: str = "scripted"
@@ -46,7 +46,7 @@ class Scripted:
         return [Likelihood(self.nats(*item), 1, (self.nats(*item),), (len(item[1]),)) for item in items]
 
 
-# What a reconstruction is made of --------------------------------------------------------------------------------------
+# Reconstruction prompts ------------------------------------------------------------------------------------------------
 
 texts = st.text(max_size=60)
 contexts = st.lists(st.builds(Turn, st.sampled_from(["Ann", "Bob", "Cleo"]), st.just("any"), texts), max_size=6).map(tuple)
@@ -54,11 +54,11 @@ contexts = st.lists(st.builds(Turn, st.sampled_from(["Ann", "Bob", "Cleo"]), st.
 
 @given(contexts, texts, st.none() | texts, texts, texts)
 def test_the_reconstruction_does_not_depend_on_the_action(
-    context: tuple[Turn, ...], goal: str, trace: str | None, one: str, other: str
+    context: tuple[Turn, ...], goal: str, trace: str | None, first: str, second: str
 ) -> None:
     pair = replace(PAIR, context=context, goal=goal)
-    assert reconstruction_prompt(replace(pair, action=one, ends=True), trace) == reconstruction_prompt(
-        replace(pair, action=other), trace
+    assert reconstruction_prompt(replace(pair, action=first, ends_conversation=True), trace) == reconstruction_prompt(
+        replace(pair, action=second), trace
     )
 
 
@@ -90,9 +90,9 @@ words = st.lists(st.sampled_from(sorted(STEMS)), max_size=6)
 
 @dataclass(frozen=True)
 class Tokens:
-    """A scorer that cuts every continuation at the same places, and gives each prompt its own nats for each piece.
+    """A scorer that tokenizes every continuation at the same positions, and has nats for each prompt and token.
 
-    The rows are for the moment alone, with words that say nothing, and with the trace.
+    The rows are for the context alone, with filler text, and with the trace.
     """
 
     ends: tuple[int, ...]
@@ -104,8 +104,8 @@ class Tokens:
 
 
 @st.composite
-def moments(draw: st.DrawFn) -> tuple[Pair, str, Tokens]:
-    """A pair, a trace, and what a model says of the action alone, after nothing much, and after the trace, token by token."""
+def scored_pairs(draw: st.DrawFn) -> tuple[Pair, str, Tokens]:
+    """A pair, a trace, and token likelihoods of the action alone, after filler text and after the trace."""
     pair = replace(
         PAIR,
         context=(Turn("Bob", "agent", " ".join(draw(words))),),
@@ -119,7 +119,7 @@ def moments(draw: st.DrawFn) -> tuple[Pair, str, Tokens]:
 
 
 def copied_tokens(pair: Pair, trace: str, ends: Sequence[int]) -> list[bool]:
-    """For each token, letter by letter: does it hold a letter of a word that the trace has and nobody said before?"""
+    """Return for each token whether it holds a letter of a word that is in the trace and not in context or goal."""
     known = {STEMS[word] for text in (pair.context[0].text, pair.goal) for word in text.split()}
     fresh = {STEMS[word] for word in trace.split()} - known
     letters = "".join(
@@ -128,48 +128,48 @@ def copied_tokens(pair: Pair, trace: str, ends: Sequence[int]) -> list[bool]:
     return ["x" in letters[start:end] for start, end in zip((0, *ends), ends, strict=False)]
 
 
-@given(moments())
-def test_the_gain_is_what_is_gained_on_new_words_and_what_is_gained_on_copied_ones(moment: tuple[Pair, str, Tokens]) -> None:
-    pair, trace, scorer = moment
-    alone, nothing, told = scorer.rows
-    [found] = gains(scorer, pair, [trace])
-    assert found["gain"] == pytest.approx((fsum(told) - fsum(nothing)) / len(told), abs=1e-9)
-    assert found["slot"] == pytest.approx((fsum(nothing) - fsum(alone)) / len(told), abs=1e-9)
-    assert found["gain"] == pytest.approx(found["guarded_gain"] + found["copied"], abs=1e-9)
+@given(scored_pairs())
+def test_gain_is_guarded_gain_plus_copied(case: tuple[Pair, str, Tokens]) -> None:
+    pair, trace, scorer = case
+    alone, nothing, after = scorer.rows
+    [score] = gains(scorer, pair, [trace])
+    assert score["gain"] == pytest.approx((fsum(after) - fsum(nothing)) / len(after), abs=1e-9)
+    assert score["slot"] == pytest.approx((fsum(nothing) - fsum(alone)) / len(after), abs=1e-9)
+    assert score["gain"] == pytest.approx(score["guarded_gain"] + score["copied"], abs=1e-9)
     copied = copied_tokens(pair, trace, scorer.ends)
-    expected = fsum(b - a for a, b, of_copied in zip(nothing, told, copied, strict=True) if of_copied)
-    assert found["copied"] == pytest.approx(expected / len(told), abs=1e-9)
+    expected = fsum(b - a for a, b, of_copied in zip(nothing, after, copied, strict=True) if of_copied)
+    assert score["copied"] == pytest.approx(expected / len(after), abs=1e-9)
 
 
-@given(moments(), st.floats(-50, 50))
-def test_whatever_is_gained_on_a_copied_word_the_novel_gain_is_the_same(moment: tuple[Pair, str, Tokens], more: float) -> None:
-    pair, trace, scorer = moment
-    *others, told = scorer.rows
+@given(scored_pairs(), st.floats(-50, 50))
+def test_guarded_gain_ignores_the_gain_on_copied_words(case: tuple[Pair, str, Tokens], extra: float) -> None:
+    pair, trace, scorer = case
+    *others, after = scorer.rows
     copied = copied_tokens(pair, trace, scorer.ends)
-    shifted = tuple(nats + more * of_copied for nats, of_copied in zip(told, copied, strict=True))
+    shifted = tuple(nats + extra * of_copied for nats, of_copied in zip(after, copied, strict=True))
     [before], [after] = gains(scorer, pair, [trace]), gains(replace(scorer, rows=(*others, shifted)), pair, [trace])
     assert after["guarded_gain"] == pytest.approx(before["guarded_gain"], abs=1e-9)
-    assert after["gain"] == pytest.approx(before["gain"] + more * sum(copied) / len(copied), abs=1e-9)
+    assert after["gain"] == pytest.approx(before["gain"] + extra * sum(copied) / len(copied), abs=1e-9)
 
 
-def test_a_trace_that_only_copies_has_all_of_the_gain_and_no_novel_one() -> None:
-    copy, told = scored(LikelihoodGain(FakeScorer(), guarded=False), f"{ACTION} !", "I thought of nothing much")
+def test_pure_copy_has_gain_but_no_guarded_gain() -> None:
+    copy, after = scored(LikelihoodGain(FakeScorer(), guarded=False), f"{ACTION} !", "I thought of nothing much")
     assert copy.value == pytest.approx(4 * log(100) / 6)  # "the" and "to" were said before
-    assert told.value == 0
+    assert after.value == 0
     [copy] = scored(LikelihoodGain(FakeScorer()), f"{ACTION} !")
     assert copy.value == 0  # exactly: it does not mislead either
     assert copy.parts["copied"] == pytest.approx(copy.parts["gain"])
 
 
-def test_a_word_told_in_another_form_is_copied_and_one_that_was_said_before_is_not() -> None:
+def test_inflected_word_counts_as_copied_and_context_word_does_not() -> None:
     pair = replace(PAIR, action="booked trains", goal="", context=(Turn("Bob", "agent", "A train?"),))
     even = Scripted(lambda prompt, _: -1.0 if "liked" in prompt else -2.0)
     assert gains(even, pair, ["I liked booking"]) == [{"gain": 1.0, "guarded_gain": 0.0, "copied": 1.0, "slot": 0.0}]
     assert gains(even, pair, ["I liked the train"]) == [{"gain": 1.0, "guarded_gain": 1.0, "copied": 0.0, "slot": 0.0}]
 
 
-def test_what_any_words_would_change_is_no_gain() -> None:
-    """Whatever stands where the trace does makes the action likelier; only what the trace adds to that is its own."""
+def test_gain_is_measured_against_filler_text() -> None:
+    """Any text in place of the trace makes the action likelier; only what the trace adds counts."""
     scorer = Scripted(
         lambda prompt, _: -5.0 + 2.0 * ("thinking" in prompt) + 0.5 * ("hurry" in prompt) - 1.0 * ("lost" in prompt)
     )
@@ -184,13 +184,13 @@ def test_what_any_words_would_change_is_no_gain() -> None:
     assert idle == {"gain": 0.0, "guarded_gain": 0.0, "copied": 0.0, "slot": 2.0}
 
 
-def test_reasons_count_on_every_token_that_is_not_copied() -> None:
+def test_reasons_gain_on_every_token_that_is_not_copied() -> None:
     scorer = WordWeightScorer({"hurry": 0.5, "bored": -0.25}, copied=2.0)
     hurry, bored, both = scored(LikelihoodGain(scorer), "I was in a hurry", "I was bored", "I was in a hurry and liked Rome")
     assert hurry.parts == pytest.approx({"gain": 0.5, "guarded_gain": 0.5, "copied": 0.0, "slot": 0.0})
     assert bored.parts == pytest.approx({"gain": -0.25, "guarded_gain": -0.25, "copied": 0.0, "slot": 0.0})
     assert both.parts == pytest.approx({"gain": 0.5 + 2 / 7, "guarded_gain": 0.5 * 6 / 7, "copied": 2.5 / 7, "slot": 0.0})
-    assert [one.value for one in (hurry, bored, both)] == [one.parts["guarded_gain"] for one in (hurry, bored, both)]
+    assert [first.value for first in (hurry, bored, both)] == [first.parts["guarded_gain"] for first in (hurry, bored, both)]
 
 
 def test_all_traces_of_a_pair_are_scored_in_one_call_that_never_holds_the_action_in_a_prompt() -> None:
@@ -202,7 +202,7 @@ def test_all_traces_of_a_pair_are_scored_in_one_call_that_never_holds_the_action
     assert gains(scorer, PAIR, []) == []
 
 
-def test_a_gain_says_its_name_and_that_below_nothing_is_worse_than_no_trace() -> None:
+def test_gain_has_its_name_and_floor_0() -> None:
     assert LikelihoodGain(FakeScorer()).name == "guarded gain under fake:"
     assert LikelihoodGain(FakeScorer(), guarded=False).name == "gain under fake:"
     assert LikelihoodGain(FakeScorer()).floor == 0.0
@@ -219,43 +219,43 @@ def distractors(*actions: str) -> Distractors:
 
 
 def favouring(liked: str, by: float) -> Scorer:
-    """With the thought of it, an action is so much likelier than with any other thought."""
+    """Return a scorer under which a thought of an action makes that action likelier."""
     return Scripted(lambda prompt, action: -5 + by * (liked in action and f"thinking: {liked}" in prompt))
 
 
 def test_a_trace_that_favours_the_real_action_is_chosen_and_one_that_favours_another_misleads() -> None:
-    [found] = scored(ForcedChoice(favouring("the early train", 2), distractors(*OTHERS)), "the early train")
-    assert found.parts == pytest.approx({"chosen": exp(2) / (exp(2) + 3), "before": 1 / 4})
-    assert found.value == pytest.approx(log(found.parts["chosen"] / found.parts["before"]))
-    [found] = scored(ForcedChoice(favouring("coffees", 2), distractors("two coffees please", *OTHERS[1:])), "coffees")
-    assert found.parts == pytest.approx({"chosen": 1 / (exp(2) + 3), "before": 1 / 4})
-    assert found.value < 0 == ForcedChoice(FakeScorer(), distractors()).floor
+    [score] = scored(ForcedChoice(favouring("the early train", 2), distractors(*OTHERS)), "the early train")
+    assert score.parts == pytest.approx({"chosen": exp(2) / (exp(2) + 3), "before": 1 / 4})
+    assert score.value == pytest.approx(log(score.parts["chosen"] / score.parts["before"]))
+    [score] = scored(ForcedChoice(favouring("coffees", 2), distractors("two coffees please", *OTHERS[1:])), "coffees")
+    assert score.parts == pytest.approx({"chosen": 1 / (exp(2) + 3), "before": 1 / 4})
+    assert score.value < 0 == ForcedChoice(FakeScorer(), distractors()).floor
 
 
 def test_a_trace_that_says_nothing_about_the_action_changes_no_choice() -> None:
-    [found] = scored(ForcedChoice(favouring("train", 2), distractors(*OTHERS)), "the weather")
-    assert found.value == 0
+    [score] = scored(ForcedChoice(favouring("train", 2), distractors(*OTHERS)), "the weather")
+    assert score.value == 0
 
 
 def test_without_another_action_there_is_nothing_to_choose() -> None:
     for none in (distractors(), distractors(ACTION)):
-        found = scored(ForcedChoice(favouring("the early train", 2), none), "the early train", "the weather")
-        assert [one.value for one in found] == [0, 0]
+        score = scored(ForcedChoice(favouring("the early train", 2), none), "the early train", "the weather")
+        assert [first.value for first in score] == [0, 0]
 
 
 @given(st.lists(st.floats(-3, 3), min_size=4, max_size=4), st.lists(st.floats(-30, 0), min_size=4, max_size=4))
-def test_how_common_an_action_is_anyway_counts_for_nothing(told: list[float], usual: list[float]) -> None:
+def test_unconditional_likelihood_of_an_action_cancels(after: list[float], usual: list[float]) -> None:
     actions = [action_completion(action) for action in (ACTION, *OTHERS)]
 
     def nats(common: Sequence[float]) -> Scorer:
-        table = {action: (own, often) for action, own, often in zip(actions, told, common, strict=True)}
+        table = {action: (own, often) for action, own, often in zip(actions, after, common, strict=True)}
         return Scripted(lambda prompt, action: table[action][1] + table[action][0] * ("hurry" in prompt))
 
-    [found] = scored(ForcedChoice(nats(usual), distractors(*OTHERS)), "I was in a hurry")
+    [score] = scored(ForcedChoice(nats(usual), distractors(*OTHERS)), "I was in a hurry")
     [even] = scored(ForcedChoice(nats([0, 0, 0, 0]), distractors(*OTHERS)), "I was in a hurry")
-    assert found.value == pytest.approx(even.value, abs=1e-6)
-    assert found.parts["before"] == pytest.approx(1 / 4)
-    assert found.parts["chosen"] == pytest.approx(exp(told[0]) / fsum(map(exp, told)))
+    assert score.value == pytest.approx(even.value, abs=1e-6)
+    assert score.parts["before"] == pytest.approx(1 / 4)
+    assert score.parts["chosen"] == pytest.approx(exp(after[0]) / fsum(map(exp, after)))
 
 
 def test_a_choice_is_among_as_many_as_asked_for_and_its_prompts_hold_none_of_them() -> None:
@@ -278,15 +278,15 @@ traces = st.lists(st.sampled_from(["early", "Rome", "please", "tired", "sea", "q
 
 
 @given(st.lists(traces, min_size=1, max_size=3), st.floats(0, 3))
-def test_the_prior_is_the_gain_plus_its_weight_times_how_honest_the_trace_is(found: list[str], weight: float) -> None:
-    gain = scored(LikelihoodGain(FakeScorer(), guarded=False), *found)
-    unweighed, weighed = (scored(PriorCorrectedGain(FakeScorer(), one), *found) for one in (0.0, weight))
-    for one, plain, other in zip(gain, unweighed, weighed, strict=True):
-        assert plain.value == pytest.approx(one.value)
-        assert other.value == pytest.approx(one.value + weight * other.parts["prior"])
+def test_the_prior_is_the_gain_plus_its_weight_times_how_honest_the_trace_is(score: list[str], weight: float) -> None:
+    gain = scored(LikelihoodGain(FakeScorer(), guarded=False), *score)
+    unweighed, weighed = (scored(PriorCorrectedGain(FakeScorer(), first), *score) for first in (0.0, weight))
+    for first, plain, second in zip(gain, unweighed, weighed, strict=True):
+        assert plain.value == pytest.approx(first.value)
+        assert second.value == pytest.approx(first.value + weight * second.parts["prior"])
 
 
-def test_a_copy_is_punished_by_the_prior_and_a_reason_is_not() -> None:
+def test_prior_penalises_a_copy_and_not_a_reason() -> None:
     copy, reason = scored(PriorCorrectedGain(FakeScorer()), ACTION, "I wanted more time for the sea")
     assert copy.parts["prior"] < 0 == reason.parts["prior"]
     heavy = scored(PriorCorrectedGain(FakeScorer(), 3.0), ACTION, "I wanted more time for the sea")
@@ -294,7 +294,7 @@ def test_a_copy_is_punished_by_the_prior_and_a_reason_is_not() -> None:
     assert heavy[0].value < heavy[1].value
 
 
-def test_the_prior_sees_the_moment_without_the_action_and_the_posterior_with_it() -> None:
+def test_prior_prompt_lacks_the_action_and_posterior_prompt_has_it() -> None:
     scorer = WordWeightScorer({})
     scored(PriorCorrectedGain(scorer), "I was in\na hurry")
     posterior, prior, _ = scorer.calls
@@ -307,6 +307,6 @@ def test_the_prior_sees_the_moment_without_the_action_and_the_posterior_with_it(
     assert not after.endswith(" I")
 
 
-def test_a_prior_says_its_weight_and_cannot_tell_a_trace_from_none() -> None:
+def test_prior_has_its_weight_in_the_name_and_no_floor() -> None:
     assert PriorCorrectedGain(FakeScorer(), 0.25).name == "gain with prior 0.25 under fake:"
     assert PriorCorrectedGain(FakeScorer()).floor is None

@@ -1,4 +1,4 @@
-"""memory/recon/guards.py: a trace that gives the action away is rejected, whatever its words, and no other."""
+"""memory/recon/guards.py: leaking traces are rejected and honest ones are not."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from usertwin.memory.text.words import context_and_goal, longest_copied_run, new
 from usertwin.personas import Pair, Turn
 
 ACTION = "I would rather take the early train to Oslo"
-#: Makes every word of the action known, one by one, so that only longer runs of them are new.
+#: Makes every word of the action known, so that only longer runs of them are new.
 KNOWN = " / ".join(reversed(ACTION.split()))
 
 VERDICTS = {None, *REASONS}
-MODEL_REASONS = {"malformed", "misleads", "leans_on_words", "no_verdict"}  # not by a trace's words alone
+MODEL_REASONS = {"malformed", "misleads", "leans_on_words", "no_verdict"}  # not from the lexical guards
 
 
 def pair(action: str, *context: str, goal: str = "") -> Pair:
@@ -42,7 +42,7 @@ def pair(action: str, *context: str, goal: str = "") -> Pair:
     return Pair("Ann", turns, action, goal, "talk", len(turns), 0.0)
 
 
-# G1, runs: what the trace quotes -------------------------------------------------------------------------------------
+# G1, runs: quotes of the action --------------------------------------------------------------------------------------
 
 
 words = st.lists(st.sampled_from(["tea", "milk", "no", "I'm", "茶"]), max_size=9)
@@ -52,11 +52,11 @@ words = st.lists(st.sampled_from(["tea", "milk", "no", "I'm", "茶"]), max_size=
 def test_of_known_words_a_trace_is_rejected_by_the_five_token_rule_and_nothing_else(
     trace: list[str], action: list[str], context: list[list[str]], goal: list[str]
 ) -> None:
-    said = [" ".join(turn) for turn in (["I'm", "茶", "no", "milk", "tea"], *context)]
-    moment = pair(" ".join(action), *said, goal=" ".join(goal))
-    run = longest_copied_run(" ".join(trace), " ".join(action), "\n".join([*said, " ".join(goal)]))
+    earlier = [" ".join(turn) for turn in (["I'm", "茶", "no", "milk", "tea"], *context)]
+    turn = pair(" ".join(action), *earlier, goal=" ".join(goal))
+    run = longest_copied_run(" ".join(trace), " ".join(action), "\n".join([*earlier, " ".join(goal)]))
     whole = len(action) in (3, 4) and run == len(action)
-    assert rejection_reason(" ".join(trace), moment) == ("quotes_action" if run >= 5 or whole else None)
+    assert rejection_reason(" ".join(trace), turn) == ("quotes_action" if run >= 5 or whole else None)
 
 
 def test_five_shared_words_are_rejected_and_four_are_not() -> None:
@@ -94,7 +94,7 @@ def test_a_short_action_may_not_be_quoted_whole(action: str) -> None:
 
 
 @pytest.mark.parametrize("action", ["", "are you", "is it?"])
-def test_one_or_two_words_without_content_give_nothing_away(action: str) -> None:
+def test_action_of_stop_words_cannot_be_leaked(action: str) -> None:
     assert rejection_reason(f"I wondered what is it, and who are you {action}", pair(action)) is None
 
 
@@ -111,10 +111,10 @@ actions = st.lists(pieces, min_size=1, max_size=12).map(" ".join)
 @given(action=actions, before=st.text(max_size=20), after=st.text(max_size=20), context=st.text(), goal=actions)
 @example(action="may I ask", before="", after="", context="", goal="may I")
 def test_a_trace_with_the_whole_action_never_passes(action: str, before: str, after: str, context: str, goal: str) -> None:
-    moment, tokens = pair(action, context, goal=goal), word_tokens(action)
+    turn, tokens = pair(action, context, goal=goal), word_tokens(action)
     assume(len(tokens) >= 3)
-    assume(tuple(tokens) not in ngrams(word_tokens(context_and_goal(moment)), len(tokens)))
-    assert rejection_reason(f"{before} {action} {after}", moment) in {"quotes_action", "too_long"}
+    assume(tuple(tokens) not in ngrams(word_tokens(context_and_goal(turn)), len(tokens)))
+    assert rejection_reason(f"{before} {action} {after}", turn) in {"quotes_action", "too_long"}
 
 
 # G1, single words: content words, numbers and names ------------------------------------------------------------------
@@ -141,21 +141,21 @@ def test_of_up_to_three_new_content_words_none_is_allowed_in_any_form() -> None:
 
 @pytest.mark.parametrize("action", ["yes", "No!", "thanks", "ok bye"])
 def test_an_action_of_one_or_two_words_may_not_be_told(action: str) -> None:
-    told = word_tokens(action)[0]
-    assert rejection_reason(f"I meant {told.upper()} by that", pair(action)) == "new_words"
-    assert rejection_reason(f"I meant {told} by that", pair(action, f"{action}?")) is None
+    mentioned = word_tokens(action)[0]
+    assert rejection_reason(f"I meant {mentioned.upper()} by that", pair(action)) == "new_words"
+    assert rejection_reason(f"I meant {mentioned} by that", pair(action, f"{action}?")) is None
 
 
 some_words = st.lists(st.sampled_from(word_tokens(TEN)), unique=True)
 
 
 @given(some_words, some_words)
-def test_words_that_were_said_before_do_not_count(told: list[str], said: list[str]) -> None:
-    moment = pair(TEN, " or ".join(said))
-    trace = " or ".join(["so", *told])
-    fresh = {stem(word) for word in word_tokens(TEN)} - {stem(word) for word in said}
+def test_words_that_were_said_before_do_not_count(mentioned: list[str], earlier: list[str]) -> None:
+    turn = pair(TEN, " or ".join(earlier))
+    trace = " or ".join(["so", *mentioned])
+    fresh = {stem(word) for word in word_tokens(TEN)} - {stem(word) for word in earlier}
     share = len(fresh & stems(trace)) / len(fresh) if fresh else 0
-    assert rejection_reason(trace, moment) == ("new_words" if share > 0.3 else None)
+    assert rejection_reason(trace, turn) == ("new_words" if share > 0.3 else None)
 
 
 LONG = "so we could maybe walk slowly along some quiet green river banks"
@@ -242,7 +242,7 @@ def test_a_trace_may_be_120_words_and_not_121() -> None:
     assert rejection_reason("well " * 121, pair(ACTION)) == "too_long"
 
 
-# G5: the same in other words -----------------------------------------------------------------------------------------
+# G5: paraphrases ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("cosine", "same"), [(PARAPHRASE_COSINE - 0.01, False), (PARAPHRASE_COSINE + 0.01, True), (1.0, True)])
@@ -254,7 +254,7 @@ def test_one_sentence_that_means_what_the_action_does_is_enough(cosine: float, s
     assert embedder.calls[0] == ["see you later", "I felt tired!", "I had to part for now.", "It was late"]
 
 
-def test_what_one_of_the_last_turns_means_as_much_may_be_said_again() -> None:
+def test_meaning_of_a_recent_turn_may_be_repeated() -> None:
     embedder = FixedSimilarityEmbedder({"see you later": 1.0, "I had to part": 0.8, "so we part now?": 0.85, "bye?": 0.78})
     assert paraphrases_action("I had to part", pair("see you later", "hello", " \n", "bye?"), embedder)
     assert not paraphrases_action("I had to part", pair("see you later", "so we part now?", "b", "c", "d"), embedder)
@@ -273,12 +273,12 @@ def test_the_real_embeddings_tell_a_paraphrase_from_reasons() -> None:
     from usertwin.simulator import load_embedder
 
     embedder = load_embedder()
-    moment = pair("can you get me the refund for these shoes", "Hello, how may I help?", "Tell me what happened.")
+    turn = pair("can you get me the refund for these shoes", "Hello, how may I help?", "Tell me what happened.")
     paraphrase = "I was upset. Could you reimburse me for this pair of shoes?"
     reasons = "I was upset that the soles came off, felt cheated, and wanted the matter settled fast. I stayed polite."
-    assert paraphrases_action(paraphrase, moment, embedder)
-    assert not paraphrases_action(reasons, moment, embedder)
-    assert not paraphrases_action(paraphrase, pair(moment.action, "Do you want the refund for these shoes?"), embedder)
+    assert paraphrases_action(paraphrase, turn, embedder)
+    assert not paraphrases_action(reasons, turn, embedder)
+    assert not paraphrases_action(paraphrase, pair(turn.action, "Do you want the refund for these shoes?"), embedder)
     for odd in ("", "👍", "https://shop.example/a?b=1", "東京へ行きたい", "well " * 3000):
         assert rejection_reason(reasons, pair(odd, odd), embedder=embedder) is None
 
@@ -287,10 +287,10 @@ def test_the_real_embeddings_tell_a_paraphrase_from_reasons() -> None:
 
 
 def test_every_form_of_a_word_that_only_the_action_has_is_masked() -> None:
-    moment = pair("I booked Oslo’s trains, no?", "Which train?", goal="")
-    assert masked("Booking, or no booking: the TRAIN to Oslo was early", moment) == "…, or … …: the TRAIN to … was early"
-    assert masked("I was in a hurry", moment) == "I was in a hurry"
-    assert masked("", moment) == ""
+    turn = pair("I booked Oslo’s trains, no?", "Which train?", goal="")
+    assert masked("Booking, or no booking: the TRAIN to Oslo was early", turn) == "…, or … …: the TRAIN to … was early"
+    assert masked("I was in a hurry", turn) == "I was in a hurry"
+    assert masked("", turn) == ""
 
 
 @given(action=actions, trace=actions, mixed=st.booleans(), context=st.text(), goal=actions)
@@ -299,13 +299,13 @@ def test_every_form_of_a_word_that_only_the_action_has_is_masked() -> None:
 def test_masking_leaves_no_new_word_of_the_action_and_every_other(
     action: str, trace: str, mixed: bool, context: str, goal: str
 ) -> None:
-    moment = pair(action, context, goal=goal)
+    turn = pair(action, context, goal=goal)
     trace = f"{trace} {action} {trace}" if mixed else trace
-    assert stems(masked(trace, moment)) == stems(trace) - new_stems(moment)
+    assert stems(masked(trace, turn)) == stems(trace) - new_stems(turn)
 
 
 class Weighing:
-    """A scorer that gives a continuation so many nats for each word of the prompt, and remembers what it was asked."""
+    """A scorer that adds nats to a continuation for each word of the prompt, and records its calls."""
 
     name = "weighing"
 
@@ -333,9 +333,7 @@ MOMENT = pair("the early train please", "When?", goal="See the sea.")
         (0.0, 0.0, 1.0),
     ],
 )
-def test_what_is_kept_is_the_part_of_the_gain_that_the_actions_words_do_not_make(
-    reason: float, word: float, kept: float
-) -> None:
+def test_kept_share_is_the_gain_without_shared_words(reason: float, word: float, kept: float) -> None:
     assert kept_share(Weighing({"mornings": reason, "trains": word}), MOMENT, TRACE, 4) == pytest.approx(kept)
     assert (kept < MIN_KEPT_SHARE) == (kept not in {0.75, 1.0})
 
@@ -349,7 +347,7 @@ def test_the_masked_trace_is_scored_like_the_trace_on_the_same_action() -> None:
     ]
 
 
-def test_a_trace_without_words_of_the_action_keeps_everything_and_nobody_is_asked() -> None:
+def test_trace_without_shared_words_keeps_its_gain_without_scoring() -> None:
     scorer = Weighing({"mornings": -9.0})
     assert kept_share(scorer, MOMENT, "I like mornings", 4) == 1.0
     assert scorer.calls == []
@@ -359,17 +357,17 @@ def test_a_trace_without_words_of_the_action_keeps_everything_and_nobody_is_aske
 
 
 class Knowing:
-    """A scorer that knows how likely each action is alone, and how much likelier a trace makes it."""
+    """A scorer with a likelihood of each action alone, and how much the trace adds to it."""
 
     name = "knowing"
 
-    def __init__(self, alone: Mapping[str, float], told: Mapping[str, float]) -> None:
-        self.alone, self.told, self.prompts = alone, told, set[str]()
+    def __init__(self, alone: Mapping[str, float], mentioned: Mapping[str, float]) -> None:
+        self.alone, self.after_trace, self.prompts = alone, mentioned, set[str]()
 
     def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
         self.prompts |= {prompt for prompt, _ in items}
-        told = [self.told.get(action.strip(), 0.0) if TRACE in prompt else 0.0 for prompt, action in items]
-        return [Likelihood(self.alone[action.strip()] + one, 1) for (_, action), one in zip(items, told, strict=True)]
+        mentioned = [self.after_trace.get(action.strip(), 0.0) if TRACE in prompt else 0.0 for prompt, action in items]
+        return [Likelihood(self.alone[action.strip()] + nats, 1) for (_, action), nats in zip(items, mentioned, strict=True)]
 
 
 OTHERS = ["no thats all", "tomorrow then"]
@@ -377,11 +375,11 @@ OTHERS = ["no thats all", "tomorrow then"]
 
 def test_a_trace_gives_the_action_away_if_it_makes_it_likelier_than_any_other() -> None:
     alone = {MOMENT.action: -20.0, "no thats all": -5.0, "tomorrow then": -9.0}
-    for told, away in (({MOMENT.action: 4.0}, True), ({MOMENT.action: 4.0, "tomorrow then": 5.0}, False), ({}, False)):
-        assert reveals_action(Knowing(alone, told), MOMENT, TRACE, OTHERS) is away
+    for mentioned, away in (({MOMENT.action: 4.0}, True), ({MOMENT.action: 4.0, "tomorrow then": 5.0}, False), ({}, False)):
+        assert reveals_action(Knowing(alone, mentioned), MOMENT, TRACE, OTHERS) is away
     assert not reveals_action(
         Knowing(alone, {MOMENT.action: 4.0, "no thats all": 4.0}), MOMENT, TRACE, OTHERS
-    )  # told from none
+    )  # not told apart
 
 
 def test_the_audit_sees_the_trace_and_neither_context_nor_goal() -> None:
@@ -390,13 +388,13 @@ def test_the_audit_sees_the_trace_and_neither_context_nor_goal() -> None:
     assert scorer.prompts == {f"(Me thinking: {TRACE})\nMe:", "Me:"}
 
 
-def test_with_nothing_to_tell_it_from_nothing_is_given_away() -> None:
+def test_audit_without_other_actions_is_false() -> None:
     scorer = Knowing({}, {})
     assert reveals_action(scorer, MOMENT, TRACE, []) is False
     assert scorer.prompts == set()
 
 
-# Anything at all -----------------------------------------------------------------------------------------------------
+# Arbitrary input -----------------------------------------------------------------------------------------------------
 
 EACH: dict[str, tuple[str, Pair]] = {
     "empty": ("…", pair("x")),
@@ -412,9 +410,9 @@ EACH: dict[str, tuple[str, Pair]] = {
 
 @pytest.mark.parametrize("reason", EACH)
 def test_each_guard_gives_its_own_reason(reason: str) -> None:
-    trace, moment = EACH[reason]
+    trace, turn = EACH[reason]
     embedder = FixedSimilarityEmbedder({"same": 1.0, "it is so": 0.9})
-    assert rejection_reason(trace, moment, "A b c d e f g", embedder) == reason
+    assert rejection_reason(trace, turn, "A b c d e f g", embedder) == reason
 
 
 def test_every_reason_is_explained() -> None:
@@ -424,12 +422,12 @@ def test_every_reason_is_explained() -> None:
 
 @given(trace=st.text() | actions, action=st.text() | actions, known=st.text(), goal=actions, examples=st.text())
 def test_any_text_in_any_script_is_judged(trace: str, action: str, known: str, goal: str, examples: str) -> None:
-    moment = pair(action, known, goal=goal)
-    verdict = rejection_reason(trace, moment, examples, FakeEmbedder(64))
+    turn = pair(action, known, goal=goal)
+    verdict = rejection_reason(trace, turn, examples, FakeEmbedder(64))
     assert verdict in VERDICTS
     assert (verdict == "empty") == (word_tokens(trace) == [])
     if verdict is None:
-        assert rejection_reason(trace, moment) is None
+        assert rejection_reason(trace, turn) is None
 
 
 ODD_ACTIONS = {
@@ -453,12 +451,12 @@ ODD_CONTEXTS = {
 
 @pytest.mark.parametrize("context", ODD_CONTEXTS)
 @pytest.mark.parametrize("action", ODD_ACTIONS)
-def test_whatever_the_pair_is_a_copy_is_rejected_and_honest_reasons_are_not(action: str, context: str) -> None:
-    moment, embedder = pair(ODD_ACTIONS[action], ODD_CONTEXTS[context]), FakeEmbedder()
-    assert rejection_reason("I felt at ease and wanted this to be over", moment, embedder=embedder) is None
+def test_copy_is_rejected_and_honest_reasons_pass_for_any_pair(action: str, context: str) -> None:
+    turn, embedder = pair(ODD_ACTIONS[action], ODD_CONTEXTS[context]), FakeEmbedder()
+    assert rejection_reason("I felt at ease and wanted this to be over", turn, embedder=embedder) is None
     copy = " ".join(ODD_ACTIONS[action].split()[:100])
-    assert rejection_reason(copy, moment, embedder=embedder) in REASONS
-    assert rejection_reason("", moment, embedder=embedder) == "empty"
-    assert rejection_reason(" \n\t ", moment, embedder=embedder) == "empty"
-    assert rejection_reason(" ".join(["token"] * 10_000), moment, embedder=embedder) == "too_long"
-    assert new_stems(moment).isdisjoint(stems(masked(f"I felt {moment.action}", moment)))
+    assert rejection_reason(copy, turn, embedder=embedder) in REASONS
+    assert rejection_reason("", turn, embedder=embedder) == "empty"
+    assert rejection_reason(" \n\t ", turn, embedder=embedder) == "empty"
+    assert rejection_reason(" ".join(["token"] * 10_000), turn, embedder=embedder) == "too_long"
+    assert new_stems(turn).isdisjoint(stems(masked(f"I felt {turn.action}", turn)))

@@ -1,4 +1,4 @@
-"""memory/recon/judged_fidelity.py: a judge sees what traces lead to, never the traces, and what cannot be read is never a score of zero."""
+"""memory/recon/judged_fidelity.py: the judge sees reconstructions only, and an unreadable verdict is no score."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ TRACES = ("I was in a hurry", "I was bored", "I liked mornings", "I felt worn")
 
 
 def judge(liking: Callable[[str], float], marks: Callable[[str], int] = lambda _: 5) -> tuple[ChatModel, FunctionChatModel]:
-    """A judge that likes some texts better than others, and gives marks for a text."""
+    """Return a judge that ranks texts by `liking` and gives marks."""
 
-    def say(prompt: str, seed: int) -> str:
+    def reply(prompt: str, seed: int) -> str:
         texts = shown_attempts(prompt)
         return judge_reply(sorted(texts, key=lambda label: -liking(texts[label])), lambda label: marks(texts[label]))
 
-    return function_model(say, "instruction")
+    return function_model(reply, "instruction")
 
 
 def actor(style: PromptStyle = "transcript") -> tuple[ChatModel, FunctionChatModel]:
-    """A model that writes, for the trace that its prompt has, one word of it backwards."""
+    """Return a model that writes the last word of the trace in its prompt backwards."""
 
-    def say(prompt: str, seed: int) -> str:
+    def reply(prompt: str, seed: int) -> str:
         return next((f"doing {trace.split()[-1][::-1]}" for trace in TRACES if trace in prompt), "doing nothing")
 
-    return function_model(say, style)
+    return function_model(reply, style)
 
 
 def scored(
@@ -92,20 +92,18 @@ def test_a_reconstruction_is_one_turn() -> None:
 
 
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=8, unique=True), st.integers(0, 2**31), st.randoms())
-def test_places_and_marks_come_back_to_the_attempt_they_are_for_in_whatever_order_it_was_shown(
-    numbers: list[int], seed: int, chance: random.Random
-) -> None:
-    liked = {f"text {number}": place for place, number in enumerate(chance.sample(numbers, len(numbers)))}
+def test_ranks_and_marks_belong_to_the_attempt_in_any_order(numbers: list[int], seed: int, chance: random.Random) -> None:
+    liked = {f"text {number}": index for index, number in enumerate(chance.sample(numbers, len(numbers)))}
     model, chat = judge(lambda text: -liked[text], lambda text: liked[text])
     attempts = [f"text {number}" for number in numbers]
-    found = judged(model, attempts, seed=seed)
+    scores = judged(model, attempts, seed=seed)
     assert sorted(shown_attempts(chat.prompts[0]).values()) == sorted(attempts)
     last = max(1, len(numbers) - 1)
-    assert [one.value for one in found] == pytest.approx([1 - liked[text] / last for text in attempts])
-    assert [one.parts["intent"] for one in found] == pytest.approx([liked[text] / 10 for text in attempts])
+    assert [score.value for score in scores] == pytest.approx([1 - liked[text] / last for text in attempts])
+    assert [score.parts["intent"] for score in scores] == pytest.approx([liked[text] / 10 for text in attempts])
 
 
-def test_the_order_is_drawn_from_the_seed_and_the_moment() -> None:
+def test_order_depends_on_seed_and_pair() -> None:
     def order(seed: int, pair: Pair = PAIR) -> tuple[str, ...]:
         model, chat = judge(len)
         judged(model, ["one", "two", "three"], seed=seed, pair=pair)
@@ -117,7 +115,7 @@ def test_the_order_is_drawn_from_the_seed_and_the_moment() -> None:
     assert len({order(3, replace(PAIR, conversation_id=f"talk {number}")) for number in range(20)}) > 1
 
 
-def test_the_judge_is_shown_the_moment_the_action_and_every_attempt_under_a_letter() -> None:
+def test_judge_prompt_has_context_action_and_every_attempt_under_a_letter() -> None:
     model, chat = judge(len)
     judged(model, ["one", ""])
     (prompt,) = chat.prompts
@@ -157,33 +155,33 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED)
-def test_a_verdict_that_cannot_be_read_is_asked_for_again_and_then_an_error_and_never_a_score(answer: str) -> None:
+def test_unreadable_verdict_is_retried_and_then_an_error(answer: str) -> None:
     model, chat = function_model(lambda *_: answer, "instruction")
-    with pytest.raises(VerdictError, match=r'the judge "telling" gave no verdict that can be read, 3 times in a row'):
+    with pytest.raises(VerdictError, match=r'the judge "telling" returned no readable verdict, 3 times in a row'):
         judged(model, ["one", "two"], seed=5)
-    assert [seed for _, seed in chat.requests] == [5, 6, 7]  # the same seed would only say the same
+    assert [seed for _, seed in chat.requests] == [5, 6, 7]  # the same seed would give the same answer
     assert len(set(chat.prompts)) == 1
 
 
 @pytest.mark.parametrize("answer", MALFORMED.values(), ids=MALFORMED)
-def test_a_verdict_that_can_be_read_after_one_that_cannot_counts(answer: str) -> None:
+def test_readable_verdict_after_an_unreadable_one_counts(answer: str) -> None:
     model, chat = function_model(lambda _, seed: answer if seed == 5 else json.dumps(GOOD), "instruction")
-    found = judged(model, ["one", "two"], seed=5)
-    assert sorted(one.value for one in found) == [0, 1]
+    scores = judged(model, ["one", "two"], seed=5)
+    assert sorted(score.value for score in scores) == [0, 1]
     assert len(chat.requests) == 2
 
 
 @pytest.mark.parametrize("around", ["{}", "```json\n{}\n```", "Gladly. {} I hope that helps.", "\n\n{}\n"])
 def test_words_around_a_verdict_do_not_matter(around: str) -> None:
     model, chat = function_model(lambda *_: around.replace("{}", json.dumps(GOOD, indent=1)), "instruction")
-    assert all(dict(one.parts) == {"style": 0.1, "intent": 0.2, "values": 0.3} for one in judged(model, ["one", "two"]))
+    assert all(dict(score.parts) == {"style": 0.1, "intent": 0.2, "values": 0.3} for score in judged(model, ["one", "two"]))
     assert len(chat.requests) == 1
 
 
-def test_more_attempts_than_letters_are_refused_before_anybody_is_asked() -> None:
+def test_more_attempts_than_letters_are_refused_before_any_call() -> None:
     model, chat = judge(len)
     assert len(judged(model, [f"text {number}" for number in range(26)])) == 26
-    with pytest.raises(UsageError, match="27 attempts in one verdict: at most 26 can be told apart"):
+    with pytest.raises(UsageError, match="27 attempts in one verdict of a judge: at most 26 are possible"):
         judged(model, [f"text {number}" for number in range(27)])
     assert len(chat.requests) == 1
 
@@ -200,42 +198,42 @@ def test_the_judge_sees_the_reconstructions_and_never_a_trace() -> None:
 
 
 @pytest.mark.parametrize("orders", [1, 2, 3])
-def test_whose_reconstruction_the_judge_likes_best_has_the_best_score_whatever_the_seed(orders: int) -> None:
+def test_score_follows_the_ranking_of_the_judge_for_any_seed(orders: int) -> None:
     liked = ["doing derob", "doing nrow", "doing sgninrom", "doing yrruh"]  # the least first
     for seed in range(8):
         (act, _), (jury, chat) = actor(), judge(liked.index)
-        found = scored(JudgeFidelity(act, jury, orders=orders), seed=seed)
-        assert [one.value for one in found] == pytest.approx([1.0005, 0.0005, 2 / 3 + 0.0005, 1 / 3 + 0.0005])
-        assert {one.parts["flips"] for one in found} == {0}
+        scores = scored(JudgeFidelity(act, jury, orders=orders), seed=seed)
+        assert [score.value for score in scores] == pytest.approx([1.0005, 0.0005, 2 / 3 + 0.0005, 1 / 3 + 0.0005])
+        assert {score.parts["flips"] for score in scores} == {0}
         assert len(chat.requests) == orders
 
 
-def test_marks_tell_equals_apart_and_outweigh_no_place() -> None:
+def test_marks_break_ties_and_never_outweigh_a_rank() -> None:
     (act, _), (jury, _) = actor(), judge(lambda text: -len(text), lambda text: 10 if "sgninrom" in text else 0)
-    found = scored(JudgeFidelity(act, jury))
-    assert found[2].value == pytest.approx(0.001)  # the longest is the last, whatever its marks
-    assert min(one.value for place, one in enumerate(found) if place != 2) > 0.3
+    scores = scored(JudgeFidelity(act, jury))
+    assert scores[2].value == pytest.approx(0.001)  # the longest is the last, whatever its marks
+    assert min(score.value for index, score in enumerate(scores) if index != 2) > 0.3
     first_wins, _ = function_model(
         lambda prompt, _: judge_reply("AB", lambda label: 9 if shown_attempts(prompt)[label] == "doing nrow" else 1)
     )
     tied = next(
-        found
+        scores
         for seed in range(12)
-        for found in [scored(JudgeFidelity(act, first_wins, orders=2), ("I was bored", "I felt worn"), seed=seed)]
-        if found[0].parts["flips"]
+        for scores in [scored(JudgeFidelity(act, first_wins, orders=2), ("I was bored", "I felt worn"), seed=seed)]
+        if scores[0].parts["flips"]
     )
     assert tied[1].value == pytest.approx(tied[0].value + 0.0008)
 
 
-def test_verdicts_that_contradict_each_other_are_counted() -> None:
+def test_contradicting_verdicts_are_counted_as_flips() -> None:
     first_wins, _ = function_model(
         lambda prompt, _: judge_reply(list(shown_attempts(prompt))), "instruction"
-    )  # whoever is shown first
+    )  # the first shown wins
     act, _ = actor()
-    found = [scored(JudgeFidelity(act, first_wins, orders=2), TRACES[:2], seed=seed) for seed in range(12)]
-    for one, other in found:  # the second verdict sees the first one's order turned round
-        assert one.parts["flips"] == other.parts["flips"] == 1
-        assert one.value == pytest.approx(other.value)
+    scores = [scored(JudgeFidelity(act, first_wins, orders=2), TRACES[:2], seed=seed) for seed in range(12)]
+    for score, other in scores:  # the second verdict sees the first one's order turned round
+        assert score.parts["flips"] == other.parts["flips"] == 1
+        assert score.value == pytest.approx(other.value)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 8])
@@ -250,10 +248,10 @@ def test_n_proposals_take_2n_texts_and_one_for_each_verdict(n: int, orders: int)
     assert [len(chat.requests) for chat in (proposer, reconstructor, bench)] == [n, n, orders]
     assert triple.provenance is not None
     assert triple.provenance.cost["calls"] == 2 * n + orders
-    assert triple.provenance.scorer == "judged by function_model, reconstructed by telling"
+    assert triple.provenance.scorer == "judged by telling, reconstructed by telling"
     best = max(kinds[:n], key=len)
     assert len(str(triple.reasoning)) == len(f"I felt {best} then")
-    assert not [trace for trace in (one.trace for one in triple.provenance.proposals) if trace in bench.prompts[0]]
+    assert not [trace for trace in (score.trace for score in triple.provenance.proposals) if trace in bench.prompts[0]]
 
 
 def test_a_pair_whose_verdict_cannot_be_read_is_kept_without_a_trace_and_says_so() -> None:
@@ -264,12 +262,12 @@ def test_a_pair_whose_verdict_cannot_be_read_is_kept_without_a_trace_and_says_so
     assert (triple.reasoning, triple.score) == (None, None)
     assert triple.provenance is not None
     assert dict(triple.provenance.rejected) == {"no_verdict": 2}
-    assert {one.score for one in triple.provenance.proposals} == {None}
+    assert {score.score for score in triple.provenance.proposals} == {None}
     assert triple.provenance.cost["calls"] == 2 + 2 + 3
     assert len(chat.requests) == 3
 
 
-def test_a_judge_that_does_not_answer_at_all_is_heard() -> None:
+def test_judge_that_fails_raises_model_error() -> None:
     def fail(prompt: str, seed: int) -> str:
         raise ConnectionError("nobody there")
 
@@ -281,7 +279,7 @@ def test_a_judge_that_does_not_answer_at_all_is_heard() -> None:
     assert not isinstance(failed.value, VerdictError)
 
 
-def test_a_judged_score_says_by_whom_and_cannot_tell_a_trace_from_none() -> None:
+def test_judged_fidelity_names_its_models_and_has_no_floor() -> None:
     (act, _), (jury, _) = actor(), judge(len)
     fidelity = JudgeFidelity(replace(act, name="small"), replace(jury, name="large"))
     assert (fidelity.name, fidelity.floor) == ("judged by large, reconstructed by small", None)
@@ -293,14 +291,14 @@ OTHERS = ("the late bus to Milan thanks", "two coffees without milk", "is the se
 
 
 def distractors(*actions: str) -> Distractors:
-    pairs = [replace(PAIR, action=action, conversation_id=f"talk {place}") for place, action in enumerate(actions)]
+    pairs = [replace(PAIR, action=action, conversation_id=f"talk {index}") for index, action in enumerate(actions)]
     return Distractors(pairs, FakeEmbedder())
 
 
 def ranked(written: str, *others: str) -> FidelityScore:
     model, _ = function_model(lambda *_: written)
-    [found] = scored(EmbeddingRankFidelity(model, FakeEmbedder(), distractors(*others)), ["I was bored"])
-    return found
+    [scores] = scored(EmbeddingRankFidelity(model, FakeEmbedder(), distractors(*others)), ["I was bored"])
+    return scores
 
 
 @pytest.mark.parametrize(
@@ -317,15 +315,15 @@ def test_the_rank_is_the_share_of_other_actions_that_are_less_alike(written: str
 
 
 def test_without_other_actions_every_rank_is_a_half() -> None:
-    found = ranked(ACTION)
-    assert found.value == 0.5
-    assert found.parts["similarity"] == pytest.approx(1)
+    scores = ranked(ACTION)
+    assert scores.value == 0.5
+    assert scores.parts["similarity"] == pytest.approx(1)
 
 
 def test_a_model_that_writes_the_same_for_each_trace_ranks_them_alike() -> None:
     model, _ = function_model(lambda *_: "the early train")
-    found = scored(EmbeddingRankFidelity(model, FakeEmbedder(), distractors(*OTHERS)))
-    assert len({one.value for one in found}) == 1
+    scores = scored(EmbeddingRankFidelity(model, FakeEmbedder(), distractors(*OTHERS)))
+    assert len({score.value for score in scores}) == 1
     fidelity = EmbeddingRankFidelity(model, FakeEmbedder(), distractors(*OTHERS), choices=3)
     assert (fidelity.name, fidelity.floor) == ("rank among 3 by fake:256, reconstructed by telling", None)
 
@@ -333,19 +331,19 @@ def test_a_model_that_writes_the_same_for_each_trace_ranks_them_alike() -> None:
 # Plausibility, and all by name -----------------------------------------------------------------------------------------
 
 
-def test_whoever_judges_plausibility_reads_the_traces_themselves_and_the_action() -> None:
+def test_judge_quality_shows_traces_and_action() -> None:
     jury, chat = judge(TRACES.index)
-    found = asyncio.run(judge_quality(jury, PAIR, TRACES, seed=1))
+    scores = asyncio.run(judge_quality(jury, PAIR, TRACES, seed=1))
     (prompt,) = chat.prompts
     assert sorted(shown_attempts(prompt).values()) == sorted(TRACES)
     assert ACTION in prompt
-    assert [one.value for one in found] == pytest.approx([0, 1 / 3, 2 / 3, 1])
-    assert set(found[0].parts) == {"plausible", "specific", "clear"}
+    assert [score.value for score in scores] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert set(scores[0].parts) == {"plausible", "specific", "clear"}
 
 
-def test_every_name_makes_its_scorer_and_needs_no_more_than_its_models() -> None:
+def test_every_name_makes_its_fidelity_from_its_models_alone() -> None:
     (act, _), (jury, _), others = actor(), judge(len), distractors(*OTHERS)
-    made: dict[str, tuple[type[object], dict[str, Any]]] = {
+    fidelities: dict[str, tuple[type[object], dict[str, Any]]] = {
         "guarded_gain": (LikelihoodGain, {"scorer": FakeScorer()}),
         "gain": (LikelihoodGain, {"scorer": FakeScorer()}),
         "judge": (JudgeFidelity, {"actor": act, "judge": jury}),
@@ -353,27 +351,27 @@ def test_every_name_makes_its_scorer_and_needs_no_more_than_its_models() -> None
         "rank": (EmbeddingRankFidelity, {"actor": act, "embedder": FakeEmbedder(), "distractors": others}),
         "prior": (PriorCorrectedGain, {"scorer": FakeScorer()}),
     }
-    assert set(made) == set(FIDELITIES)
+    assert set(fidelities) == set(FIDELITIES)
     names: set[str] = set()
-    for name, (kind, models) in made.items():
+    for name, (kind, models) in fidelities.items():
         fidelity = fidelity_by_name(cast("Any", name), **models)
         assert type(fidelity) is kind
         names.add(fidelity.name)
         assert len(scored(fidelity)) == len(TRACES)
         for left_out in models:
-            with pytest.raises(UsageError, match=f'traces scored by "{name}" need an? '):
-                fidelity_by_name(cast("Any", name), **{one: model for one, model in models.items() if one != left_out})
-    assert len(names) == len(made)  # nobody can mistake one for the other in a provenance
+            with pytest.raises(UsageError, match=f'the fidelity "{name}" needs an? '):
+                fidelity_by_name(cast("Any", name), **{score: model for score, model in models.items() if score != left_out})
+    assert len(names) == len(fidelities)  # names in a provenance are unambiguous
 
 
-def test_a_scorer_that_is_missing_or_unknown_is_named() -> None:
+def test_missing_model_or_unknown_fidelity_is_named() -> None:
     with pytest.raises(
-        UsageError, match=r'"magic" scores no traces; there are guarded_gain, gain, judge, choice, rank, prior$'
+        UsageError, match=r'the fidelity is "magic"; it must be one of guarded_gain, gain, judge, choice, rank, prior$'
     ):
         fidelity_by_name(cast("Any", "magic"), scorer=FakeScorer())
-    with pytest.raises(UsageError, match='traces scored by "guarded_gain" need a scorer'):
+    with pytest.raises(UsageError, match='the fidelity "guarded_gain" needs a scorer'):
         fidelity_by_name("guarded_gain")
-    with pytest.raises(UsageError, match='traces scored by "judge" need an actor and a judge'):
+    with pytest.raises(UsageError, match='the fidelity "judge" needs an actor and a judge'):
         fidelity_by_name("judge", actor=actor()[0])
-    with pytest.raises(UsageError, match='traces scored by "rank" need an actor'):
+    with pytest.raises(UsageError, match='the fidelity "rank" needs an actor'):
         fidelity_by_name("rank", embedder=FakeEmbedder(), distractors=distractors())

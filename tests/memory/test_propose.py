@@ -1,4 +1,4 @@
-"""memory/recon/propose.py: the ways of asking for a trace differ in one thing each, and what comes back is a line or says why not."""
+"""memory/recon/propose.py: the prompts of each mode, and the parsing of completions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ OBJECT = {"noticed": "I saw a choice.", "felt": "I was calm", "wanted": "to save
 
 
 class Recording(ScriptedChatModel):
-    """A scripted model that also remembers the options of each call."""
+    """A scripted model that also records the options of each call."""
 
     options: list[dict[str, Any]] = []  # noqa: RUF012 - a pydantic field, copied for each model
 
@@ -63,36 +63,36 @@ def instructed(*answers: str) -> ChatModel:
     return replace(scripted(*answers), style="instruction")
 
 
-def traces(model: ChatModel, how: ProposalMode = "backward", n: int = 1, pair: Pair = PAIR, **options: Any) -> list[str]:
-    return asyncio.run(propose(model, pair, "Ann Smith", proposal_mode=how, n=n, seed=0, **options))
+def traces(model: ChatModel, mode: ProposalMode = "backward", n: int = 1, pair: Pair = PAIR, **options: Any) -> list[str]:
+    return asyncio.run(propose(model, pair, "Ann Smith", proposal_mode=mode, n=n, seed=0, **options))
 
 
-def asked(model: ChatModel) -> list[str]:
+def prompts_of(model: ChatModel) -> list[str]:
     assert isinstance(model.chat, ScriptedChatModel)
     return model.chat.prompts
 
 
-def prompt_of(style: PromptStyle, how: ProposalMode, pair: Pair = PAIR, **facts: Any) -> str:
+def prompt_of(style: PromptStyle, mode: ProposalMode, pair: Pair = PAIR, **facts: Any) -> str:
     model = replace(scripted("felt calm"), style=style, **facts)
-    traces(model, how, pair=pair)
-    (prompt,) = asked(model)
+    traces(model, mode, pair=pair)
+    (prompt,) = prompts_of(model)
     return prompt
 
 
-# What is asked -------------------------------------------------------------------------------------------------------
+# Prompts ------------------------------------------------------------------------------------------------------------
 
 
-def test_there_are_four_ways_and_no_other() -> None:
+def test_there_are_four_proposal_modes() -> None:
     assert PROPOSAL_MODES == ("backward", "forward", "scaffolded", "search")
     model = scripted("felt calm")
     with pytest.raises(
-        UsageError, match='"sideways" is no way to propose traces; there are backward, forward, scaffolded, search'
+        UsageError, match='the proposal mode is "sideways"; it must be one of backward, forward, scaffolded, search'
     ):
         traces(model, "sideways")  # pyright: ignore[reportArgumentType]
-    assert asked(model) == []
+    assert prompts_of(model) == []
 
 
-def test_a_transcript_ends_with_the_moment_its_action_and_the_beginning_of_a_note() -> None:
+def test_transcript_prompt_ends_with_pair_action_and_opening_of_a_note() -> None:
     opening, end = prompt_of("transcript", "backward").rsplit("\n\n", 1)
     assert end == f"{MOMENT}\nMe: {ACTION}\nBefore I wrote that, I"
     assert opening == proposal_template(scripted()).text.rsplit("\n\n", 1)[0]
@@ -108,73 +108,73 @@ def test_a_scaffolded_transcript_begins_its_note_with_a_lens() -> None:
     assert end == f"{MOMENT}\nMe: {ACTION}\nSeen by {LENSES[0]}, I"
 
 
-@pytest.mark.parametrize("how", PROPOSAL_MODES)
-def test_the_examples_of_a_transcript_prompt_are_notes_on_other_moments_in_the_same_words(how: ProposalMode) -> None:
-    *examples, end = prompt_of("transcript", how).split("\n\n")
+@pytest.mark.parametrize("mode", PROPOSAL_MODES)
+def test_examples_of_a_transcript_prompt_are_notes_on_other_pairs_with_the_same_opening(mode: ProposalMode) -> None:
+    *examples, end = prompt_of("transcript", mode).split("\n\n")
     opening = end.splitlines()[-1]
     assert len(examples) == 4
     for example_ in examples:
         lines = example_.splitlines()
         assert {line.split(":")[0] for line in lines if ": " in line} == {"Them", "Me"}
         (note,) = [line for line in lines if not line.startswith(("Them: ", "Me: "))]
-        assert note.startswith(opening.replace(LENSES[0], "") if how != "scaffolded" else "Seen by ")
+        assert note.startswith(opening.replace(LENSES[0], "") if mode != "scaffolded" else "Seen by ")
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_the_drafts_of_a_search_are_asked_for_backward(style: PromptStyle) -> None:
+def test_drafts_of_a_search_use_the_backward_prompt(style: PromptStyle) -> None:
     assert prompt_of(style, "search") == prompt_of(style, "backward")
     model = replace(scripted(), style=style)
     assert proposal_template(model, "search").version == proposal_template(model, "backward").version
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("how", PROPOSAL_MODES)
-def test_the_prompt_is_the_one_whose_version_is_stored(style: PromptStyle, how: ProposalMode) -> None:
-    text = proposal_template(replace(scripted(), style=style), how).text
-    assert prompt_of(style, how).startswith(text.split("{{", maxsplit=1)[0])
+@pytest.mark.parametrize("mode", PROPOSAL_MODES)
+def test_the_prompt_is_the_one_whose_version_is_stored(style: PromptStyle, mode: ProposalMode) -> None:
+    text = proposal_template(replace(scripted(), style=style), mode).text
+    assert prompt_of(style, mode).startswith(text.split("{{", maxsplit=1)[0])
 
 
 @pytest.mark.parametrize("structured", [True, False])
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("how", PROPOSAL_MODES)
-def test_a_prompt_can_be_had_without_asking(style: PromptStyle, how: ProposalMode, structured: bool) -> None:
-    lens = LENSES[0] if how == "scaffolded" else ""
-    told = proposal_prompt(style, PAIR, "Ann Smith", how, lens=lens, structured=structured)
-    assert told == prompt_of(style, how, structured=structured)
+@pytest.mark.parametrize("mode", PROPOSAL_MODES)
+def test_proposal_prompt_equals_the_sent_prompt(style: PromptStyle, mode: ProposalMode, structured: bool) -> None:
+    lens = LENSES[0] if mode == "scaffolded" else ""
+    expected = proposal_prompt(style, PAIR, "Ann Smith", mode, lens=lens, structured=structured)
+    assert expected == prompt_of(style, mode, structured=structured)
 
 
-@pytest.mark.parametrize("how", PROPOSAL_MODES)
-def test_an_instructed_model_is_told_who_what_and_what_only_they_knew(how: ProposalMode) -> None:
-    prompt = prompt_of("instruction", how)
-    for told in ("Ann Smith", GOAL, MOMENT, "first person", "at most 60 words"):
-        assert told in prompt
+@pytest.mark.parametrize("mode", PROPOSAL_MODES)
+def test_instruction_prompt_has_name_context_and_goal(mode: ProposalMode) -> None:
+    prompt = prompt_of("instruction", mode)
+    for expected in ("Ann Smith", GOAL, MOMENT, "first person", "at most 60 words"):
+        assert expected in prompt
     for wanted in ("notice", "fe", "want", "decide"):
         assert wanted in prompt
-    assert (ACTION in prompt) == (how != "forward")
-    assert ("Do not quote or paraphrase the reply" in prompt) == (how != "forward")
-    assert ("Do not write the reply itself" in prompt) == (how == "forward")
+    assert (ACTION in prompt) == (mode != "forward")
+    assert ("Do not quote or paraphrase the reply" in prompt) == (mode != "forward")
+    assert ("Do not write the reply itself" in prompt) == (mode == "forward")
     assert not any(mark in prompt for mark in ("{{", "{%", "}}"))
 
 
-@pytest.mark.parametrize("how", PROPOSAL_MODES)
-def test_an_instructed_model_is_told_of_a_first_turn_without_a_goal(how: ProposalMode) -> None:
-    prompt = prompt_of("instruction", how, replace(PAIR, context=(), goal=""))
+@pytest.mark.parametrize("mode", PROPOSAL_MODES)
+def test_instruction_prompt_of_a_first_turn_without_a_goal(mode: ProposalMode) -> None:
+    prompt = prompt_of("instruction", mode, replace(PAIR, context=(), goal=""))
     assert "(Ann Smith speaks first.)" in prompt
     assert "What only" not in prompt
 
 
-@pytest.mark.parametrize("how", PROPOSAL_MODES)
-def test_a_transcript_can_be_of_a_first_turn_without_a_goal(how: ProposalMode) -> None:
-    end = prompt_of("transcript", how, replace(PAIR, context=(), goal="")).split("\n\n", 4)[-1].lstrip("\n")
+@pytest.mark.parametrize("mode", PROPOSAL_MODES)
+def test_transcript_prompt_of_a_first_turn_without_a_goal(mode: ProposalMode) -> None:
+    end = prompt_of("transcript", mode, replace(PAIR, context=(), goal="")).split("\n\n", 4)[-1].lstrip("\n")
     assert "Them:" not in end
-    assert end.startswith("Before I answered, I" if how == "forward" else f"Me: {ACTION}\n")
+    assert end.startswith("Before I answered, I" if mode == "forward" else f"Me: {ACTION}\n")
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("how", PROPOSAL_MODES)
-def test_only_the_latest_turns_are_shown(style: PromptStyle, how: ProposalMode) -> None:
+@pytest.mark.parametrize("mode", PROPOSAL_MODES)
+def test_only_the_latest_turns_are_shown(style: PromptStyle, mode: ProposalMode) -> None:
     turns = tuple(Turn("Bob", "agent", f"turn number {number}.") for number in range(CONTEXT_TURNS + 1))
-    prompt = prompt_of(style, how, replace(PAIR, context=turns))
+    prompt = prompt_of(style, mode, replace(PAIR, context=turns))
     assert "turn number 0." not in prompt
     assert "\nThem: turn number 1.\nThem: turn number 2.\n" in prompt
 
@@ -187,54 +187,60 @@ def test_a_forward_prompt_never_has_the_action_in_it(action: str, goal: str, sai
     turns = tuple(Turn("Bob", "agent", text.replace("⟦", "")) for text in said)
     pair = replace(PAIR, context=turns, goal=goal.replace("⟦", ""), action=action)
     assert "⟦" not in prompt_of(style, "forward", pair)
-    assert prompt_of(style, "forward", pair) == prompt_of(style, "forward", replace(pair, action="other", ends=True))
+    assert prompt_of(style, "forward", pair) == prompt_of(
+        style, "forward", replace(pair, action="other", ends_conversation=True)
+    )
     assert "⟦" in prompt_of(style, "backward", pair)
 
 
 @given(st.text(), st.text(), st.sampled_from(STYLES), st.sampled_from(PROPOSAL_MODES))
 @example("{{ 1 + 1 }}", "{% include 'x' %}", "instruction", "backward")
-def test_any_moment_can_be_asked_about_and_none_is_read_as_template_code(
-    action: str, said: str, style: PromptStyle, how: ProposalMode
+def test_any_pair_fills_the_prompt_and_none_is_read_as_template_code(
+    action: str, said: str, style: PromptStyle, mode: ProposalMode
 ) -> None:
     model = replace(scripted("felt calm"), style=style)
     pair = replace(PAIR, context=(Turn("Bob", "agent", said),), action=action, goal=said)
-    assert traces(model, how, pair=pair) == ["I felt calm" if style == "transcript" else "felt calm"]
-    if how != "forward":
-        assert " ".join(action.split()) in " ".join(asked(model)[0].split())
+    assert traces(model, mode, pair=pair) == ["I felt calm" if style == "transcript" else "felt calm"]
+    if mode != "forward":
+        assert " ".join(action.split()) in " ".join(prompts_of(model)[0].split())
 
 
 # Lenses --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "shares"), [(0, []), (1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (4, [2, 1, 1]), (8, [3, 3, 2])])
-def test_scaffolded_samples_are_dealt_to_the_lenses(n: int, shares: list[int]) -> None:
+def test_scaffolded_samples_are_distributed_over_the_lenses(n: int, shares: list[int]) -> None:
     model = scripted("felt calm")
     assert traces(model, "scaffolded", n) == ["I felt calm"] * n
-    ends = [prompt.splitlines()[-1] for prompt in asked(model)]
+    ends = [prompt.splitlines()[-1] for prompt in prompts_of(model)]
     assert [ends.count(f"Seen by {lens}, I") for lens in LENSES if any(lens in end for end in ends)] == shares
 
 
-def test_an_instructed_model_is_told_the_lens_and_only_where_it_is_scaffolded() -> None:
+def test_instruction_prompt_has_a_lens_only_if_scaffolded() -> None:
     model = instructed("felt calm")
     traces(model, "scaffolded", 3)
-    told = [prompt.split("Explain it by ")[1].split(". Do not")[0] for prompt in asked(model)]
-    assert [one.split(" (")[0] for one in told] == ["my personality", "what I value", "what I believe the world to be like"]
-    for how in ("backward", "forward", "search"):
-        assert "Explain it by" not in prompt_of("instruction", how)
+    expected = [prompt.split("Explain it by ")[1].split(". Do not")[0] for prompt in prompts_of(model)]
+    assert [part.split(" (")[0] for part in expected] == [
+        "my personality",
+        "what I value",
+        "what I believe the world to be like",
+    ]
+    for mode in ("backward", "forward", "search"):
+        assert "Explain it by" not in prompt_of("instruction", mode)
 
 
-@pytest.mark.parametrize("how", PROPOSAL_MODES)
-def test_no_traces_ask_nobody(how: ProposalMode) -> None:
+@pytest.mark.parametrize("mode", PROPOSAL_MODES)
+def test_zero_traces_call_no_model(mode: ProposalMode) -> None:
     model = scripted("felt calm")
-    assert traces(model, how, 0) == []
-    assert asked(model) == []
+    assert traces(model, mode, 0) == []
+    assert prompts_of(model) == []
 
 
-# What comes back -----------------------------------------------------------------------------------------------------
+# Parsing -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("written", "kept"),
+    ("written", "trace"),
     [
         ("  wanted the  sea \nThem: more", "I wanted the sea"),
         ("felt tired. I wanted to sle", "I felt tired."),
@@ -253,8 +259,8 @@ def test_no_traces_ask_nobody(how: ProposalMode) -> None:
         ("<think>so many words", ""),
     ],
 )
-def test_a_continuation_is_one_line_in_the_first_person_without_the_clause_that_was_cut_off(written: str, kept: str) -> None:
-    assert traces(scripted(written)) == [kept]
+def test_a_continuation_is_one_line_in_the_first_person_without_the_clause_that_was_cut_off(written: str, trace: str) -> None:
+    assert traces(scripted(written)) == [trace]
 
 
 def test_an_instructed_model_may_write_several_lines_of_plain_words() -> None:
@@ -305,17 +311,17 @@ def test_a_broken_object_is_malformed_and_no_trace(answer: str) -> None:
 
 @pytest.mark.parametrize("answer", ["", " \n\t\n ", "\u2028", "```\n```", "<think>never ended", "<action>take it</action>"])
 @pytest.mark.parametrize("style", STYLES)
-def test_nothing_written_is_nothing(answer: str, style: PromptStyle) -> None:
+def test_empty_completion_is_an_empty_trace(answer: str, style: PromptStyle) -> None:
     assert traces(replace(scripted(answer), style=style), n=2) == ["", ""]
     assert traces(replace(scripted(), style=style)) == [""]
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("how", PROPOSAL_MODES)
-def test_a_model_that_repeats_its_prompt_is_noticed(style: PromptStyle, how: ProposalMode) -> None:
+@pytest.mark.parametrize("mode", PROPOSAL_MODES)
+def test_a_model_that_repeats_its_prompt_is_noticed(style: PromptStyle, mode: ProposalMode) -> None:
     model, _ = function_model(lambda prompt, _: prompt, style)
-    examples = proposal_template(model, how).text
-    for trace in traces(model, how, 3):
+    examples = proposal_template(model, mode).text
+    for trace in traces(model, mode, 3):
         assert rejection_reason(trace, PAIR, examples) in {"echoes_examples", "too_long", "quotes_action"}
 
 
@@ -330,7 +336,7 @@ def test_ten_thousand_tokens_come_back_as_one_line_that_is_too_long(style: Promp
 @given(st.text(), st.sampled_from(STYLES))
 @example("'\n", "transcript")
 @example("{\ud800", "instruction")
-def test_whatever_a_model_says_becomes_one_line(said: str, style: PromptStyle) -> None:
+def test_any_completion_becomes_one_line(said: str, style: PromptStyle) -> None:
     (trace,) = traces(replace(scripted(said), style=style))
     assert len(trace.splitlines()) <= 1
     assert trace == trace.strip()
@@ -347,12 +353,12 @@ marked = st.lists(
 
 
 @given(st.text() | marked)
-def test_what_is_cleaned_is_one_line_without_markup_and_clean(text: str) -> None:
-    found = clean_line(text)
-    assert len(found.splitlines()) <= 1
-    assert found == " ".join(found.split()) == clean_line(found)
-    assert "```" not in found
-    assert not any(mark in found.casefold() for mark in ("<think>", "</think>", "<action>", "</action>", "<b>"))
+def test_clean_line_is_idempotent_and_without_markup(text: str) -> None:
+    result = clean_line(text)
+    assert len(result.splitlines()) <= 1
+    assert result == " ".join(result.split()) == clean_line(result)
+    assert "```" not in result
+    assert not any(mark in result.casefold() for mark in ("<think>", "</think>", "<action>", "</action>", "<b>"))
 
 
 @pytest.mark.parametrize(
@@ -369,7 +375,7 @@ def test_blocks_of_markup_go_and_words_stay(text: str, clean: str) -> None:
 
 
 @given(st.text() | st.lists(st.sampled_from(["a", "b.", "c,", "d;", "!", "?", ".", " "])).map(" ".join))
-def test_the_parts_of_a_trace_join_back(text: str) -> None:
+def test_the_parts_of_a_tracejoin_back(text: str) -> None:
     trace = clean_line(text)
     assert " ".join(clauses_of(trace)) == trace
     assert all(clauses_of(trace))
@@ -386,14 +392,14 @@ def test_parts_are_clauses() -> None:
 
 
 def test_only_a_clipped_verb_is_joined_to_the_person() -> None:
-    told = {"'m in": "I'm in", "’ll go": "I’ll go", "felt": "I felt", "'mad' he": "I 'mad' he", "'": "I '"}
-    assert {text: in_first_person(text) for text in told} == told
+    expected = {"'m in": "I'm in", "’ll go": "I’ll go", "felt": "I felt", "'mad' he": "I 'mad' he", "'": "I '"}
+    assert {text: in_first_person(text) for text in expected} == expected
 
 
-# How it is asked, and what it costs ----------------------------------------------------------------------------------
+# Options and cost ----------------------------------------------------------------------------------------------------
 
 
-def test_a_transcript_stops_at_the_line_and_asks_for_no_object() -> None:
+def test_transcript_stops_at_the_line_and_sends_no_schema() -> None:
     chat = Recording(answers=["felt calm"])
     traces(ChatModel("m", chat, "transcript", structured=True))
     (options,) = chat.options
@@ -402,7 +408,7 @@ def test_a_transcript_stops_at_the_line_and_asks_for_no_object() -> None:
     assert "response_format" not in options
 
 
-def test_an_object_is_asked_for_where_the_model_can_be_held_to_one() -> None:
+def test_schema_is_sent_only_to_a_structured_model() -> None:
     chat = Recording(answers=[json.dumps(OBJECT)])
     traces(ChatModel("m", chat, structured=True))
     traces(ChatModel("m", chat, structured=False))
@@ -416,31 +422,31 @@ def test_an_object_is_asked_for_where_the_model_can_be_held_to_one() -> None:
     assert "Write only the reasons." in chat.prompts[1]
 
 
-@pytest.mark.parametrize(("how", "n"), [("backward", 3), ("forward", 2), ("scaffolded", 4), ("search", 1)])
-def test_each_text_is_a_call_and_its_tokens_are_counted(how: ProposalMode, n: int) -> None:
+@pytest.mark.parametrize(("mode", "n"), [("backward", 3), ("forward", 2), ("scaffolded", 4), ("search", 1)])
+def test_each_text_is_a_call_and_its_tokens_are_counted(mode: ProposalMode, n: int) -> None:
     model, ledger = replace(scripted("felt very calm"), price=Price(2.0, 100.0)), Ledger()
-    traces(model, how, n, ledger=ledger)
-    read = sum(len(prompt.split()) for prompt in asked(model))
+    traces(model, mode, n, ledger=ledger)
+    read = sum(len(prompt.split()) for prompt in prompts_of(model))
     assert (ledger.calls, ledger.cache_hits) == (n, 0)
     assert ledger.usage == Usage(read, 0, 3 * n)
     assert ledger.dollars == pytest.approx((2 * read + 100 * 3 * n) / 1e6)
 
 
-def test_what_was_asked_before_is_not_asked_again(tmp_path: Any) -> None:
+def test_cached_completions_are_reused(tmp_path: Any) -> None:
     answers = CompletionCache(tmp_path / "answers.sqlite")
     model, ledger = replace(scripted("felt calm", "felt tired", "felt bored"), cache=answers), Ledger()
-    found = traces(model, n=2, ledger=ledger)
-    assert traces(model, n=2, ledger=ledger) == found == ["I felt calm", "I felt tired"]
-    assert (ledger.calls, ledger.cache_hits, len(asked(model))) == (2, 2, 2)
+    result = traces(model, n=2, ledger=ledger)
+    assert traces(model, n=2, ledger=ledger) == result == ["I felt calm", "I felt tired"]
+    assert (ledger.calls, ledger.cache_hits, len(prompts_of(model))) == (2, 2, 2)
     assert traces(model, "forward", ledger=ledger) == ["I felt bored"]
     assert (
-        asyncio.run(propose(model, PAIR, "Ann Smith", n=2, seed=1, ledger=ledger)) == found
-    )  # another seed is another question
+        asyncio.run(propose(model, PAIR, "Ann Smith", n=2, seed=1, ledger=ledger)) == result
+    )  # another seed is another request
     assert (ledger.calls, ledger.cache_hits) == (5, 2)
     answers.close()
 
 
-def test_a_model_of_unknown_price_makes_the_whole_unknown() -> None:
+def test_unknown_price_makes_the_cost_unknown() -> None:
     ledger = Ledger()
     traces(replace(scripted("felt calm"), price=Price(1.0, 1.0)), ledger=ledger)
     traces(scripted("felt calm"), ledger=ledger)
@@ -449,8 +455,8 @@ def test_a_model_of_unknown_price_makes_the_whole_unknown() -> None:
 
 def test_seeds_reach_the_sampler_one_for_each_text() -> None:
     model, chat = function_model(lambda _, seed: f"was number {seed}")
-    found = asyncio.run(propose(model, PAIR, "Ann", n=3, seed=40))
-    assert found == ["I was number 40", "I was number 41", "I was number 42"]
+    result = asyncio.run(propose(model, PAIR, "Ann", n=3, seed=40))
+    assert result == ["I was number 40", "I was number 41", "I was number 42"]
     assert sorted(seed for _, seed in chat.requests) == [40, 41, 42]
 
 
@@ -459,9 +465,9 @@ def test_a_model_that_does_not_answer_is_named() -> None:
         raise ConnectionError("nobody there")
 
     model, _ = function_model(fail)
-    for how in PROPOSAL_MODES:
+    for mode in PROPOSAL_MODES:
         with pytest.raises(ModelError, match='"telling" did not answer: ConnectionError: nobody there'):
-            traces(model, how, 2)
+            traces(model, mode, 2)
 
 
 # Paraphrase (control C2) ---------------------------------------------------------------------------------------------
@@ -472,7 +478,7 @@ def test_a_paraphrase_is_of_the_text_alone(style: PromptStyle) -> None:
     model, ledger = replace(scripted("the first <b>one</b> of the morning"), style=style), Ledger()
     text = "the early\ntrain {{ please }}"
     assert asyncio.run(paraphrase(model, text, seed=0, ledger=ledger)) == "the first one of the morning"
-    (prompt,) = asked(model)
+    (prompt,) = prompts_of(model)
     assert "the early train {{ please }}" in prompt
     assert ledger.calls == 1
     if style == "transcript":

@@ -1,4 +1,4 @@
-"""Ranking: age, variety, words and the limit of tokens, each against what it is said to do, and the order of ties."""
+"""memory/store/ranking.py: age, diversity, words, the token budget, and the order of ties."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Directions:
 
 
 def pair(text: str, when: float = 0.0, conversation: str = "", action: str = "") -> Pair:
-    """A moment with this context; what the person did names it."""
+    """Return a pair with this context; its action names it."""
     return Pair("Ann", (Turn("Bob", "agent", text),), action or text, "", conversation or f"c {action or text}", 1, when)
 
 
@@ -48,29 +48,29 @@ NOW = replace(pair("now"), conversation_id="now", when=100.0)
 
 
 def recalled(store: TripleStore, k: int, ranking: Ranking = SIMILARITY, before: float | None = None) -> list[str]:
-    """The actions of what comes to mind now."""
-    return [found.triple.pair.action for found in store.recall(NOW, k, before=before, ranking=ranking)]
+    """Return the actions of a recall."""
+    return [result.triple.pair.action for result in store.recall(NOW, k, before=before, ranking=ranking)]
 
 
-# What may be asked for ---------------------------------------------------------------------------------------------------
+# Settings ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("half_life", [0, -1, math.nan, -math.inf])
 def test_a_half_life_is_greater_than_zero(half_life: float) -> None:
-    with pytest.raises(UsageError, match=r"a half-life of .*: it is greater than 0"):
+    with pytest.raises(UsageError, match=r"half_life is .*; it must be greater than 0"):
         Ranking(half_life=half_life)
 
 
 @pytest.mark.parametrize("name", ["diversity", "words"])
 @pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf])
 def test_diversity_and_words_are_shares(name: str, value: float) -> None:
-    with pytest.raises(UsageError, match=f"{name} of {value}: it is between 0 and 1"):
+    with pytest.raises(UsageError, match=f"{name} is {value}; it must be between 0 and 1"):
         Ranking(**{name: value})
 
 
 @pytest.mark.parametrize("tokens", [0, -5])
 def test_a_recall_needs_at_least_a_token(tokens: int) -> None:
-    with pytest.raises(UsageError, match=f"{tokens} tokens: a recall needs at least one"):
+    with pytest.raises(UsageError, match=f"tokens is {tokens}; it must be at least 1"):
         Ranking(tokens=tokens)
 
 
@@ -79,13 +79,13 @@ def test_the_bounds_themselves_are_allowed() -> None:
     assert Ranking(diversity=0, words=0) == SIMILARITY
 
 
-def test_only_what_changes_the_order_looks_at_more_than_the_nearest() -> None:
+def test_pool_exceeds_k_only_if_the_ranking_reorders() -> None:
     assert [ranking.pool(4) for ranking in (SIMILARITY, Ranking(tokens=9))] == [4, 4]
     for ranking in (Ranking(half_life=1), Ranking(diversity=0.1), Ranking(words=0.1)):
         assert (ranking.pool(0), ranking.pool(1), ranking.pool(8), ranking.pool(9)) == (0, 64, 64, 72)
 
 
-# Choosing ----------------------------------------------------------------------------------------------------------------
+# Selection ---------------------------------------------------------------------------------------------------------------
 
 cosines = st.floats(-1, 1, width=16)
 pools = st.lists(st.tuples(cosines, st.integers(-5, 50), st.floats(0, 1, width=16), st.integers(0, 2**32 - 1)), max_size=12)
@@ -94,7 +94,7 @@ pools = st.lists(st.tuples(cosines, st.integers(-5, 50), st.floats(0, 1, width=1
 def chosen(
     ranking: Ranking, k: int, pool: Sequence[tuple[float, int, float, int]]
 ) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
-    """The places that are chosen of a pool, the relevance of each as written by hand, and the cosines between them."""
+    """Return the ranked positions of a pool, the relevance of each by an independent formula, and the cosines between them."""
     vectors = np.array([np.random.default_rng(seed).normal(size=DIMENSION) for *_, seed in pool]).reshape(-1, DIMENSION)
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     similarity, age, words = (np.array([row[column] for row in pool], kind) for column, kind in enumerate("fdf"))
@@ -102,20 +102,20 @@ def chosen(
         ((1 - ranking.words) * (1 + s) / 2 + ranking.words * w) * 0.5 ** (max(a, 0) / (ranking.half_life or math.inf))
         for s, a, w, _ in pool
     ])  # fmt: skip
-    places = rank(ranking, k, similarity, age=age, words=words if ranking.words else None, vectors=vectors)
-    return places, relevance, (vectors @ vectors.T).astype(float)
+    positions = rank(ranking, k, similarity, age=age, words=words if ranking.words else None, vectors=vectors)
+    return positions, relevance, (vectors @ vectors.T).astype(float)
 
 
 @given(pools, st.integers(0, 15), st.none() | st.floats(0.5, 100), st.sampled_from([0, 0.3, 1]))
 def test_without_diversity_the_most_relevant_are_chosen_and_of_ties_the_first(
     pool: list[tuple[float, int, float, int]], k: int, half_life: float | None, words: float
 ) -> None:
-    places, relevance, _ = chosen(Ranking(half_life=half_life, words=words), k, pool)
-    assert len(places) == len(set(places)) == min(k, len(pool))
-    np.testing.assert_allclose(relevance[places], np.sort(relevance)[::-1][:k], atol=1e-6)
-    for one, other in pairwise(places):
-        if pool[one][:3] == pool[other][:3]:
-            assert one < other
+    positions, relevance, _ = chosen(Ranking(half_life=half_life, words=words), k, pool)
+    assert len(positions) == len(set(positions)) == min(k, len(pool))
+    np.testing.assert_allclose(relevance[positions], np.sort(relevance)[::-1][:k], atol=1e-6)
+    for item, second in pairwise(positions):
+        if pool[item][:3] == pool[second][:3]:
+            assert item < second
 
 
 @given(
@@ -125,23 +125,23 @@ def test_without_diversity_the_most_relevant_are_chosen_and_of_ties_the_first(
     st.sampled_from([0, 0.4]),
     st.floats(0.01, 1),
 )
-def test_maximal_marginal_relevance_is_as_carbonell_and_goldstein_say(
+def test_diversity_is_maximal_marginal_relevance(
     pool: list[tuple[float, int, float, int]], k: int, half_life: float | None, words: float, diversity: float
 ) -> None:
-    places, relevance, between = chosen(Ranking(half_life=half_life, diversity=diversity, words=words), k, pool)
-    assert len(places) == len(set(places)) == min(k, len(pool))
-    for count, place in enumerate(places):
-        before = places[:count]
+    positions, relevance, between = chosen(Ranking(half_life=half_life, diversity=diversity, words=words), k, pool)
+    assert len(positions) == len(set(positions)) == min(k, len(pool))
+    for count, place in enumerate(positions):
+        before = positions[:count]
         value = {
             left: (1 - diversity) * relevance[left]
-            - diversity * max(((1 + between[left, one]) / 2 for one in before), default=0)
+            - diversity * max(((1 + between[left, item]) / 2 for item in before), default=0)
             for left in range(len(pool))
             if left not in before
         }
         assert value[place] >= max(value.values()) - 1e-5  # of those left, none is better
 
 
-def test_of_two_that_are_alike_diversity_takes_one_and_what_is_like_neither() -> None:
+def test_diversity_skips_a_near_duplicate() -> None:
     vectors = np.eye(3, dtype=np.float32)[[0, 0, 1]]
     similarity, age = np.array([0.9, 0.89, 0.5], np.float32), np.zeros(3)
     for diversity, expected in ((0.0, [0, 1]), (0.5, [0, 2])):
@@ -149,12 +149,10 @@ def test_of_two_that_are_alike_diversity_takes_one_and_what_is_like_neither() ->
 
 
 @given(cosines, st.floats(0, 100), st.floats(0, 100), st.floats(0.5, 50))
-def test_growing_old_never_makes_a_triple_better_whatever_its_cosine(
-    one: float, age: float, more: float, half_life: float
-) -> None:
-    ages, similarity = np.array([age, age + more]), np.array([one, one], np.float32)
-    places = rank(Ranking(half_life=half_life), 2, similarity, age=ages, words=None, vectors=np.eye(2, dtype=np.float32))
-    assert places == [0, 1]
+def test_age_never_improves_the_rank(item: float, age: float, more: float, half_life: float) -> None:
+    ages, similarity = np.array([age, age + more]), np.array([item, item], np.float32)
+    positions = rank(Ranking(half_life=half_life), 2, similarity, age=ages, words=None, vectors=np.eye(2, dtype=np.float32))
+    assert positions == [0, 1]
 
 
 # Through the store -------------------------------------------------------------------------------------------------------
@@ -172,7 +170,7 @@ def test_of_equally_similar_triples_the_latest_comes_first(tmp_path: Path) -> No
             assert recalled(store, 6, ranking) == expected
 
 
-def test_of_more_equally_similar_triples_than_are_wanted_the_latest_come_to_mind(tmp_path: Path) -> None:
+def test_latest_of_many_equally_similar_triples_are_recalled(tmp_path: Path) -> None:
     with TripleStore(tmp_path, Directions(now=[1], same=[1, 1])) as store:
         store.add([Triple(pair("same", float(when), action=str(when))) for when in range(60)])
         assert recalled(store, 3) == ["59", "58", "57"]  # from the tail
@@ -180,7 +178,7 @@ def test_of_more_equally_similar_triples_than_are_wanted_the_latest_come_to_mind
         assert recalled(store, 3) == ["59", "58", "57"]  # from the file
 
 
-def test_age_counts_from_the_moment_of_the_query_or_from_the_latest_triple(tmp_path: Path) -> None:
+def test_age_counts_from_the_query_time_or_the_latest_triple(tmp_path: Path) -> None:
     with TripleStore(tmp_path, Directions(now=[1], like=[1, 0.2], unlike=[0.2, 1])) as store:
         store.add([Triple(pair("like", 0.0)), Triple(pair("unlike", 100.0))])
         assert recalled(store, 2) == recalled(store, 2, Ranking(half_life=10_000)) == ["like", "unlike"]
@@ -190,37 +188,39 @@ def test_age_counts_from_the_moment_of_the_query_or_from_the_latest_triple(tmp_p
         assert recalled(store, 2, Ranking(half_life=20), 100.0) == ["like"]  # what is to come is not recalled, however near
 
 
-def test_what_is_reported_stays_the_plain_cosine(tmp_path: Path) -> None:
+def test_reported_similarity_is_the_plain_cosine(tmp_path: Path) -> None:
     pytest.importorskip("bm25s")
     with TripleStore(tmp_path, FakeEmbedder()) as store:
         store.add([Triple(pair(text, float(n))) for n, text in enumerate(("now and then", "then", "now", "never", "now not"))])
-        plain = {found.triple.id: found.similarity for found in store.recall(NOW, 5)}
+        plain = {result.triple.id: result.similarity for result in store.recall(NOW, 5)}
         for ranking in (Ranking(half_life=1), Ranking(diversity=0.9), Ranking(words=0.9), Ranking(1, 0.5, 0.5)):
-            found = store.recall(NOW, 5, ranking=ranking)
-            assert {one.triple.id for one in found} == set(plain)
-            np.testing.assert_allclose([one.similarity for one in found], [plain[one.triple.id] for one in found], atol=1e-6)
+            result = store.recall(NOW, 5, ranking=ranking)
+            assert {item.triple.id for item in result} == set(plain)
+            np.testing.assert_allclose(
+                [item.similarity for item in result], [plain[item.triple.id] for item in result], atol=1e-6
+            )
 
 
-def test_diversity_recalls_what_is_like_nothing_recalled_before(tmp_path: Path) -> None:
-    directions = Directions(now=[1], one=[1, 0.1], twin=[1, 0.11], other=[1, 0, 0.9])
+def test_diversity_recalls_different_triples(tmp_path: Path) -> None:
+    directions = Directions(now=[1], one=[1, 0.1], twin=[1, 0.11], second=[1, 0, 0.9])
     with TripleStore(tmp_path, directions) as store:
-        store.add([Triple(pair(text)) for text in ("other", "twin", "one")])
+        store.add([Triple(pair(text)) for text in ("second", "twin", "one")])
         assert recalled(store, 2) == ["one", "twin"]
-        assert recalled(store, 2, Ranking(diversity=0.6)) == ["one", "other"]
-        assert recalled(store, 3, Ranking(diversity=0.6)) == ["one", "other", "twin"]
+        assert recalled(store, 2, Ranking(diversity=0.6)) == ["one", "second"]
+        assert recalled(store, 3, Ranking(diversity=0.6)) == ["one", "second", "twin"]
 
 
-def test_diversity_chooses_from_a_pool_that_is_larger_than_k(tmp_path: Path) -> None:
+def test_diversity_selects_from_a_pool_larger_than_k(tmp_path: Path) -> None:
     same = {f"same{n}": [1, n / 1000] for n in range(40)}
-    with TripleStore(tmp_path, Directions(now=[1], other=[1, 0, 1], **same)) as store:
-        store.add([Triple(pair(text)) for text in [*same, "other"]])
-        assert recalled(store, 2, Ranking(diversity=0.6)) == ["same0", "other"]
+    with TripleStore(tmp_path, Directions(now=[1], second=[1, 0, 1], **same)) as store:
+        store.add([Triple(pair(text)) for text in [*same, "second"]])
+        assert recalled(store, 2, Ranking(diversity=0.6)) == ["same0", "second"]
 
 
 # Words -------------------------------------------------------------------------------------------------------------------
 
 
-def test_words_bring_up_what_shares_rare_words_though_its_embedding_is_far(tmp_path: Path) -> None:
+def test_words_recall_a_triple_with_shared_rare_words_and_a_distant_embedding(tmp_path: Path) -> None:
     pytest.importorskip("bm25s")
     texts = {f"common thing {n}": [1, (n + 1) / 100] for n in range(100)}
     texts |= {"zanzibar": [-1.0], "now": [1.0]}
@@ -234,7 +234,7 @@ def test_words_bring_up_what_shares_rare_words_though_its_embedding_is_far(tmp_p
         assert store.recall(query, 1, ranking=Ranking(words=0.9))[0].similarity == pytest.approx(-1)
 
 
-def test_words_see_only_what_may_be_seen_and_forget_what_was_deleted(tmp_path: Path) -> None:
+def test_words_respect_filters_and_deletions(tmp_path: Path) -> None:
     pytest.importorskip("bm25s")
     with TripleStore(tmp_path, FakeEmbedder()) as store:
         texts = ("rare bird", "rare fish", "plain thing", "another thing")
@@ -252,7 +252,7 @@ def test_words_see_only_what_may_be_seen_and_forget_what_was_deleted(tmp_path: P
         assert store.recall(query, 1, ranking=by_words)[0].triple.pair.action == "a rare rare stone"
 
 
-def test_bm25_prefers_rare_words_and_gives_nothing_for_words_that_are_nowhere() -> None:
+def test_bm25_prefers_rare_words_and_ignores_unknown_words() -> None:
     pytest.importorskip("bm25s")
     index = WordIndex(["the cat sat", "the dog sat", "the dog ran and ran", ""])
     scores = index.scores("the cat")
@@ -264,12 +264,12 @@ def test_bm25_prefers_rare_words_and_gives_nothing_for_words_that_are_nowhere() 
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", "?!"]])
-def test_words_over_texts_without_any_are_no_error(texts: list[str]) -> None:
+def test_word_index_of_texts_without_words_is_no_error(texts: list[str]) -> None:
     pytest.importorskip("bm25s")
     assert WordIndex(texts).scores("anything at all").tolist() == [0] * len(texts)
 
 
-def test_words_without_the_extra_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_without_the_extra_name_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with TripleStore(tmp_path, FakeEmbedder()) as store:
         store.add([Triple(pair("one"))])
@@ -300,19 +300,17 @@ def test_a_token_is_four_characters_of_context_trace_and_action_rounded_up() -> 
 
 
 @given(st.lists(st.integers(0, 40), max_size=8), st.none() | st.integers(1, 40))
-def test_the_limit_lets_whole_triples_through_from_the_first_until_one_does_not_fit(
-    lengths: list[int], tokens: int | None
-) -> None:
-    made = [Triple(Pair("Ann", (), "x" * length, "", "c", n, 0.0)) for n, length in enumerate(lengths)]
-    count = fit_token_budget(Ranking(tokens=tokens), made)
-    sums = np.cumsum([0, *map(estimate_tokens, made)]).tolist()
-    assert count == len(made) if tokens is None else count >= min(1, len(made))
+def test_token_budget_keeps_whole_triples_from_the_first(lengths: list[int], tokens: int | None) -> None:
+    triples = [Triple(Pair("Ann", (), "x" * length, "", "c", n, 0.0)) for n, length in enumerate(lengths)]
+    count = fit_token_budget(Ranking(tokens=tokens), triples)
+    sums = np.cumsum([0, *map(estimate_tokens, triples)]).tolist()
+    assert count == len(triples) if tokens is None else count >= min(1, len(triples))
     if tokens is not None:
         assert count <= 1 or sums[count] <= tokens
-        assert count == len(made) or sums[count + 1] > tokens
+        assert count == len(triples) or sums[count + 1] > tokens
 
 
-def test_a_recall_keeps_to_its_tokens_but_for_the_first(tmp_path: Path) -> None:
+def test_recall_respects_the_token_budget_except_for_the_first_triple(tmp_path: Path) -> None:
     with TripleStore(tmp_path, Directions(now=[1], first=[1, 0.1], second=[1, 0.2], third=[1, 0.3])) as store:
         actions = {"first": "x" * 35, "second": "y" * 94, "third": "z" * 3}  # 10, 25 and 2 tokens
         store.add([Triple(pair(text, action=action)) for text, action in actions.items()])

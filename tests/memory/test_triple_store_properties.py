@@ -1,4 +1,4 @@
-"""The memory driven at random against a plain model of it: a dictionary, and comparing everything with everything."""
+"""memory/store/triple_store.py: random operations against a model, a dictionary that is searched exhaustively."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ EMBEDDER = FakeEmbedder(16)
 Vector = NDArray[np.float32]
 LEAST_APPROXIMATE = 256  # fewer are always compared one by one
 
-said = st.sampled_from(["weather oslo", "a train?", "weather train monday", "music?", "order refund", "oslo"])
-contexts = st.lists(st.builds(Turn, st.just("desk"), st.sampled_from(["agent", "user", ""]), said), max_size=2).map(tuple)
+texts = st.sampled_from(["weather oslo", "a train?", "weather train monday", "music?", "order refund", "oslo"])
+contexts = st.lists(st.builds(Turn, st.just("desk"), st.sampled_from(["agent", "user", ""]), texts), max_size=2).map(tuple)
 conversations = st.sampled_from(["c0", "c1", "c2", "c3"])
 moments = st.integers(0, 12).map(float)
 pairs = st.builds(
@@ -93,47 +93,47 @@ class MemoryMachine(RuleBasedStateMachine):
         if many:
             self.add_many(0)
 
-    def remember(self, store: TripleStore, made: list[Triple], vectors: Vector | None) -> None:
+    def remember(self, store: TripleStore, new_triples: list[Triple], vectors: Vector | None) -> None:
         new = 0
-        for place, triple in enumerate(made):
+        for place, triple in enumerate(new_triples):
             vector = EMBEDDER.embed([query_text(triple.pair)])[0] if vectors is None else unit(vectors[place])
             new += triple.id not in self.model
             self.model.setdefault(triple.id, (triple, vector))
-        assert store.add(made, vectors) == new
+        assert store.add(new_triples, vectors) == new
 
-    @rule(made=st.lists(triples, max_size=8))
-    def add(self, made: list[Triple]) -> None:
-        assert {t.id for t in self.store.missing(made)} == {t.id for t in made} - set(self.model)
-        self.remember(self.store, made, None)
+    @rule(new_triples=st.lists(triples, max_size=8))
+    def add(self, new_triples: list[Triple]) -> None:
+        assert {t.id for t in self.store.missing(new_triples)} == {t.id for t in new_triples} - set(self.model)
+        self.remember(self.store, new_triples, None)
 
-    @rule(made=st.lists(triples, min_size=1, max_size=8), seed=seeds)
-    def add_with_embeddings(self, made: list[Triple], seed: int) -> None:
-        vectors = np.random.default_rng(seed).normal(size=(len(made), 16)).astype(np.float32)
-        self.remember(self.store, made, vectors)
+    @rule(new_triples=st.lists(triples, min_size=1, max_size=8), seed=seeds)
+    def add_with_embeddings(self, new_triples: list[Triple], seed: int) -> None:
+        vectors = np.random.default_rng(seed).normal(size=(len(new_triples), 16)).astype(np.float32)
+        self.remember(self.store, new_triples, vectors)
 
     @precondition(lambda self: len(self.model) < LEAST_APPROXIMATE)
     @rule(seed=seeds)
     def add_many(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         asked = (Turn("desk", "agent", "a train?"),)
-        made = [
+        new_triples = [
             Triple(Pair("Ann", asked, "yes", "", f"c{n % 5}", int(rng.integers(10**6)), float(n % 13)))
             for n in range(LEAST_APPROXIMATE + 44)
         ]
-        self.remember(self.store, made, rng.normal(size=(len(made), 16)).astype(np.float32))
+        self.remember(self.store, new_triples, rng.normal(size=(len(new_triples), 16)).astype(np.float32))
 
-    @rule(made=st.lists(triples, min_size=1, max_size=4))
-    def another_process_adds(self, made: list[Triple]) -> None:
+    @rule(new_triples=st.lists(triples, min_size=1, max_size=4))
+    def another_process_adds(self, new_triples: list[Triple]) -> None:
         self.store.save()  # lets others write
         other = self.reader or TripleStore(self.folder, EMBEDDER, wait=0)
-        self.remember(other, made, None)
+        self.remember(other, new_triples, None)
         other.save() if self.reader else other.close()
 
     # Changing --------------------------------------------------------------------------------------------------------
 
-    def some(self, data: random.Random, most: int) -> list[str]:
+    def some(self, data: random.Random, max_count: int) -> list[str]:
         known = sorted(self.model)
-        return data.sample(known, min(most, len(known)))
+        return data.sample(known, min(max_count, len(known)))
 
     @rule(rng=st.randoms(use_true_random=False), trace=traces, unknown=triples)
     def set_traces(self, rng: random.Random, trace: str | None, unknown: Triple) -> None:
@@ -158,9 +158,9 @@ class MemoryMachine(RuleBasedStateMachine):
         with pytest.raises(TwinError, match="there is no triple"):
             self.store.edit("0" * 16, new)
 
-    @rule(rng=st.randoms(use_true_random=False), most=st.integers(0, 5))
-    def delete(self, rng: random.Random, most: int) -> None:
-        gone = self.some(rng, most)
+    @rule(rng=st.randoms(use_true_random=False), max_count=st.integers(0, 5))
+    def delete(self, rng: random.Random, max_count: int) -> None:
+        gone = self.some(rng, max_count)
         assert self.store.delete([*gone, *gone[:1], "0" * 16]) == len(gone)
         for name in gone:
             del self.model[name]
@@ -225,15 +225,15 @@ class MemoryMachine(RuleBasedStateMachine):
         allowed = {n: float(v @ vector) for n, (t, v) in self.model.items() if limit.admit(query, t.pair)}
         for store in self.stores:
             options = {"before": limit.before, "role": limit.role, "kind": limit.kind, "left": limit.left}
-            found = store.recall(query, k, **options)
-            self.check(store, found, allowed, k)
-            self.check_with_trace(found, store.recall(query, k, with_trace=True, **options), allowed, k)
-            drawn = store.sample(query, k, before=limit.before, rng=rng)
+            results = store.recall(query, k, **options)
+            self.check(store, results, allowed, k)
+            self.check_with_trace(results, store.recall(query, k, with_trace=True, **options), allowed, k)
+            sampled = store.sample(query, k, before=limit.before, rng=rng)
             admitted = [
                 t for t, _ in self.model.values() if replace(limit, role=None, kind=None, left=False).admit(query, t.pair)
             ]
-            assert len({t.id for t in drawn}) == len(drawn) == min(k, len(admitted))
-            assert all(triple in admitted for triple in drawn)
+            assert len({t.id for t in sampled}) == len(sampled) == min(k, len(admitted))
+            assert all(triple in admitted for triple in sampled)
 
     def misses_nothing(self, store: TripleStore, allowed: dict[str, float]) -> bool:
         """Whether the store has to compare everything; an approximate kind may miss some where all of its base is allowed."""
@@ -241,22 +241,22 @@ class MemoryMachine(RuleBasedStateMachine):
         base = list(self.model)[: max(0, len(self.model) - stats.tail)]
         return stats.tuning.kind == "flat" or any(name not in allowed for name in base)
 
-    def check(self, store: TripleStore, found: list[Recalled], allowed: dict[str, float], k: int) -> None:
-        assert len({r.triple.id for r in found}) == len(found) == min(k, len(allowed))
-        for recalled in found:
+    def check(self, store: TripleStore, results: list[Recalled], allowed: dict[str, float], k: int) -> None:
+        assert len({r.triple.id for r in results}) == len(results) == min(k, len(allowed))
+        for recalled in results:
             assert recalled.triple == self.model[recalled.triple.id][0]
             assert abs(recalled.similarity - allowed[recalled.triple.id]) < 1e-5
-        similarities = [r.similarity for r in found]
+        similarities = [r.similarity for r in results]
         assert similarities == sorted(similarities, reverse=True)
         if self.misses_nothing(store, allowed):
             np.testing.assert_allclose(similarities, sorted(allowed.values(), reverse=True)[:k], atol=1e-5)
 
-    def check_with_trace(self, found: list[Recalled], other: list[Recalled], allowed: dict[str, float], k: int) -> None:
+    def check_with_trace(self, results: list[Recalled], other: list[Recalled], allowed: dict[str, float], k: int) -> None:
         traced = [similarity for name, similarity in allowed.items() if self.model[name][0].reasoning]
-        if any(recalled.triple.reasoning for recalled in found) or not traced or not k:
-            assert other == found
+        if any(recalled.triple.reasoning for recalled in results) or not traced or not k:
+            assert other == results
         else:
-            assert other[:-1] == found[: k - 1]
+            assert other[:-1] == results[: k - 1]
             assert other[-1].triple.reasoning
             assert abs(other[-1].similarity - max(traced)) < 1e-5
 
@@ -265,8 +265,8 @@ class MemoryMachine(RuleBasedStateMachine):
         elsewhere = replace(query, conversation_id="now")
         for store in self.stores:
             if store.stats().tuning.kind == "flat":
-                found = store.recall(elsewhere, len(self.model) + 3, abandoned=None)
-                assert {r.triple.id: r.triple for r in found} == {name: triple for name, (triple, _) in self.model.items()}
+                results = store.recall(elsewhere, len(self.model) + 3, abandoned=None)
+                assert {r.triple.id: r.triple for r in results} == {name: triple for name, (triple, _) in self.model.items()}
 
     @invariant()
     def it_holds_what_the_model_holds(self) -> None:

@@ -1,4 +1,4 @@
-"""The index: what each kind finds, that filters and cosines are exact, and that a file is whole or refused."""
+"""memory/store/vector_index.py: recall of each kind, filters, exact cosines, and refusal of damaged files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -47,10 +48,10 @@ def clustered(count: int, dimension: int = DIMENSION, *, seed: int = 0) -> Vecto
 
 def columns(count: int, first: int = 1) -> NDArray[np.void]:
     """Columns of so many triples, one a second."""
-    made = np.zeros(count, column_dtype())
-    made["number"] = np.arange(first, first + count)
-    made["moment"] = made["number"]
-    return made
+    array = np.zeros(count, column_dtype())
+    array["number"] = np.arange(first, first + count)
+    array["moment"] = array["number"]
+    return array
 
 
 def built(kind: IndexKind, vectors: Vectors) -> VectorIndex:
@@ -68,9 +69,9 @@ def recall_at_10(index: VectorIndex, vectors: Vectors, queries: Vectors, allowed
     if allowed is not None:
         cosines[:, ~allowed] = -np.inf
     least = np.sort(cosines, axis=1)[:, -10] - 1e-6
-    found = index.search(queries, 10, allowed)
-    assert all(len(set(positions)) == len(positions) for positions, _ in found)
-    near = [np.sum(np.array(similarities) >= bar) for (_, similarities), bar in zip(found, least, strict=True)]
+    results = index.search(queries, 10, allowed)
+    assert all(len(set(positions)) == len(positions) for positions, _ in results)
+    near = [np.sum(np.array(similarities) >= bar) for (_, similarities), bar in zip(results, least, strict=True)]
     return float(np.mean(near)) / 10
 
 
@@ -89,12 +90,12 @@ def queries() -> Vectors:
 @pytest.fixture(scope="module")
 def index_of(vectors: Vectors) -> Callable[[IndexKind], VectorIndex]:
     """The index of a kind over all embeddings, built once."""
-    made: dict[IndexKind, VectorIndex] = {}
+    array: dict[IndexKind, VectorIndex] = {}
 
     def index(kind: IndexKind) -> VectorIndex:
-        if kind not in made:
-            made[kind] = built(kind, vectors)
-        return made[kind]
+        if kind not in array:
+            array[kind] = built(kind, vectors)
+        return array[kind]
 
     return index
 
@@ -104,7 +105,7 @@ Indexes = Callable[[IndexKind], VectorIndex]
 # What is found -----------------------------------------------------------------------------------------------------------
 
 
-def test_flat_finds_exactly_the_nearest_in_order(index_of: Indexes, vectors: Vectors, queries: Vectors) -> None:
+def test_flat_returns_the_exact_nearest_in_order(index_of: Indexes, vectors: Vectors, queries: Vectors) -> None:
     for query, (positions, similarities) in zip(queries, index_of("flat").search(queries, 10), strict=True):
         exact = vectors @ query
         np.testing.assert_allclose(similarities, np.sort(exact)[::-1][:10], atol=1e-6)
@@ -113,7 +114,7 @@ def test_flat_finds_exactly_the_nearest_in_order(index_of: Indexes, vectors: Vec
 
 
 @pytest.mark.parametrize("kind", APPROXIMATE)
-def test_what_is_measured_when_built_is_also_found_for_other_queries(
+def test_recall_measured_at_build_holds_for_new_queries(
     index_of: Indexes, vectors: Vectors, queries: Vectors, kind: IndexKind
 ) -> None:
     index = index_of(kind)
@@ -123,8 +124,8 @@ def test_what_is_measured_when_built_is_also_found_for_other_queries(
     assert recall_at_10(index, vectors, queries) >= 0.95
 
 
-def test_the_effort_is_what_decides_how_much_is_found(index_of: Indexes, vectors: Vectors, queries: Vectors) -> None:
-    index = index_of("ivf")  # else the recall of the test above would not say that tuning works
+def test_lower_effort_lowers_recall(index_of: Indexes, vectors: Vectors, queries: Vectors) -> None:
+    index = index_of("ivfpq")  # otherwise the recall of the test above would not show that tuning works
     tuned = index.tuning
     index.tuning = replace(tuned, effort=1)
     try:
@@ -134,7 +135,7 @@ def test_the_effort_is_what_decides_how_much_is_found(index_of: Indexes, vectors
 
 
 @pytest.mark.parametrize("kind", INDEX_KINDS)
-def test_similarities_are_exact_cosines_in_order_whatever_the_kind(
+def test_similarities_are_exact_cosines_in_order(
     index_of: Indexes, vectors: Vectors, queries: Vectors, kind: IndexKind
 ) -> None:
     allowed = np.random.default_rng(5).random(COUNT) < 0.6
@@ -148,7 +149,7 @@ def test_similarities_are_exact_cosines_in_order_whatever_the_kind(
 @pytest.mark.parametrize("share", [0.5, 0.1, 0.01, 0.0])
 @pytest.mark.parametrize("kind", INDEX_KINDS)
 @pytest.mark.parametrize("exact_count", [0, 5000])
-def test_what_is_not_allowed_is_not_found_and_hides_nothing_that_is(
+def test_filtered_search_returns_only_allowed_and_keeps_recall(
     index_of: Indexes,
     vectors: Vectors,
     queries: Vectors,
@@ -159,36 +160,36 @@ def test_what_is_not_allowed_is_not_found_and_hides_nothing_that_is(
 ) -> None:
     monkeypatch.setattr(index_module, "_EXACT_COUNT", exact_count)  # 0: a tenth is searched as all of them are
     allowed = np.random.default_rng(7).random(COUNT) < share
-    found = index_of(kind).search(queries, 10, allowed)
-    assert all(allowed[positions].all() for positions, _ in found)
+    results = index_of(kind).search(queries, 10, allowed)
+    assert all(allowed[positions].all() for positions, _ in results)
     if not allowed.any():
-        assert found == [([], [])] * len(queries)
+        assert results == [([], [])] * len(queries)
     else:
         assert recall_at_10(index_of(kind), vectors, queries, allowed) >= (0.95 if kind != "flat" else 1)
 
 
 @pytest.mark.parametrize("kind", INDEX_KINDS)
-def test_one_that_may_be_seen_is_found_wherever_it_is(index_of: Indexes, queries: Vectors, kind: IndexKind) -> None:
+def test_single_allowed_position_is_found(index_of: Indexes, queries: Vectors, kind: IndexKind) -> None:
     for position in (0, 31, COUNT - 1):
         allowed = np.arange(COUNT) == position
         assert [positions for positions, _ in index_of(kind).search(queries[:5], 10, allowed)] == [[position]] * 5
 
 
 @pytest.mark.parametrize("kind", INDEX_KINDS)
-def test_none_are_found_where_none_are_wanted(index_of: Indexes, queries: Vectors, kind: IndexKind) -> None:
+def test_k_of_zero_returns_nothing(index_of: Indexes, queries: Vectors, kind: IndexKind) -> None:
     for mask in (None, np.ones(COUNT, bool), np.zeros(COUNT, bool)):
         assert index_of(kind).search(queries[:2], 0, mask) == [([], []), ([], [])]
 
 
 @pytest.mark.parametrize("kind", INDEX_KINDS)
-def test_wanting_more_than_there_are_finds_all(kind: IndexKind) -> None:
-    some = clustered(300, seed=4)
+def test_k_above_count_returns_all_allowed(kind: IndexKind) -> None:
+    small = clustered(300, seed=4)
     allowed = np.arange(300) % 2 == 0
-    [(positions, _)] = built(kind, some).search(some[:1], 1000, allowed)
+    [(positions, _)] = built(kind, small).search(small[:1], 1000, allowed)
     assert sorted(positions) == list(range(0, 300, 2))
 
 
-def test_ivfpq_finds_neighbours_where_there_are_no_clusters() -> None:
+def test_ivfpq_keeps_recall_on_data_without_clusters() -> None:
     rng = np.random.default_rng(2)
     vectors, queries = unit(rng.normal(size=(5000, 64))), unit(rng.normal(size=(100, 64)))
     index = built("ivfpq", vectors)
@@ -197,7 +198,7 @@ def test_ivfpq_finds_neighbours_where_there_are_no_clusters() -> None:
 
 
 @pytest.mark.parametrize("kind", INDEX_KINDS)
-def test_an_odd_dimension_is_as_good(kind: IndexKind, tmp_path: Path) -> None:
+def test_odd_dimension_works(kind: IndexKind, tmp_path: Path) -> None:
     vectors, queries = clustered(2000, 33), clustered(50, 33, seed=1)
     index = built(kind, vectors)
     assert recall_at_10(index, vectors, queries) >= 0.95
@@ -206,12 +207,12 @@ def test_an_odd_dimension_is_as_good(kind: IndexKind, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", INDEX_KINDS)
-def test_triples_with_the_same_embedding_are_each_found(kind: IndexKind) -> None:
+def test_duplicate_embeddings_are_all_returned_latest_first(kind: IndexKind) -> None:
     vectors = np.repeat(clustered(30, seed=3), 20, axis=0)
     index = built(kind, vectors)
-    for place in range(30):
-        [(positions, similarities)] = index.search(vectors[20 * place][None], 20)
-        assert sorted(positions) == list(range(20 * place, 20 * place + 20))
+    for position in range(30):
+        [(positions, similarities)] = index.search(vectors[20 * position][None], 20)
+        assert sorted(positions) == list(range(20 * position, 20 * position + 20))
         assert positions == sorted(positions, reverse=True)  # the latest first
         np.testing.assert_allclose(similarities, 1, atol=1e-5)
         assert max(similarities) <= 1
@@ -222,22 +223,21 @@ def test_triples_with_the_same_embedding_are_each_found(kind: IndexKind) -> None
 # Making ------------------------------------------------------------------------------------------------------------------
 
 
-def test_an_index_is_the_same_whenever_it_is_built(queries: Vectors) -> None:
+def test_build_is_deterministic(queries: Vectors) -> None:
     vectors = clustered(1000, seed=8)
     for kind in INDEX_KINDS:
-        one, other = built(kind, vectors), built(kind, vectors)
-        if kind != "hnsw":  # whose graph depends on the order in which threads add
-            assert one.tuning == other.tuning
-            assert one.search(queries, 10) == other.search(queries, 10)
+        first, second = built(kind, vectors), built(kind, vectors)
+        assert first.tuning == second.tuning
+        assert first.search(queries, 10) == second.search(queries, 10)
 
 
-@pytest.mark.parametrize("said", [99, 101])
-def test_fewer_or_more_embeddings_than_were_said_are_an_error(said: int) -> None:
+@pytest.mark.parametrize("count", [99, 101])
+def test_wrong_count_of_embeddings_is_an_error(count: int) -> None:
     with pytest.raises(ValueError, match=r"100 embeddings instead of 99|100 embeddings instead of 101|could not broadcast"):
-        VectorIndex.build("flat", DIMENSION, said, [(columns(100), clustered(100))])
+        VectorIndex.build("flat", DIMENSION, count, [(columns(100), clustered(100))])
 
 
-def test_an_index_of_nothing_finds_nothing_and_can_be_added_to(tmp_path: Path) -> None:
+def test_empty_index_can_be_written_opened_and_extended(tmp_path: Path) -> None:
     index = VectorIndex.build("flat", DIMENSION, 0, [])
     assert (len(index), index.search(clustered(1), 3)) == (0, [([], [])])
     index.write(tmp_path / "index", "m", generation=5, removals=0, witness=7)
@@ -251,29 +251,29 @@ def test_an_index_of_nothing_finds_nothing_and_can_be_added_to(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", INDEX_KINDS)
-def test_the_tail_is_searched_exactly_and_together_with_the_base(kind: IndexKind, tmp_path: Path) -> None:
-    vectors, more, queries = clustered(1000), clustered(150, seed=6), clustered(50, seed=1)
+def test_tail_is_searched_exactly_together_with_base(kind: IndexKind, tmp_path: Path) -> None:
+    vectors, added, queries = clustered(1000), clustered(150, seed=6), clustered(50, seed=1)
     built(kind, vectors).write(tmp_path / "index", "m", generation=5, removals=0, witness=7)
     index, _ = VectorIndex.open(tmp_path / "index")
-    index.add(columns(100, first=1001), more[:100])
-    index.add(columns(50, first=1101), more[100:])
+    index.add(columns(100, first=1001), added[:100])
+    index.add(columns(50, first=1101), added[100:])
     assert (len(index), index.tail_count) == (1150, 150)
     assert index.columns["number"].tolist() == list(range(1, 1151))
-    every = np.concatenate([vectors, more])
+    every = np.concatenate([vectors, added])
     assert recall_at_10(index, every, queries) >= 0.95
-    [(positions, similarities)] = index.search(more[120][None], 1)
+    [(positions, similarities)] = index.search(added[120][None], 1)
     assert positions == [1120]
     np.testing.assert_allclose(similarities, 1, atol=1e-5)
-    tail, some = np.arange(1150) >= 1000, np.arange(1150) % 7 == 0
-    for allowed in (tail, some, tail & some, ~tail & some):  # so few that the base is searched exactly too
-        found = index.search(queries, 5, allowed)
+    tail, small = np.arange(1150) >= 1000, np.arange(1150) % 7 == 0
+    for allowed in (tail, small, tail & small, ~tail & small):  # so few that the base is searched exactly too
+        results = index.search(queries, 5, allowed)
         exact = np.sort(np.where(allowed, queries @ every.T, -np.inf), axis=1)[:, ::-1][:, :5]
-        np.testing.assert_allclose([similarities for _, similarities in found], exact, atol=1e-5)
-        assert all(allowed[positions].all() for positions, _ in found)
+        np.testing.assert_allclose([similarities for _, similarities in results], exact, atol=1e-5)
+        assert all(allowed[positions].all() for positions, _ in results)
     assert index.search(queries[:1], 5, np.zeros(1150, bool)) == [([], [])]
 
 
-def test_an_index_that_is_all_tail_finds_the_nearest() -> None:
+def test_index_without_base_finds_the_nearest() -> None:
     vectors, index = clustered(100), VectorIndex(DIMENSION)
     for start in range(0, 100, 10):
         index.add(columns(10, first=start + 1), vectors[start : start + 10])
@@ -282,7 +282,7 @@ def test_an_index_that_is_all_tail_finds_the_nearest() -> None:
     assert len(index.search(vectors[:1], 500)[0][0]) == 100
 
 
-def test_of_equally_similar_triples_the_latest_comes_first_in_base_and_tail() -> None:
+def test_latest_of_equally_similar_comes_first_in_base_and_tail() -> None:
     same = np.repeat(clustered(1), 10, axis=0)
     index = built("flat", same)
     index.add(columns(10, first=11), same)
@@ -295,7 +295,7 @@ def test_of_equally_similar_triples_the_latest_comes_first_in_base_and_tail() ->
 
 
 @pytest.mark.parametrize("kind", INDEX_KINDS)
-def test_an_index_is_the_same_when_opened_again(index_of: Indexes, queries: Vectors, kind: IndexKind, tmp_path: Path) -> None:
+def test_opened_index_equals_written_index(index_of: Indexes, queries: Vectors, kind: IndexKind, tmp_path: Path) -> None:
     index, path = index_of(kind), tmp_path / "index"
     index.write(path, "memory", generation=5, removals=3, witness=7)
     opened, stamp = VectorIndex.open(path)
@@ -310,24 +310,22 @@ def test_an_index_is_the_same_when_opened_again(index_of: Indexes, queries: Vect
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
 @pytest.mark.parametrize("kind", INDEX_KINDS)
-def test_an_opened_index_is_mapped_and_outlives_its_file(
+def test_opened_index_is_memory_mapped_and_outlives_its_file(
     index_of: Indexes, queries: Vectors, kind: IndexKind, tmp_path: Path
 ) -> None:
     index, path = index_of(kind), tmp_path / "index"
     index.write(path, "memory", generation=5, removals=0, witness=7)
     opened, _ = VectorIndex.open(path)
     assert str(path) in Path("/proc/self/maps").read_text()
-    other = built("flat", clustered(300))
-    other.write(path, "memory", generation=5, removals=1, witness=7)  # is put in its place while it is used
+    second = built("flat", clustered(300))
+    second.write(path, "memory", generation=5, removals=1, witness=7)  # is put in its place while it is used
     assert opened.search(queries, 10) == index.search(queries, 10)
     assert len(VectorIndex.open(path)[0]) == 300
     path.unlink()
     assert opened.search(queries, 10) == index.search(queries, 10)
 
 
-def test_an_index_of_another_version_is_refused_and_not_taken_for_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_index_of_another_version_is_refused_but_not_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "index"
     with monkeypatch.context() as later:
         later.setattr("usertwin.memory.store.vector_index.asdict", lambda value: asdict(value) | {"more": 1})
@@ -336,7 +334,17 @@ def test_an_index_of_another_version_is_refused_and_not_taken_for_damage(
         VectorIndex.open(path)
 
 
-def test_a_missing_index_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_index_of_a_deleted_kind_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    path = tmp_path / "index"
+    index = built("flat", clustered(300))
+    index.tuning = Tuning(cast("IndexKind", kind), 32, 0.99, 200)
+    index.write(path, "memory", generation=5, removals=1, witness=7)
+    with pytest.raises(UnusableIndexError, match=rf'^is of the kind "{kind}", which this version does not have$'):
+        VectorIndex.open(path)
+
+
+def test_missing_index_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UnusableIndexError, match=r"^is missing$"):
         VectorIndex.open(tmp_path / "index")
 
@@ -359,7 +367,7 @@ def refused(path: Path, content: bytes) -> bool:
     return False
 
 
-def test_an_index_cut_short_anywhere_is_refused(written: bytes, tmp_path: Path) -> None:
+def test_truncated_index_is_refused(written: bytes, tmp_path: Path) -> None:
     assert not refused(tmp_path / "index", written)
     size, rows = len(written), 300 * column_dtype().itemsize
     known = int.from_bytes(written[-32:-24], "little")
@@ -368,25 +376,25 @@ def test_an_index_cut_short_anywhere_is_refused(written: bytes, tmp_path: Path) 
     assert [cut for cut in sorted(cuts) if cut < size and not refused(tmp_path / "index", written[:cut])] == []
 
 
-def test_an_index_with_more_at_its_end_is_refused(written: bytes, tmp_path: Path) -> None:
+def test_index_with_extra_bytes_is_refused(written: bytes, tmp_path: Path) -> None:
     assert refused(tmp_path / "index", written + b"\0")
     assert refused(tmp_path / "index", written + written)
     assert refused(tmp_path / "index", written + written[-40:])
 
 
-def test_an_index_with_a_flipped_bit_anywhere_is_refused(written: bytes, tmp_path: Path) -> None:
+def test_index_with_a_flipped_bit_is_refused(written: bytes, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     places = {*range(60), *range(len(written) - 60, len(written)), *rng.integers(len(written), size=150).tolist()}
     missed: list[int] = []
-    for place in sorted(places):
+    for position in sorted(places):
         flipped = bytearray(written)
-        flipped[place] ^= 1 << int(rng.integers(8))
+        flipped[position] ^= 1 << int(rng.integers(8))
         if not refused(tmp_path / "index", bytes(flipped)):
-            missed.append(place)
+            missed.append(position)
     assert missed == []
 
 
-def test_an_index_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "index"
     built("flat", clustered(20)).write(path, "memory", generation=5, removals=1, witness=7)
     old = path.read_bytes()
@@ -394,7 +402,7 @@ def test_an_index_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monk
     def fails(*_: object) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(index_module, "digest", fails)
+    monkeypatch.setattr(index_module, "file_checksum", fails)
     with pytest.raises(OSError, match="No space left"):
         built("flat", clustered(30)).write(path, "memory", generation=5, removals=2, witness=7)
     assert path.read_bytes() == old
@@ -404,7 +412,7 @@ def test_an_index_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monk
 # Columns and kinds -------------------------------------------------------------------------------------------------------
 
 
-def test_a_text_has_the_same_key_for_ever() -> None:
+def test_hash_keys_are_stable() -> None:
     """The keys are in the files: another hash would make every index a stale one."""
     assert (hash_key(""), hash_key("conversation"), hash_key("é😀")) == (
         -5978950695371172670,
@@ -416,15 +424,15 @@ def test_a_text_has_the_same_key_for_ever() -> None:
     assert all(-(2**63) <= hash_key(text) < 2**63 for text in texts)
 
 
-def test_columns_say_what_recall_filters_by() -> None:
+def test_columns_hold_the_filter_values() -> None:
     context = (Turn("desk", "agent", "Which day?"),)
     pair = Pair("Ann", context, "tomorrow", "", "c1", 3, 9.5)
     assert column_values(7, pair) == (7, 9.5, hash_key("c1"), hash_key("agent"), hash_key("question"), False)
-    gone = replace(pair, context=(), action="(left)", ends=True)
+    gone = replace(pair, context=(), action="(left)", ends_conversation=True)
     assert column_values(8, gone) == (8, 9.5, hash_key("c1"), hash_key(""), hash_key("opening"), True)
-    assert column_values(8, replace(gone, ends=False))[-1] is False
+    assert column_values(8, replace(gone, ends_conversation=False))[-1] is False
     both = np.array([column_values(7, pair), column_values(8, gone)], column_dtype())
-    assert both["left"].tolist() == [False, True]
+    assert both["abandoned"].tolist() == [False, True]
     assert both["moment"].tolist() == [9.5, 9.5]
 
 
@@ -434,20 +442,17 @@ def test_columns_say_what_recall_filters_by() -> None:
         (0, "auto", "flat"),
         (FLAT_UP_TO, "auto", "flat"),
         (FLAT_UP_TO + 1, "auto", "ivfpq"),
-        (255, "hnsw", "flat"),
         (255, "ivfpq", "flat"),
-        (256, "hnsw", "hnsw"),
-        (256, "ivf", "ivf"),
         (256, "ivfpq", "ivfpq"),
         (FLAT_UP_TO + 1, "flat", "flat"),
     ],
 )
-def test_the_kind_goes_by_size_unless_one_is_wanted(count: int, wanted: str, kind: IndexKind) -> None:
+def test_kind_depends_on_size_unless_requested(count: int, wanted: str, kind: IndexKind) -> None:
     assert kind_for(count, wanted) == kind
 
 
 @pytest.mark.parametrize("kind", INDEX_KINDS)
-def test_every_kind_can_be_built_from_the_least_count_that_may_have_it(kind: IndexKind) -> None:
+def test_every_kind_can_be_built_at_the_smallest_count(kind: IndexKind) -> None:
     vectors = clustered(256, seed=11)
     index = built(kind, vectors)
     assert index.tuning.kind == kind

@@ -1,7 +1,7 @@
-"""A planted case: a person with a hidden rule, and traces of which only one tells it. What scores best must be that one.
+"""memory/recon/ on a planted case: a person with a hidden rule, and traces of which only one states it; it must score best.
 
-Whatever costs more than a hundred makes Ann angry, and she refuses; whatever costs less makes her happy, and she accepts. A
-copy of what she wrote is the best trace by any naive score, and worth nothing as a reason; guarded, it is the worst.
+A price above a hundred makes Ann angry, and she refuses; a lower price makes her happy, and she accepts. A copy of her reply
+scores best without guards although it is no reason; with guards it scores worst.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 from scipy.stats import rankdata
 
-from conftest import Telling
+from conftest import FunctionChatModel
 from usertwin.memory import ChatModel, LikelihoodGain, Scorer, Synthesizer
 from usertwin.memory.models.scoring import Likelihood
 from usertwin.memory.recon.guards import rejection_reason
@@ -83,51 +83,51 @@ POST_HOC = (
 KINDS = ("true", "post hoc", "shuffled", "bag of words", "copy")
 
 
-class Moment(NamedTuple):
+class PlantedPair(NamedTuple):
     """A pair, and the trace of each kind."""
 
     pair: Pair
     traces: dict[str, str]
 
 
-def moments() -> list[Moment]:
-    """Sixteen moments: the true reason, a story beside it, that of an opposite outcome, its words in disorder, the action."""
-    found: list[Moment] = []
-    for place in range(8):
-        reasons = WHY_REFUSED[place % 3], WHY_ACCEPTED[place % 3]
-        for outcome, (said, action) in enumerate((REFUSED[place], ACCEPTED[place])):
-            number = len(found)
-            pair = Pair("Ann", (Turn("Bob", "agent", said),), action, "", f"talk {number}", 1, float(number))
+def planted_pairs() -> list[PlantedPair]:
+    """Return sixteen pairs with their traces: true reason, unrelated story, opposite reason, shuffled words, the action."""
+    result: list[PlantedPair] = []
+    for index in range(8):
+        reasons = WHY_REFUSED[index % 3], WHY_ACCEPTED[index % 3]
+        for outcome, (text, action) in enumerate((REFUSED[index], ACCEPTED[index])):
+            number = len(result)
+            pair = Pair("Ann", (Turn("Bob", "agent", text),), action, "", f"talk {number}", 1, float(number))
             true = reasons[outcome]
             disorder = " ".join(random.Random(number).sample(true.split(), len(true.split())))
-            story = POST_HOC[(place + outcome) % len(POST_HOC)]
+            story = POST_HOC[(index + outcome) % len(POST_HOC)]
             traces = (true, story, reasons[1 - outcome], disorder, f"I would say: {action}")
-            found.append(Moment(pair, dict(zip(KINDS, traces, strict=True))))
-    return found
+            result.append(PlantedPair(pair, dict(zip(KINDS, traces, strict=True))))
+    return result
 
 
 # Scores of all kinds ---------------------------------------------------------------------------------------------------
 
 
 class Table(NamedTuple):
-    """A score for each moment and kind, unguarded and guarded; guarded, what a guard rejects is at the bottom."""
+    """A score for each pair and kind, without and with guards; with guards a rejected trace has the lowest score."""
 
     unguarded: list[dict[str, float]]
     guarded: list[dict[str, float]]
 
     @staticmethod
     def of(scorer: Scorer) -> Table:
-        """Score all traces of all moments."""
+        """Score all traces of all pairs."""
         table = Table([], [])
-        for pair, traces in moments():
-            naive, novel = (
-                asyncio.run(LikelihoodGain(scorer, novel=one).score(pair, list(traces.values()))) for one in (False, True)
+        for pair, traces in planted_pairs():
+            naive, guarded = (
+                asyncio.run(LikelihoodGain(scorer, guarded=value).score(pair, list(traces.values()))) for value in (False, True)
             )  # fmt: skip
             rejected = [rejection_reason(trace, pair) for trace in traces.values()]
             bottom = float("-inf")
-            table.unguarded.append({kind: one.value for kind, one in zip(traces, naive, strict=True)})
+            table.unguarded.append({kind: value.value for kind, value in zip(traces, naive, strict=True)})
             table.guarded.append(
-                {kind: bottom if why else one.value for kind, one, why in zip(traces, novel, rejected, strict=True)}
+                {kind: bottom if why else value.value for kind, value, why in zip(traces, guarded, rejected, strict=True)}
             )
         return table
 
@@ -135,7 +135,7 @@ class Table(NamedTuple):
 def mean_ranks(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean place of each kind, 1 for the best; equals share theirs."""
     ranks = [rankdata([-row[kind] for kind in KINDS]) for row in scores]
-    return {kind: fmean(row[place] for row in ranks) for place, kind in enumerate(KINDS)}
+    return {kind: fmean(row[index] for row in ranks) for index, kind in enumerate(KINDS)}
 
 
 def means(scores: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -185,10 +185,10 @@ class KnowingScorer:
         return [self._one(prompt, continuation) for prompt, continuation in items]
 
     def _one(self, prompt: str, continuation: str) -> Likelihood:
-        thought = found[1] if (found := re.search(r"\(Me thinking: (.*)\)\nMe:$", prompt)) else ""
+        thought = result[1] if (result := re.search(r"\(Me thinking: (.*)\)\nMe:$", prompt)) else ""
         told = " ".join(word_tokens(thought))
         belief = [_PRIOR * _RATIO ** sum(f" {phrase} " in f" {told} " for phrase in phrases) for phrases in SPEAKS_FOR]
-        belief = [one / fsum([*belief, 1 - 2 * _PRIOR]) for one in [*belief, 1 - 2 * _PRIOR]]
+        belief = [value / fsum([*belief, 1 - 2 * _PRIOR]) for value in [*belief, 1 - 2 * _PRIOR]]
         kinds = _vocabulary()
         known = set(kinds[0] | kinds[1])
         on_mind = known & set(content_words(_plain(thought)))
@@ -198,8 +198,8 @@ class KnowingScorer:
             word = "".join(_plain(token[0])) or "\n"
             anything = (_ON_MIND if word in on_mind else 1) / (len(known) + (_ON_MIND - 1) * len(on_mind))
             likely = [*(0.5 * kind[word] / kind.total() + 0.5 * anything for kind in kinds), anything]
-            whole = fsum(one * p for one, p in zip(belief, likely, strict=True))
-            belief = [one * p / whole for one, p in zip(belief, likely, strict=True)]
+            whole = fsum(value * p for value, p in zip(belief, likely, strict=True))
+            belief = [value * p / whole for value, p in zip(belief, likely, strict=True)]
             each.append(log(whole))
         return Likelihood(fsum(each), len(each), tuple(each), tuple(token.end() for token in tokens))
 
@@ -208,12 +208,12 @@ class KnowingScorer:
 
 
 def test_the_copy_is_rejected_at_every_moment_and_no_other_trace_is() -> None:
-    for pair, traces in moments():
+    for pair, traces in planted_pairs():
         rejected = {kind for kind, trace in traces.items() if rejection_reason(trace, pair)}
         assert rejected == {"copy"}
 
 
-def test_the_knowing_reader_is_a_distribution_and_takes_no_notice_of_what_is_beside_the_point() -> None:
+def test_knowing_scorer_is_a_distribution_and_ignores_unrelated_words() -> None:
     prompt = "(Me thinking: it was over my limit)\nMe:"
     kinds = _vocabulary()
     single = [KnowingScorer().score([(prompt, f" {word}")])[0].nats for word in set(kinds[0] | kinds[1]) - {"\n"}]
@@ -223,7 +223,7 @@ def test_the_knowing_reader_is_a_distribution_and_takes_no_notice_of_what_is_bes
     assert idle == nothing
 
 
-def test_unguarded_the_copy_comes_first_and_guarded_the_true_reason_does_and_the_copy_last() -> None:
+def test_copy_ranks_first_unguarded_and_last_guarded() -> None:
     table = Table.of(KnowingScorer())
     assert mean_ranks(table.unguarded)["copy"] == 1
     assert mean_ranks(table.unguarded)["true"] == 2
@@ -232,11 +232,11 @@ def test_unguarded_the_copy_comes_first_and_guarded_the_true_reason_does_and_the
     assert scores["true"] > 0.1 > 0.02 > max(scores["post hoc"], scores["bag of words"]) > -0.02 > -0.1 > scores["shuffled"]
 
 
-def test_a_synthesizer_is_proposed_all_of_them_and_keeps_the_true_reason() -> None:
+def test_synthesizer_selects_the_true_reason() -> None:
     scorer = KnowingScorer()
-    for number, (pair, traces) in enumerate(moments()):
+    for number, (pair, traces) in enumerate(planted_pairs()):
         turn = itertools.cycle(random.Random(number).sample(list(traces.values()), len(traces)))
-        model = ChatModel("writer", Telling(say=lambda *_, turn=turn: next(turn)))
+        model = ChatModel("writer", FunctionChatModel(reply=lambda *_, turn=turn: next(turn)))
         maker = Synthesizer("recon", model, LikelihoodGain(scorer), scorer, candidates=len(traces))
         triple = asyncio.run(maker.synthesize(pair, "Ann"))
         assert triple.reasoning == traces["true"]
@@ -245,7 +245,7 @@ def test_a_synthesizer_is_proposed_all_of_them_and_keeps_the_true_reason() -> No
 
 
 @pytest.mark.slow
-def test_the_local_model_tells_the_true_reason_from_the_others_where_it_is_guarded_and_not_where_it_is_not() -> None:
+def test_local_model_finds_the_true_reason_only_with_guards() -> None:
     from usertwin.simulator import load_scorer
 
     table = Table.of(load_scorer("local"))
