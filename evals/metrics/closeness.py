@@ -201,10 +201,7 @@ def _discriminator_scores(turns: Sequence[MeasuredTurn], arm: str | None, seed: 
 
 
 def _discriminator_summary(
-    by_person: Mapping[str, Sequence[MeasuredTurn]],
-    scores: Mapping[str, _ArmScores | None],
-    resampling: Resampling,
-    seed: int,
+    by_person: Mapping[str, Sequence[MeasuredTurn]], scores: Mapping[str, _ArmScores | None], resampling: Resampling, seed: int
 ) -> dict[str, Any] | None:
     """Return the folds, and the control, whose AUC should be 0.5: the person's real turns here and elsewhere."""
     control = _discriminator_scores(list(chain.from_iterable(by_person.values())), None, seed)
@@ -226,11 +223,7 @@ class _PersonMeasure:
     """One measure of one person's turns, by arm."""
 
     def __init__(
-        self,
-        turns: Sequence[MeasuredTurn],
-        measure: Measure,
-        resampling: Resampling,
-        scores: Mapping[str, _ArmScores | None],
+        self, turns: Sequence[MeasuredTurn], measure: Measure, resampling: Resampling, scores: Mapping[str, _ArmScores | None]
     ) -> None:
         self._turns, self._measure, self._resampling, self._scores = turns, measure, resampling, scores
         self._cache: dict[tuple[str, _Places], BootstrapDistribution | None] = {}

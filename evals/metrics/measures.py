@@ -277,10 +277,7 @@ def _rate(turns: Sequence[MeasuredTurn], arm: str, feature: Callable[[str], bool
 
 
 def _distance(
-    turns: Sequence[MeasuredTurn],
-    arm: str,
-    pieces: Callable[[str], Counter[str]],
-    distance: Callable[[Floats, Floats], Floats],
+    turns: Sequence[MeasuredTurn], arm: str, pieces: Callable[[str], Counter[str]], distance: Callable[[Floats, Floats], Floats]
 ) -> Statistic | None:
     """Return the distance of the replies' counts from those of the real turns; None if the real turns have none."""
     by_reply: dict[str, Counter[str]] = {}
