@@ -49,24 +49,14 @@ def _line(turn: MeasuredTurn, arm: str, about: Mapping[str, Any]) -> dict[str, A
     real = _messages([*context, ("user", turn.action)])
     episode = f"{turn.person}/{turn.conversation_id}/{turn.position}"
     metadata = {
-        **about,
-        "arm": arm,
-        "person": turn.person,
-        "conversation_id": turn.conversation_id,
-        "position": turn.position,
+        **about, "arm": arm, "person": turn.person, "conversation_id": turn.conversation_id, "position": turn.position,
         "measured_user_turn": sum(message["role"] == "user" for message in real) - 1,
-    }
+    }  # fmt: skip
     return {
-        "episode_id": episode,
-        "task_id": turn.person,
-        "real_conversation": real,
-        "rollout_conversation": _messages([*context, ("user", turn.replies[arm][0])]),
-        "metadata": metadata,
-        "conversation_id": episode,
-        "turns": real,
-        "task_tag": TASK_TAG,
-        "task_description": turn.goal,
-    }
+        "episode_id": episode, "task_id": turn.person, "real_conversation": real,
+        "rollout_conversation": _messages([*context, ("user", turn.replies[arm][0])]), "metadata": metadata,
+        "conversation_id": episode, "turns": real, "task_tag": TASK_TAG, "task_description": turn.goal,
+    }  # fmt: skip
 
 
 def _messages(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:

@@ -26,59 +26,59 @@ def cheaper(measured: list[MeasuredTurn], bits: float) -> list[MeasuredTurn]:
 
 
 def test_twins_are_compared_turn_by_turn() -> None:
-    found = compare(result(), result(), turns(), cheaper(turns(), 1.1))
-    assert found["twin"]["value"] == pytest.approx(-0.1)
-    assert (found["twin"]["n"], found["twin"]["people"]) == (40, 4)
-    assert found["twin"]["high"] < 0
-    assert "closer: −0.100 bits per character, new minus old" in verdict_of(found)
-    assert "n=40 turns of 4 people" in verdict_of(found)
+    comparison = compare(result(), result(), turns(), cheaper(turns(), 1.1))
+    assert comparison["twin"]["value"] == pytest.approx(-0.1)
+    assert (comparison["twin"]["n"], comparison["twin"]["people"]) == (40, 4)
+    assert comparison["twin"]["high"] < 0
+    assert "closer: −0.100 bits per character, new minus old" in verdict_of(comparison)
+    assert "n=40 turns of 4 people" in verdict_of(comparison)
 
 
 def test_only_turns_that_both_runs_hold_are_paired() -> None:
     changed = [replace(turn, action="something else") if turn.position < 10 else turn for turn in turns()]
-    found = compare(result(), result(), turns(), cheaper(changed, 1.1)[:20])
-    assert found["twin"]["n"] == 10
+    comparison = compare(result(), result(), turns(), cheaper(changed, 1.1)[:20])
+    assert comparison["twin"]["n"] == 10
 
 
 def test_twins_of_different_arms_are_paired_by_their_own_arm() -> None:
-    found = compare(result(), result(twin_arm="persona"), turns(), turns())
-    assert found["differs"] == {"twin_arm": [TWIN, "persona"]}
-    assert found["twin"]["value"] == pytest.approx(sum(39.0 - turn.bits[TWIN] for turn in turns()) / (40 * 11), abs=0.05)
+    comparison = compare(result(), result(twin_arm="persona"), turns(), turns())
+    assert comparison["differs"] == {"twin_arm": [TWIN, "persona"]}
+    assert comparison["twin"]["value"] == pytest.approx(sum(39.0 - turn.bits[TWIN] for turn in turns()) / (40 * 11), abs=0.05)
 
 
 def test_without_a_common_turn_there_is_no_difference_of_twins() -> None:
-    found = compare(result(), result(), turns()[:20], turns()[20:])
-    assert found["twin"] is None
-    assert "cannot be compared turn by turn" in verdict_of(found)
+    comparison = compare(result(), result(), turns()[:20], turns()[20:])
+    assert comparison["twin"] is None
+    assert "cannot be compared turn by turn" in verdict_of(comparison)
 
 
 def test_bits_of_different_scorers_are_not_subtracted() -> None:
     other = result(models={**result()["models"], "scorer": "local:small"})
-    found = compare(result(), other, turns(), turns())
-    assert not found["comparable"]
-    assert found["why_not"] == ["bits of different scorers (local, local:small) cannot be compared"]
-    assert found["twin"] is None
-    persona = found["arms"]["persona"]
+    comparison = compare(result(), other, turns(), turns())
+    assert not comparison["comparable"]
+    assert comparison["why_not"] == ["bits of different scorers (local, local:small) cannot be compared"]
+    assert comparison["twin"] is None
+    persona = comparison["arms"]["persona"]
     assert persona["bits_per_char"]["difference"] is None
     assert persona["choice"]["difference"] is None
     assert persona["chrf"]["difference"] == 0.0
-    assert found["differs"] == {"models.scorer": ["local", "local:small"]}
+    assert comparison["differs"] == {"models.scorer": ["local", "local:small"]}
 
 
 def test_averages_over_different_people_are_not_subtracted_but_common_turns_are_paired() -> None:
     fewer = result(people={PEOPLE[0]: result()["people"][PEOPLE[0]]})
-    found = compare(result(), fewer, turns(), [turn for turn in turns() if turn.person == PEOPLE[0]])
-    assert "chitchat/bob, support/cyd, support/dee in one run only" in found["why_not"][0]
-    assert all(measure["difference"] is None for arm in found["arms"].values() for measure in arm.values())
-    assert (found["twin"]["n"], found["twin"]["p"]) == (10, None)
+    comparison = compare(result(), fewer, turns(), [turn for turn in turns() if turn.person == PEOPLE[0]])
+    assert "chitchat/bob, support/cyd, support/dee in one run only" in comparison["why_not"][0]
+    assert all(measure["difference"] is None for arm in comparison["arms"].values() for measure in arm.values())
+    assert (comparison["twin"]["n"], comparison["twin"]["p"]) == (10, None)
 
 
 def test_measures_are_subtracted_arm_by_arm_and_missing_ones_are_none() -> None:
     new = result(arms={TWIN: {"bits_per_char": est(1.3), "new_measure": est(1.0)}})
-    found = compare(result(), new)
-    assert found["arms"][TWIN]["bits_per_char"]["difference"] == pytest.approx(1.3 - 1.396)
-    assert found["arms"][TWIN]["new_measure"] == {"old": None, "new": est(1.0), "difference": None}
-    assert found["arms"]["persona"]["chrf"]["new"] is None
+    comparison = compare(result(), new)
+    assert comparison["arms"][TWIN]["bits_per_char"]["difference"] == pytest.approx(1.3 - 1.396)
+    assert comparison["arms"][TWIN]["new_measure"] == {"old": None, "new": est(1.0), "difference": None}
+    assert comparison["arms"]["persona"]["chrf"]["new"] is None
 
 
 def test_differences_in_setup_are_listed() -> None:
@@ -142,10 +142,10 @@ def test_a_run_of_an_earlier_version_is_reported_like_a_present_one(tmp_path: Pa
 def test_a_run_of_an_earlier_version_is_compared_with_a_present_one(tmp_path: Path) -> None:
     old, new = old_run(tmp_path / "old"), write_run(tmp_path / "new", result(), turns())
     done = CliRunner().invoke(compare_command, [str(old), str(new), "--json", "-"], catch_exceptions=False)
-    found = json.loads(done.stdout)
-    assert found["differs"] == {}
-    assert found["arms"]["recon"]["bits_per_char"]["difference"] == 0.0
-    assert "recalled_triples" not in found["arms"]
+    comparison = json.loads(done.stdout)
+    assert comparison["differs"] == {}
+    assert comparison["arms"]["recon"]["bits_per_char"]["difference"] == 0.0
+    assert "recalled_triples" not in comparison["arms"]
 
 
 def test_a_fidelity_and_a_control_of_an_earlier_version_have_their_present_names() -> None:
@@ -187,12 +187,12 @@ def test_compare_writes_every_figure(tmp_path: Path) -> None:
     old = write_run(tmp_path / "old", result(), turns())
     new = write_run(tmp_path / "new", result(name="later"), cheaper(turns(), 1.1))
     to_screen = CliRunner().invoke(compare_command, [str(old), str(new), "--json", "-"], catch_exceptions=False)
-    found = json.loads(to_screen.stdout)
-    assert found["names"] == ["four <people>", "later"]
-    assert found["twin"]["n"] == 40
-    file = tmp_path / "found.json"
+    comparison = json.loads(to_screen.stdout)
+    assert comparison["names"] == ["four <people>", "later"]
+    assert comparison["twin"]["n"] == 40
+    file = tmp_path / "comparison.json"
     CliRunner().invoke(compare_command, [str(old), str(new), "--json", str(file)], catch_exceptions=False)
-    assert json.loads(file.read_text("utf-8")) == found
+    assert json.loads(file.read_text("utf-8")) == comparison
 
 
 def test_export_writes_a_line_for_each_reply_of_the_twin_or_the_named_arm(tmp_path: Path) -> None:

@@ -82,16 +82,16 @@ def test_without_an_interval_there_is_no_clear_difference() -> None:
 
 
 def test_the_best_alternative_is_the_closest_arm() -> None:
-    found = best_alternative(result())
-    assert found is not None
-    assert found[0] == "persona"
+    best = best_alternative(result())
+    assert best is not None
+    assert best[0] == "persona"
 
 
 def test_a_contrast_of_other_arm_minus_twin_is_negated() -> None:
     contrasts = {f"openevals - {TWIN}": {"bits_per_char": {**est(0.1), "low": 0.02, "high": 0.3}}}
-    found = best_alternative(result(paired=contrasts))
-    assert found is not None
-    assert (found[0], found[1]["value"], found[1]["low"], found[1]["high"]) == ("openevals", -0.1, -0.3, -0.02)
+    best = best_alternative(result(paired=contrasts))
+    assert best is not None
+    assert (best[0], best[1]["value"], best[1]["low"], best[1]["high"]) == ("openevals", -0.1, -0.3, -0.02)
 
 
 def test_the_summary_names_a_closer_way_to_show_the_same_memory() -> None:
@@ -105,8 +105,8 @@ def test_the_summary_of_a_run_without_contrasts_says_so() -> None:
 
 
 def test_every_summary_is_one_sentence() -> None:
-    for found in (result(), against(0.1, 0.01), against(0.0, 0.01), result(paired={})):
-        assert re.findall(r"\.(?!\d)", summary_of(found)) == ["."]
+    for summarized in (result(), against(0.1, 0.01), against(0.0, 0.01), result(paired={})):
+        assert re.findall(r"\.(?!\d)", summary_of(summarized)) == ["."]
 
 
 # Numbers
@@ -209,9 +209,9 @@ def test_an_unknown_share_of_the_judge_is_called_unknown() -> None:
 def test_a_memorization_without_turns_and_a_transfer_without_scores_are_left_out() -> None:
     leakage = {PEOPLE[0]: {"near_duplicates": 0, "of": 3, "memorized": {"value": None, "n": 0}, "checked": []}}
     gone = {**result()["transfer"][0], "bits_per_char": None}
-    found = {section.name: section for section in sections_of(result(leakage=leakage, transfer=[gone]))}
-    assert found["leakage"].grids[0].rows[0].cells[1].text == "–"
-    assert "transfer" not in found
+    sections = {section.name: section for section in sections_of(result(leakage=leakage, transfer=[gone]))}
+    assert sections["leakage"].grids[0].rows[0].cells[1].text == "–"
+    assert "transfer" not in sections
 
 
 def test_depths_are_in_numeric_order() -> None:
@@ -260,29 +260,29 @@ def test_a_difference_without_an_interval_has_only_a_dot() -> None:
 
 
 def test_the_best_turns_are_the_closest_and_the_worst_the_least_close() -> None:
-    found = example_turns(turns(40), TWIN)
-    numbers = {kind: [turn.position for turn in some] for kind, some in found.items()}
+    examples = example_turns(turns(40), TWIN)
+    numbers = {kind: [turn.position for turn in kind_turns] for kind, kind_turns in examples.items()}
     assert numbers["best"] == [39, 38, 37]
     assert numbers["worst"] == [0, 1, 2]
     assert all(15 <= place <= 24 for place in numbers["typical"])
 
 
 def test_examples_are_of_different_people_and_none_is_shown_twice() -> None:
-    found = example_turns(turns(40), TWIN)
-    assert all(len({turn.person for turn in some}) == 3 for some in found.values())
-    everything = [turn.position for some in found.values() for turn in some]
+    examples = example_turns(turns(40), TWIN)
+    assert all(len({turn.person for turn in kind_turns}) == 3 for kind_turns in examples.values())
+    everything = [turn.position for kind_turns in examples.values() for turn in kind_turns]
     assert len(set(everything)) == len(everything) == 9
 
 
 def test_of_one_person_examples_are_of_different_conversations() -> None:
-    found = example_turns([turn(number, PEOPLE[0], number / 20, number) for number in range(20)], TWIN)
-    assert all(len({turn.conversation_id for turn in some}) == 3 for some in found.values())
+    examples = example_turns([turn(number, PEOPLE[0], number / 20, number) for number in range(20)], TWIN)
+    assert all(len({turn.conversation_id for turn in kind_turns}) == 3 for kind_turns in examples.values())
 
 
 @given(st.integers(0, 8))
 def test_few_turns_are_divided_without_repetition(count: int) -> None:
-    found = example_turns(turns(count), TWIN)
-    places = [turn.position for some in found.values() for turn in some]
+    examples = example_turns(turns(count), TWIN)
+    places = [turn.position for kind_turns in examples.values() for turn in kind_turns]
     assert len(places) == len(set(places)) == min(count, 9)
 
 

@@ -40,15 +40,15 @@ def refused(folder: Path, text: str) -> str:
 
 
 def test_a_minimal_suite_has_the_default_arms(tmp_path: Path) -> None:
-    found = read(tmp_path, MINIMAL)
-    assert (found.arms, found.turns, found.k, found.window) == (DEFAULT_ARMS, 100, None, None)
-    assert found.corpora == (Corpus.model_validate({"name": "casual", "from": CHITCHAT, "people": 2}),)
-    assert found.models.judge is None
+    suite = read(tmp_path, MINIMAL)
+    assert (suite.arms, suite.turns, suite.k, suite.window) == (DEFAULT_ARMS, 100, None, None)
+    assert suite.corpora == (Corpus.model_validate({"name": "casual", "from": CHITCHAT, "people": 2}),)
+    assert suite.models.judge is None
 
 
 def test_arms_are_in_the_order_of_reports(tmp_path: Path) -> None:
-    found = read(tmp_path, 'arms = ["persona", "recalled_pairs", "no_memory", "persona"]\n' + MINIMAL)
-    assert found.arms == ("no_memory", "recalled_pairs", "persona")
+    suite = read(tmp_path, 'arms = ["persona", "recalled_pairs", "no_memory", "persona"]\n' + MINIMAL)
+    assert suite.arms == ("no_memory", "recalled_pairs", "persona")
 
 
 def test_paths_of_corpora_and_models_are_relative_to_the_file(tmp_path: Path) -> None:
@@ -72,9 +72,9 @@ def test_paths_of_corpora_and_models_are_relative_to_the_file(tmp_path: Path) ->
         name = "casual"
         from = "chitchat"
     """
-    found = read(tmp_path, text)
-    models = found.models
-    assert [corpus.source for corpus in found.corpora] == [
+    suite = read(tmp_path, text)
+    models = suite.models
+    assert [corpus.source for corpus in suite.corpora] == [
         f"oyez:{tmp_path / 'court'}",
         f"{tmp_path / 'logs/desk.jsonl.gz'}",
         CHITCHAT,
@@ -82,23 +82,23 @@ def test_paths_of_corpora_and_models_are_relative_to_the_file(tmp_path: Path) ->
     assert (models.action, models.judge) == (f"scripted:{tmp_path / 'replies.txt'}", f"local:{tmp_path / 'models/big.gguf'}")
     assert (models.scorer, models.trained) == (f"transformers:{tmp_path.parent / 'weights'}", "local:small")
     assert models.proposer == "openai:NAME@http://127.0.0.1/v1"
-    assert found.transfer is not None
-    assert (found.transfer.proposers, found.transfer.scorers) == (("local", f"scripted:{tmp_path / 'x/y.txt'}"), ("fake:",))
+    assert suite.transfer is not None
+    assert (suite.transfer.proposers, suite.transfer.scorers) == (("local", f"scripted:{tmp_path / 'x/y.txt'}"), ("fake:",))
 
 
 def test_absolute_paths_are_unchanged(tmp_path: Path) -> None:
-    found = read(
+    suite = read(
         tmp_path, f'[models]\naction = "scripted:{tmp_path}/a.txt"\n[[corpora]]\nname = "a"\nfrom = "{tmp_path}/l.jsonl"\n'
     )
-    assert (found.models.action, found.corpora[0].source) == (f"scripted:{tmp_path}/a.txt", f"{tmp_path}/l.jsonl")
+    assert (suite.models.action, suite.corpora[0].source) == (f"scripted:{tmp_path}/a.txt", f"{tmp_path}/l.jsonl")
 
 
 @given(st.permutations(ARMS), st.integers(1, len(ARMS)), st.integers(0, 10_000), st.integers(1, 9))
 def test_any_arms_and_numbers_are_read_back(tmp_path_factory: Any, arms: list[str], count: int, turns: int, k: int) -> None:
     folder = tmp_path_factory.getbasetemp()
-    found = read(folder, f"arms = {json.dumps(arms[:count])}\nturns = {turns}\nk = {k}\nwindow = {k}\n{MINIMAL}")
-    assert set(found.arms) == set(arms[:count])
-    assert (found.turns, found.k, found.window) == (turns, k, k)
+    suite = read(folder, f"arms = {json.dumps(arms[:count])}\nturns = {turns}\nk = {k}\nwindow = {k}\n{MINIMAL}")
+    assert set(suite.arms) == set(arms[:count])
+    assert (suite.turns, suite.k, suite.window) == (turns, k, k)
 
 
 # Errors -----------------------------------------------------------------------------------------------------------
@@ -230,11 +230,11 @@ def test_a_missing_corpus_is_named(tmp_path: Path) -> None:
 
 
 def test_the_suite_of_the_paper_has_four_domains_eight_people_traces_and_all_peers() -> None:
-    found = read_suite(EXAMPLES / "suite_four_domains.toml")
-    assert len(found.corpora) == 4
-    assert [corpus.people for corpus in found.corpora] == [2] * 4
-    assert {corpus.source.partition(":")[0] for corpus in found.corpora} >= {"oyez", CHITCHAT}
-    assert set(found.arms) >= {
+    suite = read_suite(EXAMPLES / "suite_four_domains.toml")
+    assert len(suite.corpora) == 4
+    assert [corpus.people for corpus in suite.corpora] == [2] * 4
+    assert {corpus.source.partition(":")[0] for corpus in suite.corpora} >= {"oyez", CHITCHAT}
+    assert set(suite.arms) >= {
         "no_memory",
         "recalled_pairs",
         "backward",
@@ -244,14 +244,14 @@ def test_the_suite_of_the_paper_has_four_domains_eight_people_traces_and_all_pee
         "tau2",
         "persona",
     }
-    assert found.turns >= 100
+    assert suite.turns >= 100
 
 
 def test_the_small_suite_needs_only_the_built_in_chats_and_its_script() -> None:
-    found = read_suite(EXAMPLES / "suite_small.toml")
-    assert [corpus.source for corpus in found.corpora] == [CHITCHAT]
-    assert found.models.action == f"scripted:{EXAMPLES / 'suite_small_replies.txt'}"
-    assert (found.models.scorer, found.models.embedder) == ("fake:", "fake:256")
-    for model in (found.models.action, found.models.judge):
+    suite = read_suite(EXAMPLES / "suite_small.toml")
+    assert [corpus.source for corpus in suite.corpora] == [CHITCHAT]
+    assert suite.models.action == f"scripted:{EXAMPLES / 'suite_small_replies.txt'}"
+    assert (suite.models.scorer, suite.models.embedder) == ("fake:", "fake:256")
+    for model in (suite.models.action, suite.models.judge):
         assert model is not None
         assert Path(model.removeprefix("scripted:")).is_file()

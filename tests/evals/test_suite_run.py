@@ -228,8 +228,8 @@ def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
 def test_a_folder_of_another_suite_is_refused_with_the_different_keys(tmp_path: Path) -> None:
     run(small_suite(tmp_path, NO_REPLIES), tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
-    said = refused(small_suite(tmp_path, ("turns = 6", "turns = 5")), tmp_path / "run")
-    assert said.endswith('holds a run of another suite (different keys: "turns", "replies"); name another folder with --out')
+    message = refused(small_suite(tmp_path, ("turns = 6", "turns = 5")), tmp_path / "run")
+    assert message.endswith('holds a run of another suite (different keys: "turns", "replies"); name another folder with --out')
     assert {path: path.read_bytes() for path in before} == before  # the old run is unchanged
 
 
@@ -254,8 +254,8 @@ def test_a_changed_log_is_refused(tmp_path: Path) -> None:
     suite = small_suite(tmp_path, NO_REPLIES)
     run(suite, tmp_path / "run")
     write_log(tmp_path / "log.jsonl", "Ann", "Bob", more=[talk("Ann", 20)])
-    said = refused(suite, tmp_path / "run")
-    assert said.startswith(f"{tmp_path / 'log.jsonl'}: has changed since the run in {tmp_path / 'run'} started")
+    message = refused(suite, tmp_path / "run")
+    assert message.startswith(f"{tmp_path / 'log.jsonl'}: has changed since the run in {tmp_path / 'run'} started")
     assert state(tmp_path / "run") == "complete"
 
 
@@ -288,9 +288,9 @@ def test_the_work_of_a_suite_is_estimated_and_nothing_is_written(tmp_path: Path)
     logs = logs_of(suite)
     people = SuiteRun(suite, tmp_path / "run").people(logs)
     assert [person.label for person in people] == ["shop/Ann", "shop/Bob"]
-    said = work_estimate(suite, logs, people)
-    assert "about 36 turns scored under fake:" in said
-    assert any(line.startswith("36 replies written by") for line in said)
+    lines = work_estimate(suite, logs, people)
+    assert "about 36 turns scored under fake:" in lines
+    assert any(line.startswith("36 replies written by") for line in lines)
     assert not (tmp_path / "run").exists()
 
 
@@ -400,8 +400,8 @@ def test_a_twin_learned_again_is_refused(tmp_path: Path) -> None:
     suite = small_suite(tmp_path, ("[models]", 'twins = ["cid"]\n[models]'), NO_REPLIES)
     run(suite, tmp_path / "run")
     learned_twin(tmp_path, overwrite=True, seed=1)
-    said = refused(suite, tmp_path / "run")
-    assert said.startswith('the twin "cid" has changed since the run in')
+    message = refused(suite, tmp_path / "run")
+    assert message.startswith('the twin "cid" has changed since the run in')
     assert state(tmp_path / "run") == "complete"
 
 

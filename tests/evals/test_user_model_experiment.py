@@ -230,8 +230,8 @@ def trained_person(number: int, talks: str, held_out: str) -> TrainedPerson:
 
 
 def test_a_group_learns_no_conversation_that_is_held_out_for_a_member() -> None:
-    found = example_rows([trained_person(0, "abc", "d"), trained_person(1, "bcd", "ae")])
-    assert [pair.conversation_id for pair, _ in found] == ["b", "c", "b", "c"]
+    rows = example_rows([trained_person(0, "abc", "d"), trained_person(1, "bcd", "ae")])
+    assert [pair.conversation_id for pair, _ in rows] == ["b", "c", "b", "c"]
 
 
 # The table in a suite file --------------------------------------------------------------------------------------------
@@ -285,11 +285,11 @@ def test_the_estimate_has_the_work_of_the_experiment(tmp_path: Path) -> None:
 
 
 def test_the_example_has_two_hundred_turns_or_more_and_the_default_kinds() -> None:
-    found = read_suite(Path(__file__).resolve().parents[2] / "examples" / "suite_user_models.toml")
-    assert found.user_model_kinds == ("none", "backward", "recon")
-    assert found.user_models is not None
-    people = [corpus.people for corpus in found.corpora]
-    assert sum(count for count in people if isinstance(count, int)) * found.user_models.turns >= 200
+    suite = read_suite(Path(__file__).resolve().parents[2] / "examples" / "suite_user_models.toml")
+    assert suite.user_model_kinds == ("none", "backward", "recon")
+    assert suite.user_models is not None
+    people = [corpus.people for corpus in suite.corpora]
+    assert sum(count for count in people if isinstance(count, int)) * suite.user_models.turns >= 200
 
 
 # Figures computed by hand ---------------------------------------------------------------------------------------------
@@ -314,8 +314,8 @@ def measured(person: str, number: int, gain: float) -> MeasuredTurn:
 def test_the_rows_are_bits_and_differences_to_pairs_at_the_same_turns() -> None:
     """Ann gains 2 bits and Bob 4 bits on ten characters: 0.2 and 0.4 a character, 0.3 on average."""
     turns = [measured(person, number, gain) for person, gain in (("Ann", 2.0), ("Bob", 4.0)) for number in range(6)]
-    found = user_models_result(turns, ("none", "backward", "recon"))
-    rows = {row["kind"]: row for row in found["rows"]}
+    result = user_models_result(turns, ("none", "backward", "recon"))
+    rows = {row["kind"]: row for row in result["rows"]}
     assert list(rows) == ["base", "none", "backward", "recon"]
     assert rows["none"]["bits_per_char"]["value"] == pytest.approx(5.0)
     assert (rows["none"]["against"], rows["none"]["without_thoughts"], rows["base"]["without_thoughts"]) == (None, None, None)
@@ -325,18 +325,18 @@ def test_the_rows_are_bits_and_differences_to_pairs_at_the_same_turns() -> None:
     assert recon["against"]["value"] == pytest.approx(-0.3)
     assert (recon["against"]["low"], recon["against"]["high"]) == pytest.approx((-0.4, -0.2))
     assert (recon["without_thoughts"]["value"], recon["without_thoughts_against"]["value"]) == pytest.approx((5.5, 0.5))
-    assert recon["against"]["n"] == found["turns"] == 12
+    assert recon["against"]["n"] == result["turns"] == 12
     assert rows["backward"]["against"]["value"] == pytest.approx(0.0)
-    assert found["paired"]["recon - backward"]["value"] == pytest.approx(-0.3)
-    assert (found["people"], found["conversations"]) == (2, 6)
+    assert result["paired"]["recon - backward"]["value"] == pytest.approx(-0.3)
+    assert (result["people"], result["conversations"]) == (2, 6)
 
 
 def test_only_the_declared_family_is_corrected() -> None:
     """Five people who all gain: the smallest p of a sign flip is 2 / 2^5; Holm doubles the smaller of two."""
     turns = [measured(person, number, 2.0) for person in "ABCDE" for number in range(4)]
-    found = user_models_result(turns, ("none", "backward", "recon"))
-    rows = {row["kind"]: row for row in found["rows"]}
-    assert found["family"]["contrasts"] == ["backward - none", "recon - none"]
+    result = user_models_result(turns, ("none", "backward", "recon"))
+    rows = {row["kind"]: row for row in result["rows"]}
+    assert result["family"]["contrasts"] == ["backward - none", "recon - none"]
     assert rows["recon"]["against"]["p"] == pytest.approx(2 / 32)
     assert rows["recon"]["against"]["p_holm"] == pytest.approx(4 / 32)
     assert "p_holm" not in rows["base"]["against"]
@@ -344,8 +344,8 @@ def test_only_the_declared_family_is_corrected() -> None:
 
 
 def test_one_person_has_an_interval_over_conversations_and_no_test() -> None:
-    found = user_models_result([measured("Ann", number, float(number % 3)) for number in range(6)], ("none", "recon"))
-    against = found["rows"][-1]["against"]
+    result = user_models_result([measured("Ann", number, float(number % 3)) for number in range(6)], ("none", "recon"))
+    against = result["rows"][-1]["against"]
     assert against["value"] == pytest.approx(-0.1)
     assert against["low"] <= against["value"] <= against["high"]
     assert (against["p"], against["p_holm"]) == (None, None)
