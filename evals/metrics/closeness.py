@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from usertwin.evals.arm_names import ARMS, PEERS
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
 from .discriminator import DiscriminatorScores, PairedReply, auc_statistic, discriminate
 from .measures import DISCRIMINATOR, MEASURES, Measure, is_measured, measure_statistic
-from .statistics import FEW_RESAMPLES, RESAMPLES, BootstrapDistribution, Resampling, Statistic, holm, sign_flip
+from .statistics import FEW_RESAMPLES, RESAMPLES, BootstrapDistribution, Resampling, holm, sign_flip
 
 #: Pairs of arms that are compared, beside the twin's arm and every other arm.
 CONTRASTS = (
@@ -72,9 +72,11 @@ def closeness(
     for measure in MEASURES:
         people = {person: _PersonMeasure(own, measure, resampling, scores) for person, own in by_person.items()}
         for arm in arms:
-            _add_arm(result, people, resampling, measure, arm)
+            by_person_or_none = {person: own.distribution(arm, own.measured(arm)) for person, own in people.items()}
+            _add(result, "arms", arm, measure.name, by_person_or_none, resampling, seed)
         for a, b in compared:
-            _add_difference(result, people, resampling, measure, a, b, seed)
+            differences = {person: own.difference(a, b) for person, own in people.items()}
+            _add(result, "paired", f"{a} - {b}", measure.name, differences, resampling, seed)
     return {
         **_without_gaps(result),
         "family": _family(result["paired"], twin),
@@ -110,39 +112,24 @@ def _contrasts(arms: Sequence[str], twin: str) -> list[Contrast]:
     return list(dict.fromkeys([*of_twin, *((a, b) for a, b in CONTRASTS if a in arms and b in arms)]))
 
 
-def _add_arm(
-    result: dict[str, Any], people: Mapping[str, _PersonMeasure], resampling: Resampling, measure: Measure, arm: str
-) -> None:
-    by_person = {person: own.distribution(arm, own.measured(arm)) for person, own in people.items()}
+def _add(
+    result: dict[str, Any], section: Literal["arms", "paired"], row: str, measure: str,
+    by_person: Mapping[str, BootstrapDistribution | None], resampling: Resampling, seed: int,
+) -> None:  # fmt: skip
+    """Add the estimates of each person and of the mean over people to a row of the result."""
     distributions = {person: distribution for person, distribution in by_person.items() if distribution is not None}
+    if not distributions:
+        return
+
+    def to_json(distribution: BootstrapDistribution, p: float | None) -> dict[str, float | int | None]:
+        test = {"p": p, "visible": distribution.min_detectable_effect} if section == "paired" else {}
+        return distribution.estimate().to_json() | test
+
     for person, distribution in distributions.items():
-        result["people"][person]["arms"][arm][measure.name] = distribution.estimate().to_json()
-    if distributions:
-        estimate = resampling.resample_people(list(distributions.values())).estimate()
-        result["arms"][arm][measure.name] = estimate.to_json()
-
-
-def _add_difference(
-    result: dict[str, Any],
-    people: Mapping[str, _PersonMeasure],
-    resampling: Resampling,
-    measure: Measure,
-    a: str,
-    b: str,
-    seed: int,
-) -> None:
-    name = f"{a} - {b}"
-    by_person = {person: own.difference(a, b) for person, own in people.items()}
-    distributions = {person: distribution for person, distribution in by_person.items() if distribution is not None}
-    for person, distribution in distributions.items():
-        result["people"][person]["paired"][name][measure.name] = _difference_json(distribution, None)
-    if distributions:
-        p = sign_flip([distribution.value for distribution in distributions.values()], seed=seed)
-        result["paired"][name][measure.name] = _difference_json(resampling.resample_people(list(distributions.values())), p)
-
-
-def _difference_json(distribution: BootstrapDistribution, p: float | None) -> dict[str, float | int | None]:
-    return {**distribution.estimate().to_json(), "p": p, "visible": distribution.min_detectable_effect}
+        result["people"][person][section][row][measure] = to_json(distribution, None)
+    people = list(distributions.values())
+    p = sign_flip([person.value for person in people], seed=seed) if section == "paired" else None
+    result[section][row][measure] = to_json(resampling.resample_people(people), p)
 
 
 def _without_gaps(result: dict[str, Any]) -> dict[str, Any]:
@@ -246,8 +233,7 @@ class _PersonMeasure:
 
     def difference(self, a: str, b: str) -> BootstrapDistribution | None:
         """Return how much further from the person arm a is than arm b, at the turns with data for both."""
-        measured_b = set(self.measured(b))
-        common = tuple(place for place in self.measured(a) if place in measured_b)
+        common = tuple(sorted({*self.measured(a)} & {*self.measured(b)}))
         first, second = self.distribution(a, common), self.distribution(b, common)
         if first is None or second is None:
             return None
@@ -259,26 +245,16 @@ class _PersonMeasure:
         return BootstrapDistribution(float(values[0] - values[1]), draws, len(common))
 
     def _resample(self, arm: str, places: _Places) -> BootstrapDistribution | None:
-        statistic = self._statistic(arm, places)
-        if statistic is None:
-            return None
-        conversations = len({self._turns[place].conversation_id for place in places})
-        return self._resampling.resample_person(
-            statistic,
-            conversations,
-            len(places),
-            resamples=FEW_RESAMPLES if self._measure.slow else RESAMPLES,
-            bias_corrected=self._measure.bias_corrected,
-        )
-
-    def _statistic(self, arm: str, places: _Places) -> Statistic | None:
         turns = [self._turns[place] for place in places]
-        if self._measure.name != DISCRIMINATOR:
-            return measure_statistic(self._measure, turns, arm)
-        scores = self._scores[arm]
-        if scores is None:
-            return None
-        by_place = scores.by_place[turns[0].person]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(turn.conversation_id for turn in turns))}
-        reals, replies = zip(*(by_place[place] for place in places), strict=True)
-        return auc_statistic(reals, replies, [numbers[turn.conversation_id] for turn in turns])
+        if self._measure.name != DISCRIMINATOR:
+            statistic = measure_statistic(self._measure, turns, arm)
+        elif scores := self._scores[arm]:
+            reals, replies = zip(*(scores.by_place[turns[0].person][place] for place in places), strict=True)
+            statistic = auc_statistic(reals, replies, [numbers[turn.conversation_id] for turn in turns])
+        else:
+            statistic = None
+        return statistic and self._resampling.resample_person(
+            statistic, len(numbers), len(places), resamples=FEW_RESAMPLES if self._measure.slow else RESAMPLES,
+            bias_corrected=self._measure.bias_corrected,
+        )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import TYPE_CHECKING, Literal
 
 from usertwin.evals.records.measured_turns import MeasuredTurn
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .statistics import Floats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Measure:
     """A measure of closeness.
 
@@ -62,114 +62,32 @@ class Measure:
 
 #: The measure whose classifier is trained on the turns of all people; the others are functions of one person's turns.
 DISCRIMINATOR = "discriminator"
-_ZERO = "0 is closest"
+_LOW, _HIGH, _ZERO = "low is close", "high is close", "0 is closest"
 MEASURES: tuple[Measure, ...] = (
+    Measure("bits_per_char", "bits per char", _LOW, "low", "held-out likelihood of the real turn, Shannon 1951", digits=3),
+    Measure("choice", "own turn found", _HIGH, "high", "forced choice among the person's own turns, by likelihood"),
+    Measure("chrf", "chrF", _HIGH, "high", "Popović 2015, by sacrebleu"),
+    Measure("embedding_similarity", "meaning", _HIGH, "high", "cosine of sentence embeddings, Reimers and Gurevych 2019"),
+    Measure("rank", "rank among own", _HIGH, "high", "share of the person's other turns that the reply is less like"),
+    Measure("length_ratio", "length ratio", "1 is closest", 1.0, "characters written to characters of the real turns"),
+    Measure("questions", "questions", _ZERO, 0.0, "share of turns with a question mark, minus the real share"),
+    Measure("greetings", "greetings", _ZERO, 0.0, "share of turns that begin with a greeting, minus the real share"),
+    Measure("politeness", "politeness", _ZERO, 0.0, "share with please, thanks, sorry, minus the real; Danescu et al. 2013"),
     Measure(
-        name="bits_per_char",
-        title="bits per char",
-        direction="low is close",
-        ideal="low",
-        source="held-out likelihood of the real turn, Shannon 1951",
-        digits=3,
+        "capitals", "capitals", _ZERO, 0.0, "share that begin with a capital, of those with a letter, minus the real share",
+    ),
+    Measure("emoji", "emoji", _ZERO, 0.0, "share of turns with an emoji or smiley, minus the real share"),
+    Measure(
+        "style", "style distance", _LOW, "low", "Jensen-Shannon distance of character 3-grams, Kešelj et al. 2003",
+        slow=True, bias_corrected=True,
     ),
     Measure(
-        name="choice",
-        title="own turn found",
-        direction="high is close",
-        ideal="high",
-        source="forced choice among the person's own turns, by likelihood",
+        "function_words", "function words", _LOW, "low", "one minus cosine of their counts, Evert et al. 2017",
+        digits=3, bias_corrected=True,
     ),
-    Measure(name="chrf", title="chrF", direction="high is close", ideal="high", source="Popović 2015, by sacrebleu"),
-    Measure(
-        name="embedding_similarity",
-        title="meaning",
-        direction="high is close",
-        ideal="high",
-        source="cosine of sentence embeddings, Reimers and Gurevych 2019",
-    ),
-    Measure(
-        name="rank",
-        title="rank among own",
-        direction="high is close",
-        ideal="high",
-        source="share of the person's other turns that the reply is less like",
-    ),
-    Measure(
-        name="length_ratio",
-        title="length ratio",
-        direction="1 is closest",
-        ideal=1.0,
-        source="characters written to characters of the real turns",
-    ),
-    Measure(
-        name="questions",
-        title="questions",
-        direction=_ZERO,
-        ideal=0.0,
-        source="share of turns with a question mark, minus the real share",
-    ),
-    Measure(
-        name="greetings",
-        title="greetings",
-        direction=_ZERO,
-        ideal=0.0,
-        source="share of turns that begin with a greeting, minus the real share",
-    ),
-    Measure(
-        name="politeness",
-        title="politeness",
-        direction=_ZERO,
-        ideal=0.0,
-        source="share with please, thanks, sorry, minus the real; Danescu et al. 2013",
-    ),
-    Measure(
-        name="capitals",
-        title="capitals",
-        direction=_ZERO,
-        ideal=0.0,
-        source="share that begin with a capital, of those with a letter, minus the real share",
-    ),
-    Measure(
-        name="emoji",
-        title="emoji",
-        direction=_ZERO,
-        ideal=0.0,
-        source="share of turns with an emoji or smiley, minus the real share",
-    ),
-    Measure(
-        name="style",
-        title="style distance",
-        direction="low is close",
-        ideal="low",
-        source="Jensen-Shannon distance of character 3-grams, Kešelj et al. 2003",
-        slow=True,
-        bias_corrected=True,
-    ),
-    Measure(
-        name="function_words",
-        title="function words",
-        direction="low is close",
-        ideal="low",
-        source="one minus cosine of their counts, Evert et al. 2017",
-        digits=3,
-        bias_corrected=True,
-    ),
-    Measure(
-        name="diversity",
-        title="diversity",
-        direction=_ZERO,
-        ideal=0.0,
-        source="MATTR of 50 words, minus the real; Covington and McFall 2010",
-        digits=3,
-    ),
-    Measure(
-        name=DISCRIMINATOR,
-        title="told apart",
-        direction="0.5 is closest",
-        ideal="low",
-        source="AUC of a trained classifier, Lopez-Paz and Oquab 2017",
-    ),
-)
+    Measure("diversity", "diversity", _ZERO, 0.0, "MATTR of 50 words, minus the real; Covington and McFall 2010", digits=3),
+    Measure(DISCRIMINATOR, "told apart", "0.5 is closest", "low", "AUC of a trained classifier, Lopez-Paz and Oquab 2017"),
+)  # fmt: skip
 _RATES: Mapping[str, Callable[[str], bool | None]] = {
     "questions": writing_style.has_question,
     "greetings": writing_style.has_greeting,
@@ -179,19 +97,14 @@ _RATES: Mapping[str, Callable[[str], bool | None]] = {
 }
 
 
+#: The mapping of a measured turn that holds the data of a measure; the other measures read the replies.
+_FIELDS = {"bits_per_char": "bits", "choice": "choice", "embedding_similarity": "similarity", "rank": "rank"}
+
+
 def is_measured(measure: Measure, turn: MeasuredTurn, arm: str) -> bool:
     """Return whether a turn has data for a measure of an arm."""
-    match measure.name:
-        case "bits_per_char":
-            return arm in turn.bits
-        case "choice":
-            return arm in turn.choice
-        case "embedding_similarity":
-            return bool(turn.similarity.get(arm))
-        case "rank":
-            return bool(turn.rank.get(arm))
-        case _:
-            return bool(turn.replies.get(arm))
+    values = getattr(turn, _FIELDS.get(measure.name, "replies")).get(arm)
+    return values is not None and values != ()
 
 
 def measure_statistic(measure: Measure, turns: Sequence[MeasuredTurn], arm: str) -> Statistic | None:
@@ -203,23 +116,22 @@ def measure_statistic(measure: Measure, turns: Sequence[MeasuredTurn], arm: str)
         arm: the arm.
 
     Returns:
-        The statistic, conversations in order of appearance; its values are not finite for resamples without data. None if
-        all the turns together have no data.
+        Takes conversations in order of appearance; not finite for resamples without data. None if no turn has data.
     """
     where = [turn.conversation_id for turn in turns]
     match measure.name:
         case "bits_per_char":
             return _ratio([turn.bits[arm] for turn in turns], [float(turn.characters) for turn in turns], where)
         case "choice":
-            return _mean([turn.choice[arm] for turn in turns], where)
+            return _mean([(turn.choice[arm],) for turn in turns], where)
         case "embedding_similarity":
-            return _mean([_average(turn.similarity[arm]) for turn in turns], where)
+            return _mean([turn.similarity[arm] for turn in turns], where)
         case "rank":
-            return _mean([_average(turn.rank[arm]) for turn in turns], where)
+            return _mean([turn.rank[arm] for turn in turns], where)
         case "chrf":
-            return _mean([_average([chrf(reply, turn.action) for reply in turn.replies[arm]]) for turn in turns], where)
+            return _mean([[chrf(reply, turn.action) for reply in turn.replies[arm]] for turn in turns], where)
         case "length_ratio":
-            lengths = [_average([float(len(reply)) for reply in turn.replies[arm]]) for turn in turns]
+            lengths = [sum(map(len, turn.replies[arm])) / len(turn.replies[arm]) for turn in turns]
             return _ratio(lengths, [float(len(turn.action)) for turn in turns], where)
         case "style":
             return _distance(turns, arm, writing_style.char_ngrams, writing_style.jensen_shannon)
@@ -231,12 +143,8 @@ def measure_statistic(measure: Measure, turns: Sequence[MeasuredTurn], arm: str)
             return _rate(turns, arm, _RATES[name])
 
 
-def _average(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _mean(values: Sequence[float], where: Sequence[Hashable]) -> Statistic | None:
-    return _ratio(values, [1.0] * len(values), where)
+def _mean(by_turn: Sequence[Sequence[float]], where: Sequence[Hashable]) -> Statistic | None:
+    return _ratio([sum(values) / len(values) for values in by_turn], [1.0] * len(by_turn), where)
 
 
 def _ratio(above: Sequence[float], below: Sequence[float], where: Sequence[Hashable]) -> Statistic | None:
@@ -265,15 +173,15 @@ def _difference_of_ratios(
 
 def _rate(turns: Sequence[MeasuredTurn], arm: str, feature: Callable[[str], bool | None]) -> Statistic | None:
     """Return the share of replies with a feature minus the share of real turns; texts with None are not counted."""
-    reply_above: list[float] = []
-    reply_below: list[float] = []
-    for turn in turns:
-        values = [feature(reply) for reply in turn.replies[arm]]
-        reply_above.append(values.count(True) / len(values))
-        reply_below.append(1 - values.count(None) / len(values))
-    real = [feature(turn.action) for turn in turns]
-    real_above, real_below = [float(value or False) for value in real], [float(value is not None) for value in real]
-    return _difference_of_ratios(reply_above, reply_below, real_above, real_below, [turn.conversation_id for turn in turns])
+    replies, reals = (
+        [[feature(reply) for reply in turn.replies[arm]] for turn in turns],
+        [feature(turn.action) for turn in turns],
+    )
+    return _difference_of_ratios(
+        [values.count(True) / len(values) for values in replies], [1 - values.count(None) / len(values) for values in replies],
+        [float(value or False) for value in reals], [float(value is not None) for value in reals],
+        [turn.conversation_id for turn in turns],
+    )  # fmt: skip
 
 
 def _distance(
@@ -306,10 +214,7 @@ def _diversity(turns: Sequence[MeasuredTurn], arm: str) -> Statistic | None:
 
     None if either has fewer words than a window: type-token ratios of texts of different lengths do not compare.
     """
-    samples = max(len(turn.replies[arm]) for turn in turns)
-    texts_by_sample = [
-        [text for turn in turns for text in turn.replies[arm][sample : sample + 1] or ("",)] for sample in range(samples)
-    ]
+    texts_by_sample = zip_longest(*(turn.replies[arm] for turn in turns), fillvalue="")
     reply_above, reply_below, real_above, real_below = ([0.0] * len(turns) for _ in range(4))
     long_enough = [_add_windows(texts, reply_above, reply_below) for texts in texts_by_sample]
     if not all(long_enough) or not _add_windows([turn.action for turn in turns], real_above, real_below):

@@ -8,7 +8,7 @@ was drawn: all numbers of a run share the draws, so differences are paired, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -35,14 +35,7 @@ Statistic: TypeAlias = "Callable[[Floats], Floats]"
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its interval.
-
-    Attributes:
-        value: the estimate.
-        low: the lower end of the 95% interval; None for fewer than two conversations.
-        high: the upper end; None likewise.
-        n: the number of turns.
-    """
+    """A number of n turns with the ends of its 95% interval; these are None for fewer than two conversations."""
 
     value: float
     low: float | None
@@ -56,7 +49,7 @@ class Estimate:
 
     def to_json(self) -> dict[str, float | int | None]:
         """Return the JSON object that `--json` writes."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+        return asdict(self)
 
 
 def ratio(
@@ -64,14 +57,7 @@ def ratio(
 ) -> Estimate | None:
     """Return the ratio of two sums over turns, with a percentile interval from resampled conversations.
 
-    Args:
-        numerators: one for each turn.
-        denominators: one for each turn.
-        conversations: the conversation of each turn.
-        seed: of the resampling.
-
-    Returns:
-        The estimate; None without turns, or if the denominators sum to 0.
+    All sequences are by turn. None without turns, or if the denominators sum to 0.
     """
     if not numerators or not sum(denominators):
         return None
@@ -95,28 +81,27 @@ def mean_over_people(
     """Return the mean over people of each person's ratio of sums, by the two-level bootstrap; people have equal weight.
 
     Args:
-        numerators: one for each turn.
+        numerators: by turn, as all of these.
         people: the person of each turn.
-        conversations: the conversation of each turn; names need to differ within a person only.
-        denominators: one for each turn; ones if None. People whose denominators sum to 0 are left out.
+        conversations: names need to differ within a person only.
+        denominators: ones if None. People whose denominators sum to 0 are left out.
         seed: of the resampling.
 
     Returns:
         The distribution of the mean, and each person's own ratio in order of appearance, for `sign_flip`; None if no person
         has a ratio.
     """
-    below = [1.0] * len(numerators) if denominators is None else denominators
+    denominators = [1.0] * len(numerators) if denominators is None else denominators
     rows: dict[Hashable, list[tuple[float, float, Hashable]]] = {}
-    for numerator, denominator, person, conversation in zip(numerators, below, people, conversations, strict=True):
+    for numerator, denominator, person, conversation in zip(numerators, denominators, people, conversations, strict=True):
         rows.setdefault(person, []).append((numerator, denominator, conversation))
     resampling = Resampling(seed)
     distributions: list[BootstrapDistribution] = []
     for own in rows.values():
-        if sum(row[1] for row in own):
-            where = [row[2] for row in own]
-            above = sums_by_conversation([row[0] for row in own], where)
-            statistic = ratio_of_sums(above, sums_by_conversation([row[1] for row in own], where))
-            distributions.append(resampling.resample_person(statistic, len(above), len(own)))
+        own_numerators, own_denominators, where = zip(*own, strict=True)
+        if sum(own_denominators):
+            above, below = sums_by_conversation(own_numerators, where), sums_by_conversation(own_denominators, where)
+            distributions.append(resampling.resample_person(ratio_of_sums(above, below), len(above), len(own)))
     if not distributions:
         return None
     return resampling.resample_people(distributions), tuple(distribution.value for distribution in distributions)
@@ -145,13 +130,9 @@ def ratio_of_sums(above: Floats, below: Floats) -> Statistic:
 
 @dataclass(frozen=True, slots=True)
 class BootstrapDistribution:
-    """A number and its value in each bootstrap resample.
+    """A number of n turns, and its value in each bootstrap resample.
 
-    Attributes:
-        value: the number.
-        draws: the value in each resample, shape (resamples,); not finite where a resample has no data for it. None for a
-            single conversation.
-        n: the number of turns.
+    `draws` has shape (resamples,). It is not finite where a resample has no data, and None for a single conversation.
     """
 
     value: float
@@ -219,16 +200,11 @@ class Resampling:
     def resample_person(
         self, statistic: Statistic, conversations: int, n: int, *, resamples: int = RESAMPLES, bias_corrected: bool = False
     ) -> BootstrapDistribution:
-        """Return the distribution of one person's number, from resampled conversations.
+        """Return the distribution of one person's number of n turns, from resampled conversations (at least 1).
 
-        Args:
-            statistic: the number as a function of how often each conversation was drawn.
-            conversations: their number, at least 1.
-            n: the number of turns.
-            resamples: their number; distributions that are paired or averaged need the same one.
-            bias_corrected: subtract the bias of the resamples (their mean minus the number; Efron and Tibshirani 1993,
-                chapter 10). For distances of distributions: a resample has fewer distinct conversations, which alone
-                increases the distance.
+        Distributions that are paired or averaged need the same number of resamples. `bias_corrected` subtracts the bias of
+        the resamples (their mean minus the number; Efron and Tibshirani 1993, chapter 10). It is for distances of
+        distributions: a resample has fewer distinct conversations, which alone increases the distance.
         """
         import numpy as np
 
@@ -239,11 +215,9 @@ class Resampling:
         return BootstrapDistribution(value, draws, n)
 
     def resample_people(self, people: Sequence[BootstrapDistribution]) -> BootstrapDistribution:
-        """Return the distribution of the mean over people, from resampled people and conversations.
+        """Return the distribution of the mean over people (at least one), from resampled people and conversations.
 
-        Args:
-            people: each person's distribution, at least one, all with equally many resamples. A person with a single
-                conversation contributes the same value to every resample.
+        All people have equally many resamples; one with a single conversation contributes the same value to every resample.
         """
         if len(people) == 1:
             return people[0]
@@ -251,21 +225,14 @@ class Resampling:
 
         resamples = max((len(person.draws) for person in people if person.draws is not None), default=RESAMPLES)
         pools = np.stack([np.full(resamples, person.value) if person.draws is None else person.draws for person in people])
-        who, which = self._drawn_people(len(people), resamples)
+        key = len(people), resamples
+        if key not in self._people:
+            rng, size = np.random.default_rng([self._seed, len(people)]), (resamples, len(people))
+            self._people[key] = rng.integers(0, len(people), size), rng.integers(0, resamples, size)
+        who, which = self._people[key]  # the people drawn, and the resample of the conversations of each
         value = float(np.mean([person.value for person in people]))
         draws = np.ma.masked_invalid(pools[who, which]).mean(axis=1)  # over the people who have a finite value
         return BootstrapDistribution(value, np.ma.filled(draws, np.nan), sum(person.n for person in people))
-
-    def _drawn_people(self, people: int, resamples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the people drawn, and the resample of their conversations; both of shape (resamples, people)."""
-        key = people, resamples
-        if key not in self._people:
-            import numpy as np
-
-            rng = np.random.default_rng([self._seed, people])
-            size = (resamples, people)
-            self._people[key] = rng.integers(0, people, size), rng.integers(0, resamples, size)
-        return self._people[key]
 
 
 def sign_flip(values: Sequence[float], *, seed: int = 0) -> float | None:
@@ -298,27 +265,13 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def partial_spearman(
-    xs: Sequence[float],
-    ys: Sequence[float],
-    covariates: Sequence[Sequence[float]],
-    conversations: Sequence[Hashable],
-    *,
-    seed: int = 0,
-) -> Estimate | None:
+    xs: Sequence[float], ys: Sequence[float], covariates: Sequence[Sequence[float]], conversations: Sequence[Hashable],
+    *, seed: int = 0,
+) -> Estimate | None:  # fmt: skip
     """Return the partial rank correlation of two measures given covariates, with an interval from resampled conversations.
 
     All values are ranked; the correlation is that of the residuals of x and y after a least-squares fit on the covariates
-    (Conover 1999).
-
-    Args:
-        xs: one for each item.
-        ys: one for each item.
-        covariates: equally many values for each item.
-        conversations: the conversation of each item.
-        seed: of the resampling.
-
-    Returns:
-        The estimate; None for fewer than four items, or if x or y has no variance left.
+    (Conover 1999). All sequences are by item. None for fewer than four items, or if x or y has no variance left.
     """
     if len(xs) < 4:
         return None
