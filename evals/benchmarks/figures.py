@@ -1,7 +1,6 @@
-"""What every benchmark is made of: a figure, and ways to measure two sides alike.
+"""Figures of the benchmarks, and the measuring functions that all benchmarks share.
 
-The one design choice: a figure is a median with its quartiles and says what it was measured against; whatever two sides share
-(the machine, what is cached) changes while they are measured, so they are measured in turn.
+Design: the two sides of a ratio run alternately, because the load of the machine and its caches change during a measurement.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from usertwin.memory import ChatModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A measured figure: its median, its quartiles, and how many measurements it rests on."""
+    """A measurement: median, unit, quartiles, number of samples, and the baseline or bar."""
 
     value: float
     unit: str
@@ -31,57 +30,57 @@ class Figure:
 
 
 def figure(values: list[float], unit: str, against: str) -> Figure:
-    """The median of some measurements, with their quartiles."""
+    """Return the median of the values with their quartiles."""
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     return Figure(value=middle, unit=unit, low=low, high=high, n=len(values), against=against)
 
 
-def one_figure(value: float, unit: str, against: str, n: int = 1) -> Figure:
-    """A figure that was measured once, or counted over `n` cases."""
+def single_figure(value: float, unit: str, against: str, n: int = 1) -> Figure:
+    """Return a figure that was measured once, or counted over `n` cases."""
     return Figure(value=value, unit=unit, low=value, high=value, n=n, against=against)
 
 
-def timed(work: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def timed(call: Callable[[], Any]) -> float:
+    """Return the seconds that a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
-def in_turn(times: int, *sides: Callable[[int], float]) -> list[list[float]]:
-    """What each side says, called in turn with 0, 1, ...; every other time in the opposite order."""
-    found: list[list[float]] = [[] for _ in sides]
+def run_alternately(times: int, *sides: Callable[[int], float]) -> list[list[float]]:
+    """Return the values of each side for 0, 1, ...; every second round calls the sides in reverse order."""
+    values: list[list[float]] = [[] for _ in sides]
     for number in range(times):
-        for place in range(len(sides)) if number % 2 == 0 else reversed(range(len(sides))):
-            found[place].append(sides[place](number))
-    return found
+        for index in range(len(sides)) if number % 2 == 0 else reversed(range(len(sides))):
+            values[index].append(sides[index](number))
+    return values
 
 
-def ratios(ours: list[float], theirs: list[float]) -> list[float]:
-    """How many times theirs ours are, pair by pair."""
-    return [a / b for a, b in zip(ours, theirs, strict=True)]
+def ratios(ours: list[float], baseline: list[float]) -> list[float]:
+    """Return our values divided by those of the baseline, pair by pair."""
+    return [a / b for a, b in zip(ours, baseline, strict=True)]
 
 
-def noted_questions(model: ChatModel) -> list[str]:
-    """A list to which everything that an OpenAI-compatible model is asked from now on is added, as JSON with sorted keys."""
+def record_requests(model: ChatModel) -> list[str]:
+    """Return a list that receives all later requests to an OpenAI-compatible model, as JSON with sorted keys."""
     chat: Any = model.chat
-    make, asked = type(chat)._get_request_payload, list[str]()
+    make_payload, requests = type(chat)._get_request_payload, list[str]()
 
-    def noting(self: Any, *arguments: Any, **options: Any) -> Any:
-        payload = make(self, *arguments, **options)
-        asked.append(json.dumps(payload, sort_keys=True, default=str))
+    def recording(self: Any, *arguments: Any, **options: Any) -> Any:
+        payload = make_payload(self, *arguments, **options)
+        requests.append(json.dumps(payload, sort_keys=True, default=str))
         return payload
 
-    object.__setattr__(chat, "_get_request_payload", noting.__get__(chat))
-    return asked
+    object.__setattr__(chat, "_get_request_payload", recording.__get__(chat))
+    return requests
 
 
-def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a module's function gives for JSON values, in a fresh process: its memory and its threads are its own."""
+def run_in_subprocess(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of a module's function in a new process with its own memory; arguments and result are JSON values."""
     code = (
         f"import json, sys; from {function.__module__} import {function.__name__} as work; "
         "print(json.dumps(work(*json.loads(sys.argv[1]))))"
     )
     command = [sys.executable, "-c", code, json.dumps(arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(process.stdout.splitlines()[-1])

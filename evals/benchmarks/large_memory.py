@@ -16,7 +16,7 @@ from usertwin.memory import Triple, TripleStore
 from usertwin.memory.store.vector_index import INDEX_KINDS, VectorIndex, column_dtype
 from usertwin.personas import Pair, Turn
 
-from .figures import Figure, figure, in_child, in_turn, one_figure, ratios, timed
+from .figures import Figure, figure, ratios, run_alternately, run_in_subprocess, single_figure, timed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,8 +96,8 @@ def large_part(folder: Path, embeddings: Vectors | None, sizes: _Sizes) -> Itera
     np.save(folder / "queries.npy", queries)
     if embeddings is not None:
         np.save(folder / "known.npy", embeddings[: -sizes.queries])
-    add_s, build_s = in_child(_fill, str(folder), sizes.large, sizes.chunk, sizes.dimension)
-    compared = in_child(_compare, str(folder), sizes.dimension, sizes.timed_queries)
+    add_s, build_s = run_in_subprocess(_fill, str(folder), sizes.large, sizes.chunk, sizes.dimension)
+    compared = run_in_subprocess(_compare, str(folder), sizes.dimension, sizes.timed_queries)
     what = f"{sizes.large} {'random' if kind else 'real'} embeddings"
     yield (
         f"memory.ann_1m_{kind}recall_at_10",
@@ -109,13 +109,13 @@ def large_part(folder: Path, embeddings: Vectors | None, sizes: _Sizes) -> Itera
         yield "memory.ann_1m_search_ms", figure([1000 * s for s in compared["ours"]], "ms", what)
         yield "memory.recall_1m_ms", figure([1000 * s for s in compared["recall_s"]], "ms", f"search and {_K} triples, {what}")
         raw = sizes.large * sizes.dimension * 4
-        used = in_child(_resident, str(folder), sizes.dimension, sizes.resident_recalls)
+        used = run_in_subprocess(_resident, str(folder), sizes.dimension, sizes.resident_recalls)
         after = f"the raw vectors; a process that opened the memory and recalled {sizes.resident_recalls} times"
-        yield "memory.rss_1m_vs_vectors", one_figure(used["VmRSS"] / raw, "ratio", f"{after} (limit: 1.6)")
-        yield "memory.rss_peak_1m_vs_vectors", one_figure(used["VmHWM"] / raw, "ratio", f"{after}; peak")
-        yield "memory.open_1m_s", one_figure(used["open_s"], "s", what)
-        yield "memory.add_1m_s", one_figure(add_s, "s", f"{what}, in batches of {sizes.chunk}")
-        yield "memory.build_1m_s", one_figure(build_s, "s", "the index built, tuned and written when the memory is closed")
+        yield "memory.rss_1m_vs_vectors", single_figure(used["VmRSS"] / raw, "ratio", f"{after} (limit: 1.6)")
+        yield "memory.rss_peak_1m_vs_vectors", single_figure(used["VmHWM"] / raw, "ratio", f"{after}; peak")
+        yield "memory.open_1m_s", single_figure(used["open_s"], "s", what)
+        yield "memory.add_1m_s", single_figure(add_s, "s", f"{what}, in batches of {sizes.chunk}")
+        yield "memory.build_1m_s", single_figure(build_s, "s", "the index built, tuned and written when the memory is closed")
     shutil.rmtree(folder)
 
 
@@ -185,7 +185,7 @@ def _compare(name: str, dimension: int, timed_queries: int) -> dict[str, list[fl
             embedder.vector = queries[number % len(queries)]
             return timed(lambda: store.recall(_present_pair(), _K))
 
-        ours_s, theirs_s, recall_s = in_turn(timed_queries, ours, theirs, whole_recall)
+        ours_s, theirs_s, recall_s = run_alternately(timed_queries, ours, theirs, whole_recall)
     return {"recall": recall, "ours": ours_s, "exact": theirs_s, "recall_s": recall_s}
 
 
@@ -216,12 +216,12 @@ def kinds_part(folder: Path, embeddings: Vectors, sizes: _Sizes) -> Iterator[tup
     np.save(folder / "queries.npy", embeddings[-sizes.queries :])
     np.save(folder / "known.npy", embeddings[: -sizes.queries])
     for kind in INDEX_KINDS:
-        measured = in_child(_measure_kind, str(folder), kind, sizes.kinds, sizes.timed_queries)
+        measured = run_in_subprocess(_measure_kind, str(folder), kind, sizes.kinds, sizes.timed_queries)
         name, what = f"memory.kinds_200k.{kind}", f"{sizes.kinds} real embeddings"
-        yield f"{name}.build_s", one_figure(measured["build_s"], "s", what)
+        yield f"{name}.build_s", single_figure(measured["build_s"], "s", what)
         yield f"{name}.query_ms", figure(measured["query_ms"], "ms", f"{what}, one query at a time")
         yield f"{name}.recall_at_10", figure_of_mean(measured["recall"], "share", f"exact search of {what}")
-        yield f"{name}.bytes", one_figure(measured["bytes"], "bytes", what)
+        yield f"{name}.bytes", single_figure(measured["bytes"], "bytes", what)
     shutil.rmtree(folder)
 
 

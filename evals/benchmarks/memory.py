@@ -27,7 +27,7 @@ from usertwin.simulator import load_embedder
 from usertwin.simulator.backends.downloads import cache_folder
 
 from .crash_safety import killed, killed_in_save, killed_in_save_langchain, quiet, small_log, small_recipe
-from .figures import Figure, figure, in_child, in_turn, one_figure, ratios, timed
+from .figures import Figure, figure, ratios, run_alternately, run_in_subprocess, single_figure, timed
 from .large_memory import Prepared, kinds_part, large_part, units
 
 if TYPE_CHECKING:
@@ -195,8 +195,8 @@ def _recall(flat: _Flat) -> Iterator[tuple[str, Figure]]:
         rounds: list[list[list[float]]] = []
         for number in (threads, 1):
             sides: list[Callable[[int], float]] = [lambda _: recall(None), lambda _: recall(half), partial(search, number)]
-            in_turn(3, *sides)
-            rounds.append(in_turn(flat.sizes.recalls, *sides))
+            run_alternately(3, *sides)
+            rounds.append(run_alternately(flat.sizes.recalls, *sides))
         faiss.omp_set_num_threads(threads)
     yield "memory.recall_100k_ms", figure([1000 * s for s in rounds[0][0]], "ms", f"{flat.sizes.flat} triples, k = {K}")
     for (whole, past, bare), end, threading in zip(rounds, ("", "_one_thread"), ("default threads", "one thread"), strict=True):
@@ -219,7 +219,7 @@ def _open(flat: _Flat) -> Iterator[tuple[str, Figure]]:
         return seconds
 
     file = str(flat.memory / "memory.faiss")
-    mine, read = in_turn(flat.sizes.opens, ours, lambda _: timed(lambda: faiss.read_index(file)))
+    mine, read = run_alternately(flat.sizes.opens, ours, lambda _: timed(lambda: faiss.read_index(file)))
     yield "memory.open_100k_s", figure(mine, "s", "limit: 1 s")
     yield "memory.open_100k_vs_read", figure(ratios(mine, read), "ratio", "faiss.read_index of its index file (limit: 2)")
 
@@ -243,8 +243,8 @@ def _append(flat: _Flat) -> Iterator[tuple[str, Figure]]:
             triples, vectors = flat.more(100 + number)
             return 1000 * timed(lambda: store.add(triples[:1], vectors[:1]))
 
-        mine, inserted = in_turn(flat.sizes.appends, ours, theirs)
-        [singles] = in_turn(flat.sizes.appends, single)
+        mine, inserted = run_alternately(flat.sizes.appends, ours, theirs)
+        [singles] = run_alternately(flat.sizes.appends, single)
     plain.close()
     against = f"the same {flat.sizes.appended} rows inserted into SQLite in one transaction (limit: 2)"
     yield "memory.append_vs_sqlite", figure(ratios(mine, inserted), "ratio", against)
@@ -315,15 +315,15 @@ def _langchain(flat: _Flat) -> Iterator[tuple[str, Figure]]:
             query = flat.query()
             return timed(lambda: store.recall(query, K))
 
-        ours_search, their_search = in_turn(flat.sizes.recalls, recall, search)
-    ours_open, their_open = in_turn(flat.sizes.saves, opened, load)
+        ours_search, their_search = run_alternately(flat.sizes.recalls, recall, search)
+    ours_open, their_open = run_alternately(flat.sizes.saves, opened, load)
     with flat.open() as store:
 
         def add(number: int) -> float:
             triples, vectors = flat.more(1000 + number)
             return timed(lambda: store.add(triples, vectors))
 
-        ours_add, their_add = in_turn(flat.sizes.saves, add, append)
+        ours_add, their_add = run_alternately(flat.sizes.saves, add, append)
     yield "memory.search_vs_langchain", figure(ratios(ours_search, their_search), "ratio", _LANGCHAIN)
     yield "memory.open_vs_langchain", figure(ratios(ours_open, their_open), "ratio", f"{_LANGCHAIN}, load_local")
     against = f"{_LANGCHAIN}; {flat.sizes.appended} triples made durable, theirs by save_local"
@@ -337,14 +337,14 @@ def _langchain(flat: _Flat) -> Iterator[tuple[str, Figure]]:
 
 
 def _kills_part(folder: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
-    result = in_child(killed, str(folder / "learning"), sizes.kills, 0)
+    result = run_in_subprocess(killed, str(folder / "learning"), sizes.kills, 0)
     against = f"{sizes.kills} SIGKILLs while learning and appending"
-    yield "memory.lost_in_200_kills", one_figure(result["lost"], "triples", f"{against} (limit: 0)", result["acknowledged"])
+    yield "memory.lost_in_200_kills", single_figure(result["lost"], "triples", f"{against} (limit: 0)", result["acknowledged"])
     problems = "".join(f"; {sentence}" for sentence in result["unclean"][:3])
-    yield "memory.unclean_opens_after_200_kills", one_figure(len(result["unclean"]), "opens", against + problems, sizes.kills)
+    yield "memory.unclean_opens_after_200_kills", single_figure(len(result["unclean"]), "opens", against + problems, sizes.kills)
     against = f"share of {sizes.flat} acknowledged triples, killed at a random time of a save"
     for name, work in (("", killed_in_save), ("_langchain", killed_in_save_langchain)):
-        shares: list[float] = in_child(work, str(folder / f"saving{name}"), sizes.flat, sizes.dimension, sizes.save_kills)
+        shares: list[float] = run_in_subprocess(work, str(folder / f"saving{name}"), sizes.flat, sizes.dimension, sizes.save_kills)
         mean = sum(shares) / len(shares)
         yield (
             f"memory.lost_when_killed_in_save{name}",
@@ -378,5 +378,5 @@ def _twins_part(home: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
 
     listed = [timed(lambda: list_twins(crowd)) for _ in range(sizes.opens)]
     yield "memory.list_10k_s", figure(listed, "s", f"{sizes.twins} twins")
-    in_crowd, by_itself = in_turn(sizes.opens, lambda _: open_in(crowd), lambda _: open_in(alone))
+    in_crowd, by_itself = run_alternately(sizes.opens, lambda _: open_in(crowd), lambda _: open_in(alone))
     yield "memory.open_among_10k_vs_alone", figure(ratios(in_crowd, by_itself), "ratio", "the same twin in a home of its own")

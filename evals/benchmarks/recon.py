@@ -29,7 +29,7 @@ from usertwin.personas import Pair, split_pairs
 from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer
 
-from .figures import Figure, figure, noted_questions, one_figure, timed
+from .figures import Figure, figure, record_requests, single_figure, timed
 
 #: Two people of the built-in corpus for the control traces.
 PEOPLE = {"student": SPEAKER, "chatter": "842e34da-02f5-4904-ace0-fe96083a3a1c"}
@@ -94,7 +94,7 @@ def _resume(traces: int) -> Iterator[tuple[str, Figure]]:
     """Yield the requests that are repeated after a stop, and the requests and time of learning with a full cache."""
     log, embedder, scorer = load_chitchat(), load_embedder(), load_scorer("local")
     model = load_model("local")
-    requests = noted_questions(model)
+    requests = record_requests(model)
     recipe = Recipe(
         source="chitchat",
         speaker=SPEAKER,
@@ -128,9 +128,9 @@ def _resume(traces: int) -> Iterator[tuple[str, Figure]]:
         second = timed(lambda: again.extend(run(home, "whole")))
         parts = run(home, "parts", stop_at=traces // 2) + run(home, "parts")
     repeated = len(parts) - len(set(parts))
-    yield "recon.resume_repeated_requests", one_figure(repeated, "requests", f"{len(parts)} before and after the stop", traces)
-    yield "recon.warm_cache_requests", one_figure(len(again), "requests", f"{len(whole)} the first time (limit: 0)", traces)
-    yield "recon.warm_cache_time_share", one_figure(second / first, "ratio", "the first run (limit: 0.05)", traces)
+    yield "recon.resume_repeated_requests", single_figure(repeated, "requests", f"{len(parts)} before and after the stop", traces)
+    yield "recon.warm_cache_requests", single_figure(len(again), "requests", f"{len(whole)} the first time (limit: 0)", traces)
+    yield "recon.warm_cache_time_share", single_figure(second / first, "ratio", "the first run (limit: 0.05)", traces)
 
 
 def controls_part(sizes: ReconSizes = FULL, *, judge: str = "local:small") -> Iterator[tuple[str, Figure]]:
@@ -178,7 +178,7 @@ def _control_figures(label: str, result: dict[str, Any], proposer: str) -> Itera
         for kind in ("gain", "guarded_gain", "passing_gain"):
             if row[kind] is not None:
                 yield f"controls.{label}.{name}.{kind}", _figure_of(row[kind], "nats/token", against)
-        yield f"controls.{label}.{name}.rejected", one_figure(row["rejected"] / row["n"], "share", "by a guard", row["n"])
+        yield f"controls.{label}.{name}.rejected", single_figure(row["rejected"] / row["n"], "share", "by a guard", row["n"])
     for name, estimate in result["own_minus"].items():
         if estimate is not None:
             yield f"controls.{label}.own_minus_{name}", _figure_of(estimate, "nats/token", f"on words not copied; {against}")
@@ -192,7 +192,7 @@ def _control_figures(label: str, result: dict[str, Any], proposer: str) -> Itera
     more_than_leakage = float(result["decision"]["more_than_leakage"])
     yield (
         f"controls.{label}.more_than_leakage",
-        one_figure(more_than_leakage, "yes=1", "every condition holds", result["turns"]),
+        single_figure(more_than_leakage, "yes=1", "every condition holds", result["turns"]),
     )
 
 

@@ -1,7 +1,6 @@
-"""Figures of speed, each a ratio or a time measured against the other side in the same run: `make bench [ONLY=name]`.
+"""Run the benchmarks, print their figures and write build/bench.json: `make bench [ONLY=name]`.
 
-The one design choice: both sides of a ratio run in turn, many times, and the figure is the median of the ratios with their
-quartiles, so that a busy machine slows both alike. What is printed is also written to build/bench.json.
+Design: the two sides of a ratio run alternately and the figure is the median of the ratios, so a busy machine slows both alike.
 """
 
 from __future__ import annotations
@@ -29,10 +28,11 @@ from usertwin.memory import ChatModel, Recipe, alearn
 from usertwin.personas import ModelError
 from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer, simulate
-from usertwin.simulator.backends.llama_cpp import cores, start_engine
 from usertwin.simulator.backends.downloads import TINY, fetch
+from usertwin.simulator.backends.llama_cpp import cores, start_engine
 
-from .figures import Figure, figure, noted_questions, timed
+from .figures import Figure, figure, record_requests, timed
+from .learning import learn_part
 from .memory import memory_part
 from .recon import controls_part, recon_part
 from .scoring import eval_part
@@ -57,7 +57,7 @@ _PACKAGES = (
 
 
 def cli_part() -> Iterator[tuple[str, Figure]]:
-    """How long the command line and an unused plugin take to be there."""
+    """Yield the startup times of the command line and of the unused pytest plugin."""
     usertwin = Path(sys.executable).parent / "usertwin"
 
     def run(*command: str | Path) -> None:
@@ -72,25 +72,25 @@ def cli_part() -> Iterator[tuple[str, Figure]]:
 
 
 def twin_part() -> Iterator[tuple[str, Figure]]:
-    """A twin's turn with the local model, against the bare engine given the same prompts in the same order."""
+    """Yield the figures of a twin's turn with the local model, against the bare engine with the same prompts."""
     with tempfile.TemporaryDirectory() as home:
         user = _bench_twin(home)
-        bare = start_engine(fetch(TINY), "transcript")  # a second engine, so that neither profits from the other's cache
+        bare = start_engine(fetch(TINY), "transcript")  # a second engine, with a cache of its own
         turns, rates, cached = list[float](), list[float](), list[float]()
         messages = [{"role": "assistant", "content": "Hey, how is your day going?"}]
-        asked = noted_questions(user.model)
-        user.abandonment = None  # it is to talk on
+        requests = record_requests(user.model)
+        user.abandonment = None  # the chat must not end early
         for turn in range(24):
-            asked.clear()
-            began = time.perf_counter()
+            requests.clear()
+            start = time.perf_counter()
             answer = user.respond(messages)
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - start
             bare_seconds = 0.0
             bare_tokens = 0
-            for payload in map(_for_engine, asked):
-                began = time.perf_counter()
+            for payload in map(_engine_payload, requests):
+                start = time.perf_counter()
                 reply: Any = bare.handle_chat_completions(payload)
-                bare_seconds += time.perf_counter() - began
+                bare_seconds += time.perf_counter() - start
                 bare_tokens += int(_usage(reply)["completion_tokens"])
             if turn >= 4:  # after warm-up
                 turns.append(seconds)
@@ -114,19 +114,18 @@ _SMALL_TALK = (
 
 
 def _usage(reply: Any) -> dict[str, Any]:
-    found = json.loads(reply) if isinstance(reply, str | bytes) else reply
-    return found["usage"]
+    return (json.loads(reply) if isinstance(reply, str | bytes) else reply)["usage"]
 
 
-def _for_engine(question: str) -> dict[str, Any]:
-    """What the twin's model was asked, as the engine is asked."""
-    sent: dict[str, Any] = json.loads(question)
-    extra = sent.pop("extra_body", {})  # the client puts these beside the others
-    return {**sent, **extra, "stream": False}
+def _engine_payload(request: str) -> dict[str, Any]:
+    """Return a recorded request in the form that the engine takes."""
+    payload: dict[str, Any] = json.loads(request)
+    extra = payload.pop("extra_body", {})  # the client merges these into the payload
+    return {**payload, **extra, "stream": False}
 
 
 def _bench_twin(home: str) -> SimulatedUser:
-    """A twin with 200 moments, a few of them with traces."""
+    """Learn a twin with 200 triples, of which 40 get traces."""
     log, embedder = load_chitchat(), load_embedder()
     model, scorer = load_model("local"), load_scorer("local")
     recipe = Recipe(
@@ -141,11 +140,11 @@ _QUESTION = "Which number would you like?"
 
 
 def simulate_part() -> Iterator[tuple[str, Figure]]:
-    """What a conversation costs beside its model, against openevals' loop: both with the same scripted model."""
+    """Yield the overhead of a simulation against the loop of openevals, both with the same scripted model."""
     try:
         from openevals.simulators import create_llm_simulated_user, run_multiturn_simulation
     except ImportError:
-        raise ModelError("simulate.vs_openevals compares with openevals; run: pip install openevals") from None
+        raise ModelError("the benchmark simulate.vs_openevals needs openevals; run: pip install openevals") from None
     from usertwin.simulator.backends.scripted import ScriptedChatModel
 
     os.environ.setdefault("LANGSMITH_TRACING", "false")
@@ -175,14 +174,14 @@ def simulate_part() -> Iterator[tuple[str, Figure]]:
         asyncio.run(alearn("bench", log, recipe, embedder=embedder, home=home))
         user = SimulatedUser.load("bench", home=home, model=ChatModel("scripted:bench", chat), embedder=embedder)
         user.last_turn = user.abandonment = None
-        theirs = create_llm_simulated_user(system="You want a number.", client=chat)
-        ratios: list[float] = []
+        baseline_user = create_llm_simulated_user(system="You want a number.", client=chat)
+        values: list[float] = []
         for _ in range(9):
-            ours_s = timed(lambda: simulate(user, agent, max_turns=10))
-            theirs_s = timed(lambda: run_multiturn_simulation(app=reply, user=theirs, max_turns=10))
-            ratios.append(ours_s / theirs_s)
+            ours = timed(lambda: simulate(user, agent, max_turns=10))
+            baseline = timed(lambda: run_multiturn_simulation(app=reply, user=baseline_user, max_turns=10))
+            values.append(ours / baseline)
         user.close()
-    yield "simulate.vs_openevals", figure(ratios, "ratio", "openevals, 10 turns, scripted model; ours also recalls and reasons")
+    yield "simulate.vs_openevals", figure(values, "ratio", "openevals, 10 turns, scripted model; ours also recalls and reasons")
 
 
 _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
@@ -194,32 +193,33 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
     "memory": memory_part,
     "controls": controls_part,
     "train": train_part,
+    "learn": learn_part,
 }
 
 
 @click.command()
-@click.option("--only", type=click.Choice(list(_PARTS)), help="Measure only this part.")
+@click.option("--only", type=click.Choice(list(_PARTS)), help="Run only this part.")
 @click.option("--out", default="build/bench.json", type=click.Path(path_type=Path), show_default=True)
 def main(only: str | None, out: Path) -> None:
-    """Measure, print a table, and write the figures to a file; figures of other parts in it are kept."""
+    """Run the benchmarks, print their figures and write them to a file; figures of other parts stay in it."""
     console = Console(highlight=False)
     for name, part in _PARTS.items():
         if only in {None, name}:
             with console.status(f"measuring {name}"):
-                found = dict(part())
-            _show(console, found)
-            _write(out, found)  # a part that fails takes no other with it
+                figures = dict(part())
+            _show(console, figures)
+            _write(out, figures)  # before the next part, which may fail
     console.print(f"written to {out}", style="dim")
 
 
-def _show(console: Console, found: dict[str, Figure]) -> None:
+def _show(console: Console, figures: dict[str, Figure]) -> None:
     table = Table("figure", "median", "low to high", "n", "against")
-    for name, one in found.items():
-        table.add_row(name, f"{one.value:.4g} {one.unit}", f"{one.low:.4g} to {one.high:.4g}", str(one.n), one.against)
+    for name, row in figures.items():
+        table.add_row(name, f"{row.value:.4g} {row.unit}", f"{row.low:.4g} to {row.high:.4g}", str(row.n), row.against)
     console.print(table)
 
 
-def _write(out: Path, found: dict[str, Figure]) -> None:
+def _write(out: Path, figures: dict[str, Figure]) -> None:
     known: dict[str, Any] = json.loads(out.read_text("utf-8"))["figures"] if out.exists() else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     machine = {
@@ -229,7 +229,7 @@ def _write(out: Path, found: dict[str, Figure]) -> None:
         "python": platform.python_version(),
     }
     report = {
-        "figures": known | {name: asdict(one) for name, one in found.items()},
+        "figures": known | {name: asdict(row) for name, row in figures.items()},
         "machine": machine,
         "versions": {package: version(package) for package in _PACKAGES},
     }

@@ -1,7 +1,7 @@
-"""How fast real turns are scored, against the bare forward pass of the same weights: a part of `make bench`.
+"""Benchmark of scoring real turns, against the bare forward pass of the same weights: a part of `make bench`.
 
-The one design choice: both sides are given the same sequences of tokens, and the bare one may put those of equal length into
-one call where that is faster; so whatever the scorer loses by padding, by bookkeeping or by computing something twice is seen.
+Design: both sides score the same token sequences, and the bare side may batch those of equal length. So the ratio shows every
+cost of the scorer: padding, bookkeeping, repeated work.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.simulator import load_scorer
 from usertwin.simulator.prompts import act_transcript
 
-from .figures import Figure, figure, in_turn, ratios, timed
+from .figures import Figure, figure, ratios, run_alternately, timed
 
-#: How many past moments the prompts show, in turn, so that their lengths are mixed.
-_SHOWN = (0, 1, 2, 4)
+#: Numbers of past pairs in successive prompts, so that their lengths differ.
+_PAST_PAIRS = (0, 1, 2, 4)
 
 
 @dataclass(frozen=True, slots=True)
 class EvalSizes:
-    """How much is measured."""
+    """Number of scored items and of rounds."""
 
     items: int = 48
     rounds: int = 3
@@ -39,36 +39,40 @@ FULL = EvalSizes()
 
 
 def eval_part(sizes: EvalSizes = FULL) -> Iterator[tuple[str, Figure]]:
-    """Useful tokens per second of scoring real held-out turns, against the bare model."""
+    """Yield the figures of scoring held-out turns of a real person."""
     cached: Any = load_scorer("local")
     yield from scoring_figures(cached.scorer, _held_out(sizes.items), sizes.rounds)
 
 
 def scoring_figures(scorer: TransformersScorer, items: Sequence[tuple[str, str]], rounds: int) -> Iterator[tuple[str, Figure]]:
-    """The figures of one scorer on some (prompt, continuation) items."""
+    """Yield the figures of a scorer on (prompt, continuation) items."""
     _, tokenizer = scorer.loaded
     sequences = [
         (tokenizer(prompt).input_ids, tokenizer(continuation, add_special_tokens=False).input_ids)
         for prompt, continuation in items
     ]
-    scorer.score(items[:1])  # the first call looks at the model
-    found, told = list[Likelihood](), list[list[float]]()
+    scorer.score(items[:1])  # the first call prepares the model
+    scored, expected = list[Likelihood](), list[list[float]]()
 
     def ours(_: int) -> float:
-        found.clear()
-        return timed(lambda: found.extend(scorer.score(items)))
+        scored.clear()
+        return timed(lambda: scored.extend(scorer.score(items)))
 
     def bare(_: int) -> float:
-        seconds, told[:] = _bare(scorer.loaded[0], sequences)
+        seconds, expected[:] = _score_bare(scorer.loaded[0], sequences)
         return seconds
 
-    scoring, passing = in_turn(rounds, ours, bare)
+    ours_s, bare_s = run_alternately(rounds, ours, bare)
     tokens = sum(len(before) + len(after) for before, after in sequences)
     lengths = sorted(len(before) + len(after) for before, after in sequences)
-    which = f"{len(items)} sequences of {lengths[0]} to {lengths[-1]} tokens"
-    yield "eval.scoring_vs_forward", figure(ratios(passing, scoring), "ratio", f"bare forward pass, {which} (bar: 0.9)")
-    yield "eval.scoring_tokens_per_s", figure([tokens / seconds for seconds in scoring], "tokens/s", which)
-    errors = [abs(x - y) for one, other in zip(found, told, strict=True) for x, y in zip(one.token_nats, other, strict=True)]
+    items_text = f"{len(items)} sequences of {lengths[0]} to {lengths[-1]} tokens"
+    yield "eval.scoring_vs_forward", figure(ratios(bare_s, ours_s), "ratio", f"bare forward pass, {items_text} (bar: 0.9)")
+    yield "eval.scoring_tokens_per_s", figure([tokens / seconds for seconds in ours_s], "tokens/s", items_text)
+    errors = [
+        abs(x - y)
+        for likelihood, nats in zip(scored, expected, strict=True)
+        for x, y in zip(likelihood.token_nats, nats, strict=True)
+    ]
     error = Figure(
         value=max(errors),
         unit="nats/token",
@@ -81,23 +85,25 @@ def scoring_figures(scorer: TransformersScorer, items: Sequence[tuple[str, str]]
 
 
 def _held_out(count: int) -> list[tuple[str, str]]:
-    """Prompts and actions of held-out moments of a real person, as turns are scored, with few and with many memories."""
+    """Return prompts and actions of held-out pairs of a real person, with few and with many past pairs in the prompt."""
     split = split_pairs(load_chitchat(), SPEAKER, window=6)
     past = [Triple(pair) for pair in split.corpus if not pair.abandoned]
     held_out = [pair for pair in (*split.validation, *split.test) if not pair.abandoned][:count]
-    shown = [_SHOWN[number % len(_SHOWN)] for number in range(count)]
-    recalled = [past[len(past) - sum(shown[: number + 1]) :][: shown[number]] for number in range(count)]
-    return [(act_transcript(pair, near), action_completion(pair.action)) for pair, near in zip(held_out, recalled, strict=True)]
+    counts = [_PAST_PAIRS[number % len(_PAST_PAIRS)] for number in range(count)]
+    examples = [past[len(past) - sum(counts[: number + 1]) :][: counts[number]] for number in range(count)]
+    return [
+        (act_transcript(pair, shown), action_completion(pair.action)) for pair, shown in zip(held_out, examples, strict=True)
+    ]
 
 
-def _bare(model: Any, sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[float, list[list[float]]]:
-    """Seconds in the model, and the nats of the continuation's tokens; equal lengths in one call where that is faster."""
-    alike: dict[int, list[int]] = {}
+def _score_bare(model: Any, sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[float, list[list[float]]]:
+    """Return the seconds in the model and the nats of the continuation tokens; equal lengths share a call if that is faster."""
+    by_length: dict[int, list[int]] = {}
     for number, (before, after) in enumerate(sequences):
-        alike.setdefault(len(before) + len(after), []).append(number)
+        by_length.setdefault(len(before) + len(after), []).append(number)
     nats: list[list[float]] = [[] for _ in sequences]
     total = 0.0
-    for group in alike.values():
+    for group in by_length.values():
         single = sum(_forward(model, sequences, [number], nats) for number in group)
         total += min(single, _forward(model, sequences, group, nats)) if len(group) > 1 else single
     return total, nats
@@ -106,16 +112,16 @@ def _bare(model: Any, sequences: Sequence[tuple[list[int], list[int]]]) -> tuple
 def _forward(
     model: Any, sequences: Sequence[tuple[list[int], list[int]]], group: Sequence[int], nats: list[list[float]]
 ) -> float:
-    """Seconds that the logits of sequences of one length take; the nats of their continuations go into `nats`."""
+    """Return the seconds of a forward pass over sequences of one length; write the nats of their continuations to `nats`."""
     import torch
 
     with torch.inference_mode():
         ids = torch.tensor([[*sequences[number][0], *sequences[number][1]] for number in group], device=model.device)
-        began = time.perf_counter()
+        start = time.perf_counter()
         logits = model(ids, use_cache=False).logits
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         for row, number in enumerate(group):
             before, after = sequences[number]
-            told = logits[row, len(before) - 1 : -1].float().log_softmax(-1)
-            nats[number] = told.gather(1, torch.tensor(after, device=model.device)[:, None])[:, 0].tolist()
+            log_probabilities = logits[row, len(before) - 1 : -1].float().log_softmax(-1)
+            nats[number] = log_probabilities.gather(1, torch.tensor(after, device=model.device)[:, None])[:, 0].tolist()
     return seconds

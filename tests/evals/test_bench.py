@@ -1,4 +1,4 @@
-"""The benchmarks run at a tiny size, yields every promised figure, and would notice what it counts."""
+"""Tests of evals/benchmarks: tiny runs yield every promised figure, and losses and errors are counted."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from conftest import Endpoint, tiny
-from usertwin.evals.benchmarks.crash_safety import judge_appended, judge_learned, small_log, small_recipe
-from usertwin.evals.benchmarks.figures import figure, in_child, in_turn, noted_questions
+from usertwin.evals.benchmarks.crash_safety import check_appended, check_learned, small_log, small_recipe
+from usertwin.evals.benchmarks.figures import figure, record_requests, run_alternately, run_in_subprocess
 from usertwin.evals.benchmarks.large_memory import short_triples, units, variants
+from usertwin.evals.benchmarks.learning import LearnSizes, learn_part, person_conversations
 from usertwin.evals.benchmarks.memory import Sizes, memory_part, real_embeddings
 from usertwin.evals.benchmarks.recon import PEOPLE, ReconSizes, controls_part, recon_part
 from usertwin.evals.benchmarks.run import main
@@ -26,13 +27,15 @@ from usertwin.memory.models.chat import sample
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import Likelihood
 from usertwin.memory.models.transformers_scorer import TransformersScorer
+from usertwin.personas import ChatLog, Conversation, Turn, split_pairs
+from usertwin.personas.chat_log import sort_by_time
 from usertwin.simulator import load_model
 
 TINY = Sizes(
     dimension=32, flat=300, appended=20, recalls=2, opens=2, appends=2, saves=2, kinds=300, large=600, chunk=250, real=280,
     queries=20, timed_queries=3, resident_recalls=5, kills=2, save_kills=1, twins=4,
 )  # fmt: skip
-KINDS = [f"kinds_200k.{kind}.{what}" for kind in ("flat", "hnsw", "ivf", "ivfpq") for what in
+KINDS = [f"kinds_200k.{kind}.{what}" for kind in ("flat", "ivfpq") for what in
          ("build_s", "query_ms", "recall_at_10", "bytes")]  # fmt: skip
 PROMISED = {f"memory.{name}" for name in (
     "recall_100k_ms", "recall_100k_vs_faiss", "recall_100k_vs_faiss_one_thread", "recall_100k_before_vs_faiss",
@@ -46,37 +49,37 @@ PROMISED = {f"memory.{name}" for name in (
 )}  # fmt: skip
 
 
-def test_a_tiny_run_yields_every_figure_and_loses_nothing() -> None:
+def test_a_tiny_memory_run_yields_every_figure_and_loses_nothing() -> None:
     pytest.importorskip("langchain_community")
     real = units(np.random.default_rng(7), TINY.real + TINY.queries, TINY.dimension)
-    found = dict(memory_part(TINY, lambda count: real[:count]))
-    assert set(found) == PROMISED
-    assert all(math.isfinite(one.value) and one.low <= one.value <= one.high for one in found.values())
-    assert found["memory.lost_in_200_kills"].value == found["memory.lost_when_killed_in_save"].value == 0
-    assert found["memory.unclean_opens_after_200_kills"].value == 0, found["memory.unclean_opens_after_200_kills"].against
-    assert found["memory.kinds_200k.flat.recall_at_10"].value == 1
+    figures = dict(memory_part(TINY, lambda count: real[:count]))
+    assert set(figures) == PROMISED
+    assert all(math.isfinite(row.value) and row.low <= row.value <= row.high for row in figures.values())
+    assert figures["memory.lost_in_200_kills"].value == figures["memory.lost_when_killed_in_save"].value == 0
+    assert figures["memory.unclean_opens_after_200_kills"].value == 0, figures["memory.unclean_opens_after_200_kills"].against
+    assert figures["memory.kinds_200k.flat.recall_at_10"].value == 1
 
 
 def test_an_acknowledged_triple_that_is_gone_counts_as_lost(tmp_path: Path) -> None:
     with TripleStore(tmp_path / "memory", FakeEmbedder(384)) as store:
         store.add(short_triples(0, 10))
-    (tmp_path / "told").write_text("memory memories 4\nmemory memories 12\n", "utf-8")
-    assert judge_appended(tmp_path, tmp_path / "told") == {"lost": 2, "wrong": []}
+    (tmp_path / "acknowledged").write_text("memory memories 4\nmemory memories 12\n", "utf-8")
+    assert check_appended(tmp_path, tmp_path / "acknowledged") == {"lost": 2, "problems": []}
 
 
-def test_a_trace_that_learning_says_is_done_and_is_not_there_counts_as_lost(tmp_path: Path) -> None:
+def test_an_acknowledged_trace_that_is_gone_counts_as_lost(tmp_path: Path) -> None:
     asyncio.run(alearn("twin-0", small_log(), small_recipe("none", 384), embedder=FakeEmbedder(384), home=tmp_path))
-    (tmp_path / "told").write_text("twin-0 memories 3\ntwin-0 traces 2\n", "utf-8")
-    assert judge_learned(tmp_path, tmp_path / "told") == {"lost": 2, "wrong": []}
+    (tmp_path / "acknowledged").write_text("twin-0 memories 3\ntwin-0 traces 2\n", "utf-8")
+    assert check_learned(tmp_path, tmp_path / "acknowledged") == {"lost": 2, "problems": []}
 
 
 def test_variants_begin_with_the_known_embeddings_and_have_unit_length() -> None:
     rng = np.random.default_rng(0)
     known = units(rng, 5, 16)
-    made = np.concatenate([variants(rng, known, start, 4) for start in (0, 4, 8)])
-    assert np.array_equal(made[:5], known)
-    assert np.allclose(np.linalg.norm(made, axis=1), 1, atol=1e-5)
-    assert len(np.unique(made, axis=0)) == 12
+    vectors = np.concatenate([variants(rng, known, start, 4) for start in (0, 4, 8)])
+    assert np.array_equal(vectors[:5], known)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert len(np.unique(vectors, axis=0)) == 12
 
 
 def test_real_embeddings_are_computed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -87,85 +90,102 @@ def test_real_embeddings_are_computed_once(monkeypatch: pytest.MonkeyPatch, tmp_
     assert np.array_equal(real_embeddings(30, FakeEmbedder(64)), first)
 
 
-def test_the_benchmark_can_be_asked_for_the_memory_alone() -> None:
+def test_a_part_of_the_benchmarks_can_be_run_alone() -> None:
     [only] = [option for option in main.params if option.name == "only"]
     assert isinstance(only.type, click.Choice)
-    assert "memory" in only.type.choices
+    assert {"memory", "learn"} <= set(only.type.choices)
 
 
-def test_sides_are_measured_in_turn_in_either_order() -> None:
+def test_a_tiny_learn_run_yields_its_figures() -> None:
+    figures = dict(learn_part(LearnSizes(turns=40, rounds=2, large_turns=90), FakeEmbedder(), small_log()))
+    assert set(figures) == {"learn.vs_read_and_embed", "learn.10k_turns_s"}
+    assert all(row.value > 0 and row.low <= row.value <= row.high for row in figures.values())
+    assert [row.n for row in figures.values()] == [2, 1]
+
+
+def test_a_log_of_one_person_has_the_turns_asked_for_and_two_speakers() -> None:
+    conversations = person_conversations(small_log().conversations, 300)  # more than the log has: conversations repeat
+    log = ChatLog(sort_by_time(conversations, "test"), "test")
+    assert 300 <= log.turn_counts()["Person"] < 304
+    assert all(len(conversation.speakers()) >= 2 for conversation in conversations)
+    assert len(split_pairs(log, "Person").corpus) > 150
+    with pytest.raises(ValueError, match="no conversation has two speakers"):
+        person_conversations([Conversation("c", (Turn("Bob", "user", "hi"),))], 3)
+
+
+def test_sides_run_alternately_in_either_order() -> None:
     order: list[str] = []
 
     def side(name: str, number: int) -> float:
         order.append(name)
         return float(number)
 
-    assert in_turn(2, lambda n: side("a", n), lambda n: side("b", n)) == [[0.0, 1.0], [0.0, 1.0]]
+    assert run_alternately(2, lambda n: side("a", n), lambda n: side("b", n)) == [[0.0, 1.0], [0.0, 1.0]]
     assert order == ["a", "b", "b", "a"]
 
 
 def test_a_figure_is_the_median_with_its_quartiles() -> None:
-    one = figure([4.0, 1.0, 2.0, 3.0, 5.0], "s", "nothing")
-    assert (one.low, one.value, one.high, one.n) == (1.5, 3.0, 4.5, 5)
+    row = figure([4.0, 1.0, 2.0, 3.0, 5.0], "s", "nothing")
+    assert (row.low, row.value, row.high, row.n) == (1.5, 3.0, 4.5, 5)
     assert figure([2.0], "s", "nothing").low == 2.0
 
 
-def test_scoring_is_compared_with_the_bare_model_on_the_same_sequences() -> None:
+def test_scoring_is_compared_with_the_bare_model_on_equal_sequences() -> None:
     items = [("Them: hello\nMe:", " good day\n"), ("Them: hullo\nMe:", " good day\n"), ("Them: and now?\nMe:", " bye\n")]
-    found = dict(scoring_figures(TransformersScorer("tiny", tiny), items, 3))
-    assert set(found) == {"eval.scoring_vs_forward", "eval.scoring_tokens_per_s", "eval.scoring_max_abs_error"}
-    assert all(0 < one.low <= one.value <= one.high for name, one in found.items() if name != "eval.scoring_max_abs_error")
-    assert found["eval.scoring_max_abs_error"].value < 1e-4
-    assert found["eval.scoring_max_abs_error"].n == sum(len(continuation) for _, continuation in items)
-    assert "3 sequences of 23 to 25 tokens" in found["eval.scoring_vs_forward"].against
+    figures = dict(scoring_figures(TransformersScorer("tiny", tiny), items, 3))
+    assert set(figures) == {"eval.scoring_vs_forward", "eval.scoring_tokens_per_s", "eval.scoring_max_abs_error"}
+    assert all(0 < row.low <= row.value <= row.high for name, row in figures.items() if name != "eval.scoring_max_abs_error")
+    assert figures["eval.scoring_max_abs_error"].value < 1e-4
+    assert figures["eval.scoring_max_abs_error"].n == sum(len(continuation) for _, continuation in items)
+    assert "3 sequences of 23 to 25 tokens" in figures["eval.scoring_vs_forward"].against
 
 
-def test_scores_that_are_off_are_seen_in_the_largest_error() -> None:
-    class Off(TransformersScorer):
+def test_wrong_scores_show_in_the_largest_error() -> None:
+    class WrongScorer(TransformersScorer):
         def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
-            return [replace(one, each=(one.each[0] - 0.5, *one.each[1:])) for one in super().score(items)]
+            return [replace(row, token_nats=(row.token_nats[0] - 0.5, *row.token_nats[1:])) for row in super().score(items)]
 
-    found = dict(scoring_figures(Off("tiny", tiny), [("Them: hello\nMe:", " good day\n")], 2))
-    assert found["eval.scoring_max_abs_error"].value == pytest.approx(0.5, abs=1e-3)
+    figures = dict(scoring_figures(WrongScorer("tiny", tiny), [("Them: hello\nMe:", " good day\n")], 2))
+    assert figures["eval.scoring_max_abs_error"].value == pytest.approx(0.5, abs=1e-3)
 
 
-def test_what_a_model_is_asked_is_noted_in_order(endpoint: Endpoint) -> None:
+def test_requests_to_a_model_are_recorded_in_order(endpoint: Endpoint) -> None:
     model = load_model(f"openai:m@{endpoint.url}")
-    asked = noted_questions(model)
+    requests = record_requests(model)
     for text in ("first", "second"):
         asyncio.run(sample(model, [("user", text)], seed=3))
-    found = [json.loads(question) for question in asked]
-    assert [one["messages"][-1]["content"] for one in found] == ["first", "second"]
-    assert [one["messages"] for one in found] == [one["messages"] for one in endpoint.asked]
-    assert asked == [json.dumps(one, sort_keys=True) for one in found]
+    payloads = [json.loads(request) for request in requests]
+    assert [payload["messages"][-1]["content"] for payload in payloads] == ["first", "second"]
+    assert [payload["messages"] for payload in payloads] == [received["messages"] for received in endpoint.requests]
+    assert requests == [json.dumps(payload, sort_keys=True) for payload in payloads]
 
 
-def test_a_child_process_gives_back_what_the_function_returns() -> None:
-    assert in_child(math.gcd, 12, 18) == 6
-
-
-@pytest.mark.slow
-def test_real_turns_are_scored_as_the_bare_model_scores_them() -> None:
-    found = dict(eval_part(EvalSizes(items=4, rounds=2)))
-    assert found["eval.scoring_max_abs_error"].value < 1e-3
-    assert found["eval.scoring_vs_forward"].n == 2
+def test_a_subprocess_returns_the_result_of_the_function() -> None:
+    assert run_in_subprocess(math.gcd, 12, 18) == 6
 
 
 @pytest.mark.slow
-def test_the_figures_of_recon_come_out_of_a_tiny_run_and_nothing_is_asked_twice() -> None:
-    found = dict(recon_part(ReconSizes(pairs=2, traces=2)))
-    assert found["recon.logprob_max_abs_error"].value < 1e-3
-    assert found["recon.shared_context_speedup"].n == 2
-    assert found["recon.resume_repeated_requests"].value == found["recon.warm_cache_requests"].value == 0
-    assert found["recon.warm_cache_time_share"].value < 1
+def test_real_turns_get_the_scores_of_the_bare_model() -> None:
+    figures = dict(eval_part(EvalSizes(items=4, rounds=2)))
+    assert figures["eval.scoring_max_abs_error"].value < 1e-3
+    assert figures["eval.scoring_vs_forward"].n == 2
 
 
 @pytest.mark.slow
-def test_the_figures_of_the_controls_come_out_of_a_tiny_run(tmp_path: Path) -> None:
+def test_a_tiny_recon_run_yields_its_figures_and_repeats_no_request() -> None:
+    figures = dict(recon_part(ReconSizes(pairs=2, traces=2)))
+    assert figures["recon.logprob_max_abs_error"].value < 1e-3
+    assert figures["recon.shared_context_speedup"].n == 2
+    assert figures["recon.resume_repeated_requests"].value == figures["recon.warm_cache_requests"].value == 0
+    assert figures["recon.warm_cache_time_share"].value < 1
+
+
+@pytest.mark.slow
+def test_a_tiny_controls_run_yields_its_figures(tmp_path: Path) -> None:
     script = tmp_path / "judge.txt"
     script.write_text("no verdict\n", "utf-8")
-    found = dict(controls_part(ReconSizes(controls=2, agreement=0, memory=60), judge=f"scripted:{script}"))
-    for called in PEOPLE:
-        assert found[f"controls.{called}.copy.rejected"].value == 1
-        assert found[f"controls.{called}.copy.gain"].value > found[f"controls.{called}.own.gain"].value
-        assert found[f"controls.{called}.more_than_leakage"].n == 2
+    figures = dict(controls_part(ReconSizes(controls=2, agreement=0, memory=60), judge=f"scripted:{script}"))
+    for person in PEOPLE:
+        assert figures[f"controls.{person}.copy.rejected"].value == 1
+        assert figures[f"controls.{person}.copy.gain"].value > figures[f"controls.{person}.own.gain"].value
+        assert figures[f"controls.{person}.more_than_leakage"].n == 2

@@ -1,0 +1,97 @@
+"""Benchmark of learning a twin without traces, against reading the log and embedding each text once: a part of `make bench`."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from usertwin.memory import Embedder, Recipe, alearn
+from usertwin.memory.models.embedding import SentenceTransformerEmbedder, query_text
+from usertwin.personas import ChatLog, Conversation, read_conversations, split_pairs, write_conversations
+from usertwin.personas.importers.chitchat import load_chitchat
+
+from .figures import Figure, figure, ratios, run_alternately, single_figure, timed
+
+_PERSON = "Person"
+
+
+@dataclass(frozen=True, slots=True)
+class LearnSizes:
+    """Turns of the person in the log of the ratio, rounds of the ratio, and turns in the log that is learned once."""
+
+    turns: int = 1500
+    rounds: int = 3
+    large_turns: int = 10_000
+
+
+FULL = LearnSizes()
+
+
+def learn_part(
+    sizes: LearnSizes = FULL, embedder: Embedder | None = None, log: ChatLog | None = None
+) -> Iterator[tuple[str, Figure]]:
+    """Yield the figures of learning from real conversations, in each of which one speaker is renamed to the same person."""
+    embedder = embedder or SentenceTransformerEmbedder()
+    conversations = (log or load_chitchat()).conversations
+    embedder.embed(["load the model"])
+    with tempfile.TemporaryDirectory() as folder:
+        path, home = Path(folder) / "log.jsonl", Path(folder) / "twins"
+        write_conversations(person_conversations(conversations, sizes.turns), path)
+        learned, baseline = run_alternately(
+            sizes.rounds,
+            lambda number: timed(lambda: _learn(path, home, f"twin-{number}", embedder)),
+            lambda _: timed(lambda: _read_and_embed(path, embedder)),
+        )
+        against = f"read the log and embed each text once, {sizes.turns} turns (bar: 1.3)"
+        yield "learn.vs_read_and_embed", figure(ratios(learned, baseline), "ratio", against)
+
+        write_conversations(person_conversations(conversations, sizes.large_turns), path)
+        seconds = timed(lambda: _learn(path, home, "large", embedder))
+        against = f"{sizes.large_turns} turns of one person (bar: 60 s on 2 cores)"
+        yield "learn.10k_turns_s", single_figure(seconds, "s", against)
+
+
+def person_conversations(conversations: Sequence[Conversation], turns: int) -> list[Conversation]:
+    """Return undated conversations with at least `turns` turns of one person; they repeat if there are too few."""
+    selected: list[Conversation] = []
+    count = 0
+    while count < turns:
+        for conversation in conversations:
+            speaker = next((turn.speaker for turn in conversation.turns if not turn.private), None)
+            renamed = [replace(turn, speaker=_PERSON) if turn.speaker == speaker else turn for turn in conversation.turns]
+            own_turns = sum(turn.speaker == _PERSON and not turn.private for turn in renamed)
+            if not own_turns or own_turns == len(renamed):
+                continue
+            selected.append(Conversation(f"talk-{len(selected)}", tuple(renamed)))
+            count += own_turns
+            if count >= turns:
+                break
+        if not selected:
+            raise ValueError("no conversation has two speakers")
+    return selected
+
+
+def _learn(path: Path, home: Path, name: str, embedder: Embedder) -> None:
+    recipe = Recipe(
+        source=str(path),
+        speaker=_PERSON,
+        method="none",
+        candidates=1,
+        max_triples=None,
+        max_traces=None,
+        window=6,
+        embedder=embedder.name,
+        model=None,
+        scorer=None,
+        seed=0,
+    )
+    asyncio.run(alearn(name, read_conversations(path), recipe, embedder=embedder, home=home))
+
+
+def _read_and_embed(path: Path, embedder: Embedder) -> None:
+    """Read the log and embed the contexts of the corpus and of the validation turns in one call, without repeats."""
+    split = split_pairs(read_conversations(path), _PERSON, window=6)
+    embedder.embed(list({query_text(pair) for pair in (*split.corpus, *split.validation)}))
