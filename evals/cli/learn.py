@@ -36,9 +36,8 @@ from .options import (
     style_option,
 )
 from .recipe_file import RecipeCommand, print_dry_run, recipe_option
-from .show import show_twin
 from .tune import DEFAULT_TUNE_TURNS
-from .twin_actions import tune_twin
+from .twin_actions import show_twin, tune_twin
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,15 +1,29 @@
-"""The commands that read finished runs: `usertwin report`, `usertwin compare`, `usertwin export`.
+"""The commands on finished runs: `usertwin report`, `compare`, `judge-by-hand`, `export`.
 
 They need the run's folder alone, and no model, so a report can be written again at any time.
 """
 
 from __future__ import annotations
 
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 
+from usertwin.personas import UsageError
+
 from .options import console_for, file_path, is_standard_output, json_option, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from usertwin.evals.judges.human_judge import HumanAnswer, HumanLabel
+    from usertwin.evals.records.verdicts import Question
+
+_KEYS: dict[str, HumanAnswer | Literal["quit"]] = {"1": "1", "2": "2", "t": "tie", "s": "skip", "q": "quit"}
+_HELP = "which reply is closer to the real turn?  1, 2, t: tie, s: skip, q: quit"
 
 
 @click.command()
@@ -84,3 +98,101 @@ def export(run: Path, arm: str | None, out: Path) -> None:
         return
     write_atomically(out, "".join(line + "\n" for line in lines))
     console_for().print(f"{len(lines)} conversations written to {out}", markup=False)
+
+
+@click.command("judge-by-hand")
+@click.argument("run", type=file_path)
+@click.option("--count", default=40, show_default=True, help="Number of pairs to judge, with those already judged.")
+@click.option(
+    "--contrast",
+    help='The two arms to compare, "A - B".  [default: those that the model judged, or the twin and each other arm]',
+)
+@click.option("--rater", default="me", show_default=True, help="Your name, if several people judge.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the choice of pairs; the same seed gives the same pairs.")
+@click.option("--summary", is_flag=True, help="Only print the agreement of the labels.")
+def judge_by_hand(run: Path, count: int, contrast: str | None, rater: str, seed: int, summary: bool) -> None:
+    """Judge blind pairs of replies of RUN and compare with the model judge.
+
+    Shows the context, the person's real turn, and two replies without the names of their arms. Each label is written to the
+    run's folder at once; the same command continues where you stopped.
+    """
+    from usertwin.evals.judges.human_judge import agreement, agreement_view, contrasts_to_judge, plan_questions, read_labels
+    from usertwin.evals.records.measured_turns import LABELS, VERDICTS, read_manifest, read_turns
+    from usertwin.evals.records.verdicts import read_verdicts
+
+    if count < 1:
+        raise UsageError(f"--count is {count}; it must be at least 1")
+    if not rater.strip():
+        raise UsageError("--rater is empty; give a name that tells your labels from others'")
+    console = console_for()
+    read_manifest(run)
+    verdicts = read_verdicts(run / VERDICTS)
+    labels = read_labels(run / LABELS)
+    if not summary:
+        turns = read_turns(run)
+        questions = plan_questions(turns, verdicts, contrasts_to_judge(turns, verdicts, contrast), seed=seed)
+        if not questions:
+            raise UsageError(f"{run}: the replies of this contrast are all the same; name another contrast with --contrast")
+        if not any(verdict.kind == "contrast" for verdict in verdicts):
+            console.print("no model has judged pairs of this run: your labels are kept, without a judge to compare them with")
+        labels += _label_pairs(console, questions, labels, run / LABELS, rater.strip(), count, seed)
+    console.print(agreement_view(agreement(labels, verdicts, seed)))
+
+
+def _label_pairs(
+    console: Console, questions: list[Question], labels: list[HumanLabel], path: Path, rater: str, count: int, seed: int
+) -> list[HumanLabel]:
+    """Ask about pairs until the rater has judged `count` of them or quits; return the new labels.
+
+    Each label is appended to the file at `path` before the next pair is shown.
+    """
+    from usertwin.evals.judges.human_judge import HumanLabel, pair_view, reply_order
+    from usertwin.memory.jsonl import append_line, open_for_append
+
+    pairs = {question.pair for question in questions}
+    known = {label.pair: label for label in labels if label.rater == rater and label.pair in pairs}
+    done = sum(label.label != "skip" for label in known.values())
+    remaining = [question for question in questions if question.pair not in known]
+    count = min(count, done + len(remaining))
+    if done:
+        console.print(f"{done} of {count} pairs are judged already", markup=False)
+    new: list[HumanLabel] = []
+    with open_for_append(path) as file:
+        for question in remaining:
+            if done >= count:
+                break
+            order = reply_order(question, rater, seed)
+            console.rule(f"pair {done + 1} of {count}")
+            console.print(pair_view(question, order))
+            answer = _read_answer(console)
+            if answer == "quit":
+                console.print("stopped; your labels are kept, and the same command continues from here")
+                break
+            when = datetime.now(UTC).isoformat(timespec="seconds")
+            new.append(
+                HumanLabel(
+                    rater=rater, pair=question.pair, a=question.a, b=question.b, person=question.person,
+                    conversation_id=question.conversation_id, position=question.position, sample=question.sample,
+                    order=order, label=answer, when=when,
+                )
+            )  # fmt: skip
+            append_line(file, new[-1].to_json())
+            done += answer != "skip"
+    console.print()
+    return new
+
+
+def _read_answer(console: Console) -> HumanAnswer | Literal["quit"]:
+    """Read a key on a terminal, a line otherwise; the end of the input and Ctrl-C quit."""
+    console.print(_HELP, style="dim", markup=False)
+    while True:
+        try:
+            text = click.getchar() if sys.stdin.isatty() else console.input()
+        except (EOFError, KeyboardInterrupt):
+            return "quit"
+        answer = _KEYS.get(text.strip().lower())
+        if answer is not None:
+            console.print(answer, style="bold", markup=False)
+            return answer
+        if text.strip():
+            console.print(_HELP, style="yellow", markup=False)

@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from usertwin.memory.models.chat import PromptStyle
 
-from .options import progress_bars
+from .options import console_for, home_option, progress_bars
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -123,3 +125,38 @@ def open_twin(
         if user.record.state == "interrupted":
             console.print(f"{name} is not fully learned; the same learn command continues where it stopped.", style="yellow")
         yield user
+
+
+@click.command()
+@click.argument("name", required=False)
+@home_option
+def show(name: str | None, home: Path | None) -> None:
+    """Show the twin NAME; without a name, list all twins.
+
+    Shows how it was learned, what it remembers, what its memory is used for, and how close it is to the person.
+    """
+    from usertwin.memory import list_twins
+
+    console = console_for()
+    if name is not None:
+        show_twin(console, name, home)
+        return
+    for twin in list_twins(home):
+        console.print(twin, markup=False)
+
+
+def show_twin(console: Console, name: str, home: Path | None) -> None:
+    """Print a twin's recipe, memory, settings and closeness."""
+    from usertwin.evals.reports.twin_view import twin_view
+    from usertwin.memory import TripleStore, TwinRecord, existing_twin
+    from usertwin.memory.twin.abandonment import AbandonmentModel
+    from usertwin.memory.twin.last_turn import LastTurnModel
+    from usertwin.memory.twin.record import ABANDONMENT_FILE, LAST_TURN_FILE
+    from usertwin.simulator import load_embedder
+
+    folder = existing_twin(name, home)
+    record = TwinRecord.load(folder)
+    with TripleStore(folder, load_embedder(record.recipe.embedder), create=False) as store:
+        triples = list(store.triples())
+    last_turn, abandonment = LastTurnModel.load(folder / LAST_TURN_FILE), AbandonmentModel.load(folder / ABANDONMENT_FILE)
+    console.print(twin_view(record, triples, last_turn, abandonment))

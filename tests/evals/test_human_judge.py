@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sklearn.metrics import cohen_kappa_score
 
-from usertwin.evals.cli.judge_by_hand import judge_by_hand
+from usertwin.evals.cli.runs import judge_by_hand
 from usertwin.evals.judges.human_judge import (
     HumanLabel,
     agreement,
@@ -362,7 +362,7 @@ def test_invalid_input_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_single_key_answers_on_a_terminal(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", verdicts=[verdict(one, "a") for one in PAIRS])
-    code = "from usertwin.evals.cli.judge_by_hand import judge_by_hand; judge_by_hand(prog_name='usertwin')"
+    code = "from usertwin.evals.cli.runs import judge_by_hand; judge_by_hand(prog_name='usertwin')"
     plain = {"TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "120", "LINES": "50"}
     child = pexpect.spawn(
         sys.executable, ["-c", code, str(folder), "--count", "3"], encoding="utf-8", timeout=60, env=os.environ | plain
