@@ -110,6 +110,9 @@ def test_every_block_runs(page: Path, sandbox: Path) -> None:
                 exec(compile(block.text, f"{page.name}, block {number}", "exec"), {"__name__": "__main__"})
             case "json":
                 assert as_conversation(json.loads(block.text)).speakers() == {"ann", "desk"}
+            case "toml":
+                (sandbox / "recipe.toml").write_text(block.text)
+                run_command(["usertwin", "learn", "from-recipe", "--recipe", "recipe.toml", "--dry-run"])
             case "sh":
                 assert {words[0] for words in commands(block.text)} <= SHELL
             case language:

@@ -33,7 +33,6 @@ MAY_BE_HEAVY = {
     "simulator/backends/transformers_chat.py",
     "memory/training/callback.py",
     "evals/suites/config.py",
-    "evals/cli/recipe_file.py",
 }
 MAX_LINES = 400
 MAX_FILES = 15  # of Python in one folder, its __init__.py included
@@ -213,6 +212,30 @@ def test_folders_hold_few_files() -> None:
     folders = {path.parent for path in _sources()}
     crowded = [f"{folder}: {count}" for folder in folders if (count := len(list((ROOT / folder).glob("*.py")))) > MAX_FILES]
     assert crowded == []
+
+
+def _positional_dataclasses(tree: ast.Module) -> list[str]:
+    """Return the dataclasses of more than four constructor fields that are not keyword-only."""
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+            fields = [
+                item for item in node.body
+                if isinstance(item, ast.AnnAssign)
+                and not ast.unparse(item.annotation).startswith("ClassVar")
+                and "init=False" not in ast.unparse(item)
+            ]  # fmt: skip
+            is_dataclass = any(decorator.split("(")[0] in {"dataclass", "dataclasses.dataclass"} for decorator in decorators)
+            if is_dataclass and len(fields) > 4 and not any("kw_only=True" in decorator for decorator in decorators):
+                names.append(node.name)
+    return names
+
+
+def test_dataclasses_of_more_than_four_fields_take_keywords_only() -> None:
+    """But `Pair` and `Turn`-like values that tests and users write by the dozen stay as they are."""
+    wrong = [f"{path}: {name}" for path, tree in _sources().items() for name in _positional_dataclasses(tree)]
+    assert wrong == []
 
 
 def test_test_files_have_names_of_their_own() -> None:
