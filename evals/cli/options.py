@@ -53,7 +53,8 @@ actor_option = click.option(
     "--actor", help="Model that reconstructs actions, for the fidelities judge and rank.  [default: the model that proposes]"
 )
 embedder_option = click.option(
-    "--embedder", help="Sentence-transformers model or folder, or fake:.  [default: all-MiniLM-L6-v2]"
+    "--embedder",
+    help="Sentence-transformers model or folder; append @bfloat16 to compute in bfloat16.  [default: all-MiniLM-L6-v2]",
 )
 price_option = click.option(
     "--price", metavar="INPUT/OUTPUT", help="Price of a hosted model in dollars per million tokens, such as 0.25/2."
