@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
+from operator import add
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from usertwin.personas import ModelError, UsertwinError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: "transcript": the prompt is text to be continued, for base and small models. "instruction": the prompt is an instruction.
 PromptStyle = Literal["transcript", "instruction"]
+#: (role, text) pairs with the roles "system", "user" and "assistant".
+Messages = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +34,12 @@ class ChatModel:
 
     Attributes:
         name: the name it was loaded by, such as "local" or "openai:gpt-5-mini".
-        chat: the LangChain model.
-        style: the style of its prompts.
         supports_sampling_params: whether it takes temperature, seed, stop and n (hosted reasoning models do not).
         bypass_cache: options that make it ignore its prompt cache. A cached prefix was computed in batches of another size, so
             rounding differs and a seed does not reproduce its completion.
         structured: whether it supports a JSON schema for its output.
         identity: tells its weights from other weights of the same name.
-        price: its price; None if unknown.
-        cache: the cache of its completions; None for no cache.
+        price: None if unknown.
         max_n: the most completions of one request; more take several requests.
     """
 
@@ -80,16 +80,12 @@ class Usage:
     output_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.input_tokens + other.input_tokens,
-            self.cached_tokens + other.cached_tokens,
-            self.output_tokens + other.output_tokens,
-        )
+        return Usage(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A completion, cut at the first stop sequence, and its token usage."""
+    """A completion, cut at the first stop sequence."""
 
     text: str
     usage: Usage
@@ -100,10 +96,9 @@ class Ledger:
     """Totals of completions, tokens and cost.
 
     Attributes:
-        calls: completions that models generated.
+        calls: completions that models generated; `usage` holds their tokens.
         cache_hits: completions that came from a completion cache.
-        usage: the tokens of the calls.
-        dollars: their cost; None if the price of a model is unknown.
+        dollars: the cost of the calls; None if the price of a model is unknown.
     """
 
     calls: int = 0
@@ -136,7 +131,7 @@ class Ledger:
 
 async def sample(
     model: ChatModel,
-    messages: Sequence[tuple[str, str]],
+    messages: Messages,
     *,
     n: int = 1,
     seed: int = 0,
@@ -148,20 +143,12 @@ async def sample(
     ledger: Ledger | None = None,
     config: RunnableConfig | None = None,
 ) -> list[Sample]:
-    """Return n completions of a prompt.
+    """Return n completions of at most `max_tokens` tokens each; their number and cost are added to `ledger`.
 
-    Args:
-        model: the model.
-        messages: (role, text) pairs with the roles "system", "user" and "assistant".
-        n: the number of completions; a model that supports sampling parameters encodes the prompt once for all of them.
-        seed: the seed, for models that take one. In single requests, completion i gets seed + i.
-        max_tokens: the most tokens of a completion.
-        temperature: the temperature, for models that take one.
-        stop: stop sequences; also applied here, for models that do not take them.
-        bypass_cache: whether to ignore the model's prompt cache; see `ChatModel.bypass_cache`.
-        schema: a JSON schema for the output, for models that support one.
-        ledger: the ledger to add to.
-        config: LangChain's run config, for its callbacks.
+    A model that supports sampling parameters encodes the prompt once for all completions. In single requests, completion i gets
+    seed + i. Stop sequences are also applied here, for models that do not take them. `bypass_cache` ignores the model's prompt
+    cache (see `ChatModel.bypass_cache`), `schema` is a JSON schema for the output of models that support one, and `config`
+    carries LangChain's callbacks.
 
     Raises:
         ModelError: the model does not answer; the message names it.
@@ -174,10 +161,10 @@ async def sample(
     if schema is not None and model.structured:
         options["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
     request = [model.name, model.identity, [list(message) for message in messages], n, seed, options]
+    ledger = Ledger() if ledger is None else ledger
     cached = None if model.cache is None else cast("list[Any] | None", model.cache.get(request))
     if cached is not None:
-        if ledger is not None:
-            ledger.cache_hits += len(cached)
+        ledger.cache_hits += len(cached)
         return [Sample(text, Usage(*counts)) for text, counts in cached]
     try:
         completions = list[tuple[str, Usage]]()
@@ -190,18 +177,12 @@ async def sample(
     samples = [Sample(_cut(text, stop), usage) for text, usage in completions]
     if model.cache is not None:
         model.cache.put(request, [(sample.text, astuple(sample.usage)) for sample in samples])
-    if ledger is not None:
-        ledger.record(model, samples)
+    ledger.record(model, samples)
     return samples
 
 
 async def _complete(
-    model: ChatModel,
-    messages: Sequence[tuple[str, str]],
-    n: int,
-    seed: int,
-    options: Mapping[str, Any],
-    config: RunnableConfig | None,
+    model: ChatModel, messages: Messages, n: int, seed: int, options: Mapping[str, Any], config: RunnableConfig | None
 ) -> list[tuple[str, Usage]]:
     """Return n (text, usage) pairs, from one request with `n` if the model supports it."""
     from langchain_core.messages import convert_to_messages
@@ -215,9 +196,7 @@ async def _complete(
         except Exception as error:
             batched = _truncated_replies(error)
     missing = range(len(batched), n)  # all of them, or the rest if the endpoint ignores "n"
-    requests: list[dict[str, Any]] = [
-        {**options} | ({"seed": seed + i} if model.supports_sampling_params else {}) for i in missing
-    ]
+    requests = [{**options, "seed": seed + i} if model.supports_sampling_params else options for i in missing]
     single = await asyncio.gather(*(_complete_once(model, messages, request, config) for request in requests))
     # Every message of a batched reply carries the usage of the whole reply.
     usages = [_usage(message) if i == 0 else Usage() for i, message in enumerate(batched)] + list(map(_usage, single))
@@ -226,7 +205,7 @@ async def _complete(
 
 
 async def _complete_once(
-    model: ChatModel, messages: Sequence[tuple[str, str]], options: Mapping[str, Any], config: RunnableConfig | None
+    model: ChatModel, messages: Messages, options: Mapping[str, Any], config: RunnableConfig | None
 ) -> AIMessage:
     try:
         return await model.chat.ainvoke(list(messages), config, **options)
@@ -255,13 +234,11 @@ def _truncated_replies(error: Exception) -> list[AIMessage]:
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
-    ends = [end for end in (text.find(sequence) for sequence in stop) if end >= 0]
-    return text[: min(ends)] if ends else text
+    return text[: min((end for end in map(text.find, stop) if end >= 0), default=len(text))]
 
 
 def _usage(message: AIMessage) -> Usage:
-    metadata = message.usage_metadata
-    if metadata is None:
+    if (metadata := message.usage_metadata) is None:
         return Usage()
     cached = metadata.get("input_token_details", {}).get("cache_read", 0)
     return Usage(metadata["input_tokens"], cached or 0, metadata["output_tokens"])

@@ -19,10 +19,9 @@ COMPLETIONS_FILE = "answers.sqlite"  # the file name on disk since version 0.1
 
 
 class CompletionCache:
-    """Completions by request. A completion is on disk before it is used, so a killed run repeats no finished call.
+    """Completions by request, in a SQLite file that is created if missing.
 
-    Args:
-        path: SQLite file, created if missing.
+    A completion is on disk before it is used, so a killed run repeats no finished call.
 
     Raises:
         ModelError: the file cannot be read or written.
@@ -32,10 +31,9 @@ class CompletionCache:
         self._path, self._lock = Path(path), threading.Lock()
         try:
             self._database = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=NORMAL")  # survives a kill; a power failure costs one call
-            self._database.execute(
-                "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL) STRICT, WITHOUT ROWID"
+            self._database.executescript(  # synchronous=NORMAL survives a kill; a power failure costs one call
+                "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; CREATE TABLE IF NOT EXISTS answers"
+                " (key BLOB PRIMARY KEY, answer TEXT NOT NULL) STRICT, WITHOUT ROWID"
             )
         except sqlite3.Error as error:
             raise self._unusable(error) from error

@@ -35,16 +35,11 @@ _WORD = re.compile(r"\w+")
 
 
 class Embedder(Protocol):
-    """Maps texts to unit vectors.
-
-    Attributes:
-        name: the model's name; a memory made with one name cannot be opened with another.
-        dimension: the length of a vector.
-    """
+    """Maps texts to unit vectors."""
 
     @property
     def name(self) -> str:
-        """The model's name."""
+        """The model's name; a memory made with one name cannot be opened with another."""
         ...
 
     @property
@@ -104,19 +99,14 @@ class SentenceTransformerEmbedder:
             raise ModelError(f'the embedding model "{self.name}" cannot be loaded: {error}') from error
 
     @cached_property
-    def _dimension(self) -> int:
-        return int(self.embed(["?"]).shape[1])  # the library's method for it differs between versions
-
-    @property
     def dimension(self) -> int:
         """The length of a vector."""
-        return self._dimension
+        return int(self.embed(["?"]).shape[1])  # the library's method for it differs between versions
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """See `Embedder.embed`. Equal texts are embedded once.
 
-        Texts are embedded in order of length, so that a batch needs little padding. One call with a thousand texts takes about
-        half the time of many calls with 32 texts each.
+        Order of length keeps padding small: a call with a thousand texts takes half the time of many calls with 32 each.
         """
         import numpy as np
 
@@ -147,20 +137,13 @@ def _has_bfloat16() -> bool:
 class CachedEmbedder:
     """An embedder with a cache in memory: equal texts of one call, and recent texts, are embedded once.
 
-    Args:
-        embedder: the embedder behind the cache.
-        size: the most embeddings to keep; the least recently used are evicted first.
+    The cache keeps `size` embeddings; the least recently used are evicted first.
     """
 
     def __init__(self, embedder: Embedder, size: int = 4096) -> None:
-        self._embedder, self._size = embedder, size
+        self.name = embedder.name
+        self._embedder, self._size, self._lock = embedder, size, threading.Lock()
         self._cache: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    @property
-    def name(self) -> str:
-        """See `Embedder.name`."""
-        return self._embedder.name
 
     @property
     def dimension(self) -> int:
@@ -177,8 +160,8 @@ class CachedEmbedder:
         if misses:
             vectors |= zip(misses, self._embedder.embed(misses), strict=True)
         with self._lock:
-            for text, vector in vectors.items():
-                self._cache[text] = vector
+            self._cache |= vectors
+            for text in vectors:
                 self._cache.move_to_end(text)
             while len(self._cache) > self._size:
                 self._cache.popitem(last=False)

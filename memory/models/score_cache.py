@@ -28,27 +28,18 @@ class CachedScorer:
     """
 
     def __init__(self, scorer: Scorer, path: str | Path, weights_id: str = "") -> None:
-        self.scorer = scorer
-        self._path = Path(path)
-        self._weights = weights_id
-        self._lock = threading.Lock()
+        self.scorer, self.name = scorer, scorer.name
+        self._path, self._weights, self._lock = Path(path), weights_id, threading.Lock()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=NORMAL")  # a lost score is computed again
-            self._database.execute("DROP TABLE IF EXISTS scores")  # an older schema, without single tokens
-            self._database.execute(
+            self._database.executescript(  # `scores` is an older schema, without single tokens
+                "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; DROP TABLE IF EXISTS scores;"
                 "CREATE TABLE IF NOT EXISTS likelihoods (key BLOB PRIMARY KEY, nats REAL NOT NULL, tokens INTEGER NOT NULL,"
                 " each BLOB NOT NULL, ends BLOB NOT NULL) STRICT, WITHOUT ROWID"
             )
         except (sqlite3.Error, OSError) as error:
             raise ModelError(f"{path}: the score cache cannot be used ({error}); delete the file and try again") from error
-
-    @property
-    def name(self) -> str:
-        """The name of the scorer behind the cache."""
-        return self.scorer.name
 
     def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """See `Scorer.score`; only scores that are not in the cache are computed."""
@@ -70,14 +61,12 @@ class CachedScorer:
         missing = {key: item for key, item in zip(keys, items, strict=True) if key not in cached}
         if missing:
             scored = dict(zip(missing, self.scorer.score(list(missing.values())), strict=True))
-            self._database.executemany(
-                "INSERT OR REPLACE INTO likelihoods VALUES (?, ?, ?, ?, ?)",
-                [
-                    (k, s.nats, s.tokens, array("d", s.token_nats).tobytes(), array("I", s.token_ends).tobytes())
-                    for k, s in scored.items()
-                ],
+            rows = (
+                (key, s.nats, s.tokens, array("d", s.token_nats).tobytes(), array("I", s.token_ends).tobytes())
+                for key, s in scored.items()
             )
-            self._database.commit()
+            with self._database:
+                self._database.executemany("INSERT OR REPLACE INTO likelihoods VALUES (?, ?, ?, ?, ?)", rows)
             cached |= scored
         return [cached[key] for key in keys]
 
@@ -85,6 +74,5 @@ class CachedScorer:
         digest = hashlib.sha256()
         for part in (self.scorer.name, self._weights, prompt, continuation):
             raw = part.encode("utf-8", "surrogatepass")
-            digest.update(struct.pack("<Q", len(raw)))
-            digest.update(raw)
+            digest.update(struct.pack("<Q", len(raw)) + raw)
         return digest.digest()

@@ -18,13 +18,9 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """The log-probability of a continuation given its prompt.
+    """The log-probability of a continuation given its prompt, in nats (at most 0), in total and for each token.
 
-    Attributes:
-        nats: the log-probability in nats (at most 0).
-        tokens: the number of tokens.
-        token_nats: the log-probability of each token, in nats.
-        token_ends: the end of each token in the continuation, in characters.
+    `token_ends` holds the end of each token in the continuation, in characters.
     """
 
     nats: float

@@ -74,7 +74,8 @@ class TransformersScorer:
             encoded = [_encode(tokenizer, prompt, continuation, limit) for prompt, continuation in items]
             scores: dict[int, list[float]] = {}
             self._score_group(0, None, encoded, list(range(len(items))), scores)
-        return [_likelihood(scores[index], encoded[index][2]) for index in range(len(items))]
+        nats = (scores[index] for index in range(len(items)))
+        return [Likelihood(fsum(n), len(n), tuple(n), tuple(ends)) for n, (_, _, ends) in zip(nats, encoded, strict=True)]
 
     def _score_group(
         self, start: int, past: Any, encoded: Sequence[_Encoded], group: Sequence[int], scores: dict[int, list[float]]
@@ -100,14 +101,11 @@ class TransformersScorer:
             else:
                 singles += subgroup
         lengths = [len(encoded[index][0]) + len(encoded[index][1][:-1]) - start for index in singles]
-        for batch in self._batches(lengths, start):
+        factor = 1 if self.loaded[0].device.type == "cpu" else _ACCELERATOR_FACTOR
+        for batch in _batches(lengths, start, max_tokens=factor * _BATCH_TOKENS, call_cost=factor * _CALL_TOKENS):
             members = [singles[position] for position in batch]
             rows = [(encoded[index][0][start:], encoded[index][1]) for index in members]
             scores |= dict(zip(members, self._score_batch(rows, past), strict=True))
-
-    def _batches(self, lengths: Sequence[int], prefix: int) -> list[list[int]]:
-        factor = 1 if self.loaded[0].device.type == "cpu" else _ACCELERATOR_FACTOR
-        return _batches(lengths, prefix, max_tokens=factor * _BATCH_TOKENS, call_cost=factor * _CALL_TOKENS)
 
     def _extend(self, past: Any, tokens: Sequence[int]) -> Any:
         """Return the keys and values of `past` followed by more tokens."""
@@ -124,9 +122,7 @@ class TransformersScorer:
 
         model, _ = self.loaded
         inputs = [prompt + continuation[:-1] for prompt, continuation in rows]  # no prediction after the last token
-        ids = torch.zeros((len(rows), max(map(len, inputs))), dtype=torch.long)  # padded on the right
-        for row, tokens in enumerate(inputs):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
+        ids = torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, inputs)), batch_first=True).to(model.device)
         # The token at position t is predicted by the hidden state at t - 1.
         positions = [(row, len(p) + t - 1) for row, (p, c) in enumerate(rows) for t in range(len(c))]
         targets = torch.tensor([token for _, continuation in rows for token in continuation])
@@ -135,21 +131,15 @@ class TransformersScorer:
             options = {**cache_argument(cache), "use_cache": cache is not None}
             picked = [row for row, _ in positions], [position for _, position in positions]
             if self._plain_head:  # the output head is a fifth of a small model's work, and few positions are needed
-                logits = model.get_output_embeddings()(
-                    model.base_model(ids.to(model.device), **options).last_hidden_state[picked]
-                )
+                hidden = model.base_model(ids, **options).last_hidden_state
+                logits = model.get_output_embeddings()(hidden[picked]).float()
             else:
-                logits = model(ids.to(model.device), **options).logits[picked]
-            logits = logits.float()
+                logits = model(ids, **options).logits[picked].float()
             if not bool(torch.isfinite(logits).all()):
                 raise ModelError(f'the model "{self.name}" returned logits that are not finite; its weights may be damaged')
             nats = logits.log_softmax(-1).gather(1, targets.to(logits.device)[:, None])[:, 0].cpu()
         pieces = nats.split([len(continuation) for _, continuation in rows])
         return [piece.double().tolist() for piece in pieces]
-
-
-def _likelihood(nats: Sequence[float], ends: Sequence[int]) -> Likelihood:
-    return Likelihood(fsum(nats), len(nats), tuple(nats), tuple(ends))
 
 
 def _encode(tokenizer: Any, prompt: str, continuation: str, limit: int) -> _Encoded:
@@ -162,10 +152,7 @@ def _encode(tokenizer: Any, prompt: str, continuation: str, limit: int) -> _Enco
 
 
 def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Return the number of first tokens that all prompts share, leaving at least one token of each.
-
-    The length is 0 below `MIN_SHARED_TOKENS`.
-    """
+    """Return how many first tokens all prompts share, leaving at least one token of each; 0 below `MIN_SHARED_TOKENS`."""
     first, last = min(map(list, prompts)), max(map(list, prompts))
     limit = max(0, min(map(len, prompts)) - 1)
     shared = next((i for i in range(limit) if first[i] != last[i]), limit)
@@ -200,13 +187,9 @@ def repeat_cache(past: Any, rows: int) -> Any:
 
 
 def _batches(lengths: Sequence[int], prefix: int, *, max_tokens: int, call_cost: int) -> list[list[int]]:
-    """Return row indices in batches of similar length with the least total cost.
+    """Return row indices in batches of similar length with the least total cost; all arguments are in tokens.
 
-    Args:
-        lengths: the rows' lengths in tokens.
-        prefix: cached tokens before each row, whose keys and values are repeated for every row of a batch.
-        max_tokens: the most tokens of a batch with several rows, padding included.
-        call_cost: the fixed cost of a batch, in tokens.
+    A batch of several rows has at most `max_tokens` with its padding. `prefix` cached tokens are repeated for each of its rows.
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     # best[end] is the least cost of the first `end` rows in this order, and the start of their last batch.
