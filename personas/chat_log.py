@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,8 @@ class BadLine:
 class ChatLog:
     """The conversations of one source, oldest first.
 
-    Attributes:
-        conversations: the conversations in time order.
-        source: the file, folder or corpus they come from.
-        skipped: the bad lines that were skipped on request.
-        files_without_turns: how many files of a folder hold no conversation.
+    `source` is their file, folder or corpus, `skipped` the bad lines that were skipped on request, and `files_without_turns`
+    the number of files of a folder that hold no conversation.
     """
 
     conversations: tuple[Conversation, ...]
@@ -42,11 +40,8 @@ class ChatLog:
 
     def turn_counts(self, role: str | None = None) -> dict[str, int]:
         """Return the number of public turns of each speaker, highest first; with `role`, only turns in that role."""
-        counts: dict[str, int] = {}
-        for conversation in self.conversations:
-            for turn in conversation.turns:
-                if not turn.private and role in {None, turn.role}:
-                    counts[turn.speaker] = counts.get(turn.speaker, 0) + 1
+        turns = (turn for conversation in self.conversations for turn in conversation.turns)
+        counts = Counter(turn.speaker for turn in turns if not turn.private and role in {None, turn.role})
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -57,11 +52,10 @@ def sort_by_time(conversations: Iterable[Conversation], source: str) -> tuple[Co
         LogError: only some conversations have a date, or two share an id.
     """
     unsorted = tuple(conversations)
-    dated = [c for c in unsorted if c.started_at is not None]
-    if dated and len(dated) != len(unsorted):
-        missing = next(c.conversation_id for c in unsorted if c.started_at is None)
+    undated = [c.conversation_id for c in unsorted if c.started_at is None]
+    if 0 < len(undated) < len(unsorted):
         raise LogError(
-            f'{source}: conversation "{missing}" has no "started_at" while {len(dated)} others have one; '
+            f'{source}: conversation "{undated[0]}" has no "started_at" while {len(unsorted) - len(undated)} others have one; '
             "give every conversation a date, or none (then the order in the file is the time order)"
         )
     ids: set[str] = set()
@@ -69,7 +63,7 @@ def sort_by_time(conversations: Iterable[Conversation], source: str) -> tuple[Co
         if conversation.conversation_id in ids:
             raise LogError(f'{source}: two conversations have the id "{conversation.conversation_id}"; ids must differ')
         ids.add(conversation.conversation_id)
-    if not dated:
+    if undated:
         return unsorted
     return tuple(sorted(unsorted, key=lambda c: (to_timestamp(c.started_at) or 0.0, c.conversation_id)))
 
@@ -85,11 +79,12 @@ def read_conversations(path: str | Path, *, skip_bad_lines: bool = False) -> Cha
         LogError: the file is missing, empty or malformed; the message names the file and the line.
     """
     path = Path(path)
-    text = _read_text(path)
     skipped: list[BadLine] = []
     conversations: list[Conversation] = []
-    for number, value in _json_values(text, path, skipped if skip_bad_lines else None):
+    for number, value in _json_values(_read_text(path), skip_bad_lines):
         try:
+            if isinstance(value, json.JSONDecodeError):
+                raise LogError(f"not JSON ({value.msg} at column {value.colno})")
             conversations.append(as_conversation(value, f"{path.stem}-{number}"))
         except LogError as error:
             if not skip_bad_lines:
@@ -115,39 +110,22 @@ def _read_text(path: Path) -> str:
         raise LogError(f"{path}: cannot be read: {error}") from None
 
 
-def _json_values(text: str, path: Path, skipped: list[BadLine] | None) -> Iterator[tuple[int, Any]]:
+def _json_values(text: str, skip_bad_lines: bool) -> Iterator[tuple[int, Any]]:
     """Yield the JSON values of a log with their line numbers; the items of a single list are numbered instead.
 
-    Bad lines go to `skipped`; None means that the first one raises LogError.
+    A line that is not JSON yields its JSONDecodeError.
     """
-    stripped = text.lstrip()
-    if stripped.startswith("[") and not _is_json(stripped.split("\n", 1)[0]):
-        try:
-            items = _parse_json(text)
-        except json.JSONDecodeError as error:
-            if skipped is None:
-                raise _not_json(path, error.lineno, error) from None
-        else:
-            yield from _split_list(items)
-            return
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    for number, line in lines:
-        try:
-            value = _parse_json(line)
-        except json.JSONDecodeError as error:
-            if skipped is None:
-                raise _not_json(path, number, error) from None
-            skipped.append(BadLine(number, f"not JSON ({error.msg})"))
-            continue
+    values: Iterable[tuple[int, Any]] = ((number, _parse_json(line)) for number, line in lines)
+    if lines and lines[0][1].lstrip().startswith("[") and isinstance(_parse_json(lines[0][1]), json.JSONDecodeError):
+        whole = _parse_json(text)  # a list over several lines
+        if not (skip_bad_lines and isinstance(whole, json.JSONDecodeError)):
+            lines, values = lines[:1], [(getattr(whole, "lineno", 1), whole)]
+    for number, value in values:
         if len(lines) == 1 and isinstance(value, list):
             yield from _split_list(value)
         else:
             yield number, value
-
-
-def _not_json(path: Path, line: int, error: json.JSONDecodeError) -> LogError:
-    reason = f"not JSON ({error.msg} at column {error.colno})"
-    return LogError(f"{path}, line {line}: {reason}; fix the line, or pass --skip-bad-lines")
 
 
 def _split_list(value: Any) -> Iterator[tuple[int, Any]]:
@@ -160,40 +138,27 @@ def _split_list(value: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _parse_json(text: str) -> Any:
-    """Like `json.loads`, but values nested too deeply and numbers too long raise JSONDecodeError too."""
+    """Return the value, or a JSONDecodeError; it also stands for values nested too deeply and numbers too long."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
-        raise
+    except json.JSONDecodeError as error:
+        return error
     except (ValueError, RecursionError) as error:
-        raise json.JSONDecodeError(str(error), text, 0) from None
-
-
-def _is_json(text: str) -> bool:
-    try:
-        _parse_json(text)
-    except json.JSONDecodeError:
-        return False
-    return True
-
-
-def _messages_record(conversation: Conversation, user: str) -> dict[str, Any]:
-    record = conversation.to_json() | {"messages": conversation.to_messages(user)}
-    del record["turns"]
-    return record
+        return json.JSONDecodeError(str(error), text, 0)
 
 
 def write_conversations(conversations: Iterable[Conversation], path: str | Path, *, messages_of: str | None = None) -> int:
-    """Write conversations as JSON lines and return their number.
+    """Write conversations as JSON lines, compressed with gzip if the name ends in .gz, and return their number.
 
-    Args:
-        conversations: the conversations.
-        path: the file; compressed with gzip if the name ends in .gz.
-        messages_of: write OpenAI-style `{"messages": [...]}` lines in which this speaker is the user.
+    With `messages_of`, the lines are OpenAI-style `{"messages": [...]}` objects in which this speaker is the user.
     """
-    path = Path(path)
-    records = [c.to_json() if messages_of is None else _messages_record(c, messages_of) for c in conversations]
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    path, lines = Path(path), list[str]()
+    for conversation in conversations:
+        record = conversation.to_json()
+        if messages_of is not None:
+            del record["turns"]
+            record["messages"] = conversation.to_messages(messages_of)
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     data = "".join(lines).encode("utf-8", "backslashreplace")  # lone surrogates become JSON escapes
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     return len(lines)

@@ -116,16 +116,9 @@ def _from_record(record: Mapping[str, Any], conversation_id: str) -> Conversatio
         if role is not None and not isinstance(role, str):
             raise LogError(f'the "role" of turn {number} must be a string')
         time = _checked_time(item.pop("time", None), f"turn {number}")
-        turns.append(
-            Turn(
-                replace_lone_surrogates(speaker),
-                replace_lone_surrogates(role or "participant"),
-                replace_lone_surrogates(text),
-                time,
-                item,
-            )
-        )
-    return _build(record, tuple(turns), conversation_id, ("turns",))
+        speaker, role, text = map(replace_lone_surrogates, (speaker, role or "participant", text))
+        turns.append(Turn(speaker, role, text, time, item))
+    return _build(record, turns, conversation_id, "turns")
 
 
 def _from_messages(messages: Any, record: Mapping[str, Any], conversation_id: str) -> Conversation:
@@ -137,42 +130,30 @@ def _from_messages(messages: Any, record: Mapping[str, Any], conversation_id: st
             item = cast("Mapping[str, Any]", message)
             role, content, name = item.get("role"), item.get("content"), item.get("name")
         else:  # a LangChain message, recognised by its attributes so that langchain is not imported
-            kind = getattr(message, "type", None)
-            role, content, name = (
-                _LANGCHAIN_ROLES.get(str(kind), kind),
-                getattr(message, "content", None),
-                getattr(message, "name", None),
-            )
+            kind, content, name = (getattr(message, key, None) for key in ("type", "content", "name"))
+            role = _LANGCHAIN_ROLES.get(str(kind), kind)
         if not isinstance(role, str) or not role:
             raise LogError(f'message {number} needs a "role"')
         if role == "tool":
             continue  # the person never saw the result of a tool call
-        text = content_text(content)
+        text = _content_text(content)
         if text is None:
             raise LogError(f'message {number} needs a "content" that is text')
         if text:
             speaker = name if isinstance(name, str) and name else role
-            turns.append(Turn(replace_lone_surrogates(speaker), replace_lone_surrogates(role), replace_lone_surrogates(text)))
-    return _build(record, tuple(turns), conversation_id, ("messages",))
+            speaker, role, text = map(replace_lone_surrogates, (speaker, role, text))
+            turns.append(Turn(speaker, role, text))
+    return _build(record, turns, conversation_id, "messages")
 
 
-def content_text(content: Any) -> str | None:
+def _content_text(content: Any) -> str | None:
     """Return the text of a message's content (a string, None or a list of parts), or None for any other type."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence):
-        parts: list[str] = []
-        for part in cast("Sequence[Any]", content):
-            if isinstance(part, str):
-                parts.append(part)
-            elif isinstance(part, Mapping):
-                piece = cast("Mapping[str, Any]", part).get("text")
-                if isinstance(piece, str):
-                    parts.append(piece)
-        return "\n".join(parts)
-    return None
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, Sequence):
+        return None
+    parts = [cast("Any", part).get("text") if isinstance(part, Mapping) else part for part in cast("Sequence[Any]", content)]
+    return "\n".join(part for part in parts if isinstance(part, str))
 
 
 def replace_lone_surrogates(text: str) -> str:
@@ -183,21 +164,18 @@ def replace_lone_surrogates(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _build(record: Mapping[str, Any], turns: tuple[Turn, ...], fallback: str, known: tuple[str, ...]) -> Conversation:
-    extra = {key: value for key, value in record.items() if key not in {"conversation_id", "started_at", *known}}
+def _build(record: Mapping[str, Any], turns: list[Turn], fallback: str, turns_key: str) -> Conversation:
+    extra = {key: value for key, value in record.items() if key not in {"conversation_id", "started_at", turns_key}}
     name = record.get("conversation_id", fallback)
     if not isinstance(name, str | int):
         raise LogError('"conversation_id" must be a string')
-    return Conversation(replace_lone_surrogates(str(name)), turns, _checked_time(record.get("started_at"), "started_at"), extra)
+    started_at = _checked_time(record.get("started_at"), "started_at")
+    return Conversation(replace_lone_surrogates(str(name)), tuple(turns), started_at, extra)
 
 
 def _checked_time(value: Any, where: str) -> str | None:
-    if value is None:
-        return None
     try:
-        if not isinstance(value, str):
-            raise ValueError
         to_timestamp(value)
-    except ValueError:
+    except (TypeError, ValueError):
         raise LogError(f"{where}: {value!r} is not an ISO 8601 date or time") from None
     return value

@@ -1,13 +1,5 @@
 """Every error that usertwin raises on purpose, in one tree.
 
-    UsertwinError
-    ├── LogError(ValueError)          A chat log is unreadable or unsuitable.
-    ├── TwinError(ValueError)         A twin's name, folder or memory is invalid.
-    ├── ModelError(RuntimeError)      A model is unavailable or does not answer.
-    │   └── VerdictError              A judge model returned no readable verdict.
-    ├── AgentError(RuntimeError)      The agent under test failed.
-    └── UsageError(ValueError)        An argument is invalid.
-
 Each message is one sentence: the input, what is wrong, and the way out. The command line prints that message and no traceback.
 Each class also inherits the standard exception that it specialises, so `except ValueError` works too.
 """

@@ -8,7 +8,8 @@ dropped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal, get_args
 
 from .chat_log import ChatLog
@@ -31,11 +32,9 @@ class Pair:
     """A context and the person's action in it.
 
     Attributes:
-        speaker: the person.
         context: the public turns before the action, oldest first, at most the window.
         action: the person's next turn, or `ABANDONED`.
         goal: the private turns of the conversation so far, joined by newlines, or "".
-        conversation_id: the id of the conversation.
         position: the number of public turns before the action.
         when: seconds since 1970; in a log without dates, the index of the conversation in the log.
         ends_conversation: whether no public turn follows.
@@ -88,7 +87,7 @@ def visible_turns(turns: Iterable[Turn]) -> list[tuple[Turn, str]]:
             continue
         elif merged and merged[-1][0].speaker == turn.speaker:
             last, goal_before = merged[-1]
-            merged[-1] = (Turn(last.speaker, last.role, f"{last.text}\n{turn.text}", last.time, last.extra), goal_before)
+            merged[-1] = (replace(last, text=f"{last.text}\n{turn.text}"), goal_before)
         else:
             merged.append((turn, "\n".join(goal)))
     return merged
@@ -99,13 +98,8 @@ def extract_pairs(
 ) -> list[Pair]:
     """Return the pairs of a speaker in a conversation, in order; empty if the speaker has no public turn.
 
-    If others had the last word, the last pair has the action `ABANDONED`.
-
-    Args:
-        conversation: the conversation.
-        speaker: the person whose turns are the actions.
-        window: the most context turns to keep, at least 1.
-        fallback_when: `Pair.when` if the conversation has no date.
+    If others had the last word, the last pair has the action `ABANDONED`. A context has at most `window` turns.
+    `fallback_when` is `Pair.when` if the conversation has no date.
     """
     turns = visible_turns(conversation.turns)
     own = [index for index, (turn, _) in enumerate(turns) if turn.speaker == speaker]
@@ -153,14 +147,9 @@ def check_speaker(log: ChatLog, speaker: str) -> None:
 def split_pairs(
     log: ChatLog, speaker: str, *, window: int = DEFAULT_WINDOW, validation: float = 0.1, test: float = 0.2
 ) -> Split:
-    """Split a person's pairs by conversation and time.
+    """Split a person's pairs by conversation and time; a context has at most `window` turns.
 
-    Args:
-        log: the conversations in time order.
-        speaker: the person.
-        window: the most context turns in a pair.
-        validation: the smallest share of the pairs for validation.
-        test: the smallest share of the pairs for the test part, which holds the latest ones.
+    `validation` and `test` are the smallest shares of the pairs in these parts.
 
     Raises:
         LogError: an unknown speaker, a log with one speaker, too few turns, or no pairs before the validation part.
@@ -177,7 +166,7 @@ def split_pairs(
     test_from = _cut(groups, len(groups), test * total, keep=2)
     validation_from = _cut(groups, test_from, validation * total, keep=1)
     parts = (groups[:validation_from], groups[validation_from:test_from], groups[test_from:])
-    corpus, validation_pairs, test_pairs = (tuple(pair for pairs in part for pair in pairs) for part in parts)
+    corpus, validation_pairs, test_pairs = (tuple(chain.from_iterable(part)) for part in parts)
     validation_pairs = _before(validation_pairs, test_pairs)
     corpus = _before(corpus, (*validation_pairs, *test_pairs))
     if not corpus:

@@ -25,11 +25,8 @@ _SAMPLES = 5
 class Persona:
     """The person that a twin plays.
 
-    Attributes:
-        name: the person's name in prompts and on screen.
-        description: a few sentences.
-        typical_words: the median number of words in a turn.
-        sample_turns: a few real turns, for display.
+    `description` is a few sentences, `typical_words` the median number of words in a turn, and `sample_turns` a few real turns
+    for display.
     """
 
     name: str
@@ -73,12 +70,7 @@ def read_persona(path: str | Path) -> Persona:
 
 
 def derive_persona(pairs: Sequence[Pair], name: str) -> Persona:
-    """Return a persona whose every statement is a count over the given pairs.
-
-    Args:
-        pairs: the person's pairs, at least one.
-        name: the person's name.
-    """
+    """Return a persona whose every statement is a count over the given pairs (at least one)."""
     pairs = [pair for pair in pairs if not pair.abandoned]
     actions = [pair.action for pair in pairs]
     words = round(statistics.median(len(action.split()) for action in actions))
@@ -92,13 +84,9 @@ def derive_persona(pairs: Sequence[Pair], name: str) -> Persona:
         f"Seen in {len(actions)} turns of {len({p.conversation_id for p in pairs})} conversations."
     )
     by_typicality = sorted(pairs, key=lambda p: (abs(len(p.action.split()) - words), -p.when, p.position))
-    samples: dict[str, None] = {}
-    for pair in by_typicality:
-        samples.setdefault(" ".join(pair.action.split()))
-        if len(samples) == _SAMPLES:
-            break
-    return Persona(name, description, words, tuple(samples))
+    samples = dict.fromkeys(" ".join(pair.action.split()) for pair in by_typicality)
+    return Persona(name, description, words, tuple(samples)[:_SAMPLES])
 
 
 def _share(actions: Sequence[str], predicate: Callable[[str], bool]) -> float:
-    return sum(1 for action in actions if predicate(action.strip())) / len(actions)
+    return sum(predicate(action.strip()) for action in actions) / len(actions)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import os.path
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from usertwin.personas.chat_log import BadLine, ChatLog, sort_by_time
 from usertwin.personas.conversation import Conversation, Turn, replace_lone_surrogates
 from usertwin.personas.errors import LogError
 
+T = TypeVar("T")
 #: The roles of speakers. Turns of unknown speakers are never merged.
 JUSTICE, ADVOCATE, UNKNOWN = "justice", "advocate", "unknown"
 UNKNOWN_SPEAKER = "Unknown Speaker"
@@ -46,9 +47,7 @@ def read_oyez(path: str | Path, *, skip_bad_lines: bool = False) -> ChatLog:
     Files without a transcript (cases, summaries, unavailable arguments) are dropped and counted in
     `ChatLog.files_without_turns`. The file's stem is the conversation id. Titles, times and identifiers are kept as extra keys.
 
-    Args:
-        path: the folder or file; "~" is the home folder.
-        skip_bad_lines: skip malformed files, and list them in `ChatLog.skipped`.
+    "~" in the path is the home folder. With `skip_bad_lines`, malformed files are skipped and listed in `ChatLog.skipped`.
 
     Raises:
         LogError: the folder is missing or has no argument, or a file is malformed; the message names it and the way out.
@@ -77,8 +76,16 @@ def read_oyez(path: str | Path, *, skip_bad_lines: bool = False) -> ChatLog:
             f"{path}: no argument with a transcript ({without_turns} files without one{unread}); "
             'name a folder of JSON files that have a "transcript", the oral_argument_audio responses of api.oyez.org'
         )
-    dated = _check_dates(conversations, path, skipped if skip_bad_lines else None)
-    return ChatLog(sort_by_time(dated, str(path)), str(path), tuple(skipped), without_turns)
+    undated = [conversation.conversation_id for conversation in conversations if conversation.started_at is None]
+    if 0 < len(undated) < len(conversations):
+        if not skip_bad_lines:
+            raise LogError(
+                f"{path / (undated[0] + '.json')}: no date in its title, while {len(conversations) - len(undated)} other "
+                "arguments have one; add a date, remove the file, or pass --skip-bad-lines"
+            )
+        skipped += [BadLine(1, f"{name}.json: no date in its title") for name in undated]
+        conversations = [conversation for conversation in conversations if conversation.started_at is not None]
+    return ChatLog(sort_by_time(conversations, str(path)), str(path), tuple(skipped), without_turns)
 
 
 class _MalformedFileError(Exception):
@@ -111,21 +118,6 @@ def _read(file: Path) -> Any:
         raise _MalformedFileError(f"not JSON ({error})") from None
     except OSError as error:
         raise _MalformedFileError(f"cannot be read ({error.strerror})") from None
-
-
-def _check_dates(conversations: list[Conversation], path: Path, skipped: list[BadLine] | None) -> list[Conversation]:
-    """Return the dated arguments, or all if none is dated. Undated ones go to `skipped`; None means LogError."""
-    dated = [conversation for conversation in conversations if conversation.started_at is not None]
-    if not dated or len(dated) == len(conversations):
-        return conversations
-    undated = [conversation.conversation_id for conversation in conversations if conversation.started_at is None]
-    if skipped is None:
-        raise LogError(
-            f"{path / (undated[0] + '.json')}: no date in its title, while {len(dated)} other arguments have one; "
-            "add a date, remove the file, or pass --skip-bad-lines"
-        )
-    skipped += [BadLine(1, f"{name}.json: no date in its title") for name in undated]
-    return dated
 
 
 def _argument(value: Any, name: str) -> Conversation:
@@ -207,20 +199,21 @@ def _seconds(value: Any) -> float | None:
 
 
 def _object(value: Any, what: str) -> Mapping[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise _MalformedFileError(f"{what} must be an object or null, not {type(value).__name__}")
-    return cast("Mapping[str, Any]", value)
+    return _checked(value, dict[str, Any](), "an object", what)
 
 
-def _list(value: Any, what: str) -> Iterator[Any]:
-    if value is not None and not isinstance(value, list):
-        raise _MalformedFileError(f"{what} must be a list or null, not {type(value).__name__}")
-    return iter(cast("list[Any]", value or []))
+def _list(value: Any, what: str) -> list[Any]:
+    return _checked(value, list[Any](), "a list", what)
 
 
 def _text(value: Any, what: str) -> str:
-    if value is not None and not isinstance(value, str):
-        raise _MalformedFileError(f"{what} must be text or null, not {type(value).__name__}")
-    return replace_lone_surrogates(value or "")
+    return replace_lone_surrogates(_checked(value, "", "text", what))
+
+
+def _checked(value: Any, empty: T, noun: str, what: str) -> T:
+    """Return a JSON value of the type of `empty`, or `empty` for null."""
+    if value is None:
+        return empty
+    if not isinstance(value, type(empty)):
+        raise _MalformedFileError(f"{what} must be {noun} or null, not {type(value).__name__}")
+    return value

@@ -9,9 +9,6 @@ from usertwin.personas.chat_log import ChatLog, read_conversations
 from .chitchat import CHITCHAT, load_chitchat
 from .oyez import read_oyez
 
-#: The prefix of a folder or file of Supreme Court arguments (see oyez.py).
-OYEZ_PREFIX = "oyez:"
-
 
 def load_log(source: str | Path, *, skip_bad_lines: bool = False) -> ChatLog:
     """Return the conversations of a file, of `chitchat`, or of the files in `oyez:FOLDER`, in time order.
@@ -21,6 +18,6 @@ def load_log(source: str | Path, *, skip_bad_lines: bool = False) -> ChatLog:
     """
     if str(source) == CHITCHAT:
         return load_chitchat()
-    if str(source).startswith(OYEZ_PREFIX):
-        return read_oyez(str(source).removeprefix(OYEZ_PREFIX), skip_bad_lines=skip_bad_lines)
+    if str(source).startswith("oyez:"):
+        return read_oyez(str(source).removeprefix("oyez:"), skip_bad_lines=skip_bad_lines)
     return read_conversations(source, skip_bad_lines=skip_bad_lines)
