@@ -1,4 +1,4 @@
-"""A model judge: which of two replies is closer to the person's real turn (the protocol of Recon, arXiv 2605.26969)?
+"""A model judge that compares two replies with the person's real turn (the protocol of Recon, arXiv 2605.26969).
 
 Design: a verdict holds the answers in both orders and is appended to a file as soon as both are in. So no pair is judged twice,
 an interrupted judge resumes, and every figure can be computed again: a pair on which the orders disagree is a tie, and

@@ -192,13 +192,12 @@ def _discriminator_summary(
 ) -> dict[str, Any] | None:
     """Return the folds, and the control, whose AUC should be 0.5: the person's real turns here and elsewhere."""
     control = _discriminator_scores(list(chain.from_iterable(by_person.values())), None, seed)
-    first = next((arm_scores for arm_scores in (*scores.values(), control) if arm_scores is not None), None)
+    first = next(filter(None, (*scores.values(), control)), None)
     if first is None:
         return None
     measure = next(measure for measure in MEASURES if measure.name == DISCRIMINATOR)
     people = [_PersonMeasure(own, measure, resampling, {"control": control}) for own in by_person.values()]
-    by_person_or_none = [own.distribution("control", own.measured("control")) for own in people]
-    distributions = [distribution for distribution in by_person_or_none if distribution is not None]
+    distributions = [own for person in people if (own := person.distribution("control", person.measured("control")))]
     estimate = resampling.resample_people(distributions).estimate().to_json() if distributions else None
     return {"folds_by": first.scores.folds_by, "folds": first.scores.folds, "control": estimate}
 

@@ -37,27 +37,12 @@ class PairedReply:
 
 @dataclass(frozen=True, slots=True)
 class DiscriminatorScores:
-    """Out-of-fold scores; folds keep a person together (for a single person, a conversation).
-
-    Attributes:
-        reals: the score of each real turn; higher means more like a reply.
-        replies: the score of each reply.
-        folds_by: what no fold splits.
-        folds: their number.
-    """
+    """Out-of-fold scores of real turns and of replies, higher for more like a reply; no fold splits a `folds_by`."""
 
     reals: tuple[float, ...]
     replies: tuple[float, ...]
     folds_by: Literal["person", "conversation"]
     folds: int
-
-    @property
-    def auc(self) -> float:
-        """The area under the ROC curve: the chance that a reply scores higher than a real turn; 0.5 is chance level."""
-        from sklearn.metrics import roc_auc_score
-
-        labels = [0] * len(self.reals) + [1] * len(self.replies)
-        return float(roc_auc_score(labels, [*self.reals, *self.replies]))
 
 
 def discriminate(pairs: Sequence[PairedReply], *, seed: int = 0) -> DiscriminatorScores | None:
@@ -65,14 +50,8 @@ def discriminate(pairs: Sequence[PairedReply], *, seed: int = 0) -> Discriminato
 
     The discriminator is the classifier two-sample test of Lopez-Paz and Oquab (2017, arXiv 1610.06545). Its features are those
     of authorship attribution: character n-grams weighted by tf-idf, and surface features. Line breaks become blanks. Each pair
-    gives a real turn and a reply, so the classes are equal in every fold.
-
-    Args:
-        pairs: of any people.
-        seed: of the classifier.
-
-    Returns:
-        The scores; None for fewer than ten pairs, or for a single conversation.
+    gives a real turn and a reply, so the classes are equal in every fold. Folds keep the pairs of a person together; those of a
+    single person keep a conversation together. None for fewer than ten pairs, or for a single conversation.
     """
     people = {pair.person for pair in pairs}
     folds_by = "person" if len(people) > 1 else "conversation"
@@ -89,8 +68,8 @@ def discriminate(pairs: Sequence[PairedReply], *, seed: int = 0) -> Discriminato
     predictions: Any = cross_val_predict(
         _classifier(ngrams, seed), features, labels, groups=groups * 2, cv=GroupKFold(folds), method="decision_function"
     )
-    scores = [float(score) for score in predictions]
-    return DiscriminatorScores(tuple(scores[: len(pairs)]), tuple(scores[len(pairs) :]), folds_by, folds)
+    reals, replies = predictions.reshape(2, -1).tolist()
+    return DiscriminatorScores(tuple(reals), tuple(replies), folds_by, folds)
 
 
 def _features(texts: Sequence[str]) -> tuple[Any, int]:
@@ -146,10 +125,7 @@ def auc_statistic(reals: Sequence[float], replies: Sequence[float], conversation
     Design: for each two conversations, count how often a reply of the one scores higher than a real turn of the other. A
     resample is then a quadratic form of these counts, where scikit-learn would sort all scores for each resample.
 
-    Args:
-        reals: scores of the real turns, one for each pair.
-        replies: scores of the replies.
-        conversations: the number of each pair's conversation, from 0 without gaps.
+    All sequences are by pair; conversations are numbers from 0 without gaps.
     """
     import numpy as np
 

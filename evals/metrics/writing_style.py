@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from usertwin.memory.text.transcript import single_line
 from usertwin.memory.text.words import word_tokens
@@ -17,7 +17,7 @@ from usertwin.memory.text.words import word_tokens
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Words in a window of `mattr`.
+#: Words in a window of `window_ratios`.
 MATTR_WINDOW = 50
 #: Bins of a reliability table.
 BINS = 10
@@ -116,20 +116,15 @@ def char_ngrams(text: str) -> Counter[str]:
 
 
 def function_word_counts(text: str) -> Counter[str]:
-    """Return the counts of `FUNCTION_WORDS` in a text."""
+    """Return the counts of `FUNCTION_WORDS`; they identify authors on any subject (Mosteller, Wallace 1964; Burrows 2002)."""
     return Counter(word for word in word_tokens(text) if word in _FUNCTION_WORDS)
 
 
 def jensen_shannon(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     """Return the Jensen-Shannon distance of counts, row by row, by scipy with logarithms to base 2.
 
-    Args:
-        first: counts, shape (rows, pieces), not below 0; float32 halves the time of float64.
-        second: counts of the same shape.
-
-    Returns:
-        Shape (rows,): 0 for equal shares, 1 for nothing in common. A row without counts has distance 1 to a row with counts,
-        and 0 to another without.
+    From two arrays of shape (rows, pieces) to one of (rows,): 0 for equal shares, 1 for nothing in common. A row without counts
+    has distance 1 to a row with counts, and 0 to another without. float32 halves the time of float64.
     """
     import numpy as np
     from scipy.spatial.distance import jensenshannon
@@ -142,7 +137,8 @@ def jensen_shannon(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
 def cosine_distance(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     """Return one minus the cosine of counts, row by row: 0 for equal shares, 1 for nothing in common.
 
-    Shapes, and rows without counts, are as in `jensen_shannon`.
+    Shapes, and rows without counts, are as in `jensen_shannon`. For function words the cosine is more stable on short texts
+    than Burrows' sum of differences (Evert et al. 2017, doi 10.1093/llc/fqx023).
     """
     import numpy as np
 
@@ -179,23 +175,14 @@ def style_distance(replies: Sequence[str], reals: Sequence[str]) -> float:
     return float(jensen_shannon(matrix[:1], matrix[1:])[0])
 
 
-def function_word_distance(replies: Sequence[str], reals: Sequence[str]) -> float:
-    """Return one minus the cosine of the function word counts of two sets of texts, 0 to 1.
-
-    Function words identify authors on any subject (Mosteller and Wallace 1964; Burrows 2002). The cosine is more stable on
-    short texts than Burrows' sum of differences (Evert et al. 2017, doi 10.1093/llc/fqx023).
-
-    >>> function_word_distance(["the cat and the dog"], ["the sun and the moon"])
-    0.0
-    """
-    matrix = count_matrix([sum(map(function_word_counts, texts), Counter[str]()) for texts in (replies, reals)])
-    return round(float(cosine_distance(matrix[:1], matrix[1:])[0]), 12)
-
-
 def window_ratios(tokens: Sequence[str], window: int = MATTR_WINDOW) -> list[float]:
-    """Return the type-token ratio of each window of words, in order of the first word.
+    """Return the type-token ratio of each window of words; the mean is the MATTR (Covington and McFall 2010).
 
-    A text that is not longer than the window has one ratio, of the whole text; a text without words has none.
+    The MATTR is a diversity, 0 to 1, that does not depend on length. A text that is not longer than the window has one ratio,
+    of the whole text; a text without words has none.
+
+    Design: resampling conversations needs the ratio of every window. Libraries return the mean only, and those on PyPI bring
+    pandas and matplotlib (lexicalrichness), a pickle (taaled), or had their last release in 2020 (lexical-diversity).
     """
     if len(tokens) <= window:
         return [len(set(tokens)) / len(tokens)] if tokens else []
@@ -210,62 +197,31 @@ def window_ratios(tokens: Sequence[str], window: int = MATTR_WINDOW) -> list[flo
     return ratios
 
 
-def mattr(tokens: Sequence[str], window: int = MATTR_WINDOW) -> float:
-    """Return the moving-average type-token ratio, 0 to 1 (Covington and McFall 2010): diversity independent of length.
-
-    It is the mean of `window_ratios`, and 0 for a text without words.
-
-    Design: resampling conversations needs the ratio of every window. Libraries return the mean only, and those on PyPI bring
-    pandas and matplotlib (lexicalrichness), a pickle (taaled), or had their last release in 2020 (lexical-diversity).
-
-    >>> mattr(["a", "b", "a", "b"], window=2)
-    1.0
-    """
-    ratios = window_ratios(tokens, window)
-    return sum(ratios) / len(ratios) if ratios else 0.0
-
-
 def squared_errors(probabilities: Sequence[float], outcomes: Sequence[bool]) -> list[float]:
     """Return the squared error of each forecast, 0 to 1; the mean is the Brier score (Brier 1950)."""
     return [(probability - outcome) ** 2 for probability, outcome in zip(probabilities, outcomes, strict=True)]
 
 
-class Bin(TypedDict):
-    """A row of a reliability table.
-
-    `low` and `high` bound its forecasts, `predicted` is their mean, `observed` the share of true outcomes, `n` their number.
-    """
-
-    low: float
-    high: float
-    predicted: float
-    observed: float
-    n: int
-
-
-def reliability_table(probabilities: Sequence[float], outcomes: Sequence[bool], bins: int = BINS) -> list[Bin]:
+def reliability_table(
+    probabilities: Sequence[float], outcomes: Sequence[bool], bins: int = BINS
+) -> list[dict[str, float | int]]:
     """Return mean forecasts beside observed shares (Murphy and Winkler 1977); calibrated forecasts have equal ones.
 
+    Every bin (of equal steps from 0 to 1) with a forecast has a row, from low to high: `low` and `high` bound its forecasts,
+    `predicted` is their mean, `observed` the share of true outcomes, `n` their number.
+
     Design: `sklearn.calibration.calibration_curve` returns neither the bounds nor the number of forecasts of a bin.
-
-    Args:
-        probabilities: the forecasts, 0 to 1.
-        outcomes: the outcome of each forecast.
-        bins: equal steps between 0 and 1.
-
-    Returns:
-        Every bin with a forecast, from low to high.
     """
     members: dict[int, list[tuple[float, bool]]] = {}
     for probability, outcome in zip(probabilities, outcomes, strict=True):
         members.setdefault(min(int(probability * bins), bins - 1), []).append((probability, outcome))
     return [
-        Bin(
-            low=number / bins,
-            high=(number + 1) / bins,
-            predicted=sum(probability for probability, _ in members[number]) / len(members[number]),
-            observed=sum(outcome for _, outcome in members[number]) / len(members[number]),
-            n=len(members[number]),
-        )
-        for number in sorted(members)
+        {
+            "low": number / bins,
+            "high": (number + 1) / bins,
+            "predicted": sum(probability for probability, _ in rows) / len(rows),
+            "observed": sum(outcome for _, outcome in rows) / len(rows),
+            "n": len(rows),
+        }
+        for number, rows in sorted(members.items())
     ]

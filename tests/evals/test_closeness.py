@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -15,7 +16,13 @@ from hypothesis import strategies as st
 
 from usertwin.evals import chrf, mean, ratio
 from usertwin.evals.metrics.closeness import CONTRASTS, MEASURES, closeness
-from usertwin.evals.metrics.writing_style import function_word_distance, mattr, style_distance
+from usertwin.evals.metrics.writing_style import (
+    cosine_distance,
+    count_matrix,
+    function_word_counts,
+    style_distance,
+    window_ratios,
+)
 from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.memory.text.words import word_tokens
 
@@ -244,7 +251,8 @@ def test_distances_are_those_of_all_texts_together() -> None:
     real, said = LINES[:5], LINES[5:]
     found = pooled(real, said)
     assert found["style"] == pytest.approx(style_distance(said, real))
-    assert found["function_words"] == pytest.approx(function_word_distance(said, real))
+    matrix = count_matrix([function_word_counts(" ".join(texts)) for texts in (said, real)])
+    assert found["function_words"] == pytest.approx(cosine_distance(matrix[:1], matrix[1:])[0])
 
 
 def test_function_words_are_left_out_where_the_person_uses_none() -> None:
@@ -254,7 +262,8 @@ def test_function_words_are_left_out_where_the_person_uses_none() -> None:
 def test_diversity_is_the_difference_of_the_joined_texts() -> None:
     rng = random.Random(3)
     real, said = ([" ".join(rng.choices("abcdefghijklmnop"[:kinds], k=9)) for _ in range(12)] for kinds in (16, 5))
-    expected = mattr(word_tokens(" ".join(said))) - mattr(word_tokens(" ".join(real)))
+    diversity, real_diversity = (fmean(window_ratios(word_tokens(" ".join(texts)))) for texts in (said, real))
+    expected = diversity - real_diversity
     assert expected < 0
     assert pooled(real, said)["diversity"] == pytest.approx(expected)
 

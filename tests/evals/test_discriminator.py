@@ -10,9 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from usertwin.evals.metrics.discriminator import PairedReply, auc_statistic, discriminate, surface_features
+from usertwin.evals.metrics.discriminator import DiscriminatorScores, PairedReply, auc_statistic, discriminate, surface_features
 
 WORDS = ("river", "stone", "cloud", "apple", "train", "house", "light", "paper", "glass", "bread", "sound", "green")
+
+
+def auc(scores: DiscriminatorScores) -> float:
+    return float(roc_auc_score([0] * len(scores.reals) + [1] * len(scores.replies), [*scores.reals, *scores.replies]))
 
 
 def said(rng: random.Random, end: str = "") -> str:
@@ -31,14 +35,14 @@ def moments(people: int, each: int, reply_end: str, seed: int = 0) -> list[Paire
 def test_different_writing_is_detected() -> None:
     result = discriminate(moments(4, 12, " indeed!"))
     assert result is not None
-    assert result.auc == 1.0
+    assert auc(result) == 1.0
     assert (result.folds_by, result.folds) == ("person", 4)
 
 
 def test_equal_writing_has_auc_near_one_half() -> None:
     result = discriminate(moments(6, 40, "", seed=3))
     assert result is not None
-    assert result.auc == pytest.approx(0.5, abs=0.08)
+    assert auc(result) == pytest.approx(0.5, abs=0.08)
 
 
 def test_folds_keep_people_together() -> None:
@@ -49,7 +53,7 @@ def test_folds_keep_people_together() -> None:
         [PairedReply(p, f"c{i}", said(rng, real), said(rng, reply)) for p, (real, reply) in ends.items() for i in range(20)]
     )
     assert result is not None
-    assert result.auc < 0.1
+    assert auc(result) < 0.1
 
 
 def test_folds_of_one_person_keep_conversations_together() -> None:
@@ -64,7 +68,7 @@ def test_folds_of_one_person_keep_conversations_together() -> None:
     )
     assert result is not None
     assert (result.folds_by, result.folds) == ("conversation", 2)
-    assert result.auc < 0.1
+    assert auc(result) < 0.1
 
 
 def test_scores_are_in_the_order_of_the_pairs() -> None:
