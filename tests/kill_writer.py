@@ -28,6 +28,7 @@ from usertwin.memory import Provenance, Recalled, Triple, TripleStore, alearn
 from usertwin.memory.models.embedding import FakeEmbedder, query_text
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.synthesizer import Method
+from usertwin.memory.twin import learn
 from usertwin.personas import ChatLog, Pair, Turn, TwinError
 from usertwin.personas.chat_log import sort_by_time
 
@@ -382,6 +383,7 @@ def long_log() -> ChatLog:
 def learn_ann(connection: Connection, home: str, method: Method, step: int | None) -> None:
     """Learn a twin, and send the progress."""
     os.environ["USERTWIN_ONLY_SCRIPTED"] = "1"
+    learn._CHUNK = 32  # several commits
     model = scripted("wants the weather for a city")
     ann_recipe = recipe(method=method, embedder=EMBEDDER.name, candidates=1, max_traces=30, window=2)
     with killed_at(step):

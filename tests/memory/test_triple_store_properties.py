@@ -46,7 +46,7 @@ class Filters:
     before: float | None
     role: str | None
     kind: str | None
-    left: bool | None
+    abandoned: bool | None
 
     def admit(self, query: Pair, pair: Pair) -> bool:
         """Whether this query may recall that pair."""
@@ -55,7 +55,7 @@ class Filters:
             and (self.before is None or pair.when < self.before)
             and (self.role is None or (pair.context[-1].role if pair.context else "") == self.role)
             and (self.kind is None or pair.kind == self.kind)
-            and (self.left is None or (pair.ends_conversation and pair.action == ABANDONED) == self.left)
+            and (self.abandoned is None or pair.abandoned == self.abandoned)
         )
 
 
@@ -224,13 +224,13 @@ class MemoryMachine(RuleBasedStateMachine):
         vector = EMBEDDER.embed([query_text(query)])[0]
         allowed = {n: float(v @ vector) for n, (t, v) in self.model.items() if limit.admit(query, t.pair)}
         for store in self.stores:
-            options = {"before": limit.before, "role": limit.role, "kind": limit.kind, "left": limit.left}
+            options = {"before": limit.before, "role": limit.role, "kind": limit.kind, "abandoned": limit.abandoned}
             results = store.recall(query, k, **options)
             self.check(store, results, allowed, k)
             self.check_with_trace(results, store.recall(query, k, with_trace=True, **options), allowed, k)
             sampled = store.sample(query, k, before=limit.before, rng=rng)
             admitted = [
-                t for t, _ in self.model.values() if replace(limit, role=None, kind=None, left=False).admit(query, t.pair)
+                t for t, _ in self.model.values() if replace(limit, role=None, kind=None, abandoned=False).admit(query, t.pair)
             ]
             assert len({t.id for t in sampled}) == len(sampled) == min(k, len(admitted))
             assert all(triple in admitted for triple in sampled)
