@@ -7,12 +7,13 @@ agent, such as an empty reply, is an `AgentError`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import inspect
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,9 +41,8 @@ _HELP = (
 def as_agent(agent: Any) -> AgentCall:
     """Return an agent of any accepted shape as an async call.
 
-    Args:
-        agent: a function of `messages` (or of any of `message`, `input`, `thread_id`, by name), a LangChain runnable or
-            LangGraph graph, a `ChatModel`, or a string: see `load_agent`.
+    An agent is a function of `messages` (or of any of `message`, `input`, `thread_id`, by name), a LangChain runnable or
+    LangGraph graph, a `ChatModel`, or a string: see `load_agent`.
 
     Raises:
         UsageError: the agent has another shape, or is a function with unknown parameters.
@@ -79,19 +79,16 @@ def load_agent(spec: str) -> Any:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as with python -m, so that agent.py in the current folder can be named
     try:
-        agent: Any = importlib.import_module(module_name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f'"{spec}": there is no module "{error.name}"; run the command in a folder from which it can be imported'
-        ) from None
+        way_out = "run the command in a folder from which it can be imported"
+        raise UsageError(f'"{spec}": there is no module "{error.name}"; {way_out}') from None
     except Exception as error:
         raise UsageError(f'"{spec}": the module cannot be imported: {type(error).__name__}: {error}') from error
     try:
-        for part in attribute.split("."):
-            agent = getattr(agent, part)
+        return attrgetter(attribute)(module)
     except AttributeError:
         raise UsageError(f'"{spec}": the module "{module_name}" has no "{attribute}"') from None
-    return agent
 
 
 def _function(function: Callable[..., Any]) -> AgentCall:
@@ -136,29 +133,20 @@ def _argument_names(function: Callable[..., Any]) -> list[str]:
 
 async def _in_thread(work: Callable[[], Any]) -> Any:
     """Run a blocking function on its own daemon thread, which does not keep the program alive if it never returns."""
-    loop, future = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
+    result: Future[Any] = Future()
+    result.set_running_or_notify_cancel()  # a caller that is cancelled leaves the function running
 
     def run() -> None:
-        result, failed = None, None
         try:
-            result = work()
-        except (StopIteration, SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:
-            failed = AgentError(f"the agent raised {type(error).__name__}: {error}")  # a future cannot hold these
+            result.set_result(work())
+        except (StopIteration, SystemExit, KeyboardInterrupt, asyncio.CancelledError, CancelledError) as error:
+            # asyncio's futures cannot hold these
+            result.set_exception(AgentError(f"the agent raised {type(error).__name__}: {error}"))
         except BaseException as error:  # passed on to the caller
-            failed = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
-            loop.call_soon_threadsafe(settle, result, failed)
+            result.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="usertwin-agent").start()
-    return await future
+    return await asyncio.wrap_future(result)
 
 
 def _runnable(runnable: Any) -> AgentCall:

@@ -28,11 +28,7 @@ _LOGIN = re.compile(r"//[^/@\s\"]+@")
 
 
 class RunFolder:
-    """A folder for one run.
-
-    Args:
-        path: the folder; created if missing. UsageError if it holds a run already.
-    """
+    """A folder for one run, created if missing. UsageError if it holds a run already."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -41,31 +37,28 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(
-                f"{self.path}: the folder cannot be created ({error.strerror}); name another folder with --out"
-            ) from None
+            reason = f"the folder cannot be created ({error.strerror})"
+            raise UsageError(f"{self.path}: {reason}; name another folder with --out") from None
 
     def write_manifest(self, user: SimulatedUser, seed: int, **arguments: Any) -> None:
         """Write the twin and its recipe, the models, the versions of prompts and packages, and the arguments."""
+        recipe = user.record.recipe
         manifest = {
             "kind": "simulate",
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "twin": user.name,
             "learned_at": user.record.learned_at,
             "models": {
-                "action": user.model.name,
-                "style": user.model.style,
+                "action": user.model.name, "style": user.model.style,
                 **({} if user.reasoner is user.model else {"reasoner": user.reasoner.name}),
-                "proposer": user.record.recipe.model,
-                "scorer": user.record.recipe.scorer,
-                "embedder": user.record.recipe.embedder,
+                "proposer": recipe.model, "scorer": recipe.scorer, "embedder": recipe.embedder,
             },
             "prompts": prompt_versions(user.model.style, user.reasoner.style),
             "k": user.k,
             "seed": seed,
             "arguments": arguments,
             "versions": {**user.record.versions, "usertwin": version("usertwin")},
-        }
+        }  # fmt: skip
         text = _LOGIN.sub("//", json.dumps(manifest, indent=1, ensure_ascii=False, default=_qualified_name))
         (self.path / "manifest.json").write_text(text + "\n", "utf-8", errors="backslashreplace")
 
@@ -95,22 +88,10 @@ def simulate_many(
     out: str | Path | None = None,
     spec: str = "",
 ) -> list[Simulation]:
-    """Run several conversations between a twin and an agent; conversation i (from 0) has the seed `seed + i`.
+    """Run `count` conversations between a twin and an agent; conversation i (from 0) has the seed `seed + i`.
 
-    Args:
-        user: the twin.
-        agent: the agent under test, in any shape that `as_agent` accepts.
-        count: the number of conversations.
-        max_turns: the maximum number of turns of the twin in a conversation.
-        seed: the seed of the first conversation.
-        goal: what the twin wants; the agent never sees it.
-        agent_first: whether the agent opens the conversations.
-        agent_timeout: seconds that the agent may take for a reply.
-        start: earlier messages of the conversations; see `asimulate`.
-        goal_reached: called with all messages after each reply; True ends the conversation.
-        on_exchange: called with the number of the conversation (from 1) and each complete exchange.
-        out: a folder to write the run to.
-        spec: the agent's name, for the manifest.
+    `on_exchange` is called with the number of the conversation (from 1) and each complete exchange. The run is written to the
+    folder `out`, if one is given; `spec` names the agent in its manifest. The other arguments are those of `asimulate`.
 
     Raises:
         UsageError: an argument is invalid, or the folder holds a run already.

@@ -10,7 +10,7 @@ from usertwin.memory.models.chat import Price, PromptStyle
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.judged_fidelity import FidelityName
 from usertwin.memory.recon.propose import ProposalMode
-from usertwin.memory.recon.synthesizer import DEFAULT_MAX_CALLS, Method
+from usertwin.memory.recon.synthesizer import DEFAULT_CANDIDATES, DEFAULT_MAX_CALLS, Method
 from usertwin.memory.twin.record import twin_folder
 from usertwin.personas import ChatLog, Persona, load_log
 from usertwin.personas.pairs import DEFAULT_WINDOW
@@ -21,7 +21,7 @@ from .backends.model_name import ModelName
 from .reasoner import resolve_synthesizer
 from .sync import run_sync
 
-DEFAULT_MAX_TRACES, DEFAULT_CANDIDATES = 100, 4
+DEFAULT_MAX_TRACES = 100
 #: Concurrent requests to a hosted model. A local one gets a single request at a time, since it uses all cores anyway.
 _HOSTED_CONCURRENCY = 8
 
@@ -99,12 +99,11 @@ def learn(
         judge=judge, method=traces, candidates=candidates, max_triples=max_triples, max_traces=max_traces, window=window,
         seed=seed, proposal_mode=proposal_mode, fidelity=fidelity, max_calls=max_calls,
     )  # fmt: skip
-    return run_sync(
-        alearn_with_recipe(
-            name, chat_log, recipe, embedder=vectors, style=style, persona=persona, home=home, overwrite=overwrite,
-            concurrency=concurrency, progress=progress, fetch_progress=fetch_progress,
-        )
+    learning = alearn_with_recipe(
+        name, chat_log, recipe, embedder=vectors, style=style, persona=persona, home=home, overwrite=overwrite,
+        concurrency=concurrency, progress=progress, fetch_progress=fetch_progress,
     )  # fmt: skip
+    return run_sync(learning)
 
 
 def make_recipe(
@@ -151,42 +150,21 @@ async def alearn_with_recipe(
 ) -> TwinRecord:
     """Load the models that a recipe names, learn the twin, and return its record.
 
-    Args:
-        name: the twin's name.
-        log: the conversations.
-        recipe: the recipe, with the names of the models.
-        embedder: the recipe's embedding model, if it is loaded already.
-        style: how to prompt the recipe's model and actor; a synthesizer and a judge keep their own style.
-        price: the price of hosted models.
-        persona: the person's description; by default drawn from the log.
-        home: the folder of all twins.
-        overwrite: replace a twin of this name.
-        concurrency: concurrent requests to the model; by default 1 for a local model and 8 for others.
-        progress: callback for the progress of learning.
-        fetch_progress: callback for download progress.
-
-    Raises:
-        LogError, TwinError, UsageError, ModelError: see `learn`.
+    Arguments and errors are those of `learn`. `embedder` is the recipe's embedding model, if it is loaded already; `price` is
+    that of hosted models. The style is not that of a synthesizer or a judge, which keep their own.
     """
 
     def load(model: str | None, style: PromptStyle | None) -> ChatModel | None:
         return None if model is None else load_model(model, style=style, price=price, progress=fetch_progress)
 
     return await alearn(
-        name,
-        log,
-        recipe,
+        name, log, recipe, persona=persona, home=home, overwrite=overwrite, progress=progress,
         embedder=embedder or load_embedder(recipe.embedder),
         model=load(recipe.model, style if recipe.synthesizer is None else None),
         scorer=None if recipe.scorer is None else load_scorer(recipe.scorer, progress=fetch_progress),
-        actor=load(recipe.actor, style),
-        judge=load(recipe.judge, "instruction"),
-        persona=persona,
-        home=home,
-        overwrite=overwrite,
+        actor=load(recipe.actor, style), judge=load(recipe.judge, "instruction"),
         concurrency=default_concurrency(recipe.model) if concurrency is None else concurrency,
-        progress=progress,
-    )
+    )  # fmt: skip
 
 
 def default_concurrency(model: str | None) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -34,14 +34,7 @@ DEFAULT_AGENT_TIMEOUT = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One turn of the twin and the agent's reply.
-
-    Attributes:
-        answer: the twin's turn, with the memories and the reasoning behind it.
-        replies: the agent's messages; empty if the twin left or the agent failed.
-        twin_seconds: seconds the twin took.
-        agent_seconds: seconds the agent took.
-    """
+    """One turn of the twin, the agent's replies (none if the twin left or the agent failed), and the seconds each took."""
 
     answer: Answer
     replies: tuple[Message, ...]
@@ -50,12 +43,7 @@ class Exchange:
 
     def to_json(self) -> dict[str, Any]:
         """Return the exchange as a JSON object."""
-        return {
-            "answer": self.answer.to_json(),
-            "replies": [dict(message) for message in self.replies],
-            "twin_seconds": self.twin_seconds,
-            "agent_seconds": self.agent_seconds,
-        }
+        return asdict(self) | {"answer": self.answer.to_json(), "replies": [dict(message) for message in self.replies]}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,7 +52,7 @@ class Simulation:
 
     Attributes:
         twin: the twin's name.
-        goal: what the twin wanted.
+        goal: what the twin wanted, with the instructions in `start`.
         seed: the conversation's seed.
         thread_id: the id that the agent got for this conversation.
         messages: all messages, as the agent saw them.
@@ -89,16 +77,7 @@ class Simulation:
 
     def to_json(self) -> dict[str, Any]:
         """Return the simulation as a JSON object, a line of a run's `conversations.jsonl`."""
-        return {
-            "twin": self.twin,
-            "goal": self.goal,
-            "seed": self.seed,
-            "thread_id": self.thread_id,
-            "messages": [dict(message) for message in self.messages],
-            "exchanges": [exchange.to_json() for exchange in self.exchanges],
-            "stop_reason": self.stop_reason,
-            "error": self.error,
-        }
+        return asdict(self) | {"exchanges": [exchange.to_json() for exchange in self.exchanges]}
 
     def conversation(self) -> Conversation:
         """Return the simulation in the interchange format."""
@@ -139,7 +118,10 @@ async def asimulate(
     if max_turns < 1:
         raise UsageError(f"max_turns is {max_turns}; it must be at least 1")
     call = as_agent(agent)
-    simulation = _new_simulation(user, goal, seed, start)
+    private = [str(message["content"]) for message in start if message.get("role") in PRIVATE_ROLES]
+    public = [message for message in start if message.get("role") not in PRIVATE_ROLES]
+    goal = "\n".join([text for text in (goal, *private) if text])
+    simulation = Simulation(twin=user.name, goal=goal, seed=seed, thread_id=uuid4().hex, messages=public)
     if agent_first and not await _agent_turn(simulation, call, agent_timeout):
         return simulation
     for _ in range(max_turns):
@@ -164,24 +146,14 @@ async def asimulate(
     return simulation
 
 
-def _new_simulation(user: SimulatedUser, goal: str, seed: int, start: Sequence[Message]) -> Simulation:
-    """Return a simulation with the messages in `start`; private ones become part of the goal."""
-    private = [str(message["content"]) for message in start if message.get("role") in PRIVATE_ROLES]
-    public = [message for message in start if message.get("role") not in PRIVATE_ROLES]
-    goal = "\n".join([text for text in (goal, *private) if text])
-    return Simulation(twin=user.name, goal=goal, seed=seed, thread_id=uuid4().hex, messages=public)
-
-
 async def _twin_turn(simulation: Simulation, user: SimulatedUser) -> Answer | None:
     """Add the twin's turn to the conversation and return it. On failure, record the reason and return None."""
     try:
         answer = await user.arespond(simulation.messages, goal=simulation.goal, seed=simulation.seed)
-    except UsertwinError as error:
-        simulation.stop_reason = "model_unavailable" if isinstance(error, ModelError) else "twin_error"
-        simulation.error = str(error)
-        return None
     except Exception as error:
-        simulation.stop_reason, simulation.error = "twin_error", f"the twin failed: {type(error).__name__}: {error}"
+        simulation.stop_reason = "model_unavailable" if isinstance(error, ModelError) else "twin_error"
+        known = isinstance(error, UsertwinError)
+        simulation.error = str(error) if known else f"the twin failed: {type(error).__name__}: {error}"
         return None
     simulation.messages += [answer.message] if answer.action else []  # without an action the twin leaves silently
     return answer
@@ -219,9 +191,8 @@ def simulate(
     on_exchange: Callable[[Exchange], None] | None = None,
 ) -> Simulation:
     """Run one conversation between a twin and an agent; the synchronous form of `asimulate`, with the same arguments."""
-    return run_sync(
-        asimulate(
-            user, agent, max_turns=max_turns, seed=seed, goal=goal, agent_first=agent_first, agent_timeout=agent_timeout,
-            start=start, goal_reached=goal_reached, on_exchange=on_exchange,
-        )
+    simulation = asimulate(
+        user, agent, max_turns=max_turns, seed=seed, goal=goal, agent_first=agent_first, agent_timeout=agent_timeout,
+        start=start, goal_reached=goal_reached, on_exchange=on_exchange,
     )  # fmt: skip
+    return run_sync(simulation)

@@ -81,49 +81,29 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         """Return the answer as a JSON object."""
-        return {
-            "action": self.action,
-            "reasoning": self.reasoning,
-            "recalled": to_rows(self.recalled),
-            "done": self.done,
-            "usage": asdict(self.usage),
-            "abandonment_rate": self.abandonment_rate,
-            "reasoner": self.reasoner,
-        }
+        return asdict(self) | {"recalled": to_rows(self.recalled)}
 
 
 def to_rows(recalled: Sequence[Recalled]) -> list[RecalledRow]:
     """Return recalled triples as plain JSON values."""
-    return [_to_row(memory.triple, memory.similarity) for memory in recalled]
-
-
-def _to_row(triple: Triple, similarity: float) -> RecalledRow:
-    pair = triple.pair
-    return {
-        "id": triple.id,
-        "similarity": round(similarity, 6),
-        "conversation_id": pair.conversation_id,
-        "position": pair.position,
-        "when": pair.when,
-        "context": [{"speaker": t.speaker, "role": t.role, "text": t.text} for t in pair.context],
-        "action": pair.action,
-        "reasoning": triple.reasoning,
-        "score": triple.score,
-    }
+    rows = list[RecalledRow]()
+    for memory in recalled:
+        triple, pair = memory.triple, memory.triple.pair
+        rows.append({
+            "id": triple.id, "similarity": round(memory.similarity, 6), "conversation_id": pair.conversation_id,
+            "position": pair.position, "when": pair.when, "action": pair.action, "reasoning": triple.reasoning,
+            "context": [{"speaker": t.speaker, "role": t.role, "text": t.text} for t in pair.context], "score": triple.score,
+        })  # fmt: skip
+    return rows
 
 
 def from_rows(rows: Sequence[RecalledRow], speaker: str) -> list[Recalled]:
     """Return recalled triples from plain JSON values, which hold neither the goals of the pairs nor provenance."""
-    return [Recalled(Triple(_to_pair(row, speaker), row["reasoning"], row["score"]), row["similarity"]) for row in rows]
-
-
-def _to_pair(row: RecalledRow, speaker: str) -> Pair:
-    return Pair(
-        speaker=speaker,
-        context=tuple(Turn(t["speaker"], t["role"], t["text"]) for t in row["context"]),
-        action=row["action"],
-        goal="",
-        conversation_id=row["conversation_id"],
-        position=row["position"],
-        when=row["when"],
-    )
+    recalled = list[Recalled]()
+    for row in rows:
+        pair = Pair(
+            speaker=speaker, context=tuple(Turn(**turn) for turn in row["context"]), action=row["action"], goal="",
+            conversation_id=row["conversation_id"], position=row["position"], when=row["when"],
+        )  # fmt: skip
+        recalled.append(Recalled(Triple(pair, row["reasoning"], row["score"]), row["similarity"]))
+    return recalled

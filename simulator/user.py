@@ -95,19 +95,12 @@ class SimulatedUser:
         k: int | None = None,
         ranking: Ranking = SIMILARITY,
     ) -> Self:
-        """Open a learned twin.
+        """Open a learned twin; the arguments not described here are those of the class.
 
-        Args:
-            name: the twin.
-            home: the folder of all twins; by default USERTWIN_HOME, else the user's data folder.
-            model: the model that acts, or its name.
-            style: how to prompt the model, if not in its default style.
-            reasoner: the model that reasons, or its name. By default the synthesizer that the twin was learned with, which is
-                loaded only if the settings use reasoning; without a synthesizer, the model that acts.
-            embedder: the embedding model of the memory; by default loaded by name.
-            settings: how the twin uses its memory; by default the settings in its record, which tuning found.
-            k: triples to recall for a turn; by default the settings' number.
-            ranking: how recalled triples are ranked, and how much text they may be.
+        `home` is the folder of all twins; by default USERTWIN_HOME, else the user's data folder. `style` is how to prompt the
+        model, if not in its default style. The reasoner is by default the synthesizer that the twin was learned with, which is
+        loaded only if the settings use reasoning; without a synthesizer, it is the model that acts. The embedder is by default
+        loaded by the name in the record.
 
         Raises:
             TwinError: there is no such twin, or it is damaged.
@@ -159,7 +152,7 @@ class SimulatedUser:
             graph.add_node(name, RunnableLambda(_sync(step), step, name=name))
         for source, target in ((START, "recall"), ("reason", "act"), ("act", END)):
             graph.add_edge(source, target)
-        graph.add_conditional_edges("recall", _after_recall, {"leave": END, "stay": "reason"})
+        graph.add_conditional_edges("recall", lambda state: bool(state.get("done")), {True: END, False: "reason"})
         return graph.compile(checkpointer=checkpointer, name=f"twin:{self.name}")
 
     async def arespond(self, messages: Any, *, goal: str = "", seed: int = 0, config: RunnableConfig | None = None) -> Answer:
@@ -178,14 +171,11 @@ class SimulatedUser:
         """
         state = await self.graph.ainvoke({"messages": _plain(messages), "goal": goal, "seed": seed}, config)
         return Answer(
-            action=state["action"],
-            reasoning=state["reasoning"],
+            action=state["action"], reasoning=state["reasoning"], done=state["done"],
             recalled=tuple(from_rows(state["recalled"], self.record.recipe.speaker)),
-            done=state["done"],
-            usage=Usage(**state["usage"]),
-            abandonment_rate=state["abandonment_rate"],
+            usage=Usage(**state["usage"]), abandonment_rate=state["abandonment_rate"],
             reasoner=self.reasoner.name if state["reasoning"] and not self._one_model else None,
-        )
+        )  # fmt: skip
 
     def respond(self, messages: Any, *, goal: str = "", seed: int = 0, config: RunnableConfig | None = None) -> Answer:
         """Return the twin's next turn; the synchronous form of `arespond`, with the same arguments."""
@@ -253,10 +243,8 @@ class SimulatedUser:
         """Sample the reasoner's thought for the current turn once, in the style of the traces in `recalled`."""
         model, style = self.reasoner, self.reasoner.style
         messages = reason_messages(style, self.persona, query, recalled, turns=self.settings.window)
-        max_tokens, stop = (60, ["\n"]) if style == "transcript" else (400, list[str]())
-        [thought] = await sample(
-            model, messages, seed=seed, max_tokens=max_tokens, stop=stop, bypass_cache=True, config=config
-        )  # fmt: skip
+        limits: dict[str, Any] = {"max_tokens": 60, "stop": ["\n"]} if style == "transcript" else {"max_tokens": 400}
+        [thought] = await sample(model, messages, seed=seed, bypass_cache=True, config=config, **limits)
         # A synthesizer that was trained to propose traces as JSON objects may write one here, too.
         text = thought.text if style == "transcript" else parse_trace(style, thought.text)
         return replace(thought, text="" if text == MALFORMED else single_line(text).rstrip(")"))
@@ -288,17 +276,10 @@ class SimulatedUser:
         self, messages: Messages, *, n: int = 1, seed: int, bypass_cache: bool = True, config: RunnableConfig | None = None
     ) -> list[Sample]:
         """Sample n turns for a prompt, with the token limit and the stop texts of this twin's turns."""
-        stop = ["\n"] if self._continues else []
         samples = await sample(
-            self.model,
-            messages,
-            n=n,
-            seed=seed,
-            max_tokens=self.max_tokens,
-            stop=stop,
-            bypass_cache=bypass_cache,
-            config=config,
-        )
+            self.model, messages, n=n, seed=seed, max_tokens=self.max_tokens, bypass_cache=bypass_cache, config=config,
+            stop=["\n"] if self._continues else [],
+        )  # fmt: skip
         return [replace(reply, text=reply.text.strip()) for reply in samples]
 
     @property
@@ -329,18 +310,14 @@ class SimulatedUser:
         """Return the current turn as a pair without an action."""
         conversation = as_conversation(state["messages"], _LIVE)
         turns = [turn for turn, _ in visible_turns(conversation.turns)]
-        private = [turn.text for turn in conversation.turns if turn.private]
+        goals = [state.get("goal", ""), *(turn.text for turn in conversation.turns if turn.private)]
         speaker = self.record.recipe.speaker
         context = tuple(Turn(speaker if turn.role == "user" else turn.speaker, turn.role, turn.text) for turn in turns)
+        window = max(CONTEXT_TURNS, self.settings.window, self.record.recipe.window)
         return Pair(
-            speaker=speaker,
-            context=context[-max(CONTEXT_TURNS, self.settings.window, self.record.recipe.window) :],
-            action="",
-            goal="\n".join([text for text in (state.get("goal", ""), *private) if text]),
-            conversation_id=_LIVE,
-            position=len(turns),
-            when=float("inf"),
-        )
+            speaker=speaker, context=context[-window:], action="", goal="\n".join(filter(None, goals)), conversation_id=_LIVE,
+            position=len(turns), when=float("inf"),
+        )  # fmt: skip
 
 
 def _sampler_seed(state: TwinState, query: Pair) -> int:
@@ -354,10 +331,6 @@ def _is_repetitive(text: str) -> bool:
     return len(trigrams) > 6 and len(set(trigrams)) < len(trigrams) / 2
 
 
-def _after_recall(state: TwinState) -> str:
-    return "leave" if state.get("done") else "stay"
-
-
 def _sync(step: Any) -> Any:
     """Return an async step as a synchronous one."""
 
@@ -369,11 +342,10 @@ def _sync(step: Any) -> Any:
 
 def _plain(messages: Any) -> list[Any]:
     """Return a conversation of any accepted shape as OpenAI-style messages."""
-    conversation = as_conversation(messages)
-    known = {"user", "assistant", "system"}
+    roles = {"user": "user", "assistant": "assistant", "system": "system"}
     return [
-        {"role": turn.role if turn.role in known else "system" if turn.private else "assistant", "content": turn.text}
-        for turn in conversation.turns
+        {"role": roles.get(turn.role, "system" if turn.private else "assistant"), "content": turn.text}
+        for turn in as_conversation(messages).turns
     ]
 
 
