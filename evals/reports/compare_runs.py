@@ -24,21 +24,10 @@ _BY_SCORER = frozenset({PRIMARY, "choice"})
 
 
 def compare(
-    old: Mapping[str, Any],
-    new: Mapping[str, Any],
-    old_turns: Sequence[MeasuredTurn] = (),
-    new_turns: Sequence[MeasuredTurn] = (),
-    *,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Compare two runs.
-
-    Args:
-        old: the content of `result.json` of the first run.
-        new: that of the second.
-        old_turns: the measured turns of the first run.
-        new_turns: those of the second.
-        seed: for the resampling.
+    old: Mapping[str, Any], new: Mapping[str, Any], old_turns: Sequence[MeasuredTurn] = (),
+    new_turns: Sequence[MeasuredTurn] = (), *, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Compare the results (contents of `result.json`) and measured turns of two runs.
 
     Returns:
         `names`; `differs`: {SETTING: [old, new]} of models, settings, versions and seeds; `comparable`: whether averages of
@@ -49,7 +38,8 @@ def compare(
     scorers = [result.get("models", {}).get("scorer") for result in (old, new)]
     only = sorted(set(old["people"]) ^ set(new["people"]))
     why_not: list[str] = []
-    if scorers[0] != scorers[1]:
+    same_scorer = scorers[0] == scorers[1]
+    if not same_scorer:
         why_not.append(f"bits of different scorers ({scorers[0]}, {scorers[1]}) cannot be compared")
     if only:
         why_not.append(
@@ -58,30 +48,20 @@ def compare(
     arms: dict[str, dict[str, Any]] = {}
     for arm in in_order({**old["arms"], **new["arms"]}):
         before, after = old["arms"].get(arm, {}), new["arms"].get(arm, {})
-        arms[arm] = {
-            name: _both(
-                before.get(name), after.get(name), subtract=not only and (scorers[0] == scorers[1] or name not in _BY_SCORER)
-            )
-            for name in {**before, **after}
-        }
-    setups = _setup(old), _setup(new)
+        arms[arm] = {}
+        for name in {**before, **after}:
+            first, second = before.get(name), after.get(name)
+            subtract = first and second and not only and (same_scorer or name not in _BY_SCORER)
+            difference = second["value"] - first["value"] if subtract else None
+            arms[arm][name] = {"old": first, "new": second, "difference": difference}
+    first, second = _setup(old), _setup(new)
+    both = {key: [first.get(key), second.get(key)] for key in {**first, **second}}
     return {
         "names": [str(old.get("name", "old")), str(new.get("name", "new"))],
-        "differs": {
-            key: [setup.get(key) for setup in setups]
-            for key in {**setups[0], **setups[1]}
-            if setups[0].get(key) != setups[1].get(key)
-        },
-        "comparable": not why_not,
-        "why_not": why_not,
-        "arms": arms,
-        "twin": _paired(old, new, old_turns, new_turns, seed) if scorers[0] == scorers[1] else None,
-    }
-
-
-def _both(old: Estimate | None, new: Estimate | None, *, subtract: bool) -> dict[str, Any]:
-    difference = new["value"] - old["value"] if old is not None and new is not None and subtract else None
-    return {"old": old, "new": new, "difference": difference}
+        "differs": {key: values for key, values in both.items() if values[0] != values[1]},
+        "comparable": not why_not, "why_not": why_not, "arms": arms,
+        "twin": _paired(old, new, old_turns, new_turns, seed) if same_scorer else None,
+    }  # fmt: skip
 
 
 def _setup(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,38 +74,28 @@ def _setup(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _paired(
-    old: Mapping[str, Any],
-    new: Mapping[str, Any],
-    old_turns: Sequence[MeasuredTurn],
-    new_turns: Sequence[MeasuredTurn],
+    old: Mapping[str, Any], new: Mapping[str, Any], old_turns: Sequence[MeasuredTurn], new_turns: Sequence[MeasuredTurn],
     seed: int,
-) -> dict[str, Any] | None:
+) -> dict[str, Any] | None:  # fmt: skip
     """The twins' difference at the turns that both runs measured; a turn with another text is another turn."""
     from usertwin.evals.metrics.statistics import mean_over_people, sign_flip
 
     before, after = str(old["twin_arm"]), str(new["twin_arm"])
-    known = {(*turn.cluster, turn.position, turn.action): turn for turn in old_turns if before in turn.bits}
+    known = {(*turn.cluster, turn.position, turn.action): turn.bits[before] for turn in old_turns if before in turn.bits}
     common = [
-        (known[key], turn)
+        (turn, turn.bits[after] - known[key])
         for turn in new_turns
         if after in turn.bits and (key := (*turn.cluster, turn.position, turn.action)) in known
     ]
     paired = mean_over_people(
-        [new_turn.bits[after] - old_turn.bits[before] for old_turn, new_turn in common],
-        [turn.person for _, turn in common],
-        [turn.conversation_id for _, turn in common],
-        denominators=[float(turn.characters) for _, turn in common],
-        seed=seed,
-    )
+        [difference for _, difference in common], [turn.person for turn, _ in common],
+        [turn.conversation_id for turn, _ in common], denominators=[float(turn.characters) for turn, _ in common], seed=seed,
+    )  # fmt: skip
     if paired is None:
         return None
     draws, means = paired
-    return {
-        **draws.estimate().to_json(),
-        "p": sign_flip(means, seed=seed),
-        "visible": draws.min_detectable_effect,
-        "people": len(means),
-    }
+    tests = {"p": sign_flip(means, seed=seed), "visible": draws.min_detectable_effect, "people": len(means)}
+    return {**draws.estimate().to_json(), **tests}
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> RenderableType:

@@ -1,4 +1,4 @@
-"""The table of a control experiment: does the fidelity score measure more than leakage of the action?"""
+"""The table of a control experiment, which tests whether the fidelity score measures more than leakage of the action."""
 
 from __future__ import annotations
 
@@ -17,23 +17,11 @@ from .labels import with_interval
 from .terminal import estimate_markup
 
 _CONTROL_NAMES = {
-    "own": "own trace",
-    "filler": "0 filler",
-    "copy": "1 the action",
-    "paraphrase": "2 paraphrase",
-    "shuffled": "3 shuffled",
-    "other": "4 other person",
-    "bag": "5 bag of words",
-    "keywords": "6 keywords",
-    "swapped": "7 swapped",
+    "own": "own trace", "filler": "0 filler", "copy": "1 the action", "paraphrase": "2 paraphrase", "shuffled": "3 shuffled",
+    "other": "4 other person", "bag": "5 bag of words", "keywords": "6 keywords", "swapped": "7 swapped",
     "forward": "8 forward",
-}
-REASON_NAMES = {
-    "quotes_action": "quotes",
-    "echoes_examples": "echoes",
-    "same_meaning": "same sense",
-    "leans_on_words": "leans",
-}
+}  # fmt: skip
+REASON_NAMES = {"quotes_action": "quotes", "echoes_examples": "echoes", "same_meaning": "same sense", "leans_on_words": "leans"}
 _COLUMNS = (
     "gain\n[dim]unguarded", "gain\n[dim]words not copied", "own minus control\n[dim]words not copied", "rejected\n[dim]reason",
 )  # fmt: skip

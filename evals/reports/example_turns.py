@@ -11,28 +11,22 @@ from collections.abc import Callable, Sequence
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
 #: Turns shown of each kind.
-SHOWN = 3
+_SHOWN = 3
 
 
-def example_turns(turns: Sequence[MeasuredTurn], twin: str, *, shown: int = SHOWN) -> dict[str, list[MeasuredTurn]]:
+def example_turns(turns: Sequence[MeasuredTurn], twin: str) -> dict[str, list[MeasuredTurn]]:
     """Return "typical" (from the middle of the ranking), "best" and "worst" turns, of different people where possible.
 
-    Args:
-        turns: measured turns; those without a reply of the twin are skipped.
-        twin: the twin's arm.
-        shown: turns of each kind.
-
-    Returns:
-        The turns by kind, each turn once. Empty lists without replies.
+    No turn is in two lists. Turns without a reply of the twin are skipped.
     """
     ranked = _best_first(turns, twin)
-    best = _diverse(ranked, min(shown, (len(ranked) + 2) // 3))
+    best = _diverse(ranked, min(_SHOWN, (len(ranked) + 2) // 3))
     ranked = [turn for turn in ranked if turn not in best]
-    worst = _diverse(ranked[::-1], min(shown, (len(ranked) + 1) // 2))
+    worst = _diverse(ranked[::-1], min(_SHOWN, (len(ranked) + 1) // 2))
     ranked = [turn for turn in ranked if turn not in worst]
     middle = (len(ranked) - 1) / 2
     from_middle = [ranked[place] for place in sorted(range(len(ranked)), key=lambda place: abs(place - middle))]
-    return {"typical": _diverse(from_middle, shown), "best": best, "worst": worst}
+    return {"typical": _diverse(from_middle, _SHOWN), "best": best, "worst": worst}
 
 
 def bits_gained(turn: MeasuredTurn, twin: str) -> float | None:

@@ -17,6 +17,7 @@ from .labels import (
     ARM_DESCRIPTIONS,
     arm_label,
     arm_title,
+    contrast_title,
     contrasts_of,
     counted,
     in_order,
@@ -39,40 +40,27 @@ _CONTEXT, _RECALLED_CONTEXT = 4, 2
 
 
 def render_html(result: Mapping[str, Any], turns: Sequence[MeasuredTurn]) -> str:
-    """Return the report of a run as one HTML document without external links.
-
-    Args:
-        result: the content of `result.json`.
-        turns: the measured turns, for the examples.
-    """
-    best = best_alternative(result)
+    """Return the report of a run (the content of `result.json`) as one HTML document, with examples from its turns."""
+    best, people = best_alternative(result), len(result["people"])
+    sizes = {
+        "person" if people == 1 else "people": people, "conversations": result["conversations"],
+        "held-out turns": result["turns"], "arms": len(result["arms"]),
+    }  # fmt: skip
     return template("report.html").render(
-        name=result.get("name") or "a run",
-        measured_at=str(result.get("measured_at", ""))[:10],
-        summary=result.get("summary") or summary_of(result),
-        verdict="same" if best is None else verdict(best[1]),
-        tiles=_tiles(result),
-        warnings=result.get("warnings", ()),
-        forest=forest_grid(result),
-        plot=forest_plot(result),
-        power=power_sentence(result),
-        sections=sections_of(result),
-        examples=_examples(result, turns),
-        method=method_of(result),
-        suite_text=result.get("suite_text"),
-        signs=SIGNS,
+        **common_values(result), verdict="same" if best is None else verdict(best[1]), plot=forest_plot(result),
+        tiles=[(counted(size), noun) for noun, size in sizes.items()], examples=_examples(result, turns),
+        measured_at=str(result.get("measured_at", ""))[:10], suite_text=result.get("suite_text"),
         spoken={"closer": "the twin is closer", "further": "the twin is less close"},
-    )
+    )  # fmt: skip
 
 
-def _tiles(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The sizes of the measurement, with their nouns."""
-    return [
-        (counted(len(result["people"])), "person" if len(result["people"]) == 1 else "people"),
-        (counted(result["conversations"]), "conversations"),
-        (counted(result["turns"]), "held-out turns"),
-        (counted(len(result["arms"])), "arms"),
-    ]
+def common_values(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that the HTML and the Markdown template have in common."""
+    return {
+        "name": result.get("name") or "a run", "summary": result.get("summary") or summary_of(result),
+        "warnings": result.get("warnings", ()), "forest": forest_grid(result), "power": power_sentence(result),
+        "sections": sections_of(result), "method": _method(result), "signs": SIGNS,
+    }  # fmt: skip
 
 
 def forest_plot(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,13 +82,10 @@ def forest_plot(result: Mapping[str, Any]) -> dict[str, Any]:
 
     boxes: list[dict[str, Any]] = []
     for paired in compared:
-        left = width = None
-        if paired.get("low") is not None and paired.get("high") is not None:
-            left = position(paired["low"])
-            width = round(position(paired["high"]) - left, 2)
+        left, right = (None if paired.get(end) is None else position(paired[end]) for end in ("low", "high"))
+        width = None if left is None or right is None else round(right - left, 2)
         boxes.append({"dot": position(paired["value"]), "left": left, "width": width, "verdict": verdict(paired)})
-    ticks = [low + count * step for count in range(round(span / step) + 1)]
-    digits = max(0, -floor(log10(step)))
+    ticks, digits = [low + count * step for count in range(round(span / step) + 1)], max(0, -floor(log10(step)))
     labels = [(position(tick), number(tick, digits, signed=True)) for tick in ticks]
     return {"zero": position(0.0), "ticks": labels, "boxes": boxes}
 
@@ -150,8 +135,8 @@ def _place(conversation_id: str, position: int) -> str:
     return f"conversation {conversation_id}, turn {position}"
 
 
-def method_of(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the method as terms and sentences: n, arms, intervals, tests, models, versions, seed."""
+def _method(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The method as terms and sentences: n, arms, intervals, tests, models, versions, seed."""
     people, twin = len(result["people"]), str(result["twin_arm"])
     intervals, tests = (
         ("with few people they are too narrow, so read the p value as well", "")
@@ -167,9 +152,8 @@ def method_of(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"has the same weight; differences are paired; {intervals}",
         "Tests": f"two-sided sign-flip permutation test of the people's mean differences{tests}",
     }
-    family = result.get("family") or {}
-    if family:
-        contrasts = "; ".join(_against(name) for name in family["contrasts"])
+    if family := result.get("family"):
+        contrasts = "; ".join(contrast_title(name, "against") for name in family["contrasts"])
         method["Declared beforehand"] = (
             f"{plural(len(family['contrasts']), 'contrast')} in one measure ({family['measure']}), Holm's correction over "
             f"them, alpha {family['alpha']}: {contrasts}"
@@ -178,14 +162,9 @@ def method_of(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     method |= {
         "Measures": "; ".join(f"{measure.title}: {measure.source}" for measure in measures if measure.source),
         **{name.capitalize(): _listed(result.get(name)) for name in ("models", "settings", "versions")},
-        "Seed": str(result["seed"]),
-        "Measured at": str(result.get("measured_at", "")),
-    }
+        "Seed": str(result["seed"]), "Measured at": str(result.get("measured_at", "")),
+    }  # fmt: skip
     return [(term, text) for term, text in method.items() if text]
-
-
-def _against(contrast: str) -> str:
-    return " against ".join(arm_label(arm).title for arm in contrast.split(" - "))
 
 
 def _listed(values: Mapping[str, Any] | None) -> str:

@@ -6,7 +6,7 @@ Design: pages, Markdown and terminal tables take labels and numbers from here, s
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from usertwin.evals.arm_names import ARM_DESCRIPTIONS as ARM_DESCRIPTIONS
@@ -19,17 +19,11 @@ Estimate = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ArmLabel:
-    """Labels of an arm.
-
-    Attributes:
-        title: for tables.
-        phrase: the arm inside a sentence.
-        rival: whether the arm could replace the twin; the other arms show the twin's own memory in another way.
-    """
+    """Labels of an arm: its title in tables, and a phrase for sentences."""
 
     title: str
     phrase: str
-    rival: bool = False
+    rival: bool = False  #: whether the arm could replace the twin; other arms show the twin's own memory in another way
 
 
 ARM_LABELS = {
@@ -71,17 +65,20 @@ def arm_label(arm: str) -> ArmLabel:
     return ARM_LABELS.get(arm, ArmLabel(arm, arm))
 
 
-def arm_title(arm: str, twin: str | None = None) -> str:
+def contrast_title(contrast: str, joint: str) -> str:
+    """Return the titles of the two arms of a contrast ("FIRST - SECOND") with a word between them."""
+    return f" {joint} ".join(arm_label(arm).title for arm in contrast.split(" - "))
+
+
+def arm_title(arm: str, twin: str) -> str:
     """Return the title of an arm; "(twin)" marks the arm that shows what the twin itself is shown."""
     return arm_label(arm).title + (" (twin)" if arm == twin else "")
 
 
 def measure_label(name: str) -> Measure:
-    """Return a measure with a capitalized title; an unknown measure is labelled by its own name."""
-    known = next((measure for measure in MEASURES if measure.name == name), None)
-    if known is None:
-        return Measure(name=name, title=name, direction="", ideal="low", source="", digits=3)
-    return replace(known, title=known.title.capitalize() if known.title.islower() else known.title)
+    """Return a measure; an unknown measure has its own name as title."""
+    unknown = Measure(name=name, title=name, direction="", ideal="low", source="", digits=3)
+    return next((measure for measure in MEASURES if measure.name == name), unknown)
 
 
 def measure_description(name: str) -> str:
@@ -102,18 +99,14 @@ def distance(measure: str, value: float) -> float:
     return float(measure_label(measure).distance(np.asarray(value)))
 
 
-# Numbers ---------------------------------------------------------------------------------------------------------------
-
-
 def number(value: float, digits: int, *, signed: bool = False) -> str:
     """Return a number with a real minus sign; a value that rounds to zero has no sign.
 
     >>> number(-0.0314, 3, signed=True)
     '−0.031'
     """
-    rounded = round(value, digits) + 0.0
-    sign = "+" if signed and rounded > 0 else ""
-    return sign + f"{abs(rounded) if rounded == 0 else rounded:.{digits}f}".replace("-", "−")
+    rounded = round(value, digits) + 0.0  # -0.0 becomes 0.0
+    return ("+" if signed and rounded > 0 else "") + f"{rounded:.{digits}f}".replace("-", "−")
 
 
 def interval(estimate: Estimate, digits: int, *, signed: bool = False) -> str:
@@ -121,11 +114,6 @@ def interval(estimate: Estimate, digits: int, *, signed: bool = False) -> str:
     if estimate.get("low") is None or estimate.get("high") is None:
         return "no interval"
     return f"{number(estimate['low'], digits, signed=signed)} to {number(estimate['high'], digits, signed=signed)}"
-
-
-def interval_and_n(estimate: Estimate, digits: int, *, signed: bool = False) -> str:
-    """Return the interval of an estimate and its n."""
-    return f"{interval(estimate, digits, signed=signed)}, n={counted(estimate['n'])}"
 
 
 def with_interval(estimate: Estimate, digits: int, *, signed: bool = False, unit: str = "") -> str:
@@ -158,12 +146,7 @@ def p_value(p: float | None) -> str:
     >>> p_value(0.0004), p_value(0.031), p_value(None)
     ('p < 0.001', 'p = 0.031', '')
     """
-    if p is None:
-        return ""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-# Differences -----------------------------------------------------------------------------------------------------------
+    return "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def verdict(paired: Estimate) -> DifferenceVerdict:
@@ -175,27 +158,19 @@ def verdict(paired: Estimate) -> DifferenceVerdict:
 
 
 def contrasts_of(result: Mapping[str, Any], measure: str = PRIMARY) -> dict[str, Estimate]:
-    """Return the paired differences twin minus other arm in a measure, by the other arm; below 0 the twin is closer.
-
-    A difference that was only computed as other arm minus twin is negated.
-    """
+    """Return the paired differences twin minus other arm in a measure, by the other arm; below 0 the twin is closer."""
     twin, differences = str(result["twin_arm"]), dict[str, Estimate]()
     for name, measures in result["paired"].items():
         first, _, second = name.partition(" - ")
         paired = measures.get(measure)
-        if paired is None or twin not in (first, second):
-            continue
-        if first == twin:
+        if paired is not None and first == twin:
             differences[second] = paired
-        elif first not in differences:
-            differences[first] = negated(paired)
+        elif paired is not None and second == twin:
+            differences.setdefault(first, negated(paired))
     return {arm: differences[arm] for arm in in_order(differences)}
 
 
 def negated(paired: Estimate) -> dict[str, Any]:
     """Return a paired difference with its two arms exchanged."""
-
-    def minus(value: float | None) -> float | None:
-        return None if value is None else -value
-
-    return {**paired, "value": -paired["value"], "low": minus(paired.get("high")), "high": minus(paired.get("low"))}
+    low, high = (None if paired.get(end) is None else -paired[end] for end in ("high", "low"))
+    return {**paired, "value": -paired["value"], "low": low, "high": high}

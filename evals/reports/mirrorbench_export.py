@@ -20,19 +20,10 @@ _SILENT = "…"
 
 
 def mirrorbench_lines(turns: Sequence[MeasuredTurn], arm: str, *, about: Mapping[str, Any] | None = None) -> Iterator[str]:
-    """Yield a JSON line for each measured turn with a reply of an arm; the first reply counts.
+    """Yield a JSON line, with `about` as metadata, for each measured turn with a reply of an arm; the first reply counts.
 
-    Args:
-        turns: measured turns.
-        arm: the arm of the replies.
-        about: metadata of every line.
-
-    Yields:
-        Lines without their end. The person has the role "user", every other speaker "assistant"; consecutive turns of one role
-        become one message, their texts on separate lines.
-
-    Raises:
-        UsageError: no turn has a reply of this arm.
+    The person has the role "user", every other speaker "assistant"; consecutive turns of one role become one message, their
+    texts on separate lines. UsageError if no turn has a reply of this arm.
     """
     written = [turn for turn in turns if turn.replies.get(arm)]
     if not written:

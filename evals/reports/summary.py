@@ -8,35 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .labels import (
-    PRIMARY,
-    Estimate,
-    arm_label,
-    contrasts_of,
-    interval,
-    interval_and_n,
-    negated,
-    number,
-    plural,
-    verdict,
-)  # fmt: skip
+from .labels import PRIMARY, Estimate, arm_label, contrasts_of, counted, interval, negated, number, plural, verdict
 
 
 def best_alternative(result: Mapping[str, Any], *, rivals: bool = True) -> tuple[str, Estimate] | None:
-    """Return the arm that the twin leads by least, or trails by most, with the paired difference.
+    """Return the arm that the twin leads by least, or trails by most, with the difference twin minus arm; None if none.
 
-    Args:
-        result: the content of `result.json`.
-        rivals: choose among arms that could replace the twin; otherwise among other ways to show the twin's own memory.
-
-    Returns:
-        The arm and the difference twin minus arm (bits per character, below 0 the twin is closer); None if none was compared.
+    The arm is one that could replace the twin (`rivals`), or else one that shows the twin's own memory in another way.
     """
-    compared = {arm: paired for arm, paired in contrasts_of(result).items() if arm_label(arm).rival == rivals}
-    if not compared:
-        return None
-    arm = max(compared, key=lambda name: compared[name]["value"])
-    return arm, compared[arm]
+    compared = [(arm, paired) for arm, paired in contrasts_of(result).items() if arm_label(arm).rival == rivals]
+    return max(compared, key=lambda item: item[1]["value"], default=None)
 
 
 def summary_of(result: Mapping[str, Any]) -> str:
@@ -56,17 +37,16 @@ def summary_of(result: Mapping[str, Any]) -> str:
     bits = result["arms"].get(arm, {}).get(PRIMARY)
     share = f" ({abs(difference['value']) / bits['value']:.1%})" if not signed and bits and bits["value"] > 0 else ""
     amount = f"{number(shown['value'], 3, signed=signed)} bits per character{share}"
+    alternative = f"than the best alternative, {phrase}"
     text = {
-        "closer": f"The twin is closer to the {'person' if people == 1 else 'people'} than the best alternative, {phrase}: "
-        f"it needs {amount} less to predict the real turns",
-        "further": f"The twin is less close than the best alternative, {phrase}: "
-        f"it needs {amount} more to predict the real turns",
-        "same": f"The twin is not measurably closer or less close than the best alternative, {phrase}: "
-        f"the difference is {amount}",
+        "closer": f"closer to the {'person' if people == 1 else 'people'} {alternative}: it needs {amount} less to predict the "
+        "real turns",
+        "further": f"less close {alternative}: it needs {amount} more to predict the real turns",
+        "same": f"not measurably closer or less close {alternative}: the difference is {amount}",
     }[outcome]
     has_interval = difference.get("low") is not None
     sure = f"95% interval {interval(shown, 3, signed=signed)}" if has_interval else "no interval: too few conversations"
-    return f"{text} ({sure}; {measured}){_closer_memory_arm(result)}."
+    return f"The twin is {text} ({sure}; {measured}){_closer_memory_arm(result)}."
 
 
 def _closer_memory_arm(result: Mapping[str, Any]) -> str:
@@ -75,5 +55,5 @@ def _closer_memory_arm(result: Mapping[str, Any]) -> str:
     if best is None or verdict(best[1]) != "further":
         return ""
     arm, difference = best
-    amount = f"{number(difference['value'], 3)} bits per character, {interval_and_n(difference, 3)}"
+    amount = f"{number(difference['value'], 3)} bits per character, {interval(difference, 3)}, n={counted(difference['n'])}"
     return f"; its own memory shown in another way ({arm_label(arm).title}) is closer, by {amount}"

@@ -16,11 +16,12 @@ from .labels import (
     Estimate,
     arm_label,
     arm_title,
+    contrast_title,
     contrasts_of,
     counted,
     distance,
     in_order,
-    interval_and_n,
+    interval,
     measure_description,
     measure_label,
     number,
@@ -36,19 +37,12 @@ Mark = Literal["", "closer", "further", "twin", "holds", "fails"]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell of a table.
-
-    Attributes:
-        text: the value.
-        detail: its interval and n, or a remark.
-        mark: the meaning for the twin.
-        best: whether the value is the closest of its row.
-    """
+    """A cell of a table."""
 
     text: str
-    detail: str = ""
-    mark: Mark = ""
-    best: bool = False
+    detail: str = ""  #: interval and n, or a remark
+    mark: Mark = ""  #: the meaning for the twin
+    best: bool = False  #: whether the value is the closest of its row
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +77,17 @@ NONE = Cell("–")
 #: Signs of marks, in every form of report.
 SIGNS = {"closer": "✓", "further": "✗", "holds": "✓", "fails": "✗"}
 _CONTRAST_COLUMNS = ("Bits per character", "Verdict", "Smallest detectable difference (80% power)")
+_PASSED = {None: Cell("too few pairs"), True: Cell("yes", mark="holds"), False: Cell("no", mark="fails")}
 #: Labels of user models that are not trained on traces.
 _KIND_LABELS = {"base": ("Not trained", "the base model"), "none": ("Pairs alone", "context and action")}
-
-
-# Cells -----------------------------------------------------------------------------------------------------------------
 
 
 def estimate_cell(estimate: Estimate | None, digits: int, *, signed: bool = False, mark: Mark = "", best: bool = False) -> Cell:
     """Return the cell of an estimate with its interval and n; a dash for None."""
     if estimate is None:
         return NONE
-    return Cell(number(estimate["value"], digits, signed=signed), interval_and_n(estimate, digits, signed=signed), mark, best)
+    detail = f"{interval(estimate, digits, signed=signed)}, n={counted(estimate['n'])}"
+    return Cell(number(estimate["value"], digits, signed=signed), detail, mark, best)
 
 
 def difference_cell(paired: Estimate | None, digits: int = 3) -> Cell:
@@ -104,7 +97,7 @@ def difference_cell(paired: Estimate | None, digits: int = 3) -> Cell:
 
 
 def _count_cell(value: str, n: float) -> Cell:
-    return Cell(value, f"n={counted(n)}")
+    return Cell(value or NONE.text, f"n={counted(n)}")
 
 
 def _p_values(paired: Estimate) -> str:
@@ -125,19 +118,12 @@ def _row(title: str, *cells: Cell, description: str = "") -> TableRow:
     return TableRow(title, description, cells)
 
 
-def _minus(contrast: str) -> str:
-    return " minus ".join(arm_label(arm).title for arm in contrast.split(" - "))
-
-
 def _section(
     name: str, title: str, caption: str, columns: Sequence[str], rows: Iterable[TableRow], notes: Sequence[str] = ()
 ) -> Section | None:
     """A section of one table; None without rows."""
     rows = tuple(rows)
     return Section(name, title, tuple(notes), (Grid(caption, tuple(columns), rows),)) if rows else None
-
-
-# Sections --------------------------------------------------------------------------------------------------------------
 
 
 def sections_of(result: Mapping[str, Any]) -> list[Section]:
@@ -191,7 +177,10 @@ def measures_section(result: Mapping[str, Any]) -> Section | None:
 def between_section(result: Mapping[str, Any]) -> Section | None:
     """Return the differences between arms other than the twin's: the effect of memory and of traces."""
     rows = (
-        _row(_minus(name), *_contrast_cells(estimate_cell(paired, 3, signed=True), paired, "first closer", "second closer"))
+        _row(
+            contrast_title(name, "minus"),
+            *_contrast_cells(estimate_cell(paired, 3, signed=True), paired, "first closer", "second closer"),
+        )
         for name, measures in result["paired"].items()
         if (paired := measures.get(PRIMARY)) is not None and result["twin_arm"] not in name.split(" - ")
     )
@@ -232,16 +221,15 @@ def judge_section(result: Mapping[str, Any]) -> Section | None:
         return None
     wins = tuple(
         _row(
-            " over ".join(arm_label(arm).title for arm in name.split(" - ")),
-            _win_cell(contrast["win"]), estimate_cell(contrast.get("decided"), 2), estimate_cell(contrast["ties"], 2),
-            _count_cell(p_value(contrast.get("p")) or "–", contrast["win"]["n"]),
+            contrast_title(name, "over"), _win_cell(contrast["win"]), estimate_cell(contrast.get("decided"), 2),
+            estimate_cell(contrast["ties"], 2), _count_cell(p_value(contrast.get("p")), contrast["win"]["n"]),
         )
         for name, contrast in judge["contrasts"].items()
     )  # fmt: skip
     checks = tuple(
         _row(
             name.replace("_", " ").capitalize(),
-            estimate_cell(check["win"], 2), estimate_cell(check["ties"], 2), Cell(check["must"]), _passed(check.get("holds")),
+            estimate_cell(check["win"], 2), estimate_cell(check["ties"], 2), Cell(check["must"]), _PASSED[check.get("holds")],
         )
         for name, check in judge["sanity"].items()
     )  # fmt: skip
@@ -272,10 +260,6 @@ def _share(estimate: Estimate | None) -> str:
     return "unknown" if estimate is None else with_interval(estimate, 2).replace(")", f", n={counted(estimate['n'])})")
 
 
-def _passed(holds: bool | None) -> Cell:
-    return Cell("too few pairs") if holds is None else Cell("yes", mark="holds") if holds else Cell("no", mark="fails")
-
-
 def drift_section(result: Mapping[str, Any]) -> Section | None:
     """Return how closeness changes with the length of a free simulation."""
     by_depth: Mapping[str, Any] = result.get("drift") or {}
@@ -284,7 +268,7 @@ def drift_section(result: Mapping[str, Any]) -> Section | None:
             f"Turn {depth}", estimate_cell(depths["similarity"], 2), estimate_cell(depths["real_history"], 2),
             estimate_cell(depths["difference"], 3, signed=True), estimate_cell(depths.get("style"), 3),
         )
-        for depth, depths in ((depth, by_depth[depth]) for depth in sorted(by_depth, key=int))
+        for depth, depths in sorted(by_depth.items(), key=lambda item: int(item[0]))
     )  # fmt: skip
     columns = ("Depth", "Free simulation", "After the real turns", "Free minus real", "Style distance")
     caption = "Cosine of the twin's turn and the real turn, by depth in the conversation"
@@ -334,8 +318,9 @@ def transfer_section(result: Mapping[str, Any]) -> Section | None:
     """Return the effect of one model's traces on another model."""
     rows = (
         _row(
-            f"Traces by {row['proposer']}", Cell(_minus(f"{row['arm']} - {row['against']}")), difference_cell(row[PRIMARY]),
-            _count_cell(p_value(row[PRIMARY].get("p")) or "–", row[PRIMARY]["n"]), description=f"used by {row['scorer']}",
+            f"Traces by {row['proposer']}", Cell(contrast_title(f"{row['arm']} - {row['against']}", "minus")),
+            difference_cell(row[PRIMARY]), _count_cell(p_value(row[PRIMARY].get("p")), row[PRIMARY]["n"]),
+            description=f"used by {row['scorer']}",
         )
         for row in result.get("transfer") or ()
         if row[PRIMARY] is not None
@@ -356,7 +341,7 @@ def user_models_section(result: Mapping[str, Any]) -> Section | None:
         against = row["against"]
         cells = (
             estimate_cell(row["bits_per_char"], 3), difference_cell(against),
-            _count_cell(_p_values(against) or "–", against["n"]) if against else NONE,
+            _count_cell(_p_values(against), against["n"]) if against else NONE,
             estimate_cell(row["without_thoughts"], 3), difference_cell(row["without_thoughts_against"]),
         )  # fmt: skip
         rows.append(TableRow(title, description, cells))
@@ -373,7 +358,9 @@ def user_models_section(result: Mapping[str, Any]) -> Section | None:
     caption = "Bits per character of held-out turns under user models; below 0 a model predicts people better than pairs alone"
     grids = [Grid(caption, columns, tuple(rows))]
     if models["paired"]:
-        contrasts = tuple(_row(_minus(name), difference_cell(paired)) for name, paired in models["paired"].items())
+        contrasts = tuple(
+            _row(contrast_title(name, "minus"), difference_cell(paired)) for name, paired in models["paired"].items()
+        )
         grids.append(Grid("Kinds of traces compared with each other", ("Trained on", "Bits per character"), contrasts))
     return Section("user-models", "User models fine-tuned with traces", notes, tuple(grids))
 

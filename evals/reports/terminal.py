@@ -6,6 +6,7 @@ Design: pure functions of the objects in `--json` files and `twin.json`, so a ta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from textwrap import wrap
 from typing import Any
 
 from rich import box
@@ -20,6 +21,7 @@ from usertwin.evals.records.older_results import upgrade
 from .labels import PRIMARY, Estimate, arm_label, arm_title, interval, measure_label, number, plural, verdict, with_interval
 
 _MEASURES = (PRIMARY, "embedding_similarity", "chrf", "length_ratio")
+_OUTCOMES = {"closer": "are closer than", "further": "are less close than", "same": "do not differ clearly from"}
 
 
 def plain_table(title: str, **options: Any) -> Table:
@@ -34,7 +36,8 @@ def closeness_table(result: Mapping[str, Any]) -> RenderableType:
     measures = [name for name in _MEASURES if any(name in arm for arm in result["arms"].values())]
     for name in measures:
         label, n = measure_label(name), max(arm[name]["n"] for arm in result["arms"].values() if name in arm)
-        table.add_column(f"{label.title}\n[dim]{label.direction}\nn={n}[/dim]", justify="right", no_wrap=True)
+        title = "\n".join(wrap(label.title, 13))  # the width of an interval: 80 columns hold no wider titles
+        table.add_column(f"{title}\n[dim]{label.direction}\nn={n}[/dim]", justify="right", no_wrap=True)
 
     def cells(_: str, estimates: Mapping[str, Estimate]) -> list[str]:
         return [estimate_markup(estimates.get(name), 2) for name in measures]
@@ -60,10 +63,10 @@ def run_table(result: Mapping[str, Any]) -> RenderableType:
 
     _add_arms(table, result, cells)
     note = (
-        f"{_size(result)} of {plural(len(result['people']), 'person', 'people')}; intervals: 95%, over people and "
-        f"conversations; scored by {escape(result['models']['scorer'])}"
+        f"[dim]{_size(result)} of {plural(len(result['people']), 'person', 'people')}; intervals: 95%, over people and "
+        f"conversations; scored by {escape(result['models']['scorer'])}[/dim]"
     )
-    return Group(table, Text.from_markup(f"[dim]{note}[/dim]"))
+    return Group(table, Text.from_markup(note))
 
 
 def _add_arms(table: Table, result: Mapping[str, Any], cells: Callable[[str, Mapping[str, Estimate]], list[str]]) -> None:
@@ -97,12 +100,9 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
         paired = result["paired"].get(f"{first} - {second}", {}).get(PRIMARY)
         if paired is None:
             continue
-        outcome = {"closer": "are closer than", "further": "are less close than", "same": "do not differ clearly from"}
-        subject = arm_label(first).phrase
+        subject, differ = arm_label(first).phrase, _OUTCOMES[verdict(paired)]
         figures = f"{with_interval(paired, 3, signed=True, unit='bits per character')}, n={paired['n']}"
-        sentences.append(
-            f"{subject[0].upper()}{subject[1:]} {outcome[verdict(paired)]} {arm_label(second).phrase}: [dim]{figures}[/dim]"
-        )
+        sentences.append(f"{subject[0].upper()}{subject[1:]} {differ} {arm_label(second).phrase}: [dim]{figures}[/dim]")
     f1 = result.get("ending", {}).get("f1")
     if f1 is not None:
         sentences.append(f"Prediction of when the person leaves: [dim]F1 {with_interval(f1, 2)}, n={f1['n']}[/dim]")
@@ -118,10 +118,9 @@ def closeness_line(closeness: Mapping[str, Any]) -> str:
     """Return one line about a measurement of one twin, also for one without the twin's own arm or without a baseline."""
     result = upgrade(closeness)
     twin, day = twin_arm(result), result["measured_at"][:10]
-    basis = f"n={result['turns']} held-out turns, {day}"
     bits = result["arms"].get(twin, {}).get(PRIMARY)
     if bits is None:
-        return f"only {', '.join(result['arms'])} measured; {basis}"
+        return f"only {', '.join(result['arms'])} measured; n={result['turns']} held-out turns, {day}"
     difference = result["paired"].get(f"{twin} - no_memory", {}).get(PRIMARY)
     gain = "" if difference is None else f", {with_interval(difference, 3, signed=True)} against no memory"
     return f"{with_interval(bits, 3, unit='bits per character')}{gain}; n={bits['n']} held-out turns, {day}"

@@ -34,6 +34,8 @@ def twin_view(
     memory = f"{len(triples)} triples, {len(traced)} with a trace ({recipe.method})"
     memory += f", mean fidelity {number(sum(scores) / len(scores), 3, signed=True)} nats per token" if scores else ""
     memory += f"; {abandoned} of them silent leavings" if abandoned else ""
+    reasons = record.settings is None or record.settings.reasons
+    reasoner = f"{'' if reasons else 'no model, since it showed no gain; its traces are by '}{recipe.synthesizer}"
     rows = {
         "state": record.state if record.state == "complete" else "interrupted; run the same learn command to continue",
         "person": f'"{recipe.speaker}" in {recipe.source}',
@@ -44,7 +46,7 @@ def twin_view(
         "audit": _audit(traced),
         "cost": _cost(triples),
         "settings": _settings(record.settings),
-        **({} if recipe.synthesizer is None else {"reasons with": _reasoner(recipe.synthesizer, record.settings)}),
+        **({} if recipe.synthesizer is None else {"reasons with": reasoner}),
         "leaving": _leaving(ending, leaving),
         "held out": f"{len(record.validation)} conversations for validation, {len(record.test)} for the test",
         "compared with": record.other_speaker or "no other person in the log",
@@ -89,11 +91,8 @@ def _proposals(triples: Sequence[Triple]) -> str:
 
 def _audit(traced: Sequence[Triple]) -> str:
     """The result of the leak detector, which is part of no score, on the kept traces."""
-    flags = [
-        triple.provenance.measured["gives_away"]
-        for triple in traced
-        if triple.provenance and "gives_away" in triple.provenance.measured
-    ]
+    measured = [triple.provenance.measured for triple in traced if triple.provenance is not None]
+    flags = [values["gives_away"] for values in measured if "gives_away" in values]
     return f"{sum(flags):.0f} of {len(flags)} traces identify the action without the context" if flags else "none"
 
 
@@ -102,16 +101,12 @@ def _cost(triples: Sequence[Triple]) -> str:
     costs = [triple.provenance.cost for triple in triples if triple.provenance is not None and triple.provenance.cost]
     if not costs:
         return "unknown"
-
-    def total(key: str) -> float:
-        return sum(cost.get(key) or 0 for cost in costs)
-
-    price = "price unknown" if any(cost.get("dollars") is None for cost in costs) else f"${total('dollars'):.4g}"
-    tokens = total("input_tokens") + total("output_tokens")
+    keys = ("calls", "repeated", "input_tokens", "output_tokens", "dollars")
+    calls, repeated, read, written, dollars = (sum(cost.get(key) or 0 for cost in costs) for key in keys)
+    price = "price unknown" if any(cost.get("dollars") is None for cost in costs) else f"${dollars:.4g}"
     return (
-        f"{total('calls'):.0f} completions, {total('repeated'):.0f} more from the cache; {total('input_tokens'):.0f} tokens "
-        f"read, {total('output_tokens'):.0f} written; {price}; per pair: {total('calls') / len(costs):.1f} completions, "
-        f"{tokens / len(costs):.0f} tokens"
+        f"{calls:.0f} completions, {repeated:.0f} more from the cache; {read:.0f} tokens read, {written:.0f} written; {price}; "
+        f"per pair: {calls / len(costs):.1f} completions, {(read + written) / len(costs):.0f} tokens"
     )
 
 
@@ -120,13 +115,6 @@ def _settings(settings: Settings | None) -> str:
     if settings is None:
         return "8 pairs with their traces; not tuned (usertwin tune)"
     return _described(settings) + ("" if settings.measured is None else f"; {_basis(settings.measured)}")
-
-
-def _reasoner(synthesizer: str, settings: Settings | None) -> str:
-    """The model that reasons for the twin, if it is another than the acting one."""
-    if settings is None or settings.reasons:
-        return synthesizer
-    return f"no model, since it showed no gain; its traces are by {synthesizer}"
 
 
 def _described(settings: Settings) -> str:
@@ -147,10 +135,8 @@ def settings_table(settings: Settings) -> RenderableType:
     if settings.measured is None:
         return Text("There is no validation turn to tune on; the twin is shown its memory without traces.")
     table = plain_table("Settings compared on validation turns")
-    for head in ("pairs", "turns", "traces", "own trace"):
-        table.add_column(head)
-    table.add_column("bits per char", justify="right")
-    table.add_column("minus best without traces", justify="right")
+    for place, head in enumerate(("pairs", "turns", "traces", "own trace", "bits per char", "minus best without traces")):
+        table.add_column(head, justify="left" if place < 4 else "right")
     for row in settings.measured["settings"]:
         bits, extra = row["bits_per_char"], row["against_plain"]
         cells = (

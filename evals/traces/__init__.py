@@ -1,1 +1,1 @@
-"""Control traces and trained synthesizers: is a trace's score more than leakage?"""
+"""Control traces and trained synthesizers, which test whether a trace's score is more than leakage."""
