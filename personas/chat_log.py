@@ -69,11 +69,9 @@ def sort_by_time(conversations: Iterable[Conversation], source: str) -> tuple[Co
 
 
 def read_conversations(path: str | Path, *, skip_bad_lines: bool = False) -> ChatLog:
-    """Read a log: JSON lines with one conversation each, or a JSON list of conversations or messages.
+    """Read a log: JSON lines with one conversation each, or a JSON list of conversations or messages, plain or gzip.
 
-    Args:
-        path: the file, plain or gzip; compression is detected from the first bytes.
-        skip_bad_lines: skip lines that cannot be read, and list them in `ChatLog.skipped`.
+    With `skip_bad_lines`, lines that cannot be read are skipped and listed in `ChatLog.skipped`.
 
     Raises:
         LogError: the file is missing, empty or malformed; the message names the file and the line.

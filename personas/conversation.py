@@ -76,12 +76,10 @@ def to_timestamp(time: str | None) -> float | None:
 
 
 def as_conversation(value: Any, conversation_id: str = "conversation") -> Conversation:
-    """Return a `Conversation` made from any accepted form.
+    """Return a `Conversation` made from any accepted form; `conversation_id` is its id if the value has none.
 
-    Args:
-        value: a Conversation, an object of the interchange format, a list of OpenAI-style or LangChain messages, or an
-            object with such a list under "messages".
-        conversation_id: the id if the value has none.
+    The forms are a Conversation, an object of the interchange format, a list of OpenAI-style or LangChain messages, and an
+    object with such a list under "messages".
 
     Raises:
         LogError: the value has none of these forms; the message names the missing or invalid part.

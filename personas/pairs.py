@@ -112,19 +112,10 @@ def extract_pairs(
         actions.append((len(turns), ABANDONED, goal, turns[-1][0].time))
     pairs: list[Pair] = []
     for index, action, goal, time in actions:
-        when = to_timestamp(time) if time is not None and started is not None else started
-        pairs.append(
-            Pair(
-                speaker=speaker,
-                context=tuple(turn for turn, _ in turns[max(0, index - window) : index]),
-                action=action,
-                goal=goal,
-                conversation_id=conversation.conversation_id,
-                position=index,
-                when=float(fallback_when) if when is None else when,
-                ends_conversation=index >= len(turns) - 1,
-            )
-        )
+        context = tuple(turn for turn, _ in turns[max(0, index - window) : index])
+        when = started if started is None or time is None else to_timestamp(time)
+        when, ends = float(fallback_when) if when is None else when, index >= len(turns) - 1
+        pairs.append(Pair(speaker, context, action, goal, conversation.conversation_id, index, when, ends))
     return pairs
 
 

@@ -61,11 +61,8 @@ class SentenceTransformerEmbedder:
     """A sentence-transformers model on the CPU, loaded on first use.
 
     Design: bfloat16 is an embedder with a name of its own, because its cosines differ from those of float32 by up to 0.007, so
-    one memory must not mix the two.
-
-    Args:
-        name: a model name or folder; with the suffix "@bfloat16" its weights and activations are in bfloat16, which is two to
-            three times as fast on a CPU with bfloat16 instructions.
+    one memory must not mix the two. The suffix "@bfloat16" of a name selects it; it is two to three times as fast on a CPU
+    with bfloat16 instructions.
 
     Raises:
         ModelError: on first use, if the model cannot be loaded or the CPU has no bfloat16 instructions.

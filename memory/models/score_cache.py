@@ -18,10 +18,7 @@ from .scoring import Likelihood, Scorer
 class CachedScorer:
     """A scorer with a SQLite cache of its scores, by content. The file holds hashes and numbers, no text.
 
-    Args:
-        scorer: the scorer behind the cache.
-        path: the SQLite file, created if missing.
-        weights_id: tells the scorer's weights from other weights of the same name.
+    The file is created if missing. `weights_id` tells the scorer's weights from other weights of the same name.
 
     Raises:
         ModelError: the file cannot be read or written.

@@ -31,13 +31,10 @@ class TransformersScorer:
     """A causal language model of transformers as a scorer.
 
     Prefixes shared by prompts of one call, and prompts shared by several continuations, are computed once. Prompts longer than
-    the model's context are truncated at the start.
+    the model's context are truncated at the start. `load` returns (model, tokenizer) and is called on first use.
 
-    Args:
-        name: the model's name.
-        load: returns (model, tokenizer); called on first use.
-        dtype: the data type of weights and activations; appended to `name` unless float32. Softmax is always in float32.
-            bfloat16 changes the built-in model's log-probabilities by 0.04 nats a token on average, in both directions.
+    `dtype` is the data type of weights and activations; unless float32, it is appended to `name`. Softmax is always in float32.
+    bfloat16 changes the built-in model's log-probabilities by 0.04 nats a token on average, in both directions.
     """
 
     def __init__(self, name: str, load: Callable[[], tuple[Any, Any]], dtype: Precision = "float32") -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from functools import lru_cache
-from typing import Any
 
 from usertwin.personas import Pair
 
@@ -43,14 +42,9 @@ def spans_with_stems(text: str, stems: Collection[str]) -> list[tuple[int, int]]
 @lru_cache(maxsize=65536)
 def stem(word: str) -> str:
     """Return the stem of a lower-case word."""
-    return _stemmer().stemWord(word)
-
-
-@lru_cache(maxsize=1)
-def _stemmer() -> Any:
     import snowballstemmer
 
-    return snowballstemmer.stemmer("english")
+    return snowballstemmer.stemmer("english").stemWord(word)
 
 
 def stems(text: str) -> set[str]:

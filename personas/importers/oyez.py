@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -46,7 +47,6 @@ def read_oyez(path: str | Path, *, skip_bad_lines: bool = False) -> ChatLog:
 
     Files without a transcript (cases, summaries, unavailable arguments) are dropped and counted in
     `ChatLog.files_without_turns`. The file's stem is the conversation id. Titles, times and identifiers are kept as extra keys.
-
     "~" in the path is the home folder. With `skip_bad_lines`, malformed files are skipped and listed in `ChatLog.skipped`.
 
     Raises:
@@ -61,9 +61,8 @@ def read_oyez(path: str | Path, *, skip_bad_lines: bool = False) -> ChatLog:
             conversation = _argument(_read(file), file.stem)
         except _MalformedFileError as error:
             if not skip_bad_lines:
-                raise LogError(
-                    f"{file}, line {error.line}: {error}; fix or remove the file, or pass --skip-bad-lines"
-                ) from None
+                place = f"{file}, line {error.line}"
+                raise LogError(f"{place}: {error}; fix or remove the file, or pass --skip-bad-lines") from None
             skipped.append(BadLine(error.line, f"{file.name}: {error}"))
             continue
         if conversation.turns:
@@ -164,15 +163,10 @@ def _merge(first: Turn, second: Turn) -> Turn:
 
 def _role(speaker: Mapping[str, Any], day: date | None) -> str:
     """Return JUSTICE if the speaker was one on that day: some had argued before the court they later joined."""
-    timestamp = None if day is None else datetime.combine(day, time(), UTC).timestamp()
-    for raw in _list(speaker.get("roles"), 'the "roles" of a speaker'):
-        role = _object(raw, "a role")
-        if role.get("type") != "scotus_justice":
-            continue
-        start = role.get("date_start")
-        if timestamp is None or not isinstance(start, int | float) or start <= timestamp + _DAY_SECONDS:
-            return JUSTICE
-    return ADVOCATE
+    end = inf if day is None else datetime.combine(day, time(), UTC).timestamp() + _DAY_SECONDS
+    roles = (_object(raw, "a role") for raw in _list(speaker.get("roles"), 'the "roles" of a speaker'))
+    starts = (role.get("date_start") for role in roles if role.get("type") == "scotus_justice")
+    return JUSTICE if any(not isinstance(start, int | float) or start <= end for start in starts) else ADVOCATE
 
 
 def _spoken_text(text: str) -> str:
