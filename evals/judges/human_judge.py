@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations, zip_longest
+from dataclasses import dataclass
+from itertools import combinations, product, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -19,10 +19,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from usertwin.evals.arm_names import with_current_arms
-from usertwin.evals.metrics.statistics import Estimate, Resampling, mean, sums_by_conversation
+from usertwin.evals.metrics.statistics import Estimate, Resampling, mean, optional_json, sums_by_conversation
 from usertwin.evals.records.measured_turns import MeasuredTurn
-from usertwin.evals.records.verdicts import LABELS, Closer, JudgeVerdict, Question
+from usertwin.evals.records.verdicts import LABELS, Closer, Comparison, JudgeVerdict, Question, with_current_sides
 from usertwin.memory.jsonl import read_lines
 from usertwin.memory.text.transcript import single_line
 from usertwin.personas import UsageError
@@ -38,31 +37,14 @@ _CLOSER: tuple[Closer, ...] = ("a", "b", "tie")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HumanLabel:
-    """The label of a human rater on a pair.
+class HumanLabel(Comparison):
+    """The label of a human rater on the `pair` of a `Question`, as it was given, and the time in ISO 8601.
 
-    Attributes:
-        rater: the name of the rater.
-        pair: as in `Question`; so are the next six.
-        a: see there.
-        b: see there.
-        person: see there.
-        conversation_id: see there.
-        position: see there.
-        sample: see there.
-        order: the reply shown as 1: a's ("ab") or b's ("ba").
-        label: the answer as it was given.
-        when: the time, ISO 8601.
+    The reply shown as 1 is a's for the order "ab", and b's for "ba".
     """
 
     rater: str
     pair: str
-    a: str
-    b: str
-    person: str
-    conversation_id: str
-    position: int
-    sample: int
     order: Order
     label: HumanAnswer
     when: str
@@ -74,10 +56,6 @@ class HumanLabel:
             return None
         return "tie" if self.label == "tie" else cast("Closer", self.order[int(self.label) - 1])
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the object of a line of labels.jsonl."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, raw: Any) -> HumanLabel:
         """Read the object of `to_json`, earlier names of arms replaced. KeyError, TypeError or ValueError for other input."""
@@ -85,15 +63,11 @@ class HumanLabel:
             raise ValueError(
                 f"label is {raw['label']!r} and order {raw['order']!r}; they must be 1, 2, tie or skip, and ab or ba"
             )
-        return cls(**{**raw, "a": with_current_arms(raw["a"]), "b": with_current_arms(raw["b"])})
+        return cls(**with_current_sides(raw))
 
 
 def read_labels(path: Path) -> list[HumanLabel]:
-    """Return every label in a file, without an incomplete last line; none if the file is missing.
-
-    Raises:
-        UsageError: a line is no label; the message names it.
-    """
+    """Return every label in a file, none if it is missing; see `read_lines` for an incomplete or broken line."""
     return read_lines(path, HumanLabel.from_json, "label", "delete that line, and try again")
 
 
@@ -107,12 +81,7 @@ LabelledPair: TypeAlias = tuple[HumanLabel, Closer, Closer]
 def contrasts_to_judge(
     turns: Sequence[MeasuredTurn], verdicts: Sequence[JudgeVerdict], contrast: str | None = None
 ) -> list[tuple[str, str]]:
-    """Return the requested contrast, or those that a model judged, or those of the twin's arm with every other arm.
-
-    Args:
-        turns: of the run.
-        verdicts: of the run.
-        contrast: "A - B", in either order.
+    """Return the requested contrast ("A - B", in either order), or those that a model judged, or those of the twin's arm.
 
     Raises:
         UsageError: fewer than two arms have replies, or the contrast names another arm.
@@ -140,33 +109,26 @@ def plan_questions(
 
     People alternate. For each person, pairs that a model judged come first; a turn comes again only after all other turns.
     Pairs of equal replies are left out.
-
-    Args:
-        turns: of the run.
-        verdicts: of the run.
-        contrasts: see `contrasts_to_judge`.
-        seed: of the order.
     """
     samples = max((len(replies) for turn in turns for replies in turn.replies.values()), default=0)
     questions = build_questions(turns, contrasts, samples=max(1, samples), sanity=0)
     judged = {verdict.pair for verdict in verdicts if verdict.closer is not None}
     rng = random.Random(f"by hand/{seed}")
     people: dict[str, list[Question]] = {}
-    for question in {
-        question.pair: question for question in questions if single_line(question.texts[0]) != single_line(question.texts[1])
-    }.values():
-        people.setdefault(question.person, []).append(question)
+    for question in {question.pair: question for question in questions}.values():
+        if single_line(question.texts[0]) != single_line(question.texts[1]):
+            people.setdefault(question.person, []).append(question)
     queues: list[list[Question]] = []
     for own in people.values():
         rng.shuffle(own)
         own.sort(key=lambda question: question.pair not in judged)
         seen: Counter[tuple[str, int]] = Counter()
-        ranked: list[tuple[bool, int, Question]] = []
+        rank: dict[str, tuple[bool, int]] = {}
         for question in own:
             turn = question.conversation_id, question.position
-            ranked.append((question.pair not in judged, seen[turn], question))
+            rank[question.pair] = question.pair not in judged, seen[turn]
             seen[turn] += 1
-        queues.append([question for _, _, question in sorted(ranked, key=lambda row: row[:2])])
+        queues.append(sorted(own, key=lambda question: rank[question.pair]))
     rng.shuffle(queues)
     return [question for row in zip_longest(*queues) for question in row if question is not None]
 
@@ -180,12 +142,7 @@ def reply_order(question: Question, rater: str, seed: int = 0) -> Order:
 
 
 def agreement(labels: Sequence[HumanLabel], verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[str, Any]:
-    """Return the agreement of human raters with each model judge and with each other.
-
-    Args:
-        labels: of all raters; the last label of a rater on a pair counts.
-        verdicts: of all judges, likewise.
-        seed: of the resampling.
+    """Return the agreement of human raters with each model judge and with each other; the last label on a pair counts.
 
     Returns:
         "n" labels (without those "skipped"), "raters" and "judges" with the number of pairs of each, and "comparisons": "a",
@@ -235,7 +192,7 @@ def _comparison(rows: Sequence[LabelledPair], seed: int) -> dict[str, Any]:
     }
     return {
         "n": len(rows),
-        **{name: None if estimate is None else estimate.to_json() for name, estimate in measures.items()},
+        **{name: optional_json(estimate) for name, estimate in measures.items()},
         "table": {a: {b: counts[a, b] for b in _CLOSER} for a in _CLOSER},
     }
 
@@ -249,13 +206,8 @@ def _kappa(rows: Sequence[LabelledPair], where: Sequence[tuple[str, str]], seed:
     import numpy as np
     from statsmodels.stats.inter_rater import cohens_kappa
 
-    table = np.stack(
-        [
-            sums_by_conversation([float((first, second) == (a, b)) for _, first, second in rows], where)
-            for a in _CLOSER
-            for b in _CLOSER
-        ]
-    )
+    cells = product(_CLOSER, _CLOSER)
+    table = np.stack([sums_by_conversation([float(row[1:] == cell) for row in rows], where) for cell in cells])
 
     def statistic(weights: Floats) -> Floats:
         tables = (weights @ table.T).reshape(len(weights), 3, 3)

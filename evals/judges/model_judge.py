@@ -14,9 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.metrics.statistics import Estimate, evenly_spaced, mean_over_people, sign_flip
+from usertwin.evals.metrics.statistics import (
+    BootstrapDistribution,
+    Estimate,
+    evenly_spaced,
+    mean_over_people,
+    optional_json,
+    sign_flip,
+)
 from usertwin.evals.records.measured_turns import MeasuredTurn
-from usertwin.evals.records.verdicts import LABELS, JudgeVerdict, Label, Question, QuestionKind, digest, read_verdicts
+from usertwin.evals.records.verdicts import LABELS, JudgeVerdict, Label, Question, QuestionKind, digest, read_verdicts, slot
 from usertwin.memory import ChatModel
 from usertwin.memory.concurrency import run_concurrently
 from usertwin.memory.jsonl import append_line, open_for_append
@@ -150,12 +157,12 @@ async def judge_pairs(
         UsageError: the file holds a line that is no verdict.
     """
     known = read_verdicts(path)
-    verdicts = {(verdict.key, *verdict.slot): verdict for verdict in known}
+    verdicts = {(verdict.key, *slot(verdict)): verdict for verdict in known}
     labels_by_key = {verdict.key: verdict.labels for verdict in known}
     keyed = [(_key(judge, question, seed), question) for question in questions]
     pending: dict[str, list[Question]] = {}
     for key, question in keyed:
-        if (key, *question.slot) not in verdicts:
+        if (key, *slot(question)) not in verdicts:
             pending.setdefault(key, []).append(question)
     remaining = sum(map(len, pending.values()))
     progress("judging", len(keyed) - remaining, len(keyed))
@@ -165,17 +172,19 @@ async def judge_pairs(
         async def work() -> None:
             nonlocal remaining
             for key, same in queue:
-                known_labels = labels_by_key.get(key)
-                labels = known_labels or await _labels_in_both_orders(judge, same[0], seed, ledger)
+                labels = labels_by_key.get(key) or (
+                    await _sample_label(judge, same[0], same[0].texts, seed, ledger),
+                    await _sample_label(judge, same[0], same[0].texts[::-1], seed, ledger),
+                )
                 for question in same:
                     verdict = _verdict(judge, question, key, seed, labels)
-                    verdicts[key, *question.slot] = verdict
+                    verdicts[key, *slot(question)] = verdict
                     append_line(file, verdict.to_json())
                 remaining -= len(same)
                 progress("judging", len(keyed) - remaining, len(keyed))
 
         await run_concurrently(work, concurrency)
-    return [verdicts[key, *question.slot] for key, question in keyed]
+    return [verdicts[key, *slot(question)] for key, question in keyed]
 
 
 def _verdict(
@@ -209,16 +218,6 @@ def parse_label(text: str) -> Label | None:
     return label if label in LABELS else None
 
 
-async def _labels_in_both_orders(
-    judge: ChatModel, question: Question, seed: int, ledger: Ledger | None
-) -> tuple[Label | None, Label | None]:
-    """Return the label with a's reply first, and with b's."""
-    return (
-        await _sample_label(judge, question, question.texts, seed, ledger),
-        await _sample_label(judge, question, (question.texts[1], question.texts[0]), seed, ledger),
-    )
-
-
 async def _sample_label(
     judge: ChatModel, question: Question, texts: tuple[str, str], seed: int, ledger: Ledger | None
 ) -> Label | None:
@@ -231,8 +230,7 @@ async def _sample_label(
             judge, [("user", prompt)], seed=seed + attempt, max_tokens=_MAX_TOKENS, temperature=0.2 * attempt,
             schema=_SCHEMA, ledger=ledger,
         )  # fmt: skip
-        label = parse_label(answer.text)
-        if label is not None:
+        if label := parse_label(answer.text):
             return label
     return None
 
@@ -245,13 +243,9 @@ def _key(judge: ChatModel, question: Question, seed: int) -> str:
 
 
 def summarize_verdicts(verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[str, Any]:
-    """Return the figures of a judge that result.json holds.
+    """Return the figures of one judge that result.json holds.
 
     Shares are means over people of each person's mean over pairs, with intervals from the two-level bootstrap.
-
-    Args:
-        verdicts: of one judge.
-        seed: of the resampling.
 
     Returns:
         "contrasts", by name: "win" (the share of pairs in which the first arm is closer, a tie counts 0.5), "ties", "p"
@@ -261,12 +255,11 @@ def summarize_verdicts(verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[
         reply shown first, without ties (0.5 is unbiased). Both are without identical pairs, and None without data.
         "unreadable": the share of answers. "usable": whether the figures are about the replies; if not, "warnings" say why.
     """
-    names = dict.fromkeys((verdict.a, verdict.b) for verdict in verdicts if verdict.kind == "contrast")
-    contrasts = {
-        f"{a} - {b}": row
-        for a, b in names
-        if (row := _contrast([v for v in verdicts if v.kind == "contrast" and (v.a, v.b) == (a, b)], seed))
-    }
+    by_name: dict[str, list[JudgeVerdict]] = {}
+    for verdict in verdicts:
+        if verdict.kind == "contrast":
+            by_name.setdefault(f"{verdict.a} - {verdict.b}", []).append(verdict)
+    contrasts = {name: row for name, own in by_name.items() if (row := _contrast(own, seed))}
     sanity = {kind: row for kind in SANITY_CHECKS if (row := _sanity([v for v in verdicts if v.kind == kind], kind, seed))}
     different = [verdict for verdict in verdicts if verdict.kind != "identical"]
     without_ties = [(verdict, label) for verdict in different for label in verdict.labels if label in {"1", "2"}]
@@ -275,8 +268,8 @@ def summarize_verdicts(verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[
         "model": ", ".join(dict.fromkeys(verdict.judge for verdict in verdicts)),
         "contrasts": contrasts,
         "sanity": sanity,
-        "consistent": _json(_share([(v, float(v.consistent)) for v in different if v.consistent is not None], seed)),
-        "first": _json(_share([(verdict, float(label == "1")) for verdict, label in without_ties], seed)),
+        "consistent": optional_json(_share([(v, float(v.consistent)) for v in different if v.consistent is not None], seed)),
+        "first": optional_json(_share([(verdict, float(label == "1")) for verdict, label in without_ties], seed)),
         "unreadable": {"value": answers.count(None) / len(answers) if answers else 0.0, "n": len(answers)},
     }
     reasons = _unusable_reasons(summary, [label for verdict in different for label in verdict.labels if label is not None])
@@ -288,12 +281,12 @@ def _contrast(verdicts: Sequence[JudgeVerdict], seed: int) -> dict[str, Any] | N
     win = _over_people(scores, seed)
     if win is None:
         return None
-    estimate, people = win
+    distribution, people = win
     return {
-        "win": estimate.to_json(),
-        "ties": _json(_share([(verdict, float(score == 0.5)) for verdict, score in scores], seed)),
+        "win": distribution.estimate().to_json(),
+        "ties": optional_json(_share([(verdict, float(score == 0.5)) for verdict, score in scores], seed)),
         "p": sign_flip([value - 0.5 for value in people], seed=seed),
-        "decided": _json(_share([(verdict, score) for verdict, score in scores if verdict.consistent], seed)),
+        "decided": optional_json(_share([(verdict, score) for verdict, score in scores if verdict.consistent], seed)),
     }
 
 
@@ -306,10 +299,8 @@ def _sanity(verdicts: Sequence[JudgeVerdict], kind: str, seed: int) -> dict[str,
     if win is None or ties is None:
         return None
     holds: bool | None
-    if kind == "identical":
-        holds = ties.value >= _PASS_SHARE
-    elif kind == "real":
-        holds = win.value >= _PASS_SHARE
+    if kind in {"identical", "real"}:
+        holds = (ties if kind == "identical" else win).value >= _PASS_SHARE
     elif win.low is None or win.high is None or len(scores) < _ENOUGH:
         holds = None  # the interval of a few pairs may be a point
     else:
@@ -323,7 +314,8 @@ def _unusable_reasons(summary: dict[str, Any], labels: Sequence[Label]) -> list[
     if not unreadable["n"]:
         return ["no pair was judged"]
     if unreadable["value"] > 0.5:
-        return [f"{judge} gave {_answers(unreadable)} that cannot be read: do not use its figures"]
+        share = f"{unreadable['value']:.0%} of {unreadable['n']} answers"
+        return [f"{judge} gave {share} that cannot be read: do not use its figures"]
     [(label, count)] = Counter(labels).most_common(1) or [("", 0)]
     if len(labels) >= _ENOUGH and count >= CONSTANT_SHARE * len(labels):
         cause = "it ignores the replies" if label == "tie" else "it follows the order, not the replies"
@@ -344,7 +336,8 @@ def _warnings(summary: dict[str, Any]) -> list[str]:
             "the other pairs count as ties"
         )
     if HIGH_UNREADABLE < unreadable["value"] <= 0.5:
-        warnings.append(f"{judge} gave {_answers(unreadable)} that cannot be read; those pairs are left out")
+        share = f"{unreadable['value']:.0%} of {unreadable['n']} answers"
+        warnings.append(f"{judge} gave {share} that cannot be read; those pairs are left out")
     for kind, row in summary["sanity"].items():
         if row["holds"] is False:
             share, outcome = (row["ties"], "called a tie") if kind == "identical" else (row["win"], "closer")
@@ -354,21 +347,13 @@ def _warnings(summary: dict[str, Any]) -> list[str]:
     return warnings
 
 
-def _answers(share: dict[str, Any]) -> str:
-    return f"{share['value']:.0%} of {share['n']} answers"
-
-
-def _over_people(values: Sequence[tuple[JudgeVerdict, float]], seed: int) -> tuple[Estimate, tuple[float, ...]] | None:
-    people = [verdict.person for verdict, _ in values]
-    conversations = [verdict.conversation_id for verdict, _ in values]
-    result = mean_over_people([value for _, value in values], people, conversations, seed=seed)
-    return None if result is None else (result[0].estimate(), result[1])
+def _over_people(
+    values: Sequence[tuple[JudgeVerdict, float]], seed: int
+) -> tuple[BootstrapDistribution, tuple[float, ...]] | None:
+    people, conversations = [verdict.person for verdict, _ in values], [verdict.conversation_id for verdict, _ in values]
+    return mean_over_people([value for _, value in values], people, conversations, seed=seed)
 
 
 def _share(values: Sequence[tuple[JudgeVerdict, float]], seed: int) -> Estimate | None:
     result = _over_people(values, seed)
-    return None if result is None else result[0]
-
-
-def _json(estimate: Estimate | None) -> dict[str, Any] | None:
-    return None if estimate is None else dict(estimate.to_json())
+    return result and result[0].estimate()

@@ -67,7 +67,10 @@ MEASURES: tuple[Measure, ...] = (
     Measure("bits_per_char", "Bits per char", _LOW, "low", "held-out likelihood of the real turn, Shannon 1951", digits=3),
     Measure("choice", "Forced choice", _HIGH, "high", "forced choice among the person's own turns, by likelihood"),
     Measure("chrf", "chrF", _HIGH, "high", "Popović 2015, by sacrebleu"),
-    Measure("embedding_similarity", "Embedding similarity", _HIGH, "high", "cosine of sentence embeddings, Reimers and Gurevych 2019"),
+    Measure(
+        "embedding_similarity", "Embedding similarity", _HIGH, "high",
+        "cosine of sentence embeddings, Reimers and Gurevych 2019",
+    ),
     Measure("rank", "Rank among own turns", _HIGH, "high", "share of the person's other turns that the reply is less like"),
     Measure("length_ratio", "Length ratio", "1 is closest", 1.0, "characters written to characters of the real turns"),
     Measure("questions", "Questions", _ZERO, 0.0, "share of turns with a question mark, minus the real share"),
@@ -86,7 +89,9 @@ MEASURES: tuple[Measure, ...] = (
         digits=3, bias_corrected=True,
     ),
     Measure("diversity", "Diversity", _ZERO, 0.0, "MATTR of 50 words, minus the real; Covington and McFall 2010", digits=3),
-    Measure(DISCRIMINATOR, "Discriminator AUC", "0.5 is closest", "low", "AUC of a trained classifier, Lopez-Paz and Oquab 2017"),
+    Measure(
+        DISCRIMINATOR, "Discriminator AUC", "0.5 is closest", "low", "AUC of a trained classifier, Lopez-Paz and Oquab 2017",
+    ),
 )  # fmt: skip
 _RATES: Mapping[str, Callable[[str], bool | None]] = {
     "questions": writing_style.has_question,

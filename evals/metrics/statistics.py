@@ -52,6 +52,11 @@ class Estimate:
         return asdict(self)
 
 
+def optional_json(estimate: Estimate | None) -> dict[str, float | int | None] | None:
+    """Return the JSON object of an estimate, and null without one."""
+    return None if estimate is None else estimate.to_json()
+
+
 def ratio(
     numerators: Sequence[float], denominators: Sequence[float], conversations: Sequence[Hashable], *, seed: int = 0
 ) -> Estimate | None:

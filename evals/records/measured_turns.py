@@ -33,15 +33,9 @@ MANIFEST, RESULT, VERDICTS, LABELS = "manifest.json", "result.json", "verdicts.j
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecalledTurn:
-    """A past turn of the person that the twin was shown.
+    """A past turn of the person that the twin was shown, with its trace if it was shown with one.
 
-    Attributes:
-        conversation_id: its conversation.
-        position: its index in the conversation.
-        similarity: cosine to the present context.
-        context: the turns before it, (speaker, text).
-        action: the text of the turn.
-        reasoning: its trace, if it was shown with one.
+    `similarity` is the cosine to the present context; `context` the turns before, (speaker, text).
     """
 
     conversation_id: str
@@ -58,8 +52,7 @@ class MeasuredTurn:
 
     Attributes:
         person: corpus and speaker, as in reports.
-        conversation_id: its conversation.
-        position: its index in the conversation.
+        position: the index of the turn in its conversation.
         context: the latest turns before it, (speaker, text).
         action: the person's real turn.
         characters: of the action as it is scored, the end of the turn included.
@@ -124,17 +117,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a run, earlier names of arms replaced. UsageError without a run of this format."""
     path = folder / MANIFEST
     try:
-        manifest: Any = json.loads(path.read_text("utf-8"))
+        raw: Any = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{folder}: holds no run; name the folder of a run") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); run the suite again into another folder") from error
-    if isinstance(manifest, dict) and manifest.get("kind") == "simulate":
+    manifest: dict[str, Any] = raw if isinstance(raw, dict) else {}
+    if manifest.get("kind") == "simulate":
         raise UsageError(f"{folder}: holds conversations of `usertwin simulate`, not a run of a suite; name another folder")
-    if isinstance(manifest, dict) and manifest.get("kind") == "training":
+    if manifest.get("kind") == "training":
         raise UsageError(f"{folder}: holds a run of `usertwin train`, not of a suite; name another folder")
-    if not isinstance(manifest, dict) or manifest.get("format") != RUN_FORMAT:
-        version = manifest.get("format") if isinstance(manifest, dict) else None
+    if (version := manifest.get("format")) != RUN_FORMAT:
         raise UsageError(
             f"{folder}: a run of format {version}, but this version reads format {RUN_FORMAT}; run the suite again elsewhere"
         )
@@ -155,10 +148,8 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 def read_turns(folder: Path) -> list[MeasuredTurn]:
     """Return every measured turn of a run, person by person. UsageError names the file and the line that is broken."""
-    turns: list[MeasuredTurn] = []
-    for path in sorted((folder / "people").glob("*.jsonl"), key=lambda path: (len(path.stem), path.stem)):
-        turns += read_turn_file(path)
-    return turns
+    paths = sorted((folder / "people").glob("*.jsonl"), key=lambda path: (len(path.stem), path.stem))
+    return [turn for path in paths for turn in read_turn_file(path)]
 
 
 def read_turn_file(path: Path) -> list[MeasuredTurn]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from usertwin.evals.arm_names import with_current_arms
 from usertwin.memory.jsonl import read_lines
@@ -20,41 +21,41 @@ LABELS: tuple[Label, ...] = get_args(Label)
 #: Turns of context shown to a judge, the latest, and characters of each.
 CONTEXT_TURNS, _TURN_CHARACTERS = 6, 240
 
-Slot: TypeAlias = tuple[QuestionKind, str, str, str, str, int, int]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """Two replies to the same turns: which is closer to the real turn?
+class Comparison:
+    """Two replies to the same turn: its person, conversation and position as in `MeasuredTurn`.
 
-    Attributes:
-        kind: "contrast", or a sanity check.
-        a: the arm of the first reply, or another source of it.
-        b: that of the second.
-        person: the person of the turn, as in `MeasuredTurn`.
-        conversation_id: its conversation.
-        position: its index in the conversation.
-        context: the latest turns before it, (speaker, text).
-        action: the person's real turn.
-        sample: the index of the sample of each arm.
-        texts: the two replies, a's and b's.
+    `a` and `b` are the arms of the replies, or other sources; `sample` is the index of each reply among those of its arm.
     """
 
-    kind: QuestionKind
     a: str
     b: str
     person: str
     conversation_id: str
     position: int
+    sample: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object of a line of a file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question(Comparison):
+    """Two replies to the same turns: which is closer to the real turn?
+
+    Attributes:
+        kind: "contrast", or a sanity check.
+        context: the latest turns before it, (speaker, text).
+        action: the person's real turn.
+        texts: the two replies, a's and b's.
+    """
+
+    kind: QuestionKind
     context: tuple[tuple[str, str], ...]
     action: str
-    sample: int
     texts: tuple[str, str]
-
-    @property
-    def slot(self) -> Slot:
-        """Kind, arms, turn and sample: unique within a run."""
-        return (self.kind, self.a, self.b, self.person, self.conversation_id, self.position, self.sample)
 
     @property
     def pair(self) -> str:
@@ -72,19 +73,11 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeVerdict:
-    """The verdict of a judge on a pair.
+class JudgeVerdict(Comparison):
+    """The verdict of a judge on a `Question` of the same kind and pair.
 
     Attributes:
         key: a hash of the judge, the prompt, the seed and the pair.
-        pair: as in `Question`; so are the next seven.
-        kind: see there.
-        a: see there.
-        b: see there.
-        person: see there.
-        conversation_id: see there.
-        position: see there.
-        sample: see there.
         judge: the name of the judge.
         identity: separates weights of the same name.
         prompt: the version of the prompt.
@@ -95,22 +88,11 @@ class JudgeVerdict:
     key: str
     pair: str
     kind: QuestionKind
-    a: str
-    b: str
-    person: str
-    conversation_id: str
-    position: int
-    sample: int
     judge: str
     identity: str
     prompt: str
     seed: int
     labels: tuple[Label | None, Label | None]
-
-    @property
-    def slot(self) -> Slot:
-        """Kind, arms, turn and sample: unique within a run."""
-        return (self.kind, self.a, self.b, self.person, self.conversation_id, self.position, self.sample)
 
     @property
     def orders(self) -> tuple[Closer | None, Closer | None]:
@@ -121,10 +103,7 @@ class JudgeVerdict:
     @property
     def closer(self) -> Closer | None:
         """The closer reply: a tie if the orders disagree, None if an answer is unreadable."""
-        first, second = self.orders
-        if first is None or second is None:
-            return None
-        return first if first == second else "tie"
+        return None if self.consistent is None else self.orders[0] if self.consistent else "tie"
 
     @property
     def consistent(self) -> bool | None:
@@ -138,14 +117,10 @@ class JudgeVerdict:
         closer = self.closer
         return None if closer is None else {"a": 1.0, "b": 0.0, "tie": 0.5}[closer]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the object of a line of verdicts.jsonl."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, raw: Any) -> JudgeVerdict:
         """Read the object of `to_json`, or that of an earlier version. KeyError, TypeError or ValueError for other input."""
-        fields: dict[str, Any] = {**raw, "a": with_current_arms(raw["a"]), "b": with_current_arms(raw["b"])}
+        fields = with_current_sides(raw)
         first, second = fields["labels"] if "labels" in fields else fields.pop("said")  # "said" is the key of earlier versions
         if not {first, second} <= {*LABELS, None}:
             raise ValueError(f"labels are {first!r} and {second!r}; each must be one of {', '.join(LABELS)} or null")
@@ -154,12 +129,18 @@ class JudgeVerdict:
 
 
 def read_verdicts(path: Path) -> list[JudgeVerdict]:
-    """Return every verdict in a file, without an incomplete last line; none if the file is missing.
-
-    Raises:
-        UsageError: a line is no verdict; the message names it.
-    """
+    """Return every verdict in a file, none if it is missing; see `read_lines` for an incomplete or broken line."""
     return read_lines(path, JudgeVerdict.from_json, "verdict", "delete that line, and try again")
+
+
+def with_current_sides(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a `Comparison` with earlier names of arms replaced."""
+    return {**raw, "a": with_current_arms(raw["a"]), "b": with_current_arms(raw["b"])}
+
+
+def slot(item: Question | JudgeVerdict) -> tuple[QuestionKind, str, str, str, str, int, int]:
+    """Return the kind, arms, turn and sample of a question or its verdict: unique within a run."""
+    return item.kind, item.a, item.b, item.person, item.conversation_id, item.position, item.sample
 
 
 def digest(content: object) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from itertools import islice
 
 from usertwin.evals.arm_names import PEERS
 from usertwin.memory import Recalled, Triple, TripleStore
@@ -32,14 +33,10 @@ class HeldOutTurn:
 
 @dataclass(frozen=True, slots=True)
 class Arms:
-    """The arms of a comparison.
+    """The arms of a comparison of a twin, by names from `ARMS`.
 
-    Attributes:
-        user: the twin.
-        names: names from `ARMS`.
-        other: the memory of another person; without it the arm "other_person" is absent.
-        trained: the memory of the same person with the traces of a trained synthesizer; without it "trained" is absent.
-        seed: of random choices.
+    `other` is the memory of another person, `trained` that of the same person with the traces of a trained synthesizer; without
+    them the arms "other_person" and "trained" are absent.
     """
 
     user: SimulatedUser
@@ -53,12 +50,8 @@ class Arms:
     def present(self) -> tuple[str, ...]:
         """The arms that have something to show."""
         untraced = not self.user.store.stats().traced
-        absent = {
-            "other_person": self.other is None,
-            "trained": self.trained is None,
-            "backward": untraced,
-            "random_of_n": untraced,
-        }
+        absent = {"other_person": self.other is None, "trained": self.trained is None}
+        absent |= dict.fromkeys(("backward", "random_of_n"), untraced)
         return tuple(arm for arm in self.names if not absent.get(arm, False))
 
     def held_out_turns(self, pairs: Sequence[Pair]) -> list[HeldOutTurn]:
@@ -72,7 +65,8 @@ class Arms:
             before = times if user.record.dated else None
             others = self.other.recall_many(pairs, user.k, before=before, ranking=user.ranking)
         past = [triple for triple in user.store.triples() if not triple.pair.abandoned] if "recent_own" in names else []
-        trained = self._trained_traces() if "trained" in names else {}
+        traced = self.trained.triples() if self.trained is not None and "trained" in names else ()
+        trained = {(triple.pair.conversation_id, triple.pair.position): triple.reasoning for triple in traced}
         turns: list[HeldOutTurn] = []
         for number, pair in enumerate(pairs):
             shown = self._with_traces(pair, [recalled.triple for recalled in own[number]], trained)
@@ -113,11 +107,6 @@ class Arms:
         proposal = select(candidates, "random", seed=f"{self.seed}/{triple.pair.conversation_id}/{triple.pair.position}")
         return None if proposal is None else proposal.trace
 
-    def _trained_traces(self) -> dict[tuple[str, int], str | None]:
-        if self.trained is None:
-            return {}
-        return {(triple.pair.conversation_id, triple.pair.position): triple.reasoning for triple in self.trained.triples()}
-
     def prompt(self, arm: str, turn: HeldOutTurn) -> str:
         """Return the text after which the real action is scored under an arm."""
         window = self.user.settings.window
@@ -128,10 +117,6 @@ class Arms:
 
 def _latest(past: Sequence[Triple], pair: Pair, k: int) -> list[Triple]:
     """Return the k latest pairs before a pair and from other conversations, latest first; `past` is in order of time."""
-    latest: list[Triple] = []
-    for triple in reversed(past):
-        if len(latest) == k:
-            break
-        if triple.pair.when < pair.when and triple.pair.conversation_id != pair.conversation_id:
-            latest.append(Triple(triple.pair))
-    return latest
+    pairs = (triple.pair for triple in reversed(past))
+    earlier = (own for own in pairs if own.when < pair.when and own.conversation_id != pair.conversation_id)
+    return [Triple(own) for own in islice(earlier, k)]

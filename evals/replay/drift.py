@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from usertwin.evals.metrics.reply_similarity import embedding_similarities
-from usertwin.evals.metrics.statistics import evenly_spaced, mean_over_people
+from usertwin.evals.metrics.statistics import Estimate, evenly_spaced, mean_over_people
 from usertwin.evals.metrics.writing_style import style_distance
 from usertwin.memory import Embedder
 from usertwin.memory.progress import Progress, no_progress
@@ -27,17 +27,9 @@ DEPTHS = (1, 3, 5, 10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriftTurn:
-    """One turn of a free-running simulation.
+    """A person's real turn (`action`), the reply after the twin's own turns (`free`), and after the real turns (`forced`).
 
-    Attributes:
-        person: the person.
-        conversation_id: the conversation.
-        depth: the number of the person's turn in the conversation, from 1.
-        action: the person's real turn.
-        free: the reply after the twin's own earlier replies.
-        forced: the reply after the person's real turns.
-        free_similarity: cosine of `free` and the real turn.
-        forced_similarity: cosine of `forced` and the real turn.
+    `depth` is the number of the person's turn in the conversation, from 1. Similarities are cosines to the real turn.
     """
 
     person: str
@@ -116,16 +108,15 @@ async def _simulate(
         if free:  # an empty reply leaves no turn, so the real one stays in the history
             own[pair.position] = free
     reals = [pair.action for _, pair, _, _ in replies]
-    free_similarities = await asyncio.to_thread(embedding_similarities, [row[2] for row in replies], reals, embedder)
-    forced_similarities = await asyncio.to_thread(embedding_similarities, [row[3] for row in replies], reals, embedder)
+    similarities = [
+        await asyncio.to_thread(embedding_similarities, [row[column] for row in replies], reals, embedder) for column in (2, 3)
+    ]
     return [
         DriftTurn(
             person=person, conversation_id=pair.conversation_id, depth=depth, action=pair.action, free=free, forced=forced,
             free_similarity=free_similarity, forced_similarity=forced_similarity,
         )
-        for (depth, pair, free, forced), free_similarity, forced_similarity in zip(
-            replies, free_similarities, forced_similarities, strict=True
-        )
+        for (depth, pair, free, forced), free_similarity, forced_similarity in zip(replies, *similarities, strict=True)
     ]  # fmt: skip
 
 
@@ -147,20 +138,16 @@ def drift_result(records: Sequence[DriftTurn], *, seed: int = 0) -> dict[str, An
         rows = [record for record in records if record.depth == depth]
         if not rows:
             continue
-        clusters = [(row.person, row.conversation_id) for row in rows]
+        people, conversations = [row.person for row in rows], [row.conversation_id for row in rows]
         values = {
             "similarity": [row.free_similarity for row in rows],
             "real_history": [row.forced_similarity for row in rows],
             "difference": [row.free_similarity - row.forced_similarity for row in rows],
         }
+        means = {name: mean_over_people(column, people, conversations, seed=seed) for name, column in values.items()}
         style = style_distance([row.free for row in rows], [row.action for row in rows])
-        result[str(depth)] = {name: _mean(column, clusters, seed) for name, column in values.items()} | {
-            "style": {"value": style, "low": None, "high": None, "n": len(rows)}
+        result[str(depth)] = {
+            **{name: mean and mean[0].estimate().to_json() for name, mean in means.items()},
+            "style": Estimate(style, None, None, len(rows)).to_json(),
         }
     return result
-
-
-def _mean(values: Sequence[float], clusters: Sequence[tuple[str, str]], seed: int) -> dict[str, Any] | None:
-    people, conversations = [person for person, _ in clusters], [conversation for _, conversation in clusters]
-    result = mean_over_people(values, people, conversations, seed=seed)
-    return None if result is None else result[0].estimate().to_json()

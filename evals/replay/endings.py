@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from usertwin.evals.metrics.statistics import mean, ratio
+from usertwin.evals.metrics.statistics import mean, optional_json, ratio
 from usertwin.evals.metrics.writing_style import reliability_table, squared_errors
 from usertwin.memory.twin.abandonment import NEIGHBOURS, abandonment_rate
 from usertwin.personas import Pair
@@ -19,14 +19,8 @@ from usertwin.simulator import SimulatedUser
 def measure_endings(user: SimulatedUser, pairs: Sequence[Pair], *, seed: int = 0) -> dict[str, Any] | None:
     """Return the F1 of "the person leaves now, or with this turn", and the calibration of its probability.
 
-    Args:
-        user: the twin.
-        pairs: held-out pairs, abandoned ones included.
-        seed: of the interval.
-
-    Returns:
-        {"f1": an estimate of 2TP / (2TP + FP + FN), "calibration": {"brier": an estimate, "bins": see `reliability_table`}};
-        None if the twin has no model of leaving, or no conversation ended.
+    The held-out pairs include abandoned ones. The result is {"f1": an estimate of 2TP / (2TP + FP + FN), "calibration":
+    {"brier": an estimate, "bins": see `reliability_table`}}; None without a model of leaving, or without an ended conversation.
     """
     if user.last_turn is None and user.abandonment is None:
         return None
@@ -48,6 +42,5 @@ def measure_endings(user: SimulatedUser, pairs: Sequence[Pair], *, seed: int = 0
     f1 = ratio(true_positives, totals, conversations, seed=seed)
     if f1 is None:
         return None
-    brier = mean(squared_errors(probabilities, ended), conversations, seed=seed)
-    calibration = {"brier": brier.to_json() if brier else None, "bins": reliability_table(probabilities, ended)}
-    return {"f1": f1.to_json(), "calibration": calibration}
+    brier = optional_json(mean(squared_errors(probabilities, ended), conversations, seed=seed))
+    return {"f1": f1.to_json(), "calibration": {"brier": brier, "bins": reliability_table(probabilities, ended)}}

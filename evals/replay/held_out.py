@@ -21,10 +21,7 @@ from usertwin.simulator import SimulatedUser
 def held_out_pairs(user: SimulatedUser, folder: Path, against: str | Path | None = None) -> tuple[list[Pair], int]:
     """Return the pairs to measure on, and the number of conversations of `against` that were dropped: the twin knows them.
 
-    Args:
-        user: the twin.
-        folder: its folder.
-        against: another log with turns of the same speaker, to measure on instead.
+    `folder` is the twin's; `against` another log with turns of the same speaker, to measure on instead.
 
     Raises:
         LogError: the log cannot be read, or has no conversation that is new to the twin.

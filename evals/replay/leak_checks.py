@@ -30,17 +30,10 @@ _BATCH_PAIRS = 256
 
 
 def check_split(record: TwinRecord, known: Iterable[Pair], held_out: Sequence[Pair], *, by_time: bool = True) -> None:
-    """Raise TwinError if the memory knows a held-out conversation, or a pair of a later time.
+    """Raise TwinError if the memory, of `known` pairs, holds a held-out conversation, or a pair of a later time.
 
-    Args:
-        record: of the twin, which lists the held-out conversations.
-        known: the pairs in the memory now: `(triple.pair for triple in store.triples())`.
-        held_out: the pairs to measure on.
-        by_time: whether all known pairs must be older than these. False where each recall is limited to earlier pairs.
-            Undated pairs are not compared.
-
-    Raises:
-        TwinError: a leak; the message names the conversation and the way out.
+    With `by_time` all known pairs must be older than the held-out ones. It is False where each recall is limited to earlier
+    pairs. Undated pairs are not compared.
     """
     learned, reserved = set(record.corpus), {*record.validation, *record.test}
     if both := learned & reserved:
@@ -81,11 +74,6 @@ def near_duplicates(held_out: Sequence[Pair], known: Sequence[Pair], *, turns: i
     (containment): Broder 1997, "On the resemblance and containment of documents"; computed exactly here, without min-wise
     hashing. For training data see Lee et al. 2021 (arXiv 2107.06499).
 
-    Args:
-        held_out: the pairs to measure on.
-        known: the pairs in the memory.
-        turns: the latest turns of context to compare; all of them if None.
-
     Returns:
         From the index of each such pair in `held_out` to the index in `known` of the most similar one.
     """
@@ -96,9 +84,9 @@ def near_duplicates(held_out: Sequence[Pair], known: Sequence[Pair], *, turns: i
     import numpy as np
     from sklearn.feature_extraction.text import CountVectorizer
 
-    vectorizer = CountVectorizer(analyzer=_identity, binary=True)  # pyright: ignore[reportArgumentType] - takes a function
-    our_matrix: Any = vectorizer.fit_transform(list(ours.values()))
-    their_matrix: Any = vectorizer.transform(list(theirs.values()))  # drops runs that no held-out pair has
+    vectorizer: Any = CountVectorizer(analyzer=frozenset, binary=True)  # pyright: ignore[reportArgumentType] - takes a function
+    our_matrix = vectorizer.fit_transform(list(ours.values()))
+    their_matrix = vectorizer.transform(list(theirs.values()))  # drops runs that no held-out pair has
     our_sizes, their_sizes = (np.array([len(shingles) for shingles in side.values()]) for side in (ours, theirs))
     our_places, their_places = list(ours), list(theirs)
     best_matches: dict[int, tuple[float, int]] = {}
@@ -111,10 +99,6 @@ def near_duplicates(held_out: Sequence[Pair], known: Sequence[Pair], *, turns: i
             match = (float(similarity), -their_places[column])  # the first of equally similar ones
             best_matches[our_places[row]] = max(best_matches.get(our_places[row], match), match)
     return {place: -match for place, (_, match) in sorted(best_matches.items())}
-
-
-def _identity(shingles: frozenset[str]) -> frozenset[str]:
-    return shingles
 
 
 def _shingles(pair: Pair, turns: int | None) -> frozenset[str]:
@@ -140,11 +124,7 @@ def measure_memorization(
     arXiv 2310.16789). The reference is the same second half after the first half of another turn: a turn's own first half adds
     topic and grammar if the text is unknown, and far more if it is memorized.
 
-    Args:
-        scorer: the model.
-        pairs: pairs whose actions are tested: each text once, if it has 10 words or more.
-        max_turns: the most turns, evenly spaced; None for all.
-        seed: of the interval.
+    The actions of pairs are tested: each text once, if it has 10 words or more; at most `max_turns`, evenly spaced.
 
     Returns:
         A JSON object: `value`, the share of turns whose second half has a mean log-probability above log(0.5) per token, with
@@ -163,7 +143,8 @@ def measure_memorization(
     reference = _nats_per_token(scorer, [(first, rest) for (first, _), (_, rest) in zip(others, halves, strict=False)])
     share = mean([float(nats > MEMORIZED) for nats in own], [pair.conversation_id for _, pair in tested], seed=seed)
     result = {"value": None, "low": None, "high": None, "n": 0} if share is None else share.to_json()
-    return result | {"nats_per_token": _average(own), "reference": _average(reference)}
+    averages = {"nats_per_token": own, "reference": reference}
+    return result | {name: sum(nats) / len(nats) if nats else None for name, nats in averages.items()}
 
 
 def _halves(text: str) -> tuple[str, str]:
@@ -176,7 +157,3 @@ def _halves(text: str) -> tuple[str, str]:
 def _nats_per_token(scorer: Scorer, items: Sequence[tuple[str, str]]) -> list[float]:
     """Return the mean log-probability per token of each completion, in nats."""
     return [likelihood.nats / max(1, likelihood.tokens) for likelihood in scorer.score(items)]
-
-
-def _average(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

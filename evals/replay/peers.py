@@ -37,14 +37,7 @@ def _template(peer: Peer) -> PromptTemplate:
 
 
 def peer_transcript(peer: Peer, persona: Persona, pair: Pair, *, turns: int) -> str:
-    """Return a peer's prompt and the present context, after which real actions are scored.
-
-    Args:
-        peer: the peer.
-        persona: the person.
-        pair: the pair whose action is next.
-        turns: turns of context, as many as the twin is shown.
-    """
+    """Return a peer's prompt and the present context (as many turns as the twin is shown), before a real action is scored."""
     return f"{_template(peer).fill(me=ME, persona=persona, goal=pair.goal)}\n\n{format_action_prompt(pair, turns)}"
 
 

@@ -15,6 +15,7 @@ import random
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from usertwin.evals.arm_names import DEFAULT_ARMS, PEERS, Peer, check_arms
@@ -61,8 +62,7 @@ class ReplayConfig:
     def check(self) -> None:
         """Raise UsageError for an unknown arm or a number out of range."""
         check_arms(self.arms)
-        minima = {"limit": 1, "generate": 0, "samples": 1, "choices": 0, "concurrency": 1}
-        for name, minimum in minima.items():
+        for name, minimum in {"limit": 1, "generate": 0, "samples": 1, "choices": 0, "concurrency": 1}.items():
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise UsageError(f"{name} is {value}; it must be at least {minimum}")
@@ -74,13 +74,8 @@ class ReplayConfig:
 class Replay:
     """Measures a twin turn by turn.
 
-    Attributes:
-        user: the twin; its model writes the replies of all arms.
-        scorer: the model that scores real actions.
-        embedder: for the similarities of replies.
-        arms: the arms to compare.
-        config: how to measure.
-        person: the person's name in the records.
+    The model of the twin writes the replies of all arms. The scorer scores real actions; the embedder computes similarities of
+    replies. `person` is the person's name in the records.
     """
 
     user: SimulatedUser
@@ -95,10 +90,8 @@ class Replay:
     ) -> list[MeasuredTurn]:
         """Measure held-out pairs.
 
-        Args:
-            pairs: the held-out pairs.
-            path: a file of records to resume from and to append to.
-            progress: called with "scoring" or "writing", the number of finished turns, and the total.
+        `path` is a file of records to resume from and to append to. `progress` is called with "scoring" or "writing", the
+        number of finished turns, and the total.
 
         Raises:
             ModelError: a model does not answer; the file keeps what is measured.
@@ -117,11 +110,10 @@ class Replay:
                 progress("scoring", len(known), len(pairs))
                 held_out = await asyncio.to_thread(self.arms.held_out_turns, missing[start : start + _BATCH_TURNS])
                 records = await asyncio.to_thread(self._score, held_out, pairs)
-                for turn, scored in zip(held_out, records, strict=True):
-                    record = scored
+                for turn, record in zip(held_out, records, strict=True):
                     if _key(turn.pair) in with_replies:
                         progress("writing", written, len(with_replies))
-                        record = await self._add_replies(scored, turn, distractors)
+                        record = await self._add_replies(record, turn, distractors)
                         written += 1
                     if file is not None:
                         append_line(file, record.to_json())
@@ -140,26 +132,17 @@ class Replay:
             bits[place][arm] = likelihood.bits
         return [
             MeasuredTurn(
-                person=self.person,
-                conversation_id=turn.pair.conversation_id,
-                position=turn.pair.position,
-                context=_context(turn.pair),
-                action=turn.pair.action,
-                characters=len(action_completion(turn.pair.action)) - 1,
-                goal=turn.pair.goal,
-                bits=costs,
-                recalled=_recalled_turns(turn),
-                other_action=self._other_action(turn.pair),
-                own_action=_own_action_elsewhere(turn.pair, pairs),
+                person=self.person, conversation_id=turn.pair.conversation_id, position=turn.pair.position,
+                context=_context(turn.pair), action=turn.pair.action, goal=turn.pair.goal, bits=costs,
+                characters=len(action_completion(turn.pair.action)) - 1, recalled=_recalled_turns(turn),
+                other_action=self._other_action(turn.pair), own_action=_own_action_elsewhere(turn.pair, pairs),
             )
             for turn, costs in zip(turns, bits, strict=True)
-        ]
+        ]  # fmt: skip
 
     def _other_action(self, pair: Pair) -> str:
-        other = self.arms.other
-        if other is None:
-            return ""
-        sampled = other.sample(pair, 1, rng=random.Random(f"{self.config.seed}/{pair.conversation_id}/{pair.position}"))
+        rng = random.Random(f"{self.config.seed}/{pair.conversation_id}/{pair.position}")
+        sampled = [] if self.arms.other is None else self.arms.other.sample(pair, 1, rng=rng)
         return sampled[0].pair.action if sampled else ""
 
     async def _add_replies(self, record: MeasuredTurn, turn: HeldOutTurn, distractors: Distractors) -> MeasuredTurn:
@@ -194,13 +177,11 @@ class Replay:
         """Return the cosine of each reply and the real action, and the share of other actions that are less similar (S3)."""
         texts = [text for arm in replies for text in replies[arm]]
         vectors = self.embedder.embed([*texts, real, *others])
-        cosines = vectors[: len(texts)] @ vectors[len(texts) :].T
+        cosines = iter(vectors[: len(texts)] @ vectors[len(texts) :].T)
         similarity: dict[str, tuple[float, ...]] = {}
         rank: dict[str, tuple[float, ...]] = {}
-        start = 0
         for arm, own in replies.items():
-            rows = cosines[start : start + len(own)]
-            start += len(own)
+            rows = list(islice(cosines, len(own)))
             similarity[arm] = tuple(float(row[0]) for row in rows)
             if others:
                 rank[arm] = tuple(float(((row[1:] < row[0]) + 0.5 * (row[1:] == row[0])).mean()) for row in rows)
@@ -234,15 +215,12 @@ def _recalled_turns(turn: HeldOutTurn) -> tuple[RecalledTurn, ...]:
     shown = turn.shown.get("recon", turn.shown.get("recalled_pairs", ()))
     return tuple(
         RecalledTurn(
-            conversation_id=triple.pair.conversation_id,
-            position=triple.pair.position,
-            similarity=round(recalled.similarity, 4),
-            context=_context(replace(triple.pair, context=triple.pair.context[-RECALLED_TURNS:])),
-            action=triple.pair.action,
+            conversation_id=triple.pair.conversation_id, position=triple.pair.position, action=triple.pair.action,
+            similarity=round(recalled.similarity, 4), context=_context(triple.pair)[-RECALLED_TURNS:],
             reasoning=triple.reasoning,
         )
         for recalled, triple in zip(turn.recalled, shown, strict=False)
-    )
+    )  # fmt: skip
 
 
 def _own_action_elsewhere(pair: Pair, pairs: Sequence[Pair]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from usertwin.evals.metrics.statistics import Estimate, evenly_spaced, ratio
+from usertwin.evals.metrics.statistics import Estimate, evenly_spaced, optional_json, ratio
 from usertwin.memory import Scorer, Settings, Triple
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.text.transcript import action_completion
@@ -28,8 +28,6 @@ from .held_out import with_time_after
 
 #: The numbers of recalled pairs, and of context turns, to compare. Fewer is simpler.
 KS, WINDOWS = (4, 8), (3, 6)
-#: Validation turns to measure on.
-DEFAULT_TURNS = 24
 #: A 95% interval is this many standard errors wide.
 _INTERVAL_WIDTH = 2 * 1.96
 
@@ -76,11 +74,8 @@ def _trace_variants(user: SimulatedUser) -> list[Settings]:
     """Return the uses of traces to compare, the simplest first; none if the memory holds no trace."""
     if not user.store.stats().traced:
         return []
-    return [
-        Settings(traces="backward", reasons=False),
-        Settings(traces="recon", reasons=False),
-        Settings(traces="recon", reasons=True),
-    ]
+    without_reasoning = [Settings(traces=traces, reasons=False) for traces in ("backward", "recon")]
+    return [*without_reasoning, Settings(traces="recon", reasons=True)]
 
 
 async def tune(
@@ -88,7 +83,7 @@ async def tune(
     scorer: Scorer,
     *,
     folder: Path,
-    limit: int = DEFAULT_TURNS,
+    limit: int = 24,
     seed: int = 0,
     on_plan: Callable[[TunePlan], None] = lambda plan: None,
     progress: Progress = no_progress,
@@ -166,11 +161,7 @@ class _Comparison:
         )
         return (await twin.sample_reasoning(pair, shown, seed=seed)).text or None
 
-    def bits_per_char(self, setting: Settings, seed: int) -> Estimate | None:
-        """Return the bits per character under a setting."""
-        return ratio(self._bits[setting], self._characters, self._conversations, seed=seed)
-
-    def difference(self, a: Settings, b: Settings, seed: int) -> Estimate | None:
+    def _difference(self, a: Settings, b: Settings, seed: int) -> Estimate | None:
         """Return how many more bits per character a costs than b, paired by turn."""
         pairs = zip(self._bits[a], self._bits[b], strict=True)
         return ratio([first - second for first, second in pairs], self._characters, self._conversations, seed=seed)
@@ -182,7 +173,7 @@ class _Comparison:
         return next(setting for setting in by_complexity if setting == best or self._is_as_good(setting, best, seed))
 
     def _is_as_good(self, setting: Settings, best: Settings, seed: int) -> bool:
-        difference = self.difference(setting, best, seed)
+        difference = self._difference(setting, best, seed)
         if difference is None or difference.low is None or difference.high is None:
             return True  # a single conversation shows no difference
         return difference.value <= (difference.high - difference.low) / _INTERVAL_WIDTH
@@ -191,26 +182,19 @@ class _Comparison:
         """Return the comparison as a JSON object; differences are to the best setting without traces."""
         rows: list[dict[str, Any]] = []
         for setting in self._bits:
-            bits, difference = self.bits_per_char(setting, seed), self.difference(setting, plain, seed)
+            bits = ratio(self._bits[setting], self._characters, self._conversations, seed=seed)
+            difference = None if setting == plain else self._difference(setting, plain, seed)
             rows.append(
                 {
-                    "k": setting.k,
-                    "window": setting.window,
-                    "traces": setting.traces,
-                    "reasons": setting.reasons,
-                    "bits_per_char": bits.to_json() if bits else None,
-                    "against_plain": difference.to_json() if difference and setting != plain else None,
+                    **{name: getattr(setting, name) for name in ("k", "window", "traces", "reasons")},
+                    "bits_per_char": optional_json(bits),
+                    "against_plain": optional_json(difference),
                     "chosen": setting == best,
                 }
             )
-        return {
-            "settings": rows,
-            "turns": len(self._pairs),
-            "conversations": len(set(self._conversations)),
-            "scorer": self._scorer.name,
-            "model": self._user.model.name,
-            "seed": seed,
-        }
+        turns, conversations = len(self._pairs), len(set(self._conversations))
+        names = {"scorer": self._scorer.name, "model": self._user.model.name}
+        return {"settings": rows, "turns": turns, "conversations": conversations, **names, "seed": seed}
 
 
 def _complexity(setting: Settings) -> tuple[bool, int, int, int]:

@@ -26,7 +26,7 @@ from usertwin.evals.judges.model_judge import (
 )
 from usertwin.evals.metrics.reply_similarity import chrf
 from usertwin.evals.records.measured_turns import MeasuredTurn
-from usertwin.evals.records.verdicts import JudgeVerdict, Label, Question, QuestionKind, read_verdicts
+from usertwin.evals.records.verdicts import JudgeVerdict, Label, Question, QuestionKind, read_verdicts, slot
 from usertwin.memory import ChatModel
 from usertwin.memory.models.chat import Ledger
 from usertwin.personas import ModelError, UsageError
@@ -270,7 +270,7 @@ def test_verdicts_are_in_order_and_on_disk_before_progress_is_reported(tmp_path:
         concurrency=concurrency,
         progress=lambda *one: told.append((*one, len(read_verdicts(path)))),
     )
-    assert [one.slot for one in found] == [one.slot for one in questions]
+    assert [slot(one) for one in found] == [slot(one) for one in questions]
     assert sorted(one.key for one in read_verdicts(path)) == sorted(one.key for one in found)
     assert told == [("judging", done, len(questions), done) for done in range(len(questions) + 1)]
 
