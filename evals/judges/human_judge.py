@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -21,7 +21,7 @@ from rich.text import Text
 
 from usertwin.evals.metrics.statistics import Estimate, Resampling, mean, optional_json, sums_by_conversation
 from usertwin.evals.records.measured_turns import MeasuredTurn
-from usertwin.evals.records.verdicts import LABELS, Closer, Comparison, JudgeVerdict, Question, with_current_sides
+from usertwin.evals.records.verdicts import LABELS, Closer, Comparison, JudgeVerdict, Question, closer_of, with_current_sides
 from usertwin.memory.jsonl import read_lines
 from usertwin.memory.text.transcript import single_line
 from usertwin.personas import UsageError
@@ -52,9 +52,7 @@ class HumanLabel(Comparison):
     @property
     def closer(self) -> Closer | None:
         """The closer reply; None for a skipped pair."""
-        if self.label == "skip":
-            return None
-        return "tie" if self.label == "tie" else cast("Closer", self.order[int(self.label) - 1])
+        return None if self.label == "skip" else closer_of(self.label, self.order)
 
     @classmethod
     def from_json(cls, raw: Any) -> HumanLabel:
@@ -73,9 +71,6 @@ def read_labels(path: Path) -> list[HumanLabel]:
 
 #: A pair with two labels: the human label, which names the conversation, and the two judgements.
 LabelledPair: TypeAlias = tuple[HumanLabel, Closer, Closer]
-
-
-# Pairs to judge ------------------------------------------------------------------------------------------------------
 
 
 def contrasts_to_judge(
@@ -136,9 +131,6 @@ def plan_questions(
 def reply_order(question: Question, rater: str, seed: int = 0) -> Order:
     """Return which reply is shown as 1, random for each pair and rater, so that a position bias does not add up."""
     return "ab" if random.Random(f"{seed}/{rater}/{question.pair}").random() < 0.5 else "ba"
-
-
-# Agreement -----------------------------------------------------------------------------------------------------------
 
 
 def agreement(labels: Sequence[HumanLabel], verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[str, Any]:
@@ -233,9 +225,6 @@ def _notes(n_judged: int, has_model_verdicts: bool, comparisons: Sequence[Mappin
         elif row["kappa"]["low"] is None:
             notes.append(f"the pairs of {row['a']} and {row['b']} are from too few conversations for an interval of kappa")
     return notes
-
-
-# Views ---------------------------------------------------------------------------------------------------------------
 
 
 def pair_view(question: Question, order: Order) -> RenderableType:

@@ -56,18 +56,10 @@ _SCHEMA = {
 }
 
 
-# Pairs to judge ------------------------------------------------------------------------------------------------------
-
-
 def build_questions(
-    turns: Sequence[MeasuredTurn],
-    contrasts: Sequence[tuple[str, str]],
-    *,
-    samples: int = 1,
-    sanity: int = 40,
-    seed: int = 0,
-    twin: str | None = None,
-) -> list[Question]:
+    turns: Sequence[MeasuredTurn], contrasts: Sequence[tuple[str, str]], *,
+    samples: int = 1, sanity: int = 40, seed: int = 0, twin: str | None = None,
+) -> list[Question]:  # fmt: skip
     """Return every pair that a judge compares.
 
     Args:
@@ -88,10 +80,10 @@ def build_questions(
         if a == b:
             raise UsageError(f'"{a} - {b}" compares an arm with itself; sanity checks do that')
     questions = [
-        _question("contrast", turn, a, b, number, (turn.replies[a][number], turn.replies[b][number]))
+        _question("contrast", turn, a, b, number, texts)
         for a, b in contrasts
         for turn in turns
-        for number in range(min(samples, len(turn.replies.get(a, ())), len(turn.replies.get(b, ()))))
+        for number, texts in enumerate(zip(turn.replies.get(a, ())[:samples], turn.replies.get(b, ()), strict=False))
     ]
     arm = twin or (contrasts[0][0] if contrasts else None)
     return questions + (_sanity_questions(turns, arm, sanity, seed) if arm is not None and sanity else [])
@@ -125,32 +117,15 @@ def _question(kind: QuestionKind, turn: MeasuredTurn, a: str, b: str, sample_ind
     )  # fmt: skip
 
 
-# Verdicts ------------------------------------------------------------------------------------------------------------
-
-
 async def judge_pairs(
-    judge: ChatModel,
-    questions: Sequence[Question],
-    *,
-    path: Path,
-    seed: int = 0,
-    concurrency: int = 1,
-    progress: Progress = no_progress,
-    ledger: Ledger | None = None,
-) -> list[JudgeVerdict]:
-    """Judge every pair in both orders, except those that the file already holds.
+    judge: ChatModel, questions: Sequence[Question], *, path: Path, seed: int = 0, concurrency: int = 1,
+    progress: Progress = no_progress, ledger: Ledger | None = None,
+) -> list[JudgeVerdict]:  # fmt: skip
+    """Return a verdict for each question, in order: judge every pair in both orders, except those that the file already holds.
 
-    Args:
-        judge: the model; take another model family than that of the replies.
-        questions: see `build_questions`; pairs with the same content are judged once.
-        path: verdicts.jsonl; a line is appended as soon as both orders of a pair are in.
-        seed: of the sampler.
-        concurrency: the most pairs that wait for the judge at once.
-        progress: called with "judging", the number of judged pairs, and the total.
-        ledger: records the tokens used.
-
-    Returns:
-        A verdict for each question, in order.
+    Take a judge of another model family than that of the replies. Pairs with the same content are judged once. A line is
+    appended to `path` (verdicts.jsonl) as soon as both orders of a pair are in; at most `concurrency` pairs wait for the judge
+    at once. `progress` is called with "judging", the number of judged pairs, and the total.
 
     Raises:
         ModelError: the judge does not answer. The file keeps the verdicts so far, and the same call resumes.
@@ -177,7 +152,12 @@ async def judge_pairs(
                     await _sample_label(judge, same[0], same[0].texts[::-1], seed, ledger),
                 )
                 for question in same:
-                    verdict = _verdict(judge, question, key, seed, labels)
+                    kind, a, b, person, conversation_id, position, sample_index = slot(question)
+                    verdict = JudgeVerdict(
+                        key=key, pair=question.pair, kind=kind, a=a, b=b, person=person, conversation_id=conversation_id,
+                        position=position, sample=sample_index, judge=judge.name, identity=judge.identity,
+                        prompt=PROMPT.version, seed=seed, labels=labels,
+                    )  # fmt: skip
                     verdicts[key, *slot(question)] = verdict
                     append_line(file, verdict.to_json())
                 remaining -= len(same)
@@ -185,16 +165,6 @@ async def judge_pairs(
 
         await run_concurrently(work, concurrency)
     return [verdicts[key, *slot(question)] for key, question in keyed]
-
-
-def _verdict(
-    judge: ChatModel, question: Question, key: str, seed: int, labels: tuple[Label | None, Label | None]
-) -> JudgeVerdict:
-    return JudgeVerdict(
-        key=key, pair=question.pair, kind=question.kind, a=question.a, b=question.b, person=question.person,
-        conversation_id=question.conversation_id, position=question.position, sample=question.sample, judge=judge.name,
-        identity=judge.identity, prompt=PROMPT.version, seed=seed, labels=labels,
-    )  # fmt: skip
 
 
 def parse_label(text: str) -> Label | None:
@@ -237,9 +207,6 @@ async def _sample_label(
 
 def _key(judge: ChatModel, question: Question, seed: int) -> str:
     return digest([judge.name, judge.identity, PROMPT.version, seed, question.name, question.pair])
-
-
-# Summary -------------------------------------------------------------------------------------------------------------
 
 
 def summarize_verdicts(verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[str, Any]:

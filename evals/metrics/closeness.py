@@ -72,8 +72,8 @@ def closeness(
     for measure in MEASURES:
         people = {person: _PersonMeasure(own, measure, resampling, scores) for person, own in by_person.items()}
         for arm in arms:
-            by_person_or_none = {person: own.distribution(arm, own.measured(arm)) for person, own in people.items()}
-            _add(result, "arms", arm, measure.name, by_person_or_none, resampling, seed)
+            values = {person: own.distribution(arm, own.measured(arm)) for person, own in people.items()}
+            _add(result, "arms", arm, measure.name, values, resampling, seed)
         for a, b in compared:
             differences = {person: own.difference(a, b) for person, own in people.items()}
             _add(result, "paired", f"{a} - {b}", measure.name, differences, resampling, seed)
@@ -81,8 +81,7 @@ def closeness(
         **_without_gaps(result),
         "family": _family(result["paired"], twin),
         "discriminator": _discriminator_summary(by_person, scores, resampling, seed),
-        "turns": len(turns),
-        "conversations": len({turn.cluster for turn in turns}),
+        **_counts(turns),
         "twin_arm": twin,
         "seed": seed,
     }
@@ -100,11 +99,11 @@ def _empty_result(
     def empty() -> dict[str, Any]:
         return {"arms": {arm: {} for arm in arms}, "paired": {f"{a} - {b}": {} for a, b in contrasts}}
 
-    by_person = {
-        person: {"turns": len(turns), "conversations": len({turn.conversation_id for turn in turns}), **empty()}
-        for person, turns in people.items()
-    }
-    return {**empty(), "people": by_person}
+    return {**empty(), "people": {person: {**_counts(turns), **empty()} for person, turns in people.items()}}
+
+
+def _counts(turns: Sequence[MeasuredTurn]) -> dict[str, int]:
+    return {"turns": len(turns), "conversations": len({turn.cluster for turn in turns})}
 
 
 def _contrasts(arms: Sequence[str], twin: str) -> list[Contrast]:
@@ -155,9 +154,6 @@ def _family(paired: Mapping[str, dict[str, Any]], twin: str) -> dict[str, Any]:
     return {"measure": PRIMARY, "contrasts": names, "alpha": ALPHA}
 
 
-# The discriminator -----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class _ArmScores:
     """Discriminator scores of an arm; `by_place` holds (real turn, reply) by person and index of the turn."""
@@ -202,9 +198,6 @@ def _discriminator_summary(
     return {"folds_by": first.scores.folds_by, "folds": first.scores.folds, "control": estimate}
 
 
-# One person ------------------------------------------------------------------------------------------------------------
-
-
 class _PersonMeasure:
     """One measure of one person's turns, by arm."""
 
@@ -216,13 +209,10 @@ class _PersonMeasure:
 
     def measured(self, arm: str) -> _Places:
         """Return the indices of the turns with data for an arm."""
-        return tuple(place for place, turn in enumerate(self._turns) if self._has_data(turn, place, arm))
-
-    def _has_data(self, turn: MeasuredTurn, place: int, arm: str) -> bool:
         if self._measure.name != DISCRIMINATOR:
-            return is_measured(self._measure, turn, arm)
+            return tuple(place for place, turn in enumerate(self._turns) if is_measured(self._measure, turn, arm))
         scores = self._scores.get(arm)
-        return scores is not None and place in scores.by_place.get(turn.person, {})
+        return () if scores is None else tuple(scores.by_place.get(self._turns[0].person, ()))
 
     def distribution(self, arm: str, places: _Places) -> BootstrapDistribution | None:
         """Return the measure at some turns and in each resample of their conversations; None without data."""

@@ -76,21 +76,13 @@ def mean(values: Sequence[float], conversations: Sequence[Hashable], *, seed: in
 
 
 def mean_over_people(
-    numerators: Sequence[float],
-    people: Sequence[Hashable],
-    conversations: Sequence[Hashable],
-    *,
-    denominators: Sequence[float] | None = None,
-    seed: int = 0,
-) -> tuple[BootstrapDistribution, tuple[float, ...]] | None:
+    numerators: Sequence[float], people: Sequence[Hashable], conversations: Sequence[Hashable], *,
+    denominators: Sequence[float] | None = None, seed: int = 0,
+) -> tuple[BootstrapDistribution, tuple[float, ...]] | None:  # fmt: skip
     """Return the mean over people of each person's ratio of sums, by the two-level bootstrap; people have equal weight.
 
-    Args:
-        numerators: by turn, as all of these.
-        people: the person of each turn.
-        conversations: names need to differ within a person only.
-        denominators: ones if None. People whose denominators sum to 0 are left out.
-        seed: of the resampling.
+    All sequences are by turn. Names of conversations need to differ within a person only. Denominators are ones if None; people
+    whose denominators sum to 0 are left out.
 
     Returns:
         The distribution of the mean, and each person's own ratio in order of appearance, for `sign_flip`; None if no person
@@ -299,15 +291,12 @@ def partial_spearman(
     value = correlation(np.arange(len(xs)))
     if np.isnan(value):
         return None
-    if len(groups) < 2:
-        return Estimate(value, None, None, len(xs))
     rng = np.random.default_rng(seed)
     draws = [
         correlation(np.concatenate([groups[place] for place in rng.integers(0, len(groups), len(groups))]))
         for _ in range(FEW_RESAMPLES)
     ]
-    low, high = np.nanpercentile(draws, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
-    return Estimate(value, float(low), float(high), len(xs))
+    return BootstrapDistribution(value, np.array(draws) if len(groups) > 1 else None, len(xs)).estimate()
 
 
 def evenly_spaced(items: Sequence[T], max_items: int | None) -> list[T]:

@@ -98,7 +98,7 @@ class JudgeVerdict(Comparison):
     def orders(self) -> tuple[Closer | None, Closer | None]:
         """The closer reply according to each order."""
         first, second = self.labels
-        return _closer_of(first, "ab"), _closer_of(second, "ba")
+        return closer_of(first, "ab"), closer_of(second, "ba")
 
     @property
     def closer(self) -> Closer | None:
@@ -114,8 +114,7 @@ class JudgeVerdict(Comparison):
     @property
     def score(self) -> float | None:
         """1 if a's reply is closer, 0 if b's is, 0.5 for a tie; None if an answer is unreadable."""
-        closer = self.closer
-        return None if closer is None else {"a": 1.0, "b": 0.0, "tie": 0.5}[closer]
+        return None if self.closer is None else {"a": 1.0, "b": 0.0, "tie": 0.5}[self.closer]
 
     @classmethod
     def from_json(cls, raw: Any) -> JudgeVerdict:
@@ -133,6 +132,11 @@ def read_verdicts(path: Path) -> list[JudgeVerdict]:
     return read_lines(path, JudgeVerdict.from_json, "verdict", "delete that line, and try again")
 
 
+def closer_of(label: str | None, order: str) -> Closer | None:
+    """Return the closer reply by a label and the order in which the replies were shown: "ab" or "ba"."""
+    return cast("Closer | None", label if label is None or label == "tie" else order[int(label) - 1])
+
+
 def with_current_sides(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a `Comparison` with earlier names of arms replaced."""
     return {**raw, "a": with_current_arms(raw["a"]), "b": with_current_arms(raw["b"])}
@@ -146,10 +150,6 @@ def slot(item: Question | JudgeVerdict) -> tuple[QuestionKind, str, str, str, st
 def digest(content: object) -> str:
     """Return a hash of a JSON value: 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()[:16]
-
-
-def _closer_of(label: Label | None, order: str) -> Closer | None:
-    return label if label is None or label == "tie" else cast("Closer", order[int(label) - 1])
 
 
 def _tail(text: str) -> str:

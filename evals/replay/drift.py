@@ -51,31 +51,16 @@ _EARLIER_FIELDS = {"led": "forced", "led_similarity": "forced_similarity"}
 
 
 async def drift(
-    user: SimulatedUser,
-    embedder: Embedder,
-    pairs: Sequence[Pair],
-    person: str,
-    *,
-    max_conversations: int,
-    seed: int = 0,
-    progress: Progress = no_progress,
-) -> list[DriftTurn]:
-    """Let a twin talk through held-out conversations in its own words.
+    user: SimulatedUser, embedder: Embedder, pairs: Sequence[Pair], person: str, *,
+    max_conversations: int, seed: int = 0, progress: Progress = no_progress,
+) -> list[DriftTurn]:  # fmt: skip
+    """Let a twin talk through held-out conversations in its own words, at most `max_conversations`; long ones are preferred.
 
-    Args:
-        user: the twin.
-        embedder: for the similarities.
-        pairs: the person's held-out pairs, in order.
-        person: the name in the records.
-        max_conversations: the most conversations; long ones are preferred.
-        seed: of the sampler.
-        progress: called with "drifting", the number of finished conversations, and the total.
+    `pairs` are the person's held-out pairs, in order; `person` is the name in the records. `progress` is called with "drifting",
+    the number of finished conversations, and the total.
 
     Returns:
-        A record for each of `DEPTHS` that a conversation reaches.
-
-    Raises:
-        ModelError: the model does not answer.
+        A record for each of `DEPTHS` that a conversation reaches. Raises ModelError if the model does not answer.
     """
     conversations: dict[str, list[Pair]] = {}
     for pair in pairs:

@@ -26,15 +26,9 @@ def twin_arm(user: SimulatedUser) -> str:
 
 
 async def evaluate(
-    user: SimulatedUser,
-    scorer: Scorer,
-    embedder: Embedder,
-    *,
-    folder: Path,
-    against: str | Path | None = None,
-    config: ReplayConfig | None = None,
-    progress: Progress = no_progress,
-) -> dict[str, Any]:
+    user: SimulatedUser, scorer: Scorer, embedder: Embedder, *, folder: Path, against: str | Path | None = None,
+    config: ReplayConfig | None = None, progress: Progress = no_progress,
+) -> dict[str, Any]:  # fmt: skip
     """Measure how close a twin is to its person, beside the baselines.
 
     Args:

@@ -63,9 +63,6 @@ def _day(when: float) -> str:
         return str(when)
 
 
-# Near-duplicates -----------------------------------------------------------------------------------------------------
-
-
 def near_duplicates(held_out: Sequence[Pair], known: Sequence[Pair], *, turns: int | None = None) -> dict[int, int]:
     """Return the held-out pairs that nearly equal a known pair, by the words of context and action.
 
@@ -109,9 +106,6 @@ def _shingles(pair: Pair, turns: int | None) -> frozenset[str]:
     if len(words) < MIN_WORDS:
         return frozenset()
     return frozenset(" ".join(words[start : start + SHINGLE]) for start in range(len(words) - SHINGLE + 1))
-
-
-# Memorization --------------------------------------------------------------------------------------------------------
 
 
 def measure_memorization(

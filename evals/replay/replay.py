@@ -125,19 +125,17 @@ class Replay:
 
     def _score(self, turns: Sequence[HeldOutTurn], pairs: Sequence[Pair]) -> list[MeasuredTurn]:
         """Return records of turns with the cost of the real actions."""
-        places = [(place, arm) for place, turn in enumerate(turns) for arm in turn.shown]
-        items = [(self.arms.prompt(arm, turns[place]), action_completion(turns[place].pair.action)) for place, arm in places]
-        bits: list[dict[str, float]] = [{} for _ in turns]
-        for (place, arm), likelihood in zip(places, self.scorer.score(items), strict=True):
-            bits[place][arm] = likelihood.bits
+        prompts = [(self.arms.prompt(arm, turn), turn.pair.action) for turn in turns for arm in turn.shown]
+        likelihoods = iter(self.scorer.score([(prompt, action_completion(action)) for prompt, action in prompts]))
         return [
             MeasuredTurn(
                 person=self.person, conversation_id=turn.pair.conversation_id, position=turn.pair.position,
-                context=_context(turn.pair), action=turn.pair.action, goal=turn.pair.goal, bits=costs,
+                context=_context(turn.pair), action=turn.pair.action, goal=turn.pair.goal,
                 characters=len(action_completion(turn.pair.action)) - 1, recalled=_recalled_turns(turn),
+                bits={arm: next(likelihoods).bits for arm in turn.shown},
                 other_action=self._other_action(turn.pair), own_action=_own_action_elsewhere(turn.pair, pairs),
             )
-            for turn, costs in zip(turns, bits, strict=True)
+            for turn in turns
         ]  # fmt: skip
 
     def _other_action(self, pair: Pair) -> str:

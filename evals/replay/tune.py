@@ -79,15 +79,9 @@ def _trace_variants(user: SimulatedUser) -> list[Settings]:
 
 
 async def tune(
-    user: SimulatedUser,
-    scorer: Scorer,
-    *,
-    folder: Path,
-    limit: int = 24,
-    seed: int = 0,
-    on_plan: Callable[[TunePlan], None] = lambda plan: None,
-    progress: Progress = no_progress,
-) -> Settings:
+    user: SimulatedUser, scorer: Scorer, *, folder: Path, limit: int = 24, seed: int = 0,
+    on_plan: Callable[[TunePlan], None] = lambda plan: None, progress: Progress = no_progress,
+) -> Settings:  # fmt: skip
     """Choose the settings of a twin on its validation turns.
 
     Args:
@@ -137,10 +131,9 @@ class _Comparison:
     async def measure(self, setting: Settings, seed: int) -> None:
         """Score every turn under a setting."""
         times = [pair.when for pair in self._pairs]
-        with_trace = setting.traces != "none"
         matches = self._user.store.recall_many(
-            self._pairs, setting.k, before=times, with_trace=with_trace, ranking=self._user.ranking
-        )  # fmt: skip
+            self._pairs, setting.k, before=times, with_trace=setting.traces != "none", ranking=self._user.ranking
+        )
         self._bits[setting] = []
         for number, (pair, recalled) in enumerate(zip(self._pairs, matches, strict=True)):
             self._progress("tuning", self._done, self._total)
