@@ -31,8 +31,6 @@ class Provenance:
         method: the selection among the proposals: "recon", "backward" (the first proposal), "random", "longest", "quality".
         proposer: the model that wrote the trace.
         scorer: the fidelity that scored it (see `Fidelity.name`), or None if it was not scored.
-        prompt_version: the version of the proposal prompt.
-        seed: the sampling seed of the proposals.
         candidates: the number of proposals.
         rejected: the number of rejected proposals by guard (see `guards.REASONS`).
         proposals: the proposals in order, so that another selection among them needs no model call.
@@ -92,8 +90,7 @@ class Triple:
     @property
     def id(self) -> str:
         """Sixteen hexadecimal digits that identify the pair (not the trace)."""
-        pair = self.pair
-        parts = (pair.speaker, pair.conversation_id, str(pair.position), pair.action)
+        parts = (self.pair.speaker, self.pair.conversation_id, str(self.pair.position), self.pair.action)
         return hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

@@ -46,8 +46,7 @@ class Persona:
             raise LogError(f"a persona has no {', '.join(map(repr, sorted(unknown)))}")
         if not isinstance(name, str) or not name.strip():
             raise LogError('a persona needs a "name"')
-        description, words = value.get("description", ""), value.get("typical_words", 0)
-        samples = value.get("sample_turns", ())
+        description, words, samples = value.get("description", ""), value.get("typical_words", 0), value.get("sample_turns", ())
         if not isinstance(description, str) or not isinstance(words, int):
             raise LogError('a persona\'s "description" must be text and its "typical_words" an integer')
         if not isinstance(samples, list | tuple) or not all(isinstance(s, str) for s in cast("list[Any]", samples)):

@@ -44,17 +44,16 @@ class CachedScorer:
             with self._lock:
                 return self._score(items)
         except sqlite3.Error as error:
-            raise ModelError(
-                f"{self._path}: the score cache cannot be used ({error}); free disk space, or delete the file"
-            ) from error
+            message = f"the score cache cannot be used ({error}); free disk space, or delete the file"
+            raise ModelError(f"{self._path}: {message}") from error
 
     def _score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
         keys = [self._key(prompt, continuation) for prompt, continuation in items]
         cached: dict[bytes, Likelihood] = {}
         for key in keys:
-            row = self._database.execute("SELECT nats, tokens, each, ends FROM likelihoods WHERE key = ?", (key,)).fetchone()
-            if row is not None:
-                cached[key] = Likelihood(row[0], row[1], tuple(array("d", row[2])), tuple(array("I", row[3])))
+            query = "SELECT nats, tokens, each, ends FROM likelihoods WHERE key = ?"
+            for nats, tokens, each, ends in self._database.execute(query, (key,)):
+                cached[key] = Likelihood(nats, tokens, tuple(array("d", each)), tuple(array("I", ends)))
         missing = {key: item for key, item in zip(keys, items, strict=True) if key not in cached}
         if missing:
             scored = dict(zip(missing, self.scorer.score(list(missing.values())), strict=True))

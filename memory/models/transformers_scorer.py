@@ -91,12 +91,10 @@ class TransformersScorer:
             long_enough = len(prompt) - 1 - start >= MIN_SHARED_TOKENS
             key = tuple(prompt[start : start + MIN_SHARED_TOKENS]) if long_enough else (-1 - index,)
             subgroups.setdefault(key, []).append(index)
-        singles: list[int] = []
         for subgroup in subgroups.values():
             if len(subgroup) > 1:
                 self._score_group(start, past, encoded, subgroup, scores)
-            else:
-                singles += subgroup
+        singles = [subgroup[0] for subgroup in subgroups.values() if len(subgroup) == 1]
         lengths = [len(encoded[index][0]) + len(encoded[index][1][:-1]) - start for index in singles]
         factor = 1 if self.loaded[0].device.type == "cpu" else _ACCELERATOR_FACTOR
         for batch in _batches(lengths, start, max_tokens=factor * _BATCH_TOKENS, call_cost=factor * _CALL_TOKENS):
@@ -176,10 +174,9 @@ def get_cache(output: Any) -> Any:
 
 def repeat_cache(past: Any, rows: int) -> Any:
     """Return a copy of the keys and values, repeated for `rows` rows; None for None."""
-    if past is None:
-        return None
     copied = copy.deepcopy(past)
-    copied.batch_repeat_interleave(rows)
+    if copied is not None:
+        copied.batch_repeat_interleave(rows)
     return copied
 
 
@@ -195,8 +192,7 @@ def _batches(lengths: Sequence[int], prefix: int, *, max_tokens: int, call_cost:
         width = lengths[order[end - 1]]
         rows = max(1, min(max_tokens // max(1, width), _MAX_CACHED_TOKENS // max(1, prefix + width)))
         best.append(min((best[end - n][0] + call_cost + n * width, end - n) for n in range(1, min(rows, end) + 1)))
-    batches: list[list[int]] = []
-    end = len(order)
+    batches, end = list[list[int]](), len(order)
     while end:
         batches.append(order[best[end][1] : end])
         end = best[end][1]

@@ -11,6 +11,7 @@ import json
 import os.path
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from math import inf
@@ -180,10 +181,8 @@ def _spoken_text(text: str) -> str:
 
 def _date_of(title: str) -> date | None:
     for month, day, year in _DATE.findall(title):
-        try:
+        with suppress(ValueError):  # not a calendar day
             return date(int(year), _MONTHS.index(month.lower()) + 1, int(day))
-        except ValueError:  # not a calendar day
-            continue
     return None
 
 
