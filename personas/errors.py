@@ -1,5 +1,13 @@
 """Every error that usertwin raises on purpose, in one tree.
 
+    UsertwinError
+    ├── LogError        a chat log
+    ├── TwinError       a twin's folder or memory
+    ├── ModelError      a model
+    │   └── VerdictError    what a judge model said
+    ├── AgentError      the agent under test
+    └── UsageError      an argument
+
 Each message is one sentence: the input, what is wrong, and the way out. The command line prints that message and no traceback.
 Each class also inherits the standard exception that it specialises, so `except ValueError` works too.
 """
