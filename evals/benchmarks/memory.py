@@ -340,17 +340,19 @@ def _kills_part(folder: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
     result = run_in_subprocess(killed, str(folder / "learning"), sizes.kills, 0)
     against = f"{sizes.kills} SIGKILLs while learning and appending"
     yield "memory.lost_in_200_kills", single_figure(result["lost"], "triples", f"{against} (limit: 0)", result["acknowledged"])
-    problems = "".join(f"; {sentence}" for sentence in result["unclean"][:3])
-    yield "memory.unclean_opens_after_200_kills", single_figure(len(result["unclean"]), "opens", against + problems, sizes.kills)
+    unclean = result["unclean"]
+    against += "".join(f"; {sentence}" for sentence in unclean[:3])
+    yield "memory.unclean_opens_after_200_kills", single_figure(len(unclean), "opens", against, sizes.kills)
     against = f"share of {sizes.flat} acknowledged triples, killed at a random time of a save"
     for name, work in (("", killed_in_save), ("_langchain", killed_in_save_langchain)):
-        shares: list[float] = run_in_subprocess(work, str(folder / f"saving{name}"), sizes.flat, sizes.dimension, sizes.save_kills)
+        place = folder / f"saving{name}"
+        shares: list[float] = run_in_subprocess(work, str(place), sizes.flat, sizes.dimension, sizes.save_kills)
         mean = sum(shares) / len(shares)
         yield (
             f"memory.lost_when_killed_in_save{name}",
             Figure(value=mean, unit="share", low=min(shares), high=max(shares), n=len(shares), against=against),
         )
-        shutil.rmtree(folder / f"saving{name}")
+        shutil.rmtree(place)
 
 
 def _twins_part(home: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:

@@ -127,8 +127,8 @@ def _resume(traces: int) -> Iterator[tuple[str, Figure]]:
         first = timed(lambda: whole.extend(run(home, "whole")))
         second = timed(lambda: again.extend(run(home, "whole")))
         parts = run(home, "parts", stop_at=traces // 2) + run(home, "parts")
-    repeated = len(parts) - len(set(parts))
-    yield "recon.resume_repeated_requests", single_figure(repeated, "requests", f"{len(parts)} before and after the stop", traces)
+    repeated, against = len(parts) - len(set(parts)), f"{len(parts)} before and after the stop"
+    yield "recon.resume_repeated_requests", single_figure(repeated, "requests", against, traces)
     yield "recon.warm_cache_requests", single_figure(len(again), "requests", f"{len(whole)} the first time (limit: 0)", traces)
     yield "recon.warm_cache_time_share", single_figure(second / first, "ratio", "the first run (limit: 0.05)", traces)
 

@@ -38,7 +38,7 @@ from usertwin.memory.recon.synthesizer import Synthesizer
 from usertwin.memory.text.transcript import action_completion, single_line
 from usertwin.memory.text.words import content_words, context_and_goal, longest_copied_run, word_tokens
 from usertwin.memory.triples import Candidate
-from usertwin.memory.twin.record import OTHER_PERSON, kept_conversations
+from usertwin.memory.twin.record import OTHER_PERSON_FILE, read_stored_conversations
 from usertwin.personas import Pair, UsageError
 from usertwin.personas.pairs import group_pairs
 from usertwin.simulator import SimulatedUser
@@ -258,7 +258,7 @@ def other_person_pairs(user: SimulatedUser, folder: Path, limit: int) -> list[Pa
     speaker = user.record.other_speaker
     if speaker is None:
         return []
-    groups = group_pairs(kept_conversations(folder / OTHER_PERSON), speaker, window=user.record.recipe.window)
+    groups = group_pairs(read_stored_conversations(folder / OTHER_PERSON_FILE), speaker, window=user.record.recipe.window)
     return evenly_spaced([pair for group in groups for pair in group if not pair.abandoned], limit)
 
 
