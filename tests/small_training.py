@@ -42,7 +42,18 @@ def example(number: int) -> TrainingExample:
     """A pair of Ann's."""
     context = (Turn("desk", "agent", f"Hello, what can I do for you on day {number}?"),)
     action = f"i would like {REQUESTS[number % len(REQUESTS)]} please"
-    return TrainingExample("log/Ann", Pair("Ann", context, action, "", f"talk-{number}", 1, float(number)))
+    return TrainingExample(
+        "log/Ann",
+        Pair(
+            speaker="Ann",
+            context=context,
+            action=action,
+            goal="",
+            conversation_id=f"talk-{number}",
+            position=1,
+            when=float(number),
+        ),
+    )
 
 
 EXAMPLES = [example(number) for number in range(8)]
@@ -76,7 +87,7 @@ def guard(trace: str, pair: Pair) -> str | None:
 
 def pool_of(examples: Sequence[TrainingExample]) -> list[ScoredCandidates]:
     """A pool in which each pair has a good trace and a bad one."""
-    good, bad = Reward(0.9, 1, 1, 1, 0.4), Reward(0.2, 1, 1, 1, -0.3)
+    good, bad = (Reward(fidelity=term, leak=1, length=1, format=1, score=score) for term, score in ((0.9, 0.4), (0.2, -0.3)))
     traces = ("I felt hungry and wanted to be polite.", "I had no idea what they meant by that.")
     return [ScoredCandidates(one, traces, (good, bad), 20) for one in examples]
 

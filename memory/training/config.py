@@ -94,7 +94,7 @@ class TrainingConfig:
         if self.proposal_mode not in {"backward", "forward"}:
             raise UsageError(f'--propose: training needs "backward" or "forward", not "{self.proposal_mode}"')
         if self.report_to not in get_args(ReportTo):
-            raise UsageError(f'report_to is "{self.report_to}"; choose from {", ".join(get_args(ReportTo))}')
+            raise UsageError(f'--report-to: "{self.report_to}" is unknown; choose from {", ".join(get_args(ReportTo))}')
         self.weights.check()
         if self.group_size < 2:
             raise UsageError(f"--group-size is {self.group_size}; it must be at least 2, since traces of a pair are compared")

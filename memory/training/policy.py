@@ -27,9 +27,9 @@ def check_installed(*, vllm: bool = False, tensorboard: bool = False) -> None:
 
     if any(find_spec(package) is None for package in ("trl", "peft", "datasets")):
         raise UsageError(_INSTALL)
-    for package, wanted in (("vllm", vllm), ("tensorboard", tensorboard)):
+    for option, package, wanted in (("--vllm", "vllm", vllm), ("--report-to tensorboard", "tensorboard", tensorboard)):
         if wanted and find_spec(package) is None:
-            raise UsageError(f"--{package}: {package} is not installed; install it with: pip install {package}")
+            raise UsageError(f"{option}: {package} is not installed; install it with: pip install {package}")
 
 
 def load_base(folder: str | Path, precision: Precision = "float32") -> tuple[Any, Any]:

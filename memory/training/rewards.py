@@ -85,7 +85,7 @@ def parse_weights(text: str, shape: Shape = "clipped") -> RewardWeights:
     return weights
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
     """The reward terms of a trace.
 
@@ -154,7 +154,15 @@ async def compute_rewards(
             continue
         score = scores[trace]
         term = _rank(score, group) if ranked else (max(-CLIP, min(CLIP, score)) / CLIP + 1) / 2
-        rewards.append(Reward(term, _leak_term(trace, pair, embedder), _length_term(trace), float(ended), score))
+        rewards.append(
+            Reward(
+                fidelity=term,
+                leak=_leak_term(trace, pair, embedder),
+                length=_length_term(trace),
+                format=float(ended),
+                score=score,
+            )
+        )
     return rewards
 
 

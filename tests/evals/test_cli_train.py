@@ -24,9 +24,11 @@ from usertwin.evals.cli.main import main
 from usertwin.evals.cli.train import train as train_command
 from usertwin.evals.records.run_folder import exclusive_run
 from usertwin.evals.records.training_run import read_training
+from usertwin.evals.training_runs.run import TrainingPlan, TrainingRunner
 from usertwin.memory.models.chat import sample
-from usertwin.memory.training.config import BETAS, LEARNING_RATES, TRAIN_METHODS
+from usertwin.memory.training.config import BETAS, LEARNING_RATES, TRAIN_METHODS, TrainingConfig
 from usertwin.memory.training.dataset import SplitConfig, build_dataset
+from usertwin.memory.training.rewards import DownstreamReward
 from usertwin.personas import load_log
 from usertwin.simulator import load_model, load_scorer
 from usertwin.simulator.backends.lora_adapter import model_with_adapter, read_adapter
@@ -43,6 +45,8 @@ SMALL = (
     "--test-pairs=2", "--samples=1", "--group-size=2", "--batch-size=4", "--micro-batch-size=4", f"--token-budget={BUDGET}",
     "--rank=2", "--epochs=1", "--save-every=4", "--audit-every=8",
 )  # fmt: skip
+#: The methods of the shared run. E2E differs from GRPO only in its fidelity.
+METHODS = ("sft", "dpo", "grpo")
 MEASURED_BY_OTHER = "--measured-by=transformers:chat"
 
 
@@ -129,14 +133,14 @@ def refusal(result: Result) -> str:
 
 @pytest.fixture(scope="module")
 def finished(place: Path, shared: Path) -> Path:
-    """A finished run of all methods; tests change copies only."""
+    """A finished run of three methods; tests change copies only."""
     out = shared / "finished"
     with FileLock(shared / "finished.lock"), pytest.MonkeyPatch.context() as patch, short_traces(TOKENS):
         if not (out / "report.md").exists():
             patch.chdir(place)
             patch.delenv("USERTWIN_ONLY_SCRIPTED", raising=False)
             patch.setenv("USERTWIN_CACHE", str(shared / "cache"))
-            methods = [f"--method={method}" for method in TRAIN_METHODS]
+            methods = [f"--method={method}" for method in METHODS]
             succeed(CliRunner().invoke(main, arguments(out, MEASURED_BY_OTHER, *methods)))
     return out
 
@@ -198,7 +202,7 @@ def test_the_manifest_records_plan_people_pairs_sources_and_versions(finished: P
     assert manifest["versions"].keys() >= {"trl", "peft", "torch", "transformers"}
 
 
-@pytest.mark.parametrize("method", TRAIN_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_leaves_a_history_an_adapter_with_a_card_and_a_result(finished: Path, method: str) -> None:
     folder = finished / method
     result = result_of(folder)
@@ -221,17 +225,17 @@ def test_every_method_leaves_a_history_an_adapter_with_a_card_and_a_result(finis
 def test_all_methods_have_the_same_token_budget(finished: Path) -> None:
     pool = [json.loads(line) for line in (finished / "pool.jsonl").read_text().splitlines()]
     spent = sum(row["tokens"] for row in pool)
-    tokens = {method: result_of(finished / method)["tokens"] for method in TRAIN_METHODS}
+    tokens = {method: result_of(finished / method)["tokens"] for method in METHODS}
     assert tokens["sft"] == tokens["dpo"] == spent
     assert spent - pool[-1]["tokens"] < BUDGET <= spent
-    assert all(BUDGET <= tokens[method] < BUDGET + 4 * TOKENS for method in ("grpo", "e2e"))
+    assert BUDGET <= tokens["grpo"] < BUDGET + 4 * TOKENS
     assert len({tuple(row["pair"]) for row in pool}) == len(pool)
 
 
 def test_the_summary_shows_every_method(finished: Path) -> None:
     page = (finished / "report.md").read_text()
-    assert all(f"| {title} |" in page for title in ("SFT on selected traces", "DPO", "Recon-GRPO", "E2E-GRPO"))
-    assert list(read_training(finished).methods) == list(TRAIN_METHODS)
+    assert all(f"| {title} |" in page for title in ("SFT on selected traces", "DPO", "Recon-GRPO"))
+    assert list(read_training(finished).methods) == list(METHODS)
 
 
 def test_no_held_out_person_is_trained_on(finished: Path, place: Path) -> None:
@@ -436,9 +440,21 @@ def test_a_scripted_judge_can_be_the_reward(train: Train, tmp_path: Path) -> Non
     assert result_of(tmp_path / "run" / "grpo")["measured"] is None  # there are no test pairs
 
 
-def test_a_fake_scorer_serves_for_a_trial(train: Train, tmp_path: Path) -> None:
-    succeed(train(tmp_path / "run", "--method=grpo", "--scorer=fake:", "--token-budget=40", "--test-pairs=1"))
-    assert result_of(tmp_path / "run" / "grpo")["measured"]["scorer"] == "fake:"
+def test_e2e_trains_with_a_fake_scorer(train: Train, tmp_path: Path) -> None:
+    succeed(train(tmp_path / "run", "--method=e2e", "--scorer=fake:", "--token-budget=90", "--test-pairs=1"))
+    result = result_of(tmp_path / "run" / "e2e")
+    assert result["measured"]["scorer"] == "fake:"
+    assert 90 <= result["tokens"] < 90 + 4 * TOKENS
+
+
+def test_the_fidelity_of_e2e_is_the_downstream_gain(place: Path, tmp_path: Path) -> None:
+    plan = TrainingPlan(
+        config=TrainingConfig(method="e2e"), methods=("e2e",), sources=(str(place / "log.jsonl"),),
+        split=SplitConfig(people=2, unseen=1, role="user"), scorer="fake:", embedder="fake:64",
+    )  # fmt: skip
+    fidelity = TrainingRunner(plan, tmp_path).fidelity("e2e")
+    assert isinstance(fidelity, DownstreamReward)
+    assert fidelity.name.startswith("downstream gain under")
 
 
 def test_a_base_with_a_chat_template_gets_instructions(train: Train, tmp_path: Path) -> None:

@@ -206,12 +206,12 @@ def candidates_of(*rows: tuple[str, Reward]) -> ScoredCandidates:
 
 
 def good(fidelity: float, score: float) -> Reward:
-    return Reward(fidelity, 1.0, 1.0, 1.0, score)
+    return Reward(fidelity=fidelity, leak=1.0, length=1.0, format=1.0, score=score)
 
 
 LEAK = Reward(rejected="quotes_action")
 REWARDS = st.one_of(
-    st.builds(Reward, *[st.floats(0, 1)] * 4, score=st.floats(-5, 5)),
+    st.builds(Reward, **dict.fromkeys(("fidelity", "leak", "length", "format"), st.floats(0, 1)), score=st.floats(-5, 5)),
     st.sampled_from(["new_words", "empty"]).map(lambda name: Reward(rejected=name)),
 )
 CANDIDATES = st.dictionaries(st.sampled_from(["", "I felt", "I was.", "I'd go, yes", "I am", "I 7"]), REWARDS, min_size=1)

@@ -236,7 +236,7 @@ def test_an_adapter_has_no_dropout_and_alpha_is_twice_the_rank_by_default() -> N
     ("missing", "features", "message"),
     [("trl", {}, r"usertwin\[train\]"), ("peft", {}, r"usertwin\[train\]"), ("datasets", {}, r"usertwin\[train\]"),
      ("vllm", {"vllm": True}, "--vllm: vllm is not installed; .* pip install vllm"),
-     ("tensorboard", {"tensorboard": True}, "--tensorboard: tensorboard is not installed; .* pip install tensorboard")],
+     ("tensorboard", {"tensorboard": True}, "--report-to tensorboard: .* not installed; .* pip install tensorboard")],
 )  # fmt: skip
 def test_a_missing_package_is_named_with_its_install_command(
     missing: str, features: dict[str, bool], message: str, monkeypatch: pytest.MonkeyPatch

@@ -130,7 +130,8 @@ def test_no_weights_make_a_rejected_trace_worth_more_than_an_accepted_one() -> N
 
 
 def test_the_total_is_the_weighted_sum() -> None:
-    assert Reward(0.5, 0.25, 1.0, 0.0).total(weights_of(2.0, 4.0, 8.0, 16.0)) == 1.0 + 1.0 + 8.0
+    reward = Reward(fidelity=0.5, leak=0.25, length=1.0, format=0.0)
+    assert reward.total(weights_of(2.0, 4.0, 8.0, 16.0)) == 1.0 + 1.0 + 8.0
 
 
 # Fidelity ------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def test_the_defaults_of_every_method_are_valid(method: Any) -> None:
         ({"method": "magic"}, '--method: "magic" is unknown; choose from sft, dpo, grpo, e2e'),
         ({"method": "soup"}, '--method: "soup" is unknown'),
         ({"proposal_mode": "search"}, 'not "search"'),
-        ({"report_to": "mail"}, 'report_to is "mail"; choose from none, tensorboard'),
+        ({"report_to": "mail"}, '--report-to: "mail" is unknown; choose from none, tensorboard'),
         ({"group_size": 1}, "--group-size is 1; it must be at least 2"),
         ({"method": "grpo", "group_size": 3, "batch_size": 8}, "take a multiple of 3, such as 9"),
         ({"batch_size": 6, "micro_batch_size": 4}, "--batch-size 6 is not a multiple of --micro-batch-size 4"),
