@@ -150,20 +150,16 @@ async def _in_thread(work: Callable[[], Any]) -> Any:
 
 
 def _runnable(runnable: Any) -> AgentCall:
-    wants_state = "messages" in _input_fields(runnable)
+    try:
+        fields: Mapping[str, Any] = runnable.get_input_jsonschema().get("properties", {})
+    except Exception:  # not every runnable can describe its input
+        fields = {}
 
     async def call(messages: list[Message], thread_id: str) -> list[Message]:
-        runnable_input: Any = {"messages": messages} if wants_state else messages
+        runnable_input: Any = {"messages": messages} if "messages" in fields else messages
         return as_replies(await runnable.ainvoke(runnable_input, {"configurable": {"thread_id": thread_id}}))
 
     return call
-
-
-def _input_fields(runnable: Any) -> Mapping[str, Any]:
-    try:
-        return cast("Mapping[str, Any]", runnable.get_input_jsonschema().get("properties", {}))
-    except Exception:  # not every runnable can describe its input
-        return {}
 
 
 def _graph(graph: Any) -> AgentCall:

@@ -54,9 +54,7 @@ class RunFolder:
                 "proposer": recipe.model, "scorer": recipe.scorer, "embedder": recipe.embedder,
             },
             "prompts": prompt_versions(user.model.style, user.reasoner.style),
-            "k": user.k,
-            "seed": seed,
-            "arguments": arguments,
+            "k": user.k, "seed": seed, "arguments": arguments,
             "versions": {**user.record.versions, "usertwin": version("usertwin")},
         }  # fmt: skip
         text = _LOGIN.sub("//", json.dumps(manifest, indent=1, ensure_ascii=False, default=_qualified_name))
@@ -73,21 +71,11 @@ class RunFolder:
 
 
 def simulate_many(
-    user: SimulatedUser,
-    agent: Any,
-    *,
-    count: int = 1,
-    max_turns: int = DEFAULT_MAX_TURNS,
-    seed: int = 0,
-    goal: str = "",
-    agent_first: bool = False,
-    agent_timeout: float = DEFAULT_AGENT_TIMEOUT,
-    start: Sequence[Message] = (),
-    goal_reached: Callable[[list[Message]], bool] | None = None,
-    on_exchange: Callable[[int, Exchange], None] | None = None,
-    out: str | Path | None = None,
-    spec: str = "",
-) -> list[Simulation]:
+    user: SimulatedUser, agent: Any, *, count: int = 1, max_turns: int = DEFAULT_MAX_TURNS, seed: int = 0, goal: str = "",
+    agent_first: bool = False, agent_timeout: float = DEFAULT_AGENT_TIMEOUT, start: Sequence[Message] = (),
+    goal_reached: Callable[[list[Message]], bool] | None = None, on_exchange: Callable[[int, Exchange], None] | None = None,
+    out: str | Path | None = None, spec: str = "",
+) -> list[Simulation]:  # fmt: skip
     """Run `count` conversations between a twin and an agent; conversation i (from 0) has the seed `seed + i`.
 
     `on_exchange` is called with the number of the conversation (from 1) and each complete exchange. The run is written to the

@@ -56,34 +56,19 @@ def learn(
 ) -> TwinRecord:
     """Learn a twin from a chat log and return its record. It also works where an event loop is running.
 
-    The defaults are those of `usertwin learn`, which in addition tunes the twin's settings (`usertwin tune`).
+    The defaults are those of `usertwin learn`, which in addition tunes the twin's settings (`usertwin tune`). Models are given
+    by name; `traces` is the method of the `Recipe`, which documents this and all other settings of learning.
 
-    Args:
-        name: the twin's name.
-        log: the conversations: a file, another source such as "chitchat", or a loaded log.
-        speaker: the person to learn, as the log names them.
-        model: the model that proposes traces.
-        scorer: the model that scores them.
-        embedder: the embedding model; the default one if None.
-        traces: how a trace is selected from the candidates, or "none".
-        max_traces: the number of triples to add traces to, latest first; None for all.
-        candidates: traces proposed for each pair.
-        max_triples: the number of triples to remember, latest first; None for all.
-        window: context turns of a pair.
-        proposal_mode: how traces are proposed.
-        fidelity: what scores traces.
-        synthesizer: a model, or an adapter's folder, that proposes traces and then reasons for the twin.
-        actor: the model that reconstructs actions, for some fidelities; by default the model.
-        judge: the model that judges, for some fidelities; by default the model.
-        max_calls: texts per pair that a search may sample.
-        persona: the person's description; by default drawn from the log.
-        style: how to prompt the model and the actor, if not in their default style.
-        seed: seed for the sampler.
-        home: the folder of all twins; by default USERTWIN_HOME, else the user's data folder.
-        overwrite: replace a twin of this name.
-        concurrency: concurrent requests to the model; by default 1 for a local model and 8 for others.
-        progress: callback for the progress of learning.
-        fetch_progress: callback for download progress.
+    - `log`: the conversations: a file, another source such as "chitchat", or a loaded log.
+    - `embedder`: the embedding model; the default one if None.
+    - `synthesizer`: a model, or an adapter's folder, that proposes traces and then reasons for the twin.
+    - `actor`, `judge`: by default the model.
+    - `persona`: the person's description; by default drawn from the log.
+    - `style`: how to prompt the model and the actor, if not in their default style.
+    - `home`: the folder of all twins; by default USERTWIN_HOME, else the user's data folder.
+    - `overwrite`: replace a twin of this name.
+    - `concurrency`: concurrent requests to the model; by default 1 for a local model and 8 for others.
+    - `progress`, `fetch_progress`: callbacks for the progress of learning and of downloads.
 
     Raises:
         LogError: the log cannot be read, or the speaker is missing or has too few turns.
@@ -134,20 +119,10 @@ def make_recipe(
 
 
 async def alearn_with_recipe(
-    name: str,
-    log: ChatLog,
-    recipe: Recipe,
-    *,
-    embedder: Embedder | None = None,
-    style: PromptStyle | None = None,
-    price: Price | None = None,
-    persona: Persona | None = None,
-    home: str | Path | None = None,
-    overwrite: bool = False,
-    concurrency: int | None = None,
-    progress: Progress = no_progress,
-    fetch_progress: FetchProgress | None = None,
-) -> TwinRecord:
+    name: str, log: ChatLog, recipe: Recipe, *, embedder: Embedder | None = None, style: PromptStyle | None = None,
+    price: Price | None = None, persona: Persona | None = None, home: str | Path | None = None, overwrite: bool = False,
+    concurrency: int | None = None, progress: Progress = no_progress, fetch_progress: FetchProgress | None = None,
+) -> TwinRecord:  # fmt: skip
     """Load the models that a recipe names, learn the twin, and return its record.
 
     Arguments and errors are those of `learn`. `embedder` is the recipe's embedding model, if it is loaded already; `price` is

@@ -35,12 +35,7 @@ Messages = list[tuple[str, str]]
 
 
 def prompt_versions(style: PromptStyle, reasoner: PromptStyle | None = None) -> dict[str, str]:
-    """Return the versions of the prompts, for a run's manifest.
-
-    Args:
-        style: the prompt style of the model that acts.
-        reasoner: that of the model that reasons, if it is another.
-    """
+    """Return the versions of the prompts for the style of the model that acts, and that of the reasoner if it is another."""
     act = {"transcript": "1"} if style == "transcript" else {"act": _ACT.version}
     return act | ({"reason": _REASON.version} if (reasoner or style) == "instruction" else {"transcript": "1"})
 

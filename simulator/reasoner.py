@@ -17,11 +17,8 @@ from .backends.model_name import ModelName
 def resolve_synthesizer(text: str) -> str:
     """Return the name of a synthesizer's model with absolute paths, so that the twin can be opened from any folder.
 
-    Args:
-        text: an adapter's folder, or the name of a chat model.
-
     Raises:
-        UsageError: the text is neither, or the adapter does not record its base model.
+        UsageError: the text names neither an adapter's folder nor a chat model, or the adapter does not record its base model.
         ModelError: the folder holds no adapter.
     """
     name = model_with_adapter(text) if Path(text).expanduser().is_dir() else text
@@ -42,12 +39,8 @@ def load_reasoner(
 ) -> ChatModel:
     """Return the model that reasons for a twin: its synthesizer, loaded if the settings use reasoning, else `model`.
 
-    Args:
-        record: the twin's record.
-        model: the model that acts. It also reasons if there is no synthesizer, or if both have the same name.
-        settings: how the twin uses its memory; by default the settings in the record.
-        price: the price of a hosted synthesizer.
-        progress: callback for download progress.
+    `model` acts, and also reasons if there is no synthesizer or both have the same name. The settings are by default those in
+    the record; the price is that of a hosted synthesizer.
 
     Raises:
         ModelError: the synthesizer cannot be loaded; the message names the reason and the way out.

@@ -178,18 +178,10 @@ async def _agent_turn(simulation: Simulation, call: AgentCall, timeout: float) -
 
 
 def simulate(
-    user: SimulatedUser,
-    agent: Any,
-    *,
-    max_turns: int = DEFAULT_MAX_TURNS,
-    seed: int = 0,
-    goal: str = "",
-    agent_first: bool = False,
-    agent_timeout: float = DEFAULT_AGENT_TIMEOUT,
-    start: Sequence[Message] = (),
-    goal_reached: Callable[[list[Message]], bool] | None = None,
-    on_exchange: Callable[[Exchange], None] | None = None,
-) -> Simulation:
+    user: SimulatedUser, agent: Any, *, max_turns: int = DEFAULT_MAX_TURNS, seed: int = 0, goal: str = "",
+    agent_first: bool = False, agent_timeout: float = DEFAULT_AGENT_TIMEOUT, start: Sequence[Message] = (),
+    goal_reached: Callable[[list[Message]], bool] | None = None, on_exchange: Callable[[Exchange], None] | None = None,
+) -> Simulation:  # fmt: skip
     """Run one conversation between a twin and an agent; the synchronous form of `asimulate`, with the same arguments."""
     simulation = asimulate(
         user, agent, max_turns=max_turns, seed=seed, goal=goal, agent_first=agent_first, agent_timeout=agent_timeout,

@@ -102,8 +102,8 @@ def from_rows(rows: Sequence[RecalledRow], speaker: str) -> list[Recalled]:
     recalled = list[Recalled]()
     for row in rows:
         pair = Pair(
-            speaker=speaker, context=tuple(Turn(**turn) for turn in row["context"]), action=row["action"], goal="",
-            conversation_id=row["conversation_id"], position=row["position"], when=row["when"],
+            speaker=speaker, context=tuple(Turn(t["speaker"], t["role"], t["text"]) for t in row["context"]), goal="",
+            action=row["action"], conversation_id=row["conversation_id"], position=row["position"], when=row["when"],
         )  # fmt: skip
         recalled.append(Recalled(Triple(pair, row["reasoning"], row["score"]), row["similarity"]))
     return recalled

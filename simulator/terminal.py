@@ -25,12 +25,7 @@ _HELP = "/why shows the memories and the reasoning of the last turn, /quit ends 
 
 
 def memories_table(recalled: Sequence[Recalled], max_rows: int | None = None) -> RenderableType:
-    """Return a table of recalled triples with the similarities of their contexts and the scores of their traces.
-
-    Args:
-        recalled: the triples, most similar first.
-        max_rows: how many to show; None for all.
-    """
+    """Return a table of the first `max_rows` recalled triples, with similarities of contexts and scores of traces."""
     if not recalled:
         return Text("no memories were recalled", style="dim")
     table = Table(box=None, padding=(0, 1), header_style="dim", expand=True)
@@ -42,36 +37,22 @@ def memories_table(recalled: Sequence[Recalled], max_rows: int | None = None) ->
         triple = memory.triple
         context = triple.pair.context[-1].text if triple.pair.context else "(none)"
         score = "" if triple.score is None else f" [{triple.score:+.2f}]"
-        table.add_row(
-            f"{memory.similarity:.2f}",
-            Text(_shorten(context)),
-            Text(_shorten(triple.reasoning or "–") + score),
-            Text(_shorten(triple.pair.action)),
-        )
+        texts = (_shorten(context), _shorten(triple.reasoning or "–") + score, _shorten(triple.pair.action))
+        table.add_row(f"{memory.similarity:.2f}", *map(Text, texts))
     hidden = len(recalled) - table.row_count
     return Group(table, Text(f"and {hidden} less similar ones", style="dim")) if hidden else table
 
 
 def why(answer: Answer, name: str, max_memories: int | None = None) -> RenderableType:
-    """Return a panel with the memories and the reasoning behind an answer.
-
-    Args:
-        answer: the answer.
-        name: the person's name.
-        max_memories: how many memories to show; None for all.
-    """
+    """Return a panel with the memories (all, or the first `max_memories`) and the reasoning behind a person's answer."""
     thought = Text(answer.reasoning or "(none)", style="italic")
     by = "" if answer.reasoner is None else f"  (reasoned by {answer.reasoner})"
     if not answer.action:
         thought = Text(f"{name} left in {answer.abandonment_rate:.0%} of the most similar memories", style="italic")
-    return Panel(
-        Group(
-            memories_table(answer.recalled, max_memories), Text(), Text.assemble(("reasoning  ", "dim"), thought, (by, "dim"))
-        ),
-        title=f"why {escape(name)} {'says this' if answer.action else 'leaves'}",
-        title_align="left",
-        border_style="dim",
-    )
+    reasoning = Text.assemble(("reasoning  ", "dim"), thought, (by, "dim"))
+    title = f"why {escape(name)} {'says this' if answer.action else 'leaves'}"
+    content = Group(memories_table(answer.recalled, max_memories), Text(), reasoning)
+    return Panel(content, title=title, title_align="left", border_style="dim")
 
 
 def speech(name: str, text: str, *, style: str) -> Text:
@@ -94,13 +75,7 @@ def show_exchange(console: Console, name: str, exchange: Exchange) -> None:
 def chat(user: SimulatedUser, console: Console, *, goal: str = "", seed: int = 0) -> list[Message]:
     """Chat with a twin in the terminal, where the person at the keyboard is the agent. Return the messages.
 
-    The chat ends with /quit, the end of the input, Ctrl-C, or when the twin leaves.
-
-    Args:
-        user: the twin.
-        console: the terminal.
-        goal: what the twin wants.
-        seed: seed for the twin's sampler.
+    The chat ends with /quit, the end of the input, Ctrl-C, or when the twin leaves. The twin wants the goal.
     """
     name = user.persona.name
     console.print(f"[dim]You are the agent; [bold]{escape(name)}[/bold] answers. {_HELP}.[/dim]")

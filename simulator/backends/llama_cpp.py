@@ -28,12 +28,10 @@ def cores() -> int:
 
 
 def engine_url(path: Path, style: PromptStyle, adapter: Path | None = None) -> str:
-    """Return the base URL of the server for a model file. It is started at the first call and ends with this process.
+    """Return the base URL of the server for a GGUF file. It is started at the first call and ends with this process.
 
-    Args:
-        path: the model, a GGUF file.
-        style: "transcript" continues text; "instruction" applies the model's own chat template.
-        adapter: a LoRA adapter in llama.cpp's format, or None.
+    The style "transcript" continues text; "instruction" applies the model's own chat template. A LoRA adapter is a file in
+    llama.cpp's format.
 
     Raises:
         ModelError: there is no such file, or llama.cpp cannot read it.
@@ -45,9 +43,10 @@ def engine_url(path: Path, style: PromptStyle, adapter: Path | None = None) -> s
         if file.read(4) != b"GGUF":
             raise ModelError(f"{path}: is not a GGUF file; name a GGUF file, or an OpenAI-compatible endpoint")
     with _lock:
-        if (path, style, adapter) not in _servers:
-            _servers[path, style, adapter] = start_engine(path, style, adapter)
-        return f"{_servers[path, style, adapter].listening_address}/v1"
+        key = (path, style, adapter)
+        if key not in _servers:
+            _servers[key] = start_engine(*key)
+        return f"{_servers[key].listening_address}/v1"
 
 
 def start_engine(path: Path, style: PromptStyle, adapter: Path | None = None) -> Any:
@@ -55,8 +54,7 @@ def start_engine(path: Path, style: PromptStyle, adapter: Path | None = None) ->
     xllamacpp = cast("Any", import_module("xllamacpp"))  # it has no type annotations
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
-    params.n_parallel = SLOTS
-    params.n_ctx = SLOTS * SLOT_TOKENS
+    params.n_parallel, params.n_ctx = SLOTS, SLOTS * SLOT_TOKENS
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = cores()  # the default ignores CPU affinity
     params.cache_ram_mib = 256
     params.use_jinja = True

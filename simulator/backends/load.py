@@ -38,10 +38,10 @@ def load_model(
     price: Price | None = None,
     progress: FetchProgress | None = None,
 ) -> ChatModel:
-    """Return the chat model with this name.
+    """Return the chat model with this name; `model_name.py` lists the forms.
 
     Args:
-        name: the model; `model_name.py` lists the forms.
+        name: the model.
         style: how to prompt it; by default local models continue transcripts and hosted ones follow instructions.
         price: the price of a hosted model, for cost reports; local models are free.
         progress: callback for download progress.
@@ -57,46 +57,23 @@ def load_model(
         return ChatModel(name=name, chat=scripted_model(parsed.path), style=style or parsed.default_style, price=FREE)
     refuse_unscripted(name)
     if parsed.kind == "openai":
-        return _hosted_chat(name, parsed, style, price)
+        if not parsed.url and not os.environ.get("OPENAI_API_KEY"):
+            way_out = f"set OPENAI_API_KEY, or name an endpoint: openai:{parsed.target}@http://…"
+            raise ModelError(f'the model "{name}" needs a key: {way_out}')
+        return ChatModel(
+            name=name, chat=_openai_chat(parsed.target, parsed.url or None), style=style or parsed.default_style,
+            supports_sampling_params=parsed.supports_sampling_params, structured=True, price=price,
+        )  # fmt: skip
     adapter = None if parsed.adapter is None else read_adapter(parsed.adapter)
     if parsed.kind == "transformers":
         return _transformers_chat(name, parsed.path, adapter, style)
-    return _llama_cpp_chat(name, parsed, adapter, style, progress)
-
-
-def _hosted_chat(name: str, parsed: ModelName, style: PromptStyle | None, price: Price | None) -> ChatModel:
-    """Return a model behind an OpenAI-compatible endpoint."""
-    if not parsed.url and not os.environ.get("OPENAI_API_KEY"):
-        raise ModelError(
-            f'the model "{name}" needs a key: set OPENAI_API_KEY, or name an endpoint: openai:{parsed.target}@http://…'
-        )
-    return ChatModel(
-        name=name,
-        chat=_openai_chat(parsed.target, parsed.url or None),
-        style=style or parsed.default_style,
-        supports_sampling_params=parsed.supports_sampling_params,
-        structured=True,
-        price=price,
-    )
-
-
-def _llama_cpp_chat(
-    name: str, parsed: ModelName, adapter: Adapter | None, style: PromptStyle | None, progress: FetchProgress | None
-) -> ChatModel:
-    """Return a GGUF file in llama.cpp, with or without an adapter."""
     style = style or (adapter and adapter.style) or parsed.default_style
     file = gguf_file(parsed, progress)
     lora = None if adapter is None else cached_gguf_adapter(adapter, file, parsed.base)
     return ChatModel(
-        name=name,
-        chat=_openai_chat("local", engine_url(file, style, lora)),
-        style=style,
-        bypass_cache={"extra_body": {"cache_prompt": False}},
-        structured=style == "instruction",
-        identity=_identity(file, adapter),
-        price=FREE,
-        max_n=SLOTS,
-    )
+        name=name, chat=_openai_chat("local", engine_url(file, style, lora)), style=style, structured=style == "instruction",
+        bypass_cache={"extra_body": {"cache_prompt": False}}, identity=_identity(file, adapter), price=FREE, max_n=SLOTS,
+    )  # fmt: skip
 
 
 def _transformers_chat(name: str, folder: Path, adapter: Adapter | None, style: PromptStyle | None) -> ChatModel:
@@ -116,11 +93,7 @@ def _transformers_chat(name: str, folder: Path, adapter: Adapter | None, style: 
 
 
 def _transformers_prompt_style(folder: Path, adapter: Adapter | None, style: PromptStyle | None) -> PromptStyle:
-    """Return the prompt style of a transformers folder.
-
-    Raises:
-        UsageError: the style needs a chat template, and the model has none.
-    """
+    """Return the prompt style of a transformers folder. UsageError if it needs a chat template that the model lacks."""
     has_template = has_chat_template(folder)
     style = style or (adapter and adapter.style) or ("instruction" if has_template else "transcript")
     if style == "instruction" and not has_template and folder.is_dir():
@@ -129,11 +102,9 @@ def _transformers_prompt_style(folder: Path, adapter: Adapter | None, style: Pro
 
 
 def prompt_style_of(name: str, style: PromptStyle | None = None) -> tuple[PromptStyle, bool]:
-    """Return the prompt style of a model, and whether it encodes a prompt once for several samples. Nothing is loaded.
+    """Return the prompt style of a model, by default its own, and whether it encodes a prompt once for several samples.
 
-    Args:
-        name: the model.
-        style: the style to use instead of the model's own.
+    Nothing is loaded.
 
     Raises:
         UsageError: the name is not that of a chat model, or the style needs a chat template that the model lacks.
@@ -163,10 +134,8 @@ def load_scorer(
 ) -> Scorer:
     """Return the scorer with this name, with a cache on disk; its weights are loaded when the first new text is scored.
 
-    Args:
-        name: a local model with or without an adapter, or "fake:"; `model_name.py` lists the forms.
-        precision: the data type of weights and activations; "bfloat16" scores have their own name and cache entries.
-        progress: callback for download progress.
+    The name is that of a local model with or without an adapter, or "fake:"; `model_name.py` lists the forms. The precision is
+    the data type of weights and activations; "bfloat16" scores have their own name and cache entries.
 
     Raises:
         UsageError: the name is not that of a model with log-probabilities, or the precision is unknown.
@@ -200,11 +169,7 @@ def _identity(path: Path, adapter: Adapter | None = None) -> str:
 
 
 def load_embedder(name: str | None = None) -> Embedder:
-    """Return an embedding model with an in-memory cache.
-
-    Args:
-        name: a sentence-transformers model or folder, "fake:" or "fake:N"; the default model if None.
-    """
+    """Return an embedding model with an in-memory cache: a sentence-transformers model or folder, "fake:" or "fake:N"."""
     if name is not None and (dimension := fake_dimension(name)) is not None:
         return CachedEmbedder(FakeEmbedder(dimension))
     embedder = SentenceTransformerEmbedder() if name is None else SentenceTransformerEmbedder(name)

@@ -28,7 +28,6 @@ class Adapter:
     """A LoRA adapter in peft's format.
 
     Attributes:
-        folder: its folder.
         base: the name of the model it was trained on, as on the command line; None if usertwin did not train it.
         style: the prompt style it was trained with; None if unknown.
         proposal_mode: how it proposes traces ("backward", "forward"); None if unknown.
@@ -37,7 +36,6 @@ class Adapter:
         trained_on: the folder or hub name of the base in peft's config; "" if missing.
         layers: the (outputs, inputs) of each adapted module, by transformers' module name.
         others: its other tensors: embeddings, whole layers, magnitudes.
-        config: peft's config.
     """
 
     folder: Path
@@ -54,10 +52,8 @@ class Adapter:
     @property
     def identity(self) -> str:
         """A hash of its config and weights, in hex."""
-        digest = hashlib.sha256()
-        for name in (CONFIG, WEIGHTS):
-            digest.update(hashlib.sha256((self.folder / name).read_bytes()).digest())
-        return digest.hexdigest()
+        hashes = (hashlib.sha256((self.folder / name).read_bytes()).digest() for name in (CONFIG, WEIGHTS))
+        return hashlib.sha256(b"".join(hashes)).hexdigest()
 
     @property
     def origin(self) -> str:
@@ -74,15 +70,14 @@ def read_adapter(folder: str | Path) -> Adapter:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ModelError(f"{folder}: there is no such adapter; name a folder with {CONFIG} and {WEIGHTS}")
-    if not (folder / CONFIG).is_file():
-        raise ModelError(f"{folder}: is not an adapter, {CONFIG} is missing; name a folder from `usertwin train` or peft")
-    if not (folder / WEIGHTS).is_file():
-        if (folder / "adapter_model.bin").exists():
-            raise ModelError(
-                f"{folder}: its weights are a pickle (adapter_model.bin), which can run code and is never read; "
-                f"save the adapter again with peft's save_pretrained, which writes {WEIGHTS}"
-            )
-        raise ModelError(f"{folder}: is not an adapter, {WEIGHTS} is missing; name a folder from `usertwin train` or peft")
+    missing = next((name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()), None)
+    if missing == WEIGHTS and (folder / "adapter_model.bin").exists():
+        raise ModelError(
+            f"{folder}: its weights are a pickle (adapter_model.bin), which can run code and is never read; "
+            f"save the adapter again with peft's save_pretrained, which writes {WEIGHTS}"
+        )
+    if missing is not None:
+        raise ModelError(f"{folder}: is not an adapter, {missing} is missing; name a folder from `usertwin train` or peft")
     config = _read_object(folder / CONFIG)
     facts = _read_object(folder / FACTS) if (folder / FACTS).is_file() else {}
     kind, rank, style = config.get("peft_type"), config.get("r"), facts.get("style")
@@ -94,17 +89,10 @@ def read_adapter(folder: str | Path) -> Adapter:
         raise ModelError(f'{folder / FACTS}: style is "{style}"; it must be {" or ".join(get_args(PromptStyle))}')
     layers, others = _layers(folder / WEIGHTS)
     return Adapter(
-        folder=folder,
-        base=_text(facts.get("base")),
-        style=style,
+        folder=folder, base=_text(facts.get("base")), style=style, method=_text(facts.get("method")), rank=rank,
         proposal_mode=_text(facts.get("proposal_mode", facts.get("how"))),  # "how" until version 0.1
-        method=_text(facts.get("method")),
-        rank=rank,
-        trained_on=str(config.get("base_model_name_or_path") or ""),
-        layers=layers,
-        others=others,
-        config=config,
-    )
+        trained_on=str(config.get("base_model_name_or_path") or ""), layers=layers, others=others, config=config,
+    )  # fmt: skip
 
 
 def _text(value: object) -> str | None:
@@ -162,15 +150,8 @@ def model_with_adapter(folder: str | Path) -> str:
 
 
 def check_fits(adapter: Adapter, base: Layers, name: str) -> None:
-    """Raise ModelError if an adapter does not fit a base.
-
-    Args:
-        adapter: the adapter.
-        base: the layers of the base.
-        name: the base's name, for the message.
-    """
-    mismatch = _mismatch(adapter, base)
-    if mismatch is not None:
+    """Raise ModelError, with the base's name, if an adapter does not fit the layers of a base."""
+    if mismatch := _mismatch(adapter, base):
         way_out = f'use "{adapter.base}+{adapter.folder}"' if adapter.base else "name the model it was trained on"
         raise ModelError(
             f'{adapter.folder}: this adapter was trained on {adapter.origin} and does not fit "{name}" ({mismatch}); {way_out}'
@@ -186,16 +167,11 @@ def _mismatch(adapter: Adapter, base: Layers) -> str | None:
         if actual != expected:
             return f"{module} has {actual[0]} x {actual[1]} weights instead of {expected[0]} x {expected[1]}"
     blocks = {int(part) for module in adapter.layers for part in module.split(".") if part.isdecimal()}
-    if _adapts_all_blocks(adapter) and len(blocks) != base.blocks:
+    targets: object = adapter.config.get("target_modules")  # plain names of modules: the adapter changes every block
+    plain = isinstance(targets, list) and not any("." in str(target) for target in cast("list[object]", targets))
+    if plain and not adapter.config.get("layers_to_transform") and len(blocks) != base.blocks:
         return f"it has {base.blocks} blocks, not {len(blocks)}"
     return None
-
-
-def _adapts_all_blocks(adapter: Adapter) -> bool:
-    """Return whether an adapter changes every block of its base, as far as its config shows."""
-    targets: object = adapter.config.get("target_modules")
-    plain = isinstance(targets, list) and not any("." in str(target) for target in cast("list[object]", targets))
-    return plain and not adapter.config.get("layers_to_transform")
 
 
 def with_adapter(model: Any, adapter: Adapter) -> Any:
@@ -208,9 +184,8 @@ def with_adapter(model: Any, adapter: Adapter) -> Any:
     try:
         from peft import PeftModel
     except ImportError:
-        raise UsageError(
-            f"{adapter.folder}: an adapter in transformers needs the package peft: pip install 'usertwin[train]'"
-        ) from None
+        need = "an adapter in transformers needs the package peft: pip install 'usertwin[train]'"
+        raise UsageError(f"{adapter.folder}: {need}") from None
     try:
         adapted: Any = PeftModel.from_pretrained(model, str(adapter.folder), local_files_only=True)
         return adapted.merge_and_unload()

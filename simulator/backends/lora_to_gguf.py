@@ -6,7 +6,6 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,15 +21,10 @@ _VERSION = 1  # of the conversion; part of the cache file's name
 
 
 def adapter_as_gguf(adapter: Adapter, target: str | Path, base: str | Path | None = None) -> Path:
-    """Write an adapter in llama.cpp's format, to be served with `llama-server --lora`, Ollama and others.
+    """Write an adapter in llama.cpp's format, completely or not at all, and return the target.
 
-    Args:
-        adapter: the adapter; see `read_adapter`.
-        target: the file to write; it is written completely or not at all.
-        base: the model the adapter belongs to, a GGUF file or a transformers folder; by default the folder in peft's config.
-
-    Returns:
-        The target.
+    The base is a GGUF file or a transformers folder; by default the folder in peft's config. The result can be served with
+    `llama-server --lora`, Ollama and others.
 
     Raises:
         ModelError: the base is missing or does not fit, llama.cpp does not support a part of the adapter, or the file cannot be
@@ -43,29 +37,17 @@ def adapter_as_gguf(adapter: Adapter, target: str | Path, base: str | Path | Non
     target = Path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".partial-", suffix=".gguf")
-        os.close(handle)
-        try:
-            _write(adapter, layers, Path(partial))
-            os.replace(partial, target)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(partial)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as folder:
+            _write(adapter, layers, Path(folder) / target.name)
+            os.replace(Path(folder) / target.name, target)
     except OSError as error:
-        raise ModelError(
-            f"{target}: the adapter cannot be written ({error.strerror or error}); free space, or name another file"
-        ) from None
+        reason = f"the adapter cannot be written ({error.strerror or error})"
+        raise ModelError(f"{target}: {reason}; free space, or name another file") from None
     return target
 
 
 def cached_gguf_adapter(adapter: Adapter, base: Path, name: str) -> Path:
-    """Return the adapter as a GGUF file in the cache, converted once for each base.
-
-    Args:
-        adapter: the adapter.
-        base: the base, a GGUF file.
-        name: the base's name, for messages.
-    """
+    """Return the adapter as a GGUF file in the cache, converted once for each base, a GGUF file with a name for messages."""
     layers = layers_of(base)
     check_fits(adapter, layers, name)
     facts = f"{layers.architecture}-{layers.blocks}-{layers.heads}-{layers.key_heads}"

@@ -105,13 +105,9 @@ def _layers_of_folder(base: Path) -> Layers:
             shapes[name] = (columns, rows) if type(module).__name__ == "Conv1D" else (rows, columns)  # GPT-2 transposes
     heads = int(getattr(config, "num_attention_heads", 0))
     return Layers(
-        architecture=ARCHITECTURES.get(str(config.model_type), ""),
-        blocks=int(getattr(config, "num_hidden_layers", 0)),
-        heads=heads,
-        key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        shapes=shapes,
-        modules=True,
-    )
+        architecture=ARCHITECTURES.get(str(config.model_type), ""), blocks=int(getattr(config, "num_hidden_layers", 0)),
+        heads=heads, key_heads=int(getattr(config, "num_key_value_heads", None) or heads), shapes=shapes, modules=True,
+    )  # fmt: skip
 
 
 class _HeaderReader:
@@ -123,8 +119,7 @@ class _HeaderReader:
     def read(self) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
         """Return the metadata (None for arrays), and the (outputs, inputs) of each matrix by tensor name.
 
-        Raises:
-            ValueError, struct.error, KeyError, IndexError, OverflowError: the data is not a valid header.
+        Invalid data raises ValueError, struct.error, KeyError, IndexError or OverflowError.
         """
         if self._data[:4] != b"GGUF":
             raise ValueError("no GGUF file")

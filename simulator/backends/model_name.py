@@ -14,6 +14,7 @@ fake:                 a scorer without weights; fake:N is an embedder with N dim
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -61,37 +62,30 @@ class ModelName:
 
     @classmethod
     def parse(cls, text: str, role: Role = "chat model", *, folder: Path | None = None) -> Self:
-        """Return the parsed form of a model name. No file is opened; folders named after a plus are looked up.
+        """Return the parsed form of the name of a model that fills a role; UsageError if the text is no such name.
 
-        A path may contain a plus. The adapter is what follows the last plus with an existing folder after it. If there is
-        none, it is what follows the last plus with a complete model name before it, so that loading reports it as missing.
-
-        Args:
-            text: the name.
-            role: what the model is used for.
-            folder: the folder that relative paths start from; the current folder if None.
-
-        Raises:
-            UsageError: the text is not the name of a model that fills the role.
+        No file is opened; folders named after a plus are looked up, from `folder` (the current one if None) if relative. A path
+        may contain a plus: the adapter is what follows the last plus with an existing folder after it. If there is none, it is
+        what follows the last plus with a complete model name before it, so that loading reports it as missing.
         """
         kinds, complaint = _ROLES[role]
+        folder = folder or Path()
         kind, _, rest = text.partition(":")
         adapter, url = None, ""
         if text.startswith("local+"):
             kind, rest, adapter = "local", "", text.removeprefix("local+")
         elif kind in LOCAL_KINDS:
-            rest, adapter = _split_adapter(kind, rest, folder or Path())
+            rest, adapter = _split_adapter(kind, rest, folder)
         elif kind == "openai":
             rest, _, url = rest.partition("@")
         complete = text == "fake:" if kind == "fake" else bool(rest) or kind == "local"  # only an embedder has dimensions
         if kind not in kinds or not complete:
             raise UsageError(f'"{text}" {complaint}')
-        if kind == "hf" and not _is_hub_file(rest):
+        if kind == "hf" and not re.fullmatch(r"[^/]+/[^/]+/.*\.gguf", rest, re.DOTALL):
             raise UsageError(f'"{text}" is not a file on the Hugging Face hub; write hf:OWNER/REPO/FILE.gguf')
         if role == "base" and adapter is not None:
             raise UsageError(f'"{text}" has an adapter; name the base model without one')
-        path = None if adapter is None else (folder or Path()) / Path(adapter).expanduser()
-        return cls(kind, rest, url, path)
+        return cls(kind, rest, url, None if adapter is None else folder / Path(adapter).expanduser())
 
     def __str__(self) -> str:
         return self.base if self.adapter is None else f"{self.base}+{self.adapter}"
@@ -139,11 +133,7 @@ class ModelName:
         return self.kind != "openai" or not self.target.startswith(_REASONING_MODELS)
 
     def resolved(self, folder: Path | None = None) -> Self:
-        """Return the name with absolute paths, which mean the same in every folder.
-
-        Args:
-            folder: the folder that relative paths start from; the current folder if None.
-        """
+        """Return the name with absolute paths. Relative ones start from `folder`, the current one if None."""
         has_path = self.kind in {"scripted", "transformers"} or (self.kind == "local" and not self.is_built_in)
         target = str(((folder or Path()) / self.path).resolve()) if has_path else self.target
         return replace(self, target=target, adapter=None if self.adapter is None else self.adapter.resolve())
@@ -156,11 +146,7 @@ def kind_of(text: str) -> Kind | None:
 
 
 def fake_dimension(text: str) -> int | None:
-    """Return the number of dimensions of a "fake:" embedder, None for any other embedder.
-
-    Raises:
-        UsageError: what follows "fake:" is not a positive whole number.
-    """
+    """Return the number of dimensions of a "fake:" embedder, None for any other. UsageError if it is not a positive integer."""
     kind, colon, size = text.partition(":")
     if kind != "fake" or not colon:
         return None
@@ -185,9 +171,3 @@ def _is_complete(kind: str, target: str, folder: Path) -> bool:
 
 def _exists(folder: Path, target: str) -> bool:
     return bool(target) and (folder / Path(target).expanduser()).exists()
-
-
-def _is_hub_file(target: str) -> bool:
-    owner, _, rest = target.partition("/")
-    repository, _, file = rest.partition("/")
-    return bool(owner and repository) and file.endswith(".gguf")

@@ -43,12 +43,9 @@ class ScriptedChatModel(BaseChatModel):
         return "scripted"
 
     def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
+        self, messages: list[BaseMessage], stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any,
+    ) -> ChatResult:  # fmt: skip
         prompt = "\n".join(str(message.text) for message in messages)
         self.prompts.append(prompt)
         reply = next((say for when, say in self.rules if when in prompt), None)

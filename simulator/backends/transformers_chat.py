@@ -56,25 +56,17 @@ class TransformersChat(BaseChatModel):
         return self._loaded
 
     def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        *,
-        n: int | None = None,
-        seed: int = 0,
-        max_tokens: int = 100,
-        temperature: float = 0.8,
-        **kwargs: Any,
-    ) -> ChatResult:
+        self, messages: list[BaseMessage], stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None, *, n: int | None = None, seed: int = 0, max_tokens: int = 100,
+        temperature: float = 0.8, **kwargs: Any,
+    ) -> ChatResult:  # fmt: skip
         with self._lock:
             _, tokenizer = self.loaded
             prompt = self._tokenize(messages)
             rows = self._complete(prompt, max_tokens, temperature, [seed + i for i in range(n or self.n)], stop or [])
         output_tokens = sum(map(len, rows))
-        usage = UsageMetadata(
-            input_tokens=len(prompt), output_tokens=output_tokens, total_tokens=len(prompt) + output_tokens
-        )  # fmt: skip
+        total = len(prompt) + output_tokens
+        usage = UsageMetadata(input_tokens=len(prompt), output_tokens=output_tokens, total_tokens=total)
         return ChatResult(generations=[_generation(_decode(tokenizer, prompt, row), stop or [], usage) for row in rows])
 
     def _tokenize(self, messages: Sequence[BaseMessage]) -> list[int]:

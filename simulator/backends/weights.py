@@ -56,11 +56,7 @@ def gguf_file(name: ModelName, progress: FetchProgress | None = None) -> Path:
 
 
 def weights_folder(text: str, progress: FetchProgress | None = None) -> Path:
-    """Return the folder with the transformers weights of a model; a GGUF file is converted to float32 once.
-
-    Args:
-        text: the model's name.
-        progress: callback for download progress.
+    """Return the folder with the transformers weights of a named model; a GGUF file is converted to float32 once.
 
     Raises:
         UsageError: the name is not that of a model with weights on this machine.
@@ -91,9 +87,8 @@ def known_weights(text: str) -> tuple[Path | None, int]:
 def refuse_unscripted(name: str) -> None:
     """Raise ModelError if USERTWIN_ONLY_SCRIPTED forbids this model."""
     if os.environ.get("USERTWIN_ONLY_SCRIPTED"):
-        raise ModelError(
-            f'"{name}" is not a scripted model, and USERTWIN_ONLY_SCRIPTED forbids all others; unset it, or use scripted:FILE'
-        )
+        way_out = "unset it, or use scripted:FILE"
+        raise ModelError(f'"{name}" is not a scripted model, and USERTWIN_ONLY_SCRIPTED forbids all others; {way_out}')
 
 
 def _float32_folder(gguf: Path) -> Path:
@@ -136,10 +131,7 @@ def dequantized(gguf: Path) -> Path:
 
 
 def load_transformers(folder: Path, precision: Precision, adapter: Adapter | None = None) -> tuple[Any, Any]:
-    """Return a model and its tokenizer.
-
-    An adapter is merged into float32 weights: bfloat16 would round its small changes away.
-    """
+    """Return a model and its tokenizer. An adapter is merged into float32 weights: bfloat16 would round its changes away."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
