@@ -1,4 +1,4 @@
-"""WHAT THEY DID AND WHY: triples, the FAISS memory they are recalled from, Recon, and learning a twin from a log."""
+"""What a person did and why: triples, the memory that recalls them, Recon, and learning a twin from a log."""
 
 from .models.chat import ChatModel
 from .models.embedding import Embedder

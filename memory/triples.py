@@ -23,7 +23,7 @@ class Candidate:
     rejected_by: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(kw_only=True, frozen=True, slots=True)
 class Provenance:
     """The origin of a trace.
 

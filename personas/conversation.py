@@ -7,7 +7,7 @@ written back. `as_conversation` also accepts OpenAI-style and LangChain message 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ class Turn:
     role: str
     text: str
     time: str | None = None
+    _: KW_ONLY
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
 
     @property
@@ -115,7 +116,7 @@ def _from_record(record: Mapping[str, Any], conversation_id: str) -> Conversatio
             raise LogError(f'the "role" of turn {number} must be a string')
         time = _checked_time(item.pop("time", None), f"turn {number}")
         speaker, role, text = map(replace_lone_surrogates, (speaker, role or "participant", text))
-        turns.append(Turn(speaker, role, text, time, item))
+        turns.append(Turn(speaker, role, text, time=time, extra=item))
     return _build(record, turns, conversation_id, "turns")
 
 

@@ -27,7 +27,7 @@ ContextKind = Literal["opening", "question", "statement"]
 CONTEXT_KINDS: tuple[ContextKind, ...] = get_args(ContextKind)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(kw_only=True, frozen=True, slots=True)
 class Pair:
     """A context and the person's action in it.
 
@@ -115,7 +115,18 @@ def extract_pairs(
         context = tuple(turn for turn, _ in turns[max(0, index - window) : index])
         when = started if started is None or time is None else to_timestamp(time)
         when, ends = float(fallback_when) if when is None else when, index >= len(turns) - 1
-        pairs.append(Pair(speaker, context, action, goal, conversation.conversation_id, index, when, ends))
+        pairs.append(
+            Pair(
+                speaker=speaker,
+                context=context,
+                action=action,
+                goal=goal,
+                conversation_id=conversation.conversation_id,
+                position=index,
+                when=when,
+                ends_conversation=ends,
+            )
+        )
     return pairs
 
 

@@ -54,7 +54,15 @@ Step = tuple[Any, ...]
 def triple(number: int, trace: str | None = None, conversation: str = "") -> Triple:
     """Return a triple of Ann; five consecutive numbers share a conversation."""
     context = (Turn("desk", "agent", f"{WORDS[number % 8]} {WORDS[number // 8 % 8]} number {number}?"),)
-    pair = Pair("Ann", context, f"answer {number}", "", conversation or f"c{number // 5}", number, float(number))
+    pair = Pair(
+        speaker="Ann",
+        context=context,
+        action=f"answer {number}",
+        goal="",
+        conversation_id=conversation or f"c{number // 5}",
+        position=number,
+        when=float(number),
+    )
     return Triple(pair, trace, None if trace is None else 0.5)
 
 
@@ -169,7 +177,9 @@ def _change(rng: random.Random, known: Sequence[Triple]) -> Step:
         return (kind,)
     some = rng.sample(known, min(len(known), rng.choice((1, 5))))
     if kind == "set_traces":
-        trace_source = Provenance("recon", "scripted:test", None, "1", 0, 1, {})
+        trace_source = Provenance(
+            method="recon", proposer="scripted:test", scorer=None, prompt_version="1", seed=0, candidates=1, rejected={}
+        )
         return kind, [
             replace(t, reasoning=f"was {rng.choice(WORDS)}", score=rng.random(), provenance=trace_source) for t in some
         ]

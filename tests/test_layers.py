@@ -227,13 +227,13 @@ def _positional_dataclasses(tree: ast.Module) -> list[str]:
                 and "init=False" not in ast.unparse(item)
             ]  # fmt: skip
             is_dataclass = any(decorator.split("(")[0] in {"dataclass", "dataclasses.dataclass"} for decorator in decorators)
-            if is_dataclass and len(fields) > 4 and not any("kw_only=True" in decorator for decorator in decorators):
+            positional = next((i for i, item in enumerate(fields) if "KW_ONLY" in ast.unparse(item.annotation)), len(fields))
+            if is_dataclass and positional > 4 and not any("kw_only=True" in decorator for decorator in decorators):
                 names.append(node.name)
     return names
 
 
-def test_dataclasses_of_more_than_four_fields_take_keywords_only() -> None:
-    """But `Pair` and `Turn`-like values that tests and users write by the dozen stay as they are."""
+def test_at_most_four_fields_of_a_dataclass_are_positional() -> None:
     wrong = [f"{path}: {name}" for path, tree in _sources().items() for name in _positional_dataclasses(tree)]
     assert wrong == []
 

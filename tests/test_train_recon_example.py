@@ -23,7 +23,15 @@ from usertwin.personas import Pair, Turn
 pytest.importorskip("peft")
 
 FILE = Path(__file__).resolve().parents[1] / "examples" / "train_recon.py"
-PAIR = Pair("Ann", (Turn("desk", "agent", "Hello, what can I do?"),), "two plum cakes for my sister please", "", "talk", 1, 0.0)
+PAIR = Pair(
+    speaker="Ann",
+    context=(Turn("desk", "agent", "Hello, what can I do?"),),
+    action="two plum cakes for my sister please",
+    goal="",
+    conversation_id="talk",
+    position=1,
+    when=0.0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +186,7 @@ def test_a_gradient_step_raises_good_traces_and_lowers_bad_ones(loop: ModuleType
 @pytest.mark.parametrize(("moved", "advantage", "pulls"), [
     (0.5, 1.0, False), (-0.5, 1.0, True), (0.5, -1.0, True), (-0.5, -1.0, False),
 ])  # fmt: skip
-def test_a_ratio_beyond_the_clip_only_pulls_back(
-    loop: ModuleType, moved: float, advantage: float, pulls: bool
-) -> None:
+def test_a_ratio_beyond_the_clip_only_pulls_back(loop: ModuleType, moved: float, advantage: float, pulls: bool) -> None:
     logprobs_GT = torch.tensor([[-2.0 + moved]], requires_grad=True)
     loop.loss_of(logprobs_GT, torch.tensor([[-2.0]]), torch.tensor([advantage]), torch.tensor([[True]])).backward()
     assert logprobs_GT.grad is not None

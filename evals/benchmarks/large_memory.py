@@ -132,7 +132,17 @@ def short_triples(start: int, count: int) -> list[Triple]:
 
     def triple(number: int) -> Triple:
         turn = Turn("somebody", "user", f"what about {number}?")
-        return Triple(Pair("me", (turn,), f"it is {number}", "", f"talk-{number // 10}", number % 10, float(number)))
+        return Triple(
+            Pair(
+                speaker="me",
+                context=(turn,),
+                action=f"it is {number}",
+                goal="",
+                conversation_id=f"talk-{number // 10}",
+                position=number % 10,
+                when=float(number),
+            )
+        )
 
     return [triple(number) for number in range(start, start + count)]
 
@@ -155,7 +165,15 @@ def _fill(name: str, count: int, chunk: int, dimension: int) -> tuple[float, flo
 
 
 def _present_pair() -> Pair:
-    return Pair("me", (Turn("somebody", "user", "and now?"),), "", "", "now", 0, 0.0)
+    return Pair(
+        speaker="me",
+        context=(Turn("somebody", "user", "and now?"),),
+        action="",
+        goal="",
+        conversation_id="now",
+        position=0,
+        when=0.0,
+    )
 
 
 def _compare(name: str, dimension: int, timed_queries: int) -> dict[str, list[float]]:

@@ -31,10 +31,9 @@ FULL = LearnSizes()
 
 
 def learn_part(
-    sizes: LearnSizes = FULL, embedder: Embedder | None = None, log: ChatLog | None = None
+    sizes: LearnSizes = FULL, embedder: Embedder = SentenceTransformerEmbedder(), log: ChatLog | None = None
 ) -> Iterator[tuple[str, Figure]]:
     """Yield the figures of learning from real conversations, in each of which one speaker is renamed to the same person."""
-    embedder = embedder or SentenceTransformerEmbedder()
     conversations = (log or load_chitchat()).conversations
     embedder.embed(["load the model"])
     with tempfile.TemporaryDirectory() as folder:

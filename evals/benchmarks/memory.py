@@ -40,7 +40,7 @@ K = 8
 _LANGCHAIN = "LangChain's FAISS vector store (langchain-community), the same embeddings"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(kw_only=True, frozen=True, slots=True)
 class Sizes:
     """Sizes of the benchmark; the test uses small ones, which only show that it runs."""
 
@@ -117,20 +117,30 @@ def generate_triples(start: int, count: int) -> list[Triple]:
     """Return triples of realistic length: six turns of about twelve words, an action of about ten, and a trace."""
     rng = random.Random(start)
     words = ["".join(rng.choices("abcdefghijklmnoprstuvw", k=rng.randint(2, 8))) for _ in range(3000)]
-    provenance = Provenance("recon", "bench", "bench", "1", 0, 4, {})
+    provenance = Provenance(
+        method="recon", proposer="bench", scorer="bench", prompt_version="1", seed=0, candidates=4, rejected={}
+    )
 
     def text(length: int) -> str:
         return " ".join(rng.choices(words, k=length + rng.randint(-4, 4)))
 
     def triple(number: int) -> Triple:
         turns = tuple(Turn(f"speaker {n % 2}", "user", text(12)) for n in range(6))
-        pair = Pair("speaker 0", turns, text(10), "", f"talk-{number // 10}", number % 10, float(number))
+        pair = Pair(
+            speaker="speaker 0",
+            context=turns,
+            action=text(10),
+            goal="",
+            conversation_id=f"talk-{number // 10}",
+            position=number % 10,
+            when=float(number),
+        )
         return Triple(pair, text(15), 0.1, provenance)
 
     return [triple(number) for number in range(start, start + count)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(kw_only=True, frozen=True, slots=True)
 class _Flat:
     """The memory of 100,000 triples, and its triples and embeddings."""
 
@@ -151,7 +161,15 @@ class _Flat:
     def query(self) -> Pair:
         """Return a new query, whose vector is prepared in the embedder."""
         self.embedder.vector = units(self.rng, 1, self.sizes.dimension)[0]
-        return Pair("speaker 0", (Turn("speaker 1", "user", "and now?"),), "", "", "now", 0, 0.0)
+        return Pair(
+            speaker="speaker 0",
+            context=(Turn("speaker 1", "user", "and now?"),),
+            action="",
+            goal="",
+            conversation_id="now",
+            position=0,
+            when=0.0,
+        )
 
     def more(self, number: int) -> tuple[list[Triple], Vectors]:
         """Return new triples with embeddings; each `number` gives different ones."""
@@ -165,7 +183,14 @@ def _flat_part(folder: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
 
     rng = np.random.default_rng(0)
     vectors = units(rng, sizes.flat, sizes.dimension)
-    flat = _Flat(folder, sizes, rng, Prepared(sizes.dimension), generate_triples(0, sizes.flat), vectors)
+    flat = _Flat(
+        folder=folder,
+        sizes=sizes,
+        rng=rng,
+        embedder=Prepared(sizes.dimension),
+        triples=generate_triples(0, sizes.flat),
+        vectors=vectors,
+    )
     with TripleStore(flat.memory, flat.embedder) as store:
         store.add(flat.triples, vectors)
     yield from _recall(flat)

@@ -39,7 +39,7 @@ _CONTEXT_TOKENS = 600
 _WORDS = ("happy", "curious", "tired", "sure", "glad", "shy", "hurried", "amused")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(kw_only=True, frozen=True, slots=True)
 class ReconSizes:
     """Sizes of the benchmark."""
 
@@ -156,8 +156,10 @@ def controls_part(sizes: ReconSizes = FULL, *, judge: str = "local:small") -> It
             with SimulatedUser.load(label, home=home, model=model, embedder=embedder) as user:
                 folder = Path(home) / label
                 pairs, others = validation_pairs(user, folder, sizes.controls), other_person_pairs(user, folder, sizes.controls)
-                synthesizer = Synthesizer("recon", model, LikelihoodGain(scorer), scorer, embedder)
-                experiment = ControlExperiment(synthesizer, model, scorer, embedder)
+                synthesizer = Synthesizer(
+                    method="recon", model=model, fidelity=LikelihoodGain(scorer), scorer=scorer, embedder=embedder
+                )
+                experiment = ControlExperiment(synthesizer=synthesizer, model=model, scorer=scorer, embedder=embedder)
                 result = asyncio.run(experiment.measure(pairs, others, user.store, name=user.persona.name))
                 yield from _control_figures(label, result, proposer)
                 if label == "student":

@@ -90,7 +90,12 @@ def controls(
             proposal_mode=user.record.recipe.proposal_mode, candidates=candidates,
         )  # fmt: skip
         experiment = ControlExperiment(
-            synthesizer, chat, scoring, embedder, seed, concurrency=concurrency or default_concurrency(model)
+            synthesizer=synthesizer,
+            model=chat,
+            scorer=scoring,
+            embedder=embedder,
+            seed=seed,
+            concurrency=concurrency or default_concurrency(model),
         )
         try:
             result = asyncio.run(experiment.measure(pairs, others, user.store, name=user.persona.name, progress=bars))

@@ -270,7 +270,5 @@ def _confusion_table(row: Mapping[str, Any], other: str) -> Table:
 def _estimate_text(estimate: Mapping[str, Any] | None, form: str) -> Text:
     if estimate is None:
         return Text("–")
-    interval = "no interval"
-    if estimate["low"] is not None:
-        interval = f"{form.format(estimate['low'])} to {form.format(estimate['high'])}"
-    return Text(f"{form.format(estimate['value'])} ({interval}), n={estimate['n']}")
+    value, low, high = (None if estimate[key] is None else form.format(estimate[key]) for key in ("value", "low", "high"))
+    return Text(f"{value} ({f'{low} to {high}' if low else 'no interval'}), n={estimate['n']}")

@@ -56,8 +56,8 @@ async def drift(
 ) -> list[DriftTurn]:  # fmt: skip
     """Let a twin talk through held-out conversations in its own words, at most `max_conversations`; long ones are preferred.
 
-    `pairs` are the person's held-out pairs, in order; `person` is the name in the records. `progress` is called with "drifting",
-    the number of finished conversations, and the total.
+    `pairs` are the person's held-out pairs, in order; `person` is the name in the records. `progress` is called with
+    "drifting", the number of finished conversations, and the total.
 
     Returns:
         A record for each of `DEPTHS` that a conversation reaches. Raises ModelError if the model does not answer.
@@ -110,7 +110,7 @@ async def _reply(user: SimulatedUser, pair: Pair, seed: int) -> str:
     with_trace = user.settings.traces != "none"
     recalled = await asyncio.to_thread(
         user.store.recall, pair, user.k, before=pair.when, with_trace=with_trace, ranking=user.ranking
-    )  # fmt: skip
+    )
     shown = with_shown_traces([match.triple for match in recalled], user.settings.traces)
     _, [answer] = await user.sample_reply(pair, shown, seed=seed)
     return answer.text

@@ -56,7 +56,7 @@ async def evaluate(
     with ExitStack() as stack:
         other = other_person_store(user, folder, embedder, stack)
         progress("recalling", 0, 1)
-        arms = Arms(user, config.arms, other=other, seed=config.seed)
+        arms = Arms(user, names=config.arms, other=other, seed=config.seed)
         replay = Replay(user=user, scorer=scorer, embedder=embedder, arms=arms, config=config, person=user.name)
         pairs = evenly_spaced([pair for pair in held_out if not pair.abandoned], config.limit)
         turns = await replay.run(pairs, progress=progress)

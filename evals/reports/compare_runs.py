@@ -42,9 +42,8 @@ def compare(
     if not same_scorer:
         why_not.append(f"bits of different scorers ({scorers[0]}, {scorers[1]}) cannot be compared")
     if only:
-        why_not.append(
-            f"the runs measured different people ({', '.join(only)} in one run only), so their averages cannot be compared"
-        )
+        people = f"different people ({', '.join(only)} in one run only)"
+        why_not.append(f"the runs measured {people}, so their averages cannot be compared")
     arms: dict[str, dict[str, Any]] = {}
     for arm in in_order({**old["arms"], **new["arms"]}):
         before, after = old["arms"].get(arm, {}), new["arms"].get(arm, {})

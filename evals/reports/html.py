@@ -10,22 +10,11 @@ from itertools import chain
 from math import ceil, floor, log10
 from typing import Any
 
+from usertwin.evals.arm_names import ARM_DESCRIPTIONS
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
 from .example_turns import bits_gained, example_turns
-from .labels import (
-    ARM_DESCRIPTIONS,
-    arm_label,
-    arm_title,
-    contrast_title,
-    contrasts_of,
-    counted,
-    in_order,
-    measure_label,
-    number,
-    plural,
-    verdict,
-)
+from .labels import arm_label, arm_title, contrast_title, contrasts_of, in_order, measure_label, number, plural, verdict
 from .summary import best_alternative, summary_of
 from .tables import SIGNS, forest_grid, power_sentence, sections_of
 from .templates import template
@@ -48,7 +37,7 @@ def render_html(result: Mapping[str, Any], turns: Sequence[MeasuredTurn]) -> str
     }  # fmt: skip
     return template("report.html").render(
         **common_values(result), verdict="same" if best is None else verdict(best[1]), plot=forest_plot(result),
-        tiles=[(counted(size), noun) for noun, size in sizes.items()], examples=_examples(result, turns),
+        tiles=[(f"{size:,}", noun) for noun, size in sizes.items()], examples=_examples(result, turns),
         measured_at=str(result.get("measured_at", ""))[:10], suite_text=result.get("suite_text"),
         spoken={"closer": "the twin is closer", "further": "the twin is less close"},
     )  # fmt: skip
@@ -66,9 +55,8 @@ def common_values(result: Mapping[str, Any]) -> dict[str, Any]:
 def forest_plot(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return positions in the forest plot, in percent of its width.
 
-    Returns:
-        `zero`: the line of no difference; `ticks`: (position, label); `boxes`: for each arm `dot`, `left` and `width` of its
-        interval (None without one), and its verdict.
+    `zero` is the line of no difference; `ticks` are (position, label); `boxes` have for each arm its `dot`, the `left` and
+    `width` of its interval (None without one), and its `verdict`.
     """
     compared = contrasts_of(result).values()
     ends = [paired[key] for paired in compared for key in ("value", "low", "high") if paired.get(key) is not None]

@@ -1,7 +1,4 @@
-"""Labels of arms and measures, and the text of numbers, for every report.
-
-Design: pages, Markdown and terminal tables take labels and numbers from here, so a run reads the same everywhere.
-"""
+"""Labels of arms and measures, and the text of numbers, for every report."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from usertwin.evals.arm_names import ARM_DESCRIPTIONS as ARM_DESCRIPTIONS
 from usertwin.evals.metrics.closeness import PRIMARY as PRIMARY
 from usertwin.evals.metrics.measures import MEASURES, Measure
 
@@ -41,7 +37,7 @@ ARM_LABELS = {
     "persona": ArmLabel("Persona", "a description of the person", True),
 }
 
-_MEASURE_DESCRIPTIONS = {
+MEASURE_DESCRIPTIONS = {
     "bits_per_char": "cost of the person's real turns under the scoring model",
     "choice": "share of turns where the real turn scores above the person's other turns",
     "chrf": "character n-grams shared by reply and real turn",
@@ -79,11 +75,6 @@ def measure_label(name: str) -> Measure:
     """Return a measure; an unknown measure has its own name as title."""
     unknown = Measure(name=name, title=name, direction="", ideal="low", source="", digits=3)
     return next((measure for measure in MEASURES if measure.name == name), unknown)
-
-
-def measure_description(name: str) -> str:
-    """Return what a measure measures and which values are close to the person."""
-    return "; ".join(filter(None, (_MEASURE_DESCRIPTIONS.get(name), measure_label(name).direction)))
 
 
 def in_order(arms: Iterable[str]) -> list[str]:

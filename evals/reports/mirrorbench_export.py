@@ -14,7 +14,6 @@ from typing import Any
 from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.personas import UsageError
 
-TASK_TAG = "next_turn"
 #: The text of an empty message; mirrorbench rejects a message without text.
 _SILENT = "…"
 
@@ -31,23 +30,20 @@ def mirrorbench_lines(turns: Sequence[MeasuredTurn], arm: str, *, about: Mapping
         hint = f"name one of {', '.join(arms)}" if arms else "run the suite with replies, and export that run"
         raise UsageError(f'no reply of the arm "{arm}" is in this run; {hint}')
     for turn in written:
-        yield json.dumps(_line(turn, arm, about or {}), ensure_ascii=False)
-
-
-def _line(turn: MeasuredTurn, arm: str, about: Mapping[str, Any]) -> dict[str, Any]:
-    corpus, _, speaker = turn.person.partition("/")
-    context = [("user" if who == (speaker or corpus) else "assistant", text) for who, text in turn.context]
-    real = _messages([*context, ("user", turn.action)])
-    episode = f"{turn.person}/{turn.conversation_id}/{turn.position}"
-    metadata = {
-        **about, "arm": arm, "person": turn.person, "conversation_id": turn.conversation_id, "position": turn.position,
-        "measured_user_turn": sum(message["role"] == "user" for message in real) - 1,
-    }  # fmt: skip
-    return {
-        "episode_id": episode, "task_id": turn.person, "real_conversation": real,
-        "rollout_conversation": _messages([*context, ("user", turn.replies[arm][0])]), "metadata": metadata,
-        "conversation_id": episode, "turns": real, "task_tag": TASK_TAG, "task_description": turn.goal,
-    }  # fmt: skip
+        corpus, _, speaker = turn.person.partition("/")
+        context = [("user" if who == (speaker or corpus) else "assistant", text) for who, text in turn.context]
+        real = _messages([*context, ("user", turn.action)])
+        episode = f"{turn.person}/{turn.conversation_id}/{turn.position}"
+        metadata = {
+            **(about or {}), "arm": arm, "person": turn.person, "conversation_id": turn.conversation_id,
+            "position": turn.position, "measured_user_turn": sum(message["role"] == "user" for message in real) - 1,
+        }  # fmt: skip
+        line = {
+            "episode_id": episode, "task_id": turn.person, "real_conversation": real,
+            "rollout_conversation": _messages([*context, ("user", turn.replies[arm][0])]), "metadata": metadata,
+            "conversation_id": episode, "turns": real, "task_tag": "next_turn", "task_description": turn.goal,
+        }  # fmt: skip
+        yield json.dumps(line, ensure_ascii=False)
 
 
 def _messages(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:

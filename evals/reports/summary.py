@@ -1,7 +1,4 @@
-"""The summary sentence of a report: whether the twin is closer to the person than the best alternative.
-
-Design: the twin is compared with its strongest alternative, and a difference whose interval holds zero counts as none.
-"""
+"""The summary sentence of a report, which says whether the twin is closer to the person than the best alternative."""
 
 from __future__ import annotations
 
@@ -44,8 +41,8 @@ def summary_of(result: Mapping[str, Any]) -> str:
         "further": f"less close {alternative}: it needs {amount} more to predict the real turns",
         "same": f"not measurably closer or less close {alternative}: the difference is {amount}",
     }[outcome]
-    has_interval = difference.get("low") is not None
-    sure = f"95% interval {interval(shown, 3, signed=signed)}" if has_interval else "no interval: too few conversations"
+    ends = interval(shown, 3, signed=signed)
+    sure = "no interval: too few conversations" if difference.get("low") is None else f"95% interval {ends}"
     return f"The twin is {text} ({sure}; {measured}){_closer_memory_arm(result)}."
 
 

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from usertwin.evals.arm_names import ARM_DESCRIPTIONS
+
 from .labels import (
-    ARM_DESCRIPTIONS,
+    MEASURE_DESCRIPTIONS,
     PRIMARY,
     Estimate,
     arm_label,
@@ -22,7 +24,6 @@ from .labels import (
     distance,
     in_order,
     interval,
-    measure_description,
     measure_label,
     number,
     p_value,
@@ -119,11 +120,12 @@ def _row(title: str, *cells: Cell, description: str = "") -> TableRow:
 
 
 def _section(
-    name: str, title: str, caption: str, columns: Sequence[str], rows: Iterable[TableRow], notes: Sequence[str] = ()
-) -> Section | None:
-    """A section of one table; None without rows."""
+    name: str, title: str, caption: str, columns: Sequence[str], rows: Iterable[TableRow], notes: Sequence[str] = (),
+    more: Sequence[Grid] = (),
+) -> Section | None:  # fmt: skip
+    """A section of a table with rows, and further tables; None without rows."""
     rows = tuple(rows)
-    return Section(name, title, tuple(notes), (Grid(caption, tuple(columns), rows),)) if rows else None
+    return Section(name, title, tuple(notes), (Grid(caption, tuple(columns), rows), *more)) if rows else None
 
 
 def sections_of(result: Mapping[str, Any]) -> list[Section]:
@@ -164,7 +166,8 @@ def measures_section(result: Mapping[str, Any]) -> Section | None:
             )
             for arm, estimate in estimates.items()
         )  # fmt: skip
-        rows.append(TableRow(label.title, measure_description(measure), cells))
+        description = "; ".join(filter(None, (MEASURE_DESCRIPTIONS.get(measure), label.direction)))
+        rows.append(TableRow(label.title, description, cells))
     note = (
         "✓ the twin is closer to the person than this arm; ✗ it is less close; in both cases the interval of the paired "
         "difference excludes zero. No sign: no clear difference. ★ the closest value of the row, without a test."
@@ -250,10 +253,8 @@ def judge_section(result: Mapping[str, Any]) -> Section | None:
 
 
 def _win_cell(win: Estimate) -> Cell:
-    low, high = win.get("low"), win.get("high")
-    if low is None or high is None or low <= 0.5 <= high:
-        return estimate_cell(win, 2)
-    return estimate_cell(win, 2, mark="closer" if low > 0.5 else "further")
+    low, high = (0.5 if win.get(end) is None else win[end] for end in ("low", "high"))
+    return estimate_cell(win, 2, mark="closer" if low > 0.5 else "further" if high < 0.5 else "")
 
 
 def _share(estimate: Estimate | None) -> str:
@@ -278,12 +279,11 @@ def drift_section(result: Mapping[str, Any]) -> Section | None:
 
 def endings_section(result: Mapping[str, Any]) -> Section | None:
     """Return whether the twin leaves when the person left, with the calibration of its probabilities."""
-    endings = {person: ending for person, ending in (result.get("endings") or {}).items() if ending and ending.get("f1")}
-    if not endings:
-        return None
     rows: list[TableRow] = []
     grids: list[Grid] = []
-    for person, ending in endings.items():
+    for person, ending in (result.get("endings") or {}).items():
+        if not ending or not ending.get("f1"):
+            continue
         calibration: Mapping[str, Any] = ending.get("calibration") or {"brier": None, "bins": ()}
         rows.append(_row(person, estimate_cell(ending["f1"], 2), estimate_cell(calibration["brier"], 3)))
         bins = tuple(
@@ -297,8 +297,8 @@ def endings_section(result: Mapping[str, Any]) -> Section | None:
             columns = ("Predicted probability of leaving", "Mean prediction", "Observed share")
             grids.append(Grid(f"{person}: predicted and observed share of leaving", columns, bins))
     columns = ("Person", "F1 of leaving (1 is best)", "Brier score (0 is best)")
-    first = Grid("Does the twin leave when the person left?", columns, tuple(rows))
-    return Section("endings", "Leaving the conversation", (), (first, *grids))
+    caption = "Does the twin leave when the person left?"
+    return _section("endings", "Leaving the conversation", caption, columns, rows, more=grids)
 
 
 def leakage_section(result: Mapping[str, Any]) -> Section | None:
@@ -338,12 +338,9 @@ def user_models_section(result: Mapping[str, Any]) -> Section | None:
     rows: list[TableRow] = []
     for row in models["rows"]:
         title, description = _KIND_LABELS.get(row["kind"], (arm_label(row["kind"]).title, "context, trace and action"))
-        against = row["against"]
-        cells = (
-            estimate_cell(row["bits_per_char"], 3), difference_cell(against),
-            _count_cell(_p_values(against), against["n"]) if against else NONE,
-            estimate_cell(row["without_thoughts"], 3), difference_cell(row["without_thoughts_against"]),
-        )  # fmt: skip
+        test = _count_cell(_p_values(row["against"]), row["against"]["n"]) if row["against"] else NONE
+        plain = estimate_cell(row["without_thoughts"], 3), difference_cell(row["without_thoughts_against"])
+        cells = (estimate_cell(row["bits_per_char"], 3), difference_cell(row["against"]), test, *plain)
         rows.append(TableRow(title, description, cells))
     columns = ("Trained on", "Bits per character", "Minus pairs", "Test", "Without thoughts", "Without thoughts, minus pairs")
     shared = "the people of a corpus share a model" if models["of"] == "group" else "each person has a separate model"
@@ -356,17 +353,14 @@ def user_models_section(result: Mapping[str, Any]) -> Section | None:
         "1509.00519), so the bits are, if anything, too high.",
     )
     caption = "Bits per character of held-out turns under user models; below 0 a model predicts people better than pairs alone"
-    grids = [Grid(caption, columns, tuple(rows))]
-    if models["paired"]:
-        contrasts = tuple(
-            _row(contrast_title(name, "minus"), difference_cell(paired)) for name, paired in models["paired"].items()
-        )
-        grids.append(Grid("Kinds of traces compared with each other", ("Trained on", "Bits per character"), contrasts))
-    return Section("user-models", "User models fine-tuned with traces", notes, tuple(grids))
+    contrasts = [_row(contrast_title(name, "minus"), difference_cell(paired)) for name, paired in models["paired"].items()]
+    kinds = Grid("Kinds of traces compared with each other", ("Trained on", "Bits per character"), tuple(contrasts))
+    more = [kinds] if contrasts else []
+    return _section("user-models", "User models fine-tuned with traces", caption, columns, rows, notes, more)
 
 
-def _span(numbers: Iterable[int]) -> str:
-    low, high = min(numbers := list(numbers)), max(numbers)
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
     return counted(low) if low == high else f"{counted(low)} to {counted(high)}"
 
 

@@ -1,7 +1,4 @@
-"""Terminal tables and sentences about a measurement.
-
-Design: pure functions of the objects in `--json` files and `twin.json`, so a table can be printed again later.
-"""
+"""Terminal tables and sentences about a measurement, from the objects in `--json` files and `twin.json`."""
 
 from __future__ import annotations
 
@@ -62,11 +59,11 @@ def run_table(result: Mapping[str, Any]) -> RenderableType:
         ]
 
     _add_arms(table, result, cells)
-    note = (
+    note = Text.from_markup(
         f"[dim]{_size(result)} of {plural(len(result['people']), 'person', 'people')}; intervals: 95%, over people and "
         f"conversations; scored by {escape(result['models']['scorer'])}[/dim]"
     )
-    return Group(table, Text.from_markup(note))
+    return Group(table, note)
 
 
 def _add_arms(table: Table, result: Mapping[str, Any], cells: Callable[[str, Mapping[str, Estimate]], list[str]]) -> None:
@@ -106,12 +103,9 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
     f1 = result.get("ending", {}).get("f1")
     if f1 is not None:
         sentences.append(f"Prediction of when the person leaves: [dim]F1 {with_interval(f1, 2)}, n={f1['n']}[/dim]")
-    models = result["models"]
-    sentences.append(
-        f"[dim]{_size(result)} that the twin never saw; intervals: 95%, by conversation; scored by "
-        f"{escape(models['scorer'])}, written by {escape(models['action'])}; seed {result['seed']}[/dim]"
-    )
-    return sentences
+    scorer, action = (escape(result["models"][role]) for role in ("scorer", "action"))
+    basis = f"{_size(result)} that the twin never saw; intervals: 95%, by conversation"
+    return [*sentences, f"[dim]{basis}; scored by {scorer}, written by {action}; seed {result['seed']}[/dim]"]
 
 
 def closeness_line(closeness: Mapping[str, Any]) -> str:

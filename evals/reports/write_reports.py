@@ -1,7 +1,4 @@
-"""The report in Markdown, and the files of both reports of a run.
-
-Design: it draws the tables of the HTML page, and escapes every text from people or files.
-"""
+"""The report in Markdown, with the tables of the HTML page, and the files of both reports of a run."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@
     people = 2                       # the most frequent speakers; or names: ["ann", "bob"]
 
 Paths in model names ("scripted:replies.txt", "local:models/x.gguf", "local+ADAPTER") are relative to the suite file, too.
-The attributes of the classes below are all keys, with their defaults.
+The fields of the classes below are all keys, with their defaults.
 
 Design: every key, name and file is checked before any long work begins; an error names the file and the key.
 """
@@ -44,17 +44,14 @@ from usertwin.personas.pairs import check_speaker
 from usertwin.simulator.backends.model_name import ModelName, Role
 
 
-def _absolute(name: str, folder: Path) -> str:
-    return str((folder / Path(name).expanduser()).resolve())
-
-
 def _resolve_source(source: str, info: ValidationInfo) -> str:
     """A source with an absolute path, as seen from the suite file."""
     if info.context is None or source == CHITCHAT:
         return source
-    kind, colon, rest = source.partition(":")
-    has_kind = colon and kind.isalpha() and len(kind) > 1
-    return f"{kind}:{_absolute(rest, info.context)}" if has_kind else _absolute(source, info.context)
+    kind, colon, path = source.partition(":")
+    if not (colon and kind.isalpha() and len(kind) > 1):  # a path without a kind; one letter is a drive
+        kind, colon, path = "", "", source
+    return f"{kind}{colon}{(info.context / Path(path).expanduser()).resolve()}"
 
 
 def _model_name(role: Role) -> AfterValidator:
@@ -86,63 +83,37 @@ class _Strict(BaseModel):
 
 
 class Models(_Strict):
-    """The models of a suite; names are those of the command line.
+    """The models of a suite; names are those of the command line."""
 
-    Attributes:
-        action: writes the replies of every arm.
-        style: its prompt style, if not the usual one.
-        scorer: the model under which real turns are scored.
-        precision: of the scorer's weights and sums; bfloat16 is faster on processors that support it.
-        proposer: proposes traces.
-        trained: proposes the traces of the arm "trained".
-        judge: compares two replies; None for no judge.
-        embedder: finds similar pairs and computes the similarity of texts; None for the built-in one.
-    """
-
-    action: ChatName = "local"
-    style: Literal["transcript", "instruction"] | None = None
-    scorer: ScorerName = "local"
-    precision: Precision = "float32"
-    proposer: ChatName = "local"
-    trained: ChatName | None = None
-    judge: ChatName | None = None
-    embedder: str | None = None
+    action: ChatName = "local"  # writes the replies of every arm
+    style: Literal["transcript", "instruction"] | None = None  # its prompt style, if not the usual one
+    scorer: ScorerName = "local"  # the model under which real turns are scored
+    precision: Precision = "float32"  # of the scorer's weights and sums; bfloat16 is faster on processors that support it
+    proposer: ChatName = "local"  # proposes traces
+    trained: ChatName | None = None  # proposes the traces of the arm "trained"
+    judge: ChatName | None = None  # compares two replies; None for no judge
+    embedder: str | None = None  # finds similar pairs and computes the similarity of texts; None for the built-in one
 
 
 class Traces(_Strict):
-    """Trace synthesis for the arms that show traces.
+    """Trace synthesis for the arms that show traces."""
 
-    Attributes:
-        pairs: the number of latest pairs of each person to synthesize traces for ("moments" until version 0.1).
-        candidates: candidate traces for each pair.
-        propose: the way to propose them.
-        fidelity: the score that selects among them.
-        reasons: whether the twin also writes a trace of its own before it replies.
-    """
-
+    # the number of latest pairs of each person to synthesize traces for ("moments" until version 0.1)
     pairs: int = Field(default=100, ge=1, validation_alias=AliasChoices("pairs", "moments"))
-    candidates: int = Field(default=4, ge=1)
-    propose: Literal["backward", "forward", "scaffolded"] = "backward"
-    fidelity: FidelityKey = "guarded_gain"
-    reasons: bool = False
+    candidates: int = Field(default=4, ge=1)  # candidate traces for each pair
+    propose: Literal["backward", "forward", "scaffolded"] = "backward"  # the way to propose them
+    fidelity: FidelityKey = "guarded_gain"  # the score that selects among them
+    reasons: bool = False  # whether the twin also writes a trace of its own before it replies
 
 
 class Corpus(_Strict):
-    """A source of people.
+    """A source of people."""
 
-    Attributes:
-        name: for the report.
-        source: the key "from" in the file.
-        people: names, or a number of the most frequent speakers.
-        role: of the turns to count for that, such as "user"; None for any.
-        max_triples: the number of latest pairs of a person to remember; None for all.
-    """
-
-    name: str = Field(min_length=1)
-    source: Annotated[str, Field(alias="from", min_length=1), AfterValidator(_resolve_source)]
-    people: tuple[str, ...] | int = 2
-    role: str | None = None
-    max_triples: int | None = Field(default=None, ge=1)
+    name: str = Field(min_length=1)  # for the report
+    source: Annotated[str, Field(alias="from", min_length=1), AfterValidator(_resolve_source)]  # the key "from" in the file
+    people: tuple[str, ...] | int = 2  # names, or a number of the most frequent speakers
+    role: str | None = None  # of the turns to count for that, such as "user"; None for any
+    max_triples: int | None = Field(default=None, ge=1)  # the number of latest pairs of a person to remember; None for all
 
     @field_validator("people")
     @classmethod
@@ -155,17 +126,11 @@ class Corpus(_Strict):
 
 
 class Transfer(_Strict):
-    """Traces of one model, used by another.
+    """Traces of one model, used by another."""
 
-    Attributes:
-        proposers: the models that propose traces.
-        scorers: the models that score the real turns after these traces.
-        turns: held-out turns of each person.
-    """
-
-    proposers: tuple[ChatName, ...]
-    scorers: tuple[ScorerName, ...]
-    turns: int = Field(default=40, ge=1)
+    proposers: tuple[ChatName, ...]  # the models that propose traces
+    scorers: tuple[ScorerName, ...]  # the models that score the real turns after these traces
+    turns: int = Field(default=40, ge=1)  # held-out turns of each person
 
     @field_validator("proposers", "scorers")
     @classmethod
@@ -176,32 +141,20 @@ class Transfer(_Strict):
 
 
 class UserModels(_Strict):
-    """User models fine-tuned with and without traces; see user_model_experiment.py.
+    """User models fine-tuned with and without traces; see user_model_experiment.py."""
 
-    Attributes:
-        kinds: the training data: pairs alone ("none"), or pairs with these traces; None for all available kinds.
-        of: one model for each person, or one for the people of a corpus.
-        base: the base model.
-        steps: optimizer steps; None to derive them from `epochs`.
-        batch_size: pairs in a step.
-        learning_rate: at the start.
-        rank: of the LoRA adapter.
-        thoughts: thoughts that a model samples at each held-out turn.
-        turns: held-out turns of each person.
-        precision: of the base's weights.
-    """
-
+    # the training data: pairs alone ("none"), or pairs with these traces; None for all available kinds
     kinds: tuple[TraceKind, ...] | None = None
-    of: Literal["person", "group"] = "person"
-    base: BaseName = "local"
-    steps: int | None = Field(default=None, ge=1)
-    epochs: int = Field(default=3, ge=1)
-    batch_size: int = Field(default=8, ge=1)
-    learning_rate: float = Field(default=2e-4, gt=0)
-    rank: int = Field(default=16, ge=1)
-    thoughts: int = Field(default=4, ge=1)
-    turns: int = Field(default=40, ge=1)
-    precision: Precision = "float32"
+    of: Literal["person", "group"] = "person"  # one model for each person, or one for the people of a corpus
+    base: BaseName = "local"  # the base model
+    steps: int | None = Field(default=None, ge=1)  # optimizer steps; None to derive them from `epochs`
+    epochs: int = Field(default=3, ge=1)  # passes over the pairs
+    batch_size: int = Field(default=8, ge=1)  # pairs in a step
+    learning_rate: float = Field(default=2e-4, gt=0)  # at the start
+    rank: int = Field(default=16, ge=1)  # of the LoRA adapter
+    thoughts: int = Field(default=4, ge=1)  # thoughts that a model samples at each held-out turn
+    turns: int = Field(default=40, ge=1)  # held-out turns of each person
+    precision: Precision = "float32"  # of the base's weights
 
     @field_validator("kinds")
     @classmethod
@@ -212,47 +165,26 @@ class UserModels(_Strict):
 
 
 class Suite(_Strict):
-    """What to measure.
+    """What to measure."""
 
-    Attributes:
-        name: for the report.
-        arms: the arms to compare; see arm_names.py.
-        turns: held-out turns of each person, evenly spaced; 0 for all.
-        replies: the number of these turns at which each arm also writes replies.
-        samples: replies of each arm at such a turn.
-        choices: actions in the forced choice at such a turn; 0 for no forced choice.
-        sanity: turns on which the judge is checked.
-        drift: conversations of each person that the twin simulates freely.
-        k: recalled pairs; None to tune it for each person on validation turns.
-        window: turns of the chat that are shown; None likewise.
-        seed: of all sampling.
-        concurrency: parallel requests to a model.
-        models: the models.
-        traces: trace synthesis, if an arm shows traces.
-        transfer: a table of proposers and users of traces; None for none.
-        user_models: the experiment with fine-tuned user models; None for none.
-        corpora: sources of people to learn.
-        twins: names of twins that were learned before.
-    """
-
-    name: str = Field(default="closeness", min_length=1)
-    arms: tuple[str, ...] = DEFAULT_ARMS
-    turns: int = Field(default=100, ge=0)
-    replies: int = Field(default=20, ge=0)
-    samples: int = Field(default=1, ge=1)
-    choices: int = Field(default=0, ge=0)
-    sanity: int = Field(default=20, ge=0)
-    drift: int = Field(default=0, ge=0)
-    k: int | None = Field(default=None, ge=1)
-    window: int | None = Field(default=None, ge=1)
-    seed: int = 0
-    concurrency: int = Field(default=1, ge=1)
-    models: Models = Field(default_factory=Models)
-    traces: Traces = Field(default_factory=Traces)
-    transfer: Transfer | None = None
-    user_models: UserModels | None = None
-    corpora: tuple[Corpus, ...] = ()
-    twins: tuple[str, ...] = ()
+    name: str = Field(default="closeness", min_length=1)  # for the report
+    arms: tuple[str, ...] = DEFAULT_ARMS  # the arms to compare; see arm_names.py
+    turns: int = Field(default=100, ge=0)  # held-out turns of each person, evenly spaced; 0 for all
+    replies: int = Field(default=20, ge=0)  # the number of these turns at which each arm also writes replies
+    samples: int = Field(default=1, ge=1)  # replies of each arm at such a turn
+    choices: int = Field(default=0, ge=0)  # actions in the forced choice at such a turn; 0 for no forced choice
+    sanity: int = Field(default=20, ge=0)  # turns on which the judge is checked
+    drift: int = Field(default=0, ge=0)  # conversations of each person that the twin simulates freely
+    k: int | None = Field(default=None, ge=1)  # recalled pairs; None to tune it for each person on validation turns
+    window: int | None = Field(default=None, ge=1)  # turns of the chat that are shown; None likewise
+    seed: int = 0  # of all sampling
+    concurrency: int = Field(default=1, ge=1)  # parallel requests to a model
+    models: Models = Field(default_factory=Models)  # the models
+    traces: Traces = Field(default_factory=Traces)  # trace synthesis, if an arm shows traces
+    transfer: Transfer | None = None  # a table of proposers and users of traces; None for none
+    user_models: UserModels | None = None  # the experiment with fine-tuned user models; None for none
+    corpora: tuple[Corpus, ...] = ()  # sources of people to learn
+    twins: tuple[str, ...] = ()  # names of twins that were learned before
 
     @property
     def shows_traces(self) -> bool:
@@ -331,11 +263,7 @@ def _sentence(error: ValidationError) -> str:
 
 
 def people_of(corpus: Corpus, log: ChatLog, window: int) -> list[str]:
-    """Return the names of the people of a corpus, each with enough turns to learn a twin.
-
-    Raises:
-        LogError: a named person is unknown or has too few turns; or too few people have enough turns.
-    """
+    """Return the people of a corpus. LogError if one is unknown, or too few have enough turns to learn a twin."""
     if not isinstance(corpus.people, int):
         for speaker in corpus.people:
             check_speaker(log, speaker)

@@ -1,8 +1,4 @@
-"""Learning and measurement of one person of a suite.
-
-Design: each step first looks for its result in the run's folder, so the same call resumes a stopped run, and a finished person
-costs nothing.
-"""
+"""Learning and measurement of one person of a suite; a step whose result is in the run's folder is not repeated."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.evals.metrics.statistics import evenly_spaced
-from usertwin.evals.records.measured_turns import MeasuredTurn
+from usertwin.evals.records.measured_turns import MeasuredTurn, read_turn_file
 from usertwin.evals.records.older_results import upgrade
 from usertwin.evals.records.run_folder import write_atomically
 from usertwin.evals.replay.arms import Arms
@@ -37,49 +33,32 @@ from .models import SuiteModels
 #: Turns of context of a pair, unless the suite sets a window.
 CONTEXT_WINDOW = 6
 #: The most turns on which memorization by the scoring model is measured.
-MAX_MEMORIZATION_TURNS = 200
-_CHECKS = (
-    "no held-out conversation is in the memory",
-    "the memory holds nothing later than the held-out turns",
+_MAX_MEMORIZATION_TURNS = 200
+_CHECKS = [
+    "no held-out conversation is in the memory", "the memory holds nothing later than the held-out turns",
     "near-duplicates across the split are dropped",
-)
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """A person to measure.
-
-    Attributes:
-        label: for the report.
-        twin: the name of the twin.
-        home: the folder of the twin's home; None for the default.
-        corpus: the source to learn the person from; None for a twin that was learned before.
-        speaker: the person's name in the corpus.
-    """
+    """A person to measure, with the name and the home of the twin."""
 
     label: str
     twin: str
     home: Path | None
-    corpus: Corpus | None = None
-    speaker: str = ""
+    corpus: Corpus | None = None  #: the source to learn the person from; None for a twin that was learned before
+    speaker: str = ""  #: the person's name in the corpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PersonMeasurement:
-    """Learns and measures the people of a suite.
-
-    Attributes:
-        suite: the suite.
-        models: its models.
-        logs: its corpora, by name.
-        folder: the folder `people` of the run.
-        progress: receives the progress.
-    """
+    """Learns and measures the people of a suite."""
 
     suite: Suite
     models: SuiteModels
-    logs: Mapping[str, ChatLog]
-    folder: Path
+    logs: Mapping[str, ChatLog]  #: by the name of the corpus
+    folder: Path  #: the folder `people` of the run
     progress: Progress = no_progress
 
     @property
@@ -92,21 +71,17 @@ class PersonMeasurement:
         """The settings of a twin that shows traces in an experiment on traces."""
         return Settings(k=self.suite.k or Settings().k, window=self.window, traces="recon", reasons=False)
 
-    def records(self, number: int) -> Path:
-        """Return the file of a person's measured turns."""
-        return self.folder / f"{number}.jsonl"
+    def turns(self, number: int) -> list[MeasuredTurn]:
+        """Return the measured turns of a person."""
+        return read_turn_file(self.folder / f"{number}.jsonl")
 
     async def learn(self, person: Person, proposer: str, *, name: str | None = None) -> Path:
         """Learn a person's twin, unless that is done, and return its folder.
 
-        Args:
-            person: the person.
-            proposer: the model that proposes traces.
-            name: of another twin of the person, which always has traces; None for the person's own.
+        With a name it is another twin of the person, which always has traces (by the model `proposer`).
         """
         suite, corpus = self.suite, person.corpus
-        if corpus is None:
-            raise UsageError(f"{person.label}: this twin was learned before, and the suite has no log to learn it from")
+        assert corpus is not None, f"{person.label}: this twin was learned before"
         embedder = self.models.embedder()
         recipe = Recipe(
             source=corpus.source, speaker=person.speaker, window=self.window, embedder=embedder.name, seed=suite.seed,
@@ -128,21 +103,20 @@ class PersonMeasurement:
         return existing_twin(twin, person.home)
 
     def open_twin(
-        self, person: Person, name: str, settings: Settings | None, stack: ExitStack, embedder: Embedder | None = None
+        self, person: Person, name: str, settings: Settings | None, embedder: Embedder | None = None
     ) -> SimulatedUser:
-        """Return a twin of a person, played by the action model; the stack closes it."""
-        model = self.models.chat(self.suite.models.action)
-        embedder = embedder or self.models.embedder()
-        user = SimulatedUser.load(name, home=person.home, model=model, embedder=embedder, settings=settings)
-        return stack.enter_context(user)
+        """Return a twin of a person, played by the action model; it must be closed."""
+        model, embedder = self.models.chat(self.suite.models.action), embedder or self.models.embedder()
+        return SimulatedUser.load(name, home=person.home, model=model, embedder=embedder, settings=settings)
 
-    def open_store(self, folder: Path, stack: ExitStack) -> TripleStore:
-        """Return the memory in a twin's folder; the stack closes it."""
+    async def trained_store(self, person: Person, stack: ExitStack) -> TripleStore:
+        """Return a memory of a person with traces of the trained synthesizer; the stack closes it."""
+        folder = await self.learn(person, str(self.suite.models.trained), name=f"{person.twin}-trained")
         store = TripleStore(folder, self.models.embedder(), create=False)
         stack.callback(store.close)
         return store
 
-    async def _open_tuned(self, person: Person, folder: Path, scorer: Scorer, stack: ExitStack) -> SimulatedUser:
+    async def _open_tuned(self, person: Person, folder: Path, scorer: Scorer) -> SimulatedUser:
         """A person's twin with its settings: the suite's, those in its record, or else tuned on validation turns."""
         suite, record = self.suite, TwinRecord.load(folder)
         traced = suite.shows_traces
@@ -154,13 +128,12 @@ class PersonMeasurement:
         if suite.k is not None and suite.window is not None:
             settings = replace(plain, k=suite.k, window=suite.window)
         if settings is None:
-            with ExitStack() as tuning:
-                user = self.open_twin(person, person.twin, None, tuning, embedder)
+            with self.open_twin(person, person.twin, None, embedder) as user:
                 settings = await tune(user, scorer, folder=folder, seed=suite.seed, progress=self.progress)
             if traced:  # the twin's arm is then the one with Recon-selected traces
                 settings = replace(settings, traces=plain.traces, reasons=plain.reasons)
             replace(record, settings=settings).save(folder)
-        return self.open_twin(person, person.twin, settings, stack, embedder)
+        return self.open_twin(person, person.twin, settings, embedder)
 
     async def measure(self, person: Person, number: int) -> dict[str, Any]:
         """Measure a person's turns, or resume that, and return the other facts about the person as a JSON object."""
@@ -171,7 +144,7 @@ class PersonMeasurement:
         folder = existing_twin(person.twin, person.home)
         scorer = self.models.scorer(suite.models.scorer)
         with ExitStack() as stack:
-            user = await self._open_tuned(person, folder, scorer, stack)
+            user = stack.enter_context(await self._open_tuned(person, folder, scorer))
             held_out, _ = held_out_pairs(user, folder)
             known = [triple.pair for triple in user.store.triples()]
             check_split(user.record, known, held_out, by_time=person.corpus is not None)
@@ -179,53 +152,31 @@ class PersonMeasurement:
             spoken = [pair for pair in fresh if not pair.abandoned]
             embedder = user.store.embedder
             other = other_person_store(user, folder, embedder, stack)
-            trained = await self._trained_store(person, stack)
+            shown = "trained" in suite.arms and suite.models.trained is not None and person.corpus is not None
+            trained = await self.trained_store(person, stack) if shown else None
             arms = Arms(user=user, names=suite.arms, other=other, trained=trained, seed=suite.seed)
             config = ReplayConfig(
                 arms=suite.arms, limit=suite.turns or None, generate=suite.replies, samples=suite.samples,
                 choices=suite.choices, concurrency=suite.concurrency, seed=suite.seed,
             )  # fmt: skip
             replay = Replay(user=user, scorer=scorer, embedder=embedder, arms=arms, config=config, person=person.label)
-            await replay.run(evenly_spaced(spoken, config.limit), path=self.records(number), progress=self.progress)
+            await replay.run(evenly_spaced(spoken, config.limit), path=self.folder / f"{number}.jsonl", progress=self.progress)
             drift_turns = await drift(
                 user, embedder, fresh, person.label, max_conversations=suite.drift, seed=suite.seed, progress=self.progress
             ) if suite.drift else []  # fmt: skip
-            max_turns = min(suite.turns or MAX_MEMORIZATION_TURNS, MAX_MEMORIZATION_TURNS)
-            memorized = await asyncio.to_thread(
-                measure_memorization, scorer, spoken, max_turns=max_turns, seed=suite.seed
-            )  # fmt: skip
+            max_turns = min(suite.turns or _MAX_MEMORIZATION_TURNS, _MAX_MEMORIZATION_TURNS)
+            memorized = await asyncio.to_thread(measure_memorization, scorer, spoken, max_turns=max_turns, seed=suite.seed)
             facts = {
                 "twin_arm": twin_arm(user), "triples": len(user.store), "k": user.k, "window": user.settings.window,
                 "embedder": embedder.name,
                 "leakage": {
                     "near_duplicates": len(held_out) - len(fresh), "of": len(held_out), "memorized": memorized,
-                    "checked": list(_CHECKS),
+                    "checked": _CHECKS,
                 },
                 "endings": measure_endings(user, fresh, seed=suite.seed), "drift": [asdict(turn) for turn in drift_turns],
             }  # fmt: skip
         write_atomically(done, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         return upgrade(facts)
-
-    async def _trained_store(self, person: Person, stack: ExitStack) -> TripleStore | None:
-        """The memory with traces of the trained synthesizer; None if no arm shows it."""
-        trained = self.suite.models.trained
-        if trained is None or "trained" not in self.suite.arms or person.corpus is None:
-            return None
-        return self.open_store(await self.learn(person, trained, name=f"{person.twin}-trained"), stack)
-
-    async def transfer_turns(
-        self, person: Person, name: str, folder: Path, scorer: str, turns: int, path: Path
-    ) -> list[MeasuredTurn]:
-        """Measure a person's turns under one model with the traces of another; `path` keeps the records."""
-        with ExitStack() as stack:
-            user = self.open_twin(person, name, self.trace_settings, stack)
-            spoken = [pair for pair in held_out_pairs(user, folder)[0] if not pair.abandoned]
-            config = ReplayConfig(arms=("recalled_pairs", "recon"), limit=turns, generate=0, seed=self.suite.seed)
-            replay = Replay(
-                user=user, scorer=self.models.scorer(scorer), embedder=self.models.embedder(),
-                arms=Arms(user=user, names=config.arms, seed=self.suite.seed), config=config, person=person.label,
-            )  # fmt: skip
-            return await replay.run(evenly_spaced(spoken, turns), path=path, progress=self.progress)
 
 
 def without_near_duplicates(label: str, held_out: list[Pair], known: list[Pair]) -> list[Pair]:

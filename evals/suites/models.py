@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from usertwin.memory import ChatModel, Embedder, Scorer
 from usertwin.memory.models.completion_cache import CompletionCache
@@ -17,35 +17,29 @@ from .config import Suite
 
 @dataclass(frozen=True, slots=True)
 class SuiteModels:
-    """The models of a suite, each loaded at its first use.
-
-    Attributes:
-        suite: the suite.
-        fetch: receives the progress of downloads.
-        cache: of completions; None for none.
-        loaded: the loaded models by kind and name.
-    """
+    """The models of a suite, each loaded at its first use; `fetch` receives the progress of downloads."""
 
     suite: Suite
     fetch: Any
     cache: CompletionCache | None = None
-    loaded: dict[tuple[str, str], Any] = field(default_factory=dict[tuple[str, str], Any])
+    loaded: dict[tuple[str, str], Any] = field(default_factory=dict[tuple[str, str], Any])  #: by kind and name
 
     def _load_once(self, kind: str, name: str, load: Callable[[], Any]) -> Any:
         if (kind, name) not in self.loaded:
             self.loaded[kind, name] = load()
         return self.loaded[kind, name]
 
+    def _chat(self, kind: str, name: str, style: Literal["transcript", "instruction"] | None) -> ChatModel:
+        model = self._load_once(kind, name, lambda: load_model(name, style=style, progress=self.fetch))
+        return replace(model, cache=self.cache)
+
     def chat(self, name: str) -> ChatModel:
         """Return a chat model, in the suite's prompt style if it has one."""
-        model = self._load_once("chat", name, lambda: load_model(name, style=self.suite.models.style, progress=self.fetch))
-        return replace(model, cache=self.cache)
+        return self._chat("chat", name, self.suite.models.style)
 
     def judge(self, name: str) -> ChatModel:
         """Return a chat model that takes instructions, as a judge must; a scripted one is used as it is."""
-        style = None if ModelName.parse(name).kind == "scripted" else "instruction"
-        model = self._load_once("judge", name, lambda: load_model(name, style=style, progress=self.fetch))
-        return replace(model, cache=self.cache)
+        return self._chat("judge", name, None if ModelName.parse(name).kind == "scripted" else "instruction")
 
     def scorer(self, name: str) -> Scorer:
         """Return a scorer, with its cache."""

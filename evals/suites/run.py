@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,15 +18,7 @@ from typing import Any
 
 from usertwin.evals.judges.model_judge import build_questions, judge_pairs, summarize_verdicts
 from usertwin.evals.metrics.closeness import closeness
-from usertwin.evals.records.measured_turns import (
-    MANIFEST,
-    RESULT,
-    RUN_FORMAT,
-    VERDICTS,
-    MeasuredTurn,
-    read_manifest,
-    read_turn_file,
-)
+from usertwin.evals.records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest
 from usertwin.evals.records.run_folder import HTML_REPORT, MARKDOWN_REPORT, exclusive_run, write_atomically
 from usertwin.evals.replay.arms import PEERS
 from usertwin.evals.replay.drift import DriftTurn, drift_result
@@ -55,12 +48,10 @@ class SuiteRun:
     """A run of a suite in a folder.
 
     Args:
-        suite: the suite.
-        folder: of the run; made if missing. UsageError if it holds a run of another suite or format.
+        folder: made if missing. UsageError if it holds a run of another suite or format.
         text: the text of the suite file, for the report.
         home: the home of the twins that the suite names.
         fetch: receives the progress of downloads.
-        progress: receives the progress of the run.
         models: the suite's models, some of them loaded; by default all are loaded at first use.
     """
 
@@ -79,14 +70,11 @@ class SuiteRun:
             people.append(Person(label=f"{name}/{speaker}", twin=name, home=self._home))
         for corpus in self.suite.corpora:
             for speaker in people_of(corpus, logs[corpus.name], self.suite.window or CONTEXT_WINDOW):
-                label, twin = f"{corpus.name}/{speaker}", f"p{len(people):02d}"
-                home = self.folder / "twins"
+                label, twin, home = f"{corpus.name}/{speaker}", f"p{len(people):02d}", self.folder / "twins"
                 people.append(Person(label=label, twin=twin, home=home, corpus=corpus, speaker=speaker))
         repeated = [label for label, count in Counter(person.label for person in people).items() if count > 1]
         if repeated:
-            raise UsageError(
-                f'"{repeated[0]}" would be measured twice; name each person once, and no corpus like a twin'
-            )  # fmt: skip
+            raise UsageError(f'"{repeated[0]}" would be measured twice; name each person once, and no corpus like a twin')
         return people
 
     def check(self) -> None:
@@ -95,22 +83,15 @@ class SuiteRun:
         check_user_models(self.suite)
 
     async def run(self) -> dict[str, Any]:
-        """Do the missing steps, and return every figure.
-
-        Raises:
-            UsertwinError: a step failed; finished steps are kept.
-        """
+        """Do the missing steps, and return every figure. UsertwinError if a step failed; finished steps are kept."""
         logs = logs_of(self.suite)
         people = self.people(logs)
         self.check()
         with exclusive_run(self.folder):
             self._begin(people)
-            cache = CompletionCache(self.folder / COMPLETIONS_FILE)
-            self._models = replace(self._models, cache=cache)
-            try:
+            with closing(CompletionCache(self.folder / COMPLETIONS_FILE)) as cache:
+                self._models = replace(self._models, cache=cache)
                 return await self._measure(logs, people)
-            finally:
-                cache.close()
 
     async def _measure(self, logs: Mapping[str, ChatLog], people: Sequence[Person]) -> dict[str, Any]:
         measurement = PersonMeasurement(
@@ -123,7 +104,7 @@ class SuiteRun:
             if person.corpus is not None:
                 await measurement.learn(person, self.suite.models.proposer)
             facts[person.label] = await measurement.measure(person, number)
-            turns += read_turn_file(measurement.records(number))
+            turns += measurement.turns(number)
         self._progress("people", len(people), len(people))
         arms = {fact["twin_arm"] for fact in facts.values()}
         twin = arms.pop() if len(arms) == 1 else "recalled_pairs"
@@ -131,20 +112,20 @@ class SuiteRun:
         result |= await self._extra_results(measurement, people, facts, turns, twin)
         result["warnings"] = _warnings(result, mixed=bool(arms))
         result["summary"] = summary_of(result)
-        self._finish(result, turns)
+        self._write_json(RESULT, result)
+        write_reports(self.folder, result, turns)
+        self._write_json(MANIFEST, read_manifest(self.folder) | {"state": "complete"})
         return result
-
-    # The folder --------------------------------------------------------------------------------------------------------
 
     def _begin(self, people: Sequence[Person]) -> None:
         """Write the manifest of a new run; check that the manifest of an old one is of the same suite, logs and twins."""
-        suite = self.suite.model_dump(mode="json")
         sources = {c.name: file_checksum(Path(c.source)) for c in self.suite.corpora if Path(c.source).is_file()}
         twins = {name: self._fingerprint(name) for name in self.suite.twins}
+        inputs = {"suite": self.suite.model_dump(mode="json"), "sources": sources, "twins": twins}
         started = datetime.now(UTC).isoformat(timespec="seconds")
         if (self.folder / MANIFEST).exists():
             manifest = read_manifest(self.folder)
-            self._check_same(manifest, suite, sources, twins)
+            self._check_same(manifest, inputs)
             started = manifest.get("started_at", started)
             for name in (HTML_REPORT, MARKDOWN_REPORT, RESULT):  # they were of the finished run, and this one is not
                 (self.folder / name).unlink(missing_ok=True)
@@ -154,32 +135,28 @@ class SuiteRun:
             raise UsageError(f"{self.folder}: cannot be made ({error.strerror}); name another folder with --out") from None
         self._write_json(MANIFEST, {
             "format": RUN_FORMAT, "kind": "closeness", "name": self.suite.name, "state": "interrupted", "started_at": started,
-            "suite": suite, "sources": sources, "twins": twins, "people": [person.label for person in people],
+            **inputs, "people": [person.label for person in people],
             "prompts": prompt_versions("transcript") | prompt_versions("instruction") | peer_versions(),
-            "versions": _versions(),
+            "versions": {package: version(package) for package in _PACKAGES},
         })  # fmt: skip
 
-    def _check_same(
-        self, manifest: Mapping[str, Any], suite: Mapping[str, Any], sources: Mapping[str, str], twins: Mapping[str, str]
-    ) -> None:
+    def _check_same(self, manifest: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise UsageError if the folder's run is of another suite, or a log or twin has changed since."""
-        known = _current_suite(manifest.get("suite", {}))
-        differing = ", ".join(f'"{key}"' for key in suite if known.get(key) != suite[key])
+        known: dict[str, Any] = manifest.get("suite", {})
+        with suppress(ValueError):  # pydantic's ValidationError: it is of a version whose keys cannot be mapped to present ones
+            known = Suite.model_validate({"user_models": known.pop("settling", None), **known}).model_dump(mode="json")
+        differing = ", ".join(f'"{key}"' for key, value in inputs["suite"].items() if known.get(key) != value)
         if differing:
             raise UsageError(
                 f"{self.folder}: holds a run of another suite (different keys: {differing}); name another folder with --out"
             )
+        since = f"has changed since the run in {self.folder} started"
         for corpus in self.suite.corpora:
-            if manifest.get("sources", {}).get(corpus.name) != sources.get(corpus.name):
-                raise UsageError(
-                    f"{corpus.source}: has changed since the run in {self.folder} started; restore the file, or name another "
-                    "folder with --out"
-                )
-        for name, fingerprint in twins.items():
+            if manifest.get("sources", {}).get(corpus.name) != inputs["sources"].get(corpus.name):
+                raise UsageError(f"{corpus.source}: {since}; restore the file, or name another folder with --out")
+        for name, fingerprint in inputs["twins"].items():
             if manifest.get("twins", {}).get(name, fingerprint) != fingerprint:
-                raise UsageError(
-                    f'the twin "{name}" has changed since the run in {self.folder} started; name another folder with --out'
-                )
+                raise UsageError(f'the twin "{name}" {since}; name another folder with --out')
 
     def _fingerprint(self, name: str) -> str:
         """A checksum that changes when a twin is learned or tuned again."""
@@ -187,16 +164,8 @@ class SuiteRun:
         parts = [record.learned_at, asdict(record.recipe), asdict(record.settings) if record.settings else None]
         return checksum(json.dumps(parts, sort_keys=True, default=str).encode())
 
-    def _finish(self, result: Mapping[str, Any], turns: Sequence[MeasuredTurn]) -> None:
-        """Write the figures and the report, and then mark the run as complete."""
-        self._write_json(RESULT, result)
-        write_reports(self.folder, result, turns)
-        self._write_json(MANIFEST, read_manifest(self.folder) | {"state": "complete"})
-
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         write_atomically(self.folder / name, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-    # Figures of all people ---------------------------------------------------------------------------------------------
 
     async def _extra_results(
         self, measurement: PersonMeasurement, people: Sequence[Person], facts: Mapping[str, dict[str, Any]],
@@ -205,6 +174,7 @@ class SuiteRun:
         """The parts of a result other than the measures of the arms."""
         suite = self.suite
         drift_turns = [DriftTurn.from_json(row) for fact in facts.values() for row in fact["drift"]]
+        manifest = read_manifest(self.folder)
         embedders = [fact.get("embedder") or self._models.embedder().name for fact in facts.values()]
         return {
             "format": RUN_FORMAT, "name": suite.name,
@@ -212,8 +182,8 @@ class SuiteRun:
             "leakage": {person: fact["leakage"] for person, fact in facts.items()},
             "endings": {person: fact["endings"] for person, fact in facts.items() if fact["endings"]},
             "drift": drift_result(drift_turns, seed=suite.seed),
-            "transfer": await run_transfer(measurement, people, self.folder),
-            "user_models": await run_user_models(measurement, people, self.folder, self._progress),
+            "transfer": await run_transfer(measurement, people),
+            "user_models": await run_user_models(measurement, people),
             "models": suite.models.model_dump(mode="json") | {"embedder": ", ".join(dict.fromkeys(embedders))},
             "settings": {
                 "arms": list(suite.arms), "turns": suite.turns, "replies": suite.replies, "samples": suite.samples,
@@ -221,7 +191,7 @@ class SuiteRun:
                 "traces": suite.traces.model_dump(mode="json") if suite.shows_traces else None,
                 "triples": {person: fact["triples"] for person, fact in facts.items()},
             },
-            "versions": _versions(), "prompts": read_manifest(self.folder)["prompts"], "suite_text": self.text,
+            **{key: manifest[key] for key in ("versions", "prompts")}, "suite_text": self.text,
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
 
@@ -240,22 +210,10 @@ class SuiteRun:
         return summarize_verdicts(verdicts, suite.seed)
 
 
-def _current_suite(raw: Any) -> dict[str, Any]:
-    """The suite in a manifest with the present names of keys and arms; as it is if an earlier version cannot be read so."""
-    try:
-        return Suite.model_validate({"user_models": raw.pop("settling", None), **raw}).model_dump(mode="json")
-    except ValueError:  # pydantic's ValidationError
-        return raw
-
-
 def _common_value(facts: Mapping[str, dict[str, Any]], name: str) -> Any:
     """The value of a fact if all people share it, else the values by person."""
     values = {person: fact[name] for person, fact in facts.items()}
     return next(iter(values.values())) if len(set(values.values())) == 1 else values
-
-
-def _versions() -> dict[str, str]:
-    return {package: version(package) for package in _PACKAGES}
 
 
 def _warnings(result: Mapping[str, Any], *, mixed: bool) -> list[str]:
@@ -270,23 +228,21 @@ def _warnings(result: Mapping[str, Any], *, mixed: bool) -> list[str]:
     for person, leak in result["leakage"].items():
         memorized = leak["memorized"]
         if memorized and memorized.get("value"):
-            warnings.append(
-                f"the scoring model has memorized {memorized['value']:.0%} of {memorized['n']} long turns of {person}"
-            )  # fmt: skip
+            share = f"{memorized['value']:.0%} of {memorized['n']} long turns of {person}"
+            warnings.append(f"the scoring model has memorized {share}")
     return warnings
 
 
 def work_estimate(suite: Suite, logs: Mapping[str, ChatLog], people: Sequence[Person]) -> list[str]:
     """Return the work of a suite in sentences; nothing is loaded."""
-    count, arms = len(people), len(suite.arms)
-    replies = suite.replies * suite.samples
-    lines = [f"{count} people of {len(logs)} corpora and {len(suite.twins)} twins, {arms} arms"]
-    lines.append(
-        f"about {count * suite.turns * arms:,} turns scored under {suite.models.scorer}"
-        if suite.turns
-        else f"every held-out turn of {count} people scored {arms} times under {suite.models.scorer}"
-    )
-    lines.append(f"{count * replies * arms:,} replies written by {suite.models.action}")
+    count, arms, replies = len(people), len(suite.arms), suite.replies * suite.samples
+    some_turns = f"about {count * suite.turns * arms:,} turns scored"
+    every_turn = f"every held-out turn of {count} people scored {arms} times"
+    lines = [
+        f"{count} people of {len(logs)} corpora and {len(suite.twins)} twins, {arms} arms",
+        f"{some_turns if suite.turns else every_turn} under {suite.models.scorer}",
+        f"{count * replies * arms:,} replies written by {suite.models.action}",
+    ]
     if suite.shows_traces:
         pairs = count * suite.traces.pairs
         lines.append(f"traces for {pairs:,} pairs, {pairs * suite.traces.candidates:,} completions of {suite.models.proposer}")
@@ -294,5 +250,6 @@ def work_estimate(suite: Suite, logs: Mapping[str, ChatLog], people: Sequence[Pe
         questions = count * replies * max(0, arms - 1) + 4 * suite.sanity
         lines.append(f"about {2 * questions:,} verdicts of {suite.models.judge}")
     lines += user_models_estimate(suite, count - len(suite.twins))
-    peers = [arm for arm in suite.arms if arm in PEERS]
-    return [*lines, *([f"peers: {', '.join(peers)}"] if peers else [])]
+    if peers := [arm for arm in suite.arms if arm in PEERS]:
+        lines.append(f"peers: {', '.join(peers)}")
+    return lines

@@ -1,4 +1,4 @@
-"""The user-model experiment: does a model of a person learn more from (context, trace, action) than from (context, action)?
+"""The user-model experiment, which compares models of people that are fine-tuned with and without traces.
 
 A base model is fine-tuned on what people did (see memory/training/user_model.py), in several kinds. All kinds have the same
 pairs and number of steps; only the text before the action differs. Each model then scores the people's held-out turns:
@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -30,7 +30,6 @@ from usertwin.evals.records.measured_turns import MeasuredTurn, read_turn_file
 from usertwin.evals.replay.held_out import held_out_pairs
 from usertwin.evals.replay.leak_checks import check_split
 from usertwin.memory.jsonl import append_line, open_for_append
-from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.synthesizer import backward_trace
 from usertwin.memory.text.transcript import ME, action_completion
 from usertwin.memory.training.policy import check_installed
@@ -47,8 +46,6 @@ BASE, PAIRS = "base", "none"
 ExampleRow = tuple[Pair, Mapping[TraceKind, str | None]]
 #: With fewer pairs a model would only memorize them.
 MIN_EXAMPLES = 8
-#: The folder of the adapters in a run.
-_FOLDER = "user_models"
 
 
 def without_thoughts(kind: str) -> str:
@@ -58,23 +55,14 @@ def without_thoughts(kind: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedPerson:
-    """A person of the experiment.
+    """A person of the experiment."""
 
-    Attributes:
-        number: of the person in the suite.
-        label: for the report.
-        group: the name of the people who share a model: the person's twin, or the corpus.
-        examples: each pair with its traces by kind; only pairs with a trace of every kind.
-        test_pairs: the held-out pairs to measure.
-        held_out: all held-out conversations.
-    """
-
-    number: int
+    number: int  #: in the suite
     label: str
-    group: str
-    examples: tuple[ExampleRow, ...]
+    group: str  #: the name of the people who share a model: the person's twin, or the corpus
+    examples: tuple[ExampleRow, ...]  #: only pairs with a trace of every kind
     test_pairs: tuple[Pair, ...]
-    held_out: frozenset[str] = field(default_factory=frozenset[str])
+    held_out: frozenset[str]  #: all held-out conversations
 
 
 def check_user_models(suite: Suite) -> None:
@@ -86,16 +74,10 @@ def check_user_models(suite: Suite) -> None:
             weights_folder(str(base))
 
 
-async def run_user_models(
-    measurement: PersonMeasurement, people: Sequence[Person], folder: Path, progress: Progress = no_progress
-) -> dict[str, Any] | None:
+async def run_user_models(measurement: PersonMeasurement, people: Sequence[Person]) -> dict[str, Any] | None:
     """Do the missing part of the experiment, and return its figures; None without the table [user_models].
 
-    Args:
-        measurement: learns the people's twins.
-        people: the people of the suite; twins learned before are skipped.
-        folder: of the run; adapters are in `user_models/`, records in `people/`.
-        progress: receives the progress.
+    Adapters are in `user_models/` of the run's folder, records in `people/`. Twins learned before are skipped.
 
     Raises:
         UsageError: too few pairs have a trace of every kind; the folder holds an adapter of another run.
@@ -120,10 +102,9 @@ async def run_user_models(
     turns: list[MeasuredTurn] = []
     models: dict[str, dict[str, Any]] = {}
     for name, members in groups.items():
-        group = _Group(measurement, config, members, examples[name], folder, progress)
+        group = _Group(measurement, config, members, examples[name])
         turns += await asyncio.to_thread(group.run)
-        labels = [member.label for member in members]
-        models[name] = {"people": labels, "examples": len(examples[name]), "loss": group.losses}
+        models[name] = {"people": [member.label for member in members], "examples": len(examples[name]), "loss": group.losses}
     counts = [len(rows) for rows in examples.values()]
     return {
         "of": config.of, "base": config.base, "thoughts": config.thoughts, "precision": config.precision, "models": models,
@@ -144,12 +125,7 @@ def _training_config(suite: Suite, config: UserModels) -> UserModelConfig:
 
 
 def user_models_estimate(suite: Suite, people: int) -> list[str]:
-    """Return the work of the experiment in sentences; nothing is loaded.
-
-    Args:
-        suite: with or without the table [user_models].
-        people: the number of people in its corpora.
-    """
+    """Return the work of the experiment for this number of people in sentences; nothing is loaded."""
     config, kinds = suite.user_models, suite.user_model_kinds
     if config is None or not people:
         return []
@@ -170,12 +146,7 @@ def user_models_estimate(suite: Suite, people: int) -> list[str]:
     ]
 
 
-# Examples and test pairs -----------------------------------------------------------------------------------------------
-
-
-async def _trained_person(
-    measurement: PersonMeasurement, config: UserModels, number: int, person: Person
-) -> TrainedPerson:  # fmt: skip
+async def _trained_person(measurement: PersonMeasurement, config: UserModels, number: int, person: Person) -> TrainedPerson:
     """The examples and test pairs of a person, from the person's twins, which are learned first if they are missing."""
     suite, corpus = measurement.suite, person.corpus
     assert corpus is not None
@@ -185,9 +156,9 @@ async def _trained_person(
     with ExitStack() as stack:
         trained: dict[tuple[str, int], str | None] = {}
         if "trained" in kinds:
-            other = await measurement.learn(person, str(suite.models.trained), name=f"{person.twin}-trained")
-            trained = {_key(triple.pair): triple.reasoning for triple in measurement.open_store(other, stack).triples()}
-        user = measurement.open_twin(person, name, measurement.trace_settings, stack)
+            store = await measurement.trained_store(person, stack)
+            trained = {_key(triple.pair): triple.reasoning for triple in store.triples()}
+        user = stack.enter_context(measurement.open_twin(person, name, measurement.trace_settings))
         held_out, _ = held_out_pairs(user, folder)
         triples = list(user.store.triples())
         known = [triple.pair for triple in triples]
@@ -209,11 +180,8 @@ async def _trained_person(
         )  # fmt: skip
 
 
-def _key(pair: Pair) -> tuple[str, int]:
-    return pair.conversation_id, pair.position
-
-
-# Training and measurement ----------------------------------------------------------------------------------------------
+def _key(turn: Pair | MeasuredTurn) -> tuple[str, int]:
+    return turn.conversation_id, turn.position
 
 
 class _Group:
@@ -221,30 +189,32 @@ class _Group:
 
     def __init__(
         self, measurement: PersonMeasurement, config: UserModels, members: Sequence[TrainedPerson],
-        examples: Sequence[ExampleRow], folder: Path, progress: Progress,
+        examples: Sequence[ExampleRow],
     ) -> None:  # fmt: skip
         self._suite, self._window, self._fetch = measurement.suite, measurement.window, measurement.models.fetch
         self._config, self._members, self._examples = config, members, examples
-        self._folder, self._progress = folder, progress
+        self._people, self._progress = measurement.folder, measurement.progress
         #: The final training loss of each kind, in nats per token; the tokens differ between kinds.
         self.losses: dict[str, float | None] = {}
 
     def run(self) -> list[MeasuredTurn]:
         """Return the turns of the members, with their bits under every kind."""
         base = weights_folder(self._config.base, self._fetch)
-        turns: dict[tuple[int, tuple[str, int]], MeasuredTurn] = {}
+        turns: dict[tuple[int, str, int], MeasuredTurn] = {}
         for kind in (BASE, *self._suite.user_model_kinds):
             adapter = None if kind == BASE else self._fine_tune(kind, base)
             model = UserModel(kind, base, adapter, self._config.precision)
             for member in self._members:
                 for turn in self._measure(model, kind, member):
-                    key = member.number, (turn.conversation_id, turn.position)
-                    turns[key] = _merge(turns[key], turn) if key in turns else turn
+                    key = member.number, *_key(turn)
+                    earlier = turns.get(key, turn)  # under other kinds
+                    both = {name: {**getattr(earlier, name), **getattr(turn, name)} for name in ("bits", "reasoning")}
+                    turns[key] = replace(earlier, **both)
         return list(turns.values())
 
     def _fine_tune(self, kind: TraceKind, base: Path) -> Path:
         rows = [training_row(pair, self._window, traces[kind]) for pair, traces in self._examples]
-        target = self._folder / _FOLDER / f"{self._members[0].group}-{kind}"
+        target = self._people.parent / "user_models" / f"{self._members[0].group}-{kind}"
         people = [member.label for member in self._members]
         metadata = {"base": self._config.base, "method": "user model", "kind": kind, "people": people}
         config = _training_config(self._suite, self._config)
@@ -254,8 +224,8 @@ class _Group:
 
     def _measure(self, model: UserModel, kind: str, member: TrainedPerson) -> list[MeasuredTurn]:
         """One person's turns under one model; each turn is written before the next is measured."""
-        path = self._folder / "people" / f"user-models-{member.number}-{kind}.part"
-        known = {(turn.conversation_id, turn.position): turn for turn in read_turn_file(path)}
+        path = self._people / f"user-models-{member.number}-{kind}.part"
+        known = {_key(turn): turn for turn in read_turn_file(path)}
         with open_for_append(path) as file:
             for number, pair in enumerate(member.test_pairs):
                 self._progress("user models", number, len(member.test_pairs))
@@ -280,22 +250,10 @@ class _Group:
         )  # fmt: skip
 
 
-def _merge(first: MeasuredTurn, second: MeasuredTurn) -> MeasuredTurn:
-    """One record of the same turn under two models."""
-    both = {"bits": {**first.bits, **second.bits}, "reasoning": {**first.reasoning, **second.reasoning}}
-    return MeasuredTurn.from_json(first.to_json() | both)
-
-
-# Figures ---------------------------------------------------------------------------------------------------------------
-
-
 def user_models_result(turns: Sequence[MeasuredTurn], kinds: Iterable[str], *, seed: int = 0) -> dict[str, Any]:
     """Return the bits of each kind on held-out turns, and their differences to training on pairs alone.
 
-    Args:
-        turns: with bits by kind, "base" included, and by "KIND, without thoughts" for kinds that sample thoughts.
-        kinds: the kinds to compare; "none" is one of them.
-        seed: for the resampling.
+    The turns hold bits by kind, "base" included, and by "KIND, without thoughts" for kinds that sample thoughts.
 
     Returns:
         `rows`: for each kind its `kind`; `bits_per_char` in its intended use, and `without_thoughts`; the differences of these

@@ -55,7 +55,7 @@ _DRAFTS = 2
 ControlProgress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(kw_only=True, frozen=True, slots=True)
 class ControlExperiment:
     """Measures whether fidelity is more than leakage, for one person and one set of models.
 

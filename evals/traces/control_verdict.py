@@ -26,7 +26,7 @@ Chooser = Literal["recon", "random", "longest", "backward"]
 CHOOSERS: tuple[Chooser, ...] = get_args(Chooser)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(kw_only=True, frozen=True, slots=True)
 class TraceScores:
     """The scores of one control trace of one pair.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import KW_ONLY, asdict, astuple, dataclass, field
 from operator import add
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -46,6 +46,7 @@ class ChatModel:
     name: str
     chat: BaseChatModel
     style: PromptStyle = "instruction"
+    _: KW_ONLY
     supports_sampling_params: bool = True
     bypass_cache: Mapping[str, Any] = field(default_factory=dict[str, Any])
     structured: bool = False

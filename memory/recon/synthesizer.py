@@ -82,7 +82,7 @@ def rank_candidates(candidates: Sequence[Candidate], method: Method, *, seed: ob
     return [] if method == "none" else passing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(kw_only=True, frozen=True, slots=True)
 class Synthesizer:
     """Makes triples of pairs: propose, guard, score, select.
 

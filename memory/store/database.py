@@ -15,7 +15,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -54,6 +54,7 @@ class State:
     memory: str
     embedder: str
     dimension: int
+    _: KW_ONLY
     generation: int = 0
     removals: int = 0
     count: int = 0

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _FETCHED = 500
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(kw_only=True, frozen=True, slots=True)
 class MemoryStats:
     """Counts and settings of a memory.
 

@@ -71,7 +71,7 @@ class Tuning:
     queries: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(kw_only=True, frozen=True, slots=True)
 class Stamp:
     """The memory that an index belongs to, and the state of that memory (see `database.State`).
 
@@ -274,7 +274,15 @@ class VectorIndex:
         partial = path.with_name(path.name + ".partial")
         columns = self.columns.tobytes()
         last = int(self.columns["number"][-1]) if len(self) else 0
-        stamp = Stamp(memory, generation, removals, last, witness, len(self), self.dimension)
+        stamp = Stamp(
+            memory=memory,
+            generation=generation,
+            removals=removals,
+            last=last,
+            witness=witness,
+            count=len(self),
+            dimension=self.dimension,
+        )
         metadata = json.dumps({"stamp": asdict(stamp), "tuning": asdict(self.tuning)}).encode()
         try:
             faiss.write_index(self._base, str(partial))

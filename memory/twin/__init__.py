@@ -1,1 +1,1 @@
-"""A person's twin on disk: learn, extend, forget."""
+"""A twin on disk: its record, and learning, appending and forgetting."""

@@ -60,7 +60,8 @@ class AbandonmentModel:
     def load(cls, path: Path) -> AbandonmentModel | None:
         """Read a model; return None if there is no file. TwinError if the file is damaged."""
         try:
-            raw: dict[str, Any] = {_OLD_KEYS.get(key, key): value for key, value in json.loads(path.read_text("utf-8")).items()}
+            stored: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            raw = {_OLD_KEYS.get(key, key): value for key, value in stored.items()}
             return cls(float(raw["threshold"]), float(raw["f1"]), int(raw["abandonments"]), int(raw["validation_turns"]))
         except FileNotFoundError:
             return None

@@ -32,7 +32,7 @@ def load_chitchat() -> ChatLog:
         for message in chat["messages"]:
             lines = [line["text"].strip() for line in message if line["text"].strip()]
             if lines:
-                turns.append(Turn(message[0]["sender"], "participant", "\n".join(lines), message[0]["timestamp"]))
+                turns.append(Turn(message[0]["sender"], "participant", "\n".join(lines), time=message[0]["timestamp"]))
         if len({turn.speaker for turn in turns}) == 2:
             conversations.append(Conversation(conversation_id, tuple(turns), turns[0].time))
     return ChatLog(sort_by_time(conversations, CHITCHAT), CHITCHAT)

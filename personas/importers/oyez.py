@@ -153,7 +153,7 @@ def _turn(raw: Mapping[str, Any], day: date | None) -> Turn:
     if identifier := _text(speaker.get("identifier"), 'the "identifier" of a speaker'):
         extra["identifier"] = identifier
     role = UNKNOWN if not name or name.casefold().startswith("unknown ") else _role(speaker, day)
-    return Turn(name or UNKNOWN_SPEAKER, role, " ".join(filter(None, texts)), None, extra)
+    return Turn(name or UNKNOWN_SPEAKER, role, " ".join(filter(None, texts)), time=None, extra=extra)
 
 
 def _merge(first: Turn, second: Turn) -> Turn:

@@ -47,7 +47,16 @@ ALLOWED = {"misleads somewhat", "is the chosen one", "had no verdict", "would ha
 def traced(triple: Triple, reasoning: str = "is the chosen one") -> Triple:
     """A memory with all these proposals."""
     proposals = tuple(Candidate(trace, None, rejected) for trace, rejected in PROPOSED)
-    provenance = Provenance("recon", "m", "s", "propose/1", 0, len(proposals), {}, proposals=proposals)
+    provenance = Provenance(
+        method="recon",
+        proposer="m",
+        scorer="s",
+        prompt_version="propose/1",
+        seed=0,
+        candidates=len(proposals),
+        rejected={},
+        proposals=proposals,
+    )
     return replace(triple, reasoning=reasoning, score=0.1, provenance=provenance)
 
 
@@ -65,7 +74,7 @@ def held_out(user: SimulatedUser) -> list[Pair]:
 
 def of_past(user: SimulatedUser, *names: str, pairs: Sequence[Pair] = ()) -> list[HeldOutTurn]:
     """Return what these arms show at the held-out pairs, or at the given ones."""
-    return Arms(user, names).held_out_turns(pairs or held_out(user))
+    return Arms(user, names=names).held_out_turns(pairs or held_out(user))
 
 
 # Names ---------------------------------------------------------------------------------------------------------------
@@ -87,7 +96,7 @@ def test_an_unknown_arm_or_none_is_an_error_that_lists_the_arms(names: list[str]
 
 
 def test_no_memory_shows_nothing(user: SimulatedUser) -> None:
-    arms = Arms(user, ("no_memory",))
+    arms = Arms(user, names=("no_memory",))
     for moment in arms.held_out_turns(held_out(user)):
         assert moment.shown == {"no_memory": []}
         assert arms.prompt("no_memory", moment) == format_action_prompt(moment.pair, user.settings.window)
@@ -117,7 +126,7 @@ def test_recent_own_skips_the_same_conversation(user: SimulatedUser) -> None:
 
 def test_random_own_depends_on_the_turn_and_the_seed(user: SimulatedUser) -> None:
     def drawn(seed: int, pairs: Sequence[Pair]) -> list[list[str]]:
-        moments = Arms(user, ("random_own",), seed=seed).held_out_turns(pairs)
+        moments = Arms(user, names=("random_own",), seed=seed).held_out_turns(pairs)
         return [[triple.id for triple in moment.shown["random_own"]] for moment in moments]
 
     pairs = held_out(user)
@@ -130,7 +139,7 @@ def test_random_own_depends_on_the_turn_and_the_seed(user: SimulatedUser) -> Non
 def test_other_person_shows_pairs_of_the_other_person_only(user: SimulatedUser) -> None:
     with ExitStack() as stack:
         other = other_person_store(user, default_home() / "ann", FakeEmbedder(), stack)
-        moments = Arms(user, ("other_person",), other=other).held_out_turns(held_out(user))
+        moments = Arms(user, names=("other_person",), other=other).held_out_turns(held_out(user))
         assert all([t.pair.speaker for t in moment.shown["other_person"]] == ["Bob"] * 4 for moment in moments)
 
 
@@ -153,7 +162,7 @@ def test_backward_shows_the_first_proposal_that_passes_the_guards(user: Simulate
 def test_random_of_n_shows_any_proposal_that_passes_the_guards(user: SimulatedUser) -> None:
     seen = {t.reasoning for moment in of_past(user, "random_of_n") for t in moment.shown["random_of_n"]}
     for seed in range(4):
-        for moment in Arms(user, ("random_of_n",), seed=seed).held_out_turns(held_out(user)):
+        for moment in Arms(user, names=("random_of_n",), seed=seed).held_out_turns(held_out(user)):
             seen |= {triple.reasoning for triple in moment.shown["random_of_n"]}
     assert seen == ALLOWED
 
@@ -195,7 +204,7 @@ def test_trained_shows_the_same_pairs_with_the_traces_of_the_other_memory(user: 
     every = list(user.store.triples())
     with TripleStore(tmp_path / "trained", FakeEmbedder()) as other:
         other.add([replace(triple, reasoning=f"trained {triple.pair.conversation_id}") for triple in every[:-3]])
-        moments = Arms(user, ("recalled_pairs", "trained"), trained=other).held_out_turns(held_out(user))
+        moments = Arms(user, names=("recalled_pairs", "trained"), trained=other).held_out_turns(held_out(user))
     unknown = {triple.id for triple in every[-3:]}
     for moment in moments:
         shown = moment.shown["trained"]
@@ -210,14 +219,14 @@ def test_trained_shows_the_same_pairs_with_the_traces_of_the_other_memory(user: 
 
 
 def test_absent_arms_are_left_out(user: SimulatedUser) -> None:
-    assert Arms(user, ARMS).present == tuple(arm for arm in ARMS if arm not in {"other_person", "trained"})
-    [moment] = Arms(user, ARMS).held_out_turns(held_out(user)[:1])
+    assert Arms(user, names=ARMS).present == tuple(arm for arm in ARMS if arm not in {"other_person", "trained"})
+    [moment] = Arms(user, names=ARMS).held_out_turns(held_out(user)[:1])
     assert set(moment.shown) == set(ARMS) - {"other_person", "trained"}
 
 
 def test_without_traces_the_proposal_arms_are_absent(user: SimulatedUser) -> None:
     user.store.set_traces([replace(t, reasoning=None, score=None, provenance=None) for t in user.store.triples()])
-    assert not {"backward", "random_of_n", "trained"} & set(Arms(user, ARMS).present)
+    assert not {"backward", "random_of_n", "trained"} & set(Arms(user, names=ARMS).present)
 
 
 def test_only_named_arms_are_present(user: SimulatedUser) -> None:
@@ -233,7 +242,7 @@ def test_peers_show_no_past_pair(user: SimulatedUser) -> None:
         single_line(turn) for turn in user.persona.sample_turns
     }
     assert len(did) > 10
-    arms = Arms(user, PEERS)
+    arms = Arms(user, names=PEERS)
     for moment in arms.held_out_turns(held_out(user)):
         assert moment.shown == {peer: [] for peer in PEERS}
         present = format_action_prompt(moment.pair, user.settings.window)
@@ -247,7 +256,7 @@ def test_peers_show_no_past_pair(user: SimulatedUser) -> None:
 
 
 def test_the_prompt_of_every_arm_ends_with_the_present_context(user: SimulatedUser) -> None:
-    arms = Arms(user, ARMS)
+    arms = Arms(user, names=ARMS)
     pairs = [*held_out(user), *extract_pairs(small_conversation(18), "Ann"), *extract_pairs(other_conversation(1), "Bob")]
     for moment in arms.held_out_turns(pairs):
         present = format_action_prompt(moment.pair, user.settings.window)

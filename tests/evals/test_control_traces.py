@@ -62,8 +62,8 @@ def writing(prompt: str, seed: int) -> str:
 def pairs_of(count: int = 6) -> list[Pair]:
     """Return different held-out pairs of Ann, three in each conversation."""
     return [
-        Pair("Ann", (Turn("desk", "agent", f"What about lamp {i}?"),), f"lamp {i} broke on its shelf, sir", "",
-             f"new {i // 3}", i % 3, 9e9)
+        Pair(speaker="Ann", context=(Turn("desk", "agent", f"What about lamp {i}?"),), action=f"lamp {i} broke on its shelf, sir", goal="",
+             conversation_id=f"new {i // 3}", position=i % 3, when=9e9)
         for i in range(count)
     ]  # fmt: skip
 
@@ -71,7 +71,15 @@ def pairs_of(count: int = 6) -> list[Pair]:
 def others_of(count: int = 4) -> list[Pair]:
     """Return pairs of Bob."""
     return [
-        Pair("Bob", (Turn("desk", "agent", f"And {i}?"),), f"I demand a refund for order {i}!!", "", f"bob {i}", 1, 1.0)
+        Pair(
+            speaker="Bob",
+            context=(Turn("desk", "agent", f"And {i}?"),),
+            action=f"I demand a refund for order {i}!!",
+            goal="",
+            conversation_id=f"bob {i}",
+            position=1,
+            when=1.0,
+        )
         for i in range(count)
     ]
 
@@ -96,8 +104,23 @@ class Run:
         built, self.chat = function_model(reply)
         model, scorer, embedder = model or built, scorer or FakeScorer(), FakeEmbedder()
         self.ledger = Ledger()
-        synthesizer = Synthesizer("recon", model, LikelihoodGain(scorer), scorer, embedder, **({"candidates": 3} | more))
-        controls = ControlExperiment(synthesizer, model, scorer, embedder, seed, self.ledger, concurrency)
+        synthesizer = Synthesizer(
+            method="recon",
+            model=model,
+            fidelity=LikelihoodGain(scorer),
+            scorer=scorer,
+            embedder=embedder,
+            **({"candidates": 3} | more),
+        )
+        controls = ControlExperiment(
+            synthesizer=synthesizer,
+            model=model,
+            scorer=scorer,
+            embedder=embedder,
+            seed=seed,
+            ledger=self.ledger,
+            concurrency=concurrency,
+        )
         self.progress: list[tuple[str, int, int]] = []
         with TripleStore(existing_twin("ann"), embedder, create=False) as store:
             self.distractors = Distractors([triple.pair for triple in store.triples()], embedder)

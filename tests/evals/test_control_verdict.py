@@ -29,13 +29,28 @@ few = settings(max_examples=100)
 
 
 def pair(conversation: str, position: int = 1) -> Pair:
-    return Pair("Ann", (Turn("desk", "agent", "yes?"),), f"a lamp {position}", "", conversation, position, 0.0)
+    return Pair(
+        speaker="Ann",
+        context=(Turn("desk", "agent", "yes?"),),
+        action=f"a lamp {position}",
+        goal="",
+        conversation_id=conversation,
+        position=position,
+        when=0.0,
+    )
 
 
 def scores(
     gain: float, guarded_gain: float | None = None, rejected: str | None = None, *, leaks: bool = False, slot: float = 0
 ) -> TraceScores:
-    return TraceScores("a trace", gain, gain if guarded_gain is None else guarded_gain, rejected, leaks, slot)
+    return TraceScores(
+        trace="a trace",
+        gain=gain,
+        guarded_gain=gain if guarded_gain is None else guarded_gain,
+        rejected=rejected,
+        gives_away=leaks,
+        slot=slot,
+    )
 
 
 def turn(conversation: str, contrast: float | None = None, **traces: TraceScores) -> ControlledTurn:

@@ -185,7 +185,7 @@ def test_bits_per_character_are_bits_divided_by_characters(ann: str) -> None:
 
 def recalled_for(user: SimulatedUser, conversations: Sequence[Conversation]) -> list[HeldOutTurn]:
     pairs = [pair for conversation in conversations for pair in extract_pairs(conversation, "Ann")]
-    return Arms(user, DEFAULT_ARMS).held_out_turns(pairs)
+    return Arms(user, names=DEFAULT_ARMS).held_out_turns(pairs)
 
 
 def test_no_arm_shows_the_same_conversation_or_later_pairs(ann: str) -> None:
@@ -401,7 +401,7 @@ def test_a_log_with_turns_that_have_a_time_of_their_own_keeps_to_it(tmp_path: Pa
     """Two simultaneous conversations: a turn at ten past is later than a turn of the other at five past."""
 
     def at(minute: int, speaker: str, text: str) -> Turn:
-        return Turn(speaker, "agent" if speaker == "desk" else "user", text, f"2024-03-01T10:{minute:02d}:00+00:00")
+        return Turn(speaker, "agent" if speaker == "desk" else "user", text, time=f"2024-03-01T10:{minute:02d}:00+00:00")
 
     turns = [
         turn for i in range(0, 40, 4)

@@ -23,7 +23,16 @@ from usertwin.personas.pairs import ABANDONED, group_pairs
 
 def moment(action: str, *context: str, where: str = "talk", when: float = 0.0, goal: str = "") -> Pair:
     turns = tuple(Turn("desk", "agent", text) for text in context)
-    return Pair("Ann", turns, action, goal, where, len(turns), when, ends_conversation=action == ABANDONED)
+    return Pair(
+        speaker="Ann",
+        context=turns,
+        action=action,
+        goal=goal,
+        conversation_id=where,
+        position=len(turns),
+        when=when,
+        ends_conversation=action == ABANDONED,
+    )
 
 
 # The split -----------------------------------------------------------------------------------------------------------

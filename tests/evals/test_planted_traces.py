@@ -97,7 +97,15 @@ def planted_pairs() -> list[PlantedPair]:
         reasons = WHY_REFUSED[index % 3], WHY_ACCEPTED[index % 3]
         for outcome, (text, action) in enumerate((REFUSED[index], ACCEPTED[index])):
             number = len(result)
-            pair = Pair("Ann", (Turn("Bob", "agent", text),), action, "", f"talk {number}", 1, float(number))
+            pair = Pair(
+                speaker="Ann",
+                context=(Turn("Bob", "agent", text),),
+                action=action,
+                goal="",
+                conversation_id=f"talk {number}",
+                position=1,
+                when=float(number),
+            )
             true = reasons[outcome]
             disorder = " ".join(random.Random(number).sample(true.split(), len(true.split())))
             story = POST_HOC[(index + outcome) % len(POST_HOC)]
@@ -237,7 +245,7 @@ def test_synthesizer_selects_the_true_reason() -> None:
     for number, (pair, traces) in enumerate(planted_pairs()):
         turn = itertools.cycle(random.Random(number).sample(list(traces.values()), len(traces)))
         model = ChatModel("writer", FunctionChatModel(reply=lambda *_, turn=turn: next(turn)))
-        maker = Synthesizer("recon", model, LikelihoodGain(scorer), scorer, candidates=len(traces))
+        maker = Synthesizer(method="recon", model=model, fidelity=LikelihoodGain(scorer), scorer=scorer, candidates=len(traces))
         triple = asyncio.run(maker.synthesize(pair, "Ann"))
         assert triple.reasoning == traces["true"]
         assert triple.provenance is not None

@@ -69,7 +69,7 @@ def measured(
     folder = default_home() / "ann"
     with SimulatedUser.load("ann", model=model, k=3) as user:
         replay = Replay(
-            user=user, scorer=scorer or FakeScorer(), embedder=FakeEmbedder(), arms=Arms(user, arms, seed=5), config=config,
+            user=user, scorer=scorer or FakeScorer(), embedder=FakeEmbedder(), arms=Arms(user, names=arms, seed=5), config=config,
             person="small/Ann",
         )  # fmt: skip
         result = asyncio.run(replay.run(pairs(held_out_pairs(user, folder)[0]), path=keep))
@@ -139,7 +139,7 @@ def test_other_action_is_recorded_if_there_is_another_person() -> None:
     with SimulatedUser.load("ann", model=model, k=3) as user, ExitStack() as stack:
         folder = default_home() / "ann"
         other = other_person_store(user, folder, FakeEmbedder(), stack)
-        arms = Arms(user, DEFAULT_ARMS, other=other)
+        arms = Arms(user, names=DEFAULT_ARMS, other=other)
         replay = Replay(
             user=user, scorer=FakeScorer(), embedder=FakeEmbedder(), arms=arms, config=ReplayConfig(generate=0), person="x"
         )

@@ -73,9 +73,25 @@ RECORD = TwinRecord(
 
 def make_triples(count: int, traced: int = 0) -> list[Triple]:
     """Return triples; the first `traced` ones have traces of rising scores."""
-    provenance = Provenance("recon", "local", "local", "propose/1", 0, 2, {"misleads": 1})
+    provenance = Provenance(
+        method="recon",
+        proposer="local",
+        scorer="local",
+        prompt_version="propose/1",
+        seed=0,
+        candidates=2,
+        rejected={"misleads": 1},
+    )
     pairs = [
-        Pair("Ann", (Turn("Bob", "agent", f"how was day {i}?"),), f"it was fine {i}", "", f"talk-{i}", 1, float(i))
+        Pair(
+            speaker="Ann",
+            context=(Turn("Bob", "agent", f"how was day {i}?"),),
+            action=f"it was fine {i}",
+            goal="",
+            conversation_id=f"talk-{i}",
+            position=1,
+            when=float(i),
+        )
         for i in range(count)
     ]
     return [
@@ -401,7 +417,17 @@ def traced_with(measured: list[dict[str, float]], cost: list[dict[str, float | N
     return [
         replace(
             triple,
-            provenance=Provenance("recon", "local", "local", "propose/1", 0, 2, {}, measured=flags, cost=spent),
+            provenance=Provenance(
+                method="recon",
+                proposer="local",
+                scorer="local",
+                prompt_version="propose/1",
+                seed=0,
+                candidates=2,
+                rejected={},
+                measured=flags,
+                cost=spent,
+            ),
         )
         for triple, flags, spent in zip(make_triples(len(measured), traced=len(measured)), measured, cost, strict=True)
     ]

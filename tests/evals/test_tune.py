@@ -67,7 +67,14 @@ def present_context(prompt: str) -> str:
 def twin(ann: str) -> str:
     """Ann's twin, whose selected traces differ from the first proposals."""
     provenance = Provenance(
-        "recon", "test", "test", "1", 0, 2, {}, proposals=(Candidate(FIRST, 0.1, None), Candidate(SELECTED, 0.4, None))
+        method="recon",
+        proposer="test",
+        scorer="test",
+        prompt_version="1",
+        seed=0,
+        candidates=2,
+        rejected={},
+        proposals=(Candidate(FIRST, 0.1, None), Candidate(SELECTED, 0.4, None)),
     )
     with TripleStore(existing_twin(ann), FakeEmbedder(), create=False) as store:
         store.set_traces([replace(t, reasoning=SELECTED, score=0.4, provenance=provenance) for t in store.triples()])

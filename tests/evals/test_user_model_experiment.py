@@ -223,7 +223,10 @@ def test_too_few_pairs_with_traces_are_refused_with_the_way_out(home: Path) -> N
 
 
 def trained_person(number: int, talks: str, held_out: str) -> TrainedPerson:
-    examples: tuple[ExampleRow, ...] = tuple((Pair("x", (), "hi", "", talk, 0, 0.0), {"none": None}) for talk in talks)
+    examples: tuple[ExampleRow, ...] = tuple(
+        (Pair(speaker="x", context=(), action="hi", goal="", conversation_id=talk, position=0, when=0.0), {"none": None})
+        for talk in talks
+    )
     return TrainedPerson(
         number=number, label=f"x/{number}", group="c0", examples=examples, test_pairs=(), held_out=frozenset(held_out)
     )

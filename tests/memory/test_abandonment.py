@@ -66,7 +66,21 @@ SAID = [{"role": "assistant", "content": f"{ASKS[0]}?"}, {"role": "user", "conte
 
 def recalled(*moments: tuple[float, bool]) -> list[Recalled]:
     return [
-        Recalled(Triple(Pair("Ann", (), ABANDONED if left else "hi", "", "c", 1, 0.0, left)), similarity)
+        Recalled(
+            Triple(
+                Pair(
+                    speaker="Ann",
+                    context=(),
+                    action=ABANDONED if left else "hi",
+                    goal="",
+                    conversation_id="c",
+                    position=1,
+                    when=0.0,
+                    ends_conversation=left,
+                )
+            ),
+            similarity,
+        )
         for similarity, left in moments
     ]
 
@@ -155,7 +169,16 @@ def test_the_rates_of_the_fit_are_those_of_the_recalled_neighbours(
     embedder = RandomEmbedder(8)
     texts = [f"text {i % 150}" for i in range(400)]  # repeats are equally similar
     pairs = [
-        Pair("Ann", (Turn("desk", "agent", text),), ABANDONED if i % 3 == 0 else "ok", "", f"c{i}", 1, float(i), i % 3 == 0)
+        Pair(
+            speaker="Ann",
+            context=(Turn("desk", "agent", text),),
+            action=ABANDONED if i % 3 == 0 else "ok",
+            goal="",
+            conversation_id=f"c{i}",
+            position=1,
+            when=float(i),
+            ends_conversation=i % 3 == 0,
+        )
         for i, text in enumerate(texts)
     ]
     with TripleStore(tmp_path / "m", embedder) as store:
@@ -178,7 +201,18 @@ def test_too_few_silent_leavings_give_no_model(log: ChatLog, tmp_path: Path) -> 
 def test_validation_turns_that_no_threshold_separates_give_no_model(silent_log: ChatLog, tmp_path: Path) -> None:
     split = split_pairs(silent_log, "Ann")
     leavings = [pair for pair in split.validation if pair.abandoned]
-    answers = [Pair("Ann", p.context, "x", "", p.conversation_id, p.position + 1, p.when) for p in leavings]
+    answers = [
+        Pair(
+            speaker="Ann",
+            context=p.context,
+            action="x",
+            goal="",
+            conversation_id=p.conversation_id,
+            position=p.position + 1,
+            when=p.when,
+        )
+        for p in leavings
+    ]
     with TripleStore(tmp_path / "m", FakeEmbedder()) as store:
         store.add([Triple(pair) for pair in split.corpus])
         assert fit_abandonment(store, [*leavings[:1], *answers, *answers]) is None

@@ -488,7 +488,9 @@ def make_format_1(folder: Path, known: list[Triple]) -> None:
     (folder / "memory.faiss").write_bytes(b"an index as the first version wrote it")
 
 
-TOLD = Provenance("recon", "scripted:test", None, "1", 0, 4, {"too_long": 1})
+TOLD = Provenance(
+    method="recon", proposer="scripted:test", scorer=None, prompt_version="1", seed=0, candidates=4, rejected={"too_long": 1}
+)
 OLD = [replace(triple(number, "was late"), provenance=TOLD) if number % 2 else triple(number) for number in range(40)]
 
 

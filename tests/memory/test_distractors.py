@@ -16,7 +16,16 @@ from usertwin.personas.pairs import ABANDONED
 
 
 def pair(action: str, conversation: str = "here", *, ends: bool = False) -> Pair:
-    return Pair("Ann", (Turn("Bob", "agent", "And you?"),), action, "", conversation, 1, 0.0, ends)
+    return Pair(
+        speaker="Ann",
+        context=(Turn("Bob", "agent", "And you?"),),
+        action=action,
+        goal="",
+        conversation_id=conversation,
+        position=1,
+        when=0.0,
+        ends_conversation=ends,
+    )
 
 
 def elsewhere(*actions: str) -> list[Pair]:

@@ -28,7 +28,15 @@ from usertwin.simulator import load_embedder
 
 def pair(*context: str) -> Pair:
     """Return a pair with this context."""
-    return Pair("Ann", tuple(Turn("Bob", "agent", text) for text in context), "yes", "a goal", "c", len(context), 0.0)
+    return Pair(
+        speaker="Ann",
+        context=tuple(Turn("Bob", "agent", text) for text in context),
+        action="yes",
+        goal="a goal",
+        conversation_id="c",
+        position=len(context),
+        when=0.0,
+    )
 
 
 def test_query_text_is_the_latest_turns_one_line_each() -> None:
@@ -43,7 +51,16 @@ def test_query_text_of_an_empty_context() -> None:
 @given(st.lists(st.text(), max_size=6))
 def test_query_text_depends_on_the_context_alone(context: list[str]) -> None:
     first = pair(*context)
-    second = Pair(first.speaker, first.context, "quite another action", "another goal", "d", 7, 9.0, ends_conversation=True)
+    second = Pair(
+        speaker=first.speaker,
+        context=first.context,
+        action="quite another action",
+        goal="another goal",
+        conversation_id="d",
+        position=7,
+        when=9.0,
+        ends_conversation=True,
+    )
     assert query_text(first) == query_text(second) != ""
 
 

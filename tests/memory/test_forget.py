@@ -17,7 +17,9 @@ from usertwin.memory import Provenance, Triple, TripleStore
 from usertwin.memory.models.embedding import query_text
 from usertwin.personas import Pair, Turn
 
-PROVENANCE = Provenance("recon", "scripted:secret", None, "1", 0, 1, {})
+PROVENANCE = Provenance(
+    method="recon", proposer="scripted:secret", scorer=None, prompt_version="1", seed=0, candidates=1, rejected={}
+)
 
 
 def secret(number: int) -> Triple:
@@ -26,7 +28,13 @@ def secret(number: int) -> Triple:
     asked = f"asked-{number:03d} " * (1 + 500 * (number % 7 == 0)) + words
     context = (Turn(f"desk-{number:03d}", f"role-{number:03d}", asked),)
     pair = Pair(
-        f"ann-{number:03d}", context, f"said-{number:03d}", f"goal-{number:03d}", f"talk-{number:03d}", number, 1e6 + number
+        speaker=f"ann-{number:03d}",
+        context=context,
+        action=f"said-{number:03d}",
+        goal=f"goal-{number:03d}",
+        conversation_id=f"talk-{number:03d}",
+        position=number,
+        when=1e6 + number,
     )
     return Triple(pair, f"thought-{number:03d} " * (1 + 1000 * (number % 5 == 0)), 0.5, PROVENANCE)
 

@@ -39,7 +39,7 @@ MODEL_REASONS = {"malformed", "misleads", "leans_on_words", "no_verdict"}  # not
 
 def pair(action: str, *context: str, goal: str = "") -> Pair:
     turns = tuple(Turn("Bob", "agent", text) for text in context)
-    return Pair("Ann", turns, action, goal, "talk", len(turns), 0.0)
+    return Pair(speaker="Ann", context=turns, action=action, goal=goal, conversation_id="talk", position=len(turns), when=0.0)
 
 
 # G1, runs: quotes of the action --------------------------------------------------------------------------------------

@@ -243,7 +243,7 @@ def test_n_proposals_take_2n_texts_and_one_for_each_verdict(n: int, orders: int)
     model, proposer = function_model(lambda _, seed: f"felt {kinds[seed % 8]} then")
     act, reconstructor = function_model(lambda prompt, _: f"so {prompt.split('I felt ')[1].split()[0]}")
     jury, bench = judge(len)
-    maker = Synthesizer("recon", model, JudgeFidelity(act, jury, orders=orders), candidates=n)
+    maker = Synthesizer(method="recon", model=model, fidelity=JudgeFidelity(act, jury, orders=orders), candidates=n)
     triple = asyncio.run(maker.synthesize(PAIR, "Ann"))
     assert [len(chat.requests) for chat in (proposer, reconstructor, bench)] == [n, n, orders]
     assert triple.provenance is not None
@@ -257,7 +257,9 @@ def test_n_proposals_take_2n_texts_and_one_for_each_verdict(n: int, orders: int)
 def test_a_pair_whose_verdict_cannot_be_read_is_kept_without_a_trace_and_says_so() -> None:
     model, _ = function_model(lambda _, seed: f"felt {['tired', 'glad'][seed % 2]} then")
     (act, _), (mute, chat) = actor(), function_model(lambda *_: "I would rather not say", "instruction")
-    triple = asyncio.run(Synthesizer("recon", model, JudgeFidelity(act, mute), candidates=2).synthesize(PAIR, "Ann"))
+    triple = asyncio.run(
+        Synthesizer(method="recon", model=model, fidelity=JudgeFidelity(act, mute), candidates=2).synthesize(PAIR, "Ann")
+    )
     assert triple.pair is PAIR
     assert (triple.reasoning, triple.score) == (None, None)
     assert triple.provenance is not None
@@ -275,7 +277,7 @@ def test_judge_that_fails_raises_model_error() -> None:
     act, _ = actor()
     mute, _ = function_model(fail, "instruction")
     with pytest.raises(ModelError, match='"telling" did not answer: ConnectionError') as failed:
-        asyncio.run(Synthesizer("recon", model, JudgeFidelity(act, mute)).synthesize(PAIR, "Ann"))
+        asyncio.run(Synthesizer(method="recon", model=model, fidelity=JudgeFidelity(act, mute)).synthesize(PAIR, "Ann"))
     assert not isinstance(failed.value, VerdictError)
 
 

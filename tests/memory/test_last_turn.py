@@ -123,7 +123,13 @@ def test_a_damaged_file_is_a_twin_error_with_a_way_out(tmp_path: Path) -> None:
 @given(st.text(), st.text(), st.integers(0, 10**6))
 def test_any_text_gives_a_probability(action: str, previous: str, position: int) -> None:
     context = (Turn("Bob", "agent", previous),) if previous else ()
-    assert 0.0 <= _MODEL.probability(Pair("Ann", context, action, "", "c", position, 0.0)) <= 1.0
+    assert (
+        0.0
+        <= _MODEL.probability(
+            Pair(speaker="Ann", context=context, action=action, goal="", conversation_id="c", position=position, when=0.0)
+        )
+        <= 1.0
+    )
 
 
 _MODEL = fitted()

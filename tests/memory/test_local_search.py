@@ -20,7 +20,15 @@ from usertwin.memory.recon.propose import clauses_of
 from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair, Turn, VerdictError
 
-PAIR = Pair("Ann", (Turn("Bob", "agent", "When do you want to go?"),), "the early train to Rome please", "", "talk", 1, 1.0)
+PAIR = Pair(
+    speaker="Ann",
+    context=(Turn("Bob", "agent", "When do you want to go?"),),
+    action="the early train to Rome please",
+    goal="",
+    conversation_id="talk",
+    position=1,
+    when=1.0,
+)
 WEIGHTS = {"hurry": 0.5, "mornings": 0.3, "calm": 0.1, "bored": -0.2, "lost": -0.4, "sad": -0.9}
 WORDS = (*WEIGHTS, "warm", "forbidden")
 STYLES: list[PromptStyle] = ["transcript", "instruction"]
@@ -198,7 +206,9 @@ def test_trace_without_verdict_is_rejected_and_the_search_continues() -> None:
 @pytest.mark.parametrize("calls", [2, 5, 12])
 def test_a_synthesizer_that_searches_has_the_best_of_all_and_says_what_it_cost(calls: int) -> None:
     model, chat = function_model(better, "instruction")
-    maker = Synthesizer("recon", model, LikelihoodGain(WordWeightScorer(WEIGHTS)), proposal_mode="search", max_calls=calls)
+    maker = Synthesizer(
+        method="recon", model=model, fidelity=LikelihoodGain(WordWeightScorer(WEIGHTS)), proposal_mode="search", max_calls=calls
+    )
     triple = asyncio.run(maker.synthesize(PAIR, "Ann"))
     candidates = run_search(function_model(better, "instruction")[0], calls=calls)
     assert triple.provenance is not None
@@ -218,7 +228,12 @@ def test_quality_judge_selects_among_all_traces_of_a_search() -> None:
     model, _ = function_model(better, "instruction")
     judge, chat = function_model(like_the_short, "instruction")
     maker = Synthesizer(
-        "quality", model, LikelihoodGain(WordWeightScorer(WEIGHTS)), judge=judge, proposal_mode="search", max_calls=8
+        method="quality",
+        model=model,
+        fidelity=LikelihoodGain(WordWeightScorer(WEIGHTS)),
+        judge=judge,
+        proposal_mode="search",
+        max_calls=8,
     )
     triple = asyncio.run(maker.synthesize(PAIR, "Ann"))
     assert len(chat.requests) == 1

@@ -41,7 +41,15 @@ class Directions:
 
 def pair(text: str, when: float = 0.0, conversation: str = "", action: str = "") -> Pair:
     """Return a pair with this context; its action names it."""
-    return Pair("Ann", (Turn("Bob", "agent", text),), action or text, "", conversation or f"c {action or text}", 1, when)
+    return Pair(
+        speaker="Ann",
+        context=(Turn("Bob", "agent", text),),
+        action=action or text,
+        goal="",
+        conversation_id=conversation or f"c {action or text}",
+        position=1,
+        when=when,
+    )
 
 
 NOW = replace(pair("now"), conversation_id="now", when=100.0)
@@ -293,15 +301,31 @@ def test_every_ranking_of_an_empty_memory_or_of_no_triples_is_empty(tmp_path: Pa
 
 
 def test_a_token_is_four_characters_of_context_trace_and_action_rounded_up() -> None:
-    triple = Triple(Pair("Ann", (Turn("a", "b", "12345"), Turn("a", "b", "678")), "90", "the goal", "c", 0, 0.0))
+    triple = Triple(
+        Pair(
+            speaker="Ann",
+            context=(Turn("a", "b", "12345"), Turn("a", "b", "678")),
+            action="90",
+            goal="the goal",
+            conversation_id="c",
+            position=0,
+            when=0.0,
+        )
+    )
     assert estimate_tokens(triple) == 3
     assert estimate_tokens(replace(triple, reasoning="abc")) == 4
-    assert estimate_tokens(Triple(Pair("Ann", (), "", "", "c", 0, 0.0))) == 0
+    assert (
+        estimate_tokens(Triple(Pair(speaker="Ann", context=(), action="", goal="", conversation_id="c", position=0, when=0.0)))
+        == 0
+    )
 
 
 @given(st.lists(st.integers(0, 40), max_size=8), st.none() | st.integers(1, 40))
 def test_token_budget_keeps_whole_triples_from_the_first(lengths: list[int], tokens: int | None) -> None:
-    triples = [Triple(Pair("Ann", (), "x" * length, "", "c", n, 0.0)) for n, length in enumerate(lengths)]
+    triples = [
+        Triple(Pair(speaker="Ann", context=(), action="x" * length, goal="", conversation_id="c", position=n, when=0.0))
+        for n, length in enumerate(lengths)
+    ]
     count = fit_token_budget(Ranking(tokens=tokens), triples)
     sums = np.cumsum([0, *map(estimate_tokens, triples)]).tolist()
     assert count == len(triples) if tokens is None else count >= min(1, len(triples))

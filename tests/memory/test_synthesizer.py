@@ -55,7 +55,7 @@ def writing(*traces: str, style: PromptStyle = "instruction", **facts: Any) -> t
 
 def make(model: ChatModel | None, method: Method = "recon", *, seed: int = 0, pair: Pair = PAIR, **options: Any) -> Triple:
     options.setdefault("fidelity", LikelihoodGain(WordWeightScorer(WEIGHTS)))
-    return asyncio.run(Synthesizer(method, model, **options).synthesize(pair, "Ann", seed=seed))
+    return asyncio.run(Synthesizer(method=method, model=model, **options).synthesize(pair, "Ann", seed=seed))
 
 
 def provenance_of(triple: Triple) -> Provenance:
@@ -466,8 +466,8 @@ def test_invalid_settings_are_refused() -> None:
     with pytest.raises(UsageError, match="27 proposals in one verdict of a judge: at most 26"):
         make(model, "quality", proposal_mode="search", judge=model, max_calls=27)
     assert chat.requests == []
-    Synthesizer("none").check()
-    Synthesizer("longest", model).check()
+    Synthesizer(method="none").check()
+    Synthesizer(method="longest", model=model).check()
     assert (METHODS, DEFAULT_CANDIDATES) == (("recon", "random", "longest", "quality", "backward", "none"), 4)
 
 
@@ -522,7 +522,9 @@ def test_missing_fields_of_an_older_provenance_get_defaults() -> None:
         "candidates": 1,
         "rejected": {},
     }
-    assert Provenance.from_json(raw) == Provenance("recon", "m", None, "v", 0, 1, {})
+    assert Provenance.from_json(raw) == Provenance(
+        method="recon", proposer="m", scorer=None, prompt_version="v", seed=0, candidates=1, rejected={}
+    )
 
 
 def test_a_synthesized_triple_survives_json_and_the_memory(tmp_path: Path) -> None:
@@ -576,7 +578,16 @@ def test_one_model_of_unknown_price_makes_the_whole_cost_unknown() -> None:
 
 
 def triple_of(*proposed: Candidate, reasoning: str | None = None) -> Triple:
-    provenance = Provenance("recon", "m", None, "v", 0, len(proposed), {}, proposals=proposed)
+    provenance = Provenance(
+        method="recon",
+        proposer="m",
+        scorer=None,
+        prompt_version="v",
+        seed=0,
+        candidates=len(proposed),
+        rejected={},
+        proposals=proposed,
+    )
     return Triple(PAIR, reasoning, None, provenance)
 
 

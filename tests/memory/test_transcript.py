@@ -18,7 +18,15 @@ from usertwin.personas import Pair, Turn
 
 
 def pair(*turns: tuple[str, str], action: str = "fine, thanks", goal: str = "") -> Pair:
-    return Pair("Ann", tuple(Turn(speaker, "any", text) for speaker, text in turns), action, goal, "talk", len(turns), 0.0)
+    return Pair(
+        speaker="Ann",
+        context=tuple(Turn(speaker, "any", text) for speaker, text in turns),
+        action=action,
+        goal=goal,
+        conversation_id="talk",
+        position=len(turns),
+        when=0.0,
+    )
 
 
 TALK = pair(("Bob", "Hello"), ("Ann", "hi"), ("Bob", "How are\nyou?"), goal="Be friendly.")

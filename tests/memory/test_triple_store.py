@@ -36,7 +36,15 @@ def pair(number: int, conversation: str = "", when: float | None = None) -> Pair
     """Return a pair of Ann; five consecutive numbers share a conversation."""
     context = (Turn("desk", "agent", f"{WORDS[number % 8]} {WORDS[number // 8 % 8]} number {number}?"),)
     name = conversation or f"c{number // 5}"
-    return Pair("Ann", context, f"answer {number}", "", name, number, float(number) if when is None else when)
+    return Pair(
+        speaker="Ann",
+        context=context,
+        action=f"answer {number}",
+        goal="",
+        conversation_id=name,
+        position=number,
+        when=float(number) if when is None else when,
+    )
 
 
 def triples(*numbers: int) -> list[Triple]:
@@ -82,14 +90,26 @@ def test_triple_id_depends_on_the_pair_and_not_on_the_trace() -> None:
 def test_provenance_round_trips_through_json() -> None:
     tried = (Candidate("was late", 0.5, None), Candidate("", None, "empty"))
     cost = {"calls": 2, "dollars": None}
-    provenance = Provenance("recon", "local", None, "1", 3, 4, Counter(empty=1), "search", tried, {"gain": 0.5}, cost)
+    provenance = Provenance(
+        method="recon",
+        proposer="local",
+        scorer=None,
+        prompt_version="1",
+        seed=3,
+        candidates=4,
+        rejected=Counter(empty=1),
+        proposal_mode="search",
+        proposals=tried,
+        measured={"gain": 0.5},
+        cost=cost,
+    )
     assert Provenance.from_json(json.loads(json.dumps(provenance.to_json()))) == provenance
 
 
 def test_provenance_of_an_older_version_is_read() -> None:
     raw = {"method": "recon", "proposer": "local", "scorer": None, "prompt_version": "1", "seed": 3, "candidates": 4}
     assert Provenance.from_json(raw | {"rejected": {"copies": 1}}) == Provenance(
-        "recon", "local", None, "1", 3, 4, {"copies": 1}
+        method="recon", proposer="local", scorer=None, prompt_version="1", seed=3, candidates=4, rejected={"copies": 1}
     )
     old_names = {"rejected": {}, "scorer": "novel gain under local", "how": "search", "measured": {"gain": 0.5, "novel": 0.25}}
     provenance = Provenance.from_json(raw | old_names)
@@ -148,7 +168,9 @@ def test_adding_nothing_is_no_error(folder: Path) -> None:
 
 
 def test_set_traces_are_on_disk_and_recalled(folder: Path) -> None:
-    provenance = Provenance("recon", "m", "s", "2", 1, 4, {"quotes_action": 2})
+    provenance = Provenance(
+        method="recon", proposer="m", scorer="s", prompt_version="2", seed=1, candidates=4, rejected={"quotes_action": 2}
+    )
     traced = Triple(pair(7), "was late: 'é\u2028'", -0.125, provenance)
     store = TripleStore(folder, EMBEDDER)
     before = store.recall(pair(7, "now"), 1)
@@ -605,7 +627,18 @@ def test_missing_memory_is_not_created_without_create(tmp_path: Path) -> None:
 def test_with_trace_replaces_the_last_triple_by_one_with_a_trace(tmp_path: Path) -> None:
     with TripleStore(tmp_path, FakeEmbedder()) as store:
         turns = ["one two", "one two three", "one two three four", "nothing alike"]
-        pairs = [Pair("Ann", (Turn("Bob", "agent", text),), text, "", f"talk-{i}", 1, float(i)) for i, text in enumerate(turns)]
+        pairs = [
+            Pair(
+                speaker="Ann",
+                context=(Turn("Bob", "agent", text),),
+                action=text,
+                goal="",
+                conversation_id=f"talk-{i}",
+                position=1,
+                when=float(i),
+            )
+            for i, text in enumerate(turns)
+        ]
         store.add([Triple(pair) for pair in pairs])
         query = replace(pairs[0], conversation_id="now", when=9.0)
         assert [r.triple.pair.action for r in store.recall(query, 3, with_trace=True)] == turns[:3]

@@ -117,7 +117,17 @@ class MemoryMachine(RuleBasedStateMachine):
         rng = np.random.default_rng(seed)
         asked = (Turn("desk", "agent", "a train?"),)
         new_triples = [
-            Triple(Pair("Ann", asked, "yes", "", f"c{n % 5}", int(rng.integers(10**6)), float(n % 13)))
+            Triple(
+                Pair(
+                    speaker="Ann",
+                    context=asked,
+                    action="yes",
+                    goal="",
+                    conversation_id=f"c{n % 5}",
+                    position=int(rng.integers(10**6)),
+                    when=float(n % 13),
+                )
+            )
             for n in range(LEAST_APPROXIMATE + 44)
         ]
         self.remember(self.store, new_triples, rng.normal(size=(len(new_triples), 16)).astype(np.float32))
@@ -137,7 +147,11 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(rng=st.randoms(use_true_random=False), trace=traces, unknown=triples)
     def set_traces(self, rng: random.Random, trace: str | None, unknown: Triple) -> None:
-        provenance = Provenance("recon", "m", None, "1", 0, 1, {}) if trace else None
+        provenance = (
+            Provenance(method="recon", proposer="m", scorer=None, prompt_version="1", seed=0, candidates=1, rejected={})
+            if trace
+            else None
+        )
         new = {name: replace(self.model[name][0], reasoning=trace, provenance=provenance) for name in self.some(rng, 3)}
         self.store.set_traces([*new.values(), *([] if unknown.id in self.model else [unknown])])
         self.model |= {name: (triple, self.model[name][1]) for name, triple in new.items()}

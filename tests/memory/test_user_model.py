@@ -31,7 +31,16 @@ TRACE = "wants the cake (now)"
 
 def pair(number: int = 0, action: str = "one plum cake please") -> Pair:
     context = (Turn("desk", "agent", f"hello {number}, what can I do?"),)
-    return Pair("Ann", context, action, "", "talk", number, float(number), False)
+    return Pair(
+        speaker="Ann",
+        context=context,
+        action=action,
+        goal="",
+        conversation_id="talk",
+        position=number,
+        when=float(number),
+        ends_conversation=False,
+    )
 
 
 ROWS = [training_row(pair(number), 6) for number in range(6)]

@@ -242,7 +242,10 @@ def test_empty_index_can_be_written_opened_and_extended(tmp_path: Path) -> None:
     assert (len(index), index.search(clustered(1), 3)) == (0, [([], [])])
     index.write(tmp_path / "index", "m", generation=5, removals=0, witness=7)
     opened, stamp = VectorIndex.open(tmp_path / "index")
-    assert (stamp, len(opened)) == (Stamp("m", 5, 0, 0, 7, 0, DIMENSION), 0)
+    assert (stamp, len(opened)) == (
+        Stamp(memory="m", generation=5, removals=0, last=0, witness=7, count=0, dimension=DIMENSION),
+        0,
+    )
     opened.add(columns(3), clustered(3))
     assert opened.search(clustered(3)[:1], 1)[0][0] == [0]
 
@@ -299,7 +302,7 @@ def test_opened_index_equals_written_index(index_of: Indexes, queries: Vectors, 
     index, path = index_of(kind), tmp_path / "index"
     index.write(path, "memory", generation=5, removals=3, witness=7)
     opened, stamp = VectorIndex.open(path)
-    assert stamp == Stamp("memory", 5, 3, COUNT, 7, COUNT, DIMENSION)
+    assert stamp == Stamp(memory="memory", generation=5, removals=3, last=COUNT, witness=7, count=COUNT, dimension=DIMENSION)
     assert (opened.tuning, len(opened), opened.tail_count, opened.dimension) == (index.tuning, COUNT, 0, DIMENSION)
     np.testing.assert_array_equal(opened.columns, index.columns)
     allowed = np.random.default_rng(3).random(COUNT)
@@ -426,7 +429,7 @@ def test_hash_keys_are_stable() -> None:
 
 def test_columns_hold_the_filter_values() -> None:
     context = (Turn("desk", "agent", "Which day?"),)
-    pair = Pair("Ann", context, "tomorrow", "", "c1", 3, 9.5)
+    pair = Pair(speaker="Ann", context=context, action="tomorrow", goal="", conversation_id="c1", position=3, when=9.5)
     assert column_values(7, pair) == (7, 9.5, hash_key("c1"), hash_key("agent"), hash_key("question"), False)
     gone = replace(pair, context=(), action="(left)", ends_conversation=True)
     assert column_values(8, gone) == (8, 9.5, hash_key("c1"), hash_key(""), hash_key("opening"), True)

@@ -72,8 +72,16 @@ def test_file_becomes_a_conversation_with_date_roles_and_extra_keys(tmp_path: Pa
         "source": "oyez", "title": "Oral Argument - November 26, 2018", "case": "WEST, Petitioner, v. EAST", "oyez_id": "24779",
     }  # fmt: skip
     assert conversation.turns == (
-        Turn("Rose Winter", "justice", "We will hear you.", None, {"start": 0, "stop": 1, "identifier": "rose_winter"}),
-        Turn("Abel Summer", "advocate", "May it please: First.", None, {"start": 0, "stop": 1, "identifier": "abel_summer"}),
+        Turn(
+            "Rose Winter", "justice", "We will hear you.", time=None, extra={"start": 0, "stop": 1, "identifier": "rose_winter"}
+        ),
+        Turn(
+            "Abel Summer",
+            "advocate",
+            "May it please: First.",
+            time=None,
+            extra={"start": 0, "stop": 1, "identifier": "abel_summer"},
+        ),
     )
 
 

@@ -24,7 +24,7 @@ def iso(seconds: float) -> str:
 def talk(name: str, *lines: tuple[str, str], started_at: str | None = None, times: list[str] | None = None) -> Conversation:
     """Return a conversation of (speaker, text) turns; those of the speaker "guide" are private."""
     turns = [
-        Turn(speaker, "instruction" if speaker == "guide" else "user", text, times[place] if times else None)
+        Turn(speaker, "instruction" if speaker == "guide" else "user", text, time=times[place] if times else None)
         for place, (speaker, text) in enumerate(lines)
     ]
     return Conversation(name, tuple(turns), started_at)
@@ -41,7 +41,16 @@ def chats(count: int, own: int = 2) -> list[Conversation]:
 def test_pair_holds_the_turns_before_and_the_next_turn() -> None:
     conversation = talk("a", ("Bob", "hello"), ("Ann", "hi"), ("Bob", "tea?"), ("Ann", "yes"), started_at="1970-01-01T00:01:00")
     first, second = extract_pairs(conversation, "Ann")
-    assert first == Pair("Ann", (Turn("Bob", "user", "hello"),), "hi", "", "a", 1, 60.0, ends_conversation=False)
+    assert first == Pair(
+        speaker="Ann",
+        context=(Turn("Bob", "user", "hello"),),
+        action="hi",
+        goal="",
+        conversation_id="a",
+        position=1,
+        when=60.0,
+        ends_conversation=False,
+    )
     assert [turn.text for turn in second.context] == ["hello", "hi", "tea?"]
     assert (second.action, second.position, second.ends_conversation) == ("yes", 3, True)
 

@@ -15,7 +15,10 @@ from usertwin.personas.persona import derive_persona, read_persona
 
 def pairs(*actions: str) -> list[Pair]:
     """Return pairs with these actions, two to a conversation."""
-    return [Pair("Ann", (), action, "", f"c{n // 2}", n % 2, float(n)) for n, action in enumerate(actions)]
+    return [
+        Pair(speaker="Ann", context=(), action=action, goal="", conversation_id=f"c{n // 2}", position=n % 2, when=float(n))
+        for n, action in enumerate(actions)
+    ]
 
 
 names = st.text(min_size=1).map(str.strip).filter(bool)

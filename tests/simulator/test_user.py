@@ -46,7 +46,7 @@ class Recording(ScriptedChatModel):
 
 
 def recording(*answers: str, style: Any = "transcript", sampling: bool = True) -> ChatModel:
-    return ChatModel("scripted:recording", Recording(answers=list(answers)), style, sampling)
+    return ChatModel("scripted:recording", Recording(answers=list(answers)), style, supports_sampling_params=sampling)
 
 
 def calls(user: SimulatedUser) -> list[dict[str, Any]]:
@@ -282,7 +282,9 @@ _TURN = st.builds(Turn, st.sampled_from(["Ann", "desk", "guide"]), st.just("user
 
 
 def _pair(context: list[Turn], action: str, goal: str) -> Pair:
-    return Pair("Ann", tuple(context), action, goal, "c", len(context), 0.0)
+    return Pair(
+        speaker="Ann", context=tuple(context), action=action, goal=goal, conversation_id="c", position=len(context), when=0.0
+    )
 
 
 _PAIR = st.builds(_pair, st.lists(_TURN, max_size=8), _TEXT, st.just("") | _TEXT)
