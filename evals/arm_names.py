@@ -9,7 +9,6 @@ from usertwin.personas import UsageError
 
 Peer = Literal["openevals", "tau2", "persona"]
 PEERS: tuple[Peer, ...] = get_args(Peer)
-MEMORY_ARMS = ("no_memory", "other_person", "random_own", "recent_own", "recalled_pairs")
 TRACE_ARMS = ("backward", "random_of_n", "recon", "trained")
 
 #: Every arm, in the order of reports, with one sentence on what the model is shown before the present context.

@@ -147,9 +147,10 @@ async def judge_pairs(
         async def work() -> None:
             nonlocal remaining
             for key, same in queue:
+                first, second = same[0].texts
                 labels = labels_by_key.get(key) or (
-                    await _sample_label(judge, same[0], same[0].texts, seed, ledger),
-                    await _sample_label(judge, same[0], same[0].texts[::-1], seed, ledger),
+                    await _sample_label(judge, same[0], (first, second), seed, ledger),
+                    await _sample_label(judge, same[0], (second, first), seed, ledger),
                 )
                 for question in same:
                     kind, a, b, person, conversation_id, position, sample_index = slot(question)

@@ -65,20 +65,27 @@ class Measure:
 DISCRIMINATOR = "discriminator"
 _LOW, _HIGH, _ZERO = "low is close", "high is close", "0 is closest"
 MEASURES: tuple[Measure, ...] = (
-    Measure("bits_per_char", "Bits per char", _LOW, "low", source="held-out likelihood of the real turn, Shannon 1951", digits=3),
+    Measure(
+        "bits_per_char", "Bits per char", _LOW, "low", source="held-out likelihood of the real turn, Shannon 1951", digits=3,
+    ),
     Measure("choice", "Forced choice", _HIGH, "high", source="forced choice among the person's own turns, by likelihood"),
     Measure("chrf", "chrF", _HIGH, "high", source="Popović 2015, by sacrebleu"),
     Measure(
         "embedding_similarity", "Embedding similarity", _HIGH, "high",
         source="cosine of sentence embeddings, Reimers and Gurevych 2019",
     ),
-    Measure("rank", "Rank among own turns", _HIGH, "high", source="share of the person's other turns that the reply is less like"),
+    Measure(
+        "rank", "Rank among own turns", _HIGH, "high", source="share of the person's other turns that the reply is less like",
+    ),
     Measure("length_ratio", "Length ratio", "1 is closest", 1.0, source="characters written to characters of the real turns"),
     Measure("questions", "Questions", _ZERO, 0.0, source="share of turns with a question mark, minus the real share"),
     Measure("greetings", "Greetings", _ZERO, 0.0, source="share of turns that begin with a greeting, minus the real share"),
-    Measure("politeness", "Politeness", _ZERO, 0.0, source="share with please, thanks, sorry, minus the real; Danescu et al. 2013"),
     Measure(
-        "capitals", "Capitals", _ZERO, 0.0, source="share that begin with a capital, of those with a letter, minus the real share",
+        "politeness", "Politeness", _ZERO, 0.0, source="share with please, thanks, sorry, minus the real; Danescu et al. 2013",
+    ),
+    Measure(
+        "capitals", "Capitals", _ZERO, 0.0,
+        source="share that begin with a capital, of those with a letter, minus the real share",
     ),
     Measure("emoji", "Emoji", _ZERO, 0.0, source="share of turns with an emoji or smiley, minus the real share"),
     Measure(
@@ -89,9 +96,12 @@ MEASURES: tuple[Measure, ...] = (
         "function_words", "Function words", _LOW, "low", source="one minus cosine of their counts, Evert et al. 2017",
         digits=3, bias_corrected=True,
     ),
-    Measure("diversity", "Diversity", _ZERO, 0.0, source="MATTR of 50 words, minus the real; Covington and McFall 2010", digits=3),
     Measure(
-        DISCRIMINATOR, "Discriminator AUC", "0.5 is closest", "low", source="AUC of a trained classifier, Lopez-Paz and Oquab 2017",
+        "diversity", "Diversity", _ZERO, 0.0, source="MATTR of 50 words, minus the real; Covington and McFall 2010", digits=3,
+    ),
+    Measure(
+        DISCRIMINATOR, "Discriminator AUC", "0.5 is closest", "low",
+        source="AUC of a trained classifier, Lopez-Paz and Oquab 2017",
     ),
 )  # fmt: skip
 _RATES: Mapping[str, Callable[[str], bool | None]] = {

@@ -252,13 +252,9 @@ def sign_flip(values: Sequence[float], *, seed: int = 0) -> float | None:
 
 def holm(ps: Sequence[float]) -> list[float]:
     """Return p values adjusted for the family-wise error rate (Holm 1979), by statsmodels."""
-    if not ps:
-        return []
-    import numpy as np
     from statsmodels.stats.multitest import multipletests
 
-    _, adjusted, *_ = multipletests(list(ps), method="holm")
-    return np.asarray(adjusted).tolist()
+    return multipletests(list(ps), method="holm")[1].tolist() if ps else []
 
 
 def partial_spearman(

@@ -93,9 +93,8 @@ async def _simulate(
         if free:  # an empty reply leaves no turn, so the real one stays in the history
             own[pair.position] = free
     reals = [pair.action for _, pair, _, _ in replies]
-    similarities = [
-        await asyncio.to_thread(embedding_similarities, [row[column] for row in replies], reals, embedder) for column in (2, 3)
-    ]
+    texts = [free for _, _, free, _ in replies], [forced for _, _, _, forced in replies]
+    similarities = [await asyncio.to_thread(embedding_similarities, column, reals, embedder) for column in texts]
     return [
         DriftTurn(
             person=person, conversation_id=pair.conversation_id, depth=depth, action=pair.action, free=free, forced=forced,

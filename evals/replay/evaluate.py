@@ -62,25 +62,17 @@ async def evaluate(
         turns = await replay.run(pairs, progress=progress)
     endings = measure_endings(user, held_out, seed=config.seed)
     result = closeness(turns, twin_arm(user), seed=config.seed)
+    models: dict[str, str | None] = {"action": user.model.name, "scorer": scorer.name, "embedder": user.store.embedder.name}
+    models["proposer"] = user.record.recipe.model
+    models |= {} if user.reasoner is user.model else {"reasoner": user.reasoner.name}
     return {
         "twin": user.name,
         **{name: value for name, value in result.items() if name != "people"},
         "ending": {} if endings is None else {"f1": endings["f1"]},
-        "models": models_of(user, scorer),
+        "models": models,
         "k": user.k,
         "triples": len(user.store),
         "against": None if against is None else str(against),
         "dropped_conversations": dropped,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def models_of(user: SimulatedUser, scorer: Scorer) -> dict[str, str | None]:
-    """Return the names of the models behind a measurement."""
-    return {
-        "action": user.model.name,
-        "scorer": scorer.name,
-        "embedder": user.store.embedder.name,
-        "proposer": user.record.recipe.model,
-        **({} if user.reasoner is user.model else {"reasoner": user.reasoner.name}),
     }

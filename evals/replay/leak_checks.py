@@ -84,7 +84,7 @@ def near_duplicates(held_out: Sequence[Pair], known: Sequence[Pair], *, turns: i
     vectorizer: Any = CountVectorizer(analyzer=frozenset, binary=True)  # pyright: ignore[reportArgumentType] - takes a function
     our_matrix = vectorizer.fit_transform(list(ours.values()))
     their_matrix = vectorizer.transform(list(theirs.values()))  # drops runs that no held-out pair has
-    our_sizes, their_sizes = (np.array([len(shingles) for shingles in side.values()]) for side in (ours, theirs))
+    our_sizes, their_sizes = (np.array(list(map(len, side.values()))) for side in (ours, theirs))
     our_places, their_places = list(ours), list(theirs)
     best_matches: dict[int, tuple[float, int]] = {}
     for start in range(0, len(our_places), _BATCH_PAIRS):

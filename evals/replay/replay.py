@@ -195,8 +195,7 @@ class Replay:
         for arm in turn.shown:
             likelihoods = self.scorer.score([(self.arms.prompt(arm, turn), action) for action in actions])
             gains = [likelihood.nats - nats for likelihood, nats in zip(likelihoods, prior, strict=True)]
-            best = max(gains)
-            choices[arm] = (gains[0] == best) / gains.count(best)
+            choices[arm] = (gains[0] == max(gains)) / gains.count(max(gains))
         return choices
 
 

@@ -14,7 +14,6 @@ from usertwin.evals.arm_names import (
     ARM_DESCRIPTIONS,
     ARMS,
     DEFAULT_ARMS,
-    MEMORY_ARMS,
     PEERS,
     TRACE_ARMS,
     check_arms,
@@ -42,6 +41,8 @@ PROPOSED = (
     ("would have passed", None),
 )
 ALLOWED = {"misleads somewhat", "is the chosen one", "had no verdict", "would have passed"}
+
+MEMORY_ARMS = ("no_memory", "other_person", "random_own", "recent_own", "recalled_pairs")
 
 
 def traced(triple: Triple, reasoning: str = "is the chosen one") -> Triple:
