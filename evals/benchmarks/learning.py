@@ -31,24 +31,25 @@ FULL = LearnSizes()
 
 
 def learn_part(
-    sizes: LearnSizes = FULL, embedder: Embedder = SentenceTransformerEmbedder(), log: ChatLog | None = None
+    sizes: LearnSizes = FULL, embedder: Embedder | None = None, log: ChatLog | None = None
 ) -> Iterator[tuple[str, Figure]]:
     """Yield the figures of learning from real conversations, in each of which one speaker is renamed to the same person."""
+    encoder: Embedder = embedder or SentenceTransformerEmbedder()
     conversations = (log or load_chitchat()).conversations
-    embedder.embed(["load the model"])
+    encoder.embed(["load the model"])
     with tempfile.TemporaryDirectory() as folder:
         path, home = Path(folder) / "log.jsonl", Path(folder) / "twins"
         write_conversations(person_conversations(conversations, sizes.turns), path)
         learned, baseline = run_alternately(
             sizes.rounds,
-            lambda number: timed(lambda: _learn(path, home, f"twin-{number}", embedder)),
-            lambda _: timed(lambda: _read_and_embed(path, embedder)),
+            lambda number: timed(lambda: _learn(path, home, f"twin-{number}", encoder)),
+            lambda _: timed(lambda: _read_and_embed(path, encoder)),
         )
         against = f"read the log and embed each text once, {sizes.turns} turns (bar: 1.3)"
         yield "learn.vs_read_and_embed", figure(ratios(learned, baseline), "ratio", against)
 
         write_conversations(person_conversations(conversations, sizes.large_turns), path)
-        seconds = timed(lambda: _learn(path, home, "large", embedder))
+        seconds = timed(lambda: _learn(path, home, "large", encoder))
         against = f"{sizes.large_turns} turns of one person (bar: 60 s on 2 cores)"
         yield "learn.10k_turns_s", single_figure(seconds, "s", against)
 

@@ -254,7 +254,10 @@ def holm(ps: Sequence[float]) -> list[float]:
     """Return p values adjusted for the family-wise error rate (Holm 1979), by statsmodels."""
     from statsmodels.stats.multitest import multipletests
 
-    return multipletests(list(ps), method="holm")[1].tolist() if ps else []
+    if not ps:
+        return []
+    adjusted: Any = multipletests(list(ps), method="holm")[1]
+    return adjusted.tolist()
 
 
 def partial_spearman(

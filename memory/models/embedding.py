@@ -95,9 +95,13 @@ class SentenceTransformerEmbedder:
         except Exception as error:
             raise ModelError(f'the embedding model "{self.name}" cannot be loaded: {error}') from error
 
-    @cached_property
+    @property
     def dimension(self) -> int:
         """The length of a vector."""
+        return self._dimension
+
+    @cached_property
+    def _dimension(self) -> int:
         return int(self.embed(["?"]).shape[1])  # the library's method for it differs between versions
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -62,8 +62,8 @@ def writing(prompt: str, seed: int) -> str:
 def pairs_of(count: int = 6) -> list[Pair]:
     """Return different held-out pairs of Ann, three in each conversation."""
     return [
-        Pair(speaker="Ann", context=(Turn("desk", "agent", f"What about lamp {i}?"),), action=f"lamp {i} broke on its shelf, sir", goal="",
-             conversation_id=f"new {i // 3}", position=i % 3, when=9e9)
+        Pair(speaker="Ann", context=(Turn("desk", "agent", f"What about lamp {i}?"),),
+             action=f"lamp {i} broke on its shelf, sir", goal="", conversation_id=f"new {i // 3}", position=i % 3, when=9e9)
         for i in range(count)
     ]  # fmt: skip
 

@@ -69,8 +69,8 @@ def measured(
     folder = default_home() / "ann"
     with SimulatedUser.load("ann", model=model, k=3) as user:
         replay = Replay(
-            user=user, scorer=scorer or FakeScorer(), embedder=FakeEmbedder(), arms=Arms(user, names=arms, seed=5), config=config,
-            person="small/Ann",
+            user=user, scorer=scorer or FakeScorer(), embedder=FakeEmbedder(), arms=Arms(user, names=arms, seed=5),
+            config=config, person="small/Ann",
         )  # fmt: skip
         result = asyncio.run(replay.run(pairs(held_out_pairs(user, folder)[0]), path=keep))
     return result, chat
