@@ -111,7 +111,7 @@ def _triple(
 
     pair = Pair(
         speaker=speaker,
-        context=tuple(Turn(*public, extra=extra) for *public, extra in orjson.loads(context)),
+        context=tuple(Turn(*turn) for turn in orjson.loads(context)),
         action=action,
         goal=goal,
         conversation_id=conversation,
