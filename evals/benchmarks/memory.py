@@ -1,7 +1,6 @@
 """Benchmarks of the memory: `make bench ONLY=memory`. A million triples are in large_memory.py, kills in crash_safety.py.
 
-Work that is not the memory's own (embedding, generating triples) is done before the clock starts, so that each ratio compares
-the memory with the bare library that does the same.
+Embedding and generating triples happen before the clock starts, so each ratio compares the memory with a bare library.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Vectors = NDArray[np.float32]
-
 K = 8
 _LANGCHAIN = "LangChain's FAISS vector store (langchain-community), the same embeddings"
 
@@ -117,9 +115,7 @@ def generate_triples(start: int, count: int) -> list[Triple]:
     """Return triples of realistic length: six turns of about twelve words, an action of about ten, and a trace."""
     rng = random.Random(start)
     words = ["".join(rng.choices("abcdefghijklmnoprstuvw", k=rng.randint(2, 8))) for _ in range(3000)]
-    provenance = Provenance(
-        method="recon", proposer="bench", scorer="bench", prompt_version="1", seed=0, candidates=4, rejected={}
-    )
+    provenance = Provenance(method="recon", proposer="b", scorer="b", prompt_version="1", seed=0, candidates=4, rejected={})
 
     def text(length: int) -> str:
         return " ".join(rng.choices(words, k=length + rng.randint(-4, 4)))
@@ -183,14 +179,8 @@ def _flat_part(folder: Path, sizes: Sizes) -> Iterator[tuple[str, Figure]]:
 
     rng = np.random.default_rng(0)
     vectors = units(rng, sizes.flat, sizes.dimension)
-    flat = _Flat(
-        folder=folder,
-        sizes=sizes,
-        rng=rng,
-        embedder=Prepared(sizes.dimension),
-        triples=generate_triples(0, sizes.flat),
-        vectors=vectors,
-    )
+    triples, embedder = generate_triples(0, sizes.flat), Prepared(sizes.dimension)
+    flat = _Flat(folder=folder, sizes=sizes, rng=rng, embedder=embedder, triples=triples, vectors=vectors)
     with TripleStore(flat.memory, flat.embedder) as store:
         store.add(flat.triples, vectors)
     yield from _recall(flat)
