@@ -99,8 +99,7 @@ class Replay:
         """
         if not self.arms.present:
             raise UsageError(f"{self.person}: nothing to show for {', '.join(self.arms.names)}; name other arms")
-        generate = self.config.generate
-        with_replies = {_key(pair) for pair in evenly_spaced(pairs, generate)} if generate else set[tuple[str, int]]()
+        with_replies = {_key(pair) for pair in evenly_spaced(pairs, self.config.generate)}
         known = {(turn.conversation_id, turn.position): turn for turn in (read_turn_file(path) if path else [])}
         missing = [pair for pair in pairs if _key(pair) not in known]
         distractors = Distractors([triple.pair for triple in self.user.store.triples()], self.embedder)
