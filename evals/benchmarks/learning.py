@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from usertwin.memory import Embedder, Recipe, alearn
-from usertwin.memory.models.embedding import SentenceTransformerEmbedder, query_text
+from usertwin.memory.models.embedding import CachedEmbedder, SentenceTransformerEmbedder, query_text
 from usertwin.personas import ChatLog, Conversation, read_conversations, split_pairs, write_conversations
 from usertwin.personas.importers.chitchat import load_chitchat
 
@@ -34,7 +34,7 @@ def learn_part(
     sizes: LearnSizes = FULL, embedder: Embedder | None = None, log: ChatLog | None = None
 ) -> Iterator[tuple[str, Figure]]:
     """Yield the figures of learning from real conversations, in each of which one speaker is renamed to the same person."""
-    encoder: Embedder = embedder or SentenceTransformerEmbedder()
+    encoder = embedder or CachedEmbedder(SentenceTransformerEmbedder(), size=0)  # size 0: every round embeds again
     conversations = (log or load_chitchat()).conversations
     encoder.embed(["load the model"])
     with tempfile.TemporaryDirectory() as folder:
