@@ -248,10 +248,10 @@ def test_peers_show_no_past_pair(user: SimulatedUser) -> None:
         assert moment.shown == {peer: [] for peer in PEERS}
         present = format_action_prompt(moment.pair, user.settings.window)
         for peer in PEERS:
-            told = arms.prompt(peer, moment).removesuffix(present)
-            assert told != arms.prompt(peer, moment)
-            assert all(sample in told for sample in user.persona.sample_turns)
-            assert not [action for action in did if action in told]
+            preamble = arms.prompt(peer, moment).removesuffix(present)
+            assert preamble != arms.prompt(peer, moment)
+            assert all(sample in preamble for sample in user.persona.sample_turns)
+            assert not [action for action in did if action in preamble]
             system = peer_messages(peer, "instruction", user.persona, replace(moment.pair, context=()), turns=6)[0][1]
             assert not [action for action in did if action in system]
 

@@ -148,8 +148,8 @@ def test_the_same_seed_gives_the_same_result(result: dict[str, Any]) -> None:
 
 def test_the_declared_family_is_the_peers_adjusted(result: dict[str, Any]) -> None:
     assert result["family"] == {"measure": "bits_per_char", "contrasts": [f"{TWIN} - openevals"], "alpha": 0.05}
-    told = [name for name, contrast in result["paired"].items() for one in contrast.values() if "p_holm" in one]
-    assert told == [f"{TWIN} - openevals"]
+    adjusted = [name for name, contrast in result["paired"].items() for one in contrast.values() if "p_holm" in one]
+    assert adjusted == [f"{TWIN} - openevals"]
 
 
 def test_several_peers_are_adjusted_together() -> None:

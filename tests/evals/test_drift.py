@@ -139,10 +139,10 @@ def test_abandoned_pairs_are_not_simulated(opened: tuple[SimulatedUser, Function
 
 
 def test_progress_reaches_the_end(opened: tuple[SimulatedUser, FunctionChatModel]) -> None:
-    told: list[tuple[str, int, int]] = []
+    updates: list[tuple[str, int, int]] = []
     pairs = extract_pairs(long_talk(2), "Ann")
-    asyncio.run(drift(opened[0], FakeEmbedder(), pairs, "x", max_conversations=3, progress=lambda *now: told.append(now)))
-    assert told == [("drifting", 0, 1), ("drifting", 1, 1)]
+    asyncio.run(drift(opened[0], FakeEmbedder(), pairs, "x", max_conversations=3, progress=lambda *now: updates.append(now)))
+    assert updates == [("drifting", 0, 1), ("drifting", 1, 1)]
 
 
 # The result ---------------------------------------------------------------------------------------------------------

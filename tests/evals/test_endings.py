@@ -58,8 +58,10 @@ def direct_f1(user: SimulatedUser, moments: Sequence[Pair], seed: int) -> Estima
         gone or (user.last_turn is not None and not pair.abandoned and user.last_turn.leaves(pair))
         for gone, pair in zip(silent, moments, strict=True)
     ]
-    hits = [2.0 * (told and pair.ends_conversation) for told, pair in zip(said, moments, strict=True)]
-    costs = [hit + (told != pair.ends_conversation) for hit, told, pair in zip(hits, said, moments, strict=True)]
+    hits = [2.0 * (predicted_end and pair.ends_conversation) for predicted_end, pair in zip(said, moments, strict=True)]
+    costs = [
+        hit + (predicted_end != pair.ends_conversation) for hit, predicted_end, pair in zip(hits, said, moments, strict=True)
+    ]
     return ratio(hits, costs, [pair.conversation_id for pair in moments], seed=seed)
 
 

@@ -320,11 +320,11 @@ def test_a_number_out_of_range_is_an_error(ann: str, wrong: dict[str, int]) -> N
 
 
 def test_progress_reaches_the_end_of_both_stages(ann: str) -> None:
-    told: list[tuple[str, int, int]] = []
-    measure(ann, generate=2, progress=lambda *what: told.append(what))
-    assert ("scoring", 12, 12) in told
-    assert told[-1] == ("writing", 2, 2)
-    assert all(done <= total for _, done, total in told)
+    updates: list[tuple[str, int, int]] = []
+    measure(ann, generate=2, progress=lambda *what: updates.append(what))
+    assert ("scoring", 12, 12) in updates
+    assert updates[-1] == ("writing", 2, 2)
+    assert all(done <= total for _, done, total in updates)
 
 
 # Another log ---------------------------------------------------------------------------------------------------------

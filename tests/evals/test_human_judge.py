@@ -226,8 +226,8 @@ def test_raters_are_compared_on_common_pairs() -> None:
     labels = [label(one, "a", "ann") for one in PAIRS[:10]] + [label(one, "b", "bob") for one in PAIRS[5:20]]
     verdicts = [verdict(one, "a", "large") for one in PAIRS[:8]] + [verdict(one, "b", "small") for one in PAIRS[18:]]
     result = agreement(labels, verdicts)
-    told = {(row["a"], row["b"]): (row["model"], row["n"], row["agreement"]["value"]) for row in result["comparisons"]}
-    assert told == {
+    summary_rows = {(row["a"], row["b"]): (row["model"], row["n"], row["agreement"]["value"]) for row in result["comparisons"]}
+    assert summary_rows == {
         ("ann", "large"): (True, 8, 1.0),
         ("bob", "large"): (True, 3, 0.0),
         ("bob", "small"): (True, 2, 1.0),

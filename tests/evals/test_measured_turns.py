@@ -151,11 +151,11 @@ def test_people_are_read_in_numeric_order(tmp_path: Path) -> None:
     assert [turn.person for turn in read_turns(folder)] == ["x/p0", "x/p2", "x/p10"]
 
 
-@pytest.mark.parametrize("told", [0, RUN_FORMAT + 1, None, "1"])
-def test_a_run_of_another_format_is_an_error(tmp_path: Path, told: Any) -> None:
-    folder = run_folder(tmp_path, format=told)
+@pytest.mark.parametrize("written_format", [0, RUN_FORMAT + 1, None, "1"])
+def test_a_run_of_another_format_is_an_error(tmp_path: Path, written_format: Any) -> None:
+    folder = run_folder(tmp_path, format=written_format)
     for read in (read_manifest, read_result):
-        with pytest.raises(UsageError, match=f"run of format {told}, but this version reads format {RUN_FORMAT}"):
+        with pytest.raises(UsageError, match=f"run of format {written_format}, but this version reads format {RUN_FORMAT}"):
             read(folder)
 
 

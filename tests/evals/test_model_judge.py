@@ -262,17 +262,17 @@ def test_an_unreadable_answer_is_retried_and_is_no_tie(tmp_path: Path) -> None:
 @pytest.mark.parametrize("concurrency", [1, 4, 100])
 def test_verdicts_are_in_order_and_on_disk_before_progress_is_reported(tmp_path: Path, concurrency: int) -> None:
     questions, path = build_questions(TURNS, CONTRASTS, sanity=2), tmp_path / "v.jsonl"
-    told: list[tuple[str, int, int, int]] = []
+    updates: list[tuple[str, int, int, int]] = []
     found, _ = judge_with(
         judge_by_chrf,
         questions,
         path,
         concurrency=concurrency,
-        progress=lambda *one: told.append((*one, len(read_verdicts(path)))),
+        progress=lambda *one: updates.append((*one, len(read_verdicts(path)))),
     )
     assert [slot(one) for one in found] == [slot(one) for one in questions]
     assert sorted(one.key for one in read_verdicts(path)) == sorted(one.key for one in found)
-    assert told == [("judging", done, len(questions), done) for done in range(len(questions) + 1)]
+    assert updates == [("judging", done, len(questions), done) for done in range(len(questions) + 1)]
 
 
 def test_recorded_pairs_are_not_judged_again(tmp_path: Path) -> None:

@@ -88,18 +88,18 @@ def test_tau2_exchanges_the_roles() -> None:
 @every_peer
 def test_a_peers_prompt_holds_persona_and_goal(peer: Peer) -> None:
     for style in ("transcript", "instruction"):
-        told = "\n".join(text for _, text in peer_messages(peer, style, PERSONA, PAIR, turns=6))
-        assert "Ann writes [short] turns." in told
-        assert "You want to see the sea." in told
+        shown_text = "\n".join(text for _, text in peer_messages(peer, style, PERSONA, PAIR, turns=6))
+        assert "Ann writes [short] turns." in shown_text
+        assert "You want to see the sea." in shown_text
     without = peer_transcript(peer, PERSONA, replace(PAIR, goal=""), turns=6)
     assert "You want to see the sea." not in without
 
 
 @every_peer
 def test_a_peers_prompt_holds_real_turns_verbatim(peer: Peer) -> None:
-    told = peer_transcript(peer, PERSONA, PAIR, turns=6)
-    assert all(turn in told for turn in PERSONA.sample_turns)
-    assert peer_transcript(peer, replace(PERSONA, sample_turns=()), PAIR, turns=6) != told
+    shown_text = peer_transcript(peer, PERSONA, PAIR, turns=6)
+    assert all(turn in shown_text for turn in PERSONA.sample_turns)
+    assert peer_transcript(peer, replace(PERSONA, sample_turns=()), PAIR, turns=6) != shown_text
 
 
 @every_peer
@@ -107,11 +107,11 @@ def test_a_transcript_model_gets_the_same_text_before_the_context(peer: Peer) ->
     [(role, text)] = peer_messages(peer, "transcript", PERSONA, PAIR, turns=6)
     assert role == "user"
     assert text == peer_transcript(peer, PERSONA, PAIR, turns=6)
-    told, _, present = text.rpartition("\n\n")
+    shown_text, _, present = text.rpartition("\n\n")
     assert present == format_action_prompt(PAIR, 6)
-    assert told.strip()
+    assert shown_text.strip()
     if peer != "persona":
-        assert peer_messages(peer, "instruction", PERSONA, PAIR, turns=6)[0] == ("system", told)
+        assert peer_messages(peer, "instruction", PERSONA, PAIR, turns=6)[0] == ("system", shown_text)
 
 
 def test_the_persona_peer_uses_the_twins_prompt_without_memory() -> None:
@@ -123,9 +123,9 @@ def test_the_persona_peer_uses_the_twins_prompt_without_memory() -> None:
 @every_peer
 def test_peers_see_the_twins_context_window(peer: Peer) -> None:
     for style in ("transcript", "instruction"):
-        told = "\n".join(text for _, text in peer_messages(peer, style, PERSONA, PAIR, turns=1))
-        assert "When do you want to go?" in told
-        assert "Hello there" not in told
+        shown_text = "\n".join(text for _, text in peer_messages(peer, style, PERSONA, PAIR, turns=1))
+        assert "When do you want to go?" in shown_text
+        assert "Hello there" not in shown_text
 
 
 def test_no_peer_sees_the_action() -> None:

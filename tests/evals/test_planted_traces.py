@@ -194,8 +194,8 @@ class KnowingScorer:
 
     def _one(self, prompt: str, continuation: str) -> Likelihood:
         thought = result[1] if (result := re.search(r"\(Me thinking: (.*)\)\nMe:$", prompt)) else ""
-        told = " ".join(word_tokens(thought))
-        belief = [_PRIOR * _RATIO ** sum(f" {phrase} " in f" {told} " for phrase in phrases) for phrases in SPEAKS_FOR]
+        thought_text = " ".join(word_tokens(thought))
+        belief = [_PRIOR * _RATIO ** sum(f" {phrase} " in f" {thought_text} " for phrase in phrases) for phrases in SPEAKS_FOR]
         belief = [value / fsum([*belief, 1 - 2 * _PRIOR]) for value in [*belief, 1 - 2 * _PRIOR]]
         kinds = _vocabulary()
         known = set(kinds[0] | kinds[1])

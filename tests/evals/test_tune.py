@@ -259,22 +259,22 @@ def test_abandoned_pairs_are_not_tuned_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [1, 4, 24])
 def test_the_plan_equals_the_work_done(twin: str, limit: int) -> None:
     model, chat = function_model(lambda *_: "I wonder")
-    scorer, told, said = ScorerBy(lambda *_: -1.0), list[tuple[str, int, int]](), list[TunePlan]()
+    scorer, updates, said = ScorerBy(lambda *_: -1.0), list[tuple[str, int, int]](), list[TunePlan]()
     with SimulatedUser.load(twin, model=model) as user:
         planned = tune_plan(user, len(validation_pairs(user, existing_twin(twin), limit)))
         found = asyncio.run(
             tune(
                 user, scorer, folder=existing_twin(twin), limit=limit, on_plan=said.append,
-                progress=lambda *now: told.append(now),
+                progress=lambda *now: updates.append(now),
             )
         )  # fmt: skip
     assert said == [planned]
     assert planned == TunePlan(min(limit, 6), len(KS) * len(WINDOWS) + 3, min(limit, 6))
     assert len(scorer.items) == planned.scorings
     assert len(chat.requests) == planned.thoughts
-    assert told[0] == ("tuning", 0, planned.scorings)
-    assert told[-1] == ("tuning", planned.scorings, planned.scorings)
-    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert updates[0] == ("tuning", 0, planned.scorings)
+    assert updates[-1] == ("tuning", planned.scorings, planned.scorings)
+    assert [done for _, done, _ in updates] == sorted(done for _, done, _ in updates)
     assert found.measured is not None
     assert len(found.measured["settings"]) == planned.settings
     assert found.measured["turns"] == planned.turns
@@ -330,13 +330,13 @@ def test_a_seed_is_reproducible_and_reaches_the_reasoner(twin: str) -> None:
 
 def test_the_report_compares_with_the_best_plain_setting(twin: str) -> None:
     found = tuned(twin, ScorerBy(lambda prompt, _: -20.0 + count_recalled(prompt) + 5 * (SELECTED in prompt)), seed=2)
-    told = found.measured
-    assert told is not None
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
-    assert {key: told[key] for key in ("turns", "conversations", "scorer", "model", "seed")} == {
+    measured_record = found.measured
+    assert measured_record is not None
+    assert json.loads(json.dumps(measured_record, allow_nan=False)) == measured_record
+    assert {key: measured_record[key] for key in ("turns", "conversations", "scorer", "model", "seed")} == {
         "turns": 6, "conversations": 2, "scorer": "by hand", "model": "telling", "seed": 2,
     }  # fmt: skip
-    rows = told["settings"]
+    rows = measured_record["settings"]
     assert [(row["k"], row["window"], row["traces"], row["reasons"]) for row in rows] == [
         (4, 3, "none", False), (4, 6, "none", False), (8, 3, "none", False), (8, 6, "none", False),
         (8, 3, "backward", False), (8, 3, "recon", False), (8, 3, "recon", True),

@@ -228,7 +228,7 @@ def test_reliability_table_holds_predictions_and_outcomes() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=30))
 def test_every_forecast_is_in_exactly_one_matching_bin(forecasts: list[tuple[float, bool]]) -> None:
-    result = reliability_table([told for told, _ in forecasts], [real for _, real in forecasts])
+    result = reliability_table([forecast for forecast, _ in forecasts], [real for _, real in forecasts])
     assert sum(row["n"] for row in result) == len(forecasts)
     assert all(row["low"] - 1e-9 <= row["predicted"] <= row["high"] + 1e-9 for row in result)
 
