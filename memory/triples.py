@@ -61,7 +61,7 @@ class Provenance:
     def from_json(cls, raw: Mapping[str, Any]) -> Provenance:
         """Return the provenance in a JSON object; fields that an earlier version did not write keep their defaults."""
         known: dict[str, Any] = {**raw, "proposals": tuple(Candidate(*values) for values in raw.get("proposals", ()))}
-        # Names until version 0.1: "how", and "novel gain" for the guarded gain.
+        # Names in development snapshots before 0.1.0: "how", and "novel gain" for the guarded gain.
         if "how" in known:
             known["proposal_mode"] = known.pop("how")
         known["measured"] = {"guarded_gain" if key == "novel" else key: value for key, value in raw.get("measured", {}).items()}

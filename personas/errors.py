@@ -1,10 +1,10 @@
 """Every error that usertwin raises on purpose, in one tree.
 
     UsertwinError
-    ├── LogError        a chat log
+    ├── LogError        a chat log or a persona file
     ├── TwinError       a twin's folder or memory
     ├── ModelError      a model
-    │   └── VerdictError    what a judge model said
+    │   └── VerdictError    a judge model's verdict
     ├── AgentError      the agent under test
     └── UsageError      an argument
 
@@ -20,7 +20,7 @@ class UsertwinError(Exception):
 
 
 class LogError(UsertwinError, ValueError):
-    """A chat log cannot be read, or lacks the speaker, turns or dates that the call needs."""
+    """A chat log or a persona file cannot be read, or a log lacks the speaker, turns or dates that the call needs."""
 
 
 class TwinError(UsertwinError, ValueError):
@@ -36,7 +36,7 @@ class VerdictError(ModelError):
 
 
 class AgentError(UsertwinError, RuntimeError):
-    """The agent under test raised, returned no message, or exceeded the timeout."""
+    """The agent under test returned no usable message, or raised an error that cannot be passed on."""
 
 
 class UsageError(UsertwinError, ValueError):

@@ -28,7 +28,7 @@ StopReason = Literal[
 #: Stop reasons that are a fault of the agent, and of the twin.
 AGENT_FAULTS: frozenset[StopReason] = frozenset({"agent_error", "agent_timeout"})
 TWIN_FAULTS: frozenset[StopReason] = frozenset({"twin_error", "model_unavailable"})
-DEFAULT_MAX_TURNS = 8
+DEFAULT_MAX_TURNS = 8  # evals/pytest_plugin.py repeats it, since plugins must start fast
 DEFAULT_AGENT_TIMEOUT = 120.0
 
 
@@ -104,7 +104,7 @@ async def asimulate(
         user: the twin.
         agent: the agent under test, in any shape that `as_agent` accepts.
         max_turns: the maximum number of turns of the twin.
-        seed: seed for the twin's sampler.
+        seed: seed of the conversation; each turn's sampler seed is computed from it.
         goal: what the twin wants; the agent never sees it.
         agent_first: whether the agent opens the conversation.
         agent_timeout: seconds that the agent may take for a reply.

@@ -105,6 +105,7 @@ class SimulatedUser:
         Raises:
             TwinError: there is no such twin, or it is damaged.
             ModelError: a model cannot be loaded.
+            UsageError: a name is not that of a model.
         """
         folder = existing_twin(name, home)
         record = TwinRecord.load(folder)
@@ -281,7 +282,7 @@ class SimulatedUser:
 
     @property
     def max_tokens(self) -> int:
-        """The token limit of a turn: several times the person's typical length; for a hosted model, which may reason, 1500."""
+        """The token limit: several times the typical words; 1500 for models prompted with instructions, which may reason."""
         return min(400, 32 + 4 * self.persona.typical_words) if self._continues else 1500
 
     @property
@@ -318,6 +319,7 @@ class SimulatedUser:
 
 
 def _sampler_seed(state: TwinState, query: Pair) -> int:
+    """Return the sampler seed of a turn, computed from the seed of the conversation and the position of the turn."""
     return (state.get("seed", 0) * 7919 + query.position) % 2**31
 
 

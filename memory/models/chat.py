@@ -126,7 +126,7 @@ class Ledger:
         self.dollars = None if dollars is None or self.dollars is None else self.dollars + dollars
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object; its key for `cache_hits` is "repeated", as in version 0.1."""
+        """Return a JSON object; its key for `cache_hits` is "repeated", as in development snapshots before 0.1.0."""
         return {"calls": self.calls, "repeated": self.cache_hits, **asdict(self.usage), "dollars": self.dollars}
 
 

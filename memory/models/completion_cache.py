@@ -15,7 +15,7 @@ from pathlib import Path
 
 from usertwin.personas import ModelError
 
-COMPLETIONS_FILE = "answers.sqlite"  # the file name on disk since version 0.1
+COMPLETIONS_FILE = "answers.sqlite"  # the file name of development snapshots before 0.1.0
 
 
 class CompletionCache:

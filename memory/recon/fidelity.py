@@ -3,12 +3,7 @@
 A fidelity returns one number for each trace, higher is better; `parts` holds its components. The reconstruction model belongs
 to the fidelity, so traces that one model wrote can be scored by another.
 
-    LikelihoodGain      S2  how much likelier the action is after the trace than after filler words, in nats per token;
-                            by default without the words that the trace copies from the action (the guarded gain, guard G2)
-    ForcedChoice        S4  how much better the action is told apart from other actions of the same person
-    PriorCorrectedGain  S5  the gain, minus what the trace owes to having seen the action
-
-The fidelities that generate reconstructions (S1 and S3) are in judged_fidelity.py.
+recon/__init__.py lists all fidelities. Those that generate reconstructions are in judged_fidelity.py.
 """
 
 from __future__ import annotations
@@ -113,7 +108,8 @@ def reconstruction_prompt(pair: Pair, trace: str | None) -> str:
 def gains(scorer: Scorer, pair: Pair, traces: Sequence[str]) -> list[dict[str, float]]:
     """Return what each trace adds to the log-probability of the action, in nats per token of the action.
 
-    The baseline is filler text of the same length in the trace's place, since any words there change the prediction. The keys:
+    The baseline in the trace's place is filler text of about the same length (a multiple of five words), since any words there
+    change the prediction. The keys:
 
         gain           `guarded_gain` + `copied`; above 0 the trace helps, below 0 it misleads
         copied         the gain on words of the action whose stem is in the trace and not in the context
@@ -156,11 +152,11 @@ def _split_gain(pair: Pair, action: str, trace: str, before: Likelihood, after: 
 
 
 class LikelihoodGain:
-    """S2: how much likelier the action is after the trace than after filler words, in nats per token of the action.
+    """The rise of the action's log-likelihood when the trace replaces filler text, in nats per token of the action.
 
     Args:
         scorer: the reconstruction model.
-        guarded: leave out the gain on words that the trace copies from the action (guard G2).
+        guarded: leave out the gain on words that the trace copies from the action (the guarded gain).
     """
 
     floor = 0.0
@@ -180,10 +176,10 @@ class LikelihoodGain:
 
 
 class ForcedChoice:
-    """S4: how much the trace raises the log-probability of choosing the real action among the person's actions, in nats.
+    """The rise of the log-probability of choosing the real action among the person's actions, in nats.
 
-    The baseline is filler text in the trace's place. Each action is weighed by its likelihood after the context over its
-    likelihood without any. `parts` holds the probability of the real action after the trace (`chosen`) and after the filler
+    The baseline is filler text in the trace's place. Each action is scored by the log-ratio of its likelihood with and
+    without the prompt. `parts` holds the probability of the real action after the trace (`chosen`) and after the filler
     (`before`).
 
     Args:
@@ -227,7 +223,7 @@ class ForcedChoice:
 
 
 class PriorCorrectedGain:
-    """S5: the gain, plus a weight times the log-ratio of the trace's probability before and after the action, per token.
+    """The gain, plus a weight times the log-ratio of the trace's probability before and after the action, per token.
 
     A trace that quotes the action is likely once the action is known and unlikely before, so the model itself penalises leaks.
     With weight 1 this is the integrand of the evidence lower bound (BoLT, arXiv 2503.18866).

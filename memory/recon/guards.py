@@ -1,10 +1,10 @@
 """Guards: rules that reject a trace whatever its score, most of them against leaks of the action.
 
-A guard sees the trace, the action, and what could be known before the action (context and goal). The lexical guards need no
-model and run on every proposal. `kept_share` and the audit `reveals_action` need likelihoods, so they run only on a trace that
-would be selected; the audit rejects nothing and is part of no score.
+A guard sees the trace, the action, and what could be known before the action (context and goal). The lexical guards and, given
+an embedder, the paraphrase guard run on every proposal. `kept_share` and the audit `reveals_action` need likelihoods, so they
+run only on a trace that would be selected; the audit rejects nothing and is part of no score.
 
-Sources: the five-token rule is from Turing-RL (arXiv 2606.19336), the trace-only probe from LAS (Hase et al. 2020).
+Sources: the five-token (5-gram) rule is from Turing-RL (arXiv 2606.19336), the trace-only probe from LAS (Hase et al. 2020).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 
 
 def rejection_reason(trace: str, pair: Pair, examples: str = "", embedder: Embedder | None = None) -> str | None:
-    """Return the name of the first guard that rejects a trace by its words, or None.
+    """Return the name of the first guard that rejects a trace before scoring, or None.
 
     Args:
         trace: the proposed trace.
@@ -132,7 +132,7 @@ def _new_name_stems(pair: Pair) -> set[str]:
 
 
 def paraphrases_action(trace: str, pair: Pair, embedder: Embedder) -> bool:
-    """Return whether a sentence of the trace is similar to the action, and more similar than any recent turn (guard G5)."""
+    """Return whether a sentence of the trace is similar to the action, and more similar than any recent turn."""
     trace_cosine, context_cosine = cosine_to_action(trace, pair, embedder)
     return trace_cosine >= PARAPHRASE_COSINE and trace_cosine > context_cosine
 
@@ -150,7 +150,7 @@ def cosine_to_action(trace: str, pair: Pair, embedder: Embedder) -> tuple[float,
 
 
 def masked(trace: str, pair: Pair) -> str:
-    """Return the trace with an ellipsis in place of each word that only the action has (guard G3)."""
+    """Return the trace with an ellipsis in place of each word that only the action has."""
     pieces, end = list[str](), 0
     for start, stop in spans_with_stems(trace, new_stems(pair)):
         pieces += [trace[end:start], "…"]
@@ -159,7 +159,7 @@ def masked(trace: str, pair: Pair) -> str:
 
 
 def kept_share(scorer: Scorer, pair: Pair, trace: str, turns: int) -> float:
-    """Return the share of a trace's gain that remains when the words that only the action has are masked (guard G3).
+    """Return the share of a trace's gain that remains when the words that only the action has are masked.
 
     1 if there are no such words, or the trace gains nothing. `turns` is the number of context turns in the prompt.
     """
@@ -174,9 +174,9 @@ def kept_share(scorer: Scorer, pair: Pair, trace: str, turns: int) -> float:
 
 
 def reveals_action(scorer: Scorer, pair: Pair, trace: str, others: Sequence[str]) -> bool:
-    """Return whether the trace alone, without the context, picks the action out of other actions (the audit, G4).
+    """Return whether the trace alone, without the context, picks the action out of other actions (the audit).
 
-    Each action is weighed by its likelihood after the trace over its likelihood without any text before it.
+    Each action is scored by the log-ratio of its likelihood with and without the trace as the prompt.
 
     Design: the audit is part of no score and rejects nothing, since selection against a detector teaches evasion of it.
     """

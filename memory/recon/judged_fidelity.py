@@ -3,11 +3,8 @@
 Design: a judge sees all attempts of a pair in one verdict, under letters and in an order drawn from the seed, and never the
 traces. Its answer is parsed strictly; an unreadable answer is asked for again and then raises an error, never a score of 0.
 
-    JudgeFidelity          S1  the paper's score: a reconstruction per trace, one listwise verdict (2N+1 calls for N proposals)
-    EmbeddingRankFidelity  S3  rank of the real action among the person's actions, by similarity to the reconstruction
-    judge_quality              the judge reads the traces themselves: a selection method, and no measure of fidelity
-
-`fidelity_by_name` makes any fidelity, those of fidelity.py included.
+`judge_quality` reads the traces themselves: it serves a selection method and does not measure fidelity. `fidelity_by_name`
+makes any fidelity, those of fidelity.py included.
 """
 
 from __future__ import annotations
@@ -148,7 +145,7 @@ def _parse_verdict(text: str, labels: Sequence[str], dimensions: Sequence[str]) 
 
 
 class JudgeFidelity:
-    """S1, the paper's score: the reconstructions of all traces, ranked by a judge that sees no trace.
+    """The paper's score: the reconstructions of all traces, ranked by a judge that sees no trace.
 
     Args:
         actor: the reconstruction model.
@@ -202,7 +199,7 @@ def _flip_rate(ranks: Sequence[Sequence[float]]) -> float:
 
 
 class EmbeddingRankFidelity:
-    """S3: the share of the person's other actions that the reconstruction is less similar to than to the real action.
+    """The share of the person's other actions that the reconstruction is less similar to than to the real action.
 
     Design: a rank, since the similarity itself is high for any text on the same topic.
 
@@ -254,7 +251,7 @@ def fidelity_by_name(
     """Return the fidelity of that name. UsageError if a model it needs is missing, or there is no such fidelity.
 
     Args:
-        name: "guarded_gain" and "gain" (S2), "judge" (S1), "choice" (S4), "rank" (S3) or "prior" (S5).
+        name: "guarded_gain", "gain", "judge", "choice", "rank" or "prior".
         scorer: likelihoods; needed for "guarded_gain", "gain", "choice" and "prior".
         actor: reconstructs actions; needed for "judge" and "rank".
         judge: ranks reconstructions; needed for "judge".

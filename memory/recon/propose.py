@@ -163,7 +163,7 @@ def parse_trace(style: PromptStyle, text: str) -> str:
 
 
 async def paraphrase(model: ChatModel, text: str, *, seed: int, ledger: Ledger | None = None) -> str:
-    """Return a text in other words, as the model writes it: a control trace that only repeats the action (C2)."""
+    """Return a text in other words, as the model writes it: a control trace that only repeats the action."""
     prompt = prompt_template(f"paraphrase_{model.style}").fill(action=truncate_action(text))
     max_tokens, stop = (80, ["\n"]) if model.style == "transcript" else (400, list[str]())
     [completion] = await sample(

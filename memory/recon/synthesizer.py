@@ -39,7 +39,7 @@ from .propose import CONTEXT_TURNS, MALFORMED, PROPOSAL_MODES, ProposalMode, pro
 Method = Literal["recon", "random", "longest", "quality", "backward", "none"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
-#: Number of traces proposed for a pair, as in the paper.
+#: Traces per pair that must pass the guards; 4 as in the paper.
 DEFAULT_CANDIDATES = 4
 #: Number of rounds of proposals; a later round replaces what the guards rejected.
 MAX_ROUNDS = 3
@@ -90,12 +90,12 @@ class Synthesizer:
         method: the selection method; see the top of this file.
         model: the proposer; needed unless the method is "none".
         fidelity: scores the traces; needed for "recon", and for proposals by "search".
-        scorer: likelihoods for guard G3 and for the audit of the selected trace; None skips both.
-        embedder: similarities for the guard against paraphrases (G5); None skips it.
+        scorer: likelihoods for the guard on shared words and for the audit of the selected trace; None skips both.
+        embedder: similarities for the guard against paraphrases; None skips it.
         distractors: the person's other actions, for the audit.
         judge: ranks the traces for "quality".
         proposal_mode: how traces are proposed; see propose.py.
-        candidates: number of proposals; "backward" proposes one at a time, and "search" ignores it.
+        candidates: traces per pair that must pass the guards; "backward" needs one, and "search" ignores this.
         max_calls: number of completions that "search" may use for one pair.
     """
 
@@ -200,7 +200,7 @@ class Synthesizer:
         return candidates
 
     def _select(self, model: ChatModel, pair: Pair, candidates: list[Candidate], seed: int, ledger: Ledger) -> Triple:
-        """Return the triple of the best candidate that passes guard G3; better ones that fail it are marked as rejected."""
+        """Return the triple of the best candidate that passes the guard on shared words; better ones are marked as rejected."""
         selected, measured = None, dict[str, float]()
         for candidate in rank_candidates(candidates, self.method, seed=f"{seed}/{pair.conversation_id}/{pair.position}"):
             measured = self._measure(pair, candidate.trace)
@@ -241,7 +241,10 @@ class Synthesizer:
 
 
 def backward_trace(triple: Triple) -> str | None:
-    """Return the trace that Backward Synthesis would have selected: the first proposal that passes the lexical guards."""
+    """Return the trace that Backward Synthesis would have selected: the first proposal that no guard rejects.
+
+    `misleads` and `no_verdict` do not count. The guard on shared words did not test proposals ranked below the selected one.
+    """
     if triple.provenance is None:
         return None
     passing = (c.trace for c in triple.provenance.proposals if c.rejected_by in {None, "misleads", "no_verdict"})

@@ -1,7 +1,7 @@
 """`memory.sqlite`, the source of truth of a memory: opened, verified, changed in transactions, sealed.
 
-A clean close seals the file (seal.py), and opening compares it with the seal, so a damaged byte anywhere is noticed. Without a
-seal (the last writer was killed) every row is checked first.
+A clean close seals the file (seal.py). Damage is detected on opening; above 512 MiB only the size is compared, and rows are
+checked when read. Without a seal (the last writer was killed) every row is checked first.
 
 Files: `memory.sqlite` (write-ahead log, every commit on disk before it is acknowledged), `memory.seal`, `memory.lock`.
 """
@@ -374,8 +374,8 @@ def _state(meta: dict[str, str]) -> State:
     if checksum(text.encode()) != meta.get("checksum"):
         raise ValueError("the metadata differs from what was written")
     raw: dict[str, Any] = json.loads(text)
-    if "unswept" in raw:  # the name of this field until version 0.1
+    if "unswept" in raw:  # the name of this field in development snapshots before 0.1.0
         raw["needs_vacuum"] = raw.pop("unswept")
-    if raw.get("index") in ("hnsw", "ivf"):  # kinds that existed until version 0.1
+    if raw.get("index") in ("hnsw", "ivf"):  # kinds of development snapshots before 0.1.0
         raw["index"] = "auto"
     return State(**raw)

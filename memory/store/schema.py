@@ -1,7 +1,7 @@
 """The SQLite schema of a memory, and the conversion of a triple to a row and back.
 
 Each row has two checksums: one over the pair and its embedding, one over the trace. A damaged byte is noticed when the row is
-read, and a trace can be set without touching the rest.
+read, and a trace can be set without touching the rest. The column `moment` is `Pair.when`.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 IndexKind = Literal["flat", "ivfpq"]
 INDEX_KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
-#: Largest memory for which "auto" takes `flat`; above it `ivfpq`. The kinds are compared in evals/EXPERIMENTS.md.
+#: Largest memory for which "auto" takes `flat`; above it `ivfpq` (see evals/EXPERIMENTS.md). Applies at the next index build.
 FLAT_UP_TO = 200_000
 #: Smallest memory that can have an approximate index.
 _MIN_APPROXIMATE = 256
@@ -323,7 +323,7 @@ class VectorIndex:
             raise UnusableIndexError("is missing") from None
         except (TypeError, KeyError):  # intact, but written by another version
             raise UnusableIndexError("is of another format") from None
-        if tuning.kind not in INDEX_KINDS:  # "hnsw" and "ivf" until version 0.1
+        if tuning.kind not in INDEX_KINDS:  # "hnsw" and "ivf" in development snapshots before 0.1.0
             raise UnusableIndexError(f'is of the kind "{tuning.kind}", which this version does not have')
         index = cls(stamp.dimension)
         index.tuning = tuning

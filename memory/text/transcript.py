@@ -68,7 +68,7 @@ def join_blocks(blocks: Iterable[str]) -> str:
 
 
 def filler_text(words: int) -> str:
-    """Return uninformative text of about `words` words; the length is a multiple of five, so that scores are shared."""
+    """Return uninformative text of about `words` words, a multiple of five: traces of similar length share cached scores."""
     count = max(5, 5 * round(words / 5))
     return " ".join((_FILLER * (count // len(_FILLER.split()) + 1)).split()[:count])
 

@@ -1,6 +1,6 @@
-"""The model of silent leaving: whether the person would leave without answering the last turn.
+"""The model of abandonments: whether the person would leave silently, without answering the last turn.
 
-Design: it is a nearest-neighbour model over the memory, so every silent leaving can be explained by the recalled triples.
+Design: it is a nearest-neighbour model over the memory, so every abandonment can be explained by the recalled triples.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 NEIGHBOURS, _EXPONENT = 32, 4
 #: Queries that are compared with a block of the memory at once, and candidates kept for each: ties beyond the neighbours.
 _QUERIES, _CANDIDATES = 512, 64
-#: Keys of the file in version 0.1, and their present names.
+#: Keys of the file in development snapshots before 0.1.0, and their present names.
 _OLD_KEYS = {"leavings": "abandonments", "validation_moments": "validation_turns"}
 
 
 @dataclass(frozen=True, slots=True)
 class AbandonmentModel:
-    """A threshold on the weighted share of silent leavings among the recalled triples.
+    """A threshold on the weighted share of abandonments among the recalled triples.
 
     Attributes:
         threshold: the twin leaves from this share on.
         f1: F1 of this threshold on the validation turns.
-        abandonments: number of silent leavings in the memory.
+        abandonments: number of abandonments in the memory.
         validation_turns: number of turns on which the threshold was chosen.
     """
 
@@ -49,7 +49,7 @@ class AbandonmentModel:
     validation_turns: int
 
     def leaves(self, recalled: Sequence[Recalled]) -> bool:
-        """Return whether the person leaves, given the `NEIGHBOURS` most similar triples, silent leavings included."""
+        """Return whether the person leaves, given the `NEIGHBOURS` most similar triples, abandonments included."""
         return abandonment_rate(recalled) >= self.threshold
 
     def save(self, path: Path) -> None:
@@ -70,7 +70,7 @@ class AbandonmentModel:
 
 
 def abandonment_rate(recalled: Sequence[Recalled]) -> float:
-    """Return the share of silent leavings among recalled triples, 0 to 1, weighted by similarity to the fourth power."""
+    """Return the share of abandonments among recalled triples, 0 to 1, weighted by similarity to the fourth power."""
     weights = [max(0.0, item.similarity) ** _EXPONENT for item in recalled]
     total = sum(weights)
     return sum(w for w, item in zip(weights, recalled, strict=True) if item.triple.pair.abandoned) / total if total else 0.0
@@ -79,7 +79,7 @@ def abandonment_rate(recalled: Sequence[Recalled]) -> float:
 def fit_abandonment(store: TripleStore, validation: Sequence[Pair]) -> AbandonmentModel | None:
     """Choose the threshold with which the twin leaves at most as often as the person on the validation turns.
 
-    Returns None if the memory or these turns hold too few silent leavings. Such a twin never leaves silently.
+    Returns None if the memory or these turns hold too few abandonments. Such a twin never leaves silently.
     """
     import numpy as np
     from sklearn.metrics import f1_score

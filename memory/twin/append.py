@@ -37,7 +37,8 @@ async def aappend(
 ) -> tuple[TwinRecord, int]:
     """Add the person's pairs in another log to the twin's memory; return the record and the number of new pairs.
 
-    Pairs that the memory already holds, and held-out conversations, are skipped. The persona stays as it is.
+    Pairs already in the memory and held-out conversations are skipped; without dates, known conversations too. The persona
+    stays as it is.
 
     Args:
         name: name of the twin.
@@ -102,7 +103,7 @@ def _shift_after(pairs: Sequence[Pair], record: TwinRecord, store: TripleStore) 
 
 
 def _delete_resumed_leavings(store: TripleStore, new: Sequence[Triple]) -> None:
-    """Delete silent leavings of conversations in which the person speaks again according to the new triples."""
+    """Delete abandonments of conversations in which the person speaks again according to the new triples."""
     last_spoken = {triple.pair.conversation_id: triple.pair.position for triple in new if not triple.pair.abandoned}
     if last_spoken:
         store.delete(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _WORDS = FakeEmbedder(256)
 _FEATURES = 2 * _WORDS.dimension + 2
-#: Smallest number of endings (or silent leavings) to fit a model on.
+#: Smallest number of endings (or abandonments) to fit a model on.
 MIN_ENDINGS = 4
 
 

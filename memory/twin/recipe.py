@@ -18,7 +18,7 @@ class Recipe:
         source: the log, as the user named it.
         speaker: the person in the log.
         method: how a trace is selected from the proposals (see recon/synthesizer.py).
-        candidates: number of proposed traces for each pair.
+        candidates: traces per pair that must pass the guards; up to three rounds replace rejected ones.
         max_triples: the most triples in the memory, latest first; None for all.
         max_traces: the most triples that get traces, latest first; None for all.
         window: number of context turns in a pair.

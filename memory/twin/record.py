@@ -28,7 +28,7 @@ from usertwin.personas import Conversation, Pair, Persona, TwinError, read_conve
 from .recipe import Recipe
 
 _FORMAT = 2
-#: Fields and values of format 1 (version 0.1), and their present names.
+#: Fields and values of format 1 (development snapshots before 0.1.0), and their present names.
 _RECIPE_FIELDS_1 = {"how": "proposal_mode", "calls": "max_calls"}
 _FIDELITIES_1 = {"novel": "guarded_gain"}
 _TRACES_1 = {"chosen": "recon"}

@@ -10,6 +10,7 @@ from .chitchat import CHITCHAT, load_chitchat
 from .oyez import read_oyez
 
 
+# A new source is also named in the help texts of cli/learn.py and cli/train.py, in suites/config.py and in docs/chat-logs.md.
 def load_log(source: str | Path, *, skip_bad_lines: bool = False) -> ChatLog:
     """Return the conversations of a file, of `chitchat`, or of the files in `oyez:FOLDER`, in time order.
 

@@ -90,7 +90,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     layers, others = _layers(folder / WEIGHTS)
     return Adapter(
         folder=folder, base=_text(facts.get("base")), style=style, method=_text(facts.get("method")), rank=rank,
-        proposal_mode=_text(facts.get("proposal_mode", facts.get("how"))),  # "how" until version 0.1
+        proposal_mode=_text(facts.get("proposal_mode", facts.get("how"))),  # "how" in snapshots before 0.1.0
         trained_on=str(config.get("base_model_name_or_path") or ""), layers=layers, others=others, config=config,
     )  # fmt: skip
 
