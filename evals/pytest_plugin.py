@@ -26,7 +26,7 @@ import pytest
 if TYPE_CHECKING:
     from usertwin.simulator import SimulatedUser, Simulation
 
-#: Type, default and help text of each setting.
+#: Type, default and help text of each setting; max_turns and agent_timeout repeat defaults of simulation.py, a slow import.
 _SETTINGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
     "twin": (str, None, "name of the twin that talks"),
     "home": (str, None, "folder that holds the twins (default: USERTWIN_HOME, else the user's data folder)"),

@@ -217,7 +217,7 @@ def _estimate(log: ChatLog, recipe: Recipe, style: PromptStyle | None, price: Pr
 
 
 def _needs_tuning_only(name: str, home: Path | None, recipe: Recipe) -> bool:
-    """Whether the twin is fully learned with this recipe, and its learning was stopped before or during tuning."""
+    """Return whether the twin is fully learned with this recipe, and its learning was stopped before or during tuning."""
     from usertwin.memory import TwinRecord
     from usertwin.memory.twin.record import twin_folder
 

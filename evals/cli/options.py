@@ -98,7 +98,7 @@ def parse_price(text: str | None) -> Price | None:
 
 
 def is_standard_output(path: Path | None) -> bool:
-    """Whether --json names standard output ("-"). UsageError if it names a file that cannot be written."""
+    """Return whether --json names standard output ("-"). UsageError if it names a file that cannot be written."""
     if path is None or str(path) == "-":
         return path is not None
     if path.is_dir() or not path.parent.is_dir():

@@ -129,7 +129,7 @@ async def judge_pairs(
 
     Raises:
         ModelError: the judge does not answer. The file keeps the verdicts so far, and the same call resumes.
-        UsageError: the file holds a line that is no verdict.
+        UsageError: the file holds a line that is not a verdict.
     """
     known = read_verdicts(path)
     verdicts = {(verdict.key, *slot(verdict)): verdict for verdict in known}

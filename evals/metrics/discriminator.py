@@ -1,7 +1,7 @@
 """A classifier that learns to separate a person's real turns from an arm's replies; an AUC near 0.5 means it cannot.
 
 Design: all arms and people use the same plain classifier with fixed settings, and out-of-fold scores only: no classifier scores
-the turns of a person it was trained on. So no arm is favoured.
+the turns of a person (with a single person: of a conversation) it was trained on. So no arm is favoured.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PairedReply:
 
 @dataclass(frozen=True, slots=True)
 class DiscriminatorScores:
-    """Out-of-fold scores of real turns and of replies, higher for more like a reply; no fold splits a `folds_by`."""
+    """Out-of-fold scores of real turns and of replies, higher for more like a reply; each person (or conversation, see `folds_by`) is in one fold."""
 
     reals: tuple[float, ...]
     replies: tuple[float, ...]

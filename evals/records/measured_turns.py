@@ -65,7 +65,7 @@ class MeasuredTurn:
         rank: for each reply, the share of the person's other actions that are less similar to it than the real one (S3).
         recalled: the turns that the twin was shown.
         other_action: a turn of another person, for the sanity checks of a judge.
-        own_action: another turn of the same person, for the same use.
+        own_action: another turn of the same person, for the control of the discriminator.
     """
 
     person: str

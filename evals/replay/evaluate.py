@@ -21,7 +21,7 @@ from .replay import Replay, ReplayConfig
 
 
 def twin_arm(user: SimulatedUser) -> str:
-    """Return the arm that the twin uses: recalled pairs with traces ("recon") or without ("recalled_pairs")."""
+    """Return the arm that the twin uses: "recon" (recalled pairs with its traces) or "recalled_pairs" (without traces)."""
     return "recalled_pairs" if user.settings.traces == "none" else "recon"
 
 

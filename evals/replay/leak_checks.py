@@ -1,4 +1,6 @@
-"""Checks for leaks between a twin's memory and its held-out pairs, run at every measurement.
+"""Checks for leaks between a twin's memory and its held-out pairs.
+
+Every measurement checks the split. Near-duplicates and memorization are measured in suites, and in `usertwin eval` with --out.
 
 Design: a leak of the split is an error, since it makes every number meaningless. Near-duplicates also occur in honest logs, so
 they are dropped and counted. Memorization by the model itself is reported as a number.

@@ -64,7 +64,7 @@ def twin_view(
 
 
 def _leaving(ending: LastTurnModel | None, leaving: AbandonmentModel | None) -> str:
-    """How the twin decides to leave."""
+    """Return how the twin decides to leave."""
     ways: list[str] = []
     if ending is not None:
         f1 = "no validation turn is an ending" if ending.f1 is None else f"F1 {number(ending.f1, 2)} on its validation turns"
@@ -78,7 +78,7 @@ def _leaving(ending: LastTurnModel | None, leaving: AbandonmentModel | None) -> 
 
 
 def _proposals(triples: Sequence[Triple]) -> str:
-    """The number of candidate traces, their prompts, and the reasons for rejections."""
+    """Return the number of candidate traces, their prompts, and the reasons for rejections."""
     provenances = [triple.provenance for triple in triples if triple.provenance is not None]
     if not provenances:
         return "none"
@@ -90,14 +90,14 @@ def _proposals(triples: Sequence[Triple]) -> str:
 
 
 def _audit(traced: Sequence[Triple]) -> str:
-    """The result of the leak detector, which is part of no score, on the kept traces."""
+    """Return the result of the leak detector, which is part of no score, on the kept traces."""
     measured = [triple.provenance.measured for triple in traced if triple.provenance is not None]
     flags = [values["gives_away"] for values in measured if "gives_away" in values]
     return f"{sum(flags):.0f} of {len(flags)} traces identify the action without the context" if flags else "none"
 
 
 def _cost(triples: Sequence[Triple]) -> str:
-    """The cost of the traces in completions, tokens and money."""
+    """Return the cost of the traces in completions, tokens and money."""
     costs = [triple.provenance.cost for triple in triples if triple.provenance is not None and triple.provenance.cost]
     if not costs:
         return "unknown"
@@ -111,7 +111,7 @@ def _cost(triples: Sequence[Triple]) -> str:
 
 
 def _settings(settings: Settings | None) -> str:
-    """The settings of the twin, and the measurement behind them."""
+    """Return the settings of the twin, and the measurement behind them."""
     if settings is None:
         return "8 pairs with their traces; not tuned (usertwin tune)"
     return _described(settings) + ("" if settings.measured is None else f"; {_basis(settings.measured)}")

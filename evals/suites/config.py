@@ -6,7 +6,7 @@
 
     [[corpora]]
     name = "casual chat"
-    from = "chitchat"                # a package, a file or "oyez:FOLDER"; paths are relative to the suite file
+    from = "chitchat"                # "chitchat", a file or "oyez:FOLDER"; paths are relative to the suite file
     people = 2                       # the most frequent speakers; or names: ["ann", "bob"]
 
 Paths in model names ("scripted:replies.txt", "local:models/x.gguf", "local+ADAPTER") are relative to the suite file, too.
@@ -45,7 +45,7 @@ from usertwin.simulator.backends.model_name import ModelName, Role
 
 
 def _resolve_source(source: str, info: ValidationInfo) -> str:
-    """A source with an absolute path, as seen from the suite file."""
+    """Return a source with an absolute path, as seen from the suite file."""
     if info.context is None or source == CHITCHAT:
         return source
     kind, colon, path = source.partition(":")
@@ -73,7 +73,7 @@ ScorerName = Annotated[str, _model_name("scorer")]
 BaseName = Annotated[str, _model_name("base")]
 FidelityKey = Annotated[
     Literal["guarded_gain", "gain", "judge", "choice", "rank", "prior"],
-    BeforeValidator(lambda name: "guarded_gain" if name == "novel" else name),  # the name until version 0.1
+    BeforeValidator(lambda name: "guarded_gain" if name == "novel" else name),  # the name in development snapshots before 0.1.0
 ]
 TraceKind = Literal["none", "backward", "recon", "trained"]
 
@@ -98,7 +98,7 @@ class Models(_Strict):
 class Traces(_Strict):
     """Trace synthesis for the arms that show traces."""
 
-    # the number of latest pairs of each person to synthesize traces for ("moments" until version 0.1)
+    # the number of latest pairs of each person to synthesize traces for ("moments" before 0.1.0)
     pairs: int = Field(default=100, ge=1, validation_alias=AliasChoices("pairs", "moments"))
     candidates: int = Field(default=4, ge=1)  # candidate traces for each pair
     propose: Literal["backward", "forward", "scaffolded"] = "backward"  # the way to propose them
@@ -112,7 +112,7 @@ class Corpus(_Strict):
     name: str = Field(min_length=1)  # for the report
     source: Annotated[str, Field(alias="from", min_length=1), AfterValidator(_resolve_source)]  # the key "from" in the file
     people: tuple[str, ...] | int = 2  # names, or a number of the most frequent speakers
-    role: str | None = None  # of the turns to count for that, such as "user"; None for any
+    role: str | None = None  # count only turns with this role when ranking speakers, such as "user"; None for any
     max_triples: int | None = Field(default=None, ge=1)  # the number of latest pairs of a person to remember; None for all
 
     @field_validator("people")
@@ -244,7 +244,7 @@ def read_suite(path: str | Path) -> Suite:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The key and the problem of the first error."""
+    """Return the key and the problem of the first error."""
     first = error.errors()[0]
     place = list(first["loc"])
     if "people" in place:  # pydantic adds the type it tried

@@ -159,7 +159,7 @@ class SuiteRun:
                 raise UsageError(f'the twin "{name}" {since}; name another folder with --out')
 
     def _fingerprint(self, name: str) -> str:
-        """A checksum that changes when a twin is learned or tuned again."""
+        """Return a checksum that changes when a twin is learned or tuned again."""
         record = TwinRecord.load(existing_twin(name, self._home))
         parts = [record.learned_at, asdict(record.recipe), asdict(record.settings) if record.settings else None]
         return checksum(json.dumps(parts, sort_keys=True, default=str).encode())
@@ -171,7 +171,7 @@ class SuiteRun:
         self, measurement: PersonMeasurement, people: Sequence[Person], facts: Mapping[str, dict[str, Any]],
         turns: Sequence[MeasuredTurn], twin: str,
     ) -> dict[str, Any]:  # fmt: skip
-        """The parts of a result other than the measures of the arms."""
+        """Return the parts of a result other than the measures of the arms."""
         suite = self.suite
         drift_turns = [DriftTurn.from_json(row) for fact in facts.values() for row in fact["drift"]]
         manifest = read_manifest(self.folder)
@@ -196,7 +196,7 @@ class SuiteRun:
         }  # fmt: skip
 
     async def _judge(self, turns: Sequence[MeasuredTurn], twin: str) -> dict[str, Any] | None:
-        """The judge's comparison of the twin's replies with each other arm's; None without a judge or replies."""
+        """Return the judge's comparison of the twin's replies with each other arm's; None without a judge or replies."""
         suite = self.suite
         written = [arm for arm in suite.arms if any(arm in turn.replies for turn in turns)]
         if suite.models.judge is None or twin not in written:
@@ -211,13 +211,13 @@ class SuiteRun:
 
 
 def _common_value(facts: Mapping[str, dict[str, Any]], name: str) -> Any:
-    """The value of a fact if all people share it, else the values by person."""
+    """Return the value of a fact if all people share it, else the values by person."""
     values = {person: fact[name] for person, fact in facts.items()}
     return next(iter(values.values())) if len(set(values.values())) == 1 else values
 
 
 def _warnings(result: Mapping[str, Any], *, mixed: bool) -> list[str]:
-    """What a reader must know before the figures."""
+    """Return what a reader must know before the figures."""
     warnings: list[str] = list((result["judge"] or {}).get("warnings", []))
     if mixed:
         warnings.append('some of these twins show traces and some do not; the arm "recalled_pairs" stands for the twin')

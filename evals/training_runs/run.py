@@ -151,7 +151,7 @@ class TrainingRunner:
 
     @cached_property
     def distractors(self) -> dict[str, Distractors]:
-        """Other actions of each person, by label: training pairs of the seen people, test pairs of the unseen."""
+        """Other actions of each person, by label, from all parts of the split."""
         pairs: dict[str, list[Pair]] = {}
         dataset = self.dataset
         for example in (*dataset.train, *dataset.validation, *dataset.seen, *dataset.unseen):

@@ -42,7 +42,8 @@ def load_model(
 
     Args:
         name: the model.
-        style: how to prompt it; by default local models continue transcripts and hosted ones follow instructions.
+        style: how to prompt it; by default the style of its adapter, if it has one. Else hosted models and transformers folders
+            with a chat template follow instructions, and all other models continue transcripts.
         price: the price of a hosted model, for cost reports; local models are free.
         progress: callback for download progress.
 
