@@ -41,7 +41,7 @@ def tree() -> None:
     for root in map(Path, FOLDERS):
         for folder in [root, *sorted(path.parent for path in root.rglob("__init__.py") if path.parent != root)]:
             purpose = PURPOSE.get(folder.name) or _first_sentence(folder / "__init__.py")
-            cog.outl(f"## {folder.as_posix()}/\n\n{purpose}.\n")
+            cog.outl(f"## {folder.as_posix()}/\n\n{purpose}{'' if purpose.endswith('?') else '.'}\n")
             files = [] if root.name == "tests" else [path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
             if files:
                 cog.outl("| file | purpose |\n|---|---|")
