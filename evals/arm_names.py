@@ -20,10 +20,10 @@ ARM_DESCRIPTIONS: Mapping[str, str] = {
     "recalled_pairs": "The person's own pairs most similar to the present context, without traces.",
     "backward": "The recalled pairs, each with the first candidate trace that passes the guards (backward synthesis).",
     "random_of_n": "The recalled pairs, each with a random candidate trace that passes the guards.",
-    "recon": "The recalled pairs, each with its Recon-selected trace.",
+    "recon": "The recalled pairs with the traces that the twin uses: Recon-selected, or the first ones if tuning chose those.",
     "trained": "The recalled pairs, each with the trace of a trained synthesizer.",
-    "openevals": "The system prompt of openevals' simulated user, with a description of the person.",
-    "tau2": "The guidelines and scenario of tau2-bench's user simulator, with a description of the person.",
+    "openevals": "A system prompt of ours with a description of the person, in the message format of openevals' user.",
+    "tau2": "A paraphrase of the guidelines of tau2-bench's user simulator, its scenario, and a description of the person.",
     "persona": "A description of the person, computed from the same log.",
 }
 ARMS = tuple(ARM_DESCRIPTIONS)

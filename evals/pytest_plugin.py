@@ -33,7 +33,7 @@ _SETTINGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
     "model": (str, "local", "model that acts for the twin"),
     "max_turns": (int, 8, "the most turns of the twin in a conversation"),
     "goal": (str, "", "what the twin wants"),
-    "seed": (int, 0, "seed of the twin's sampling"),
+    "seed": (int, 0, "seed of the conversation; each turn's sampler seed is computed from it"),
     "agent_timeout": (float, 120.0, "seconds that the agent may take for a reply"),
 }
 #: For each conversation of a test, the twin's name and its closeness as text.

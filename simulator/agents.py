@@ -75,7 +75,7 @@ def load_agent(spec: str) -> Any:
         return load_model(spec, style="instruction" if kind in {"local", "hf"} else None)
     module_name, _, attribute = spec.partition(":")
     if not module_name or module_name.startswith(".") or not attribute:
-        raise UsageError(f'"{spec}" is not an agent; {_HELP}')
+        raise UsageError(f'"{spec}" is not an agent; use module:attribute, demo, or a model such as openai:NAME@URL')
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as with python -m, so that agent.py in the current folder can be named
     try:

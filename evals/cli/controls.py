@@ -12,6 +12,7 @@ from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
 
 from .options import (
+    candidates_option,
     check_concurrency,
     concurrency_option,
     console_for,
@@ -33,7 +34,7 @@ from .twin_actions import open_twin
 @click.command()
 @click.argument("name")
 @click.option("--limit", default=60, show_default=True, help="The most validation turns to measure on, spread evenly.")
-@click.option("--candidates", default=4, show_default=True, help="Traces proposed for each pair.")
+@candidates_option
 @json_option
 @model_option
 @scorer_option

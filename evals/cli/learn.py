@@ -18,6 +18,7 @@ from usertwin.personas import TwinError, UsageError
 from .options import (
     RECIPE_DEFAULTS,
     actor_option,
+    candidates_option,
     check_concurrency,
     concurrency_option,
     console_for,
@@ -81,7 +82,7 @@ if TYPE_CHECKING:
 @click.option(
     "--persona", type=file_path, help="TOML file that describes the person.  [default: a description derived from the log]"
 )
-@click.option("--candidates", default=4, show_default=True, help="Traces proposed for each pair.")
+@candidates_option
 @click.option(
     "--propose",
     type=click.Choice(get_args(ProposalMode)),
@@ -128,6 +129,7 @@ def learn(
     from usertwin.memory.twin.record import twin_folder
     from usertwin.personas import load_log
     from usertwin.personas.persona import read_persona
+    from usertwin.simulator import load_embedder
     from usertwin.simulator.learning import alearn_with_recipe
 
     console, price, tune_turns = console_for(stderr=dry_run), parse_price(options["price"]), int(options["tune_turns"])
@@ -140,7 +142,8 @@ def learn(
     log = load_log(options["source"], skip_bad_lines=options["skip_bad_lines"])
     _print_omissions(console, log)
     description = None if persona is None else read_persona(persona)
-    recipe = _recipe(options)
+    embedder = load_embedder(options["embedder"])
+    recipe = _recipe(options, embedder.name)
     estimate = _estimate(log, recipe, options["style"], price, tune_turns)
     if dry_run:
         print_dry_run(ctx, estimate)
@@ -151,13 +154,13 @@ def learn(
         with progress_bars(console) as bars:
             asyncio.run(
                 alearn_with_recipe(
-                    name, log, recipe, style=options["style"], price=price, persona=description, home=home,
+                    name, log, recipe, embedder=embedder, style=options["style"], price=price, persona=description, home=home,
                     overwrite=overwrite, concurrency=options["concurrency"], progress=bars, fetch_progress=bars.fetch,
                 )
             )  # fmt: skip
     if tune_turns:
         models = {key: options[key] for key in ("model", "scorer", "style", "seed")}
-        tune_twin(console, name, home=home, limit=tune_turns, **models)
+        tune_twin(console, name, home=home, limit=tune_turns, embedder=embedder, **models)
     show_twin(console, name, home)
     console.print(f"\nTalk to it: usertwin chat {name}    Measure it: usertwin eval {name}", style="dim")
 
@@ -165,16 +168,15 @@ def learn(
 def _print_omissions(console: Console, log: ChatLog) -> None:
     """Print which lines and files of a log were left out."""
     for bad in log.skipped:
-        console.print(f"skipped line {bad.line}: {bad.reason}", style="yellow", markup=False)
+        console.print(f"skipped {bad.unit} {bad.line}: {bad.reason}", style="yellow", markup=False)
     if log.skipped:
         console.print(f"{len(log.skipped)} broken lines were skipped")
     if log.files_without_turns:
         console.print(f"{log.files_without_turns} files without a conversation were left out", style="dim")
 
 
-def _recipe(options: dict[str, Any]) -> Recipe:
-    """Return the checked recipe that the options describe."""
-    from usertwin.simulator import load_embedder
+def _recipe(options: dict[str, Any], embedder: str) -> Recipe:
+    """Return the checked recipe that the options describe, with the name of the embedding model."""
     from usertwin.simulator.learning import make_recipe
 
     keys = (
@@ -182,7 +184,7 @@ def _recipe(options: dict[str, Any]) -> Recipe:
         "fidelity", "max_calls",
     )  # fmt: skip
     return make_recipe(
-        embedder=load_embedder(options["embedder"]).name,
+        embedder=embedder,
         method=options["traces"],
         max_traces=None if options["max_traces"] < 0 else options["max_traces"],
         proposal_mode=options["propose"],

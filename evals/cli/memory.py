@@ -31,7 +31,8 @@ from .options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from usertwin.memory import Embedder
+    from usertwin.memory import ChatModel, Embedder
+    from usertwin.memory.models.chat import PromptStyle
     from usertwin.memory.store.triple_store import MemoryStats
 
 
@@ -60,7 +61,7 @@ def stats(name: str, home: Path | None) -> None:
 def check(name: str, home: Path | None) -> None:
     """Verify the memory of NAME byte by byte and list its problems.
 
-    The exit code is 1 if there are any. A damaged index is none: it is rebuilt automatically.
+    The exit code is 1 if there are any. A damaged index does not count: it is rebuilt automatically.
     """
     from usertwin.memory.store.repair import inspect_memory
 
@@ -118,7 +119,8 @@ def rebuild(name: str, index: IndexKind | Literal["auto"] | None, home: Path | N
 def add(name: str, source: str, max_traces: int, model: str, scorer: str, skip_bad_lines: bool, home: Path | None) -> None:
     """Add the person's turns in another log to the memory of NAME.
 
-    Pairs that the memory already holds, and held-out conversations, are skipped.
+    Pairs already in the memory and held-out conversations are skipped. Traces are scored and judged by the models that the twin
+    was learned with, unless --scorer names another.
     """
     from usertwin.memory import TwinRecord
     from usertwin.memory.twin.append import aappend
@@ -129,17 +131,24 @@ def add(name: str, source: str, max_traces: int, model: str, scorer: str, skip_b
     console = console_for()
     folder, embedder, _ = _open_record(name, home)
     recipe = TwinRecord.load(folder).recipe
-    if click.get_current_context().get_parameter_source("model") is click.core.ParameterSource.DEFAULT:
+    source_of, default = click.get_current_context().get_parameter_source, click.core.ParameterSource.DEFAULT
+    if source_of("model") is default:
         model = recipe.synthesizer or model  # the twin's other traces are by this synthesizer
+    if source_of("scorer") is default:
+        scorer = recipe.scorer or scorer
     log = load_log(source, skip_bad_lines=skip_bad_lines)
     with _show_log_records(console), progress_bars(console) as bars:
         with_traces = max_traces > 0 and recipe.method != "none"
-        chat = load_model(model, progress=bars.fetch) if with_traces else None
-        scoring = load_scorer(scorer, progress=bars.fetch) if with_traces and recipe.method == "recon" else None
+
+        def load(name: str | None, style: PromptStyle | None = None) -> ChatModel | None:
+            return load_model(name, style=style, progress=bars.fetch) if with_traces and name is not None else None
+
         _, added = asyncio.run(
             aappend(
-                name, log, embedder=embedder, model=chat, scorer=scoring, home=home, max_traces=max_traces,
-                concurrency=default_concurrency(model), progress=bars,
+                name, log, embedder=embedder, model=load(model), actor=load(recipe.actor),
+                judge=load(recipe.judge, "instruction"),
+                scorer=load_scorer(scorer, progress=bars.fetch) if with_traces else None,
+                home=home, max_traces=max_traces, concurrency=default_concurrency(model), progress=bars,
             )
         )  # fmt: skip
     console.print(f"{added} pairs added" if added else "nothing added: every pair is known or held out")
@@ -166,7 +175,7 @@ def forget(name: str, conversation: str | None, before: str | None, after: str |
             before=None if before is None else parse_date(before),
             after=None if after is None else parse_date(after),
         )
-    console.print(f"{erased.triples} pairs and {erased.conversations} held-out conversations erased")
+    console.print(f"{erased.triples} pairs, and {erased.conversations} conversations held out or kept for comparison, erased")
     console.print("The log that the twin was learned from is unchanged; erase them there too.", style="dim")
 
 

@@ -68,6 +68,10 @@ fidelity_option = click.option(
     "judge's rating (judge); a forced choice among actions (choice); the rank of reconstructions (rank); or the gain corrected "
     "for the prior (prior).",
 )
+candidates_option = click.option(
+    "--candidates", default=4, show_default=True,
+    help="Traces per pair that must pass the guards; up to three rounds replace rejected ones.",
+)  # fmt: skip
 concurrency_option = click.option(
     "--concurrency", type=int, help="Requests to the model at the same time.  [default: 1 for a local model, else 8]"
 )
@@ -92,7 +96,7 @@ def parse_price(text: str | None) -> Price | None:
         input_price = output_price = -1.0
     if not (0 <= input_price < float("inf") and 0 <= output_price < float("inf")):
         raise UsageError(
-            f'--price: "{text}" is no price; give dollars per million input and output tokens, such as --price 0.25/2'
+            f'--price: "{text}" is not a price; give dollars per million input and output tokens, such as --price 0.25/2'
         )
     return Price(input_price, output_price)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from usertwin.memory.models.chat import PromptStyle
+from usertwin.simulator.simulation import DEFAULT_AGENT_TIMEOUT, DEFAULT_MAX_TURNS
 
 from .options import console_for, file_path, home_option, model_option, progress_bars, seed_option, style_option
 from .twin_actions import open_twin
@@ -58,11 +59,13 @@ def chat(name: str, goal: str, model: str, home: Path | None, seed: int, style: 
 @click.option(
     "--agent", required=True, help='The agent under test: module:attribute, "demo", or a model such as openai:NAME@URL.'
 )
-@click.option("--max-turns", default=8, show_default=True, help="The most turns of the twin in a conversation.")
+@click.option("--max-turns", default=DEFAULT_MAX_TURNS, show_default=True, help="The most turns of the twin in a conversation.")
 @click.option("--count", default=1, show_default=True, help="Number of conversations, each with the next seed.")
 @goal_option
 @click.option("--agent-first", is_flag=True, help="Let the agent open the conversation.")
-@click.option("--agent-timeout", default=120.0, show_default=True, help="Seconds that the agent may take for a reply.")
+@click.option(
+    "--agent-timeout", default=DEFAULT_AGENT_TIMEOUT, show_default=True, help="Seconds that the agent may take for a reply."
+)
 @click.option("--out", type=file_path, help="Folder to write the conversations and a manifest to.")
 @model_option
 @home_option

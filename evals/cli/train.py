@@ -61,7 +61,7 @@ def _by_method(values: Mapping[TrainMethod, float]) -> str:
     default=(_CONFIG.method,),
     show_default=True,
     help="Fine-tuning on the best traces (sft), preference optimization (dpo), GRPO with the fidelity as reward (grpo), or "
-    "GRPO with the prediction of later turns as reward (e2e); may be repeated.",
+    "GRPO with the prediction of another turn of the person as reward (e2e); may be repeated.",
 )
 @click.option("--base", default=_CONFIG.base, show_default=True, help="Model to train: local, local:small or transformers:DIR.")
 @click.option(

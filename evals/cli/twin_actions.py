@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from usertwin.evals.replay.replay import ReplayConfig
+    from usertwin.memory import Embedder
     from usertwin.memory.models.chat import Price
     from usertwin.simulator import SimulatedUser
 
@@ -59,6 +60,7 @@ def tune_twin(
     style: PromptStyle | None,
     seed: int,
     limit: int,
+    embedder: Embedder | None = None,
 ) -> None:
     """Choose by measurement how a twin uses its memory, print the choice, and store it in the record.
 
@@ -71,6 +73,7 @@ def tune_twin(
         style: the prompt style of the model; None for its own.
         seed: of sampling and intervals.
         limit: the most validation turns, spread evenly.
+        embedder: the embedding model of the twin's memory, if it is loaded already.
     """
     from usertwin.evals.replay.tune import tune
     from usertwin.evals.reports.twin_view import settings_table
@@ -78,7 +81,10 @@ def tune_twin(
     from usertwin.simulator import load_scorer
 
     folder = existing_twin(name, home)
-    with open_twin(console, name, home, model, style, reasons=True) as user, progress_bars(console) as bars:
+    with (
+        open_twin(console, name, home, model, style, reasons=True, embedder=embedder) as user,
+        progress_bars(console) as bars,
+    ):
         scoring = load_scorer(scorer, progress=bars.fetch)
         settings = asyncio.run(
             tune(
@@ -100,6 +106,7 @@ def open_twin(
     *,
     price: Price | None = None,
     reasons: bool | None = None,
+    embedder: Embedder | None = None,
 ) -> Generator[SimulatedUser]:
     """A twin with its models loaded, open while the block runs; a bar shows downloads.
 
@@ -111,6 +118,7 @@ def open_twin(
         style: its prompt style; None for its own.
         price: of hosted models.
         reasons: whether to load the twin's reasoner; None for what its settings say.
+        embedder: the embedding model of its memory, if it is loaded already.
     """
     from usertwin.memory import Settings, TwinRecord, existing_twin
     from usertwin.simulator import SimulatedUser, load_model
@@ -121,7 +129,7 @@ def open_twin(
     with progress_bars(console) as bars:
         chat_model = load_model(model, style=style, price=price, progress=bars.fetch)
         reasoner = load_reasoner(record, chat_model, settings, price=price, progress=bars.fetch)
-    with SimulatedUser.load(name, home=home, model=chat_model, reasoner=reasoner) as user:
+    with SimulatedUser.load(name, home=home, model=chat_model, reasoner=reasoner, embedder=embedder) as user:
         if user.record.state == "interrupted":
             console.print(f"{name} is not fully learned; the same learn command continues where it stopped.", style="yellow")
         yield user

@@ -93,7 +93,7 @@ def contrasts_to_judge(
         return judged or [(twin, arm) for arm in arms if arm != twin]
     a, _, b = (part.strip() for part in contrast.partition(" - "))
     if a == b or not {a, b} <= set(arms):
-        raise UsageError(f'"{contrast}" is no contrast of this run; name two of its arms as "A - B": {", ".join(arms)}')
+        raise UsageError(f'"{contrast}" is not a contrast of this run; name two of its arms as "A - B": {", ".join(arms)}')
     return [(b, a) if (b, a) in judged else (a, b)]
 
 

@@ -37,7 +37,10 @@ class PairedReply:
 
 @dataclass(frozen=True, slots=True)
 class DiscriminatorScores:
-    """Out-of-fold scores of real turns and of replies, higher for more like a reply; each person (or conversation, see `folds_by`) is in one fold."""
+    """Out-of-fold scores of real turns and of replies, higher for more like a reply.
+
+    Each person (or conversation, see `folds_by`) is in one fold.
+    """
 
     reals: tuple[float, ...]
     replies: tuple[float, ...]

@@ -75,7 +75,8 @@ MEASURES: tuple[Measure, ...] = (
         source="cosine of sentence embeddings, Reimers and Gurevych 2019",
     ),
     Measure(
-        "rank", "Rank among own turns", _HIGH, "high", source="share of the person's other turns that the reply is less like",
+        "rank", "Rank among own turns", _HIGH, "high",
+        source="share of the person's other turns that are less similar to the reply than the real turn is",
     ),
     Measure("length_ratio", "Length ratio", "1 is closest", 1.0, source="characters written to characters of the real turns"),
     Measure("questions", "Questions", _ZERO, 0.0, source="share of turns with a question mark, minus the real share"),

@@ -16,6 +16,7 @@ _KEYS = {
     "told": "predicted",
     "left": "observed",
     "novel": "guarded_gain",
+    "gives_away": "reveals_action",
 }
 #: Values that changed, by key.
 _VALUES = {"fidelity": {"novel": "guarded_gain"}}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from usertwin.memory.training.model_card import METHODS
 from usertwin.personas import UsageError
 
 from .measured_turns import MANIFEST, RESULT
+from .older_results import upgrade
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -60,7 +62,7 @@ class GroupResult:
         trained: guarded gain of the trained model's traces.
         difference: trained minus base, paired.
         leak_rate: share of traces that a guard rejects for a leak.
-        gives_away: share of traces that identify the action without the context; in no reward.
+        reveals_action: share of traces that identify the action without the context; in no reward.
         words: words per trace.
     """
 
@@ -70,7 +72,7 @@ class GroupResult:
     trained: TrainingEstimate | None = None
     difference: TrainingEstimate | None = None
     leak_rate: MeasuredChange | None = None
-    gives_away: MeasuredChange | None = None
+    reveals_action: MeasuredChange | None = None
     words: MeasuredChange | None = None
 
 
@@ -184,7 +186,11 @@ def _read(shape: type[_T], path: Path, way_out: str) -> _T:
     from pydantic import ValidationError
 
     try:
-        return _adapter(shape).validate_json(path.read_bytes())
+        content = path.read_bytes()
+        if path.name == RESULT:
+            with suppress(ValueError, RecursionError):  # the validation below reports what is not JSON
+                content = json.dumps(upgrade(json.loads(content)))
+        return _adapter(shape).validate_json(content)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except ValidationError as error:

@@ -1,8 +1,8 @@
 """The turns of the past that each arm shows a model before the present context.
 
 Design: the arms differ in these turns only. Each real action is scored by the same model after the same context, so differences
-between arms are paired by turn. All arms that recall the person's own pairs show the same pairs. If the twin uses traces, at least one of these has a
-trace, provided that the memory holds one. `ARM_DESCRIPTIONS` in evals/arm_names.py describes each arm.
+between arms are paired by turn. All arms that recall the person's own pairs show the same pairs. If the twin uses traces, at
+least one of these has a trace, provided that the memory holds one. `ARM_DESCRIPTIONS` in evals/arm_names.py describes each arm.
 """
 
 from __future__ import annotations

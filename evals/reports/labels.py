@@ -42,7 +42,7 @@ MEASURE_DESCRIPTIONS = {
     "choice": "share of turns where the real turn scores above the person's other turns",
     "chrf": "character n-grams shared by reply and real turn",
     "embedding_similarity": "cosine of reply and real turn",
-    "rank": "share of the person's other turns that are less similar to the reply",
+    "rank": "share of the person's other turns that are less similar to the reply than the real turn is",
     "length_ratio": "characters of the replies divided by characters of the real turns",
     "questions": "share of replies with a question, minus that of real turns",
     "greetings": "share of replies with a greeting, minus that of real turns",

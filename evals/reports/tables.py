@@ -310,7 +310,7 @@ def leakage_section(result: Mapping[str, Any]) -> Section | None:
         near = Cell(counted(leak["near_duplicates"]), f"of {plural(leak['of'], 'turn')}")
         rows.append(_row(person, near, estimate_cell(known, 2), Cell("; ".join(leak["checked"]) or "–")))
     columns = ("Person", "Near-duplicates dropped", "Share memorized by the model", "Checks passed")
-    caption = "Held-out turns that are nearly in the memory, or that the scoring model completes word by word"
+    caption = "Held-out turns nearly in the memory, or memorized by the scoring model (mean token probability above 0.5)"
     return _section("leakage", "Leakage checks", caption, columns, rows)
 
 

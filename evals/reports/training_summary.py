@@ -145,7 +145,7 @@ def _result_rows(title: str, outcome: MethodOutcome) -> list[tuple[str, ...]]:
     return [
         (
             title, label, _estimate(group.difference, signed=True), _estimate(group.base), _estimate(group.trained),
-            _change(group.leak_rate, 3), _change(group.gives_away, 3), _change(group.words, 1), counted(group.n),
+            _change(group.leak_rate, 3), _change(group.reveals_action, 3), _change(group.words, 1), counted(group.n),
         )
         for label, group in rows
     ]  # fmt: skip

@@ -24,7 +24,7 @@ _SHOWN_TRACES = 3
 
 
 def twin_view(
-    record: TwinRecord, triples: Sequence[Triple], ending: LastTurnModel | None, leaving: AbandonmentModel | None
+    record: TwinRecord, triples: Sequence[Triple], ending: LastTurnModel | None, abandonment: AbandonmentModel | None
 ) -> RenderableType:
     """Return the record of a twin, and its traces with the highest fidelity."""
     recipe, persona = record.recipe, record.persona
@@ -33,7 +33,7 @@ def twin_view(
     scores = [triple.score for triple in traced if triple.score is not None]
     memory = f"{len(triples)} triples, {len(traced)} with a trace ({recipe.method})"
     memory += f", mean fidelity {number(sum(scores) / len(scores), 3, signed=True)} nats per token" if scores else ""
-    memory += f"; {abandoned} of them silent leavings" if abandoned else ""
+    memory += f"; {abandoned} of them abandonments" if abandoned else ""
     reasons = record.settings is None or record.settings.reasons
     reasoner = f"{'' if reasons else 'no model, since it showed no gain; its traces are by '}{recipe.synthesizer}"
     rows = {
@@ -47,7 +47,7 @@ def twin_view(
         "cost": _cost(triples),
         "settings": _settings(record.settings),
         **({} if recipe.synthesizer is None else {"reasons with": reasoner}),
-        "leaving": _leaving(ending, leaving),
+        "leaving": _leaving(ending, abandonment),
         "held out": f"{len(record.validation)} conversations for validation, {len(record.test)} for the test",
         "compared with": record.other_speaker or "no other person in the log",
         "models": f"traces {recipe.model or '–'}, scores {recipe.scorer or '–'}, vectors {recipe.embedder}, seed {recipe.seed}",
@@ -63,16 +63,16 @@ def twin_view(
     return Group(table, Text(), _traces_table(best)) if best else table
 
 
-def _leaving(ending: LastTurnModel | None, leaving: AbandonmentModel | None) -> str:
+def _leaving(ending: LastTurnModel | None, abandonment: AbandonmentModel | None) -> str:
     """Return how the twin decides to leave."""
     ways: list[str] = []
     if ending is not None:
         f1 = "no validation turn is an ending" if ending.f1 is None else f"F1 {number(ending.f1, 2)} on its validation turns"
         ways.append(f"with a last turn, learned from {ending.endings} real endings ({f1}, n={ending.validation_turns})")
-    if leaving is not None:
+    if abandonment is not None:
         ways.append(
-            f"without a last turn, by {leaving.abandonments} remembered leavings "
-            f"(F1 {number(leaving.f1, 2)} on its validation turns, n={leaving.validation_turns})"
+            f"without a last turn, by {abandonment.abandonments} remembered abandonments "
+            f"(F1 {number(abandonment.f1, 2)} on its validation turns, n={abandonment.validation_turns})"
         )
     return "; ".join(ways) or "not learned (too few real endings)"
 
@@ -92,7 +92,7 @@ def _proposals(triples: Sequence[Triple]) -> str:
 def _audit(traced: Sequence[Triple]) -> str:
     """Return the result of the leak detector, which is part of no score, on the kept traces."""
     measured = [triple.provenance.measured for triple in traced if triple.provenance is not None]
-    flags = [values["gives_away"] for values in measured if "gives_away" in values]
+    flags = [values["reveals_action"] for values in measured if "reveals_action" in values]
     return f"{sum(flags):.0f} of {len(flags)} traces identify the action without the context" if flags else "none"
 
 

@@ -200,7 +200,7 @@ class ControlExperiment:
                 gain=parts["gain"],
                 guarded_gain=parts["guarded_gain"],
                 rejected=self.synthesizer.guard_reason(trace, pair),
-                gives_away=reveals_action(self.scorer, pair, trace, other_actions) if audited else None,
+                reveals_action=reveals_action(self.scorer, pair, trace, other_actions) if audited else None,
                 slot=parts["slot"],
             )
         if "own" in traces and "swapped" in traces:

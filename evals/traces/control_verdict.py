@@ -35,7 +35,7 @@ class TraceScores:
         gain: nats per token of the action; see `memory.recon.fidelity.gains`.
         guarded_gain: the gain without words copied from the action.
         rejected: the guard that rejects the trace, or None.
-        gives_away: whether the trace alone reveals the action; None if that was not audited.
+        reveals_action: whether the trace alone reveals the action; None if that was not audited.
         slot: the gain of filler text over no text.
     """
 
@@ -43,7 +43,7 @@ class TraceScores:
     gain: float
     guarded_gain: float
     rejected: str | None
-    gives_away: bool | None
+    reveals_action: bool | None
     slot: float = 0.0
 
 
@@ -99,7 +99,7 @@ def summarize_controls(
         "downstream_turns": len(downstream),
         "seed": seed,
     }
-    return summary | {"decision": decide(summary), "moments": [_turn_json(turn) for turn in turns]}
+    return summary | {"decision": decide(summary), "turn_details": [_turn_json(turn) for turn in turns]}
 
 
 def _turn_json(turn: ControlledTurn) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _row(turns: Sequence[ControlledTurn], name: str, seed: int) -> dict[str, Any
     scores, conversations = [turn.scores[name] for turn in present], _conversations(present)
     passing = [turn for turn in present if turn.scores[name].rejected is None]
     # The mean of two means, over traces that reveal the action and those that do not, as in LAS: leaks get no more weight.
-    by_leak = [[score.gain for score in scores if score.gives_away is leaks] for leaks in (True, False)]
+    by_leak = [[score.gain for score in scores if score.reveals_action is leaks] for leaks in (True, False)]
     audited = name in AUDITED_CONTROLS
     return {
         "gain": _json(mean([score.gain for score in scores], conversations, seed=seed)),
@@ -149,7 +149,7 @@ def _row(turns: Sequence[ControlledTurn], name: str, seed: int) -> dict[str, Any
         "passing_gain": _json(mean([turn.scores[name].guarded_gain for turn in passing], _conversations(passing), seed=seed)),
         "rejected": len(present) - len(passing),
         "reasons": dict(Counter(score.rejected for score in scores if score.rejected is not None)),
-        "gives_away": sum(score.gives_away or 0 for score in scores) if audited else None,
+        "reveals_action": sum(score.reveals_action or 0 for score in scores) if audited else None,
         "slot": _json(mean([score.slot for score in scores], conversations, seed=seed)),
         "gain_by_leak_mean": _mean_of_means(by_leak) if audited else None,
         "n": len(present),

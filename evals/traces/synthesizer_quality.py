@@ -126,7 +126,7 @@ def compare_traces(base: Sequence[TraceQuality], trained: Sequence[TraceQuality]
         "trained": estimate([quality.guarded_gain for quality in trained]),
         "difference": estimate([after.guarded_gain - before.guarded_gain for before, after in zip(base, trained, strict=True)]),
         "leak_rate": both(lambda quality: float(quality.leak_rate)),
-        "gives_away": both(lambda quality: float(quality.gives_away)),
+        "reveals_action": both(lambda quality: float(quality.reveals_action)),
         "words": both(lambda quality: float(quality.words)),
     }
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.evals.records.measured_turns import MANIFEST, RESULT
+from usertwin.evals.records.older_results import upgrade
 from usertwin.evals.records.run_folder import exclusive_run, write_atomically
 from usertwin.evals.records.training_run import TRAINING_FORMAT, read_training
 from usertwin.evals.reports.training_summary import write_training_summary
@@ -232,7 +233,7 @@ class TrainingRunner:
         folder = self.out / config.method
         path = folder / RESULT
         if path.exists():
-            return json.loads(path.read_text("utf-8"))
+            return upgrade(json.loads(path.read_text("utf-8")))
         outcome = self._train(config, folder, pool)
         measured, examples = self._measure(config, folder)
         result = {"method": config.method, **asdict(outcome), "measured": measured, "examples": examples}

@@ -58,12 +58,12 @@ def test_controls_write_all_figures_with_all_turns(ann: str, script: str, tmp_pa
     assert result["models"] == {"proposer": script, "scorer": "fake:", "embedder": "fake:256"}
     assert set(result["cost"]) == {"calls", "repeated", "input_tokens", "cached_tokens", "output_tokens", "dollars"}
     assert result["decision"] == decide(result)
-    assert len(result["moments"]) == 4
-    assert {turn["conversation_id"] for turn in result["moments"]} <= set(record(ann).validation)
-    for turn in result["moments"]:
+    assert len(result["turn_details"]) == 4
+    assert {turn["conversation_id"] for turn in result["turn_details"]} <= set(record(ann).validation)
+    for turn in result["turn_details"]:
         assert turn["traces"]["copy"]["trace"] == f"I would say: {turn['action']}"
         for row in turn["traces"].values():
-            assert set(row) == {"trace", "gain", "guarded_gain", "rejected", "gives_away", "slot"}
+            assert set(row) == {"trace", "gain", "guarded_gain", "rejected", "reveals_action", "slot"}
 
 
 def test_json_to_standard_output_is_all_that_is_printed_there(ann: str, script: str) -> None:
@@ -111,7 +111,7 @@ def test_the_table_of_controls_fits_80_columns(ann: str, script: str) -> None:
         (("ann", "--candidates", "0"), "0"),
         (("ann", "--concurrency", "0"), "--concurrency is 0; it must be at least 1"),
         (("ann", "--concurrency", "-1"), "--concurrency is -1"),
-        (("ann", "--price", "nonsense"), '"nonsense" is no price'),
+        (("ann", "--price", "nonsense"), '"nonsense" is not a price'),
         (("ann", "--json", "nowhere/controls.json"), "--json: nowhere/controls.json cannot be written"),
         (("ann", "--json", "."), "--json: . cannot be written"),
         (("nobody",), 'there is no twin "nobody"'),

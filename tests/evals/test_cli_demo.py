@@ -13,11 +13,12 @@ from rich.console import Console
 
 from conftest import recipe, scripted, small_log
 from usertwin.evals.cli import demo
-from usertwin.memory import TwinRecord, alearn, existing_twin
+from usertwin.memory import TripleStore, TwinRecord, alearn, existing_twin
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
+from usertwin.memory.recon.guards import rejection_reason
 from usertwin.personas import TwinError
-from usertwin.simulator import Simulation
+from usertwin.simulator import Simulation, load_embedder
 
 
 def run_demo(home: Path | None) -> str:
@@ -48,6 +49,13 @@ def test_a_second_run_reuses_what_the_first_one_learned_and_measured(monkeypatch
     monkeypatch.setattr("usertwin.evals.replay.tune.KS", (2,))
     first = run_demo(tmp_path / "home")
     assert "why Robin " in first
+    with TripleStore(existing_twin("demo", tmp_path / "home"), load_embedder(), create=False) as store:
+        traced = [triple for triple in store.triples() if triple.provenance is not None]
+    assert len(traced) == 2
+    for triple in traced:
+        assert triple.provenance is not None
+        assert (triple.provenance.proposer, triple.provenance.scorer) == ("local", "guarded gain under local")
+        assert triple.reasoning is None or rejection_reason(triple.reasoning, triple.pair) is None
     monkeypatch.setattr(demo, "open_twin", lambda *_: nullcontext())  # the first run has shown that the twin talks
     monkeypatch.setattr(demo, "simulate", lambda *_, **__: Simulation(twin="demo", goal=demo.GOAL, seed=0, thread_id="1"))
     second = run_demo(tmp_path / "home")

@@ -144,7 +144,7 @@ def test_the_estimate_leaves_out_what_does_not_apply(log_file: Path) -> None:
         (("--model", "nonsense"), '"nonsense"'),
         (("--model", "openai:"), '"openai:"'),
         (("--speaker", "Zoe"), '"Zoe"'),
-        (("--price", "nonsense"), '"nonsense" is no price'),
+        (("--price", "nonsense"), '"nonsense" is not a price'),
     ],
 )
 def test_a_dry_run_refuses_what_learning_refuses(log_file: Path, options: tuple[str, ...], error: str) -> None:
@@ -273,7 +273,7 @@ def test_a_command_that_was_stopped_while_tuning_only_tunes(
         (("--tune-turns", "-1"), "--tune-turns is -1; it must be at least 0"),
         (("--concurrency", "0"), "--concurrency is 0; it must be at least 1"),
         (("--concurrency", "-2"), "--concurrency is -2; it must be at least 1"),
-        (("--price", "nonsense"), '--price: "nonsense" is no price; give dollars per million input and output tokens'),
+        (("--price", "nonsense"), '--price: "nonsense" is not a price; give dollars per million input and output tokens'),
         (("--model", "nonsense"), '"nonsense"'),
         (("--model", "scripted:nowhere.txt"), "nowhere.txt"),
         (("--model", "local"), "USERTWIN_ONLY_SCRIPTED"),
@@ -347,7 +347,7 @@ def test_a_broken_line_is_reported_and_skipped_only_on_request(log_file: Path, l
     log_file.write_text("\n".join([*lines[:4], line, *lines[4:], line]), "utf-8")
     plain = ("learn", "sam", "--from", log_file, "--speaker", "Ann", "--traces", "none", *FAKES, *NO_TUNING)
     sentence = error_of(*plain)
-    assert "line 5" in sentence
+    assert "log.jsonl:5: " in sentence
     assert reason in sentence
     assert "--skip-bad-lines" in sentence
     assert not default_home().exists()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli_runner import contents_of, run, write_script
+from cli_runner import THOUGHTS, contents_of, learn_command, run, write_script
 from click.testing import Result
 
 from conftest import other_conversation, small_conversation
@@ -159,6 +159,28 @@ def test_the_latest_new_pairs_get_traces_on_request(ann: str, tmp_path: Path) ->
     assert [triple.provenance is not None for triple in triples_of(ann)[-3:]] == [False, True, True]
 
 
+@pytest.mark.parametrize(
+    ("traces", "fidelity"), [("random", "guarded_gain"), ("recon", "rank"), ("recon", "judge"), ("quality", "guarded_gain")]
+)
+def test_new_traces_use_the_scorer_the_actor_and_the_judge_of_the_recipe(
+    log_file: Path, tmp_path: Path, traces: str, fidelity: str
+) -> None:
+    model = write_script(tmp_path, *THOUGHTS)
+    ways = ("--traces", traces, "--fidelity", fidelity, "--max-traces", "1", "--tune-turns", "0")
+    learned = run(*learn_command(log_file, model, *ways))
+    assert learned.exit_code == 0, learned.output
+    path = log_of([replace(small_conversation(21), started_at="2024-05-01")], tmp_path / "more.jsonl")
+    output_of("add", "sam", "--from", path, "--max-traces", "2", "--model", model)
+    first, *new = triples_of("sam")[-3:]
+    assert first.provenance is None
+    for triple in new:
+        assert triple.provenance is not None
+        assert triple.provenance.candidates > 0
+        assert (triple.reasoning is not None) == ("guarded_gain" in triple.provenance.measured)  # audited with the scorer
+    if traces == "random":
+        assert all(triple.reasoning for triple in new)
+
+
 def test_a_conversation_that_continues_is_no_longer_abandoned(ann: str, tmp_path: Path) -> None:
     whole = replace(small_conversation(22), started_at="2024-05-01")
     output_of("add", ann, "--from", log_of([replace(whole, turns=whole.turns[:-1])], tmp_path / "first.jsonl"))
@@ -205,7 +227,9 @@ def test_an_erased_conversation_is_in_no_file(ann: str) -> None:
         if triple.pair.conversation_id == erased and "day" in triple.pair.action
     )
     assert action.encode() in unpacked(folder)
-    assert "3 pairs and 0 held-out conversations erased" in output_of("forget", ann, "--conversation", erased)
+    assert "3 pairs, and 0 conversations held out or kept for comparison, erased" in output_of(
+        "forget", ann, "--conversation", erased
+    )
     assert erased.encode() not in unpacked(folder)
     assert action.encode() not in unpacked(folder)
     assert len(triples_of(ann)) == 39
@@ -215,7 +239,9 @@ def test_an_erased_conversation_is_in_no_file(ann: str) -> None:
 def test_a_held_out_conversation_can_be_erased(ann: str) -> None:
     folder = existing_twin(ann)
     record = TwinRecord.load(folder)
-    assert "0 pairs and 1 held-out conversations erased" in output_of("forget", ann, "--conversation", record.test[0])
+    assert "0 pairs, and 1 conversations held out or kept for comparison, erased" in output_of(
+        "forget", ann, "--conversation", record.test[0]
+    )
     assert TwinRecord.load(folder).test == record.test[1:]
     assert record.test[0].encode() not in unpacked(folder)
 
@@ -256,7 +282,9 @@ def test_erasing_keeps_the_tuned_settings_and_drops_their_measurement(ann: str) 
 def test_erasing_an_unknown_conversation_changes_nothing(ann: str) -> None:
     folder = existing_twin(ann)
     before = (folder / "twin.json").read_bytes()
-    assert "0 pairs and 0 held-out conversations erased" in output_of("forget", ann, "--conversation", "nowhere")
+    assert "0 pairs, and 0 conversations held out or kept for comparison, erased" in output_of(
+        "forget", ann, "--conversation", "nowhere"
+    )
     assert (folder / "twin.json").read_bytes() == before
 
 

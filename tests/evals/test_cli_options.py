@@ -19,7 +19,7 @@ def test_a_price_is_given_for_input_and_output_tokens() -> None:
 
 @pytest.mark.parametrize("text", ["nonsense", "1", "1/2/3", "-1/2", "nan/2", "inf/2", "/", ""])
 def test_anything_else_is_no_price(text: str) -> None:
-    with pytest.raises(UsageError, match="is no price; give dollars per million input and output tokens"):
+    with pytest.raises(UsageError, match="is not a price; give dollars per million input and output tokens"):
         parse_price(text)
 
 

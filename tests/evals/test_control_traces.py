@@ -127,7 +127,9 @@ class Run:
             self.result = asyncio.run(
                 controls.measure(self.pairs, self.others, store, name="Ann", progress=lambda *now: self.progress.append(now))
             )
-        self.traces = [{name: scores["trace"] for name, scores in turn["traces"].items()} for turn in self.result["moments"]]
+        self.traces = [
+            {name: scores["trace"] for name, scores in turn["traces"].items()} for turn in self.result["turn_details"]
+        ]
 
     def prompts_ending(self, ending: str) -> list[str]:
         """The prompts of one kind."""
@@ -188,7 +190,7 @@ def test_filler_is_as_many_words_however_many_they_are(ann: str, length: int) ->
 
 
 def test_copy_is_the_action_and_a_guard_rejects_it_every_time(run: Run) -> None:
-    for pair, traces, turn in zip(run.pairs, run.traces, run.result["moments"], strict=True):
+    for pair, traces, turn in zip(run.pairs, run.traces, run.result["turn_details"], strict=True):
         assert traces["copy"] == f"I would say: {pair.action}"
         assert turn["traces"]["copy"]["rejected"] == rejection_reason(traces["copy"], pair) == "quotes_action"
     row = run.result["controls"]["copy"]
@@ -253,7 +255,7 @@ def test_keywords_are_telling_words_of_the_own_trace(run: Run) -> None:
 
 
 def test_swapped_is_written_for_another_action_in_the_same_context(run: Run) -> None:
-    for pair, traces, turn in zip(run.pairs, run.traces, run.result["moments"], strict=True):
+    for pair, traces, turn in zip(run.pairs, run.traces, run.result["turn_details"], strict=True):
         assert turn["other_action"] == run.distractors.nearest(pair, 1)[0] != pair.action
         [prompt, *_] = [
             prompt for prompt in run.prompts_ending(BACKWARD)
@@ -265,7 +267,7 @@ def test_swapped_is_written_for_another_action_in_the_same_context(run: Run) -> 
 
 def test_the_contrast_is_how_much_each_trace_prefers_its_own_action(run: Run) -> None:
     scorer = FakeScorer()
-    for pair, traces, turn in zip(run.pairs, run.traces, run.result["moments"], strict=True):
+    for pair, traces, turn in zip(run.pairs, run.traces, run.result["turn_details"], strict=True):
         both = [traces["own"], traces["swapped"]]
         real, other_pair = (
             asyncio.run(LikelihoodGain(scorer, guarded=False).score(replace(pair, action=action), both))
@@ -285,7 +287,7 @@ def test_the_forward_trace_was_written_without_having_seen_the_action(run: Run) 
 
 
 def test_each_trace_is_scored_as_traces_are(run: Run) -> None:
-    for pair, traces, turn in zip(run.pairs, run.traces, run.result["moments"], strict=True):
+    for pair, traces, turn in zip(run.pairs, run.traces, run.result["turn_details"], strict=True):
         for guarded in (True, False):
             scores = asyncio.run(LikelihoodGain(FakeScorer(), guarded=guarded).score(pair, list(traces.values())))
             values = [turn["traces"][name]["guarded_gain" if guarded else "gain"] for name in traces]

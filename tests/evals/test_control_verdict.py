@@ -48,7 +48,7 @@ def scores(
         gain=gain,
         guarded_gain=gain if guarded_gain is None else guarded_gain,
         rejected=rejected,
-        gives_away=leaks,
+        reveals_action=leaks,
         slot=slot,
     )
 
@@ -159,7 +159,7 @@ def test_a_row_says_what_a_control_gains_guarded_and_not() -> None:
     assert row["passing_gain"]["value"] == pytest.approx(0.7)  # of passing traces
     assert row["passing_gain"]["n"] == 2
     assert row["slot"]["value"] == pytest.approx(0.6 / 5)
-    assert (row["rejected"], row["reasons"], row["gives_away"], row["n"]) == (
+    assert (row["rejected"], row["reasons"], row["reveals_action"], row["n"]) == (
         3, {"new_words": 2, "quotes_action": 1}, 3, 5,
     )  # fmt: skip
     leaking, clean = fmean([3.0, 2.0, 6.0]), fmean([1.0, -2.0])
@@ -230,13 +230,15 @@ def test_summary_holds_every_turn_so_that_the_table_can_be_recomputed() -> None:
         turn("b", own=scores(2.0, 0.25)),
     ]
     summary = summarize(turns)
-    [first, second] = summary["moments"]
+    [first, second] = summary["turn_details"]
     assert first == {
         "conversation_id": "a", "position": 1, "action": "a lamp 1", "other_action": "a chair", "contrast": 0.5,
         "traces": {
-            "own": {"trace": "a trace", "gain": 1.0, "guarded_gain": 0.5, "rejected": None, "gives_away": False, "slot": 0.1},
+            "own": {
+                "trace": "a trace", "gain": 1.0, "guarded_gain": 0.5, "rejected": None, "reveals_action": False, "slot": 0.1,
+            },
             "copy": {
-                "trace": "a trace", "gain": 4.0, "guarded_gain": 0.1, "rejected": "quotes_action", "gives_away": True,
+                "trace": "a trace", "gain": 4.0, "guarded_gain": 0.1, "rejected": "quotes_action", "reveals_action": True,
                 "slot": 0,
             },
         },
@@ -249,7 +251,7 @@ def test_summary_holds_every_turn_so_that_the_table_can_be_recomputed() -> None:
             {name: TraceScores(**scores) for name, scores in raw["traces"].items()},
             raw["contrast"],
         )
-        for raw in summary["moments"]
+        for raw in summary["turn_details"]
     ]
     assert summarize_controls(restored, [], 0) == summary
     assert decide(summary) == summary["decision"]

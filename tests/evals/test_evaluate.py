@@ -344,7 +344,7 @@ def test_a_log_of_nothing_new_is_refused(ann: str, tmp_path: Path) -> None:
 
 def test_a_log_without_the_person_is_refused(ann: str, tmp_path: Path) -> None:
     strangers = write([other_conversation(number) for number in range(5)], tmp_path / "bob.jsonl")
-    with pytest.raises(LogError, match=r'nobody called "Ann".*"Bob"'):
+    with pytest.raises(LogError, match=r'no turns by "Ann".*"Bob"'):
         measure(ann, against=strangers)
 
 

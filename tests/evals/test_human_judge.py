@@ -167,7 +167,7 @@ def test_a_contrast_is_found_in_either_order(wanted: str) -> None:
 
 @pytest.mark.parametrize("wanted", ["nobody - no_memory", TWIN, "", f"{TWIN} - {TWIN}", f"{TWIN} - {OTHER}"])
 def test_an_unknown_contrast_is_an_error_that_lists_the_arms(wanted: str) -> None:
-    with pytest.raises(UsageError, match=f'is no contrast of this run; name two of its arms as "A - B": {TWIN}, {NONE}$'):
+    with pytest.raises(UsageError, match=f'is not a contrast of this run; name two of its arms as "A - B": {TWIN}, {NONE}$'):
         contrasts_to_judge(TURNS, [], wanted)
 
 
@@ -353,7 +353,7 @@ def test_invalid_input_is_one_sentence(tmp_path: Path) -> None:
         "labels.jsonl, line 1: not a valid label": judge(broken),
         "--count is 0; it must be at least 1": judge(run_folder(tmp_path / "none"), "", "--count", "0"),
         "--rater is empty": judge(run_folder(tmp_path / "anon"), "", "--rater", " "),
-        '"x - y" is no contrast of this run': judge(run_folder(tmp_path / "odd"), "", "--contrast", "x - y"),
+        '"x - y" is not a contrast of this run': judge(run_folder(tmp_path / "odd"), "", "--contrast", "x - y"),
     }
     for sentence, done in cases.items():
         assert isinstance(done.exception, UsageError), (sentence, done.output)

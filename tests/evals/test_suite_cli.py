@@ -60,7 +60,7 @@ def test_a_dry_run_prints_the_people_and_the_work_and_writes_nothing(tmp_path: P
     ("change", "message"),
     [
         (("turns =", "turn ="), 'suite.toml: turn: there is no such key; did you mean "turns"?'),
-        (('"Bob"', '"Bod"'), 'log.jsonl: nobody called "Bod" speaks here; the most frequent speakers are'),
+        (('"Bob"', '"Bod"'), 'log.jsonl: no turns by "Bod"; name a speaker with --speaker (most frequent: '),
         (("log.jsonl", "lag.jsonl"), "lag.jsonl"),
         (("scripted:action.txt", "scripted:nowhere.txt"), "nowhere.txt: the script cannot be read"),
         (('"fake:"', '"fake"'), 'models.scorer: "fake" cannot score texts'),

@@ -205,7 +205,7 @@ def test_an_unknown_person_is_named_with_the_most_frequent_speakers(tmp_path: Pa
     log = read_conversations(write_log(tmp_path / "log.jsonl", "Ann", "Bob"))
     with pytest.raises(
         LogError,
-        match=r'log\.jsonl: nobody called "Eve" speaks here; the most frequent speakers are "desk" \(108\), "Ann" \(54\)',
+        match=r'log\.jsonl: no turns by "Eve"; name a speaker with --speaker \(most frequent: "desk" \(108\), "Ann" \(54\)',
     ):
         people_of(corpus(people=("Ann", "Eve")), log, 6)
 

@@ -263,7 +263,7 @@ def test_a_changed_log_is_refused(tmp_path: Path) -> None:
     ("change", "error", "message"),
     [
         (("log.jsonl", "nowhere.jsonl"), LogError, r"nowhere\.jsonl"),
-        (('["Ann", "Bob"]', '["Ann", "Eve"]'), LogError, 'nobody called "Eve" .* most frequent speakers are "desk"'),
+        (('["Ann", "Bob"]', '["Ann", "Eve"]'), LogError, r'no turns by "Eve"; .* \(most frequent: "desk"'),
         (("[models]", 'twins = ["nobody"]\n[models]'), TwinError, "nobody"),
         (('scorer = "fake:"', 'scorer = "fake:"\njudge = "scripted:no.txt"'), ModelError, r"no\.txt: the script cannot"),
         (('scorer = "fake:"', 'scorer = "fake:"\njudge = "openai:x"'), ModelError, "openai:x"),

@@ -42,7 +42,7 @@ def one_each(*traces: str) -> list[list[str]]:
 
 def qualities(*gains: float, label: str = "log/Ann", **facts: float) -> list[TraceQuality]:
     """One trace of each conversation, with these gains."""
-    defaults = {"leak_rate": 0.0, "rejection_rate": 0.0, "gives_away": False} | facts
+    defaults = {"leak_rate": 0.0, "rejection_rate": 0.0, "reveals_action": False} | facts
     return [
         TraceQuality(label=label, conversation=f"talk-{index}", guarded_gain=gain, words=10, **defaults)
         for index, gain in enumerate(gains)
@@ -59,7 +59,7 @@ def test_each_writer_is_measured_and_rejected_traces_gain_nothing() -> None:
     assert [item.guarded_gain for item in first] == pytest.approx([0.5] * 3)
     assert [item.guarded_gain for item in second] == pytest.approx([-0.25, 0.0, 0.0])
     assert [item.leak_rate for item in second] == [False, True, False]
-    assert [item.gives_away for item in second] == [False, True, False]
+    assert [item.reveals_action for item in second] == [False, True, False]
     assert [item.words for item in second] == [3, 10, 0]
     assert [(item.label, item.conversation) for item in first] == [("log/Ann", f"talk-{index}") for index in range(3)]
 
@@ -81,7 +81,11 @@ def test_of_several_traces_the_mean_is_taken_and_the_first_is_audited() -> None:
     weighing = WordWeightScorer({"helpful": 0.5, "misleading": -0.25})
     several = ["I was helpful", "I was misleading", f"I was helpful, {ACTIONS[0]}"]
     [[result]] = measure_writers(EXAMPLES[:1], [[several]], weighing, FakeScorer(), OTHERS, guard)
-    assert (result.guarded_gain, result.leak_rate, result.gives_away) == (pytest.approx(0.25 / 3), pytest.approx(1 / 3), False)
+    assert (result.guarded_gain, result.leak_rate, result.reveals_action) == (
+        pytest.approx(0.25 / 3),
+        pytest.approx(1 / 3),
+        False,
+    )
 
 
 def test_written_traces_are_kept_and_a_cut_line_is_rewritten(tmp_path: Path) -> None:
@@ -150,7 +154,7 @@ def test_difference_is_trained_minus_base_with_its_n(defaults: list[tuple[float,
             guarded_gain=gain,
             leak_rate=0.0,
             rejection_rate=0.0,
-            gives_away=False,
+            reveals_action=False,
             words=words,
         )
 
@@ -165,10 +169,10 @@ def test_difference_is_trained_minus_base_with_its_n(defaults: list[tuple[float,
 
 def test_rates_are_shares_of_the_traces_of_each() -> None:
     base = [*qualities(0.0, leak_rate=True), *qualities(0.0, 0.0, 0.0)]
-    trained = [*qualities(0.0, 0.0, gives_away=True), *qualities(0.0, 0.0)]
+    trained = [*qualities(0.0, 0.0, reveals_action=True), *qualities(0.0, 0.0)]
     result = compare_traces(base, trained)
     assert result is not None
-    for name, before, after in (("leak_rate", 0.25, 0.0), ("gives_away", 0.0, 0.5)):
+    for name, before, after in (("leak_rate", 0.25, 0.0), ("reveals_action", 0.0, 0.5)):
         rate = result[name]
         assert (rate["base"], rate["trained"]) == (before, after)
         assert rate["difference"]["low"] <= rate["difference"]["value"] == after - before <= rate["difference"]["high"]

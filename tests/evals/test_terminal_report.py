@@ -308,7 +308,7 @@ def test_an_ending_without_validation_has_no_score() -> None:
         )
     )
     assert "no validation turn is an ending" in text
-    assert "without a last turn, by 9 remembered leavings (F1 0.75 on its validation turns, n=30)" in text
+    assert "without a last turn, by 9 remembered abandonments (F1 0.75 on its validation turns, n=30)" in text
 
 
 # The arm of the twin ---------------------------------------------------------------------------------------------------
@@ -440,7 +440,9 @@ def row_of(name: str, triples: list[Triple]) -> str:
 
 
 def test_the_audit_counts_the_kept_traces_that_identify_the_action() -> None:
-    triples = traced_with([{"gives_away": 1.0, "kept": 1.0}, {"gives_away": 0.0}, {"gives_away": 1.0}, {"kept": 1.0}], [{}] * 4)
+    triples = traced_with(
+        [{"reveals_action": 1.0, "kept": 1.0}, {"reveals_action": 0.0}, {"reveals_action": 1.0}, {"kept": 1.0}], [{}] * 4
+    )
     rejected = replace(triples[0], reasoning=None)
     assert row_of("audit", [*triples, rejected]) == "2 of 3 traces identify the action without the context"
     assert row_of("audit", make_triples(3)) == "none"

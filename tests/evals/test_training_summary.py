@@ -42,7 +42,7 @@ def group(value: float, half: float | None = 0.01, **changes: Any) -> dict[str, 
     return {
         "n": 90, "people": 1, "base": estimate(0.01), "trained": estimate(0.01 + value), "difference": estimate(value),
         "leak_rate": {"base": 0.12, "trained": 0.08, "difference": {"value": -0.04, "low": -0.08, "high": 0.01}},
-        "gives_away": {"base": 0.2, "trained": 0.21},
+        "reveals_action": {"base": 0.2, "trained": 0.21},
         "words": {"base": 22.4, "trained": 15.0},
     } | changes  # fmt: skip
 
@@ -97,6 +97,15 @@ def test_a_run_of_format_1_is_read(tmp_path: Path) -> None:
     (folder / "grpo" / "curves.jsonl").touch()
     assert [outcome is None for outcome in read_training(folder).methods.values()] == [False, True]
     assert "DPO writes better traces" in summarize_training(read_training(folder))[1]
+
+
+def test_a_result_with_the_earlier_name_of_a_measure_is_read(tmp_path: Path) -> None:
+    present = group(0.02)
+    earlier = {"gives_away" if key == "reveals_action" else key: value for key, value in present.items()}
+    old = read_training(write(tmp_path / "old", {"dpo": outcome(earlier)}))
+    new = read_training(write(tmp_path / "new", {"dpo": outcome(present)}))
+    assert "gives_away" in earlier
+    assert old.methods == new.methods
 
 
 @pytest.mark.parametrize("where", ["folder", "plan"])
