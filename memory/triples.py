@@ -13,6 +13,8 @@ from typing import Any
 
 from usertwin.personas import Pair
 
+_OLD_MEASURES = {"novel": "guarded_gain", "gives_away": "reveals_action"}
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -36,7 +38,7 @@ class Provenance:
         proposals: the proposals in order, so that another selection among them needs no model call.
         measured: measurements of the selected trace that took no part in its selection: `gain` and `guarded_gain` (nats per
             token), `kept` (the share of the gain that remains when the words shared with the action are masked) and
-            `gives_away` (1 if the trace alone identifies the action among the person's other actions).
+            `reveals_action` (1 if the trace alone identifies the action among the person's other actions).
         cost: the cost of the proposals and their scores; see `Ledger.to_json`.
     """
 
@@ -61,10 +63,10 @@ class Provenance:
     def from_json(cls, raw: Mapping[str, Any]) -> Provenance:
         """Return the provenance in a JSON object; fields that an earlier version did not write keep their defaults."""
         known: dict[str, Any] = {**raw, "proposals": tuple(Candidate(*values) for values in raw.get("proposals", ()))}
-        # Names in development snapshots before 0.1.0: "how", and "novel gain" for the guarded gain.
+        # Names in development snapshots before 0.1.0 are read as well: "how", "novel" and "gives_away".
         if "how" in known:
             known["proposal_mode"] = known.pop("how")
-        known["measured"] = {"guarded_gain" if key == "novel" else key: value for key, value in raw.get("measured", {}).items()}
+        known["measured"] = {_OLD_MEASURES.get(key, key): value for key, value in raw.get("measured", {}).items()}
         if (known.get("scorer") or "").startswith("novel gain "):
             known["scorer"] = known["scorer"].replace("novel gain", "guarded gain", 1)
         return cls(**known)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from .conversation import Conversation, as_conversation, to_timestamp
 from .errors import LogError
@@ -19,10 +19,11 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A log line that could not be read, and the reason."""
+    """A line of a log, or an item of a JSON list, that could not be read, and the reason."""
 
     line: int
     reason: str
+    unit: Literal["line", "item"] = "line"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +75,21 @@ def read_conversations(path: str | Path, *, skip_bad_lines: bool = False) -> Cha
     With `skip_bad_lines`, lines that cannot be read are skipped and listed in `ChatLog.skipped`.
 
     Raises:
-        LogError: the file is missing, empty or malformed; the message names the file and the line.
+        LogError: the file is missing, empty or malformed; the message names the file and the line or item.
     """
     path = Path(path)
     skipped: list[BadLine] = []
     conversations: list[Conversation] = []
-    for number, value in _json_values(_read_text(path), skip_bad_lines):
+    for unit, number, value in _json_values(_read_text(path), skip_bad_lines):
         try:
             if isinstance(value, json.JSONDecodeError):
                 raise LogError(f"not JSON ({value.msg} at column {value.colno})")
             conversations.append(as_conversation(value, f"{path.stem}-{number}"))
         except LogError as error:
             if not skip_bad_lines:
-                raise LogError(f"{path}, line {number}: {error}; fix the line, or pass --skip-bad-lines") from None
-            skipped.append(BadLine(number, str(error)))
+                place = f"{path}:{number}" if unit == "line" else f"{path}, item {number}"
+                raise LogError(f"{place}: {error}; fix this {unit}, or pass --skip-bad-lines") from None
+            skipped.append(BadLine(number, str(error), unit))
     if not any(conversation.turns for conversation in conversations):
         unread = f" ({len(skipped)} bad lines were skipped)" if skipped else ""
         raise LogError(f"{path}: the log is empty: it holds no conversation with a turn{unread}")
@@ -108,8 +110,8 @@ def _read_text(path: Path) -> str:
         raise LogError(f"{path}: cannot be read: {error}") from None
 
 
-def _json_values(text: str, skip_bad_lines: bool) -> Iterator[tuple[int, Any]]:
-    """Yield the JSON values of a log with their line numbers; the items of a single list are numbered instead.
+def _json_values(text: str, skip_bad_lines: bool) -> Iterator[tuple[Literal["line", "item"], int, Any]]:
+    """Yield the JSON values of a log with the number of their line, or of their item in a single list.
 
     A line that is not JSON yields its JSONDecodeError.
     """
@@ -123,16 +125,16 @@ def _json_values(text: str, skip_bad_lines: bool) -> Iterator[tuple[int, Any]]:
         if len(lines) == 1 and isinstance(value, list):
             yield from _split_list(value)
         else:
-            yield number, value
+            yield "line", number, value
 
 
-def _split_list(value: Any) -> Iterator[tuple[int, Any]]:
+def _split_list(value: Any) -> Iterator[tuple[Literal["line", "item"], int, Any]]:
     """Yield the conversations of a JSON list, numbered; a list of messages is a single conversation."""
     items = cast("list[Any]", value)
     if items and all(isinstance(item, Mapping) and "role" in item and "turns" not in item for item in items):
-        yield 1, items
+        yield "line", 1, items
     else:
-        yield from enumerate(items, 1)
+        yield from (("item", number, item) for number, item in enumerate(items, 1))
 
 
 def _parse_json(text: str) -> Any:

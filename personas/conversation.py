@@ -167,7 +167,7 @@ def _build(record: Mapping[str, Any], turns: list[Turn], fallback: str, turns_ke
     extra = {key: value for key, value in record.items() if key not in {"conversation_id", "started_at", turns_key}}
     name = record.get("conversation_id", fallback)
     if not isinstance(name, str | int):
-        raise LogError('"conversation_id" must be a string')
+        raise LogError('"conversation_id" must be a string or an integer')
     started_at = _checked_time(record.get("started_at"), "started_at")
     return Conversation(replace_lone_surrogates(str(name)), tuple(turns), started_at, extra)
 

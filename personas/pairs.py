@@ -143,7 +143,7 @@ def check_speaker(log: ChatLog, speaker: str) -> None:
         raise LogError(f'{log.source}: "{speaker}" is the only speaker; a twin is learned from conversations between people')
     if speaker not in counts:
         frequent = ", ".join(f'"{name}" ({n})' for name, n in list(counts.items())[:10])
-        raise LogError(f'{log.source}: nobody called "{speaker}" speaks here; the most frequent speakers are {frequent}')
+        raise LogError(f'{log.source}: no turns by "{speaker}"; name a speaker with --speaker (most frequent: {frequent})')
 
 
 def split_pairs(

@@ -41,9 +41,9 @@ class Persona:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Persona:
         """Return a persona from an object with these four keys; only "name" is required. LogError names an invalid key."""
-        name, unknown = value.get("name"), set(value) - {"name", "description", "typical_words", "sample_turns"}
-        if unknown:
-            raise LogError(f"a persona has no {', '.join(map(repr, sorted(unknown)))}")
+        name, keys = value.get("name"), ("name", "description", "typical_words", "sample_turns")
+        if unknown := '", "'.join(sorted({*value} - {*keys})):
+            raise LogError(f'unknown key "{unknown}"; a persona has {", ".join(keys)}')
         if not isinstance(name, str) or not name.strip():
             raise LogError('a persona needs a "name"')
         description, words, samples = value.get("description", ""), value.get("typical_words", 0), value.get("sample_turns", ())

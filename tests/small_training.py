@@ -92,9 +92,9 @@ def pool_of(examples: Sequence[TrainingExample]) -> list[ScoredCandidates]:
     return [ScoredCandidates(one, traces, (good, bad), 20) for one in examples]
 
 
-def audit(gives_away: float = 0.25, n: int = 32, gain: float = 0.1) -> Audit:
-    """An audit with that share of traces that give the action away."""
-    return Audit(n=n, guarded_gain=gain, leak_rate=0.0, rejection_rate=0.0, gives_away=gives_away, words=12.0)
+def audit(reveals_action: float = 0.25, n: int = 32, gain: float = 0.1) -> Audit:
+    """An audit with that share of traces that reveal the action."""
+    return Audit(n=n, guarded_gain=gain, leak_rate=0.0, rejection_rate=0.0, reveals_action=reveals_action, words=12.0)
 
 
 class ConstantAuditor:

@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from usertwin.memory.models.embedding import Embedder
 
 #: A trace is rejected if it shares this many consecutive word tokens with the action, and the context does not have them.
-MIN_QUOTED_RUN = 5
+MIN_QUOTED_NGRAM = 5
 #: An action of three or four words could be quoted whole below that limit; such a quote is rejected too.
 MIN_QUOTED_ACTION = 3
 #: A trace is rejected if it shares this many consecutive word tokens with the examples of its prompt.
-MIN_ECHO_RUN = 7
+MIN_ECHO_NGRAM = 7
 #: Longest allowed trace in words; a trace may have 12 times as many characters, which rejects a single endless word.
 MAX_TRACE_WORDS = 120
 #: Largest share of the action's new content words that a trace may contain.
@@ -57,7 +57,7 @@ MIN_KEPT_SHARE = 0.5
 REASONS = {
     "empty": "no text was generated",
     "malformed": "not the JSON object that the prompt requires",
-    "too_long": f"over {MAX_TRACE_WORDS} words, or as many characters",
+    "too_long": f"over {MAX_TRACE_WORDS} words or {12 * MAX_TRACE_WORDS} characters",
     "quotes_action": "quotes the action",
     "new_words": f"has over {MAX_NEW_WORD_SHARE:.0%} of the action's new words",
     "new_names": "has a number or a name that only the action has",
@@ -108,7 +108,7 @@ def rejection_reason(trace: str, pair: Pair, examples: str = "", embedder: Embed
         return "new_words"
     if _ANNOUNCES.search(trace.replace("’", "'")):
         return "announces"
-    if ngrams(tokens, MIN_ECHO_RUN) & ngrams(word_tokens(examples), MIN_ECHO_RUN):
+    if ngrams(tokens, MIN_ECHO_NGRAM) & ngrams(word_tokens(examples), MIN_ECHO_NGRAM):
         return "echoes_examples"
     return "same_meaning" if embedder is not None and paraphrases_action(trace, pair, embedder) else None
 
@@ -118,7 +118,7 @@ def _quotes_action(trace: str, pair: Pair) -> bool:
     if not tokens:  # an emoji, or punctuation alone
         action = single_line(pair.action)
         return bool(action) and action in trace
-    limit = min(MIN_QUOTED_RUN, max(MIN_QUOTED_ACTION, len(tokens)))
+    limit = min(MIN_QUOTED_NGRAM, max(MIN_QUOTED_ACTION, len(tokens)))
     return longest_copied_run(trace, pair.action, context_and_goal(pair)) >= limit
 
 

@@ -166,15 +166,9 @@ class Synthesizer:
         """Return guarded proposals; up to `MAX_ROUNDS` rounds replace those that the guards reject."""
         if self.proposal_mode == "search" and self.fidelity is not None:
             return await search(
-                model,
-                self.fidelity,
-                pair,
-                name,
-                guard=lambda trace: self.guard_reason(trace, pair),
-                max_calls=self.max_calls,
-                seed=seed,
-                ledger=ledger,
-            )
+                model, self.fidelity, pair, name, guard=lambda trace: self.guard_reason(trace, pair),
+                max_calls=self.max_calls, seed=seed, ledger=ledger,
+            )  # fmt: skip
         target = 1 if self.method == "backward" else self.candidates
         candidates: list[Candidate] = []
         for round_ in range(MAX_ROUNDS):
@@ -236,7 +230,7 @@ class Synthesizer:
             "gain": parts["gain"],
             "guarded_gain": parts["guarded_gain"],
             "kept": kept_share(self.scorer, pair, trace, CONTEXT_TURNS),
-            "gives_away": float(reveals_action(self.scorer, pair, trace, others)),
+            "reveals_action": float(reveals_action(self.scorer, pair, trace, others)),
         }
 
 

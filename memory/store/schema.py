@@ -95,30 +95,15 @@ def is_intact(row: Sequence[Any], dimension: int) -> bool:
 
 
 def _triple(
-    speaker: str,
-    conversation: str,
-    position: int,
-    moment: float,
-    context: str,
-    action: str,
-    goal: str,
-    ends: int,
-    reasoning: str | None,
-    score: float | None,
-    provenance: str | None,
-) -> Triple:
+    speaker: str, conversation: str, position: int, moment: float, context: str, action: str, goal: str, ends: int,
+    reasoning: str | None, score: float | None, provenance: str | None,
+) -> Triple:  # fmt: skip
     import orjson
 
     pair = Pair(
-        speaker=speaker,
-        context=tuple(Turn(*turn) for turn in orjson.loads(context)),
-        action=action,
-        goal=goal,
-        conversation_id=conversation,
-        position=position,
-        when=moment,
-        ends_conversation=bool(ends),
-    )
+        speaker=speaker, context=tuple(Turn(*turn) for turn in orjson.loads(context)), action=action, goal=goal,
+        conversation_id=conversation, position=position, when=moment, ends_conversation=bool(ends),
+    )  # fmt: skip
     return Triple(pair, reasoning, score, Provenance.from_json(json.loads(provenance)) if provenance else None)
 
 

@@ -39,7 +39,7 @@ class TraceQuality:
         guarded_gain: mean over the traces, in nats per token of the action; a rejected trace counts 0.
         leak_rate: share of traces that a guard rejects for a leak.
         rejection_rate: share of traces that any guard rejects.
-        gives_away: whether the first trace alone identifies the action.
+        reveals_action: whether the first trace alone identifies the action.
         words: mean words per trace.
     """
 
@@ -48,7 +48,7 @@ class TraceQuality:
     guarded_gain: float
     leak_rate: float
     rejection_rate: float
-    gives_away: bool
+    reveals_action: bool
     words: float
 
 
@@ -81,7 +81,7 @@ def measure_traces(
             guarded_gain=fmean(gain.get(trace, 0.0) for trace in traces),
             leak_rate=fmean(reasons[trace] in LEAK_REASONS for trace in traces),
             rejection_rate=fmean(reasons[trace] is not None for trace in traces),
-            gives_away=bool(traces[0]) and reveals_action(detector, pair, traces[0], distractors),
+            reveals_action=bool(traces[0]) and reveals_action(detector, pair, traces[0], distractors),
             words=fmean(len(word_tokens(trace)) for trace in traces),
         )
         for traces in traces_by_writer
@@ -96,7 +96,7 @@ class Audit:
     guarded_gain: float
     leak_rate: float
     rejection_rate: float
-    gives_away: float
+    reveals_action: float
     words: float
 
 
@@ -105,7 +105,7 @@ class Auditor:
 
     Args:
         examples: the pairs.
-        scorer: computes gains, and detects actions that a trace gives away.
+        scorer: computes gains, and detects actions that a trace reveals.
         distractors: for each label, finds other actions of that person.
         guard: returns the name of the guard that rejects a trace, or None.
         style: prompt style of the policy.
@@ -145,16 +145,16 @@ class Auditor:
             guarded_gain=fmean(row.guarded_gain for row in rows),
             leak_rate=fmean(row.leak_rate for row in rows),
             rejection_rate=fmean(row.rejection_rate for row in rows),
-            gives_away=fmean(row.gives_away for row in rows),
+            reveals_action=fmean(row.reveals_action for row in rows),
             words=fmean(row.words for row in rows),
         )
 
 
 def reason_to_stop(first: Audit, latest: Audit) -> str | None:
-    """Return why training must stop after the latest audit, or None while a rise of `gives_away` may be chance."""
+    """Return why training must stop after the latest audit, or None while a rise of `reveals_action` may be chance."""
     from scipy.stats import fisher_exact
 
-    before, after = round(first.gives_away * first.n), round(latest.gives_away * latest.n)
+    before, after = round(first.reveals_action * first.n), round(latest.reveals_action * latest.n)
     table = [[after, latest.n - after], [before, first.n - before]]
     p_value = float(fisher_exact(table, alternative="greater").pvalue)  # pyright: ignore[reportAttributeAccessIssue]
     if p_value >= SIGNIFICANCE:

@@ -105,7 +105,12 @@ class AuditCallback(TrainerCallback):
 def logged_audits(log_history: Sequence[Mapping[str, Any]]) -> dict[int, Audit]:
     """Return the audits in a log history of trl, by step."""
     return {
-        row["step"]: Audit(**{name.removeprefix(_PREFIX): value for name, value in row.items() if name.startswith(_PREFIX)})
+        row["step"]: Audit(**{_field(name): value for name, value in row.items() if name.startswith(_PREFIX)})
         for row in log_history
         if f"{_PREFIX}n" in row
     }
+
+
+def _field(name: str) -> str:
+    name = name.removeprefix(_PREFIX)
+    return "reveals_action" if name == "gives_away" else name  # the name in development snapshots before 0.1.0

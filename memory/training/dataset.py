@@ -181,7 +181,7 @@ def _check_held_out(logs: Mapping[str, ChatLog], names: Sequence[str]) -> None:
     """Raise LogError if a person to hold out speaks in none of the logs."""
     for name in names:
         if not any(name in log.turn_counts() for log in logs.values()):
-            raise LogError(f'--hold-out: no "{name}" speaks in {", ".join(logs)}; name a speaker of a log')
+            raise LogError(f'--hold-out: "{name}" does not speak in {", ".join(logs)}; name a speaker of a log')
 
 
 def _people(log: ChatLog, config: SplitConfig) -> tuple[dict[str, Split], set[str]]:

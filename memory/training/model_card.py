@@ -37,7 +37,7 @@ _KNOWN_BASES = {
     "local:small": ("Qwen/Qwen2.5-Coder-1.5B-Instruct", "apache-2.0"),
 }
 _GROUPS = {"seen": "trained on, later turns", "unseen": "not trained on"}
-_MEASURES = (("leak_rate", "leak rate", 3), ("gives_away", "gives away the action", 3), ("words", "words per trace", 1))
+_MEASURES = (("leak_rate", "leak rate", 3), ("reveals_action", "reveals the action", 3), ("words", "words per trace", 1))
 _NOT_MEASURED = "not measured"
 
 

@@ -65,7 +65,7 @@ async def aappend(
         if not record.dated:
             pairs = _shift_after(pairs, record, store)
         new = store.missing([Triple(pair) for pair in pairs])
-        _delete_resumed_leavings(store, new)
+        _delete_resumed_abandonments(store, new)
         add_pairs(store, [triple.pair for triple in new], progress)
         if max_traces:
             with open_synthesizer(folder, record, store, model, scorer, actor, judge) as synthesizer:
@@ -102,7 +102,7 @@ def _shift_after(pairs: Sequence[Pair], record: TwinRecord, store: TripleStore) 
     return [replace(pair, when=start + pair.when) for pair in pairs if pair.conversation_id not in known]
 
 
-def _delete_resumed_leavings(store: TripleStore, new: Sequence[Triple]) -> None:
+def _delete_resumed_abandonments(store: TripleStore, new: Sequence[Triple]) -> None:
     """Delete abandonments of conversations in which the person speaks again according to the new triples."""
     last_spoken = {triple.pair.conversation_id: triple.pair.position for triple in new if not triple.pair.abandoned}
     if last_spoken:

@@ -62,8 +62,7 @@ def read_oyez(path: str | Path, *, skip_bad_lines: bool = False) -> ChatLog:
             conversation = _argument(_read(file), file.stem)
         except _MalformedFileError as error:
             if not skip_bad_lines:
-                place = f"{file}, line {error.line}"
-                raise LogError(f"{place}: {error}; fix or remove the file, or pass --skip-bad-lines") from None
+                raise LogError(f"{file}:{error.line}: {error}; fix or remove the file, or pass --skip-bad-lines") from None
             skipped.append(BadLine(error.line, f"{file.name}: {error}"))
             continue
         if conversation.turns:

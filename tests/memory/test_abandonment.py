@@ -1,4 +1,4 @@
-"""Tests of memory/twin/abandonment.py: silent leavings are stored, recalled, and predicted as often as the person leaves."""
+"""Tests of memory/twin/abandonment.py: abandonments are stored, recalled, and predicted as often as the person leaves."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_too_few_silent_leavings_give_no_model(log: ChatLog, tmp_path: Path) -> 
 
 def test_validation_turns_that_no_threshold_separates_give_no_model(silent_log: ChatLog, tmp_path: Path) -> None:
     split = split_pairs(silent_log, "Ann")
-    leavings = [pair for pair in split.validation if pair.abandoned]
+    abandonments = [pair for pair in split.validation if pair.abandoned]
     answers = [
         Pair(
             speaker="Ann",
@@ -211,11 +211,11 @@ def test_validation_turns_that_no_threshold_separates_give_no_model(silent_log: 
             position=p.position + 1,
             when=p.when,
         )
-        for p in leavings
+        for p in abandonments
     ]
     with TripleStore(tmp_path / "m", FakeEmbedder()) as store:
         store.add([Triple(pair) for pair in split.corpus])
-        assert fit_abandonment(store, [*leavings[:1], *answers, *answers]) is None
+        assert fit_abandonment(store, [*abandonments[:1], *answers, *answers]) is None
 
 
 def test_a_model_survives_saving_and_loading(silent: str, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_model_survives_saving_and_loading(silent: str, tmp_path: Path) -> Non
     AbandonmentModel(0.25, 0.5, 7, 30).save(path)
     assert AbandonmentModel.load(path) == AbandonmentModel(0.25, 0.5, 7, 30)
     assert AbandonmentModel.load(tmp_path / "none.json") is None
-    path.write_text('{"threshold": 0.25, "f1": 0.5, "leavings": 7, "validation_moments": 30}', "utf-8")  # of version 0.1
+    path.write_text('{"threshold": 0.25, "f1": 0.5, "leavings": 7, "validation_moments": 30}', "utf-8")  # before 0.1.0
     assert AbandonmentModel.load(path) == AbandonmentModel(0.25, 0.5, 7, 30)
     for damage in ("", "[]", "{}", json.dumps({"threshold": "high"})):
         path.write_text(damage)

@@ -39,12 +39,12 @@ def guard(trace: str, pair: Pair) -> str | None:
 
 def test_traces_unrelated_to_the_action_give_nothing_away() -> None:
     result = auditor().audit(["I was calm", "I was calm", "I was calm"])
-    assert (result.n, result.leak_rate, result.rejection_rate, result.gives_away, result.words) == (3, 0.0, 0.0, 0.0, 3.0)
+    assert (result.n, result.leak_rate, result.rejection_rate, result.reveals_action, result.words) == (3, 0.0, 0.0, 0.0, 3.0)
 
 
 def test_traces_that_quote_the_action_leak_and_gain_nothing() -> None:
     result = auditor().audit([f"I want {action}" for action in ACTIONS])
-    assert (result.leak_rate, result.rejection_rate, result.gives_away, result.guarded_gain) == (1.0, 1.0, 1.0, 0.0)
+    assert (result.leak_rate, result.rejection_rate, result.reveals_action, result.guarded_gain) == (1.0, 1.0, 1.0, 0.0)
 
 
 def test_an_audit_is_the_mean_over_its_pairs() -> None:
@@ -52,19 +52,19 @@ def test_an_audit_is_the_mean_over_its_pairs() -> None:
     result = auditor().audit(traces)
     assert result.leak_rate == pytest.approx(1 / 3)
     assert result.rejection_rate == pytest.approx(2 / 3)  # an empty trace is rejected, but is no leak
-    assert result.gives_away == pytest.approx(1 / 3)
+    assert result.reveals_action == pytest.approx(1 / 3)
     assert result.words == pytest.approx((7 + 9 + 0) / 3)
     assert result.guarded_gain == pytest.approx(gains(FakeScorer(), PAIRS[0], traces[:1])[0]["guarded_gain"] / 3)
 
 
 def test_an_empty_trace_gives_nothing_away() -> None:
-    assert auditor().audit(["", "", ""]).gives_away == 0.0
+    assert auditor().audit(["", "", ""]).reveals_action == 0.0
 
 
 def test_traces_are_matched_to_pairs_by_order() -> None:
     traces = [f"I want {action}" for action in ACTIONS]
     assert auditor(EXAMPLES[::-1]).audit(traces[::-1]) == auditor().audit(traces)
-    assert auditor().audit(traces[::-1]).gives_away < 1.0
+    assert auditor().audit(traces[::-1]).reveals_action < 1.0
 
 
 def test_an_audit_needs_one_trace_per_pair() -> None:

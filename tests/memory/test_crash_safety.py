@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 def test_no_acknowledged_triple_is_lost_when_the_writer_is_killed(tmp_path: Path) -> None:
     counts = kill_often(24, seed=20, home=tmp_path)
     assert counts.kills >= 24
-    assert counts.acknowledged > 24
+    assert counts.acknowledged >= 24
     assert counts.in_a_change > 0
 
 

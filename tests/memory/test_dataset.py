@@ -118,7 +118,7 @@ def test_a_log_without_the_named_people_holds_nobody_out() -> None:
 
 
 def test_an_unknown_person_cannot_be_held_out() -> None:
-    with pytest.raises(LogError, match='--hold-out: no "Anne" speaks in log; name a speaker'):
+    with pytest.raises(LogError, match='--hold-out: "Anne" does not speak in log; name a speaker'):
         build_dataset({"log": desk_log("Ann", "Bob")}, replace(SMALL, held_out=("Bob", "Anne")))
 
 

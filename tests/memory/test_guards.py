@@ -14,9 +14,9 @@ from usertwin.memory.models.scoring import Likelihood
 from usertwin.memory.recon.guards import (
     MAX_NEW_WORD_SHARE,
     MAX_TRACE_WORDS,
-    MIN_ECHO_RUN,
+    MIN_ECHO_NGRAM,
     MIN_KEPT_SHARE,
-    MIN_QUOTED_RUN,
+    MIN_QUOTED_NGRAM,
     PARAPHRASE_COSINE,
     REASONS,
     kept_share,
@@ -60,7 +60,7 @@ def test_of_known_words_a_trace_is_rejected_by_the_five_token_rule_and_nothing_e
 
 
 def test_five_shared_words_are_rejected_and_four_are_not() -> None:
-    assert MIN_QUOTED_RUN == 5
+    assert MIN_QUOTED_NGRAM == 5
     assert rejection_reason("Thinks: would rather take the early one.", pair(ACTION, KNOWN)) == "quotes_action"
     assert rejection_reason("Thinks: would rather take the late one.", pair(ACTION, KNOWN)) is None
 
@@ -223,7 +223,7 @@ def test_a_trace_that_speaks_of_speaking_is_not(trace: str) -> None:
 
 
 def test_seven_words_of_the_prompts_examples_are_rejected_and_six_are_not() -> None:
-    assert MIN_ECHO_RUN == 7
+    assert MIN_ECHO_NGRAM == 7
     examples = "Note: feels unsure about strangers and asks who comes."
     assert rejection_reason("Ann feels UNSURE about strangers, and asks who", pair("x"), examples) == "echoes_examples"
     assert rejection_reason("Ann feels unsure about strangers and asks them", pair("x"), examples) is None

@@ -495,7 +495,7 @@ def test_progress_counts_to_the_total_and_resumes(log: ChatLog) -> None:
     [
         (recipe(max_triples=0), UsageError, "max_triples is 0; it must be at least 1"),
         (recipe(max_traces=-1), UsageError, "max_traces is -1"),
-        (recipe(speaker="Zoe"), LogError, 'nobody called "Zoe"'),
+        (recipe(speaker="Zoe"), LogError, 'no turns by "Zoe"'),
     ],
 )
 def test_invalid_input_is_refused_before_anything_is_written(

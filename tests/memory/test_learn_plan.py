@@ -219,5 +219,5 @@ def test_an_invalid_recipe_is_refused_by_the_estimate_and_by_learning(changes: d
 
 
 def test_an_unknown_speaker_is_refused() -> None:
-    with pytest.raises(LogError, match='nobody called "Zoe"'):
+    with pytest.raises(LogError, match='no turns by "Zoe"'):
         estimated(recipe(speaker="Zoe"))

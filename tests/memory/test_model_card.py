@@ -20,7 +20,7 @@ GROUP: dict[str, Any] = {
     "trained": {"value": 0.033, "low": None, "high": None},
     "difference": {"value": 0.021, "low": -0.001, "high": 0.043},
     "leak_rate": {"base": 0.12, "trained": 0.08, "difference": {"value": -0.04, "low": -0.08, "high": 0.01}},
-    "gives_away": {"base": 0.2, "trained": None},
+    "reveals_action": {"base": 0.2, "trained": None},
     "words": {"base": 22.41, "trained": 15.0},
 }
 FACTS = CardFacts(
@@ -100,7 +100,7 @@ def test_every_result_has_its_interval_and_its_n() -> None:
             "90",
         ],
         ["not trained on (2)", "leak rate", "0.120", "0.080", "-0.040 (-0.080 to 0.010)", "90"],
-        ["not trained on (2)", "gives away the action", "0.200", "not measured", "", "90"],
+        ["not trained on (2)", "reveals the action", "0.200", "not measured", "", "90"],
         ["not trained on (2)", "words per trace", "22.4", "15.0", "", "90"],
     ]
     assert "People trained on, later turns: not measured." in card

@@ -311,11 +311,11 @@ def test_trace_that_gains_by_shared_words_is_replaced_by_the_next_best() -> None
     assert [candidate.rejected_by for candidate in provenance.proposals] == ["leans_on_words", None, None]
     assert dict(provenance.rejected) == {"leans_on_words": 1}
     assert (triple.reasoning, triple.score) == (FAIR, pytest.approx(0.2))
-    assert provenance.measured == pytest.approx({"gain": 0.2, "guarded_gain": 0.2, "kept": 1.0, "gives_away": 0.0})
+    assert provenance.measured == pytest.approx({"gain": 0.2, "guarded_gain": 0.2, "kept": 1.0, "reveals_action": 0.0})
 
 
 @pytest.mark.parametrize("method", ["recon", "random", "longest", "quality", "backward"])
-def test_guard_g3_applies_to_every_method(method: Method) -> None:
+def test_guard_on_shared_words_applies_to_every_method(method: Method) -> None:
     judge, _ = function_model(_likes_the_poor, "instruction")
     triple = make(writing(LEANING)[0], method, candidates=2, scorer=WordWeightScorer(WEIGHTS), judge=judge)
     assert triple.reasoning is None
@@ -333,14 +333,14 @@ def test_half_of_the_gain_is_enough() -> None:
 
 
 def test_audit_is_stored_and_does_not_affect_the_selection() -> None:
-    """A trace that alone picks the action out of the person's actions is stored, and marked as giving it away."""
+    """A trace that alone picks the action out of the person's actions is stored, and marked as revealing it."""
     others = [replace(PAIR, action=text, conversation_id=text) for text in ("two coffees please", "not today", "no")]
     scorer = WordWeightScorer({"mornings": 0.5}, copied=0.1)
     distractors = Distractors(others, FakeEmbedder())
-    for trace, gives_away in (("I liked mornings with an early start.", 1.0), (FAIR, 0.0)):
+    for trace, reveals_action in (("I liked mornings with an early start.", 1.0), (FAIR, 0.0)):
         triple = make(writing(trace)[0], candidates=1, scorer=scorer, fidelity=LikelihoodGain(scorer), distractors=distractors)
         assert triple.reasoning == trace
-        assert provenance_of(triple).measured["gives_away"] == gives_away
+        assert provenance_of(triple).measured["reveals_action"] == reveals_action
 
 
 def test_paraphrase_is_rejected_if_there_is_an_embedder() -> None:

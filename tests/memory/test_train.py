@@ -261,9 +261,9 @@ def test_a_detector_that_starts_to_identify_the_action_stops_the_training(base: 
     validation = [example(20 + 6 * number) for number in range(8)]  # all have the same action
     scorer = RisingScorer(validation[0].pair.action, 0)
     auditor = real_auditor(CONFIG, scorer, validation)
-    assert auditor.audit(["I was hungry."] * 8).gives_away == 1
+    assert auditor.audit(["I was hungry."] * 8).reveals_action == 1
     scorer.remaining = 10**9
-    assert auditor.audit(["I was hungry."] * 8).gives_away == 0
+    assert auditor.audit(["I was hungry."] * 8).reveals_action == 0
     scorer.remaining = (10**9 - scorer.remaining) * 3 // 2  # reached in the second or third audit of the policy
     result = trained(base, tmp_path, small_config(method="sft", audit_every=1), auditor)
     assert result.stopped is not None
@@ -279,6 +279,8 @@ def test_a_logged_audit_decides_like_the_original() -> None:
     history = json.loads(json.dumps([row | {"step": 0, "epoch": 0.0}, {"loss": 1.0, "step": 1}]))
     logged = logged_audits(history)
     assert list(logged) == [0]
+    history[0]["audit/gives_away"] = history[0].pop("audit/reveals_action")  # the name before 0.1.0
+    assert logged_audits(history) == logged
     assert reason_to_stop(logged[0], audit(10 / 30, 30)) == reason_to_stop(original, audit(10 / 30, 30)) is not None
 
 
@@ -434,4 +436,4 @@ def test_audits_are_reported_to_tensorboard(base: Path, tmp_path: Path) -> None:
     tags: set[str] = set()
     for path in tmp_path.rglob("events.out.tfevents*"):
         tags |= set(EventAccumulator(str(path)).Reload().Tags()["scalars"])
-    assert {"train/loss", "train/audit/gives_away"} <= tags
+    assert {"train/loss", "train/audit/reveals_action"} <= tags

@@ -111,10 +111,10 @@ def test_provenance_of_an_older_version_is_read() -> None:
     assert Provenance.from_json(raw | {"rejected": {"copies": 1}}) == Provenance(
         method="recon", proposer="local", scorer=None, prompt_version="1", seed=3, candidates=4, rejected={"copies": 1}
     )
-    old_names = {"rejected": {}, "scorer": "novel gain under local", "how": "search", "measured": {"gain": 0.5, "novel": 0.25}}
-    provenance = Provenance.from_json(raw | old_names)
+    old = {"rejected": {}, "scorer": "novel gain under local", "how": "search", "measured": {"novel": 0.5, "gives_away": 1}}
+    provenance = Provenance.from_json(raw | old)
     assert (provenance.scorer, provenance.proposal_mode) == ("guarded gain under local", "search")
-    assert provenance.measured == {"gain": 0.5, "guarded_gain": 0.25}
+    assert provenance.measured == {"guarded_gain": 0.5, "reveals_action": 1}
 
 
 # There and back ----------------------------------------------------------------------------------------------------------
@@ -122,11 +122,12 @@ def test_provenance_of_an_older_version_is_read() -> None:
 texts = st.text(st.characters(exclude_categories=["Cs"]))  # readers of logs reject lone surrogates
 turns = st.builds(Turn, texts, texts, texts, st.none() | texts)
 provenances = st.builds(
-    Provenance, texts, texts, st.none() | texts, texts, st.integers(), st.integers(), st.dictionaries(texts, st.integers())
-)
+    Provenance, method=texts, proposer=texts, scorer=st.none() | texts, prompt_version=texts, seed=st.integers(),
+    candidates=st.integers(), rejected=st.dictionaries(texts, st.integers()),
+)  # fmt: skip
 any_pair = st.builds(
-    Pair, texts, st.lists(turns, max_size=3).map(tuple), texts, texts, texts, st.integers(0, 2**40),
-    st.floats(allow_nan=False), st.booleans(),
+    Pair, speaker=texts, context=st.lists(turns, max_size=3).map(tuple), action=texts, goal=texts, conversation_id=texts,
+    position=st.integers(0, 2**40), when=st.floats(allow_nan=False), ends_conversation=st.booleans(),
 )  # fmt: skip
 any_triple = st.builds(Triple, any_pair, st.none() | texts, st.none() | st.floats(allow_nan=False), st.none() | provenances)
 

@@ -30,8 +30,8 @@ contexts = st.lists(st.builds(Turn, st.just("desk"), st.sampled_from(["agent", "
 conversations = st.sampled_from(["c0", "c1", "c2", "c3"])
 moments = st.integers(0, 12).map(float)
 pairs = st.builds(
-    Pair, st.just("Ann"), contexts, st.sampled_from(["yes", "no", ABANDONED]), st.just(""), conversations, st.integers(0, 9),
-    moments, st.booleans(),
+    Pair, speaker=st.just("Ann"), context=contexts, action=st.sampled_from(["yes", "no", ABANDONED]), goal=st.just(""),
+    conversation_id=conversations, position=st.integers(0, 9), when=moments, ends_conversation=st.booleans(),
 )  # fmt: skip
 traces = st.none() | st.sampled_from(["in a hurry", "likes trains"])
 triples = st.builds(Triple, pairs, traces)

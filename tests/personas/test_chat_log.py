@@ -57,7 +57,7 @@ def extras(taken: set[str]) -> st.SearchStrategy[dict[str, Any]]:
     return st.dictionaries(texts.filter(lambda key: key not in taken), values, max_size=2)
 
 
-turns = st.builds(Turn, names, names, texts, st.one_of(st.none(), times), extras(TURN_KEYS))
+turns = st.builds(Turn, names, names, texts, st.one_of(st.none(), times), extra=extras(TURN_KEYS))
 conversations = st.builds(
     Conversation, texts, st.lists(turns, max_size=4).map(tuple), st.one_of(st.none(), times), extras(CONVERSATION_KEYS)
 )
@@ -266,7 +266,7 @@ BAD = {
     '{"turns": [{"speaker": "A", "text": "x", "time": "noon"}]}': "turn 1: 'noon' is not an ISO 8601 date",
     '{"turns": [], "started_at": "last week"}': "started_at: 'last week' is not an ISO 8601 date",
     '{"turns": [], "started_at": 12}': "started_at: 12 is not an ISO 8601 date",
-    '{"turns": [], "conversation_id": [1]}': '"conversation_id" must be a string',
+    '{"turns": [], "conversation_id": [1]}': '"conversation_id" must be a string or an integer',
     '{"messages": "hi"}': '"messages" must be a list',
     '{"messages": [{"content": "hi"}]}': 'message 1 needs a "role"',
     '[{"role": "user", "content": 3}]': 'message 1 needs a "content"',
@@ -282,9 +282,16 @@ def test_bad_line_error_names_file_line_and_reason(tmp_path: Path, bad: str, rea
     with pytest.raises(LogError) as failed:
         read_conversations(path)
     message = str(failed.value)
-    assert message.startswith(f"{path}, line 3: ")
+    assert message.startswith(f"{path}:3: ")
     assert reason in message
     assert "--skip-bad-lines" in message
+
+
+def test_bad_item_of_a_list_is_named_by_its_number(tmp_path: Path) -> None:
+    path = write_log(tmp_path, "[", line() + ",", "3", "]")
+    with pytest.raises(LogError, match=r"log\.jsonl, item 2: .*; fix this item, or pass --skip-bad-lines"):
+        read_conversations(path)
+    assert [(bad.unit, bad.line) for bad in read_conversations(path, skip_bad_lines=True).skipped] == [("item", 2)]
 
 
 @pytest.mark.parametrize("bad", BAD, ids=[bad[:40] for bad in BAD])
@@ -330,7 +337,7 @@ def test_any_json_value_gives_a_conversation_or_a_log_error(value: Any) -> None:
 
 def test_malformed_multiline_list_error_names_the_line(tmp_path: Path) -> None:
     path = write_log(tmp_path, "[", '{"turns": []},', '{"turns": [}', "]")
-    with pytest.raises(LogError, match=r"line 3: not JSON"):
+    with pytest.raises(LogError, match=r":3: not JSON"):
         read_conversations(path)
 
 

@@ -203,18 +203,18 @@ def test_folder_without_an_argument_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ('{"id":\n 5,, }', r"line 2: not JSON"),
-        pytest.param("[" * 100_000, r"line 1: not JSON", id="deep"),
-        (argument() | {"transcript": "text"}, r'line 1: "transcript" must be an object or null, not str'),
-        (argument({"text_blocks": {}}), r'line 1: "text_blocks" must be a list or null, not dict'),
-        (argument({"speaker": "Rose"}), r'line 1: a "speaker" must be an object or null, not str'),
-        (argument(turn(ROSE | {"roles": [5]}, "Yes.")), r"line 1: a role must be an object or null, not int"),
-        (argument(turn(ROSE, 5)), r'line 1: the "text" of a text block must be text or null, not int'),  # pyright: ignore[reportArgumentType]
+        ('{"id":\n 5,, }', r"2: not JSON"),
+        pytest.param("[" * 100_000, r"1: not JSON", id="deep"),
+        (argument() | {"transcript": "text"}, r'1: "transcript" must be an object or null, not str'),
+        (argument({"text_blocks": {}}), r'1: "text_blocks" must be a list or null, not dict'),
+        (argument({"speaker": "Rose"}), r'1: a "speaker" must be an object or null, not str'),
+        (argument(turn(ROSE | {"roles": [5]}, "Yes.")), r"1: a role must be an object or null, not int"),
+        (argument(turn(ROSE, 5)), r'1: the "text" of a text block must be text or null, not int'),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_malformed_file_is_named_with_the_way_out_and_can_be_skipped(content: Any, reason: str, tmp_path: Path) -> None:
     write(tmp_path, "broken", content)
-    with pytest.raises(LogError, match=rf"broken\.json, {reason}") as error:
+    with pytest.raises(LogError, match=rf"broken\.json:{reason}") as error:
         load_log(f"oyez:{tmp_path}")
     assert str(error.value).endswith("; fix or remove the file, or pass --skip-bad-lines")
     with pytest.raises(LogError, match=r"0 files without one; 1 malformed files were skipped"):
@@ -226,7 +226,7 @@ def test_malformed_file_is_named_with_the_way_out_and_can_be_skipped(content: An
 
 def test_file_that_is_not_utf_8_is_malformed(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_bytes(b'{"title": "\xff"}')
-    with pytest.raises(LogError, match=r"broken\.json, line 1: not UTF-8 text \(byte 11\); fix or remove the file"):
+    with pytest.raises(LogError, match=r"broken\.json:1: not UTF-8 text \(byte 11\); fix or remove the file"):
         load_log(f"oyez:{tmp_path}")
 
 

@@ -263,11 +263,11 @@ def test_unknown_speaker_error_lists_the_ten_most_frequent() -> None:
     with pytest.raises(LogError) as failed:
         split_pairs(ChatLog((crowd,), "chat.jsonl"), "ann")
     frequent = ", ".join(f'"p{n}" ({12 - n})' for n in range(10))
-    assert str(failed.value) == f'chat.jsonl: nobody called "ann" speaks here; the most frequent speakers are {frequent}'
+    assert str(failed.value) == f'chat.jsonl: no turns by "ann"; name a speaker with --speaker (most frequent: {frequent})'
 
 
 def test_speaker_of_private_turns_is_unknown() -> None:
-    with pytest.raises(LogError, match='nobody called "guide" speaks here; the most frequent speakers are "Ann"'):
+    with pytest.raises(LogError, match=r'no turns by "guide"; name a speaker with --speaker \(most frequent: "Ann"'):
         check_speaker(ChatLog((talk("a", ("guide", "go"), ("Ann", "x"), ("Bob", "y")),), "test"), "guide")
 
 
