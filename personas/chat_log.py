@@ -134,7 +134,8 @@ def _split_list(value: Any) -> Iterator[tuple[Literal["line", "item"], int, Any]
     if items and all(isinstance(item, Mapping) and "role" in item and "turns" not in item for item in items):
         yield "line", 1, items
     else:
-        yield from (("item", number, item) for number, item in enumerate(items, 1))
+        for number, item in enumerate(items, 1):
+            yield "item", number, item
 
 
 def _parse_json(text: str) -> Any:

@@ -160,7 +160,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def edit(self, rng: random.Random, new: Triple) -> None:
         for old in self.some(rng, 1):
             if new.id in self.model and new.id != old:
-                with pytest.raises(TwinError, match="is there already; nothing was changed"):
+                with pytest.raises(TwinError, match="is in the memory already; nothing was changed"):
                     self.store.edit(old, new)
             else:
                 self.store.edit(old, new)

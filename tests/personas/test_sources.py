@@ -57,7 +57,7 @@ def test_any_other_source_is_a_file(log_file: Path, log: ChatLog) -> None:
 
 def test_bad_lines_are_skipped_on_request(log_file: Path) -> None:
     log_file.write_text(log_file.read_text("utf-8") + "{\n", "utf-8")
-    with pytest.raises(LogError, match="line 31: not JSON"):
+    with pytest.raises(LogError, match=":31: not JSON"):
         load_log(log_file)
     assert [bad.line for bad in load_log(log_file, skip_bad_lines=True).skipped] == [31]
 
