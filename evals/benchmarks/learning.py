@@ -45,12 +45,12 @@ def learn_part(
             lambda number: timed(lambda: _learn(path, home, f"twin-{number}", encoder)),
             lambda _: timed(lambda: _read_and_embed(path, encoder)),
         )
-        against = f"read the log and embed each text once, {sizes.turns} turns (bar: 1.3)"
+        against = f"read the log and embed each text once, {sizes.turns} turns (limit: 1.3)"
         yield "learn.vs_read_and_embed", figure(ratios(learned, baseline), "ratio", against)
 
         write_conversations(person_conversations(conversations, sizes.large_turns), path)
         seconds = timed(lambda: _learn(path, home, "large", encoder))
-        against = f"{sizes.large_turns} turns of one person (bar: 60 s on 2 cores)"
+        against = f"{sizes.large_turns} turns of one person (limit: 60 s on 2 cores)"
         yield "learn.10k_turns_s", single_figure(seconds, "s", against)
 
 
