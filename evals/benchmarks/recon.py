@@ -45,6 +45,7 @@ class ReconSizes:
 
     pairs: int = 6
     traces: int = 8
+    learned: int = 60
     controls: int = 60
     agreement: int = 12
     memory: int = 1500
@@ -56,7 +57,7 @@ FULL = ReconSizes()
 def recon_part(sizes: ReconSizes = FULL) -> Iterator[tuple[str, Figure]]:
     """Yield the figures of scoring with a shared context, and of resuming without repeated requests."""
     yield from _shared_context(sizes.pairs)
-    yield from _resume(sizes.traces)
+    yield from _resume(sizes.traces, sizes.learned)
 
 
 def _shared_context(count: int) -> Iterator[tuple[str, Figure]]:
@@ -90,7 +91,7 @@ class _StoppedError(Exception):
     """Stops learning, as Ctrl-C does."""
 
 
-def _resume(traces: int) -> Iterator[tuple[str, Figure]]:
+def _resume(traces: int, learned: int) -> Iterator[tuple[str, Figure]]:
     """Yield the requests that are repeated after a stop, and the requests and time of learning with a full cache."""
     log, embedder, scorer = load_chitchat(), load_embedder(), load_scorer("local")
     model = load_model("local")
@@ -100,7 +101,7 @@ def _resume(traces: int) -> Iterator[tuple[str, Figure]]:
         speaker=SPEAKER,
         method="recon",
         candidates=4,
-        max_triples=60,
+        max_triples=learned,
         max_traces=traces,
         window=6,
         embedder=embedder.name,

@@ -173,7 +173,7 @@ def test_real_turns_get_the_scores_of_the_bare_model() -> None:
 
 @pytest.mark.slow
 def test_a_tiny_recon_run_yields_its_figures_and_repeats_no_request() -> None:
-    figures = dict(recon_part(ReconSizes(pairs=1, traces=2)))
+    figures = dict(recon_part(ReconSizes(pairs=1, traces=2, learned=12)))
     assert figures["recon.logprob_max_abs_error"].value < 1e-3
     assert figures["recon.shared_context_speedup"].n == 1
     assert figures["recon.resume_repeated_requests"].value == figures["recon.warm_cache_requests"].value == 0
