@@ -35,7 +35,7 @@ from usertwin.simulator.backends.scripted import ScriptedChatModel
 
 pytest_plugins = ["pytester"]
 
-settings.register_profile("usertwin", deadline=None, max_examples=50)  # no test depends on timing
+settings.register_profile("usertwin", deadline=None)  # no test depends on timing
 settings.load_profile("usertwin")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

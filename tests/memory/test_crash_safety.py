@@ -49,9 +49,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_no_acknowledged_triple_is_lost_when_the_writer_is_killed(tmp_path: Path) -> None:
-    counts = kill_often(24, seed=20, home=tmp_path)
+    counts = kill_often(30, seed=20, home=tmp_path)  # so many that 24 changes are acknowledged on a slow machine too
     assert counts.kills >= 24
-    assert counts.acknowledged >= 24
+    assert counts.acknowledged > 24
     assert counts.in_a_change > 0
 
 
