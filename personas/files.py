@@ -1,0 +1,108 @@
+"""Every file that usertwin writes goes through here: private, whole, and never through a symbolic link.
+
+What is written holds people's conversations, so folders are created with mode 700 and files with mode 600. A file is replaced
+as a whole: after a crash or on a full disk, either the old or the new content is there. A twin may come from a stranger, and a
+link planted in its folder must not make usertwin overwrite another file of the user.
+
+Design: libraries that open files themselves (SQLite, FAISS) get a file that `create_private` made before.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import UsageError
+
+_FOLDER_MODE, _FILE_MODE = 0o700, 0o600
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag; `refuse_link` has looked before
+
+
+def private_folder(path: Path) -> Path:
+    """Create a folder, and its missing parents, that only the user can read; return its path. OSError if that fails."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+    if not path.is_dir():
+        path.mkdir()  # raises the fitting OSError
+    return path
+
+
+def refuse_link(path: Path) -> None:
+    """Raise UsageError if the path is a symbolic link, or exists and is no plain file."""
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISLNK(mode):
+        raise UsageError(f"{path}: is a symbolic link, and usertwin writes to plain files only; delete the link")
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{path}: is not a plain file, so it cannot be written; move it away")
+
+
+def refuse_links_in(folder: Path) -> None:
+    """Raise UsageError if anything in a folder, at any depth, is a symbolic link."""
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(root, name)
+            if path.is_symlink():
+                raise UsageError(
+                    f"{path}: is a symbolic link; usertwin opens no folder that holds one, since it could lead to any file; "
+                    "delete the link"
+                )
+
+
+def create_private(path: Path) -> None:
+    """Create an empty file that only the user can read, unless it exists. UsageError if the path is a link."""
+    refuse_link(path)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | _NO_FOLLOW, _FILE_MODE))
+
+
+def open_private(path: Path, mode: str = "w", **options: Any) -> IO[Any]:
+    """Open a file for writing ("w", "a", "x", also "b"); a new one can be read only by the user. UsageError for a link."""
+    refuse_link(path)
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_FOLLOW, _FILE_MODE), **options)
+
+
+def write_private(path: Path, content: str | bytes) -> None:
+    """Replace a file's content as a whole, durably. Text is written as UTF-8; lone surrogates become escapes.
+
+    Raises:
+        UsageError: the path is a symbolic link.
+        OSError: the disk is full or the folder cannot be written; the old content is still there.
+    """
+    with replacement(path) as partial:
+        partial.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacement(path: Path) -> Generator[Path]:
+    """Yield the path of an empty private file beside `path` that replaces it when the block ends, and is gone if it fails."""
+    refuse_link(path)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=".partial", dir=path.parent)  # mode 600
+    os.close(descriptor)
+    partial = Path(name)
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush a folder's directory entries to disk."""
+    if os.name == "posix":  # other systems cannot open a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
