@@ -14,9 +14,14 @@ Each class also inherits the standard exception that it specialises, so `except 
 
 from __future__ import annotations
 
+from .secrets import mask
+
 
 class UsertwinError(Exception):
-    """Base of every error that usertwin raises on purpose; its text is written for the user."""
+    """Base of every error that usertwin raises on purpose; its text is written for the user, and keys in it are masked."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(mask(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class LogError(UsertwinError, ValueError):

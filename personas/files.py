@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import UsageError
+from .secrets import mask
 
 _FOLDER_MODE, _FILE_MODE = 0o700, 0o600
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag; `refuse_link` has looked before
@@ -25,42 +26,62 @@ _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag; `refuse_l
 
 def private_folder(path: Path) -> Path:
     """Create a folder, and its missing parents, that only the user can read; return its path. OSError if that fails."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in reversed(missing):
-        folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
-    if not path.is_dir():
-        path.mkdir()  # raises the fitting OSError
+    for folder in reversed((path, *path.parents)):
+        if not folder.is_dir():
+            folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
     return path
 
 
 def refuse_link(path: Path) -> None:
-    """Raise UsageError if the path is a symbolic link, or exists and is no plain file."""
+    """Raise UsageError if the path is a link, or exists and is no plain file."""
     try:
-        mode = path.lstat().st_mode
+        status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return
-    if stat.S_ISLNK(mode):
-        raise UsageError(f"{path}: is a symbolic link, and usertwin writes to plain files only; delete the link")
-    if not stat.S_ISREG(mode):
-        raise UsageError(f"{path}: is not a plain file, so it cannot be written; move it away")
+    if stat.S_ISLNK(status.st_mode):
+        raise UsageError(f"{path}: is a symbolic link, and usertwin uses plain files only; delete the link")
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError(f"{path}: is not a plain file, so it cannot be used; move it away")
+    if status.st_nlink > 1:
+        raise UsageError(f"{path}: is a hard link, and the other file would change too; copy its folder with cp -r")
 
 
 def refuse_links_in(folder: Path) -> None:
-    """Raise UsageError if anything in a folder, at any depth, is a symbolic link."""
+    """Raise UsageError if a folder, or anything in it at any depth, is a link, or is neither a plain file nor a folder.
+
+    Such a folder may come from a stranger, and a link could make usertwin read or overwrite any file of the user.
+    """
+    if folder.is_symlink():
+        raise UsageError(f"{folder}: is a symbolic link; name the folder that it leads to, or move that folder here")
     for root, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(root, name)
-            if path.is_symlink():
-                raise UsageError(
-                    f"{path}: is a symbolic link; usertwin opens no folder that holds one, since it could lead to any file; "
-                    "delete the link"
-                )
+        for name in files:
+            refuse_link(Path(root, name))
+        for name in folders:  # os.walk lists links to folders here, and does not follow them
+            if (path := Path(root, name)).is_symlink():
+                raise UsageError(f"{path}: is a symbolic link, and usertwin uses plain folders only; delete the link")
 
 
 def create_private(path: Path) -> None:
     """Create an empty file that only the user can read, unless it exists. UsageError if the path is a link."""
     refuse_link(path)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | _NO_FOLLOW, _FILE_MODE))
+
+
+def create_database(path: Path) -> None:
+    """Create a private file for SQLite, unless it exists; its mode is that of the files beside it. UsageError for a link."""
+    for suffix in ("-wal", "-shm", "-journal"):
+        refuse_link(path.with_name(path.name + suffix))
+    create_private(path)
+
+
+@contextmanager
+def private_umask() -> Generator[None]:
+    """Let libraries create private files and folders while the block runs. It holds for the whole process."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def open_private(path: Path, mode: str = "w", **options: Any) -> IO[Any]:
@@ -70,21 +91,21 @@ def open_private(path: Path, mode: str = "w", **options: Any) -> IO[Any]:
 
 
 def write_private(path: Path, content: str | bytes) -> None:
-    """Replace a file's content as a whole, durably. Text is written as UTF-8; lone surrogates become escapes.
+    """Replace a file's content as a whole, durably. Secrets in a text are masked, and lone surrogates become escapes.
 
     Raises:
         UsageError: the path is a symbolic link.
         OSError: the disk is full or the folder cannot be written; the old content is still there.
     """
     with replacement(path) as partial:
-        partial.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+        partial.write_bytes(mask(content).encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
 @contextmanager
 def replacement(path: Path) -> Generator[Path]:
     """Yield the path of an empty private file beside `path` that replaces it when the block ends, and is gone if it fails."""
     refuse_link(path)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=".partial", dir=path.parent)  # mode 600
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent)  # mode 600
     os.close(descriptor)
     partial = Path(name)
     try:
