@@ -1,11 +1,16 @@
-"""Run several copies of a worker concurrently; the caller sees the first `UsertwinError` instead of an exception group."""
+"""Concurrent workers whose first `UsertwinError` the caller sees, and the lock under which models are loaded."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 
 from usertwin.personas import UsertwinError
+
+#: Held while transformers loads weights. It changes state of the whole process meanwhile (torch's default data type, the
+#: initialisers of layers), so a model that another thread loads at that time can get weights of a wrong type or none.
+LOADING = threading.RLock()
 
 
 async def run_concurrently(worker: Callable[[], Coroutine[object, object, None]], concurrency: int) -> None:

@@ -1,15 +1,22 @@
-"""Benchmark of learning a twin without traces, against reading the log and embedding each text once: a part of `make bench`."""
+"""Benchmarks of learning: its time against reading and embedding the log, and whether concurrent runs are equal."""
 
 from __future__ import annotations
 
 import asyncio
+import random
+import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from usertwin.memory import Embedder, Recipe, alearn
-from usertwin.memory.models.embedding import CachedEmbedder, SentenceTransformerEmbedder, query_text
+from usertwin.memory import ChatModel, Embedder, Recipe, TripleStore, alearn
+from usertwin.memory.models.embedding import CachedEmbedder, FakeEmbedder, SentenceTransformerEmbedder, query_text
+from usertwin.memory.models.scoring import FakeScorer
+from usertwin.memory.text.words import stem
+from usertwin.memory.twin.record import twin_folder
 from usertwin.personas import ChatLog, Conversation, read_conversations, split_pairs, write_conversations
 from usertwin.personas.importers.chitchat import load_chitchat
 
@@ -52,6 +59,57 @@ def learn_part(
         seconds = timed(lambda: _learn(path, home, "large", encoder))
         against = f"{sizes.large_turns} turns of one person (limit: 60 s on 2 cores)"
         yield "learn.10k_turns_s", single_figure(seconds, "s", against)
+
+
+def _unordered_model(replies: list[str]) -> ChatModel:
+    """Return a scripted model whose reply depends on prompt and seed only, and comes after a random time."""
+    from langchain_core.outputs import ChatResult
+
+    from usertwin.simulator.backends.scripted import ScriptedChatModel
+
+    class UnorderedModel(ScriptedChatModel):
+        async def _agenerate(self, messages: list[Any], *_: Any, seed: int = 0, **__: Any) -> ChatResult:
+            await asyncio.sleep(random.random() / 500)
+            prompt = "\n".join(str(message.text) for message in messages)
+            reply = replies[zlib.crc32(f"{seed}/{prompt}".encode()) % len(replies)]
+            return ScriptedChatModel(answers=[reply])._generate(messages)
+
+    return ChatModel("scripted:bench", UnorderedModel(answers=replies), "transcript")
+
+
+def threads_part(runs: int = 20, turns: int = 60, log: ChatLog | None = None) -> Iterator[tuple[str, Figure]]:
+    """Yield the share of learning runs with 8 concurrent requests, in random order, whose memories equal the first one's."""
+    conversations = person_conversations((log or load_chitchat()).conversations, turns)
+    replies = [turn.text for conversation in conversations for turn in conversation.turns]
+    model = _unordered_model(replies)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns within a call
+    try:
+        memories = [_traces(ChatLog(tuple(conversations), "bench"), model) for _ in range(runs)]
+    finally:
+        sys.setswitchinterval(interval)
+    equal = sum(memory == memories[0] for memory in memories) / runs
+    yield "learn.equal_runs", single_figure(equal, "share", "8 concurrent requests, scripted model (limit: 1)", runs)
+
+
+def _traces(log: ChatLog, model: ChatModel) -> list[tuple[Any, ...]]:
+    """Learn a twin with 8 concurrent requests; return each triple's trace, score, proposals and rejections."""
+    stem.cache_clear()
+    embedder = FakeEmbedder()
+    recipe = Recipe(
+        source="bench", speaker=_PERSON, method="recon", candidates=3, max_triples=None, max_traces=None, window=6,
+        embedder=embedder.name, model=model.name, scorer=FakeScorer.name, seed=0,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as home:
+        learning = alearn(
+            "twin", log, recipe, embedder=embedder, model=model, scorer=FakeScorer(), home=home, concurrency=8
+        )  # fmt: skip
+        asyncio.run(learning)
+        with TripleStore(twin_folder("twin", home), embedder) as store:
+            return [
+                (triple.id, triple.reasoning, triple.score, triple.provenance and triple.provenance.proposals)
+                for triple in store.triples()
+            ]
 
 
 def person_conversations(conversations: Sequence[Conversation], turns: int) -> list[Conversation]:

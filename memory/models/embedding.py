@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from usertwin.memory.concurrency import LOADING
 from usertwin.personas import ModelError, Pair
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class SentenceTransformerEmbedder:
 
         options = {"dtype": "bfloat16"} if bfloat16 else {}
         try:
-            return SentenceTransformer(source, device="cpu", local_files_only=built_in, model_kwargs=options)
+            with LOADING:
+                return SentenceTransformer(source, device="cpu", local_files_only=built_in, model_kwargs=options)
         except Exception as error:
             raise ModelError(f'the embedding model "{self.name}" cannot be loaded: {error}') from error
 

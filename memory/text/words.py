@@ -44,6 +44,7 @@ def stem(word: str) -> str:
     """Return the stem of a lower-case word."""
     import snowballstemmer
 
+    # A stemmer keeps its word in attributes, so two threads must not share one; making one costs less than a lock.
     return snowballstemmer.stemmer("english").stemWord(word)
 
 

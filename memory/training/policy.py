@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from usertwin.memory.concurrency import LOADING
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.memory.models.scoring import Precision
 from usertwin.memory.models.transformers_scorer import cache_argument, get_cache, repeat_cache, shared_prefix_length
@@ -44,7 +45,8 @@ def load_base(folder: str | Path, precision: Precision = "float32") -> tuple[Any
     logging.disable_progress_bar()
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision), local_files_only=True)
+        with LOADING:
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision), local_files_only=True)
     except Exception as error:
         raise ModelError(f"{folder}: transformers cannot load this model ({error}); check the folder") from error
     if tokenizer.pad_token is None:

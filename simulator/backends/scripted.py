@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
@@ -54,6 +54,12 @@ class ScriptedChatModel(BaseChatModel):
         input_tokens, output_tokens = len(prompt.split()), len(reply.split())
         usage = {"input_tokens": input_tokens, "output_tokens": output_tokens, "total_tokens": input_tokens + output_tokens}
         return ChatResult(generations=[ChatGeneration(message=AIMessage(reply, usage_metadata=usage))])  # pyright: ignore[reportArgumentType]
+
+    async def _agenerate(
+        self, messages: list[BaseMessage], stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any,
+    ) -> ChatResult:  # fmt: skip
+        return self._generate(messages, stop, **kwargs)  # a thread, as by default, would give replies in its own order
 
 
 def scripted_model(path: str | Path) -> ScriptedChatModel:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from usertwin.memory.concurrency import LOADING
 from usertwin.memory.models.scoring import Precision
 from usertwin.personas import ModelError
 
@@ -113,7 +114,8 @@ def dequantized(gguf: Path) -> Path:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        with LOADING:
+            model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         model.hf_quantizer = None  # the weights are plain floats now; transformers would refuse to save them otherwise
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
@@ -137,12 +139,13 @@ def load_transformers(folder: Path, precision: Precision, adapter: Adapter | Non
 
     logging.disable_progress_bar()
     dtype = torch.float32 if adapter is not None else getattr(torch, precision)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise ModelError(f"{folder}: transformers cannot load this model ({error})") from error
-    return (model if adapter is None else with_adapter(model, adapter)), tokenizer
+    with LOADING:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:
+            raise ModelError(f"{folder}: transformers cannot load this model ({error})") from error
+        return (model if adapter is None else with_adapter(model, adapter)), tokenizer
 
 
 def to_gpu(model: Any) -> Any:

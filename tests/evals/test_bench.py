@@ -17,7 +17,7 @@ from conftest import Endpoint, tiny
 from usertwin.evals.benchmarks.crash_safety import check_appended, check_learned, small_log, small_recipe
 from usertwin.evals.benchmarks.figures import figure, record_requests, run_alternately, run_in_subprocess
 from usertwin.evals.benchmarks.large_memory import short_triples, units, variants
-from usertwin.evals.benchmarks.learning import LearnSizes, learn_part, person_conversations
+from usertwin.evals.benchmarks.learning import LearnSizes, learn_part, person_conversations, threads_part
 from usertwin.evals.benchmarks.memory import Sizes, memory_part, real_embeddings
 from usertwin.evals.benchmarks.recon import PEOPLE, ReconSizes, controls_part, recon_part
 from usertwin.evals.benchmarks.run import main
@@ -101,6 +101,12 @@ def test_a_tiny_learn_run_yields_its_figures() -> None:
     assert set(figures) == {"learn.vs_read_and_embed", "learn.10k_turns_s"}
     assert all(row.value > 0 and row.low <= row.value <= row.high for row in figures.values())
     assert [row.n for row in figures.values()] == [2, 1]
+
+
+def test_runs_of_learning_with_many_requests_at_once_are_equal() -> None:
+    figures = dict(threads_part(runs=3, turns=30, log=small_log()))
+    assert figures["learn.equal_runs"].value == 1
+    assert figures["learn.equal_runs"].n == 3
 
 
 def test_a_log_of_one_person_has_the_turns_asked_for_and_two_speakers() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -77,6 +80,20 @@ def test_content_words_drop_stop_words_but_keep_answer_words() -> None:
     tokens = word_tokens("I'm sure it's not the one, no thanks, please never mind the dont")
     assert content_words(tokens) == ["sure", "not", "no", "thanks", "please", "never", "mind"]
     assert content_words(["東", "привет", "42"]) == ["東", "привет", "42"]
+
+
+def test_threads_that_stem_at_the_same_time_get_the_stems_of_a_single_thread() -> None:
+    words = sorted({word for file in Path(__file__).parent.glob("*.py") for word in word_tokens(file.read_text("utf-8"))})
+    expected = [stem.__wrapped__(word) for word in words]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns within a word
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(lambda _: [stem.__wrapped__(word) for word in words], range(8)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(words) > 3000
+    assert all(result == expected for result in results)
 
 
 # New stems --------------------------------------------------------------------------------------------

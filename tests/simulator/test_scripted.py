@@ -27,6 +27,14 @@ def test_the_lines_of_a_script_are_replies_in_order(tmp_path: Path) -> None:
     assert model.prompts == ["x"] * 5
 
 
+def test_replies_to_requests_made_at_once_keep_the_order_of_the_script() -> None:
+    async def ask() -> list[str]:
+        model = ScriptedChatModel(answers=[str(number) for number in range(50)])
+        return [str(message.text) for message in await asyncio.gather(*(model.ainvoke("x") for _ in range(50)))]
+
+    assert asyncio.run(ask()) == [str(number) for number in range(50)]
+
+
 @pytest.mark.parametrize("gap", ["", " "])
 def test_a_rule_replies_to_matching_prompts(tmp_path: Path, gap: str) -> None:
     path = tmp_path / "script.txt"
