@@ -37,29 +37,31 @@ def remember(*secrets: str) -> None:
 
 
 def take_logins(text: str) -> str:
-    """Return a text without the logins in its http URLs; each is remembered for its host until the process ends."""
+    """Return a text without the logins in its http URLs; each is kept for its host until the process ends."""
 
     def take(match: re.Match[str]) -> str:
         scheme, login, host = match.groups()
-        password = login.partition(":")[2] or login
-        remember(password, unquote(password), basic_authorization(login).partition(" ")[2])
+        user, _, password = login.partition(":")
+        remember(password or user)
         with _lock:
-            _logins[(scheme + host).lower()] = login
+            _logins[(scheme + host).lower()] = f"{unquote(user)}:{unquote(password)}"
         return scheme + host
 
     return _LOGIN_AND_HOST.sub(take, text) if "@" in text else text
 
 
 def login_of(url: str) -> str | None:
-    """Return the login that `take_logins` took out of a URL of this host; None if there was none."""
+    """Return the login "user:password" that `take_logins` took out of a URL of this host; None if there was none."""
     host = re.match(r"https?://[^/?#]+", url, re.IGNORECASE)
     return None if host is None else _logins.get(host[0].lower())
 
 
 def basic_authorization(login: str) -> str:
-    """Return the Authorization header for "user:password", in which a URL encodes some characters."""
+    """Return the value of the Authorization header for the login "user:password"; both are masked from now on."""
+    encoded = base64.b64encode(login.encode()).decode()
     user, _, password = login.partition(":")
-    return "Basic " + base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+    remember(encoded, password or user)
+    return f"Basic {encoded}"
 
 
 def mask(text: str) -> str:
@@ -68,6 +70,16 @@ def mask(text: str) -> str:
         text = _LOGIN.sub(lambda match: match[1] or match[2], text)
     pattern = _pattern(frozenset(_known_secrets()))
     return text if pattern is None else pattern.sub(MASK, text)
+
+
+def without_secrets(error: BaseException) -> BaseException | None:
+    """Return an error that may be the cause of another; None if its text, or that of its own causes, holds a secret."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if mask(str(cause)) != str(cause):
+            return None
+        cause = cause.__cause__ or cause.__context__
+    return error
 
 
 def _known_secrets() -> Iterator[str]:

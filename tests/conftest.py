@@ -214,6 +214,7 @@ class Endpoint:
 
     Attributes:
         requests: the bodies of all requests, in order, each with its `path`.
+        headers: the headers of all requests, with names in lower case.
         content: the text of every choice.
         refusal: the message of a 404 response; None for a normal response.
         finish_reason: the finish reason of every choice.
@@ -222,6 +223,7 @@ class Endpoint:
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.content: str | None = "Good day, what can I do?"
         self.refusal: str | None = None
         self.finish_reason = "stop"
@@ -232,6 +234,7 @@ class Endpoint:
             def do_POST(self) -> None:  # named by the standard library
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 endpoint.requests.append(body | {"path": self.path})
+                endpoint.headers.append({name.lower(): value for name, value in self.headers.items()})
                 refused = endpoint.refusal is not None
                 raw = json.dumps({"error": {"message": endpoint.refusal}} if refused else endpoint.answer(body)).encode()
                 self.send_response(404 if refused else 200)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from usertwin.personas import ModelError, UsertwinError
 from usertwin.personas.conversation import replace_lone_surrogates
+from usertwin.personas.secrets import mask, without_secrets
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -44,7 +45,7 @@ class ChatModel:
     """
 
     name: str
-    chat: BaseChatModel
+    chat: BaseChatModel = field(repr=False)  #: its repr may hold a login
     style: PromptStyle = "instruction"
     _: KW_ONLY
     supports_sampling_params: bool = True
@@ -174,7 +175,8 @@ async def sample(
     except UsertwinError:
         raise
     except Exception as error:
-        raise ModelError(f'the model "{model.name}" did not answer: {type(error).__name__}: {error}') from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f'the model "{model.name}" did not answer: {reason}') from without_secrets(error)
     samples = [Sample(_cut(text, stop), usage) for text, usage in completions]
     if model.cache is not None:
         model.cache.put(request, [(sample.text, astuple(sample.usage)) for sample in samples])
@@ -201,7 +203,7 @@ async def _complete(
     single = await asyncio.gather(*(_complete_once(model, messages, request, config) for request in requests))
     # Every message of a batched reply carries the usage of the whole reply.
     usages = [_usage(message) if i == 0 else Usage() for i, message in enumerate(batched)] + list(map(_usage, single))
-    texts = [replace_lone_surrogates(str(message.text)) for message in [*batched, *single]]
+    texts = [mask(replace_lone_surrogates(str(message.text))) for message in [*batched, *single]]
     return list(zip(texts, usages, strict=True))
 
 

@@ -6,7 +6,6 @@ USERTWIN_ONLY_SCRIPTED is set, every model that is not scripted or fake is refus
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,8 +16,10 @@ from usertwin.memory.models.score_cache import CachedScorer
 from usertwin.memory.models.scoring import FakeScorer, Precision
 from usertwin.memory.models.transformers_scorer import TransformersScorer
 from usertwin.personas import ModelError, UsageError
+from usertwin.personas.secrets import take_logins
 
 from .downloads import FetchProgress, cache_folder
+from .endpoint import hosted_chat, openai_chat
 from .llama_cpp import SLOTS, engine_url
 from .lora_adapter import Adapter, check_fits, read_adapter
 from .lora_to_gguf import cached_gguf_adapter
@@ -51,18 +52,15 @@ def load_model(
         UsageError: the name is not that of a chat model.
         ModelError: the model cannot be loaded; the message names the way out.
     """
-    parsed = ModelName.parse(name)
+    parsed, name = ModelName.parse(name), take_logins(name)
     if parsed.kind == "scripted":
         from .scripted import scripted_model
 
         return ChatModel(name=name, chat=scripted_model(parsed.path), style=style or parsed.default_style, price=FREE)
     refuse_unscripted(name)
     if parsed.kind == "openai":
-        if not parsed.url and not os.environ.get("OPENAI_API_KEY"):
-            way_out = f"set OPENAI_API_KEY, or name an endpoint: openai:{parsed.target}@http://…"
-            raise ModelError(f'the model "{name}" needs a key: {way_out}')
         return ChatModel(
-            name=name, chat=_openai_chat(parsed.target, parsed.url or None), style=style or parsed.default_style,
+            name=name, chat=hosted_chat(parsed), style=style or parsed.default_style,
             supports_sampling_params=parsed.supports_sampling_params, structured=True, price=price,
         )  # fmt: skip
     adapter = None if parsed.adapter is None else read_adapter(parsed.adapter)
@@ -72,7 +70,7 @@ def load_model(
     file = gguf_file(parsed, progress)
     lora = None if adapter is None else cached_gguf_adapter(adapter, file, parsed.base)
     return ChatModel(
-        name=name, chat=_openai_chat("local", engine_url(file, style, lora)), style=style, structured=style == "instruction",
+        name=name, chat=openai_chat("local", engine_url(file, style, lora)), style=style, structured=style == "instruction",
         bypass_cache={"extra_body": {"cache_prompt": False}}, identity=_identity(file, adapter), price=FREE, max_n=SLOTS,
     )  # fmt: skip
 
@@ -119,15 +117,6 @@ def prompt_style_of(name: str, style: PromptStyle | None = None) -> tuple[Prompt
         check_fits(adapter, layers_of(file), parsed.base)
     several = parsed.supports_sampling_params and parsed.kind != "scripted"
     return style or (adapter and adapter.style) or parsed.default_style, several
-
-
-def _openai_chat(model: str, url: str | None) -> Any:
-    from langchain_openai import ChatOpenAI
-
-    key = os.environ.get("OPENAI_API_KEY") or "none"
-    # A kept-alive connection belongs to the event loop that opened it; each call of a sync function has a new loop.
-    headers = {"Connection": "close"}
-    return ChatOpenAI(model=model, base_url=url, api_key=lambda: key, default_headers=headers, timeout=300, max_retries=2)
 
 
 def load_scorer(

@@ -8,6 +8,7 @@ transformers:DIR      a folder with a transformers model, in this process, with 
 BASE+ADAPTER          any of these with a LoRA adapter: local+DIR, local:small+DIR, transformers:DIR+DIR
 openai:NAME           OpenAI's model NAME (OPENAI_API_KEY, OPENAI_BASE_URL)
 openai:NAME@URL       any OpenAI-compatible endpoint: vLLM, Ollama, a proxy
+openai:NAME@URL#VAR   the same with a key, or a login "user:password", from the environment variable VAR
 scripted:FILE         replies read from a file
 fake:                 a scorer without weights; fake:N is an embedder with N dimensions
 """
@@ -15,12 +16,13 @@ fake:                 a scorer without weights; fake:N is an embedder with N dim
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Literal, Self, get_args
 
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
+from usertwin.personas.secrets import take_logins
 
 Kind = Literal["local", "hf", "transformers", "openai", "scripted", "fake"]
 #: What a model is used for. A "base" model is one whose weights are read: to be trained, or to run with an adapter.
@@ -34,7 +36,7 @@ _ROLES: dict[Role, tuple[tuple[Kind, ...], str]] = {
     "chat model": (
         (*LOCAL_KINDS, "openai", "scripted"),
         f'is not a chat model; use {LOCAL_FORMS}, each with an optional "+ADAPTER"; '
-        '"openai:NAME", "openai:NAME@URL" or "scripted:FILE"',
+        '"openai:NAME", "openai:NAME@URL", "openai:NAME@URL#KEY_VARIABLE" or "scripted:FILE"',
     ),
     "scorer": ((*LOCAL_KINDS, "fake"), f'cannot score texts; use {LOCAL_FORMS}, each with an optional "+ADAPTER"'),
     "base": (LOCAL_KINDS, f"has no weights here; use {LOCAL_FORMS}"),
@@ -46,19 +48,22 @@ _REASONING_MODELS = ("gpt-5", "o1", "o3", "o4")
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """A parsed model name. `str` gives the name again.
+    """A parsed model name. `str` gives the name again, without a login that stood in the URL.
 
     Attributes:
         kind: where the model comes from.
         target: what stands after the colon, without URL and adapter; "" for the default local model.
         url: the endpoint of an "openai" model; "" for OpenAI's own.
         adapter: the folder of a LoRA adapter; None without one.
+        key_variable: the environment variable with the key of the URL; "" without one.
     """
 
     kind: Kind
     target: str = ""
     url: str = ""
     adapter: Path | None = None
+    _: KW_ONLY
+    key_variable: str = ""
 
     @classmethod
     def parse(cls, text: str, role: Role = "chat model", *, folder: Path | None = None) -> Self:
@@ -71,13 +76,19 @@ class ModelName:
         kinds, complaint = _ROLES[role]
         folder = folder or Path()
         kind, _, rest = text.partition(":")
-        adapter, url = None, ""
+        adapter, url, key_variable = None, "", ""
         if text.startswith("local+"):
             kind, rest, adapter = "local", "", text.removeprefix("local+")
         elif kind in LOCAL_KINDS:
             rest, adapter = _split_adapter(kind, rest, folder)
         elif kind == "openai":
             rest, _, url = rest.partition("@")
+            url, hash_sign, key_variable = take_logins(url).partition("#")
+            if hash_sign and not (url and re.fullmatch(r"[A-Za-z_]\w*", key_variable, re.ASCII)):
+                raise UsageError(
+                    f'"{text}" names no environment variable with the key; write its name after "#", such as '
+                    "openai:NAME@URL#GROQ_API_KEY"
+                )
         complete = text == "fake:" if kind == "fake" else bool(rest) or kind == "local"  # only an embedder has dimensions
         if kind not in kinds or not complete:
             raise UsageError(f'"{text}" {complaint}')
@@ -85,7 +96,9 @@ class ModelName:
             raise UsageError(f'"{text}" is not a file on the Hugging Face hub; write hf:OWNER/REPO/FILE.gguf')
         if role == "base" and adapter is not None:
             raise UsageError(f'"{text}" has an adapter; name the base model without one')
-        return cls(kind, rest, url, None if adapter is None else folder / Path(adapter).expanduser())
+        return cls(
+            kind, rest, url, None if adapter is None else folder / Path(adapter).expanduser(), key_variable=key_variable
+        )  # fmt: skip
 
     def __str__(self) -> str:
         return self.base if self.adapter is None else f"{self.base}+{self.adapter}"
@@ -95,7 +108,8 @@ class ModelName:
         """The name without its adapter."""
         if self.kind == "local" and not self.target:
             return "local"
-        return f"{self.kind}:{self.target}" + (f"@{self.url}" if self.url else "")
+        endpoint = f"@{self.url}" if self.url else ""
+        return f"{self.kind}:{self.target}{endpoint}" + (f"#{self.key_variable}" if self.key_variable else "")
 
     @property
     def is_local(self) -> bool:

@@ -1,0 +1,69 @@
+"""Clients of OpenAI-compatible endpoints: which key goes to which URL.
+
+OPENAI_API_KEY, and the headers that OpenAI's client takes from the environment, go to OpenAI, or to the URL in OPENAI_BASE_URL.
+Any other URL gets only the key or login that is named for it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from urllib.parse import urlsplit
+
+from usertwin.personas import ModelError
+from usertwin.personas.secrets import basic_authorization, login_of, remember, take_logins
+
+from .model_name import ModelName
+
+_OPENAI = "https://api.openai.com"
+#: Headers that say whose key it is, and how the variables that set them begin.
+_OWNER_HEADERS = {"OpenAI-Organization": "OPENAI_ORG", "OpenAI-Project": "OPENAI_PROJECT"}
+
+
+def hosted_chat(name: ModelName) -> Any:
+    """Return LangChain's client of a hosted model. ModelError if its key is missing."""
+    own = _is_openai(name.url)
+    variable = name.key_variable or ("OPENAI_API_KEY" if own else "")
+    key = os.environ.get(variable, "")
+    if variable and not key:
+        endpoint = "" if name.url else f", or name an endpoint: openai:{name.target}@http://…"
+        raise ModelError(f'the model "{name}" needs a key: set {variable}{endpoint}')
+    return openai_chat(name.target, name.url or _base_url(), key, own=own)
+
+
+def openai_chat(model: str, url: str, key: str = "", *, own: bool = False) -> Any:
+    """Return LangChain's client of an endpoint; `own` endpoints get what the environment holds for OpenAI.
+
+    A key with a colon, which no token has, is a login "user:password".
+    """
+    from langchain_openai import ChatOpenAI
+
+    # A kept-alive connection belongs to the event loop that opened it; each call of a sync function has a new loop.
+    headers = {"Connection": "close"} | ({} if own else dict.fromkeys(_environment_headers(), ""))
+    key = key or "none"  # OpenAI's client demands one
+    remember(key)
+    if login := login_of(url) or (key if ":" in key else None):
+        headers["Authorization"] = basic_authorization(login)
+    elif "Authorization" in headers:
+        headers["Authorization"] = f"Bearer {key}"
+    return ChatOpenAI(
+        model=model, base_url=url or None, api_key=lambda: key, default_headers=headers, timeout=300, max_retries=2
+    )
+
+
+def _base_url() -> str:
+    """Return the URL that the environment names in place of OpenAI's; "" without one."""
+    return take_logins(os.environ.get("OPENAI_API_BASE") or os.environ.get("OPENAI_BASE_URL") or "")
+
+
+def _is_openai(url: str) -> bool:
+    parts = urlsplit(url)
+    return not url or f"{parts.scheme}://{parts.netloc}".lower() == _OPENAI or url.rstrip("/") == _base_url().rstrip("/")
+
+
+def _environment_headers() -> list[str]:
+    """Return the names of the headers that OpenAI's client takes from the environment."""
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    names = [line.partition(":")[0].strip() for line in lines if ":" in line]
+    names += [name for name, prefix in _OWNER_HEADERS.items() if any(key.startswith(prefix) for key in os.environ)]
+    return ["Authorization" if name.lower() == "authorization" else name for name in names]

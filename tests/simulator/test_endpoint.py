@@ -1,0 +1,122 @@
+"""Which key goes to which endpoint, and that no key or password is stored, printed or raised."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+
+import pytest
+
+from conftest import Endpoint
+from usertwin.memory import ChatModel
+from usertwin.memory.models.chat import sample
+from usertwin.personas import ModelError, UsageError
+from usertwin.simulator import load_model
+
+KEY, OTHER = "sk-canary-of-openai", "gsk-canary-of-another"
+ELSEWHERE = "https://elsewhere.example/v1"
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OTHER_KEY", OTHER)
+
+
+def ask(model: ChatModel) -> str:
+    [reply] = asyncio.run(sample(model, [("user", "hi")]))
+    return reply.text
+
+
+def authorization(endpoint: Endpoint, suffix: str = "", login: str = "") -> str:
+    """Return the header that an endpoint gets from a model named with its URL."""
+    ask(load_model(f"openai:m@{endpoint.url.replace('//', '//' + login)}{suffix}"))
+    return endpoint.headers[-1]["authorization"]
+
+
+def test_a_url_gets_no_key_that_is_not_named_for_it(endpoint: Endpoint) -> None:
+    assert authorization(endpoint) == "Bearer none"
+    assert KEY not in str(endpoint.headers)
+
+
+def test_a_url_gets_the_key_that_is_named_for_it(endpoint: Endpoint) -> None:
+    assert authorization(endpoint, "#OTHER_KEY") == f"Bearer {OTHER}"
+
+
+def test_the_url_of_the_environment_gets_its_key(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url + "/")
+    ask(load_model("openai:m"))
+    assert endpoint.headers[-1]["authorization"] == f"Bearer {KEY}"
+    assert authorization(endpoint) == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    ("url", "gets"),
+    [
+        ("https://api.openai.com/v1", True),
+        ("https://API.openai.com/v1/", True),
+        ("http://api.openai.com/v1", False),
+        ("https://api.openai.com.evil.example/v1", False),
+        ("https://api.openai.com@evil.example/v1", False),
+        ("https://api.openai.com:8443/v1", False),
+        ("https://evil.example/api.openai.com", False),
+    ],
+)
+def test_openai_is_recognised_by_its_whole_host(url: str, gets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED", raising=False)
+    chat = load_model(f"openai:m@{url}").chat
+    assert (chat.openai_api_key() == KEY) is gets  # pyright: ignore
+
+
+def test_headers_of_the_environment_are_for_openai_only(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-canary")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-canary")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Token: header-canary\nauthorization: Bearer header-canary")
+    assert authorization(endpoint, "#OTHER_KEY") == f"Bearer {OTHER}"
+    assert "canary" not in str(endpoint.headers).replace(OTHER, "")
+
+
+@pytest.mark.parametrize("login", ["ann:p%40ss-canary@", "ann:p@ss-canary@"])
+def test_a_login_in_a_url_works_and_stays_out_of_the_name(endpoint: Endpoint, login: str) -> None:
+    assert authorization(endpoint, login=login) == "Basic YW5uOnBAc3MtY2FuYXJ5"
+    model = load_model(f"openai:m@{endpoint.url.replace('//', '//' + login)}")
+    assert model.name == f"openai:m@{endpoint.url}"
+    assert "canary" not in repr(model)
+    assert authorization(endpoint) == "Basic YW5uOnBAc3MtY2FuYXJ5"  # the stored name finds the login in the same process
+
+
+def test_a_login_can_be_named_by_a_variable(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROXY_LOGIN", "ann:p@ss-canary")
+    assert authorization(endpoint, "#PROXY_LOGIN") == "Basic YW5uOnBAc3MtY2FuYXJ5"
+    assert load_model(f"openai:m@{endpoint.url}#PROXY_LOGIN").name == f"openai:m@{endpoint.url}#PROXY_LOGIN"
+
+
+def test_a_variable_that_is_not_set_is_an_error(endpoint: Endpoint) -> None:
+    with pytest.raises(ModelError, match=r"needs a key: set NO_SUCH_KEY$"):
+        load_model(f"openai:m@{endpoint.url}#NO_SUCH_KEY")
+
+
+@pytest.mark.parametrize("name", ["openai:m@http://x/v1#", "openai:m@http://x/v1#A-B", "openai:m@http://x/v1#A#B"])
+def test_only_a_variable_can_follow_the_url(name: str) -> None:
+    with pytest.raises(UsageError, match='write its name after "#"'):
+        load_model(name)
+
+
+def test_a_server_that_repeats_the_key_does_not_reach_the_error(endpoint: Endpoint) -> None:
+    endpoint.refusal = f"wrong key {OTHER} for https://ann:canary-pw@host/v1"
+    with pytest.raises(ModelError, match=r"wrong key \*\*\* for https://host/v1") as caught:
+        ask(load_model(f"openai:m@{endpoint.url}#OTHER_KEY"))
+    text = "".join(traceback.format_exception(caught.value))
+    assert "canary" not in text
+
+
+def test_an_error_without_a_secret_keeps_its_cause(endpoint: Endpoint) -> None:
+    endpoint.refusal = "no such model"
+    with pytest.raises(ModelError, match="no such model") as caught:
+        ask(load_model(f"openai:m@{endpoint.url}"))
+    assert caught.value.__cause__ is not None
+
+
+def test_a_server_that_says_the_key_does_not_reach_the_text(endpoint: Endpoint) -> None:
+    endpoint.content = f"your key is {OTHER}"
+    assert ask(load_model(f"openai:m@{endpoint.url}#OTHER_KEY")) == "your key is ***"
