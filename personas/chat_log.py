@@ -7,37 +7,69 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from .conversation import Conversation, as_conversation, to_timestamp
+from .conversation import Conversation, as_conversation
+from .dates import to_timestamp
 from .errors import LogError
 
 _GZIP_MAGIC = b"\x1f\x8b"
+#: Damaged turns that a summary names one by one.
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line of a log, or an item of a JSON list, that could not be read, and the reason."""
+    """A line of a log, or an item of a JSON list, that could not be read in whole or in part, and the reason."""
 
     line: int
     reason: str
     unit: Literal["line", "item"] = "line"
+
+    def place(self, source: object) -> str:
+        """Return the source and the line or item, as in an error message."""
+        return f"{source}:{self.line}" if self.unit == "line" else f"{source}, item {self.line}"
 
 
 @dataclass(frozen=True, slots=True)
 class ChatLog:
     """The conversations of one source, oldest first.
 
-    `source` is their file, folder or corpus, `skipped` the bad lines that were skipped on request, and `files_without_turns`
-    the number of files of a folder that hold no conversation.
+    `source` is their file, folder or corpus, `skipped` the bad lines that were skipped on request, `files_without_turns` the
+    number of files of a folder that hold no conversation, and `damaged` the damaged turns that were left out of conversations.
     """
 
     conversations: tuple[Conversation, ...]
     source: str
     skipped: tuple[BadLine, ...] = ()
     files_without_turns: int = 0
+    _: KW_ONLY
+    damaged: tuple[BadLine, ...] = ()
+
+    @property
+    def dated(self) -> bool:
+        """Whether the conversations have dates; without dates their order in the source is taken for time."""
+        return any(conversation.started_at is not None for conversation in self.conversations)
+
+    def notes(self) -> list[str]:
+        """Return what was left out of the source and what was assumed, in sentences; empty for a flawless log."""
+        notes = [f"skipped {bad.unit} {bad.line}: {bad.reason}" for bad in self.skipped]
+        if self.skipped:
+            notes.append(f"{len(self.skipped)} broken lines were skipped")
+        notes += [f"{bad.place(self.source)}: {bad.reason}" for bad in self.damaged[:_SHOWN]]
+        if self.damaged:
+            count, lines = len(self.damaged), len({bad.line for bad in self.damaged})
+            notes.append(
+                f"{count} damaged turn{'s' if count > 1 else ''} in {lines} conversation{'s' if lines > 1 else ''} "
+                f"{'were' if count > 1 else 'was'} left out; the other turns are kept"
+            )
+        if self.files_without_turns:
+            notes.append(f"{self.files_without_turns} files without a conversation were left out")
+        if not self.dated:
+            notes.append(f"{self.source}: no conversation has a date; the order of the lines is taken for time, oldest first")
+        return notes
 
     def turn_counts(self, role: str | None = None) -> dict[str, int]:
         """Return the number of public turns of each speaker, highest first; with `role`, only turns in that role."""
@@ -72,28 +104,44 @@ def sort_by_time(conversations: Iterable[Conversation], source: str) -> tuple[Co
 def read_conversations(path: str | Path, *, skip_bad_lines: bool = False) -> ChatLog:
     """Read a log: JSON lines with one conversation each, or a JSON list of conversations or messages, plain or gzip.
 
-    With `skip_bad_lines`, lines that cannot be read are skipped and listed in `ChatLog.skipped`.
+    Damaged turns are left out and listed in `ChatLog.damaged`; the rest of their conversation is kept. With `skip_bad_lines`,
+    lines that cannot be read are skipped and listed in `ChatLog.skipped`.
 
     Raises:
         LogError: the file is missing, empty or malformed; the message names the file and the line or item.
     """
     path = Path(path)
     skipped: list[BadLine] = []
+    damaged: list[BadLine] = []
     conversations: list[Conversation] = []
     for unit, number, value in _json_values(_read_text(path), skip_bad_lines):
         try:
             if isinstance(value, json.JSONDecodeError):
                 raise LogError(f"not JSON ({value.msg} at column {value.colno})")
-            conversations.append(as_conversation(value, f"{path.stem}-{number}"))
+            sentences: list[str] = []
+            conversations.append(as_conversation(value, f"{path.stem}-{number}", damaged=sentences))
+            damaged += [BadLine(number, sentence, unit) for sentence in sentences]
         except LogError as error:
+            bad = BadLine(number, str(error), unit)
             if not skip_bad_lines:
-                place = f"{path}:{number}" if unit == "line" else f"{path}, item {number}"
-                raise LogError(f"{place}: {error}; fix this {unit}, or pass --skip-bad-lines") from None
-            skipped.append(BadLine(number, str(error), unit))
+                raise LogError(f"{bad.place(path)}: {error}; fix this {unit}, or pass --skip-bad-lines") from None
+            skipped.append(bad)
     if not any(conversation.turns for conversation in conversations):
-        unread = f" ({len(skipped)} bad lines were skipped)" if skipped else ""
+        left_out = [f"{len(skipped)} bad lines were skipped"] if skipped else []
+        left_out += [f"{len(damaged)} damaged turns were left out, first {damaged[0].reason}"] if damaged else []
+        unread = f" ({'; '.join(left_out)})" if left_out else ""
         raise LogError(f"{path}: the log is empty: it holds no conversation with a turn{unread}")
-    return ChatLog(sort_by_time(conversations, str(path)), str(path), tuple(skipped))
+    ordered = sort_by_time(_dated_by_turns(conversations), str(path))
+    return ChatLog(ordered, str(path), tuple(skipped), damaged=tuple(damaged))
+
+
+def _dated_by_turns(conversations: list[Conversation]) -> list[Conversation]:
+    """Date undated conversations by their first turn that has a time, if then all have a date; else return them unchanged."""
+    dated = [
+        c if c.started_at else replace(c, started_at=next((turn.time for turn in c.turns if turn.time), None))
+        for c in conversations
+    ]
+    return dated if all(c.started_at for c in dated) else conversations
 
 
 def _read_text(path: Path) -> str:
@@ -139,9 +187,12 @@ def _split_list(value: Any) -> Iterator[tuple[Literal["line", "item"], int, Any]
 
 
 def _parse_json(text: str) -> Any:
-    """Return the value, or a JSONDecodeError; it also stands for values nested too deeply and numbers too long."""
+    """Return the value, or a JSONDecodeError; it also stands for values nested too deeply and numbers too long.
+
+    NaN is read as null: exports of tables write a missing value so.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
     except json.JSONDecodeError as error:
         return error
     except (ValueError, RecursionError) as error:

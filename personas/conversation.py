@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from datetime import UTC, datetime
 from typing import Any, cast
 
+from .dates import find_date, read_date
 from .errors import LogError
+from .roles import is_private, is_unseen
 
-#: Roles whose turns only the person saw (a task, an instruction). They become the goal and are never sent to the agent.
-PRIVATE_ROLES = frozenset({"instruction", "system"})
-
-_LANGCHAIN_ROLES = {"human": "user", "ai": "assistant", "AIMessageChunk": "assistant", "HumanMessageChunk": "user"}
+_LANGCHAIN_ROLES = {
+    "human": "user", "HumanMessageChunk": "user", "ai": "assistant", "AIMessageChunk": "assistant",
+    "SystemMessageChunk": "system",
+}  # fmt: skip
+#: Keys of messages that need no text, since they call a tool or hold an answer in another form.
+_WITHOUT_TEXT = frozenset({"tool_calls", "function_call", "audio", "refusal", "reasoning", "reasoning_content", "thinking"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,8 @@ class Turn:
 
     @property
     def private(self) -> bool:
-        """Whether only the person saw this turn (see `PRIVATE_ROLES`)."""
-        return self.role in PRIVATE_ROLES
+        """Whether only the person saw this turn: a task or an instruction. It becomes part of the goal."""
+        return is_private(self.role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +71,12 @@ class Conversation:
         ]
 
 
-def to_timestamp(time: str | None) -> float | None:
-    """Return an ISO 8601 time as seconds since 1970 (UTC if it has no zone). Raises ValueError if it is not ISO 8601."""
-    if time is None:
-        return None
-    parsed = datetime.fromisoformat(time)
-    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
-
-
-def as_conversation(value: Any, conversation_id: str = "conversation") -> Conversation:
+def as_conversation(value: Any, conversation_id: str = "conversation", *, damaged: list[str] | None = None) -> Conversation:
     """Return a `Conversation` made from any accepted form; `conversation_id` is its id if the value has none.
 
     The forms are a Conversation, an object of the interchange format, a list of OpenAI-style or LangChain messages, and an
-    object with such a list under "messages".
+    object with such a list under "messages". Calls and results of tools are left out. With a list `damaged`, damaged turns are
+    left out too, and the list receives a sentence for each.
 
     Raises:
         LogError: the value has none of these forms; the message names the missing or invalid part.
@@ -89,60 +85,103 @@ def as_conversation(value: Any, conversation_id: str = "conversation") -> Conver
         return value
     if isinstance(value, Mapping):
         record = cast("Mapping[str, Any]", value)
-        if "turns" in record:
-            return _from_record(record, conversation_id)
-        if "messages" in record:
-            return _from_messages(record["messages"], record, conversation_id)
+        for key in ("turns", "messages"):
+            if key in record:
+                return _build(record, conversation_id, key, damaged)
         raise LogError('a conversation needs "turns" (or "messages"), and has neither')
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return _from_messages(cast("Sequence[Any]", value), {}, conversation_id)
+        return _build({"messages": value}, conversation_id, "messages", damaged)
     raise LogError(f"a conversation is an object or a list of messages, not {type(value).__name__}")
 
 
-def _from_record(record: Mapping[str, Any], conversation_id: str) -> Conversation:
-    if not isinstance(record["turns"], list):
-        raise LogError('"turns" must be a list')
+def _build(record: Mapping[str, Any], fallback: str, key: str, damaged: list[str] | None) -> Conversation:
+    items = record[key]
+    if not isinstance(items, Sequence) or isinstance(items, str | bytes):
+        raise LogError(f'"{key}" must be a list')
     turns: list[Turn] = []
-    for number, raw in enumerate(cast("list[Any]", record["turns"]), 1):
-        if not isinstance(raw, Mapping):
-            raise LogError(f"turn {number} must be an object")
+    for number, raw in enumerate(cast("Sequence[Any]", items), 1):
+        problems: list[str] = []
+        try:
+            turn = (_turn if key == "turns" else _message)(raw, problems)
+        except LogError as error:
+            if damaged is None:
+                raise LogError(f"{key[:-1]} {number} {error}") from None
+            problems, turn = [str(error)], None
+        if damaged is not None:
+            damaged += [f"{key[:-1]} {number} {problem}" for problem in problems]
+        turns += [] if turn is None else [turn]
+    extra = {name: value for name, value in record.items() if name not in {"conversation_id", "started_at", key}}
+    name = record.get("conversation_id")
+    name = fallback if name is None else name
+    if not isinstance(name, str | int):
+        raise LogError('"conversation_id" must be a string or an integer')
+    try:
+        started_at = read_date(record.get("started_at")) or find_date(extra)
+    except ValueError as error:
+        raise LogError(f'"started_at": {_shown(record["started_at"])} {error}') from None
+    return Conversation(replace_lone_surrogates(str(name)), tuple(turns), started_at, extra)
+
+
+def _turn(raw: Any, problems: list[str]) -> Turn | None:
+    """Return the turn in an object of the interchange format; None for a tool's. LogError if it is damaged.
+
+    `problems` receives what is wrong with a turn that can be read all the same.
+    """
+    if not isinstance(raw, Mapping):
+        raise LogError("must be an object")
+    item = dict(cast("Mapping[str, Any]", raw))
+    speaker, role, text = (item.pop(key, None) for key in ("speaker", "role", "text"))
+    if is_unseen(role):
+        return None
+    if isinstance(speaker, int) and not isinstance(speaker, bool):
+        speaker = str(speaker)
+    if not isinstance(speaker, str) or not speaker:
+        raise LogError('needs a "speaker"')
+    if not isinstance(text, str):
+        raise LogError(f'needs a "text" that is a string, not {_shown(text)}')
+    if role is not None and not isinstance(role, str):
+        raise LogError(f'needs a "role" that is a string, not {_shown(role)}')
+    time = _time_of(item, problems)
+    speaker, role, text = map(replace_lone_surrogates, (speaker, role or "participant", text))
+    return Turn(speaker, role, text, time=time, extra=item)
+
+
+def _message(raw: Any, problems: list[str]) -> Turn | None:
+    """Return the turn in an OpenAI-style or LangChain message; None if it holds no speech. LogError if it is damaged."""
+    if isinstance(raw, Mapping):
         item = dict(cast("Mapping[str, Any]", raw))
-        speaker, role, text = (item.pop(key, None) for key in ("speaker", "role", "text"))
-        if not isinstance(speaker, str) or not speaker:
-            raise LogError(f'turn {number} needs a "speaker"')
-        if not isinstance(text, str):
-            raise LogError(f'turn {number} needs a "text" that is a string')
-        if role is not None and not isinstance(role, str):
-            raise LogError(f'the "role" of turn {number} must be a string')
-        time = _checked_time(item.pop("time", None), f"turn {number}")
-        speaker, role, text = map(replace_lone_surrogates, (speaker, role or "participant", text))
-        turns.append(Turn(speaker, role, text, time=time, extra=item))
-    return _build(record, turns, conversation_id, "turns")
+        role, name = item.get("role"), item.get("name")
+    else:  # a LangChain message, recognised by its attributes so that langchain is not imported
+        item = {"content": getattr(raw, "content", None)}
+        kind, name = getattr(raw, "type", None), getattr(raw, "name", None)
+        role = getattr(raw, "role", kind) if kind in {"chat", "ChatMessageChunk"} else _LANGCHAIN_ROLES.get(str(kind), kind)
+    if not isinstance(role, str) or not role:
+        raise LogError('needs a "role"')
+    if is_unseen(role) or is_unseen(item.get("channel")):
+        return None  # the person never saw the result of a tool call, nor a model's analysis
+    text = _content_text(item.get("content"))
+    if text is None:
+        raise LogError(f'needs a "content" that is text, not {_shown(item.get("content"))}')
+    if not text and isinstance(refusal := item.get("refusal"), str):
+        text = refusal
+    if not text:
+        if item.get("content") is None and isinstance(raw, Mapping) and not {*item} & _WITHOUT_TEXT:
+            problems.append('needs a "content" that is text, not null')
+        return None
+    time = _time_of(item, problems)
+    speaker = name if isinstance(name, str) and name else role
+    speaker, role, text = map(replace_lone_surrogates, (speaker, role, text))
+    return Turn(speaker, role, text, time=time)
 
 
-def _from_messages(messages: Any, record: Mapping[str, Any], conversation_id: str) -> Conversation:
-    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
-        raise LogError('"messages" must be a list')
-    turns: list[Turn] = []
-    for number, message in enumerate(cast("Sequence[Any]", messages), 1):
-        if isinstance(message, Mapping):
-            item = cast("Mapping[str, Any]", message)
-            role, content, name = item.get("role"), item.get("content"), item.get("name")
-        else:  # a LangChain message, recognised by its attributes so that langchain is not imported
-            kind, content, name = (getattr(message, key, None) for key in ("type", "content", "name"))
-            role = _LANGCHAIN_ROLES.get(str(kind), kind)
-        if not isinstance(role, str) or not role:
-            raise LogError(f'message {number} needs a "role"')
-        if role == "tool":
-            continue  # the person never saw the result of a tool call
-        text = _content_text(content)
-        if text is None:
-            raise LogError(f'message {number} needs a "content" that is text')
-        if text:
-            speaker = name if isinstance(name, str) and name else role
-            speaker, role, text = map(replace_lone_surrogates, (speaker, role, text))
-            turns.append(Turn(speaker, role, text))
-    return _build(record, turns, conversation_id, "messages")
+def _time_of(item: dict[str, Any], problems: list[str]) -> str | None:
+    """Remove "time" from a turn and return when it was written; a time that is unreadable is added to the problems."""
+    raw = item.pop("time", None)
+    try:
+        return read_date(raw) or find_date(item)
+    except ValueError as error:
+        problems.append(f'has a "time" that {error}: {_shown(raw)}')
+        return find_date(item)
 
 
 def _content_text(content: Any) -> str | None:
@@ -155,26 +194,18 @@ def _content_text(content: Any) -> str | None:
     return "\n".join(part for part in parts if isinstance(part, str))
 
 
+def _shown(value: Any) -> str:
+    """Return the beginning of a JSON value as it is written in the log."""
+    try:
+        text = "null" if value is None else repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or nested too deeply
+        text = f"a very long {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
 def replace_lone_surrogates(text: str) -> str:
     """Return the text with each lone surrogate replaced by U+FFFD.
 
     Logs that were cut within an emoji contain lone surrogates; UTF-8 files and models cannot take them.
     """
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _build(record: Mapping[str, Any], turns: list[Turn], fallback: str, turns_key: str) -> Conversation:
-    extra = {key: value for key, value in record.items() if key not in {"conversation_id", "started_at", turns_key}}
-    name = record.get("conversation_id", fallback)
-    if not isinstance(name, str | int):
-        raise LogError('"conversation_id" must be a string or an integer')
-    started_at = _checked_time(record.get("started_at"), "started_at")
-    return Conversation(replace_lone_surrogates(str(name)), tuple(turns), started_at, extra)
-
-
-def _checked_time(value: Any, where: str) -> str | None:
-    try:
-        to_timestamp(value)
-    except (TypeError, ValueError):
-        raise LogError(f"{where}: {value!r} is not an ISO 8601 date or time") from None
-    return value

@@ -13,7 +13,8 @@ from itertools import chain
 from typing import Literal, get_args
 
 from .chat_log import ChatLog
-from .conversation import Conversation, Turn, to_timestamp
+from .conversation import Conversation, Turn
+from .dates import to_timestamp
 from .errors import LogError
 
 #: Default number of context turns in a pair.

@@ -6,6 +6,8 @@ import gzip
 import json
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +19,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 
 from usertwin.personas import ChatLog, Conversation, LogError, Turn, as_conversation, read_conversations, write_conversations
 from usertwin.personas.chat_log import sort_by_time
-from usertwin.personas.conversation import to_timestamp
+from usertwin.personas.dates import to_timestamp
 
 T = TypeVar("T")
 
@@ -75,6 +77,12 @@ def logs(draw: st.DrawFn) -> list[Conversation]:
     ]
 
 
+def as_read(log: list[Conversation]) -> tuple[Conversation, ...]:
+    """Return a log in the order of time; without dates, the first turn's time is the date of each conversation."""
+    dated = [c if c.started_at else replace(c, started_at=next((t.time for t in c.turns if t.time), None)) for c in log]
+    return sort_by_time(dated if all(c.started_at for c in dated) else log, "here")
+
+
 def line(**changes: Any) -> str:
     """Return a valid log line, with changes."""
     turn = {"speaker": "Ann", "role": "user", "text": "hi"}
@@ -106,7 +114,7 @@ def test_log_round_trip_keeps_unknown_keys_and_any_character(log: list[Conversat
         assert write_conversations(log, path) == len(log)
         assert path.read_bytes().startswith(b"\x1f\x8b") == (suffix == ".jsonl.gz")
         read = read_conversations(path)
-    assert read.conversations == sort_by_time(log, "here")
+    assert read.conversations == as_read(log)
     assert read.skipped == ()
 
 
@@ -216,7 +224,7 @@ def test_file_can_hold_a_list_of_conversations(log: list[Conversation], indent: 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chat.json"
         path.write_text(json.dumps([c.to_json() for c in log], indent=indent), "utf-8")
-        assert read_conversations(path).conversations == sort_by_time(log, "here")
+        assert read_conversations(path).conversations == as_read(log)
 
 
 def test_line_can_be_a_list_of_messages(tmp_path: Path) -> None:
@@ -258,22 +266,116 @@ BAD = {
     "17": "not int",
     "{}": 'needs "turns"',
     '{"turns": 3}': '"turns" must be a list',
-    '{"turns": [3]}': "turn 1 must be an object",
-    '{"turns": [{"text": "x"}]}': 'turn 1 needs a "speaker"',
-    '{"turns": [{"speaker": "", "text": "x"}]}': 'turn 1 needs a "speaker"',
-    '{"turns": [{"speaker": "A", "text": "x"}, {"speaker": "A"}]}': 'turn 2 needs a "text"',
-    '{"turns": [{"speaker": "A", "text": "x", "role": 1}]}': 'the "role" of turn 1 must be a string',
-    '{"turns": [{"speaker": "A", "text": "x", "time": "noon"}]}': "turn 1: 'noon' is not an ISO 8601 date",
-    '{"turns": [], "started_at": "last week"}': "started_at: 'last week' is not an ISO 8601 date",
-    '{"turns": [], "started_at": 12}': "started_at: 12 is not an ISO 8601 date",
+    '{"turns": [], "started_at": "last week"}': "\"started_at\": 'last week' is not a date",
+    '{"turns": [], "started_at": 12}': '"started_at": 12 is no time since 1970',
     '{"turns": [], "conversation_id": [1]}': '"conversation_id" must be a string or an integer',
     '{"messages": "hi"}': '"messages" must be a list',
-    '{"messages": [{"content": "hi"}]}': 'message 1 needs a "role"',
-    '[{"role": "user", "content": 3}]': 'message 1 needs a "content"',
     '[{"role": "user", "content": "hi"': "not JSON",
     "[" * 100_000: "not JSON",
     "1" * 10_000: "not JSON",
 }
+#: A damaged turn or message, and what is said about it.
+DAMAGED = {
+    "3": "must be an object",
+    '{"text": "x"}': 'needs a "speaker"',
+    '{"speaker": "", "text": "x"}': 'needs a "speaker"',
+    '{"speaker": ["A"], "text": "x"}': 'needs a "speaker"',
+    '{"speaker": "A"}': 'needs a "text" that is a string, not null',
+    '{"speaker": "A", "text": null}': 'needs a "text" that is a string, not null',
+    '{"speaker": "A", "text": NaN}': 'needs a "text" that is a string, not null',
+    '{"speaker": "A", "text": {"a": 1}}': "needs a \"text\" that is a string, not {'a': 1}",
+    '{"speaker": "A", "text": "x", "role": 1}': 'needs a "role" that is a string, not 1',
+    '{"content": "hi"}': 'needs a "role"',
+    '{"role": null, "content": "hi"}': 'needs a "role"',
+    '{"role": "user", "content": 3}': 'needs a "content" that is text, not 3',
+    '{"role": "user", "content": null}': 'needs a "content" that is text, not null',
+    '{"role": "user"}': 'needs a "content" that is text, not null',
+}
+
+
+@pytest.mark.parametrize(("turn", "reason"), DAMAGED.items())
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_damaged_turn_is_left_out_and_counted_and_its_conversation_kept(
+    tmp_path: Path, turn: str, reason: str, place: int
+) -> None:
+    turns = [{"speaker": "A", "text": "one"}, {"speaker": "B", "text": "two"}]
+    key = "messages" if ("role" in turn and "speaker" not in turn) or "content" in turn else "turns"
+    if key == "messages":
+        turns = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    items = [json.dumps(item) for item in turns]
+    items.insert(place, turn)
+    path = write_log(tmp_path, line(), f'{{"{key}": [{", ".join(items)}]}}')
+    log = read_conversations(path)
+    assert [turn.text for turn in log.conversations[1].turns] == ["one", "two"]
+    assert [(bad.line, bad.reason) for bad in log.damaged] == [(2, f"{key[:-1]} {place + 1} {reason}")]
+    assert log.notes()[:2] == [
+        f"{path}:2: {log.damaged[0].reason}", "1 damaged turn in 1 conversation was left out; the other turns are kept",
+    ]  # fmt: skip
+    with pytest.raises(LogError, match=f"{key[:-1]} {place + 1}") if turn not in NO_ERROR else nullcontext():
+        as_conversation(
+            json.loads(f"[{', '.join(items)}]") if key == "messages" else {"turns": json.loads(f"[{', '.join(items)}]")}
+        )
+
+
+#: In a conversation that is passed from Python, a message without text is an empty one.
+NO_ERROR = {'{"role": "user", "content": null}', '{"role": "user"}'}
+
+
+def test_a_turn_with_an_unreadable_time_is_kept_without_it_and_counted(tmp_path: Path) -> None:
+    turn = {"speaker": "A", "text": "x", "time": "noon"}
+    log = read_conversations(write_log(tmp_path, line(turns=[turn])))
+    assert log.conversations[0].turns == (Turn("A", "participant", "x"),)
+    assert [bad.reason for bad in log.damaged] == ["turn 1 has a \"time\" that is not a date: neither ISO 8601 nor seconds or "
+                                                   "milliseconds since 1970: 'noon'"]  # fmt: skip
+
+
+def test_a_log_whose_turns_are_all_damaged_is_empty_and_the_error_says_why(tmp_path: Path) -> None:
+    path = write_log(tmp_path, line(turns=[{"text": "x"}, {"text": "y"}]))
+    with pytest.raises(LogError, match=r'is empty.*2 damaged turns were left out, first turn 1 needs a "speaker"'):
+        read_conversations(path)
+
+
+def test_tool_messages_under_every_name_and_analysis_are_not_turns(tmp_path: Path) -> None:
+    unseen = ["tool", "Tool", "function", "ipython", "observation", "tool_result", "function-response", "reasoning"]
+    messages = [{"role": role, "content": "42"} for role in unseen] + [{"role": "user", "content": "hi"}]
+    messages.append({"role": "assistant", "channel": "analysis", "content": "they want a bell"})
+    assert as_conversation(messages).turns == (Turn("user", "user", "hi"),)
+    turns = [{"speaker": "shop", "role": role, "text": "42"} for role in unseen] + [{"speaker": "A", "text": "hi"}]
+    assert [turn.text for turn in as_conversation({"turns": turns}).turns] == ["hi"]
+
+
+@pytest.mark.parametrize("role", ["developer", "system", "System", "SYSTEM", "instruction", "system_prompt", "platform"])
+def test_instructions_under_every_name_are_private(role: str) -> None:
+    (turn,) = as_conversation([{"role": role, "content": "never promise a refund"}]).turns
+    assert turn.private
+
+
+@pytest.mark.parametrize(
+    "name", ["created_at", "createdAt", "create_time", "timestamp", "date", "time", "ts", "sent_at", "Date"]
+)
+def test_dates_under_usual_names_are_read(tmp_path: Path, name: str) -> None:
+    turn: dict[str, Any] = {"role": "user", "content": "hi", name: 1777600000}
+    rows = [{name: f"2026-05-{day:02}T10:00:00Z", "updated_at": "2027-01-01", "messages": [turn]} for day in (3, 2, 1)]
+    log = read_conversations(write_log(tmp_path, *map(json.dumps, rows)))
+    assert [c.started_at for c in log.conversations] == [f"2026-05-{day:02}T10:00:00Z" for day in (1, 2, 3)]
+    assert log.conversations[0].turns[0].time == "2026-05-01T01:46:40+00:00"
+    assert log.dated
+    assert not log.notes()
+
+
+def test_a_conversation_without_a_date_has_that_of_its_first_turn(tmp_path: Path) -> None:
+    rows = [{"turns": [{"speaker": "A", "text": str(day), "sent_at": f"2026-05-0{day}"}]} for day in (2, 1)]
+    assert [c.turns[0].text for c in read_conversations(write_log(tmp_path, *map(json.dumps, rows))).conversations] == [
+        "1",
+        "2",
+    ]
+
+
+def test_a_log_without_dates_says_that_its_order_is_taken_for_time(tmp_path: Path) -> None:
+    path = write_log(tmp_path, line())
+    assert read_conversations(path).notes() == [
+        f"{path}: no conversation has a date; the order of the lines is taken for time, oldest first"
+    ]
 
 
 @pytest.mark.parametrize(("bad", "reason"), BAD.items(), ids=[bad[:40] for bad in BAD])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from usertwin.personas import ChatLog, Conversation, LogError, Pair, Split, Turn, split_pairs
 from usertwin.personas.chat_log import sort_by_time
-from usertwin.personas.conversation import to_timestamp
+from usertwin.personas.dates import to_timestamp
 from usertwin.personas.pairs import ABANDONED, MIN_TURNS, check_speaker, extract_pairs, group_pairs, visible_turns
 
 HOUR = 3600

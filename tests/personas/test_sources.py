@@ -9,7 +9,7 @@ import pytest
 
 from conftest import SHARED_DATA
 from usertwin.personas import ChatLog, LogError, load_log, split_pairs
-from usertwin.personas.conversation import to_timestamp
+from usertwin.personas.dates import to_timestamp
 from usertwin.personas.importers.chitchat import load_chitchat
 
 

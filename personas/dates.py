@@ -1,0 +1,88 @@
+"""Dates and times in logs: their usual forms, under the usual names.
+
+A date is ISO 8601, an e-mail's date, or a number of seconds, milliseconds, microseconds or nanoseconds since 1970.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+#: Names of a date, best first, compared without case and punctuation; when something was last changed says least.
+DATE_NAMES = (
+    "startedat", "starttime", "startdate", "createdat", "createtime", "createddate", "createdtime", "creationtime", "created",
+    "sentat", "sent", "timestamp", "timestampms", "datetime", "date", "time", "ts", "postedat", "receivedat", "firstmessageat",
+    "updatedat", "updatetime", "lastmessageat", "modifiedat",
+)  # fmt: skip
+_EPOCH = re.compile(r"[0-9]{9,19}(\.[0-9]*)?")
+#: Smaller numbers are offsets and durations, not dates: 10**8 seconds is in 1973. Larger ones are in a smaller unit.
+_MIN_SECONDS, _MAX_SECONDS = 10**8, 10**11
+
+
+def read_date(value: object) -> str | None:
+    """Return a date as ISO 8601, as it was written if it was so already; None for None. ValueError for any other value."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        text = value.strip()
+        if _EPOCH.fullmatch(text):
+            return _from_epoch(float(text) if "." in text else int(text))
+        for parse in (_from_iso, _from_email):
+            try:
+                return parse(value, text)
+            except (ValueError, TypeError, IndexError, OverflowError):
+                continue
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        return _from_epoch(value)
+    raise ValueError("is not a date: neither ISO 8601 nor seconds or milliseconds since 1970")
+
+
+def find_date(record: Mapping[str, Any]) -> str | None:
+    """Return the date of a record under the best name that it uses; None if no value under such a name is a date."""
+    named: dict[str, Any] = {}
+    for key, value in record.items():
+        named.setdefault(re.sub(r"[\W_]+", "", str(key).casefold()), value)
+    for name in DATE_NAMES:
+        try:
+            if (date := read_date(named.get(name))) is not None:
+                return date
+        except ValueError:
+            continue
+    return None
+
+
+def to_timestamp(time: str | None) -> float | None:
+    """Return an ISO 8601 time as seconds since 1970 (UTC if it has no zone). Raises ValueError if it is not ISO 8601."""
+    if time is None:
+        return None
+    parsed = datetime.fromisoformat(time)
+    try:
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+    except OverflowError as error:  # a zone moves it out of the years 1 to 9999
+        raise ValueError(str(error)) from None
+
+
+def _from_iso(written: str, text: str) -> str:
+    for candidate in (written, text, text.removesuffix("UTC").rstrip() + "+00:00"):
+        try:
+            to_timestamp(candidate)
+        except ValueError:
+            continue
+        return candidate
+    raise ValueError("is not ISO 8601")
+
+
+def _from_email(_: str, text: str) -> str:
+    parsed = parsedate_to_datetime(text)
+    to_timestamp(parsed.isoformat())
+    return parsed.isoformat()
+
+
+def _from_epoch(value: float) -> str:
+    for unit in (1, 10**3, 10**6, 10**9):
+        if _MIN_SECONDS * unit <= value < _MAX_SECONDS * unit:
+            return datetime.fromtimestamp(value / unit, UTC).isoformat()
+    raise ValueError("is no time since 1970")

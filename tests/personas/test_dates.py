@@ -1,0 +1,48 @@
+"""Dates of logs in their usual forms, and what is no date."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usertwin.personas.dates import find_date, read_date, to_timestamp
+
+NOON = "2026-05-01T12:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1777636800, 1777636800.0, 1777636800000, 1777636800000000, "1777636800", "1777636800000", " 1777636800.0 ", NOON,
+        "Fri, 01 May 2026 12:00:00 GMT", "Fri May 01 12:00:00 +0000 2026", "2026-05-01 12:00:00 UTC", "2026-05-01T12:00:00Z",
+    ],
+)  # fmt: skip
+def test_the_usual_forms_of_a_date_are_read(value: object) -> None:
+    assert to_timestamp(read_date(value)) == to_timestamp(NOON)
+
+
+def test_eight_digits_are_a_day_and_no_seconds() -> None:
+    assert to_timestamp(read_date("20260501")) == to_timestamp("2026-05-01")
+
+
+@pytest.mark.parametrize(
+    "value", [5, 12.5, -1777636800, True, float("nan"), float("inf"), 10**400, "noon", "", [], {}, "9" * 40]
+)
+def test_anything_else_is_no_date(value: object) -> None:
+    with pytest.raises(ValueError, match=r"is not? "):
+        read_date(value)
+
+
+def test_creation_counts_before_the_last_change_and_what_is_no_date_is_passed_over() -> None:
+    assert find_date({"updated_at": "2027-01-01", "Created-At": "2026-05-01"}) == "2026-05-01"
+    assert find_date({"time": 12.5, "ts": "1777636800"}) == NOON
+    assert find_date({"time": "noon", "text": "2026-05-01"}) is None
+
+
+@given(st.one_of(st.text(max_size=30), st.integers(), st.floats(), st.text(alphabet="0123456789-:TZ+. ", max_size=30)))
+def test_any_value_is_a_date_or_a_value_error(value: object) -> None:
+    with suppress(ValueError):
+        assert isinstance(to_timestamp(read_date(value)), float)
