@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, astuple, dataclass, field
+from dataclasses import KW_ONLY, asdict, astuple, dataclass, field, replace
 from operator import add
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -87,10 +87,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A completion, cut at the first stop sequence."""
+    """A completion, cut at the first stop sequence; `at_limit` tells that it ended at the limit of tokens, unfinished."""
 
     text: str
     usage: Usage
+    at_limit: bool = False
 
 
 @dataclass(slots=True)
@@ -137,7 +138,7 @@ async def sample(
     *,
     n: int = 1,
     seed: int = 0,
-    max_tokens: int = 100,
+    max_tokens: int | None = 100,
     temperature: float = 0.8,
     stop: Sequence[str] = (),
     bypass_cache: bool = False,
@@ -145,7 +146,7 @@ async def sample(
     ledger: Ledger | None = None,
     config: RunnableConfig | None = None,
 ) -> list[Sample]:
-    """Return n completions of at most `max_tokens` tokens each; their number and cost are added to `ledger`.
+    """Return n completions of at most `max_tokens` tokens each (None: no limit of ours); `ledger` gets their number and cost.
 
     A model that supports sampling parameters encodes the prompt once for all completions. In single requests, completion i gets
     seed + i. Stop sequences are also applied here, for models that do not take them. `bypass_cache` ignores the model's prompt
@@ -155,7 +156,7 @@ async def sample(
     Raises:
         ModelError: the model does not answer; the message names it.
     """
-    options: dict[str, Any] = {"max_tokens": max_tokens}
+    options: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
     if model.supports_sampling_params:
         options |= {"temperature": temperature, "stop": list(stop) or None}
     if bypass_cache:
@@ -167,9 +168,9 @@ async def sample(
     cached = None if model.cache is None else cast("list[Any] | None", model.cache.get(request))
     if cached is not None:
         ledger.cache_hits += len(cached)
-        return [Sample(text, Usage(*counts)) for text, counts in cached]
+        return [Sample(text, Usage(*counts), *at_limit) for text, counts, *at_limit in cached]
     try:
-        completions = list[tuple[str, Usage]]()
+        completions = list[Sample]()
         for start in range(0, n, model.max_n):
             completions += await _complete(model, messages, min(model.max_n, n - start), seed + start, options, config)
     except UsertwinError:
@@ -177,17 +178,17 @@ async def sample(
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise ModelError(f'the model "{model.name}" did not answer: {reason}') from without_secrets(error)
-    samples = [Sample(_cut(text, stop), usage) for text, usage in completions]
+    samples = [replace(sample, text=_cut(sample.text, stop)) for sample in completions]
     if model.cache is not None:
-        model.cache.put(request, [(sample.text, astuple(sample.usage)) for sample in samples])
+        model.cache.put(request, [(s.text, astuple(s.usage), *([True] if s.at_limit else [])) for s in samples])
     ledger.record(model, samples)
     return samples
 
 
 async def _complete(
     model: ChatModel, messages: Messages, n: int, seed: int, options: Mapping[str, Any], config: RunnableConfig | None
-) -> list[tuple[str, Usage]]:
-    """Return n (text, usage) pairs, from one request with `n` if the model supports it."""
+) -> list[Sample]:
+    """Return n completions, from one request with `n` if the model supports it."""
     from langchain_core.messages import convert_to_messages
 
     batched: list[AIMessage] = []
@@ -203,8 +204,9 @@ async def _complete(
     single = await asyncio.gather(*(_complete_once(model, messages, request, config) for request in requests))
     # Every message of a batched reply carries the usage of the whole reply.
     usages = [_usage(message) if i == 0 else Usage() for i, message in enumerate(batched)] + list(map(_usage, single))
-    texts = [mask(replace_lone_surrogates(str(message.text))) for message in [*batched, *single]]
-    return list(zip(texts, usages, strict=True))
+    replies = [*batched, *single]
+    texts = [mask(replace_lone_surrogates(str(message.text))) for message in replies]
+    return list(map(Sample, texts, usages, map(_at_limit, replies)))
 
 
 async def _complete_once(
@@ -233,11 +235,21 @@ def _truncated_replies(error: Exception) -> list[AIMessage]:
             input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, total_tokens=usage.total_tokens,
             input_token_details=InputTokenDetails(cache_read=cached),
         )  # fmt: skip
-    return [AIMessage(choice.message.content or "", usage_metadata=metadata) for choice in completion.choices]
+    return [
+        AIMessage(c.message.content or "", usage_metadata=metadata, response_metadata={"finish_reason": c.finish_reason})
+        for c in completion.choices
+    ]
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
     return text[: min((end for end in map(text.find, stop) if end >= 0), default=len(text))]
+
+
+def _at_limit(message: AIMessage) -> bool:
+    """Return whether a message ended at the limit of tokens, under the names that providers give this."""
+    metadata = message.response_metadata
+    reason = metadata.get("finish_reason") or metadata.get("stop_reason") or metadata.get("done_reason")
+    return str(reason).lower() in {"length", "max_tokens", "model_length"}
 
 
 def _usage(message: AIMessage) -> Usage:
