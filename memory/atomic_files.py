@@ -1,11 +1,10 @@
-"""Checksums of files, and durable, atomic replacement of one file by another.
+"""Checksums of bytes and files.
 
 Design: checksums are XXH3-128, which costs less than reading the file. They detect damage, not tampering.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -27,21 +26,3 @@ def file_checksum(path: Path, end: int | None = None) -> str:
             digest.update(chunk)
             remaining -= len(chunk)
     return digest.hexdigest()
-
-
-def replace_file(partial: Path, target: Path) -> None:
-    """Replace `target` with the newly written `partial`; after a power failure either the old or the new file is there."""
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(target)
-    fsync_folder(target.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Flush a folder's directory entries to disk."""
-    if os.name == "posix":  # other systems cannot open a folder
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -110,13 +110,19 @@ def replacement(path: Path) -> Generator[Path]:
     partial = Path(name)
     try:
         yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        replace_file(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+
+
+def replace_file(partial: Path, target: Path) -> None:
+    """Replace `target` with the newly written `partial`; after a power failure either the old or the new file is there."""
+    refuse_link(target)
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(target)
+    fsync_folder(target.parent)
 
 
 def fsync_folder(folder: Path) -> None:

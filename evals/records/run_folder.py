@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from usertwin.personas import UsageError
+from usertwin.personas.files import private_folder, refuse_links_in, write_private
 
 HTML_REPORT, MARKDOWN_REPORT = "report.html", "report.md"
 #: A lock of the operating system, which releases it when the process ends.
@@ -19,13 +19,14 @@ def exclusive_run(folder: Path) -> Generator[None]:
     """Hold the lock of a run folder, so that no other process appends to the same files. Makes the folder if missing.
 
     Raises:
-        UsageError: the folder cannot be written, or another process holds the lock.
+        UsageError: the folder cannot be written or holds a link, or another process holds the lock.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / LOCK)
+    refuse_links_in(folder)
+    lock = FileLock(folder / LOCK, mode=0o600)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         lock.acquire(timeout=0)
     except Timeout:
         raise UsageError(
@@ -41,11 +42,8 @@ def exclusive_run(folder: Path) -> Generator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole, or leave the old one: write beside it, then rename. UsageError if it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a private file whole, or leave the old one. UsageError if it cannot be written."""
     try:
-        temporary.write_text(text, "utf-8")
-        temporary.replace(path)
+        write_private(path, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UsageError(f"{path}: cannot be written ({error.strerror}); name a file in a folder that exists") from error

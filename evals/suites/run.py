@@ -31,6 +31,7 @@ from usertwin.memory.atomic_files import checksum, file_checksum
 from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, CompletionCache
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.personas import ChatLog, UsageError
+from usertwin.personas.files import private_folder
 from usertwin.simulator.prompts import prompt_versions
 
 from .config import Suite, logs_of, people_of
@@ -130,7 +131,7 @@ class SuiteRun:
             for name in (HTML_REPORT, MARKDOWN_REPORT, RESULT):  # they were of the finished run, and this one is not
                 (self.folder / name).unlink(missing_ok=True)
         try:
-            (self.folder / "people").mkdir(exist_ok=True)
+            private_folder(self.folder / "people")
         except OSError as error:
             raise UsageError(f"{self.folder}: cannot be made ({error.strerror}); name another folder with --out") from None
         self._write_json(MANIFEST, {

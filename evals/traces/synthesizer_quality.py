@@ -23,6 +23,7 @@ from usertwin.memory.recon.propose import ProposalMode, propose
 from usertwin.memory.training.audit import TraceQuality, measure_traces
 from usertwin.memory.training.dataset import TrainingExample
 from usertwin.personas import Pair
+from usertwin.personas.files import private_folder
 
 #: Number of examples in a report: the pairs on which base and trained model differ most, in both directions.
 _EXAMPLES = 6
@@ -53,7 +54,7 @@ async def write_held_out_traces(
         ModelError: the model does not answer; finished pairs stay in the file.
     """
     written: list[list[str]] = [json.loads(line) for line in complete_lines(path)]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     with open_for_append(path) as file:
         for example in examples[len(written) :]:
             progress("writing traces", len(written), len(examples))

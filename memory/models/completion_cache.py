@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from usertwin.personas import ModelError
+from usertwin.personas.files import create_database
 
 COMPLETIONS_FILE = "answers.sqlite"  # the file name of development snapshots before 0.1.0
 
 
 class CompletionCache:
-    """Completions by request, in a SQLite file that is created if missing.
+    """Completions by request, in a private SQLite file that is created if missing.
 
     A completion is on disk before it is used, so a killed run repeats no finished call.
 
@@ -30,12 +31,13 @@ class CompletionCache:
     def __init__(self, path: str | Path) -> None:
         self._path, self._lock = Path(path), threading.Lock()
         try:
+            create_database(self._path)
             self._database = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
             self._database.executescript(  # synchronous=NORMAL survives a kill; a power failure costs one call
                 "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; CREATE TABLE IF NOT EXISTS answers"
                 " (key BLOB PRIMARY KEY, answer TEXT NOT NULL) STRICT, WITHOUT ROWID"
             )
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise self._unusable(error) from error
 
     def get(self, request: Sequence[object]) -> object | None:

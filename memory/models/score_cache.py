@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from usertwin.personas import ModelError
+from usertwin.personas.files import create_database, private_folder
 
 from .scoring import Likelihood, Scorer
 
@@ -28,7 +29,8 @@ class CachedScorer:
         self.scorer, self.name = scorer, scorer.name
         self._path, self._weights, self._lock = Path(path), weights_id, threading.Lock()
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(self._path.parent)
+            create_database(self._path)
             self._database = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
             self._database.executescript(  # `scores` is an older schema, without single tokens
                 "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; DROP TABLE IF EXISTS scores;"

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from usertwin.memory.atomic_files import checksum, replace_file
+from usertwin.memory.atomic_files import checksum
 from usertwin.memory.triples import Triple
 from usertwin.personas import TwinError
+from usertwin.personas.files import create_database, private_folder, replace_file
 
 from . import schema
 from .error_messages import recovery_hint, storage_errors
@@ -78,7 +79,7 @@ class Database:
         if not create and not self.path.is_file():
             raise TwinError(f"{folder}: there is no memory here, or memory.sqlite is missing; {recovery_hint(folder)}")
         with storage_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(folder)
             self.writable = os.access(folder, os.W_OK) and (not self.path.exists() or os.access(self.path, os.W_OK))
             self.lock = WriterLock(folder, wait)
             if not self.path.exists() or self.path.stat().st_size == 0:
@@ -109,6 +110,7 @@ class Database:
 
     def _connect(self) -> sqlite3.Connection:
         if self.writable:
+            create_database(self.path)
             connection = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA secure_delete=ON")  # overwrites removed rows
@@ -312,6 +314,7 @@ def rewrite(folder: Path, state: State, content: Iterable[tuple[int, Triple, byt
     for leftover in (partial, folder / "memory.sqlite.partial-journal"):
         leftover.unlink(missing_ok=True)
     count = 0
+    create_database(partial)
     with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
         connection.executescript(schema.SCHEMA)
         connection.execute("BEGIN")

@@ -10,7 +10,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from usertwin.memory.atomic_files import checksum, file_checksum, fsync_folder, replace_file
+from usertwin.memory.atomic_files import checksum, file_checksum
+from usertwin.personas.files import fsync_folder, write_private
 
 #: On opening, only the size of a larger file is compared with the seal, so that opening does not read gigabytes. Its rows are
 #: still checked when they are read, and `usertwin memory check` reads all of it.
@@ -45,10 +46,9 @@ def read_seal(folder: Path) -> Seal | None:
 
 def write_seal(folder: Path, generation: int) -> None:
     """Seal the present content of `memory.sqlite`."""
-    path, partial = folder / "memory.sqlite", folder / "memory.seal.partial"
+    path = folder / "memory.sqlite"
     text = json.dumps(asdict(Seal(generation, path.stat().st_size, file_checksum(path))))
-    partial.write_text(f"{text} {checksum(text.encode())}\n", "utf-8")
-    replace_file(partial, folder / "memory.seal")
+    write_private(folder / "memory.seal", f"{text} {checksum(text.encode())}\n")
 
 
 def break_seal(folder: Path) -> None:

@@ -21,8 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from usertwin.memory.atomic_files import file_checksum, replace_file
+from usertwin.memory.atomic_files import file_checksum
 from usertwin.personas import Pair
+from usertwin.personas.files import create_private, replace_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -285,6 +286,7 @@ class VectorIndex:
         )
         metadata = json.dumps({"stamp": asdict(stamp), "tuning": asdict(self.tuning)}).encode()
         try:
+            create_private(partial)
             faiss.write_index(self._base, str(partial))
             with partial.open("ab") as file:
                 file.write(columns + metadata + struct.pack("<QQ", len(columns), len(metadata)))

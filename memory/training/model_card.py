@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from usertwin.memory.atomic_files import replace_file
 from usertwin.personas import UsageError
+from usertwin.personas.files import write_private
 
 CARD = "README.md"
 _TEMPLATE = Path(__file__).parent / "model_card.txt"
@@ -90,10 +90,9 @@ class CardFacts:
 
 def write_card(folder: Path, facts: CardFacts) -> Path:
     """Write the card of an adapter into its folder, atomically, and return its path. UsageError if that fails."""
-    target, partial = folder / CARD, folder / f".{CARD}.partial"
+    target = folder / CARD
     try:
-        partial.write_bytes(card_text(facts).encode("utf-8", "replace"))  # a file name may hold lone surrogates
-        replace_file(partial, target)
+        write_private(target, card_text(facts).encode("utf-8", "replace").decode())  # a file name may hold lone surrogates
     except OSError as error:
         raise UsageError(f"{target}: cannot be written ({error.strerror}); name an existing folder with free space") from error
     return target

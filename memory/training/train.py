@@ -20,6 +20,7 @@ from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.fidelity import Fidelity
 from usertwin.personas import UsageError
+from usertwin.personas.files import private_folder, private_umask
 
 from .audit import Auditor, Guard
 from .candidate_pool import ScoredCandidates, dpo_rows, sft_rows
@@ -69,7 +70,7 @@ def train(
 
     config.check()
     config.check_pairs(len(examples))
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     check_room(model, folder, config.rank)
     start = time.monotonic()
     set_seed(config.seed)  # the adapter is initialised before trl's trainers set the seed
@@ -85,7 +86,7 @@ def train(
         trainer = _pool_trainer(config, folder, model, tokenizer, pool, callback)
     callback.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # it would print each step's metrics over the progress bars
-    with training_errors(folder):
+    with training_errors(folder), private_umask():
         run_trainer(trainer, last_checkpoint(folder / CHECKPOINTS), callback.is_finished)
         callback.audit(trainer.model)
         trainer.state.save_to_json(str(folder / TRAINER_STATE))

@@ -20,13 +20,14 @@ from math import ceil, exp, fsum, gcd, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from usertwin.memory.atomic_files import checksum, fsync_folder
+from usertwin.memory.atomic_files import checksum
 from usertwin.memory.models.scoring import Likelihood, Precision
 from usertwin.memory.models.transformers_scorer import TransformersScorer
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.propose import TRACE_TOKENS
 from usertwin.memory.text.transcript import ME, action_completion, format_action_prompt, format_thought_prompt, single_line
 from usertwin.personas import Pair, UsageError
+from usertwin.personas.files import fsync_folder, private_folder, private_umask, write_private
 
 from .checkpoints import CHECKPOINTS, last_checkpoint, run_trainer, training_errors
 from .policy import check_installed, load_base, lora_config, stop_tokens
@@ -130,14 +131,14 @@ def fine_tune(
         "made_of": fingerprint,
         "config": asdict(config),
     }
-    with training_errors(partial):
-        partial.mkdir(parents=True, exist_ok=True)
+    with training_errors(partial), private_umask():
+        private_folder(partial)
         _write_metadata(facts, partial)
         trainer = _trainer(rows, base, partial, config, progress)
         run_trainer(trainer, last_checkpoint(partial / CHECKPOINTS))
         facts |= {"steps": trainer.state.global_step, "loss": _final_loss(trainer)}
         trainer.save_model(str(partial))
-        (partial / "README.md").write_text(_card(facts), "utf-8")
+        write_private(partial / "README.md", _card(facts))
         _write_metadata(facts, partial)
         shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
         partial.rename(target)
@@ -159,7 +160,7 @@ def _check_same(fingerprint: str, *folders: Path) -> None:
 
 
 def _write_metadata(facts: Mapping[str, Any], folder: Path) -> None:
-    (folder / METADATA).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write_private(folder / METADATA, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
 def _trainer(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from usertwin.personas import ModelError
+from usertwin.personas.files import private_folder
 
 #: Callback for download progress: the model's name, bytes so far, and all bytes (0 while unknown).
 FetchProgress = Callable[[str, int, int], None]
@@ -96,7 +97,7 @@ def _fetch_to(target: Path, weights: ModelDownload, progress: FetchProgress | No
         if progress is not None:
             progress(weights.model, size, weights.size)
 
-    target.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
         partial = Path(folder) / weights.filename
         digest, written = hashlib.sha256(), 0

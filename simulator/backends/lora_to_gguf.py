@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from usertwin.personas import ModelError
+from usertwin.personas.files import private_folder, replacement
 
 from .downloads import cache_folder
 from .lora_adapter import Adapter, check_fits
@@ -36,10 +35,9 @@ def adapter_as_gguf(adapter: Adapter, target: str | Path, base: str | Path | Non
     _check_convertible(adapter, layers)
     target = Path(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as folder:
-            _write(adapter, layers, Path(folder) / target.name)
-            os.replace(Path(folder) / target.name, target)
+        private_folder(target.parent)
+        with replacement(target) as partial:
+            _write(adapter, layers, partial)
     except OSError as error:
         reason = f"the adapter cannot be written ({error.strerror or error})"
         raise ModelError(f"{target}: {reason}; free space, or name another file") from None

@@ -11,6 +11,7 @@ from typing import Any
 from usertwin.memory.concurrency import LOADING
 from usertwin.memory.models.scoring import Precision
 from usertwin.personas import ModelError
+from usertwin.personas.files import private_folder
 
 from .downloads import SMALL, TINY, FetchProgress, cache_folder, fetch
 from .lora_adapter import Adapter, check_fits, with_adapter
@@ -108,7 +109,7 @@ def dequantized(gguf: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
-    target.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(target.parent)
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=".partial-"))
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
