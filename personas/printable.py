@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from .secrets import mask
+
 #: Control characters (line ends and tabs are kept), line separators, directions of reading, and halves of a character.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]")
 #: ASCII for the typographic characters of our own tables and sentences.
@@ -18,12 +20,18 @@ _ASCII = {
 
 
 def printable(text: str) -> str:
-    """Return the text with each control character as its picture ("␛" for ESC), and others that mislead as "�".
+    r"""Return the text without secrets, with each control character as its picture ("␛" for ESC), others that mislead as "�".
 
-    >>> printable("red \\x1b[31m")
+    >>> printable("red \x1b[31m")
     'red ␛[31m'
     """
+    text = mask(text)
     return text if text.isascii() and text.isprintable() else _UNSAFE.sub(_picture, text)
+
+
+def escaped(literal: str) -> str:
+    """Return a JSON or TOML string literal with every character that is unsafe to show as an escape; the value is the same."""
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", literal)
 
 
 def _picture(match: re.Match[str]) -> str:

@@ -66,6 +66,8 @@ def basic_authorization(login: str) -> str:
 
 def mask(text: str) -> str:
     """Return a text with known secrets replaced by `MASK`, and without the logins in its URLs."""
+    if len(text) < _MIN_REMEMBERED:
+        return text
     if "://" in text:
         text = _LOGIN.sub(lambda match: match[1] or match[2], text)
     pattern = _pattern(frozenset(_known_secrets()))
@@ -86,8 +88,14 @@ def _known_secrets() -> Iterator[str]:
     with _lock:
         yield from tuple(_remembered)
     for name, value in os.environ.items():
-        if len(value) >= _MIN_LENGTH and _SECRET_NAME.search(name) and not os.path.isabs(value):
+        if len(value) >= _MIN_LENGTH and _is_secret(name) and not os.path.isabs(value):
             yield value.strip()
+
+
+@lru_cache(maxsize=4096)
+def _is_secret(name: str) -> bool:
+    """Return whether an environment variable has the name of a secret."""
+    return _SECRET_NAME.search(name) is not None
 
 
 @lru_cache(maxsize=8)
