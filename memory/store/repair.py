@@ -6,6 +6,7 @@ by their number, so that a damaged page hides no other row.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
@@ -15,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from usertwin.personas import TwinError
+from usertwin.personas.files import create_database
 
 from . import schema
 from .database import State, find_problems, read_state, rewrite
@@ -65,6 +67,15 @@ def inspect_memory(folder: Path) -> DamageReport:
     return DamageReport(tuple(problems), intact, _index_problem(folder, state), matches is None)
 
 
+def memory_version(folder: Path) -> tuple[str, int]:
+    """Return the id of the memory in a folder and the number of its transactions, which tell whether it has changed."""
+    path = folder / "memory.sqlite"
+    connect = sqlite3.connect if os.access(folder, os.W_OK) else _connect_read_only  # a writer may be at work
+    with storage_errors(folder), closing(connect(path)) as connection:
+        state = read_state(connection)
+    return state.memory, state.generation
+
+
 def _index_problem(folder: Path, state: State | None) -> str | None:
     try:
         _, stamp = VectorIndex.open(folder / "memory.faiss")
@@ -93,6 +104,7 @@ def repair_memory(folder: Path, embedder: str) -> tuple[int, int]:
     with storage_errors(folder), ExitStack() as stack:
         lock.acquire()
         stack.callback(lock.release)
+        create_database(path)
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             try:
                 state = read_state(connection)

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from usertwin.personas import TwinError
+from usertwin.personas.files import open_private
 
 _LOG = logging.getLogger("usertwin.memory")
 
@@ -23,14 +24,16 @@ class WriterLock:
     Args:
         folder: the folder of the memory.
         wait: timeout in seconds while another process holds the lock.
+        files: path of the lock's files, without ".lock" and ".writer"; by default "memory" in the folder.
     """
 
-    def __init__(self, folder: Path, wait: float) -> None:
+    def __init__(self, folder: Path, wait: float, files: Path | None = None) -> None:
         from filelock import FileLock
 
+        files = files or folder / "memory"
         self._folder, self._wait = folder, wait
-        self._holder_file = folder / "memory.writer"
-        self._lock = FileLock(folder / "memory.lock", thread_local=False)
+        self._holder_file = files.with_name(f"{files.name}.writer")
+        self._lock = FileLock(files.with_name(f"{files.name}.lock"), thread_local=False, mode=0o600)
 
     @property
     def held(self) -> bool:
@@ -71,7 +74,8 @@ class WriterLock:
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         program = Path(sys.argv[0]).name or "python"
         try:
-            self._holder_file.write_text(f"process {os.getpid()} ({program}, since {since})", "utf-8")
+            with open_private(self._holder_file) as file:
+                file.write(f"process {os.getpid()} ({program}, since {since})")
         except OSError:  # on a full disk, deleting must still be possible
             _LOG.debug("%s could not be written", self._holder_file)
         return True

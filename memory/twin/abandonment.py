@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from usertwin.memory.models.embedding import query_text
+from usertwin.memory.store.error_messages import storage_errors
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.triples import Recalled
 from usertwin.personas import Pair, TwinError
+from usertwin.personas.files import write_private
 from usertwin.personas.pairs import group_pairs
 
 from .last_turn import MIN_ENDINGS, fit_last_turn
@@ -54,7 +56,7 @@ class AbandonmentModel:
 
     def save(self, path: Path) -> None:
         """Write the model as JSON."""
-        path.write_text(json.dumps(asdict(self)), "utf-8")
+        write_private(path, json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> AbandonmentModel | None:
@@ -137,7 +139,9 @@ def fit_leaving_models(folder: Path, record: TwinRecord, store: TripleStore) -> 
     validation = [replace(pair, when=pair.when + offset) for pairs in groups for pair in pairs]
     corpus = [triple.pair for triple in store.triples()]
     models = ((LAST_TURN_FILE, fit_last_turn(corpus, validation)), (ABANDONMENT_FILE, fit_abandonment(store, validation)))
-    for file, model in models:
-        (folder / file).unlink(missing_ok=True)
-        if model is not None:
-            model.save(folder / file)
+    with storage_errors(folder):
+        for file, model in models:
+            if model is None:
+                (folder / file).unlink(missing_ok=True)
+            else:
+                model.save(folder / file)

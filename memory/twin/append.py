@@ -10,6 +10,7 @@ from usertwin.memory.models.chat import ChatModel
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.models.scoring import Scorer
 from usertwin.memory.progress import Progress, no_progress
+from usertwin.memory.store.error_messages import storage_errors
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.triples import Triple
 from usertwin.personas import ChatLog, LogError, Pair
@@ -17,8 +18,11 @@ from usertwin.personas.pairs import check_speaker, group_pairs
 
 from .abandonment import fit_leaving_models
 from .add_traces import add_traces, open_synthesizer
+from .forget import finish_forgetting
 from .learn import add_pairs
-from .record import TwinRecord, conversation_ids, existing_twin
+from .locks import writing
+from .record import TwinRecord, conversation_ids, existing_twin, update_record
+from .unfinished_add import UnfinishedAdd
 
 
 async def aappend(
@@ -38,7 +42,7 @@ async def aappend(
     """Add the person's pairs in another log to the twin's memory; return the record and the number of new pairs.
 
     Pairs already in the memory and held-out conversations are skipped; without dates, known conversations too. The persona
-    stays as it is.
+    stays as it is. A call that was stopped is completed by the same call, whose number of new pairs counts those added before.
 
     Args:
         name: name of the twin.
@@ -59,23 +63,44 @@ async def aappend(
         ModelError: a model does not answer; finished work is kept.
     """
     folder = existing_twin(name, home)
-    record = TwinRecord.load(folder)
-    pairs = _usable_pairs(log, record)
-    with TripleStore(folder, embedder, create=False) as store:
-        if not record.dated:
-            pairs = _shift_after(pairs, record, store)
-        new = store.missing([Triple(pair) for pair in pairs])
-        _delete_resumed_abandonments(store, new)
-        add_pairs(store, [triple.pair for triple in new], progress)
-        if max_traces:
-            with open_synthesizer(folder, record, store, model, scorer, actor, judge) as synthesizer:
-                await add_traces(store, new, record, synthesizer, max_traces, concurrency, progress)
+    with writing(folder):
+        finish_forgetting(folder, embedder)
+        record = TwinRecord.load(folder)
+        pairs = _usable_pairs(log, record)
+        with TripleStore(folder, embedder, create=False) as store:
+            new = _begin(folder, pairs, record, store)
+            _delete_resumed_abandonments(store, new)
+            add_pairs(store, [triple.pair for triple in new], progress)
+            if max_traces:
+                with open_synthesizer(folder, record, store, model, scorer, actor, judge) as synthesizer:
+                    await add_traces(store, new, record, synthesizer, max_traces, concurrency, progress)
+            if new:
+                fit_leaving_models(folder, record, store)
+        ids = conversation_ids([triple.pair for triple in new])
+        record = update_record(folder, lambda old: replace(old, corpus=tuple(dict.fromkeys([*old.corpus, *ids]))))
         if new:
-            fit_leaving_models(folder, record, store)
-    new_ids = conversation_ids([triple.pair for triple in new])
-    record = replace(record, corpus=tuple(dict.fromkeys([*record.corpus, *new_ids])))
-    record.save(folder)
+            UnfinishedAdd().save(folder)
     return record, len(new)
+
+
+def _begin(folder: Path, pairs: Sequence[Pair], record: TwinRecord, store: TripleStore) -> list[Triple]:
+    """Write the journal of this call; return its new triples, and those of a stopped call with the same log as they are now."""
+    unfinished = UnfinishedAdd.load(folder)
+    triples = [Triple(pair) for pair in pairs]
+    stopped = {triple.id for triple in triples} & {*unfinished.triples}
+    shift = 0.0
+    if not record.dated:
+        begun = {triple.pair.conversation_id for triple in triples if triple.id in stopped}
+        known = {triple.pair.conversation_id for triple in store.triples()} - begun
+        shift = unfinished.shift if stopped else _first_free_time(record, store)
+        shifted = (replace(triple.pair, when=shift + triple.pair.when) for triple in triples)
+        triples = [Triple(pair) for pair in shifted if pair.conversation_id not in known]
+    new = {triple.id: triple for triple in store.missing(triples)}
+    new |= {triple.id: triple for triple in store.triples() if triple.id in stopped} if stopped else {}
+    if new:
+        with storage_errors(folder):
+            UnfinishedAdd(tuple(new), shift).save(folder)
+    return [new[triple.id] for triple in triples if triple.id in new]
 
 
 def _usable_pairs(log: ChatLog, record: TwinRecord) -> list[Pair]:
@@ -91,15 +116,10 @@ def _usable_pairs(log: ChatLog, record: TwinRecord) -> list[Pair]:
     return [pair for group in group_pairs(conversations, speaker, window=record.recipe.window) for pair in group]
 
 
-def _shift_after(pairs: Sequence[Pair], record: TwinRecord, store: TripleStore) -> list[Pair]:
-    """Return the pairs of new conversations, with `when` after everything in the memory and everything held out.
-
-    Without dates, `when` is the index of the conversation in its log.
-    """
-    known = {triple.pair.conversation_id for triple in store.triples()}
+def _first_free_time(record: TwinRecord, store: TripleStore) -> float:
+    """Return a time after everything in the memory and held out. Without dates, `when` is the conversation's index in a log."""
     held_out = {*record.validation, *record.test}
-    start = max(record.corpus_ends + 1 + len(held_out), (store.stats().last or 0.0) + 1)
-    return [replace(pair, when=start + pair.when) for pair in pairs if pair.conversation_id not in known]
+    return max(record.corpus_ends + 1 + len(held_out), (store.stats().last or 0.0) + 1)
 
 
 def _delete_resumed_abandonments(store: TripleStore, new: Sequence[Triple]) -> None:

@@ -1,4 +1,7 @@
-"""Forget: remove a person's turns from every file in a twin's folder, without a way to restore them.
+"""Forget: remove a person's turns from every file of a twin, without a way to restore them.
+
+What is to be forgotten is written to a journal first, by ids and times. Then every step can be repeated, and the journal is
+removed when no file holds an id of it any more. If forgetting is stopped, the next command that opens the twin finishes it.
 
 Design: a held-out conversation is removed as a whole, because measuring needs whole conversations. What was derived from
 forgotten turns (leaving models, sample turns) is derived again from the rest.
@@ -6,19 +9,42 @@ forgotten turns (leaving models, sample turns) is derived again from the rest.
 
 from __future__ import annotations
 
+import gzip
+import json
+import logging
+import re
 import shutil
-from dataclasses import dataclass, replace
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from usertwin.memory.models.completion_cache import COMPLETIONS_FILE
 from usertwin.memory.models.embedding import Embedder
+from usertwin.memory.store.error_messages import storage_errors
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.store.writer_lock import WriterLock
-from usertwin.personas import Conversation, UsageError, write_conversations
-from usertwin.personas.conversation import to_timestamp
+from usertwin.memory.triples import Triple
+from usertwin.personas import Conversation, TwinError, UsageError
+from usertwin.personas.dates import to_timestamp
+from usertwin.personas.files import fsync_folder, write_private
 
 from .abandonment import fit_leaving_models
-from .record import HELD_OUT_FILE, OTHER_PERSON_FILE, TwinRecord, read_stored_conversations
+from .locks import replaced_folder, staged_folder, writing
+from .record import (
+    HELD_OUT_FILE,
+    OTHER_PERSON_FILE,
+    TwinRecord,
+    read_stored_conversations,
+    update_record,
+    write_stored_conversations,
+)
+from .unfinished_add import UnfinishedAdd
+
+_LOG = logging.getLogger("usertwin.memory")
+_JOURNAL = "forgetting.json"
+_STORED = (HELD_OUT_FILE, OTHER_PERSON_FILE)
+_HEX = re.compile(rb"[0-9a-f]{16,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +60,69 @@ class ForgetResult:
     conversations: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The turns to forget: those of a conversation, or those of a time span."""
+
+    conversation: str | None
+    before: float | None
+    after: float | None
+
+    def matches(self, conversation_id: str, times: Iterator[float]) -> bool:
+        if self.conversation is not None:
+            return conversation_id == self.conversation
+        return any((self.before is None or time < self.before) and (self.after is None or time > self.after) for time in times)
+
+    def matches_triple(self, triple: Triple) -> bool:
+        """A triple holds the turns of its context too."""
+        pair = triple.pair
+        times = (to_timestamp(turn.time) for turn in pair.context if turn.time is not None)
+        return self.matches(pair.conversation_id, iter([pair.when, *(time for time in times if time is not None)]))
+
+    def matches_conversation(self, conversation: Conversation) -> bool:
+        times = (to_timestamp(turn.time or conversation.started_at) or 0.0 for turn in conversation.turns)
+        return self.matches(conversation.conversation_id, times)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journal:
+    """What is to be forgotten, without its text.
+
+    Attributes:
+        request: what the user asked for.
+        triples: ids of the triples.
+        touched: ids of the conversations of these triples.
+        removed: ids of the stored conversations that are removed as a whole.
+    """
+
+    request: _Request
+    triples: tuple[str, ...]
+    touched: tuple[str, ...]
+    removed: tuple[str, ...]
+
+    @property
+    def result(self) -> ForgetResult:
+        """What is removed, whether by one call or after interruptions."""
+        return ForgetResult(len(self.triples), len(self.removed))
+
+    def save(self, folder: Path) -> None:
+        """Write the journal durably."""
+        write_private(folder / _JOURNAL, json.dumps(asdict(self), ensure_ascii=False))
+
+    @classmethod
+    def load(cls, folder: Path) -> Journal | None:
+        """Read the journal of a twin; None if nothing is left to forget. TwinError if it is damaged."""
+        path = folder / _JOURNAL
+        try:
+            raw = json.loads(path.read_text("utf-8"))
+            lists = {key: tuple(map(str, raw[key])) for key in ("triples", "touched", "removed")}
+            return cls(request=_Request(**raw["request"]), **lists)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise TwinError(f"{path}: is damaged ({error}); delete it, and forget the same turns again") from None
+
+
 def forget(
     folder: Path,
     embedder: Embedder,
@@ -44,7 +133,9 @@ def forget(
 ) -> ForgetResult:
     """Remove a conversation, or all turns before or after a time; no byte of them stays in the twin's folder.
 
-    The stored measurements are removed too, because they belong to another memory; the settings chosen with them stay.
+    A call that was stopped is finished by the same call, with the same result, or by `open_memory`. The stored measurements are
+    removed too, because they belong to another memory; the settings chosen with them stay. All cached completions are removed,
+    since their keys do not say of which turns they are.
 
     Args:
         folder: the twin's folder.
@@ -54,67 +145,159 @@ def forget(
         after: seconds since 1970; later turns are removed. With `before`, only turns between the two.
 
     Raises:
-        UsageError: neither or both of a conversation and a time are given, or a time for a log without dates.
+        UsageError: neither or both of a conversation and a time are given, the twin has no such conversation, or a time is
+            given for a log without dates; nothing is changed.
         TwinError: the folder is not a twin, its memory is damaged, or another process is writing in it.
     """
+    request = _Request(conversation, before, after)
     timed = before is not None or after is not None
     if timed == (conversation is not None):
         raise UsageError("to forget, name either a conversation, or a date before or after which to forget")
-    record = TwinRecord.load(folder)
-    if timed and not record.dated:
-        raise UsageError(f"the log of {record.name} has no dates; name the conversation to forget instead")
-    partial = folder.parent / f".{folder.name}.partial"
-    if partial.exists():  # an interrupted run with --overwrite; it starts again, without the forgotten turns
-        WriterLock(partial, wait=0.0).check()
-    for other in (partial, folder.parent / f".{folder.name}.old"):
-        shutil.rmtree(other, ignore_errors=True)
-    for file in folder.glob(f"{COMPLETIONS_FILE}*"):
-        file.unlink()
+    with writing(folder):
+        unfinished = Journal.load(folder)
+        if unfinished is not None:
+            _execute(folder, embedder, unfinished)
+            if unfinished.request == request:
+                return unfinished.result
+        record = TwinRecord.load(folder)
+        if timed and not record.dated:
+            raise UsageError(f"the log of {record.name} has no dates; name the conversation to forget instead")
+        journal = _plan(folder, embedder, request)
+        if conversation is None and not (journal.triples or journal.removed):
+            return journal.result
+        if not (journal.triples or journal.removed or conversation in (*record.corpus, *record.validation, *record.test)):
+            raise UsageError(f'{record.name}: there is no conversation "{conversation}" in the twin; nothing was changed')
+        with storage_errors(folder):
+            journal.save(folder)
+        _execute(folder, embedder, journal)
+    return journal.result
+
+
+def finish_forgetting(folder: Path, embedder: Embedder) -> None:
+    """Finish forgetting that was stopped, if any. Requires the writer lock."""
+    journal = Journal.load(folder)
+    if journal is not None and _execute(folder, embedder, journal):
+        _LOG.warning("%s: forgetting was stopped before and is finished now; %d pairs erased", folder, len(journal.triples))
+
+
+def open_memory(folder: Path, embedder: Embedder) -> TripleStore:
+    """Open the memory of a twin, after forgetting that was stopped is finished."""
+    if Journal.load(folder) is not None:
+        with writing(folder):
+            finish_forgetting(folder, embedder)
+    return TripleStore(folder, embedder, create=False)
+
+
+def unfinished_forgetting(folder: Path) -> list[Path] | None:
+    """Return the files that still hold what was to be forgotten when that was stopped; None if it was not. Changes nothing."""
+    journal = Journal.load(folder)
+    return None if journal is None else remains(folder, journal)
+
+
+def _plan(folder: Path, embedder: Embedder, request: _Request) -> Journal:
     with TripleStore(folder, embedder, create=False) as store:
-        triples = store.forget(conversation, before=before, after=after)
-        removed = [
-            _remove_conversations(folder / file, conversation, before, after) for file in (HELD_OUT_FILE, OTHER_PERSON_FILE)
-        ]
+        triples = [triple for triple in store.triples() if request.matches_triple(triple)]
+    stored = [conversation for file in _STORED for conversation in read_stored_conversations(folder / file)]
+    return Journal(
+        request=request,
+        triples=tuple(triple.id for triple in triples),
+        touched=tuple(dict.fromkeys(triple.pair.conversation_id for triple in triples)),
+        removed=tuple(c.conversation_id for c in stored if request.matches_conversation(c)),
+    )
+
+
+def _execute(folder: Path, embedder: Embedder, journal: Journal) -> bool:
+    """Do every step that is not done yet, remove the journal if nothing remains, and return whether it is so.
+
+    Requires the writer lock.
+    """
+    staged = staged_folder(folder)
+    if staged.exists():  # an interrupted run with --overwrite; it starts again, without the forgotten turns
+        WriterLock(staged, wait=0.0).check()
+    with storage_errors(folder):
+        for other in (staged, replaced_folder(folder)):
+            shutil.rmtree(other, ignore_errors=True)
+        for file in folder.glob(f"{COMPLETIONS_FILE}*"):
+            file.unlink()
+        UnfinishedAdd.load(folder).without(journal.triples).save(folder)
+    with TripleStore(folder, embedder, create=False) as store:
+        store.delete(journal.triples)
         store.save()
-        if triples or any(removed):
-            _update_record(folder, record, store, set().union(*removed) | ({conversation} if conversation else set()))
-    return ForgetResult(triples, sum(map(len, removed)))
+        with storage_errors(folder):
+            for path in (folder / file for file in _STORED):
+                conversations = read_stored_conversations(path)
+                kept = [c for c in conversations if c.conversation_id not in journal.removed]
+                if len(kept) < len(conversations):
+                    write_stored_conversations(kept, path)
+        record = _update_record(folder, store, journal)
+        fit_leaving_models(folder, record, store)
+    with storage_errors(folder):
+        for pattern in ("*.partial*", ".*.partial*"):  # of killed processes
+            for leftover in folder.glob(pattern):
+                leftover.unlink()
+        remaining = remains(folder, journal)
+        if not remaining:
+            (folder / _JOURNAL).unlink()
+            fsync_folder(folder)
+            return True
+    names = ", ".join(path.name for path in remaining)
+    _LOG.warning("%s: %s may still hold forgotten turns; they are erased when the twin is next opened", folder, names)
+    return False
 
 
-def _remove_conversations(path: Path, conversation_id: str | None, before: float | None, after: float | None) -> set[str]:
-    """Remove the matching conversations from a file; return their ids."""
-
-    def matches(conversation: Conversation) -> bool:
-        if conversation_id is not None:
-            return conversation.conversation_id == conversation_id
-        times = [to_timestamp(turn.time or conversation.started_at) or 0.0 for turn in conversation.turns]
-        return any((before is None or time < before) and (after is None or time > after) for time in times)
-
-    conversations = read_stored_conversations(path)
-    removed = {conversation.conversation_id for conversation in conversations if matches(conversation)}
-    if removed:
-        partial = path.with_name("kept.partial.jsonl.gz")
-        write_conversations((c for c in conversations if c.conversation_id not in removed), partial)
-        partial.replace(path)
-    return removed
-
-
-def _update_record(folder: Path, record: TwinRecord, store: TripleStore, removed: set[str]) -> None:
-    """Fit the leaving models again and save a record without the removed conversations."""
+def _update_record(folder: Path, store: TripleStore, journal: Journal) -> TwinRecord:
+    """Save the record without the removed conversations, and return it."""
     pairs = [triple.pair for triple in store.triples()]
-    corpus = {pair.conversation_id for pair in pairs}
-    fit_leaving_models(folder, record, store)
+    left = {pair.conversation_id for pair in pairs}
     actions = {" ".join(pair.action.split()) for pair in pairs}
-    persona = replace(record.persona, sample_turns=tuple(turn for turn in record.persona.sample_turns if turn in actions))
-    replace(
-        record,
-        persona=persona,
-        corpus=tuple(id_ for id_ in record.corpus if id_ in corpus),
-        validation=tuple(id_ for id_ in record.validation if id_ not in removed),
-        test=tuple(id_ for id_ in record.test if id_ not in removed),
-        closeness=None,
-        settings=None if record.settings is None else replace(record.settings, measured=None),
-    ).save(folder)
+    gone = {*journal.removed, journal.request.conversation, *(id_ for id_ in journal.touched if id_ not in left)}
+
+    def forgotten(record: TwinRecord) -> TwinRecord:
+        samples = tuple(turn for turn in record.persona.sample_turns if turn in actions)
+        ids = {key: tuple(id_ for id_ in getattr(record, key) if id_ not in gone) for key in ("corpus", "validation", "test")}
+        return replace(
+            record,
+            persona=replace(record.persona, sample_turns=samples),
+            closeness=None,
+            settings=None if record.settings is None else replace(record.settings, measured=None),
+            **ids,
+        )
+
+    return update_record(folder, forgotten)
+
+
+def remains(folder: Path, journal: Journal) -> list[Path]:
+    """Return the files of a twin, those of hidden folders beside it included, that hold an id of what is to be forgotten."""
+    triples = {id_.encode() for id_ in journal.triples}
+    conversations = {id_ for id_ in (*journal.removed, journal.request.conversation) if id_ is not None}
+    remaining: list[Path] = []
+    for place in (folder, staged_folder(folder), replaced_folder(folder)):
+        for path in sorted(place.rglob("*")):
+            if path.is_file() and path != folder / _JOURNAL:
+                data = path.read_bytes()
+                if _has_triple(data, triples) or _has_conversation(path.name, data, conversations):
+                    remaining.append(path)
+    return remaining
+
+
+def _has_triple(data: bytes, ids: set[bytes]) -> bool:
+    """Return whether data holds one of the ids, which are 16 hexadecimal digits, also within a longer run of such digits."""
+    runs = (run[0] for run in _HEX.finditer(data))
+    return any(run[start : start + 16] in ids for run in runs for start in range(len(run) - 15))
+
+
+def _has_conversation(name: str, data: bytes, ids: set[str]) -> bool:
+    """Return whether a record lists one of the ids, or a file of conversations has one of them."""
+    try:
+        if name.startswith(("twin.json", ".twin.json")):
+            record = json.loads(data)
+            return not ids.isdisjoint((*record["corpus"], *record["validation"], *record["test"]))
+        if data[:2] == b"\x1f\x8b":
+            lines = gzip.decompress(data).splitlines()
+            return any(json.loads(line).get("conversation_id") in ids for line in lines)
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError):
+        return True  # a file that cannot be read may hold anything
+    return False
 
 
 def parse_date(date: str) -> float:

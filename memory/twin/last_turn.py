@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.personas import Pair, TwinError
+from usertwin.personas.files import write_private
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +65,7 @@ class LastTurnModel:
 
     def save(self, path: Path) -> None:
         """Write the model as JSON."""
-        path.write_text(json.dumps(asdict(self)), "utf-8")
+        write_private(path, json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> LastTurnModel | None:

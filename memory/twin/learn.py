@@ -16,16 +16,29 @@ from usertwin.memory.models.chat import ChatModel
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.models.scoring import Scorer
 from usertwin.memory.progress import Progress, no_progress
+from usertwin.memory.store.error_messages import storage_errors
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.triples import Triple
-from usertwin.personas import ChatLog, Conversation, Pair, Persona, Split, TwinError, split_pairs, write_conversations
+from usertwin.personas import ChatLog, Conversation, Pair, Persona, Split, TwinError, split_pairs
+from usertwin.personas.files import private_folder
 from usertwin.personas.persona import derive_persona
 
 from .abandonment import fit_leaving_models
 from .add_traces import add_traces, open_synthesizer
+from .consent import allow_own_models
+from .forget import finish_forgetting
+from .locks import replace_twin, writing
 from .recipe import Recipe
-from .record import HELD_OUT_FILE, OTHER_PERSON_FILE, TwinRecord, conversation_ids, twin_folder
-from .staging import replace_twin, work_folder
+from .record import (
+    HELD_OUT_FILE,
+    OTHER_PERSON_FILE,
+    TwinRecord,
+    conversation_ids,
+    twin_folder,
+    update_record,
+    write_stored_conversations,
+)
+from .staging import work_folder
 
 #: Triples that are embedded and committed together. The embedder sorts them by length, so a larger chunk needs less padding;
 #: a killed process loses at most one chunk.
@@ -87,23 +100,31 @@ async def alearn(
     recipe.check()
     split = split_pairs(log, recipe.speaker, window=recipe.window)
     target = twin_folder(name, home)
-    work = work_folder(name, target, recipe, split, overwrite, embedder)
-    record = _write_folder(work, name, log, recipe, split, persona)
     try:
-        pairs = split.corpus if recipe.max_triples is None else split.corpus[-recipe.max_triples :]
-        with TripleStore(work, embedder) as store:
-            add_pairs(store, pairs, progress)
-            fit_leaving_models(work, record, store)
-            with open_synthesizer(work, record, store, model, scorer, actor, judge) as synthesizer:
-                await add_traces(store, store.triples(), record, synthesizer, recipe.max_traces, concurrency, progress)
-        record = replace(record, state="complete")
-        record.save(work)
-    except BaseException:
-        if work != target and not target.exists() and (work / "memory.faiss").exists():
-            work.rename(target)  # an interrupted twin is usable
-        raise
-    if work != target:
-        replace_twin(work, target)
+        private_folder(target.parent)
+    except OSError as error:
+        reason = f"cannot hold twins ({error.strerror}); choose another folder with --home"
+        raise TwinError(f"{target.parent}: {reason}") from None
+    with writing(target, wait=0.0):
+        finish_forgetting(target, embedder)
+        work, resumed = work_folder(target, recipe, split, overwrite, embedder)
+        with storage_errors(work):
+            record = _write_folder(work, name, log, recipe, split, persona, resumed)
+        allow_own_models(record)
+        try:
+            pairs = split.corpus if recipe.max_triples is None else split.corpus[-recipe.max_triples :]
+            with TripleStore(work, embedder) as store:
+                add_pairs(store, pairs, progress)
+                fit_leaving_models(work, record, store)
+                with open_synthesizer(work, record, store, model, scorer, actor, judge) as synthesizer:
+                    await add_traces(store, store.triples(), record, synthesizer, recipe.max_traces, concurrency, progress)
+            record = update_record(work, lambda record: replace(record, state="complete"))
+        except BaseException:
+            if work != target and not target.exists() and (work / "memory.faiss").exists():
+                replace_twin(target)  # an interrupted twin is usable
+            raise
+        if work != target:
+            replace_twin(target)
     return record
 
 
@@ -119,18 +140,20 @@ def add_pairs(store: TripleStore, pairs: Sequence[Pair], progress: Progress) -> 
         progress("memories", done, total)
 
 
-def _write_folder(work: Path, name: str, log: ChatLog, recipe: Recipe, split: Split, persona: Persona | None) -> TwinRecord:
+def _write_folder(
+    work: Path, name: str, log: ChatLog, recipe: Recipe, split: Split, persona: Persona | None, resumed: bool
+) -> TwinRecord:
     """Write every file of the twin except its memory; return the record."""
     held_out = {pair.conversation_id for pair in (*split.validation, *split.test)}
-    write_conversations((c for c in log.conversations if c.conversation_id in held_out), work / HELD_OUT_FILE)
+    write_stored_conversations([c for c in log.conversations if c.conversation_id in held_out], work / HELD_OUT_FILE)
     other_speaker, other_conversations = _other_person(log, recipe.speaker, held_out)
-    write_conversations(other_conversations, work / OTHER_PERSON_FILE)
+    write_stored_conversations(other_conversations, work / OTHER_PERSON_FILE)
     record = TwinRecord(
         name=name,
         persona=persona or derive_persona(split.corpus, _display_name(recipe.speaker)),
         recipe=recipe,
         state="interrupted",
-        learned_at=_start_time(work),
+        learned_at=datetime.now(UTC).isoformat(timespec="seconds"),
         dated=any(conversation.started_at is not None for conversation in log.conversations),
         corpus_ends=max(pair.when for pair in split.corpus),
         corpus=conversation_ids(split.corpus),
@@ -139,16 +162,13 @@ def _write_folder(work: Path, name: str, log: ChatLog, recipe: Recipe, split: Sp
         other_speaker=other_speaker,
         versions={package: version(package) for package in _RECORDED_PACKAGES},
     )
-    record.save(work)
-    return record
-
-
-def _start_time(work: Path) -> str:
-    """Return the start of the first attempt, or the present time, in ISO 8601."""
-    try:
-        return TwinRecord.load(work).learned_at
-    except TwinError:
-        return datetime.now(UTC).isoformat(timespec="seconds")
+    if not resumed:
+        record.save(work)
+        return record
+    return update_record(
+        work,
+        lambda old: replace(record, learned_at=old.learned_at, closeness=old.closeness, settings=old.settings),
+    )
 
 
 def _display_name(speaker: str) -> str:

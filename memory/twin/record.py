@@ -18,13 +18,16 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from usertwin.memory.store.error_messages import storage_errors
 from usertwin.personas import Conversation, Pair, Persona, TwinError, read_conversations
+from usertwin.personas.files import refuse_links_in, write_private
 
+from .locks import finish_replacement, record_lock
 from .recipe import Recipe
 
 _FORMAT = 2
@@ -97,11 +100,10 @@ class TwinRecord:
     settings: Settings | None = None
 
     def save(self, folder: Path) -> None:
-        """Write `twin.json`, atomically."""
+        """Write `twin.json`, durably and as a whole; to change the record of an existing twin, use `update_record`."""
         text = json.dumps({"format": _FORMAT} | asdict(self), ensure_ascii=False, indent=1)
-        partial = folder / "twin.json.partial"
-        partial.write_text(text + "\n", "utf-8")
-        os.replace(partial, folder / "twin.json")
+        with storage_errors(folder):
+            write_private(folder / "twin.json", text + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> TwinRecord:
@@ -135,6 +137,20 @@ class TwinRecord:
         return replace(self, closeness=dict(closeness))
 
 
+def update_record(folder: Path, change: Callable[[TwinRecord], TwinRecord]) -> TwinRecord:
+    """Apply a change to the record as it is on disk now, save it, and return it; no other process changes it meanwhile.
+
+    Raises:
+        TwinError: the record cannot be read or written; it is as before then.
+    """
+    with record_lock(folder):
+        record = change(TwinRecord.load(folder))
+        for leftover in folder.glob(".twin.json.*.partial"):  # of killed processes
+            leftover.unlink(missing_ok=True)
+        record.save(folder)
+    return record
+
+
 def _recipe_of_format_1(raw: Mapping[str, Any]) -> dict[str, Any]:
     recipe = {_RECIPE_FIELDS_1.get(key, key): value for key, value in raw.items()}
     if "fidelity" in recipe:
@@ -161,14 +177,25 @@ def read_stored_conversations(path: Path) -> Sequence[Conversation]:
         raise TwinError(f"{path}: is missing or damaged ({error}); learn the twin again with --overwrite") from None
 
 
+def write_stored_conversations(conversations: Sequence[Conversation], path: Path) -> None:
+    """Replace one of a twin's files of conversations, as a whole. OSError if it cannot be written."""
+    lines = "".join(json.dumps(conversation.to_json(), ensure_ascii=False) + "\n" for conversation in conversations)
+    write_private(path, gzip.compress(lines.encode("utf-8", "backslashreplace"), mtime=0))
+
+
 def default_home() -> Path:
     """Return the folder of all twins: USERTWIN_HOME, or else a folder in the user's data folder."""
     home = os.environ.get("USERTWIN_HOME")
-    if home:
-        return Path(home)
+    return Path(home) if home else data_folder() / "twins"
+
+
+def data_folder() -> Path:
+    """Return the folder for what belongs to the user and not to a twin: USERTWIN_DATA, else the user's data folder."""
+    if folder := os.environ.get("USERTWIN_DATA"):
+        return Path(folder)
     from platformdirs import user_data_path
 
-    return user_data_path("usertwin", appauthor=False) / "twins"
+    return user_data_path("usertwin", appauthor=False)
 
 
 def twin_folder(name: str, home: str | Path | None = None) -> Path:
@@ -181,14 +208,16 @@ def twin_folder(name: str, home: str | Path | None = None) -> Path:
 
 
 def existing_twin(name: str, home: str | Path | None = None) -> Path:
-    """Return the folder of a twin. TwinError, with the names of the existing twins, if there is none."""
+    """Return the folder of a twin. TwinError, with the names of the existing twins, if there is none; UsageError for a link."""
     folder = twin_folder(name, home)
+    finish_replacement(folder)
     if not folder.is_dir():
         known = ", ".join(list_twins(home)[:10]) or "none yet"
         raise TwinError(
             f'there is no twin "{name}" in {folder.parent} (there: {known}); '
             f"make it with: usertwin learn {name} --from FILE --speaker WHO"
         )
+    refuse_links_in(folder)
     return folder
 
 
@@ -197,6 +226,8 @@ def list_twins(home: str | Path | None = None) -> list[str]:
     root = Path(home) if home is not None else default_home()
     if not root.is_dir():
         return []
+    for old in root.glob(".*.old"):
+        finish_replacement(root / old.name[1:].removesuffix(".old"))
     return sorted(entry.name for entry in root.iterdir() if (entry / "twin.json").is_file() and not entry.name.startswith("."))
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 from usertwin.memory.models.completion_cache import COMPLETIONS_FILE
@@ -12,75 +10,68 @@ from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.store.writer_lock import WriterLock
 from usertwin.personas import Split, TwinError
+from usertwin.personas.files import private_folder, refuse_links_in, replacement
 
+from .locks import finish_replacement, staged_folder
 from .recipe import Recipe
 from .record import TwinRecord, conversation_ids
 
 
-def work_folder(name: str, target: Path, recipe: Recipe, split: Split, overwrite: bool, embedder: Embedder) -> Path:
-    """Return the folder to learn in: an interrupted twin of the same recipe and log, or else a hidden one beside the target.
+def work_folder(target: Path, recipe: Recipe, split: Split, overwrite: bool, embedder: Embedder) -> tuple[Path, bool]:
+    """Return the folder to learn in, and whether it holds an interrupted twin of the same recipe and log.
+
+    The target itself if it can be resumed, or else a hidden folder beside it. Requires the writer lock.
 
     Raises:
         TwinError: the target exists and `overwrite` is False, or another process is writing in one of the folders.
     """
+    finish_replacement(target)
+    for folder in (target, staged_folder(target)):
+        refuse_links_in(folder)
     if target.exists():
-        if _can_resume(target, recipe, split, embedder):
-            return target
+        if _can_resume(target, {"interrupted"}, recipe, split, embedder):
+            return target, True
         if not overwrite:
             TwinRecord.load(target)  # raises its own error for a damaged twin
-            raise TwinError(f'there is a twin "{name}" in {target.parent} already; choose another name, or pass --overwrite')
-    work = target.parent / f".{name}.partial"
+            home, name = target.parent, target.name
+            raise TwinError(f'there is a twin "{name}" in {home} already; choose another name, or pass --overwrite')
+    work = staged_folder(target)
     for folder in (target, work):
         if folder.exists():
             WriterLock(folder, wait=0.0).check()
-    if not _can_resume(work, recipe, split, embedder):
-        caches = (_cached_completions(folder, recipe) for folder in (work, target))
-        files = next((cache for cache in caches if cache), {})
-        shutil.rmtree(work, ignore_errors=True)
-        with _home_errors(target.parent):
-            work.mkdir(parents=True)
-        for file_name, content in files.items():
-            (work / file_name).write_bytes(content)
-    return work
+    if _can_resume(work, {"interrupted", "complete"}, recipe, split, embedder):
+        return work, True
+    kept = _completions(work, recipe)
+    caches = [] if kept else _completions(target, recipe)
+    for path in work.iterdir() if work.exists() else ():
+        if not kept or path not in (*kept, work / "twin.json"):  # twin.json says whose completions they are
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    private_folder(work)
+    for cache in caches:
+        with replacement(work / cache.name) as partial:
+            shutil.copyfile(cache, partial)
+    return work, False
 
 
-def _cached_completions(folder: Path, recipe: Recipe) -> dict[str, bytes]:
-    """Return the files of the completion cache by name; a killed process leaves a write-ahead log beside the database."""
+def _completions(folder: Path, recipe: Recipe) -> list[Path]:
+    """Return the files of the completion cache; a killed process leaves a write-ahead log beside the database."""
     try:
         stored = TwinRecord.load(folder).recipe
     except TwinError:
-        return {}
+        return []
     if (stored.source, stored.speaker) != (recipe.source, recipe.speaker):
-        return {}  # text of one person must not reach another person's folder
-    return {file.name: file.read_bytes() for file in folder.glob(f"{COMPLETIONS_FILE}*")}
+        return []  # text of one person must not reach another person's folder
+    return sorted(folder.glob(f"{COMPLETIONS_FILE}*"))
 
 
-def _can_resume(folder: Path, recipe: Recipe, split: Split, embedder: Embedder) -> bool:
-    """Return whether the folder holds an interrupted twin of this recipe and these held-out conversations that opens."""
+def _can_resume(folder: Path, states: set[str], recipe: Recipe, split: Split, embedder: Embedder) -> bool:
+    """Return whether the folder holds a twin of this recipe and these held-out conversations, in such a state, that opens."""
     try:
         record = TwinRecord.load(folder)
         expected = (recipe, conversation_ids(split.validation), conversation_ids(split.test))
-        if record.state == "interrupted" and (record.recipe, record.validation, record.test) == expected:
+        if record.state in states and (record.recipe, record.validation, record.test) == expected:
             TripleStore(folder, embedder, create=False).close()
             return True
     except TwinError:
         pass
     return False
-
-
-@contextmanager
-def _home_errors(home: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise TwinError(f"{home}: cannot hold twins ({error.strerror}); choose another folder with --home") from None
-
-
-def replace_twin(work: Path, target: Path) -> None:
-    """Move the new twin to the target. If this is interrupted, the old twin is beside it, in a hidden folder with .old."""
-    old = target.parent / f".{target.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    work.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -6,6 +6,7 @@ import gzip
 import json
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from click.testing import Result
 
 from conftest import other_conversation, small_conversation
 from usertwin.memory import Settings, Triple, TripleStore, TwinRecord, existing_twin
+from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, CompletionCache
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.twin.forget import forget
 from usertwin.personas import Conversation, read_conversations, write_conversations
@@ -279,13 +281,26 @@ def test_erasing_keeps_the_tuned_settings_and_drops_their_measurement(ann: str) 
     assert b'"turns": 6' not in (folder / "twin.json").read_bytes()
 
 
-def test_erasing_an_unknown_conversation_changes_nothing(ann: str) -> None:
+def test_erasing_an_unknown_conversation_is_an_error_and_changes_nothing(ann: str) -> None:
     folder = existing_twin(ann)
-    before = (folder / "twin.json").read_bytes()
-    assert "0 pairs, and 0 conversations held out or kept for comparison, erased" in output_of(
-        "forget", ann, "--conversation", "nowhere"
-    )
-    assert (folder / "twin.json").read_bytes() == before
+    with closing(CompletionCache(folder / COMPLETIONS_FILE)) as cache:
+        cache.put(["a request"], "a paid answer")
+    before = contents_of(folder)
+    assert COMPLETIONS_FILE in before
+    result = run_memory("forget", ann, "--conversation", "nowhere")
+    assert result.exit_code == 2
+    assert result.stderr == 'usertwin: ann: there is no conversation "nowhere" in the twin; nothing was changed\n'
+    assert contents_of(folder) == before
+    assert "0 pairs" in output_of("forget", ann, "--before", "1999-01-01")  # as a nightly job finds nothing to erase
+    assert contents_of(folder) == before
+
+
+def test_erasing_removes_the_cached_completions(ann: str) -> None:
+    folder = existing_twin(ann)
+    with closing(CompletionCache(folder / COMPLETIONS_FILE)) as cache:
+        cache.put(["a request"], "a paid answer")
+    output_of("forget", ann, "--conversation", TwinRecord.load(folder).corpus[0])
+    assert not list(folder.glob(f"{COMPLETIONS_FILE}*"))
 
 
 @pytest.mark.parametrize(
