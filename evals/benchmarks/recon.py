@@ -18,8 +18,9 @@ from usertwin.evals.cli.demo import SPEAKER
 from usertwin.evals.metrics.statistics import Estimate, mean
 from usertwin.evals.replay.tune import validation_pairs
 from usertwin.evals.traces.control_traces import ControlExperiment, other_person_pairs
-from usertwin.memory import LikelihoodGain, Recipe, Synthesizer, alearn
-from usertwin.memory.models.scoring import Likelihood
+from usertwin.memory import ChatModel, LikelihoodGain, Recipe, Synthesizer, alearn
+from usertwin.memory.models.embedding import Embedder
+from usertwin.memory.models.scoring import Likelihood, Scorer
 from usertwin.memory.models.transformers_scorer import TransformersScorer
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import ForcedChoice, reconstruction_prompt
@@ -56,14 +57,13 @@ FULL = ReconSizes()
 
 def recon_part(sizes: ReconSizes = FULL) -> Iterator[tuple[str, Figure]]:
     """Yield the figures of scoring with a shared context, and of resuming without repeated requests."""
-    yield from _shared_context(sizes.pairs)
-    yield from _resume(sizes.traces, sizes.learned)
+    scorer: Any = load_scorer("local")
+    yield from shared_context_figures(scorer.scorer, sizes.pairs)
+    yield from resume_figures(sizes, load_model("local"), scorer, load_embedder())
 
 
-def _shared_context(count: int) -> Iterator[tuple[str, Figure]]:
+def shared_context_figures(scorer: TransformersScorer, count: int) -> Iterator[tuple[str, Figure]]:
     """Yield speed and error of scoring eight traces after one shared context, against scoring each sequence by itself."""
-    cached: Any = load_scorer("local")
-    scorer: TransformersScorer = cached.scorer
     _, tokenizer = scorer.loaded
     split = split_pairs(load_chitchat(), SPEAKER, window=6)
     earlier = join_blocks(format_example(pair, 6) for pair in split.corpus[-60:])
@@ -91,22 +91,20 @@ class _StoppedError(Exception):
     """Stops learning, as Ctrl-C does."""
 
 
-def _resume(traces: int, learned: int) -> Iterator[tuple[str, Figure]]:
+def resume_figures(sizes: ReconSizes, model: ChatModel, scorer: Scorer, embedder: Embedder) -> Iterator[tuple[str, Figure]]:
     """Yield the requests that are repeated after a stop, and the requests and time of learning with a full cache."""
-    log, embedder, scorer = load_chitchat(), load_embedder(), load_scorer("local")
-    model = load_model("local")
-    requests = record_requests(model)
+    log, requests, traces = load_chitchat(), record_requests(model), sizes.traces
     recipe = Recipe(
         source="chitchat",
         speaker=SPEAKER,
         method="recon",
         candidates=4,
-        max_triples=learned,
+        max_triples=sizes.learned,
         max_traces=traces,
         window=6,
         embedder=embedder.name,
-        model="local",
-        scorer="local",
+        model=model.name,
+        scorer=scorer.name,
         seed=0,
     )
 
@@ -134,10 +132,18 @@ def _resume(traces: int, learned: int) -> Iterator[tuple[str, Figure]]:
     yield "recon.warm_cache_time_share", single_figure(second / first, "ratio", "the first run (limit: 0.05)", traces)
 
 
-def controls_part(sizes: ReconSizes = FULL, *, judge: str = "local:small") -> Iterator[tuple[str, Figure]]:
+def controls_part(
+    sizes: ReconSizes = FULL,
+    *,
+    proposer: str | None = None,
+    judge: str = "local:small",
+    scorer: Scorer | None = None,
+    embedder: Embedder | None = None,
+) -> Iterator[tuple[str, Figure]]:
     """Yield the control figures of two people, and the agreement of the fidelities on the same traces."""
-    proposer = os.environ.get(PROPOSER, "local")
-    log, embedder, scorer, model = load_chitchat(), load_embedder(), load_scorer("local"), load_model(proposer)
+    proposer = proposer or os.environ.get(PROPOSER, "local")
+    log, model = load_chitchat(), load_model(proposer)
+    scorer, embedder = scorer or load_scorer("local"), embedder or load_embedder()
     with tempfile.TemporaryDirectory() as home:
         for label, speaker in PEOPLE.items():
             recipe = Recipe(
