@@ -1,15 +1,19 @@
-"""The model that reasons for a twin: the synthesizer it was learned with, or the model that acts."""
+"""The models that a twin's record names: its embedding model, and the synthesizer that reasons for it.
+
+They are loaded only if the user has chosen them (see memory/twin/consent.py).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from usertwin.memory import ChatModel, Settings, TwinRecord
+from usertwin.memory import ChatModel, Embedder, Settings, TwinRecord
 from usertwin.memory.models.chat import Price
+from usertwin.memory.twin.consent import check_consent
 from usertwin.personas import ModelError, UsageError
 
 from .backends.downloads import FetchProgress
-from .backends.load import load_model, prompt_style_of
+from .backends.load import load_embedder, load_model, prompt_style_of
 from .backends.lora_adapter import model_with_adapter
 from .backends.model_name import ModelName
 
@@ -29,6 +33,12 @@ def resolve_synthesizer(text: str) -> str:
     return str(ModelName.parse(name).resolved())
 
 
+def load_own_embedder(record: TwinRecord) -> Embedder:
+    """Return the embedding model of a twin's memory. UsageError if the user has not allowed the twin to load it."""
+    check_consent(record, record.recipe.embedder)
+    return load_embedder(record.recipe.embedder)
+
+
 def load_reasoner(
     record: TwinRecord,
     model: ChatModel,
@@ -44,10 +54,12 @@ def load_reasoner(
 
     Raises:
         ModelError: the synthesizer cannot be loaded; the message names the reason and the way out.
+        UsageError: the user has not allowed the twin to load it.
     """
     name = record.recipe.synthesizer
     if name is None or name == model.name or not (settings or record.settings or Settings()).reasons:
         return model
+    check_consent(record, name)
     try:
         return load_model(name, price=price, progress=progress)
     except (ModelError, UsageError) as error:

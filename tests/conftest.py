@@ -45,6 +45,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 def _nothing_real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Give each test a home of its own, and only scripted models unless it is marked slow."""
     monkeypatch.setenv("USERTWIN_HOME", str(tmp_path / "twins"))
+    monkeypatch.setenv("USERTWIN_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)

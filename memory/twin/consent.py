@@ -1,0 +1,87 @@
+"""Which models a twin may load: harmless ones, and those that the user chose for it on this machine.
+
+A twin's folder may come from a stranger, and its record names models. A name may hold a path, or a URL that the chat would be
+sent to. So such a name is loaded only if the twin was learned here with it, or the user allowed it with `usertwin trust`.
+
+Design: the list lies in the user's data folder, outside the homes, so that no folder brings its own. An entry is a hash of the
+twin's name, the time of its learning and the model, so a twin may be moved, and the list names nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shlex
+
+from usertwin.memory.models.embedding import BFLOAT16_SUFFIX, DEFAULT_EMBEDDER
+from usertwin.personas import UsageError
+from usertwin.personas.files import open_private, private_folder
+
+from .record import TwinRecord, data_folder
+
+_LOG = logging.getLogger("usertwin.memory")
+#: Models that come with usertwin and run on this machine.
+_BUILT_IN = {"local", "local:small", DEFAULT_EMBEDDER, DEFAULT_EMBEDDER + BFLOAT16_SUFFIX}
+_LIST = "allowed_models"
+_allowed_in_this_process: set[str] = set()  # also where the list cannot be written
+_FAKE = re.compile(r"fake:\d{0,4}")
+
+
+def needs_consent(record: TwinRecord) -> list[str]:
+    """Return the models that a twin names and may not load yet, without repeats."""
+    recipe = record.recipe
+    names = (recipe.embedder, recipe.synthesizer, recipe.model, recipe.scorer, recipe.actor, recipe.judge)
+    return [name for name in dict.fromkeys(names) if name is not None and not _is_allowed(record, name)]
+
+
+def check_consent(record: TwinRecord, *models: str | None) -> None:
+    """Raise UsageError if a twin may not load one of these models, which its record names."""
+    for name in models:
+        if name is not None and not _is_allowed(record, name):
+            model, twin = (" ".join(text.split()) for text in (name, record.name))
+            raise UsageError(
+                f'the twin "{twin}" was not learned on this machine and names the model "{model}", which is not loaded without '
+                f"your word; if you trust that model with your chats, run: usertwin trust {shlex.quote(twin)}"
+            )
+
+
+def allow_models(record: TwinRecord) -> None:
+    """Allow a twin every model that its record names. OSError if the list cannot be written."""
+    entries = [_entry(record, name) for name in needs_consent(record)]
+    if entries:
+        _allowed_in_this_process.update(entries)
+        with open_private(private_folder(data_folder()) / _LIST, "a", encoding="ascii") as file:
+            file.write("".join(f"{entry}\n" for entry in entries))
+
+
+def allow_own_models(record: TwinRecord) -> None:
+    """Allow a twin that is learned here the models of its recipe, if the list can be written."""
+    try:
+        allow_models(record)
+    except OSError as error:
+        _LOG.warning(
+            "%s: cannot be written (%s), so the twin will need: usertwin trust %s", data_folder(), error.strerror, record.name
+        )
+
+
+def _is_allowed(record: TwinRecord, model: str) -> bool:
+    if model in _BUILT_IN or _FAKE.fullmatch(model):
+        return True
+    if model.startswith("scripted:") and os.environ.get("USERTWIN_ONLY_SCRIPTED"):
+        return True
+    return _entry(record, model) in _allowed_in_this_process | _entries()
+
+
+def _entries() -> set[str]:
+    try:
+        return set((data_folder() / _LIST).read_text("ascii").split())
+    except (OSError, ValueError):
+        return set()
+
+
+def _entry(record: TwinRecord, model: str) -> str:
+    content = json.dumps([record.name, record.learned_at, model])
+    return hashlib.sha256(content.encode()).hexdigest()
