@@ -10,8 +10,10 @@ from usertwin.personas import UsageError
 Peer = Literal["openevals", "tau2", "persona"]
 PEERS: tuple[Peer, ...] = get_args(Peer)
 TRACE_ARMS = ("backward", "random_of_n", "recon", "trained")
+#: Arms that reply with something the person said before, without a model; they have replies, but no likelihoods.
+QUOTING_ARMS = ("verbatim", "medoid")
 
-#: Every arm, in the order of reports, with one sentence on what the model is shown before the present context.
+#: Every arm, in the order of reports, with one sentence on what the model is shown before the present context, or on the reply.
 ARM_DESCRIPTIONS: Mapping[str, str] = {
     "no_memory": "Nothing but the chat.",
     "other_person": "Pairs recalled from another person's past.",
@@ -22,6 +24,8 @@ ARM_DESCRIPTIONS: Mapping[str, str] = {
     "random_of_n": "The recalled pairs, each with a random candidate trace that passes the guards.",
     "recon": "The recalled pairs with the traces that the twin uses: Recon-selected, or the first ones if tuning chose those.",
     "trained": "The recalled pairs, each with the trace of a trained synthesizer.",
+    "verbatim": "No model: the reply is what the person said at the most similar remembered pair.",
+    "medoid": "No model: of what the person said at the 16 most similar pairs, the turn most like the others.",
     "openevals": "A system prompt of ours with a description of the person, in the message format of openevals' user.",
     "tau2": "A paraphrase of the guidelines of tau2-bench's user simulator, its scenario, and a description of the person.",
     "persona": "A description of the person, computed from the same log.",

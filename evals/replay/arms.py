@@ -1,4 +1,4 @@
-"""The turns of the past that each arm shows a model before the present context.
+"""The turns of the past that each arm shows a model before the present context, or replies with.
 
 Design: the arms differ in these turns only. Each real action is scored by the same model after the same context, so differences
 between arms are paired by turn. All arms that recall the person's own pairs show the same pairs. If the twin uses traces, at
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import islice
 
-from usertwin.evals.arm_names import PEERS
+from usertwin.evals.arm_names import PEERS, QUOTING_ARMS
 from usertwin.memory import Recalled, Triple, TripleStore
 from usertwin.memory.recon.synthesizer import select
 from usertwin.personas import Pair
@@ -20,6 +20,9 @@ from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript, with_shown_traces
 
 from .peers import peer_transcript
+
+#: Pairs whose medoid is the reply of the arm "medoid".
+MEDOID_OF = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ class Arms:
         if self.other is not None and "other_person" in names:
             before = times if user.record.dated else None
             others = self.other.recall_many(pairs, user.k, before=before, ranking=user.ranking)
+        quoting = names & set(QUOTING_ARMS)
+        quoted = user.store.recall_many(pairs, MEDOID_OF, before=times) if quoting else []
         past = [triple for triple in user.store.triples() if not triple.pair.abandoned] if "recent_own" in names else []
         traced = self.trained.triples() if self.trained is not None and "trained" in names else ()
         trained = {(triple.pair.conversation_id, triple.pair.position): triple.reasoning for triple in traced}
@@ -76,6 +81,9 @@ class Arms:
                 rng = random.Random(f"{self.seed}/{pair.conversation_id}/{pair.position}")
                 sampled = user.store.sample(pair, user.k, before=pair.when, rng=rng)
                 shown["random_own"] = [Triple(triple.pair) for triple in sampled]
+            if quoting:
+                nearest = [recalled.triple for recalled in quoted[number]]
+                shown |= {"verbatim": nearest[:1], "medoid": nearest}
             turns.append(HeldOutTurn(pair, {arm: shown.get(arm, []) for arm in self.present}, own[number]))
         return turns
 
@@ -112,7 +120,7 @@ class Arms:
         window = self.user.settings.window
         if arm in PEERS:
             return peer_transcript(arm, self.user.persona, turn.pair, turns=window)
-        return act_transcript(turn.pair, turn.shown[arm], turns=window)
+        return act_transcript(turn.pair, turn.shown[arm], persona=self.user.persona, turns=window)
 
 
 def _latest(past: Sequence[Triple], pair: Pair, k: int) -> list[Triple]:

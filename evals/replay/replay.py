@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from usertwin.evals.arm_names import DEFAULT_ARMS, PEERS, Peer, check_arms
+from usertwin.evals.arm_names import DEFAULT_ARMS, PEERS, QUOTING_ARMS, Peer, check_arms
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn, RecalledTurn, read_turn_file
 from usertwin.memory import Embedder, Scorer
@@ -124,14 +124,14 @@ class Replay:
 
     def _score(self, turns: Sequence[HeldOutTurn], pairs: Sequence[Pair]) -> list[MeasuredTurn]:
         """Return records of turns with the cost of the real actions."""
-        prompts = [(self.arms.prompt(arm, turn), turn.pair.action) for turn in turns for arm in turn.shown]
+        prompts = [(self.arms.prompt(arm, turn), turn.pair.action) for turn in turns for arm in _likelihood_arms(turn)]
         likelihoods = iter(self.scorer.score([(prompt, action_completion(action)) for prompt, action in prompts]))
         return [
             MeasuredTurn(
                 person=self.person, conversation_id=turn.pair.conversation_id, position=turn.pair.position,
                 context=_context(turn.pair), action=turn.pair.action, goal=turn.pair.goal,
                 characters=len(action_completion(turn.pair.action)) - 1, recalled=_recalled_turns(turn),
-                bits={arm: next(likelihoods).bits for arm in turn.shown},
+                bits={arm: next(likelihoods).bits for arm in _likelihood_arms(turn)},
                 other_action=self._other_action(turn.pair), own_action=_own_action_elsewhere(turn.pair, pairs),
             )
             for turn in turns
@@ -161,12 +161,22 @@ class Replay:
     async def _sample_replies(self, turn: HeldOutTurn, arm: str) -> tuple[str, list[str]]:
         """Return the trace, if the twin writes one for the present turn, and the replies under an arm."""
         user, pair, seed, n = self.user, turn.pair, self.config.seed, self.config.samples
+        if arm in QUOTING_ARMS:
+            quoted = await asyncio.to_thread(self._medoid, [triple.pair.action for triple in turn.shown[arm]])
+            return "", [] if quoted is None else [quoted]
         if arm in PEERS:
             peer: Peer = arm
             messages = peer_messages(peer, user.model.style, user.persona, pair, turns=user.settings.window)
             return "", [reply_of_peer(peer, answer.text) for answer in await user.complete(messages, n=n, seed=seed)]
         reasoning, answers = await user.sample_reply(pair, turn.shown[arm], seed=seed, n=n)
         return reasoning, [answer.text for answer in answers]
+
+    def _medoid(self, texts: Sequence[str]) -> str | None:
+        """Return the text with the largest summed cosine to all of them, the first of equal ones; None without texts."""
+        if not texts:
+            return None
+        vectors = self.embedder.embed(texts)
+        return texts[int((vectors @ vectors.sum(axis=0)).argmax())]
 
     def _similarity_and_rank(
         self, replies: dict[str, tuple[str, ...]], real: str, others: Sequence[str]
@@ -191,11 +201,15 @@ class Replay:
         actions = [action_completion(action) for action in (turn.pair.action, *others)]
         prior = [likelihood.nats for likelihood in self.scorer.score([(f"{ME}:", action) for action in actions])]
         choices: dict[str, float] = {}
-        for arm in turn.shown:
+        for arm in _likelihood_arms(turn):
             likelihoods = self.scorer.score([(self.arms.prompt(arm, turn), action) for action in actions])
             gains = [likelihood.nats - nats for likelihood, nats in zip(likelihoods, prior, strict=True)]
             choices[arm] = (gains[0] == max(gains)) / gains.count(max(gains))
         return choices
+
+
+def _likelihood_arms(turn: HeldOutTurn) -> list[str]:
+    return [arm for arm in turn.shown if arm not in QUOTING_ARMS]
 
 
 def _key(pair: Pair) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from usertwin.evals.arm_names import (
     ARMS,
     DEFAULT_ARMS,
     PEERS,
+    QUOTING_ARMS,
     TRACE_ARMS,
     check_arms,
     with_current_arms,
@@ -83,7 +84,7 @@ def of_past(user: SimulatedUser, *names: str, pairs: Sequence[Pair] = ()) -> lis
 
 def test_arms_are_returned_once_in_the_order_of_reports() -> None:
     assert check_arms(["tau2", "no_memory", "tau2"]) == ("no_memory", "tau2")
-    assert check_arms(ARMS[::-1]) == ARMS == (*MEMORY_ARMS, *TRACE_ARMS, *PEERS)
+    assert check_arms(ARMS[::-1]) == ARMS == (*MEMORY_ARMS, *TRACE_ARMS, *QUOTING_ARMS, *PEERS)
     assert set(DEFAULT_ARMS) <= set(ARMS)
 
 
@@ -135,6 +136,14 @@ def test_random_own_depends_on_the_turn_and_the_seed(user: SimulatedUser) -> Non
     assert first == drawn(1, pairs) != drawn(2, pairs)
     assert drawn(1, pairs[3:]) == first[3:]  # whatever else is measured: a measurement may be gone on with
     assert len({tuple(ids) for ids in first}) > 6
+
+
+def test_quoting_arms_show_the_most_similar_pairs_whatever_the_twin_recalls(user: SimulatedUser) -> None:
+    for moment in of_past(user, *QUOTING_ARMS):
+        nearest = [memory.triple.pair for memory in user.store.recall(moment.pair, 16, before=moment.pair.when)]
+        assert [triple.pair for triple in moment.shown["medoid"]] == nearest
+        assert [triple.pair for triple in moment.shown["verbatim"]] == nearest[:1]
+        assert len(nearest) > user.k
 
 
 def test_other_person_shows_pairs_of_the_other_person_only(user: SimulatedUser) -> None:
@@ -266,7 +275,7 @@ def test_the_prompt_of_every_arm_ends_with_the_present_context(user: SimulatedUs
 
 
 def test_every_arm_has_a_description_of_one_sentence() -> None:
-    assert tuple(ARM_DESCRIPTIONS) == (*MEMORY_ARMS, *TRACE_ARMS, *PEERS)
+    assert tuple(ARM_DESCRIPTIONS) == (*MEMORY_ARMS, *TRACE_ARMS, *QUOTING_ARMS, *PEERS)
     assert all(text.endswith(".") and ". " not in text for text in ARM_DESCRIPTIONS.values())
 
 

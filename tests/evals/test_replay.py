@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from conftest import FunctionChatModel, function_model
-from usertwin.evals.arm_names import DEFAULT_ARMS
+from usertwin.evals.arm_names import DEFAULT_ARMS, QUOTING_ARMS
 from usertwin.evals.records.measured_turns import MeasuredTurn, read_turn_file
 from usertwin.evals.replay.arms import Arms
 from usertwin.evals.replay.evaluate import evaluate
@@ -187,6 +187,22 @@ def test_similarity_and_rank_equal_their_definitions() -> None:
         assert turn.similarity[arm] == (pytest.approx(near, abs=1e-5),)
         share = [1.0 if said @ one < said @ real else 0.5 if said @ one == said @ real else 0.0 for one in rest]
         assert turn.rank[arm] == (pytest.approx(sum(share) / 5),)
+
+
+@pytest.mark.usefixtures("ann")
+def test_quoting_arms_reply_with_what_the_person_said_and_call_no_model() -> None:
+    scorer = RecordingScorer(lambda prompt, action: -1.0)
+    [turn], chat = measured(pairs=lambda every: [every[4]], generate=1, arms=QUOTING_ARMS, samples=3, choices=4, scorer=scorer)
+    assert not turn.bits
+    assert not turn.choice
+    assert not chat.prompts
+    with SimulatedUser.load("ann", model=function_model(by_prompt)[0]) as user:
+        pair = held_out_pairs(user, default_home() / "ann")[0][4]
+        said = [memory.triple.pair.action for memory in user.store.recall(pair, 16, before=pair.when)]
+    vectors = FakeEmbedder().embed(said)
+    likeness = [float(sum(vector @ other for other in vectors)) for vector in vectors]
+    assert turn.replies == {"verbatim": (said[0],), "medoid": (said[likeness.index(max(likeness))],)}
+    assert set(turn.similarity) == set(turn.rank) == set(QUOTING_ARMS)
 
 
 # Forced choice -------------------------------------------------------------------------------------------------------
