@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.memory import ChatModel, Embedder, Recipe, TwinRecord, alearn
+from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import Price, PromptStyle
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.judged_fidelity import FidelityName
@@ -19,7 +20,6 @@ from .backends.downloads import FetchProgress
 from .backends.load import DEFAULT_MODEL, load_embedder, load_model, load_scorer
 from .backends.model_name import ModelName
 from .reasoner import resolve_synthesizer
-from .sync import run_sync
 
 DEFAULT_MAX_TRACES = 100
 #: Concurrent requests to a hosted model. A local one gets a single request at a time, since it uses all cores anyway.

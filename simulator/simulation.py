@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from uuid import uuid4
 
+from usertwin.memory.event_loop import in_caller, run_sync
 from usertwin.memory.models.chat import Usage
 from usertwin.personas import Conversation, ModelError, Turn, UsageError, UsertwinError
 from usertwin.personas.conversation import PRIVATE_ROLES
 
 from .agents import AgentCall, Message, as_agent
 from .state import Answer
-from .sync import run_sync
 from .user import SimulatedUser
 
 StopReason = Literal[
@@ -135,12 +135,12 @@ async def asimulate(
         replies = tuple(simulation.messages[before:])
         simulation.exchanges.append(Exchange(answer, replies, twin_seconds, time.perf_counter() - started))
         if on_exchange is not None:
-            on_exchange(simulation.exchanges[-1])
+            await in_caller(on_exchange, simulation.exchanges[-1])
         if answer.done:
             simulation.stop_reason = "user_stop"
         if not replied:
             return simulation
-        if goal_reached is not None and goal_reached(simulation.messages):
+        if goal_reached is not None and await in_caller(goal_reached, simulation.messages):
             simulation.stop_reason = "goal_reached"
             return simulation
     return simulation

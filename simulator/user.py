@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from usertwin.memory import ChatModel, Embedder, Settings, Triple, TripleStore, TwinRecord, existing_twin
+from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle, Sample, Usage, sample
 from usertwin.memory.models.embedding import CachedEmbedder
 from usertwin.memory.recon.propose import MALFORMED, parse_trace
@@ -27,7 +28,6 @@ from .backends.load import DEFAULT_MODEL, load_embedder, load_model
 from .prompts import CONTEXT_TURNS, Messages, act_messages, reason_messages, with_shown_traces
 from .reasoner import load_reasoner
 from .state import Answer, TwinState, from_rows, to_rows
-from .sync import run_sync
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
+from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
 
@@ -99,7 +99,7 @@ def controls(
             concurrency=concurrency or default_concurrency(model),
         )
         try:
-            result = asyncio.run(experiment.measure(pairs, others, user.store, name=user.persona.name, progress=bars))
+            result = run_sync(experiment.measure(pairs, others, user.store, name=user.persona.name, progress=bars))
         finally:
             cache.close()
     result["twin"] = name

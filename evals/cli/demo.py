@@ -6,7 +6,6 @@ reuses the results of an earlier demonstration.
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from usertwin.evals.replay.replay import ReplayConfig
 from usertwin.evals.reports.terminal import closeness_table
 from usertwin.evals.reports.twin_view import settings_table
 from usertwin.memory import TwinRecord, list_twins
+from usertwin.memory.event_loop import run_sync
 from usertwin.memory.twin.record import twin_folder
 from usertwin.personas import TwinError, load_log, split_pairs
 from usertwin.personas.persona import derive_persona
@@ -101,7 +101,7 @@ def _learn(console: Console, home: Path | None) -> TwinRecord:
     log = load_log(recipe.source)
     persona = derive_persona(split_pairs(log, SPEAKER, window=WINDOW).corpus, DISPLAY_NAME)
     with Bars(console) as bars:
-        return asyncio.run(
+        return run_sync(
             alearn_with_recipe(
                 NAME, log, recipe, persona=persona, home=home, overwrite=True, progress=bars, fetch_progress=bars.fetch
             )

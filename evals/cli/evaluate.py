@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from usertwin.evals.arm_names import ARM_DESCRIPTIONS, ARMS, DEFAULT_ARMS, check_arms
+from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
 
@@ -166,7 +166,7 @@ def _run_suite(console: Console, suite: Suite, folder: Path, *, text: str, home:
     from usertwin.evals.suites.run import SuiteRun
 
     with progress_bars(console) as bars:
-        result = asyncio.run(SuiteRun(suite, folder, text=text, home=home, fetch=bars.fetch, progress=bars).run())
+        result = run_sync(SuiteRun(suite, folder, text=text, home=home, fetch=bars.fetch, progress=bars).run())
     console.print(run_table(result))
     console.print(str(result["summary"]), markup=False, style="bold")
     for warning in result["warnings"]:

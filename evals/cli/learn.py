@@ -5,12 +5,12 @@ It prints what learning costs before it begins, and what it did cost at the end,
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from usertwin.memory.event_loop import run_sync
 from usertwin.memory.recon.propose import ProposalMode
 from usertwin.memory.recon.synthesizer import Method
 from usertwin.personas import TwinError, UsageError
@@ -152,7 +152,7 @@ def learn(
         console.print(line, style="dim", markup=False)
     if overwrite or not (tune_turns and _needs_tuning_only(name, home, recipe)):
         with progress_bars(console) as bars:
-            asyncio.run(
+            run_sync(
                 alearn_with_recipe(
                     name, log, recipe, embedder=embedder, style=options["style"], price=price, persona=description, home=home,
                     overwrite=overwrite, concurrency=options["concurrency"], progress=bars, fetch_progress=bars.fetch,

@@ -6,7 +6,6 @@ need a model.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 from collections.abc import Generator
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 
+from usertwin.memory.event_loop import run_sync
 from usertwin.memory.store.vector_index import IndexKind
 
 from .options import (
@@ -143,7 +143,7 @@ def add(name: str, source: str, max_traces: int, model: str, scorer: str, skip_b
         def load(name: str | None, style: PromptStyle | None = None) -> ChatModel | None:
             return load_model(name, style=style, progress=bars.fetch) if with_traces and name is not None else None
 
-        _, added = asyncio.run(
+        _, added = run_sync(
             aappend(
                 name, log, embedder=embedder, model=load(model), actor=load(recipe.actor),
                 judge=load(recipe.judge, "instruction"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle
 
 from .options import console_for, home_option, progress_bars
@@ -43,7 +43,7 @@ def measure_twin(
     folder = existing_twin(name, home)
     with open_twin(console, name, home, model, style) as user, progress_bars(console) as bars:
         scoring = load_scorer(scorer, progress=bars.fetch)
-        result = asyncio.run(
+        result = run_sync(
             evaluate(user, scoring, user.store.embedder, folder=folder, against=against, config=config, progress=bars)
         )
     TwinRecord.load(folder).with_closeness(result).save(folder)
@@ -86,7 +86,7 @@ def tune_twin(
         progress_bars(console) as bars,
     ):
         scoring = load_scorer(scorer, progress=bars.fetch)
-        settings = asyncio.run(
+        settings = run_sync(
             tune(
                 user, scoring, folder=folder, limit=limit, seed=seed, progress=bars,
                 on_plan=lambda plan: console.print(f"tuning: {plan}", style="dim"),

@@ -6,7 +6,6 @@ held-out traces are sampled once and compared with those of every method.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,6 +29,7 @@ from usertwin.evals.traces.synthesizer_quality import (
 )
 from usertwin.memory import ChatModel, Embedder, Scorer
 from usertwin.memory.atomic_files import file_checksum
+from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.scoring import Precision
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.distractors import Distractors
@@ -214,7 +214,7 @@ class TrainingRunner:
         with exclusive_run(self.out):
             self._begin()
             configs = [replace(self.plan.config, method=method) for method in self.plan.methods]
-            pool = [] if all(config.online for config in configs) else asyncio.run(self._sample_pool())
+            pool = [] if all(config.online for config in configs) else run_sync(self._sample_pool())
             results = {config.method: self._run_method(config, pool) for config in configs}
             self._write_manifest("complete")
             write_training_summary(read_training(self.out))
@@ -277,7 +277,7 @@ class TrainingRunner:
         """Return the traces of a model for the held-out pairs, sampled once into a file."""
         plan = self.plan
         model = load_model(name, style=plan.config.style, progress=self.fetch)
-        return asyncio.run(
+        return run_sync(
             write_held_out_traces(
                 path, self._held_out, model, plan.config.proposal_mode,
                 samples=plan.samples, seed=plan.config.seed, progress=self.progress,

@@ -6,13 +6,13 @@ training differ from inference (how traces are sampled, where they end), and set
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from usertwin.memory.event_loop import run_sync
 from usertwin.memory.recon.fidelity import Fidelity
 from usertwin.memory.recon.guards import LEAK_REASONS
 from usertwin.memory.recon.propose import TEMPERATURE, TRACE_TOKENS, parse_trace
@@ -212,7 +212,7 @@ class GroupRewards:
         rewards: list[Reward] = []
         for number, members in groupby(range(len(traces)), key=lambda i: numbers[i]):
             group = list(members)
-            rewards += asyncio.run(
+            rewards += run_sync(
                 compute_rewards(
                     self._examples[number].pair, [traces[i] for i in group], [finished[i] for i in group],
                     fidelity=self._fidelity, guard=self._guard, embedder=self._embedder,
