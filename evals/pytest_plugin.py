@@ -8,6 +8,8 @@
         conversation = simulate(reply)
         assert any("refund" in m["content"].lower() for m in conversation.messages if m["role"] == "assistant")
 
+In an `async def` test or fixture it is awaited, `conversation = await simulate(reply)`, and runs in the test's own event loop.
+
 A setting on the command line takes precedence over the marker, the marker over the fixture's arguments, and these over the ini
 file.
 
@@ -18,7 +20,10 @@ nothing but pytest until a test uses it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+import inspect
+import sys
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -38,6 +43,10 @@ _SETTINGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
 }
 #: For each conversation of a test, the twin's name and its closeness as text.
 _CONVERSATIONS = pytest.StashKey[list[tuple[str, str]]]()
+#: The twin's failures in a test, also those that the test caught.
+_FAILURES = pytest.StashKey[list["TwinFailed"]]()
+#: The conversations that an async test was given to await.
+_AWAITABLE = pytest.StashKey[list[Coroutine[Any, Any, "Simulation"]]]()
 
 
 class TwinFailed(Exception):
@@ -70,37 +79,74 @@ def _usertwin_opened(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str,
 
 
 @pytest.fixture
-def simulate(
-    request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, ...], SimulatedUser]
-) -> Callable[..., Simulation]:
+def simulate(request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, ...], SimulatedUser]) -> Callable[..., Any]:
     """Let a twin talk with an agent: `simulate(agent, twin=..., max_turns=..., goal=..., ...)`.
 
-    Returns a `Simulation` with `messages`, `exchanges` (each with the recalled triples and the reasoning) and `stop_reason`.
-    Further arguments go to `usertwin.simulator.simulate`. The test fails if the agent raises, returns nothing or is too slow;
-    it errors if the twin does.
+    Returns a `Simulation` with `messages`, `exchanges` (each with the recalled triples and the reasoning) and `stop_reason`; in
+    an `async def` test or fixture, a coroutine to await. Further arguments go to `usertwin.simulator.simulate`. The test fails
+    if the agent raises, returns nothing or is too slow; it errors if the twin does.
     """
+    node: pytest.Item = request.node
 
-    def run(agent: Any, **arguments: Any) -> Simulation:
-        from usertwin.personas import UsertwinError
+    def run(agent: Any, **arguments: Any) -> Simulation | Coroutine[Any, Any, Simulation]:
+        from usertwin.simulator import asimulate
         from usertwin.simulator import simulate as run_simulation
-        from usertwin.simulator.simulation import AGENT_FAULTS, TWIN_FAULTS
 
-        try:
+        with _twin_to_blame(node):
             settings, other = _split_settings(request, arguments)
             user = _open_twin(_usertwin_opened, settings)
-        except UsertwinError as error:
-            raise TwinFailed(str(error)) from error
-        options = {key: settings[key] for key in ("max_turns", "goal", "seed", "agent_timeout")}
-        simulation = run_simulation(user, agent, **options, **other)
-        request.node.stash.setdefault(_CONVERSATIONS, []).append((user.name, _closeness_of(user)))
-        if simulation.stop_reason in AGENT_FAULTS:
-            context = f"after {len(simulation.exchanges)} turns, with seed {simulation.seed}"
-            pytest.fail(f"{simulation.error} ({context})", pytrace=False)
-        if simulation.stop_reason in TWIN_FAULTS:
-            raise TwinFailed(simulation.error)
-        return simulation
+            closeness = _closeness_of(user)
+        options = {key: settings[key] for key in ("max_turns", "goal", "seed", "agent_timeout")} | other
+
+        async def talk() -> Simulation:
+            return _judged(node, await asimulate(user, agent, **options), closeness)
+
+        if not _in_coroutine():
+            return _judged(node, run_simulation(user, agent, **options), closeness)
+        node.stash[_AWAITABLE].append(talk())
+        return node.stash[_AWAITABLE][-1]
 
     return run
+
+
+def _judged(node: pytest.Item, simulation: Simulation, closeness: str) -> Simulation:
+    """Return a conversation, after noting it for the report. Raises the fault that ended it, if one did."""
+    from usertwin.simulator.simulation import AGENT_FAULTS, TWIN_FAULTS
+
+    node.stash[_CONVERSATIONS].append((simulation.twin, closeness))
+    if simulation.stop_reason in AGENT_FAULTS:
+        context = f"after {len(simulation.exchanges)} turns, with seed {simulation.seed}"
+        pytest.fail(f"{simulation.error} ({context})", pytrace=False)
+    if simulation.stop_reason in TWIN_FAULTS:
+        raise _noted(node, TwinFailed(simulation.error))
+    return simulation
+
+
+def _in_coroutine() -> bool:
+    """Return whether a coroutine of the test called the fixture, so that the result can be awaited."""
+    frame = inspect.currentframe()
+    while frame is not None and not frame.f_globals.get("__name__", "").startswith(("_pytest.", "pluggy.", "asyncio.")):
+        if frame.f_code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextmanager
+def _twin_to_blame(node: pytest.Item) -> Generator[None]:
+    """Turn any exception into `TwinFailed`."""
+    try:
+        yield
+    except Exception as error:
+        from usertwin.personas import UsertwinError
+
+        text = str(error) if isinstance(error, UsertwinError) else f"the twin cannot be opened: {type(error).__name__}: {error}"
+        raise _noted(node, TwinFailed(text)) from error
+
+
+def _noted(node: pytest.Item, failure: TwinFailed) -> TwinFailed:
+    node.stash[_FAILURES].append(failure)
+    return failure
 
 
 def _split_settings(request: pytest.FixtureRequest, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -147,21 +193,40 @@ def _closeness_of(user: SimulatedUser) -> str:
     return closeness_line(user.record.closeness)
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Forget the last run of this test, if a plugin runs it again."""
+    item.stash[_CONVERSATIONS], item.stash[_FAILURES], item.stash[_AWAITABLE] = [], [], []
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Raise the failure of a twin at the end of a test that caught it, and that of a conversation that was never awaited."""
+    try:
+        return (yield)
+    finally:
+        for conversation in item.stash[_AWAITABLE]:
+            if inspect.getcoroutinestate(conversation) == inspect.CORO_CREATED:
+                conversation.close()
+                _noted(item, TwinFailed("simulate(...) was not awaited; in an async test, write: await simulate(...)"))
+        if item.stash[_FAILURES] and not isinstance(sys.exc_info()[1], KeyboardInterrupt | pytest.exit.Exception):
+            raise item.stash[_FAILURES][0]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """Add the conversations and a failure of the twin to the report, as plain values that pytest-xdist can transfer."""
+    """Add the conversations and a failure of the twin to the report, as plain values that pytest-xdist can transfer.
+
+    pytest counts and writes a failure as an error if it is not in the phase "call". This runs after pytest has applied xfail.
+    """
     report = yield
     report.usertwin_conversations = item.stash.get(_CONVERSATIONS, [])
     item.stash[_CONVERSATIONS] = []  # each is reported once, in the phase it belongs to
     if call.excinfo is not None and call.excinfo.errisinstance(TwinFailed):
-        report.usertwin_failed = str(call.excinfo.value)
-        report.longrepr = f"usertwin, not the agent: {call.excinfo.value}"
+        report.outcome, report.longrepr = "failed", f"usertwin, not the agent: {call.excinfo.value}"
+        report.when = "setup" if report.when == "call" else report.when
+        vars(report).pop("wasxfail", None)
     return report
-
-
-def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
-    """Count a test in which the twin failed as an error."""
-    return ("error", "E", "ERROR") if getattr(report, "usertwin_failed", None) is not None else None
 
 
 class _Summary:

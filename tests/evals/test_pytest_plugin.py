@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from cli_runner import WEATHER, write_script
 
-from conftest import recipe, scripted, small_conversation
+from conftest import Endpoint, recipe, scripted, small_conversation
 from usertwin.memory import TwinRecord, alearn, existing_twin
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
@@ -140,6 +142,224 @@ def test_a_test_errors_if_the_twin_is_damaged(pytester: pytest.Pytester, ann: st
     result = run(pytester, talk("good"), "--usertwin-model", script)
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*damaged*--overwrite*"])
+
+
+# A failure of the twin is an error, whatever the test does with it ----------------------------------------------------
+
+
+def junit(pytester: pytest.Pytester) -> list[tuple[str, str, str]]:
+    """Return name, outcome and message of each test case in the JUnit file."""
+    cases = ElementTree.parse(pytester.path / "junit.xml").getroot().iter("testcase")
+    return [(str(case.get("name")), *((child.tag, str(child.get("message"))) for child in case)) for case in cases]  # pyright: ignore
+
+
+XFAIL = '@pytest.mark.xfail(reason="known"{})\n' + MARKER
+CATCHES = {
+    "nothing": talk("good"),
+    "xfail": talk("good", marker=XFAIL.format("")),
+    "strict xfail": talk("good", marker=XFAIL.format(", strict=True")),
+    "xfail of its exception": talk("good", marker=XFAIL.format(", raises=Exception")),
+    "raises": f"{MARKER}def test_talk(simulate):\n    with pytest.raises(Exception):\n        simulate(good)\n",
+    **{
+        f"an except with {name}": f"{MARKER}def test_talk(simulate):\n"
+        f"    try:\n        simulate(good)\n    except Exception:\n        {body}\n"
+        for name, body in {
+            "pass": "pass", "skip": 'pytest.skip("x")', "xfail": 'pytest.xfail("x")', "fail": 'pytest.fail("x")',
+            "assert": "assert 1 == 2", "exit": "raise SystemExit(1)",
+        }.items()
+    },
+    "a fixture": "@pytest.fixture\ndef talked(simulate):\n    return simulate(good)\n\n"
+    f"{MARKER}def test_talk(talked):\n    pass\n",
+    "a fixture that catches it": "@pytest.fixture\ndef talked(simulate):\n    try:\n        return simulate(good)\n"
+    f"    except Exception:\n        pass\n\n{MARKER}def test_talk(talked):\n    pass\n",
+    "an xfail of a fixture": "@pytest.fixture\ndef talked(simulate):\n    return simulate(good)\n\n"
+    f"{XFAIL.format('')}def test_talk(talked):\n    pass\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("test", CATCHES.values(), ids=CATCHES)
+def test_a_failure_of_the_twin_is_an_error_whatever_catches_it(
+    pytester: pytest.Pytester, ann: str, mute: str, test: str
+) -> None:
+    result = run(pytester, test, "--usertwin-model", mute, "-rA", "--junitxml=junit.xml")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at setup of test_talk*", "usertwin, not the agent: the twin*", "ERROR *::test_talk*"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    [(name, (tag, message))] = junit(pytester)
+    assert (name, tag) == ("test_talk", "error")
+    assert "usertwin, not the agent: the twin" in message
+
+
+def test_a_failure_of_the_agent_is_a_failure_that_xfail_takes(pytester: pytest.Pytester, ann: str, script: str) -> None:
+    tests = talk("silent", name="test_fails") + talk("silent", marker=XFAIL.format(", strict=True"), name="test_known")
+    result = run(pytester, tests, "--usertwin-model", script, "--junitxml=junit.xml")
+    result.assert_outcomes(failed=1, xfailed=1)
+    assert [tag for _, (tag, _) in junit(pytester)] == ["failure", "skipped"]
+
+
+@pytest.mark.skipif(not hasattr(pytest, "Subtests"), reason="subtests came with pytest 9")
+def test_a_failure_of_the_twin_in_a_subtest_is_an_error(pytester: pytest.Pytester, ann: str, mute: str) -> None:
+    test = f"{MARKER}def test_talk(simulate, subtests):\n    with subtests.test('a'):\n        simulate(good)\n"
+    result = run(pytester, test, "--usertwin-model", mute, "--junitxml=junit.xml")
+    result.assert_outcomes(errors=2)
+    assert {tag for _, *children in junit(pytester) for tag, _ in children} == {"error"}
+
+
+def test_an_unexpected_exception_of_the_twin_is_an_error(pytester: pytest.Pytester, ann: str, script: str) -> None:
+    (existing_twin(ann) / "twin.json").unlink()
+    (existing_twin(ann) / "twin.json").mkdir()
+    run(pytester, talk("good"), "--usertwin-model", script).assert_outcomes(errors=1)
+
+
+def test_an_interrupt_after_a_failure_of_the_twin_ends_the_run(pytester: pytest.Pytester, ann: str, mute: str) -> None:
+    body = "try:\n        simulate(good)\n    except Exception:\n        pytest.exit('enough')"
+    test = f"{MARKER}def test_talk(simulate):\n    {body}\n" + talk("good", name="test_next")
+    assert run(pytester, test, "--usertwin-model", mute).ret == pytest.ExitCode.INTERRUPTED
+
+
+def test_each_run_of_a_repeated_test_counts_alone(pytester: pytest.Pytester, ann: str, script: str, mute: str) -> None:
+    """As pytest-rerunfailures repeats a test: in the same process, with the same item."""
+    pytester.makeconftest("""
+        from _pytest.runner import runtestprotocol
+
+        def pytest_runtest_protocol(item, nextitem):
+            runtestprotocol(item, log=False, nextitem=nextitem)
+            runtestprotocol(item, nextitem=nextitem)
+            return True
+        """)
+    test = f"models = [{mute!r}, {script!r}]\n" + talk("good", arguments=", model=models.pop(0)")
+    run(pytester, test).assert_outcomes(passed=1)
+
+
+# Event loops ----------------------------------------------------------------------------------------------------------
+
+ASYNC = """
+import asyncio
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+class Bound:
+    "An agent that works only in the loop it was made in, as a client with a connection."
+    def __init__(self):
+        self.ready = asyncio.get_running_loop().create_future()
+        self.ready.get_loop().call_soon(self.ready.set_result, "Which city?")
+
+    async def reply(self, messages):
+        return await self.ready
+
+@ASYNC_FIXTURE
+async def agent():
+    return Bound()
+
+@ASYNC_FIXTURE
+async def talked(simulate, agent):
+    return await simulate(agent.reply)
+
+pytestmark = [pytest.mark.PLUGIN, pytest.mark.usertwin(twin="ann", max_turns=3)]
+
+async def test_awaited(simulate, agent):
+    assert len((await simulate(agent.reply)).exchanges) == 3
+
+async def test_at_once(simulate, agent):
+    first, second = await asyncio.gather(*(simulate(agent.reply, seed=seed) for seed in (1, 2)))
+    assert (first.seed, second.seed) == (1, 2)
+
+async def test_a_task(simulate, agent):
+    assert (await asyncio.create_task(simulate(agent.reply))).stop_reason == "max_turns"
+
+async def test_a_fixture(talked):
+    assert len(talked.exchanges) == 3
+
+async def test_in_a_thread(simulate):
+    assert (await asyncio.to_thread(simulate, good)).stop_reason == "max_turns"
+
+async def test_a_sync_agent(simulate):
+    assert (await simulate(good)).stop_reason == "max_turns"
+"""
+
+
+def async_tests(plugin: str, *tests: str) -> str:
+    fixture = "pytest.fixture" if plugin == "anyio" else "__import__('pytest_asyncio').fixture"
+    return "".join([ASYNC, *tests]).replace("ASYNC_FIXTURE", fixture).replace("PLUGIN", plugin)
+
+
+@pytest.fixture(params=["anyio", "asyncio"])
+def plugin(request: pytest.FixtureRequest, pytester: pytest.Pytester, script: str) -> str:
+    """The name of a plugin for async tests, which is its marker, too; the ini file names the model."""
+    loop_scope = "asyncio_default_fixture_loop_scope = function\n" if find_spec("pytest_asyncio") else ""
+    pytester.makeini(f"[pytest]\nusertwin_model = {script}\n{loop_scope}")
+    if request.param == "asyncio":
+        pytest.importorskip("pytest_asyncio")
+    return request.param
+
+
+def test_in_an_async_test_the_conversation_runs_in_the_tests_own_loop(pytester: pytest.Pytester, ann: str, plugin: str) -> None:
+    run(pytester, async_tests(plugin)).assert_outcomes(passed=6)
+
+
+def test_attribution_is_the_same_in_an_async_test(pytester: pytest.Pytester, ann: str, mute: str, plugin: str) -> None:
+    tests = f"""
+async def test_agent(simulate):
+    await simulate(silent)
+
+async def test_twin(simulate):
+    await simulate(good, model={mute!r})
+
+async def test_swallowed(simulate):
+    with pytest.raises(Exception):
+        await simulate(good, model={mute!r})
+
+async def test_together(simulate):
+    async with asyncio.TaskGroup() as group:
+        group.create_task(simulate(good, model={mute!r}))
+"""
+    result = run(pytester, async_tests(plugin, tests), "--junitxml=junit.xml")
+    result.assert_outcomes(passed=6, failed=1, errors=3)
+    outcomes = {name: [tag for tag, _ in children] for name, *children in junit(pytester)}
+    assert {name: tags for name, tags in outcomes.items() if tags} == {
+        "test_agent": ["failure"], "test_twin": ["error"], "test_swallowed": ["error"], "test_together": ["error"],
+    }  # fmt: skip
+    result.stdout.fnmatch_lines(["ann: 11 conversations; closeness: *"])
+
+
+@pytest.mark.parametrize("body", ["simulate(good)", "conversation = simulate(good)\n    assert conversation.messages"])
+def test_a_conversation_that_is_not_awaited_is_an_error(pytester: pytest.Pytester, ann: str, plugin: str, body: str) -> None:
+    tests = f"\nasync def test_forgotten(simulate):\n    {body}\n"
+    result = run(pytester, async_tests(plugin, tests), "-W", "error", "-k", "forgotten")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*simulate(...) was not awaited; in an async test, write: await simulate(...)*"])
+
+
+def test_a_sync_test_inside_a_running_loop_needs_no_await(pytester: pytest.Pytester, ann: str, script: str) -> None:
+    """As in a notebook, where tests run below the loop of the kernel."""
+    pytester.makepyfile(AGENTS + talk("good", then='assert simulation.stop_reason == "max_turns"'))
+
+    async def notebook() -> pytest.RunResult:
+        return pytester.runpytest_inprocess("--usertwin-model", script)
+
+    asyncio.run(notebook()).assert_outcomes(passed=1)
+
+
+def test_an_agent_with_one_async_client_works_in_every_test(
+    pytester: pytest.Pytester, ann: str, script: str, endpoint: Endpoint
+) -> None:
+    """create_react_agent over ChatOpenAI, which keeps its connections."""
+    endpoint.server.RequestHandlerClass.protocol_version = "HTTP/1.1"  # pyright: ignore
+    test = f"""
+from langchain_openai import ChatOpenAI
+from langgraph.prebuilt import create_react_agent
+
+agent = create_react_agent(ChatOpenAI(model="m", base_url={endpoint.url!r}, api_key="none", max_retries=0), [])
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usertwin(twin="ann", max_turns=2)
+@pytest.mark.parametrize("seed", range(4))
+def test_talk(simulate, seed):
+    simulate(agent, seed=seed)
+"""
+    run(pytester, test, "--usertwin-model", script).assert_outcomes(passed=4)
 
 
 # Settings -------------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def test_no_other_module_starts_event_loops() -> None:
     starts = re.compile(r"asyncio\.(run|Runner|new_event_loop|get_event_loop)\(|run_until_complete")
     paths = [path for layer in ("personas", "memory", "simulator", "evals") for path in (ROOT / layer).rglob("*.py")]
     starting = {path.relative_to(ROOT) for path in paths if "benchmarks" not in path.parts and starts.search(path.read_text())}
-    assert starting == {Path("memory/event_loop.py"), Path("simulator/agent_turn.py")}
+    assert starting == {Path("memory/event_loop.py"), Path("simulator/agents/turn.py")}
 
 
 def test_every_call_of_every_thread_gets_the_same_loop() -> None:
