@@ -141,7 +141,7 @@ def agreement(labels: Sequence[HumanLabel], verdicts: Sequence[JudgeVerdict], se
         "b" ("model": whether b is a model judge), and the "n" pairs that both judged, with "agreement" on three labels,
         "decided" (agreement where neither calls a tie; None without such pairs), "kappa" (Cohen 1960, three labels; None if
         both give every pair the same label) and "table" (a's labels, then b's, to counts). "notes" are sentences on figures
-        that could not be computed.
+        that could not be computed, and on verdicts that were left out.
     """
     by_rater: dict[str, dict[str, HumanLabel]] = {}
     for label in labels:
@@ -168,7 +168,7 @@ def agreement(labels: Sequence[HumanLabel], verdicts: Sequence[JudgeVerdict], se
         "raters": {rater: len(own) for rater, own in human.items() if own},
         "judges": {judge: len(own) for judge, own in model.items()},
         "comparisons": comparisons,
-        "notes": _notes(n_judged, bool(model), comparisons),
+        "notes": _unreadable_notes(verdicts, by_rater) + _notes(n_judged, bool(model), comparisons),
     }
 
 
@@ -208,6 +208,13 @@ def _kappa(rows: Sequence[LabelledPair], where: Sequence[tuple[str, str]], seed:
 
     distribution = Resampling(seed).resample_person(statistic, table.shape[1], len(rows))
     return distribution.estimate() if np.isfinite(distribution.value) else None
+
+
+def _unreadable_notes(verdicts: Sequence[JudgeVerdict], by_rater: Mapping[str, Mapping[str, HumanLabel]]) -> list[str]:
+    """Return a sentence for each judge with unreadable verdicts on pairs that were judged by hand."""
+    by_hand = {pair for own in by_rater.values() for pair in own}
+    unreadable = Counter(v.judge for v in verdicts if v.kind == "contrast" and v.closer is None and v.pair in by_hand)
+    return [f"verdicts of {judge} that cannot be read and are left out: {count}" for judge, count in unreadable.items()]
 
 
 def _notes(n_judged: int, has_model_verdicts: bool, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -36,8 +36,8 @@ from usertwin.personas import UsageError
 PROMPT = PromptTemplate(Path(__file__).with_name("judge_pair.txt"))
 #: A judge that gives the same answer to this share of the pairs ignores them; fewer answers than `_ENOUGH` prove nothing.
 CONSTANT_SHARE, _ENOUGH = 0.9, 10
-#: Limits of a warning: agreement of the two orders below the one, unreadable answers above the other.
-LOW_CONSISTENCY, HIGH_UNREADABLE = 0.6, 0.05
+#: Agreement of the two orders below which there is a warning.
+LOW_CONSISTENCY = 0.6
 #: Pairs with a known verdict, and that verdict. Identical replies give one prompt in both orders, so a tie by disagreement
 #: proves nothing there: the judge must call a tie.
 SANITY_CHECKS = {
@@ -303,7 +303,7 @@ def _warnings(summary: dict[str, Any]) -> list[str]:
             f"{judge} agrees with itself in both orders in only {consistent['value']:.0%} of {consistent['n']} pairs; "
             "the other pairs count as ties"
         )
-    if HIGH_UNREADABLE < unreadable["value"] <= 0.5:
+    if 0 < unreadable["value"] <= 0.5:
         share = f"{unreadable['value']:.0%} of {unreadable['n']} answers"
         warnings.append(f"{judge} gave {share} that cannot be read; those pairs are left out")
     for kind, row in summary["sanity"].items():

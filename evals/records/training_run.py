@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from usertwin.memory.training.model_card import METHODS
+from usertwin.memory.training.rewards import Lessons
 from usertwin.personas import UsageError
 
 from .measured_turns import MANIFEST, RESULT
@@ -97,12 +98,16 @@ class ExampleTraces:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOutcome:
-    """The outcome of a finished method; `stopped` says why it ended early, or is None."""
+    """The outcome of a finished method.
+
+    `stopped` says why it ended early, or is None. `lessons` counts the training pairs by what their rewards taught.
+    """
 
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
     stopped: str | None = None
+    lessons: Lessons = field(default_factory=Lessons)
     measured: Measurements | None = None
     examples: list[ExampleTraces] = field(default_factory=list[ExampleTraces])
 

@@ -224,8 +224,9 @@ def judge_section(result: Mapping[str, Any]) -> Section | None:
         return None
     wins = tuple(
         _row(
-            contrast_title(name, "over"), _win_cell(contrast["win"]), estimate_cell(contrast.get("decided"), 2),
-            estimate_cell(contrast["ties"], 2), _count_cell(p_value(contrast.get("p")), contrast["win"]["n"]),
+            contrast_title(name, "over"), _win_cell(contrast["win"], judge.get("usable", True)),
+            estimate_cell(contrast.get("decided"), 2), estimate_cell(contrast["ties"], 2),
+            _count_cell(p_value(contrast.get("p")), contrast["win"]["n"]),
         )
         for name, contrast in judge["contrasts"].items()
     )  # fmt: skip
@@ -252,8 +253,9 @@ def judge_section(result: Mapping[str, Any]) -> Section | None:
     return Section("judge", "Pairwise judge", notes, tuple(grid for grid in grids if grid.rows))
 
 
-def _win_cell(win: Estimate) -> Cell:
-    low, high = (0.5 if win.get(end) is None else win[end] for end in ("low", "high"))
+def _win_cell(win: Estimate, usable: bool) -> Cell:
+    """Return a win rate, with a mark where its interval excludes a half and the judge passes its checks."""
+    low, high = (0.5 if win.get(end) is None or not usable else win[end] for end in ("low", "high"))
     return estimate_cell(win, 2, mark="closer" if low > 0.5 else "further" if high < 0.5 else "")
 
 

@@ -5,7 +5,7 @@ Design: every method gets a sentence, and none is called the best. The best woul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,8 @@ def _sentence(title: str, outcome: MethodOutcome | None) -> str:
     if outcome is None:
         return f"{title} is not finished."
     stopped = f" It stopped early: {outcome.stopped.strip().rstrip('.')}." if outcome.stopped else ""
+    if outcome.lessons.equal or outcome.lessons.no_verdict:
+        stopped += f" Some pairs taught nothing: {outcome.lessons}."
     groups = _groups(outcome)
     if not groups or groups[0][1].difference is None:
         return f"{title} finished; nothing was measured on held-out pairs.{stopped}"
@@ -127,7 +129,7 @@ def _warnings(run: TrainingRun) -> list[str]:
         title = method_title(name)
         tokens[title] = outcome.tokens
         scorer = outcome.measured.scorer if outcome.measured else None
-        if scorer is not None and scorer == run.manifest.plan.get("scorer"):
+        if scorer is not None and scorer == _rewarded_by(run.manifest.plan, name):
             warnings.append(f"{title} was measured by {scorer}, which is also in its reward; pass another --measured-by.")
         for label, group in _groups(outcome):
             rate = group.leak_rate
@@ -137,6 +139,12 @@ def _warnings(run: TrainingRun) -> list[str]:
         counts = ", ".join(f"{title} {counted(count)}" for title, count in tokens.items())
         warnings.append(f"The methods generated different numbers of tokens, so do not compare them: {counts}.")
     return warnings
+
+
+def _rewarded_by(plan: Mapping[str, Any], method: str) -> str | None:
+    """Return the model in the reward of a method."""
+    judged = plan.get("fidelity") == "judge" and method != "e2e"
+    return plan.get("judge") or plan.get("base") if judged else plan.get("scorer")
 
 
 def _result_rows(title: str, outcome: MethodOutcome) -> list[tuple[str, ...]]:

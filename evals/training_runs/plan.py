@@ -30,13 +30,15 @@ def describe_plan(plan: TrainingPlan, dataset: DatasetSplit) -> list[str]:
     """Return what a plan takes, one sentence per item."""
     people, config = dataset.people, plan.config
     measured_by = plan.measured_by or plan.scorer
-    in_reward = ", which is also in the reward" if measured_by == plan.scorer else ""
+    rewarded_by = list(dict.fromkeys(map(plan.rewarded_by, plan.methods)))
+    rewards = "rewards and audits" if rewarded_by == [plan.scorer] else f"rewards by {' and '.join(rewarded_by)}, audits"
+    in_reward = ", which is also in the reward" if measured_by in rewarded_by else ""
     return [
         f"{len(dataset.train):,} training pairs of {len(people['seen'])} people, {len(dataset.validation)} validation pairs; "
         f"tested on {len(dataset.seen):,} later pairs of theirs and {len(dataset.unseen):,} pairs of {len(people['unseen'])} "
         "people who are held out with every conversation they took part in",
         *(_describe_method(replace(config, method=method), dataset) for method in plan.methods),
-        f"rewards and audits by {plan.scorer}; measured by {measured_by}{in_reward}",
+        f"{rewards} by {plan.scorer}; measured by {measured_by}{in_reward}",
         _describe_memory(plan, dataset.train),
     ]
 

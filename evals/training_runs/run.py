@@ -48,6 +48,7 @@ from usertwin.memory.training.rewards import DownstreamReward
 from usertwin.memory.training.train import train
 from usertwin.personas import ChatLog, Pair, UsageError, load_log
 from usertwin.simulator import load_embedder, load_model, load_scorer
+from usertwin.simulator.backends.load import prompt_style_of
 from usertwin.simulator.backends.model_name import ModelName
 from usertwin.simulator.backends.weights import weights_folder
 
@@ -98,6 +99,10 @@ class TrainingPlan:
                 "--fidelity prior compares prompts with and without the action, and --propose forward never shows it; choose "
                 "another fidelity"
             )
+
+    def rewarded_by(self, method: TrainMethod) -> str:
+        """Return the model whose scores are in the reward of a method."""
+        return self.judge or self.config.base if self.config.fidelity == "judge" and method != "e2e" else self.scorer
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as a JSON object, with the fields of `config` at the top level."""
@@ -190,8 +195,8 @@ class TrainingRunner:
         name, base = plan.config.fidelity, plan.config.base
         return fidelity_by_name(
             name, scorer=self.scorer, embedder=self.embedder,
-            actor=load_model(plan.actor or base) if name in {"judge", "rank"} else None,
-            judge=load_model(plan.judge or base) if name == "judge" else None,
+            actor=load_model(plan.actor or base, progress=self.fetch) if name in {"judge", "rank"} else None,
+            judge=load_model(plan.judge or base, style="instruction", progress=self.fetch) if name == "judge" else None,
             distractors=Distractors([example.pair for example in self.dataset.train], self.embedder),
         )  # fmt: skip
 
@@ -205,6 +210,8 @@ class TrainingRunner:
         check_chat_template(self.tokenizer, config.base, config.style)
         for method in self.plan.methods:
             replace(config, method=method).check_pairs(len(self.dataset.train))
+        if config.fidelity == "judge":
+            prompt_style_of(self.plan.judge or config.base, "instruction")
         existing = next(path for path in (self.out, *self.out.absolute().parents) if path.is_dir())
         check_room(empty_base(folder), existing, config.rank)
 
@@ -355,7 +362,7 @@ class TrainingRunner:
                 base=config.base, method=config.method, sources=plan.sources, people=len(people["seen"]),
                 pairs=len(self.dataset.train), unseen=len(people["unseen"]), style=config.style,
                 proposal_mode=config.proposal_mode, reward=asdict(config.weights),
-                scorer=plan.judge if config.fidelity == "judge" else plan.scorer, rank=config.rank,
+                scorer=plan.rewarded_by(config.method), rank=config.rank,
                 steps=outcome.steps, tokens=outcome.tokens, seconds=outcome.seconds, stopped=outcome.stopped,
                 seed=config.seed, device="cuda" if torch.cuda.is_available() else "cpu", measured=measured,
                 versions=_versions(),

@@ -54,9 +54,9 @@ class AuditCallback(TrainerCallback):
         self.stopped: str | None = None
 
     def is_finished(self, state: TrainerState) -> bool:
-        """Return whether training had stopped early in the state of a checkpoint; restores the count of tokens."""
+        """Return whether training had stopped early in the state of a checkpoint; restores the counts of the rewards."""
         if self._rewards is not None:
-            self._rewards.tokens = int(next((row["tokens"] for row in reversed(state.log_history) if "tokens" in row), 0))
+            self._rewards.restore(state.log_history)
         audits = logged_audits(state.log_history)
         last = max(audits, default=0)
         if last and last == state.global_step and 0 in audits:

@@ -23,7 +23,7 @@ from usertwin.personas import Pair, UsageError
 
 from .dataset import TrainingExample
 from .policy import policy_prompt
-from .rewards import Reward, RewardWeights, compute_rewards
+from .rewards import Lessons, Reward, RewardWeights, compute_rewards, has_equal_fidelity
 
 #: A pair gives a preference only if its best trace exceeds the rejected one by this much reward.
 MIN_MARGIN = 0.02
@@ -85,10 +85,11 @@ async def sample_candidates(
         progress: receives the tokens generated.
 
     Raises:
-        ModelError: the model does not answer; finished pairs are kept.
+        ModelError: the model does not answer, or the judge gives no readable verdict on any pair; finished pairs are kept.
         UsageError: the file is damaged, or of another run.
     """
     pool = _read(path, examples)
+    lessons = lessons_of(pool)
     spent = sum(candidates.tokens for candidates in pool)
     with open_for_append(path) as file:
         for place in range(len(pool), len(examples)):
@@ -108,16 +109,30 @@ async def sample_candidates(
             rows = [asdict(reward) for reward in rewards]
             append_line(file, {"pair": _key(example), "traces": traces, "rewards": rows, "tokens": tokens})
             spent += tokens
+            lessons.count(rewards)
     progress("proposals", min(spent, token_budget), token_budget)
     return pool
+
+
+def lessons_of(pool: Sequence[ScoredCandidates]) -> Lessons:
+    """Return what the pairs of a pool teach. VerdictError if there are several and none has a readable verdict."""
+    lessons = Lessons()
+    for candidates in pool:
+        lessons.count(candidates.rewards)
+    return lessons
 
 
 def sft_rows(
     pool: Sequence[ScoredCandidates], weights: RewardWeights, style: PromptStyle, proposal_mode: ProposalMode
 ) -> list[dict[str, Any]]:
-    """Return rows of prompt and completion for SFT: the best trace of each pair, where its score is above 0."""
+    """Return rows of prompt and completion for SFT: the best trace of each pair, where its score is above 0.
+
+    A pair whose traces have equal fidelity is left out: its best trace is only that of the best length and form.
+    """
     rows: list[dict[str, Any]] = []
     for candidates in pool:
+        if has_equal_fidelity(candidates.traces, candidates.rewards):
+            continue
         scores = {trace: reward.score for trace, reward in zip(candidates.traces, candidates.rewards, strict=True)}
         best = next((trace for _, trace in candidates.ranked(weights)), None)
         if best is not None and (scores[best] or 0.0) > 0:
@@ -131,6 +146,7 @@ def dpo_rows(
 ) -> list[dict[str, Any]]:
     """Return rows of prompt, chosen and rejected for DPO: the best and the worst accepted trace of each pair.
 
+    A pair whose traces have equal fidelity gives no such row, since it would teach length and form only.
     Every second group with a leaking trace uses it as the rejected sample. Using it in all of them would teach distance from
     the action, and gain correlates with closeness (see `TOLERATED_COSINE`).
     """
@@ -144,8 +160,10 @@ def dpo_rows(
         if not accepted:
             continue
         use_leak ^= bool(leaking)
-        chosen, rejected = accepted[0], (leaking if leaking and use_leak else accepted)[-1]
-        if chosen[0] - rejected[0] >= MIN_MARGIN:
+        against_leak = use_leak and bool(leaking)
+        chosen, rejected = accepted[0], (leaking if against_leak else accepted)[-1]
+        equal = not against_leak and has_equal_fidelity(candidates.traces, candidates.rewards)
+        if not equal and chosen[0] - rejected[0] >= MIN_MARGIN:
             rows.append(
                 {
                     "prompt": policy_prompt(candidates.example.pair, style, proposal_mode),

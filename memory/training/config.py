@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal, get_args
 
 from usertwin.memory.models.chat import PromptStyle
@@ -146,9 +146,12 @@ class TrainingResult:
         steps: optimizer steps.
         tokens: tokens generated for it.
         seconds: duration of steps and audits, without the sampling of candidates; since the last resume only.
+        lessons: the counts of `Lessons`; empty for a training of an earlier version.
     """
 
     stopped: str | None
     steps: int
     tokens: int
     seconds: float
+    _: KW_ONLY
+    lessons: Mapping[str, int] = field(default_factory=dict[str, int])

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Shape = Literal["clipped", "rank"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
+#: Pairs after which training gives up on a judge without a single readable verdict.
+_UNREAD = 4
 
 #: Gains are clipped to plus and minus this many nats per token.
 CLIP = 0.5
@@ -95,7 +97,7 @@ class Reward:
         length: term in [0, 1].
         format: term in [0, 1].
         score: the raw fidelity score; None if the trace was not scored.
-        rejected: name of the guard that rejects the trace, or None.
+        rejected: name of the guard that rejects the trace; "no_verdict" if the judge's verdict is unreadable; None otherwise.
     """
 
     fidelity: float = 0.0
@@ -128,11 +130,13 @@ async def compute_rewards(
 ) -> list[Reward]:
     """Return the reward of each trace of a pair, in order.
 
+    Without a readable verdict of the judge every reward is 0, so that the pair teaches nothing; see `Lessons`.
+
     Args:
         pair: the pair that the traces were proposed for.
         traces: the group.
         finished: for each trace, whether it ended by itself.
-        fidelity: scores accepted traces; all get the same score if no verdict of a judge can be parsed.
+        fidelity: scores accepted traces.
         guard: returns the name of the guard that rejects a trace, or None.
         embedder: measures how close a trace is to the action's meaning; None counts only words as leaks.
         shape: shape of the fidelity term; scores that cannot be compared across pairs are always ranked.
@@ -144,7 +148,7 @@ async def compute_rewards(
         scored = await fidelity.score(pair, accepted, seed=seed) if accepted else []
         scores = {trace: score.value for trace, score in zip(accepted, scored, strict=True)}
     except VerdictError:
-        scores = dict.fromkeys(accepted, 0.0)
+        return [Reward(rejected=reason or "no_verdict") for reason in reasons]
     group = [scores[trace] for trace, reason in zip(traces, reasons, strict=True) if reason is None]
     ranked = shape == "rank" or not fidelity.comparable
     rewards: list[Reward] = []
@@ -164,6 +168,51 @@ async def compute_rewards(
             )
         )
     return rewards
+
+
+@dataclass(slots=True, kw_only=True)
+class Lessons:
+    """Counts of training pairs by what their rewards teach.
+
+    Attributes:
+        pairs: all pairs.
+        no_verdict: pairs without a readable verdict of the judge; they teach nothing.
+        equal: other pairs whose traces have equal fidelity, all rejected ones included.
+    """
+
+    pairs: int = 0
+    no_verdict: int = 0
+    equal: int = 0
+
+    def count(self, rewards: Sequence[Reward]) -> None:
+        """Add the rewards of a pair. VerdictError if there are several pairs and none has a readable verdict."""
+        self.pairs += 1
+        if any(reward.rejected == "no_verdict" for reward in rewards):
+            self.no_verdict += 1
+        elif len({reward.fidelity for reward in rewards}) < 2:
+            self.equal += 1
+        if self.pairs >= _UNREAD and self.no_verdict == self.pairs:
+            raise VerdictError(
+                f"the judge returned no readable verdict for any of {self.pairs} pairs; name one that follows instructions "
+                "(--judge) and another folder"
+            )
+
+    def check(self) -> None:
+        """Raise UsageError if there are pairs, and none has traces of different fidelity."""
+        if self.pairs and self.no_verdict + self.equal == self.pairs:
+            raise UsageError(
+                f"nothing was learned: {self}; choose another --fidelity, --judge or --base, or a larger --group-size"
+            )
+
+    def __str__(self) -> str:
+        equal = f"{self.equal} had traces of equal fidelity"
+        return f"of {self.pairs} pairs, {equal} and {self.no_verdict} no readable verdict of a judge"
+
+
+def has_equal_fidelity(traces: Sequence[str], rewards: Sequence[Reward]) -> bool:
+    """Return whether a pair has at least two different accepted traces, all of equal fidelity."""
+    accepted = [(trace, reward.fidelity) for trace, reward in zip(traces, rewards, strict=True) if reward.rejected is None]
+    return len({trace for trace, _ in accepted}) > 1 and len({term for _, term in accepted}) == 1
 
 
 def _rank(score: float, group: Sequence[float]) -> float:

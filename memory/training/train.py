@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from usertwin.personas import UsageError
 from usertwin.personas.files import private_folder, private_umask
 
 from .audit import Auditor, Guard
-from .candidate_pool import ScoredCandidates, dpo_rows, sft_rows
+from .candidate_pool import ScoredCandidates, dpo_rows, lessons_of, sft_rows
 from .checkpoints import CHECKPOINTS, TRAINER_STATE, check_room, last_checkpoint, run_trainer, save_adapter, training_errors
 from .config import TrainingConfig, TrainingResult
 from .dataset import TrainingExample
@@ -61,7 +62,8 @@ def train(
         progress: receives the steps done, or for online methods the tokens generated.
 
     Raises:
-        UsageError: the configuration is invalid, the pool teaches too little, or a checkpoint does not fit on the disk.
+        UsageError: the configuration is invalid, the rewards teach too little, or a checkpoint does not fit on the disk.
+        VerdictError: the judge gives no readable verdict on any pair.
     """
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
@@ -88,12 +90,17 @@ def train(
     trainer.remove_callback(PrinterCallback)  # it would print each step's metrics over the progress bars
     with training_errors(folder), private_umask():
         run_trainer(trainer, last_checkpoint(folder / CHECKPOINTS), callback.is_finished)
+        if rewards is not None:
+            rewards.lessons.check()
         callback.audit(trainer.model)
         trainer.state.save_to_json(str(folder / TRAINER_STATE))
         save_adapter(trainer.model, tokenizer, folder)
     trainer.model.unload()
     tokens = sum(candidates.tokens for candidates in pool) if rewards is None else rewards.tokens
-    return TrainingResult(callback.stopped, trainer.state.global_step, tokens, time.monotonic() - start)
+    lessons = lessons_of(pool) if rewards is None else rewards.lessons
+    return TrainingResult(
+        callback.stopped, trainer.state.global_step, tokens, time.monotonic() - start, lessons=asdict(lessons)
+    )
 
 
 def _pool_trainer(
@@ -104,8 +111,8 @@ def _pool_trainer(
     rows = make_rows(pool, config.weights, config.style, config.proposal_mode)
     if len(rows) < config.batch_size:
         raise UsageError(
-            f"only {len(rows)} of {len(pool)} pairs have traces to learn from, fewer than --batch-size {config.batch_size}; "
-            "take more pairs, a larger --group-size or a smaller --batch-size"
+            f"only {len(rows)} of {len(pool)} pairs have traces to learn from, fewer than --batch-size {config.batch_size} "
+            f"({lessons_of(pool)}); take more pairs, a larger --group-size or a smaller --batch-size"
         )
     make_trainer = supervised_trainer if config.method == "sft" else preference_trainer
     return make_trainer(config, folder, model, tokenizer, rows, callback)

@@ -7,6 +7,7 @@ training differ from inference (how traces are sampled, where they end), and set
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -22,13 +23,15 @@ from .audit import Guard
 from .checkpoints import CHECKPOINTS
 from .dataset import TrainingExample
 from .policy import completion_text, lora_config, policy_prompt, stop_tokens
-from .rewards import Reward, compute_rewards
+from .rewards import Lessons, Reward, compute_rewards
 
 if TYPE_CHECKING:
     from usertwin.memory.models.embedding import Embedder
 
     from .config import TrainingConfig
 
+#: Prefix of the metrics that count what the groups of a step teach.
+_LESSONS = "lessons/"
 _TERMS = ("fidelity", "leak", "length", "format")
 
 
@@ -188,6 +191,14 @@ class GroupRewards:
         self._rewards: list[Reward] = []
         #: Tokens generated so far.
         self.tokens = 0
+        #: What the groups so far teach.
+        self.lessons = Lessons()
+
+    def restore(self, log_history: Sequence[Mapping[str, Any]]) -> None:
+        """Set the counts to those of a checkpoint's log history."""
+        self.tokens = int(next((row["tokens"] for row in reversed(log_history) if "tokens" in row), 0))
+        names = (field.name for field in fields(Lessons))
+        self.lessons = Lessons(**{name: round(sum(row.get(f"{_LESSONS}{name}", 0) for row in log_history)) for name in names})
 
     @property
     def functions(self) -> list[Any]:
@@ -210,19 +221,24 @@ class GroupRewards:
         traces = [parse_trace(self._config.style, completion_text(completion)) for completion in completions]
         finished = [bool(tokens) and tokens[-1] in self._ends for tokens in ids]
         rewards: list[Reward] = []
+        before = replace(self.lessons)
         for number, members in groupby(range(len(traces)), key=lambda i: numbers[i]):
             group = list(members)
-            rewards += run_sync(
+            group_rewards = run_sync(
                 compute_rewards(
                     self._examples[number].pair, [traces[i] for i in group], [finished[i] for i in group],
                     fidelity=self._fidelity, guard=self._guard, embedder=self._embedder,
                     shape=self._config.weights.shape, seed=self._config.seed,
                 )
             )  # fmt: skip
+            self.lessons.count(group_rewards)
+            rewards += group_rewards
         self.tokens += sum(len(tokens) for tokens in ids)
         log_metric("guarded_gain", fmean(reward.score or 0.0 for reward in rewards))
         log_metric("leak_rate", fmean(reward.rejected in LEAK_REASONS for reward in rewards))
-        log_metric("rejection_rate", fmean(reward.rejected is not None for reward in rewards))
+        log_metric("rejection_rate", fmean(reward.rejected not in {None, "no_verdict"} for reward in rewards))
+        for name, value in asdict(self.lessons).items():
+            log_metric(f"{_LESSONS}{name}", float(value - getattr(before, name)))
         log_metric("words", fmean(len(word_tokens(trace)) for trace in traces))
         log_metric("tokens", float(self.tokens))
         return rewards

@@ -440,6 +440,34 @@ def test_a_scripted_judge_can_be_the_reward(train: Train, tmp_path: Path) -> Non
     assert result_of(tmp_path / "run" / "grpo")["measured"] is None  # there are no test pairs
 
 
+def test_a_judge_that_gives_no_verdict_is_an_error_and_leaves_no_adapter(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "judge.txt").write_text("I cannot decide.\n")
+    judged = ("--fidelity=judge", f"--judge=scripted:{tmp_path / 'judge.txt'}", f"--actor=scripted:{tmp_path / 'judge.txt'}")
+    for method in ("dpo", "grpo"):
+        result = train(tmp_path / method, f"--method={method}", "--test-pairs=0", "--unseen=0", *judged)
+        assert result.exit_code == 1 or result.exit_code == 2
+        assert "the judge returned no readable verdict for any of 4 pairs; name one that follows instructions" in result.stderr
+        assert not (tmp_path / method / method / "adapter").exists()
+
+
+def test_the_judge_of_a_training_gets_instructions_whatever_the_base(place: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(place)
+    plan = TrainingPlan(
+        config=TrainingConfig(fidelity="judge", base="transformers:chat", style="transcript"), methods=("dpo",),
+        sources=("log.jsonl",), split=SplitConfig(people=2, unseen=1, role="user"), scorer="fake:", embedder="fake:64",
+        actor="transformers:base",
+    )  # fmt: skip
+    fidelity: Any = TrainingRunner(plan, tmp_path).fidelity("dpo")
+    assert (fidelity._judge.style, fidelity._actor.style) == ("instruction", "transcript")
+    assert plan.rewarded_by("dpo") == "transformers:chat"
+
+
+def test_a_judge_without_a_chat_template_is_refused_before_a_trace_is_proposed(train: Train, tmp_path: Path) -> None:
+    result = train(tmp_path / "run", "--fidelity=judge", "--judge=transformers:base")
+    assert "base: the model has no chat template" in refusal(result)
+    assert not (tmp_path / "run").exists()
+
+
 def test_e2e_trains_with_a_fake_scorer(train: Train, tmp_path: Path) -> None:
     succeed(train(tmp_path / "run", "--method=e2e", "--scorer=fake:", "--token-budget=90", "--test-pairs=1"))
     result = result_of(tmp_path / "run" / "e2e")

@@ -254,6 +254,14 @@ def test_notes_explain_missing_figures() -> None:
     assert note == "the model judged none of the pairs that were judged by hand"
 
 
+def test_unreadable_verdicts_on_pairs_judged_by_hand_are_counted() -> None:
+    labels = [label(one, "a") for one in PAIRS[:4]]
+    verdicts = [verdict(one, "a") for one in PAIRS[:2]] + [replace(verdict(one, "a"), labels=(None, "1")) for one in PAIRS[2:6]]
+    result = agreement(labels, verdicts)
+    assert result["comparisons"][0]["n"] == 2
+    assert result["notes"][0] == "verdicts of model that cannot be read and are left out: 2"
+
+
 def test_the_view_shows_every_number_with_its_n_and_interval() -> None:
     closer: list[Closer] = ["a", "b", "tie"]
     labels = [label(one, closer[number % 3]) for number, one in enumerate(PAIRS)] + [label(PAIRS[0], None, "you")]

@@ -471,7 +471,7 @@ def test_an_inconsistent_judge_is_a_warning() -> None:
     assert warning.startswith('the judge "telling" agrees with itself in both orders in only 40% of 20 pairs')
 
 
-@pytest.mark.parametrize(("bad", "usable", "warned"), [(1, True, False), (3, True, True), (19, False, True)])
+@pytest.mark.parametrize(("bad", "usable", "warned"), [(0, True, False), (1, True, True), (3, True, True), (19, False, True)])
 def test_the_share_of_unreadable_answers_is_returned(bad: int, usable: bool, warned: bool) -> None:
     fine = [verdict(*(("1", "2") if number % 2 else ("2", "1")), number) for number in range(bad, 20)]
     found = summarize_verdicts([*[verdict(None, None, number) for number in range(bad)], *fine])

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from conftest import PAIR, FunctionChatModel, function_model
+from conftest import PAIR, FunctionChatModel, function_model, scripted
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.fidelity import LikelihoodGain
 from usertwin.memory.recon.guards import rejection_reason
+from usertwin.memory.recon.judged_fidelity import JudgeFidelity
 from usertwin.memory.recon.propose import MALFORMED, parse_trace
 from usertwin.memory.training.candidate_pool import (
     MIN_MARGIN,
@@ -31,7 +32,7 @@ from usertwin.memory.training.candidate_pool import (
 from usertwin.memory.training.dataset import TrainingExample
 from usertwin.memory.training.policy import completion_text, policy_prompt
 from usertwin.memory.training.rewards import Reward, RewardWeights
-from usertwin.personas import ModelError, UsageError
+from usertwin.personas import ModelError, UsageError, VerdictError
 
 EXAMPLES = [TrainingExample("log/Ann", replace(PAIR, conversation_id=f"talk-{i}", position=i)) for i in range(5)]
 #: Completions of the model: useless, a leak, useful, empty, and with multi-byte letters.
@@ -49,8 +50,8 @@ def sample(
     options = {"weights": WEIGHTS, "proposal_mode": "backward", "group_size": 3, "seed": 0} | options
     return asyncio.run(
         sample_candidates(
-            path, examples, model, LikelihoodGain(FakeScorer()), rejection_reason, token_budget=token_budget,
-            count_tokens=lambda text: len(text.split()), **options,
+            path, examples, model, options.pop("fidelity", LikelihoodGain(FakeScorer())), rejection_reason,
+            token_budget=token_budget, count_tokens=lambda text: len(text.split()), **options,
         )
     )  # fmt: skip
 
@@ -286,6 +287,30 @@ def test_a_pair_without_a_useful_or_clearly_better_trace_gives_no_row() -> None:
     pool = [misleading, rejected, single]
     assert sft_rows(pool, WEIGHTS, "transcript", "backward") == []
     assert dpo_rows(pool, WEIGHTS, "transcript", "backward") == []
+
+
+@pytest.mark.parametrize("make_rows", [sft_rows, dpo_rows])
+def test_traces_of_equal_fidelity_teach_no_length(make_rows: Any) -> None:
+    short, long = Reward(fidelity=0.5, leak=1, length=0.2, score=0.3), good(0.5, 0.3)
+    assert make_rows([candidates_of(("I was.", short), ("I felt.", long))], WEIGHTS, "transcript", "backward") == []
+    assert make_rows([candidates_of(("I was.", short), ("I felt.", good(0.6, 0.4)))], WEIGHTS, "transcript", "backward")
+
+
+@pytest.mark.parametrize("make_rows", [sft_rows, dpo_rows])
+def test_a_pair_without_a_verdict_teaches_nothing(make_rows: Any) -> None:
+    unread = Reward(rejected="no_verdict")
+    pool = [candidates_of(("I was.", unread), ("I felt.", unread), ("I say: yes.", LEAK))] * 2
+    assert make_rows(pool, WEIGHTS, "transcript", "backward") == []
+
+
+def test_sampling_ends_when_no_verdict_of_the_judge_is_readable(tmp_path: Path) -> None:
+    path = tmp_path / "pool.jsonl"
+    model, _ = proposer()
+    fidelity = JudgeFidelity(scripted("a cake"), scripted("I cannot decide."))
+    for rows in (4, 4):  # the same command fails in the same way, without asking again
+        with pytest.raises(VerdictError, match="no readable verdict for any of 4 pairs"):
+            sample(path, model, fidelity=fidelity)
+        assert len(path.read_text("utf-8").splitlines()) == rows
 
 
 # Completions ---------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from usertwin.memory.training.rewards import (
     SHAPES,
     TOLERATED_COSINE,
     DownstreamReward,
+    Lessons,
     Reward,
     RewardWeights,
     Shape,
@@ -172,10 +173,39 @@ def test_nothing_is_scored_if_all_traces_are_rejected() -> None:
     assert fidelity.calls == []
 
 
-def test_without_a_verdict_all_accepted_traces_earn_the_same() -> None:
-    rewards = rewards_of(UndecidedFidelity({}, comparable=False), ["one word", "two words"])
-    assert rewards[0].fidelity == rewards[1].fidelity
-    assert [reward.score for reward in rewards] == [0.0, 0.0]
+def test_without_a_verdict_no_trace_earns_anything_whatever_its_length() -> None:
+    traces = ["one word", "two words of a much longer trace", "quotes"]
+    rewards = rewards_of(
+        UndecidedFidelity({}, comparable=False), traces,
+        guard=lambda trace, pair: "quotes_action" if trace == "quotes" else None,
+    )  # fmt: skip
+    assert rewards == [Reward(rejected="no_verdict")] * 2 + [Reward(rejected="quotes_action")]
+
+
+def test_pairs_are_counted_by_what_they_teach() -> None:
+    unread, equal, different = [Reward(rejected="no_verdict")] * 2, [Reward(fidelity=0.5)] * 2, [Reward(), Reward(fidelity=0.5)]
+    lessons = Lessons()
+    for rewards in (unread, equal, [Reward(rejected="empty")] * 2, different):
+        lessons.count(rewards)
+    assert lessons == Lessons(pairs=4, no_verdict=1, equal=2)
+    lessons.check()
+
+
+def test_pairs_of_equal_rewards_only_are_refused() -> None:
+    lessons = Lessons()
+    lessons.check()  # there is no pair yet
+    for rewards in ([Reward(fidelity=0.5)] * 2, [Reward(rejected="no_verdict")] * 2):
+        lessons.count(rewards)
+    with pytest.raises(UsageError, match="nothing was learned: of 2 pairs, 1 had traces of equal fidelity and 1 no readable"):
+        lessons.check()
+
+
+def test_a_judge_without_any_readable_verdict_is_an_error() -> None:
+    lessons, unread = Lessons(), [Reward(rejected="no_verdict")] * 2
+    for _ in range(3):
+        lessons.count(unread)
+    with pytest.raises(VerdictError, match="no readable verdict for any of 4 pairs"):
+        lessons.count(unread)
 
 
 # Leak and length -----------------------------------------------------------------------------------------------------

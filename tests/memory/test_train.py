@@ -19,6 +19,7 @@ from judge_replies import judge_reply, shown_attempts
 from small_training import (
     CONFIG,
     EXAMPLES,
+    AsciiFidelity,
     ConstantAuditor,
     KillPoint,
     audit,
@@ -36,11 +37,14 @@ from tiny_model import tiny_model
 
 from conftest import function_model, scripted
 from usertwin.memory.models.scoring import Likelihood
+from usertwin.memory.recon.fidelity import FidelityScore
 from usertwin.memory.recon.judged_fidelity import JudgeFidelity
 from usertwin.memory.training.audit import Audit, reason_to_stop
+from usertwin.memory.training.candidate_pool import ScoredCandidates
 from usertwin.memory.training.checkpoints import check_room, last_checkpoint
 from usertwin.memory.training.config import TRAIN_METHODS
 from usertwin.memory.training.policy import empty_base, load_base
+from usertwin.memory.training.rewards import Reward
 from usertwin.memory.training.train import train
 from usertwin.personas import Pair, UsageError
 
@@ -315,10 +319,37 @@ def test_a_leak_has_the_lowest_advantage_of_its_group(base: Path, tmp_path: Path
     assert {row["leak_rate"] for row in steps_of(tmp_path).values()} == {0.25}
 
 
-def test_groups_with_equal_rewards_are_counted(base: Path, tmp_path: Path) -> None:
-    trained(base, tmp_path, small_config(method="grpo", token_budget=20), guard=lambda trace, pair: "too_long")
-    row = steps_of(tmp_path)[1]
-    assert (row["frac_reward_zero_std"], row["reward"], row["rejection_rate"], row["leak_rate"]) == (1.0, 0.0, 1.0, 0.0)
+class EqualFidelity(AsciiFidelity):
+    """Gives all traces the same score, except for the first `different` pairs."""
+
+    def __init__(self, different: int = 0) -> None:
+        self.different = different
+
+    async def score(self, pair: Pair, traces: Sequence[str], **options: Any) -> list[FidelityScore]:
+        """See `Fidelity.score`."""
+        self.different -= 1
+        return [FidelityScore(0.1 * number * (self.different >= 0)) for number, _ in enumerate(traces)]
+
+
+def test_groups_with_equal_rewards_are_counted_and_a_training_of_such_groups_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nothing was learned: of 1 pairs, 1 had traces of equal fidelity"):
+        trained(base, tmp_path, small_config(method="grpo", token_budget=20), guard=lambda trace, pair: "too_long")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_lengths_are_not_learned_from_traces_of_equal_fidelity(base: Path, tmp_path: Path) -> None:
+    config = small_config(method="grpo", token_budget=60)
+    with pytest.raises(UsageError, match="nothing was learned"):
+        trained(base, tmp_path, config, fidelity=EqualFidelity(), guard=lambda trace, pair: None)
+    result = trained(base, tmp_path / "some", config, fidelity=EqualFidelity(1), guard=lambda trace, pair: None)
+    assert result.lessons["pairs"] - result.lessons["equal"] == 1
+    assert result.lessons["no_verdict"] == 0
+
+
+def test_a_pool_without_verdicts_is_refused_with_its_counts(base: Path, tmp_path: Path) -> None:
+    unread = [ScoredCandidates(one, ("I was.", "I felt."), (Reward(rejected="no_verdict"),) * 2, 9) for one in EXAMPLES[:3]]
+    with pytest.raises(UsageError, match=r"only 0 of 3 pairs .* 0 had traces of equal fidelity and 3 no readable verdict"):
+        trained(base, tmp_path, small_config(), pool=unread)
 
 
 def test_a_judge_can_be_the_reward_of_a_training(base: Path, tmp_path: Path) -> None:

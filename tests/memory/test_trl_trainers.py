@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from judge_replies import judge_reply, shown_attempts
 from small_training import EXAMPLES, AsciiFidelity, example, guard, small_config
 
@@ -93,7 +94,7 @@ def test_each_group_is_ranked_separately() -> None:
     ]
 
 
-def test_a_judge_gives_ranks_and_an_unparseable_judge_gives_equal_rewards() -> None:
+def test_a_judge_gives_ranks_and_without_its_verdict_every_reward_is_0() -> None:
     def rule(prompt: str, seed: int) -> str:
         attempts = shown_attempts(prompt)
         return judge_reply(sorted(attempts, key=lambda label: -len(attempts[label])))
@@ -103,8 +104,14 @@ def test_a_judge_gives_ranks_and_an_unparseable_judge_gives_equal_rewards() -> N
     terms, _ = reward_terms([HONEST, OTHER], JudgeFidelity(actor, judge))
     assert terms[0] == [0.5, 1.0]
     assert HONEST not in "".join(chat.prompts)
-    terms, _ = reward_terms([HONEST, OTHER, LEAK], JudgeFidelity(actor, scripted("I cannot decide.")))
-    assert terms[0] == [0.75, 0.75, 0.0]
+    terms, logged = reward_terms([HONEST, OTHER, LEAK], JudgeFidelity(actor, scripted("I cannot decide.")))
+    assert terms == [[0.0] * 3] * 4
+    assert {name: logged[f"lessons/{name}"] for name in ("pairs", "no_verdict", "equal")} == {
+        "pairs": 1,
+        "no_verdict": 1,
+        "equal": 0,
+    }
+    assert logged["rejection_rate"] == logged["leak_rate"] == pytest.approx(1 / 3)
 
 
 class LengthScorer:
@@ -133,4 +140,5 @@ def test_the_e2e_reward_scores_the_related_action_and_never_the_pairs_own() -> N
 def test_without_a_related_pair_all_e2e_rewards_are_equal() -> None:
     scorer = LengthScorer()
     terms, logged = reward_terms([HONEST, OTHER], DownstreamReward(scorer, {}))
+    assert logged["lessons/equal"] == 1
     assert (terms[0], logged["guarded_gain"], scorer.items) == ([0.5, 0.5], 0.0, [])
