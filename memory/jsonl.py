@@ -1,4 +1,4 @@
-"""JSON lines files that are written line by line and survive a crash.
+"""JSON lines files that are written line by line, survive a crash, and hold no secrets.
 
 A line counts once its newline is written. Readers skip an incomplete last line and writers remove it, so a crash loses at most
 the line it interrupts.
@@ -10,9 +10,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 from usertwin.personas import UsageError
+from usertwin.personas.files import open_private, refuse_link
+from usertwin.personas.reading import parse_json
+from usertwin.personas.secrets import mask
 
 T = TypeVar("T")
 
@@ -25,7 +28,7 @@ def complete_lines(path: Path) -> list[bytes]:
 def read_lines(path: Path, parse: Callable[[Any], T], item: str, fix: str) -> list[T]:
     """Return what `parse` makes of the JSON of a file's complete lines; empty if the file is missing.
 
-    The error message calls a value `item` and ends with the way out, `fix`.
+    `parse` raises ValueError for any other value. The error message calls a value `item` and ends with the way out, `fix`.
 
     Raises:
         UsageError: a line is not such a value; the message names the file and the line.
@@ -33,20 +36,21 @@ def read_lines(path: Path, parse: Callable[[Any], T], item: str, fix: str) -> li
     values: list[T] = []
     for number, line in enumerate(complete_lines(path), 1):
         try:
-            values.append(parse(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UsageError(f"{path}, line {number}: not a valid {item} ({error!r}); {fix}") from error
+            values.append(parse(parse_json(line)))
+        except ValueError as error:
+            raise UsageError(f"{path}:{number}: not a valid {item}: {error}; {fix}") from None
     return values
 
 
 def open_for_append(path: Path) -> TextIO:
-    """Open a file for appending, created if missing; an incomplete last line is removed first."""
+    """Open a private file for appending, created if missing; an incomplete last line is removed first."""
+    refuse_link(path)
     if path.is_file():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-    return path.open("a", encoding="utf-8")
+    return cast("TextIO", open_private(path, "a", encoding="utf-8", errors="backslashreplace"))
 
 
 def append_line(file: TextIO, value: Any) -> None:
-    """Append a JSON value as a line and flush it, so that it survives the end of the process."""
-    file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """Append a JSON value as a line, secrets masked, and flush it, so that it survives the end of the process."""
+    file.write(mask(json.dumps(value, ensure_ascii=False)) + "\n")
     file.flush()

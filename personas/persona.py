@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import statistics
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +15,10 @@ from typing import Any, cast
 
 from .errors import LogError
 from .pairs import Pair
+from .reading import parse_toml, read_file
 
 _POLITE = re.compile(r"\b(please|thanks|thank you|thx)\b", re.IGNORECASE)
+_COUNTS = re.compile(r" usually writes about \d+ words? a turn, starts \d+% of turns in lower case, ")
 _SAMPLES = 5
 
 
@@ -34,20 +35,28 @@ class Persona:
     typical_words: int = 0
     sample_turns: tuple[str, ...] = ()
 
+    @property
+    def derived(self) -> bool:
+        """Whether the description only states counts, as `derive_persona` writes it."""
+        return _COUNTS.search(self.description) is not None
+
     def to_json(self) -> dict[str, Any]:
         """Return the persona as a JSON object for `Persona.from_json`."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Persona:
+    def from_json(cls, value: Any) -> Persona:
         """Return a persona from an object with these four keys; only "name" is required. LogError names an invalid key."""
+        if not isinstance(value, dict):
+            raise LogError("a persona is an object")
+        value = cast("dict[str, Any]", value)
         name, keys = value.get("name"), ("name", "description", "typical_words", "sample_turns")
         if unknown := '", "'.join(sorted({*value} - {*keys})):
             raise LogError(f'unknown key "{unknown}"; a persona has {", ".join(keys)}')
         if not isinstance(name, str) or not name.strip():
             raise LogError('a persona needs a "name"')
         description, words, samples = value.get("description", ""), value.get("typical_words", 0), value.get("sample_turns", ())
-        if not isinstance(description, str) or not isinstance(words, int):
+        if not isinstance(description, str) or not isinstance(words, int) or isinstance(words, bool):
             raise LogError('a persona\'s "description" must be text and its "typical_words" an integer')
         if not isinstance(samples, list | tuple) or not all(isinstance(s, str) for s in cast("list[Any]", samples)):
             raise LogError('a persona\'s "sample_turns" must be a list of texts')
@@ -60,12 +69,14 @@ def read_persona(path: str | Path) -> Persona:
     Raises:
         LogError: the file is missing, not TOML, or not a persona; the message names the file.
     """
-    try:
-        return Persona.from_json(tomllib.loads(Path(path).read_text("utf-8")))
-    except FileNotFoundError:
-        raise LogError(f"{path}: no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, LogError) as error:
-        raise LogError(f"{path}: {error}") from None
+
+    def parse(content: bytes) -> Persona:
+        try:
+            return Persona.from_json(parse_toml(content))
+        except ValueError as error:
+            raise LogError(f"{path}: {error}") from None
+
+    return read_file(Path(path), parse, way_out="name a TOML file with --persona", error=LogError)
 
 
 def derive_persona(pairs: Sequence[Pair], name: str) -> Persona:

@@ -13,6 +13,7 @@ from rich.text import Text
 from usertwin.memory import Recalled
 from usertwin.memory.text.transcript import single_line
 from usertwin.personas import UsertwinError
+from usertwin.personas.printable import printable
 
 from .agents import Message
 from .simulation import Exchange
@@ -45,8 +46,9 @@ def memories_table(recalled: Sequence[Recalled], max_rows: int | None = None) ->
 
 def why(answer: Answer, name: str, max_memories: int | None = None) -> RenderableType:
     """Return a panel with the memories (all, or the first `max_memories`) and the reasoning behind a person's answer."""
-    thought = Text(answer.reasoning or "(none)", style="italic")
-    by = "" if answer.reasoner is None else f"  (reasoned by {answer.reasoner})"
+    name = printable(name)
+    thought = Text(printable(answer.reasoning) or "(none)", style="italic")
+    by = "" if answer.reasoner is None else printable(f"  (reasoned by {answer.reasoner})")
     if not answer.action:
         thought = Text(f"{name} left in {answer.abandonment_rate:.0%} of the most similar memories", style="italic")
     reasoning = Text.assemble(("reasoning  ", "dim"), thought, (by, "dim"))
@@ -57,7 +59,7 @@ def why(answer: Answer, name: str, max_memories: int | None = None) -> Renderabl
 
 def speech(name: str, text: str, *, style: str) -> Text:
     """Return one message with its speaker."""
-    return Text.assemble((f"{name}  ", f"bold {style}"), text)
+    return Text.assemble((printable(f"{name}  "), f"bold {style}"), printable(text))
 
 
 def show_exchange(console: Console, name: str, exchange: Exchange) -> None:
@@ -68,7 +70,7 @@ def show_exchange(console: Console, name: str, exchange: Exchange) -> None:
     for message in exchange.replies:
         console.print(speech("agent", str(message["content"]), style="yellow"))
     if exchange.answer.done:
-        console.print(Text(f"{name} leaves.", style="dim"))
+        console.print(Text(printable(f"{name} leaves."), style="dim"))
     console.print()
 
 
@@ -77,7 +79,7 @@ def chat(user: SimulatedUser, console: Console, *, goal: str = "", seed: int = 0
 
     The chat ends with /quit, the end of the input, Ctrl-C, or when the twin leaves. The twin wants the goal.
     """
-    name = user.persona.name
+    name = printable(user.persona.name)
     console.print(f"[dim]You are the agent; [bold]{escape(name)}[/bold] answers. {_HELP}.[/dim]")
     messages: list[Message] = []
     last: Answer | None = None
@@ -101,7 +103,7 @@ def chat(user: SimulatedUser, console: Console, *, goal: str = "", seed: int = 0
                 last = user.respond(messages, goal=goal, seed=seed)
         except UsertwinError as error:
             messages.pop()
-            console.print(f"[red]{escape(str(error))}[/red]")
+            console.print(Text(printable(str(error)), style="red"))
             continue
         except KeyboardInterrupt:
             console.print()
@@ -116,5 +118,5 @@ def chat(user: SimulatedUser, console: Console, *, goal: str = "", seed: int = 0
 
 
 def _shorten(text: str, characters: int = 90) -> str:
-    text = single_line(text)
+    text = printable(single_line(text))
     return text if len(text) <= characters else text[: characters - 1] + "…"

@@ -75,7 +75,7 @@ def run_demo(console: Console, *, home: Path | None, max_turns: int, limit: int)
     console.print(Rule("3  measure its closeness", align="left"))
     result = record.closeness
     if result is not None and result["against"] is None and result["turns"] == limit:
-        console.print(f"[dim]measured on {result['measured_at']}; usertwin eval {NAME} measures again[/dim]")
+        console.print(f"[dim]measured on {escape(result['measured_at'])}; usertwin eval {NAME} measures again[/dim]")
     else:
         result = measure_twin(
             console, NAME, home=home, model="local", scorer="local", style=None, against=None,
@@ -94,7 +94,7 @@ def _learn(console: Console, home: Path | None) -> TwinRecord:
     if NAME in list_twins(home):
         record = TwinRecord.load(twin_folder(NAME, home))
         if record.recipe == recipe and record.state == "complete":
-            console.print(f"[dim]learned on {record.learned_at}; see usertwin show {NAME}[/dim]")
+            console.print(f"[dim]learned on {escape(record.learned_at)}; see usertwin show {NAME}[/dim]")
             return record
         if (record.recipe.source, record.recipe.speaker) != (recipe.source, recipe.speaker):
             raise TwinError(f'the twin "{NAME}" is of another person; use another folder: usertwin demo --home DIR')

@@ -30,6 +30,7 @@ from .options import (
     model_option,
     parse_price,
     price_option,
+    print_notes,
     progress_bars,
     scorer_option,
     seed_option,
@@ -41,8 +42,6 @@ from .tune import DEFAULT_TUNE_TURNS
 from .twin_actions import show_twin, tune_twin
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from usertwin.memory import Recipe
     from usertwin.memory.models.chat import Price, PromptStyle
     from usertwin.personas import ChatLog
@@ -140,7 +139,7 @@ def learn(
     if options["synthesizer"] is not None and options["traces"] == "none":
         raise UsageError("--synthesizer proposes traces, and --traces none makes none; leave out one of the two")
     log = load_log(options["source"], skip_bad_lines=options["skip_bad_lines"])
-    _print_omissions(console, log)
+    print_notes(console, log)
     description = None if persona is None else read_persona(persona)
     embedder = load_embedder(options["embedder"])
     recipe = _recipe(options, embedder.name)
@@ -163,16 +162,6 @@ def learn(
         tune_twin(console, name, home=home, limit=tune_turns, embedder=embedder, **models)
     show_twin(console, name, home)
     console.print(f"\nTalk to it: usertwin chat {name}    Measure it: usertwin eval {name}", style="dim")
-
-
-def _print_omissions(console: Console, log: ChatLog) -> None:
-    """Print which lines and files of a log were left out."""
-    for bad in log.skipped:
-        console.print(f"skipped {bad.unit} {bad.line}: {bad.reason}", style="yellow", markup=False)
-    if log.skipped:
-        console.print(f"{len(log.skipped)} broken lines were skipped")
-    if log.files_without_turns:
-        console.print(f"{log.files_without_turns} files without a conversation were left out", style="dim")
 
 
 def _recipe(options: dict[str, Any], embedder: str) -> Recipe:
@@ -221,10 +210,10 @@ def _estimate(log: ChatLog, recipe: Recipe, style: PromptStyle | None, price: Pr
 def _needs_tuning_only(name: str, home: Path | None, recipe: Recipe) -> bool:
     """Return whether the twin is fully learned with this recipe, and its learning was stopped before or during tuning."""
     from usertwin.memory import TwinRecord
-    from usertwin.memory.twin.record import twin_folder
+    from usertwin.memory.twin.record import existing_twin
 
     try:
-        record = TwinRecord.load(twin_folder(name, home))
+        record = TwinRecord.load(existing_twin(name, home))
     except TwinError:
         return False
     return (record.state, record.settings, record.recipe) == ("complete", None, recipe)

@@ -6,6 +6,9 @@ the table below are therefore written beside the commands' own; a test compares 
 
 from __future__ import annotations
 
+import codecs
+import errno
+import io
 import sys
 from importlib import import_module
 from typing import Any
@@ -20,6 +23,7 @@ COMMANDS = {
     "simulate": ("talk", "Let the twin NAME talk with an agent and record the conversations."),
     "eval": ("evaluate", "Measure how close the twin NAME is to the person's held-out turns."),
     "show": ("twin_actions", "Show the twin NAME; without a name, list all twins."),
+    "trust": ("twin_actions", "Allow the twin NAME, which somebody else learned, to load the models that it names."),
     "tune": ("tune", "Choose by measurement how the twin NAME uses its memory."),
     "train": ("train", "Train a synthesizer of reasoning traces on chat logs, into the folder OUT."),
     "controls": ("controls", "Test with control traces whether the trace score of NAME is only leakage."),
@@ -32,8 +36,28 @@ COMMANDS = {
 }
 
 
+_WRITABLE = "check its permissions, or name another folder (--home, --out)"
+#: Ways out of errors of the operating system.
+_WAYS_OUT = {
+    errno.ENOSPC: "free disk space, and run the same command again: finished work is kept",
+    errno.EDQUOT: "free disk space, and run the same command again: finished work is kept",
+    errno.EROFS: _WRITABLE,
+    errno.EACCES: _WRITABLE,
+    errno.EPERM: _WRITABLE,
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.ENOENT: "check the name, and run the command again",
+    errno.ENOTDIR: "a part of this path is a file; name another folder",
+    errno.EISDIR: "this is a folder; name a file",
+    errno.EMFILE: "allow more open files (ulimit -n), and run the command again",
+}
+
+
 class _Program(click.Group):
     """A group that imports a command when it is used and prints a user's error as one sentence."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        _prepare_streams()
+        return super().main(*args, **options)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -49,17 +73,58 @@ class _Program(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if any("@" in text for text in args):  # it may be a login in a URL, which no command may write or print
+            from usertwin.personas.secrets import take_logins
+
+            args = [take_logins(text) for text in args]
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         from usertwin.personas import UsertwinError
+        from usertwin.personas.printable import printable
+        from usertwin.personas.secrets import mask, without_secrets
 
         try:
             return super().invoke(ctx)
         except UsertwinError as error:
-            click.echo(f"usertwin: {error}", err=True)
+            click.echo(printable(f"usertwin: {error}"), err=True)
             sys.exit(2)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click ends in silence: nobody reads the output any more
+            click.echo(printable(f"usertwin: {mask(_sentence(error))}"), err=True)
+            sys.exit(2)
+        except Exception as error:
+            if without_secrets(error) is None:  # a traceback would print it
+                click.echo(f"usertwin: {type(error).__name__}: {mask(str(error))}", err=True)
+                sys.exit(1)
+            raise
         except KeyboardInterrupt:
             click.echo("\nusertwin: stopped; finished work is kept, and the same command continues", err=True)
             sys.exit(130)
+
+
+def _sentence(error: OSError) -> str:
+    """Return what the operating system could not do with which file, and the way out."""
+    reason = error.strerror or str(error) or type(error).__name__
+    way_out = _WAYS_OUT.get(error.errno or 0, "check the file and its permissions, and run the command again")
+    place = "" if error.filename is None else f"{error.filename}: "
+    return f"{place}{reason[:1].lower()}{reason[1:]}; {way_out}"
+
+
+def _replace_lacking(error: UnicodeError) -> tuple[str, int]:
+    from usertwin.personas.printable import in_ascii
+
+    return in_ascii(error)
+
+
+def _prepare_streams() -> None:
+    """Let no character end a command: output replaces what its encoding lacks, input what is not in its encoding."""
+    codecs.register_error("usertwin", _replace_lacking)
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "usertwin"), (sys.stderr, "usertwin")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 @click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

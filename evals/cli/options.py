@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from usertwin.memory.models.chat import Price
+    from usertwin.personas import ChatLog
 
     from .progress_bars import Bars
 
@@ -116,11 +117,10 @@ def write_json(path: Path | None, value: object) -> None:
 
     if path is None:
         return
-    text = json.dumps(value, indent=1, ensure_ascii=False)
     if str(path) == "-":
-        click.echo(text)
+        click.echo(json.dumps(value, indent=1))  # ASCII, which every terminal can show
     else:
-        write_atomically(path, text + "\n")
+        write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def check_concurrency(concurrency: int | None) -> None:
@@ -131,11 +131,17 @@ def check_concurrency(concurrency: int | None) -> None:
 
 def console_for(*, stderr: bool = False) -> Console:
     """Return the console that a command prints on."""
-    from rich.console import Console
+    from .progress_bars import SafeConsole
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of libraries would break ours
-    return Console(stderr=stderr, highlight=False)
+    return SafeConsole(stderr=stderr, highlight=False, emoji=False)
+
+
+def print_notes(console: Console, log: ChatLog) -> None:
+    """Print what was left out of a chat log and what was assumed about it."""
+    for note in log.notes():
+        console.print(note, style="yellow", markup=False)
 
 
 @contextmanager

@@ -1,12 +1,19 @@
-"""Progress bars on a terminal; one object serves as the progress callback of every lower layer."""
+"""The console of all commands, which shows no control character, and its progress bars.
+
+One object serves as the progress callback of every lower layer.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
+
+from usertwin.personas.printable import printable
 
 #: What a bar says, by the name of the stage that reports progress.
 _TITLES = {
@@ -33,12 +40,21 @@ _TITLES = {
 }
 
 
+class SafeConsole(Console):
+    """A console that makes every text printable: control characters in it are shown, and only the console's own take effect."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render a value into segments of printable text and control codes."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
 class Bars:
     """Progress bars on a console; a call reports a stage, the steps done, and the total."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,10 @@ from typing import Any, Literal
 import click
 
 from usertwin.personas import UsageError
+from usertwin.personas.conversation import replace_lone_surrogates
+from usertwin.personas.printable import escaped, printable
+from usertwin.personas.reading import decoded, parse_toml, read_file, shown
+from usertwin.personas.secrets import take_logins
 
 from .options import file_path
 
@@ -75,27 +78,23 @@ def read_recipe(path: Path, command: click.Command) -> dict[str, Any]:
 
     options = {_key(option): option for option in _recipe_options(command)}
     fields: dict[str, Any] = {key: (_type(option), None) for key, option in options.items()}
-    schema = create_model("RecipeFile", __config__=ConfigDict(extra="forbid"), **fields)
-    try:
-        raw = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; name a recipe file with --recipe") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from None
+    schema = create_model("RecipeFile", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
+    way_out = "name a recipe file with --recipe, as --dry-run prints it"
+    raw = read_file(path, lambda content: parse_toml(take_logins(decoded(content))), way_out=way_out, error=UsageError)
     try:
         # Validated as JSON: strict mode then accepts a number for a float, and still no text for a number.
-        schema.model_validate_json(json.dumps(raw, default=str), strict=True)
+        return schema.model_validate_json(json.dumps(raw, default=str), strict=True).model_dump(exclude_unset=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][0])
         if first["type"] != "extra_forbidden":
-            raise UsageError(f'{path}: "{key}": {first["msg"][:1].lower()}{first["msg"][1:]}, not {first["input"]!r}') from None
+            message = f"{first['msg'][:1].lower()}{first['msg'][1:]}, not {shown(first['input'])}"
+            raise UsageError(f'{path}: "{key}": {message}') from None
         if key in {_key(option) for option in command.params if isinstance(option, click.Option)}:
             raise UsageError(f'{path}: "{key}" can only be given on the command line; remove it from the file') from None
         similar = difflib.get_close_matches(key, options, 1)
         hint = f'did you mean "{similar[0]}"?' if similar else f"the keys are the options of usertwin {command.name} --help"
         raise UsageError(f'{path}: there is no key "{key}"; {hint}') from None
-    return raw
 
 
 def effective_recipe(ctx: click.Context) -> str:
@@ -109,7 +108,7 @@ def print_dry_run(ctx: click.Context, estimate: list[str]) -> None:
     arguments = " ".join(param.make_metavar(ctx) for param in ctx.command.params if isinstance(param, click.Argument))
     usage = f"usertwin {ctx.command.name} {arguments} --recipe FILE"
     for line in (*estimate, f"The effective recipe; save this output as FILE to use it: {usage}"):
-        click.echo(f"# {line}")
+        click.echo(printable(f"# {' '.join(line.split())}"))
     click.echo(effective_recipe(ctx))
 
 
@@ -144,5 +143,5 @@ def _toml(value: object) -> str:
             return repr(value)
         case list() | tuple():
             return "[" + ", ".join(map(_toml, value)) + "]"
-        case _:  # a TOML string has the escapes of a JSON string, and also escapes DEL
-            return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+        case _:  # a TOML string has the escapes of a JSON string
+            return escaped(json.dumps(replace_lone_surrogates(str(value)), ensure_ascii=False))

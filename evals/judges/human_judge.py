@@ -21,10 +21,11 @@ from rich.text import Text
 
 from usertwin.evals.metrics.statistics import Estimate, Resampling, mean, optional_json, sums_by_conversation
 from usertwin.evals.records.measured_turns import MeasuredTurn
-from usertwin.evals.records.verdicts import LABELS, Closer, Comparison, JudgeVerdict, Question, closer_of, with_current_sides
+from usertwin.evals.records.verdicts import Closer, Comparison, JudgeVerdict, Question, closer_of, with_current_sides
 from usertwin.memory.jsonl import read_lines
 from usertwin.memory.text.transcript import single_line
 from usertwin.personas import UsageError
+from usertwin.personas.reading import as_type
 
 from .model_judge import build_questions
 
@@ -56,12 +57,8 @@ class HumanLabel(Comparison):
 
     @classmethod
     def from_json(cls, raw: Any) -> HumanLabel:
-        """Read the object of `to_json`, earlier names of arms replaced. KeyError, TypeError or ValueError for other input."""
-        if raw["label"] not in {*LABELS, "skip"} or raw["order"] not in {"ab", "ba"}:
-            raise ValueError(
-                f"label is {raw['label']!r} and order {raw['order']!r}; they must be 1, 2, tie or skip, and ab or ba"
-            )
-        return cls(**with_current_sides(raw))
+        """Read the object of `to_json`, earlier names of arms replaced. ValueError for any other value."""
+        return as_type(cls, with_current_sides(raw))
 
 
 def read_labels(path: Path) -> list[HumanLabel]:

@@ -14,21 +14,25 @@ resumes, and every reported figure can be inspected and computed again.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from usertwin.evals.arm_names import with_current_arms
 from usertwin.memory.jsonl import read_lines
 from usertwin.personas import UsageError
+from usertwin.personas.reading import STRICT, as_type, parse_json, read_file
 
 from .older_results import upgrade
+from .result_shapes import PersonFacts, RunManifest, RunResult
+
+_T = TypeVar("_T")
 
 #: The format of run folders that this version writes and reads.
 RUN_FORMAT = 1
 MANIFEST, RESULT, VERDICTS, LABELS = "manifest.json", "result.json", "verdicts.jsonl", "labels.jsonl"
+_AGAIN = "run the suite again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,8 @@ class RecalledTurn:
 
     `similarity` is the cosine to the present context; `context` the turns before, (speaker, text).
     """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     conversation_id: str
     position: int
@@ -68,6 +74,8 @@ class MeasuredTurn:
         own_action: another turn of the same person, for the control of the discriminator.
     """
 
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
     person: str
     conversation_id: str
     position: int
@@ -96,32 +104,18 @@ class MeasuredTurn:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> MeasuredTurn:
-        """Read the object of `to_json`; earlier names of arms are replaced. Raises as `read_lines` expects for other input."""
-
-        def pairs(turns: Iterable[Iterable[str]]) -> tuple[tuple[str, str], ...]:
-            return tuple((speaker, text) for speaker, text in turns)
-
-        by_arm: dict[str, Any] = {name: _current_keys(raw[name]) for name in ("bits", "choice", "reasoning")}
-        for name in ("replies", "similarity", "rank"):
-            by_arm[name] = {arm: tuple(values) for arm, values in _current_keys(raw[name]).items()}
-        recalled = tuple(RecalledTurn(**dict[str, Any](turn, context=pairs(turn["context"]))) for turn in raw["recalled"])
-        fields: dict[str, Any] = {**raw, **by_arm, "context": pairs(raw["context"]), "recalled": recalled}
-        return cls(**fields)
-
-
-def _current_keys(by_arm: Mapping[str, Any]) -> dict[str, Any]:
-    return {with_current_arms(arm): value for arm, value in by_arm.items()}
+        """Read the object of `to_json`; earlier names of arms are replaced. ValueError for any other value."""
+        turn = as_type(cls, raw)
+        by_arm = ("bits", "choice", "reasoning", "replies", "similarity", "rank")
+        current = {name: {with_current_arms(arm): value for arm, value in getattr(turn, name).items()} for name in by_arm}
+        return replace(turn, **current)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a run, earlier names of arms replaced. UsageError without a run of this format."""
-    path = folder / MANIFEST
-    try:
-        raw: Any = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{folder}: holds no run; name the folder of a run") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); run the suite again into another folder") from error
+    path, way_out = folder / MANIFEST, "run the suite again into another folder"
+    missing = f"{folder}: holds no run; name the folder of a run"
+    raw = read_file(path, parse_json, way_out=way_out, error=UsageError, missing=missing)
     manifest: dict[str, Any] = raw if isinstance(raw, dict) else {}
     if manifest.get("kind") == "simulate":
         raise UsageError(f"{folder}: holds conversations of `usertwin simulate`, not a run of a suite; name another folder")
@@ -131,7 +125,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UsageError(
             f"{folder}: a run of format {version}, but this version reads format {RUN_FORMAT}; run the suite again elsewhere"
         )
-    return upgrade(manifest)
+    return _checked(RunManifest, path, manifest, way_out)
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -140,10 +134,14 @@ def read_result(folder: Path) -> dict[str, Any]:
     path = folder / RESULT
     if manifest.get("state") != "complete" or not path.is_file():
         raise UsageError(f"{folder}: this run is not finished; run the same command again to resume it")
-    try:
-        return upgrade(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); run the suite again") from error
+    value = read_file(path, parse_json, way_out=_AGAIN, error=UsageError)
+    return _checked(RunResult, path, value, _AGAIN)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the facts about a person in people/N.json, earlier names replaced. UsageError if the file is damaged."""
+    way_out = "delete the file, and run the suite again"
+    return _checked(PersonFacts, path, read_file(path, parse_json, way_out=way_out, error=UsageError), way_out)
 
 
 def read_turns(folder: Path) -> list[MeasuredTurn]:
@@ -155,3 +153,13 @@ def read_turns(folder: Path) -> list[MeasuredTurn]:
 def read_turn_file(path: Path) -> list[MeasuredTurn]:
     """Return the measured turns of one file, without an incomplete last line. UsageError names a line that is broken."""
     return read_lines(path, MeasuredTurn.from_json, "measured turn", "delete that line, and run the suite again")
+
+
+def _checked(shape: type[_T], path: Path, value: Any, way_out: str) -> dict[str, Any]:
+    """Return the value of a file with present names, all of its keys kept. UsageError if it does not have the shape."""
+    current = upgrade(value)
+    try:
+        as_type(shape, current)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}; {way_out}") from None
+    return current

@@ -17,6 +17,8 @@ _KEYS = {
     "left": "observed",
     "novel": "guarded_gain",
     "gives_away": "reveals_action",
+    "led": "forced",
+    "led_similarity": "forced_similarity",
 }
 #: Values that changed, by key.
 _VALUES = {"fidelity": {"novel": "guarded_gain"}}

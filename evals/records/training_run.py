@@ -10,27 +10,23 @@ Every file is validated against the shapes below, so a damaged file gives one er
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from usertwin.memory.training.model_card import METHODS
 from usertwin.memory.training.rewards import Lessons
 from usertwin.personas import UsageError
+from usertwin.personas.reading import as_type, parse_json, read_file
 
 from .measured_turns import MANIFEST, RESULT
 from .older_results import upgrade
 
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
 #: Formats of training folders. Format 1, of earlier versions, can be read but not resumed.
 TRAINING_FORMAT = 2
 _READABLE = (1, 2)
+_DELETE = "delete it, and run the same `usertwin train` again"
 _T = TypeVar("_T")
 
 
@@ -139,8 +135,8 @@ class TrainingRun:
 def is_training(folder: Path) -> bool:
     """Return whether the folder's manifest is that of a training run; False without a readable manifest."""
     try:
-        manifest: Any = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        manifest = parse_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and manifest.get("kind") == "training"
 
@@ -175,30 +171,21 @@ def read_training(folder: Path) -> TrainingRun:
     return TrainingRun(folder, manifest, {name: _outcome(folder / name / RESULT) for name in names})
 
 
+def read_outcome(path: Path) -> dict[str, Any]:
+    """Return the content of a method's result.json with present names. UsageError if it is damaged."""
+    _read(MethodOutcome, path, _DELETE)
+    return upgrade(parse_json(path.read_bytes()))
+
+
 def _outcome(path: Path) -> MethodOutcome | None:
-    return _read(MethodOutcome, path, "delete it, and run the same `usertwin train` again") if path.is_file() else None
-
-
-@cache
-def _adapter(shape: type[_T]) -> TypeAdapter[_T]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(shape)
+    return _read(MethodOutcome, path, _DELETE) if path.is_file() else None
 
 
 def _read(shape: type[_T], path: Path, way_out: str) -> _T:
     """Return the content of a JSON file as a dataclass. UsageError names the file and the field that is wrong."""
-    from pydantic import ValidationError
 
-    try:
-        content = path.read_bytes()
-        if path.name == RESULT:
-            with suppress(ValueError, RecursionError):  # the validation below reports what is not JSON
-                content = json.dumps(upgrade(json.loads(content)))
-        return _adapter(shape).validate_json(content)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{path}: damaged ({place + ': ' if place else ''}{first['msg']}); {way_out}") from None
+    def parse(content: bytes) -> _T:
+        value = parse_json(content)
+        return as_type(shape, upgrade(value) if path.name == RESULT else value)
+
+    return read_file(path, parse, way_out=way_out, error=UsageError)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 from usertwin.evals.arm_names import with_current_arms
 from usertwin.memory.jsonl import read_lines
 from usertwin.memory.text.transcript import single_line
+from usertwin.personas.reading import STRICT, as_type
 
 #: A contrast of two arms, or a sanity check: a pair whose verdict is known.
 QuestionKind = Literal["contrast", "identical", "real", "same_arm", "another_person"]
@@ -28,6 +28,8 @@ class Comparison:
 
     `a` and `b` are the arms of the replies, or other sources; `sample` is the index of each reply among those of its arm.
     """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     a: str
     b: str
@@ -118,13 +120,11 @@ class JudgeVerdict(Comparison):
 
     @classmethod
     def from_json(cls, raw: Any) -> JudgeVerdict:
-        """Read the object of `to_json`, or that of an earlier version. KeyError, TypeError or ValueError for other input."""
+        """Read the object of `to_json`, or that of an earlier version. ValueError for any other value."""
         fields = with_current_sides(raw)
-        first, second = fields["labels"] if "labels" in fields else fields.pop("said")  # "said" is the key of earlier versions
-        if not {first, second} <= {*LABELS, None}:
-            raise ValueError(f"labels are {first!r} and {second!r}; each must be one of {', '.join(LABELS)} or null")
-        fields["labels"] = (first, second)
-        return cls(**fields)
+        if "said" in fields:  # the key of earlier versions
+            fields["labels"] = fields.pop("said")
+        return as_type(cls, fields)
 
 
 def read_verdicts(path: Path) -> list[JudgeVerdict]:
@@ -137,9 +137,10 @@ def closer_of(label: str | None, order: str) -> Closer | None:
     return cast("Closer | None", label if label is None or label == "tie" else order[int(label) - 1])
 
 
-def with_current_sides(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a `Comparison` with earlier names of arms replaced."""
-    return {**raw, "a": with_current_arms(raw["a"]), "b": with_current_arms(raw["b"])}
+def with_current_sides(raw: Any) -> dict[str, Any]:
+    """Return the fields of a `Comparison` with earlier names of arms replaced. ValueError if the value is no object."""
+    fields = dict(as_type(dict[str, Any], raw))
+    return fields | {side: with_current_arms(fields[side]) for side in ("a", "b") if side in fields}
 
 
 def slot(item: Question | JudgeVerdict) -> tuple[QuestionKind, str, str, str, str, int, int]:

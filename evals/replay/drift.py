@@ -15,9 +15,11 @@ from typing import Any
 from usertwin.evals.metrics.reply_similarity import embedding_similarities
 from usertwin.evals.metrics.statistics import Estimate, evenly_spaced, mean_over_people
 from usertwin.evals.metrics.writing_style import style_distance
+from usertwin.evals.records.older_results import upgrade
 from usertwin.memory import Embedder
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.personas import Pair
+from usertwin.personas.reading import as_type
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import with_shown_traces
 
@@ -43,11 +45,8 @@ class DriftTurn:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> DriftTurn:
-        """Read the object of `dataclasses.asdict`, or that of an earlier version."""
-        return cls(**{_EARLIER_FIELDS.get(name, name): value for name, value in raw.items()})
-
-
-_EARLIER_FIELDS = {"led": "forced", "led_similarity": "forced_similarity"}
+        """Read the object of `dataclasses.asdict`, or that of an earlier version. ValueError for any other value."""
+        return as_type(cls, upgrade(raw))
 
 
 async def drift(

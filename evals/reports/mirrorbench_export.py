@@ -43,7 +43,7 @@ def mirrorbench_lines(turns: Sequence[MeasuredTurn], arm: str, *, about: Mapping
             "rollout_conversation": _messages([*context, ("user", turn.replies[arm][0])]), "metadata": metadata,
             "conversation_id": episode, "turns": real, "task_tag": "next_turn", "task_description": turn.goal,
         }  # fmt: skip
-        yield json.dumps(line, ensure_ascii=False)
+        yield json.dumps(line)
 
 
 def _messages(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:

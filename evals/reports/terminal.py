@@ -70,7 +70,7 @@ def _add_arms(table: Table, result: Mapping[str, Any], cells: Callable[[str, Map
     """Add a row for each arm; `cells` returns the cells of an arm from its name and estimates."""
     twin = twin_arm(result)
     for arm, estimates in result["arms"].items():
-        table.add_row(arm_title(arm, twin), *cells(arm, estimates), style="bold" if arm == twin else "")
+        table.add_row(Text(arm_title(arm, twin)), *cells(arm, estimates), style="bold" if arm == twin else "")
 
 
 def twin_arm(result: Mapping[str, Any]) -> str:

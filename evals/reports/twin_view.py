@@ -54,7 +54,7 @@ def twin_view(
         "learned": f"{record.learned_at} with " + ", ".join(f"{name} {v}" for name, v in record.versions.items()),
         "closeness": closeness_line(record.closeness) if record.closeness else f"not measured; run usertwin eval {record.name}",
     }
-    table = Table(title=f"twin {record.name}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(title=Text(f"twin {record.name}"), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     for name, text in rows.items():
@@ -140,11 +140,11 @@ def settings_table(settings: Settings) -> RenderableType:
     for row in settings.measured["settings"]:
         bits, extra = row["bits_per_char"], row["against_plain"]
         cells = (
-            str(row["k"]), str(row["window"]), {"chosen": "recon"}.get(row["traces"], row["traces"]),
+            str(row["k"]), str(row["window"]), str({"chosen": "recon"}.get(row["traces"], row["traces"])),
             "yes" if row["reasons"] else "no", "–" if bits is None else number(bits["value"], 3),
             ("–" if extra is None else with_interval(extra, 3, signed=True)) + (" ←" if row["chosen"] else ""),
         )  # fmt: skip
-        table.add_row(*cells, style="bold" if row["chosen"] else "")
+        table.add_row(*map(Text, cells), style="bold" if row["chosen"] else "")
     return Group(table, Text(f"Selected, as the simplest that is {_basis(settings.measured)}: {_described(settings)}."))
 
 

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
+import os.path
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -41,6 +41,7 @@ from usertwin.memory.models.scoring import Precision
 from usertwin.personas import ChatLog, LogError, UsageError, load_log, split_pairs
 from usertwin.personas.importers.chitchat import CHITCHAT
 from usertwin.personas.pairs import check_speaker
+from usertwin.personas.reading import parse_toml, read_file, shown
 from usertwin.simulator.backends.model_name import ModelName, Role
 
 
@@ -51,7 +52,7 @@ def _resolve_source(source: str, info: ValidationInfo) -> str:
     kind, colon, path = source.partition(":")
     if not (colon and kind.isalpha() and len(kind) > 1):  # a path without a kind; one letter is a drive
         kind, colon, path = "", "", source
-    return f"{kind}{colon}{(info.context / Path(path).expanduser()).resolve()}"
+    return f"{kind}{colon}{os.path.abspath(info.context / os.path.expanduser(path))}"
 
 
 def _model_name(role: Role) -> AfterValidator:
@@ -79,7 +80,7 @@ TraceKind = Literal["none", "backward", "recon", "trained"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class Models(_Strict):
@@ -228,12 +229,7 @@ _TABLES = {"models": Models, "traces": Traces, "transfer": Transfer, "user_model
 def read_suite(path: str | Path) -> Suite:
     """Read a suite file. UsageError, naming the file and the key, if it cannot be read or has a wrong value."""
     path = Path(path)
-    try:
-        data: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from None
+    data = read_file(path, parse_toml, way_out="name a suite file, as in docs/runs.md", error=UsageError)
     if "settling" in data:
         raise UsageError(f"{path}: [settling] is now called [user_models]; rename the table, and its key batch to batch_size")
     try:
@@ -257,7 +253,7 @@ def _sentence(error: ValidationError) -> str:
         message = f'there is no such key; did you mean "{near[0]}"?' if near else f"there is no such key; use {', '.join(keys)}"
     elif first["type"] not in {"value_error", "missing"}:
         message = "Input should be a number of people or a list of names" if place[-1:] == ["people"] else message
-        message += f", not {first['input']!r}"
+        message += f", not {shown(first['input'])}"
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     return f"{key}: {message}" if key else message
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.evals.metrics.statistics import evenly_spaced
-from usertwin.evals.records.measured_turns import MeasuredTurn, read_turn_file
+from usertwin.evals.records.measured_turns import MeasuredTurn, read_facts, read_turn_file
 from usertwin.evals.records.older_results import upgrade
 from usertwin.evals.records.run_folder import write_atomically
 from usertwin.evals.replay.arms import Arms
@@ -24,8 +24,11 @@ from usertwin.evals.replay.replay import Replay, ReplayConfig
 from usertwin.evals.replay.tune import tune
 from usertwin.memory import Embedder, Recipe, Scorer, Settings, TripleStore, TwinRecord, alearn, existing_twin
 from usertwin.memory.progress import Progress, no_progress
+from usertwin.memory.twin.forget import open_memory
+from usertwin.memory.twin.record import update_record
 from usertwin.personas import ChatLog, Pair, TwinError, UsageError
-from usertwin.simulator import SimulatedUser, load_embedder
+from usertwin.simulator import SimulatedUser
+from usertwin.simulator.reasoner import load_own_embedder
 
 from .config import Corpus, Suite
 from .models import SuiteModels
@@ -112,7 +115,7 @@ class PersonMeasurement:
     async def trained_store(self, person: Person, stack: ExitStack) -> TripleStore:
         """Return a memory of a person with traces of the trained synthesizer; the stack closes it."""
         folder = await self.learn(person, str(self.suite.models.trained), name=f"{person.twin}-trained")
-        store = TripleStore(folder, self.models.embedder(), create=False)
+        store = open_memory(folder, self.models.embedder())
         stack.callback(store.close)
         return store
 
@@ -121,7 +124,7 @@ class PersonMeasurement:
         suite, record = self.suite, TwinRecord.load(folder)
         traced = suite.shows_traces
         plain = Settings(traces="recon" if traced else "none", reasons=traced and suite.traces.reasons)
-        embedder = self.models.embedder() if person.corpus else load_embedder(record.recipe.embedder)
+        embedder = self.models.embedder() if person.corpus else load_own_embedder(record)
         settings = record.settings if person.corpus else record.settings or Settings()
         if settings is not None and not traced:  # no arm shows traces, so neither does the twin
             settings = replace(settings, traces="none", reasons=False)
@@ -132,7 +135,7 @@ class PersonMeasurement:
                 settings = await tune(user, scorer, folder=folder, seed=suite.seed, progress=self.progress)
             if traced:  # the twin's arm is then the one with Recon-selected traces
                 settings = replace(settings, traces=plain.traces, reasons=plain.reasons)
-            replace(record, settings=settings).save(folder)
+            update_record(folder, lambda record: replace(record, settings=settings))
         return self.open_twin(person, person.twin, settings, embedder)
 
     async def measure(self, person: Person, number: int) -> dict[str, Any]:
@@ -140,7 +143,7 @@ class PersonMeasurement:
         suite = self.suite
         done = self.folder / f"{number}.json"
         if done.exists():
-            return upgrade(json.loads(done.read_text("utf-8")))
+            return read_facts(done)
         folder = existing_twin(person.twin, person.home)
         scorer = self.models.scorer(suite.models.scorer)
         with ExitStack() as stack:

@@ -6,16 +6,16 @@ counts 0, since a twin would have none, so unusable traces gain nothing. The sco
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from usertwin.evals.metrics.statistics import mean_over_people
 from usertwin.memory import ChatModel, Scorer
-from usertwin.memory.jsonl import append_line, complete_lines, open_for_append
+from usertwin.memory.jsonl import append_line, open_for_append, read_lines
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import CHOICES
@@ -24,6 +24,7 @@ from usertwin.memory.training.audit import TraceQuality, measure_traces
 from usertwin.memory.training.dataset import TrainingExample
 from usertwin.personas import Pair
 from usertwin.personas.files import private_folder
+from usertwin.personas.reading import as_type
 
 #: Number of examples in a report: the pairs on which base and trained model differ most, in both directions.
 _EXAMPLES = 6
@@ -53,7 +54,8 @@ async def write_held_out_traces(
     Raises:
         ModelError: the model does not answer; finished pairs stay in the file.
     """
-    written: list[list[str]] = [json.loads(line) for line in complete_lines(path)]
+    way_out = "delete the file to sample its traces again"
+    written = read_lines(path, partial(as_type, list[str]), "list of traces", way_out)
     private_folder(path.parent)
     with open_for_append(path) as file:
         for example in examples[len(written) :]:

@@ -5,7 +5,6 @@ No model is loaded or downloaded. Sizes come from the data split and from weight
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from usertwin.memory.recon.propose import TRACE_TOKENS, expected_trace_tokens, proposal_prompt
 from usertwin.memory.training.config import TrainingConfig
 from usertwin.memory.training.dataset import DatasetSplit, TrainingExample
+from usertwin.personas import ModelError
+from usertwin.personas.reading import as_type, parse_json, read_file
 from usertwin.simulator.backends.weights import known_weights
 
 if TYPE_CHECKING:
@@ -79,10 +80,11 @@ def _describe_memory(plan: TrainingPlan, train: Sequence[TrainingExample]) -> st
 
 
 def _shape(folder: Path) -> dict[str, int]:
-    config: Any = json.loads((folder / "config.json").read_text("utf-8"))
-    config = config.get("text_config", config)
-    return {
-        "layers": int(config.get("num_hidden_layers", 0)),
-        "hidden": int(config.get("hidden_size", 0)),
-        "vocabulary": int(config.get("vocab_size", 0)),
-    }
+    names = {"layers": "num_hidden_layers", "hidden": "hidden_size", "vocabulary": "vocab_size"}
+
+    def parse(content: bytes) -> dict[str, int]:
+        config = as_type(dict[str, Any], parse_json(content))
+        config = as_type(dict[str, Any], config.get("text_config", config))
+        return {name: as_type(int, config.get(key, 0)) for name, key in names.items()}
+
+    return read_file(folder / "config.json", parse, way_out="fetch the model again", error=ModelError)

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.evals.records.measured_turns import MANIFEST, RESULT
-from usertwin.evals.records.older_results import upgrade
 from usertwin.evals.records.run_folder import exclusive_run, write_atomically
-from usertwin.evals.records.training_run import TRAINING_FORMAT, read_training
+from usertwin.evals.records.training_run import TRAINING_FORMAT, read_outcome, read_training
 from usertwin.evals.reports.training_summary import write_training_summary
 from usertwin.evals.traces.synthesizer_quality import (
     compare_by_person,
@@ -46,9 +45,13 @@ from usertwin.memory.training.model_card import CardFacts, write_card
 from usertwin.memory.training.policy import check_chat_template, empty_base, load_base
 from usertwin.memory.training.rewards import DownstreamReward
 from usertwin.memory.training.train import train
+from usertwin.memory.twin.consent import allow_adapter
 from usertwin.personas import ChatLog, Pair, UsageError, load_log
+from usertwin.personas.reading import as_type, parse_json, read_file
+from usertwin.personas.secrets import take_logins
 from usertwin.simulator import load_embedder, load_model, load_scorer
 from usertwin.simulator.backends.load import prompt_style_of
+from usertwin.simulator.backends.lora_adapter import read_adapter
 from usertwin.simulator.backends.model_name import ModelName
 from usertwin.simulator.backends.weights import weights_folder
 
@@ -109,7 +112,7 @@ class TrainingPlan:
         fields = asdict(self)
         config = fields.pop("config")
         config.pop("method")
-        return json.loads(json.dumps(config | fields))
+        return json.loads(take_logins(json.dumps(config | fields)))
 
 
 @dataclass
@@ -240,8 +243,9 @@ class TrainingRunner:
         folder = self.out / config.method
         path = folder / RESULT
         if path.exists():
-            return upgrade(json.loads(path.read_text("utf-8")))
+            return read_outcome(path)
         outcome = self._train(config, folder, pool)
+        allow_adapter(config.base, read_adapter(folder / ADAPTER).identity)
         measured, examples = self._measure(config, folder)
         result = {"method": config.method, **asdict(outcome), "measured": measured, "examples": examples}
         self._write_card(config, folder, outcome, measured)
@@ -252,7 +256,8 @@ class TrainingRunner:
         """Train a method, or read how its training ended."""
         path = folder / OUTCOME
         if path.exists() and (folder / ADAPTER).is_dir():
-            return TrainingResult(**json.loads(path.read_text("utf-8")))
+            way_out = "delete the folder of this method, and run the same command again"
+            return read_file(path, lambda raw: as_type(TrainingResult, parse_json(raw)), way_out=way_out, error=UsageError)
         model, tokenizer = load_base(weights_folder(config.base), config.precision)
         auditor = Auditor(
             self.dataset.validation, self.scorer, self.distractors, self.guard, config.style, config.proposal_mode, config.seed

@@ -6,11 +6,12 @@ them. A line is one pair: {"pair": [conversation, position], "traces": [...], "r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from usertwin.memory.jsonl import append_line, complete_lines, open_for_append
 from usertwin.memory.models.chat import ChatModel, PromptStyle
@@ -20,6 +21,7 @@ from usertwin.memory.recon.fidelity import Fidelity
 from usertwin.memory.recon.guards import LEAK_REASONS
 from usertwin.memory.recon.propose import ProposalMode, parse_trace, propose
 from usertwin.personas import Pair, UsageError
+from usertwin.personas.reading import as_type, parse_json
 
 from .dataset import TrainingExample
 from .policy import policy_prompt
@@ -189,17 +191,26 @@ def _key(example: TrainingExample) -> list[Any]:
     return [example.pair.conversation_id, example.pair.position]
 
 
+class _Row(TypedDict):
+    """A line of the file: a pair's conversation and position, its traces, their rewards, and the tokens sampled for them."""
+
+    pair: list[str | int]
+    traces: tuple[str, ...]
+    rewards: tuple[Reward, ...]
+    tokens: int
+
+
 def _read(path: Path, examples: Sequence[TrainingExample]) -> list[ScoredCandidates]:
     """Return the candidates in the file; a line that a kill cut off is left out."""
     pool: list[ScoredCandidates] = []
     for number, line in enumerate(complete_lines(path), 1):
         try:
-            row: Any = json.loads(line)
-            rewards = tuple(Reward(**reward) for reward in row["rewards"])
+            row = as_type(_Row, parse_json(line))
+            rewards = row["rewards"]
             example = examples[number - 1]
             if row["pair"] != _key(example) or len(rewards) != len(row["traces"]):
                 raise ValueError("of another pair")
-            pool.append(ScoredCandidates(example, tuple(row["traces"]), rewards, int(row["tokens"])))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            pool.append(ScoredCandidates(example, row["traces"], rewards, row["tokens"]))
+        except (ValueError, IndexError) as error:
             raise UsageError(f"{path}:{number}: damaged ({error}); delete the file to sample the candidates again") from None
     return pool

@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from usertwin.memory.models.chat import Ledger
 from usertwin.memory.models.scoring import Scorer
@@ -28,6 +28,7 @@ from usertwin.memory.recon.propose import CONTEXT_TURNS
 from usertwin.memory.text.transcript import action_completion, format_action_prompt, format_example, join_blocks
 from usertwin.memory.text.words import new_stems, stems, word_tokens
 from usertwin.personas import Pair, UsageError, VerdictError
+from usertwin.personas.reading import STRICT
 
 if TYPE_CHECKING:
     from usertwin.memory.models.embedding import Embedder
@@ -99,6 +100,8 @@ class Reward:
         score: the raw fidelity score; None if the trace was not scored.
         rejected: name of the guard that rejects the trace; "no_verdict" if the judge's verdict is unreadable; None otherwise.
     """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     fidelity: float = 0.0
     leak: float = 0.0

@@ -28,6 +28,7 @@ from usertwin.memory.recon.propose import TRACE_TOKENS
 from usertwin.memory.text.transcript import ME, action_completion, format_action_prompt, format_thought_prompt, single_line
 from usertwin.personas import Pair, UsageError
 from usertwin.personas.files import fsync_folder, private_folder, private_umask, write_private
+from usertwin.personas.reading import as_type, parse_json, read_file
 
 from .checkpoints import CHECKPOINTS, last_checkpoint, run_trainer, training_errors
 from .policy import check_installed, load_base, lora_config, stop_tokens
@@ -121,7 +122,7 @@ def fine_tune(
     partial = target.with_name(f"{target.name}.partial")
     _check_same(fingerprint, target, partial)
     if (target / METADATA).exists():
-        return json.loads((target / METADATA).read_text("utf-8"))
+        return _read_metadata(target)
     check_installed()
     facts = {
         "format": _FORMAT,
@@ -155,8 +156,13 @@ def _fingerprint(rows: Sequence[PromptCompletion], config: UserModelConfig, base
 def _check_same(fingerprint: str, *folders: Path) -> None:
     """Raise UsageError if one of the folders holds a model of other rows or another configuration."""
     for folder in folders:
-        if (folder / METADATA).exists() and json.loads((folder / METADATA).read_text("utf-8")).get("made_of") != fingerprint:
+        if (folder / METADATA).exists() and _read_metadata(folder).get("made_of") != fingerprint:
             raise UsageError(f"{folder}: holds a user model of other rows or settings; delete that folder, or name another one")
+
+
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    way_out = "delete its folder, and run the same command again"
+    return read_file(folder / METADATA, lambda raw: as_type(dict[str, Any], parse_json(raw)), way_out=way_out, error=UsageError)
 
 
 def _write_metadata(facts: Mapping[str, Any], folder: Path) -> None:

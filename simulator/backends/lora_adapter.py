@@ -7,14 +7,15 @@ several names, but weights of another shape never fit.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from usertwin.memory.models.chat import PromptStyle
+from usertwin.memory.twin.consent import adapter_may_load
 from usertwin.personas import ModelError, UsageError
+from usertwin.personas.reading import parse_json
 
 if TYPE_CHECKING:
     from .model_files import Layers
@@ -101,8 +102,8 @@ def _text(value: object) -> str | None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        raw: object = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        raw = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); copy the adapter again") from None
     if not isinstance(raw, dict):
         raise ModelError(f"{path}: is not a JSON object; copy the adapter again")
@@ -136,16 +137,15 @@ def model_with_adapter(folder: str | Path) -> str:
 
     Raises:
         ModelError: the folder holds no adapter.
-        UsageError: the adapter records no base, or one that is not on this machine.
+        UsageError: the adapter records no base, or one that the user did not choose: a stranger's adapter may name any file.
     """
     adapter = read_adapter(folder)
-    if adapter.base is not None:
-        return f"{adapter.base}+{adapter.folder}"
-    if adapter.trained_on and Path(adapter.trained_on).is_dir():
-        return f"transformers:{adapter.trained_on}+{adapter.folder}"
+    base = adapter.base or (f"transformers:{adapter.trained_on}" if Path(adapter.trained_on).is_dir() else None)
+    if base is not None and adapter_may_load(base, adapter.identity):
+        return f"{base}+{adapter.folder}"
     raise UsageError(
-        f"{adapter.folder}: was trained on {adapter.origin}, which is not on this machine under that name; "
-        f"name the model with it: transformers:DIR+{adapter.folder}"
+        f"{adapter.folder}: was trained on {adapter.origin}, and a base that an adapter names is not loaded without your word; "
+        f"name the base with it, such as transformers:DIR+{adapter.folder}"
     )
 
 

@@ -6,16 +6,17 @@ every token of the vocabulary, and the header is needed before any long work sta
 
 from __future__ import annotations
 
-import json
 import mmap
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 from usertwin.personas import ModelError
+from usertwin.personas.reading import parse_json
 
 #: llama.cpp's architecture name for each transformers model type.
 ARCHITECTURES = {
@@ -25,6 +26,9 @@ ARCHITECTURES = {
 #: The `struct` format of each scalar type of a GGUF header, and its two other types.
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+#: The vocabulary in a GGUF header, and two of llama.cpp's types of tokens.
+_TOKENS, _TOKEN_TYPES, _CONTROL, _USER_DEFINED = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", 3, 4
+_LIKE_CONTROL = re.compile(r"<\S+>|\[\S+\]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +78,40 @@ def layers_of(base: Path) -> Layers:
         return _layers_of_folder(base)
     if not base.is_file():
         raise ModelError(f"{base}: there is no such model file; name an existing GGUF file")
-    try:
-        with base.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            metadata, shapes = _HeaderReader(data).read()
-    except (ValueError, struct.error, IndexError, KeyError, OverflowError):
-        raise ModelError(f"{base}: is not a readable GGUF file; download it again, or name another") from None
+    metadata, shapes = _read_header(base)
     name = str(metadata.get("general.architecture", ""))
     keys = ("block_count", "attention.head_count", "attention.head_count_kv")
     blocks, heads, key_heads = (int(metadata.get(f"{name}.{key}") or 0) for key in keys)  # an array, one value a block, is 0
     return Layers(
         architecture=name, blocks=blocks, heads=heads, key_heads=key_heads or heads, shapes=shapes, modules=False
     )  # fmt: skip
+
+
+def _read_header(base: Path, arrays: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+    try:
+        with base.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _HeaderReader(data, arrays).read()
+    except (ValueError, struct.error, IndexError, KeyError, OverflowError):
+        raise ModelError(f"{base}: is not a readable GGUF file; download it again, or name another") from None
+
+
+@lru_cache(maxsize=8)
+def gguf_vocabulary(path: Path) -> tuple[tuple[str, ...], int | None]:
+    """Return the control tokens of a GGUF file, and the tokens of its context.
+
+    A token that a user defined counts if it is written like a control token: llama.cpp reads it as one token in any text.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    metadata, _ = _read_header(path, (_TOKENS, _TOKEN_TYPES))
+    tokens, types = metadata.get(_TOKENS) or [], metadata.get(_TOKEN_TYPES) or []
+    control = tuple(
+        token for token, kind in zip(tokens, types, strict=False)
+        if kind == _CONTROL or (kind == _USER_DEFINED and _LIKE_CONTROL.fullmatch(token))
+    )  # fmt: skip
+    context = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    return control, context if isinstance(context, int) else None
 
 
 def _layers_of_folder(base: Path) -> Layers:
@@ -113,11 +140,11 @@ def _layers_of_folder(base: Path) -> Layers:
 class _HeaderReader:
     """Reads the header of a GGUF file from start to end."""
 
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data, self._offset = data, 0
+    def __init__(self, data: mmap.mmap, arrays: Collection[str] = ()) -> None:
+        self._data, self._offset, self._arrays = data, 0, arrays
 
     def read(self) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
-        """Return the metadata (None for arrays), and the (outputs, inputs) of each matrix by tensor name.
+        """Return the metadata (None for arrays that were not named), and the (outputs, inputs) of each matrix by tensor name.
 
         Invalid data raises ValueError, struct.error, KeyError, IndexError or OverflowError.
         """
@@ -127,7 +154,10 @@ class _HeaderReader:
         version, tensors, entries = self._next("I"), self._next("Q"), self._next("Q")
         if version not in {2, 3}:
             raise ValueError("another version")
-        metadata = {self._text(): self._value(self._next("I")) for _ in range(entries)}
+        metadata = dict[str, Any]()
+        for _ in range(entries):
+            key = self._text()
+            metadata[key] = self._value(self._next("I"), keep=key in self._arrays)
         shapes = dict[str, tuple[int, int]]()
         for _ in range(tensors):
             name, sizes = self._text(), [self._next("Q") for _ in range(self._next("I"))]
@@ -146,12 +176,14 @@ class _HeaderReader:
         start, self._offset = self._offset, self._offset + length
         return self._data[start : self._offset].decode("utf-8", "replace")
 
-    def _value(self, kind: int) -> Any:
+    def _value(self, kind: int, *, keep: bool = False) -> Any:
         if kind == _STRING:
             return self._text()
         if kind != _ARRAY:
             return self._next(_FORMATS[kind])
         item_kind, count = self._next("I"), self._next("Q")
+        if keep:
+            return [self._value(item_kind) for _ in range(count)]
         if item_kind in _FORMATS:
             self._offset += count * struct.calcsize(f"<{_FORMATS[item_kind]}")
         else:
@@ -165,7 +197,17 @@ def has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
     try:
-        raw: object = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        raw = parse_json((folder / "tokenizer_config.json").read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(raw, dict) and bool(cast("dict[str, object]", raw).get("chat_template"))
+
+
+def context_of(folder: Path) -> int | None:
+    """Return the tokens of the context of a transformers folder, None if its config does not tell."""
+    try:
+        raw = parse_json((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    context = cast("dict[str, object]", raw).get("max_position_embeddings") if isinstance(raw, dict) else None
+    return context if isinstance(context, int) else None

@@ -7,7 +7,6 @@ object `{"when": "...", "say": "..."}` is a rule: every prompt that contains the
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import PrivateAttr
 
 from usertwin.personas import ModelError
+from usertwin.personas.reading import parse_json
 
 _RULE = re.compile(r'\s*\{\s*"')
 
@@ -80,9 +80,9 @@ def scripted_model(path: str | Path) -> ScriptedChatModel:
             answers += [line] if line.strip() else []
             continue
         try:
-            rule = json.loads(line)
+            rule = parse_json(line)
             rules.append((str(rule["when"]), str(rule["say"])))
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             raise ModelError(f'{path}:{number}: not a rule; write {{"when": "...", "say": "..."}}') from None
     if not answers and not rules:
         raise ModelError(f"{path}: the script is empty; write one reply per line")

@@ -358,7 +358,7 @@ def test_invalid_input_is_one_sentence(tmp_path: Path) -> None:
         "a run of format 99, but this version reads format 1": judge(run_folder(tmp_path / "old", format=99)),
         "this run has replies of no arm": judge(run_folder(tmp_path / "mute", [turn(0, replies={})])),
         "the replies of this contrast are all the same": judge(run_folder(tmp_path / "same", same)),
-        "labels.jsonl, line 1: not a valid label": judge(broken),
+        "labels.jsonl:1: not a valid label": judge(broken),
         "--count is 0; it must be at least 1": judge(run_folder(tmp_path / "none"), "", "--count", "0"),
         "--rater is empty": judge(run_folder(tmp_path / "anon"), "", "--rater", " "),
         '"x - y" is not a contrast of this run': judge(run_folder(tmp_path / "odd"), "", "--contrast", "x - y"),

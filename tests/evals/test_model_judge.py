@@ -363,7 +363,7 @@ def test_a_truncated_line_is_judged_again(tmp_path: Path, cut: int) -> None:
 def test_an_invalid_line_is_named(tmp_path: Path, broken: str) -> None:
     path = tmp_path / "v.jsonl"
     path.write_text(f"{json.dumps(verdict('1', '2').to_json())}\n{broken}\n", "utf-8")
-    with pytest.raises(UsageError, match=r"v\.jsonl, line 2: not a valid verdict .*; delete that line"):
+    with pytest.raises(UsageError, match=r"v\.jsonl:2: not a valid verdict: .*; delete that line"):
         judge_with(judge_by_chrf, [], path)
 
 

@@ -65,7 +65,7 @@ def test_missing_file_folder_and_bytes_are_errors(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="directory"):
         read_persona(tmp_path)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    with pytest.raises(LogError, match="decode"):
+    with pytest.raises(LogError, match="it is not UTF-8 text"):
         read_persona(tmp_path / "bytes")
 
 

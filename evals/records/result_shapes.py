@@ -1,0 +1,224 @@
+"""The shapes of a run's JSON files: which keys reports read from them, and the types of the values.
+
+A file may hold more keys. Optional keys are those that some runs, or runs of earlier versions, do not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+
+class EstimateShape(TypedDict):
+    """A value with its interval, n, and the tests of a difference."""
+
+    value: float
+    n: float
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+    p: NotRequired[float | None]
+    p_holm: NotRequired[float | None]
+    visible: NotRequired[float | None]
+
+
+#: Estimates by arm or contrast, and by measure.
+EstimatesShape = Mapping[str, Mapping[str, EstimateShape]]
+
+
+class PersonShape(TypedDict):
+    """The figures of one person."""
+
+    turns: int
+    conversations: int
+    arms: EstimatesShape
+    paired: EstimatesShape
+
+
+class FamilyShape(TypedDict):
+    """The tests that were declared beforehand."""
+
+    measure: str
+    contrasts: list[str]
+    alpha: float
+
+
+class JudgedContrastShape(TypedDict):
+    """A judge's comparison of two arms."""
+
+    win: EstimateShape
+    ties: EstimateShape | None
+    decided: NotRequired[EstimateShape | None]
+    p: NotRequired[float | None]
+
+
+class SanityShape(TypedDict):
+    """A judge's answers to pairs with a known answer."""
+
+    win: EstimateShape
+    ties: EstimateShape
+    must: str
+    holds: NotRequired[bool | None]
+
+
+class JudgeShape(TypedDict):
+    """The figures of a judge."""
+
+    model: str
+    contrasts: Mapping[str, JudgedContrastShape]
+    sanity: Mapping[str, SanityShape]
+    consistent: EstimateShape | None
+    first: EstimateShape | None
+    unreadable: EstimateShape
+    warnings: NotRequired[list[str]]
+
+
+class MemorizedShape(TypedDict):
+    """The share of turns that the scoring model knows by heart."""
+
+    value: float | None
+    n: float
+
+
+class LeakageShape(TypedDict):
+    """The checks that no held-out turn was known beforehand."""
+
+    near_duplicates: int
+    of: int
+    memorized: MemorizedShape | None
+    checked: list[str]
+
+
+class CalibrationBinShape(TypedDict):
+    """Predicted and observed shares of leaving, for a range of predictions."""
+
+    low: float
+    high: float
+    predicted: float
+    observed: float
+    n: float
+
+
+class CalibrationShape(TypedDict):
+    """The calibration of the probabilities of leaving."""
+
+    brier: EstimateShape | None
+    bins: list[CalibrationBinShape]
+
+
+class EndingShape(TypedDict):
+    """How well leaving is predicted for a person."""
+
+    f1: EstimateShape | None
+    calibration: NotRequired[CalibrationShape | None]
+
+
+class DepthShape(TypedDict):
+    """Closeness at one depth of a free simulation."""
+
+    similarity: EstimateShape | None
+    real_history: EstimateShape | None
+    difference: EstimateShape | None
+    style: NotRequired[EstimateShape | None]
+
+
+class TransferShape(TypedDict):
+    """The effect of one model's traces on another."""
+
+    proposer: str
+    scorer: str
+    arm: str
+    against: str
+    bits_per_char: EstimateShape | None
+
+
+class UserModelShape(TypedDict):
+    """The figures of user models trained on one kind of data."""
+
+    kind: str
+    bits_per_char: EstimateShape | None
+    against: EstimateShape | None
+    without_thoughts: EstimateShape | None
+    without_thoughts_against: EstimateShape | None
+
+
+class UserModelsShape(TypedDict):
+    """The experiment with fine-tuned user models."""
+
+    of: str
+    base: str
+    thoughts: int
+    examples: list[int]
+    steps: list[int]
+    turns: int
+    people: int
+    rows: list[UserModelShape]
+    paired: Mapping[str, EstimateShape | None]
+
+
+class RunResult(TypedDict):
+    """The content of result.json."""
+
+    arms: EstimatesShape
+    paired: EstimatesShape
+    people: Mapping[str, PersonShape]
+    turns: int
+    conversations: int
+    twin_arm: str
+    seed: int
+    name: NotRequired[str | None]
+    summary: NotRequired[str | None]
+    warnings: NotRequired[list[str]]
+    measured_at: NotRequired[str]
+    suite_text: NotRequired[str | None]
+    models: NotRequired[Mapping[str, Any] | None]
+    settings: NotRequired[Mapping[str, Any] | None]
+    versions: NotRequired[Mapping[str, Any] | None]
+    family: NotRequired[FamilyShape | None]
+    judge: NotRequired[JudgeShape | None]
+    leakage: NotRequired[Mapping[str, LeakageShape] | None]
+    endings: NotRequired[Mapping[str, EndingShape | None] | None]
+    drift: NotRequired[Mapping[int, DepthShape] | None]
+    transfer: NotRequired[list[TransferShape] | None]
+    user_models: NotRequired[UserModelsShape | None]
+
+
+class RunManifest(TypedDict):
+    """The content of a run's manifest.json."""
+
+    format: int
+    kind: NotRequired[str]
+    state: NotRequired[str]
+    started_at: NotRequired[str]
+    suite: NotRequired[Mapping[str, Any]]
+    sources: NotRequired[Mapping[str, str]]
+    twins: NotRequired[Mapping[str, str]]
+    versions: NotRequired[Mapping[str, Any]]
+    prompts: NotRequired[Mapping[str, Any]]
+
+
+class DriftShape(TypedDict):
+    """A turn of a free simulation beside the real one."""
+
+    person: str
+    conversation_id: str
+    depth: int
+    action: str
+    free: str
+    forced: str
+    free_similarity: float
+    forced_similarity: float
+
+
+class PersonFacts(TypedDict):
+    """The content of people/N.json: what is known of a person besides the measured turns."""
+
+    twin_arm: str
+    triples: int
+    k: int
+    window: int
+    leakage: LeakageShape
+    endings: EndingShape | None
+    drift: list[DriftShape]
+    embedder: NotRequired[str]
