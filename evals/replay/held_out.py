@@ -6,7 +6,6 @@ from one side of the split to the other.
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +59,7 @@ def other_person_store(user: SimulatedUser, folder: Path, embedder: Embedder, st
         return None
     log = read_conversations(folder / OTHER_PERSON_FILE)
     groups = group_pairs(log.conversations, record.other_speaker, window=record.recipe.window)
-    store = TripleStore(stack.enter_context(tempfile.TemporaryDirectory()), embedder)
+    store = TripleStore(None, embedder)  # a stopped command must leave no turns of others in a temporary folder
     stack.callback(store.close)
     store.add([Triple(pair) for group in groups for pair in group])
     return store

@@ -229,7 +229,7 @@ class Database:
                 needs_vacuum=self.state.needs_vacuum or bool(change.removed),
                 index=change.index or self.state.index,
             )
-            _write_state(self.connection, state)
+            write_state(self.connection, state)
             self.connection.execute("COMMIT")
         except BaseException:
             if self.connection.in_transaction:
@@ -245,7 +245,7 @@ class Database:
             return False
         state = replace(self.state, needs_vacuum=False, generation=self.state.generation + 1)
         self.connection.execute("BEGIN IMMEDIATE")
-        _write_state(self.connection, state)
+        write_state(self.connection, state)
         self.connection.execute("COMMIT")
         self.state = state
         return True
@@ -323,7 +323,7 @@ def rewrite(folder: Path, state: State, content: Iterable[tuple[int, Triple, byt
             count += 1
         state = replace(state, count=count)
         connection.execute("INSERT INTO meta VALUES ('format', ?)", (FORMAT,))
-        _write_state(connection, state)
+        write_state(connection, state)
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode=WAL")
     break_seal(folder)
@@ -365,7 +365,8 @@ def read_state(connection: sqlite3.Connection) -> State:
     return _state(dict(connection.execute("SELECT key, value FROM meta")))
 
 
-def _write_state(connection: sqlite3.Connection, state: State) -> None:
+def write_state(connection: sqlite3.Connection, state: State) -> None:
+    """Store the metadata of a memory."""
     text = json.dumps(asdict(state))
     connection.executemany(
         "INSERT OR REPLACE INTO meta VALUES (?, ?)", [("state", text), ("checksum", checksum(text.encode()))]

@@ -20,6 +20,7 @@ from usertwin.personas.pairs import ABANDONED
 from . import schema
 from .database import Change, Database, State
 from .error_messages import recovery_hint
+from .in_memory import InMemoryDatabase
 from .ranking import WordIndex
 from .vector_index import UnusableIndexError, VectorIndex, column_dtype, column_values, hash_key, kind_for
 
@@ -40,15 +41,19 @@ class IndexedDatabase:
     """Triples in SQLite and their embeddings in an index. Not thread-safe; the store holds a lock around every call.
 
     Args:
-        folder: the folder of the memory.
+        folder: the folder of the memory; None for a memory in RAM.
         embedder: the embedding model; its dimension is read only when a memory is made.
         create: make the memory if there is none.
         wait: timeout in seconds while another process writes.
     """
 
-    def __init__(self, folder: Path, embedder: Embedder, *, create: bool, wait: float) -> None:
-        self.folder, self.index_path = folder, folder / "memory.faiss"
-        self.database = Database(folder, embedder.name, lambda: embedder.dimension, create=create, wait=wait)
+    def __init__(self, folder: Path | None, embedder: Embedder, *, create: bool, wait: float) -> None:
+        if folder is None:
+            self.database: Database = InMemoryDatabase(embedder.name, embedder.dimension)
+        else:
+            self.database = Database(folder, embedder.name, lambda: embedder.dimension, create=create, wait=wait)
+        self.folder = self.database.folder
+        self.index_path = self.folder / "memory.faiss"
         self._outdated_file = False  # the index file must be rewritten
         self._alive: Mask | None = None  # positions that were not removed since the index was made; None for all
         self._traced: Mask | None = None

@@ -70,8 +70,12 @@ def inspect_memory(folder: Path) -> DamageReport:
 def memory_version(folder: Path) -> tuple[str, int]:
     """Return the id of the memory in a folder and the number of its transactions, which tell whether it has changed."""
     path = folder / "memory.sqlite"
-    connect = sqlite3.connect if os.access(folder, os.W_OK) else _connect_read_only  # a writer may be at work
-    with storage_errors(folder), closing(connect(path)) as connection:
+    with storage_errors(folder), ExitStack() as stack:
+        if os.access(folder, os.W_OK):  # a writer may be at work
+            connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)
+        else:
+            connection = _connect_read_only(path)
+        stack.enter_context(closing(connection))
         state = read_state(connection)
     return state.memory, state.generation
 

@@ -22,6 +22,7 @@ from usertwin.personas.pairs import ContextKind
 
 from .database import FORMAT
 from .error_messages import storage_errors
+from .in_memory import IN_RAM
 from .indexed_database import IndexedDatabase
 from .ranking import SIMILARITY, Ranking, fit_token_budget, rank
 from .vector_index import INDEX_KINDS, IndexKind, Tuning, hash_key
@@ -81,7 +82,7 @@ class TripleStore:
     or closes. Close it, or use it as a context manager, to write the index.
 
     Args:
-        folder: the folder of the memory.
+        folder: the folder of the memory; None for a memory in RAM that is never written to disk.
         embedder: the embedding model.
         create: make the memory if there is none; otherwise that is an error.
         wait: timeout in seconds while another process writes.
@@ -91,11 +92,11 @@ class TripleStore:
             `create` is False.
     """
 
-    def __init__(self, folder: str | Path, embedder: Embedder, *, create: bool = True, wait: float = 10.0) -> None:
-        self.folder, self.embedder = Path(folder), embedder
+    def __init__(self, folder: str | Path | None, embedder: Embedder, *, create: bool = True, wait: float = 10.0) -> None:
+        self.folder, self.embedder = IN_RAM if folder is None else Path(folder), embedder
         self._lock = threading.RLock()
         with self._errors():
-            self._memory = IndexedDatabase(self.folder, embedder, create=create, wait=wait)
+            self._memory = IndexedDatabase(None if folder is None else self.folder, embedder, create=create, wait=wait)
 
     def save(self) -> None:
         """Write the index, erase removed triples from both files, and release the writer lock.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
@@ -18,7 +19,7 @@ from usertwin.evals.replay.held_out import held_out_pairs, other_person_store, w
 from usertwin.memory import alearn
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.twin.record import default_home
-from usertwin.personas import ChatLog, LogError, write_conversations
+from usertwin.personas import ChatLog, LogError, TwinError, write_conversations
 from usertwin.personas.chat_log import sort_by_time
 from usertwin.simulator import SimulatedUser
 
@@ -81,12 +82,21 @@ def test_the_other_persons_store_closes_with_the_stack(ann: str) -> None:
     with opened(ann) as user, ExitStack() as stack:
         store = other_person_store(user, default_home() / ann, FakeEmbedder(), stack)
         assert store is not None
-        folder = Path(store.folder)
         assert {triple.pair.speaker for triple in store.triples()} == {"Bob"}
         assert len(store) == 20
-        assert folder.is_dir()
         stack.close()
-        assert not folder.exists()
+        with pytest.raises(TwinError):
+            list(store.triples())
+
+
+def test_the_other_persons_turns_are_in_no_temporary_folder(ann: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with opened(ann) as user, ExitStack() as stack:
+        before = sorted(tmp_path.rglob("*"))
+        store = other_person_store(user, default_home() / ann, FakeEmbedder(), stack)
+        assert store is not None
+        assert len(store) == 20
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_without_another_person_there_is_no_store(ann: str) -> None:
