@@ -41,6 +41,14 @@ settings.load_profile("usertwin")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what fixtures of a wider scope allow out of the user's own list."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("USERTWIN_DATA", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _nothing_real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Give each test a home of its own, and only scripted models unless it is marked slow."""

@@ -14,6 +14,7 @@ from tiny_model import tiny_model
 
 from usertwin.memory.models.chat import sample
 from usertwin.memory.models.score_cache import CachedScorer
+from usertwin.memory.twin.consent import allow_adapter
 from usertwin.personas import ModelError, UsageError
 from usertwin.simulator import load_model, load_scorer
 from usertwin.simulator.backends.load import prompt_style_of
@@ -141,11 +142,30 @@ def test_a_broken_adapter_is_one_sentence_from_every_function(adapter: Path, dam
 
 def test_model_with_loadeds_the_base_from_the_folder(adapter: Path, base: Path) -> None:
     assert model_with_adapter(adapter) == f"local+{adapter}"
-    assert model_with_adapter(with_facts(adapter, base=None)) == f"transformers:{base}+{adapter}"
-    with pytest.raises(
-        UsageError, match=r'trained on "org/model", which is not on this machine under that name.*transformers:DIR\+'
-    ):
-        model_with_adapter(with_config(adapter, base_model_name_or_path="org/model"))
+    assert model_with_adapter(with_facts(adapter, base="local:small")) == f"local:small+{adapter}"
+
+
+@pytest.mark.parametrize(
+    "name", ["openai:m@http://127.0.0.1:1/v1", "local:/some/file.gguf", "hf:o/r/x.gguf", "transformers:base"]
+)
+def test_the_base_that_an_adapter_names_is_loaded_if_it_was_trained_here(adapter: Path, name: str) -> None:
+    with_facts(adapter, base=name)
+    with pytest.raises(UsageError, match=rf'trained on "{name}", .* without your word; name the base with it'):
+        model_with_adapter(adapter)
+    allow_adapter(name, read_adapter(adapter).identity)
+    assert model_with_adapter(adapter) == f"{name}+{adapter}"
+    with_config(adapter, lora_alpha=3)  # another adapter
+    with pytest.raises(UsageError, match="without your word"):
+        model_with_adapter(adapter)
+
+
+def test_a_path_in_the_config_of_an_adapter_is_not_the_users_word(adapter: Path, base: Path) -> None:
+    with_facts(adapter, base=None)
+    for trained_on in (str(base), "org/model"):
+        with_config(adapter, base_model_name_or_path=trained_on)
+        with pytest.raises(UsageError, match=r"name the base with it, such as transformers:DIR\+") as caught:
+            model_with_adapter(adapter)
+        assert f'was trained on "{trained_on}"' in str(caught.value)
 
 
 def test_the_prompt_style_is_that_of_the_adapters_training(adapter: Path, base: Path) -> None:
