@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -23,6 +24,7 @@ from .options import (
     console_for,
     home_option,
     model_option,
+    print_notes,
     progress_bars,
     scorer_option,
     skip_bad_lines_option,
@@ -46,11 +48,11 @@ def memory() -> None:
 @home_option
 def stats(name: str, home: Path | None) -> None:
     """Show the contents, the index and the files of the memory of NAME."""
-    from usertwin.memory import TripleStore
+    from usertwin.memory.twin.forget import open_memory
 
     console = console_for()
     folder, embedder, dated = _open_record(name, home)
-    with _show_log_records(console), TripleStore(folder, embedder, create=False) as store:
+    with _show_log_records(console), open_memory(folder, embedder) as store:
         memory_stats = store.stats()
     console.print(_stats_table(memory_stats, dated))
 
@@ -61,9 +63,11 @@ def stats(name: str, home: Path | None) -> None:
 def check(name: str, home: Path | None) -> None:
     """Verify the memory of NAME byte by byte and list its problems.
 
-    The exit code is 1 if there are any. A damaged index does not count: it is rebuilt automatically.
+    The exit code is 1 if there are any, or if turns that were to be forgotten remain because "forget" was stopped. A damaged
+    index does not count: it is rebuilt automatically.
     """
     from usertwin.memory.store.repair import inspect_memory
+    from usertwin.memory.twin.forget import unfinished_forgetting
 
     console = console_for()
     folder, _, _ = _open_record(name, home)
@@ -76,10 +80,17 @@ def check(name: str, home: Path | None) -> None:
         )
     if inspection.not_closed:
         console.print("the memory was not closed, or another process is writing to it", style="yellow")
+    remaining = unfinished_forgetting(folder)
+    if remaining is not None:
+        files = ", ".join(str(path.relative_to(folder.parent)) for path in remaining) or "no file"
+        console.print(f"forgetting was stopped; what was to be forgotten is still in: {files}", style="red", markup=False)
+        console.print(f"the next command that opens the twin erases it: usertwin memory stats {name}", markup=False)
     if inspection.problems:
         console.print(f"{inspection.intact} triples are intact; keep them with: usertwin memory rebuild {name}", markup=False)
         sys.exit(1)
     console.print(f"all {inspection.intact} triples are intact", markup=False)
+    if remaining is not None:
+        sys.exit(1)
 
 
 @memory.command()
@@ -94,17 +105,23 @@ def rebuild(name: str, index: IndexKind | Literal["auto"] | None, home: Path | N
     """Rebuild the index of NAME; keep all intact triples of a damaged memory."""
     from usertwin.memory import TripleStore
     from usertwin.memory.store.repair import inspect_memory, repair_memory
+    from usertwin.memory.twin.forget import finish_forgetting
+    from usertwin.memory.twin.locks import writing
+    from usertwin.memory.twin.record import update_record
 
     console = console_for()
     folder, embedder, dated = _open_record(name, home)
-    if inspect_memory(folder).problems:
-        kept, lost = repair_memory(folder, embedder.name)
-        console.print(f"{kept} triples were kept, {lost} were unreadable and are lost", style="yellow")
-        if lost:
-            console.print(f"restore them from the log: usertwin memory add {name} --from FILE", markup=False)
-    with _show_log_records(console), TripleStore(folder, embedder, create=False) as store:
-        store.rebuild(index)
-        memory_stats = store.stats()
+    with _show_log_records(console), writing(folder):
+        if inspect_memory(folder).problems:
+            kept, lost = repair_memory(folder, embedder.name)
+            console.print(f"{kept} triples were kept, {lost} were unreadable and are lost", style="yellow")
+            if lost:
+                update_record(folder, lambda record: replace(record, closeness=None))  # it was that of another memory
+                console.print(f"restore them from the log: usertwin memory add {name} --from FILE", markup=False)
+        finish_forgetting(folder, embedder)
+        with TripleStore(folder, embedder, create=False) as store:
+            store.rebuild(index)
+            memory_stats = store.stats()
     console.print(_stats_table(memory_stats, dated))
 
 
@@ -124,21 +141,27 @@ def add(name: str, source: str, max_traces: int, model: str, scorer: str, skip_b
     """
     from usertwin.memory import TwinRecord
     from usertwin.memory.twin.append import aappend
+    from usertwin.memory.twin.consent import check_consent
     from usertwin.personas import load_log
     from usertwin.simulator import load_model, load_scorer
     from usertwin.simulator.learning import default_concurrency
 
     console = console_for()
     folder, embedder, _ = _open_record(name, home)
-    recipe = TwinRecord.load(folder).recipe
+    record = TwinRecord.load(folder)
+    recipe = record.recipe
+    with_traces = max_traces > 0 and recipe.method != "none"
     source_of, default = click.get_current_context().get_parameter_source, click.core.ParameterSource.DEFAULT
+    chosen = {name for option, name in (("model", model), ("scorer", scorer)) if source_of(option) is not default}
     if source_of("model") is default:
         model = recipe.synthesizer or model  # the twin's other traces are by this synthesizer
     if source_of("scorer") is default:
         scorer = recipe.scorer or scorer
+    if with_traces:
+        check_consent(record, *({model, scorer, recipe.actor, recipe.judge} - chosen))
     log = load_log(source, skip_bad_lines=skip_bad_lines)
+    print_notes(console, log)
     with _show_log_records(console), progress_bars(console) as bars:
-        with_traces = max_traces > 0 and recipe.method != "none"
 
         def load(name: str | None, style: PromptStyle | None = None) -> ChatModel | None:
             return load_model(name, style=style, progress=bars.fetch) if with_traces and name is not None else None
@@ -182,11 +205,11 @@ def forget(name: str, conversation: str | None, before: str | None, after: str |
 def _open_record(name: str, home: Path | None) -> tuple[Path, Embedder, bool]:
     """Return a twin's folder, the embedding model of its memory, and whether its log has dates."""
     from usertwin.memory import TwinRecord, existing_twin
-    from usertwin.simulator import load_embedder
+    from usertwin.simulator.reasoner import load_own_embedder
 
     folder = existing_twin(name, home)
     record = TwinRecord.load(folder)
-    return folder, load_embedder(record.recipe.embedder), record.dated
+    return folder, load_own_embedder(record), record.dated
 
 
 @contextmanager
@@ -208,6 +231,7 @@ def _show_log_records(console: Console) -> Generator[None]:
 def _stats_table(memory_stats: MemoryStats, dated: bool) -> Any:
     """Return a table of the contents, the index and the files of a memory."""
     from rich.table import Table
+    from rich.text import Text
 
     def format_time(value: float | None) -> str:
         if value is None:
@@ -235,5 +259,5 @@ def _stats_table(memory_stats: MemoryStats, dated: bool) -> Any:
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     for name, text in rows.items():
-        table.add_row(name, text)
+        table.add_row(name, Text(text))
     return table

@@ -35,18 +35,32 @@ def measure_twin(
     against: Path | None,
     config: ReplayConfig,
 ) -> dict[str, Any]:
-    """Measure a twin's closeness, store the result in its record, and return it."""
+    """Measure a twin's closeness, store the result in its record, and return it.
+
+    It is not stored if the memory was changed meanwhile: the result is then of neither memory, and may count forgotten turns.
+    """
     from usertwin.evals.replay.evaluate import evaluate
     from usertwin.memory import TwinRecord, existing_twin
+    from usertwin.memory.store.repair import memory_version
+    from usertwin.memory.twin.record import update_record
     from usertwin.simulator import load_scorer
 
     folder = existing_twin(name, home)
     with open_twin(console, name, home, model, style) as user, progress_bars(console) as bars:
+        version = memory_version(folder)
         scoring = load_scorer(scorer, progress=bars.fetch)
         result = run_sync(
             evaluate(user, scoring, user.store.embedder, folder=folder, against=against, config=config, progress=bars)
         )
-    TwinRecord.load(folder).with_closeness(result).save(folder)
+
+    def measured(record: TwinRecord) -> TwinRecord:
+        return record.with_closeness(result) if memory_version(folder) == version else record
+
+    if update_record(folder, measured).closeness != result:
+        console.print(
+            f"the memory of {name} was changed meanwhile, so this result is not stored in the twin; measure it again: "
+            f"usertwin eval {name}", style="yellow", markup=False,
+        )  # fmt: skip
     return result
 
 
@@ -78,6 +92,8 @@ def tune_twin(
     from usertwin.evals.replay.tune import tune
     from usertwin.evals.reports.twin_view import settings_table
     from usertwin.memory import TwinRecord, existing_twin
+    from usertwin.memory.store.repair import memory_version
+    from usertwin.memory.twin.record import update_record
     from usertwin.simulator import load_scorer
 
     folder = existing_twin(name, home)
@@ -85,14 +101,24 @@ def tune_twin(
         open_twin(console, name, home, model, style, reasons=True, embedder=embedder) as user,
         progress_bars(console) as bars,
     ):
+        version = memory_version(folder)
         scoring = load_scorer(scorer, progress=bars.fetch)
         settings = run_sync(
             tune(
                 user, scoring, folder=folder, limit=limit, seed=seed, progress=bars,
-                on_plan=lambda plan: console.print(f"tuning: {plan}", style="dim"),
+                on_plan=lambda plan: console.print(f"tuning: {plan}", style="dim", markup=False),
             )
         )  # fmt: skip
-    replace(TwinRecord.load(folder), settings=settings).save(folder)
+
+    def tuned(record: TwinRecord) -> TwinRecord:
+        same = memory_version(folder) == version
+        return replace(record, settings=settings if same else replace(settings, measured=None))
+
+    if update_record(folder, tuned).settings != settings:
+        console.print(
+            f"the memory of {name} was changed meanwhile, so the settings are stored without their measurement; tune it again: "
+            f"usertwin tune {name}", style="yellow", markup=False,
+        )  # fmt: skip
     console.print(settings_table(settings))
 
 
@@ -153,18 +179,44 @@ def show(name: str | None, home: Path | None) -> None:
         console.print(twin, markup=False)
 
 
+@click.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@home_option
+def trust(name: str, yes: bool, home: Path | None) -> None:
+    """Allow the twin NAME, which somebody else learned, to load the models that it names.
+
+    A model with a URL gets the chats with the twin, and a path may lead to any file. A twin that was learned on this machine
+    needs no such word.
+    """
+    from usertwin.memory import TwinRecord, existing_twin
+    from usertwin.memory.twin.consent import allow_models, needs_consent
+
+    console, record = console_for(), TwinRecord.load(existing_twin(name, home))
+    models = needs_consent(record)
+    if not models:
+        console.print(f"{name} names no model that it may not load already", markup=False)
+        return
+    for model in models:
+        console.print(f"{name} names the model {model}", markup=False, soft_wrap=True)
+    if not yes:
+        click.confirm("Load them from now on?", abort=True)
+    allow_models(record)
+
+
 def show_twin(console: Console, name: str, home: Path | None) -> None:
     """Print a twin's recipe, memory, settings and closeness."""
     from usertwin.evals.reports.twin_view import twin_view
-    from usertwin.memory import TripleStore, TwinRecord, existing_twin
+    from usertwin.memory import TwinRecord, existing_twin
     from usertwin.memory.twin.abandonment import AbandonmentModel
+    from usertwin.memory.twin.forget import open_memory
     from usertwin.memory.twin.last_turn import LastTurnModel
     from usertwin.memory.twin.record import ABANDONMENT_FILE, LAST_TURN_FILE
-    from usertwin.simulator import load_embedder
+    from usertwin.simulator.reasoner import load_own_embedder
 
     folder = existing_twin(name, home)
-    record = TwinRecord.load(folder)
-    with TripleStore(folder, load_embedder(record.recipe.embedder), create=False) as store:
+    with open_memory(folder, load_own_embedder(TwinRecord.load(folder))) as store:
         triples = list(store.triples())
+    record = TwinRecord.load(folder)  # opening may have finished forgetting
     last_turn, abandonment = LastTurnModel.load(folder / LAST_TURN_FILE), AbandonmentModel.load(folder / ABANDONMENT_FILE)
     console.print(twin_view(record, triples, last_turn, abandonment))
