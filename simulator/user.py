@@ -5,13 +5,13 @@ Messages have the roles that an agent's developer expects: "user" is the twin, "
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from usertwin.memory import ChatModel, Embedder, Settings, Triple, TripleStore, TwinRecord, existing_twin
+from usertwin.memory.concurrency import to_thread
 from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle, Sample, Usage, sample
 from usertwin.memory.models.embedding import CachedEmbedder
@@ -194,10 +194,10 @@ class SimulatedUser:
     async def _recall(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         query = self._query(state)
         traced = self.settings.traces != "none"
-        recalled = await asyncio.to_thread(self.store.recall, query, self.k, with_trace=traced, ranking=self.ranking)
+        recalled = await to_thread(self.store.recall, query, self.k, with_trace=traced, ranking=self.ranking)
         update = {"usage": asdict(Usage()), "done": False, "abandonment_rate": 0.0}
         if self.abandonment is not None and any(turn.speaker == query.speaker for turn in query.context):
-            neighbours = await asyncio.to_thread(self.store.recall, query, NEIGHBOURS, abandoned=None)
+            neighbours = await to_thread(self.store.recall, query, NEIGHBOURS, abandoned=None)
             update["abandonment_rate"] = round(abandonment_rate(neighbours), 6)
             if self.abandonment.leaves(neighbours):
                 recalled, update = neighbours, update | {"done": True, "action": "", "reasoning": ""}

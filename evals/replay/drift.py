@@ -7,7 +7,6 @@ The difference is the cost of the twin's own words.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from usertwin.evals.metrics.statistics import Estimate, evenly_spaced, mean_over
 from usertwin.evals.metrics.writing_style import style_distance
 from usertwin.evals.records.older_results import upgrade
 from usertwin.memory import Embedder
+from usertwin.memory.concurrency import to_thread
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.personas import Pair
 from usertwin.personas.reading import as_type
@@ -93,7 +93,7 @@ async def _simulate(
             own[pair.position] = free
     reals = [pair.action for _, pair, _, _ in replies]
     texts = [free for _, _, free, _ in replies], [forced for _, _, _, forced in replies]
-    similarities = [await asyncio.to_thread(embedding_similarities, column, reals, embedder) for column in texts]
+    similarities = [await to_thread(embedding_similarities, column, reals, embedder) for column in texts]
     return [
         DriftTurn(
             person=person, conversation_id=pair.conversation_id, depth=depth, action=pair.action, free=free, forced=forced,
@@ -106,9 +106,7 @@ async def _simulate(
 async def _reply(user: SimulatedUser, pair: Pair, seed: int) -> str:
     """Return the twin's reply to a context, after recall and reasoning."""
     with_trace = user.settings.traces != "none"
-    recalled = await asyncio.to_thread(
-        user.store.recall, pair, user.k, before=pair.when, with_trace=with_trace, ranking=user.ranking
-    )
+    recalled = await to_thread(user.store.recall, pair, user.k, before=pair.when, with_trace=with_trace, ranking=user.ranking)
     shown = with_shown_traces([match.triple for match in recalled], user.settings.traces)
     _, [answer] = await user.sample_reply(pair, shown, seed=seed)
     return answer.text

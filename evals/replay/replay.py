@@ -22,6 +22,7 @@ from usertwin.evals.arm_names import DEFAULT_ARMS, PEERS, QUOTING_ARMS, Peer, ch
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn, RecalledTurn, read_turn_file
 from usertwin.memory import Embedder, Scorer
+from usertwin.memory.concurrency import gather, to_thread
 from usertwin.memory.jsonl import append_line, open_for_append
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.distractors import Distractors
@@ -107,8 +108,8 @@ class Replay:
         with open_for_append(path) if path is not None else nullcontext() as file:
             for start in range(0, len(missing), _BATCH_TURNS):
                 progress("scoring", len(known), len(pairs))
-                held_out = await asyncio.to_thread(self.arms.held_out_turns, missing[start : start + _BATCH_TURNS])
-                records = await asyncio.to_thread(self._score, held_out, pairs)
+                held_out = await to_thread(self.arms.held_out_turns, missing[start : start + _BATCH_TURNS])
+                records = await to_thread(self._score, held_out, pairs)
                 for turn, record in zip(held_out, records, strict=True):
                     if _key(turn.pair) in with_replies:
                         progress("writing", written, len(with_replies))
@@ -150,11 +151,11 @@ class Replay:
             async with limit:
                 return await self._sample_replies(turn, arm)
 
-        samples = dict(zip(turn.shown, await asyncio.gather(*(sample_arm(arm) for arm in turn.shown)), strict=True))
+        samples = dict(zip(turn.shown, await gather(*(sample_arm(arm) for arm in turn.shown)), strict=True))
         replies = {arm: tuple(texts) for arm, (_, texts) in samples.items()}
         others = distractors.nearest(turn.pair, (self.config.choices or CHOICES) - 1)
-        similarity, rank = await asyncio.to_thread(self._similarity_and_rank, replies, turn.pair.action, others)
-        choice = await asyncio.to_thread(self._choices, turn, others) if self.config.choices else {}
+        similarity, rank = await to_thread(self._similarity_and_rank, replies, turn.pair.action, others)
+        choice = await to_thread(self._choices, turn, others) if self.config.choices else {}
         reasoning = {arm: thought for arm, (thought, _) in samples.items() if thought}
         return replace(record, replies=replies, reasoning=reasoning, similarity=similarity, rank=rank, choice=choice)
 
@@ -162,7 +163,7 @@ class Replay:
         """Return the trace, if the twin writes one for the present turn, and the replies under an arm."""
         user, pair, seed, n = self.user, turn.pair, self.config.seed, self.config.samples
         if arm in QUOTING_ARMS:
-            quoted = await asyncio.to_thread(self._medoid, [triple.pair.action for triple in turn.shown[arm]])
+            quoted = await to_thread(self._medoid, [triple.pair.action for triple in turn.shown[arm]])
             return "", [] if quoted is None else [quoted]
         if arm in PEERS:
             peer: Peer = arm

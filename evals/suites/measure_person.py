@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from usertwin.evals.replay.leak_checks import check_split, measure_memorization,
 from usertwin.evals.replay.replay import Replay, ReplayConfig
 from usertwin.evals.replay.tune import tune
 from usertwin.memory import Embedder, Recipe, Scorer, Settings, TripleStore, TwinRecord, alearn, existing_twin
+from usertwin.memory.concurrency import to_thread
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.twin.forget import open_memory
 from usertwin.memory.twin.record import update_record
@@ -168,7 +168,7 @@ class PersonMeasurement:
                 user, embedder, fresh, person.label, max_conversations=suite.drift, seed=suite.seed, progress=self.progress
             ) if suite.drift else []  # fmt: skip
             max_turns = min(suite.turns or _MAX_MEMORIZATION_TURNS, _MAX_MEMORIZATION_TURNS)
-            memorized = await asyncio.to_thread(measure_memorization, scorer, spoken, max_turns=max_turns, seed=suite.seed)
+            memorized = await to_thread(measure_memorization, scorer, spoken, max_turns=max_turns, seed=suite.seed)
             facts = {
                 "twin_arm": twin_arm(user), "triples": len(user.store), "k": user.k, "window": user.settings.window,
                 "embedder": embedder.name,

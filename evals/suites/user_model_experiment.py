@@ -16,7 +16,6 @@ conversation that is held out for one person of a group is used to train no mode
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from usertwin.evals.metrics.statistics import evenly_spaced, holm
 from usertwin.evals.records.measured_turns import MeasuredTurn, read_turn_file
 from usertwin.evals.replay.held_out import held_out_pairs
 from usertwin.evals.replay.leak_checks import check_split
+from usertwin.memory.concurrency import to_thread
 from usertwin.memory.jsonl import append_line, open_for_append
 from usertwin.memory.recon.synthesizer import backward_trace
 from usertwin.memory.text.transcript import ME, action_completion
@@ -103,7 +103,7 @@ async def run_user_models(measurement: PersonMeasurement, people: Sequence[Perso
     models: dict[str, dict[str, Any]] = {}
     for name, members in groups.items():
         group = _Group(measurement, config, members, examples[name])
-        turns += await asyncio.to_thread(group.run)
+        turns += await to_thread(group.run)
         models[name] = {"people": [member.label for member in members], "examples": len(examples[name]), "loss": group.losses}
     counts = [len(rows) for rows in examples.values()]
     return {

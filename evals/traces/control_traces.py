@@ -29,6 +29,7 @@ from typing import Any
 
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.memory import ChatModel, Embedder, Scorer, Triple, TripleStore
+from usertwin.memory.concurrency import gather, to_thread
 from usertwin.memory.models.chat import Ledger
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import CHOICES, gains
@@ -110,7 +111,7 @@ class ControlExperiment:
         turns: list[ControlledTurn] = []
         for number, (pair, traces, other_action) in enumerate(written):
             progress("control scores", number, len(written))
-            turns.append(await asyncio.to_thread(self._score, pair, traces, other_action, distractors))
+            turns.append(await to_thread(self._score, pair, traces, other_action, distractors))
         progress("control scores", len(written), len(written))
         downstream = await self._measure_downstream(pairs, store, name, progress)
         models = {"proposer": self.model.name, "scorer": self.scorer.name, "embedder": self.embedder.name}
@@ -140,8 +141,8 @@ class ControlExperiment:
                 return pair, traces, other_action
 
         progress("control traces", 0, total)
-        written = await asyncio.gather(*(write(pair, False) for pair in pairs))
-        written_for_others = await asyncio.gather(*(write(pair, True) for pair in others[: len(pairs)]))
+        written = await gather(*(write(pair, False) for pair in pairs))
+        written_for_others = await gather(*(write(pair, True) for pair in others[: len(pairs)]))
         own = [traces["own"] for _, traces, _ in written if "own" in traces]
         foreign = [traces["own"] for _, traces, _ in written_for_others if "own" in traces]
         rng = random.Random(self.seed)
@@ -226,7 +227,7 @@ class ControlExperiment:
                     self.ledger.add(triple.provenance.cost)
                     proposals = triple.provenance.proposals
                 scored = [candidate for candidate in proposals if candidate.score is not None]
-                measured.append((pair, await asyncio.to_thread(self._benefits, pair, past, scored)))
+                measured.append((pair, await to_thread(self._benefits, pair, past, scored)))
         progress("downstream", len(pairs), len(pairs))
         return [(pair, scores) for pair, scores in measured if len(scores) > 1]
 

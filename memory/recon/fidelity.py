@@ -8,12 +8,12 @@ recon/__init__.py lists all fidelities. Those that generate reconstructions are 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp, fsum, log
 from typing import Protocol
 
+from usertwin.memory.concurrency import to_thread
 from usertwin.memory.models.chat import Ledger
 from usertwin.memory.models.scoring import Likelihood, Scorer
 from usertwin.memory.text.transcript import ME, action_completion, filler_text, format_action_prompt, single_line
@@ -171,7 +171,7 @@ class LikelihoodGain:
     ) -> list[FidelityScore]:
         """See `Fidelity.score`."""
         # In a thread: scoring is computation, and must not block coroutines that wait for a model.
-        parts = await asyncio.to_thread(gains, self._scorer, pair, traces)
+        parts = await to_thread(gains, self._scorer, pair, traces)
         return [FidelityScore(trace_parts[self._part], trace_parts) for trace_parts in parts]
 
 
@@ -199,7 +199,7 @@ class ForcedChoice:
         self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
     ) -> list[FidelityScore]:
         """See `Fidelity.score`; every score is 0 where there is no other action to choose from."""
-        return await asyncio.to_thread(self._score, pair, traces)
+        return await to_thread(self._score, pair, traces)
 
     def _score(self, pair: Pair, traces: Sequence[str]) -> list[FidelityScore]:
         others = self._distractors.nearest(pair, self._choices - 1)
@@ -244,7 +244,7 @@ class PriorCorrectedGain:
         self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
     ) -> list[FidelityScore]:
         """See `Fidelity.score`."""
-        return await asyncio.to_thread(self._score, pair, traces)
+        return await to_thread(self._score, pair, traces)
 
     def _score(self, pair: Pair, traces: Sequence[str]) -> list[FidelityScore]:
         after, before = (proposal_prompt("transcript", pair, "", mode).removesuffix(" I") for mode in ("backward", "forward"))

@@ -9,7 +9,6 @@ makes any fidelity, those of fidelity.py included.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import re
@@ -19,6 +18,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any, Literal, get_args
 
+from usertwin.memory.concurrency import gather, to_thread
 from usertwin.memory.models.chat import ChatModel, Ledger, sample
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.models.scoring import Scorer
@@ -47,7 +47,7 @@ async def reconstruct_actions(
     """Return one action for each trace, generated from the context and that trace."""
     transcript = model.style == "transcript"
     prompts = [reconstruction_prompt(pair, trace) if transcript else _instruction(pair, trace) for trace in traces]
-    samples = await asyncio.gather(
+    samples = await gather(
         *(
             sample(
                 model, [("user", prompt)], seed=seed, max_tokens=_ACTION_TOKENS[model.style], temperature=0.6,
@@ -223,7 +223,7 @@ class EmbeddingRankFidelity:
         """See `Fidelity.score`; every score is 0.5 where there is no other action to compare with."""
         attempts = await reconstruct_actions(self._actor, pair, traces, seed=seed, ledger=ledger)
         others = self._distractors.nearest(pair, self._choices - 1)
-        vectors = await asyncio.to_thread(self._embedder.embed, [*attempts, pair.action, *others])
+        vectors = await to_thread(self._embedder.embed, [*attempts, pair.action, *others])
         cosines = vectors[: len(attempts)] @ vectors[len(attempts) :].T  # (attempts, actions); the real action comes first
         scores: list[FidelityScore] = []
         for row in cosines:

@@ -6,9 +6,9 @@ trace that was scored is returned as a candidate, so selection, guards and count
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
+from usertwin.memory.concurrency import to_thread
 from usertwin.memory.models.chat import ChatModel, Ledger, sample
 from usertwin.memory.text.transcript import context_lines, truncate_action
 from usertwin.memory.triples import Candidate
@@ -72,7 +72,7 @@ async def search(
 async def _scored_candidates(
     traces: list[str], fidelity: Fidelity, pair: Pair, guard: Callable[[str], str | None], seed: int, ledger: Ledger | None
 ) -> list[Candidate]:
-    candidates = [Candidate(trace, None, await asyncio.to_thread(guard, trace)) for trace in dict.fromkeys(traces)]
+    candidates = [Candidate(trace, None, await to_thread(guard, trace)) for trace in dict.fromkeys(traces)]
     passing = passing_traces(candidates)
     if not passing:
         return candidates

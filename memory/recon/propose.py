@@ -11,13 +11,13 @@ All modes use the same context; they differ in one thing only, so that their tra
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from usertwin.memory.concurrency import gather
 from usertwin.memory.models.chat import ChatModel, Ledger, PromptStyle, sample
 from usertwin.memory.text.prompt_template import PromptTemplate
 from usertwin.memory.text.transcript import (
@@ -108,7 +108,7 @@ async def propose(
         raise UsageError(f'the proposal mode is "{proposal_mode}"; it must be one of {", ".join(PROPOSAL_MODES)}')
     lenses = list(_LENSES)[: max(1, n)] if proposal_mode == "scaffolded" else [""]
     counts = [n // len(lenses) + (index < n % len(lenses)) for index in range(len(lenses))]
-    groups = await asyncio.gather(
+    groups = await gather(
         *(
             _sample_traces(
                 model,

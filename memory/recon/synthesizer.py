@@ -16,13 +16,13 @@ predicts the action worse than filler text.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from usertwin.memory.concurrency import to_thread
 from usertwin.memory.models.chat import ChatModel, Ledger
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.models.scoring import Scorer
@@ -153,7 +153,7 @@ class Synthesizer:
         ledger = Ledger()
         candidates = await self._propose(self.model, pair, name, seed, ledger)
         candidates = await self._score(candidates, pair, seed, ledger)
-        return await asyncio.to_thread(self._select, self.model, pair, candidates, seed, ledger)
+        return await to_thread(self._select, self.model, pair, candidates, seed, ledger)
 
     def guard_reason(self, trace: str, pair: Pair) -> str | None:
         """Return the name of the guard that rejects a trace before it is scored, or None."""
@@ -178,7 +178,7 @@ class Synthesizer:
             traces = await propose(
                 model, pair, name, proposal_mode=self.proposal_mode, n=missing, seed=seed + _ROUND_SEED * round_, ledger=ledger
             )
-            candidates += [Candidate(trace, None, await asyncio.to_thread(self.guard_reason, trace, pair)) for trace in traces]
+            candidates += [Candidate(trace, None, await to_thread(self.guard_reason, trace, pair)) for trace in traces]
         return candidates
 
     async def _score(self, candidates: list[Candidate], pair: Pair, seed: int, ledger: Ledger) -> list[Candidate]:

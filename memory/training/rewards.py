@@ -14,12 +14,12 @@ Sources: the weighted sum is that of Turing-RL (arXiv 2606.19336) and NOVER (arX
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
+from usertwin.memory.concurrency import to_thread
 from usertwin.memory.models.chat import Ledger
 from usertwin.memory.models.scoring import Scorer
 from usertwin.memory.recon.fidelity import Fidelity, FidelityScore
@@ -268,7 +268,7 @@ class DownstreamReward:
         self, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
     ) -> list[FidelityScore]:
         """See `Fidelity.score`."""
-        return await asyncio.to_thread(self._score, pair, traces)
+        return await to_thread(self._score, pair, traces)
 
     def _score(self, pair: Pair, traces: Sequence[str]) -> list[FidelityScore]:
         other = self._related.get(pair)

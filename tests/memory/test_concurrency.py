@@ -1,11 +1,12 @@
-"""run_concurrently: number of workers, which error the caller sees, and cancellation of the other workers."""
+"""memory/concurrency.py: which error the caller sees, and that all other work has ended then."""
 
 import asyncio
+import threading
 from itertools import count
 
 import pytest
 
-from usertwin.memory.concurrency import run_concurrently
+from usertwin.memory.concurrency import gather, run_concurrently, to_thread
 from usertwin.personas import ModelError, UsertwinError
 
 
@@ -68,3 +69,63 @@ def test_other_exceptions_are_raised_as_a_group():
     with pytest.raises(ExceptionGroup) as raised:
         asyncio.run(run_concurrently(worker, 2))
     assert raised.group_contains(ZeroDivisionError)
+
+
+def test_gather_returns_results_in_order():
+    async def double(number: int) -> int:
+        await asyncio.sleep(0.001 * (3 - number))
+        return 2 * number
+
+    assert asyncio.run(gather(*map(double, range(3)))) == [0, 2, 4]
+    assert asyncio.run(gather()) == []
+
+
+def test_the_first_error_of_gather_comes_after_the_end_of_the_others():
+    ended = list[str]()
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ModelError("first")
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            ended.append("waiter")
+
+    async def work() -> list[str]:
+        with pytest.raises(ModelError, match="first"):
+            await gather(wait(), fail(), wait())
+        return list(ended)
+
+    assert asyncio.run(work()) == ["waiter", "waiter"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_cancelled_thread_has_ended_when_the_cancellation_is_raised(fails: bool):
+    started, release, ended = threading.Event(), threading.Event(), list[str]()
+
+    def block() -> None:
+        started.set()
+        assert release.wait(60)
+        ended.append("thread")
+        if fails:
+            raise ValueError("nobody waits for it")
+
+    async def work() -> list[str]:
+        task = asyncio.ensure_future(to_thread(block))
+        await asyncio.to_thread(started.wait)
+        task.cancel()
+        asyncio.get_running_loop().call_later(0.01, release.set)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return list(ended)
+
+    assert asyncio.run(work()) == ["thread"]
+
+
+def test_a_thread_returns_its_result_or_raises_its_error():
+    assert asyncio.run(to_thread(max, [1, 2], default=0)) == 2
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(to_thread(divmod, 1, 0))
