@@ -22,6 +22,7 @@ from typing import Any, ClassVar, TypeVar
 from usertwin.evals.arm_names import with_current_arms
 from usertwin.memory.jsonl import read_lines
 from usertwin.personas import UsageError
+from usertwin.personas.files import refuse_links_in
 from usertwin.personas.reading import STRICT, as_type, parse_json, read_file
 
 from .older_results import upgrade
@@ -112,7 +113,8 @@ class MeasuredTurn:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a run, earlier names of arms replaced. UsageError without a run of this format."""
+    """Return the manifest of a run, earlier names of arms replaced. UsageError without a run of this format, or for a link."""
+    refuse_links_in(folder)
     path, way_out = folder / MANIFEST, "run the suite again into another folder"
     missing = f"{folder}: holds no run; name the folder of a run"
     raw = read_file(path, parse_json, way_out=way_out, error=UsageError, missing=missing)

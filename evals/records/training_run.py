@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from usertwin.memory.training.model_card import METHODS
 from usertwin.memory.training.rewards import Lessons
 from usertwin.personas import UsageError
+from usertwin.personas.files import refuse_links_in
 from usertwin.personas.reading import as_type, parse_json, read_file
 
 from .measured_turns import MANIFEST, RESULT
@@ -148,8 +149,9 @@ def read_training(folder: Path) -> TrainingRun:
         folder: the run's folder.
 
     Raises:
-        UsageError: the folder holds no training, one of an unknown format or a removed method, or a damaged file.
+        UsageError: the folder holds no training, one of an unknown format or a removed method, a damaged file, or a link.
     """
+    refuse_links_in(folder)
     path = folder / MANIFEST
     if not path.is_file():
         raise UsageError(f"{folder}: holds no run; name the folder of a training run")

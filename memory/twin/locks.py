@@ -20,7 +20,7 @@ from pathlib import Path
 from usertwin.memory.store.error_messages import storage_errors
 from usertwin.memory.store.writer_lock import WriterLock
 from usertwin.personas import TwinError
-from usertwin.personas.files import fsync_folder, private_folder
+from usertwin.personas.files import fsync_folder, private_folder, refuse_links_in
 
 _WAIT = 10.0
 
@@ -33,6 +33,9 @@ def writing(folder: Path, *, wait: float = _WAIT) -> Generator[None]:
         private_folder(folder.parent)
         lock = WriterLock(folder, wait, files)
         lock.acquire()
+        for path in (*folder.glob(".*.partial"), *staged_folder(folder).glob(".*.partial")):
+            if not path.name.startswith((".twin.json.", ".memory.")):  # they have locks of their own
+                path.unlink(missing_ok=True)  # of a killed process
     try:
         yield
     finally:
@@ -75,6 +78,12 @@ def staged_folder(folder: Path) -> Path:
 def replaced_folder(folder: Path) -> Path:
     """Return the hidden folder that holds the old twin while it is replaced."""
     return folder.parent / f".{folder.name}.old"
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise UsageError if a twin's folder, or one that may take its place, is a link or holds one."""
+    for place in (folder, staged_folder(folder), replaced_folder(folder)):
+        refuse_links_in(place)
 
 
 def replace_twin(folder: Path) -> None:

@@ -25,9 +25,9 @@ from typing import Any, Literal
 
 from usertwin.memory.store.error_messages import storage_errors
 from usertwin.personas import Conversation, Pair, Persona, TwinError, read_conversations
-from usertwin.personas.files import refuse_links_in, write_private
+from usertwin.personas.files import write_private
 
-from .locks import finish_replacement, record_lock
+from .locks import finish_replacement, record_lock, refuse_links
 from .recipe import Recipe
 
 _FORMAT = 2
@@ -210,6 +210,7 @@ def twin_folder(name: str, home: str | Path | None = None) -> Path:
 def existing_twin(name: str, home: str | Path | None = None) -> Path:
     """Return the folder of a twin. TwinError, with the names of the existing twins, if there is none; UsageError for a link."""
     folder = twin_folder(name, home)
+    refuse_links(folder)
     finish_replacement(folder)
     if not folder.is_dir():
         known = ", ".join(list_twins(home)[:10]) or "none yet"
@@ -217,7 +218,6 @@ def existing_twin(name: str, home: str | Path | None = None) -> Path:
             f'there is no twin "{name}" in {folder.parent} (there: {known}); '
             f"make it with: usertwin learn {name} --from FILE --speaker WHO"
         )
-    refuse_links_in(folder)
     return folder
 
 

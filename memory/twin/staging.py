@@ -10,7 +10,7 @@ from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.store.writer_lock import WriterLock
 from usertwin.personas import Split, TwinError
-from usertwin.personas.files import private_folder, refuse_links_in, replacement
+from usertwin.personas.files import private_folder, replacement
 
 from .locks import finish_replacement, staged_folder
 from .recipe import Recipe
@@ -26,8 +26,6 @@ def work_folder(target: Path, recipe: Recipe, split: Split, overwrite: bool, emb
         TwinError: the target exists and `overwrite` is False, or another process is writing in one of the folders.
     """
     finish_replacement(target)
-    for folder in (target, staged_folder(target)):
-        refuse_links_in(folder)
     if target.exists():
         if _can_resume(target, {"interrupted"}, recipe, split, embedder):
             return target, True
