@@ -91,9 +91,11 @@ def simulate(request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, .
     def run(agent: Any, **arguments: Any) -> Simulation | Coroutine[Any, Any, Simulation]:
         from usertwin.simulator import asimulate
         from usertwin.simulator import simulate as run_simulation
+        from usertwin.simulator.simulation import check_limits
 
         with _twin_to_blame(node):
             settings, other = _split_settings(request, arguments)
+            check_limits(max_turns=settings["max_turns"], agent_timeout=settings["agent_timeout"])
             user = _open_twin(_usertwin_opened, settings)
             closeness = _closeness_of(user)
         options = {key: settings[key] for key in ("max_turns", "goal", "seed", "agent_timeout")} | other

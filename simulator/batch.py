@@ -1,41 +1,42 @@
 """Several conversations in a row, and the folder that a run is written to.
 
-Each conversation is a line of `conversations.jsonl`, written before the next one begins, so a stopped run loses nothing. The
-manifest beside it holds everything needed to repeat the run, and no secrets.
+Each conversation is a line of `conversations.jsonl`, written before the next one begins, so a stopped run loses nothing, and
+`summary.json` says whether the run is finished. The manifest holds everything needed to repeat the run, and no secrets.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from math import isinf
 from pathlib import Path
 from typing import Any
 
+from usertwin.memory.event_loop import run_sync
+from usertwin.memory.jsonl import append_line, open_for_append
 from usertwin.personas import UsageError
+from usertwin.personas.files import private_folder, refuse_links_in, write_private
 
-from .agents import Message, as_agent
+from .agents import AgentCall, AgentProcess, Message, as_agent
 from .prompts import prompt_versions
-from .simulation import DEFAULT_AGENT_TIMEOUT, DEFAULT_MAX_TURNS, Exchange, Simulation, simulate
+from .simulation import DEFAULT_AGENT_TIMEOUT, DEFAULT_MAX_TURNS, Exchange, Simulation, check_limits, opening, simulate
 from .user import SimulatedUser
-
-#: A user name and password in a URL.
-_LOGIN = re.compile(r"//[^/@\s\"]+@")
 
 
 class RunFolder:
-    """A folder for one run, created if missing. UsageError if it holds a run already."""
+    """A folder for one run, created if missing. UsageError if it holds a run already, or a link."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # an agent may change the current folder
         if (self.path / "manifest.json").exists():
             raise UsageError(f"{self.path}: the folder holds a run already; name another folder with --out")
+        refuse_links_in(self.path)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            private_folder(self.path)
         except OSError as error:
             reason = f"the folder cannot be created ({error.strerror})"
             raise UsageError(f"{self.path}: {reason}; name another folder with --out") from None
@@ -57,22 +58,23 @@ class RunFolder:
             "k": user.k, "seed": seed, "arguments": arguments,
             "versions": {**user.record.versions, "usertwin": version("usertwin")},
         }  # fmt: skip
-        text = _LOGIN.sub("//", json.dumps(manifest, indent=1, ensure_ascii=False, default=_qualified_name))
-        (self.path / "manifest.json").write_text(text + "\n", "utf-8", errors="backslashreplace")
+        text = json.dumps(manifest, indent=1, ensure_ascii=False, default=_qualified_name)
+        write_private(self.path / "manifest.json", text + "\n")
 
     def add(self, simulation: Simulation) -> None:
         """Append one conversation."""
-        with (self.path / "conversations.jsonl").open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(json.dumps(simulation.to_json(), ensure_ascii=False) + "\n")
+        with open_for_append(self.path / "conversations.jsonl") as file:
+            append_line(file, simulation.to_json())
 
-    def close(self, stop_reasons: Mapping[str, int]) -> None:
-        """Write the number of conversations for each stop reason to `summary.json`."""
-        (self.path / "summary.json").write_text(json.dumps({"stop_reasons": dict(stop_reasons)}, indent=1) + "\n", "utf-8")
+    def summarize(self, stop_reasons: Mapping[str, int], *, finished: bool) -> None:
+        """Write the number of conversations for each stop reason to `summary.json`, and whether the run is finished."""
+        summary = {"finished": finished, "stop_reasons": dict(stop_reasons)}
+        write_private(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
 
 def simulate_many(
     user: SimulatedUser, agent: Any, *, count: int = 1, max_turns: int = DEFAULT_MAX_TURNS, seed: int = 0, goal: str = "",
-    agent_first: bool = False, agent_timeout: float = DEFAULT_AGENT_TIMEOUT, start: Sequence[Message] = (),
+    agent_first: bool = False, agent_timeout: float = DEFAULT_AGENT_TIMEOUT, agent_process: bool = False, start: Any = (),
     goal_reached: Callable[[list[Message]], bool] | None = None, on_exchange: Callable[[int, Exchange], None] | None = None,
     out: str | Path | None = None, spec: str = "",
 ) -> list[Simulation]:  # fmt: skip
@@ -84,27 +86,31 @@ def simulate_many(
     Raises:
         UsageError: an argument is invalid, or the folder holds a run already.
     """
-    if count < 1:
-        raise UsageError(f"count is {count}; it must be at least 1")
-    call = as_agent(agent)  # before the folder is created: an invalid agent leaves no folder behind
+    check_limits(max_turns=max_turns, agent_timeout=agent_timeout, count=count)
     options: dict[str, Any] = {
-        "max_turns": max_turns, "goal": goal, "agent_first": agent_first, "agent_timeout": agent_timeout, "start": start,
-        "goal_reached": goal_reached,
+        "max_turns": max_turns, "goal": goal, "agent_first": agent_first, "agent_timeout": agent_timeout,
+        "agent_process": agent_process, "start": opening(start, user), "goal_reached": goal_reached,
     }  # fmt: skip
-    folder = RunFolder(out) if out is not None else None
-    if folder is not None:
-        name = spec or (agent if isinstance(agent, str) else _qualified_name(agent))
-        folder.write_manifest(user, seed, agent=name, count=count, **options)
-    simulations = list[Simulation]()
+    call = AgentProcess(agent) if agent_process and not isinstance(agent, AgentCall) else as_agent(agent)
+    simulations, stop_reasons = list[Simulation](), Counter[str]()
     try:
+        run_sync(call.begin())  # before the folder is created: an invalid agent leaves no folder behind
+        folder = RunFolder(out) if out is not None else None
+        if folder is not None:
+            name = spec or (agent if isinstance(agent, str) else _qualified_name(agent))
+            limit = None if isinf(agent_timeout) else agent_timeout  # JSON has no infinity
+            folder.write_manifest(user, seed, agent=name, count=count, **options | {"agent_timeout": limit})
+            folder.summarize(stop_reasons, finished=False)
         for number in range(1, count + 1):
             callback = partial(on_exchange, number) if on_exchange is not None else None
             simulations.append(simulate(user, call, seed=seed + number - 1, on_exchange=callback, **options))
+            stop_reasons[simulations[-1].stop_reason] += 1
             if folder is not None:
                 folder.add(simulations[-1])
+                folder.summarize(stop_reasons, finished=number == count)
     finally:
-        if folder is not None:
-            folder.close(Counter(simulation.stop_reason for simulation in simulations))
+        if call is not agent:
+            call.close()
     return simulations
 
 

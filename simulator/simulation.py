@@ -6,19 +6,19 @@ charged to the agent, and no fallback text is ever inserted.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from numbers import Integral, Real
+from typing import Any, Literal, cast
 from uuid import uuid4
 
 from usertwin.memory.event_loop import in_caller, run_sync
 from usertwin.memory.models.chat import Usage
-from usertwin.personas import Conversation, ModelError, Turn, UsageError, UsertwinError
-from usertwin.personas.conversation import PRIVATE_ROLES
+from usertwin.personas import AgentError, Conversation, LogError, ModelError, Turn, UsageError, UsertwinError, as_conversation
+from usertwin.personas.roles import is_user
 
-from .agents import AgentCall, Message, as_agent
+from .agents import AgentCall, AgentProcess, Failure, Message, as_agent, run_turn
 from .state import Answer
 from .user import SimulatedUser
 
@@ -85,6 +85,38 @@ class Simulation:
         return Conversation(self.thread_id, tuple(turns), None, {"stop_reason": self.stop_reason})
 
 
+def check_limits(*, max_turns: Any = 1, agent_timeout: Any = 1.0, count: Any = 1) -> None:
+    """Raise UsageError if a number of turns or conversations, or a time limit, is not above 0; an infinite time is no limit."""
+    for name, number in (("max_turns", max_turns), ("count", count)):
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise UsageError(f"{name} is {number!r}; it must be a whole number")
+        if cast("int", number) < 1:
+            raise UsageError(f"{name} is {number}; it must be at least 1")
+    if isinstance(agent_timeout, bool) or not isinstance(agent_timeout, Real) or not cast("float", agent_timeout) > 0:
+        raise UsageError(f"agent_timeout is {agent_timeout!r}; it must be a number of seconds above 0, or inf for no limit")
+
+
+def opening(start: Any, user: SimulatedUser) -> list[Message]:
+    """Return a conversation of any accepted shape as messages: "user" is the twin, "system" an instruction for it.
+
+    Raises:
+        UsageError: it has no known shape.
+    """
+    try:
+        turns = as_conversation(start).turns
+    except LogError as error:
+        raise UsageError(f"start: {error}") from None
+    speaker = user.record.recipe.speaker
+    return [
+        {
+            "role": "system" if turn.private else "user" if is_user(turn.role) or turn.speaker == speaker else "assistant",
+            "content": turn.text,
+        }
+        for turn in turns
+        if turn.text.strip()
+    ]
+
+
 async def asimulate(
     user: SimulatedUser,
     agent: Any,
@@ -94,7 +126,8 @@ async def asimulate(
     goal: str = "",
     agent_first: bool = False,
     agent_timeout: float = DEFAULT_AGENT_TIMEOUT,
-    start: Sequence[Message] = (),
+    agent_process: bool = False,
+    start: Any = (),
     goal_reached: Callable[[list[Message]], bool] | None = None,
     on_exchange: Callable[[Exchange], None] | None = None,
 ) -> Simulation:
@@ -107,42 +140,57 @@ async def asimulate(
         seed: seed of the conversation; each turn's sampler seed is computed from it.
         goal: what the twin wants; the agent never sees it.
         agent_first: whether the agent opens the conversation.
-        agent_timeout: seconds that the agent may take for a reply.
-        start: earlier messages of the conversation; instructions among them become part of the goal.
+        agent_timeout: seconds that the agent may take for a reply; inf for no limit.
+        agent_process: whether the agent runs in a process of its own, which it may end or block without harm. The process
+            imports the agent by name: "module:attribute", or a function at the top of a module.
+        start: the conversation so far, in any shape that `as_conversation` accepts. Instructions in it become part of the goal.
+            If the user has the last word, the agent is next.
         goal_reached: called with all messages after each reply; True ends the conversation.
         on_exchange: called with each complete exchange.
 
     Raises:
-        UsageError: the agent has no known shape, or max_turns is below 1. Later failures are recorded in the result.
+        UsageError: the agent or `start` has no known shape, or a limit is not above 0. Later failures are recorded.
     """
-    if max_turns < 1:
-        raise UsageError(f"max_turns is {max_turns}; it must be at least 1")
-    call = as_agent(agent)
-    private = [str(message["content"]) for message in start if message.get("role") in PRIVATE_ROLES]
-    public = [message for message in start if message.get("role") not in PRIVATE_ROLES]
-    goal = "\n".join([text for text in (goal, *private) if text])
+    check_limits(max_turns=max_turns, agent_timeout=agent_timeout)
+    messages = opening(start, user)
+    call = AgentProcess(agent) if agent_process and not isinstance(agent, AgentCall) else as_agent(agent)
+    goal = "\n".join([text for text in (goal, *(m["content"] for m in messages if m["role"] == "system")) if text])
+    public = [message for message in messages if message["role"] != "system"]
     simulation = Simulation(twin=user.name, goal=goal, seed=seed, thread_id=uuid4().hex, messages=public)
-    if agent_first and not await _agent_turn(simulation, call, agent_timeout):
-        return simulation
-    for _ in range(max_turns):
-        started = time.perf_counter()
-        answer = await _twin_turn(simulation, user)
-        if answer is None:
-            return simulation
-        twin_seconds, started = time.perf_counter() - started, time.perf_counter()
-        before = len(simulation.messages)
-        replied = not answer.done and await _agent_turn(simulation, call, agent_timeout)
-        replies = tuple(simulation.messages[before:])
-        simulation.exchanges.append(Exchange(answer, replies, twin_seconds, time.perf_counter() - started))
-        if on_exchange is not None:
-            await in_caller(on_exchange, simulation.exchanges[-1])
-        if answer.done:
-            simulation.stop_reason = "user_stop"
-        if not replied:
-            return simulation
+
+    async def is_over() -> bool:
         if goal_reached is not None and await in_caller(goal_reached, simulation.messages):
             simulation.stop_reason = "goal_reached"
+        return simulation.stop_reason == "goal_reached"
+
+    try:
+        try:
+            await call.begin()
+        except AgentError as error:  # its process does not start again
+            simulation.stop_reason, simulation.error = "agent_error", str(error)
             return simulation
+        is_next = agent_first or (public and public[-1]["role"] == "user")
+        if is_next and (not await _agent_turn(simulation, call, agent_timeout) or await is_over()):
+            return simulation
+        for _ in range(max_turns):
+            started = time.perf_counter()
+            answer = await _twin_turn(simulation, user)
+            if answer is None:
+                return simulation
+            twin_seconds, started = time.perf_counter() - started, time.perf_counter()
+            before = len(simulation.messages)
+            replied = not answer.done and await _agent_turn(simulation, call, agent_timeout)
+            replies = tuple(simulation.messages[before:])
+            simulation.exchanges.append(Exchange(answer, replies, twin_seconds, time.perf_counter() - started))
+            if on_exchange is not None:
+                await in_caller(on_exchange, simulation.exchanges[-1])
+            if answer.done:
+                simulation.stop_reason = "user_stop"
+            if not replied or await is_over():
+                return simulation
+    finally:
+        if call is not agent:
+            call.close()
     return simulation
 
 
@@ -161,30 +209,23 @@ async def _twin_turn(simulation: Simulation, user: SimulatedUser) -> Answer | No
 
 async def _agent_turn(simulation: Simulation, call: AgentCall, timeout: float) -> bool:
     """Add the agent's reply to the conversation. On failure, record the reason and return False."""
-    limit = asyncio.timeout(timeout)
-    try:
-        async with limit:
-            simulation.messages += await call([dict(message) for message in simulation.messages], simulation.thread_id)
-    except UsertwinError as error:
-        simulation.stop_reason, simulation.error = "agent_error", str(error)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, TimeoutError) and limit.expired():  # otherwise the agent raised its own TimeoutError
-            simulation.stop_reason, simulation.error = "agent_timeout", f"the agent took longer than {timeout:g} seconds"
-        else:
-            simulation.stop_reason, simulation.error = "agent_error", f"the agent raised {type(error).__name__}: {error}"
-    else:
-        return True
-    return False
+    result = await run_turn(call, simulation.messages, simulation.thread_id, timeout)
+    if isinstance(result, Failure):
+        simulation.stop_reason, simulation.error = result.reason, result.error
+        return False
+    simulation.messages += result
+    return True
 
 
 def simulate(
     user: SimulatedUser, agent: Any, *, max_turns: int = DEFAULT_MAX_TURNS, seed: int = 0, goal: str = "",
-    agent_first: bool = False, agent_timeout: float = DEFAULT_AGENT_TIMEOUT, start: Sequence[Message] = (),
+    agent_first: bool = False, agent_timeout: float = DEFAULT_AGENT_TIMEOUT, agent_process: bool = False, start: Any = (),
     goal_reached: Callable[[list[Message]], bool] | None = None, on_exchange: Callable[[Exchange], None] | None = None,
 ) -> Simulation:  # fmt: skip
     """Run one conversation between a twin and an agent; the synchronous form of `asimulate`, with the same arguments."""
     simulation = asimulate(
-        user, agent, max_turns=max_turns, seed=seed, goal=goal, agent_first=agent_first, agent_timeout=agent_timeout,
-        start=start, goal_reached=goal_reached, on_exchange=on_exchange,
+        user, agent if agent_process else as_agent(agent).in_own_loop(), max_turns=max_turns, seed=seed, goal=goal,
+        agent_first=agent_first, agent_timeout=agent_timeout, agent_process=agent_process, start=start,
+        goal_reached=goal_reached, on_exchange=on_exchange,
     )  # fmt: skip
     return run_sync(simulation)

@@ -32,6 +32,7 @@ from usertwin.simulator.backends.downloads import TINY, fetch
 from usertwin.simulator.backends.llama_cpp import cores, start_engine
 
 from .figures import Figure, figure, record_requests, timed
+from .hostile_agents.run import hostile_part
 from .learning import learn_part, threads_part
 from .memory import memory_part
 from .recon import controls_part, recon_part
@@ -195,6 +196,7 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
     "train": train_part,
     "learn": learn_part,
     "threads": threads_part,
+    "hostile": hostile_part,
 }
 
 

@@ -57,7 +57,12 @@ class _Program(click.Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         _prepare_streams()
-        return super().main(*args, **options)
+        try:
+            return super().main(*args, **options)
+        except SystemExit as end:
+            if not args and "args" not in options and (turn := sys.modules.get("usertwin.simulator.agents.turn")):
+                turn.exit_soon(end.code)  # as a program, and an agent may have talked
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

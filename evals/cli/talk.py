@@ -56,15 +56,21 @@ def chat(name: str, goal: str, model: str, home: Path | None, seed: int, style: 
 
 @click.command()
 @click.argument("name")
-@click.option(
-    "--agent", required=True, help='The agent under test: module:attribute, "demo", or a model such as openai:NAME@URL.'
-)
+@click.option("--agent", required=True, help='The agent under test: module:attribute, "demo", or a model (see --model).')
 @click.option("--max-turns", default=DEFAULT_MAX_TURNS, show_default=True, help="The most turns of the twin in a conversation.")
 @click.option("--count", default=1, show_default=True, help="Number of conversations, each with the next seed.")
 @goal_option
 @click.option("--agent-first", is_flag=True, help="Let the agent open the conversation.")
 @click.option(
-    "--agent-timeout", default=DEFAULT_AGENT_TIMEOUT, show_default=True, help="Seconds that the agent may take for a reply."
+    "--agent-timeout",
+    default=DEFAULT_AGENT_TIMEOUT,
+    show_default=True,
+    help="Seconds that the agent may take for a reply; inf for no limit.",
+)
+@click.option(
+    "--agent-process",
+    is_flag=True,
+    help="Run the agent in a process of its own, so that the run goes on if the agent ends or blocks its process.",
 )
 @click.option("--out", type=file_path, help="Folder to write the conversations and a manifest to.")
 @model_option
@@ -79,6 +85,7 @@ def simulate(
     goal: str,
     agent_first: bool,
     agent_timeout: float,
+    agent_process: bool,
     out: Path | None,
     model: str,
     home: Path | None,
@@ -90,11 +97,12 @@ def simulate(
     The exit code is 1 if a conversation failed, because of the agent or of the twin.
     """
     from usertwin.simulator import as_agent, simulate_many
-    from usertwin.simulator.simulation import AGENT_FAULTS, TWIN_FAULTS
+    from usertwin.simulator.simulation import AGENT_FAULTS, TWIN_FAULTS, check_limits
     from usertwin.simulator.terminal import show_exchange
 
     console = console_for()
-    under_test = as_agent(agent)  # reports a wrong name before a model is loaded
+    check_limits(max_turns=max_turns, agent_timeout=agent_timeout, count=count)
+    under_test = agent if agent_process else as_agent(agent)  # reports a wrong name before a model is loaded
     with open_twin(console, name, home, model, style) as user, progress_bars(console) as bars:
         turns_so_far = Counter[int]()
 
@@ -106,7 +114,7 @@ def simulate(
         bars("talking", 0, count * max_turns)
         simulations = simulate_many(
             user, under_test, count=count, out=out, spec=agent, max_turns=max_turns, seed=seed, goal=goal,
-            agent_first=agent_first, agent_timeout=agent_timeout, on_exchange=show,
+            agent_first=agent_first, agent_timeout=agent_timeout, agent_process=agent_process, on_exchange=show,
         )  # fmt: skip
     for number, simulation in enumerate(simulations, 1):
         error = f": {simulation.error}" if simulation.error else ""

@@ -89,7 +89,7 @@ def test_a_failing_agent_is_recorded_with_its_error_and_exit_code_1(
     assert error in lines[0]["error"]
     assert f"conversation 2: 1 turns, {reason}: {lines[1]['error']}" in result.stdout
     assert all(line["exchanges"][0]["answer"]["action"] for line in lines)  # the twin's turn is recorded
-    assert json.loads((agents / "run" / "summary.json").read_text("utf-8")) == {"stop_reasons": {reason: 2}}
+    assert json.loads((agents / "run" / "summary.json").read_text("utf-8")) == {"finished": True, "stop_reasons": {reason: 2}}
 
 
 def test_a_failing_twin_is_not_charged_to_the_agent(ann: str, tmp_path: Path) -> None:

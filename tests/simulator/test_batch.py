@@ -42,7 +42,7 @@ def test_a_run_is_written_conversation_by_conversation(user: SimulatedUser, tmp_
     first = lines(out)[0]
     assert first["messages"][1]["content"] == "Für welchen Tag?"
     assert first["exchanges"][0]["answer"]["recalled"][0]["similarity"] > 0
-    assert json.loads((out / "summary.json").read_text("utf-8")) == {"stop_reasons": {"max_turns": 3}}
+    assert json.loads((out / "summary.json").read_text("utf-8")) == {"finished": True, "stop_reasons": {"max_turns": 3}}
 
 
 def test_each_conversation_has_the_next_seed(user: SimulatedUser) -> None:
@@ -77,6 +77,7 @@ def test_the_manifest_holds_everything_to_repeat_the_run(user: SimulatedUser, tm
         "goal": "You want the weather.",
         "agent_first": False,
         "agent_timeout": 120.0,
+        "agent_process": False,
         "start": [],
         "goal_reached": None,
     }
@@ -135,7 +136,10 @@ def test_a_stopped_run_keeps_its_complete_conversations(user: SimulatedUser, tmp
     with pytest.raises(KeyboardInterrupt):
         simulate_many(user, Desk(), count=3, max_turns=1, out=tmp_path / "run", on_exchange=stop_at_second)
     assert len(lines(tmp_path / "run")) == 1
-    assert json.loads((tmp_path / "run" / "summary.json").read_text("utf-8")) == {"stop_reasons": {"max_turns": 1}}
+    assert json.loads((tmp_path / "run" / "summary.json").read_text("utf-8")) == {
+        "finished": False,
+        "stop_reasons": {"max_turns": 1},
+    }
 
 
 def test_count_below_one_is_refused(user: SimulatedUser) -> None:

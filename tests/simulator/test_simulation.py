@@ -6,15 +6,17 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from desk_talk import TALK, Desk, scripted_twin
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from conftest import function_model, small_conversation
 from usertwin.memory import ChatModel, Settings
 from usertwin.personas import AgentError, ModelError, UsageError, as_conversation
-from usertwin.simulator import Exchange, SimulatedUser, Simulation, asimulate, simulate
+from usertwin.simulator import Exchange, SimulatedUser, Simulation, asimulate, simulate, simulate_many
 from usertwin.simulator.backends.scripted import ScriptedChatModel
 from usertwin.simulator.simulation import AGENT_FAULTS, TWIN_FAULTS
 
@@ -318,10 +320,74 @@ def test_twin_error_when_the_twins_memory_fails(user: SimulatedUser) -> None:
     assert "memory" in str(simulation.error)
 
 
-def test_twin_error_when_the_earlier_messages_are_malformed(user: SimulatedUser) -> None:
-    simulation = simulate(user, Desk(), start=[{"role": "user", "content": 3}])
-    assert simulation.stop_reason == "twin_error"
-    assert "content" in str(simulation.error)
+def test_earlier_messages_that_are_malformed_are_refused_before_the_first_turn(user: SimulatedUser, tmp_path: Path) -> None:
+    desk = Desk()
+    for start in ([{"role": "user", "content": 3}], "hi", 7, None):
+        with pytest.raises(UsageError, match=r"^start: "):
+            simulate_many(user, desk, start=start, out=tmp_path / "run")
+    assert desk.calls == []
+    assert not (tmp_path / "run").exists()
+
+
+# Given turns ------------------------------------------------------------------------------------------------------------
+
+
+OPENER = {"role": "user", "content": "hi, do you have a bell?"}
+ANSWER = {"role": "assistant", "content": "Yes."}
+
+
+@pytest.mark.parametrize("agent_first", [False, True])
+def test_the_agent_follows_given_turns_that_end_with_the_user(user: SimulatedUser, agent_first: bool) -> None:
+    desk = Desk("Yes.", "For which day?")
+    simulation = simulate(user, desk, max_turns=1, start=[OPENER], agent_first=agent_first)
+    assert desk.calls[0] == [OPENER]
+    assert [m["role"] for m in simulation.messages] == ["user", "assistant", "user", "assistant"]
+    assert len(simulation.exchanges) == 1
+
+
+def test_the_goal_may_be_reached_with_the_reply_to_a_given_turn(user: SimulatedUser) -> None:
+    simulation = simulate(user, Desk("Booked!"), start=[OPENER], goal_reached=lambda messages: len(messages) == 2)
+    assert (simulation.stop_reason, simulation.exchanges) == ("goal_reached", [])
+
+
+def test_an_agent_that_fails_after_a_given_turn_ends_the_conversation(user: SimulatedUser) -> None:
+    simulation = simulate(user, raising(ValueError("closed")), start=[OPENER])
+    assert (simulation.stop_reason, simulation.messages) == ("agent_error", [OPENER])
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        [OPENER, ANSWER],
+        (OPENER, ANSWER),
+        {"messages": [OPENER, ANSWER]},
+        [HumanMessage(OPENER["content"]), AIMessage("Yes.")],
+        [OPENER, {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]}],
+        [
+            OPENER,
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function"}]},
+            {"role": "tool", "tool_call_id": "1", "content": "42"},
+            ANSWER,
+        ],
+        {"turns": [{"speaker": "Ann", "role": "customer", "text": OPENER["content"]}, {"speaker": "d", "text": "Yes."}]},
+        {"turns": [{"speaker": "Ann", "text": OPENER["content"]}, {"speaker": "d", "role": "agent", "text": "Yes."}]},
+        as_conversation([OPENER, ANSWER]),
+    ],
+    ids=str,
+)
+def test_given_turns_may_have_every_shape_of_a_conversation(user: SimulatedUser, start: Any) -> None:
+    desk = Desk()
+    simulation = simulate(user, desk, max_turns=1, start=start)
+    assert simulation.messages[:2] == [OPENER, ANSWER] == desk.calls[0][:2]
+    assert [m["role"] for m in desk.calls[0]] == ["user", "assistant", "user"]
+
+
+def test_instructions_among_given_turns_of_any_shape_become_the_goal(user: SimulatedUser, tmp_path: Path) -> None:
+    start = [SystemMessage("You want a window seat."), HumanMessage("hi"), {"role": "developer", "content": "Be quick."}]
+    [simulation] = simulate_many(user, Desk(), max_turns=1, start=start, out=tmp_path / "run")
+    assert simulation.goal == "You want a window seat.\nBe quick."
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
+    assert [m["role"] for m in manifest["arguments"]["start"]] == ["system", "user", "system"]
 
 
 def test_each_fault_belongs_to_one_side() -> None:
