@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -38,6 +37,8 @@ def silent(messages):
 def slow(messages):
     time.sleep(30)
 """
+#: pytest-asyncio warns of every run without its settings.
+NO_ASYNCIO = ("-p", "no:asyncio")
 MARKER = '@pytest.mark.usertwin(twin="ann")\n'
 
 
@@ -66,7 +67,7 @@ def _everything_imported(tmp_path_factory: pytest.TempPathFactory) -> None:
 def run(pytester: pytest.Pytester, test: str, *options: str) -> pytest.RunResult:
     """Run a user's test file, with the agents above, in this process."""
     pytester.makepyfile(AGENTS + test)
-    return pytester.runpytest_inprocess("--strict-markers", *options)
+    return pytester.runpytest_inprocess("--strict-markers", *(() if "pytest_asyncio" in test else NO_ASYNCIO), *options)
 
 
 def talk(agent: str, *, marker: str = MARKER, arguments: str = "", then: str = "pass", name: str = "test_talk") -> str:
@@ -288,9 +289,9 @@ def async_tests(plugin: str, *tests: str) -> str:
 @pytest.fixture(params=["anyio", "asyncio"])
 def plugin(request: pytest.FixtureRequest, pytester: pytest.Pytester, script: str) -> str:
     """The name of a plugin for async tests, which is its marker, too; the ini file names the model."""
-    loop_scope = "asyncio_default_fixture_loop_scope = function\n" if find_spec("pytest_asyncio") else ""
+    loop_scope = "asyncio_default_fixture_loop_scope = function\n" if request.param == "asyncio" else ""
     pytester.makeini(f"[pytest]\nusertwin_model = {script}\n{loop_scope}")
-    if request.param == "asyncio":
+    if loop_scope:
         pytest.importorskip("pytest_asyncio")
     return request.param
 
@@ -337,7 +338,7 @@ def test_a_sync_test_inside_a_running_loop_needs_no_await(pytester: pytest.Pytes
     pytester.makepyfile(AGENTS + talk("good", then='assert simulation.stop_reason == "max_turns"'))
 
     async def notebook() -> pytest.RunResult:
-        return pytester.runpytest_inprocess("--usertwin-model", script)
+        return pytester.runpytest_inprocess("--usertwin-model", script, *NO_ASYNCIO)
 
     asyncio.run(notebook()).assert_outcomes(passed=1)
 
@@ -439,12 +440,12 @@ def test_other_arguments_go_to_the_simulation(pytester: pytest.Pytester, ann: st
 
 
 def test_the_marker_is_registered(pytester: pytest.Pytester) -> None:
-    result = pytester.runpytest_inprocess("--markers")
+    result = pytester.runpytest_inprocess("--markers", *NO_ASYNCIO)
     result.stdout.fnmatch_lines(["@pytest.mark.usertwin(twin=*max_turns=*agent_timeout=*"])
 
 
 def test_the_options_are_in_the_help(pytester: pytest.Pytester) -> None:
-    text = pytester.runpytest_inprocess("--help").stdout.str()
+    text = pytester.runpytest_inprocess("--help", *NO_ASYNCIO).stdout.str()
     for name in ("twin", "home", "model", "max-turns", "goal", "seed", "agent-timeout"):
         assert f"--usertwin-{name}" in text
         assert f"usertwin_{name.replace('-', '_')}" in text
