@@ -163,8 +163,12 @@ def read_training(folder: Path) -> TrainingRun:
         raise UsageError(
             f"{folder}: a training of format {manifest.format}, and this version reads {formats}; train again into a new folder"
         )
+    try:
+        methods = as_type(list[str], manifest.plan.get("methods") or [])
+    except ValueError as error:
+        raise UsageError(f"{path}: plan.methods: {error}; name another folder, or train again into a new one") from None
     started = {path.parent.name for path in folder.glob("*/*") if path.name in {RESULT, "checkpoints", "curves.jsonl"}}
-    if "soup" in started or "soup" in (manifest.plan.get("methods") or ()):
+    if "soup" in started or "soup" in methods:
         raise UsageError(
             f'{folder}: was trained with the removed method "soup" (a weighted sum of adapters); read its own report.md instead'
         )

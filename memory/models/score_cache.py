@@ -45,7 +45,7 @@ class CachedScorer:
         try:
             with self._lock:
                 return self._score(items)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:  # the last three: of values of another type
             message = f"the score cache cannot be used ({error}); free disk space, or delete the file"
             raise ModelError(f"{self._path}: {message}") from error
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from usertwin.memory.models.embedding import query_text
 from usertwin.memory.store.error_messages import storage_errors
@@ -18,6 +18,7 @@ from usertwin.memory.triples import Recalled
 from usertwin.personas import Pair, TwinError
 from usertwin.personas.files import write_private
 from usertwin.personas.pairs import group_pairs
+from usertwin.personas.reading import STRICT, as_type, parse_json
 
 from .last_turn import MIN_ENDINGS, fit_last_turn
 from .record import ABANDONMENT_FILE, HELD_OUT_FILE, LAST_TURN_FILE, TwinRecord, read_stored_conversations
@@ -45,6 +46,8 @@ class AbandonmentModel:
         validation_turns: number of turns on which the threshold was chosen.
     """
 
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
     threshold: float
     f1: float
     abandonments: int
@@ -62,12 +65,11 @@ class AbandonmentModel:
     def load(cls, path: Path) -> AbandonmentModel | None:
         """Read a model; return None if there is no file. TwinError if the file is damaged."""
         try:
-            stored: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            raw = {_OLD_KEYS.get(key, key): value for key, value in stored.items()}
-            return cls(float(raw["threshold"]), float(raw["f1"]), int(raw["abandonments"]), int(raw["validation_turns"]))
+            stored = as_type(dict[str, Any], parse_json(path.read_bytes()))
+            return as_type(cls, {_OLD_KEYS.get(key, key): value for key, value in stored.items()})
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise TwinError(f"{path}: is damaged ({error}); learn the twin again with --overwrite") from None
 
 

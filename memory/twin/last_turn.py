@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import exp, log1p
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.personas import Pair, TwinError
 from usertwin.personas.files import write_private
+from usertwin.personas.reading import STRICT, as_type, parse_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _WORDS = FakeEmbedder(256)
 _FEATURES = 2 * _WORDS.dimension + 2
+#: Larger weights overflow in the sum of single precision.
+_MAX_WEIGHT = 1e30
 #: Smallest number of endings (or abandonments) to fit a model on.
 MIN_ENDINGS = 4
 
@@ -38,6 +41,8 @@ class LastTurnModel:
         endings: number of endings in the corpus.
         validation_turns: number of turns on which the threshold was chosen.
     """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     weights: tuple[float, ...]
     bias: float
@@ -71,14 +76,15 @@ class LastTurnModel:
     def load(cls, path: Path) -> LastTurnModel | None:
         """Read a model; return None if there is no file. TwinError if the file is damaged."""
         try:
-            raw = json.loads(path.read_text("utf-8"))
-            weights = tuple(float(weight) for weight in raw["weights"])
-            if len(weights) != _FEATURES:
-                raise ValueError(f"{len(weights)} weights instead of {_FEATURES}")
-            return cls(**raw | {"weights": weights})
+            model = as_type(cls, parse_json(path.read_bytes()))
+            if len(model.weights) != _FEATURES:
+                raise ValueError(f"{len(model.weights)} weights instead of {_FEATURES}")
+            if any(abs(weight) > _MAX_WEIGHT for weight in (*model.weights, model.bias)):
+                raise ValueError("a weight is too large")
+            return model
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError) as error:
             raise TwinError(f"{path}: is damaged ({error}); learn the twin again with --overwrite") from None
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from usertwin.memory.recon.judged_fidelity import FidelityName
 from usertwin.memory.recon.propose import ProposalMode
 from usertwin.memory.recon.synthesizer import DEFAULT_MAX_CALLS, Method, check_counts, is_scored
 from usertwin.personas import UsageError
+from usertwin.personas.reading import STRICT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,8 @@ class Recipe:
         max_calls: number of completions that a search may use for a pair.
         synthesizer: name of a proposing model that also reasons for the twin; None if it does not.
     """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     source: str
     speaker: str
