@@ -125,6 +125,7 @@ def learn(
     Stopped with Ctrl-C, it leaves a usable twin, and the same command continues where it stopped without repeating a request
     to a model. At its end it tunes how the twin uses its memory.
     """
+    from usertwin.memory.store.error_messages import changed_before
     from usertwin.memory.twin.record import twin_folder
     from usertwin.personas import load_log
     from usertwin.personas.persona import read_persona
@@ -159,7 +160,8 @@ def learn(
             )  # fmt: skip
     if tune_turns:
         models = {key: options[key] for key in ("model", "scorer", "style", "seed")}
-        tune_twin(console, name, home=home, limit=tune_turns, embedder=embedder, **models)
+        with changed_before("the twin is learned"):
+            tune_twin(console, name, home=home, limit=tune_turns, embedder=embedder, **models)
     show_twin(console, name, home)
     console.print(f"\nTalk to it: usertwin chat {name}    Measure it: usertwin eval {name}", style="dim")
 

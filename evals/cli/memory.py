@@ -104,6 +104,7 @@ def check(name: str, home: Path | None) -> None:
 def rebuild(name: str, index: IndexKind | Literal["auto"] | None, home: Path | None) -> None:
     """Rebuild the index of NAME; keep all intact triples of a damaged memory."""
     from usertwin.memory import TripleStore
+    from usertwin.memory.store.error_messages import changed_before
     from usertwin.memory.store.repair import inspect_memory, repair_memory
     from usertwin.memory.twin.forget import finish_forgetting
     from usertwin.memory.twin.locks import writing
@@ -111,7 +112,7 @@ def rebuild(name: str, index: IndexKind | Literal["auto"] | None, home: Path | N
 
     console = console_for()
     folder, embedder, dated = _open_record(name, home)
-    with _show_log_records(console), writing(folder):
+    with _show_log_records(console), writing(folder), changed_before("what is finished is kept"):
         if inspect_memory(folder).problems:
             kept, lost = repair_memory(folder, embedder.name)
             console.print(f"{kept} triples were kept, {lost} were unreadable and are lost", style="yellow")

@@ -47,6 +47,8 @@ def read_seal(folder: Path) -> Seal | None:
 def write_seal(folder: Path, generation: int) -> None:
     """Seal the present content of `memory.sqlite`."""
     path = folder / "memory.sqlite"
+    for leftover in folder.glob(".memory.seal.*.partial"):  # of killed processes
+        leftover.unlink(missing_ok=True)
     text = json.dumps(asdict(Seal(generation, path.stat().st_size, file_checksum(path))))
     write_private(folder / "memory.seal", f"{text} {checksum(text.encode())}\n")
 

@@ -21,7 +21,7 @@ from usertwin.personas import Pair, TwinError, UsageError
 from usertwin.personas.pairs import ContextKind
 
 from .database import FORMAT
-from .error_messages import storage_errors
+from .error_messages import changed_before, storage_errors
 from .in_memory import IN_RAM
 from .indexed_database import IndexedDatabase
 from .ranking import SIMILARITY, Ranking, fit_token_budget, rank
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from .vector_index import Columns, Mask, Vectors
 
-_FETCHED = 500
+_FETCHED, _KEPT = 500, "changes made before are kept"
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -103,7 +103,7 @@ class TripleStore:
 
         The triples themselves are on disk already.
         """
-        with self._lock, self._errors():
+        with self._lock, changed_before(_KEPT), self._errors():
             self._memory.save()
 
     def close(self) -> None:
@@ -208,7 +208,7 @@ class TripleStore:
         """Rebuild the index and write it; a `kind` is stored for later rebuilds, None keeps the present one."""
         if kind is not None and kind not in (*INDEX_KINDS, "auto"):
             raise UsageError(f'the kind of index is "{kind}"; it must be one of {", ".join(INDEX_KINDS)}, auto')
-        with self._lock, self._errors():
+        with self._lock, changed_before(_KEPT), self._errors():
             self._memory.rebuild(kind)
 
     def _new_indices(self, triples: Sequence[Triple]) -> list[int]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from usertwin.memory.atomic_files import file_checksum
 from usertwin.personas import Pair
-from usertwin.personas.files import create_private, replace_file
+from usertwin.personas.files import open_private, replace_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -286,9 +286,9 @@ class VectorIndex:
         )
         metadata = json.dumps({"stamp": asdict(stamp), "tuning": asdict(self.tuning)}).encode()
         try:
-            create_private(partial)
-            faiss.write_index(self._base, str(partial))
-            with partial.open("ab") as file:
+            with open_private(partial, "wb") as file:  # FAISS would print its own message on a full disk
+                writer: Any = faiss.PyCallbackIOWriter(file.write, 2**20)  # pyright: ignore[reportAttributeAccessIssue] - no stub
+                faiss.write_index(self._base, writer)
                 file.write(columns + metadata + struct.pack("<QQ", len(columns), len(metadata)))
             checksum = bytes.fromhex(file_checksum(partial))
             with partial.open("ab") as file:

@@ -5,7 +5,8 @@ Design: a triple with provenance was tried, even if no trace passed the guards. 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections import Counter
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,18 @@ from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.judged_fidelity import fidelity_by_name
 from usertwin.memory.recon.synthesizer import Synthesizer
 from usertwin.memory.store.triple_store import TripleStore
-from usertwin.memory.triples import Triple
+from usertwin.memory.triples import Provenance, Triple
+from usertwin.personas import ModelError
 
 from .record import TwinRecord
+
+#: Pairs without any usable proposal after which the models are given up, and what their proposals lack.
+_MAX_VOID = 5
+_VOID = {
+    "cut_off": "it stopped at its limit of tokens before it answered",
+    "empty": "it wrote nothing",
+    "no_verdict": "the judge gave no readable verdict",
+}
 
 
 @contextmanager
@@ -75,7 +85,13 @@ async def add_traces(
     concurrency: int,
     progress: Progress,
 ) -> None:
-    """Add traces to the latest `max_traces` triples, latest first, and commit each; skip triples that were tried before."""
+    """Add traces to the latest `max_traces` triples, latest first, and commit each; skip triples that were tried before.
+
+    Triples without any usable proposal count as tried only once the models have shown that they can do it.
+
+    Raises:
+        ModelError: the models wrote nothing, or gave no readable verdict, for all pairs or the first `_MAX_VOID`.
+    """
     recipe = record.recipe
     if recipe.method == "none":
         return
@@ -84,13 +100,38 @@ async def add_traces(
     done, total = len(selected) - len(untried), len(selected)
     progress("traces", done, total)
     queue = iter(untried)
+    able, void = any(triple.provenance and not _is_void(triple.provenance) for triple in selected), list[Triple]()
 
     async def work() -> None:
-        nonlocal done
+        nonlocal done, able
         for triple in queue:
             traced = await synthesizer.synthesize(triple.pair, record.persona.name, seed=recipe.seed)
-            store.set_traces([traced])
+            void.append(traced)
+            able = able or traced.provenance is None or not _is_void(traced.provenance)
+            if able:
+                store.set_traces(void)
+                void.clear()
+            elif len(void) >= _MAX_VOID:
+                raise _void_error(void)
             done += 1
             progress("traces", done, total)
 
     await run_concurrently(work, concurrency)
+    if void:
+        raise _void_error(void)
+
+
+def _is_void(provenance: Provenance) -> bool:
+    """Return whether no proposal could be used, and no guard has read one: a fault of the models."""
+    return all(proposal.rejected_by in _VOID for proposal in provenance.proposals)
+
+
+def _void_error(triples: Sequence[Triple]) -> ModelError:
+    """Return the error for triples without a usable proposal."""
+    provenances = [triple.provenance for triple in triples if triple.provenance is not None]
+    counts = Counter(proposal.rejected_by or "" for provenance in provenances for proposal in provenance.proposals)
+    [(reason, _)] = counts.most_common(1) or [("empty", 0)]
+    proposals = f"{counts.total()} proposals for {len(triples)} pairs"
+    return ModelError(
+        f'the model "{provenances[0].proposer}" made no trace: {_VOID[reason]} in all {proposals}; use another model'
+    )

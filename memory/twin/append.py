@@ -10,7 +10,7 @@ from usertwin.memory.models.chat import ChatModel
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.models.scoring import Scorer
 from usertwin.memory.progress import Progress, no_progress
-from usertwin.memory.store.error_messages import storage_errors
+from usertwin.memory.store.error_messages import changed_before, storage_errors
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.triples import Triple
 from usertwin.personas import ChatLog, LogError, Pair
@@ -69,17 +69,19 @@ async def aappend(
         pairs = _usable_pairs(log, record)
         with TripleStore(folder, embedder, create=False) as store:
             new = _begin(folder, pairs, record, store)
-            _delete_resumed_abandonments(store, new)
-            add_pairs(store, [triple.pair for triple in new], progress)
-            if max_traces:
-                with open_synthesizer(folder, record, store, model, scorer, actor, judge) as synthesizer:
-                    await add_traces(store, new, record, synthesizer, max_traces, concurrency, progress)
-            if new:
+            if not new:
+                return record, 0
+            with changed_before("what was added is kept, and the same command adds the rest"):
+                _delete_resumed_abandonments(store, new)
+                add_pairs(store, [triple.pair for triple in new], progress)
+                if max_traces:
+                    with open_synthesizer(folder, record, store, model, scorer, actor, judge) as synthesizer:
+                        await add_traces(store, new, record, synthesizer, max_traces, concurrency, progress)
                 fit_leaving_models(folder, record, store)
-        ids = conversation_ids([triple.pair for triple in new])
-        record = update_record(folder, lambda old: replace(old, corpus=tuple(dict.fromkeys([*old.corpus, *ids]))))
-        if new:
-            UnfinishedAdd().save(folder)
+                ids = conversation_ids([triple.pair for triple in new])
+                record = update_record(folder, lambda old: replace(old, corpus=tuple(dict.fromkeys([*old.corpus, *ids]))))
+                store.save()
+                UnfinishedAdd().save(folder)
     return record, len(new)
 
 

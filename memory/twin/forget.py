@@ -21,7 +21,7 @@ from pathlib import Path
 
 from usertwin.memory.models.completion_cache import COMPLETIONS_FILE
 from usertwin.memory.models.embedding import Embedder
-from usertwin.memory.store.error_messages import storage_errors
+from usertwin.memory.store.error_messages import changed_before, storage_errors
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.store.writer_lock import WriterLock
 from usertwin.memory.triples import Triple
@@ -206,6 +206,7 @@ def _plan(folder: Path, embedder: Embedder, request: _Request) -> Journal:
     )
 
 
+@changed_before("forgetting is not finished")
 def _execute(folder: Path, embedder: Embedder, journal: Journal) -> bool:
     """Do every step that is not done yet, remove the journal if nothing remains, and return whether it is so.
 
@@ -221,7 +222,11 @@ def _execute(folder: Path, embedder: Embedder, journal: Journal) -> bool:
             file.unlink()
         UnfinishedAdd.load(folder).without(journal.triples).save(folder)
     with TripleStore(folder, embedder, create=False) as store:
-        store.delete(journal.triples)
+        store.delete(journal.triples)  # takes the writer lock of the memory too, so every partial file is of a killed process
+        with storage_errors(folder):
+            for leftover in folder.glob("*.partial*"):
+                if not leftover.name.startswith(".twin.json."):  # see `update_record`
+                    leftover.unlink()
         store.save()
         with storage_errors(folder):
             for path in (folder / file for file in _STORED):
@@ -232,9 +237,6 @@ def _execute(folder: Path, embedder: Embedder, journal: Journal) -> bool:
         record = _update_record(folder, store, journal)
         fit_leaving_models(folder, record, store)
     with storage_errors(folder):
-        for pattern in ("*.partial*", ".*.partial*"):  # of killed processes
-            for leftover in folder.glob(pattern):
-                leftover.unlink()
         remaining = remains(folder, journal)
         if not remaining:
             (folder / _JOURNAL).unlink()

@@ -16,7 +16,7 @@ from usertwin.memory.models.chat import ChatModel
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.models.scoring import Scorer
 from usertwin.memory.progress import Progress, no_progress
-from usertwin.memory.store.error_messages import storage_errors
+from usertwin.memory.store.error_messages import changed_before, storage_errors
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.triples import Triple
 from usertwin.personas import ChatLog, Conversation, Pair, Persona, Split, TwinError, split_pairs
@@ -27,7 +27,7 @@ from .abandonment import fit_leaving_models
 from .add_traces import add_traces, open_synthesizer
 from .consent import allow_own_models
 from .forget import finish_forgetting
-from .locks import replace_twin, writing
+from .locks import refuse_links, replace_twin, writing
 from .recipe import Recipe
 from .record import (
     HELD_OUT_FILE,
@@ -105,9 +105,11 @@ async def alearn(
     except OSError as error:
         reason = f"cannot hold twins ({error.strerror}); choose another folder with --home"
         raise TwinError(f"{target.parent}: {reason}") from None
-    with writing(target, wait=0.0):
+    refuse_links(target)
+    with writing(target, wait=0.0), changed_before("finished work is kept"):
         finish_forgetting(target, embedder)
-        work, resumed = work_folder(target, recipe, split, overwrite, embedder)
+        with storage_errors(target):
+            work, resumed = work_folder(target, recipe, split, overwrite, embedder)
         with storage_errors(work):
             record = _write_folder(work, name, log, recipe, split, persona, resumed)
         allow_own_models(record)
@@ -150,7 +152,7 @@ def _write_folder(
     write_stored_conversations(other_conversations, work / OTHER_PERSON_FILE)
     record = TwinRecord(
         name=name,
-        persona=persona or derive_persona(split.corpus, _display_name(recipe.speaker)),
+        persona=_persona(persona, derive_persona(split.corpus, _display_name(recipe.speaker))),
         recipe=recipe,
         state="interrupted",
         learned_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -169,6 +171,14 @@ def _write_folder(
         work,
         lambda old: replace(record, learned_at=old.learned_at, closeness=old.closeness, settings=old.settings),
     )
+
+
+def _persona(given: Persona | None, derived: Persona) -> Persona:
+    """Return the given persona, with the typical length and sample turns of the log where it has none; the derived one if None."""
+    if given is None:
+        return derived
+    words, samples = given.typical_words or derived.typical_words, given.sample_turns or derived.sample_turns
+    return replace(given, typical_words=words, sample_turns=samples)
 
 
 def _display_name(speaker: str) -> str:

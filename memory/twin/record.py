@@ -21,11 +21,12 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from usertwin.memory.store.error_messages import storage_errors
 from usertwin.personas import Conversation, Pair, Persona, TwinError, read_conversations
 from usertwin.personas.files import write_private
+from usertwin.personas.reading import STRICT, as_type, parse_json, reason
 
 from .locks import finish_replacement, record_lock, refuse_links
 from .recipe import Recipe
@@ -56,6 +57,8 @@ class Settings:
         measured: the comparison behind these settings, a JSON object; None if they were not measured.
     """
 
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
     k: int = 8
     window: int = 6
     traces: ShownTraces = "recon"
@@ -84,6 +87,8 @@ class TwinRecord:
         settings: the settings chosen on validation turns; None if they were not measured.
     """
 
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
     name: str
     persona: Persona
     recipe: Recipe
@@ -111,23 +116,22 @@ class TwinRecord:
         path = folder / "twin.json"
         way_out = "learn the twin again with --overwrite"
         try:
-            raw = json.loads(path.read_text("utf-8"))
+            raw = as_type(dict[str, Any], parse_json(path.read_bytes()))
             format_ = raw.pop("format", None)
             if format_ not in {1, _FORMAT}:
                 raise TwinError(f"{path}: was written by a newer usertwin; upgrade usertwin, or {way_out}")
-            recipe, settings = raw.pop("recipe"), raw.pop("settings", None)
             if format_ == 1:
-                recipe, settings = _recipe_of_format_1(recipe), settings and _settings_of_format_1(settings)
-            return cls(
-                persona=Persona.from_json(raw.pop("persona")),
-                recipe=Recipe(**recipe),
-                settings=Settings(**settings) if settings else None,
-                **{key: tuple(raw.pop(key)) for key in ("corpus", "validation", "test")},
-                **raw,
-            )
+                raw["recipe"] = _recipe_of_format_1(raw["recipe"])
+                raw["settings"] = raw.get("settings") and _settings_of_format_1(raw["settings"])
+            record = as_type(cls, raw)
+            record.recipe.check()
+            Persona.from_json(raw["persona"])
+            return record
         except (FileNotFoundError, NotADirectoryError):
             raise TwinError(f"{folder}: has no twin.json, so it is not a complete twin; {way_out}") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except OSError as error:
+            raise TwinError(f"{path}: cannot be read ({reason(error)}); check its permissions") from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # the last three: of format 1
             if isinstance(error, TwinError):
                 raise
             raise TwinError(f"{path}: is damaged ({error}); {way_out}") from None
