@@ -1,0 +1,1 @@
+"""Fuzzing: mutated files, settings, completions and replies for every reader of usertwin."""
