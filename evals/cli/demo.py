@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.rule import Rule
 
+from usertwin.evals.records.result_shapes import MeasuredTwinShape
 from usertwin.evals.replay.replay import ReplayConfig
 from usertwin.evals.reports.terminal import closeness_table
 from usertwin.evals.reports.twin_view import settings_table
@@ -21,6 +22,7 @@ from usertwin.memory.event_loop import run_sync
 from usertwin.memory.twin.record import twin_folder
 from usertwin.personas import TwinError, load_log, split_pairs
 from usertwin.personas.persona import derive_persona
+from usertwin.personas.reading import as_type
 from usertwin.simulator import load_embedder, simulate
 from usertwin.simulator.demo_agent import help_desk
 from usertwin.simulator.learning import alearn_with_recipe, make_recipe
@@ -74,6 +76,10 @@ def run_demo(console: Console, *, home: Path | None, max_turns: int, limit: int)
     console.print(f"[dim]ended: {simulation.stop_reason}{error}[/dim]\n")
     console.print(Rule("3  measure its closeness", align="left"))
     result = record.closeness
+    try:
+        as_type(MeasuredTwinShape, result)
+    except ValueError:  # not measured yet, or damaged
+        result = None
     if result is not None and result["against"] is None and result["turns"] == limit:
         console.print(f"[dim]measured on {escape(result['measured_at'])}; usertwin eval {NAME} measures again[/dim]")
     else:

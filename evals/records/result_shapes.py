@@ -184,6 +184,47 @@ class RunResult(TypedDict):
     user_models: NotRequired[UserModelsShape | None]
 
 
+class ClosenessShape(TypedDict):
+    """The closeness that a twin's record holds."""
+
+    arms: EstimatesShape
+    paired: EstimatesShape
+    turns: int
+    measured_at: str
+    twin_arm: NotRequired[str]
+
+
+class MeasuredTwinShape(ClosenessShape):
+    """The same with all that its table shows."""
+
+    twin: str
+    models: Mapping[str, str | None]
+    conversations: int
+    seed: int
+    against: str | None
+
+
+class TunedRowShape(TypedDict):
+    """A setting that was compared, and its figures."""
+
+    k: int
+    window: int
+    traces: str
+    reasons: bool
+    chosen: bool
+    bits_per_char: EstimateShape | None
+    against_plain: EstimateShape | None
+
+
+class TuningShape(TypedDict):
+    """The comparison behind a twin's settings."""
+
+    settings: list[TunedRowShape]
+    turns: int
+    conversations: int
+    scorer: str
+
+
 class RunManifest(TypedDict):
     """The content of a run's manifest.json."""
 

@@ -14,6 +14,8 @@ from rich.text import Text
 
 from usertwin.evals.metrics.closeness import CONTRASTS
 from usertwin.evals.records.older_results import upgrade
+from usertwin.evals.records.result_shapes import ClosenessShape
+from usertwin.personas.reading import as_type
 
 from .labels import PRIMARY, Estimate, arm_label, arm_title, interval, measure_label, number, plural, verdict, with_interval
 
@@ -111,6 +113,10 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
 def closeness_line(closeness: Mapping[str, Any]) -> str:
     """Return one line about a measurement of one twin, also for one without the twin's own arm or without a baseline."""
     result = upgrade(closeness)
+    try:
+        as_type(ClosenessShape, result)
+    except ValueError as error:
+        return f"the stored measurement is damaged ({error}); measure it again with usertwin eval"
     twin, day = twin_arm(result), result["measured_at"][:10]
     bits = result["arms"].get(twin, {}).get(PRIMARY)
     if bits is None:

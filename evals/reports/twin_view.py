@@ -11,10 +11,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from usertwin.evals.records.result_shapes import TuningShape
 from usertwin.memory import Settings, Triple, TwinRecord
 from usertwin.memory.text.transcript import single_line
 from usertwin.memory.twin.abandonment import AbandonmentModel
 from usertwin.memory.twin.last_turn import LastTurnModel
+from usertwin.personas.reading import as_type
 
 from .labels import number, plural, with_interval
 from .terminal import closeness_line, plain_table
@@ -114,7 +116,17 @@ def _settings(settings: Settings | None) -> str:
     """Return the settings of the twin, and the measurement behind them."""
     if settings is None:
         return "8 pairs with their traces; not tuned (usertwin tune)"
-    return _described(settings) + ("" if settings.measured is None else f"; {_basis(settings.measured)}")
+    basis = "" if settings.measured is None else f"; {_damage(settings.measured) or _basis(settings.measured)}"
+    return _described(settings) + basis
+
+
+def _damage(measured: Mapping[str, Any]) -> str:
+    """Return what is wrong with the measurement in a twin's record, and the way out; "" for nothing."""
+    try:
+        as_type(TuningShape, measured)
+    except ValueError as error:
+        return f"their measurement is damaged ({error}); tune again with usertwin tune"
+    return ""
 
 
 def _described(settings: Settings) -> str:
@@ -134,6 +146,8 @@ def settings_table(settings: Settings) -> RenderableType:
     """Return the settings that were compared on validation turns, and the selected ones."""
     if settings.measured is None:
         return Text("There is no validation turn to tune on; the twin is shown its memory without traces.")
+    if damage := _damage(settings.measured):
+        return Text(f"{_described(settings)}; {damage}")
     table = plain_table("Settings compared on validation turns")
     for place, head in enumerate(("pairs", "turns", "traces", "own trace", "bits per char", "minus best without traces")):
         table.add_column(head, justify="left" if place < 4 else "right")

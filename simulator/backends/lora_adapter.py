@@ -7,6 +7,7 @@ several names, but weights of another shape never fit.
 from __future__ import annotations
 
 import hashlib
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     Raises:
         ModelError: there is no such folder, or it holds no LoRA adapter in the safetensors format.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     if not folder.is_dir():
         raise ModelError(f"{folder}: there is no such adapter; name a folder with {CONFIG} and {WEIGHTS}")
     missing = next((name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()), None)

@@ -15,6 +15,7 @@ fake:                 a scorer without weights; fake:N is an embedder with N dim
 
 from __future__ import annotations
 
+import os.path
 import re
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
@@ -90,14 +91,14 @@ class ModelName:
                     "openai:NAME@URL#GROQ_API_KEY"
                 )
         complete = text == "fake:" if kind == "fake" else bool(rest) or kind == "local"  # only an embedder has dimensions
-        if kind not in kinds or not complete:
+        if kind not in kinds or not complete or "\0" in text:
             raise UsageError(f'"{text}" {complaint}')
         if kind == "hf" and not re.fullmatch(r"[^/]+/[^/]+/.*\.gguf", rest, re.DOTALL):
             raise UsageError(f'"{text}" is not a file on the Hugging Face hub; write hf:OWNER/REPO/FILE.gguf')
         if role == "base" and adapter is not None:
             raise UsageError(f'"{text}" has an adapter; name the base model without one')
         return cls(
-            kind, rest, url, None if adapter is None else folder / Path(adapter).expanduser(), key_variable=key_variable
+            kind, rest, url, None if adapter is None else folder / os.path.expanduser(adapter), key_variable=key_variable
         )  # fmt: skip
 
     def __str__(self) -> str:
@@ -134,7 +135,7 @@ class ModelName:
     @property
     def path(self) -> Path:
         """The file or folder that the target names; only for names that hold a path."""
-        return Path(self.target).expanduser()
+        return Path(os.path.expanduser(self.target))
 
     @property
     def default_style(self) -> PromptStyle:
@@ -149,8 +150,8 @@ class ModelName:
     def resolved(self, folder: Path | None = None) -> Self:
         """Return the name with absolute paths. Relative ones start from `folder`, the current one if None."""
         has_path = self.kind in {"scripted", "transformers"} or (self.kind == "local" and not self.is_built_in)
-        target = str(((folder or Path()) / self.path).resolve()) if has_path else self.target
-        return replace(self, target=target, adapter=None if self.adapter is None else self.adapter.resolve())
+        target = os.path.realpath((folder or Path()) / self.path) if has_path else self.target
+        return replace(self, target=target, adapter=None if self.adapter is None else Path(os.path.realpath(self.adapter)))
 
 
 def kind_of(text: str) -> Kind | None:
@@ -164,17 +165,17 @@ def fake_dimension(text: str) -> int | None:
     kind, colon, size = text.partition(":")
     if kind != "fake" or not colon:
         return None
-    if size and not (size.isdecimal() and int(size)):
-        raise UsageError(f'"{text}" is not an embedder; after "fake:" write the number of dimensions, or nothing')
+    if size and not re.fullmatch("[1-9][0-9]{0,4}", size):
+        raise UsageError(f'"{text}" is not an embedder; after "fake:" write the number of dimensions, up to 99999, or nothing')
     return int(size or 256)
 
 
 def _split_adapter(kind: str, rest: str, folder: Path) -> tuple[str, str | None]:
     """Split what follows the colon into the target and the adapter's folder; see `ModelName.parse`."""
-    if _exists(folder, rest):
+    if "\0" in rest or _exists(folder, rest):
         return rest, None
     splits = [(rest[:place], rest[place + 1 :]) for place, sign in enumerate(rest) if sign == "+"][::-1]
-    present = (split for split in splits if split[1] and (folder / Path(split[1]).expanduser()).is_dir())
+    present = (split for split in splits if split[1] and os.path.isdir(folder / os.path.expanduser(split[1])))
     complete = (split for split in splits if _is_complete(kind, split[0], folder))
     return next(present, None) or next(complete, (rest, None))
 
@@ -184,4 +185,4 @@ def _is_complete(kind: str, target: str, folder: Path) -> bool:
 
 
 def _exists(folder: Path, target: str) -> bool:
-    return bool(target) and (folder / Path(target).expanduser()).exists()
+    return bool(target) and os.path.exists(folder / os.path.expanduser(target))  # False for a name that no file can have
