@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 from .conversation import Conversation, as_conversation
 from .dates import to_timestamp
 from .errors import LogError
+from .files import write_private
 
 _GZIP_MAGIC = b"\x1f\x8b"
 #: Damaged turns that a summary names one by one.
@@ -212,5 +213,5 @@ def write_conversations(conversations: Iterable[Conversation], path: str | Path,
             record["messages"] = conversation.to_messages(messages_of)
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     data = "".join(lines).encode("utf-8", "backslashreplace")  # lone surrogates become JSON escapes
-    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    write_private(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     return len(lines)

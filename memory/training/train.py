@@ -74,6 +74,7 @@ def train(
     config.check_pairs(len(examples))
     private_folder(folder)
     check_room(model, folder, config.rank)
+    private_folder(folder / CHECKPOINTS)  # transformers would make it
     start = time.monotonic()
     set_seed(config.seed)  # the adapter is initialised before trl's trainers set the seed
     rewards: GroupRewards | None = None

@@ -140,6 +140,7 @@ def finished(place: Path, shared: Path) -> Path:
             patch.chdir(place)
             patch.delenv("USERTWIN_ONLY_SCRIPTED", raising=False)
             patch.setenv("USERTWIN_CACHE", str(shared / "cache"))
+            patch.setenv("USERTWIN_DATA", str(shared / "data"))
             methods = [f"--method={method}" for method in METHODS]
             succeed(CliRunner().invoke(main, arguments(out, MEASURED_BY_OTHER, *methods)))
     return out
@@ -238,6 +239,11 @@ def test_the_summary_shows_every_method(finished: Path) -> None:
     assert list(read_training(finished).methods) == list(METHODS)
 
 
+def test_every_file_of_a_training_is_private(finished: Path) -> None:
+    assert [str(path.relative_to(finished)) for path in finished.rglob("*") if path.stat().st_mode & 0o077] == []
+    assert (finished / "dpo" / "adapter" / "adapter_model.safetensors").is_file()
+
+
 def test_no_held_out_person_is_trained_on(finished: Path, place: Path) -> None:
     config = SplitConfig(people=2, unseen=1, role="user", train_pairs=8, validation_pairs=3, test_pairs=2)
     dataset = build_dataset({"log": load_log(str(place / "log.jsonl"))}, config)
@@ -245,8 +251,9 @@ def test_no_held_out_person_is_trained_on(finished: Path, place: Path) -> None:
     assert json.loads((finished / "manifest.json").read_text())["people"] == dataset.people
 
 
-def test_the_adapter_can_be_used_by_name(finished: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_adapter_can_be_used_by_name(finished: Path, place: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
+    monkeypatch.setenv("USERTWIN_DATA", str(shared / "data"))
     folder = finished / "dpo" / "adapter"
     name = f"transformers:{place / 'base'}+{folder}"
     assert model_with_adapter(folder) == f"transformers:base+{folder}"

@@ -13,7 +13,9 @@ import pytest
 from cli_runner import THOUGHTS, WEATHER, error_of, learn_command, output_of, run, write_script
 from invented_suite import suite_file
 
+from conftest import Endpoint
 from usertwin.memory import existing_twin
+from usertwin.personas import secrets
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes and links of POSIX")
 
@@ -237,3 +239,59 @@ def test_named_files_are_not_written_through_a_link(world: Path, twin: Path, tar
 
 def test_standard_output_is_the_users_own(world: Path) -> None:
     assert output_of("export", world / "written/runs/one", "--out", "-").startswith("{")
+
+
+# Models with a login or a key ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a suite of the tests; home, cache and data are in `written`."""
+    for variable in ("HOME", "CACHE", "DATA"):
+        monkeypatch.setenv(f"USERTWIN_{variable}", str(tmp_path / "written" / variable.lower()))
+    monkeypatch.setattr(secrets, "_logins", dict[str, str]())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def commands_with(model: str, place: Path) -> list[list[str | Path]]:
+    """Return commands that use a hosted model for everything, and write to `written`."""
+    suite = suite_file(
+        place, ("turns = 6", "turns = 2"), ("replies = 3", "replies = 1"), ("samples = 2", "samples = 1"),
+        ('action = "scripted:action.txt"', f'action = "{model}"\njudge = "{model}"'),
+    )  # fmt: skip
+    (place / "recipe.toml").write_text(f'actor = "{model}"\nfidelity = "rank"\n', "utf-8")
+    runs = place / "written" / "runs"
+    fakes: list[str | Path] = ["--scorer", "fake:"]
+    quick: list[str | Path] = ["--max-traces", "2", "--tune-turns", "2"]
+    learn: list[str | Path] = [*learn_command("log.jsonl", model, *quick, "--synthesizer", model, "--recipe", "recipe.toml")]
+    return [
+        [*learn, "--dry-run"],
+        learn,
+        ["show", "sam"],
+        ["simulate", "sam", "--model", model, "--agent", model, "--max-turns", "2", "--out", runs / "talk"],
+        ["eval", "sam", "--model", model, *fakes, "--limit", "2", "--generate", "1", "--judge", model, "--out", runs / "one"],
+        ["controls", "sam", "--model", model, *fakes, "--limit", "2", "--json", place / "written" / "controls.json"],
+        ["memory", "add", "sam", "--from", "log.jsonl", "--max-traces", "2"],
+        ["suite", "run", suite, "--dry-run"],
+        ["suite", "run", suite, "--out", runs / "suite"],
+        ["suite", "run", suite, "--out", runs / "suite"],  # resumed: the stored names are those of the suite
+    ]
+
+
+@pytest.mark.parametrize("named", ["login", "variable"])
+def test_a_secret_of_a_model_is_used_and_neither_written_nor_printed(
+    place: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setenv("CANARY_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-of-openai")
+    model = f"openai:m@{endpoint.url}"
+    model = model.replace("//", f"//{LOGIN}") if named == "login" else f"{model}#CANARY_API_KEY"
+    endpoint.content = f'felt calm and wanted to stay calm with {KEY}\n{{"closer": "1"}}'
+    for command in commands_with(model, place):
+        result = run(*command)
+        assert result.exit_code == 0, (command, result.output, result.exception)
+        assert "canary-" not in result.output, command
+        assert not any(b"canary-" in path.read_bytes() for path in files_in(place / "written") if path.is_file()), command
+    header = f"Bearer {KEY}" if named == "variable" else "Basic YW5uOmNhbmFyeS1wYXNzd29yZA=="
+    assert {headers["authorization"] for headers in endpoint.headers} == {header}
