@@ -15,6 +15,7 @@ from usertwin.memory.recon.synthesizer import DEFAULT_CANDIDATES, DEFAULT_MAX_CA
 from usertwin.memory.twin.record import twin_folder
 from usertwin.personas import ChatLog, Persona, load_log
 from usertwin.personas.pairs import DEFAULT_WINDOW
+from usertwin.personas.secrets import take_logins
 
 from .backends.downloads import FetchProgress
 from .backends.load import DEFAULT_MODEL, load_embedder, load_model, load_scorer
@@ -110,9 +111,10 @@ def make_recipe(
         ModelError: the synthesizer's folder holds no adapter.
     """
     proposer = None if synthesizer is None else resolve_synthesizer(synthesizer)
+    model, actor, judge = (take_logins(name or model) for name in (model, actor, judge))
     recipe = Recipe(
         source=source, speaker=speaker, embedder=embedder, model=proposer or model, scorer=scorer, synthesizer=proposer,
-        actor=actor or model, judge=judge or model, **settings,
+        actor=actor, judge=judge, **settings,
     ).without_unused()  # fmt: skip
     recipe.check()
     return recipe
