@@ -38,7 +38,7 @@ class Pair:
         goal: the private turns of the conversation so far, joined by newlines, or "".
         position: the number of public turns before the action.
         when: seconds since 1970; in a log without dates, the index of the conversation in the log.
-        ends_conversation: whether no public turn follows.
+        ends_conversation: whether no public turn follows; never of a turn with the text of `ABANDONED`.
     """
 
     speaker: str
@@ -115,7 +115,7 @@ def extract_pairs(
     for index, action, goal, time in actions:
         context = tuple(turn for turn, _ in turns[max(0, index - window) : index])
         when = started if started is None or time is None else to_timestamp(time)
-        when, ends = float(fallback_when) if when is None else when, index >= len(turns) - 1
+        when, last = float(fallback_when) if when is None else when, index >= len(turns) - 1
         pairs.append(
             Pair(
                 speaker=speaker,
@@ -125,7 +125,7 @@ def extract_pairs(
                 conversation_id=conversation.conversation_id,
                 position=index,
                 when=when,
-                ends_conversation=ends,
+                ends_conversation=last and (index == len(turns) or action != ABANDONED),  # a turn may have this text
             )
         )
     return pairs

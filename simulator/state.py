@@ -50,6 +50,9 @@ class TwinState(TypedDict):
     done: NotRequired[bool]
     abandonment_rate: NotRequired[float]
     usage: NotRequired[dict[str, int]]
+    discarded: NotRequired[int]
+    cut_turns: NotRequired[int]
+    cut_recalled: NotRequired[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,10 @@ class Answer:
         usage: tokens of all model calls of the turn.
         abandonment_rate: the share of the most similar pairs in which the person left without a word, 0 to 1.
         reasoner: the name of the model that reasoned if it is not the one that acted; else None.
+        discarded: replies of the model that were asked for again, since they were empty or not one turn of the person.
+        cut_turns: earlier turns of the conversation that the prompt did not hold whole, oldest first: a transcript shows the
+            tuned number of turns, and every prompt must fit into the model's context.
+        cut_recalled: recalled triples that were left out because the model's context was full.
     """
 
     action: str
@@ -73,6 +80,9 @@ class Answer:
     usage: Usage
     abandonment_rate: float = 0.0
     reasoner: str | None = None
+    discarded: int = 0
+    cut_turns: int = 0
+    cut_recalled: int = 0
 
     @property
     def message(self) -> dict[str, str]:

@@ -13,21 +13,26 @@ from typing import TYPE_CHECKING, Any, Self
 from usertwin.memory import ChatModel, Embedder, Settings, Triple, TripleStore, TwinRecord, existing_twin
 from usertwin.memory.concurrency import to_thread
 from usertwin.memory.event_loop import run_sync
-from usertwin.memory.models.chat import PromptStyle, Sample, Usage, sample
+from usertwin.memory.models.chat import PromptStyle, Sample, Usage, limit_error, sample
 from usertwin.memory.models.embedding import CachedEmbedder
+from usertwin.memory.models.token_limits import answer_tokens, token_limit
 from usertwin.memory.recon.propose import MALFORMED, parse_trace
 from usertwin.memory.store.ranking import SIMILARITY, Ranking
 from usertwin.memory.text.transcript import single_line
 from usertwin.memory.twin.abandonment import NEIGHBOURS, AbandonmentModel, abandonment_rate
+from usertwin.memory.twin.forget import open_memory
 from usertwin.memory.twin.last_turn import LastTurnModel
 from usertwin.memory.twin.record import ABANDONMENT_FILE, LAST_TURN_FILE
-from usertwin.personas import Pair, Persona, Turn, TwinError, as_conversation
+from usertwin.personas import Pair, Persona, Turn, as_conversation
 from usertwin.personas.pairs import visible_turns
+from usertwin.personas.roles import is_user
 
-from .backends.load import DEFAULT_MODEL, load_embedder, load_model
-from .prompts import CONTEXT_TURNS, Messages, act_messages, reason_messages, with_shown_traces
-from .reasoner import load_reasoner
+from .backends.load import DEFAULT_MODEL, load_model
+from .prompt_fit import FittedPrompt, fit_prompt
+from .prompts import Messages, act_messages, reason_messages, with_shown_traces
+from .reasoner import load_own_embedder, load_reasoner
 from .state import Answer, TwinState, from_rows, to_rows
+from .turn_text import clean_turn, is_repetitive, no_turn_error
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
 
     Graph = CompiledStateGraph["TwinState", None, "TwinState", "TwinState"]
 
-#: Attempts at a turn, if the model writes nothing, repeats an earlier turn, or repeats itself.
+#: Attempts at a turn, if the model writes nothing, more than a turn, an earlier turn again, or repeats itself.
 _MAX_ATTEMPTS = 4
 #: Turns of at most this many words ("yes") may repeat an earlier turn.
 _SHORT_WORDS = 3
@@ -111,8 +116,9 @@ class SimulatedUser:
         record = TwinRecord.load(folder)
         if embedder is not None and not isinstance(embedder, CachedEmbedder):
             embedder = CachedEmbedder(embedder)  # a turn embeds the same context more than once
-        store = TripleStore(folder, embedder or load_embedder(record.recipe.embedder), create=False)
+        store = open_memory(folder, embedder or load_own_embedder(record))
         try:
+            record = TwinRecord.load(folder)  # opening may have finished forgetting
             chat = load_model(model, style=style) if isinstance(model, str) else model
             if reasoner is None:
                 reasoner = load_reasoner(record, chat, settings)
@@ -164,7 +170,7 @@ class SimulatedUser:
 
         Raises:
             ModelError: the model does not answer.
-            TwinError: the model writes nothing.
+            TwinError: the model writes no turn of the person in four attempts.
             LogError: the messages have no known shape.
         """
         state = await self.graph.ainvoke({"messages": _plain(messages), "goal": goal, "seed": seed}, config)
@@ -173,6 +179,7 @@ class SimulatedUser:
             recalled=tuple(from_rows(state["recalled"], self.record.recipe.speaker)),
             usage=Usage(**state["usage"]), abandonment_rate=state["abandonment_rate"],
             reasoner=self.reasoner.name if state["reasoning"] and not self._one_model else None,
+            **{name: state.get(name, 0) for name in ("discarded", "cut_turns", "cut_recalled")},
         )  # fmt: skip
 
     def respond(self, messages: Any, *, goal: str = "", seed: int = 0, config: RunnableConfig | None = None) -> Answer:
@@ -221,28 +228,40 @@ class SimulatedUser:
         query = self._query(state)
         recalled, reasoning = self._shown(state), state.get("reasoning", "")
         earlier = {single_line(turn.text).casefold() for turn in query.context if len(turn.text.split()) > _SHORT_WORDS}
-        usage, action = Usage(), ""
+        prompt = self._fitted(query, recalled, reasoning)
+        usage, action, discarded, reply = Usage(), "", 0, Sample("", Usage())
         for attempt in range(_MAX_ATTEMPTS):
             seed = _sampler_seed(state, query) + _ATTEMPT_STEP * attempt
             bypass = attempt == 0 and self._bypasses_cache(reasoning)
-            [reply] = await self.sample_action(query, recalled, reasoning, seed=seed, bypass_cache=bypass, config=config)
+            [reply] = await self._sample_turns(prompt.messages, recalled, 1, seed, bypass, config)
             usage, text = usage + reply.usage, reply.text
-            action = text or action
-            if text and single_line(text).casefold() not in earlier and not _is_repetitive(text):
+            action, discarded = text or action, discarded + (not text)
+            if text and single_line(text).casefold() not in earlier and not is_repetitive(text):
                 break
         if not action:
-            raise TwinError(f'the twin\'s model "{self.model.name}" wrote nothing {_MAX_ATTEMPTS} times in a row')
+            raise no_turn_error(self.model, reply, _MAX_ATTEMPTS, self.max_tokens)
         done = self.last_turn is not None and self.last_turn.leaves(replace(query, action=action))
-        return {"messages": [HumanMessage(action)], "action": action, "done": done, "usage": _add_usage(state, usage)}
+        return {
+            "messages": [HumanMessage(action)], "action": action, "done": done, "usage": _add_usage(state, usage),
+            "discarded": discarded, "cut_turns": prompt.cut_turns, "cut_recalled": prompt.cut_recalled,
+        }  # fmt: skip
 
     async def sample_reasoning(
         self, query: Pair, recalled: Sequence[Triple], *, seed: int, config: RunnableConfig | None = None
     ) -> Sample:
         """Sample the reasoner's thought for the current turn once, in the style of the traces in `recalled`."""
         model, style = self.reasoner, self.reasoner.style
-        messages = reason_messages(style, self.persona, query, recalled, turns=self.settings.window)
-        limits: dict[str, Any] = {"max_tokens": 60, "stop": ["\n"]} if style == "transcript" else {"max_tokens": 400}
-        [thought] = await sample(model, messages, seed=seed, bypass_cache=True, config=config, **limits)
+        max_tokens = token_limit("thought", style)
+        prompt = fit_prompt(
+            model, max_tokens, query=query, recalled=recalled, turns=self._turns(style, query),
+            build=lambda pair, triples, turns: reason_messages(style, self.persona, pair, triples, turns=turns),
+        )  # fmt: skip
+        [thought] = await sample(
+            model, prompt.messages, seed=seed, max_tokens=max_tokens, stop=["\n"] if style == "transcript" else [],
+            bypass_cache=True, config=config,
+        )  # fmt: skip
+        if thought.at_limit and not thought.text.strip() and style == "instruction":
+            raise limit_error(model, max_tokens)
         # A synthesizer that was trained to propose traces as JSON objects may write one here, too.
         text = thought.text if style == "transcript" else parse_trace(style, thought.text)
         return replace(thought, text="" if text == MALFORMED else single_line(text).rstrip(")"))
@@ -259,8 +278,8 @@ class SimulatedUser:
         config: RunnableConfig | None = None,
     ) -> list[Sample]:
         """Sample n turns of the person. Without `bypass_cache` the engine reuses its cache of the reasoning prompt."""
-        messages = act_messages(self.model.style, self.persona, query, recalled, reasoning, turns=self.settings.window)
-        return await self.complete(messages, n=n, seed=seed, bypass_cache=bypass_cache, config=config)
+        prompt = self._fitted(query, recalled, reasoning)
+        return await self.complete(prompt.messages, recalled, n=n, seed=seed, bypass_cache=bypass_cache, config=config)
 
     async def sample_reply(self, query: Pair, shown: Sequence[Triple], *, seed: int, n: int = 1) -> tuple[str, list[Sample]]:
         """Return the reasoning and n sampled turns. The reasoning is "" without traces, or if the settings disable it."""
@@ -271,19 +290,51 @@ class SimulatedUser:
         return reasoning, await self.sample_action(query, shown, reasoning, seed=seed, bypass_cache=bypass, n=n)
 
     async def complete(
-        self, messages: Messages, *, n: int = 1, seed: int, bypass_cache: bool = True, config: RunnableConfig | None = None
+        self, messages: Messages, recalled: Sequence[Triple] = (), *, n: int = 1, seed: int, bypass_cache: bool = True,
+        config: RunnableConfig | None = None,
+    ) -> list[Sample]:  # fmt: skip
+        """Sample n turns for a prompt; one that is no turn of the person is asked for again, and is "" after four attempts."""
+        replies = await self._sample_turns(messages, recalled, n, seed, bypass_cache, config)
+        for index, reply in enumerate(replies):
+            for attempt in range(1, _MAX_ATTEMPTS):
+                if not reply.defect:
+                    break
+                again_seed = seed + index + _ATTEMPT_STEP * attempt
+                [again] = await self._sample_turns(messages, recalled, 1, again_seed, bypass_cache, config)
+                reply = replace(again, usage=reply.usage + again.usage)
+            replies[index] = reply
+        return replies
+
+    async def _sample_turns(
+        self, messages: Messages, recalled: Sequence[Triple], n: int, seed: int, bypass_cache: bool, config: Any
     ) -> list[Sample]:
-        """Sample n turns for a prompt, with the token limit and the stop texts of this twin's turns."""
+        """Sample n turns once; one that is no turn of the person is "" and names its defect."""
         samples = await sample(
             self.model, messages, n=n, seed=seed, max_tokens=self.max_tokens, bypass_cache=bypass_cache, config=config,
             stop=["\n"] if self._continues else [],
         )  # fmt: skip
-        return [replace(reply, text=reply.text.strip()) for reply in samples]
+        names = (self.persona.name, self.record.recipe.speaker)
+        shown = [triple.pair.action for triple in recalled]
+        return [clean_turn(reply, names, shown) for reply in samples]
+
+    def _fitted(self, query: Pair, recalled: Sequence[Triple], reasoning: str) -> FittedPrompt:
+        """Return the prompt for a turn, within the context of the model that acts."""
+        style = self.model.style
+        return fit_prompt(
+            self.model, self.max_tokens, query=query, recalled=recalled, turns=self._turns(style, query),
+            build=lambda pair, triples, turns: act_messages(style, self.persona, pair, triples, reasoning, turns=turns),
+        )  # fmt: skip
+
+    def _turns(self, style: PromptStyle, query: Pair) -> int:
+        """Return the number of turns to show: a transcript has the tuned number, an instruction the whole conversation."""
+        return self.settings.window if style == "transcript" else len(query.context)
 
     @property
     def max_tokens(self) -> int:
-        """The token limit: several times the typical words; 1500 for models prompted with instructions, which may reason."""
-        return min(400, 32 + 4 * self.persona.typical_words) if self._continues else 1500
+        """The token limit of a turn; in transcripts, several times the person's typical words."""
+        if self._continues:
+            return min(answer_tokens("action", "transcript"), 32 + 4 * self.persona.typical_words)
+        return token_limit("action", "instruction")
 
     @property
     def _one_model(self) -> bool:
@@ -310,10 +361,9 @@ class SimulatedUser:
         turns = [turn for turn, _ in visible_turns(conversation.turns)]
         goals = [state.get("goal", ""), *(turn.text for turn in conversation.turns if turn.private)]
         speaker = self.record.recipe.speaker
-        context = tuple(Turn(speaker if turn.role == "user" else turn.speaker, turn.role, turn.text) for turn in turns)
-        window = max(CONTEXT_TURNS, self.settings.window, self.record.recipe.window)
+        context = tuple(Turn(speaker if is_user(turn.role) else turn.speaker, turn.role, turn.text) for turn in turns)
         return Pair(
-            speaker=speaker, context=context[-window:], action="", goal="\n".join(filter(None, goals)), conversation_id=_LIVE,
+            speaker=speaker, context=context, action="", goal="\n".join(filter(None, goals)), conversation_id=_LIVE,
             position=len(turns), when=float("inf"),
         )  # fmt: skip
 
@@ -321,13 +371,6 @@ class SimulatedUser:
 def _sampler_seed(state: TwinState, query: Pair) -> int:
     """Return the sampler seed of a turn, computed from the seed of the conversation and the position of the turn."""
     return (state.get("seed", 0) * 7919 + query.position) % 2**31
-
-
-def _is_repetitive(text: str) -> bool:
-    """Return whether fewer than half of a text's word trigrams are distinct, as in the loops of small models."""
-    words = text.casefold().split()
-    trigrams = list(zip(words, words[1:], words[2:], strict=False))
-    return len(trigrams) > 6 and len(set(trigrams)) < len(trigrams) / 2
 
 
 def _after_recall(state: TwinState) -> str:
@@ -345,9 +388,8 @@ def _sync(step: Any) -> Any:
 
 def _plain(messages: Any) -> list[Any]:
     """Return a conversation of any accepted shape as OpenAI-style messages."""
-    roles = {"user": "user", "assistant": "assistant", "system": "system"}
     return [
-        {"role": roles.get(turn.role, "system" if turn.private else "assistant"), "content": turn.text}
+        {"role": "user" if is_user(turn.role) else "system" if turn.private else "assistant", "content": turn.text}
         for turn in as_conversation(messages).turns
     ]
 

@@ -7,7 +7,6 @@ unreadable answers are counted.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -27,8 +26,10 @@ from usertwin.evals.records.verdicts import LABELS, JudgeVerdict, Label, Questio
 from usertwin.memory import ChatModel
 from usertwin.memory.concurrency import run_concurrently
 from usertwin.memory.jsonl import append_line, open_for_append
-from usertwin.memory.models.chat import Ledger, sample
+from usertwin.memory.models.chat import Ledger, limit_error, sample
+from usertwin.memory.models.token_limits import token_limit
 from usertwin.memory.progress import Progress, no_progress
+from usertwin.memory.text.completions import json_objects, without_reasoning
 from usertwin.memory.text.prompt_template import PromptTemplate
 from usertwin.memory.text.transcript import single_line, truncate_action
 from usertwin.personas import UsageError
@@ -47,7 +48,7 @@ SANITY_CHECKS = {
     "another_person": "another person's turn against the twin's reply: the interval lies below 0.5",
 }
 _PASS_SHARE = 0.95
-_ATTEMPTS, _MAX_TOKENS, _READ_CHARACTERS = 3, 200, 10_000
+_ATTEMPTS, _READ_CHARACTERS = 3, 10_000
 _SCHEMA = {
     "type": "object",
     "properties": {"closer": {"type": "string", "enum": list(LABELS)}},
@@ -128,7 +129,7 @@ async def judge_pairs(
     at once. `progress` is called with "judging", the number of judged pairs, and the total.
 
     Raises:
-        ModelError: the judge does not answer. The file keeps the verdicts so far, and the same call resumes.
+        ModelError: the judge does not answer, or is empty at its limit of tokens in all attempts. The file keeps the verdicts so far, and the same call resumes.
         UsageError: the file holds a line that is not a verdict.
     """
     known = read_verdicts(path)
@@ -169,22 +170,16 @@ async def judge_pairs(
 
 
 def parse_label(text: str) -> Label | None:
-    """Return the label in an answer; None if it has none, two different ones, or another value under that key.
+    """Return the label in an answer, after its reasoning; None if it has none, two different ones, or another value.
 
-    >>> parse_label('The first one: {"closer": "1"}')
+    >>> parse_label('<think>{"closer": "2"}?</think> The first one: {"closer": "1"}')
     '1'
     """
     values: set[object] = set()
-    decoder, text, start = json.JSONDecoder(), text[:_READ_CHARACTERS], 0
-    while (start := text.find("{", start)) >= 0:
-        try:
-            raw, start = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            start += 1
-            continue
+    for raw in json_objects(without_reasoning(text).text[:_READ_CHARACTERS]):
         if "closer" in raw:
             value: object = raw["closer"]
-            values.add(str(value) if type(value) is int else value if isinstance(value, str) else None)
+            values.add(str(value) if type(value) is int else value.lower() if isinstance(value, str) else None)
     [label] = values if len(values) == 1 else [None]
     return label if label in LABELS else None
 
@@ -196,13 +191,17 @@ async def _sample_label(
         name=question.name, context=question.context_lines(), action=truncate_action(question.action) or "(nothing)",
         replies=[truncate_action(text) or "(nothing)" for text in texts],
     )  # fmt: skip
+    max_tokens, cut_off = token_limit("verdict", judge.style), 0
     for attempt in range(_ATTEMPTS):
         [answer] = await sample(
-            judge, [("user", prompt)], seed=seed + attempt, max_tokens=_MAX_TOKENS, temperature=0.2 * attempt,
+            judge, [("user", prompt)], seed=seed + attempt, max_tokens=max_tokens, temperature=0.2 * attempt,
             schema=_SCHEMA, ledger=ledger,
         )  # fmt: skip
         if label := parse_label(answer.text):
             return label
+        cut_off += answer.at_limit and not answer.text.strip()
+    if cut_off == _ATTEMPTS:
+        raise limit_error(judge, max_tokens)
     return None
 
 

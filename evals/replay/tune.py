@@ -139,7 +139,7 @@ class _Comparison:
             self._progress("tuning", self._done, self._total)
             shown = with_shown_traces([match.triple for match in recalled], setting.traces)
             thought = await self._thought(pair, shown, setting, seed + number)
-            prompt = act_transcript(pair, shown, thought, turns=setting.window)
+            prompt = act_transcript(pair, shown, thought, persona=self._user.persona, turns=setting.window)
             [likelihood] = self._scorer.score([(prompt, action_completion(pair.action))])
             self._bits[setting].append(likelihood.bits)
             self._done += 1

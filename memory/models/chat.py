@@ -6,12 +6,16 @@ completion cache.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, astuple, dataclass, field, replace
+from functools import partial
 from operator import add
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from usertwin.memory.concurrency import gather
+from usertwin.memory.text.completions import without_reasoning
+from usertwin.memory.text.control_tokens import without_control_tokens
 from usertwin.personas import ModelError, UsertwinError
 from usertwin.personas.conversation import replace_lone_surrogates
 from usertwin.personas.secrets import mask, without_secrets
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 PromptStyle = Literal["transcript", "instruction"]
 #: (role, text) pairs with the roles "system", "user" and "assistant".
 Messages = Sequence[tuple[str, str]]
+#: How endpoints refuse a token limit that is larger than what is left of their context, or than their own limit.
+_LIMIT_REFUSED = re.compile(r"max_(?:completion_)?tokens|maximum context length", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,9 @@ class ChatModel:
         identity: tells its weights from other weights of the same name.
         price: None if unknown.
         max_n: the most completions of one request; more take several requests.
+        control_tokens: texts that the engine would read as control tokens; `sample` makes them inert.
+        context_tokens: the tokens of prompt and completion together; None if unknown.
+        count_tokens: returns the number of tokens of a prompt; None if unknown.
     """
 
     name: str
@@ -55,6 +64,9 @@ class ChatModel:
     price: Price | None = None
     cache: CompletionCache | None = None
     max_n: int = 64
+    control_tokens: Sequence[str] = ()
+    context_tokens: int | None = None
+    count_tokens: Callable[[str], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +99,16 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A completion, cut at the first stop sequence; `at_limit` tells that it ended at the limit of tokens, unfinished."""
+    """A completion without reasoning, cut at the first stop sequence.
+
+    `at_limit` tells that it ended at the limit of tokens, unfinished. `defect` tells why the text is not one whole answer (see
+    memory/text/completions.py); "" if it is.
+    """
 
     text: str
     usage: Usage
     at_limit: bool = False
+    defect: str = ""
 
 
 @dataclass(slots=True)
@@ -151,11 +168,13 @@ async def sample(
     A model that supports sampling parameters encodes the prompt once for all completions. In single requests, completion i gets
     seed + i. Stop sequences are also applied here, for models that do not take them. `bypass_cache` ignores the model's prompt
     cache (see `ChatModel.bypass_cache`), `schema` is a JSON schema for the output of models that support one, and `config`
-    carries LangChain's callbacks.
+    carries LangChain's callbacks. Control tokens in the messages are made inert, and reasoning in a completion is left out.
 
     Raises:
         ModelError: the model does not answer; the message names it.
     """
+    messages = [(role, without_control_tokens(text, model.control_tokens)) for role, text in messages]
+    prompt = "\n".join(text for _, text in messages)
     options: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
     if model.supports_sampling_params:
         options |= {"temperature": temperature, "stop": list(stop) or None}
@@ -168,7 +187,7 @@ async def sample(
     cached = None if model.cache is None else cast("list[Any] | None", model.cache.get(request))
     if cached is not None:
         ledger.cache_hits += len(cached)
-        return [Sample(text, Usage(*counts), *at_limit) for text, counts, *at_limit in cached]
+        return [_answer(Sample(text, Usage(*counts), *at_limit), stop, prompt) for text, counts, *at_limit in cached]
     try:
         completions = list[Sample]()
         for start in range(0, n, model.max_n):
@@ -178,44 +197,78 @@ async def sample(
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise ModelError(f'the model "{model.name}" did not answer: {reason}') from without_secrets(error)
-    samples = [replace(sample, text=_cut(sample.text, stop)) for sample in completions]
-    if model.cache is not None:
-        model.cache.put(request, [(s.text, astuple(s.usage), *([True] if s.at_limit else [])) for s in samples])
+    samples = [_answer(completion, stop, prompt) for completion in completions]
+    if model.cache is not None and all(map(_is_answered, samples)):
+        model.cache.put(request, [(c.text, astuple(c.usage), *([True] if c.at_limit else [])) for c in completions])
     ledger.record(model, samples)
     return samples
+
+
+def limit_error(model: ChatModel, max_tokens: int | None) -> ModelError:
+    """Return the error for a completion that is empty at its limit of tokens."""
+    limit = "a limit of the server" if max_tokens is None else f"its limit of {max_tokens:,} tokens"
+    way_out = "let it reason less, or use another model"
+    return ModelError(f'the model "{model.name}" stopped at {limit} before it answered; {way_out}')
+
+
+def _answer(completion: Sample, stop: Sequence[str], prompt: str) -> Sample:
+    """Return a completion without its reasoning, cut at the first stop sequence."""
+    text, defect = without_reasoning(completion.text, prompt)
+    return replace(completion, text=_cut(text, stop), defect=defect)
+
+
+def _is_answered(answer: Sample) -> bool:
+    return bool(answer.text.strip()) or not answer.at_limit
 
 
 async def _complete(
     model: ChatModel, messages: Messages, n: int, seed: int, options: Mapping[str, Any], config: RunnableConfig | None
 ) -> list[Sample]:
     """Return n completions, from one request with `n` if the model supports it."""
-    from langchain_core.messages import convert_to_messages
-
     batched: list[AIMessage] = []
     if n > 1 and model.supports_sampling_params and hasattr(model.chat, "n"):
-        prompt = [convert_to_messages(list(messages))]
-        try:
-            result = await model.chat.agenerate(prompt, n=n, seed=seed, **options)
-            batched = [cast("AIMessage", cast("Any", generation).message) for generation in result.generations[0]]
-        except Exception as error:
-            batched = _truncated_replies(error)
+        batched = await _ask(partial(_request_many, model, messages, config), {**options, "n": n, "seed": seed})
     missing = range(len(batched), n)  # all of them, or the rest if the endpoint ignores "n"
     requests = [{**options, "seed": seed + i} if model.supports_sampling_params else options for i in missing]
-    single = await asyncio.gather(*(_complete_once(model, messages, request, config) for request in requests))
+    single = await gather(*(_ask(partial(_request_one, model, messages, config), request) for request in requests))
     # Every message of a batched reply carries the usage of the whole reply.
-    usages = [_usage(message) if i == 0 else Usage() for i, message in enumerate(batched)] + list(map(_usage, single))
-    replies = [*batched, *single]
+    usages = [_usage(message) if i == 0 else Usage() for i, message in enumerate(batched)] + [_usage(m) for [m] in single]
+    replies = [*batched, *(message for [message] in single)]
     texts = [mask(replace_lone_surrogates(str(message.text))) for message in replies]
     return list(map(Sample, texts, usages, map(_at_limit, replies)))
 
 
-async def _complete_once(
-    model: ChatModel, messages: Messages, options: Mapping[str, Any], config: RunnableConfig | None
-) -> AIMessage:
+async def _ask(
+    request: Callable[[Mapping[str, Any]], Awaitable[list[AIMessage]]], options: Mapping[str, Any]
+) -> list[AIMessage]:
+    """Return the replies to a request; it is repeated without a limit if the endpoint refuses ours as too large."""
     try:
-        return await model.chat.ainvoke(list(messages), config, **options)
+        return await request(options)
     except Exception as error:
-        return _truncated_replies(error)[0]
+        if "max_tokens" in options and _LIMIT_REFUSED.search(str(error)):
+            return await _ask(request, {name: value for name, value in options.items() if name != "max_tokens"})
+        return _truncated_replies(error)
+
+
+async def _request_one(
+    model: ChatModel, messages: Messages, config: RunnableConfig | None, options: Mapping[str, Any]
+) -> list[AIMessage]:
+    return [await model.chat.ainvoke(list(messages), config, **options)]
+
+
+async def _request_many(
+    model: ChatModel, messages: Messages, config: RunnableConfig | None, options: Mapping[str, Any]
+) -> list[AIMessage]:
+    """Return the choices of one request, with the same callbacks and tracing as `ainvoke`."""
+    from langchain_core.messages import convert_to_messages
+    from langchain_core.runnables.config import ensure_config
+
+    run = ensure_config(config)
+    result = await model.chat.agenerate(
+        [convert_to_messages(list(messages))], callbacks=run.get("callbacks"), tags=run.get("tags"),
+        metadata=run.get("metadata"), run_name=run.get("run_name"), run_id=run.get("run_id"), **options,
+    )  # fmt: skip
+    return [cast("AIMessage", cast("Any", generation).message) for generation in result.generations[0]]
 
 
 def _truncated_replies(error: Exception) -> list[AIMessage]:

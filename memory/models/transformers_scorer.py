@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -14,6 +15,7 @@ from usertwin.personas import ModelError
 
 from .scoring import Likelihood, Precision
 
+_LOG = logging.getLogger(__name__)
 #: The most tokens of a batch on a CPU, and the fixed cost of a batch in tokens (the weights are read once). Padding is weighed
 #: against that cost. On an accelerator both are multiplied by `_ACCELERATOR_FACTOR`.
 _BATCH_TOKENS, _CALL_TOKENS = 1024, 32
@@ -69,6 +71,8 @@ class TransformersScorer:
             model, tokenizer = self.loaded
             limit = int(getattr(model.config, "max_position_embeddings", 2048))
             encoded = [_encode(tokenizer, prompt, continuation, limit) for prompt, continuation in items]
+            if any(len(prompt_ids) + len(ids) >= limit for prompt_ids, ids, _ in encoded):
+                _LOG.warning("the scorer %s reads %d tokens; longer prompts are scored without their start", self.name, limit)
             scores: dict[int, list[float]] = {}
             self._score_group(0, None, encoded, list(range(len(items))), scores)
         nats = (scores[index] for index in range(len(items)))
@@ -138,9 +142,12 @@ class TransformersScorer:
 
 
 def _encode(tokenizer: Any, prompt: str, continuation: str, limit: int) -> _Encoded:
-    """Return both texts as token ids of at most `limit` in total, and the ends of the continuation's tokens in characters."""
-    prompt_ids: list[int] = tokenizer(prompt).input_ids or [tokenizer.eos_token_id]
-    encoding = tokenizer(continuation, add_special_tokens=False, return_offsets_mapping=True)
+    """Return both texts as token ids of at most `limit` in total, and the ends of the continuation's tokens in characters.
+
+    The texts are plain: a control token in them is read as characters.
+    """
+    prompt_ids: list[int] = tokenizer(prompt, split_special_tokens=True).input_ids or [tokenizer.eos_token_id]
+    encoding = tokenizer(continuation, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
     ids: list[int] = encoding.input_ids[: limit // 2]
     ends = [int(end) for _, end in encoding.offset_mapping[: len(ids)]]
     return prompt_ids[-(limit - len(ids)) :], ids, ends

@@ -56,6 +56,7 @@ MIN_KEPT_SHARE = 0.5
 #: Why a trace is rejected: the name of each guard, and its description in reports.
 REASONS = {
     "empty": "no text was generated",
+    "cut_off": "reached the token limit before any text",
     "malformed": "not the JSON object that the prompt requires",
     "too_long": f"over {MAX_TRACE_WORDS} words or {12 * MAX_TRACE_WORDS} characters",
     "quotes_action": "quotes the action",

@@ -9,9 +9,7 @@ makes any fidelity, those of fidelity.py included.
 
 from __future__ import annotations
 
-import json
 import random
-import re
 import string
 from collections.abc import Sequence
 from itertools import combinations
@@ -19,9 +17,11 @@ from statistics import fmean
 from typing import Any, Literal, get_args
 
 from usertwin.memory.concurrency import gather, to_thread
-from usertwin.memory.models.chat import ChatModel, Ledger, sample
+from usertwin.memory.models.chat import ChatModel, Ledger, limit_error, sample
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.models.scoring import Scorer
+from usertwin.memory.models.token_limits import token_limit
+from usertwin.memory.text.completions import json_objects, without_reasoning
 from usertwin.memory.text.transcript import context_lines, single_line, truncate_action
 from usertwin.personas import Pair, UsageError, VerdictError
 
@@ -35,27 +35,35 @@ FIDELITIES: tuple[FidelityName, ...] = get_args(FidelityName)
 #: Number of attempts that a judge can compare in one verdict: there is a letter for each.
 MAX_ATTEMPTS = len(string.ascii_uppercase)
 _TRIES = 3
-_ACTION_TOKENS = {"transcript": 80, "instruction": 600}
+#: Tokens of the marks of one attempt in a verdict.
+_MARK_TOKENS = 60
 _DIMENSIONS = {"judge_traces": ("style", "intent", "values"), "judge_quality": ("plausible", "specific", "clear")}
 _MAX_MARK = 10
-_OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 
 
 async def reconstruct_actions(
     model: ChatModel, pair: Pair, traces: Sequence[str], *, seed: int = 0, ledger: Ledger | None = None
 ) -> list[str]:
-    """Return one action for each trace, generated from the context and that trace."""
+    """Return one action for each trace, generated from the context and that trace.
+
+    Raises:
+        VerdictError: a completion is empty at its limit of tokens; no verdict on it would be about the trace.
+        ModelError: the model does not answer.
+    """
     transcript = model.style == "transcript"
+    max_tokens = token_limit("reconstruction", model.style)
     prompts = [reconstruction_prompt(pair, trace) if transcript else _instruction(pair, trace) for trace in traces]
     samples = await gather(
         *(
             sample(
-                model, [("user", prompt)], seed=seed, max_tokens=_ACTION_TOKENS[model.style], temperature=0.6,
+                model, [("user", prompt)], seed=seed, max_tokens=max_tokens, temperature=0.6,
                 stop=["\n"] if transcript else [], ledger=ledger,
             )
             for prompt in prompts
         )
     )  # fmt: skip
+    if any(completion.at_limit and not completion.text.strip() for [completion] in samples):
+        raise VerdictError(str(limit_error(model, max_tokens)))
     return [single_line(completion.text) for [completion] in samples]
 
 
@@ -87,7 +95,7 @@ async def listwise_verdict(
         ledger: records the cost.
 
     Raises:
-        VerdictError: three answers in a row are unreadable.
+        VerdictError: three answers in a row are unreadable, or empty at their limit of tokens.
         ModelError: the judge does not answer.
     """
     if len(attempts) > MAX_ATTEMPTS:
@@ -101,15 +109,19 @@ async def listwise_verdict(
         name=single_line(pair.speaker)[:24], context=context_lines(pair, CONTEXT_TURNS), action=truncate_action(pair.action),
         labels=labels, attempts=[attempts[index] or "(nothing)" for index in order],
     )  # fmt: skip
-    schema = _verdict_schema(labels, _DIMENSIONS[question])
+    schema, cut_off = _verdict_schema(labels, _DIMENSIONS[question]), 0
+    max_tokens = token_limit("ranking", judge.style) + _MARK_TOKENS * len(labels)
     for attempt in range(_TRIES):
         [completion] = await sample(
-            judge, [("user", prompt)], seed=seed + attempt, max_tokens=200 + 60 * len(labels), temperature=0.2 * attempt,
+            judge, [("user", prompt)], seed=seed + attempt, max_tokens=max_tokens, temperature=0.2 * attempt,
             schema=schema, ledger=ledger,
         )  # fmt: skip
         scores = _parse_verdict(completion.text, labels, _DIMENSIONS[question])
         if scores is not None:
             return [scores[labels[order.index(index)]] for index in range(len(attempts))]
+        cut_off += completion.at_limit and not completion.text.strip()
+    if cut_off == _TRIES:
+        raise VerdictError(str(limit_error(judge, max_tokens)))
     raise VerdictError(
         f'the judge "{judge.name}" returned no readable verdict, {_TRIES} times in a row; use a model that follows instructions'
     )
@@ -130,13 +142,13 @@ def _verdict_schema(labels: Sequence[str], dimensions: Sequence[str]) -> dict[st
 
 
 def _parse_verdict(text: str, labels: Sequence[str], dimensions: Sequence[str]) -> dict[str, FidelityScore] | None:
-    """Return the rank and the marks of each label; None if the text is not a complete verdict."""
-    match = _OBJECT.search(text)
+    """Return the rank and the marks of each label in the last verdict; None if the text holds no complete verdict."""
+    verdicts = [raw for raw in json_objects(without_reasoning(text).text) if "ranking" in raw]
     try:
-        raw: Any = json.loads(match[0] if match else "")
+        raw = verdicts[-1]
         ranking = [str(label) for label in raw["ranking"]]
         marks = {label: {name: float(raw["scores"][label][name]) / _MAX_MARK for name in dimensions} for label in labels}
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except (ValueError, LookupError, TypeError, OverflowError):
         return None
     if sorted(ranking) != sorted(labels) or not all(0 <= mark <= 1 for row in marks.values() for mark in row.values()):
         return None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from usertwin.memory.concurrency import to_thread
 from usertwin.memory.models.chat import ChatModel, Ledger, sample
+from usertwin.memory.models.token_limits import token_limit
 from usertwin.memory.text.transcript import context_lines, truncate_action
 from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair
@@ -89,7 +90,7 @@ async def _rewrites(
     if model.style == "transcript":
         opening = proposal_prompt("transcript", pair, name, "backward")
         kept = " ".join(["", *before]).removeprefix(" I") if before else ""
-        prompt, max_tokens, stop = opening + kept, 24, ["\n", ".", ",", ";"]
+        prompt, stop = opening + kept, ["\n", ".", ",", ";"]
     else:
         prompt = prompt_template("rewrite_instruction").fill(
             name=name,
@@ -99,10 +100,11 @@ async def _rewrites(
             part=clause,
             after="".join(f" {other}" for other in after),
         )
-        max_tokens, stop = 200, []
+        stop = list[str]()
     completions = await sample(
-        model, [("user", prompt)], n=n, seed=seed, max_tokens=max_tokens, temperature=0.9, stop=stop, ledger=ledger
-    )
+        model, [("user", prompt)], n=n, seed=seed, max_tokens=token_limit("rewrite", model.style), temperature=0.9, stop=stop,
+        ledger=ledger,
+    )  # fmt: skip
     rewrites: list[str] = []
     for completion in completions:
         text = clean_line(completion.text)

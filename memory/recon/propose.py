@@ -19,6 +19,8 @@ from typing import Any, Literal, get_args
 
 from usertwin.memory.concurrency import gather
 from usertwin.memory.models.chat import ChatModel, Ledger, PromptStyle, sample
+from usertwin.memory.models.token_limits import answer_tokens, reasoning_room, token_limit
+from usertwin.memory.text.completions import without_reasoning
 from usertwin.memory.text.prompt_template import PromptTemplate
 from usertwin.memory.text.transcript import (
     ME,
@@ -38,8 +40,10 @@ PROPOSAL_MODES: tuple[ProposalMode, ...] = get_args(ProposalMode)
 CONTEXT_TURNS = 4
 #: Stands for a completion that should be a JSON object and is not.
 MALFORMED = "{"
-#: Token limit of a trace, by prompt style; a hosted model may reason before it writes.
-TRACE_TOKENS = {"transcript": 48, "instruction": 400}
+#: Stands for a completion that reached its token limit before any text of an answer.
+CUT_OFF = "…"
+#: Tokens of a trace itself, by prompt style: the limit in training, where no model reasons first.
+TRACE_TOKENS: dict[PromptStyle, int] = {style: answer_tokens("trace", style) for style in get_args(PromptStyle)}
 TEMPERATURE = 0.8
 _LENSES = {
     "how I am by nature": "my personality (how open, conscientious, outgoing, agreeable and anxious I am)",
@@ -55,7 +59,7 @@ _SCHEMA: dict[str, Any] = {
 }
 _ALL_BUT_LAST_CLAUSE = re.compile(r"(.+[.!?]|.+?(?=,[^,]*$))")
 _CLIPPED_VERB = re.compile(r"['’](?:m|d|ll|ve)\b")
-_BLOCKS = re.compile(r"<(action|think|reply)>.*?(</\1>|$)|```\w*|</?\w+>", re.DOTALL | re.IGNORECASE)
+_BLOCKS = re.compile(r"<(action|reply)>.*?(</\1>|$)|```\w*|</?\w+>", re.DOTALL | re.IGNORECASE)
 
 
 def prompt_template(name: str) -> PromptTemplate:
@@ -98,7 +102,8 @@ async def propose(
         ledger: records the cost.
 
     Returns:
-        The traces; "" for an empty completion, `MALFORMED` for a broken JSON object.
+        The traces; "" for an empty completion, `CUT_OFF` for one that is empty at its token limit, `MALFORMED` for a broken
+        JSON object.
 
     Raises:
         UsageError: there is no such mode.
@@ -147,10 +152,13 @@ def expected_trace_tokens(style: PromptStyle) -> int:
 async def _sample_traces(model: ChatModel, prompt: str, n: int, seed: int, ledger: Ledger | None) -> list[str]:
     transcript = model.style == "transcript"
     samples = await sample(
-        model, [("user", prompt)], n=n, seed=seed, max_tokens=TRACE_TOKENS[model.style], temperature=TEMPERATURE,
-        stop=["\n"] if transcript else [], schema=None if transcript else _SCHEMA, ledger=ledger,
+        model, [("user", prompt)], n=n, seed=seed, max_tokens=TRACE_TOKENS[model.style] + reasoning_room(model.style),
+        temperature=TEMPERATURE, stop=["\n"] if transcript else [], schema=None if transcript else _SCHEMA, ledger=ledger,
     )  # fmt: skip
-    return [parse_trace(model.style, completion.text) for completion in samples]
+    return [
+        CUT_OFF if completion.at_limit and not completion.text.strip() else parse_trace(model.style, completion.text)
+        for completion in samples
+    ]
 
 
 def parse_trace(style: PromptStyle, text: str) -> str:
@@ -165,21 +173,21 @@ def parse_trace(style: PromptStyle, text: str) -> str:
 async def paraphrase(model: ChatModel, text: str, *, seed: int, ledger: Ledger | None = None) -> str:
     """Return a text in other words, as the model writes it: a control trace that only repeats the action."""
     prompt = prompt_template(f"paraphrase_{model.style}").fill(action=truncate_action(text))
-    max_tokens, stop = (80, ["\n"]) if model.style == "transcript" else (400, list[str]())
     [completion] = await sample(
-        model, [("user", prompt)], seed=seed, max_tokens=max_tokens, temperature=TEMPERATURE, stop=stop, ledger=ledger
-    )
+        model, [("user", prompt)], seed=seed, max_tokens=token_limit("paraphrase", model.style), temperature=TEMPERATURE,
+        stop=["\n"] if model.style == "transcript" else [], ledger=ledger,
+    )  # fmt: skip
     return clean_line(completion.text)
 
 
 def clean_line(text: str) -> str:
     """Return a text as one line, without blocks of markup (an action, a model's own thinking, a code fence)."""
-    return single_line(_BLOCKS.sub(" ", text))
+    return single_line(_BLOCKS.sub(" ", without_reasoning(text).text))
 
 
 def _parse_json_trace(text: str) -> str:
     """Return the trace in a JSON object, or the text itself where the model answered in plain words."""
-    text = _BLOCKS.sub(" ", text).strip()
+    text = _BLOCKS.sub(" ", without_reasoning(text).text).strip()
     if not text.startswith("{"):
         return single_line(text)
     try:

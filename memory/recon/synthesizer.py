@@ -34,7 +34,7 @@ from .fidelity import CHOICES, Fidelity, apply_scores, gains, passing_traces
 from .guards import MIN_KEPT_SHARE, kept_share, rejection_reason, reveals_action
 from .judged_fidelity import MAX_ATTEMPTS, judge_quality
 from .local_search import search
-from .propose import CONTEXT_TURNS, MALFORMED, PROPOSAL_MODES, ProposalMode, proposal_template, propose
+from .propose import CONTEXT_TURNS, CUT_OFF, MALFORMED, PROPOSAL_MODES, ProposalMode, proposal_template, propose
 
 Method = Literal["recon", "random", "longest", "quality", "backward", "none"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -157,8 +157,8 @@ class Synthesizer:
 
     def guard_reason(self, trace: str, pair: Pair) -> str | None:
         """Return the name of the guard that rejects a trace before it is scored, or None."""
-        if trace == MALFORMED:
-            return "malformed"
+        if trace in {MALFORMED, CUT_OFF}:
+            return "malformed" if trace == MALFORMED else "cut_off"
         examples = "" if self.model is None else proposal_template(self.model, self.proposal_mode).text
         return rejection_reason(trace, pair, examples, self.embedder)
 

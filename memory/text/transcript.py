@@ -2,20 +2,28 @@
 
 The person is "Me" and the other speaker "Them" (by name if there are several). A turn is one line, a thought is one line in
 parentheses, and a blank line separates examples; so a newline ends every turn.
+
+The current turn's prompt holds goal, persona and turns whole. Examples are shortened: they show how the person writes.
+
+Design: no text from outside can be a marker. Every text is put on one line behind a label or a marker of ours, its own opening
+parenthesis of a marker becomes a bracket, and a speaker's name loses the characters that labels and markers are made of.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from usertwin.personas import Pair, Turn
 
 ME = "Me"
 THEM = "Them"
-#: The start of a thought line.
-THOUGHT_PREFIX = f"({ME} thinking:"
-#: The most characters of a goal, of a context turn (their ends are kept, closest to the next turn) and of an example's action.
-_MAX_GOAL, _MAX_TURN, _MAX_ACTION = 400, 240, 1200
+#: The starts of a thought line, a goal line and a persona line.
+THOUGHT_PREFIX, GOAL_PREFIX, PERSONA_PREFIX = f"({ME} thinking:", "(My goal:", "(About me:"
+#: The most characters in an example of a context turn (its end is kept, closest to the action), and of an action.
+_MAX_EXAMPLE_TURN, _MAX_ACTION = 240, 1200
+_MARKER = re.compile(r"\((?=\s*(?:me\s+thinking|my\s+goal|about\s+me)\s*:)", re.IGNORECASE)
+_RESERVED_IN_NAMES = re.compile(r"[():\[\]]")
 _FILLER = (
     "I was there and I saw what there was to see and then it went on as it does, and so it was, "
     "and it was that and nothing else, one thing and then the next one "
@@ -27,9 +35,14 @@ def single_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def inert_line(text: str) -> str:
+    """Return the text on one line, without the start of a thought, goal or persona line in it."""
+    return _MARKER.sub("[", single_line(text))
+
+
 def action_completion(action: str) -> str:
     """Return the completion expected after `Me:`, with the newline, because stopping is part of the action."""
-    return f" {single_line(action)}\n"
+    return f" {inert_line(action)}\n"
 
 
 def truncate_action(action: str) -> str:
@@ -39,15 +52,18 @@ def truncate_action(action: str) -> str:
 
 
 def context_lines(pair: Pair, turns: int) -> list[str]:
-    """Return the latest `turns` context turns, one line each."""
-    latest = pair.context[-turns:] if turns else ()
-    others = {turn.speaker for turn in pair.context if turn.speaker != pair.speaker}
-    return [f"{_label(turn, pair, len(others) > 1)}: {_tail(single_line(turn.text), _MAX_TURN)}" for turn in latest]
+    """Return the latest `turns` context turns, whole, one line each."""
+    return _context_lines(pair, turns, None)
+
+
+def persona_line(description: str) -> str:
+    """Return the line that describes the person, the first one of a prompt."""
+    return f"{PERSONA_PREFIX} {inert_line(description)})"
 
 
 def format_action_prompt(pair: Pair, turns: int, *, thought: str | None = None) -> str:
     """Return the prompt for an action: goal, context, thought (if given) and `Me:`."""
-    goal = [f"(My goal: {_tail(single_line(pair.goal), _MAX_GOAL)})"] if pair.goal else []
+    goal = [f"{GOAL_PREFIX} {inert_line(pair.goal)})"] if pair.goal else []
     return "\n".join([*goal, *context_lines(pair, turns), *_thought(thought), f"{ME}:"])
 
 
@@ -57,9 +73,9 @@ def format_thought_prompt(pair: Pair, turns: int) -> str:
 
 
 def format_example(pair: Pair, turns: int, *, thought: str | None = None) -> str:
-    """Return a pair with its action, as a few-shot example."""
+    """Return a pair with its action, as a few-shot example; long turns are shortened, since it is an example only."""
     action = action_completion(truncate_action(pair.action))
-    return "\n".join([*context_lines(pair, turns), *_thought(thought), f"{ME}:{action}"])
+    return "\n".join([*_context_lines(pair, turns, _MAX_EXAMPLE_TURN), *_thought(thought), f"{ME}:{action}"])
 
 
 def join_blocks(blocks: Iterable[str]) -> str:
@@ -74,15 +90,22 @@ def filler_text(words: int) -> str:
 
 
 def _thought(thought: str | None) -> list[str]:
-    return [] if thought is None else [f"{THOUGHT_PREFIX} {single_line(thought)})"]
+    return [] if thought is None else [f"{THOUGHT_PREFIX} {inert_line(thought)})"]
+
+
+def _context_lines(pair: Pair, turns: int, max_characters: int | None) -> list[str]:
+    latest = pair.context[-turns:] if turns else ()
+    others = {turn.speaker for turn in pair.context if turn.speaker != pair.speaker}
+    texts = (_tail(inert_line(turn.text), max_characters) for turn in latest)
+    return [f"{_label(turn, pair, len(others) > 1)}: {text}" for turn, text in zip(latest, texts, strict=True)]
 
 
 def _label(turn: Turn, pair: Pair, use_names: bool) -> str:
     if turn.speaker == pair.speaker:
         return ME
-    name = single_line(turn.speaker)
-    return name if use_names and name != ME else THEM
+    name = single_line(_RESERVED_IN_NAMES.sub("", turn.speaker))
+    return name if use_names and name and name.casefold() != ME.casefold() else THEM
 
 
-def _tail(text: str, characters: int) -> str:
-    return text if len(text) <= characters else "…" + text[-characters:]
+def _tail(text: str, characters: int | None) -> str:
+    return text if characters is None or len(text) <= characters else "…" + text[-characters:]

@@ -174,7 +174,7 @@ def _write_folder(
 
 
 def _persona(given: Persona | None, derived: Persona) -> Persona:
-    """Return the given persona, with the typical length and sample turns of the log where it has none; the derived one if None."""
+    """Return the given persona, or else the derived one, whose typical length and sample turns fill gaps of the given one."""
     if given is None:
         return derived
     words, samples = given.typical_words or derived.typical_words, given.sample_turns or derived.sample_turns

@@ -6,11 +6,13 @@ LangChain class, continues plain text.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
+from urllib.request import ProxyHandler, Request, build_opener
 
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import ModelError
@@ -47,6 +49,14 @@ def engine_url(path: Path, style: PromptStyle, adapter: Path | None = None) -> s
         if key not in _servers:
             _servers[key] = start_engine(*key)
         return f"{_servers[key].listening_address}/v1"
+
+
+def count_tokens(url: str, text: str) -> int:
+    """Return the number of tokens of a text for the server with this base URL (see `engine_url`), without control tokens."""
+    body = json.dumps({"content": text, "parse_special": False}).encode()
+    request = Request(f"{url.removesuffix('/v1')}/tokenize", body, {"Content-Type": "application/json"})
+    with build_opener(ProxyHandler({})).open(request, timeout=60) as reply:  # a loopback port, whatever proxies are set
+        return len(json.loads(reply.read())["tokens"])
 
 
 def start_engine(path: Path, style: PromptStyle, adapter: Path | None = None) -> Any:

@@ -6,6 +6,7 @@ USERTWIN_ONLY_SCRIPTED is set, every model that is not scripted or fake is refus
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,15 +16,16 @@ from usertwin.memory.models.embedding import CachedEmbedder, FakeEmbedder, Sente
 from usertwin.memory.models.score_cache import CachedScorer
 from usertwin.memory.models.scoring import FakeScorer, Precision
 from usertwin.memory.models.transformers_scorer import TransformersScorer
+from usertwin.memory.text.control_tokens import COMMON
 from usertwin.personas import ModelError, UsageError
 from usertwin.personas.secrets import take_logins
 
 from .downloads import FetchProgress, cache_folder
 from .endpoint import hosted_chat, openai_chat
-from .llama_cpp import SLOTS, engine_url
+from .llama_cpp import SLOT_TOKENS, SLOTS, count_tokens, engine_url
 from .lora_adapter import Adapter, check_fits, read_adapter
 from .lora_to_gguf import cached_gguf_adapter
-from .model_files import has_chat_template, layers_of
+from .model_files import context_of, gguf_vocabulary, has_chat_template, layers_of
 from .model_name import ModelName, fake_dimension
 from .weights import check_folder, dequantized, existing_file, gguf_file, load_transformers, refuse_unscripted, to_gpu
 
@@ -62,6 +64,7 @@ def load_model(
         return ChatModel(
             name=name, chat=hosted_chat(parsed), style=style or parsed.default_style,
             supports_sampling_params=parsed.supports_sampling_params, structured=True, price=price,
+            control_tokens=COMMON if parsed.url else (),  # OpenAI's own endpoint reads them as text
         )  # fmt: skip
     adapter = None if parsed.adapter is None else read_adapter(parsed.adapter)
     if parsed.kind == "transformers":
@@ -69,9 +72,12 @@ def load_model(
     style = style or (adapter and adapter.style) or parsed.default_style
     file = gguf_file(parsed, progress)
     lora = None if adapter is None else cached_gguf_adapter(adapter, file, parsed.base)
+    url, (control, context) = engine_url(file, style, lora), gguf_vocabulary(file)
     return ChatModel(
-        name=name, chat=openai_chat("local", engine_url(file, style, lora)), style=style, structured=style == "instruction",
+        name=name, chat=openai_chat("local", url), style=style, structured=style == "instruction",
         bypass_cache={"extra_body": {"cache_prompt": False}}, identity=_identity(file, adapter), price=FREE, max_n=SLOTS,
+        control_tokens=control, context_tokens=min(SLOT_TOKENS, context or SLOT_TOKENS),
+        count_tokens=partial(count_tokens, url),
     )  # fmt: skip
 
 
@@ -88,7 +94,10 @@ def _transformers_chat(name: str, folder: Path, adapter: Adapter | None, style: 
 
     chat = TransformersChat(model_name=name, load=load, style=style)
     identity = _identity(folder, adapter)
-    return ChatModel(name=name, chat=chat, style=style, identity=identity, price=FREE, max_n=_MAX_BATCH)
+    return ChatModel(
+        name=name, chat=chat, style=style, identity=identity, price=FREE, max_n=_MAX_BATCH,
+        context_tokens=context_of(folder), count_tokens=chat.count_tokens,
+    )  # fmt: skip
 
 
 def _transformers_prompt_style(folder: Path, adapter: Adapter | None, style: PromptStyle | None) -> PromptStyle:

@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+from usertwin.memory.text.control_tokens import COMMON
 from usertwin.personas import ModelError
 from usertwin.personas.reading import parse_json
 
@@ -99,12 +100,13 @@ def _read_header(base: Path, arrays: Collection[str] = ()) -> tuple[dict[str, An
 def gguf_vocabulary(path: Path) -> tuple[tuple[str, ...], int | None]:
     """Return the control tokens of a GGUF file, and the tokens of its context.
 
-    A token that a user defined counts if it is written like a control token: llama.cpp reads it as one token in any text.
-
-    Raises:
-        ModelError: the file cannot be read.
+    A token that a user defined counts if it is written like a control token: llama.cpp reads it as one token in any text. Of a
+    file that only llama.cpp can read, the control tokens are those of common chat templates.
     """
-    metadata, _ = _read_header(path, (_TOKENS, _TOKEN_TYPES))
+    try:
+        metadata, _ = _read_header(path, (_TOKENS, _TOKEN_TYPES))
+    except ModelError:
+        return COMMON, None
     tokens, types = metadata.get(_TOKENS) or [], metadata.get(_TOKEN_TYPES) or []
     control = tuple(
         token for token, kind in zip(tokens, types, strict=False)
@@ -182,8 +184,12 @@ class _HeaderReader:
         if kind != _ARRAY:
             return self._next(_FORMATS[kind])
         item_kind, count = self._next("I"), self._next("Q")
-        if keep:
-            return [self._value(item_kind) for _ in range(count)]
+        if keep and item_kind == _STRING:
+            return [self._text() for _ in range(count)]
+        if keep and item_kind in _FORMATS:
+            form = f"<{count}{_FORMATS[item_kind]}"
+            self._offset += struct.calcsize(form)
+            return list(struct.unpack_from(form, self._data, self._offset - struct.calcsize(form)))
         if item_kind in _FORMATS:
             self._offset += count * struct.calcsize(f"<{_FORMATS[item_kind]}")
         else:

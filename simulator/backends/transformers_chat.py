@@ -19,6 +19,7 @@ from pydantic import PrivateAttr
 
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.memory.models.transformers_scorer import cache_argument, get_cache
+from usertwin.memory.text.control_tokens import without_control_tokens
 from usertwin.personas import ModelError
 
 _TAIL = 4  # prompt tokens that are decoded together with the completion, so that its first space is kept
@@ -67,18 +68,40 @@ class TransformersChat(BaseChatModel):
         output_tokens = sum(map(len, rows))
         total = len(prompt) + output_tokens
         usage = UsageMetadata(input_tokens=len(prompt), output_tokens=output_tokens, total_tokens=total)
-        return ChatResult(generations=[_generation(_decode(tokenizer, prompt, row), stop or [], usage) for row in rows])
+        ends = self._end_tokens()
+        return ChatResult(
+            generations=[
+                _generation(_decode(tokenizer, prompt, row), stop or [], usage, ended=bool(row) and row[-1] in ends)
+                for row in rows
+            ]
+        )
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of tokens of a text."""
+        _, tokenizer = self.loaded
+        return len(tokenizer(text, split_special_tokens=True).input_ids)
+
+    def _end_tokens(self) -> set[int]:
+        """Return the tokens that end a completion."""
+        model, tokenizer = self.loaded
+        own = model.generation_config.eos_token_id if model.generation_config is not None else None
+        ends = {own} if isinstance(own, int) else set(cast("list[int]", own or []))
+        return ends | (set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id})
 
     def _tokenize(self, messages: Sequence[BaseMessage]) -> list[int]:
         """Return the prompt's tokens."""
         _, tokenizer = self.loaded
         if self.style == "transcript":
-            tokens: list[int] = tokenizer("".join(str(message.text) for message in messages)).input_ids
+            text = "".join(str(message.text) for message in messages)
+            tokens: list[int] = tokenizer(text, split_special_tokens=True).input_ids  # the text holds no control tokens of ours
             return tokens or [tokenizer.bos_token_id or tokenizer.eos_token_id or 0]
         if not tokenizer.chat_template:
             raise ModelError(f'the model "{self.model_name}" has no chat template; use --style transcript')
-        roles = {"human": "user", "ai": "assistant"}
-        chat = [{"role": roles.get(message.type, message.type), "content": str(message.text)} for message in messages]
+        roles, control = {"human": "user", "ai": "assistant"}, control_tokens_of(tokenizer)
+        texts = [without_control_tokens(str(message.text), control) for message in messages]
+        chat = [
+            {"role": roles.get(message.type, message.type), "content": t} for message, t in zip(messages, texts, strict=True)
+        ]
         return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
 
     def _complete(
@@ -90,14 +113,15 @@ class TransformersChat(BaseChatModel):
 
         model, tokenizer = self.loaded
         context = getattr(model.config, "max_position_embeddings", None)
-        if context is not None and len(prompt) + max_tokens > context:
-            raise ModelError(
-                f'the context of the model "{self.model_name}" is {context} tokens; the prompt has {len(prompt)}, and '
-                f"{max_tokens} are reserved for the reply; shorten the prompt"
-            )
-        own = model.generation_config.eos_token_id if model.generation_config is not None else None
-        ends = {own} if isinstance(own, int) else set(cast("list[int]", own or []))
-        ends |= set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+        if context is not None:
+            reserved = min(max_tokens, context // 4)  # a limit with room for reasoning may be larger than the context
+            if len(prompt) + reserved > context:
+                raise ModelError(
+                    f'the context of the model "{self.model_name}" is {context} tokens; the prompt has {len(prompt)}, and '
+                    f"{reserved} are reserved for the reply; shorten the prompt"
+                )
+            max_tokens = min(max_tokens, context - len(prompt))
+        ends = self._end_tokens()
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
         # Built from scratch: the model's own generation config would add its top-k, top-p and penalties.
         config = GenerationConfig(
@@ -126,6 +150,11 @@ class TransformersChat(BaseChatModel):
         if times > 1:
             cache.batch_repeat_interleave(times)
         return cache
+
+
+def control_tokens_of(tokenizer: Any) -> tuple[str, ...]:
+    """Return the control tokens of a tokenizer."""
+    return tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
 class _GumbelNoise:
@@ -188,6 +217,9 @@ def _decode(tokenizer: Any, prompt: list[int], row: list[int]) -> str:
     return text[len(tail) :] if text.startswith(tail) else decode(row)
 
 
-def _generation(text: str, stop: Sequence[str], usage: UsageMetadata) -> ChatGeneration:
+def _generation(text: str, stop: Sequence[str], usage: UsageMetadata, *, ended: bool) -> ChatGeneration:
+    """Return a completion, cut at its first stop text; one without a stop text or an end token ended at its token limit."""
     places = [place for place in (text.find(mark) for mark in stop if mark) if place >= 0]
-    return ChatGeneration(message=AIMessage(text[: min(places)] if places else text, usage_metadata=usage))
+    reason = {"finish_reason": "stop" if ended or places else "length"}
+    message = AIMessage(text[: min(places)] if places else text, usage_metadata=usage, response_metadata=reason)
+    return ChatGeneration(message=message)

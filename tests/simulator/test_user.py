@@ -22,7 +22,7 @@ from usertwin.personas import ChatLog, LogError, ModelError, Pair, Persona, Turn
 from usertwin.simulator import Answer, SimulatedUser
 from usertwin.simulator.backends.scripted import ScriptedChatModel
 from usertwin.simulator.prompts import act_messages, prompt_versions, reason_messages
-from usertwin.simulator.user import _is_repetitive
+from usertwin.simulator.turn_text import is_repetitive
 
 HELLO = [{"role": "assistant", "content": "Hello, what can I do for you?"}]
 WHICH_DAY = [
@@ -505,4 +505,4 @@ def test_a_live_conversation_with_a_known_id_still_recalls_that_conversation(use
     ],
 )
 def test_repetitive_texts_are_detected(text: str, repetitive: bool) -> None:
-    assert _is_repetitive(text) is repetitive
+    assert is_repetitive(text) is repetitive
