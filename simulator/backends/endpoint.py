@@ -38,7 +38,7 @@ def openai_chat(model: str, url: str, key: str = "", *, own: bool = False) -> An
     """
     from langchain_openai import ChatOpenAI
 
-    # A kept-alive connection belongs to the event loop that opened it; each call of a sync function has a new loop.
+    # A kept-alive connection belongs to the event loop that opened it, and the caller may use several, one after the other.
     headers = {"Connection": "close"} | ({} if own else dict.fromkeys(_environment_headers(), ""))
     key = key or "none"  # OpenAI's client demands one
     remember(key)
@@ -46,8 +46,11 @@ def openai_chat(model: str, url: str, key: str = "", *, own: bool = False) -> An
         headers["Authorization"] = basic_authorization(login)
     elif "Authorization" in headers:
         headers["Authorization"] = f"Bearer {key}"
+    # To connect, read, write and wait. LangChain shares one client between models of the same URL and the same timeout, and an
+    # agent's model, which runs in another event loop, has a single number, if any.
+    timeout: Any = (300.0,) * 4
     return ChatOpenAI(
-        model=model, base_url=url or None, api_key=lambda: key, default_headers=headers, timeout=300, max_retries=2
+        model=model, base_url=url or None, api_key=lambda: key, default_headers=headers, timeout=timeout, max_retries=2
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import sys
 import threading
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypedDict
@@ -235,6 +236,82 @@ def test_an_invalid_reply_is_an_agent_error(returned: Any, complaint: str) -> No
         as_replies(returned)
 
 
+# Replies that repeat the conversation ------------------------------------------------------------------------------------
+
+
+def as_langchain(messages: list[dict[str, Any]]) -> list[Any]:
+    return [(HumanMessage if m["role"] == "user" else AIMessage)(m["content"]) for m in messages]
+
+
+SYSTEM = {"role": "system", "content": "You sell bells."}
+#: Name and function of (messages, new reply) -> what an agent returns that repeats the conversation.
+HISTORIES: dict[str, Any] = {
+    "the list": lambda messages, reply: [*messages, reply],
+    "a state": lambda messages, reply: {"messages": [*messages, reply], "cart": []},
+    "its argument": lambda messages, reply: messages.append(reply) or messages,
+    "copies": lambda messages, reply: [dict(message) for message in [*messages, reply]],
+    "with the system prompt": lambda messages, reply: [SYSTEM, *messages, reply],
+    "copies with the system prompt": lambda messages, reply: [SYSTEM, *map(dict, messages), reply],
+    "LangChain messages": lambda messages, reply: as_langchain([*messages, reply]),
+    "a LangChain state": lambda messages, reply: {"messages": as_langchain([*messages, reply])},
+    "trimmed": lambda messages, reply: [*messages[-2:], reply],
+    "trimmed copies": lambda messages, reply: as_langchain([*messages[-2:], reply]),
+    "only what the agent said": lambda messages, reply: [*(m for m in messages if m["role"] == "assistant"), reply],
+    "copies of what the agent said": lambda messages, reply: as_langchain(
+        [*(m for m in messages if m["role"] == "assistant"), reply]
+    ),
+    "edited": lambda messages, reply: [{**m, "content": f"({m['content']})"} for m in messages] + [reply],
+    "edited in place": lambda messages, reply: [m.update(content="?") or m for m in messages] + [reply],
+    "a summary": lambda messages, reply: [{"role": "assistant", "content": "(so far: bells)"}, messages[-1], reply],
+    "newest first": lambda messages, reply: [reply, *reversed(messages)],
+    "with an invented turn": lambda messages, reply: [*map(dict, messages), reply, {"role": "user", "content": "thanks!"}],
+    "with a tool": lambda messages, reply: as_langchain(messages)
+    + [AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}]), ToolMessage("42", tool_call_id="1"), AIMessage(reply["content"])],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("replies", [("One.", "Two.", "Three."), ("Same.", "Same.", "Same.")], ids=["new", "repeated"])
+@pytest.mark.parametrize("make", HISTORIES.values(), ids=HISTORIES)
+def test_of_a_reply_that_repeats_the_conversation_only_the_new_part_counts(make: Any, replies: tuple[str, ...]) -> None:
+    remaining = iter(replies)
+    call, messages = as_agent(lambda messages: make(messages, {"role": "assistant", "content": next(remaining)})), []
+    for number, reply in enumerate(replies):
+        messages.append({"role": "user", "content": f"question {number % 2}"})  # the third is the first again
+        new = asyncio.run(call(messages, "t"))
+        assert new == [{"role": "assistant", "content": reply}]
+        messages += new
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        "yes?",
+        ["yes?"],
+        {"content": "yes?"},
+        AIMessage("yes?"),
+        [AIMessage("yes?")],
+        {"messages": [{"role": "assistant", "content": "yes?"}]},
+        ["yes?", "and?"],
+    ],
+)
+def test_an_agent_may_repeat_its_reply_word_for_word(returned: Any) -> None:
+    assert ask(lambda messages: returned, LONGER)[0] == "yes?"
+    assert ask(lambda messages: messages[1], LONGER) == ["yes?"]
+    assert ask(lambda messages: [messages[1]], LONGER) == ["yes?"]
+
+
+def test_two_messages_that_were_said_before_may_be_said_again() -> None:
+    before = [*HELLO, *({"role": "assistant", "content": text} for text in ("One moment.", "It rains.")), HELLO[0]]
+    assert ask(lambda messages: ["One moment.", "It rains."], before) == ["One moment.", "It rains."]
+    assert ask(lambda messages: as_langchain(before[1:3]), before) == ["One moment.", "It rains."]
+
+
+def test_the_whole_conversation_without_a_reply_is_an_empty_reply() -> None:
+    for agent in (lambda messages: messages, lambda messages: as_langchain(messages)):
+        with pytest.raises(AgentError, match="empty reply"):
+            ask(agent, LONGER)
+
+
 def test_text_under_messages_is_one_message() -> None:
     assert as_replies({"messages": "hi"}) == [{"role": "assistant", "content": "hi"}]
 
@@ -437,6 +514,10 @@ def test_module_and_attribute_name_an_agent_in_the_current_folder(tmp_path: Path
     [
         ("", "is not an agent"),
         ("desk", '"desk" is not an agent'),
+        ("hf:owner/repo", "is not a file on the Hugging Face hub"),
+        ("transformers:/no/such/folder", "/no/such/folder"),
+        ("local:/no/such.gguf", "/no/such.gguf"),
+        ("transformers:no_such_attribute_here", 'the module "transformers" has no "no_such_attribute_here"'),
         ("desk:", '"desk:" is not an agent'),
         (":desk", '":desk" is not an agent'),
         ("no_such_module_here:answer", 'no module "no_such_module_here"'),
@@ -458,6 +539,91 @@ def test_a_missing_module_of_an_import_is_named(tmp_path: Path, monkeypatch: pyt
         load_agent("needy_agent:answer")
 
 
+@pytest.mark.parametrize(
+    ("spec", "style"),
+    [
+        ("local", "instruction"),
+        ("local:small", "instruction"),
+        ("local:/models/x.gguf", "instruction"),
+        ("local+adapter", "instruction"),
+        ("local:small+adapter", "instruction"),
+        ("hf:owner/repo/x.gguf", "instruction"),
+        ("hf:owner/repo/x.gguf+adapter", "instruction"),
+        ("transformers:model", "instruction"),
+        ("transformers:./model", "instruction"),
+        ("transformers:model+adapter", "instruction"),
+        ("openai:gpt-5-mini", None),
+        ("openai:answer", None),
+        ("scripted:desk.txt", None),
+    ],
+)
+def test_every_name_of_a_model_is_an_agent(
+    spec: str, style: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[str, Any]] = []
+
+    def load(name: str, *, style: Any = None) -> Any:
+        loaded.append((name, style))
+        return scripted("hi")
+
+    for folder in ("model", "adapter"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "model" / "chat_template.jinja").write_text("x", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("usertwin.simulator.backends.load.load_model", load)
+    assert ask(spec) == ["hi"]
+    assert loaded == [(spec, style)]
+
+
+@pytest.mark.parametrize("name", ["local", "transformers", "scripted"])
+def test_a_module_may_be_called_like_a_kind_of_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"{name}.py").write_text(
+        "class Desk:\n    @staticmethod\n    def answer(input):\n        return 'hi'\n", "utf-8"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    assert ask(f"{name}:Desk.answer") == ["hi"]
+    sys.modules.pop(name)
+
+
+def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    with pytest.raises(UsageError, match="no chat template, so it cannot be an agent"):
+        load_agent(f"transformers:{tmp_path / 'base'}")
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
+        ("raise ValueError('no shop')\n", "ValueError: no shop"),
+        ("def __getattr__(name):\n    raise KeyError(name)\n", "KeyError: 'agent'"),
+    ],
+)
+def test_a_module_that_fails_is_refused(body: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "failing_agent.py").write_text(body, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "failing_agent", raising=False)
+    with pytest.raises(UsageError, match=error):
+        load_agent("failing_agent:agent")
+
+
+class Hostile:
+    """An object whose attributes and text raise."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(name)
+
+    def __repr__(self) -> str:
+        raise ValueError("no text")
+
+
+def test_an_object_whose_attributes_raise_is_refused() -> None:
+    with pytest.raises(UsageError, match="Hostile cannot be used"):
+        as_agent(Hostile())
+
+
 def test_only_scripted_forbids_a_hosted_model_as_an_agent() -> None:
     with pytest.raises(ModelError, match="USERTWIN_ONLY_SCRIPTED"):
         load_agent("openai:x@http://127.0.0.1:9/v1")
@@ -472,6 +638,29 @@ def test_an_openai_compatible_endpoint_is_an_agent(endpoint: Endpoint) -> None:
     assert request["path"] == "/v1/chat/completions"
     assert request["model"] == "desk-model"
     assert [(m["role"], m["content"]) for m in request["messages"][1:]] == [(m["role"], m["content"]) for m in LONGER]
+    assert not {"max_tokens", "max_completion_tokens"} & request.keys()  # the endpoint's own limit, if it has one
+
+
+def test_a_model_that_stops_at_its_token_limit_before_it_answers_is_an_error_that_says_so(endpoint: Endpoint) -> None:
+    endpoint.content, endpoint.finish_reason = "", "length"
+    with pytest.raises((AgentError, ModelError), match=r"stopped at .* before it answered"):
+        ask(f"openai:x@{endpoint.url}")
+    endpoint.content = "The bell is"  # cut off, and heard
+    assert ask(f"openai:x@{endpoint.url}") == ["The bell is"]
+
+
+def test_a_model_in_this_process_has_room_to_reason() -> None:
+    model = replace(scripted("hi"), name="local:small")
+    limits: list[Any] = []
+    generate = model.chat._agenerate
+
+    async def recording(*arguments: Any, **options: Any) -> Any:
+        limits.append(options.get("max_tokens"))
+        return await generate(*arguments, **options)
+
+    object.__setattr__(model.chat, "_agenerate", recording)
+    assert ask(model) == ["hi"]
+    assert limits == [8192]
 
 
 def test_an_endpoint_can_be_called_from_different_event_loops(endpoint: Endpoint) -> None:
