@@ -131,6 +131,8 @@ def load_agent(spec: str) -> Any:
         return attrgetter(attribute)(module)
     except AttributeError:
         raise UsageError(f'"{spec}": the module "{module_name}" has no "{attribute}"') from None
+    except Exception as error:  # a __getattr__ of the module
+        raise UsageError(f'"{spec}": the attribute cannot be read: {describe(error)}') from error
 
 
 def _is_attribute(kind: str, rest: str) -> bool:

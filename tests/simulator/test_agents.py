@@ -265,8 +265,10 @@ HISTORIES: dict[str, Any] = {
     "a summary": lambda messages, reply: [{"role": "assistant", "content": "(so far: bells)"}, messages[-1], reply],
     "newest first": lambda messages, reply: [reply, *reversed(messages)],
     "with an invented turn": lambda messages, reply: [*map(dict, messages), reply, {"role": "user", "content": "thanks!"}],
-    "with a tool": lambda messages, reply: as_langchain(messages)
-    + [AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}]), ToolMessage("42", tool_call_id="1"), AIMessage(reply["content"])],
+    "with a tool": lambda messages, reply: [
+        *as_langchain(messages), AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}]),
+        ToolMessage("42", tool_call_id="1"), AIMessage(reply["content"]),
+    ],
 }  # fmt: skip
 
 
@@ -515,8 +517,6 @@ def test_module_and_attribute_name_an_agent_in_the_current_folder(tmp_path: Path
         ("", "is not an agent"),
         ("desk", '"desk" is not an agent'),
         ("hf:owner/repo", "is not a file on the Hugging Face hub"),
-        ("transformers:/no/such/folder", "/no/such/folder"),
-        ("local:/no/such.gguf", "/no/such.gguf"),
         ("transformers:no_such_attribute_here", 'the module "transformers" has no "no_such_attribute_here"'),
         ("desk:", '"desk:" is not an agent'),
         (":desk", '":desk" is not an agent'),
