@@ -17,7 +17,7 @@ from functools import lru_cache
 from urllib.parse import quote, unquote
 
 MASK = "***"
-_SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|_PASS)S?(?=_|\d|$)", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|_PASS)S?_?\d*$", re.IGNORECASE)
 #: Shorter values are words such as "none" or "test", which occur in any text.
 _MIN_LENGTH, _MIN_REMEMBERED = 8, 5
 _PART = r"[^/?#\s\"'`<>\\]"

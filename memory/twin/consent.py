@@ -45,8 +45,8 @@ def check_consent(record: TwinRecord, *models: str | None) -> None:
         if name is not None and not _is_allowed(name, *_twin(record)):
             model, twin = (" ".join(text.split()) for text in (name, record.name))
             raise UsageError(
-                f'the twin "{twin}" was not learned on this machine and names the model "{model}", which is not loaded without '
-                f"your word; if you trust that model with your chats, run: usertwin trust {shlex.quote(twin)}"
+                f'the twin "{twin}" names the model "{model}", and nothing shows that you chose it; if you trust it with your '
+                f"chats, run: usertwin trust {shlex.quote(twin)}"
             )
 
 

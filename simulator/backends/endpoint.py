@@ -40,9 +40,10 @@ def openai_chat(model: str, url: str, key: str = "", *, own: bool = False) -> An
 
     # A kept-alive connection belongs to the event loop that opened it, and the caller may use several, one after the other.
     headers = {"Connection": "close"} | ({} if own else dict.fromkeys(_environment_headers(), ""))
+    login = login_of(url) if own or not key else key if ":" in key else None
     key = key or "none"  # OpenAI's client demands one
     remember(key)
-    if login := login_of(url) or (key if ":" in key else None):
+    if login is not None:
         headers["Authorization"] = basic_authorization(login)
     elif "Authorization" in headers:
         headers["Authorization"] = f"Bearer {key}"

@@ -30,7 +30,13 @@ def test_values_of_variables_with_the_name_of_a_secret_are_masked(name: str, mon
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("TOKENIZERS_PARALLELISM", "falsefalse"), ("KEYBOARD", "de-latin1"), ("A_KEY", "none"), ("SSH_KEY", "/home/ann/.ssh/id")],
+    [
+        ("TOKENIZERS_PARALLELISM", "falsefalse"),
+        ("KEYBOARD", "de-latin1"),
+        ("A_KEY", "none"),
+        ("SECRET_NAME", "production"),
+        ("SSH_KEY", "/home/ann/.ssh/id"),
+    ],
 )
 def test_other_values_are_not(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)

@@ -120,3 +120,8 @@ def test_an_error_without_a_secret_keeps_its_cause(endpoint: Endpoint) -> None:
 def test_a_server_that_says_the_key_does_not_reach_the_text(endpoint: Endpoint) -> None:
     endpoint.content = f"your key is {OTHER}"
     assert ask(load_model(f"openai:m@{endpoint.url}#OTHER_KEY")) == "your key is ***"
+
+
+def test_the_key_that_is_named_takes_the_place_of_an_earlier_login(endpoint: Endpoint) -> None:
+    authorization(endpoint, login="ann:canary-pw@")
+    assert authorization(endpoint, "#OTHER_KEY") == f"Bearer {OTHER}"
