@@ -10,13 +10,17 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from conftest import recipe, scripted, small_conversation
+from usertwin.evals.benchmarks.file_operations import Decision, FileOperation, fork, supervise
 from usertwin.memory import Provenance, Recalled, Triple, TripleStore, alearn
 from usertwin.memory.models.embedding import FakeEmbedder, query_text
 from usertwin.memory.models.scoring import FakeScorer
@@ -33,6 +38,7 @@ from usertwin.personas import ChatLog, Pair, Turn, TwinError
 from usertwin.personas.chat_log import sort_by_time
 
 EMBEDDER = FakeEmbedder(32)
+FAST = next((folder for folder in ("/dev/shm",) if os.path.isdir(folder)), None)  #: a folder in memory, where syncing is free
 WORDS = ("weather", "oslo", "refund", "order", "monday", "please", "train", "music")
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
@@ -145,26 +151,79 @@ def _may_change_a_file(function: Any) -> bool:
 
 # Writing until killed ----------------------------------------------------------------------------------------------------
 
+Send = Callable[[Any], None]
 
-def write(connection: Connection, folder: str, seed: int, step: int | None) -> None:
+
+def sender(path: Path) -> Send:
+    """Return a function that appends messages to a file; each is there before the function returns."""
+    descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    return lambda message: [os.write(descriptor, pickle.dumps(message))].clear()
+
+
+def received(path: Path) -> list[Any]:
+    """Return the messages in a file, and remove it; a partial message is dropped."""
+    messages: list[Any] = []
+    if path.exists():
+        with path.open("rb") as file, suppress(EOFError, pickle.UnpicklingError):
+            while True:
+                messages.append(pickle.load(file))
+    path.unlink(missing_ok=True)
+    return messages
+
+
+def killed_after(seconds: float, work: Callable[[], object]) -> int:
+    """Kill a process after some seconds of `work`; return its wait status."""
+    process = fork(work)
+    time.sleep(seconds)
+    os.kill(process, signal.SIGKILL)
+    return os.waitpid(process, 0)[1]
+
+
+def killed_before(number: int, work: Callable[[], object], folder: Path) -> int:
+    """Kill a process before its n-th file operation in a folder, counted from 0, or in the middle of it if it is a write."""
+    left = number
+
+    def decide(operation: FileOperation) -> Decision:
+        nonlocal left
+        left -= operation.changes
+        if left >= 0:
+            return "go on"
+        return "kill in half" if number % 2 and operation.can_be_half else "kill"
+
+    return supervise(work, folder, decide)
+
+
+def operations_of(work: Callable[[], object], folder: Path) -> int:
+    """Return the number of file operations of `work` in a folder."""
+    count = 0
+
+    def decide(operation: FileOperation) -> Decision:
+        nonlocal count
+        count += operation.changes
+        return "go on"
+
+    assert supervise(work, folder, decide) == 0, "the process failed"
+    return count
+
+
+def write(send: Send, folder: Path, seed: int) -> None:
     """Change the memory in every possible way; send each change before it begins, and a message when it is done."""
     rng = random.Random(seed)
-    with killed_at(step):
-        store = TripleStore(folder, EMBEDDER)
-        known = {t.id: t for t in store.triples()}
-        connection.send(("opened", known))
-        for _ in range(60):
-            change = _change(rng, list(known.values()))
-            connection.send(("begin", change))
-            if change[0] == "reopen":
-                store.close()
-                store = TripleStore(folder, EMBEDDER)
-            else:
-                getattr(store, change[0])(*change[1:])
-            connection.send(("done",))
-            known = after(known, change)
-        store.close()
-    connection.send(("closed",))
+    store = TripleStore(folder, EMBEDDER)
+    known = {t.id: t for t in store.triples()}
+    send(("opened", known))
+    for _ in range(60):
+        change = _change(rng, list(known.values()))
+        send(("begin", change))
+        if change[0] == "reopen":
+            store.close()
+            store = TripleStore(folder, EMBEDDER)
+        else:
+            getattr(store, change[0])(*change[1:])
+        send(("done",))
+        known = after(known, change)
+    store.close()
+    send(("closed",))
 
 
 def _change(rng: random.Random, known: Sequence[Triple]) -> Step:
@@ -216,39 +275,48 @@ class Killed:
     while_opening: int = 0
 
 
-def kill_often(times: int, seed: int, home: Path) -> Killed:
-    """Kill a writing process many times, and assert after each kill that nothing acknowledged is lost.
+def kill_often(times: int, seed: int) -> dict[str, int]:
+    """Kill a writing process many times, and assert after each kill that nothing acknowledged is lost; return the counts.
 
-    Half of the kills come at a random time, half before or after a random step (`killed_at`). After three of four kills the
-    memory is opened here and must be clean; after the others the next process opens it, and may be killed during the repair.
-    Every sixth kill begins a new memory, so that some kills come during creation.
+    Half of the kills come at a random time, half before or in a random file operation. After three of four kills the memory is
+    opened here and must be clean; after the others the next process opens it, and may be killed during the repair. Every sixth
+    kill begins a new memory, so that some kills come during creation.
 
     Asserted: the memory holds the result of all acknowledged changes, with or without the unfinished one, which is applied as a
     whole or not at all; it has no problems; and recall equals an exhaustive search.
 
+    Run it in a `Child`: it forks the processes that it kills.
+
     Args:
         times: number of kills.
-        seed: seed of times, steps and changes (times are only as exact as the machine).
-        home: an empty folder.
+        seed: seed of times, operations and changes (times are only as exact as the machine).
     """
-    rng, counts, folder = random.Random(seed), Killed(), home
+    rng, counts = random.Random(seed), Killed()
     options: list[Known] = [{}]
     number = 0
-    while counts.kills < times or number % 6:
-        if number % 6 == 0:
-            folder, options = home / str(number), [{}]
-        number += 1
-        by_step = rng.random() < 0.5
-        step, moment = int(rng.triangular(1, 700, 1)) if by_step else None, rng.uniform(0, 0.4)
-        child = Child(write, str(folder), rng.randrange(2**32), step)
-        messages = child.end() if by_step else [*child.rest(moment), *child.kill()]
-        assert child.process.exitcode in (0, -signal.SIGKILL), f"the process failed: {child.process.exitcode}, {messages[-1:]}"
-        counts.kills += child.process.exitcode != 0
-        counts.while_opening += not messages
-        options = _possible(options, messages, counts)
-        if rng.random() < 0.75 or number % 6 == 0:
-            options = [check(folder, options)]
-    return counts
+    with tempfile.TemporaryDirectory(dir=FAST) as home:
+        folder, messages = Path(home), Path(home, "messages")
+        while counts.kills < times or number % 6:
+            if number % 6 == 0:
+                folder, options = Path(home, str(number)), [{}]
+            number += 1
+            changes = partial(_write_to, messages, folder, rng.randrange(2**32))
+            if rng.random() < 0.5:
+                status = killed_before(int(rng.triangular(0, 1500, 0)), changes, folder)
+            else:
+                status = killed_after(rng.uniform(0, 0.4), changes)
+            assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL), f"the process failed: {status}"
+            counts.kills += status != 0
+            sent = received(messages)
+            counts.while_opening += not sent
+            options = _possible(options, sent, counts)
+            if rng.random() < 0.75 or number % 6 == 0:
+                options = [check(folder, options)]
+    return asdict(counts)
+
+
+def _write_to(messages: Path, folder: Path, seed: int) -> None:
+    write(sender(messages), folder, seed)
 
 
 def _possible(options: Sequence[Known], messages: Sequence[Any], counts: Killed) -> list[Known]:
@@ -390,17 +458,60 @@ def long_log() -> ChatLog:
     return ChatLog(sort_by_time([small_conversation(number) for number in range(80)], "test"), "test")
 
 
-def learn_ann(connection: Connection, home: str, method: Method, step: int | None) -> None:
+def learn_ann(messages: Path, home: Path, method: Method) -> None:
     """Learn a twin, and send the progress."""
     os.environ["USERTWIN_ONLY_SCRIPTED"] = "1"
     learn._CHUNK = 32  # several commits
-    model = scripted("wants the weather for a city")
+    send, model = sender(messages), scripted("wants the weather for a city")
     ann_recipe = recipe(method=method, embedder=EMBEDDER.name, candidates=1, max_traces=30, window=2)
-    with killed_at(step):
-        asyncio.run(
-            alearn(
-                "ann", long_log(), ann_recipe, embedder=EMBEDDER, model=model, scorer=FakeScorer(), home=home,
-                progress=lambda stage, done, total: connection.send((stage, done)),
-            )
-        )  # fmt: skip
-    connection.send(("complete", 0))
+    asyncio.run(
+        alearn(
+            "ann", long_log(), ann_recipe, embedder=EMBEDDER, model=model, scorer=FakeScorer(), home=home,
+            progress=lambda stage, done, total: send((stage, done)),
+        )
+    )  # fmt: skip
+    send(("complete", 0))
+
+
+def learn_killed(home: str, method: Method) -> dict[str, Any]:
+    """Learn a twin in processes that are killed, each at a later file operation than the one before, until one ends.
+
+    After each kill, what was acknowledged must be in the memory, which must be clean. Run it in a `Child`.
+
+    Returns:
+        the number of kills, the largest acknowledged numbers by stage, the first message of the last process, and the contents
+        of the memory of the killed twin and of one that was learned at once.
+    """
+    killed, whole, messages = Path(home, "killed"), Path(home, "whole"), Path(home, "messages")
+    count = operations_of(lambda: learn_ann(messages, whole, method), whole)
+    assert received(messages)[-1] == ("complete", 0)
+    acknowledged, kills = {"memories": 0, "traces": 0}, 0
+    work = killed / ".ann.partial"
+    while killed_before(count * (kills + 1) // 8, lambda: learn_ann(messages, killed, method), killed):
+        kills += 1
+        for stage, done in received(messages):
+            acknowledged[stage] = max(acknowledged[stage], done)
+        if acknowledged["memories"]:
+            learned = check(work, [known(work)])
+            assert len(learned) >= acknowledged["memories"]
+            assert sum(t.provenance is not None for t in learned.values()) >= acknowledged["traces"]
+    sent = received(messages)
+    assert sent[-1] == ("complete", 0)
+    contents = {"killed": known(killed / "ann"), "whole": known(whole / "ann")}
+    return {"kills": kills, "acknowledged": acknowledged, "first": sent[0], **contents}
+
+
+def run_in_child(function: Callable[..., Any], *arguments: object) -> Any:
+    """Return the result of a function in a process of its own, which may fork; its error is raised here."""
+    [message] = Child(_reply, function, arguments).rest(600)
+    if isinstance(message, BaseException):
+        raise message
+    return message
+
+
+def _reply(connection: Connection, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+    try:
+        connection.send(function(*arguments))
+    except Exception as error:
+        traceback.print_exc()
+        connection.send(error)
