@@ -27,7 +27,7 @@ from usertwin.memory.store.writer_lock import WriterLock
 from usertwin.memory.triples import Triple
 from usertwin.personas import Conversation, TwinError, UsageError
 from usertwin.personas.dates import to_timestamp
-from usertwin.personas.files import fsync_folder, write_private
+from usertwin.personas.files import write_private
 
 from .abandonment import fit_leaving_models
 from .locks import replaced_folder, staged_folder, writing
@@ -168,7 +168,11 @@ def forget(
         if not (journal.triples or journal.removed or conversation in (*record.corpus, *record.validation, *record.test)):
             raise UsageError(f'{record.name}: there is no conversation "{conversation}" in the twin; nothing was changed')
         with storage_errors(folder):
-            journal.save(folder)
+            try:
+                journal.save(folder)
+            except BaseException:
+                (folder / _JOURNAL).unlink(missing_ok=True)  # it may be in place, but not durable
+                raise
         _execute(folder, embedder, journal)
     return journal.result
 
@@ -239,8 +243,7 @@ def _execute(folder: Path, embedder: Embedder, journal: Journal) -> bool:
     with storage_errors(folder):
         remaining = remains(folder, journal)
         if not remaining:
-            (folder / _JOURNAL).unlink()
-            fsync_folder(folder)
+            (folder / _JOURNAL).unlink()  # should it reappear after a power cut, the steps are done again
             return True
     names = ", ".join(path.name for path in remaining)
     _LOG.warning("%s: %s may still hold forgotten turns; they are erased when the twin is next opened", folder, names)

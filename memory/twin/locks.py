@@ -26,12 +26,12 @@ _WAIT = 10.0
 
 
 @contextmanager
-def writing(folder: Path, *, wait: float = _WAIT) -> Generator[None]:
-    """Hold the writer lock of a twin. TwinError that names the holder if it is not free within `wait` seconds."""
+def writing(folder: Path, *, wait: float | None = None) -> Generator[None]:
+    """Hold the writer lock of a twin. TwinError, with the holder, if it is not free within `wait` seconds (default 10)."""
     files = folder.with_name(f".{folder.name}")
     with storage_errors(folder):
         private_folder(folder.parent)
-        lock = WriterLock(folder, wait, files)
+        lock = WriterLock(folder, _WAIT if wait is None else wait, files)
         lock.acquire()
         for path in (*folder.glob(".*.partial"), *staged_folder(folder).glob(".*.partial")):
             if not path.name.startswith((".twin.json.", ".memory.")):  # they have locks of their own
