@@ -146,10 +146,11 @@ def _end_background_tasks() -> None:
     _served.clear()  # threads that still wait are daemons; woken, they would print a traceback
     for loop in reversed(_loops):
         with suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(_cancel_tasks(), loop).result(2 * _GRACE)
+            asyncio.run_coroutine_threadsafe(cancel_tasks(), loop).result(2 * _GRACE)
 
 
-async def _cancel_tasks() -> None:
+async def cancel_tasks() -> None:
+    """Cancel all other tasks of the running loop, and give them a second to end."""
     if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
         for task in tasks:
             task.cancel()

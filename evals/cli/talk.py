@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.simulator.simulation import DEFAULT_AGENT_TIMEOUT, DEFAULT_MAX_TURNS
 
-from .options import console_for, file_path, home_option, model_option, progress_bars, seed_option, style_option
+from .options import check_writable, console_for, file_path, home_option, model_option, progress_bars, seed_option, style_option
 from .twin_actions import open_twin
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from usertwin.simulator import Exchange
+
+
+@contextlib.contextmanager
+def _own_output(console: Console) -> Generator[None]:
+    """Let a console write to standard output even if an agent closes or replaces it; put it back at the end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream without a descriptor
+        options: dict[str, Any] = {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors}
+        console.file = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, **options)
+    with contextlib.redirect_stdout(sys.stdout), contextlib.redirect_stderr(sys.stderr):
+        yield
+
 
 goal_option = click.option("--goal", default="", help="What the twin wants; the agent does not see it.")
 
@@ -101,7 +117,10 @@ def simulate(
     from usertwin.simulator.terminal import show_exchange
 
     console = console_for()
+    click.get_current_context().with_resource(_own_output(console))
     check_limits(max_turns=max_turns, agent_timeout=agent_timeout, count=count)
+    if out is not None:
+        check_writable(out, "--out")
     under_test = agent if agent_process else as_agent(agent)  # reports a wrong name before a model is loaded
     with open_twin(console, name, home, model, style) as user, progress_bars(console) as bars:
         turns_so_far = Counter[int]()

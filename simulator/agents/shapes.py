@@ -86,9 +86,9 @@ def as_agent(agent: Any) -> AgentCall:
     if isinstance(agent, AgentCall):
         return agent
     if isinstance(agent, str):
-        return as_agent(load_agent(agent))
+        return AgentCall(_model(load_agent(agent)), ours=True) if _is_model(agent) else as_agent(load_agent(agent))
     if isinstance(agent, ChatModel):
-        return AgentCall(_model(agent), ours=True)
+        return AgentCall(_model(agent))
     try:
         if hasattr(agent, "ainvoke"):
             return AgentCall(_graph(agent) if hasattr(agent, "checkpointer") else _runnable(agent))
@@ -113,11 +113,9 @@ def load_agent(spec: str) -> Any:
         from ..demo_agent import help_desk
 
         return help_desk
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as with python -m, so that agent.py in the current folder can be named
-    module_name, _, attribute = spec.partition(":")
-    if kind_of(spec) in _MODEL_KINDS and not _is_attribute(module_name, attribute):
+    if _is_model(spec):
         return _load_model_agent(spec)
+    module_name, _, attribute = spec.partition(":")
     if not module_name or module_name.startswith(".") or not attribute:
         raise UsageError(f'"{spec}" is not an agent; use module:attribute, demo, or a model such as openai:NAME@URL')
     try:
@@ -135,11 +133,15 @@ def load_agent(spec: str) -> Any:
         raise UsageError(f'"{spec}": the attribute cannot be read: {describe(error)}') from error
 
 
-def _is_attribute(kind: str, rest: str) -> bool:
-    """Return whether what looks like a model's name is an attribute of a module with that name, such as "local:answer"."""
-    if kind not in {"local", "transformers", "scripted"} or rest == "small" or os.path.exists(os.path.expanduser(rest)):
-        return False
-    return all(part.isidentifier() for part in rest.split(".")) and importlib.util.find_spec(kind) is not None
+def _is_model(spec: str) -> bool:
+    """Return whether a string names a model, and no attribute of a module called like one, such as "local:answer"."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as with python -m, so that agent.py in the current folder can be named
+    if (kind := kind_of(spec)) not in {"local", "transformers", "scripted"}:
+        return kind in _MODEL_KINDS
+    rest = spec.partition(":")[2]
+    is_attribute = all(part.isidentifier() for part in rest.split(".")) and importlib.util.find_spec(kind) is not None
+    return not is_attribute or rest == "small" or os.path.exists(os.path.expanduser(rest))
 
 
 def _load_model_agent(spec: str) -> ChatModel:

@@ -9,6 +9,7 @@ an agent that blocks, and its turn counts as late when it returns.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
 import signal
@@ -17,11 +18,12 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast
 
+from usertwin.memory.event_loop import cancel_tasks
 from usertwin.personas import AgentError, UsertwinError
 from usertwin.personas.printable import printable
 
@@ -59,7 +61,7 @@ async def run_turn(call: Call, messages: Sequence[Message], thread_id: str, time
     """Return the agent's new messages, or how it failed. Only a cancellation of the caller is raised."""
     started, caller = time.perf_counter(), asyncio.current_task()
     steps = _Steps(call(messages, thread_id), None if call.own_loop else caller)
-    loop = await _agent_loop() if call.own_loop else None
+    loop = await _agent_loop(_depth.get()) if call.own_loop else None
     running: asyncio.Future[_Outcome]
     if loop is not None:
         running = asyncio.wrap_future(loop.submit(_outcome(steps)))
@@ -275,7 +277,9 @@ class _AgentLoop:
 
     def submit(self, work: Coroutine[Any, Any, _Outcome]) -> Future[_Outcome]:
         """Start a coroutine in the loop."""
+        token = _depth.set(_depth.get() + 1)
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        _depth.reset(token)
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
         if self._ended:
@@ -304,19 +308,28 @@ def _fail(future: Future[_Outcome]) -> None:
 
 
 _lock = threading.Lock()
-_loop: _AgentLoop | None = None
+#: The loops by depth: an agent may itself wait for a conversation with another one.
+_loops: dict[int, _AgentLoop] = {}
+_depth: ContextVar[int] = ContextVar("usertwin_agent_depth", default=0)
 
 
-async def _agent_loop() -> _AgentLoop:
+async def _agent_loop(depth: int) -> _AgentLoop:
     """Return the process's loop for agents, a new one if there is none that responds."""
-    global _loop
-    present = _loop
+    present = _loops.get(depth)
     if present is not None and await present.responds():
         return present
     with _lock:
-        if _loop is None or _loop is present:
-            _loop = _AgentLoop()
-        return _loop
+        if _loops.get(depth) is present:
+            _loops[depth] = _AgentLoop()
+        return _loops[depth]
+
+
+@atexit.register
+def _end_background_tasks() -> None:
+    """Cancel what agents left running, so that it can clean up."""
+    for present in _loops.values():
+        with contextlib.suppress(Exception):
+            asyncio.run_coroutine_threadsafe(cancel_tasks(), present.loop).result(2 * _GRACE)
 
 
 def exit_soon(code: str | int | None) -> None:

@@ -185,6 +185,17 @@ def test_conversations_beside_an_agent_that_cancels_all_tasks_are_recorded(user:
     assert [simulation.stop_reason for simulation in asyncio.run(two())] == ["agent_error", "max_turns"]
 
 
+def test_an_agent_may_itself_wait_for_a_conversation_with_an_agent(user: SimulatedUser) -> None:
+    async def inner(messages: list[dict[str, Any]]) -> str:
+        await asyncio.sleep(0)
+        return "For which day?"
+
+    async def outer(messages: list[dict[str, Any]]) -> str:
+        return simulate(user, inner, max_turns=1).stop_reason  # blocks the loop of agents
+
+    assert [m["content"] for m in simulate(user, outer, max_turns=1).messages if m["role"] == "assistant"] == ["max_turns"]
+
+
 # The user's own Ctrl-C --------------------------------------------------------------------------------------------------
 
 
@@ -370,6 +381,19 @@ def test_threads_that_an_agent_left_behind_do_not_keep_the_program_alive(ann: st
     result = usertwin(tmp_path, "simulate", ann, "--agent", "threaded_agent:agent", "--model", script)
     assert result.returncode == 1, result.stderr
     assert "agent_error: the agent returned None" in result.stdout
+
+
+def test_an_agent_that_breaks_standard_output_changes_neither_the_report_nor_the_exit_code(ann: str, tmp_path: Path) -> None:
+    (tmp_path / "closing_agent.py").write_text(
+        "import sys\ndef agent(messages):\n    if sys.stdout:\n        sys.stdout.close()\n"
+        "    sys.stdout = sys.stderr = object()\n    return 'Which one?'\n", "utf-8"
+    )  # fmt: skip
+    script = write_script(tmp_path, *WEATHER)
+    command = ("simulate", ann, "--agent", "closing_agent:agent", "--model", script, "--count", "2", "--max-turns", "1")
+    result = usertwin(tmp_path, *command)
+    assert "conversation 1: 1 turns, max_turns" in result.stdout
+    assert "conversation 2: 1 turns, agent_error: the agent raised AttributeError" in result.stdout  # object() has no close
+    assert (result.returncode, result.stderr) == (1, "")
 
 
 def test_an_agent_that_changes_the_folder_does_not_move_the_run(
