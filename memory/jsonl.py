@@ -18,6 +18,7 @@ from usertwin.personas.reading import parse_json
 from usertwin.personas.secrets import mask
 
 T = TypeVar("T")
+_BLOCK = 2**16
 
 
 def complete_lines(path: Path) -> list[bytes]:
@@ -46,8 +47,21 @@ def open_for_append(path: Path) -> TextIO:
     """Open a private file for appending, created if missing; an incomplete last line is removed first."""
     refuse_link(path)
     if path.is_file():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        os.truncate(path, _complete_bytes(path))
     return cast("TextIO", open_private(path, "a", encoding="utf-8", errors="backslashreplace"))
+
+
+def _complete_bytes(path: Path) -> int:
+    """Return the size of a file's complete lines; only its end is read."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            if (newline := file.read(end - start).rfind(b"\n")) >= 0:
+                return start + newline + 1
+            end = start
+    return 0
 
 
 def append_line(file: TextIO, value: Any) -> None:
