@@ -51,7 +51,8 @@ def without_reasoning(completion: str, prompt: str = "") -> Answered:
         return Answered(final, "" if final else ONLY_REASONING)
     mentioned = prompt.casefold()
     opened = [tag for tag in _OPEN.finditer(completion) if not _is_mention(completion, tag, mentioned)]
-    closed = [tag for tag in _CLOSE.finditer(completion) if not _is_mention(completion, tag, mentioned)]
+    first = opened[0].start() if opened else len(completion)  # what follows an opening tag may close it
+    closed = [t for t in _CLOSE.finditer(completion) if t.start() > first or not _is_mention(completion, t, mentioned)]
     if not opened and not closed:
         return Answered(completion)
     end = closed[-1].end() if closed else 0

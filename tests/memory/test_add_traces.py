@@ -453,6 +453,11 @@ USELESS: dict[str, Callable[[str], str]] = {
     "deep brackets": lambda _: "[" * 10_000,
     "tags": lambda _: "<think>" * 2_000 + "</action>" * 2_000,
 }
+#: Useless replies without a word, by prompt style.
+WORDLESS = {
+    "instruction": {"nothing", "whitespace", "tags", "deep brackets"},
+    "transcript": {"nothing", "whitespace", "tags", "deep brackets"},
+}
 
 
 def odd_talks() -> list[Conversation]:
@@ -465,6 +470,13 @@ def odd_talks() -> list[Conversation]:
 )
 def test_useless_replies_leave_pairs_without_a_trace_and_with_a_reason(style: PromptStyle, name: str) -> None:
     model, chat = function_model(lambda prompt, _: USELESS[name](prompt), style, structured=style == "instruction")
+    if name in WORDLESS[style]:  # a fault of the model, and no pair counts as tried
+        with pytest.raises(
+            ModelError, match=r'"telling" made no trace: it wrote nothing in all \d+ proposals for 5 pairs; use an'
+        ):
+            run(recipe(candidates=2), model, lamps(*odd_talks()))
+        assert all(triple.provenance is None for triple in memory())
+        return
     run(recipe(candidates=2), model, lamps(*odd_talks()))
     triples = memory()
     assert {triple.pair.action for triple in triples} >= {"ok", "😀", ACTIONS["3,000 words"]}
@@ -498,11 +510,25 @@ def test_a_pair_with_any_action_is_stored_and_tried(changes: dict[str, Any]) -> 
     assert all(t.reasoning or sum(t.provenance.rejected.values()) for t in triples if t.provenance is not None)
 
 
-def test_a_judge_without_a_verdict_rejects_all_proposals() -> None:
+def test_a_judge_without_a_verdict_is_an_error_and_no_pair_counts_as_tried() -> None:
     model, _ = function_model(judge_and_reconstruct, "instruction")
     useless, chat = function_model(lambda _prompt, _seed: "I would rather not", "instruction")
-    run(recipe(fidelity="judge", actor="a", judge="j", max_traces=3), model, actor=model, judge=replace(useless, name="j"))
-    tried = [triple.provenance for triple in memory() if triple.provenance is not None]
-    assert [(provenance.rejected, provenance.candidates) for provenance in tried] == [({"no_verdict": 2}, 2)] * 3
+    judged = recipe(fidelity="judge", actor="a", judge="j", max_traces=3)
+    with pytest.raises(ModelError, match="the judge gave no readable verdict in all 6 proposals for 3 pairs"):
+        run(judged, model, actor=model, judge=replace(useless, name="j"))
     assert len(chat.requests) == 3 * 3  # a verdict is requested three times
-    assert all(triple.reasoning is None for triple in memory())
+    assert all(triple.provenance is None for triple in memory())
+    run(judged, model, actor=model, judge=model)  # the same command with a judge that answers
+    assert any(triple.reasoning for triple in memory())
+
+
+def test_a_pair_without_a_verdict_among_others_counts_its_proposals_as_rejected() -> None:
+    model, _ = function_model(judge_and_reconstruct, "instruction")
+
+    def sometimes(prompt: str, seed: int) -> str:
+        return "I would rather not" if "desk 0" in prompt else judge_and_reconstruct(prompt, seed)
+
+    judge, _ = function_model(sometimes, "instruction")
+    run(recipe(fidelity="judge", actor="a", judge="j"), model, actor=model, judge=replace(judge, name="j"))
+    rejected = [t.provenance.rejected for t in memory() if t.provenance is not None and not t.reasoning]
+    assert {"no_verdict": 2} in rejected

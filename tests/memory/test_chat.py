@@ -131,6 +131,90 @@ def test_usage_can_be_summed() -> None:
     assert sum([Usage(1, 2, 3), Usage(10, 20, 30)], Usage()) == Usage(11, 22, 33)
 
 
+@pytest.mark.parametrize("chat", [Recording(), MultiChoice(), SingleChoice()], ids=["no n", "n", "n ignored"])
+def test_config_reaches_the_call_of_several_completions(chat: Recording) -> None:
+    from langchain_core.callbacks import BaseCallbackHandler
+
+    class Recorder(BaseCallbackHandler):
+        def __init__(self) -> None:
+            self.starts: list[tuple[Any, Any]] = []
+            self.ends = 0
+
+        def on_chat_model_start(self, *args: Any, tags: Any = None, metadata: Any = None, **options: Any) -> None:
+            self.starts.append((tags, (metadata or {}).get("run")))
+
+        def on_llm_end(self, *args: Any, **options: Any) -> None:
+            self.ends += 1
+
+    recorder = Recorder()
+    complete(ChatModel("m", chat), n=3, config={"callbacks": [recorder], "tags": ["here"], "metadata": {"run": 7}})
+    assert recorder.starts
+    assert set(map(str, recorder.starts)) == {"(['here'], 7)"}
+    assert recorder.ends == len(recorder.starts)
+
+
+def test_several_completions_come_in_the_order_of_the_requests() -> None:
+    for _ in range(20):
+        assert [item.text for item in complete(scripted("one", "two"), n=3)] == ["one", "two", "one"]
+
+
+# Reasoning and limits ------------------------------------------------------------------------------------------------
+
+
+class Reasoner(Recording):
+    """A model that reasons, in its text or beside it, and may be cut off or refuse a limit."""
+
+    text: str = ""
+    finish: str = "stop"
+    most: int = 10**6
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **options: Any) -> ChatResult:
+        super()._generate(messages, stop, run_manager, **options)
+        if options.get("max_tokens", 0) > self.most:
+            raise ValueError(f"'max_tokens' is too large: {options['max_tokens']}; at most {self.most}")
+        beside: dict[str, Any] = {"additional_kwargs": {"reasoning_content": "SECRET"}}
+        message = AIMessage(self.text, response_metadata={"finish_reason": self.finish}, **beside)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def test_reasoning_is_no_part_of_a_completion_and_stops_apply_after_it() -> None:
+    [item] = complete(ChatModel("m", Reasoner(text="<think>\nSECRET\n</think>\n\nhello\nMe: x")), stop=["\n"])
+    assert (item.text, item.defect) == ("hello", "")
+    [item] = complete(ChatModel("m", Reasoner(text="<think>SECRET")))
+    assert (item.text, bool(item.defect)) == ("", True)
+    assert complete(ChatModel("m", Reasoner(text="hello")))[0].text == "hello"
+
+
+def test_a_completion_from_the_cache_is_the_same(tmp_path: Path) -> None:
+    model = ChatModel("m", Reasoner(text="a <think>b"), cache=CompletionCache(tmp_path / "c"))
+    first, again = complete(model), complete(model)
+    assert first == again
+    assert first[0].defect
+    assert isinstance(model.chat, Reasoner)
+    assert len(model.chat.calls) == 1
+
+
+def test_an_empty_completion_at_the_limit_is_asked_for_again(tmp_path: Path) -> None:
+    chat = Reasoner(text="", finish="length")
+    model = ChatModel("m", chat, cache=CompletionCache(tmp_path / "c"))
+    assert [complete(model)[0].at_limit for _ in range(2)] == [True, True]
+    assert len(chat.calls) == 2
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_limit_that_the_endpoint_refuses_is_left_out(n: int) -> None:
+    chat = Reasoner(text="hello", most=4096)
+    assert [item.text for item in complete(ChatModel("m", chat), n=n, max_tokens=9000)] == ["hello"] * n
+    assert sum("max_tokens" not in call for call in chat.calls) == n
+
+
+def test_control_tokens_in_messages_are_made_inert() -> None:
+    chat = Recording()
+    model = ChatModel("m", chat, control_tokens=("<|im_end|>", "</s>"))
+    asyncio.run(sample(model, [("system", "be </s> kind"), ("user", "<|im_end|>" * 10)]))
+    assert chat.calls[0]["messages"] == [("system", "be < /s> kind"), ("human", "< |im_end|>" * 10)]
+
+
 def test_config_reaches_the_call() -> None:
     from langchain_core.callbacks import BaseCallbackHandler
 

@@ -34,7 +34,7 @@ ACTION = "I would rather take the early train to Oslo"
 KNOWN = " / ".join(reversed(ACTION.split()))
 
 VERDICTS = {None, *REASONS}
-MODEL_REASONS = {"malformed", "misleads", "leans_on_words", "no_verdict"}  # not from the lexical guards
+MODEL_REASONS = {"malformed", "cut_off", "misleads", "leans_on_words", "no_verdict"}  # not from the lexical guards
 
 
 def pair(action: str, *context: str, goal: str = "") -> Pair:

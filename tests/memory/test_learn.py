@@ -210,9 +210,17 @@ def test_limits_keep_the_latest_triples_and_traces(log: ChatLog) -> None:
 
 
 def test_a_given_persona_is_the_twins(log: ChatLog) -> None:
-    persona = Persona("Annie", "Likes the sea.")
+    persona = Persona("Annie", "Likes the sea.", 9, ("hi",))
     assert run("ann", log, recipe(method="none"), persona=persona).persona == persona
     assert TwinRecord.load(twin_folder("ann")).persona == persona
+
+
+def test_a_given_persona_without_counts_gets_those_of_the_log(log: ChatLog) -> None:
+    derived = run("bob", log, recipe(method="none")).persona
+    given = run("ann", log, recipe(method="none"), persona=Persona("Annie", "Likes the sea.")).persona
+    assert given == replace(derived, name="Annie", description="Likes the sea.")
+    assert given.typical_words > 0  # a limit of tokens follows from it
+    assert (derived.derived, given.derived) == (True, False)
 
 
 def test_a_long_identifier_is_shortened_for_a_name() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +15,7 @@ from usertwin.memory.text.transcript import (
     format_example,
     format_thought_prompt,
     join_blocks,
+    persona_line,
     single_line,
 )
 from usertwin.personas import Pair, Turn
@@ -63,11 +67,38 @@ def test_several_other_speakers_are_named_even_if_only_one_is_in_the_window() ->
     assert context_lines(three, 1) == ["Bob: So?"]
 
 
-def test_long_turn_and_long_goal_keep_their_end() -> None:
-    (line,) = context_lines(pair(("Bob", "x" * 300 + "end")), 4)
-    assert line == "Them: …" + "x" * 237 + "end"
-    assert format_action_prompt(pair(goal="y" * 500 + "end"), 4) == "(My goal: …" + "y" * 397 + "end)\nMe:"
-    assert context_lines(pair(("Bob", "x" * 240)), 4) == ["Them: " + "x" * 240]
+def test_turns_and_goal_are_whole_and_only_examples_are_shortened() -> None:
+    long = "start " + "x" * 3000 + " end"
+    assert context_lines(pair(("Bob", long)), 4) == [f"Them: {long}"]
+    assert format_action_prompt(pair(goal=long), 4) == f"(My goal: {long})\nMe:"
+    assert format_example(pair(("Bob", "x" * 300 + "end")), 4).startswith("Them: …" + "x" * 237 + "end\n")
+    assert format_example(pair(("Bob", "x" * 240)), 4).startswith("Them: " + "x" * 240 + "\n")
+
+
+MARKER = re.compile(r"\((?:me thinking|my goal|about me):", re.IGNORECASE)
+PARTS = ("(", "Me thinking", "ME  Thinking", "My goal", "About me", ":", ")", "\n", "Me: ", "x")
+forged = st.one_of(texts, st.lists(st.sampled_from(PARTS), max_size=8).map("".join))
+
+
+@given(st.lists(st.tuples(st.one_of(st.just("Ann"), forged), forged), max_size=4), forged, forged, st.none() | forged, forged)
+def test_no_text_and_no_speaker_can_be_a_marker_or_a_turn(
+    turns: list[tuple[str, str]], action: str, goal: str, thought: str | None, description: str
+) -> None:
+    sample_pair = pair(*turns, action=action, goal=goal)
+    blocks = [persona_line(description), format_example(sample_pair, 4, thought=thought), format_action_prompt(sample_pair, 4)]
+    prompt = join_blocks(blocks)
+    assert len(MARKER.findall(prompt)) == 1 + (thought is not None) + bool(goal)
+    lines = prompt.splitlines()
+    assert sum(line.startswith("(") for line in lines) == 1 + (thought is not None) + bool(goal)
+    own = sum(speaker == "Ann" for speaker, _ in turns)
+    assert sum(line.startswith("Me:") for line in lines) == 2 * own + 2
+
+
+@pytest.mark.parametrize("speaker", ["(Me thinking", "(My goal", "Me", "me", "Me: hi", "", "()", "(left)"])
+def test_a_speaker_cannot_forge_a_marker_or_the_person(speaker: str) -> None:
+    lines = context_lines(pair((speaker, "I hate it"), ("Cleo", "So?")), 2)
+    assert not lines[0].startswith(("(", "Me:"))
+    assert lines[0].endswith(": I hate it")
 
 
 def test_blocks_are_separated_by_a_blank_line() -> None:

@@ -287,3 +287,11 @@ def test_too_few_turns_error_gives_the_needed_number(count: int, own: int) -> No
 def test_smallest_allowed_person_is_split() -> None:
     split = split_pairs(ChatLog((*chats(2, 7), talk("last", *[("Bob", "?"), ("Ann", "!")] * 6)), "test"), "Ann")
     assert [len(part) for part in parts_of(split)] == [7, 7, 6]
+
+
+def test_a_turn_with_the_text_of_silence_is_a_turn() -> None:
+    last = talk("t", ("Bob", "Hello"), ("Ann", ABANDONED))
+    [pair] = extract_pairs(last, "Ann")
+    assert (pair.action, pair.abandoned) == (ABANDONED, False)
+    [real, silent] = extract_pairs(talk("t", ("Ann", ABANDONED), ("Bob", "Hello?")), "Ann")
+    assert (real.abandoned, silent.abandoned) == (False, True)

@@ -17,6 +17,7 @@ from rich.console import Console
 from conftest import recipe
 from usertwin.memory import ChatModel, Settings, TripleStore, TwinRecord, existing_twin
 from usertwin.memory.models.chat import PromptStyle
+from usertwin.memory.models.token_limits import REASONING_ROOM
 from usertwin.personas import ModelError, UsageError
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.backends.scripted import ScriptedChatModel
@@ -164,7 +165,7 @@ def test_an_instruction_reasoner_works_with_a_transcript_actor(ann: str, actor: 
     assert "Do not write the reply itself." in prompts(thinker)[0]
     assert prompts(actor)[0].endswith("(Me thinking: I am in a hurry. That is all.)\nMe:")
     assert (calls(thinker)[0]["stop"], calls(actor)[0]["stop"]) == (None, ["\n"])
-    assert (calls(thinker)[0]["max_tokens"], calls(actor)[0]["max_tokens"] < 400) == (400, True)
+    assert (calls(thinker)[0]["max_tokens"], calls(actor)[0]["max_tokens"] < 400) == (REASONING_ROOM + 400, True)
 
 
 def test_a_transcript_reasoner_works_with_an_instruction_actor(ann: str, thinker: ChatModel) -> None:
@@ -174,7 +175,7 @@ def test_a_transcript_reasoner_works_with_an_instruction_actor(ann: str, thinker
     assert prompts(thinker)[0].endswith("(Me thinking:")
     assert "What goes on in you right now: I felt calm and wanted it short\n" in prompts(actor)[0]
     assert (calls(thinker)[0]["stop"], calls(thinker)[0]["max_tokens"]) == (["\n"], 60)
-    assert (calls(actor)[0]["stop"], calls(actor)[0]["max_tokens"]) == (None, 1500)
+    assert (calls(actor)[0]["stop"], calls(actor)[0]["max_tokens"]) == (None, REASONING_ROOM + 1500)
 
 
 @pytest.mark.parametrize("styles", [("transcript", "instruction"), ("instruction", "transcript")])
@@ -202,8 +203,8 @@ def test_reasoning_in_the_form_of_a_json_object_becomes_text(ann: str, actor: Ch
 
 def test_prompt_versions_cover_the_styles_of_both_models() -> None:
     both = prompt_versions("instruction")
-    assert prompt_versions("transcript", "instruction") == {"transcript": "1", "reason": both["reason"]}
-    assert prompt_versions("instruction", "transcript") == {"act": both["act"], "transcript": "1"}
+    assert prompt_versions("transcript", "instruction") == {"transcript": "2", "reason": both["reason"]}
+    assert prompt_versions("instruction", "transcript") == {"act": both["act"], "transcript": "2"}
 
 
 # The name of the reasoner -----------------------------------------------------------------------------------------------
