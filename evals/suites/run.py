@@ -30,6 +30,7 @@ from usertwin.memory import TwinRecord, existing_twin
 from usertwin.memory.atomic_files import checksum, file_checksum
 from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, CompletionCache
 from usertwin.memory.progress import Progress, no_progress
+from usertwin.memory.twin.consent import check_consent
 from usertwin.personas import ChatLog, UsageError
 from usertwin.personas.files import private_folder
 from usertwin.simulator.prompts import prompt_versions
@@ -64,11 +65,15 @@ class SuiteRun:
         self._models = models or SuiteModels(suite, fetch)
 
     def people(self, logs: Mapping[str, ChatLog]) -> list[Person]:
-        """Return all people of the suite. LogError or TwinError if one is missing; UsageError for a repeated label."""
+        """Return all people of the suite. LogError or TwinError if one is missing; UsageError for a repeated label.
+
+        UsageError also for a twin from somebody else whose memory needs a model that the user has not allowed.
+        """
         people: list[Person] = []
         for name in self.suite.twins:
-            speaker = TwinRecord.load(existing_twin(name, self._home)).recipe.speaker
-            people.append(Person(label=f"{name}/{speaker}", twin=name, home=self._home))
+            recipe = (record := TwinRecord.load(existing_twin(name, self._home))).recipe
+            check_consent(record, recipe.embedder)
+            people.append(Person(label=f"{name}/{recipe.speaker}", twin=name, home=self._home))
         for corpus in self.suite.corpora:
             for speaker in people_of(corpus, logs[corpus.name], self.suite.window or CONTEXT_WINDOW):
                 label, twin, home = f"{corpus.name}/{speaker}", f"p{len(people):02d}", self.folder / "twins"

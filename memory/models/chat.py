@@ -11,14 +11,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, astuple, dataclass, field, replace
 from functools import partial
 from operator import add
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from usertwin.memory.concurrency import gather
 from usertwin.memory.text.completions import without_reasoning
 from usertwin.memory.text.control_tokens import without_control_tokens
 from usertwin.personas import ModelError, UsertwinError
 from usertwin.personas.conversation import replace_lone_surrogates
-from usertwin.personas.secrets import mask, without_secrets
+from usertwin.personas.secrets import mask, remember, without_secrets
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -68,6 +68,11 @@ class ChatModel:
     context_tokens: int | None = None
     count_tokens: Callable[[str], int] | None = None
 
+    def __post_init__(self) -> None:
+        for value in getattr(self.chat, "__dict__", {}).values():
+            if hasattr(value, "get_secret_value"):  # pydantic's SecretStr: a key that was passed in
+                remember(str(value.get_secret_value()))
+
 
 @dataclass(frozen=True, slots=True)
 class Price:
@@ -95,6 +100,10 @@ class Usage:
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(*map(add, astuple(self), astuple(other)))
+
+
+#: A completion in the cache: its text, its token counts, and whether it ended at the limit of tokens.
+_Cached: TypeAlias = tuple[str, tuple[int, ...]] | tuple[str, tuple[int, ...], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +193,10 @@ async def sample(
         options["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
     request = [model.name, model.identity, [list(message) for message in messages], n, seed, options]
     ledger = Ledger() if ledger is None else ledger
-    cached = None if model.cache is None else cast("list[Any] | None", model.cache.get(request))
+    cached = None if model.cache is None else model.cache.get(request, list[_Cached])
     if cached is not None:
         ledger.cache_hits += len(cached)
-        return [_answer(Sample(text, Usage(*counts), *at_limit), stop, prompt) for text, counts, *at_limit in cached]
+        return [_answer(Sample(text, Usage(*counts[:3]), *at_limit), stop, prompt) for text, counts, *at_limit in cached]
     try:
         completions = list[Sample]()
         for start in range(0, n, model.max_n):

@@ -6,6 +6,7 @@ import asyncio
 import traceback
 
 import pytest
+from pydantic import SecretStr
 
 from conftest import Endpoint
 from usertwin.memory import ChatModel
@@ -108,6 +109,16 @@ def test_a_server_that_repeats_the_key_does_not_reach_the_error(endpoint: Endpoi
         ask(load_model(f"openai:m@{endpoint.url}#OTHER_KEY"))
     text = "".join(traceback.format_exception(caught.value))
     assert "canary" not in text
+
+
+def test_a_key_that_was_passed_in_is_masked_too(endpoint: Endpoint) -> None:
+    from langchain_openai import ChatOpenAI
+
+    key = SecretStr("canary passed in")
+    chat = ChatOpenAI(model="m", base_url=endpoint.url, api_key=key, max_retries=0, default_headers={"Connection": "close"})
+    endpoint.refusal = "wrong key canary passed in"
+    with pytest.raises(ModelError, match=r"wrong key \*\*\*"):
+        ask(ChatModel("mine", chat))
 
 
 def test_an_error_without_a_secret_keeps_its_cause(endpoint: Endpoint) -> None:
