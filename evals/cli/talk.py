@@ -46,8 +46,11 @@ def demo(home: Path | None, max_turns: int, limit: int) -> None:
 
     Uses the built-in chat log and the built-in model. A second run reuses what the first one learned and measured.
     """
+    from usertwin.simulator.simulation import check_limits
+
     from .demo import run_demo
 
+    check_limits(max_turns=max_turns)
     run_demo(console_for(), home=home, max_turns=max_turns, limit=limit)
 
 

@@ -126,6 +126,8 @@ def test_a_test_errors_because_of_the_twin(pytester: pytest.Pytester, ann: str, 
     [
         (["--usertwin-twin", "nobody"], '*there is no twin "nobody"*ann*'),
         (["--usertwin-model", "scripted:nowhere.txt"], "*nowhere.txt*"),
+        (["--usertwin-max-turns", "0"], "*max_turns is 0; it must be at least 1*"),
+        (["--usertwin-agent-timeout", "nan"], "*agent_timeout is nan; it must be*"),
         (["--usertwin-model", "local"], "*USERTWIN_ONLY_SCRIPTED forbids*"),
     ],
 )
@@ -470,6 +472,20 @@ def test_a_setting_in_the_ini_file_that_is_not_a_number_is_reported(pytester: py
     result = run(pytester, talk("good"))
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(['*usertwin_max_turns in the ini file is "many"; it must be a number*'])
+
+
+@pytest.mark.parametrize("value", ["nan", "0", "-1", "-inf"])
+def test_a_limit_that_is_not_above_0_is_an_error_and_never_a_failure_of_the_agent(
+    pytester: pytest.Pytester, ann: str, script: str, value: str
+) -> None:
+    agent = "raising"  # which is not called
+    result = run(pytester, talk(agent), "--usertwin-model", script, f"--usertwin-agent-timeout={value}")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"*usertwin, not the agent: agent_timeout is {float(value)!r}; it must be*"])
+    arguments = f", max_turns=float('{value}'), agent_timeout=9"
+    result = run(pytester, talk(agent, arguments=arguments), "--usertwin-model", script)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*usertwin, not the agent: max_turns is *; it must be *"])
 
 
 # The summary ----------------------------------------------------------------------------------------------------------
