@@ -11,18 +11,20 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from .crash_commands import COMMANDS, FORGET, FORGOTTEN_WORDS, TWIN, Box, bytes_with, write_inputs
+from .crash_commands import FORGET, FORGOTTEN_WORDS, TWIN, Box, bytes_with, last_line, write_inputs
 from .figures import Figure, run_in_subprocess, single_figure
 from .file_operations import exit_code, fork
 
@@ -31,22 +33,33 @@ OWN_KEY, NAMED_KEY, PASSWORD = "sk-Wombat7731Quokka", "gsk-Axolotl5092Numbat", "
 _NAMED_VARIABLE, _USER = "CANARY_API_KEY", "canary"
 #: The secret that each server may get. The server `plain` may get none, and `unasked` no request at all.
 MEANT_FOR: dict[str, str | None] = {"own": OWN_KEY, "named": NAMED_KEY, "login": PASSWORD, "plain": None, "unasked": None}
-_COMMANDS = (
-    ("learn", "{name}", "--from", "{{inputs}}/log.jsonl", "--speaker", "Ann", "--model", "{model}", "--scorer", "fake:",
-     "--embedder", "fake:64", "--candidates", "2", "--max-traces", "1", "--tune-turns", "2"),
-    ("memory", "add", "{name}", "--from", "{{inputs}}/more.jsonl", "--max-traces", "1", "--model", "{model}"),
-    ("simulate", "ann", "--agent", "{model}", "--max-turns", "2", "--out", "{{box}}/simulated-{name}", "--model", "{model}"),
-    ("eval", "ann", "--limit", "2", "--generate", "1", "--judge", "{model}", "--out", "{{box}}/measured-{name}", "--model",
-     "{model}", "--scorer", "fake:"),
-    ("tune", "ann", "--limit", "2", "--model", "{model}", "--scorer", "fake:"),
-    ("controls", "ann", "--limit", "2", "--model", "{model}", "--scorer", "fake:"),
-    ("suite", "run", "{{inputs}}/suite-{name}.toml", "--out", "{{box}}/suite-{name}"),
-    ("report", "{{box}}/measured-{name}"),
-    ("compare", "{{box}}/measured-{name}", "{{box}}/measured-{name}"),
-    ("export", "{{box}}/measured-{name}", "--out", "{{box}}/exported-{name}.jsonl"),
-    ("show", "{name}"),
-    ("memory", "stats", "ann"),
-)  # fmt: skip
+#: The commands by name: {name} is that of the server and its mood, {model} its model. The twin of each name is learned first.
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "learn": (
+        "learn", "{name}", "--from", "{{inputs}}/log.jsonl", "--speaker", "Ann", "--model", "{model}", "--scorer", "fake:",
+        "--embedder", "fake:64", "--candidates", "2", "--max-traces", "1", "--tune-turns", "2",
+    ),
+    "add": ("memory", "add", "{name}", "--from", "{{inputs}}/more.jsonl", "--max-traces", "1", "--model", "{model}"),
+    "simulate": (
+        "simulate", TWIN, "--agent", "{model}", "--max-turns", "2", "--out", "{{box}}/simulated-{name}", "--model", "{model}",
+    ),
+    "eval": (
+        "eval", TWIN, "--limit", "2", "--generate", "1", "--judge", "{model}", "--out", "{{box}}/measured-{name}", "--model",
+        "{model}", "--scorer", "fake:",
+    ),
+    "tune": ("tune", TWIN, "--limit", "2", "--model", "{model}", "--scorer", "fake:"),
+    "controls": ("controls", TWIN, "--limit", "2", "--model", "{model}", "--scorer", "fake:"),
+    "suite": ("suite", "run", "{{inputs}}/suite-{name}.toml", "--out", "{{box}}/suite-{name}"),
+    "report": ("report", "{{box}}/measured-{name}"),
+    "compare": ("compare", "{{box}}/measured-{name}", "{{box}}/measured-{name}"),
+    "export": ("export", "{{box}}/measured-{name}", "--out", "{{box}}/exported-{name}.jsonl"),
+    "show": ("show", "{name}"),
+    "stats": ("memory", "stats", TWIN),
+}  # fmt: skip
+#: Those that use a twin after it has forgotten, and a twin that a stranger made.
+_USES = ("add", "simulate", "eval", "tune", "controls", "stats")
+#: The fields of a stranger's twin that name a model nobody asked for.
+_PLANTED = (("synthesizer",), ("model", "actor", "judge"), ("scorer",), ("embedder",))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,6 +70,7 @@ class Search:
         files: number of files searched, the output of each command included.
         bytes: their size.
         requests: number of requests searched.
+        commands: number of commands that were run.
         meant: number of requests with the secret that was meant for the server; without any the search would prove nothing.
         in_files: the files in which a secret or a forgotten turn was found.
         in_requests: the requests with a secret or a forgotten turn that was not meant for the server.
@@ -67,6 +81,7 @@ class Search:
     files: int = 0
     bytes: int = 0
     requests: int = 0
+    commands: int = 0
     meant: int = 0
     in_files: list[str] = field(default_factory=list[str])
     in_requests: list[str] = field(default_factory=list[str])
@@ -74,53 +89,53 @@ class Search:
     failed: list[str] = field(default_factory=list[str])
 
 
-def canaries_part(servers: Sequence[str] = ("own", "named", "login", "plain")) -> Iterator[tuple[str, Figure]]:
+def canaries_part() -> Iterator[tuple[str, Figure]]:
     """Yield in how many files and requests a secret or a forgotten turn was found where it does not belong."""
-    search = run_in_subprocess(searched, list(servers))
-    against = f"{search['bytes'] / 2**20:.1f} MiB in all; {search['meant']} requests with the secret meant for the server"
-    found = {name: "; ".join([f"limit: 0, {against}", *search[name][:2]]) for name in ("in_files", "in_requests", "unasked")}
-    yield "canaries.in_files", single_figure(len(search["in_files"]), "files", found["in_files"], search["files"])
-    yield (
-        "canaries.in_requests",
-        single_figure(len(search["in_requests"]), "requests", found["in_requests"], search["requests"]),
-    )
-    yield "canaries.unasked_requests", single_figure(len(search["unasked"]), "requests", found["unasked"], search["requests"])
-    yield (
-        "canaries.tracebacks",
-        single_figure(len(search["failed"]), "commands", "; ".join(["limit: 0", *search["failed"][:2]])),
-    )
+    search = Search(**run_in_subprocess(searched, ["own", "named", "login", "plain"], list(COMMANDS)))
+
+    def found(problems: list[str], unit: str, count: int, against: str = "") -> Figure:
+        return single_figure(len(problems), unit, "; ".join([f"limit: 0{against}", *problems[:2]]), count)
+
+    sizes, meant = f", {search.bytes / 2**20:.1f} MiB", f", {search.meant} with the secret that was meant for the server"
+    yield "canaries.in_files", found(search.in_files, "files", search.files, sizes)
+    yield "canaries.in_requests", found(search.in_requests, "requests", search.requests, meant)
+    yield "canaries.unasked_requests", found(search.unasked, "requests", search.requests)
+    yield "canaries.tracebacks", found(search.failed, "commands", search.commands)
 
 
-def searched(servers: Sequence[str]) -> dict[str, Any]:
+def searched(servers: Sequence[str], commands: Sequence[str]) -> dict[str, Any]:
     """Run the commands with each server, answering and refusing; return the fields of `Search`."""
     search = Search()
     with tempfile.TemporaryDirectory() as folder, running_servers(Path(folder).resolve()) as running:
         write_inputs(running.inputs)
-        box = Box(running.folder / "box", running.inputs).make()
-        for rehearsed in ("learn", "suite"):
-            box.rehearse(*COMMANDS[rehearsed].arguments)
+        box = Box(running.folder / "box", running.inputs)
+        os.environ |= running.environment | {"HOME": str(box.folder / "user")}
         box.make()
-        work = partial(_run, running, box, search)
+        _write_suite(running.inputs, "rehearsed", running.model(servers[0]))
+        for command in ("learn", "suite"):
+            box.rehearse(*_filled(command, "rehearsed", running.model(servers[0])), real_models=True)
+        box.make()
+        run = partial(_run, running, box, search)
+        run("learn", TWIN, servers[0])
         for server in servers:
-            model = running.model(server)
-            for answering in (True, False):
-                name = f"{server}-{'answers' if answering else 'refuses'}"
-                running.refuse(not answering)
-                _write_suite(running.inputs, name, model)
-                if answering and server == servers[0]:
-                    work(_filled(_COMMANDS[0], TWIN, model), {server})
-                for words in _COMMANDS:
-                    work(_filled(words, name, model), {server})
+            for mood in ("answers", "refuses"):
+                name = f"{server}-{mood}"
+                running.refuse(mood == "refuses")
+                _write_suite(running.inputs, name, running.model(server))
+                for command in commands:
+                    run(command, name, server)
         running.refuse(False)
         _search_files(box, search)
         _search_requests(running, search)
-        _forget(running, box, search, running.model(servers[0]))
-        _open_strangers_twin(running, box, search, running.model(servers[0]))
-    return {name: getattr(search, name) for name in Search.__slots__}
+        used = [command for command in _USES if command in commands]
+        _forget(run, running, box, search, used, servers[0])
+        _open_strangers_twin(run, running, box, used, servers[0])
+        _search_requests(running, search)
+    return asdict(search)
 
 
-def _filled(words: Sequence[str], name: str, model: str) -> list[str]:
-    return [word.format(name=name, model=model) for word in words]
+def _filled(command: str, name: str, model: str) -> list[str]:
+    return [word.format(name=name, model=model) for word in COMMANDS[command]]
 
 
 def _write_suite(inputs: Path, name: str, model: str) -> None:
@@ -128,22 +143,20 @@ def _write_suite(inputs: Path, name: str, model: str) -> None:
     (inputs / f"suite-{name}.toml").write_text(text.replace("[models]", f'[models]\njudge = "{model}"'), "utf-8")
 
 
-def _run(running: Servers, box: Box, search: Search, arguments: Sequence[str], expected: set[str]) -> None:
-    """Run a command in a forked process; only these servers may get requests."""
+def _run(running: Servers, box: Box, search: Search, command: str, name: str, server: str) -> None:
+    """Run a command in a forked process, with the model of a server; no other server may get a request."""
 
-    def work() -> int:
+    def work() -> None:
         box.enter(real_models=True)
-        os.environ |= running.environment | {"HOME": str(box.folder / "user"), "XDG_CONFIG_HOME": "", "XDG_DATA_HOME": ""}
-        return box.run(*arguments)
+        sys.exit(box.run(*_filled(command, name, running.model(server))))
 
-    before = {name: len(running.requests(name)) for name in MEANT_FOR}
+    before = {other: len(running.requests(other)) for other in MEANT_FOR if other != server}
     code = exit_code(fork(work))
-    text = box.output.read_text("utf-8", "replace")
-    if code not in (0, 1, 2) or "Traceback" in text:
-        search.failed.append(f"{' '.join(arguments[:3])}: {text[-200:]}")
-    for name in MEANT_FOR.keys() - expected:
-        if len(running.requests(name)) > before[name]:
-            search.unasked.append(f"{' '.join(arguments[:3])} asked {name}")
+    search.commands += 1
+    if code not in (0, 1, 2) or "Traceback" in box.output.read_text("utf-8", "replace"):
+        search.failed.append(f"{command} {name} ends with {code}: {last_line(box)}")
+    for other, count in before.items():
+        search.unasked += [f"{command} {name} asked {other}"] * (len(running.requests(other)) - count)
 
 
 # Searches ------------------------------------------------------------------------------------------------------------
@@ -177,34 +190,34 @@ def _search_requests(running: Servers, search: Search, words: Sequence[str] = ()
         running.log(server).unlink(missing_ok=True)
 
 
-def _forget(running: Servers, box: Box, search: Search, model: str) -> None:
+def _forget(
+    run: Callable[[str, str, str], None], running: Servers, box: Box, search: Search, used: Sequence[str], server: str
+) -> None:
     """Forget some days of a twin, use it, and search for their words in its files, its caches and the requests."""
-    box.clear()
     box.make()
-    server = {next(name for name in MEANT_FOR if running.model(name) == model)}
-    work = partial(_run, running, box, search)
-    work(_filled(_COMMANDS[0], TWIN, model), server)
-    work(FORGET, server)
+    run("learn", TWIN, server)
+    exit_code(fork(lambda: (box.enter(), sys.exit(box.run(*FORGET)))))
     box.output.unlink()
     _search_requests(running, search)
-    for words in (*_COMMANDS[2:5], _COMMANDS[-1]):
-        work(_filled(words, "forgotten", model), server)
+    for command in used:
+        run(command, TWIN, server)
     _search_files(box, search, FORGOTTEN_WORDS)
     _search_requests(running, search, FORGOTTEN_WORDS)
 
 
-def _open_strangers_twin(running: Servers, box: Box, search: Search, model: str) -> None:
+def _open_strangers_twin(
+    run: Callable[[str, str, str], None], running: Servers, box: Box, used: Sequence[str], server: str
+) -> None:
     """Use a twin whose file names a model that the user never named."""
-    path, unasked = box.home / TWIN / "twin.json", running.model("unasked")
-    server = {next(name for name in MEANT_FOR if running.model(name) == model)}
-    for names in (("synthesizer",), ("model", "actor", "judge"), ("scorer",), ("embedder",)):
-        record = json.loads(path.read_text("utf-8"))
-        planted = record | {"recipe": record["recipe"] | dict.fromkeys(names, unasked)}
-        path.write_text(json.dumps(planted), "utf-8")
-        for words in (*_COMMANDS[1:6], *_COMMANDS[-2:]):
-            _run(running, box, search, _filled(words, f"planted-{names[0]}", model), server)
-        path.write_text(json.dumps(record), "utf-8")
-    _search_requests(running, search)
+    path = box.home / TWIN / "twin.json"
+    record = json.loads(path.read_text("utf-8"))
+    for names in _PLANTED:
+        recipe = record["recipe"] | dict.fromkeys(names, running.model("unasked"))
+        path.write_text(json.dumps(record | {"recipe": recipe}), "utf-8")
+        shutil.rmtree(box.folder / f"measured-{TWIN}", ignore_errors=True)
+        shutil.rmtree(box.folder / f"simulated-{TWIN}", ignore_errors=True)
+        for command in used:
+            run(command, TWIN, server)
 
 
 # Servers -------------------------------------------------------------------------------------------------------------

@@ -31,8 +31,10 @@ from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_sc
 from usertwin.simulator.backends.downloads import TINY, fetch
 from usertwin.simulator.backends.llama_cpp import cores, start_engine
 
+from .canaries import canaries_part
 from .figures import Figure, figure, record_requests, timed
 from .hostile_agents.run import hostile_part
+from .kill_points import crash_part
 from .learning import learn_part, threads_part
 from .memory import memory_part
 from .recon import controls_part, recon_part
@@ -195,6 +197,8 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
     "controls": controls_part,
     "train": train_part,
     "learn": learn_part,
+    "crash": crash_part,
+    "canaries": canaries_part,
     "threads": threads_part,
     "hostile": hostile_part,
 }
