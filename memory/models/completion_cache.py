@@ -12,9 +12,11 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from usertwin.personas import ModelError
 from usertwin.personas.files import create_database
+from usertwin.personas.reading import as_type, parse_json
 
 COMPLETIONS_FILE = "answers.sqlite"  # the file name of development snapshots before 0.1.0
 
@@ -37,16 +39,16 @@ class CompletionCache:
                 "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; CREATE TABLE IF NOT EXISTS answers"
                 " (key BLOB PRIMARY KEY, answer TEXT NOT NULL) STRICT, WITHOUT ROWID"
             )
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: SQLite's message holds damaged text
             raise self._unusable(error) from error
 
-    def get(self, request: Sequence[object]) -> object | None:
-        """Return the cached completion as JSON values, or None."""
+    def get(self, request: Sequence[object], shape: Any = object) -> Any:
+        """Return the cached completion as a value of this type, by default any JSON value; None if there is none."""
         try:
             with self._lock:
                 row = self._database.execute("SELECT answer FROM answers WHERE key = ?", (_key(request),)).fetchone()
-            return None if row is None else json.loads(row[0])
-        except (sqlite3.Error, ValueError) as error:
+            return None if row is None else as_type(shape, parse_json(row[0]))
+        except (sqlite3.Error, ValueError, TypeError, AttributeError) as error:  # the last two: a value that is no text
             raise self._unusable(error) from error
 
     def put(self, request: Sequence[object], completion: object) -> None:

@@ -37,7 +37,7 @@ class CachedScorer:
                 "CREATE TABLE IF NOT EXISTS likelihoods (key BLOB PRIMARY KEY, nats REAL NOT NULL, tokens INTEGER NOT NULL,"
                 " each BLOB NOT NULL, ends BLOB NOT NULL) STRICT, WITHOUT ROWID"
             )
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: SQLite's message holds damaged text
             raise ModelError(f"{path}: the score cache cannot be used ({error}); delete the file and try again") from error
 
     def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:

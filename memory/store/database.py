@@ -339,6 +339,8 @@ def all_rows(connection: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
     query = f"{schema.SELECT} WHERE number > ? ORDER BY number LIMIT ?"
     while rows := connection.execute(query, (last, _FETCHED_ROWS)).fetchall():
         yield from rows
+        if rows[-1][0] <= last:  # in a damaged file this would go on for ever
+            raise sqlite3.DatabaseError("its rows are not in the order of their numbers")
         last = rows[-1][0]
 
 

@@ -142,6 +142,20 @@ def _intact_rows(connection: sqlite3.Connection, state: State | None) -> Iterato
         if row is not None and schema.is_intact(row, len(row[-1]) // 4 if state is None else state.dimension):
             misses = 0
             yield row
+        elif last is not None and misses % _MAX_GAP == 0:  # numbers of erased triples, or a damaged last number
+            number, end = _after_gap(connection, number, end)
+
+
+def _after_gap(connection: sqlite3.Connection, number: int, end: int) -> tuple[int, int]:
+    """Return the number before the next row, and the number at which to stop; both are `number` if no row follows."""
+    try:
+        row = connection.execute("SELECT number FROM triples WHERE number > ? ORDER BY number LIMIT 1", (number,)).fetchone()
+        if row is None:
+            return number, number
+        return max(number, row[0] - 1), end
+    except sqlite3.Error:  # read on one by one; a file has fewer rows than bytes
+        pages, page_size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+        return number, min(end, max(number, pages * page_size))
 
 
 def _last_number(connection: sqlite3.Connection) -> int | None:

@@ -13,18 +13,20 @@ from usertwin.evals.judges.human_judge import HumanLabel
 from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.records.measured_turns import MeasuredTurn, RecalledTurn
 from usertwin.evals.records.verdicts import JudgeVerdict
-from usertwin.memory import Recipe, Settings, TwinRecord, alearn
+from usertwin.memory import ChatModel, Recipe, Settings, TwinRecord, alearn
+from usertwin.memory.models.chat import sample
 from usertwin.memory.models.completion_cache import CompletionCache
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.score_cache import CachedScorer
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.twin.record import update_record
 from usertwin.personas import ChatLog, Conversation, Turn
+from usertwin.simulator.backends.scripted import ScriptedChatModel
 
 #: The person in the examples.
 SPEAKER = "Ann"
 EMBEDDER = FakeEmbedder(32)
-REQUEST = ["scripted:test", "", [["user", "hi"]], 1, 0, {}]
+MODEL = ChatModel("scripted:test", ScriptedChatModel(answers=["hello"]))
 
 
 def conversation(number: int) -> Conversation:
@@ -120,10 +122,17 @@ def learn_twin(home: Path) -> Path:
 
 def write_caches(folder: Path) -> None:
     """Write a cache of completions and one of scores."""
-    cache = CompletionCache(folder / "answers.sqlite")
-    cache.put(REQUEST, [["hello", [1, 2, 0, 0]]])
-    cache.close()
+    complete(folder / "answers.sqlite")
     CachedScorer(FakeScorer(), folder / "scores.sqlite").score([("a b", "b c")])
+
+
+def complete(path: Path) -> None:
+    """Sample a completion, from the cache at a path if it is there."""
+    cache = CompletionCache(path)
+    try:
+        asyncio.run(sample(replace(MODEL, cache=cache), [("user", "hi")], max_tokens=9))
+    finally:
+        cache.close()
 
 
 def turns() -> list[MeasuredTurn]:

@@ -66,9 +66,12 @@ def log_readers(folder: Path) -> list[Reader]:
             name="oyez",
             inputs=[examples.oyez()],
             mutate=mutate_json,
+            weight=16,
             read=from_file(folder / "oyez.json", lambda path: load_log(f"oyez:{path}")),
         ),
-        Reader(name="messages", inputs=messages, mutate=_mutate_python, read=lambda raw: as_conversation(_python(raw))),
+        Reader(
+            name="messages", inputs=messages, mutate=_mutate_python, weight=16, read=lambda raw: as_conversation(_python(raw))
+        ),
     ]
 
 
@@ -91,9 +94,19 @@ def settings_readers(folder: Path) -> list[Reader]:
 
     toml = partial(Reader, mutate=mutate_toml)
     return [
-        toml(name="persona", inputs=[examples.PERSONA], read=from_file(folder / "persona.toml", read_persona)),
-        toml(name="recipe of learn", inputs=[examples.LEARN_RECIPE], read=from_file(folder / "l.toml", options(learn, "ann"))),
-        toml(name="recipe of train", inputs=[examples.TRAIN_RECIPE], read=from_file(folder / "t.toml", options(train, "out"))),
+        toml(name="persona", inputs=[examples.PERSONA], weight=16, read=from_file(folder / "persona.toml", read_persona)),
+        toml(
+            name="recipe of learn",
+            inputs=[examples.LEARN_RECIPE],
+            weight=3,
+            read=from_file(folder / "l.toml", options(learn, "ann")),
+        ),
+        toml(
+            name="recipe of train",
+            inputs=[examples.TRAIN_RECIPE],
+            weight=3,
+            read=from_file(folder / "t.toml", options(train, "out")),
+        ),
         toml(name="suite", inputs=[examples.SUITE], read=from_file(folder / "suite.toml", suite)),
     ]
 
@@ -144,7 +157,7 @@ def model_readers(folder: Path) -> list[Reader]:
             read=from_file(folder / "tokenizer_config.json", lambda path: has_chat_template(path.parent)),
             weight=2,
         ),
-        Reader(name="model name", inputs=examples.MODEL_NAMES, mutate=mutate_bytes, read=names),
+        Reader(name="model name", inputs=examples.MODEL_NAMES, mutate=mutate_bytes, weight=16, read=names),
         Reader(
             name="script",
             inputs=[examples.SCRIPT],
@@ -186,9 +199,13 @@ def text_readers() -> list[Reader]:
     values = [b"0.25/2", b"1/0.2/0.1/0.1", b"2026-05-31", b"ann"]
     sent = [{"role": "user", "content": "a"}]
     return [
-        Reader(name="completion", inputs=examples.COMPLETIONS, mutate=mutate_bytes, read=completion, weight=8),
-        Reader(name="options", inputs=values, mutate=mutate_bytes, read=options),
+        Reader(name="completion", inputs=examples.COMPLETIONS, mutate=mutate_bytes, read=completion, weight=12),
+        Reader(name="options", inputs=values, mutate=mutate_bytes, weight=16, read=options),
         Reader(
-            name="agent reply", inputs=replies, mutate=_mutate_python, read=lambda raw: as_replies(_python(raw), sent), weight=6
+            name="agent reply",
+            inputs=replies,
+            mutate=_mutate_python,
+            read=lambda raw: as_replies(_python(raw), sent),
+            weight=16,
         ),
     ]

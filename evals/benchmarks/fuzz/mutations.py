@@ -233,7 +233,7 @@ def mutate_sqlite(path: Path, rng: random.Random) -> None:
         [table] = rng.choice(names)
         columns = [row[1] for row in connection.execute(f"PRAGMA table_info('{table}')")]
         odd = rng.choice(ODD_VALUES)
-        cell = odd if isinstance(odd, float | str | bytes | None) else json.dumps(odd)
+        cell = odd if isinstance(odd, float | str | None) or (isinstance(odd, int) and abs(odd) < 2**63) else json.dumps(odd)
         if isinstance(cell, str):
             cell = cell.encode("utf-8", "surrogatepass") if rng.random() < 0.3 else cell.encode("utf-8", "replace").decode()
         kind = rng.randrange(6)

@@ -35,7 +35,7 @@ class Reader:
     inputs: Sequence[bytes]
     mutate: Mutation
     read: Callable[[bytes], object]
-    weight: int = 4
+    weight: int = 8
 
 
 def from_file(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], object]:

@@ -30,7 +30,6 @@ from usertwin.evals.reports.training_summary import training_page
 from usertwin.evals.reports.twin_view import settings_table, twin_view
 from usertwin.evals.reports.write_reports import render_markdown
 from usertwin.memory import TripleStore, TwinRecord
-from usertwin.memory.models.completion_cache import CompletionCache
 from usertwin.memory.models.score_cache import CachedScorer
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.store.repair import inspect_memory
@@ -73,13 +72,6 @@ def twin_readers(folder: Path) -> list[Reader]:
     def abandonment(path: Path) -> None:
         show(twin_view(TwinRecord.load(twin), [], None, AbandonmentModel.load(path)))
 
-    def completions(path: Path) -> None:
-        cache = CompletionCache(path)
-        try:
-            cache.get(examples.REQUEST)
-        finally:
-            cache.close()
-
     def scores(path: Path) -> None:
         CachedScorer(FakeScorer(), path).score([("a b", "b c")])
 
@@ -88,7 +80,11 @@ def twin_readers(folder: Path) -> list[Reader]:
     read_memory = partial(_read_memory, folder / "memory", memory, pair)
     return [
         Reader(
-            name="twin.json", inputs=[record], mutate=mutate_json, read=from_file(folder / "copy" / "twin.json", show_record)
+            name="twin.json",
+            inputs=[record],
+            mutate=mutate_json,
+            weight=2,
+            read=from_file(folder / "copy" / "twin.json", show_record),
         ),
         Reader(
             name="ending.json",
@@ -115,7 +111,7 @@ def twin_readers(folder: Path) -> list[Reader]:
             name="answers.sqlite",
             inputs=[(folder / "answers.sqlite").read_bytes()],
             mutate=partial(mutate_database, folder),
-            read=from_database(folder / "a.sqlite", completions),
+            read=from_database(folder / "a.sqlite", examples.complete),
             weight=1,
         ),
         Reader(
@@ -211,7 +207,7 @@ def run_readers(folder: Path) -> list[Reader]:
     )
     trainings = partial(from_folder, folder / "training", {MANIFEST: training_manifest, f"dpo/{RESULT}": outcome})
     return [
-        Reader(name="manifest of a run", inputs=[manifest], mutate=mutate_json, read=restored(MANIFEST, report), weight=1),
+        Reader(name="manifest of a run", inputs=[manifest], mutate=mutate_json, read=restored(MANIFEST, read_result), weight=1),
         Reader(name="result of a run", inputs=[result], mutate=mutate_json, read=restored(RESULT, report), weight=3),
         Reader(
             name="measured turns",
