@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from usertwin.memory import ChatModel
-from usertwin.memory.models.chat import sample
+from usertwin.memory.models.chat import limit_error, sample
 from usertwin.personas import AgentError, UsageError
 
 from ..backends.model_name import ModelName, kind_of
@@ -57,6 +57,8 @@ class AgentCall:
         given = [dict(message) for message in messages]  # an agent may change its copy
         copies = tuple(given)
         returned = await self.function(given, thread_id)
+        if type(returned) is str:
+            return as_replies(returned)  # plain text needs no thread to be read in
         return await in_thread(partial(as_replies, returned, () if self.ours else messages, copies))
 
     def in_own_loop(self) -> AgentCall:
@@ -236,7 +238,7 @@ def _model(model: ChatModel) -> Function:
         prompt = [("system", "You are a helpful assistant. Answer briefly."), *((m["role"], m["content"]) for m in messages)]
         [reply] = await sample(model, prompt, max_tokens=limit)
         if reply.at_limit and not reply.text.strip():
-            raise AgentError(f'the model "{model.name}" stopped at its token limit before it answered; raise the limit')
+            raise limit_error(model, limit)
         return reply.text.strip()
 
     return call
