@@ -16,6 +16,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -44,6 +45,7 @@ from .unfinished_add import UnfinishedAdd
 _LOG = logging.getLogger("usertwin.memory")
 _JOURNAL = "forgetting.json"
 _STORED = (HELD_OUT_FILE, OTHER_PERSON_FILE)
+_BLOCK = 2**24  #: bytes of a file that are searched at once
 _HEX = re.compile(rb"[0-9a-f]{16,}")
 
 
@@ -277,29 +279,37 @@ def remains(folder: Path, journal: Journal) -> list[Path]:
     conversations = {id_ for id_ in (*journal.removed, journal.request.conversation) if id_ is not None}
     remaining: list[Path] = []
     for place in (folder, staged_folder(folder), replaced_folder(folder)):
-        for path in sorted(place.rglob("*")):
-            if path.is_file() and path != folder / _JOURNAL:
-                data = path.read_bytes()
-                if _has_triple(data, triples) or _has_conversation(path.name, data, conversations):
+        for path in sorted(path for path in place.rglob("*") if path.is_file() and path != folder / _JOURNAL):
+            with suppress(FileNotFoundError):  # a reader has closed, and with it the write-ahead log
+                if _has_triple(path, triples) or _has_conversation(path, conversations):
                     remaining.append(path)
     return remaining
 
 
-def _has_triple(data: bytes, ids: set[bytes]) -> bool:
-    """Return whether data holds one of the ids, which are 16 hexadecimal digits, also within a longer run of such digits."""
-    runs = (run[0] for run in _HEX.finditer(data))
-    return any(run[start : start + 16] in ids for run in runs for start in range(len(run) - 15))
+def _has_triple(path: Path, ids: set[bytes]) -> bool:
+    """Return whether a file holds one of the ids, which are 16 hexadecimal digits, also within a longer run of such digits."""
+    with path.open("rb") as file:
+        end = b""
+        while block := file.read(_BLOCK):
+            data = end + block
+            for run in _HEX.finditer(data):
+                if any(run[0][start : start + 16] in ids for start in range(len(run[0]) - 15)):
+                    return True
+            end = data[-15:]
+    return False
 
 
-def _has_conversation(name: str, data: bytes, ids: set[str]) -> bool:
+def _has_conversation(path: Path, ids: set[str]) -> bool:
     """Return whether a record lists one of the ids, or a file of conversations has one of them."""
     try:
-        if name.startswith(("twin.json", ".twin.json")):
-            record = json.loads(data)
+        if path.name.startswith(("twin.json", ".twin.json")):
+            record = json.loads(path.read_bytes())
             return not ids.isdisjoint((*record["corpus"], *record["validation"], *record["test"]))
-        if data[:2] == b"\x1f\x8b":
-            lines = gzip.decompress(data).splitlines()
+        if path.name.endswith(".gz"):
+            lines = gzip.decompress(path.read_bytes()).splitlines()
             return any(json.loads(line).get("conversation_id") in ids for line in lines)
+    except FileNotFoundError:
+        return False
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError):
         return True  # a file that cannot be read may hold anything
     return False

@@ -24,9 +24,10 @@ from usertwin.memory import Settings, TripleStore, TwinRecord, alearn, existing_
 from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, CompletionCache
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
+from usertwin.memory.twin import forget as forgetting
 from usertwin.memory.twin.abandonment import AbandonmentModel, fit_leaving_models
 from usertwin.memory.twin.append import aappend
-from usertwin.memory.twin.forget import ForgetResult, Journal, forget, open_memory, unfinished_forgetting
+from usertwin.memory.twin.forget import ForgetResult, Journal, forget, open_memory, remains, unfinished_forgetting
 from usertwin.memory.twin.record import ABANDONMENT_FILE, LAST_TURN_FILE, twin_folder
 from usertwin.personas import ChatLog, Conversation, TwinError
 from usertwin.personas.chat_log import sort_by_time
@@ -335,3 +336,14 @@ def test_a_model_of_leaving_stays_until_the_new_one_is_written(ann: str, monkeyp
         with pytest.raises(TwinError, match="the disk is full"):
             fit_leaving_models(folder, TwinRecord.load(folder), store)
     assert {file: (folder / file).read_bytes() for file in before} == before
+
+
+def test_an_id_across_two_blocks_of_a_large_file_is_found(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(request=forgetting._Request(FORGOTTEN, None, None), triples=("0123456789abcdef",), touched=(), removed=())
+    for size in (1, 7, 16, 17, 1000):
+        monkeypatch.setattr(forgetting, "_BLOCK", size)
+        for before in (b"", b"ff", b"x" * 11):
+            (secret / "large").write_bytes(before + b"0123456789abcdef" + b"0" * 20)
+            assert secret / "large" in remains(secret, journal)
+        (secret / "large").write_bytes(b"0123456789abcde" * 3)
+        assert secret / "large" not in remains(secret, journal)
