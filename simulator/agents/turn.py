@@ -195,7 +195,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         try:
             parts = cast("Sequence[BaseException]", error.exceptions[:_MAX_GROUP])
-            text += ": " + "; ".join(f"{name_of(part)}: {_text_of(part)}" for part in parts)
+            text = clean(text + ": " + "; ".join(f"{name_of(part)}: {_text_of(part)}" for part in parts))
         except BaseException:  # a class of the agent's
             return text
     return text
@@ -208,7 +208,7 @@ def name_of(value: object) -> str:
 
 def _text_of(error: BaseException) -> str:
     try:
-        return clean(str(error))
+        return " ".join(line.strip() for line in clean(str(error)).splitlines())
     except BaseException as second:  # whatever its __str__ does
         return f"(its text cannot be read: {name_of(second)})"
 

@@ -415,6 +415,8 @@ def test_errors_are_one_short_printable_sentence() -> None:
     assert agent_turn.failure_text(group) == (
         "the agent raised ExceptionGroup: two (2 sub-exceptions): ValueError: a; KeyError: 'b'"
     )
+    assert agent_turn.failure_text(ValueError("two\n  lines")) == "the agent raised ValueError: two lines"
+    assert len(agent_turn.failure_text(ExceptionGroup("x" * 10_000, [ValueError("x" * 10_000)] * 9))) < 2_200
     text = agent_turn.failure_text(ValueError("\x1b[2J \ud83d " + "x" * 10_000))
     assert len(text) < 2_200
     assert "\x1b" not in text
