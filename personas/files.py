@@ -33,13 +33,15 @@ def private_folder(path: Path) -> Path:
 
 
 def refuse_link(path: Path) -> None:
-    """Raise UsageError if the path is a link, or exists and is no plain file."""
+    """Raise UsageError if the path is a link, or a pipe or a device. Opening a folder raises OSError anyway."""
     try:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return
     if stat.S_ISLNK(status.st_mode):
         raise UsageError(f"{path}: is a symbolic link, and usertwin uses plain files only; delete the link")
+    if stat.S_ISDIR(status.st_mode):
+        return
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(f"{path}: is not a plain file, so it cannot be used; move it away")
     if status.st_nlink > 1:

@@ -19,7 +19,7 @@ from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.twin import consent
 from usertwin.memory.twin.consent import allow_models, check_consent, needs_consent
-from usertwin.memory.twin.record import data_folder
+from usertwin.memory.twin.record import data_folder, default_home
 from usertwin.personas import ChatLog, UsageError
 from usertwin.simulator import SimulatedUser
 
@@ -192,3 +192,8 @@ def test_a_hostile_name_cannot_forge_a_command(ann: str) -> None:
     path.write_text(json.dumps(raw | {"name": "x; touch /tmp/y\nrun: z"}), "utf-8")
     with pytest.raises(UsageError, match=r"run: usertwin trust 'x; touch /tmp/y run: z'$"):
         check_consent(record_of(ann), EVIL)
+
+
+def test_twins_live_in_the_named_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("USERTWIN_HOME")
+    assert default_home() == tmp_path / "data" / "twins"

@@ -104,6 +104,7 @@ def test_the_home_is_usertwin_home_or_in_the_users_data_folder(monkeypatch: pyte
     assert default_home() == tmp_path / "here"
     assert twin_folder("ann") == tmp_path / "here" / "ann"
     assert twin_folder("ann", tmp_path / "there") == tmp_path / "there" / "ann"
+    monkeypatch.delenv("USERTWIN_DATA")
     for value in (None, ""):
         if value is None:
             monkeypatch.delenv("USERTWIN_HOME")

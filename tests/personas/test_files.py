@@ -106,6 +106,14 @@ def test_a_link_to_nothing_creates_nothing(write: Callable[[Path], None], tmp_pa
 
 
 @writers
+def test_a_folder_in_the_place_of_a_file_is_an_error_of_the_system(write: Callable[[Path], None], tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write(tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@writers
 def test_a_pipe_is_refused(write: Callable[[Path], None], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x")
     with pytest.raises(UsageError, match="is not a plain file"):
