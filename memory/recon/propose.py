@@ -192,8 +192,15 @@ def _parse_json_trace(text: str) -> str:
         return single_line(text)
     try:
         raw: Any = json.loads(text)
-        parts = [single_line(raw[name]) for name in _FIELDS]
-    except (ValueError, KeyError, AttributeError, RecursionError):  # no JSON, a missing field, not a text, nested too deep
+        names = raw if raw and not set(_FIELDS) & set(raw) else _FIELDS  # an endpoint without schemas may name its own fields
+        parts = [single_line(raw[name]) for name in names]
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):  # no JSON, a missing field, not a text, nested too deep
         return MALFORMED
     return " ".join(part if part[-1] in ".!?" else f"{part}." for part in parts if part)
 

@@ -30,6 +30,7 @@ _MAX_VOID = 5
 _VOID = {
     "cut_off": "it stopped at its limit of tokens before it answered",
     "empty": "it wrote nothing",
+    "malformed": "it did not write the JSON object that the prompt requires",
     "no_verdict": "the judge gave no readable verdict",
 }
 

@@ -455,7 +455,7 @@ USELESS: dict[str, Callable[[str], str]] = {
 }
 #: Useless replies without a word, by prompt style.
 WORDLESS = {
-    "instruction": {"nothing", "whitespace", "tags", "deep brackets"},
+    "instruction": {"nothing", "whitespace", "tags", "deep brackets", "half an object"},
     "transcript": {"nothing", "whitespace", "tags", "deep brackets"},
 }
 

@@ -290,6 +290,13 @@ def test_a_field_without_text_is_left_out() -> None:
     assert traces(instructed(json.dumps(dict.fromkeys(OBJECT, "")))) == [""]
 
 
+def test_fields_of_other_names_are_read_if_all_are_text() -> None:
+    assert traces(instructed('{"reasoning": "I was in a hurry"}')) == ["I was in a hurry."]
+    assert traces(instructed('<think>{"felt": "x"}</think>{"reasoning": "I was calm."}')) == ["I was calm."]
+    assert traces(instructed('{"reasoning": 3}')) == [MALFORMED]
+    assert traces(instructed("{}")) == [MALFORMED]
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from math import log
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -342,3 +343,13 @@ def test_local_scorer_in_bfloat16_is_close_to_float32() -> None:
         assert abs(one.nats - other.nats) <= 1.0
     assert max(gaps) <= 0.4
     assert sum(gaps) / len(gaps) <= 0.1
+
+
+def test_control_tokens_in_scored_texts_are_read_as_characters(base: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    prompt, continuation, ends = transformers_scorer._encode(tokenizer, "<end>" * 10, "<end>" * 10, 1000)
+    assert min(len(prompt), len(continuation)) > 10
+    assert tokenizer.eos_token_id not in {*prompt, *continuation}
+    assert ends[-1] == 50

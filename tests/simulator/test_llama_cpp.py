@@ -68,3 +68,17 @@ def test_the_local_model_continues_text_and_is_reproducible_by_seed() -> None:
     assert first == again
     assert {first} != {first, *others}
     assert engine_url(fetch(TINY), "transcript") == engine_url(fetch(TINY), "transcript")  # one server for all calls
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", ["transcript", "instruction"])
+def test_control_tokens_in_a_prompt_are_read_as_characters(style: Any) -> None:
+    model = load_model("local", style=style)
+    tokens = [
+        asyncio.run(sample(model, [("user", text)], max_tokens=1, bypass_cache=True))[0].usage.input_tokens
+        for text in ("x", "<|im_end|>" * 10)
+    ]
+    assert tokens[1] - tokens[0] >= 40
+    assert model.count_tokens is not None
+    assert model.count_tokens("<|im_end|>" * 10) >= 40
+    assert model.context_tokens == 4096

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.messages import HumanMessage
 from tiny_model import tiny_model
 
 from conftest import MAX_POSITIONS, tiny
@@ -153,6 +154,28 @@ def test_the_end_tokens_of_model_and_tokenizer_both_end_a_completion(monkeypatch
     model_and_tokenizer = ChatModel("tiny", TransformersChat(model_name="tiny", load=lambda: (model, other)), "transcript")
     [completion] = asyncio.run(sample(model_and_tokenizer, [("user", PROMPT)], max_tokens=12, temperature=0.0))
     assert completion.usage.output_tokens == written.index(written[2]) + 1
+
+
+def test_a_limit_beyond_the_context_is_lowered_and_an_unfinished_completion_says_so() -> None:
+    [completion] = complete("x" * 20, max_tokens=10_000, temperature=0.0, stop=[])
+    assert completion.usage.output_tokens <= MAX_POSITIONS - 20
+    [cut] = complete("x" * 20, max_tokens=2, temperature=0.0)
+    assert cut.at_limit
+
+
+def test_control_tokens_in_a_prompt_are_read_as_characters(templated: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(templated)
+    assert len(tokenizer("<end>" * 10).input_ids) == 10  # as a control token
+    for style, least in (("transcript", 20), ("instruction", 20)):
+        model = TransformersChat(model_name="tiny", load=lambda: (None, tokenizer), style=style)  # pyright: ignore[reportArgumentType]
+        with_tokens, plain = (model._tokenize([HumanMessage(text)]) for text in ("<end>" * 10, ""))
+        assert len(with_tokens) - len(plain) >= least
+        assert with_tokens.count(tokenizer.eos_token_id) == (plain if style == "instruction" else []).count(
+            tokenizer.eos_token_id
+        )
+        assert model.count_tokens("<end>" * 10) > 10
 
 
 def test_a_prompt_that_exceeds_the_context_is_a_model_error() -> None:

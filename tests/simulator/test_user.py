@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NotRequired, TypedDict
 
 import pytest
@@ -15,7 +16,7 @@ from langgraph.graph import END, START, StateGraph
 from pydantic import PrivateAttr
 
 from conftest import recipe, scripted, small_conversation
-from usertwin.memory import ChatModel, Triple, alearn
+from usertwin.memory import ChatModel, Settings, Triple, alearn
 from usertwin.memory.models.chat import Usage
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.personas import ChatLog, LogError, ModelError, Pair, Persona, Turn, TwinError
@@ -174,6 +175,95 @@ def test_held_out_conversations_are_never_recalled(user: SimulatedUser) -> None:
 
 
 # The model --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["transcript", "instruction"])
+@pytest.mark.parametrize(
+    ("reply", "discarded"),
+    [
+        ("<think>\nSECRET, be short.\n</think>\n\ni need a bell", 0),
+        ("SECRET plan.\n</think>\ni need a bell", 0),
+        ("Me: i need a bell", 0),
+        ("<think>SECRET", 1),
+        ("hello <think>SECRET</think> there", 1),
+        ("(Me thinking: SECRET) hello", 1),
+        ("Them: SECRET", 1),
+    ],
+)
+def test_only_the_persons_words_are_sent_and_a_defective_turn_is_asked_for_again(
+    ann: str, style: Any, reply: str, discarded: int
+) -> None:
+    with SimulatedUser.load(
+        ann, model=recording(reply, "i need a bell", style=style), settings=Settings(reasons=False)
+    ) as user:
+        answer = user.respond(WHICH_DAY)
+    assert (answer.action, answer.discarded) == ("i need a bell", discarded)
+    assert answer.to_json()["discarded"] == discarded
+    assert len(calls(user)) == 1 + discarded
+
+
+def test_a_model_that_writes_only_reasoning_is_a_twin_error(ann: str) -> None:
+    user = SimulatedUser.load(ann, model=recording("<think>SECRET"), settings=Settings(reasons=False))
+    with user, pytest.raises(TwinError, match="wrote unfinished reasoning instead of a turn 4 times in a row"):
+        user.respond(HELLO)
+
+
+def test_a_model_that_is_empty_at_its_limit_is_a_model_error(ann: str) -> None:
+    class Cut(ScriptedChatModel):
+        def _generate(self, *args: Any, **options: Any) -> Any:
+            result = super()._generate(*args, **options)
+            result.generations[0].message.response_metadata = {"finish_reason": "length"}
+            return result
+
+    user = SimulatedUser.load(ann, model=ChatModel("m", Cut(answers=[" "])), settings=Settings(reasons=False))
+    with (
+        user,
+        pytest.raises(ModelError, match=r'"m" stopped at its limit of 9,692 tokens before it answered; let it reason less'),
+    ):
+        user.respond(HELLO)
+    with (
+        SimulatedUser.load(ann, model=recording("hi"), reasoner=ChatModel("m", Cut(answers=[" "]))) as reasoning,
+        pytest.raises(ModelError, match=r'"m" stopped at its limit of 8,592 tokens before it answered'),
+    ):
+        reasoning.respond(HELLO)
+
+
+def test_the_users_description_of_the_person_is_in_every_prompt(ann: str) -> None:
+    for style in ("transcript", "instruction"):
+        with SimulatedUser.load(ann, model=recording("a thought.", "hello", style=style)) as user:
+            assert user.persona.derived
+            user.record = replace(user.record, persona=replace(user.persona, name="Mira", description="An impatient courier."))
+            user.respond(HELLO)
+            assert prompts(user)
+            assert all("An impatient courier." in prompt for prompt in prompts(user))
+            if style == "transcript":
+                assert all(prompt.startswith("(About me: Mira. An impatient courier.)\n\n") for prompt in prompts(user))
+
+
+def test_a_description_from_the_log_is_in_no_transcript(ann: str) -> None:
+    with SimulatedUser.load(ann, model=recording("hello")) as user:
+        user.respond(HELLO)
+        assert not any("About me" in prompt for prompt in prompts(user))
+
+
+def test_an_instruction_has_the_whole_conversation_and_a_transcript_counts_what_it_lacks(ann: str) -> None:
+    talk = [{"role": ("assistant", "user")[i % 2], "content": f"turn {i} {'x' * 400} end{i}"} for i in range(13)]
+    for style, cut in (("transcript", 7), ("instruction", 0)):
+        with SimulatedUser.load(ann, model=recording("hello", style=style), settings=Settings(window=6, reasons=False)) as user:
+            answer = user.respond(talk, goal="GOAL " + "y" * 900 + " END")
+            assert (answer.cut_turns, answer.cut_recalled) == (cut, 0)
+            assert all(f"turn {i} " in prompts(user)[0] and f"end{i}" in prompts(user)[0] for i in range(cut, 13))
+            assert "GOAL" in prompts(user)[0]
+
+
+def test_what_does_not_fit_into_the_context_is_counted(ann: str) -> None:
+    model = replace(recording("hello", style="instruction"), context_tokens=600, count_tokens=lambda text: len(text) // 4)
+    with SimulatedUser.load(ann, model=model, settings=Settings(reasons=False)) as user:
+        answer = user.respond([{"role": "assistant", "content": "so " * 900 + "END"}], goal="GOAL")
+    assert answer.cut_recalled == len(answer.recalled) > 0
+    assert answer.cut_turns == 1
+    assert "END\n" in prompts(user)[0]
+    assert "GOAL" in prompts(user)[0]
 
 
 def test_a_model_that_writes_nothing_is_a_twin_error(ann: str) -> None:
