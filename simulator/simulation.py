@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -16,6 +16,7 @@ from uuid import uuid4
 from usertwin.memory.event_loop import in_caller, run_sync
 from usertwin.memory.models.chat import Usage
 from usertwin.personas import AgentError, Conversation, LogError, ModelError, Turn, UsageError, UsertwinError, as_conversation
+from usertwin.personas.reading import as_type
 from usertwin.personas.roles import is_user
 
 from .agents import AgentCall, AgentProcess, Failure, Message, as_agent, run_turn
@@ -44,6 +45,14 @@ class Exchange:
     def to_json(self) -> dict[str, Any]:
         """Return the exchange as a JSON object."""
         return asdict(self) | {"answer": self.answer.to_json(), "replies": [dict(message) for message in self.replies]}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any], speaker: str) -> Exchange:
+        """Return the exchange that `to_json` wrote. ValueError if it is none."""
+        answer = Answer.from_json(as_type(dict[str, Any], raw.get("answer")), speaker)
+        replies = as_type(tuple[Message, ...], raw.get("replies"))
+        twin_seconds, agent_seconds = (as_type(float, raw.get(name)) for name in ("twin_seconds", "agent_seconds"))
+        return cls(answer, replies, twin_seconds, agent_seconds)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,6 +87,14 @@ class Simulation:
     def to_json(self) -> dict[str, Any]:
         """Return the simulation as a JSON object, a line of a run's `conversations.jsonl`."""
         return asdict(self) | {"exchanges": [exchange.to_json() for exchange in self.exchanges]}
+
+    @classmethod
+    def from_json(cls, raw: Any, speaker: str) -> Simulation:
+        """Return the simulation that `to_json` wrote, of a twin of this speaker. ValueError if it is none."""
+        fields = as_type(dict[str, Any], raw)
+        rows = as_type(list[dict[str, Any]], fields.get("exchanges"))
+        exchanges = [Exchange.from_json(row, speaker) for row in rows]
+        return replace(as_type(cls, fields | {"exchanges": []}), exchanges=exchanges)
 
     def conversation(self) -> Conversation:
         """Return the simulation in the interchange format."""

@@ -6,12 +6,13 @@ Design: the state holds plain JSON values, so that any checkpointer can store it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, NotRequired, TypedDict, cast
 
 from usertwin.memory import Recalled, Triple
 from usertwin.memory.models.chat import Usage
 from usertwin.personas import Pair, Turn
+from usertwin.personas.reading import as_type
 
 
 class RecalledRow(TypedDict):
@@ -92,6 +93,15 @@ class Answer:
     def to_json(self) -> dict[str, Any]:
         """Return the answer as a JSON object."""
         return asdict(self) | {"recalled": to_rows(self.recalled)}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any], speaker: str) -> Answer:
+        """Return the answer that `to_json` wrote; `from_rows` says what its recalled triples lack. ValueError if it is none."""
+        rows = cast("list[RecalledRow]", as_type(list[dict[str, Any]], raw.get("recalled")))
+        try:
+            return replace(as_type(cls, raw | {"recalled": []}), recalled=tuple(from_rows(rows, speaker)))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"recalled: {error!r}") from None
 
 
 def to_rows(recalled: Sequence[Recalled]) -> list[RecalledRow]:

@@ -19,7 +19,7 @@ from typing import Any
 from usertwin.evals.judges.model_judge import build_questions, judge_pairs, summarize_verdicts
 from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest
-from usertwin.evals.records.run_folder import HTML_REPORT, MARKDOWN_REPORT, exclusive_run, write_atomically
+from usertwin.evals.records.run_folder import HTML_REPORT, MARKDOWN_REPORT, write_atomically
 from usertwin.evals.replay.arms import PEERS
 from usertwin.evals.replay.drift import DriftTurn, drift_result
 from usertwin.evals.replay.peers import peer_versions
@@ -30,6 +30,7 @@ from usertwin.memory import TwinRecord, existing_twin
 from usertwin.memory.atomic_files import checksum, file_checksum
 from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, CompletionCache
 from usertwin.memory.progress import Progress, no_progress
+from usertwin.memory.run_lock import exclusive_run
 from usertwin.memory.twin.consent import check_consent
 from usertwin.personas import ChatLog, UsageError
 from usertwin.personas.files import private_folder

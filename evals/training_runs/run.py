@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.evals.records.measured_turns import MANIFEST, RESULT
-from usertwin.evals.records.run_folder import exclusive_run, write_atomically
+from usertwin.evals.records.run_folder import write_atomically
 from usertwin.evals.records.training_run import TRAINING_FORMAT, read_outcome, read_training
 from usertwin.evals.reports.training_summary import write_training_summary
 from usertwin.evals.traces.synthesizer_quality import (
@@ -36,6 +36,7 @@ from usertwin.memory.recon.fidelity import Fidelity
 from usertwin.memory.recon.guards import rejection_reason
 from usertwin.memory.recon.judged_fidelity import fidelity_by_name
 from usertwin.memory.recon.propose import proposal_template
+from usertwin.memory.run_lock import exclusive_run
 from usertwin.memory.training.audit import Auditor
 from usertwin.memory.training.candidate_pool import ScoredCandidates, sample_candidates
 from usertwin.memory.training.checkpoints import ADAPTER, check_room

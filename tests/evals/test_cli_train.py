@@ -22,10 +22,10 @@ from tiny_model import tiny_model
 
 from usertwin.evals.cli.main import main
 from usertwin.evals.cli.train import train as train_command
-from usertwin.evals.records.run_folder import exclusive_run
 from usertwin.evals.records.training_run import read_training
 from usertwin.evals.training_runs.run import TrainingPlan, TrainingRunner
 from usertwin.memory.models.chat import sample
+from usertwin.memory.run_lock import exclusive_run
 from usertwin.memory.training.config import BETAS, LEARNING_RATES, TRAIN_METHODS, TrainingConfig
 from usertwin.memory.training.dataset import SplitConfig, build_dataset
 from usertwin.memory.training.rewards import DownstreamReward

@@ -15,12 +15,13 @@ from invented_suite import JUDGED, TRACED, Models, learned_twin, small_suite, sp
 
 from conftest import WordWeightScorer, function_model
 from usertwin.evals.records.measured_turns import MANIFEST, RESULT, VERDICTS, read_result, read_turns
-from usertwin.evals.records.run_folder import HTML_REPORT, MARKDOWN_REPORT, exclusive_run
+from usertwin.evals.records.run_folder import HTML_REPORT, MARKDOWN_REPORT
 from usertwin.evals.suites.config import Suite, logs_of
 from usertwin.evals.suites.run import SuiteRun, work_estimate
 from usertwin.memory import Triple, TripleStore
 from usertwin.memory.models.completion_cache import COMPLETIONS_FILE
 from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.run_lock import exclusive_run
 from usertwin.personas import LogError, ModelError, TwinError, UsageError, UsertwinError
 from usertwin.personas.pairs import group_pairs
 

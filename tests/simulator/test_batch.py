@@ -13,6 +13,7 @@ from desk_talk import Desk, scripted_twin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from usertwin.memory.run_lock import exclusive_run
 from usertwin.personas import UsageError
 from usertwin.simulator import Exchange, SimulatedUser, Simulation, simulate_many
 from usertwin.simulator.batch import RunFolder
@@ -140,6 +141,66 @@ def test_a_stopped_run_keeps_its_complete_conversations(user: SimulatedUser, tmp
         "finished": False,
         "stop_reasons": {"max_turns": 1},
     }
+
+
+def test_the_same_call_continues_a_stopped_run(user: SimulatedUser, tmp_path: Path) -> None:
+    talked: list[int] = []
+
+    def stop_at_third(number: int, exchange: Exchange) -> None:
+        talked.append(number)
+        if number == 3 and len(talked) == 3:
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"count": 4, "max_turns": 1, "seed": 7, "on_exchange": stop_at_third}
+    with pytest.raises(KeyboardInterrupt):
+        simulate_many(user, Desk(), out=tmp_path / "run", **options)
+    with (tmp_path / "run" / "conversations.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"twin": "ann", "go')  # the kill of a process may leave half a line
+    (tmp_path / "run" / "summary.json").unlink()
+    simulations = simulate_many(user, Desk(), out=tmp_path / "run", **options)
+    assert talked == [1, 2, 3, 3, 4]
+    assert [line["seed"] for line in lines(tmp_path / "run")] == [7, 8, 9, 10]
+    assert [simulation.to_json() for simulation in simulations] == lines(tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
+    assert summary == {"finished": True, "stop_reasons": {"max_turns": 4}}
+
+
+@pytest.mark.parametrize(
+    ("change", "key"), [({"seed": 3}, '"seed"'), ({"goal": "a refund"}, '"arguments"'), ({"count": 5}, '"arguments"')]
+)
+def test_another_unfinished_run_is_refused_and_unchanged(
+    user: SimulatedUser, tmp_path: Path, change: dict[str, Any], key: str
+) -> None:
+    simulate_many(user, Desk(), max_turns=1, count=4, out=tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_text('{"finished": false, "stop_reasons": {}}', "utf-8")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(UsageError, match=rf"an unfinished run with a different {key}; name another folder with --out"):
+        simulate_many(user, Desk(), out=tmp_path / "run", **{"max_turns": 1, "count": 4, **change})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_run_that_another_process_works_on_is_refused(user: SimulatedUser, tmp_path: Path) -> None:
+    with exclusive_run(tmp_path / "run"), pytest.raises(UsageError, match="another process works on this run"):
+        simulate_many(user, Desk(), max_turns=1, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        '{"twin": "ann"}',
+        '{"twin": "ann", "exchanges": [{"answer": 3}]}',
+        '{"exchanges": [{"answer": {"recalled": [{}]}}]}',
+    ],
+)
+def test_a_line_that_is_no_conversation_is_named(user: SimulatedUser, tmp_path: Path, line: str) -> None:
+    simulate_many(user, Desk(), max_turns=1, out=tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "conversations.jsonl").write_text(line + "\n", "utf-8")
+    with pytest.raises(
+        UsageError, match=r"conversations\.jsonl:1: not a valid conversation: .*; name another folder with --out"
+    ):
+        simulate_many(user, Desk(), max_turns=1, out=tmp_path / "run")
 
 
 def test_count_below_one_is_refused(user: SimulatedUser) -> None:
