@@ -8,6 +8,7 @@ from .recon.synthesizer import Synthesizer
 from .store.ranking import Ranking
 from .store.triple_store import TripleStore
 from .triples import Provenance, Recalled, Triple
+from .twin.forget import open_memory
 from .twin.learn import alearn
 from .twin.recipe import Recipe
 from .twin.record import Settings, TwinRecord, existing_twin, list_twins
@@ -29,4 +30,5 @@ __all__ = [
     "alearn",
     "existing_twin",
     "list_twins",
+    "open_memory",
 ]
