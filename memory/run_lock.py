@@ -15,7 +15,9 @@ LOCK = "run.lock"
 
 @contextmanager
 def exclusive_run(folder: Path) -> Generator[None]:
-    """Hold the lock of a run folder, so that no other process appends to the same files. Makes the folder if missing.
+    """Hold the lock of a run folder, so that no other process appends to the same files; make the folder if it is missing.
+
+    What killed processes left of files that they were replacing is removed.
 
     Raises:
         UsageError: the folder cannot be written or holds a link, or another process holds the lock.
@@ -34,6 +36,9 @@ def exclusive_run(folder: Path) -> Generator[None]:
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror}); name another folder") from None
     try:
+        for leftover in folder.rglob(".*.partial"):  # of killed processes
+            if leftover.is_file():
+                leftover.unlink()
         yield
     finally:
         (folder / LOCK).unlink(missing_ok=True)  # before release: acquisition does not wait, so no process holds the old inode

@@ -125,12 +125,12 @@ def searched(servers: Sequence[str], commands: Sequence[str]) -> dict[str, Any]:
                 for command in commands:
                     run(command, name, server)
         running.refuse(False)
-        _search_files(box, search)
-        _search_requests(running, search)
+        search_files(box, search)
+        search_requests(running, search)
         used = [command for command in _USES if command in commands]
         _forget(run, running, box, search, used, servers[0])
         _open_strangers_twin(run, running, box, used, servers[0])
-        _search_requests(running, search)
+        search_requests(running, search)
     return asdict(search)
 
 
@@ -167,18 +167,18 @@ def _forms(secrets: Sequence[str]) -> list[str]:
     return [*secrets, *(base64.b64encode(f"{_USER}:{secret}".encode()).decode() for secret in secrets)]
 
 
-def _search_files(box: Box, search: Search, words: Sequence[str] = ()) -> None:
+def search_files(box: Box, search: Search, words: Sequence[str] = ()) -> None:
     """Search every file of a box and the output of its commands."""
-    words = words or _forms([OWN_KEY, NAMED_KEY, PASSWORD])
     paths = [path for path in (*box.folder.rglob("*"), box.output) if path.is_file()]
     search.files += len(paths)
     search.bytes += sum(path.stat().st_size for path in paths)
-    search.in_files += [f"{words[0][:9]}… in {name}" for name in bytes_with(words, box.folder)]
-    if any(word in box.output.read_text("utf-8", "replace") for word in words):
-        search.in_files.append(f"{words[0][:9]}… in the output")
+    output = box.output.read_text("utf-8", "replace")
+    for word in words or _forms([OWN_KEY, NAMED_KEY, PASSWORD]):
+        search.in_files += [f"{word[:9]}… in {name}" for name in bytes_with([word], box.folder)]
+        search.in_files += [f"{word[:9]}… in the output"] * (word in output)
 
 
-def _search_requests(running: Servers, search: Search, words: Sequence[str] = ()) -> None:
+def search_requests(running: Servers, search: Search, words: Sequence[str] = ()) -> None:
     """Search every request of every server, and forget the requests."""
     for server, secret in MEANT_FOR.items():
         own = _forms([secret]) if secret else []
@@ -198,11 +198,11 @@ def _forget(
     run("learn", TWIN, server)
     exit_code(fork(lambda: (box.enter(), sys.exit(box.run(*FORGET)))))
     box.output.unlink()
-    _search_requests(running, search)
+    search_requests(running, search)
     for command in used:
         run(command, TWIN, server)
-    _search_files(box, search, FORGOTTEN_WORDS)
-    _search_requests(running, search, FORGOTTEN_WORDS)
+    search_files(box, search, FORGOTTEN_WORDS)
+    search_requests(running, search, FORGOTTEN_WORDS)
 
 
 def _open_strangers_twin(

@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -268,8 +269,8 @@ class Box:
 
 #: Keys of JSON objects that say when or how long something was done, or what it cost: an answer that was kept costs nothing.
 _VOLATILE = {
-    "learned_at", "measured_at", "started_at", "tuned_at", "seconds", "cost", "generated_at", "runtime",
-    "usage", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "step_time", "elapsed",
+    "learned_at", "measured_at", "started_at", "tuned_at", "generated_at", "seconds", "runtime", "cost", "usage", "thread_id",
+    "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "step_time", "elapsed",
 }  # fmt: skip
 _TRANSIENT = ("memory.lock", "memory.writer", "run.lock")
 
@@ -354,7 +355,7 @@ def bytes_with(words: Sequence[str], folder: Path) -> list[str]:
         if path.is_file():
             content = path.read_bytes()
             if path.suffix == ".gz":
-                content += gzip.decompress(content)
+                content += zlib.decompressobj(wbits=31).decompress(content)  # also of a file that was not written to its end
             found += [str(path.relative_to(folder))] * any(word.encode() in content for word in words)
     return found
 
