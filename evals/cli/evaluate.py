@@ -11,8 +11,10 @@ from usertwin.evals.arm_names import ARM_DESCRIPTIONS, ARMS, DEFAULT_ARMS, check
 from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
+from usertwin.personas.reading import as_type
 
 from .options import (
+    check_writable,
     console_for,
     file_path,
     home_option,
@@ -163,8 +165,10 @@ def _run_suite(console: Console, suite: Suite, folder: Path, *, text: str, home:
     """Run a suite with progress bars; print the result, the warnings and the report's path."""
     from usertwin.evals.records.run_folder import HTML_REPORT
     from usertwin.evals.reports.terminal import run_table
+    from usertwin.evals.suites.people import Look
     from usertwin.evals.suites.run import SuiteRun
 
+    check_writable(folder, "--out")
     with progress_bars(console) as bars:
         result = run_sync(SuiteRun(suite, folder, text=text, home=home, fetch=bars.fetch, progress=bars).run())
     console.print(run_table(result))
@@ -172,4 +176,8 @@ def _run_suite(console: Console, suite: Suite, folder: Path, *, text: str, home:
     for warning in result["warnings"]:
         console.print(warning, style="yellow", markup=False)
     console.print(f"report: {folder / HTML_REPORT}", markup=False)
+    if result["looks"]:
+        console.print("this run looked at test people; add these lines to evals/people.toml:", style="yellow")
+        for look in result["looks"]:
+            console.print(as_type(Look, look).to_toml(), markup=False, highlight=False, soft_wrap=True)
     return result

@@ -7,7 +7,7 @@
     [[corpora]]
     name = "casual chat"
     from = "chitchat"                # "chitchat", a file or "oyez:FOLDER"; paths are relative to the suite file
-    people = 2                       # the most frequent speakers; or names: ["ann", "bob"]
+    people = 2                       # the most frequent speakers; or names: ["ann", "bob"]; or "development" or "test"
 
 Paths in model names ("scripted:replies.txt", "local:models/x.gguf", "local+ADAPTER") are relative to the suite file, too.
 The fields of the classes below are all keys, with their defaults.
@@ -43,6 +43,8 @@ from usertwin.personas.importers.chitchat import CHITCHAT
 from usertwin.personas.pairs import check_speaker
 from usertwin.personas.reading import parse_toml, read_file, shown
 from usertwin.simulator.backends.model_name import ModelName, Role
+
+from .people import people_of_kind
 
 
 def _resolve_source(source: str, info: ValidationInfo) -> str:
@@ -112,13 +114,14 @@ class Corpus(_Strict):
 
     name: str = Field(min_length=1)  # for the report
     source: Annotated[str, Field(alias="from", min_length=1), AfterValidator(_resolve_source)]  # the key "from" in the file
-    people: tuple[str, ...] | int = 2  # names, or a number of the most frequent speakers
+    # names, a number of the most frequent speakers, or the registered people of this kind (see people.py)
+    people: tuple[str, ...] | int | Literal["development", "test"] = 2
     role: str | None = None  # count only turns with this role when ranking speakers, such as "user"; None for any
     max_triples: int | None = Field(default=None, ge=1)  # the number of latest pairs of a person to remember; None for all
 
     @field_validator("people")
     @classmethod
-    def _check_people(cls, people: tuple[str, ...] | int) -> tuple[str, ...] | int:
+    def _check_people(cls, people: tuple[str, ...] | int | str) -> tuple[str, ...] | int | str:
         if not people or (isinstance(people, int) and people < 1):
             raise ValueError("name at least one person, or give a number of people")
         if isinstance(people, tuple) and (repeated := [name for name in people if people.count(name) > 1]):
@@ -186,6 +189,7 @@ class Suite(_Strict):
     user_models: UserModels | None = None  # the experiment with fine-tuned user models; None for none
     corpora: tuple[Corpus, ...] = ()  # sources of people to learn
     twins: tuple[str, ...] = ()  # names of twins that were learned before
+    reason: str = ""  # why test people are looked at; needed for people = "test"
 
     @property
     def shows_traces(self) -> bool:
@@ -220,6 +224,8 @@ class Suite(_Strict):
             raise ValueError("user_models: the experiment needs people to learn; add [[corpora]]")
         if (self.k is None) != (self.window is None):
             raise ValueError('"k" and "window" must be set together')
+        if not self.reason.strip() and any(corpus.people == "test" for corpus in self.corpora):
+            raise ValueError('reason: test people are looked at for a reason; add reason = "..."')
         return self
 
 
@@ -252,19 +258,25 @@ def _sentence(error: ValidationError) -> str:
         near = difflib.get_close_matches(str(place[-1]), keys, 1)
         message = f'there is no such key; did you mean "{near[0]}"?' if near else f"there is no such key; use {', '.join(keys)}"
     elif first["type"] not in {"value_error", "missing"}:
-        message = "Input should be a number of people or a list of names" if place[-1:] == ["people"] else message
+        if place[-1:] == ["people"]:
+            message = 'Input should be a number of people, a list of names, "development" or "test"'
         message += f", not {shown(first['input'])}"
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     return f"{key}: {message}" if key else message
 
 
 def people_of(corpus: Corpus, log: ChatLog, window: int) -> list[str]:
-    """Return the people of a corpus. LogError if one is unknown, or too few have enough turns to learn a twin."""
+    """Return the people of a corpus. LogError if one is unknown, or too few have enough turns to learn a twin.
+
+    UsageError for registered people of a corpus that is not registered.
+    """
     if not isinstance(corpus.people, int):
-        for speaker in corpus.people:
+        kind = corpus.people if isinstance(corpus.people, str) else None
+        names = list(corpus.people) if kind is None else people_of_kind(kind, corpus.source, log)
+        for speaker in names:
             check_speaker(log, speaker)
             split_pairs(log, speaker, window=window)
-        return list(corpus.people)
+        return names
     people: list[str] = []
     for speaker in log.turn_counts(corpus.role):
         try:

@@ -39,6 +39,7 @@ from usertwin.simulator.prompts import prompt_versions
 from .config import Suite, logs_of, people_of
 from .measure_person import CONTEXT_WINDOW, Person, PersonMeasurement
 from .models import SuiteModels
+from .people import looks_at, registered_test_people
 from .transfer import run_transfer
 from .user_model_experiment import check_user_models, run_user_models, user_models_estimate
 
@@ -82,7 +83,29 @@ class SuiteRun:
         repeated = [label for label, count in Counter(person.label for person in people).items() if count > 1]
         if repeated:
             raise UsageError(f'"{repeated[0]}" would be measured twice; name each person once, and no corpus like a twin')
+        self._check_test_people(people, logs)
         return people
+
+    def test_people(self, people: Sequence[Person], logs: Mapping[str, ChatLog]) -> dict[str, tuple[str, ...]]:
+        """Return the registered test people of the suite by their registered corpus."""
+        sources: list[tuple[str, str]] = []
+        for person in people:
+            if person.corpus is None:
+                recipe = TwinRecord.load(existing_twin(person.twin, person.home)).recipe
+                sources.append((recipe.source, recipe.speaker))
+            else:
+                sources.append((person.corpus.source, person.speaker))
+        return registered_test_people(sources, {corpus.source: logs[corpus.name] for corpus in self.suite.corpora})
+
+    def _check_test_people(self, people: Sequence[Person], logs: Mapping[str, ChatLog]) -> None:
+        """Raise UsageError if settings would be tuned on registered test people."""
+        chosen = self.test_people([person for person in people if person.corpus is not None], logs)
+        if self.suite.k is None and chosen:
+            corpus, names = next(iter(chosen.items()))
+            raise UsageError(
+                f'{corpus}: "{names[0]}" is a test person, and no setting is tuned on test people; set k and window in the '
+                'suite, to values that were tuned on development people (people = "development")'
+            )
 
     def check(self) -> None:
         """Raise UsageError or ModelError if a model is not available, as far as that is known without loading it."""
@@ -95,7 +118,7 @@ class SuiteRun:
         people = self.people(logs)
         self.check()
         with exclusive_run(self.folder):
-            self._begin(people)
+            self._begin(people, self.test_people(people, logs))
             with closing(CompletionCache(self.folder / COMPLETIONS_FILE)) as cache:
                 self._models = replace(self._models, cache=cache)
                 return await self._measure(logs, people)
@@ -117,23 +140,25 @@ class SuiteRun:
         twin = arms.pop() if len(arms) == 1 else "recalled_pairs"
         result = closeness(turns, twin, seed=self.suite.seed)
         result |= await self._extra_results(measurement, people, facts, turns, twin)
-        result["warnings"] = _warnings(result, mixed=bool(arms))
+        declared = any(corpus.people == "test" for corpus in self.suite.corpora)
+        result["warnings"] = _warnings(result, mixed=bool(arms), declared=declared)
         result["summary"] = summary_of(result)
         self._write_json(RESULT, result)
         write_reports(self.folder, result, turns)
         self._write_json(MANIFEST, read_manifest(self.folder) | {"state": "complete"})
         return result
 
-    def _begin(self, people: Sequence[Person]) -> None:
+    def _begin(self, people: Sequence[Person], test_people: Mapping[str, tuple[str, ...]]) -> None:
         """Write the manifest of a new run; check that the manifest of an old one is of the same suite, logs and twins."""
         sources = {c.name: file_checksum(Path(c.source)) for c in self.suite.corpora if Path(c.source).is_file()}
         twins = {name: self._fingerprint(name) for name in self.suite.twins}
         inputs = {"suite": self.suite.model_dump(mode="json"), "sources": sources, "twins": twins}
         started = datetime.now(UTC).isoformat(timespec="seconds")
+        looks = [asdict(look) for look in looks_at(test_people, self.suite.reason or f'the suite "{self.suite.name}"')]
         if (self.folder / MANIFEST).exists():
             manifest = read_manifest(self.folder)
             self._check_same(manifest, inputs)
-            started = manifest.get("started_at", started)
+            started, looks = manifest.get("started_at", started), manifest.get("looks", looks)
             for name in (HTML_REPORT, MARKDOWN_REPORT, RESULT):  # they were of the finished run, and this one is not
                 (self.folder / name).unlink(missing_ok=True)
         try:
@@ -142,7 +167,7 @@ class SuiteRun:
             raise UsageError(f"{self.folder}: cannot be made ({error.strerror}); name another folder with --out") from None
         self._write_json(MANIFEST, {
             "format": RUN_FORMAT, "kind": "closeness", "name": self.suite.name, "state": "interrupted", "started_at": started,
-            **inputs, "people": [person.label for person in people],
+            **inputs, "people": [person.label for person in people], "looks": looks,
             "prompts": prompt_versions("transcript") | prompt_versions("instruction") | peer_versions(),
             "versions": {package: version(package) for package in _PACKAGES},
         })  # fmt: skip
@@ -198,7 +223,7 @@ class SuiteRun:
                 "traces": suite.traces.model_dump(mode="json") if suite.shows_traces else None,
                 "triples": {person: fact["triples"] for person, fact in facts.items()},
             },
-            **{key: manifest[key] for key in ("versions", "prompts")}, "suite_text": self.text,
+            **{key: manifest[key] for key in ("versions", "prompts", "looks")}, "suite_text": self.text,
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
 
@@ -223,9 +248,14 @@ def _common_value(facts: Mapping[str, dict[str, Any]], name: str) -> Any:
     return next(iter(values.values())) if len(set(values.values())) == 1 else values
 
 
-def _warnings(result: Mapping[str, Any], *, mixed: bool) -> list[str]:
-    """Return what a reader must know before the figures."""
+def _warnings(result: Mapping[str, Any], *, mixed: bool, declared: bool) -> list[str]:
+    """Return what a reader must know before the figures; `declared` says whether the suite asks for test people."""
     warnings: list[str] = list((result["judge"] or {}).get("warnings", []))
+    for look in () if declared else result["looks"]:
+        warnings.append(
+            f"{plural(len(look['people']), 'registered test person', 'registered test people')} of {look['corpus']} measured "
+            f'without people = "test": {", ".join(look["people"])}'
+        )
     if mixed:
         warnings.append('some of these twins show traces and some do not; the arm "recalled_pairs" stands for the twin')
     people = len(result["people"])

@@ -133,9 +133,9 @@ def test_any_arms_and_numbers_are_read_back(tmp_path_factory: Any, arms: list[st
         (MINIMAL + "people = ['Ann', 'Bob', 'Ann']\n", 'corpora[0].people: "Ann" is named twice'),
         (
             MINIMAL + "people = 'Ann'\n",
-            "corpora[0].people: Input should be a number of people or a list of names, not 'Ann'",
+            "corpora[0].people: Input should be a number of people, a list of names, \"development\" or \"test\", not 'Ann'",
         ),
-        (MINIMAL + "people = ['Ann', 3]\n", "corpora[0].people: Input should be a number of people or a list of names, not "),
+        (MINIMAL + "people = ['Ann', 3]\n", "corpora[0].people: Input should be a number of people, a list of names, "),
         (MINIMAL + MINIMAL, 'two corpora have the name "casual"; give each corpus another name'),
         ("[[corpora]]\nname = 'x'\n", "corpora[0].from: Field required"),
         (MINIMAL + "[[corpora]]\nfrom = 'x'\n", "corpora[1].name: Field required"),
