@@ -29,7 +29,7 @@ from usertwin.memory.twin.abandonment import AbandonmentModel, fit_leaving_model
 from usertwin.memory.twin.append import aappend
 from usertwin.memory.twin.forget import ForgetResult, Journal, forget, open_memory, remains, unfinished_forgetting
 from usertwin.memory.twin.record import ABANDONMENT_FILE, LAST_TURN_FILE, twin_folder
-from usertwin.personas import ChatLog, Conversation, TwinError
+from usertwin.personas import ChatLog, Conversation, TwinError, UsageError
 from usertwin.personas.chat_log import sort_by_time
 
 EMBEDDER = FakeEmbedder()
@@ -203,6 +203,19 @@ def test_check_lists_the_files_that_still_hold_what_was_to_be_forgotten(secret: 
     assert "forgetting was stopped before and is finished now; 3 pairs erased" in " ".join(result.output.split())
     assert_forgotten(secret)
     assert run_command("memory", "check", "ann").exit_code == 0
+
+
+def test_another_request_finishes_the_one_that_was_stopped(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(forgetting, "fit_leaving_models", stopped)
+        with pytest.raises(Stopped):
+            forget(secret, EMBEDDER, conversation=FORGOTTEN)
+    with pytest.raises(UsageError, match='there is no conversation "nowhere" in the twin; nothing was changed'):
+        forget(secret, EMBEDDER, conversation="nowhere")
+    assert_forgotten(secret)
 
 
 def test_turns_in_the_context_of_later_pairs_are_forgotten_too(tmp_path: Path) -> None:
