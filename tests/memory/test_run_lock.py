@@ -25,8 +25,7 @@ def test_files_that_a_killed_process_was_replacing_are_removed(tmp_path: Path) -
 
 
 def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
-    with exclusive_run(tmp_path / "run"):
-        with pytest.raises(UsageError, match="another process works on this run"), exclusive_run(tmp_path / "run"):
-            raise AssertionError("both hold the lock")
+    with exclusive_run(tmp_path / "run"), pytest.raises(UsageError, match="another process works"):
+        exclusive_run(tmp_path / "run").__enter__()
     with exclusive_run(tmp_path / "run"):
         pass
