@@ -4,8 +4,8 @@ Design: both prompts have the same parts: persona, goal, recalled pairs, the cur
 transcripts, the second prompt starts with the first one and its completion, so one engine answers it mostly from its cache.
 The evaluation scores real actions after exactly these prompts.
 
-A transcript names the person's description only if the user wrote it: the counts of a description that was drawn from the log
-cost bits (evals/EXPERIMENTS.md), and the recalled pairs show them.
+A transcript names the person's description only if the user wrote it. A description that was drawn from the log states counts,
+which the recalled pairs show (evals/EXPERIMENTS.md has its effect).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from conftest import FunctionChatModel, function_model
+from conftest import Endpoint, FunctionChatModel, function_model
 from usertwin.evals.judges.model_judge import (
     PROMPT,
     SANITY_CHECKS,
@@ -30,6 +30,7 @@ from usertwin.evals.records.verdicts import JudgeVerdict, Label, Question, Quest
 from usertwin.memory import ChatModel
 from usertwin.memory.models.chat import Ledger
 from usertwin.personas import ModelError, UsageError
+from usertwin.simulator import load_model
 
 TWIN, NONE = "recalled_pairs", "no_memory"
 CONTRASTS = [(TWIN, NONE)]
@@ -243,6 +244,20 @@ def test_a_model_that_supports_schemas_gets_one(tmp_path: Path) -> None:
     asyncio.run(judge_pairs(model, build_questions(TURNS[:1], CONTRASTS, sanity=0), path=tmp_path / "v.jsonl"))
     schema = options[0]["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["closer"]["enum"] == ["1", "2", "tie"]
+
+
+def test_the_label_after_the_reasoning_counts() -> None:
+    assert parse_label('<think>maybe {"closer": "1"}? no.</think>{"closer": "2"}') == "2"
+    assert parse_label('If {"closer": "1"} then ...</think>\n{"closer": "Tie"}') == "tie"
+    assert parse_label('<think>{"closer": "1"}') is None
+
+
+def test_a_judge_that_is_empty_at_its_limit_is_an_error(tmp_path: Path, endpoint: Endpoint) -> None:
+    endpoint.content, endpoint.finish_reason = "", "length"
+    judge = load_model(f"openai:m@{endpoint.url}")
+    with pytest.raises(ModelError, match="stopped at its limit of 8,392 tokens before it answered"):
+        asyncio.run(judge_pairs(judge, build_questions(TURNS[:1], CONTRASTS, sanity=0), path=tmp_path / "v.jsonl"))
+    assert not (tmp_path / "v.jsonl").read_text("utf-8")
 
 
 def test_an_unreadable_answer_is_retried_and_is_no_tie(tmp_path: Path) -> None:
