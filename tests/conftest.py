@@ -25,6 +25,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from numpy.typing import NDArray
 from tiny_model import one_thread, tiny_model
 
+from usertwin.evals.metrics import statistics
 from usertwin.memory import ChatModel, Recipe, alearn
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.memory.models.embedding import FakeEmbedder
@@ -60,6 +61,12 @@ def _nothing_real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     if request.node.get_closest_marker("slow") is None:
         monkeypatch.setenv("USERTWIN_ONLY_SCRIPTED", "1")
         monkeypatch.setenv("USERTWIN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def two_clusters_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let two conversations or people have intervals, tests and verdicts, for made-up data about something else."""
+    monkeypatch.setattr(statistics, "MIN_CLUSTERS", 2)
 
 
 @pytest.fixture(scope="module")

@@ -198,7 +198,7 @@ def _control_figures(label: str, result: dict[str, Any], proposer: str) -> Itera
     for name, estimate in result["selection"].items():
         if estimate is not None:
             yield f"controls.{label}.{name.replace(' - ', '_minus_')}", _figure_of(estimate, "bits/char saved", against)
-    more_than_leakage = float(result["decision"]["more_than_leakage"])
+    more_than_leakage = float(result["decision"]["more_than_leakage"] or 0)
     yield (
         f"controls.{label}.more_than_leakage",
         single_figure(more_than_leakage, "yes=1", "every condition holds", result["turns"]),

@@ -33,6 +33,7 @@ def report(run: Path) -> None:
 
     The reports are report.html and report.md.
     """
+    from usertwin.evals.metrics.statistics import without_few
     from usertwin.evals.records.measured_turns import read_result, read_turns
     from usertwin.evals.records.training_run import is_training
     from usertwin.evals.reports.summary import summary_of
@@ -41,10 +42,11 @@ def report(run: Path) -> None:
     if is_training(run):
         _report_training(run)
         return
-    result = read_result(run)
+    result = without_few(read_result(run))
+    result["summary"] = summary_of(result)
     html_report, markdown_report = write_reports(run, result, read_turns(run))
     console = console_for()
-    console.print(result.get("summary") or summary_of(result), markup=False)
+    console.print(result["summary"], markup=False)
     console.print(f"written to {html_report} and {markdown_report}", markup=False)
 
 
@@ -70,12 +72,14 @@ def compare(old: Path, new: Path, json_file: Path | None, seed: int) -> None:
 
     Shows what differs in their settings, and the paired differences of their results.
     """
+    from usertwin.evals.metrics.statistics import without_few
     from usertwin.evals.records.measured_turns import read_result, read_turns
     from usertwin.evals.reports.compare_runs import compare as compare_runs
     from usertwin.evals.reports.compare_runs import comparison_table
 
     console = console_for(stderr=is_standard_output(json_file))
-    result = compare_runs(read_result(old), read_result(new), read_turns(old), read_turns(new), seed=seed)
+    before, after = (without_few(read_result(run)) for run in (old, new))
+    result = compare_runs(before, after, read_turns(old), read_turns(new), seed=seed)
     console.print(comparison_table(result))
     write_json(json_file, result)
 

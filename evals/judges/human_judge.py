@@ -175,8 +175,8 @@ def _comparison(rows: Sequence[LabelledPair], seed: int) -> dict[str, Any]:
     decided = [(cluster, float(a == b)) for cluster, (_, a, b) in zip(where, rows, strict=True) if "tie" not in {a, b}]
     counts = Counter((a, b) for _, a, b in rows)
     measures = {
-        "agreement": mean([float(a == b) for _, a, b in rows], where, seed=seed),
-        "decided": mean([same for _, same in decided], [cluster for cluster, _ in decided], seed=seed),
+        "agreement": mean([float(a == b) for _, a, b in rows], where, share=True, seed=seed),
+        "decided": mean([same for _, same in decided], [cluster for cluster, _ in decided], share=True, seed=seed),
         "kappa": _kappa(rows, where, seed),
     }
     return {
@@ -203,7 +203,7 @@ def _kappa(rows: Sequence[LabelledPair], where: Sequence[tuple[str, str]], seed:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.array([cohens_kappa(counts, return_results=False) for counts in tables])
 
-    distribution = Resampling(seed).resample_person(statistic, table.shape[1], len(rows))
+    distribution = Resampling(seed).resample(statistic, table.shape[1], len(rows))
     return distribution.estimate() if np.isfinite(distribution.value) else None
 
 

@@ -17,6 +17,7 @@ from usertwin.evals.metrics.statistics import (
     BootstrapDistribution,
     Estimate,
     evenly_spaced,
+    mean,
     mean_over_people,
     optional_json,
     sign_flip,
@@ -212,7 +213,8 @@ def _key(judge: ChatModel, question: Question, seed: int) -> str:
 def summarize_verdicts(verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[str, Any]:
     """Return the figures of one judge that result.json holds.
 
-    Shares are means over people of each person's mean over pairs, with intervals from the two-level bootstrap.
+    Shares of a contrast are means over people of each person's mean over pairs, with intervals over people (or one person's
+    conversations). Shares that tell about the judge are over pairs, with intervals over conversations.
 
     Returns:
         "contrasts", by name: "win" (the share of pairs in which the first arm is closer, a tie counts 0.5), "ties", "p"
@@ -251,9 +253,9 @@ def _contrast(verdicts: Sequence[JudgeVerdict], seed: int) -> dict[str, Any] | N
     distribution, people = win
     return {
         "win": distribution.estimate().to_json(),
-        "ties": optional_json(_share([(verdict, float(score == 0.5)) for verdict, score in scores], seed)),
+        "ties": _share_over_people([(verdict, float(score == 0.5)) for verdict, score in scores], seed),
         "p": sign_flip([value - 0.5 for value in people], seed=seed),
-        "decided": optional_json(_share([(verdict, score) for verdict, score in scores if verdict.consistent], seed)),
+        "decided": _share_over_people([(verdict, score) for verdict, score in scores if verdict.consistent], seed),
     }
 
 
@@ -266,10 +268,10 @@ def _sanity(verdicts: Sequence[JudgeVerdict], kind: str, seed: int) -> dict[str,
     if win is None or ties is None:
         return None
     holds: bool | None
-    if kind in {"identical", "real"}:
+    if win.low is None or win.high is None or len(scores) < _ENOUGH:
+        holds = None
+    elif kind in {"identical", "real"}:
         holds = (ties if kind == "identical" else win).value >= _PASS_SHARE
-    elif win.low is None or win.high is None or len(scores) < _ENOUGH:
-        holds = None  # the interval of a few pairs may be a point
     else:
         holds = win.low <= 0.5 <= win.high if kind == "same_arm" else win.high < 0.5
     return {"win": win.to_json(), "ties": ties.to_json(), "must": SANITY_CHECKS[kind], "holds": holds}
@@ -318,9 +320,15 @@ def _over_people(
     values: Sequence[tuple[JudgeVerdict, float]], seed: int
 ) -> tuple[BootstrapDistribution, tuple[float, ...]] | None:
     people, conversations = [verdict.person for verdict, _ in values], [verdict.conversation_id for verdict, _ in values]
-    return mean_over_people([value for _, value in values], people, conversations, seed=seed)
+    return mean_over_people([value for _, value in values], people, conversations, share=True, seed=seed)
+
+
+def _share_over_people(values: Sequence[tuple[JudgeVerdict, float]], seed: int) -> dict[str, float | int | None] | None:
+    result = _over_people(values, seed)
+    return result and result[0].estimate().to_json()
 
 
 def _share(values: Sequence[tuple[JudgeVerdict, float]], seed: int) -> Estimate | None:
-    result = _over_people(values, seed)
-    return result and result[0].estimate()
+    """Return a share of pairs, with an interval over conversations."""
+    conversations = [(verdict.person, verdict.conversation_id) for verdict, _ in values]
+    return mean([value for _, value in values], conversations, share=True, seed=seed)

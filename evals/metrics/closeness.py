@@ -1,4 +1,4 @@
-"""Closeness of each arm to the person, by every measure, with intervals over people and conversations.
+"""Closeness of each arm to the person, by every measure, with intervals over people, or over one person's conversations.
 
 Design: for one person and one arm, every measure is a function of how often each conversation was drawn. So a single bootstrap
 serves them all, every difference of two arms is paired, and people have equal weight however much they wrote.
@@ -17,7 +17,7 @@ from usertwin.evals.records.measured_turns import MeasuredTurn
 
 from .discriminator import DiscriminatorScores, PairedReply, auc_statistic, discriminate
 from .measures import DISCRIMINATOR, MEASURES, Measure, is_measured, measure_statistic
-from .statistics import FEW_RESAMPLES, RESAMPLES, BootstrapDistribution, Resampling, holm, sign_flip
+from .statistics import BootstrapDistribution, Resampling, holm, sign_flip
 
 #: Pairs of arms that are compared, beside the twin's arm and every other arm.
 CONTRASTS = (
@@ -44,9 +44,9 @@ def closeness(
 ) -> dict[str, Any]:
     """Return every measure of every arm and of the differences of arms, with intervals.
 
-    A value of several people is the mean over people. An interval is the 95% percentile interval of resampled people and
-    conversations (of conversations, for one person). A measure of an arm covers the turns measured for that arm; a difference
-    covers the turns measured for both. Several replies at a turn share its weight.
+    A value of several people is the mean over people, with a 95% interval over people; that of one person has one over
+    conversations. Few of them give no interval and no test (`MIN_CLUSTERS`). A measure of an arm covers the turns measured for
+    that arm; a difference covers the turns measured for both. Several replies at a turn share its weight.
 
     Args:
         turns: of any people, in order.
@@ -55,9 +55,9 @@ def closeness(
         contrasts: the comparisons; None for the twin's arm with every other arm, and `CONTRASTS`.
 
     Returns:
-        `arms`: `value`, `low`, `high`, `n` by arm and measure; low and high are None for a single conversation. `paired`: by
+        `arms`: `value`, `low`, `high`, `n` by arm and measure; low and high are None without an interval. `paired`: by
         "A - B" and measure, how much further from the person A is than B (below 0: A is closer, in every measure), with the
-        `p` of a sign-flip test over people (None for one person) and the smallest difference `visible` with 80% power;
+        `p` of a sign-flip test over people (None for few) and the smallest difference `visible` with 80% power;
         `p_holm` for the declared `family`. `people`: the same for each person. `discriminator`: its folds, and as a `control`
         its AUC between the person's turns here and elsewhere. Measures and comparisons without data are left out.
     """
@@ -230,8 +230,8 @@ class _PersonMeasure:
 
         distance = self._measure.distance
         values = distance(np.array([first.value, second.value]))
-        draws = None if first.draws is None or second.draws is None else distance(first.draws) - distance(second.draws)
-        return BootstrapDistribution(float(values[0] - values[1]), draws, len(common))
+        draws = distance(first.draws) - distance(second.draws)
+        return BootstrapDistribution(float(values[0] - values[1]), draws, len(common), clusters=first.clusters)
 
     def _resample(self, arm: str, places: _Places) -> BootstrapDistribution | None:
         turns = [self._turns[place] for place in places]
@@ -243,7 +243,4 @@ class _PersonMeasure:
             statistic = auc_statistic(reals, replies, [numbers[turn.conversation_id] for turn in turns])
         else:
             statistic = None
-        return statistic and self._resampling.resample_person(
-            statistic, len(numbers), len(places), resamples=FEW_RESAMPLES if self._measure.slow else RESAMPLES,
-            bias_corrected=self._measure.bias_corrected,
-        )  # fmt: skip
+        return statistic and self._resampling.resample(statistic, len(numbers), len(places), share=self._measure.share)

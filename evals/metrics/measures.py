@@ -34,8 +34,7 @@ class Measure:
         ideal: the value of an arm that equals the person; "low" or "high" where there is no such value.
         source: the definition.
         digits: digits in a table.
-        slow: whether a resample is slow to compute, so that there are fewer.
-        bias_corrected: whether the bias of resampling is subtracted; see `Resampling.resample_person`.
+        share: whether it is a share of all cases, which has intervals of its own.
     """
 
     name: str
@@ -45,8 +44,7 @@ class Measure:
     _: KW_ONLY
     source: str
     digits: int = 2
-    slow: bool = False
-    bias_corrected: bool = False
+    share: bool = False
 
     def distance(self, values: Floats) -> Floats:
         """Return the distance of values from the person; only its differences have a meaning where there is no ideal value."""
@@ -68,7 +66,10 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "bits_per_char", "Bits per char", _LOW, "low", source="held-out likelihood of the real turn, Shannon 1951", digits=3,
     ),
-    Measure("choice", "Forced choice", _HIGH, "high", source="forced choice among the person's own turns, by likelihood"),
+    Measure(
+        "choice", "Forced choice", _HIGH, "high", share=True,
+        source="forced choice among the person's own turns, by likelihood",
+    ),
     Measure("chrf", "chrF", _HIGH, "high", source="Popović 2015, by sacrebleu"),
     Measure(
         "embedding_similarity", "Embedding similarity", _HIGH, "high",
@@ -91,18 +92,17 @@ MEASURES: tuple[Measure, ...] = (
     Measure("emoji", "Emoji", _ZERO, 0.0, source="share of turns with an emoji or smiley, minus the real share"),
     Measure(
         "style", "Style distance", _LOW, "low", source="Jensen-Shannon distance of character 3-grams, Kešelj et al. 2003",
-        slow=True, bias_corrected=True,
     ),
     Measure(
         "function_words", "Function words", _LOW, "low", source="one minus cosine of their counts, Evert et al. 2017",
-        digits=3, bias_corrected=True,
+        digits=3,
     ),
     Measure(
         "diversity", "Diversity", _ZERO, 0.0, source="MATTR of 50 words, minus the real; Covington and McFall 2010", digits=3,
     ),
     Measure(
         DISCRIMINATOR, "Discriminator AUC", "0.5 is closest", "low",
-        source="AUC of a trained classifier, Lopez-Paz and Oquab 2017",
+        source="AUC of a trained classifier, Lopez-Paz and Oquab 2017", share=True,
     ),
 )  # fmt: skip
 _RATES: Mapping[str, Callable[[str], bool | None]] = {

@@ -1,16 +1,18 @@
-"""Estimates with confidence intervals, by a bootstrap over people and conversations.
+"""Estimates with confidence intervals over conversations of one person, or over people; none from few of them.
 
-Design: turns of one conversation are not independent, nor are conversations of one person. So every interval resamples whole
-conversations and, for several people, people (a two-level bootstrap). A statistic is a function of how often each conversation
-was drawn: all numbers of a run share the draws, so differences are paired, and a ratio of sums is two matrix products.
+Design: turns of one conversation are not independent, nor are conversations of one person. So the unit of every interval and
+test is a cluster: a conversation where one person is measured, a person where several are. A statistic is a function of how
+often each cluster is drawn: all numbers of a run share the draws, so differences are paired, and a ratio of sums is two matrix
+products. The draws give a standard error, and Student's t with (clusters - 1) degrees of freedom the interval (Cameron and
+Miller 2015, "A practitioner's guide to cluster-robust inference", VI): percentiles of the draws cover too rarely with few
+clusters. Shares get the interval of Korn and Graubard (1998), which never has the width 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass
-from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,10 +22,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Bootstrap resamples, and the level of an interval.
-RESAMPLES, CONFIDENCE = 4999, 0.95
-#: Resamples of a statistic that is slow to compute.
-FEW_RESAMPLES = 999
+#: The fewest clusters with an interval, a test or a verdict. Below six even an exact test of clusters that all agree cannot
+#: reach 5% (sign-flip test: 2 / 2^5 = 6%), so that a verdict would rest on the assumption of a normal distribution alone.
+MIN_CLUSTERS = 6
+#: Bootstrap resamples (a standard error needs 200; Efron and Tibshirani 1993, chapter 6), and the level of an interval.
+RESAMPLES, CONFIDENCE = 999, 0.95
 #: A sign-flip test enumerates all signs up to twelve people, and draws this number of signs for more.
 FLIPS = 2**12
 #: The power of the smallest detectable difference.
@@ -35,7 +38,7 @@ Statistic: TypeAlias = "Callable[[Floats], Floats]"
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number of n turns with the ends of its 95% interval; these are None for fewer than two conversations."""
+    """A number of n turns with the ends of its 95% interval; these are None for fewer than `MIN_CLUSTERS` clusters."""
 
     value: float
     low: float | None
@@ -58,31 +61,42 @@ def optional_json(estimate: Estimate | None) -> dict[str, float | int | None] | 
 
 
 def ratio(
-    numerators: Sequence[float], denominators: Sequence[float], conversations: Sequence[Hashable], *, seed: int = 0
-) -> Estimate | None:
-    """Return the ratio of two sums over turns, with a percentile interval from resampled conversations.
+    numerators: Sequence[float], denominators: Sequence[float], conversations: Sequence[Hashable], *,
+    share: bool = False, seed: int = 0,
+) -> Estimate | None:  # fmt: skip
+    """Return the ratio of two sums over turns, with an interval over conversations.
 
-    All sequences are by turn. None without turns, or if the denominators sum to 0.
+    All sequences are by turn. `share`: whether the ratio is a share of all cases. None without turns, or if all denominators
+    are 0.
     """
+    distribution = ratio_distribution(numerators, denominators, conversations, share=share, seed=seed)
+    return distribution and distribution.estimate()
+
+
+def ratio_distribution(
+    numerators: Sequence[float], denominators: Sequence[float], conversations: Sequence[Hashable], *,
+    share: bool = False, seed: int = 0,
+) -> BootstrapDistribution | None:  # fmt: skip
+    """Return the distribution of `ratio`."""
     if not numerators or not sum(denominators):
         return None
     above, below = sums_by_conversation(numerators, conversations), sums_by_conversation(denominators, conversations)
-    return Resampling(seed).resample_person(ratio_of_sums(above, below), len(above), len(numerators)).estimate()
+    return Resampling(seed).resample(ratio_of_sums(above, below), len(above), len(numerators), share=share)
 
 
-def mean(values: Sequence[float], conversations: Sequence[Hashable], *, seed: int = 0) -> Estimate | None:
-    """Return the mean over turns, with an interval from resampled conversations; None without turns."""
-    return ratio(values, [1.0] * len(values), conversations, seed=seed)
+def mean(values: Sequence[float], conversations: Sequence[Hashable], *, share: bool = False, seed: int = 0) -> Estimate | None:
+    """Return the mean over turns, with an interval over conversations; None without turns. `share`: see `ratio`."""
+    return ratio(values, [1.0] * len(values), conversations, share=share, seed=seed)
 
 
 def mean_over_people(
     numerators: Sequence[float], people: Sequence[Hashable], conversations: Sequence[Hashable], *,
-    denominators: Sequence[float] | None = None, seed: int = 0,
+    denominators: Sequence[float] | None = None, share: bool = False, seed: int = 0,
 ) -> tuple[BootstrapDistribution, tuple[float, ...]] | None:  # fmt: skip
-    """Return the mean over people of each person's ratio of sums, by the two-level bootstrap; people have equal weight.
+    """Return the mean over people of each person's ratio of sums; people have equal weight.
 
     All sequences are by turn. Names of conversations need to differ within a person only. Denominators are ones if None; people
-    whose denominators sum to 0 are left out.
+    whose denominators sum to 0 are left out. `share`: see `ratio`.
 
     Returns:
         The distribution of the mean, and each person's own ratio in order of appearance, for `sign_flip`; None if no person
@@ -98,7 +112,7 @@ def mean_over_people(
         own_numerators, own_denominators, where = zip(*own, strict=True)
         if sum(own_denominators):
             above, below = sums_by_conversation(own_numerators, where), sums_by_conversation(own_denominators, where)
-            distributions.append(resampling.resample_person(ratio_of_sums(above, below), len(above), len(own)))
+            distributions.append(resampling.resample(ratio_of_sums(above, below), len(above), len(own), share=share))
     if not distributions:
         return None
     return resampling.resample_people(distributions), tuple(distribution.value for distribution in distributions)
@@ -127,118 +141,129 @@ def ratio_of_sums(above: Floats, below: Floats) -> Statistic:
 
 @dataclass(frozen=True, slots=True)
 class BootstrapDistribution:
-    """A number of n turns, and its value in each bootstrap resample.
+    """A number of n turns in some clusters, and its value in each bootstrap resample of the clusters.
 
-    `draws` has shape (resamples,). It is not finite where a resample has no data, and None for a single conversation.
+    `draws` has shape (resamples,); it is not finite where a resample has no data. `share`: whether the number is a share of all
+    cases, from 0 to 1.
     """
 
     value: float
-    draws: Floats | None
+    draws: Floats
     n: int
-
-    def estimate(self) -> Estimate:
-        """Return the number with its percentile interval; without one if most resamples are not finite."""
-        import numpy as np
-
-        finite = self._finite()
-        if finite is None:
-            return Estimate(self.value, None, None, self.n)
-        low, high = np.percentile(finite, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
-        return Estimate(self.value, float(low), float(high), self.n)
+    _: KW_ONLY
+    clusters: int
+    share: bool = False
 
     @property
-    def min_detectable_effect(self) -> float | None:
-        """The smallest difference that a two-sided 5% test detects with 80% power; None without resamples.
+    def standard_error(self) -> float | None:
+        """The standard deviation of the draws, times sqrt(G / (G - 1)) for G clusters.
 
-        It is (1.96 + 0.84) standard errors (Cohen 1988, chapter 1; Miller 2024, arXiv 2411.00640). The standard error is the
-        standard deviation of the resamples.
+        None for fewer than `MIN_CLUSTERS` clusters, or if most draws are not finite.
         """
-        finite = self._finite()
-        if finite is None:
-            return None
-        normal = NormalDist()
-        return (normal.inv_cdf((1 + CONFIDENCE) / 2) + normal.inv_cdf(POWER)) * float(finite.std(ddof=1))
-
-    def _finite(self) -> Floats | None:
-        if self.draws is None:
-            return None
         import numpy as np
 
         finite = self.draws[np.isfinite(self.draws)]
-        return finite if 2 * len(finite) > len(self.draws) else None
+        if self.clusters < MIN_CLUSTERS or 2 * len(finite) <= len(self.draws):
+            return None
+        error = float(finite.std(ddof=1)) * (self.clusters / (self.clusters - 1)) ** 0.5
+        return 0.0 if error <= 1e-9 * max(1.0, abs(self.value)) else error  # without the rounding error of equal draws
+
+    def estimate(self) -> Estimate:
+        """Return the number with its interval; without one if all clusters agree, since their spread is then unknown."""
+        error = self.standard_error
+        if error is None or not (error or self.share):
+            return Estimate(self.value, None, None, self.n)
+        if self.share:
+            return Estimate(self.value, *self._share_interval(error), self.n)
+        half = _t_quantile((1 + CONFIDENCE) / 2, self.clusters - 1) * error
+        return Estimate(self.value, self.value - half, self.value + half, self.n)
+
+    def _share_interval(self, error: float) -> tuple[float, float]:
+        """Return the interval of Korn and Graubard (1998): exact binomial, with the effective number of cases.
+
+        If all cases agree, each cluster counts as one case. Else they count as their variance says, and at most as n.
+        """
+        from scipy.stats import norm
+        from statsmodels.stats.proportion import proportion_confint
+
+        value = min(1.0, max(0.0, self.value))
+        cases, variance = float(self.clusters), value * (1 - value)
+        if variance > 1e-9:
+            shrink = float(norm.ppf((1 + CONFIDENCE) / 2)) / _t_quantile((1 + CONFIDENCE) / 2, self.clusters - 1)
+            cases = min(float(self.n), variance / error**2 if error else float(self.n)) * shrink**2
+        low, high = cast("tuple[float, float]", proportion_confint(value * cases, cases, 1 - CONFIDENCE, method="beta"))
+        return float(low), float(high)
+
+    @property
+    def min_detectable_effect(self) -> float | None:
+        """The smallest difference that a two-sided 5% test detects with 80% power; None without a standard error.
+
+        It is the sum of two quantiles of t times the standard error; with many clusters (1.96 + 0.84) standard errors (Cohen
+        1988, chapter 1; Miller 2024, arXiv 2411.00640).
+        """
+        error = self.standard_error
+        if not error:
+            return None
+        return (_t_quantile((1 + CONFIDENCE) / 2, self.clusters - 1) + _t_quantile(POWER, self.clusters - 1)) * error
+
+
+def _t_quantile(level: float, freedom: int) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(level, freedom))
 
 
 class Resampling:
-    """Bootstrap draws of conversations and of people, shared by all numbers of a measurement.
+    """Bootstrap draws of clusters, shared by all numbers of a measurement.
 
-    Numbers of the same conversations share their draws, so the difference of two `BootstrapDistribution.draws` is the paired
-    difference. For several people, each resample draws as many people with replacement, and other conversations each time a
-    person is drawn (Davison and Hinkley 1997, 3.8). With few people the interval is too narrow, as with every bootstrap of
-    few clusters: report the sign-flip test beside it.
+    Numbers of the same clusters share their draws, so the difference of two `BootstrapDistribution.draws` is the paired
+    difference.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
-        self._weights: dict[tuple[int, int], Floats] = {}
-        self._people: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._weights: dict[int, Floats] = {}
 
-    def weights(self, conversations: int, resamples: int = RESAMPLES) -> Floats:
-        """Return how often each conversation is drawn, shape (resamples, conversations); rows sum to `conversations`."""
-        key = conversations, resamples
-        if key not in self._weights:
+    def weights(self, clusters: int) -> Floats:
+        """Return how often each cluster is drawn, shape (resamples, clusters); rows sum to `clusters`."""
+        if clusters not in self._weights:
             import numpy as np
 
-            drawn = np.random.default_rng(self._seed).integers(0, conversations, (resamples, conversations))
-            places = (drawn + conversations * np.arange(resamples)[:, None]).ravel()
-            counts = np.bincount(places, minlength=resamples * conversations)
-            self._weights[key] = counts.reshape(resamples, conversations).astype(np.float64)
-        return self._weights[key]
+            drawn = np.random.default_rng(self._seed).integers(0, clusters, (RESAMPLES, clusters))
+            places = (drawn + clusters * np.arange(RESAMPLES)[:, None]).ravel()
+            counts = np.bincount(places, minlength=RESAMPLES * clusters)
+            self._weights[clusters] = counts.reshape(RESAMPLES, clusters).astype(np.float64)
+        return self._weights[clusters]
 
-    def resample_person(
-        self, statistic: Statistic, conversations: int, n: int, *, resamples: int = RESAMPLES, bias_corrected: bool = False
-    ) -> BootstrapDistribution:
-        """Return the distribution of one person's number of n turns, from resampled conversations (at least 1).
-
-        Distributions that are paired or averaged need the same number of resamples. `bias_corrected` subtracts the bias of
-        the resamples (their mean minus the number; Efron and Tibshirani 1993, chapter 10). It is for distances of
-        distributions: a resample has fewer distinct conversations, which alone increases the distance.
-        """
+    def resample(self, statistic: Statistic, clusters: int, n: int, *, share: bool = False) -> BootstrapDistribution:
+        """Return the distribution of a number of n turns in some clusters (at least one)."""
         import numpy as np
 
-        value = float(statistic(np.ones((1, conversations)))[0])
-        draws = statistic(self.weights(conversations, resamples)) if conversations > 1 else None
-        if bias_corrected and draws is not None:
-            draws = draws - (draws.mean() - value)
-        return BootstrapDistribution(value, draws, n)
+        value = float(statistic(np.ones((1, clusters)))[0])
+        return BootstrapDistribution(value, statistic(self.weights(clusters)), n, clusters=clusters, share=share)
 
     def resample_people(self, people: Sequence[BootstrapDistribution]) -> BootstrapDistribution:
-        """Return the distribution of the mean over people (at least one), from resampled people and conversations.
+        """Return the distribution of the mean over people (at least one); of one person, that over conversations.
 
-        All people have equally many resamples; one with a single conversation contributes the same value to every resample.
+        The people's own numbers are resampled. Their spread contains that of conversations within people, so conversations are
+        not resampled again.
         """
         if len(people) == 1:
             return people[0]
         import numpy as np
 
-        resamples = max((len(person.draws) for person in people if person.draws is not None), default=RESAMPLES)
-        pools = np.stack([np.full(resamples, person.value) if person.draws is None else person.draws for person in people])
-        key = len(people), resamples
-        if key not in self._people:
-            rng, size = np.random.default_rng([self._seed, len(people)]), (resamples, len(people))
-            self._people[key] = rng.integers(0, len(people), size), rng.integers(0, resamples, size)
-        who, which = self._people[key]  # the people drawn, and the resample of the conversations of each
-        value = float(np.mean([person.value for person in people]))
-        draws = np.ma.masked_invalid(pools[who, which]).mean(axis=1)  # over the people who have a finite value
-        return BootstrapDistribution(value, np.ma.filled(draws, np.nan), sum(person.n for person in people))
+        values, turns = np.array([person.value for person in people]), sum(person.n for person in people)
+        share = all(person.share for person in people)
+        return self.resample(ratio_of_sums(values, np.ones(len(people))), len(people), turns, share=share)
 
 
 def sign_flip(values: Sequence[float], *, seed: int = 0) -> float | None:
-    """Return the two-sided p of "differences of people are symmetric around zero", by scipy; None for fewer than two people.
+    """Return the two-sided p of "differences of people are symmetric around zero", by scipy; None for few (`MIN_CLUSTERS`).
 
     It is Fisher's randomization test of the mean. Up to twelve people it enumerates all signs, so the smallest p of n people
     is 2 / 2^n; for more it draws random signs.
     """
-    if len(values) < 2:
+    if len(values) < MIN_CLUSTERS:
         return None
     import numpy as np
     from scipy.stats import permutation_test
@@ -248,6 +273,26 @@ def sign_flip(values: Sequence[float], *, seed: int = 0) -> float | None:
         batch=FLIPS, rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(result.pvalue)
+
+
+def without_few(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result of `closeness`, maybe of an earlier version, without intervals and tests from few clusters."""
+    people: Mapping[str, Any] = result.get("people", {})
+    clusters = len(people) if len(people) > 1 else result.get("conversations", 0)
+    parts = {key: result[key] for key in ("arms", "paired")}
+    if clusters < MIN_CLUSTERS:
+        withheld = ("low", "high", "p", "p_holm", "visible")
+        parts = {
+            key: {
+                name: {
+                    measure: {part: None if part in withheld else value for part, value in estimate.items()}
+                    for measure, estimate in row.items()
+                }
+                for name, row in rows.items()
+            }
+            for key, rows in parts.items()
+        }
+    return {**result, **parts} | ({"people": {name: without_few(own) for name, own in people.items()}} if people else {})
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -293,9 +338,11 @@ def partial_spearman(
     rng = np.random.default_rng(seed)
     draws = [
         correlation(np.concatenate([groups[place] for place in rng.integers(0, len(groups), len(groups))]))
-        for _ in range(FEW_RESAMPLES)
+        for _ in range(RESAMPLES)
     ]
-    return BootstrapDistribution(value, np.array(draws) if len(groups) > 1 else None, len(xs)).estimate()
+    estimate = BootstrapDistribution(value, np.array(draws), len(xs), clusters=len(groups)).estimate()
+    low, high = (None if end is None else min(1.0, max(-1.0, end)) for end in (estimate.low, estimate.high))
+    return replace(estimate, low=low, high=high)
 
 
 def evenly_spaced(items: Sequence[T], max_items: int | None) -> list[T]:

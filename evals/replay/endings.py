@@ -39,7 +39,7 @@ def measure_endings(user: SimulatedUser, pairs: Sequence[Pair], *, seed: int = 0
     conversations = [pair.conversation_id for pair in pairs]
     true_positives = [2.0 * (predicted and real) for predicted, real in zip(leaves, ended, strict=True)]
     totals = [hit + (predicted != real) for hit, predicted, real in zip(true_positives, leaves, ended, strict=True)]
-    f1 = ratio(true_positives, totals, conversations, seed=seed)
+    f1 = ratio(true_positives, totals, conversations, share=True, seed=seed)
     if f1 is None:
         return None
     brier = optional_json(mean(squared_errors(probabilities, ended), conversations, seed=seed))

@@ -137,7 +137,7 @@ def measure_memorization(
     own = _nats_per_token(scorer, halves)
     others = [*halves[1:], *halves[:1]] if len(halves) > 1 else []
     reference = _nats_per_token(scorer, [(first, rest) for (first, _), (_, rest) in zip(others, halves, strict=False)])
-    share = mean([float(nats > MEMORIZED) for nats in own], [pair.conversation_id for _, pair in tested], seed=seed)
+    share = mean([float(nats > MEMORIZED) for nats in own], [pair.conversation_id for _, pair in tested], share=True, seed=seed)
     result = {"value": None, "low": None, "high": None, "n": 0} if share is None else share.to_json()
     averages = {"nats_per_token": own, "reference": reference}
     return result | {name: sum(nats) / len(nats) if nats else None for name, nats in averages.items()}

@@ -1,7 +1,7 @@
 """Tune a twin: choose the number of recalled pairs, the context window and the use of traces on validation turns.
 
 Design: all settings predict the same real turns, in bits per character. The simplest one within a standard error of the best is
-chosen. So traces that do not help leave a twin without traces.
+chosen. So traces that do not help, or few conversations to tell by, leave a twin without traces.
 
 First, without traces, the number of recalled pairs and of context turns. Then, at the best of these, which traces are shown,
 and whether the twin writes one for the present turn before it acts.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from usertwin.evals.metrics.statistics import Estimate, evenly_spaced, optional_json, ratio
+from usertwin.evals.metrics.statistics import BootstrapDistribution, evenly_spaced, optional_json, ratio, ratio_distribution
 from usertwin.memory import Scorer, Settings, Triple
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.text.transcript import action_completion
@@ -28,8 +28,6 @@ from .held_out import with_time_after
 
 #: The numbers of recalled pairs, and of context turns, to compare. Fewer is simpler.
 KS, WINDOWS = (4, 8), (3, 6)
-#: A 95% interval is this many standard errors wide.
-_INTERVAL_WIDTH = 2 * 1.96
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +152,11 @@ class _Comparison:
         )
         return (await twin.sample_reasoning(pair, shown, seed=seed)).text or None
 
-    def _difference(self, a: Settings, b: Settings, seed: int) -> Estimate | None:
+    def _difference(self, a: Settings, b: Settings, seed: int) -> BootstrapDistribution | None:
         """Return how many more bits per character a costs than b, paired by turn."""
         pairs = zip(self._bits[a], self._bits[b], strict=True)
-        return ratio([first - second for first, second in pairs], self._characters, self._conversations, seed=seed)
+        differences = [first - second for first, second in pairs]
+        return ratio_distribution(differences, self._characters, self._conversations, seed=seed)
 
     def simplest_of_the_best(self, seed: int) -> Settings:
         """Return the simplest setting that is at most a standard error worse than the best one."""
@@ -167,9 +166,9 @@ class _Comparison:
 
     def _is_as_good(self, setting: Settings, best: Settings, seed: int) -> bool:
         difference = self._difference(setting, best, seed)
-        if difference is None or difference.low is None or difference.high is None:
-            return True  # a single conversation shows no difference
-        return difference.value <= (difference.high - difference.low) / _INTERVAL_WIDTH
+        if difference is None or difference.standard_error is None:
+            return True  # too few conversations show no difference
+        return difference.value <= difference.standard_error
 
     def report(self, plain: Settings, best: Settings, seed: int) -> dict[str, Any]:
         """Return the comparison as a JSON object; differences are to the best setting without traces."""
@@ -181,7 +180,7 @@ class _Comparison:
                 {
                     **{name: getattr(setting, name) for name in ("k", "window", "traces", "reasons")},
                     "bits_per_char": optional_json(bits),
-                    "against_plain": optional_json(difference),
+                    "against_plain": optional_json(difference and difference.estimate()),
                     "chosen": setting == best,
                 }
             )

@@ -14,7 +14,19 @@ from rich.text import Text
 
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
-from .labels import PRIMARY, Estimate, arm_label, in_order, interval, measure_label, number, p_value, plural, verdict
+from .labels import (
+    MIN_CLUSTERS,
+    PRIMARY,
+    Estimate,
+    arm_label,
+    in_order,
+    interval,
+    measure_label,
+    number,
+    p_value,
+    plural,
+    verdict,
+)
 from .terminal import estimate_markup, plain_table
 
 #: The parts of a result that describe its setup.
@@ -131,6 +143,7 @@ def verdict_of(comparison: Mapping[str, Any]) -> str:
         return "The twins cannot be compared turn by turn: no held-out turn was measured in both runs under the same scorer."
     outcome = {
         "closer": f"The twin of {new} is closer", "further": f"The twin of {old} is closer", "same": "No clear difference",
+        "unknown": f"No verdict, which needs {MIN_CLUSTERS} people, or as many conversations of one person",
     }[verdict(twin)]  # fmt: skip
     basis = [interval(twin, 3, signed=True), p_value(twin["p"])]
     basis.append(f"n={twin['n']} turns of {plural(twin['people'], 'person', 'people')} in both runs")

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from usertwin.evals.records.older_results import upgrade
 
-from .labels import with_interval
+from .labels import MIN_CLUSTERS, with_interval
 from .terminal import estimate_markup
 
 _CONTROL_NAMES = {
@@ -22,6 +22,12 @@ _CONTROL_NAMES = {
     "forward": "8 forward",
 }  # fmt: skip
 REASON_NAMES = {"quotes_action": "quotes", "echoes_examples": "echoes", "same_meaning": "same sense", "leans_on_words": "leans"}
+_HOLDS = {True: "[green]yes[/green]", False: "[red]no [/red]", None: "[yellow]?  [/yellow]"}
+_DECISIONS = {
+    True: "is more than leakage",
+    False: "is not shown to be more than leakage",
+    None: f"cannot be judged yet (a condition was not measured, or in fewer than {MIN_CLUSTERS} conversations)",
+}
 _COLUMNS = (
     "gain\n[dim]unguarded", "gain\n[dim]words not copied", "own minus control\n[dim]words not copied", "rejected\n[dim]reason",
 )  # fmt: skip
@@ -62,12 +68,12 @@ def _leakage_verdicts(experiment: Mapping[str, Any]) -> list[str]:
     for condition, holds in experiment["decision"]["conditions"].items():
         estimate = estimates.get(condition)
         figures = "not measured" if estimate is None else f"{with_interval(estimate, 4, signed=True)}, n={estimate['n']}"
-        sentences.append(f"{'[green]yes[/green]' if holds else '[red]no [/red]'} {condition}: [dim]{figures}[/dim]")
-    outcome = "more than leakage" if experiment["decision"]["more_than_leakage"] else "not shown to be more than leakage"
+        sentences.append(f"{_HOLDS[holds]} {condition}: [dim]{figures}[/dim]")
+    outcome = _DECISIONS[experiment["decision"]["more_than_leakage"]]
     models, cost = experiment["models"], experiment["cost"]
     return [
         *sentences,
-        f"[bold]The score is {outcome}[/bold] for this person with these models (each condition: 95% interval above 0).",
+        f"[bold]The score {outcome}[/bold] for this person with these models (each condition: 95% interval above 0).",
         f"[dim]{experiment['turns']} validation turns of {experiment['conversations']} conversations; intervals by "
         f"conversation; traces by {escape(models['proposer'])}, scored by {escape(models['scorer'])}; {cost['calls']} texts "
         f"sampled, {cost['repeated']} from the cache; seed {experiment['seed']}[/dim]",

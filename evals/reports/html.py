@@ -14,7 +14,18 @@ from usertwin.evals.arm_names import ARM_DESCRIPTIONS
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
 from .example_turns import bits_gained, example_turns
-from .labels import arm_label, arm_title, contrast_title, contrasts_of, in_order, measure_label, number, plural, verdict
+from .labels import (
+    MIN_CLUSTERS,
+    arm_label,
+    arm_title,
+    contrast_title,
+    contrasts_of,
+    in_order,
+    measure_label,
+    number,
+    plural,
+    verdict,
+)
 from .summary import best_alternative, summary_of
 from .tables import SIGNS, forest_grid, power_sentence, sections_of
 from .templates import template
@@ -36,7 +47,7 @@ def render_html(result: Mapping[str, Any], turns: Sequence[MeasuredTurn]) -> str
         "held-out turns": result["turns"], "arms": len(result["arms"]),
     }  # fmt: skip
     return template("report.html").render(
-        **common_values(result), verdict="same" if best is None else verdict(best[1]), plot=forest_plot(result),
+        **common_values(result), verdict="unknown" if best is None else verdict(best[1]), plot=forest_plot(result),
         tiles=[(f"{size:,}", noun) for noun, size in sizes.items()], examples=_examples(result, turns),
         measured_at=str(result.get("measured_at", ""))[:10], suite_text=result.get("suite_text"),
         spoken={"closer": "the twin is closer", "further": "the twin is less close"},
@@ -126,19 +137,15 @@ def _place(conversation_id: str, position: int) -> str:
 def _method(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The method as terms and sentences: n, arms, intervals, tests, models, versions, seed."""
     people, twin = len(result["people"]), str(result["twin_arm"])
-    intervals, tests = (
-        ("with few people they are too narrow, so read the p value as well", "")
-        if people > 1
-        else ("with one person, only conversations are resampled", "; with one person there is no such test")
-    )
     method = {
         "Data": f"{plural(result['turns'], 'held-out turn')} of {plural(people, 'person', 'people')} in "
         f"{plural(result['conversations'], 'conversation')} that the twins never saw; split by conversation and by time",
         "Arms": " ".join(f"{arm_title(arm, twin)}: {ARM_DESCRIPTIONS.get(arm, '')}" for arm in in_order(result["arms"])),
         "(twin)": "the arm that shows the model what the twin itself is shown",
-        "Intervals": "95%, from resampling people and then the conversations of each (two-level bootstrap); every person "
-        f"has the same weight; differences are paired; {intervals}",
-        "Tests": f"two-sided sign-flip permutation test of the people's mean differences{tests}",
+        "Intervals": "95%, over people, or over conversations where one person is measured: Student's t with bootstrap "
+        "standard errors, for shares the interval of Korn and Graubard; every person has the same weight; differences are "
+        f"paired; no interval, test or verdict from fewer than {MIN_CLUSTERS}",
+        "Tests": "two-sided sign-flip permutation test of the people's mean differences",
     }
     if family := result.get("family"):
         contrasts = "; ".join(contrast_title(name, "against") for name in family["contrasts"])

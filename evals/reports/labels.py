@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from usertwin.evals.metrics.closeness import PRIMARY as PRIMARY
 from usertwin.evals.metrics.measures import MEASURES, Measure
+from usertwin.evals.metrics.statistics import MIN_CLUSTERS as MIN_CLUSTERS
 
-DifferenceVerdict = Literal["closer", "further", "same"]
+#: "unknown": there are too few people or conversations for a verdict (`MIN_CLUSTERS`).
+DifferenceVerdict = Literal["closer", "further", "same", "unknown"]
 Estimate = Mapping[str, Any]
 
 
@@ -101,10 +103,11 @@ def number(value: float, digits: int, *, signed: bool = False) -> str:
 
 
 def interval(estimate: Estimate, digits: int, *, signed: bool = False) -> str:
-    """Return the two ends of an interval, or "no interval"."""
-    if estimate.get("low") is None or estimate.get("high") is None:
+    """Return the two ends of an interval; "no interval" without one, or of an older version with the width 0."""
+    if estimate.get("low") is None or estimate.get("high") is None or estimate["low"] == estimate["high"]:
         return "no interval"
-    return f"{number(estimate['low'], digits, signed=signed)} to {number(estimate['high'], digits, signed=signed)}"
+    low, high = (number(estimate[end], digits, signed=signed) for end in ("low", "high"))
+    return f"{low} to {high}" if low != high else f"narrower than {number(10**-digits, digits)}"
 
 
 def with_interval(estimate: Estimate, digits: int, *, signed: bool = False, unit: str = "") -> str:
@@ -141,11 +144,20 @@ def p_value(p: float | None) -> str:
 
 
 def verdict(paired: Estimate) -> DifferenceVerdict:
-    """Return what a paired difference says of its first arm: "same" unless the interval excludes zero."""
+    """Return what the interval of a paired difference says of its first arm: "same" if it holds zero."""
     low, high = paired.get("low"), paired.get("high")
-    if low is None or high is None or low <= 0 <= high:
-        return "same"
-    return "closer" if high < 0 else "further"
+    if low is None or high is None:
+        return "unknown"
+    return "same" if low <= 0 <= high else "closer" if high < 0 else "further"
+
+
+def interval_basis(result: Mapping[str, Any]) -> str:
+    """Return what the intervals of a result are over, or that it has too few people or conversations for any."""
+    people, conversations = len(result.get("people", ())), result["conversations"]
+    clusters, unit = (people, "people") if people > 1 else (conversations, "conversations")
+    if clusters < MIN_CLUSTERS:
+        return f"no intervals and no verdicts from fewer than {MIN_CLUSTERS} {unit}"
+    return f"intervals: 95%, over {unit}"
 
 
 def contrasts_of(result: Mapping[str, Any], measure: str = PRIMARY) -> dict[str, Estimate]:

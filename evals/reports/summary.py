@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .labels import PRIMARY, Estimate, arm_label, contrasts_of, counted, interval, negated, number, plural, verdict
+from .labels import (
+    PRIMARY,
+    Estimate,
+    arm_label,
+    contrasts_of,
+    counted,
+    interval,
+    interval_basis,
+    negated,
+    number,
+    plural,
+    verdict,
+)
 
 
 def best_alternative(result: Mapping[str, Any], *, rivals: bool = True) -> tuple[str, Estimate] | None:
@@ -30,7 +42,7 @@ def summary_of(result: Mapping[str, Any]) -> str:
     arm, difference = best
     outcome, phrase = verdict(difference), arm_label(arm).phrase
     shown = negated(difference) if outcome == "closer" else difference
-    signed = outcome == "same"
+    signed = outcome in {"same", "unknown"}
     bits = result["arms"].get(arm, {}).get(PRIMARY)
     share = f" ({abs(difference['value']) / bits['value']:.1%})" if not signed and bits and bits["value"] > 0 else ""
     amount = f"{number(shown['value'], 3, signed=signed)} bits per character{share}"
@@ -40,9 +52,10 @@ def summary_of(result: Mapping[str, Any]) -> str:
         "real turns",
         "further": f"less close {alternative}: it needs {amount} more to predict the real turns",
         "same": f"not measurably closer or less close {alternative}: the difference is {amount}",
+        "unknown": f"not yet comparable with the best alternative, {phrase}: the difference is {amount}",
     }[outcome]
     ends = interval(shown, 3, signed=signed)
-    sure = "no interval: too few conversations" if difference.get("low") is None else f"95% interval {ends}"
+    sure = interval_basis(result) if outcome == "unknown" else f"95% interval {ends}"
     return f"The twin is {text} ({sure}; {measured}){_closer_memory_arm(result)}."
 
 

@@ -14,6 +14,7 @@ from usertwin.evals.arm_names import ARM_DESCRIPTIONS
 
 from .labels import (
     MEASURE_DESCRIPTIONS,
+    MIN_CLUSTERS,
     PRIMARY,
     Estimate,
     arm_label,
@@ -93,8 +94,8 @@ def estimate_cell(estimate: Estimate | None, digits: int, *, signed: bool = Fals
 
 def difference_cell(paired: Estimate | None, digits: int = 3) -> Cell:
     """Return the cell of a paired difference, marked if its interval excludes zero; a dash for None."""
-    outcome = "same" if paired is None else verdict(paired)
-    return estimate_cell(paired, digits, signed=True, mark="" if outcome == "same" else outcome)
+    outcome = "unknown" if paired is None else verdict(paired)
+    return estimate_cell(paired, digits, signed=True, mark="" if outcome == "same" or outcome == "unknown" else outcome)
 
 
 def _count_cell(value: str, n: float) -> Cell:
@@ -109,7 +110,7 @@ def _p_values(paired: Estimate) -> str:
 
 def _contrast_cells(difference: Cell, paired: Estimate, closer: str, further: str) -> tuple[Cell, ...]:
     """The cells below `_CONTRAST_COLUMNS`; the verdict takes the mark of the difference."""
-    outcome = {"closer": closer, "further": further, "same": "no clear difference"}[verdict(paired)]
+    outcome = {"closer": closer, "further": further, "same": "no clear difference", "unknown": "too few"}[verdict(paired)]
     visible = paired.get("visible")
     power = NONE if visible is None else _count_cell(number(visible, 3), paired["n"])
     return difference, Cell(outcome, _p_values(paired), difference.mark), power
@@ -162,7 +163,7 @@ def measures_section(result: Mapping[str, Any]) -> Section | None:
         cells = tuple(
             estimate_cell(
                 estimate, label.digits, signed=label.ideal == 0.0, mark=marks.get(arm, ""),
-                best=arm in far and far[arm] == min(far.values()),
+                best=arm in far and far[arm] == min(far.values()) and estimate is not None and estimate.get("low") is not None,
             )
             for arm, estimate in estimates.items()
         )  # fmt: skip
@@ -210,8 +211,9 @@ def people_section(result: Mapping[str, Any]) -> Section | None:
         notes.append(
             f"Compared with the best alternative, {arm_label(best[0]).title}, the twin is closer for "
             f"{outcomes.count('closer')}, less close for {outcomes.count('further')}, and without a clear difference for "
-            f"{outcomes.count('same')} of {plural(len(outcomes), 'person', 'people')}. The interval of one person is over "
-            "that person's conversations."
+            f"{outcomes.count('same')} of {plural(len(outcomes), 'person', 'people')}; {outcomes.count('unknown')} have too "
+            f"few conversations for a verdict (fewer than {MIN_CLUSTERS}). The interval of one person is over that person's "
+            "conversations."
         )
     caption = "Bits per character of each person's real turns, and the difference to each arm; below 0 the twin is closer"
     return _section("people", "Results by person", caption, columns, rows, notes)

@@ -13,14 +13,33 @@ from rich.table import Table
 from rich.text import Text
 
 from usertwin.evals.metrics.closeness import CONTRASTS
+from usertwin.evals.metrics.statistics import without_few
 from usertwin.evals.records.older_results import upgrade
 from usertwin.evals.records.result_shapes import ClosenessShape
 from usertwin.personas.reading import as_type
 
-from .labels import PRIMARY, Estimate, arm_label, arm_title, interval, measure_label, number, plural, verdict, with_interval
+from .labels import (
+    MIN_CLUSTERS,
+    PRIMARY,
+    Estimate,
+    arm_label,
+    arm_title,
+    interval,
+    interval_basis,
+    measure_label,
+    number,
+    plural,
+    verdict,
+    with_interval,
+)
 
 _MEASURES = (PRIMARY, "embedding_similarity", "chrf", "length_ratio")
-_OUTCOMES = {"closer": "are closer than", "further": "are less close than", "same": "do not differ clearly from"}
+_OUTCOMES = {
+    "closer": "are closer than",
+    "further": "are less close than",
+    "same": "do not differ clearly from",
+    "unknown": "cannot yet be compared with",
+}
 
 
 def plain_table(title: str, **options: Any) -> Table:
@@ -62,8 +81,8 @@ def run_table(result: Mapping[str, Any]) -> RenderableType:
 
     _add_arms(table, result, cells)
     note = Text.from_markup(
-        f"[dim]{_size(result)} of {plural(len(result['people']), 'person', 'people')}; intervals: 95%, over people and "
-        f"conversations; scored by {escape(result['models']['scorer'])}[/dim]"
+        f"[dim]{_size(result)} of {plural(len(result['people']), 'person', 'people')}; {interval_basis(result)}; "
+        f"scored by {escape(result['models']['scorer'])}[/dim]"
     )
     return Group(table, note)
 
@@ -106,7 +125,7 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
     if f1 is not None:
         sentences.append(f"Prediction of when the person leaves: [dim]F1 {with_interval(f1, 2)}, n={f1['n']}[/dim]")
     scorer, action = (escape(result["models"][role]) for role in ("scorer", "action"))
-    basis = f"{_size(result)} that the twin never saw; intervals: 95%, by conversation"
+    basis = f"{_size(result)} that the twin never saw; {interval_basis(result)}"
     return [*sentences, f"[dim]{basis}; scored by {scorer}, written by {action}; seed {result['seed']}[/dim]"]
 
 
@@ -117,10 +136,12 @@ def closeness_line(closeness: Mapping[str, Any]) -> str:
         as_type(ClosenessShape, result)
     except ValueError as error:
         return f"the stored measurement is damaged ({error}); measure it again with usertwin eval"
+    result = without_few(result)
     twin, day = twin_arm(result), result["measured_at"][:10]
     bits = result["arms"].get(twin, {}).get(PRIMARY)
     if bits is None:
         return f"only {', '.join(result['arms'])} measured; n={result['turns']} held-out turns, {day}"
     difference = result["paired"].get(f"{twin} - no_memory", {}).get(PRIMARY)
     gain = "" if difference is None else f", {with_interval(difference, 3, signed=True)} against no memory"
-    return f"{with_interval(bits, 3, unit='bits per character')}{gain}; n={bits['n']} held-out turns, {day}"
+    few = "" if difference is None or verdict(difference) != "unknown" else f" (no verdict below {MIN_CLUSTERS} conversations)"
+    return f"{with_interval(bits, 3, unit='bits per character')}{gain}; n={bits['n']} held-out turns{few}, {day}"

@@ -20,7 +20,7 @@ from usertwin.evals.records.training_run import (
 )
 from usertwin.memory.training.model_card import METHODS
 
-from .labels import counted, interval, number, plural, with_interval
+from .labels import MIN_CLUSTERS, counted, interval, number, plural, with_interval
 from .templates import in_markdown
 
 #: Methods whose generated tokens differ by more than this share did not have the same budget.
@@ -28,7 +28,7 @@ _SAME_BUDGET = 0.05
 _RESULTS_NOTE = (
     "Guarded gain of a trace (the first three columns): how much it raises the log-probability of the person's real action, in "
     "nats per token, without words copied from it; 0 for a rejected trace. Gives away: share of traces that identify the "
-    "action without the context. Intervals: 95%, two-level bootstrap (people, then conversations); differences are paired."
+    "action without the context. Intervals: 95%, over people, or over the conversations of one person; differences are paired."
 )
 _GROUPS = {"unseen": "not trained on", "seen": "trained on, later turns"}
 
@@ -97,7 +97,7 @@ def _sentence(title: str, outcome: MethodOutcome | None) -> str:
         return f"{title} finished; nothing was measured on held-out pairs.{stopped}"
     label, group = groups[0]  # the people it never saw, if there are any
     change = _json(group.difference)
-    ends = "no interval: too few" if change["low"] is None else f"95% interval {interval(change, 3, signed=True)}"
+    ends = "no interval" if change["low"] is None else f"95% interval {interval(change, 3, signed=True)}"
     leaks = "" if group.leak_rate is None else f"; leak rate {_change(group.leak_rate, 3)}"
     return (
         f"{title} {_verdict(change)}: guarded gain {number(change['value'], 3, signed=True)} nats per token ({ends}; "
@@ -106,7 +106,9 @@ def _sentence(title: str, outcome: MethodOutcome | None) -> str:
 
 
 def _verdict(change: dict[str, Any]) -> str:
-    if change["low"] is None or change["high"] is None or change["low"] <= 0 <= change["high"]:
+    if change["low"] is None or change["high"] is None:
+        return f"cannot yet be compared with the base (fewer than {MIN_CLUSTERS} people, or conversations of one person)"
+    if change["low"] <= 0 <= change["high"]:
         return "does not differ measurably from the base"
     return f"writes {'better' if change['low'] > 0 else 'worse'} traces than the base"
 

@@ -18,7 +18,7 @@ from usertwin.memory.twin.abandonment import AbandonmentModel
 from usertwin.memory.twin.last_turn import LastTurnModel
 from usertwin.personas.reading import as_type
 
-from .labels import number, plural, with_interval
+from .labels import MIN_CLUSTERS, number, plural, with_interval
 from .terminal import closeness_line, plain_table
 
 #: Traces shown of a twin.
@@ -136,10 +136,10 @@ def _described(settings: Settings) -> str:
 
 
 def _basis(measured: Mapping[str, Any]) -> str:
-    return (
-        f"best within a standard error on {measured['turns']} validation turns of {measured['conversations']} conversations, "
-        f"scored by {measured['scorer']}"
-    )
+    turns = f"{measured['turns']} validation turns of {plural(measured['conversations'], 'conversation')}"
+    if measured["conversations"] < MIN_CLUSTERS:
+        return f"not told apart from the others by {turns}; {MIN_CLUSTERS} conversations are needed"
+    return f"best within a standard error on {turns}, scored by {measured['scorer']}"
 
 
 def settings_table(settings: Settings) -> RenderableType:

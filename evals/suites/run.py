@@ -23,7 +23,7 @@ from usertwin.evals.records.run_folder import HTML_REPORT, MARKDOWN_REPORT, writ
 from usertwin.evals.replay.arms import PEERS
 from usertwin.evals.replay.drift import DriftTurn, drift_result
 from usertwin.evals.replay.peers import peer_versions
-from usertwin.evals.reports.labels import plural
+from usertwin.evals.reports.labels import MIN_CLUSTERS
 from usertwin.evals.reports.summary import summary_of
 from usertwin.evals.reports.write_reports import write_reports
 from usertwin.memory import TwinRecord, existing_twin
@@ -44,8 +44,6 @@ from .transfer import run_transfer
 from .user_model_experiment import check_user_models, run_user_models, user_models_estimate
 
 _PACKAGES = ("usertwin", "torch", "transformers", "faiss-cpu", "sentence-transformers", "scikit-learn", "scipy", "sacrebleu")
-#: With fewer people than this, a report warns about intervals over people.
-_FEW_PEOPLE = 5
 
 
 class SuiteRun:
@@ -259,9 +257,11 @@ def _warnings(result: Mapping[str, Any], *, mixed: bool, declared: bool) -> list
     if mixed:
         warnings.append('some of these twins show traces and some do not; the arm "recalled_pairs" stands for the twin')
     people = len(result["people"])
-    if people < _FEW_PEOPLE:
-        group = "this person" if people == 1 else "these people"
-        warnings.append(f"{plural(people, 'person', 'people')}: the intervals hold for {group}, not for other people")
+    if people == 1:
+        warnings.append("1 person: the intervals hold for this person, not for other people")
+    elif people < MIN_CLUSTERS:
+        needed = f"intervals and verdicts over people need {MIN_CLUSTERS}"
+        warnings.append(f"{people} people: {needed}; see those of each person")
     for person, leak in result["leakage"].items():
         memorized = leak["memorized"]
         if memorized and memorized.get("value"):

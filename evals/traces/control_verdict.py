@@ -119,18 +119,19 @@ def decide(summary: Mapping[str, Any]) -> dict[str, Any]:
     (1) The guarded gain of the own trace exceeds that of the shuffled, the other person's, the bag-of-words and the keyword
     trace. (2) A trace for another action lowers this action and raises the other. (3) The guarded gain predicts the benefit
     downstream, with overlap and length controlled for. (4) Selection by it beats random and longest downstream. Each condition
-    needs a 95% interval above 0.
+    needs a 95% interval above 0. It is None where there is no interval; then the decision is None, or False if another fails.
     """
     conditions = {f"own beats {name}": _above_zero(summary["own_minus"].get(name)) for name in RIVALS}
     conditions["a swapped trace moves the other action"] = _above_zero(summary["swap_contrast"])
     conditions["the score predicts the benefit downstream"] = _above_zero(summary["validity"])
     for name in ("random", "longest"):
         conditions[f"choosing by score beats {name}"] = _above_zero(summary["selection"][f"recon - {name}"])
-    return {"conditions": conditions, "more_than_leakage": all(conditions.values())}
+    failed, open_ = False in conditions.values(), None in conditions.values()
+    return {"conditions": conditions, "more_than_leakage": False if failed else None if open_ else True}
 
 
-def _above_zero(estimate: Mapping[str, Any] | None) -> bool:
-    return estimate is not None and estimate["low"] is not None and estimate["low"] > 0
+def _above_zero(estimate: Mapping[str, Any] | None) -> bool | None:
+    return None if estimate is None or estimate["low"] is None else estimate["low"] > 0
 
 
 def _row(turns: Sequence[ControlledTurn], name: str, seed: int) -> dict[str, Any] | None:

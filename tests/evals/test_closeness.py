@@ -43,7 +43,7 @@ def turn(action: str = "ok", person: str = "x/ann", talk: str = "t0", position: 
     )  # fmt: skip
 
 
-def several(people: int = 4, talks: int = 5, each: int = 4, seed: int = 0, gain: float = 0.3) -> list[MeasuredTurn]:
+def several(people: int = 6, talks: int = 6, each: int = 4, seed: int = 0, gain: float = 0.3) -> list[MeasuredTurn]:
     """Everything measured for three arms: the twin costs `gain` bits per character less, and writes as people do."""
     rng = random.Random(seed)
     found: list[MeasuredTurn] = []
@@ -52,10 +52,11 @@ def several(people: int = 4, talks: int = 5, each: int = 4, seed: int = 0, gain:
             for position in range(each):
                 real = rng.choice(LINES)
                 cost = 2.0 * (len(real) + 1) + rng.gauss(0, 1)
+                twin = cost - gain * (len(real) + 1) + rng.gauss(0, 0.1)
                 found.append(
                     turn(
                         real, f"x/p{person}", f"t{talk}", position,
-                        bits={TWIN: cost - gain * (len(real) + 1), "no_memory": cost, "openevals": cost + 3},
+                        bits={TWIN: twin, "no_memory": cost, "openevals": cost + 3},
                         choice={TWIN: 1.0, "no_memory": float(rng.random() < 0.5), "openevals": 0.0},
                         replies={TWIN: rng.choice(LINES), "no_memory": rng.choice(LINES), "openevals": "Certainly! I ask."},
                         similarity={TWIN: (0.9,), "no_memory": (0.5,), "openevals": (0.1,)},
@@ -68,7 +69,7 @@ def several(people: int = 4, talks: int = 5, each: int = 4, seed: int = 0, gain:
 
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
-    """Four people, three arms."""
+    """Six people with six conversations each, three arms."""
     return closeness(several(), TWIN)
 
 
@@ -90,8 +91,11 @@ def test_every_arm_has_every_measure_with_interval_and_n(result: dict[str, Any])
         assert list(arm) == measures
         for estimate in arm.values():
             assert set(estimate) == {"value", "low", "high", "n"}
-            assert estimate["low"] <= estimate["value"] <= estimate["high"]
-            assert estimate["n"] == 80
+            assert estimate["low"] is None or estimate["low"] < estimate["high"]
+            assert estimate["n"] == 144
+    with_interval = [name for name, estimate in result["arms"][TWIN].items() if estimate["low"] is not None]
+    assert set(measures) - set(with_interval) == {"embedding_similarity", "rank"}  # these are equal in every conversation
+    assert result["arms"][TWIN]["choice"]["low"] < result["arms"][TWIN]["choice"]["value"] == 1.0
 
 
 def test_the_twin_is_compared_with_every_arm(result: dict[str, Any]) -> None:
@@ -99,14 +103,14 @@ def test_the_twin_is_compared_with_every_arm(result: dict[str, Any]) -> None:
     for contrast in result["paired"].values():
         for name, estimate in contrast.items():
             assert set(estimate) - {"p_holm"} == {"value", "low", "high", "n", "p", "visible"}, name
-            assert 2 / 16 <= estimate["p"] <= 1
-            assert estimate["visible"] >= 0
+            assert 2 / 64 <= estimate["p"] <= 1
+            assert (estimate["visible"] is None) == (estimate["low"] is None)
 
 
 def test_each_person_has_the_same_figures_without_p(result: dict[str, Any]) -> None:
-    assert list(result["people"]) == ["x/p0", "x/p1", "x/p2", "x/p3"]
+    assert list(result["people"]) == [f"x/p{number}" for number in range(6)]
     for own in result["people"].values():
-        assert (own["turns"], own["conversations"]) == (20, 5)
+        assert (own["turns"], own["conversations"]) == (24, 6)
         assert list(own["arms"]) == list(result["arms"])
         assert all(one["p"] is None for contrast in own["paired"].values() for one in contrast.values())
 
@@ -120,7 +124,7 @@ def test_the_value_of_several_people_is_the_mean_of_theirs(result: dict[str, Any
 
 def test_a_planted_difference_is_detected(result: dict[str, Any]) -> None:
     bits = result["paired"][f"{TWIN} - no_memory"]["bits_per_char"]
-    assert bits["value"] == pytest.approx(-0.3)
+    assert bits["value"] == pytest.approx(-0.3, abs=0.01)
     assert bits["high"] < 0
     assert result["arms"]["openevals"]["discriminator"]["value"] > 0.95
     assert value(result, "discriminator") == pytest.approx(0.5, abs=0.15)
@@ -129,13 +133,13 @@ def test_a_planted_difference_is_detected(result: dict[str, Any]) -> None:
 
 def test_the_control_has_auc_near_one_half(result: dict[str, Any]) -> None:
     found = result["discriminator"]
-    assert (found["folds_by"], found["folds"]) == ("person", 4)
+    assert (found["folds_by"], found["folds"]) == ("person", 5)
     assert found["control"]["value"] == pytest.approx(0.5, abs=0.15)
-    assert found["control"]["n"] == 80
+    assert found["control"]["n"] == 144
 
 
 def test_the_result_holds_the_counts(result: dict[str, Any]) -> None:
-    assert (result["turns"], result["conversations"], result["twin_arm"], result["seed"]) == (80, 20, TWIN, 0)
+    assert (result["turns"], result["conversations"], result["twin_arm"], result["seed"]) == (144, 36, TWIN, 0)
 
 
 def test_the_result_is_json_without_nan(result: dict[str, Any]) -> None:
@@ -155,20 +159,20 @@ def test_the_declared_family_is_the_peers_adjusted(result: dict[str, Any]) -> No
 def test_several_peers_are_adjusted_together() -> None:
     turns = [
         turn(person=f"x/p{p}", talk=f"t{t}", bits={TWIN: 5.0, "openevals": 7.0 + t, "tau2": 8.0 + t, "persona": 3.0 + p})
-        for p in range(5)
+        for p in range(6)
         for t in range(3)
     ]
     found = closeness(turns, TWIN)
     ps = {name: one["bits_per_char"] for name, one in found["paired"].items()}
-    assert [one["p"] for one in ps.values()] == [2 / 32, 2 / 32, 1.0]
-    assert [one["p_holm"] for one in ps.values()] == pytest.approx([6 / 32, 6 / 32, 1.0])
+    assert [one["p"] for one in ps.values()] == [2 / 64, 2 / 64, 44 / 64]
+    assert [one["p_holm"] for one in ps.values()] == pytest.approx([6 / 64, 6 / 64, 44 / 64])
 
 
 def test_without_a_peer_the_family_is_no_memory() -> None:
-    turns = [replace(one, bits={arm: one.bits[arm] for arm in (TWIN, "no_memory")}, replies={}) for one in several(people=2)]
+    turns = [replace(one, bits={arm: one.bits[arm] for arm in (TWIN, "no_memory")}, replies={}) for one in several()]
     found = closeness(turns, TWIN)
     assert found["family"]["contrasts"] == [f"{TWIN} - no_memory"]
-    assert found["paired"][f"{TWIN} - no_memory"]["bits_per_char"]["p_holm"] == 0.5
+    assert found["paired"][f"{TWIN} - no_memory"]["bits_per_char"]["p_holm"] == 2 / 64
 
 
 def test_one_person_has_intervals_and_no_p() -> None:
@@ -180,13 +184,17 @@ def test_one_person_has_intervals_and_no_p() -> None:
     assert found["arms"] == found["people"]["x/p0"]["arms"]
 
 
-def test_one_conversation_has_values_and_no_interval() -> None:
-    found = closeness(several(people=1, talks=1, each=12), TWIN)
-    assert "discriminator" not in found["arms"][TWIN]
-    assert found["discriminator"] is None
+@pytest.mark.parametrize(("people", "talks"), [(1, 1), (1, 5), (5, 8)])
+def test_few_conversations_or_people_have_values_and_no_interval_or_test(people: int, talks: int) -> None:
+    found = closeness(several(people=people, talks=talks, each=12), TWIN)
+    assert found["paired"][f"{TWIN} - openevals"]["bits_per_char"]["p_holm"] is None
+    if (people, talks) == (1, 1):
+        assert "discriminator" not in found["arms"][TWIN]
+        assert found["discriminator"] is None
+    if people > 1:  # each person has enough conversations
+        assert found["people"]["x/p0"]["paired"][f"{TWIN} - no_memory"]["bits_per_char"]["high"] < 0
     for one in [*found["arms"][TWIN].values(), *found["paired"][f"{TWIN} - no_memory"].values()]:
-        assert one["low"] is one["high"] is None
-        assert one.get("visible") is None
+        assert one["low"] is one["high"] is one.get("p") is one.get("visible") is None
 
 
 def test_without_turns_the_result_is_empty() -> None:
@@ -310,16 +318,17 @@ def test_below_zero_is_closer_for_every_measure() -> None:
     rng = random.Random(1)
     turns = [
         turn(
-            real := rng.choice(LINES), f"x/p{i % 3}", f"t{i % 4}", i, own_action=rng.choice(LINES),
-            bits={TWIN: 1.0, "no_memory": 9.0}, choice={TWIN: 1.0, "no_memory": 0.0},
+            real := rng.choice(LINES), f"x/p{i % 6}", f"t{i % 4}", i, own_action=rng.choice(LINES),
+            bits={TWIN: 1.0, "no_memory": 9.0 + rng.random()}, choice={TWIN: 1.0, "no_memory": float(rng.random() < 0.1)},
             replies={TWIN: real, "no_memory": "Hello, thank you! 😀 Would it be fine to ask? " * 2},
-            similarity={TWIN: (1.0,), "no_memory": (0.0,)}, rank={TWIN: (1.0,), "no_memory": (0.0,)},
+            similarity={TWIN: (1.0,), "no_memory": (rng.random() / 9,)}, rank={TWIN: (1.0,), "no_memory": (rng.random() / 9,)},
         )
         for i in range(60)
     ]  # fmt: skip
     found = closeness(turns, TWIN)["paired"][f"{TWIN} - no_memory"]
     assert set(found) == {measure.name for measure in MEASURES}
-    assert {name for name, one in found.items() if one["value"] < 0 and one["high"] < 0} == set(found)
+    assert all(one["value"] < 0 and (one["high"] is None or one["high"] < 0) for one in found.values())
+    assert {name for name, one in found.items() if one["high"] is None} < set(found) - {"bits_per_char", "choice"}
 
 
 @pytest.mark.parametrize(
@@ -351,18 +360,18 @@ def test_a_difference_covers_turns_measured_for_both_arms() -> None:
 def test_shared_variance_does_not_widen_a_difference() -> None:
     rng = random.Random(2)
     costs = [rng.uniform(1, 90) for _ in range(40)]
-    turns = [turn(talk=f"t{i}", bits={TWIN: cost, "no_memory": cost + 1}) for i, cost in enumerate(costs)]
+    turns = [turn(talk=f"t{i}", bits={TWIN: cost, "no_memory": cost + 1 + rng.random() / 99}) for i, cost in enumerate(costs)]
     found = closeness(turns, TWIN)
     paired, alone = found["paired"][f"{TWIN} - no_memory"]["bits_per_char"], found["arms"][TWIN]["bits_per_char"]
     assert alone["high"] - alone["low"] > 4
-    assert paired["high"] - paired["low"] == pytest.approx(0, abs=1e-9)
+    assert 0 < paired["high"] - paired["low"] < 0.01
 
 
 def test_equal_replies_have_no_difference_in_any_measure() -> None:
     turns = [replace(one, replies={TWIN: one.replies[TWIN], "no_memory": one.replies[TWIN]}, bits={}) for one in several()]
     found = closeness([replace(one, choice={}, similarity={}, rank={}) for one in turns], TWIN)
     for name, one in found["paired"][f"{TWIN} - no_memory"].items():
-        assert (one["value"], one["low"], one["high"], one["p"]) == (0, 0, 0, 1), name
+        assert (one["value"], one["low"], one["high"], one["p"]) == (0, None, None, 1), name
 
 
 texts = st.text(max_size=12)

@@ -30,6 +30,8 @@ from usertwin.memory.text.words import word_tokens
 from usertwin.personas import ModelError, Pair, Turn, UsageError
 from usertwin.simulator import SimulatedUser
 
+pytestmark = pytest.mark.usefixtures("two_clusters_suffice")
+
 WORDS = ("calm", "proud", "shy", "bold", "tense", "keen", "glum", "warm", "cool", "hurt", "glad", "stern", "wary", "mild")
 #: The end of each of the three prompts.
 BACKWARD, FORWARD, PARAPHRASE = "Before I wrote that, I", "Before I answered, I", "In other words:"
@@ -223,7 +225,7 @@ def test_shuffled_is_the_own_trace_of_another_conversation(run: Run) -> None:
 def test_in_a_single_conversation_nothing_can_be_shuffled(ann: str) -> None:
     experiment = Run(pairs_of(3))
     assert not any("shuffled" in traces for traces in experiment.traces)
-    assert experiment.result["decision"]["conditions"]["own beats shuffled"] is False
+    assert experiment.result["decision"]["conditions"]["own beats shuffled"] is None
 
 
 def test_other_is_a_trace_that_was_written_for_the_other_person(run: Run) -> None:
@@ -236,8 +238,8 @@ def test_other_is_a_trace_that_was_written_for_the_other_person(run: Run) -> Non
 def test_without_another_person_that_control_is_left_out(ann: str) -> None:
     experiment = Run(others=[])
     assert "other" not in experiment.result["controls"]
-    assert experiment.result["decision"]["conditions"]["own beats other"] is False
-    assert experiment.result["decision"]["more_than_leakage"] is False
+    assert experiment.result["decision"]["conditions"]["own beats other"] is None
+    assert experiment.result["decision"]["more_than_leakage"] is None
 
 
 def test_the_bag_holds_the_words_of_the_own_trace_in_another_order(run: Run) -> None:
@@ -393,7 +395,7 @@ def test_a_model_that_fails_is_a_model_error(ann: str) -> None:
 def test_a_model_that_writes_nothing_leaves_only_the_copy(ann: str) -> None:
     experiment = Run(reply=lambda *_: "")
     assert list(experiment.result["controls"]) == ["copy"]
-    assert experiment.result["decision"]["more_than_leakage"] is False
+    assert experiment.result["decision"]["more_than_leakage"] is None
     assert experiment.result["downstream_turns"] == 0
 
 
@@ -523,6 +525,6 @@ def test_a_planted_reason_is_more_than_leakage_by_every_condition(ann: str) -> N
 def test_gain_by_shared_words_alone_is_not_more_than_leakage(ann: str) -> None:
     """The same model and traces, under a scorer that rewards nothing but repeated words."""
     experiment = Run(pairs_of(12), reply=reasoning, scorer=FakeScorer()).result
-    assert experiment["decision"]["more_than_leakage"] is False
-    assert experiment["decision"]["conditions"]["own beats bag"] is False
+    assert experiment["decision"]["more_than_leakage"] is not True
+    assert experiment["decision"]["conditions"]["own beats bag"] is not True
     assert experiment["controls"]["copy"]["gain"]["value"] > experiment["controls"]["own"]["gain"]["value"] + 1

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from usertwin.evals.metrics import statistics
 from usertwin.evals.traces.control_verdict import (
     CHOOSERS,
     CONTROLS,
@@ -24,6 +25,8 @@ from usertwin.evals.traces.control_verdict import (
 )
 from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair, Turn
+
+pytestmark = pytest.mark.usefixtures("two_clusters_suffice")
 
 few = settings(max_examples=100)
 
@@ -103,19 +106,24 @@ def test_when_everything_is_above_zero_it_is_more_than_leakage() -> None:
 @pytest.mark.parametrize("index", range(8))
 @pytest.mark.parametrize(
     "no",
-    [
-        None,
-        YES | {"low": 0.0},
-        YES | {"low": -0.1},
-        YES | {"low": None, "high": None},
-        {"value": -0.2, "low": -0.3, "high": -0.1, "n": 9},
-    ],
-    ids=["not measured", "touches zero", "holds zero", "no interval", "below zero"],
+    [YES | {"low": 0.0}, YES | {"low": -0.1}, {"value": -0.2, "low": -0.3, "high": -0.1, "n": 9}],
+    ids=["touches zero", "holds zero", "below zero"],
 )
 def test_one_condition_that_does_not_hold_is_enough_for_no(index: int, no: dict[str, Any] | None) -> None:
     summary = decide(measured([no if i == index else YES for i in range(8)]))
     assert summary["more_than_leakage"] is False
     assert list(summary["conditions"].values()) == [i != index for i in range(8)]
+
+
+@pytest.mark.parametrize("index", range(8))
+@pytest.mark.parametrize("unknown", [None, YES | {"low": None, "high": None}], ids=["not measured", "no interval"])
+def test_a_condition_without_an_interval_leaves_the_decision_open_unless_another_fails(index: int, unknown: Any) -> None:
+    estimates = [unknown if i == index else YES for i in range(8)]
+    summary = decide(measured(estimates))
+    assert summary["more_than_leakage"] is None
+    assert list(summary["conditions"].values()) == [None if i == index else True for i in range(8)]
+    estimates[index - 1] = YES | {"low": -0.1}
+    assert decide(measured(estimates))["more_than_leakage"] is False
 
 
 _ENDS = st.none() | st.tuples(st.floats(-1, 1), st.floats(-1, 1)).map(sorted)
@@ -130,16 +138,16 @@ def test_the_decision_is_the_rule_and_nothing_else(estimates: list[Any], others:
     """Each condition needs a lower end above 0; the other controls do not count."""
     summary = measured(estimates)
     summary["own_minus"] |= others
-    holds = [first is not None and first["low"] is not None and first["low"] > 0 for first in estimates]
+    holds = [None if first is None or first["low"] is None else first["low"] > 0 for first in estimates]
     decided = decide(summary)
     assert list(decided["conditions"].values()) == holds
-    assert decided["more_than_leakage"] is all(holds)
+    assert decided["more_than_leakage"] is (False if False in holds else None if None in holds else True)
 
 
 def test_a_rival_that_was_never_measured_is_not_beaten() -> None:
     summary = measured([YES] * 8)
     del summary["own_minus"]["other"]  # a log without another person
-    assert decide(summary)["conditions"]["own beats other"] is False
+    assert decide(summary)["conditions"]["own beats other"] is None
 
 
 # The table -------------------------------------------------------------------------------------------------------------
@@ -197,7 +205,8 @@ def test_own_minus_control_is_paired_on_guarded_gain() -> None:
     ]
     summary = summarize(turns)["own_minus"]["bag"]
     assert summary["value"] == pytest.approx(fmean([0.6, 1.4]))
-    assert (summary["low"], summary["high"], summary["n"]) == (pytest.approx(0.6), pytest.approx(1.4), 2)
+    assert summary["low"] < 0.6 < 1.4 < summary["high"]  # of two conversations
+    assert summary["n"] == 2
 
 
 def test_swap_contrast_is_over_the_turns_that_have_one() -> None:
@@ -206,22 +215,26 @@ def test_swap_contrast_is_over_the_turns_that_have_one() -> None:
     assert (summary["value"], summary["n"]) == (0.25, 2)
 
 
-def test_intervals_go_by_conversation() -> None:
-    """Forty turns of one conversation have no interval, so no condition can hold."""
-    traces = {"own": scores(1.0), "shuffled": scores(0), "other": scores(0), "bag": scores(0), "keywords": scores(0)}
-    for conversations, sure in ((1, False), (4, True)):
-        turns = [turn(f"talk {i % conversations}", 1.0, **traces) for i in range(40)]
+def test_intervals_go_by_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty turns of five conversations have no interval, so no condition can hold."""
+    monkeypatch.setattr(statistics, "MIN_CLUSTERS", 6)
+    zero = scores(0)
+    for conversations, sure in ((1, None), (5, None), (8, True)):
+        turns = [
+            turn(f"talk {i % conversations}", 1.0, own=scores(1 + i / 40), shuffled=zero, other=zero, bag=zero, keywords=zero)
+            for i in range(40)
+        ]
         summary = summarize(turns)
         assert (summary["turns"], summary["conversations"]) == (40, conversations)
         assert summary["decision"]["conditions"]["own beats bag"] is sure
-        assert (summary["own_minus"]["bag"]["low"] is not None) is sure
+        assert (summary["own_minus"]["bag"]["low"] is not None) is bool(sure)
 
 
 def test_empty_measurement_shows_nothing() -> None:
     summary = summarize()
     assert summary["controls"] == summary["own_minus"] == {}
     assert summary["swap_contrast"] is summary["validity"] is None
-    assert summary["decision"]["more_than_leakage"] is False
+    assert summary["decision"]["more_than_leakage"] is None
 
 
 def test_summary_holds_every_turn_so_that_the_table_can_be_recomputed() -> None:

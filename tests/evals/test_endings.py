@@ -62,7 +62,7 @@ def direct_f1(user: SimulatedUser, moments: Sequence[Pair], seed: int) -> Estima
     costs = [
         hit + (predicted_end != pair.ends_conversation) for hit, predicted_end, pair in zip(hits, said, moments, strict=True)
     ]
-    return ratio(hits, costs, [pair.conversation_id for pair in moments], seed=seed)
+    return ratio(hits, costs, [pair.conversation_id for pair in moments], share=True, seed=seed)
 
 
 def leaving_probability(user: SimulatedUser, pair: Pair) -> float:

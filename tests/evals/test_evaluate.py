@@ -104,8 +104,7 @@ def test_the_result_has_exactly_the_documented_keys(ann: str) -> None:
     paired = [figure for measures in result["paired"].values() for figure in measures.values()]
     for figure in [*figures, *paired, result["ending"]["f1"]]:
         assert list(figure)[:4] == ["value", "low", "high", "n"]
-        assert figure["low"] <= figure["value"] + 1e-9
-        assert figure["value"] <= figure["high"] + 1e-9
+        assert figure["low"] is figure["high"] is None  # of four conversations
     assert all(list(figure)[4:] == ["p", "visible"] for figure in paired if "p_holm" not in figure)
     assert [name for name, found in result["paired"].items() if "p_holm" in found["bits_per_char"]] == result["family"][
         "contrasts"
@@ -163,12 +162,12 @@ def test_a_paired_difference_is_the_difference_of_the_arms(ann: str, measure_nam
 def test_a_scorer_that_likes_known_words_prefers_memory(ann: str) -> None:
     """The fake scorer prefers words that were shown, and Ann repeats herself: the whole chain must see it."""
     difference = measure(ann)["paired"]["recalled_pairs - no_memory"]["bits_per_char"]
-    assert difference["high"] < 0
+    assert difference["value"] < -0.1
 
 
 def test_endings_are_measured_on_real_turns(ann: str) -> None:
     """Ann always leaves with the same words, so a model of leaving is always right."""
-    assert measure(ann)["ending"] == {"f1": {"value": 1.0, "low": 1.0, "high": 1.0, "n": 12}}
+    assert measure(ann)["ending"] == {"f1": {"value": 1.0, "low": None, "high": None, "n": 12}}
 
 
 def test_bits_per_character_are_bits_divided_by_characters(ann: str) -> None:

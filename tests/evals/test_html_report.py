@@ -75,10 +75,10 @@ def test_the_summary_says_that_there_is_no_clear_difference() -> None:
     assert "−0.004 bits per character (95% interval −0.010 to +0.002;" in summary
 
 
-def test_without_an_interval_there_is_no_clear_difference() -> None:
+def test_without_an_interval_there_is_no_verdict() -> None:
     summary = summary_of(against(-0.3, None))
-    assert "not measurably closer" in summary
-    assert "no interval: too few conversations" in summary
+    assert "not yet comparable with the best alternative" in summary
+    assert "no intervals and no verdicts from fewer than 6 people" in summary
 
 
 def test_the_best_alternative_is_the_closest_arm() -> None:
@@ -253,7 +253,7 @@ def test_every_interval_of_the_plot_is_inside_it_and_holds_its_dot(ends: list[tu
 
 def test_a_difference_without_an_interval_has_only_a_dot() -> None:
     (box,) = forest_plot(against(-0.1, None))["boxes"]
-    assert (box["width"], box["verdict"]) == (None, "same")
+    assert (box["width"], box["verdict"]) == (None, "unknown")
 
 
 # Examples
@@ -354,7 +354,7 @@ def test_a_result_of_closeness_makes_a_page() -> None:
     whole = [replace(turn, bits={TWIN: 10.0 - turn.position % 3, "no_memory": 12.0, "persona": 11.0}) for turn in turns(16)]
     page = render_html({**closeness(whole, TWIN, seed=0), "name": "real"}, whole)
     page_text = " ".join(Tags(page).text.split())
-    assert "The twin is closer to the people than the best alternative" in page_text
+    assert "The twin is not yet comparable with the best alternative" in page_text  # of four people
     assert "16 held-out turns of 4 people" in page_text
 
 

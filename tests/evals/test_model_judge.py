@@ -32,6 +32,8 @@ from usertwin.memory.models.chat import Ledger
 from usertwin.personas import ModelError, UsageError
 from usertwin.simulator import load_model
 
+pytestmark = pytest.mark.usefixtures("two_clusters_suffice")
+
 TWIN, NONE = "recalled_pairs", "no_memory"
 CONTRASTS = [(TWIN, NONE)]
 _SHOWN = re.compile(r"The real reply:\n(.*)\n\nReply 1:\n(.*)\n\nReply 2:\n(.*)\n")
@@ -391,7 +393,7 @@ def test_a_good_judge_prefers_the_twin_and_passes_every_check(tmp_path: Path) ->
     assert found["model"] == "telling"
     assert list(found["contrasts"]) == [f"{TWIN} - {NONE}"]
     row = found["contrasts"][f"{TWIN} - {NONE}"]
-    assert row["win"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 48}
+    assert row["win"] == {"value": 1.0, "low": pytest.approx(0.025 ** (1 / 3)), "high": 1.0, "n": 48}  # three people agree
     assert (row["ties"]["value"], row["p"], row["decided"]["n"]) == (0.0, 0.25, 48)  # 2 / 2^3
     assert {kind: one["holds"] for kind, one in found["sanity"].items()} == dict.fromkeys(SANITY_CHECKS, True)
     assert found["sanity"]["another_person"]["win"]["value"] == 0

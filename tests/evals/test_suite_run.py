@@ -104,7 +104,7 @@ def test_the_manifest_names_people_sources_arms_and_prompts(whole: tuple[Path, d
 def test_the_persons_own_words_bring_the_twin_closer_than_other_words(whole: tuple[Path, dict[str, Any], Models]) -> None:
     paired = whole[1]["paired"]
     for other in ("no_memory", "other_person"):
-        assert paired[f"recalled_pairs - {other}"]["bits_per_char"]["high"] < 0
+        assert paired[f"recalled_pairs - {other}"]["bits_per_char"]["value"] < 0
 
 
 def test_the_report_has_the_summary_and_all_people(whole: tuple[Path, dict[str, Any], Models]) -> None:
@@ -309,7 +309,7 @@ def test_a_sane_judge_passes_the_sanity_checks(tmp_path: Path) -> None:
     assert (judge["usable"], judge["warnings"]) == (True, [])
     assert judge["first"]["value"] == 0.5
     assert judge["consistent"]["value"] == 1.0
-    assert judge["contrasts"]["recalled_pairs - other_person"]["win"]["low"] > 0.5
+    assert judge["contrasts"]["recalled_pairs - other_person"]["win"]["value"] > 0.5
 
 
 def test_a_judge_that_always_answers_first_is_unusable_and_the_report_warns(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_traces_of_two_proposers_are_compared_under_two_scorers(tmp_path: Path) 
     by = [(Path(row["proposer"].removeprefix("scripted:")).name, row["scorer"]) for row in rows]
     assert by == [("action.txt", "fake:"), ("action.txt", "local"), ("b.txt", "fake:"), ("b.txt", "local")]
     assert [row["bits_per_char"]["n"] for row in rows] == [8] * 4
-    gains = [row["bits_per_char"]["high"] < 0 for row in rows]
+    gains = [row["bits_per_char"]["value"] < 0 for row in rows]
     assert gains == [False, False, False, True]  # one model's traces hold the word that moves one of the scorers
     assert all((row["arm"], row["against"]) == ("recon", "recalled_pairs") for row in rows)
     assert result["twin_arm"] == "recon"

@@ -26,6 +26,8 @@ from usertwin.memory.training.audit import TraceQuality
 from usertwin.memory.training.dataset import TrainingExample
 from usertwin.personas import Pair
 
+pytestmark = pytest.mark.usefixtures("two_clusters_suffice")
+
 ACTIONS = ("the early train to Rome please", "a quiet seat by the window thanks", "no coffee for me today thanks")
 PAIRS = [replace(PAIR, conversation_id=f"talk-{i}", action=action) for i, action in enumerate(ACTIONS)]
 EXAMPLES = [TrainingExample("log/Ann", pair) for pair in PAIRS]
@@ -132,11 +134,11 @@ def test_people_have_equal_weight() -> None:
 def test_a_better_writer_has_a_difference_above_zero_and_its_interval_with_it() -> None:
     people = [f"log/{name}" for name in "abcdef"]
     base = [item for name in people for item in qualities(0.1, 0.2, 0.0, label=name)]
-    trained = [item for name in people for item in qualities(0.3, 0.5, 0.1, label=name)]
+    trained = [item for place, name in enumerate(people) for item in qualities(0.3, 0.5 + place / 50, 0.1, label=name)]
     result, turned = compare_traces(base, trained), compare_traces(trained, base)
     assert result is not None
     assert turned is not None
-    assert 0 < result["difference"]["low"] <= result["difference"]["value"] <= result["difference"]["high"]
+    assert 0 < result["difference"]["low"] < result["difference"]["value"] < result["difference"]["high"]
     assert turned["difference"]["value"] == pytest.approx(-result["difference"]["value"])
     assert result["base"] == turned["trained"]
 

@@ -8,6 +8,8 @@ from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.evals.suites.transfer import transfer_result
 
+pytestmark = pytest.mark.usefixtures("two_clusters_suffice")
+
 
 def turns(gain: float, cost: float = 40.0) -> list[MeasuredTurn]:
     """Return twelve turns of ten characters with this many fewer bits with traces."""

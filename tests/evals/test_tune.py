@@ -26,6 +26,8 @@ from usertwin.memory.twin.record import HELD_OUT_FILE
 from usertwin.personas import ChatLog, Persona, TwinError, UsageError, read_conversations, write_conversations
 from usertwin.simulator import SimulatedUser
 
+pytestmark = pytest.mark.usefixtures("two_clusters_suffice")
+
 #: The first proposals and the Recon-selected traces of the twin.
 FIRST, SELECTED = "a first guess", "the better reason"
 PLAIN = Settings(k=4, window=3, traces="none", reasons=False)
