@@ -113,14 +113,15 @@ def simulate(request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, .
 
 def _judged(node: pytest.Item, simulation: Simulation, closeness: str) -> Simulation:
     """Return a conversation, after noting it for the report. Raises the fault that ended it, if one did."""
+    from usertwin.personas.printable import printable
     from usertwin.simulator.simulation import AGENT_FAULTS, TWIN_FAULTS
 
     node.stash[_CONVERSATIONS].append((simulation.twin, closeness))
     if simulation.stop_reason in AGENT_FAULTS:
         context = f"after {len(simulation.exchanges)} turns, with seed {simulation.seed}"
-        pytest.fail(f"{simulation.error} ({context})", pytrace=False)
+        pytest.fail(printable(f"{simulation.error} ({context})"), pytrace=False)
     if simulation.stop_reason in TWIN_FAULTS:
-        raise _noted(node, TwinFailed(simulation.error))
+        raise _noted(node, TwinFailed(printable(simulation.error or "")))
     return simulation
 
 
@@ -242,8 +243,10 @@ class _Summary:
             self._closeness.setdefault(twin, []).append(closeness)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        from usertwin.personas.printable import printable
+
         if self._closeness:
             terminalreporter.section("simulated users")
         for twin, closeness in self._closeness.items():
             count = "1 conversation" if len(closeness) == 1 else f"{len(closeness)} conversations"
-            terminalreporter.line(f"{twin}: {count}; closeness: {closeness[-1]}")
+            terminalreporter.line(printable(f"{twin}: {count}; closeness: {closeness[-1]}"))

@@ -5,7 +5,7 @@ They are loaded only if the user has chosen them (see memory/twin/consent.py).
 
 from __future__ import annotations
 
-from pathlib import Path
+import os.path
 
 from usertwin.memory import ChatModel, Embedder, Settings, TwinRecord
 from usertwin.memory.models.chat import Price
@@ -25,7 +25,7 @@ def resolve_synthesizer(text: str) -> str:
         UsageError: the text names neither an adapter's folder nor a chat model, or the adapter does not record its base model.
         ModelError: the folder holds no adapter.
     """
-    name = model_with_adapter(text) if Path(text).expanduser().is_dir() else text
+    name = model_with_adapter(text) if os.path.isdir(os.path.expanduser(text)) else text
     try:
         prompt_style_of(name)
     except UsageError as error:

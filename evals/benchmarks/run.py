@@ -33,6 +33,7 @@ from usertwin.simulator.backends.llama_cpp import cores, start_engine
 
 from .canaries import canaries_part
 from .figures import Figure, figure, record_requests, timed
+from .fuzz.part import fuzz_part
 from .hostile_agents.run import hostile_part
 from .kill_points import crash_part
 from .learning import learn_part, threads_part
@@ -197,6 +198,7 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
     "controls": controls_part,
     "train": train_part,
     "learn": learn_part,
+    "fuzz": fuzz_part,
     "crash": crash_part,
     "canaries": canaries_part,
     "threads": threads_part,

@@ -14,6 +14,7 @@ from usertwin.personas import UsageError
 from .options import (
     candidates_option,
     check_concurrency,
+    check_writable,
     concurrency_option,
     console_for,
     home_option,
@@ -74,6 +75,7 @@ def controls(
     check_concurrency(concurrency)
     prices = parse_price(price)
     console, folder = console_for(stderr=is_standard_output(json_file)), existing_twin(name, home)
+    check_writable(folder, "--home")
     with (
         open_twin(console, name, home, model, style, price=prices, reasons=False) as user,
         progress_bars(console) as bars,

@@ -20,6 +20,7 @@ from .options import (
     actor_option,
     candidates_option,
     check_concurrency,
+    check_writable,
     concurrency_option,
     console_for,
     dry_run_option,
@@ -148,6 +149,7 @@ def learn(
     if dry_run:
         print_dry_run(ctx, estimate)
         return
+    check_writable(twin_folder(name, home), "--home")
     for line in estimate:
         console.print(line, style="dim", markup=False)
     if overwrite or not (tune_turns and _needs_tuning_only(name, home, recipe)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -16,6 +17,7 @@ from usertwin.memory import Recipe
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.memory.recon.judged_fidelity import FidelityName
 from usertwin.personas import UsageError
+from usertwin.personas.reading import reason
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +31,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 #: The defaults of a twin's recipe, by field.
 RECIPE_DEFAULTS = {field.name: field.default for field in fields(Recipe)}
+_MAX_NAME = 200  # bytes of a file name: 255 at most, less what a partial file adds
 file_path = click.Path(path_type=Path)
 
 home_option = click.option(
@@ -45,7 +48,7 @@ model_option = click.option(
     default="local",
     show_default=True,
     help="Model that writes: local, local:small, local:FILE.gguf, hf:OWNER/REPO/FILE.gguf, transformers:DIR, "
-    "openai:NAME[@URL] or scripted:FILE. Append +ADAPTER for a LoRA adapter.",
+    "openai:NAME[@URL[#KEY_VARIABLE]] or scripted:FILE. Append +ADAPTER for a LoRA adapter.",
 )
 scorer_option = click.option(
     "--scorer", default="local", show_default=True, help="Model that computes log-probabilities of turns and traces; or fake:."
@@ -106,8 +109,9 @@ def is_standard_output(path: Path | None) -> bool:
     """Return whether --json names standard output ("-"). UsageError if it names a file that cannot be written."""
     if path is None or str(path) == "-":
         return path is not None
-    if path.is_dir() or not path.parent.is_dir():
+    if os.path.isdir(path) or not os.path.isdir(path.parent) or len(os.fsencode(path.name)) > _MAX_NAME:
         raise UsageError(f"--json: {path} cannot be written; name a file in an existing folder")
+    check_writable(path.parent, "--json")
     return False
 
 
@@ -136,6 +140,19 @@ def console_for(*, stderr: bool = False) -> Console:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of libraries would break ours
     return SafeConsole(stderr=stderr, highlight=False, emoji=False)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Raise UsageError, before long work begins, if no file can be written into a folder, which need not exist yet.
+
+    The message names the option that chooses the folder.
+    """
+    try:
+        present = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=present):
+            pass
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({reason(error)}); name another folder with {option}") from None
 
 
 def print_notes(console: Console, log: ChatLog) -> None:

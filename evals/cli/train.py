@@ -19,6 +19,7 @@ from usertwin.memory.training.rewards import Shape
 
 from .options import (
     actor_option,
+    check_writable,
     console_for,
     dry_run_option,
     embedder_option,
@@ -172,6 +173,7 @@ def train(ctx: click.Context, out: Path, dry_run: bool, **options: Any) -> None:
     if dry_run:
         print_dry_run(ctx, lines)
         return
+    check_writable(out, "OUT")
     for line in lines:
         console.print(line, markup=False)
     with progress_bars(console) as bars:

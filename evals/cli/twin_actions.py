@@ -13,7 +13,7 @@ import click
 from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle
 
-from .options import console_for, home_option, progress_bars
+from .options import check_writable, console_for, home_option, progress_bars
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +46,7 @@ def measure_twin(
     from usertwin.simulator import load_scorer
 
     folder = existing_twin(name, home)
+    check_writable(folder, "--home")
     with open_twin(console, name, home, model, style) as user, progress_bars(console) as bars:
         version = memory_version(folder)
         scoring = load_scorer(scorer, progress=bars.fetch)
@@ -97,6 +98,7 @@ def tune_twin(
     from usertwin.simulator import load_scorer
 
     folder = existing_twin(name, home)
+    check_writable(folder, "--home")
     with (
         open_twin(console, name, home, model, style, reasons=True, embedder=embedder) as user,
         progress_bars(console) as bars,
@@ -186,8 +188,8 @@ def show(name: str | None, home: Path | None) -> None:
 def trust(name: str, yes: bool, home: Path | None) -> None:
     """Allow the twin NAME, which somebody else learned, to load the models that it names.
 
-    A model with a URL gets the chats with the twin, and a path may lead to any file. A twin that was learned on this machine
-    needs no such word.
+    A model with a URL gets the chats with the twin, and the key in the environment variable that follows a "#". A path may lead
+    to any file. A twin that was learned on this machine needs no such word.
     """
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.memory.twin.consent import allow_models, needs_consent

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from usertwin.personas.printable import printable
+
 if TYPE_CHECKING:
     import jinja2
 
@@ -24,10 +26,15 @@ def template(name: str) -> jinja2.Template:
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=name.endswith(".html"),
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
     environment.filters["text"] = in_markdown
     return environment.get_template(name)
+
+
+def _shown(value: object) -> object:
+    """Return a value as it is inserted: texts are printable, and markup of the templates is as it is."""
+    return printable(value) if type(value) is str else value
 
 
 def in_markdown(value: object) -> str:
@@ -36,4 +43,4 @@ def in_markdown(value: object) -> str:
     >>> in_markdown("a|b <i>")
     'a\\|b \\<i\\>'
     """
-    return _SPECIAL.sub(r"\\\1", " ".join(str(value).split()))
+    return _SPECIAL.sub(r"\\\1", printable(" ".join(str(value).split())))

@@ -58,7 +58,7 @@ def logs() -> list[bytes]:
     ]
     with_tools = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
     as_messages = "\n".join(json.dumps(m | {"messages": [*m["messages"], with_tools]}) for m in messages).encode()
-    return [lines, as_messages, json.dumps(records[:6], indent=1).encode(), gzip.compress(lines, 1, mtime=0)]
+    return [lines, as_messages, json.dumps(records[:18], indent=1).encode(), gzip.compress(lines, 1, mtime=0)]
 
 
 def oyez() -> bytes:
@@ -328,7 +328,7 @@ seed = 3
 skip_bad_lines = true
 """
 TRAIN_RECIPE = b"""from = ["chitchat", "log.jsonl"]
-methods = ["dpo", "sft"]
+method = ["dpo", "sft"]
 base = "local"
 scorer = "local"
 learning_rate = 1e-4

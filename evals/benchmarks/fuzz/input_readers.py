@@ -193,8 +193,6 @@ def text_readers() -> list[Reader]:
         b'{"role": "assistant", "content": "hi"}',
         b'[{"role": "user", "content": "a"}, {"role": "ai", "content": "b"}]',
         b'{"messages": [{"role": "assistant", "content": [{"type": "text", "text": "hi"}]}]}',
-        b'{"choices": [{"message": {"role": "assistant", "content": "hi"}}]}',
-        b'{"output": "hi"}',
     ]
     values = [b"0.25/2", b"1/0.2/0.1/0.1", b"2026-05-31", b"ann"]
     sent = [{"role": "user", "content": "a"}]

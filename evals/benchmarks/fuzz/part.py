@@ -20,10 +20,10 @@ from types import FrameType
 
 import click
 
-from usertwin.evals.benchmarks.crash_safety import quiet
-from usertwin.evals.benchmarks.figures import Figure, single_figure
 from usertwin.personas import UsertwinError
 
+from ..crash_safety import quiet
+from ..figures import Figure, single_figure
 from .input_readers import log_readers, model_readers, settings_readers, text_readers
 from .reader import Reader
 from .stored_readers import run_readers, twin_readers
