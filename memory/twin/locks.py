@@ -20,7 +20,7 @@ from pathlib import Path
 from usertwin.memory.store.error_messages import storage_errors
 from usertwin.memory.store.writer_lock import WriterLock
 from usertwin.personas import TwinError
-from usertwin.personas.files import fsync_folder, private_folder, refuse_links_in
+from usertwin.personas.files import fsync_folder, private_folder, refuse_link, refuse_links_in
 
 _WAIT = 10.0
 
@@ -81,9 +81,12 @@ def replaced_folder(folder: Path) -> Path:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raise UsageError if a twin's folder, or one that may take its place, is a link or holds one."""
-    for place in (folder, staged_folder(folder), replaced_folder(folder)):
-        refuse_links_in(place)
+    """Raise UsageError if a twin's folder, its locks, or a folder that may take its place is a link or holds one."""
+    for path in (folder, *folder.parent.glob(f".{folder.name}.*")):
+        if path.is_dir():
+            refuse_links_in(path)
+        else:
+            refuse_link(path)
 
 
 def replace_twin(folder: Path) -> None:

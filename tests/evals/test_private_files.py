@@ -197,6 +197,16 @@ def test_a_link_in_the_place_of_a_folder_leads_nowhere(twin: Path, target: Path,
     assert {path: path.read_bytes() for path in files_in(elsewhere)} == content
 
 
+@pytest.mark.parametrize("name", [".sam.lock", ".sam.writer", ".sam.record"])
+@pytest.mark.parametrize("plant", [Path.symlink_to, Path.hardlink_to], ids=["symbolic", "hard"])
+def test_locks_are_no_links(twin: Path, target: Path, tmp_path: Path, name: str, plant: object) -> None:
+    link = twin.parent / name
+    assert callable(plant)
+    plant(link, target)
+    for command in twin_commands(tmp_path / "out"):
+        assert f"{link}: is a " in error_of(*command), command
+
+
 RUN_FILES = (
     "manifest.json", "result.json", "report.html", "report.md", "run.lock", "verdicts.jsonl", "labels.jsonl", "answers.sqlite",
     "people/0.jsonl", "people/0.json", "conversations.jsonl", "summary.json", ".report.html.x.partial", "twins",
