@@ -209,15 +209,21 @@ def _open_strangers_twin(
     run: Callable[[str, str, str], None], running: Servers, box: Box, used: Sequence[str], server: str
 ) -> None:
     """Use a twin whose file names a model that the user never named."""
-    path = box.home / TWIN / "twin.json"
-    record = json.loads(path.read_text("utf-8"))
+    box.make()
+    run("learn", TWIN, server)
+    twin, made = box.home / TWIN, box.folder / "made"
+    twin.rename(made)
     for names in _PLANTED:
-        recipe = record["recipe"] | dict.fromkeys(names, running.model("unasked"))
-        path.write_text(json.dumps(record | {"recipe": recipe}), "utf-8")
-        shutil.rmtree(box.folder / f"measured-{TWIN}", ignore_errors=True)
-        shutil.rmtree(box.folder / f"simulated-{TWIN}", ignore_errors=True)
+        shutil.copytree(made, twin)
+        record = json.loads((made / "twin.json").read_text("utf-8"))
+        record["recipe"] |= dict.fromkeys(names, running.model("unasked")) | ({"fidelity": "judge"} if "judge" in names else {})
+        record["settings"] |= {"reasons": True, "traces": "recon"}
+        (twin / "twin.json").write_text(json.dumps(record), "utf-8")
         for command in used:
             run(command, TWIN, server)
+        shutil.rmtree(twin)
+        shutil.rmtree(box.folder / f"measured-{TWIN}", ignore_errors=True)
+        shutil.rmtree(box.folder / f"simulated-{TWIN}", ignore_errors=True)
 
 
 # Servers -------------------------------------------------------------------------------------------------------------
