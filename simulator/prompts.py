@@ -4,8 +4,8 @@ Design: both prompts have the same parts: persona, goal, recalled pairs, the cur
 transcripts, the second prompt starts with the first one and its completion, so one engine answers it mostly from its cache.
 The evaluation scores real actions after exactly these prompts.
 
-A transcript names the person's description only if the user wrote it. A description that was drawn from the log states counts,
-which the recalled pairs show (evals/EXPERIMENTS.md has its effect).
+A transcript holds the person's description only if the user wrote it. A description that was drawn from the log states counts,
+which changed no bits beside recalled pairs (evals/EXPERIMENTS.md).
 """
 
 from __future__ import annotations
