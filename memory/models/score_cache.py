@@ -8,6 +8,7 @@ import struct
 import threading
 from array import array
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from usertwin.personas import ModelError
@@ -19,7 +20,8 @@ from .scoring import Likelihood, Scorer
 class CachedScorer:
     """A scorer with a SQLite cache of its scores, by content. The file holds hashes and numbers, no text.
 
-    The file is created if missing. `weights_id` tells the scorer's weights from other weights of the same name.
+    The file is created if missing, and open only while it is in use. `weights_id` tells the scorer's weights from other weights
+    of the same name.
 
     Raises:
         ModelError: the file cannot be read or written.
@@ -31,30 +33,35 @@ class CachedScorer:
         try:
             private_folder(self._path.parent)
             create_database(self._path)
-            self._database = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
-            self._database.executescript(  # `scores` is an older schema, without single tokens
-                "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; DROP TABLE IF EXISTS scores;"
-                "CREATE TABLE IF NOT EXISTS likelihoods (key BLOB PRIMARY KEY, nats REAL NOT NULL, tokens INTEGER NOT NULL,"
-                " each BLOB NOT NULL, ends BLOB NOT NULL) STRICT, WITHOUT ROWID"
-            )
+            with self._open() as database:
+                database.executescript(  # `scores` is an older schema, without single tokens
+                    "PRAGMA journal_mode=WAL; DROP TABLE IF EXISTS scores;"
+                    "CREATE TABLE IF NOT EXISTS likelihoods (key BLOB PRIMARY KEY, nats REAL NOT NULL, tokens INTEGER NOT NULL,"
+                    " each BLOB NOT NULL, ends BLOB NOT NULL) STRICT, WITHOUT ROWID"
+                )
         except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: SQLite's message holds damaged text
             raise ModelError(f"{path}: the score cache cannot be used ({error}); delete the file and try again") from error
+
+    def _open(self) -> closing[sqlite3.Connection]:
+        database = sqlite3.connect(self._path, check_same_thread=False, timeout=30.0)
+        database.execute("PRAGMA synchronous=NORMAL")
+        return closing(database)
 
     def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """See `Scorer.score`; only scores that are not in the cache are computed."""
         try:
-            with self._lock:
-                return self._score(items)
+            with self._lock, self._open() as database:
+                return self._score(database, items)
         except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:  # the last three: of values of another type
             message = f"the score cache cannot be used ({error}); free disk space, or delete the file"
             raise ModelError(f"{self._path}: {message}") from error
 
-    def _score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
+    def _score(self, database: sqlite3.Connection, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
         keys = [self._key(prompt, continuation) for prompt, continuation in items]
         cached: dict[bytes, Likelihood] = {}
         for key in keys:
             query = "SELECT nats, tokens, each, ends FROM likelihoods WHERE key = ?"
-            for nats, tokens, each, ends in self._database.execute(query, (key,)):
+            for nats, tokens, each, ends in database.execute(query, (key,)):
                 cached[key] = Likelihood(nats, tokens, tuple(array("d", each)), tuple(array("I", ends)))
         missing = {key: item for key, item in zip(keys, items, strict=True) if key not in cached}
         if missing:
@@ -63,8 +70,8 @@ class CachedScorer:
                 (key, s.nats, s.tokens, array("d", s.token_nats).tobytes(), array("I", s.token_ends).tobytes())
                 for key, s in scored.items()
             )
-            with self._database:
-                self._database.executemany("INSERT OR REPLACE INTO likelihoods VALUES (?, ?, ?, ?, ?)", rows)
+            with database:
+                database.executemany("INSERT OR REPLACE INTO likelihoods VALUES (?, ?, ?, ?, ?)", rows)
             cached |= scored
         return [cached[key] for key in keys]
 

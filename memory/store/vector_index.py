@@ -103,6 +103,16 @@ def column_values(number: int, pair: Pair) -> tuple[Any, ...]:
     return (number, pair.when, *hashed, pair.abandoned)
 
 
+def _without_padding(columns: Columns) -> Columns:
+    """Return the columns with zeros between the fields, where numpy may leave what was in the process's memory."""
+    import numpy as np
+
+    clean = np.zeros(len(columns), column_dtype())
+    for name in clean.dtype.names or ():
+        clean[name] = columns[name]
+    return clean
+
+
 def hash_key(text: str) -> int:
     """Return a 64-bit hash of a text. If two conversations collide, they only hide each other's triples from each other."""
     import xxhash
@@ -273,7 +283,7 @@ class VectorIndex:
         import faiss
 
         partial = path.with_name(path.name + ".partial")
-        columns = self.columns.tobytes()
+        columns = _without_padding(self.columns).tobytes()
         last = int(self.columns["number"][-1]) if len(self) else 0
         stamp = Stamp(
             memory=memory,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import weakref
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -20,8 +21,23 @@ from usertwin.personas import ModelError
 _PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 #: Parallel requests of one server (also samples of one prompt), and the tokens that each may hold.
 SLOTS, SLOT_TOKENS = 4, 4096
-_servers: dict[tuple[Path, PromptStyle, Path | None], Any] = {}
 _lock = threading.Lock()
+
+
+class Engine:
+    """A running server, which stops when nothing uses it any more, and at the exit of the process.
+
+    Attributes:
+        url: the base URL of its OpenAI-compatible endpoint.
+    """
+
+    def __init__(self, server: Any) -> None:
+        self.url = f"{server.listening_address}/v1"
+        only_reference = [server]  # llama.cpp's server has no method to stop it; it stops when it is freed
+        weakref.finalize(self, only_reference.clear)
+
+
+_engines: weakref.WeakValueDictionary[tuple[Path, PromptStyle, Path | None], Engine] = weakref.WeakValueDictionary()
 
 
 def cores() -> int:
@@ -29,8 +45,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def engine_url(path: Path, style: PromptStyle, adapter: Path | None = None) -> str:
-    """Return the base URL of the server for a GGUF file. It is started at the first call and ends with this process.
+def shared_engine(path: Path, style: PromptStyle, adapter: Path | None = None) -> Engine:
+    """Return the server for a GGUF file, the same one for all that use it at the same time.
 
     The style "transcript" continues text; "instruction" applies the model's own chat template. A LoRA adapter is a file in
     llama.cpp's format.
@@ -46,21 +62,22 @@ def engine_url(path: Path, style: PromptStyle, adapter: Path | None = None) -> s
             raise ModelError(f"{path}: is not a GGUF file; name a GGUF file, or an OpenAI-compatible endpoint")
     with _lock:
         key = (path, style, adapter)
-        if key not in _servers:
-            _servers[key] = start_engine(*key)
-        return f"{_servers[key].listening_address}/v1"
+        engine = _engines.get(key)
+        if engine is None:
+            engine = _engines[key] = Engine(start_engine(*key))
+        return engine
 
 
-def count_tokens(url: str, text: str) -> int:
-    """Return the number of tokens of a text for the server with this base URL (see `engine_url`), without control tokens."""
+def count_tokens(engine: Engine, text: str) -> int:
+    """Return the number of tokens of a text, without control tokens."""
     body = json.dumps({"content": text, "parse_special": False}).encode()
-    request = Request(f"{url.removesuffix('/v1')}/tokenize", body, {"Content-Type": "application/json"})
+    request = Request(f"{engine.url.removesuffix('/v1')}/tokenize", body, {"Content-Type": "application/json"})
     with build_opener(ProxyHandler({})).open(request, timeout=60) as reply:  # a loopback port, whatever proxies are set
         return len(json.loads(reply.read())["tokens"])
 
 
 def start_engine(path: Path, style: PromptStyle, adapter: Path | None = None) -> Any:
-    """Start and return a new server for a model file; `engine_url` returns a shared one."""
+    """Start and return a new server for a model file; `shared_engine` returns a shared one."""
     xllamacpp = cast("Any", import_module("xllamacpp"))  # it has no type annotations
     params = xllamacpp.CommonParams()
     params.model.path = str(path)

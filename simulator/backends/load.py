@@ -22,7 +22,7 @@ from usertwin.personas.secrets import take_logins
 
 from .downloads import FetchProgress, cache_folder
 from .endpoint import hosted_chat, openai_chat
-from .llama_cpp import SLOT_TOKENS, SLOTS, count_tokens, engine_url
+from .llama_cpp import SLOT_TOKENS, SLOTS, count_tokens, shared_engine
 from .lora_adapter import Adapter, check_fits, read_adapter
 from .lora_to_gguf import cached_gguf_adapter
 from .model_files import context_of, gguf_vocabulary, has_chat_template, layers_of
@@ -72,12 +72,14 @@ def load_model(
     style = style or (adapter and adapter.style) or parsed.default_style
     file = gguf_file(parsed, progress)
     lora = None if adapter is None else cached_gguf_adapter(adapter, file, parsed.base)
-    url, (control, context) = engine_url(file, style, lora), gguf_vocabulary(file)
+    engine, (control, context) = shared_engine(file, style, lora), gguf_vocabulary(file)
+    chat = openai_chat("local", engine.url)
+    object.__setattr__(chat, "_engine", engine)  # the server runs while the chat model or `count_tokens` is in use
     return ChatModel(
-        name=name, chat=openai_chat("local", url), style=style, structured=style == "instruction",
+        name=name, chat=chat, style=style, structured=style == "instruction",
         bypass_cache={"extra_body": {"cache_prompt": False}}, identity=_identity(file, adapter), price=FREE, max_n=SLOTS,
         control_tokens=control, context_tokens=min(SLOT_TOKENS, context or SLOT_TOKENS),
-        count_tokens=partial(count_tokens, url),
+        count_tokens=partial(count_tokens, engine),
     )  # fmt: skip
 
 

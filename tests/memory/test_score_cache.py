@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import sqlite3
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -182,3 +184,14 @@ def test_precisions_do_not_mix(tmp_path: Path) -> None:
     rounded = CachedScorer(TransformersScorer("tiny", lambda: copy.deepcopy(tiny()), "bfloat16"), path, "file").score(items)
     assert CachedScorer(TransformersScorer("tiny", tiny), path, "file").score(items) != rounded
     assert CachedScorer(UnusedScorer("tiny, bfloat16"), path, "file").score(items) == rounded
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists a process's descriptors")
+def test_no_cache_keeps_the_file_open_however_many_there_are(tmp_path: Path) -> None:
+    def held() -> list[str]:
+        return [target for entry in Path("/proc/self/fd").iterdir() if "scores" in (target := os.path.realpath(entry))]
+
+    caches = [CachedScorer(FakeScorer(), tmp_path / "scores.sqlite") for _ in range(5)]
+    for number, cache in enumerate(caches):
+        cache.score([("a prompt", f"text {number}")])
+        assert held() == []

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from usertwin.memory.models.chat import sample
 from usertwin.personas import ModelError, UsertwinError
 from usertwin.simulator import load_model
+from usertwin.simulator.backends import llama_cpp, load
 from usertwin.simulator.backends.downloads import TINY, fetch
-from usertwin.simulator.backends.llama_cpp import cores, engine_url
+from usertwin.simulator.backends.llama_cpp import cores, shared_engine
 
 
 @pytest.fixture
@@ -28,10 +33,10 @@ def test_a_missing_file_and_another_format_are_refused(tmp_path: Path, style: An
     (tmp_path / "empty.gguf").write_bytes(b"")
     for name in ("none.gguf", "."):
         with pytest.raises(ModelError, match="there is no such model file"):
-            engine_url(tmp_path / name, style)
+            shared_engine(tmp_path / name, style)
     for name in ("model.gguf", "empty.gguf"):
         with pytest.raises(ModelError, match="is not a GGUF file"):
-            engine_url(tmp_path / name, style)
+            shared_engine(tmp_path / name, style)
 
 
 @pytest.mark.usefixtures("real")
@@ -49,7 +54,7 @@ def test_a_broken_model_is_a_model_error(tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF but no model")
     with pytest.raises(ModelError, match=r"broken\.gguf: llama\.cpp cannot run this model"):
-        engine_url(path, "transcript")
+        shared_engine(path, "transcript")
 
 
 @pytest.mark.slow
@@ -67,7 +72,62 @@ def test_the_local_model_continues_text_and_is_reproducible_by_seed() -> None:
     first, again, *others = (ask(story, seed=seed) for seed in (1, 1, 2, 3))
     assert first == again
     assert {first} != {first, *others}
-    assert engine_url(fetch(TINY), "transcript") == engine_url(fetch(TINY), "transcript")  # one server for all calls
+    assert shared_engine(fetch(TINY), "transcript") is shared_engine(fetch(TINY), "transcript")  # one server for all calls
+
+
+class _Server:
+    """A stand-in for llama.cpp's server, which stops when it is freed."""
+
+    running = 0
+
+    def __init__(self) -> None:
+        _Server.running += 1
+        self.listening_address = f"http://127.0.0.1:{_Server.running}"
+
+    def __del__(self) -> None:
+        _Server.running -= 1
+
+
+def test_a_server_is_shared_and_stops_with_its_last_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp, "start_engine", lambda *_: _Server())
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    first, second = shared_engine(path, "transcript"), shared_engine(path, "transcript")
+    other = shared_engine(path, "instruction")
+    assert (first is second, first.url == other.url, _Server.running) == (True, False, 2)
+    del first, other
+    assert _Server.running == 1
+    del second
+    assert _Server.running == 0
+    assert shared_engine(path, "transcript").url  # starts again
+
+
+def test_a_chat_model_keeps_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED")
+    monkeypatch.setattr(llama_cpp, "start_engine", lambda *_: _Server())
+    monkeypatch.setattr(load, "gguf_vocabulary", lambda _: ((), None))
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    model = load_model(f"local:{path}")
+    chat = replace(model, style="instruction").chat
+    del model
+    gc.collect()
+    assert _Server.running == 1
+    del chat
+    gc.collect()
+    assert _Server.running == 0
+
+
+@pytest.mark.slow
+def test_the_threads_and_the_port_of_a_server_are_gone_with_its_last_user() -> None:
+    engine = shared_engine(fetch(TINY), "transcript")
+    address = urlsplit(engine.url)
+    with socket.create_connection((address.hostname or "", address.port or 0), 5):
+        pass
+    del engine
+    gc.collect()
+    with pytest.raises(ConnectionRefusedError), socket.create_connection((address.hostname or "", address.port or 0), 5):
+        pass
 
 
 @pytest.mark.slow

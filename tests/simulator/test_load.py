@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from usertwin.personas import ModelError, UsageError
 from usertwin.simulator import load_embedder, load_model, load_scorer
 from usertwin.simulator.backends import load
 from usertwin.simulator.backends.downloads import cache_folder
+from usertwin.simulator.backends.llama_cpp import Engine
 from usertwin.simulator.backends.load import prompt_style_of
 from usertwin.simulator.backends.scripted import ScriptedChatModel
 from usertwin.simulator.backends.weights import weights_folder
@@ -138,12 +140,12 @@ def test_a_file_of_the_hub_runs_in_llama_cpp(monkeypatch: pytest.MonkeyPatch, tm
         (tmp_path / "x.gguf").write_bytes(b"GGUF")
         return str(tmp_path / "x.gguf")
 
-    def engine(path: Path, style: str, adapter: Path | None = None) -> str:
+    def engine(path: Path, style: str, adapter: Path | None = None) -> Engine:
         engines.append((path, style, adapter))
-        return "http://127.0.0.1:1/v1"
+        return Engine(SimpleNamespace(listening_address="http://127.0.0.1:1"))
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(load, "engine_url", engine)
+    monkeypatch.setattr(load, "shared_engine", engine)
     model = load_model("hf:org/repo/deep/x.gguf")
     assert requests == [("org/repo", "deep/x.gguf")]
     assert engines == [(tmp_path / "x.gguf", "transcript", None)]
