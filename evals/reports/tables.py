@@ -364,7 +364,7 @@ def user_models_section(result: Mapping[str, Any]) -> Section | None:
 
 
 def _span(numbers: Sequence[int]) -> str:
-    low, high = min(numbers), max(numbers)
+    low, high = min(numbers, default=0), max(numbers, default=0)
     return counted(low) if low == high else f"{counted(low)} to {counted(high)}"
 
 

@@ -19,6 +19,7 @@ from usertwin.evals.reports.html import forest_plot, render_html
 from usertwin.evals.reports.labels import distance, negated, number, verdict
 from usertwin.evals.reports.summary import best_alternative, summary_of
 from usertwin.evals.reports.tables import forest_grid, power_sentence, sections_of
+from usertwin.evals.reports.write_reports import render_markdown
 
 PAGE = Path(__file__).resolve().parents[2] / "evals" / "reports" / "page.html"
 
@@ -384,3 +385,17 @@ def test_every_text_has_enough_contrast(scheme: str) -> None:
     }  # fmt: skip
     poor = [(a, b) for a, others in backgrounds.items() for b in others if _contrast(colours[a], colours[b]) < 4.5]
     assert poor == []
+
+
+def test_user_models_without_a_training_are_no_error() -> None:
+    models = {**result()["user_models"], "examples": [], "steps": []}
+    assert "for 0 steps" in render_html(result(user_models=models), turns())
+
+
+def test_control_characters_are_in_no_report() -> None:
+    evil = "a\x1b[2Jb\u202ec"
+    page = render_html(result(name=evil, warnings=[evil]), turns(text=evil)) + render_markdown(
+        result(name=evil, suite_text=evil)
+    )
+    assert not {"\x1b", "\u202e"} & set(page)
+    assert "␛[2J" in page

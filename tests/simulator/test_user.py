@@ -444,6 +444,26 @@ def test_private_turns_are_part_of_the_goal_and_not_of_the_chat(user: SimulatedU
     assert "Them: You are in a bad mood" not in prompts(user)[0]
 
 
+@pytest.mark.parametrize("role", ["developer", "System", "instruction", "platform"])
+def test_instructions_under_every_name_are_private(user: SimulatedUser, role: str) -> None:
+    user.respond([{"role": role, "content": "SECRET RULE"}, *WHICH_DAY])
+    assert "(My goal: SECRET RULE)" in prompts(user)[0]
+    assert "Them: SECRET RULE" not in prompts(user)[0]
+
+
+@pytest.mark.parametrize("role", ["tool", "function", "ipython", "observation", "Tool-Result"])
+def test_results_of_tools_under_every_name_are_not_shown(user: SimulatedUser, role: str) -> None:
+    user.respond([{"role": role, "content": "RAW RESULT"}, *WHICH_DAY])
+    assert "RAW RESULT" not in prompts(user)[0]
+
+
+@pytest.mark.parametrize("role", ["user", "human", "Customer"])
+def test_the_turns_of_the_user_under_every_name_are_the_persons_own(user: SimulatedUser, role: str) -> None:
+    user.respond([{"role": role, "content": "the weather please"}, *WHICH_DAY])
+    assert "Them: the weather please" not in prompts(user)[0]
+    assert "the weather please" in prompts(user)[0]
+
+
 def test_only_the_latest_turns_are_shown(user: SimulatedUser) -> None:
     long = [{"role": ("assistant", "user")[i % 2], "content": f"turn {i}"} for i in range(51)]
     user.respond(long)

@@ -21,12 +21,10 @@ from usertwin.memory.models.score_cache import CachedScorer
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.twin.record import update_record
 from usertwin.personas import ChatLog, Conversation, Turn
-from usertwin.simulator.backends.scripted import ScriptedChatModel
 
 #: The person in the examples.
 SPEAKER = "Ann"
 EMBEDDER = FakeEmbedder(32)
-MODEL = ChatModel("scripted:test", ScriptedChatModel(answers=["hello"]))
 
 
 def conversation(number: int) -> Conversation:
@@ -128,9 +126,12 @@ def write_caches(folder: Path) -> None:
 
 def complete(path: Path) -> None:
     """Sample a completion, from the cache at a path if it is there."""
+    from usertwin.simulator.backends.scripted import ScriptedChatModel
+
     cache = CompletionCache(path)
     try:
-        asyncio.run(sample(replace(MODEL, cache=cache), [("user", "hi")], max_tokens=9))
+        model = ChatModel("scripted:test", ScriptedChatModel(answers=["hello"]), cache=cache)
+        asyncio.run(sample(model, [("user", "hi")], max_tokens=9))
     finally:
         cache.close()
 

@@ -15,7 +15,6 @@ from usertwin.evals.cli.learn import learn
 from usertwin.evals.cli.options import parse_price
 from usertwin.evals.cli.train import train
 from usertwin.evals.judges.model_judge import parse_label
-from usertwin.evals.suites.config import read_suite
 from usertwin.memory.recon.propose import parse_trace
 from usertwin.memory.text.completions import json_objects, without_reasoning
 from usertwin.memory.training.rewards import parse_weights
@@ -28,7 +27,6 @@ from usertwin.simulator.agents.replies import as_replies
 from usertwin.simulator.backends.lora_adapter import read_adapter
 from usertwin.simulator.backends.model_files import has_chat_template
 from usertwin.simulator.backends.model_name import ModelName, Role
-from usertwin.simulator.backends.scripted import scripted_model
 
 from . import examples
 from .mutations import (
@@ -85,6 +83,7 @@ def _python(content: bytes) -> Any:
 
 def settings_readers(folder: Path) -> list[Reader]:
     """Return the readers of personas, recipes and suites."""
+    from usertwin.evals.suites.config import read_suite
 
     def options(command: click.Command, *arguments: str) -> Callable[[Path], object]:
         return lambda path: command.make_context("usertwin", [*arguments, "--recipe", str(path)])
@@ -113,6 +112,8 @@ def settings_readers(folder: Path) -> list[Reader]:
 
 def model_readers(folder: Path) -> list[Reader]:
     """Return the readers of adapters, tokenizers, scripts and names of models."""
+    from usertwin.simulator.backends.scripted import scripted_model
+
     adapter = folder / "adapter"
     adapter.mkdir()
     config = json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}).encode()
