@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -335,9 +335,18 @@ class IndexedDatabase:
             numbers |= dict(self.database.connection.execute(f"SELECT id, number FROM triples WHERE id IN ({marks})", batch))
         return numbers
 
-    def in_time_order(self) -> list[int]:
-        """Return all numbers, in time order."""
-        return self._select_numbers("SELECT number FROM triples ORDER BY moment, conversation, position").tolist()
+    def in_time_order(self, abandoned: bool | None = None, conversations: Collection[str] | None = None) -> list[int]:
+        """Return the numbers of all triples, or of those that match, in time order."""
+        import numpy as np
+
+        numbers = self._select_numbers("SELECT number FROM triples ORDER BY moment, conversation, position")
+        if abandoned is None and conversations is None:
+            return numbers.tolist()
+        self.refresh()
+        matching, columns = self.filter_mask(abandoned=abandoned), self.index.columns
+        if conversations is not None:
+            matching &= np.isin(columns["conversation"], np.array([hash_key(name) for name in conversations], np.int64))
+        return numbers[np.isin(numbers, columns["number"][matching])].tolist()
 
     def _select_numbers(self, query: str) -> NDArray[np.int64]:
         import numpy as np

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,10 +251,10 @@ class TripleStore:
         with self._lock, self._errors():
             return [triples[index] for index in self._new_indices(triples)]
 
-    def triples(self) -> Iterator[Triple]:
-        """Yield all triples, in time order."""
+    def triples(self, *, abandoned: bool | None = None, conversations: Collection[str] | None = None) -> Iterator[Triple]:
+        """Yield the triples in time order: all, or those that match. No other one is read."""
         with self._lock, self._errors():
-            numbers = self._memory.in_time_order()
+            numbers = self._memory.in_time_order(abandoned, conversations)
         for start in range(0, len(numbers), _FETCHED):
             with self._lock, self._errors():
                 fetched = self._memory.fetch(numbers[start : start + _FETCHED])

@@ -93,12 +93,15 @@ def _begin(folder: Path, pairs: Sequence[Pair], record: TwinRecord, store: Tripl
     shift = 0.0
     if not record.dated:
         begun = {triple.pair.conversation_id for triple in triples if triple.id in stopped}
-        known = {triple.pair.conversation_id for triple in store.triples()} - begun
+        ids = {triple.pair.conversation_id for triple in triples} - begun
+        known = {triple.pair.conversation_id for triple in store.triples(conversations=ids)} - begun
         shift = unfinished.shift if stopped else _first_free_time(record, store)
         shifted = (replace(triple.pair, when=shift + triple.pair.when) for triple in triples)
         triples = [Triple(pair) for pair in shifted if pair.conversation_id not in known]
     new = {triple.id: triple for triple in store.missing(triples)}
-    new |= {triple.id: triple for triple in store.triples() if triple.id in stopped} if stopped else {}
+    if stopped:
+        ids = {triple.pair.conversation_id for triple in triples}
+        new |= {triple.id: triple for triple in store.triples(conversations=ids) if triple.id in stopped}
     if new:
         with storage_errors(folder):
             UnfinishedAdd(tuple(new), shift).save(folder)
@@ -131,7 +134,7 @@ def _delete_resumed_abandonments(store: TripleStore, new: Sequence[Triple]) -> N
         store.delete(
             [
                 triple.id
-                for triple in store.triples()
-                if triple.pair.abandoned and triple.pair.position <= last_spoken.get(triple.pair.conversation_id, -1)
+                for triple in store.triples(abandoned=True, conversations=last_spoken)
+                if triple.pair.position <= last_spoken.get(triple.pair.conversation_id, -1)
             ]
         )

@@ -31,6 +31,7 @@ from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.guards import MIN_KEPT_SHARE, REASONS, kept_share, rejection_reason
 from usertwin.memory.recon.propose import CONTEXT_TURNS, proposal_template
+from usertwin.memory.store import schema
 from usertwin.memory.twin.append import aappend
 from usertwin.memory.twin.forget import forget
 from usertwin.memory.twin.record import twin_folder
@@ -296,6 +297,16 @@ def test_appending_calls_only_for_new_pairs_and_caches_them(tmp_path: Path) -> N
     assert {name: after[name] for name in before} == before
     assert sum(t.provenance is not None for name, t in after.items() if name not in before) == 4
     assert cache_files(twin_folder("ann")) == [COMPLETIONS_FILE]
+
+
+def test_appending_reads_the_memory_once_for_the_models_of_leaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(replace(BACKWARD, max_traces=0), LoggingModel(path=str(tmp_path / "calls")))
+    read, decode = Counter[str](), schema.decode
+    monkeypatch.setattr(schema, "decode", lambda row: (read.update(["row"]), decode(row))[1])
+    added = ChatLog((talk(20),), "added")
+    _, new = asyncio.run(aappend("ann", added, embedder=FakeEmbedder()))
+    assert 0 < read["row"] <= len(memory()) + new
+    assert new == 2
 
 
 def test_a_twin_without_traces_may_get_some_for_appended_pairs(tmp_path: Path) -> None:

@@ -24,9 +24,11 @@ from hypothesis import strategies as st
 
 from usertwin.memory import Provenance, Recalled, Triple, TripleStore
 from usertwin.memory.models.embedding import FakeEmbedder, SentenceTransformerEmbedder, query_text
+from usertwin.memory.store import schema
 from usertwin.memory.store.vector_index import IndexKind, Tuning
 from usertwin.memory.triples import Candidate
 from usertwin.personas import ModelError, Pair, Turn, TwinError
+from usertwin.personas.pairs import ABANDONED
 
 EMBEDDER = FakeEmbedder(64)
 WORDS = ("weather", "oslo", "refund", "order", "monday", "please", "train", "music")
@@ -649,3 +651,32 @@ def test_with_trace_replaces_the_last_triple_by_one_with_a_trace(tmp_path: Path)
         assert store.recall(query, 3, with_trace=True, before=3.0) == store.recall(query, 3, before=3.0)
         store.set_traces([Triple(pairs[1], "I felt at home")])
         assert [r.triple.pair.action for r in store.recall(query, 3, with_trace=True)] == turns[:3]
+
+
+# Parts of a memory ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("abandoned", [None, False, True])
+@pytest.mark.parametrize("conversations", [None, [], ["c3"], ["c7", "c1", "nowhere"]])
+def test_only_matching_triples_are_read(
+    tmp_path: Path, abandoned: bool | None, conversations: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [pair(number) for number in range(40)]
+    left = [replace(own, action=ABANDONED, ends_conversation=True) if own.position % 4 == 0 else own for own in left]
+    read = Counter[str]()
+    decode = schema.decode
+    with TripleStore(tmp_path / "memory", EMBEDDER) as store:
+        store.add([Triple(each) for each in left])
+        store.delete([Triple(left[8]).id])
+        everything = list(store.triples())
+        monkeypatch.setattr(schema, "decode", lambda row: (read.update(["row"]), decode(row))[1])
+        found = list(store.triples(abandoned=abandoned, conversations=conversations))
+    expected = [
+        triple
+        for triple in everything
+        if (abandoned is None or triple.pair.abandoned is abandoned)
+        and (conversations is None or triple.pair.conversation_id in conversations)
+    ]
+    assert found == expected
+    assert len([triple for triple in everything if triple.pair.abandoned]) == 9
+    assert read["row"] == len(expected)
