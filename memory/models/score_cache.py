@@ -7,8 +7,8 @@ import sqlite3
 import struct
 import threading
 from array import array
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Generator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from usertwin.personas import ModelError
@@ -42,10 +42,11 @@ class CachedScorer:
         except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: SQLite's message holds damaged text
             raise ModelError(f"{path}: the score cache cannot be used ({error}); delete the file and try again") from error
 
-    def _open(self) -> closing[sqlite3.Connection]:
-        database = sqlite3.connect(self._path, check_same_thread=False, timeout=30.0)
-        database.execute("PRAGMA synchronous=NORMAL")
-        return closing(database)
+    @contextmanager
+    def _open(self) -> Generator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self._path, timeout=30.0)) as database:
+            database.execute("PRAGMA synchronous=NORMAL")
+            yield database
 
     def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """See `Scorer.score`; only scores that are not in the cache are computed."""

@@ -189,9 +189,13 @@ def test_precisions_do_not_mix(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists a process's descriptors")
 def test_no_cache_keeps_the_file_open_however_many_there_are(tmp_path: Path) -> None:
     def held() -> list[str]:
-        return [target for entry in Path("/proc/self/fd").iterdir() if "scores" in (target := os.path.realpath(entry))]
+        return [target for entry in Path("/proc/self/fd").iterdir() if str(tmp_path) in (target := os.path.realpath(entry))]
 
     caches = [CachedScorer(FakeScorer(), tmp_path / "scores.sqlite") for _ in range(5)]
     for number, cache in enumerate(caches):
         cache.score([("a prompt", f"text {number}")])
         assert held() == []
+    (tmp_path / "damaged.sqlite").write_bytes(b"no database" * 400)
+    with pytest.raises(ModelError) as error:
+        CachedScorer(FakeScorer(), tmp_path / "damaged.sqlite")
+    assert held() == [], error  # which holds the frames in which it was raised
