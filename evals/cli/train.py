@@ -25,6 +25,7 @@ from .options import (
     embedder_option,
     fidelity_option,
     file_path,
+    print_notes,
     progress_bars,
     scorer_option,
     seed_option,
@@ -174,6 +175,8 @@ def train(ctx: click.Context, out: Path, dry_run: bool, **options: Any) -> None:
         print_dry_run(ctx, lines)
         return
     check_writable(out, "OUT")
+    for log in runner.logs.values():
+        print_notes(console, log)
     for line in lines:
         console.print(line, markup=False)
     with progress_bars(console) as bars:
