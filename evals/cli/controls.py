@@ -65,8 +65,9 @@ def controls(
     from usertwin.evals.replay.tune import validation_pairs
     from usertwin.evals.reports.controls_table import controls_table
     from usertwin.evals.traces.control_traces import ControlExperiment, estimated_calls, other_person_pairs
-    from usertwin.memory import LikelihoodGain, Synthesizer, existing_twin
+    from usertwin.memory import Synthesizer, existing_twin
     from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, CompletionCache
+    from usertwin.memory.recon.judged_fidelity import fidelity_by_name
     from usertwin.simulator import load_scorer
     from usertwin.simulator.learning import default_concurrency
 
@@ -88,9 +89,10 @@ def controls(
             f"{len(pairs)} validation turns: about {completions} completions of {model}, and {scorings} scored under {scorer}",
             style="dim", markup=False,
         )  # fmt: skip
+        mode = user.record.recipe.proposal_mode
         synthesizer = Synthesizer(
-            model=chat, fidelity=LikelihoodGain(scoring), scorer=scoring, embedder=embedder,
-            proposal_mode=user.record.recipe.proposal_mode, candidates=candidates,
+            model=chat, fidelity=fidelity_by_name("guarded_gain", scorer=scoring, proposal_mode=mode), scorer=scoring,
+            embedder=embedder, proposal_mode=mode, candidates=candidates,
         )  # fmt: skip
         experiment = ControlExperiment(
             synthesizer=synthesizer,

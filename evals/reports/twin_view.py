@@ -92,8 +92,9 @@ def _proposals(triples: Sequence[Triple]) -> str:
 
 
 def _audit(traced: Sequence[Triple]) -> str:
-    """Return the result of the leak detector, which is part of no score, on the kept traces."""
-    measured = [triple.provenance.measured for triple in traced if triple.provenance is not None]
+    """Return the result of the leak detector, which is part of no score, on the kept traces that were shown the action."""
+    provenances = [triple.provenance for triple in traced if triple.provenance is not None]
+    measured = [provenance.measured for provenance in provenances if provenance.proposal_mode != "forward"]
     flags = [values["reveals_action"] for values in measured if "reveals_action" in values]
     return f"{sum(flags):.0f} of {len(flags)} traces identify the action without the context" if flags else "none"
 

@@ -200,7 +200,7 @@ class ControlExperiment:
                 trace=trace,
                 gain=parts["gain"],
                 guarded_gain=parts["guarded_gain"],
-                rejected=self.synthesizer.guard_reason(trace, pair),
+                rejected=self.synthesizer.guard_reason(trace, pair, "forward" if name == "forward" else None),
                 reveals_action=reveals_action(self.scorer, pair, trace, other_actions) if audited else None,
                 slot=parts["slot"],
             )

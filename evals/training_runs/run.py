@@ -35,7 +35,7 @@ from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import Fidelity
 from usertwin.memory.recon.guards import rejection_reason
 from usertwin.memory.recon.judged_fidelity import fidelity_by_name
-from usertwin.memory.recon.propose import proposal_template
+from usertwin.memory.recon.propose import proposal_template, sees_action
 from usertwin.memory.run_lock import exclusive_run
 from usertwin.memory.training.audit import Auditor
 from usertwin.memory.training.candidate_pool import ScoredCandidates, sample_candidates
@@ -187,7 +187,8 @@ class TrainingRunner:
 
     def guard(self, trace: str, pair: Pair) -> str | None:
         """Return the name of the guard that rejects a trace, or None."""
-        return rejection_reason(trace, pair, self._prompt_examples, self.embedder)
+        saw_action = sees_action(self.plan.config.proposal_mode)
+        return rejection_reason(trace, pair, self._prompt_examples, self.embedder, saw_action=saw_action)
 
     def fidelity(self, method: TrainMethod) -> Fidelity:
         """Return the fidelity that scores the traces of a method."""
@@ -202,6 +203,7 @@ class TrainingRunner:
             actor=load_model(plan.actor or base, progress=self.fetch) if name in {"judge", "rank"} else None,
             judge=load_model(plan.judge or base, style="instruction", progress=self.fetch) if name == "judge" else None,
             distractors=Distractors([example.pair for example in self.dataset.train], self.embedder),
+            proposal_mode=plan.config.proposal_mode,
         )  # fmt: skip
 
     # The run -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,9 @@ A guard sees the trace, the action, and what could be known before the action (c
 an embedder, the paraphrase guard run on every proposal. `kept_share` and the audit `reveals_action` need likelihoods, so they
 run only on a trace that would be selected; the audit rejects nothing and is part of no score.
 
+A trace that was proposed without the action ("forward") leaks nothing, so only the guards of form apply to it: one that names
+the action before it happened predicts well.
+
 Sources: the five-token (5-gram) rule is from Turing-RL (arXiv 2606.19336), the trace-only probe from LAS (Hase et al. 2020).
 """
 
@@ -46,7 +49,7 @@ MIN_QUOTED_ACTION = 3
 MIN_ECHO_NGRAM = 7
 #: Longest allowed trace in words; a trace may have 12 times as many characters, which rejects a single endless word.
 MAX_TRACE_WORDS = 120
-#: Largest share of the action's new content words that a trace may contain.
+#: Largest share of the action's new content words that a trace may contain; of three or more, one is always allowed.
 MAX_NEW_WORD_SHARE = 0.3
 #: A sentence of the trace this similar to the action (cosine), and more similar than any turn before, paraphrases it.
 PARAPHRASE_COSINE = 0.6
@@ -73,17 +76,31 @@ REASONS = {
 LEAK_REASONS = ("quotes_action", "new_words", "new_names", "same_meaning", "announces")
 
 _ANNOUNCES = re.compile(
-    r"\b(?:i|he|she|they|me)(?:'ll| will| would|'d| shall| am going to|'m going to| was going to|'s going to)"
+    r"\b(?:i|me)(?:'ll| will| would|'d| shall| am going to|'m going to| was going to)"
     r" (?:then |now |just |simply )?(?:say|said|reply|respond|answer|write|type|tell (?:them|him|her|you))\b"
-    r"|\b(?:reply|response|answer|message) (?:is|was|will be|would be)\b ?:"
-    r"|\b(?:say|said|write|wrote|reply|replied)(?: back)? ?[:\"“]",
+    r"|(?<!their )(?<!his )(?<!her )(?<!your )(?<!'s )\b(?:reply|response|answer|message) (?:is|was|will be|would be)\b ?:"
+    r"|(?:(?:^|[.!?;]\s)\s*|\bi\b[^.!?\n]*?(?:\b(?:i|and|so|then|just|simply) |, ?))"
+    r"(?:say|said|write|wrote|reply|replied)(?: back)? ?[:\"“]",
     re.IGNORECASE,
 )
-_NAME = re.compile(r"(?<=[\w,;:] )[A-Z][\w'-]+|\b\w*\d[\w.:-]*")
+#: What others say or said, up to the verb: no announcement of the person's own reply.
+_OTHERS_SAY = re.compile(
+    r"\b(?:he|she|they|you|we|it|who)(?:'\w+)?\b(?:(?!\b(?:i|i'\w+|me)\b)[^.!?\n])*?"
+    r"\b(?:say|said|reply|replied|respond|answer|write|wrote|type|tell)\b",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"\b\w*\d[\w.:-]*")
+_CAPITALIZED = re.compile(r"(?<=[\w,;:] )[A-Z][\w'-]+")
+#: Longer words in capitals are stressed words, not acronyms.
+_MAX_ACRONYM = 4
+#: A writer who starts this share of the words (of at least four) with a capital marks no names by it.
+_TITLE_CASE_SHARE, _TITLE_CASE_WORDS = 0.75, 4
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 
 
-def rejection_reason(trace: str, pair: Pair, examples: str = "", embedder: Embedder | None = None) -> str | None:
+def rejection_reason(
+    trace: str, pair: Pair, examples: str = "", embedder: Embedder | None = None, *, saw_action: bool = True
+) -> str | None:
     """Return the name of the first guard that rejects a trace before scoring, or None.
 
     Args:
@@ -91,6 +108,7 @@ def rejection_reason(trace: str, pair: Pair, examples: str = "", embedder: Embed
         pair: the pair it was proposed for.
         examples: the fixed text of the proposal prompt.
         embedder: enables the guard against paraphrases.
+        saw_action: whether the action was in the prompt of the trace; without it, no guard against leaks applies.
 
     Returns:
         A key of `REASONS`.
@@ -100,18 +118,25 @@ def rejection_reason(trace: str, pair: Pair, examples: str = "", embedder: Embed
         return "empty"
     if len(tokens) > MAX_TRACE_WORDS or len(trace) > 12 * MAX_TRACE_WORDS:
         return "too_long"
-    if _quotes_action(trace, pair):
-        return "quotes_action"
-    trace_stems, action_stems = {stem(word) for word in tokens}, new_stems(pair)
-    if _new_name_stems(pair) & trace_stems:
-        return "new_names"
-    if action_stems and len(action_stems & trace_stems) > MAX_NEW_WORD_SHARE * len(action_stems):
-        return "new_words"
-    if _ANNOUNCES.search(trace.replace("’", "'")):
-        return "announces"
+    leak = _leak_reason(trace, pair) if saw_action else None
+    if leak is not None:
+        return leak
     if ngrams(tokens, MIN_ECHO_NGRAM) & ngrams(word_tokens(examples), MIN_ECHO_NGRAM):
         return "echoes_examples"
-    return "same_meaning" if embedder is not None and paraphrases_action(trace, pair, embedder) else None
+    paraphrases = saw_action and embedder is not None and paraphrases_action(trace, pair, embedder)
+    return "same_meaning" if paraphrases else None
+
+
+def _leak_reason(trace: str, pair: Pair) -> str | None:
+    """Return the name of the first lexical guard against leaks that rejects a trace, or None."""
+    if _quotes_action(trace, pair):
+        return "quotes_action"
+    trace_stems, action_stems = stems(trace), new_stems(pair)
+    if _new_name_stems(pair) & trace_stems:
+        return "new_names"
+    if len(action_stems & trace_stems) > max(MAX_NEW_WORD_SHARE * len(action_stems), len(action_stems) >= 3):
+        return "new_words"
+    return "announces" if _ANNOUNCES.search(_OTHERS_SAY.sub("", trace.replace("’", "'"))) else None
 
 
 def _quotes_action(trace: str, pair: Pair) -> bool:
@@ -128,8 +153,22 @@ def _new_name_stems(pair: Pair) -> set[str]:
 
     A capital at the start of a sentence makes no name, nor does one in a stop word ("Yes, The red one").
     """
-    words = (word for name in _NAME.findall(pair.action) for word in content_words(word_tokens(name)))
-    return {stem(word) for word in words} - stems(context_and_goal(pair))
+    names = [*_NUMBER.findall(pair.action), *(name for part in _SENTENCE.findall(pair.action) for name in _names(part))]
+    return {stem(word) for name in names for word in content_words(word_tokens(name))} - stems(context_and_goal(pair))
+
+
+def _names(sentence: str) -> list[str]:
+    """Return the capitalized words of a sentence that may be names; none where the writer uses capitals throughout."""
+    if sentence == sentence.upper():
+        return []
+    words = [word for word in sentence.split()[1:] if word[0].isalpha()]
+    title_case = len(words) >= _TITLE_CASE_WORDS and sum(word[0].isupper() for word in words) >= _TITLE_CASE_SHARE * len(words)
+    shouted = sum(len(word) > 1 and word.isupper() for word in words) > 1
+    return [
+        name
+        for name in _CAPITALIZED.findall(sentence)
+        if not (shouted or len(name) > _MAX_ACRONYM if name.isupper() else title_case)
+    ]
 
 
 def paraphrases_action(trace: str, pair: Pair, embedder: Embedder) -> bool:

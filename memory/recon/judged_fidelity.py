@@ -27,7 +27,7 @@ from usertwin.personas import Pair, UsageError, VerdictError
 
 from .distractors import Distractors
 from .fidelity import CHOICES, Fidelity, FidelityScore, ForcedChoice, LikelihoodGain, PriorCorrectedGain, reconstruction_prompt
-from .propose import CONTEXT_TURNS, prompt_template
+from .propose import CONTEXT_TURNS, ProposalMode, prompt_template, sees_action
 
 FidelityName = Literal["guarded_gain", "gain", "judge", "choice", "rank", "prior"]
 FIDELITIES: tuple[FidelityName, ...] = get_args(FidelityName)
@@ -259,6 +259,7 @@ def fidelity_by_name(
     judge: ChatModel | None = None,
     embedder: Embedder | None = None,
     distractors: Distractors | None = None,
+    proposal_mode: ProposalMode = "backward",
 ) -> Fidelity:
     """Return the fidelity of that name. UsageError if a model it needs is missing, or there is no such fidelity.
 
@@ -269,9 +270,11 @@ def fidelity_by_name(
         judge: ranks reconstructions; needed for "judge".
         embedder: similarities; needed for "rank".
         distractors: the person's other actions; needed for "choice" and "rank".
+        proposal_mode: how the traces are proposed; without the action in the prompt, no word is copied from it, and
+            "guarded_gain" is "gain".
     """
     if name in {"guarded_gain", "gain"} and scorer is not None:
-        return LikelihoodGain(scorer, guarded=name == "guarded_gain")
+        return LikelihoodGain(scorer, guarded=name == "guarded_gain" and sees_action(proposal_mode))
     if name == "prior" and scorer is not None:
         return PriorCorrectedGain(scorer)
     if name == "choice" and scorer is not None and distractors is not None:

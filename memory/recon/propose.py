@@ -62,6 +62,11 @@ _CLIPPED_VERB = re.compile(r"['’](?:m|d|ll|ve)\b")
 _BLOCKS = re.compile(r"<(action|reply)>.*?(</\1>|$)|```\w*|</?\w+>", re.DOTALL | re.IGNORECASE)
 
 
+def sees_action(proposal_mode: ProposalMode) -> bool:
+    """Return whether the action is in the prompt of a proposal, so that the trace can leak it."""
+    return proposal_mode != "forward"
+
+
 def prompt_template(name: str) -> PromptTemplate:
     """Return a prompt template of this folder."""
     return PromptTemplate(Path(__file__).parent / f"{name}.txt")

@@ -34,7 +34,7 @@ from .fidelity import CHOICES, Fidelity, apply_scores, gains, passing_traces
 from .guards import MIN_KEPT_SHARE, kept_share, rejection_reason, reveals_action
 from .judged_fidelity import MAX_ATTEMPTS, judge_quality
 from .local_search import search
-from .propose import CONTEXT_TURNS, CUT_OFF, MALFORMED, PROPOSAL_MODES, ProposalMode, proposal_template, propose
+from .propose import CONTEXT_TURNS, CUT_OFF, MALFORMED, PROPOSAL_MODES, ProposalMode, proposal_template, propose, sees_action
 
 Method = Literal["recon", "random", "longest", "quality", "backward", "none"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -155,12 +155,16 @@ class Synthesizer:
         candidates = await self._score(candidates, pair, seed, ledger)
         return await to_thread(self._select, self.model, pair, candidates, seed, ledger)
 
-    def guard_reason(self, trace: str, pair: Pair) -> str | None:
-        """Return the name of the guard that rejects a trace before it is scored, or None."""
+    def guard_reason(self, trace: str, pair: Pair, proposal_mode: ProposalMode | None = None) -> str | None:
+        """Return the name of the guard that rejects a trace before it is scored, or None.
+
+        `proposal_mode` is the mode in which the trace was proposed; None for the synthesizer's own.
+        """
         if trace in {MALFORMED, CUT_OFF}:
             return "malformed" if trace == MALFORMED else "cut_off"
         examples = "" if self.model is None else proposal_template(self.model, self.proposal_mode).text
-        return rejection_reason(trace, pair, examples, self.embedder)
+        saw_action = sees_action(proposal_mode or self.proposal_mode)
+        return rejection_reason(trace, pair, examples, self.embedder, saw_action=saw_action)
 
     async def _propose(self, model: ChatModel, pair: Pair, name: str, seed: int, ledger: Ledger) -> list[Candidate]:
         """Return guarded proposals; up to `MAX_ROUNDS` rounds replace those that the guards reject."""
@@ -226,12 +230,10 @@ class Synthesizer:
             return {}
         [parts] = gains(self.scorer, pair, [trace])
         others = self.distractors.nearest(pair, CHOICES - 1) if self.distractors is not None else []
-        return {
-            "gain": parts["gain"],
-            "guarded_gain": parts["guarded_gain"],
-            "kept": kept_share(self.scorer, pair, trace, CONTEXT_TURNS),
-            "reveals_action": float(reveals_action(self.scorer, pair, trace, others)),
-        }
+        measured = {name: parts[name] for name in ("gain", "guarded_gain")}
+        if sees_action(self.proposal_mode):  # other traces name words of the action without having read them
+            measured["kept"] = kept_share(self.scorer, pair, trace, CONTEXT_TURNS)
+        return measured | {"reveals_action": float(reveals_action(self.scorer, pair, trace, others))}
 
 
 def backward_trace(triple: Triple) -> str | None:

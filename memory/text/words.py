@@ -14,10 +14,14 @@ from usertwin.personas import Pair
 
 #: A word, or a character in scripts without spaces between words.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+(?:'\w+)*")
-#: Words of scikit-learn's stop list that carry the content of an answer, and contractions that the list lacks.
-_ANSWER_WORDS = {
+#: Words of scikit-learn's stop list that carry content: those that can answer a question, numbers, and names of things.
+_CONTENT_WORDS = {
     "no", "not", "none", "never", "nothing", "neither", "nor", "cannot", "cant", "yes", "please", "thanks", "thank",
+    "two", "three", "four", "five", "six", "eight", "nine", "ten", "eleven", "twelve", "fifteen", "twenty", "forty", "fifty",
+    "sixty", "hundred", "third", "amount", "bill", "bottom", "call", "cry", "describe", "detail", "empty", "fill", "fire",
+    "front", "full", "interest", "mill", "move", "name", "serious", "sincere", "system", "thick", "thin", "top",
 }  # fmt: skip
+#: Contractions that the list lacks.
 _CONTRACTIONS = {
     "i'm", "i'd", "i'll", "i've", "it's", "that's", "you're", "don't", "im", "id", "ill", "ive", "its", "thats", "dont",
 }  # fmt: skip
@@ -54,7 +58,7 @@ def stems(text: str) -> set[str]:
 
 
 def content_words(words: Iterable[str]) -> list[str]:
-    """Return the words without stop words; those that can answer a question ("no", "please") are kept."""
+    """Return the words without stop words; words of the list that carry content ("no", "bill") are kept."""
     return [word for word in words if word not in _stop_words()]
 
 
@@ -62,7 +66,7 @@ def content_words(words: Iterable[str]) -> list[str]:
 def _stop_words() -> frozenset[str]:
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    return (ENGLISH_STOP_WORDS | _CONTRACTIONS) - _ANSWER_WORDS
+    return (ENGLISH_STOP_WORDS | _CONTRACTIONS) - _CONTENT_WORDS
 
 
 def context_and_goal(pair: Pair) -> str:

@@ -19,7 +19,7 @@ from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.fidelity import Fidelity
 from usertwin.memory.recon.guards import LEAK_REASONS
-from usertwin.memory.recon.propose import ProposalMode, parse_trace, propose
+from usertwin.memory.recon.propose import ProposalMode, parse_trace, propose, sees_action
 from usertwin.personas import Pair, UsageError
 from usertwin.personas.reading import as_type, parse_json
 
@@ -105,6 +105,7 @@ async def sample_candidates(
             rewards = await compute_rewards(
                 example.pair, traces, [True] * len(traces),
                 fidelity=fidelity, guard=guard, embedder=embedder, shape=weights.shape, seed=seed,
+                saw_action=sees_action(proposal_mode),
             )  # fmt: skip
             tokens = sum(count_tokens(trace) + 1 for trace in traces)
             pool.append(ScoredCandidates(example, tuple(traces), tuple(rewards), tokens))

@@ -4,7 +4,7 @@ Design: every term lies in [0, 1] and is 0 for a trace that a guard rejects. So 
 an accepted one.
 
     fidelity   the rank of the trace among those of its pair, or its clipped gain
-    leak       1 without new words or meaning of the action, falling to 0 where the guard rejects
+    leak       1 without new words or meaning of the action, falling to 0 where the guard rejects; 1 for a forward trace
     length     1 for usual lengths, less for very short and for long traces
     format     1 if the trace ended by itself
 
@@ -130,6 +130,7 @@ async def compute_rewards(
     embedder: Embedder | None = None,
     shape: Shape = "clipped",
     seed: int = 0,
+    saw_action: bool = True,
 ) -> list[Reward]:
     """Return the reward of each trace of a pair, in order.
 
@@ -144,6 +145,7 @@ async def compute_rewards(
         embedder: measures how close a trace is to the action's meaning; None counts only words as leaks.
         shape: shape of the fidelity term; scores that cannot be compared across pairs are always ranked.
         seed: seed of sampled judgements.
+        saw_action: whether the action was in the prompt of the traces; without it they leak nothing, and the leak term is 1.
     """
     reasons = [guard(trace, pair) for trace in traces]
     accepted = list(dict.fromkeys(trace for trace, reason in zip(traces, reasons, strict=True) if reason is None))
@@ -164,7 +166,7 @@ async def compute_rewards(
         rewards.append(
             Reward(
                 fidelity=term,
-                leak=_leak_term(trace, pair, embedder),
+                leak=_leak_term(trace, pair, embedder) if saw_action else 1.0,
                 length=_length_term(trace),
                 format=float(ended),
                 score=score,

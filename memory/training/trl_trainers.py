@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from usertwin.memory.event_loop import run_sync
 from usertwin.memory.recon.fidelity import Fidelity
 from usertwin.memory.recon.guards import LEAK_REASONS
-from usertwin.memory.recon.propose import TEMPERATURE, TRACE_TOKENS, parse_trace
+from usertwin.memory.recon.propose import TEMPERATURE, TRACE_TOKENS, parse_trace, sees_action
 from usertwin.memory.text.words import word_tokens
 
 from .audit import Guard
@@ -229,6 +229,7 @@ class GroupRewards:
                     self._examples[number].pair, [traces[i] for i in group], [finished[i] for i in group],
                     fidelity=self._fidelity, guard=self._guard, embedder=self._embedder,
                     shape=self._config.weights.shape, seed=self._config.seed,
+                    saw_action=sees_action(self._config.proposal_mode),
                 )
             )  # fmt: skip
             self.lessons.count(group_rewards)

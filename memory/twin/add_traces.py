@@ -57,8 +57,9 @@ def open_synthesizer(
         fidelity = None
         if recipe.scored:
             fidelity = fidelity_by_name(
-                recipe.fidelity, scorer=scorer, actor=actor, judge=judge, embedder=store.embedder, distractors=distractors
-            )
+                recipe.fidelity, scorer=scorer, actor=actor, judge=judge, embedder=store.embedder, distractors=distractors,
+                proposal_mode=recipe.proposal_mode,
+            )  # fmt: skip
         synthesizer = Synthesizer(
             method=recipe.method,
             model=model,

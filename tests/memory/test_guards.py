@@ -12,6 +12,7 @@ from conftest import FixedSimilarityEmbedder
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import Likelihood
 from usertwin.memory.recon.guards import (
+    LEAK_REASONS,
     MAX_NEW_WORD_SHARE,
     MAX_TRACE_WORDS,
     MIN_ECHO_NGRAM,
@@ -134,9 +135,12 @@ def test_three_of_ten_new_content_words_are_allowed_and_four_are_not() -> None:
     )
 
 
-def test_of_up_to_three_new_content_words_none_is_allowed_in_any_form() -> None:
-    assert rejection_reason("I was in the mood for singing", pair("sang songs, sings")) == "new_words"
-    assert rejection_reason("I was in the mood for it", pair("sang songs, sings")) is None
+def test_of_three_new_content_words_one_is_allowed_in_any_form_and_two_are_not() -> None:
+    turn = pair("songs, singing, dancing")
+    assert rejection_reason("I was in the mood for singing", turn) is None
+    assert rejection_reason("I was in the mood for singing and dances", turn) == "new_words"
+    assert rejection_reason("I was in the mood for singing", pair("singing songs")) == "new_words"
+    assert rejection_reason("I was in the mood for it", pair("singing songs")) is None
 
 
 @pytest.mark.parametrize("action", ["yes", "No!", "thanks", "ok bye"])
@@ -155,7 +159,7 @@ def test_words_that_were_said_before_do_not_count(mentioned: list[str], earlier:
     trace = " or ".join(["so", *mentioned])
     fresh = {stem(word) for word in word_tokens(TEN)} - {stem(word) for word in earlier}
     share = len(fresh & stems(trace)) / len(fresh) if fresh else 0
-    assert rejection_reason(trace, turn) == ("new_words" if share > 0.3 else None)
+    assert rejection_reason(trace, turn) == ("new_words" if share > 0.3 and (len(fresh) != 3 or share > 0.5) else None)
 
 
 LONG = "so we could maybe walk slowly along some quiet green river banks"
@@ -185,6 +189,51 @@ def test_a_capital_at_a_beginning_or_of_a_word_without_content_makes_no_name(end
     assert rejection_reason("I felt calm: this is my day, and the rest is for me, I'm sure", pair(f"{LONG} {end}")) is None
 
 
+#: Honest traces that earlier guards rejected, each beside a trace that leaks the same action: context, action, honest, leaking.
+HONEST_AND_LEAKING = [
+    # Third persons, in a trace about what others said or may say.
+    ("Any news?", "still waiting on the parcel", "I thought they would say anything to calm me", "I will say I still wait"),
+    ("Bob?", "ok leave it then", 'I was cross since she replied: "later" before', "I was cross and replied: never mind"),
+    # Writers who use capitals throughout, for stress, or at the start of each word.
+    ("Hello, how may I help?", "I STILL DID NOT GET MY MONEY BACK FOR THOSE BROKEN SHOES AND I AM DONE",
+     "I was angry about being left without money", "I was angry over broken shoes and the money"),
+    ("How was it?", "it was REALLY AWESOME there and the food and the music and the people too",
+     "I felt awesome after the trip", "I liked food, music and people"),
+    ("Where to?", "i would love to see NASA one day, with the whole family and our two dogs",
+     "I felt a longing for the stars", "I felt a longing for nasa"),
+    ("What now?", "My Phone Will Not Turn On Since This Morning Please Help Me With The Charger",
+     "I felt lost without a phone", "I wanted to turn on the phone with its charger, since morning"),
+    ("Where are you going?", "we leave for Anna Karenina's house near the old mill by the river tomorrow",
+     "I was in a hurry", "I was on my way to Karenina"),
+    # One shared stem of three.
+    ("How are you?", "tired, hungry, cold", "I felt tired of it all", "I felt tired and hungry"),
+    ("Which one do you want?", "the cheaper blue train", "I had little money, cheap as I am", "I wanted blue trains"),
+    # Words on a stop list that carry content.
+    ("What is it about?", "my bill", "I wanted this to be over", "I had the bill in mind"),
+    ("What happened?", "there was a fire", "I was shaken", "I was shaken by the fire"),
+    ("How many of you?", "we are twelve", "I counted everybody twice", "I counted twelve"),
+    ("How do you like it?", "very serious", "I was moved by it", "I found it serious"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("context", "action", "honest", "leaking"), HONEST_AND_LEAKING)
+def test_an_honest_trace_passes_where_one_that_leaks_the_same_action_does_not(
+    context: str, action: str, honest: str, leaking: str
+) -> None:
+    assert rejection_reason(honest, pair(action, context)) is None
+    assert rejection_reason(leaking, pair(action, context)) in LEAK_REASONS
+
+
+def test_a_trace_that_never_saw_the_action_passes_the_guards_against_leaks_and_no_other() -> None:
+    embedder = FixedSimilarityEmbedder({ACTION: 1.0, f"I will say {ACTION}": 1.0})
+    for trace in (f"I will say {ACTION}", "I wanted the train to Oslo"):
+        assert rejection_reason(trace, pair(ACTION), embedder=embedder) in LEAK_REASONS
+        assert rejection_reason(trace, pair(ACTION), embedder=embedder, saw_action=False) is None
+    assert rejection_reason("", pair(ACTION), saw_action=False) == "empty"
+    assert rejection_reason("well " * 121, pair(ACTION), saw_action=False) == "too_long"
+    assert rejection_reason("a b c d e f g", pair(ACTION), "a b c d e f g", saw_action=False) == "echoes_examples"
+
+
 # G8: form ------------------------------------------------------------------------------------------------------------
 
 
@@ -195,12 +244,13 @@ def test_a_capital_at_a_beginning_or_of_a_word_without_content_makes_no_name(end
         "I'll reply politely",
         "I’ll just tell them about it",
         "I was in a hurry. I am going to write something short",
-        "she would then answer calmly",
-        "He'd say little",
+        "I noticed she would answer calmly, so I will say little",
+        "He had said no. I'd answer calmly",
         "My reply is: fine",
         "the response will be: fine",
         'I was sure and said "fine"',
         "I was sure and wrote: fine",
+        "I just said: fine",
         "I felt sure. Reply: fine",
     ],
 )
@@ -216,6 +266,12 @@ def test_a_trace_that_announces_the_reply_is_rejected(trace: str) -> None:
         "I would rather not say",
         "I will be late and was told so",
         "I noticed that his reply was cold",
+        "I felt she would answer calmly",
+        "I knew he'd say little",
+        "I was afraid that they would say it again",
+        'I was hurt that he said "fine" and left',
+        "I noticed what the agent wrote: it was cold",
+        "I was told their answer was: nothing to be had",
     ],
 )
 def test_a_trace_that_speaks_of_speaking_is_not(trace: str) -> None:

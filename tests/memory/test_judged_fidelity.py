@@ -366,6 +366,11 @@ def test_every_name_makes_its_fidelity_from_its_models_alone() -> None:
     assert len(names) == len(fidelities)  # names in a provenance are unambiguous
 
 
+def test_the_guarded_gain_of_forward_traces_is_the_gain_since_they_copy_nothing() -> None:
+    forward = fidelity_by_name("guarded_gain", scorer=FakeScorer(), proposal_mode="forward")
+    assert forward.name == fidelity_by_name("gain", scorer=FakeScorer()).name
+
+
 def test_missing_model_or_unknown_fidelity_is_named() -> None:
     with pytest.raises(
         UsageError, match=r'the fidelity is "magic"; it must be one of guarded_gain, gain, judge, choice, rank, prior$'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from conftest import ACTION, PAIR, FixedSimilarityEmbedder, WordWeightScorer
 from usertwin.memory.models.chat import Ledger
+from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.fidelity import FidelityScore, LikelihoodGain
 from usertwin.memory.recon.guards import MAX_TRACE_WORDS, PARAPHRASE_COSINE, rejection_reason
@@ -119,6 +121,16 @@ def test_a_better_score_never_earns_less_and_equal_scores_earn_the_same(
     for (score, term), (better_score, better_term) in pairwise(sorted(zip(scores, terms, strict=True))):
         assert term <= better_term
         assert term == better_term or score != better_score
+
+
+def test_a_forward_trace_is_rewarded_for_foreseeing_the_action() -> None:
+    foreseeing, vague = f"I want {ACTION}", "I was calm and waited"
+    fidelity = LikelihoodGain(FakeScorer(), guarded=False)
+    guard = partial(rejection_reason, saw_action=False)
+    rewards = rewards_of(fidelity, [foreseeing, vague], guard=guard, embedder=FakeEmbedder(), saw_action=False)
+    assert (rewards[0].rejected, rewards[0].leak) == (None, 1.0)
+    assert rewards[0].total(EQUAL) > rewards[1].total(EQUAL)
+    assert rewards_of(fidelity, [foreseeing], guard=rejection_reason)[0].total(EQUAL) == 0
 
 
 def test_no_weights_make_a_rejected_trace_worth_more_than_an_accepted_one() -> None:

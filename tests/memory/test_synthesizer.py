@@ -314,6 +314,16 @@ def test_trace_that_gains_by_shared_words_is_replaced_by_the_next_best() -> None
     assert provenance.measured == pytest.approx({"gain": 0.2, "guarded_gain": 0.2, "kept": 1.0, "reveals_action": 0.0})
 
 
+def test_a_forward_trace_that_foresees_the_action_is_kept_and_its_words_count() -> None:
+    scorer = WordWeightScorer(WEIGHTS)
+    options: dict[str, Any] = {"candidates": 1, "scorer": scorer, "fidelity": LikelihoodGain(scorer, guarded=False)}
+    for foreseeing in (COPY, LEANING):
+        assert make(writing(foreseeing)[0], **options).reasoning is None
+        triple = make(writing(foreseeing)[0], proposal_mode="forward", **options)
+        assert triple.reasoning == foreseeing
+        assert "kept" not in provenance_of(triple).measured
+
+
 @pytest.mark.parametrize("method", ["recon", "random", "longest", "quality", "backward"])
 def test_guard_on_shared_words_applies_to_every_method(method: Method) -> None:
     judge, _ = function_model(_likes_the_poor, "instruction")
