@@ -272,7 +272,8 @@ _VOLATILE = {
     "learned_at", "measured_at", "started_at", "tuned_at", "generated_at", "seconds", "runtime", "cost", "usage", "thread_id",
     "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "step_time", "elapsed",
 }  # fmt: skip
-_TRANSIENT = ("memory.lock", "memory.writer", "run.lock")
+#: Locks, the names of their holders, and SQLite's shared memory, which may stay without harm.
+_TRANSIENT = (".lock", ".writer", "-shm")
 
 
 def result_of(box: Box) -> dict[str, Any]:
@@ -280,7 +281,7 @@ def result_of(box: Box) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for path in sorted(box.folder.rglob("*")):
         name = str(path.relative_to(box.folder))
-        if path.is_dir() or path.name in _TRANSIENT or name.startswith("cache"):
+        if path.is_dir() or path.name.endswith(_TRANSIENT) or name.startswith("cache"):
             continue
         if path.name == "memory.sqlite":
             result[name] = {t.id: _plain(asdict(t)) for t in triples_in(path.parent)}

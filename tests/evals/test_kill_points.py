@@ -14,26 +14,24 @@ import pytest
 from kill_writer import run_in_child
 
 from usertwin.evals.benchmarks.crash_commands import difference
-from usertwin.evals.benchmarks.figures import run_in_subprocess
 from usertwin.evals.benchmarks.file_operations import Decision, FileOperation, supervise
-from usertwin.evals.benchmarks.kill_points import Tally, crashes
+from usertwin.evals.benchmarks.kill_points import CrashSizes, crash_part
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux can hold the file operations of a process")
 
-COMMANDS = ("overwrite", "add", "forget", "simulate", "eval --out", "tune")
+COMMANDS = ("overwrite", "add", "forget", "simulate", "eval --out")
 
 
 def test_a_command_that_was_stopped_loses_nothing_and_ends_right_when_it_is_repeated() -> None:
-    tallies = run_in_subprocess(crashes, COMMANDS, 45, 60, len(COMMANDS), 1)
-    assert list(tallies) == list(COMMANDS)
-    total = [Tally(), Tally()]
-    for name, pair in tallies.items():
-        for sum_, tally in zip(total, pair, strict=True):
-            sum_.add(Tally(**tally))
-        assert pair[0]["stops"] > 0, f"{name} was never killed"
-    for tally in total:
-        assert tally.acknowledged > 0
-        assert (tally.lost, tally.unopened, tally.wrong) == (0, [], [])
+    sizes = CrashSizes(commands=COMMANDS, every=90, full_every=120, random_kills=0, seed=1)
+    figures = dict(crash_part(sizes))
+    for kind in ("crash", "crash.full_disk"):
+        lost, unopened, wrong = (
+            figures[f"{kind}.{what}"] for what in ("acknowledged_lost", "would_not_open", "wrong_after_repeat")
+        )
+        assert lost.n > 0
+        assert (lost.value, unopened.value, wrong.value) == (0, 0, 0), f"{unopened.against}; {wrong.against}"
+    assert figures["crash.kills"].value >= 5
 
 
 # The supervision of a process ------------------------------------------------------------------------------------------
