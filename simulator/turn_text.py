@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from usertwin.memory.models.chat import ChatModel, Sample, limit_error
-from usertwin.memory.text.transcript import ME, THEM, inert_line, single_line
+from usertwin.memory.text.transcript import ME, THEM, markers
 from usertwin.personas import ModelError, TwinError
 
 _OWN_LABELS, _OTHER_LABELS = (ME, "User", "Human"), (THEM, "Assistant", "Agent", "AI", "Bot", "System")
@@ -24,7 +24,8 @@ def clean_turn(reply: Sample, names: Sequence[str], shown: Sequence[str]) -> Sam
 
     `names` are the person's names, `shown` the turns of theirs in the prompt.
     """
-    text, known = _END_TOKENS.sub("", reply.text).strip(), "\n".join(shown)
+    text, known = _END_TOKENS.sub("", reply.text), "\n".join(shown)
+    text = (reply.text if "<s>" in text else text).strip()  # there, "</s>" ends what is struck out
     own = _labels([label for label in (*_OWN_LABELS, *names) if label and f"{label}:" not in known])
     while match := own.match(text):
         text = text[match.end() :].lstrip()
@@ -49,7 +50,7 @@ def is_repetitive(text: str) -> bool:
 
 def _defect(text: str, known: str, labels: Sequence[str]) -> str:
     """Return why a text is not one turn of the person; "" if it is."""
-    if inert_line(text) != single_line(text):
+    if markers(text) - markers(known):
         return "a thought"
     other = _labels([label for label in labels if label and f"{label}:" not in known])
     if any(other.match(line) for line in text.splitlines()):

@@ -23,7 +23,13 @@ _CLOSE = re.compile(
 _HARMONY = re.compile(
     r"<\|channel\|>\s*(\w+)(?:(?!<\|message\|>).)*<\|message\|>(.*?)(?=<\|(?:end|return|call|start|channel)\|>|$)", re.DOTALL
 )
-_BARE_HARMONY = re.compile(r"\s*(?:analysis|commentary)(?=[A-Z\"'(]).*?(?:assistantfinal(?P<final>.*)|$)", re.DOTALL)
+_CHANNEL = re.compile(r"<\|channel\|>\s*(?:analysis|commentary|final)\b")
+_BARE_HARMONY = re.compile(
+    r"\s*(?:analysis|commentary)(?:(?=[A-Z\"'(]).*?assistantfinal(?P<final>.*)|(?=[A-Z\"']))",
+    re.DOTALL,  # "analysis(x)" is code
+)
+#: What some models write around the answer that follows their reasoning.
+_WRAPPER = re.compile(r"<answer>(.*)</answer>|<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>)?", re.DOTALL)
 _QUOTES = "\"'`“”‘’«»"
 
 #: Why a completion is not one answer.
@@ -43,7 +49,7 @@ def without_reasoning(completion: str, prompt: str = "") -> Answered:
     A closing tag alone ends reasoning that the chat template opened. A completion without reasoning is returned unchanged.
     `prompt` is what the model was asked; see the design note of this file.
     """
-    if "<|channel|>" in completion:
+    if _CHANNEL.search(completion):
         final = [text for channel, text in _HARMONY.findall(completion) if channel == "final"]
         return Answered(final[-1].strip()) if final else Answered("", ONLY_REASONING)
     if bare := _BARE_HARMONY.match(completion):
@@ -59,6 +65,8 @@ def without_reasoning(completion: str, prompt: str = "") -> Answered:
     unclosed = next((tag.start() for tag in opened if tag.start() >= end), None)
     before = completion[: opened[0].start()].strip() if opened and opened[0].start() < end else ""
     after = completion[end:unclosed].strip()
+    if wrapped := _WRAPPER.fullmatch(after):
+        after = (wrapped[1] or wrapped[2] or "").strip()
     if unclosed is not None:
         return Answered(after or before, UNCLOSED)
     return Answered(after or before, MIXED if after and before else "" if after or before else ONLY_REASONING)

@@ -22,7 +22,7 @@ THEM = "Them"
 THOUGHT_PREFIX, GOAL_PREFIX, PERSONA_PREFIX = f"({ME} thinking:", "(My goal:", "(About me:"
 #: The most characters in an example of a context turn (its end is kept, closest to the action), and of an action.
 _MAX_EXAMPLE_TURN, _MAX_ACTION = 240, 1200
-_MARKER = re.compile(r"\((?=\s*(?:me\s+thinking|my\s+goal|about\s+me)\s*:)", re.IGNORECASE)
+_MARKER = re.compile(r"\((?=\s*(me\s+thinking|my\s+goal|about\s+me)\s*:)", re.IGNORECASE)
 _RESERVED_IN_NAMES = re.compile(r"[():\[\]]")
 _FILLER = (
     "I was there and I saw what there was to see and then it went on as it does, and so it was, "
@@ -38,6 +38,11 @@ def single_line(text: str) -> str:
 def inert_line(text: str) -> str:
     """Return the text on one line, without the start of a thought, goal or persona line in it."""
     return _MARKER.sub("[", single_line(text))
+
+
+def markers(text: str) -> set[str]:
+    """Return the markers whose start is in a text: "me thinking", "my goal" or "about me"."""
+    return {single_line(marker).casefold() for marker in _MARKER.findall(text)}
 
 
 def action_completion(action: str) -> str:

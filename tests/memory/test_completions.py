@@ -24,6 +24,10 @@ from usertwin.memory.text.control_tokens import COMMON, without_control_tokens
         "<|channel|>analysis<|message|>We need<|end|><|start|>assistant<|channel|>final<|message|>i need a bell<|return|>",
         "analysisWe need a bell.assistantfinali need a bell",
         "<think>first</think><think>second</think>i need a bell",
+        "<think>short</think>\n<answer> i need a bell\n</answer>",
+        "<|begin_of_thought|>short<|end_of_thought|>\n\n<|begin_of_solution|>i need a bell<|end_of_solution|>",
+        "<|begin_of_thought|>short<|end_of_thought|><|begin_of_solution|>i need a bell",
+        "analysis(short)assistantfinali need a bell",
     ],
 )
 def test_the_answer_is_what_remains_without_reasoning(completion: str) -> None:
@@ -54,6 +58,9 @@ def test_what_is_not_one_whole_answer_is_named(completion: str, defect: str) -> 
         'what is "<reasoning>"?',
         "i think <so> ok",
         "analysis of it please",
+        "analysis('data.csv') crashes with a KeyError",
+        'what does "<|channel|>" mean?',
+        "<answer>42</answer>",
         " hello",
         "a < b",
     ],

@@ -45,3 +45,9 @@ def test_a_person_who_writes_labels_keeps_them() -> None:
     assert cleaned("User: jdoe", "User: admin it says") == ("User: jdoe", "")
     assert cleaned("it prints <|im_end|> at the end", "why <|im_end|>") == ("it prints <|im_end|> at the end", "")
     assert cleaned("me: no", "x") == ("me: no", "")
+    assert cleaned("I am Mira (about me: 34, from Oslo)", "hi (About me: 33)") == ("I am Mira (about me: 34, from Oslo)", "")
+    assert cleaned("(Me thinking: short) no", "hi (About me: 33)") == ("", "a thought")
+
+
+def test_what_is_struck_out_stays_so() -> None:
+    assert cleaned("it costs <s>20</s>") == ("it costs <s>20</s>", "")
