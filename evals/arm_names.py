@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from usertwin.personas import UsageError
 
-Peer = Literal["openevals", "tau2", "persona"]
+Peer = Literal["openevals", "openevals_written", "tau2", "persona"]
 PEERS: tuple[Peer, ...] = get_args(Peer)
 TRACE_ARMS = ("backward", "random_of_n", "recon", "trained")
 #: Arms that reply with something the person said before, without a model; they have replies, but no likelihoods.
 QUOTING_ARMS = ("verbatim", "medoid")
+#: Arms that recall other people's pairs; they need the log that the twin was learned from.
+POOLED_ARMS = ("pooled", "pooled_with_own")
 
 #: Every arm, in the order of reports, with one sentence on what the model is shown before the present context, or on the reply.
 ARM_DESCRIPTIONS: Mapping[str, str] = {
     "no_memory": "Nothing but the chat.",
     "other_person": "Pairs recalled from another person's past.",
+    "pooled": "Pairs recalled from everybody else of the same role in the log.",
+    "pooled_with_own": "Pairs recalled from everybody of the same role in the log, the person too.",
     "random_own": "Random pairs from the person's own past.",
     "recent_own": "The latest pairs from the person's own past.",
     "recalled_pairs": "The person's own pairs most similar to the present context, without traces.",
@@ -27,6 +32,7 @@ ARM_DESCRIPTIONS: Mapping[str, str] = {
     "verbatim": "No model: the reply is what the person said at the most similar remembered pair.",
     "medoid": "No model: of what the person said at the 16 most similar pairs, the turn most like the others.",
     "openevals": "A system prompt of ours with a description of the person, in the message format of openevals' user.",
+    "openevals_written": "The same, with a description of the person that the model wrote from the log.",
     "tau2": "A paraphrase of the guidelines of tau2-bench's user simulator, its scenario, and a description of the person.",
     "persona": "A description of the person, computed from the same log.",
 }
@@ -35,16 +41,44 @@ DEFAULT_ARMS = ("no_memory", "other_person", "random_own", "recalled_pairs", "re
 
 #: Earlier names of arms, which options and suites may still use.
 ARM_ALIASES: Mapping[str, str] = {"recalled_triples": "recon", "chosen": "recon"}
+#: The name of a simulator of the user's as an arm: it must be told from the names of two arms, "A - B", in a result.
+_SIMULATOR = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
 
 
-def check_arms(names: Sequence[str]) -> tuple[str, ...]:
-    """Return arms in the order of reports, earlier names replaced. UsageError for an unknown arm, or for none."""
-    current = [ARM_ALIASES.get(name, name) for name in names]
-    unknown = [name for name in current if name not in ARMS]
-    if unknown or not current:
+def check_arms(arms: Sequence[str]) -> tuple[str, ...]:
+    """Return arms in the order of reports, earlier names replaced, and then simulators, as "NAME = SIMULATOR".
+
+    A simulator is any other simulated user, under a name of the user's choice; see replay/simulators.py.
+
+    Raises:
+        UsageError: an unknown arm, or none; two simulators, or an arm and a simulator, have the same name.
+    """
+    current = [ARM_ALIASES.get(arm, arm) for arm in arms if "=" not in arm]
+    unknown = [arm for arm in current if arm not in ARMS]
+    if unknown or not arms:
         problem = f'there is no arm "{unknown[0]}"' if unknown else "no arm is named"
-        raise UsageError(f"{problem}; there are {', '.join(ARMS)}")
-    return tuple(arm for arm in ARMS if arm in current)
+        raise UsageError(f"{problem}; there are {', '.join(ARMS)}, and NAME=MODULE:ATTRIBUTE for a simulator of yours")
+    simulators: dict[str, str] = {}
+    for arm in arms:
+        name, equals, target = (part.strip() for part in arm.partition("="))
+        if not equals:
+            continue
+        if not _SIMULATOR.fullmatch(name) or not target:
+            raise UsageError(f'"{arm}" is no simulator; write NAME=MODULE:ATTRIBUTE, the name of letters, digits and "_.-"')
+        if name in {*ARMS, *ARM_ALIASES} or simulators.get(name, target) != target:
+            raise UsageError(f'"{arm}": there is another arm "{name}"; give the simulator another name')
+        simulators[name] = target
+    return (*(arm for arm in ARMS if arm in current), *(f"{name} = {target}" for name, target in simulators.items()))
+
+
+def simulators_of(arms: Sequence[str]) -> dict[str, str]:
+    """Return the simulators among checked arms, by name."""
+    return dict(arm.split(" = ", 1) for arm in arms if "=" in arm)
+
+
+def arm_names(arms: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of checked arms, as in results."""
+    return tuple(arm.partition(" = ")[0] for arm in arms)
 
 
 def with_current_arms(raw: Any) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from usertwin.memory import ChatModel, Embedder, Settings, Triple, TripleStore, TwinRecord, existing_twin
+from usertwin.memory import ChatModel, Embedder, Recalled, Settings, Triple, TripleStore, TwinRecord, existing_twin
 from usertwin.memory.concurrency import to_thread
 from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle, Sample, Usage, limit_error, sample
@@ -67,18 +67,10 @@ class SimulatedUser:
     """
 
     def __init__(
-        self,
-        record: TwinRecord,
-        store: TripleStore,
-        model: ChatModel,
-        *,
-        reasoner: ChatModel | None = None,
-        last_turn: LastTurnModel | None = None,
-        abandonment: AbandonmentModel | None = None,
-        settings: Settings | None = None,
-        k: int | None = None,
-        ranking: Ranking = SIMILARITY,
-    ) -> None:
+        self, record: TwinRecord, store: TripleStore, model: ChatModel, *, reasoner: ChatModel | None = None,
+        last_turn: LastTurnModel | None = None, abandonment: AbandonmentModel | None = None, settings: Settings | None = None,
+        k: int | None = None, ranking: Ranking = SIMILARITY,
+    ) -> None:  # fmt: skip
         self.record, self.store, self.model = record, store, model
         self.reasoner = reasoner or model
         self.settings = settings or record.settings or Settings()
@@ -200,8 +192,7 @@ class SimulatedUser:
 
     async def _recall(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         query = self._query(state)
-        traced = self.settings.traces != "none"
-        recalled = await to_thread(self.store.recall, query, self.k, with_trace=traced, ranking=self.ranking)
+        [recalled] = await to_thread(self.recall_many, [query])
         update = {"usage": asdict(Usage()), "done": False, "abandonment_rate": 0.0}
         if self.abandonment is not None and any(turn.speaker == query.speaker for turn in query.context):
             neighbours = await to_thread(self.store.recall, query, NEIGHBOURS, abandoned=None)
@@ -215,9 +206,8 @@ class SimulatedUser:
 
     async def _reason(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         recalled = self._shown(state)
-        continues = "transcript" in {self.model.style, self.reasoner.style}
-        if not self.settings.reasons or (continues and not any(triple.reasoning for triple in recalled)):
-            return {"reasoning": ""}  # a model that continues text needs examples of reasoning
+        if not self.reasons_after(recalled):
+            return {"reasoning": ""}
         query = self._query(state)
         thought = await self.sample_reasoning(query, recalled, seed=_sampler_seed(state, query), config=config)
         return {"reasoning": thought.text, "usage": _add_usage(state, thought.usage)}
@@ -227,17 +217,10 @@ class SimulatedUser:
 
         query = self._query(state)
         recalled, reasoning = self._shown(state), state.get("reasoning", "")
-        earlier = {single_line(turn.text).casefold() for turn in query.context if len(turn.text.split()) > _SHORT_WORDS}
-        prompt = self._fitted(query, recalled, reasoning)
-        usage, action, discarded, reply = Usage(), "", 0, Sample("", Usage())
-        for attempt in range(_MAX_ATTEMPTS):
-            seed = _sampler_seed(state, query) + _ATTEMPT_STEP * attempt
-            bypass = attempt == 0 and self._bypasses_cache(reasoning)
-            [reply] = await self._sample_turns(prompt.messages, recalled, 1, seed, bypass, config)
-            usage, text = usage + reply.usage, reply.text
-            action, discarded = text or action, discarded + (not text)
-            if text and single_line(text).casefold() not in earlier and not is_repetitive(text):
-                break
+        prompt, seed = self._fitted(query, recalled, reasoning), _sampler_seed(state, query)
+        [first] = await self._sample_turns(prompt.messages, recalled, 1, seed, self._bypasses_cache(reasoning), config)
+        reply, discarded = await self._retried(prompt.messages, recalled, first, seed, query.context, False, config)
+        action, usage = reply.text, reply.usage
         if not action:
             raise no_turn_error(self.model, reply, _MAX_ATTEMPTS, self.max_tokens)
         done = self.last_turn is not None and self.last_turn.leaves(replace(query, action=action))
@@ -245,6 +228,15 @@ class SimulatedUser:
             "messages": [HumanMessage(action)], "action": action, "done": done, "usage": _add_usage(state, usage),
             "discarded": discarded, "cut_turns": prompt.cut_turns, "cut_recalled": prompt.cut_recalled,
         }  # fmt: skip
+
+    def recall_many(self, queries: Sequence[Pair], *, before: Sequence[float] | None = None) -> list[list[Recalled]]:
+        """Return what the twin recalls for each query, the same whatever traces it shows: one has a trace, if any is stored."""
+        return self.store.recall_many(queries, self.k, before=before, with_trace=True, ranking=self.ranking)
+
+    def reasons_after(self, shown: Sequence[Triple]) -> bool:
+        """Return whether the twin writes a trace of its own: a model that continues text needs examples of traces."""
+        continues = "transcript" in {self.model.style, self.reasoner.style}
+        return self.settings.reasons and (not continues or any(triple.reasoning for triple in shown))
 
     async def sample_reasoning(
         self, query: Pair, recalled: Sequence[Triple], *, seed: int, config: RunnableConfig | None = None
@@ -267,43 +259,47 @@ class SimulatedUser:
         return replace(thought, text="" if text == MALFORMED else single_line(text).rstrip(")"))
 
     async def sample_action(
-        self,
-        query: Pair,
-        recalled: Sequence[Triple],
-        reasoning: str,
-        *,
-        seed: int,
-        bypass_cache: bool,
-        n: int = 1,
-        config: RunnableConfig | None = None,
-    ) -> list[Sample]:
+        self, query: Pair, recalled: Sequence[Triple], reasoning: str, *, seed: int, n: int = 1,
+        bypass_cache: bool | None = None, config: RunnableConfig | None = None,
+    ) -> list[Sample]:  # fmt: skip
         """Sample n turns of the person. Without `bypass_cache` the engine reuses its cache of the reasoning prompt."""
-        prompt = self._fitted(query, recalled, reasoning)
-        return await self.complete(prompt.messages, recalled, n=n, seed=seed, bypass_cache=bypass_cache, config=config)
+        messages = self._fitted(query, recalled, reasoning).messages
+        bypass = self._bypasses_cache(reasoning) if bypass_cache is None else bypass_cache
+        return await self.complete(
+            messages, recalled, n=n, seed=seed, bypass_cache=bypass, context=query.context, config=config
+        )
 
     async def sample_reply(self, query: Pair, shown: Sequence[Triple], *, seed: int, n: int = 1) -> tuple[str, list[Sample]]:
-        """Return the reasoning and n sampled turns. The reasoning is "" without traces, or if the settings disable it."""
-        reasoning = ""
-        if self.settings.reasons and any(triple.reasoning for triple in shown):
-            reasoning = (await self.sample_reasoning(query, shown, seed=seed)).text
-        bypass = self._bypasses_cache(reasoning)
-        return reasoning, await self.sample_action(query, shown, reasoning, seed=seed, bypass_cache=bypass, n=n)
+        """Return the reasoning, "" if the twin writes none (see `reasons_after`), and n sampled turns."""
+        reasons = self.reasons_after(shown)
+        reasoning = (await self.sample_reasoning(query, shown, seed=seed)).text if reasons else ""
+        return reasoning, await self.sample_action(query, shown, reasoning, seed=seed, n=n)
 
     async def complete(
         self, messages: Messages, recalled: Sequence[Triple] = (), *, n: int = 1, seed: int, bypass_cache: bool = True,
-        config: RunnableConfig | None = None,
+        context: Sequence[Turn] = (), config: RunnableConfig | None = None,
     ) -> list[Sample]:  # fmt: skip
-        """Sample n turns for a prompt; one that is no turn of the person is asked for again, and is "" after four attempts."""
+        """Sample n turns for a prompt, with the attempts of a turn in a conversation; "" if none of them is a turn."""
         replies = await self._sample_turns(messages, recalled, n, seed, bypass_cache, config)
         for index, reply in enumerate(replies):
-            for attempt in range(1, _MAX_ATTEMPTS):
-                if not reply.defect:
-                    break
-                again_seed = seed + index + _ATTEMPT_STEP * attempt
-                [again] = await self._sample_turns(messages, recalled, 1, again_seed, bypass_cache, config)
-                reply = replace(again, usage=reply.usage + again.usage)
-            replies[index] = reply
+            retried = self._retried(messages, recalled, reply, seed + index, context, bypass_cache, config)
+            replies[index], _ = await retried
         return replies
+
+    async def _retried(
+        self, messages: Messages, recalled: Sequence[Triple], reply: Sample, seed: int, context: Sequence[Turn],
+        bypass_cache: bool, config: Any,
+    ) -> tuple[Sample, int]:  # fmt: skip
+        """Return a new, not repetitive turn of at most four attempts, `reply` first, else the last turn; and the discarded."""
+        earlier = {single_line(turn.text).casefold() for turn in context if len(turn.text.split()) > _SHORT_WORDS}
+        usage, kept, discarded = reply.usage, reply, int(not reply.text)
+        for attempt in range(1, _MAX_ATTEMPTS):
+            if reply.text and single_line(reply.text).casefold() not in earlier and not is_repetitive(reply.text):
+                break
+            [reply] = await self._sample_turns(messages, recalled, 1, seed + _ATTEMPT_STEP * attempt, bypass_cache, config)
+            usage, discarded = usage + reply.usage, discarded + (not reply.text)
+            kept = reply if reply.text or not kept.text else kept
+        return replace(kept, usage=usage), discarded
 
     async def _sample_turns(
         self, messages: Messages, recalled: Sequence[Triple], n: int, seed: int, bypass_cache: bool, config: Any

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tiny_model import one_thread, tiny_model
 
 from usertwin.evals.metrics import statistics
+from usertwin.evals.replay import leak_checks
 from usertwin.memory import ChatModel, Recipe, alearn
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.memory.models.embedding import FakeEmbedder
@@ -67,6 +68,12 @@ def _nothing_real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 def two_clusters_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let two conversations or people have intervals, tests and verdicts, for made-up data about something else."""
     monkeypatch.setattr(statistics, "MIN_CLUSTERS", 2)
+
+
+@pytest.fixture
+def repeats_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure on held-out turns that nearly repeat the memory, too, for made-up talk that always takes the same course."""
+    monkeypatch.setattr(leak_checks, "MIN_WORDS", 10**6)
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,9 @@ class _EvalCommand(click.Command):
 )
 @click.option("--generate", default=20, show_default=True, help="Number of these turns for which each arm also writes replies.")
 @click.option(
-    "--arms", help=f'Arms to compare (see below), separated by commas, or "all".  [default: {", ".join(DEFAULT_ARMS)}]'
+    "--arms",
+    help='Arms to compare (see below), separated by commas, or "all"; NAME=MODULE:ATTRIBUTE is a simulated user of '
+    f"yours, which is measured by the same protocol.  [default: {', '.join(DEFAULT_ARMS)}]",
 )
 @click.option("--samples", default=1, show_default=True, help="Replies that each arm samples for a turn.")
 @click.option(

@@ -1,25 +1,26 @@
 """The turns of the past that each arm shows a model before the present context, or replies with.
 
 Design: the arms differ in these turns only. Each real action is scored by the same model after the same context, so differences
-between arms are paired by turn. All arms that recall the person's own pairs show the same pairs. If the twin uses traces, at
-least one of these has a trace, provided that the memory holds one. `ARM_DESCRIPTIONS` in evals/arm_names.py describes each arm.
+between arms are paired by turn. All arms that recall the person's own pairs show the same pairs, those that the twin recalls
+when it talks. `ARM_DESCRIPTIONS` in evals/arm_names.py describes each arm.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import islice
 
-from usertwin.evals.arm_names import PEERS, QUOTING_ARMS
+from usertwin.evals.arm_names import PEERS, POOLED_ARMS, QUOTING_ARMS
 from usertwin.memory import Recalled, Triple, TripleStore
 from usertwin.memory.recon.synthesizer import select
-from usertwin.personas import Pair
+from usertwin.personas import Pair, Persona
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript, with_shown_traces
 
 from .peers import peer_transcript
+from .simulators import Simulator
 
 #: Pairs whose medoid is the reply of the arm "medoid".
 MEDOID_OF = 16
@@ -27,19 +28,28 @@ MEDOID_OF = 16
 
 @dataclass(frozen=True, slots=True)
 class HeldOutTurn:
-    """A held-out pair and the triples that each arm shows; a peer shows none. `recalled` holds the similarities."""
+    """A held-out pair and the triples that each arm shows; a peer shows none.
+
+    `recalled` holds the similarities, `thoughts` the twin's own trace for the turn by arm, where it writes one.
+    """
 
     pair: Pair
     shown: Mapping[str, Sequence[Triple]]
     recalled: Sequence[Recalled]
+    thoughts: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
 class Arms:
-    """The arms of a comparison of a twin, by names from `ARMS`.
+    """The arms of a comparison of a twin, by names from `ARMS` or of `simulators`. An arm without what it needs is absent.
 
-    `other` is the memory of another person, `trained` that of the same person with the traces of a trained synthesizer; without
-    them the arms "other_person" and "trained" are absent.
+    Attributes:
+        other: the memory of another person, for "other_person".
+        trained: the memory of the person with the traces of a trained synthesizer, for "trained".
+        pool: a memory of everybody else's pairs, for "pooled" and "pooled_with_own".
+        written: the persona with a description that a model wrote, for "openevals_written".
+        simulators: other simulated users by the names of their arms.
+        seed: of random pairs and traces.
     """
 
     user: SimulatedUser
@@ -47,6 +57,9 @@ class Arms:
     _: KW_ONLY
     other: TripleStore | None = None
     trained: TripleStore | None = None
+    pool: TripleStore | None = None
+    written: Persona | None = None
+    simulators: Mapping[str, Simulator] = field(default_factory=dict[str, Simulator])
     seed: int = 0
 
     @property
@@ -54,19 +67,31 @@ class Arms:
         """The arms that have something to show."""
         untraced = not self.user.store.stats().traced
         absent = {"other_person": self.other is None, "trained": self.trained is None}
-        absent |= dict.fromkeys(("backward", "random_of_n"), untraced)
+        absent |= dict.fromkeys(("backward", "random_of_n"), untraced) | dict.fromkeys(POOLED_ARMS, self.pool is None)
+        absent |= {"openevals_written": self.written is None}
         return tuple(arm for arm in self.names if not absent.get(arm, False))
+
+    def has_likelihood(self, arm: str) -> bool:
+        """Return whether real actions can be scored under an arm: it shows a prompt to a model of ours."""
+        return arm not in QUOTING_ARMS and arm not in self.simulators
+
+    def persona(self, arm: str) -> Persona:
+        """Return the persona that an arm shows."""
+        return self.written if arm == "openevals_written" and self.written is not None else self.user.persona
 
     def held_out_turns(self, pairs: Sequence[Pair]) -> list[HeldOutTurn]:
         """Return what each arm shows for each held-out pair: nothing later than the pair, nothing of its conversation."""
         user, names = self.user, set(self.present)
         times = [pair.when for pair in pairs]
-        with_trace = user.settings.traces != "none"
-        own = user.store.recall_many(pairs, user.k, before=times, with_trace=with_trace, ranking=user.ranking)
+        own = user.recall_many(pairs, before=times)
         others: list[list[Recalled]] = [[] for _ in pairs]
         if self.other is not None and "other_person" in names:
             before = times if user.record.dated else None
             others = self.other.recall_many(pairs, user.k, before=before, ranking=user.ranking)
+        crowd: list[list[Recalled]] = [[] for _ in pairs]
+        if self.pool is not None and names & set(POOLED_ARMS):
+            crowd = self.pool.recall_many(pairs, user.k, before=times if user.record.dated else None, ranking=user.ranking)
+        plain = user.store.recall_many(pairs, user.k, before=times, ranking=user.ranking) if "pooled_with_own" in names else own
         quoting = names & set(QUOTING_ARMS)
         quoted = user.store.recall_many(pairs, MEDOID_OF, before=times) if quoting else []
         past = [triple for triple in user.store.triples() if not triple.pair.abandoned] if "recent_own" in names else []
@@ -76,6 +101,9 @@ class Arms:
         for number, pair in enumerate(pairs):
             shown = self._with_traces(pair, [recalled.triple for recalled in own[number]], trained)
             shown["other_person"] = [recalled.triple for recalled in others[number]]
+            shown["pooled"] = [recalled.triple for recalled in crowd[number]]
+            everybody = sorted([*plain[number], *crowd[number]], key=lambda recalled: -recalled.similarity)[: user.k]
+            shown["pooled_with_own"] = with_shown_traces([recalled.triple for recalled in everybody], "none")
             shown["recent_own"] = _latest(past, pair, user.k)
             if "random_own" in names:
                 rng = random.Random(f"{self.seed}/{pair.conversation_id}/{pair.position}")
@@ -115,12 +143,12 @@ class Arms:
         proposal = select(candidates, "random", seed=f"{self.seed}/{triple.pair.conversation_id}/{triple.pair.position}")
         return None if proposal is None else proposal.trace
 
-    def prompt(self, arm: str, turn: HeldOutTurn) -> str:
-        """Return the text after which the real action is scored under an arm."""
+    def prompt(self, arm: str, turn: HeldOutTurn, thought: str = "") -> str:
+        """Return the text after which the real action is scored under an arm; `thought` is the twin's for the present turn."""
         window = self.user.settings.window
         if arm in PEERS:
-            return peer_transcript(arm, self.user.persona, turn.pair, turns=window)
-        return act_transcript(turn.pair, turn.shown[arm], persona=self.user.persona, turns=window)
+            return peer_transcript(arm, self.persona(arm), turn.pair, turns=window)
+        return act_transcript(turn.pair, turn.shown[arm], thought or None, persona=self.user.persona, turns=window)
 
 
 def _latest(past: Sequence[Triple], pair: Pair, k: int) -> list[Triple]:

@@ -105,8 +105,7 @@ async def _simulate(
 
 async def _reply(user: SimulatedUser, pair: Pair, seed: int) -> str:
     """Return the twin's reply to a context, after recall and reasoning."""
-    with_trace = user.settings.traces != "none"
-    recalled = await to_thread(user.store.recall, pair, user.k, before=pair.when, with_trace=with_trace, ranking=user.ranking)
+    [recalled] = await to_thread(user.recall_many, [pair], before=[pair.when])
     shown = with_shown_traces([match.triple for match in recalled], user.settings.traces)
     _, [answer] = await user.sample_reply(pair, shown, seed=seed)
     return answer.text

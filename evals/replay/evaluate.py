@@ -7,17 +7,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from usertwin.evals.arm_names import arm_names
 from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.memory import Embedder, Scorer
+from usertwin.memory.concurrency import to_thread
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.simulator import SimulatedUser
 
 from .arms import Arms
 from .endings import measure_endings
 from .held_out import held_out_pairs, other_person_store
-from .leak_checks import check_split
+from .leak_checks import check_split, measure_memorization, without_near_duplicates
+from .peers import write_persona
 from .replay import Replay, ReplayConfig
+from .simulators import load_simulators
+
+#: The most turns on which memorization by the scorer is measured.
+_MEMORIZATION_TURNS = 50
 
 
 def twin_arm(user: SimulatedUser) -> str:
@@ -45,22 +52,28 @@ async def evaluate(
 
     Raises:
         LogError: no held-out turn.
-        UsageError: an unknown arm, or a number out of range.
+        UsageError: an unknown arm, a number out of range, or no held-out turn that the memory does not nearly hold.
         TwinError: a held-out conversation is in the memory.
     """
     config = config or ReplayConfig()
     config.check()
+    simulators = load_simulators(config.arms)
     held_out, dropped = held_out_pairs(user, folder, against)
+    known = [triple.pair for triple in user.store.triples()]
     # Not by time: pairs added later may be in the memory, and each turn recalls only earlier ones.
-    check_split(user.record, (triple.pair for triple in user.store.triples()), held_out, by_time=False)
+    check_split(user.record, known, held_out, by_time=False)
+    fresh = without_near_duplicates(user.name, held_out, known)
+    spoken = [pair for pair in fresh if not pair.abandoned]
     with ExitStack() as stack:
         other = other_person_store(user, folder, embedder, stack)
         progress("recalling", 0, 1)
-        arms = Arms(user, names=config.arms, other=other, seed=config.seed)
+        names = arm_names(config.arms)
+        written = await write_persona(user, seed=config.seed) if "openevals_written" in names else None
+        arms = Arms(user, names=names, other=other, written=written, simulators=simulators, seed=config.seed)
         replay = Replay(user=user, scorer=scorer, embedder=embedder, arms=arms, config=config, person=user.name)
-        pairs = evenly_spaced([pair for pair in held_out if not pair.abandoned], config.limit)
-        turns = await replay.run(pairs, progress=progress)
-    endings = measure_endings(user, held_out, seed=config.seed)
+        turns = await replay.run(evenly_spaced(spoken, config.limit), progress=progress)
+    memorized = await to_thread(measure_memorization, scorer, spoken, max_turns=_MEMORIZATION_TURNS, seed=config.seed)
+    endings = measure_endings(user, folder, fresh, seed=config.seed)
     result = closeness(turns, twin_arm(user), seed=config.seed)
     models: dict[str, str | None] = {"action": user.model.name, "scorer": scorer.name, "embedder": user.store.embedder.name}
     models["proposer"] = user.record.recipe.model
@@ -74,5 +87,6 @@ async def evaluate(
         "triples": len(user.store),
         "against": None if against is None else str(against),
         "dropped_conversations": dropped,
+        "leakage": {"near_duplicates": len(held_out) - len(fresh), "of": len(held_out), "memorized": memorized},
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

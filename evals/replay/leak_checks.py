@@ -1,6 +1,6 @@
 """Checks for leaks between a twin's memory and its held-out pairs.
 
-Every measurement checks the split. Near-duplicates and memorization are measured in suites, and in `usertwin eval` with --out.
+Every measurement checks the split, drops near-duplicates, and measures memorization.
 
 Design: a leak of the split is an error, since it makes every number meaningless. Near-duplicates also occur in honest logs, so
 they are dropped and counted. Memorization by the model itself is reported as a number.
@@ -18,7 +18,7 @@ from usertwin.memory import Scorer
 from usertwin.memory.text.transcript import ME, single_line
 from usertwin.memory.text.words import word_tokens
 from usertwin.memory.twin.record import TwinRecord
-from usertwin.personas import Pair, TwinError
+from usertwin.personas import Pair, TwinError, UsageError
 
 #: Words of a shingle, and the limits above which two pairs are near-duplicates.
 SHINGLE, RESEMBLANCE, CONTAINMENT = 5, 0.7, 0.8
@@ -63,6 +63,15 @@ def _day(when: float) -> str:
         return datetime.fromtimestamp(when, UTC).date().isoformat()
     except (ValueError, OverflowError, OSError):  # outside the calendar
         return str(when)
+
+
+def without_near_duplicates(label: str, held_out: Sequence[Pair], known: Sequence[Pair]) -> list[Pair]:
+    """Return the held-out pairs that no known pair nearly repeats. UsageError if none of them has an action."""
+    duplicates = near_duplicates(held_out, known)
+    fresh = [pair for place, pair in enumerate(held_out) if place not in duplicates]
+    if all(pair.abandoned for pair in fresh):
+        raise UsageError(f"{label}: every held-out turn is nearly the same as one in the memory; use a log with more turns")
+    return fresh
 
 
 def near_duplicates(held_out: Sequence[Pair], known: Sequence[Pair], *, turns: int | None = None) -> dict[int, int]:

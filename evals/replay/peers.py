@@ -4,36 +4,65 @@ Design: a peer is its documented prompt, paraphrased, without additions of ours.
 turns come from our persona of the same log; it has no memory. A model that follows instructions gets it in the peer's roles. A
 model that continues transcripts gets the same text before the transcript, which is better for it (evals/EXPERIMENTS.md).
 
-    openevals   create_llm_simulated_user: a system text, the chat with the roles exchanged (langchain-ai/openevals 0.2)
+    openevals   create_llm_simulated_user: a system text, the chat with the roles exchanged (langchain-ai/openevals 0.2);
+                openevals_written has the same prompt with the description of `write_persona`
     tau2        the user simulator of tau2-bench 1.0: guidelines and a scenario as the system text, the roles exchanged
     persona     a description from the log, in the form of the twin's own prompt, without recalled pairs
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from usertwin.evals.arm_names import PEERS, Peer
-from usertwin.memory.models.chat import PromptStyle
+from usertwin.evals.metrics.statistics import evenly_spaced
+from usertwin.memory.models.chat import PromptStyle, sample
 from usertwin.memory.text.prompt_template import PromptTemplate
-from usertwin.memory.text.transcript import ME, format_action_prompt
-from usertwin.personas import Pair, Persona
+from usertwin.memory.text.transcript import ME, format_action_prompt, single_line
+from usertwin.personas import ModelError, Pair, Persona
+from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import Messages, act_messages
 
 #: The stop token of tau2's user, which is not part of its reply.
 STOP = "###STOP###"
+#: Turns of the person from which a description is written, the characters of each, and the tokens of the description.
+_TURNS, _CHARACTERS, _TOKENS = 40, 200, 250
+_DESCRIBE = PromptTemplate(Path(__file__).parent / "peer_description.txt")
 _OPENING = "Begin the conversation as your instructions say. Write only the message."
 
 
 def peer_versions() -> dict[str, str]:
     """Return the versions of the prompts, for a run's manifest."""
-    return {peer: _template(peer).version for peer in PEERS}
+    return {peer: _template(peer).version for peer in PEERS} | {"description": _DESCRIBE.version}
 
 
 @lru_cache
 def _template(peer: Peer) -> PromptTemplate:
-    return PromptTemplate(Path(__file__).parent / f"peer_{peer}.txt")
+    return PromptTemplate(Path(__file__).parent / f"peer_{peer.removesuffix('_written')}.txt")
+
+
+async def write_persona(user: SimulatedUser, *, seed: int = 0) -> Persona:
+    """Return the twin's persona with a description that its model writes from turns in the memory, evenly spaced.
+
+    Raises:
+        ModelError: the model does not answer, or writes nothing.
+    """
+    spoken = [triple.pair.action for triple in user.store.triples() if not triple.pair.abandoned]
+    turns = [single_line(text)[:_CHARACTERS] for text in evenly_spaced(spoken, _TURNS)]
+    prompt = _DESCRIBE.fill(turns=turns)
+    [answer] = await sample(user.model, [("user", prompt)], seed=seed, max_tokens=_TOKENS, stop=["\n\n"], bypass_cache=True)
+    if not answer.text.strip():
+        raise ModelError(
+            f'the model "{user.model.name}" wrote no description of the person; name another one, or no arm for it'
+        )
+    return replace(user.persona, description=single_line(answer.text))
+
+
+def system_text(persona: Persona, goal: str) -> str:
+    """Return the text with which a simulator of the user's, or the model behind it, learns whom it plays."""
+    return _template("openevals").fill(me=ME, persona=persona, goal=goal)
 
 
 def peer_transcript(peer: Peer, persona: Persona, pair: Pair, *, turns: int) -> str:

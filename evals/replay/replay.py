@@ -3,6 +3,7 @@
 Design: a turn is measured completely, under every arm, and appended to the records before the next turn starts. So a stopped
 measurement resumes, and every figure is computed from the same records:
 
+    reasoning    the trace that the twin writes for the turn; it is part of the prompts of its bits, choice and replies
     bits         cost of the real action after each arm's prompt, all arms in one batch
     choice       whether the real action scores above other actions of the person (S4; Recon's forced choice)
     replies      replies of the twin's model under each arm, and their similarity to the real action
@@ -21,7 +22,7 @@ from pathlib import Path
 from usertwin.evals.arm_names import DEFAULT_ARMS, PEERS, QUOTING_ARMS, Peer, check_arms
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn, RecalledTurn, read_turn_file
-from usertwin.memory import Embedder, Scorer
+from usertwin.memory import Embedder, Scorer, Triple
 from usertwin.memory.concurrency import gather, to_thread
 from usertwin.memory.jsonl import append_line, open_for_append
 from usertwin.memory.progress import Progress, no_progress
@@ -43,7 +44,7 @@ class ReplayConfig:
     """The configuration of a measurement.
 
     Attributes:
-        arms: the arms to compare, from `ARMS`.
+        arms: the arms to compare, from `ARMS`, or simulators (see `check_arms`).
         limit: the most turns to score, evenly spaced; None for all.
         generate: the number of these for which each arm also writes replies, and makes a choice.
         samples: replies of each arm for a turn.
@@ -109,6 +110,7 @@ class Replay:
             for start in range(0, len(missing), _BATCH_TURNS):
                 progress("scoring", len(known), len(pairs))
                 held_out = await to_thread(self.arms.held_out_turns, missing[start : start + _BATCH_TURNS])
+                held_out = [await self._with_thoughts(turn) for turn in held_out]
                 records = await to_thread(self._score, held_out, pairs)
                 for turn, record in zip(held_out, records, strict=True):
                     if _key(turn.pair) in with_replies:
@@ -123,16 +125,30 @@ class Replay:
             progress("writing", len(with_replies), len(with_replies))
         return [known[_key(pair)] for pair in pairs]
 
+    async def _with_thoughts(self, turn: HeldOutTurn) -> HeldOutTurn:
+        """Return the turn with the trace that the twin writes for it, under each arm in which it does."""
+        thoughts: dict[str, str] = {}
+        if self.user.settings.reasons:
+            for arm, shown in turn.shown.items():
+                if arm not in PEERS and self.arms.has_likelihood(arm) and self._reasons(arm, shown):
+                    thoughts[arm] = (await self.user.sample_reasoning(turn.pair, shown, seed=self.config.seed)).text
+        return replace(turn, thoughts=thoughts)
+
+    def _reasons(self, arm: str, shown: Sequence[Triple]) -> bool:
+        # A baseline of plain pairs is one without reasoning, even if the twin's models could reason without examples.
+        return any(triple.reasoning for triple in shown) or (arm == "recon" and self.user.reasons_after(shown))
+
     def _score(self, turns: Sequence[HeldOutTurn], pairs: Sequence[Pair]) -> list[MeasuredTurn]:
         """Return records of turns with the cost of the real actions."""
-        prompts = [(self.arms.prompt(arm, turn), turn.pair.action) for turn in turns for arm in _likelihood_arms(turn)]
+        prompts = [(self._prompt(arm, turn), turn.pair.action) for turn in turns for arm in self._likelihood_arms(turn)]
         likelihoods = iter(self.scorer.score([(prompt, action_completion(action)) for prompt, action in prompts]))
         return [
             MeasuredTurn(
                 person=self.person, conversation_id=turn.pair.conversation_id, position=turn.pair.position,
                 context=_context(turn.pair), action=turn.pair.action, goal=turn.pair.goal,
                 characters=len(action_completion(turn.pair.action)) - 1, recalled=_recalled_turns(turn),
-                bits={arm: next(likelihoods).bits for arm in _likelihood_arms(turn)},
+                bits={arm: next(likelihoods).bits for arm in self._likelihood_arms(turn)},
+                reasoning={arm: thought for arm, thought in turn.thoughts.items() if thought},
                 other_action=self._other_action(turn.pair), own_action=_own_action_elsewhere(turn.pair, pairs),
             )
             for turn in turns
@@ -147,30 +163,33 @@ class Replay:
         """Return the record with each arm's replies, their similarities, and its choice."""
         limit = asyncio.Semaphore(self.config.concurrency)
 
-        async def sample_arm(arm: str) -> tuple[str, list[str]]:
+        async def sample_arm(arm: str) -> tuple[str, ...]:
             async with limit:
-                return await self._sample_replies(turn, arm)
+                return tuple(await self._sample_replies(turn, arm))
 
-        samples = dict(zip(turn.shown, await gather(*(sample_arm(arm) for arm in turn.shown)), strict=True))
-        replies = {arm: tuple(texts) for arm, (_, texts) in samples.items()}
+        replies = dict(zip(turn.shown, await gather(*(sample_arm(arm) for arm in turn.shown)), strict=True))
         others = distractors.nearest(turn.pair, (self.config.choices or CHOICES) - 1)
         similarity, rank = await to_thread(self._similarity_and_rank, replies, turn.pair.action, others)
         choice = await to_thread(self._choices, turn, others) if self.config.choices else {}
-        reasoning = {arm: thought for arm, (thought, _) in samples.items() if thought}
-        return replace(record, replies=replies, reasoning=reasoning, similarity=similarity, rank=rank, choice=choice)
+        return replace(record, replies=replies, similarity=similarity, rank=rank, choice=choice)
 
-    async def _sample_replies(self, turn: HeldOutTurn, arm: str) -> tuple[str, list[str]]:
-        """Return the trace, if the twin writes one for the present turn, and the replies under an arm."""
-        user, pair, seed, n = self.user, turn.pair, self.config.seed, self.config.samples
+    async def _sample_replies(self, turn: HeldOutTurn, arm: str) -> list[str]:
+        """Return the replies under an arm."""
+        user, pair, seed, n, window = self.user, turn.pair, self.config.seed, self.config.samples, self.user.settings.window
+        if (simulator := self.arms.simulators.get(arm)) is not None:
+            return [
+                await simulator.reply(user.persona, pair, turns=window, seed=seed, sample_number=number) for number in range(n)
+            ]
         if arm in QUOTING_ARMS:
             quoted = await to_thread(self._medoid, [triple.pair.action for triple in turn.shown[arm]])
-            return "", [] if quoted is None else [quoted]
+            return [] if quoted is None else [quoted]
         if arm in PEERS:
             peer: Peer = arm
-            messages = peer_messages(peer, user.model.style, user.persona, pair, turns=user.settings.window)
-            return "", [reply_of_peer(peer, answer.text) for answer in await user.complete(messages, n=n, seed=seed)]
-        reasoning, answers = await user.sample_reply(pair, turn.shown[arm], seed=seed, n=n)
-        return reasoning, [answer.text for answer in answers]
+            messages = peer_messages(peer, user.model.style, self.arms.persona(arm), pair, turns=window)
+            answers = await user.complete(messages, n=n, seed=seed, context=pair.context)
+            return [reply_of_peer(peer, answer.text) for answer in answers]
+        answers = await user.sample_action(pair, turn.shown[arm], turn.thoughts.get(arm, ""), seed=seed, n=n)
+        return [answer.text for answer in answers]
 
     def _medoid(self, texts: Sequence[str]) -> str | None:
         """Return the text with the largest summed cosine to all of them, the first of equal ones; None without texts."""
@@ -202,15 +221,17 @@ class Replay:
         actions = [action_completion(action) for action in (turn.pair.action, *others)]
         prior = [likelihood.nats for likelihood in self.scorer.score([(f"{ME}:", action) for action in actions])]
         choices: dict[str, float] = {}
-        for arm in _likelihood_arms(turn):
-            likelihoods = self.scorer.score([(self.arms.prompt(arm, turn), action) for action in actions])
+        for arm in self._likelihood_arms(turn):
+            likelihoods = self.scorer.score([(self._prompt(arm, turn), action) for action in actions])
             gains = [likelihood.nats - nats for likelihood, nats in zip(likelihoods, prior, strict=True)]
             choices[arm] = (gains[0] == max(gains)) / gains.count(max(gains))
         return choices
 
+    def _likelihood_arms(self, turn: HeldOutTurn) -> list[str]:
+        return [arm for arm in turn.shown if self.arms.has_likelihood(arm)]
 
-def _likelihood_arms(turn: HeldOutTurn) -> list[str]:
-    return [arm for arm in turn.shown if arm not in QUOTING_ARMS]
+    def _prompt(self, arm: str, turn: HeldOutTurn) -> str:
+        return self.arms.prompt(arm, turn, turn.thoughts.get(arm, ""))
 
 
 def _key(pair: Pair) -> tuple[str, int]:

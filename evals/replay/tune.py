@@ -25,6 +25,7 @@ from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript, with_shown_traces
 
 from .held_out import with_time_after
+from .leak_checks import check_split, measure_memorization, near_duplicates
 
 #: The numbers of recalled pairs, and of context turns, to compare. Fewer is simpler.
 KS, WINDOWS = (4, 8), (3, 6)
@@ -49,12 +50,19 @@ class TunePlan:
 
 
 def validation_pairs(user: SimulatedUser, folder: Path, limit: int) -> list[Pair]:
-    """Return at most `limit` of the person's validation pairs, evenly spaced; settings may be chosen on these."""
+    """Return at most `limit` of the person's validation pairs, evenly spaced; settings may be chosen on these.
+
+    Pairs that the memory nearly holds are left out. TwinError if the memory holds a held-out conversation.
+    """
     record = user.record
     groups = group_pairs(read_stored_conversations(folder / HELD_OUT_FILE), record.recipe.speaker, window=_windows(user)[-1])
     validation = set(record.validation)
     pairs = [with_time_after(pair, record.dated, record.corpus_ends) for group in groups for pair in group]
-    return evenly_spaced([pair for pair in pairs if pair.conversation_id in validation and not pair.abandoned], limit)
+    held_out = [pair for pair in pairs if pair.conversation_id in validation and not pair.abandoned]
+    known = [triple.pair for triple in user.store.triples()]
+    check_split(record, known, held_out, by_time=False)
+    duplicates = near_duplicates(held_out, known)
+    return evenly_spaced([pair for place, pair in enumerate(held_out) if place not in duplicates], limit)
 
 
 def _windows(user: SimulatedUser) -> list[int]:
@@ -129,9 +137,7 @@ class _Comparison:
     async def measure(self, setting: Settings, seed: int) -> None:
         """Score every turn under a setting."""
         times = [pair.when for pair in self._pairs]
-        matches = self._user.store.recall_many(
-            self._pairs, setting.k, before=times, with_trace=setting.traces != "none", ranking=self._user.ranking
-        )
+        matches = self._twin(setting).recall_many(self._pairs, before=times)
         self._bits[setting] = []
         for number, (pair, recalled) in enumerate(zip(self._pairs, matches, strict=True)):
             self._progress("tuning", self._done, self._total)
@@ -144,13 +150,15 @@ class _Comparison:
         self._progress("tuning", self._done, self._total)
 
     async def _thought(self, pair: Pair, shown: Sequence[Triple], setting: Settings, seed: int) -> str | None:
-        if not setting.reasons or not any(triple.reasoning for triple in shown):
-            return None
-        user = self._user  # the reasoner is shown the window of the setting under test
-        twin = SimulatedUser(
+        twin = self._twin(setting)
+        return ((await twin.sample_reasoning(pair, shown, seed=seed)).text or None) if twin.reasons_after(shown) else None
+
+    def _twin(self, setting: Settings) -> SimulatedUser:
+        """Return the twin with a setting under test."""
+        user = self._user
+        return SimulatedUser(
             user.record, user.store, user.model, reasoner=user.reasoner, settings=setting, ranking=user.ranking
         )
-        return (await twin.sample_reasoning(pair, shown, seed=seed)).text or None
 
     def _difference(self, a: Settings, b: Settings, seed: int) -> BootstrapDistribution | None:
         """Return how many more bits per character a costs than b, paired by turn."""
@@ -186,7 +194,8 @@ class _Comparison:
             )
         turns, conversations = len(self._pairs), len(set(self._conversations))
         names = {"scorer": self._scorer.name, "model": self._user.model.name}
-        return {"settings": rows, "turns": turns, "conversations": conversations, **names, "seed": seed}
+        memorized = measure_memorization(self._scorer, self._pairs, seed=seed)
+        return {"memorized": memorized, "settings": rows, "turns": turns, "conversations": conversations, **names, "seed": seed}
 
 
 def _complexity(setting: Settings) -> tuple[bool, int, int, int]:

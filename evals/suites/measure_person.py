@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from usertwin.evals.arm_names import POOLED_ARMS, arm_names
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn, read_facts, read_turn_file
 from usertwin.evals.records.older_results import upgrade
@@ -18,7 +19,9 @@ from usertwin.evals.replay.drift import drift
 from usertwin.evals.replay.endings import measure_endings
 from usertwin.evals.replay.evaluate import twin_arm
 from usertwin.evals.replay.held_out import held_out_pairs, other_person_store
-from usertwin.evals.replay.leak_checks import check_split, measure_memorization, near_duplicates
+from usertwin.evals.replay.leak_checks import check_split, measure_memorization, without_near_duplicates
+from usertwin.evals.replay.peers import write_persona
+from usertwin.evals.replay.pool import open_pool, other_peoples_pairs
 from usertwin.evals.replay.replay import Replay, ReplayConfig
 from usertwin.evals.replay.tune import tune
 from usertwin.memory import Embedder, Recipe, Scorer, Settings, TripleStore, TwinRecord, alearn, existing_twin
@@ -26,7 +29,8 @@ from usertwin.memory.concurrency import to_thread
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.twin.forget import open_memory
 from usertwin.memory.twin.record import update_record
-from usertwin.personas import ChatLog, Pair, TwinError, UsageError
+from usertwin.personas import ChatLog, Pair, TwinError
+from usertwin.personas.files import private_folder
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.reasoner import load_own_embedder
 
@@ -119,6 +123,18 @@ class PersonMeasurement:
         stack.callback(store.close)
         return store
 
+    def _pool(self, person: Person, user: SimulatedUser, held_out: Sequence[Pair], stack: ExitStack) -> TripleStore | None:
+        """Return a memory of everybody else's earlier pairs in the corpus, which the stack closes; None if no arm needs it."""
+        if person.corpus is None or not set(POOLED_ARMS) & set(self.suite.arms):
+            return None
+        first = min(pair.when for pair in held_out)
+        pairs = other_peoples_pairs(self.logs[person.corpus.name], user.record, first)
+        folder = private_folder(self.folder.parent / "pools")
+        pool = open_pool(pairs, user.store.embedder, folder / f"c{self.suite.corpora.index(person.corpus)}.npz")
+        if pool is not None:
+            stack.callback(pool.close)
+        return pool
+
     async def _open_tuned(self, person: Person, folder: Path, scorer: Scorer) -> SimulatedUser:
         """A person's twin with its settings: the suite's, those in its record, or else tuned on validation turns."""
         suite, record = self.suite, TwinRecord.load(folder)
@@ -157,7 +173,12 @@ class PersonMeasurement:
             other = other_person_store(user, folder, embedder, stack)
             shown = "trained" in suite.arms and suite.models.trained is not None and person.corpus is not None
             trained = await self.trained_store(person, stack) if shown else None
-            arms = Arms(user=user, names=suite.arms, other=other, trained=trained, seed=suite.seed)
+            pool = self._pool(person, user, held_out, stack)
+            written = await write_persona(user, seed=suite.seed) if "openevals_written" in suite.arms else None
+            arms = Arms(
+                user=user, names=arm_names(suite.arms), other=other, trained=trained, pool=pool, written=written,
+                simulators=self.models.simulators(), seed=suite.seed,
+            )  # fmt: skip
             config = ReplayConfig(
                 arms=suite.arms, limit=suite.turns or None, generate=suite.replies, samples=suite.samples,
                 choices=suite.choices, concurrency=suite.concurrency, seed=suite.seed,
@@ -172,23 +193,16 @@ class PersonMeasurement:
             facts = {
                 "twin_arm": twin_arm(user), "triples": len(user.store), "k": user.k, "window": user.settings.window,
                 "embedder": embedder.name,
+                "pooled": 0 if pool is None else len(pool), "written_persona": written and written.description,
                 "leakage": {
                     "near_duplicates": len(held_out) - len(fresh), "of": len(held_out), "memorized": memorized,
                     "checked": _CHECKS,
                 },
-                "endings": measure_endings(user, fresh, seed=suite.seed), "drift": [asdict(turn) for turn in drift_turns],
+                "endings": measure_endings(user, folder, fresh, seed=suite.seed),
+                "drift": [asdict(turn) for turn in drift_turns],
             }  # fmt: skip
         write_atomically(done, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         return upgrade(facts)
-
-
-def without_near_duplicates(label: str, held_out: list[Pair], known: list[Pair]) -> list[Pair]:
-    """Return the held-out pairs that no known pair nearly repeats. UsageError if none of them has an action."""
-    duplicates = near_duplicates(held_out, known)
-    fresh = [pair for place, pair in enumerate(held_out) if place not in duplicates]
-    if all(pair.abandoned for pair in fresh):
-        raise UsageError(f"{label}: every held-out turn is nearly the same as one in the memory; use a log with more turns")
-    return fresh
 
 
 def _is_learned(name: str, home: Path | None, recipe: Recipe) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from usertwin.evals.replay.simulators import Simulator, load_simulators
 from usertwin.memory import ChatModel, Embedder, Scorer
 from usertwin.memory.models.completion_cache import CompletionCache
 from usertwin.simulator import load_embedder, load_model, load_scorer
@@ -51,9 +52,14 @@ class SuiteModels:
         name = self.suite.models.embedder
         return self._load_once("embedder", name or "", lambda: load_embedder(name))
 
+    def simulators(self) -> dict[str, Simulator]:
+        """Return the simulators among the suite's arms, by name."""
+        return self._load_once("simulators", "", lambda: load_simulators(self.suite.arms))
+
     def check(self) -> None:
         """Check names, scripts and keys without loading weights. UsageError or ModelError if one is wrong or missing."""
         models, transfer = self.suite.models, self.suite.transfer
+        self.simulators()
         proposers = [models.proposer, models.trained, *(transfer.proposers if transfer else ())]
         chats = [(name, self.chat) for name in (models.action, *proposers)]
         for name, load in [*chats, (models.judge, self.judge)]:

@@ -16,14 +16,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from usertwin.evals.arm_names import PEERS, arm_names
 from usertwin.evals.judges.model_judge import build_questions, judge_pairs, summarize_verdicts
 from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest
 from usertwin.evals.records.run_folder import HTML_REPORT, MARKDOWN_REPORT, write_atomically
-from usertwin.evals.replay.arms import PEERS
 from usertwin.evals.replay.drift import DriftTurn, drift_result
 from usertwin.evals.replay.peers import peer_versions
-from usertwin.evals.reports.labels import MIN_CLUSTERS
+from usertwin.evals.reports.labels import MIN_CLUSTERS, plural
 from usertwin.evals.reports.summary import summary_of
 from usertwin.evals.reports.write_reports import write_reports
 from usertwin.memory import TwinRecord, existing_twin
@@ -139,7 +139,9 @@ class SuiteRun:
         result = closeness(turns, twin, seed=self.suite.seed)
         result |= await self._extra_results(measurement, people, facts, turns, twin)
         declared = any(corpus.people == "test" for corpus in self.suite.corpora)
-        result["warnings"] = _warnings(result, mixed=bool(arms), declared=declared)
+        result["warnings"] = _warnings(result, mixed=bool(arms), declared=declared) + [
+            f"{plural(len(log.damaged), 'damaged turn')} of {name} left out" for name, log in logs.items() if log.damaged
+        ]
         result["summary"] = summary_of(result)
         self._write_json(RESULT, result)
         write_reports(self.folder, result, turns)
@@ -228,7 +230,7 @@ class SuiteRun:
     async def _judge(self, turns: Sequence[MeasuredTurn], twin: str) -> dict[str, Any] | None:
         """Return the judge's comparison of the twin's replies with each other arm's; None without a judge or replies."""
         suite = self.suite
-        written = [arm for arm in suite.arms if any(arm in turn.replies for turn in turns)]
+        written = [arm for arm in arm_names(suite.arms) if any(arm in turn.replies for turn in turns)]
         if suite.models.judge is None or twin not in written:
             return None
         contrasts = [(twin, arm) for arm in written if arm != twin]

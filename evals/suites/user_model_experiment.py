@@ -27,7 +27,7 @@ from usertwin.evals.metrics.closeness import ALPHA, PRIMARY, closeness
 from usertwin.evals.metrics.statistics import evenly_spaced, holm
 from usertwin.evals.records.measured_turns import MeasuredTurn, read_turn_file
 from usertwin.evals.replay.held_out import held_out_pairs
-from usertwin.evals.replay.leak_checks import check_split
+from usertwin.evals.replay.leak_checks import check_split, without_near_duplicates
 from usertwin.memory.concurrency import to_thread
 from usertwin.memory.jsonl import append_line, open_for_append
 from usertwin.memory.recon.synthesizer import backward_trace
@@ -39,7 +39,7 @@ from usertwin.simulator.backends.model_name import ModelName
 from usertwin.simulator.backends.weights import weights_folder
 
 from .config import Suite, TraceKind, UserModels
-from .measure_person import Person, PersonMeasurement, without_near_duplicates
+from .measure_person import Person, PersonMeasurement
 
 BASE, PAIRS = "base", "none"
 #: A pair, and its trace by kind.

@@ -380,7 +380,7 @@ class TripleStore:
             memory = self._memory
             memory.refresh()
             columns = memory.index.columns[memory.filter_mask()]
-            times, path = columns["moment"], memory.index_path
+            times, path, database = columns["moment"], memory.index_path, memory.database.path  # no files: a memory in RAM
             return MemoryStats(
                 triples=memory.state.count,
                 traced=int((memory.traced & memory.filter_mask()).sum()),
@@ -395,6 +395,6 @@ class TripleStore:
                 requested_kind=memory.state.index,
                 tuning=memory.index.tuning,
                 tail=memory.index.tail_count,
-                database_bytes=memory.database.path.stat().st_size,
+                database_bytes=database.stat().st_size if database.exists() else 0,
                 index_bytes=path.stat().st_size if path.exists() else 0,
             )

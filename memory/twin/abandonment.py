@@ -20,7 +20,7 @@ from usertwin.personas.files import write_private
 from usertwin.personas.pairs import group_pairs
 from usertwin.personas.reading import STRICT, as_type, parse_json
 
-from .last_turn import MIN_ENDINGS, fit_last_turn
+from .last_turn import MIN_ENDINGS, LastTurnModel, fit_last_turn
 from .record import ABANDONMENT_FILE, HELD_OUT_FILE, LAST_TURN_FILE, TwinRecord, read_stored_conversations
 
 if TYPE_CHECKING:
@@ -130,6 +130,19 @@ def _abandonment_rates(store: TripleStore, pairs: Sequence[Pair]) -> NDArray[np.
 
 def fit_leaving_models(folder: Path, record: TwinRecord, store: TripleStore) -> None:
     """Fit the models of leaving with a last turn and without one, and write them; a model with too little data is removed."""
+    models = zip((LAST_TURN_FILE, ABANDONMENT_FILE), leaving_models(folder, record, store), strict=True)
+    with storage_errors(folder):
+        for file, model in models:
+            if model is None:
+                (folder / file).unlink(missing_ok=True)
+            else:
+                model.save(folder / file)
+
+
+def leaving_models(
+    folder: Path, record: TwinRecord, store: TripleStore
+) -> tuple[LastTurnModel | None, AbandonmentModel | None]:
+    """Return the models of leaving that fit a memory and the validation turns; None for one with too little data."""
     conversations = [
         conversation
         for conversation in read_stored_conversations(folder / HELD_OUT_FILE)
@@ -140,10 +153,4 @@ def fit_leaving_models(folder: Path, record: TwinRecord, store: TripleStore) -> 
     offset = 0.0 if record.dated else record.corpus_ends + 1
     validation = [replace(pair, when=pair.when + offset) for pairs in groups for pair in pairs]
     corpus = [triple.pair for triple in store.triples()]
-    models = ((LAST_TURN_FILE, fit_last_turn(corpus, validation)), (ABANDONMENT_FILE, fit_abandonment(store, validation)))
-    with storage_errors(folder):
-        for file, model in models:
-            if model is None:
-                (folder / file).unlink(missing_ok=True)
-            else:
-                model.save(folder / file)
+    return fit_last_turn(corpus, validation), fit_abandonment(store, validation)

@@ -12,16 +12,17 @@ from usertwin.memory.models.scoring import Scorer
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.store.error_messages import changed_before, storage_errors
 from usertwin.memory.store.triple_store import TripleStore
+from usertwin.memory.text.transcript import single_line
 from usertwin.memory.triples import Triple
-from usertwin.personas import ChatLog, LogError, Pair
-from usertwin.personas.pairs import check_speaker, group_pairs
+from usertwin.personas import ChatLog, Conversation, LogError, Pair
+from usertwin.personas.pairs import check_speaker, group_pairs, visible_turns
 
 from .abandonment import fit_leaving_models
 from .add_traces import add_traces, open_synthesizer
 from .forget import finish_forgetting
 from .learn import add_pairs
 from .locks import writing
-from .record import TwinRecord, conversation_ids, existing_twin, update_record
+from .record import HELD_OUT_FILE, TwinRecord, conversation_ids, existing_twin, read_stored_conversations, update_record
 from .unfinished_add import UnfinishedAdd
 
 
@@ -66,7 +67,7 @@ async def aappend(
     with writing(folder):
         finish_forgetting(folder, embedder)
         record = TwinRecord.load(folder)
-        pairs = _usable_pairs(log, record)
+        pairs = _usable_pairs(log, record, folder)
         with TripleStore(folder, embedder, create=False) as store:
             new = _begin(folder, pairs, record, store)
             if not new:
@@ -108,17 +109,23 @@ def _begin(folder: Path, pairs: Sequence[Pair], record: TwinRecord, store: Tripl
     return [new[triple.id] for triple in triples if triple.id in new]
 
 
-def _usable_pairs(log: ChatLog, record: TwinRecord) -> list[Pair]:
-    """Return the person's pairs in the log, without held-out conversations. LogError if dates are missing."""
+def _usable_pairs(log: ChatLog, record: TwinRecord, folder: Path) -> list[Pair]:
+    """Return the person's pairs in the log, without held-out conversations or copies of them. LogError without dates."""
     speaker, held_out = record.recipe.speaker, {*record.validation, *record.test}
     check_speaker(log, speaker)
-    conversations = [conversation for conversation in log.conversations if conversation.conversation_id not in held_out]
+    texts = {_texts(conversation) for conversation in read_stored_conversations(folder / HELD_OUT_FILE)}
+    conversations = [c for c in log.conversations if c.conversation_id not in held_out and _texts(c) not in texts]
     if record.dated and any(conversation.started_at is None for conversation in conversations):
         raise LogError(
             f'{log.source}: "started_at" is missing, and the twin was learned from a log with dates; '
             'add "started_at" to every conversation'
         )
     return [pair for group in group_pairs(conversations, speaker, window=record.recipe.window) for pair in group]
+
+
+def _texts(conversation: Conversation) -> tuple[str, ...]:
+    """Return the public turns of a conversation, by which a copy under another id or date is known."""
+    return tuple(single_line(turn.text) for turn, _ in visible_turns(conversation.turns))
 
 
 def _first_free_time(record: TwinRecord, store: TripleStore) -> float:

@@ -15,6 +15,7 @@ from usertwin.evals.arm_names import (
     ARMS,
     DEFAULT_ARMS,
     PEERS,
+    POOLED_ARMS,
     QUOTING_ARMS,
     TRACE_ARMS,
     check_arms,
@@ -43,7 +44,7 @@ PROPOSED = (
 )
 ALLOWED = {"misleads somewhat", "is the chosen one", "had no verdict", "would have passed"}
 
-MEMORY_ARMS = ("no_memory", "other_person", "random_own", "recent_own", "recalled_pairs")
+MEMORY_ARMS = ("no_memory", "other_person", *POOLED_ARMS, "random_own", "recent_own", "recalled_pairs")
 
 
 def traced(triple: Triple, reasoning: str = "is the chosen one") -> Triple:
@@ -85,6 +86,7 @@ def of_past(user: SimulatedUser, *names: str, pairs: Sequence[Pair] = ()) -> lis
 def test_arms_are_returned_once_in_the_order_of_reports() -> None:
     assert check_arms(["tau2", "no_memory", "tau2"]) == ("no_memory", "tau2")
     assert check_arms(ARMS[::-1]) == ARMS == (*MEMORY_ARMS, *TRACE_ARMS, *QUOTING_ARMS, *PEERS)
+    assert check_arms(["mine=my:respond", "tau2", "mine = my:respond"]) == ("tau2", "mine = my:respond")
     assert set(DEFAULT_ARMS) <= set(ARMS)
 
 
@@ -229,9 +231,10 @@ def test_trained_shows_the_same_pairs_with_the_traces_of_the_other_memory(user: 
 
 
 def test_absent_arms_are_left_out(user: SimulatedUser) -> None:
-    assert Arms(user, names=ARMS).present == tuple(arm for arm in ARMS if arm not in {"other_person", "trained"})
+    absent = {"other_person", "trained", "openevals_written", *POOLED_ARMS}
+    assert Arms(user, names=ARMS).present == tuple(arm for arm in ARMS if arm not in absent)
     [moment] = Arms(user, names=ARMS).held_out_turns(held_out(user)[:1])
-    assert set(moment.shown) == set(ARMS) - {"other_person", "trained"}
+    assert set(moment.shown) == set(ARMS) - absent
 
 
 def test_without_traces_the_proposal_arms_are_absent(user: SimulatedUser) -> None:
@@ -252,7 +255,7 @@ def test_peers_show_no_past_pair(user: SimulatedUser) -> None:
         single_line(turn) for turn in user.persona.sample_turns
     }
     assert len(did) > 10
-    arms = Arms(user, names=PEERS)
+    arms = Arms(user, names=PEERS, written=user.persona)
     for moment in arms.held_out_turns(held_out(user)):
         assert moment.shown == {peer: [] for peer in PEERS}
         present = format_action_prompt(moment.pair, user.settings.window)

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,8 @@ from usertwin.personas import ChatLog, Conversation, Pair, Turn
 from usertwin.simulator import SimulatedUser
 
 MODEL: ChatModel = scripted("hi")
+#: The twin's folder, which nothing is read from while the memory ends before the held-out turns.
+FOLDER = Path("unused")
 
 
 def mixed_talk(number: int) -> Conversation:
@@ -86,7 +89,7 @@ def only(user: SimulatedUser, *ways: str) -> SimulatedUser:
 @pytest.mark.parametrize("ways", [("ending", "leaving"), ("ending",), ("leaving",)])
 def test_f1_equals_a_direct_computation(learned: tuple[SimulatedUser, list[Pair]], ways: tuple[str, ...]) -> None:
     user, moments = only(learned[0], *ways), learned[1]
-    result, before = measure_endings(user, moments, seed=3), direct_f1(user, moments, 3)
+    result, before = measure_endings(user, FOLDER, moments, seed=3), direct_f1(user, moments, 3)
     assert result is not None
     assert before is not None
     assert result["f1"] == before.to_json()
@@ -99,7 +102,7 @@ def test_brier_is_the_mean_squared_error_of_the_probabilities(
     learned: tuple[SimulatedUser, list[Pair]], ways: tuple[str, ...]
 ) -> None:
     user, moments = only(learned[0], *ways), learned[1]
-    result = measure_endings(user, moments)
+    result = measure_endings(user, FOLDER, moments)
     assert result is not None
     by_hand = [(leaving_probability(user, pair) - pair.ends_conversation) ** 2 for pair in moments]
     assert result["calibration"]["brier"]["value"] == pytest.approx(sum(by_hand) / len(by_hand), abs=1e-6)
@@ -108,7 +111,7 @@ def test_brier_is_the_mean_squared_error_of_the_probabilities(
 
 def test_the_bins_hold_every_pair_and_its_outcome(learned: tuple[SimulatedUser, list[Pair]]) -> None:
     user, moments = learned
-    result = measure_endings(user, moments)
+    result = measure_endings(user, FOLDER, moments)
     assert result is not None
     bins = result["calibration"]["bins"]
     assert sum(one["n"] for one in bins) == len(moments)
@@ -118,7 +121,7 @@ def test_the_bins_hold_every_pair_and_its_outcome(learned: tuple[SimulatedUser, 
 
 
 def test_a_twin_without_models_of_leaving_has_no_score(learned: tuple[SimulatedUser, list[Pair]]) -> None:
-    assert measure_endings(only(learned[0]), learned[1]) is None
+    assert measure_endings(only(learned[0]), FOLDER, learned[1]) is None
 
 
 def test_without_endings_there_is_no_score(
@@ -129,7 +132,7 @@ def test_without_endings_there_is_no_score(
     user.last_turn = replace(user.last_turn, threshold=1.1)
     stays = [replace(pair, ends_conversation=False) for pair in learned[1] if not pair.ends_conversation]
     assert stays
-    assert measure_endings(user, stays) is None
+    assert measure_endings(user, FOLDER, stays) is None
 
 
 def test_the_first_turn_is_never_abandoned(learned: tuple[SimulatedUser, list[Pair]]) -> None:
@@ -138,7 +141,7 @@ def test_the_first_turn_is_never_abandoned(learned: tuple[SimulatedUser, list[Pa
     assert user.abandonment is not None
     user.abandonment = replace(user.abandonment, threshold=0.0)  # leaves wherever it may
     opening = [pair for pair in learned[1] if not any(turn.speaker == "Ann" for turn in pair.context)]
-    result = measure_endings(user, learned[1])
+    result = measure_endings(user, FOLDER, learned[1])
     assert result is not None
     may = [pair for pair in learned[1] if pair not in opening]
     right = sum(pair.ends_conversation for pair in may)

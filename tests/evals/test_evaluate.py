@@ -26,6 +26,8 @@ from usertwin.personas import ChatLog, Conversation, LogError, Turn, UsageError,
 from usertwin.personas.pairs import extract_pairs
 from usertwin.simulator import SimulatedUser
 
+pytestmark = pytest.mark.usefixtures("repeats_count")
+
 #: Measures of a few replies; discriminator and diversity need more, and choice needs choices.
 WRITTEN = {measure.name for measure in MEASURES} - {"choice", "discriminator", "diversity"}
 #: The twin's arm with every other arm, and the fixed contrasts.
@@ -93,7 +95,7 @@ def write(conversations: Sequence[Conversation], path: Path) -> Path:
 def test_the_result_has_exactly_the_documented_keys(ann: str) -> None:
     result = measure(ann)
     promised = {"twin", "arms", "paired", "family", "discriminator", "turns", "conversations", "models", "seed"}
-    more = {"ending", "k", "twin_arm", "triples", "against", "dropped_conversations", "measured_at"}
+    more = {"leakage", "ending", "k", "twin_arm", "triples", "against", "dropped_conversations", "measured_at"}
     assert set(result) == promised | more
     assert DEFAULT_ARMS == ("no_memory", "other_person", "random_own", "recalled_pairs", "recon")
     assert tuple(result["arms"]) == DEFAULT_ARMS
@@ -232,7 +234,8 @@ def test_prompts_never_hold_a_later_day(ann: str, tmp_path: Path) -> None:
     seen: dict[int, set[int]] = defaultdict(set)
     for index, (prompt, _) in enumerate(scorer.items):
         number = (3, 7, 11)[index // (3 * len(DEFAULT_ARMS))]
-        seen[number] |= {int(day) for day in DAY.findall(prompt)} - {900 + number}
+        shown = re.sub(r"\(Me thinking: .*\)\nMe:$", "", prompt)  # without the thought for this turn, which is scripted
+        seen[number] |= {int(day) for day in DAY.findall(shown)} - {900 + number}
     assert {number: max(days) < number for number, days in seen.items()} == {3: True, 7: True, 11: True}
     assert max(seen[11]) > 3  # and the later talk was shown more of the past than the first
 
@@ -248,7 +251,9 @@ def test_prompts_of_all_arms_end_alike(ann: str) -> None:
         assert {continuation for _, continuation in by_arm.values()} == {action}
         for arm in DEFAULT_ARMS[1:]:
             prompt = by_arm[arm][0]
-            assert prompt.endswith("\n\n" + present)
+            # The trace that the twin writes for the turn is in the bits, as it is in the prompt of its reply.
+            own = r"\(Me thinking: .+\)\n" if arm == "recon" else ""
+            assert re.search("\n\n" + re.escape(present.removesuffix("Me:")) + own + "Me:$", prompt)
             assert prompt.count("\n\n") == 4  # four moments, whoever's they are
         thoughts = re.compile(r"\(Me thinking: .*\)\n")
         assert thoughts.search(by_arm["recon"][0])
@@ -275,8 +280,8 @@ def test_the_twin_reasons_only_with_traces(ann: str) -> None:
         two = ReplayConfig(generate=2)
         asyncio.run(evaluate(user, FakeScorer(), FakeEmbedder(), folder=default_home() / ann, config=two))
     prompts: list[str] = model.chat.prompts  # pyright: ignore[reportAttributeAccessIssue]
-    assert len(prompts) == 2 * (len(DEFAULT_ARMS) + 1)
-    assert sum(prompt.endswith("(Me thinking:") for prompt in prompts) == 2
+    assert len(prompts) == 2 * len(DEFAULT_ARMS) + 12
+    assert sum(prompt.endswith("(Me thinking:") for prompt in prompts) == 12  # once at each scored turn
 
 
 # Held-out turns -------------------------------------------------------------------------------------------------------

@@ -30,9 +30,10 @@ from usertwin.personas import ModelError, Pair, TwinError, UsageError
 from usertwin.simulator import SimulatedUser
 
 WORDS = ["hi", "no", "yes", "tomorrow", "please", "the", "weather", "in", "Rome", "Oslo", "thanks", "bye"]
-#: The default arms without another person, and the model calls for a turn: a reply each, and one trace.
+#: The default arms without another person, each of which writes a reply at a turn.
 FOUR = tuple(arm for arm in DEFAULT_ARMS if arm != "other_person")
-CALLS_PER_TURN = len(FOUR) + 1
+#: Held-out turns of Ann; the twin writes a trace at each.
+TURNS = 12
 
 
 def by_prompt(prompt: str, seed: int) -> str:
@@ -158,7 +159,7 @@ def test_every_arm_writes_n_replies_and_only_the_twin_reasons() -> None:
         assert all(len(said) == 3 for part in (turn.replies, turn.similarity, turn.rank) for said in part.values())
         assert set(turn.reasoning) == {"recon"}
         assert len(set(turn.replies["no_memory"])) > 1  # each with a seed of its own
-    assert len(chat.prompts) == 2 * (3 * len(FOUR) + 1)
+    assert len(chat.prompts) == TURNS + 2 * 3 * len(FOUR)
 
 
 @pytest.mark.usefixtures("ann")
@@ -257,21 +258,22 @@ def test_without_choices_there_is_no_choice() -> None:
 
 
 @pytest.mark.usefixtures("ann")
-@pytest.mark.parametrize("number", [1, 2, CALLS_PER_TURN, CALLS_PER_TURN + 1, 2 * CALLS_PER_TURN + 3, 4 * CALLS_PER_TURN])
+@pytest.mark.parametrize("number", [1, 2, TURNS + 1, TURNS + len(FOUR), TURNS + 2 * len(FOUR) + 3, TURNS + 4 * len(FOUR)])
 def test_an_interrupted_measurement_resumes_to_the_same_records(tmp_path: Path, number: int) -> None:
     whole, chat = measured()
-    assert len(chat.prompts) == 4 * CALLS_PER_TURN
+    assert len(chat.prompts) == TURNS + 4 * len(FOUR)
     keep = tmp_path / "0.jsonl"
     with pytest.raises(ModelError, match="the server went away"):
         measured(failing_at(number), keep=keep)
     kept = read_turn_file(keep)
     assert kept == whole[: len(kept)]
     written = sum(bool(turn.replies) for turn in kept)
-    assert written == (number - 1) // CALLS_PER_TURN  # every turn whose replies had all come
+    assert written == max(0, number - 1 - TURNS) // len(FOUR)  # every turn whose replies had all come
     rest, again = measured(keep=keep)
     assert rest == whole
     assert read_turn_file(keep) == whole
-    assert again.prompts == chat.prompts[written * CALLS_PER_TURN :]  # nothing is asked again about what was kept
+    # Nothing is asked again about what was kept: the thoughts of the other turns, and then their replies.
+    assert again.prompts == chat.prompts[len(kept) : TURNS] + chat.prompts[TURNS + written * len(FOUR) :]
 
 
 @pytest.mark.usefixtures("ann")

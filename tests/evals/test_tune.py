@@ -26,7 +26,7 @@ from usertwin.memory.twin.record import HELD_OUT_FILE
 from usertwin.personas import ChatLog, Persona, TwinError, UsageError, read_conversations, write_conversations
 from usertwin.simulator import SimulatedUser
 
-pytestmark = pytest.mark.usefixtures("two_clusters_suffice")
+pytestmark = pytest.mark.usefixtures("two_clusters_suffice", "repeats_count")
 
 #: The first proposals and the Recon-selected traces of the twin.
 FIRST, SELECTED = "a first guess", "the better reason"
@@ -450,13 +450,13 @@ def test_without_traces_prompts_have_none_but_the_reply_lists_them(twin: str) ->
     assert {row.triple.reasoning for row in answer.recalled} == {SELECTED}
 
 
-@pytest.mark.parametrize(("traces", "traced"), [("none", 0), ("recon", 1)])
-def test_only_a_twin_with_traces_reserves_a_place_for_a_traced_pair(twin: str, traces: Any, traced: int) -> None:
+@pytest.mark.parametrize("traces", ["none", "backward", "recon"])
+def test_settings_with_traces_and_without_recall_the_same_pairs(twin: str, traces: Any) -> None:
     with TripleStore(existing_twin(twin), FakeEmbedder(), create=False) as store:
         kept = next(t.id for t in store.triples() if t.pair.action.startswith("no thats all"))
         store.set_traces([replace(t, reasoning=None, score=None, provenance=None) for t in store.triples() if t.id != kept])
     _, answer = prompts_and_reply(twin, Settings(k=4, window=6, traces=traces, reasons=False))
-    assert sum(row.triple.reasoning is not None for row in answer.recalled) == traced
+    assert [row.triple.id == kept for row in answer.recalled] == [False, False, False, True]
 
 
 def test_backward_shows_the_first_proposals(twin: str) -> None:
@@ -501,7 +501,7 @@ def test_an_instruction_model_gets_the_same_content(twin: str) -> None:
 
 @pytest.mark.parametrize(
     ("traces", "arm", "with_thought"),
-    [("none", "recalled_pairs", 0), ("backward", "recon", 2), ("recon", "recon", 2)],
+    [("none", "recalled_pairs", 0), ("backward", "recon", 12), ("recon", "recon", 12)],
 )
 def test_an_evaluation_names_the_twins_arm(twin: str, traces: Any, arm: str, with_thought: int) -> None:
     model, chat = function_model(lambda prompt, _: "I wonder" if prompt.endswith("thinking:") else "fine")
@@ -513,7 +513,9 @@ def test_an_evaluation_names_the_twins_arm(twin: str, traces: Any, arm: str, wit
     assert sum(prompt.endswith("thinking:") for prompt in chat.prompts) == with_thought
     shown = [prompt for prompt, _ in scorer.items[4::5]]
     assert all((FIRST if traces == "backward" else SELECTED) in prompt for prompt in shown)
-    assert max(len(present_context(prompt).splitlines()) for prompt in shown) == 1 + 2 + 1  # the goal, two turns, the action
+    lines = 1 + 2 + bool(with_thought) + 1  # the goal, two turns, the twin's own trace, the action
+    assert max(len(present_context(prompt).splitlines()) for prompt in shown) == lines
+    assert all(("(Me thinking: I wonder)" in present_context(prompt)) is bool(with_thought) for prompt in shown)
 
 
 def test_a_twin_that_was_never_tuned_is_measured_with_its_traces(twin: str) -> None:
