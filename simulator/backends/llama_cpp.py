@@ -25,7 +25,7 @@ _lock = threading.Lock()
 
 
 class Engine:
-    """A running server, which stops when nothing uses it any more, and at the exit of the process.
+    """A running server, which stops when nothing uses it any more, and with the process.
 
     Attributes:
         url: the base URL of its OpenAI-compatible endpoint.
@@ -33,8 +33,23 @@ class Engine:
 
     def __init__(self, server: Any) -> None:
         self.url = f"{server.listening_address}/v1"
-        only_reference = [server]  # llama.cpp's server has no method to stop it; it stops when it is freed
-        weakref.finalize(self, only_reference.clear)
+        weakref.finalize(self, _stop, self.url, [server]).atexit = False
+
+
+def _stop(url: str, only_reference: list[Any]) -> None:
+    """Free a server, by which llama.cpp stops it, unless it does not answer.
+
+    Freeing one whose loop has not begun yet waits for ever, so a completion first shows that it runs.
+    """
+    try:
+        _post(f"{url}/completions", {"prompt": "a", "max_tokens": 1})
+    except OSError:
+        _unresponsive.extend(only_reference)
+    only_reference.clear()
+
+
+#: Servers that could not be stopped.
+_unresponsive: list[Any] = []
 
 
 _engines: weakref.WeakValueDictionary[tuple[Path, PromptStyle, Path | None], Engine] = weakref.WeakValueDictionary()
@@ -70,10 +85,14 @@ def shared_engine(path: Path, style: PromptStyle, adapter: Path | None = None) -
 
 def count_tokens(engine: Engine, text: str) -> int:
     """Return the number of tokens of a text, without control tokens."""
-    body = json.dumps({"content": text, "parse_special": False}).encode()
-    request = Request(f"{engine.url.removesuffix('/v1')}/tokenize", body, {"Content-Type": "application/json"})
+    return len(_post(f"{engine.url.removesuffix('/v1')}/tokenize", {"content": text, "parse_special": False})["tokens"])
+
+
+def _post(url: str, body: dict[str, Any]) -> Any:
+    """Return the JSON reply of a server to a request."""
+    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with build_opener(ProxyHandler({})).open(request, timeout=60) as reply:  # a loopback port, whatever proxies are set
-        return len(json.loads(reply.read())["tokens"])
+        return json.loads(reply.read())
 
 
 def start_engine(path: Path, style: PromptStyle, adapter: Path | None = None) -> Any:

@@ -90,6 +90,7 @@ class _Server:
 
 def test_a_server_is_shared_and_stops_with_its_last_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_cpp, "start_engine", lambda *_: _Server())
+    monkeypatch.setattr(llama_cpp, "_post", lambda *_: {})
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF")
     first, second = shared_engine(path, "transcript"), shared_engine(path, "transcript")
@@ -102,7 +103,21 @@ def test_a_server_is_shared_and_stops_with_its_last_user(tmp_path: Path, monkeyp
     assert shared_engine(path, "transcript").url  # starts again
 
 
+def test_a_server_that_does_not_answer_is_not_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Freeing a server that has not begun yet would wait for ever."""
+    kept: list[Any] = []
+    monkeypatch.setattr(llama_cpp, "start_engine", lambda *_: _Server())
+    monkeypatch.setattr(llama_cpp, "_unresponsive", kept)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    shared_engine(path, "transcript")  # nothing listens at its address
+    assert (len(kept), _Server.running) == (1, 1)
+    kept.clear()
+    assert _Server.running == 0
+
+
 def test_a_chat_model_keeps_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp, "_post", lambda *_: {})
     monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED")
     monkeypatch.setattr(llama_cpp, "start_engine", lambda *_: _Server())
     monkeypatch.setattr(load, "gguf_vocabulary", lambda _: ((), None))
