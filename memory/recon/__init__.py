@@ -2,7 +2,7 @@
 
 The fidelities (S), guards (G) and control traces (C), with their labels in evals/EXPERIMENTS.md:
 
-    S1  JudgeFidelity          the paper's score: a judge ranks reconstructions of the action (2N+1 calls for N proposals)
+    S1  JudgeFidelity          the paper's score: a judge ranks reconstructions of the action (2N+2 calls for N proposals)
     S2  LikelihoodGain         by how much the log-likelihood of the action rises over filler text, in nats per token
     S3  EmbeddingRankFidelity  rank of the real action among the person's actions, by similarity to the reconstruction
     S4  ForcedChoice           how much more likely the action is to be chosen among other actions of the person

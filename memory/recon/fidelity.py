@@ -31,10 +31,10 @@ _PRIOR_WEIGHT = 0.5
 
 @dataclass(frozen=True, slots=True)
 class FidelityScore:
-    """The score of one trace, and the components it is made of."""
+    """The score of one trace, and the components it is made of; None for one that nothing was compared for."""
 
     value: float
-    parts: Mapping[str, float] = field(default_factory=dict[str, float])
+    parts: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
 
 
 class Fidelity(Protocol):

@@ -34,6 +34,8 @@ FIDELITIES: tuple[FidelityName, ...] = get_args(FidelityName)
 
 #: Number of attempts that a judge can compare in one verdict: there is a letter for each.
 MAX_ATTEMPTS = len(string.ascii_uppercase)
+#: Verdicts on the reconstructions of a pair: one order and its reverse, since a judge may prefer a place in the list.
+ORDERS = 2
 _TRIES = 3
 #: Tokens of the marks of one attempt in a verdict.
 _MARK_TOKENS = 60
@@ -85,6 +87,8 @@ async def listwise_verdict(
 ) -> list[FidelityScore]:
     """Return one listwise verdict: each attempt's rank, scaled from 1 (best) to 0, and its marks, from 0 to 1.
 
+    Attempts that the judge calls tied share the mean of their ranks.
+
     Args:
         judge: the judge.
         question: "judge_traces" (which attempt is closest to the action) or "judge_quality" (which note explains it best).
@@ -129,13 +133,15 @@ async def listwise_verdict(
 
 def _verdict_schema(labels: Sequence[str], dimensions: Sequence[str]) -> dict[str, Any]:
     mark = {"type": "integer", "minimum": 0, "maximum": _MAX_MARK}
+    label = {"enum": list(labels)}
+    tied = {"type": "array", "items": label, "minItems": 2}
     marks = {"type": "object", "properties": dict.fromkeys(dimensions, mark), "required": list(dimensions)}
     count = len(labels)
     return {
         "type": "object",
         "properties": {
             "scores": {"type": "object", "properties": dict.fromkeys(labels, marks), "required": list(labels)},
-            "ranking": {"type": "array", "items": {"enum": list(labels)}, "minItems": count, "maxItems": count},
+            "ranking": {"type": "array", "items": {"anyOf": [label, tied]}, "minItems": 1, "maxItems": count},
         },
         "required": ["scores", "ranking"],
     }
@@ -146,14 +152,16 @@ def _parse_verdict(text: str, labels: Sequence[str], dimensions: Sequence[str]) 
     verdicts = [raw for raw in json_objects(without_reasoning(text).text) if "ranking" in raw]
     try:
         raw = verdicts[-1]
-        ranking = [str(label) for label in raw["ranking"]]
+        ranking = [place if isinstance(place, list) else [place] for place in raw["ranking"]]
+        order = [str(label) for place in ranking for label in place]
         marks = {label: {name: float(raw["scores"][label][name]) / _MAX_MARK for name in dimensions} for label in labels}
     except (ValueError, LookupError, TypeError, OverflowError):
         return None
-    if sorted(ranking) != sorted(labels) or not all(0 <= mark <= 1 for row in marks.values() for mark in row.values()):
+    if sorted(order) != sorted(labels) or not all(0 <= mark <= 1 for row in marks.values() for mark in row.values()):
         return None
     last = max(1, len(labels) - 1)
-    return {label: FidelityScore(1 - ranking.index(label) / last, marks[label]) for label in labels}
+    ranks = {str(label): fmean(order.index(str(other)) for other in place) for place in ranking for label in place}
+    return {label: FidelityScore(1 - ranks[label] / last, marks[label]) for label in labels}
 
 
 class JudgeFidelity:
@@ -163,13 +171,14 @@ class JudgeFidelity:
         actor: the reconstruction model.
         judge: ranks the reconstructions.
         orders: number of verdicts, each on another order of the same reconstructions; every second order is the reverse of
-            the one before. Ranks are averaged, and the part `flips` is the share of attempt pairs that two orders contradict.
+            the one before. Ranks are averaged, and the part `flips` is the share of attempt pairs that two orders contradict,
+            of those that both decide; None if there are none, as with a single order.
     """
 
     floor = None
     comparable = False  # a rank only compares with the ranks of the same verdict
 
-    def __init__(self, actor: ChatModel, judge: ChatModel, *, orders: int = 1) -> None:
+    def __init__(self, actor: ChatModel, judge: ChatModel, *, orders: int = ORDERS) -> None:
         self._actor, self._judge, self._orders = actor, judge, orders
         self.name = f"judged by {judge.name}, reconstructed by {actor.name}"
 
@@ -178,12 +187,13 @@ class JudgeFidelity:
     ) -> list[FidelityScore]:
         """See `Fidelity.score`. Raises VerdictError if the judge returns no readable verdict."""
         attempts = await reconstruct_actions(self._actor, pair, traces, seed=seed, ledger=ledger)
+        distinct = list(dict.fromkeys(attempts))  # equal reconstructions are tied, whatever a judge would say
         verdicts = [
             await listwise_verdict(
                 self._judge,
                 "judge_traces",
                 pair,
-                attempts,
+                distinct,
                 seed=seed + 101 * (order // 2),
                 reverse=order % 2 == 1,
                 ledger=ledger,
@@ -192,22 +202,24 @@ class JudgeFidelity:
         ]
         flips = _flip_rate([[score.value for score in verdict] for verdict in verdicts])
         scores: list[FidelityScore] = []
-        for trace_scores in zip(*verdicts, strict=True):
-            marks = {name: fmean(score.parts[name] for score in trace_scores) for name in trace_scores[0].parts}
+        for attempt in attempts:
+            trace_scores = [verdict[distinct.index(attempt)] for verdict in verdicts]
+            marks = {name: fmean(score.parts[name] or 0.0 for score in trace_scores) for name in trace_scores[0].parts}
             # Marks break ties between equal ranks; their weight is below any step between ranks.
             value = fmean(score.value for score in trace_scores) + 1e-3 * fmean(marks.values())
             scores.append(FidelityScore(value, marks | {"flips": flips}))
         return scores
 
 
-def _flip_rate(ranks: Sequence[Sequence[float]]) -> float:
-    """Return the share of attempt pairs that two orders rank in opposite ways; 0 for a single order."""
-    flips = [
-        (first[a] - first[b]) * (second[a] - second[b]) < 0
+def _flip_rate(ranks: Sequence[Sequence[float]]) -> float | None:
+    """Return the share of attempt pairs that two orders rank in opposite ways, of those that both decide; None for none."""
+    products = [
+        (first[a] - first[b]) * (second[a] - second[b])
         for first, second in combinations(ranks, 2)
         for a, b in combinations(range(len(first)), 2)
     ]
-    return fmean(flips) if flips else 0.0
+    decided = [product < 0 for product in products if product]
+    return fmean(decided) if decided else None
 
 
 class EmbeddingRankFidelity:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from usertwin.memory.models.chat import Price, PromptStyle, Usage
+from usertwin.memory.recon.judged_fidelity import ORDERS
 from usertwin.memory.recon.propose import expected_trace_tokens, proposal_prompt
 from usertwin.memory.recon.synthesizer import MAX_ROUNDS
 from usertwin.personas import ChatLog, Pair, split_pairs
@@ -83,7 +84,7 @@ def _verdict_calls(recipe: Recipe, proposals: int) -> int:
     calls = int(recipe.method == "quality")
     if not recipe.scored:
         return calls
-    return calls + {"judge": proposals + 1, "rank": proposals}.get(recipe.fidelity, 0)
+    return calls + {"judge": proposals + ORDERS, "rank": proposals}.get(recipe.fidelity, 0)
 
 
 def _prompt_tokens(pairs: Sequence[Pair], recipe: Recipe, style: PromptStyle, readings: int) -> int:

@@ -192,7 +192,8 @@ def test_more_attempts_than_letters_are_refused_before_any_call() -> None:
 def test_the_judge_sees_the_reconstructions_and_never_a_trace() -> None:
     (act, _), (jury, chat) = actor(), judge(len)
     scored(JudgeFidelity(act, jury))
-    (prompt,) = chat.prompts
+    prompt, reverse = chat.prompts  # two orders, unless another number is named
+    assert [*shown_attempts(prompt).values()] == [*shown_attempts(reverse).values()][::-1]
     assert sorted(shown_attempts(prompt).values()) == sorted(f"doing {trace.split()[-1][::-1]}" for trace in TRACES)
     assert not [trace for trace in TRACES if trace in prompt or trace.split()[-1] in prompt.split()]
 
@@ -204,7 +205,7 @@ def test_score_follows_the_ranking_of_the_judge_for_any_seed(orders: int) -> Non
         (act, _), (jury, chat) = actor(), judge(liked.index)
         scores = scored(JudgeFidelity(act, jury, orders=orders), seed=seed)
         assert [score.value for score in scores] == pytest.approx([1.0005, 0.0005, 2 / 3 + 0.0005, 1 / 3 + 0.0005])
-        assert {score.parts["flips"] for score in scores} == {0}
+        assert {score.parts["flips"] for score in scores} == {None if orders == 1 else 0}
         assert len(chat.requests) == orders
 
 
@@ -234,6 +235,24 @@ def test_contradicting_verdicts_are_counted_as_flips() -> None:
     for score, other in scores:  # the second verdict sees the first one's order turned round
         assert score.parts["flips"] == other.parts["flips"] == 1
         assert score.value == pytest.approx(other.value)
+
+
+def test_a_judge_may_call_attempts_tied() -> None:
+    tied = GOOD | {"scores": {label: {"style": 1, "intent": 2, "values": 3} for label in "ABC"}, "ranking": ["B", ["A", "C"]]}
+    model, _ = function_model(lambda *_: json.dumps(tied), "instruction")
+    assert sorted(score.value for score in judged(model, ["one", "two", "three"])) == [0.25, 0.25, 1.0]
+    act, _ = actor()
+    all_tied, _ = function_model(lambda prompt, _: json.dumps(tied | {"ranking": [[*"ABC"]]}), "instruction")
+    scores = scored(JudgeFidelity(act, all_tied), TRACES[:3])
+    assert {(score.parts["flips"], round(score.value, 3)) for score in scores} == {(None, 0.5)}  # nothing was decided
+
+
+def test_equal_reconstructions_are_shown_once_and_tied() -> None:
+    model, _ = function_model(lambda prompt, _: "the late one" if "bored" in prompt else "the early one")
+    jury, chat = judge(len)
+    scores = scored(JudgeFidelity(model, jury))
+    assert [sorted(shown_attempts(prompt).values()) for prompt in chat.prompts] == [["the early one", "the late one"]] * 2
+    assert scores[0].value == scores[2].value == scores[3].value > scores[1].value
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 8])

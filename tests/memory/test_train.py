@@ -353,7 +353,11 @@ def test_a_pool_without_verdicts_is_refused_with_its_counts(base: Path, tmp_path
 
 
 def test_a_judge_can_be_the_reward_of_a_training(base: Path, tmp_path: Path) -> None:
-    judge, _ = function_model(lambda prompt, seed: judge_reply(list(shown_attempts(prompt))), "instruction")
+    def longest_first(prompt: str, seed: int) -> str:
+        attempts = shown_attempts(prompt)
+        return judge_reply(sorted(attempts, key=lambda label: -len(attempts[label])))
+
+    judge, _ = function_model(longest_first, "instruction")
     fidelity = JudgeFidelity(scripted("one cake", "two tickets please"), judge)
     config = small_config(method="grpo", token_budget=20)
     trained(base, tmp_path, config, fidelity=fidelity, guard=lambda trace, pair: None)
