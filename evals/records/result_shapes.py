@@ -191,6 +191,8 @@ class ClosenessShape(TypedDict):
     paired: EstimatesShape
     turns: int
     measured_at: str
+    people: NotRequired[Mapping[str, PersonShape]]
+    conversations: NotRequired[int]
     twin_arm: NotRequired[str]
 
 
@@ -199,7 +201,6 @@ class MeasuredTwinShape(ClosenessShape):
 
     twin: str
     models: Mapping[str, str | None]
-    conversations: int
     seed: int
     against: str | None
 
