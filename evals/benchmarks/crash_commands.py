@@ -270,7 +270,7 @@ class Box:
 #: Keys of JSON objects that say when or how long something was done, or what it cost: an answer that was kept costs nothing.
 _VOLATILE = {
     "learned_at", "measured_at", "started_at", "tuned_at", "generated_at", "seconds", "runtime", "cost", "usage", "thread_id",
-    "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "step_time", "elapsed",
+    "num_tokens", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "step_time", "elapsed",
 }  # fmt: skip
 #: Locks, the names of their holders, and SQLite's shared memory, which may stay without harm.
 _TRANSIENT = (".lock", ".writer", "-shm")
@@ -285,7 +285,7 @@ def result_of(box: Box) -> dict[str, Any]:
             continue
         if path.name == "memory.sqlite":
             result[name] = {t.id: _plain(asdict(t)) for t in triples_in(path.parent)}
-        elif path.name.startswith("memory.") or path.suffix == ".sqlite":
+        elif path.name.startswith("memory.") or path.suffix == ".sqlite" or path.name == "training_args.bin":  # holds paths
             result[name] = "present"
         elif path.suffix in (".json", ".jsonl"):
             result[name] = [_plain(json.loads(line)) for line in _values(path)]
@@ -306,7 +306,9 @@ def _plain(value: Any) -> Any:
     """Return a JSON value without volatile keys."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items() if key not in _VOLATILE and not key.endswith("_seconds")}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):  # trl's summary row is of the process that ended a training
+        return [_plain(item) for item in value if not (isinstance(item, dict) and "train_runtime" in item)]
+    return value
 
 
 def difference(result: Any, expected: Any, name: str = "") -> str | None:
