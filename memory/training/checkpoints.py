@@ -18,8 +18,8 @@ from usertwin.personas import UsageError
 from .prefix_sharing import shared_prefix_forward
 
 ADAPTER, CHECKPOINTS, TRAINER_STATE = "adapter", "checkpoints", "trainer_state.json"
-#: In the RuntimeErrors of torch.save when a write fails.
-_TORCH_WRITES = ("PytorchStreamWriter", "inline_container", "iostream error")
+#: In the errors of torch.save and of tokenizers when a write fails.
+_FAILED_WRITES = ("PytorchStreamWriter", "inline_container", "iostream error", "No space left on device")
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -73,7 +73,7 @@ def training_errors(folder: Path) -> Generator[None]:
     try:
         yield
     except Exception as error:  # each library that writes to a checkpoint reports a full disk in its own way
-        if not isinstance(error, OSError | SafetensorError) and not any(words in str(error) for words in _TORCH_WRITES):
+        if not isinstance(error, OSError | SafetensorError) and not any(words in str(error) for words in _FAILED_WRITES):
             raise
         raise UsageError(f"{folder}: a checkpoint cannot be written ({error}); free space, and run the same command") from error
 

@@ -434,7 +434,7 @@ def test_a_training_whose_disk_fills_up_can_be_resumed(base: Path, finished: Any
     assert_same_weights(finished("dpo"), tmp_path)
 
 
-@pytest.mark.parametrize("library", ["safetensors", "torch", "torch, at the end", "torch, the random state"])
+@pytest.mark.parametrize("library", ["safetensors", "torch", "torch, at the end", "torch, the random state", "tokenizers"])
 def test_the_error_of_every_library_for_a_full_disk_is_recognised(
     base: Path, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -445,6 +445,7 @@ def test_the_error_of_every_library_for_a_full_disk_is_recognised(
         "torch": RuntimeError("[enforce fail at inline_container.cc:668] . PytorchStreamWriter failed writing file data/0"),
         "torch, at the end": RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 14464 vs 14356"),
         "torch, the random state": RuntimeError("basic_ios::clear: iostream error"),
+        "tokenizers": Exception("No space left on device (os error 28)"),
     }[library]
     fail_checkpoint(1, error, monkeypatch)
     with pytest.raises(UsageError, match="free space"):
