@@ -93,8 +93,11 @@ def pool_of(examples: Sequence[TrainingExample]) -> list[ScoredCandidates]:
 
 
 def audit(reveals_action: float = 0.25, n: int = 32, gain: float = 0.1) -> Audit:
-    """An audit with that share of traces that reveal the action."""
-    return Audit(n=n, guarded_gain=gain, leak_rate=0.0, rejection_rate=0.0, reveals_action=reveals_action, words=12.0)
+    """An audit with that share of traces that reveal the action, by a nat each, where the others lack one."""
+    margins = tuple(1.0 if place < round(reveals_action * n) else -1.0 for place in range(n))
+    return Audit(
+        n=n, guarded_gain=gain, leak_rate=0.0, rejection_rate=0.0, reveals_action=reveals_action, words=12.0, margins=margins
+    )
 
 
 class ConstantAuditor:

@@ -56,9 +56,12 @@ class GroupResult:
     Attributes:
         n: pairs.
         people: people.
-        base: guarded gain of the base's traces, in nats per token.
+        compared: pairs for which a trace of both passes the guards; None for a run of an earlier version, whose gains count a
+            rejected trace as 0.
+        base: guarded gain of the base's passing traces at these pairs, in nats per token.
         trained: guarded gain of the trained model's traces.
         difference: trained minus base, paired.
+        passing: share of traces that pass the guards.
         leak_rate: share of traces that a guard rejects for a leak.
         reveals_action: share of traces that identify the action without the context; in no reward.
         words: words per trace.
@@ -66,9 +69,11 @@ class GroupResult:
 
     n: int = 0
     people: int = 1
+    compared: int | None = None
     base: TrainingEstimate | None = None
     trained: TrainingEstimate | None = None
     difference: TrainingEstimate | None = None
+    passing: MeasuredChange | None = None
     leak_rate: MeasuredChange | None = None
     reveals_action: MeasuredChange | None = None
     words: MeasuredChange | None = None

@@ -27,8 +27,10 @@ from .templates import in_markdown
 _SAME_BUDGET = 0.05
 _RESULTS_NOTE = (
     "Guarded gain of a trace (the first three columns): how much it raises the log-probability of the person's real action, in "
-    "nats per token, without words copied from it; 0 for a rejected trace. Gives away: share of traces that identify the "
-    "action without the context. Intervals: 95%, over people, or over the conversations of one person; differences are paired."
+    "nats per token, without words copied from it, at the pairs for which a trace of both models passes the guards (the first "
+    "n). Passing: share of traces that pass; a run of an earlier version has none, and its gains count a rejected trace as 0. "
+    "Gives away: share of traces that identify the action without the context, by the model that measured. "
+    "Intervals: 95%, over people, or over the conversations of one person; differences are paired."
 )
 _GROUPS = {"unseen": "not trained on", "seen": "trained on, later turns"}
 
@@ -65,7 +67,7 @@ def training_page(run: TrainingRun) -> str:
     if warnings := _warnings(run):
         lines += ["", "## Warnings", "", *(f"- {in_markdown(warning)}" for warning in warnings)]
     if results := [row for title, outcome in finished for row in _result_rows(title, outcome)]:
-        columns = ("Method", "People", "Trained − base", "Base", "Trained", "Leak rate", "Gives away", "Words", "n")
+        columns = ("Method", "People", "Trained − base", "Base", "Trained", "Passing", "Leak rate", "Gives away", "Words", "n")
         lines += ["", "## Results on held-out pairs", "", *_table(columns, results)]
         lines += ["", _RESULTS_NOTE]
     if finished:
@@ -98,7 +100,8 @@ def _sentence(title: str, outcome: MethodOutcome | None) -> str:
     label, group = groups[0]  # the people it never saw, if there are any
     change = _json(group.difference)
     ends = "no interval" if change["low"] is None else f"95% interval {interval(change, 3, signed=True)}"
-    leaks = "" if group.leak_rate is None else f"; leak rate {_change(group.leak_rate, 3)}"
+    leaks = "" if group.passing is None else f"; share of traces that pass {_change(group.passing, 3)}"
+    leaks += "" if group.leak_rate is None else f"; leak rate {_change(group.leak_rate, 3)}"
     return (
         f"{title} {_verdict(change)}: guarded gain {number(change['value'], 3, signed=True)} nats per token ({ends}; "
         f"{plural(group.n, 'held-out pair')} of {plural(group.people, 'person', 'people')} {label}){leaks}.{stopped}"
@@ -155,7 +158,8 @@ def _result_rows(title: str, outcome: MethodOutcome) -> list[tuple[str, ...]]:
     return [
         (
             title, label, _estimate(group.difference, signed=True), _estimate(group.base), _estimate(group.trained),
-            _change(group.leak_rate, 3), _change(group.reveals_action, 3), _change(group.words, 1), counted(group.n),
+            _change(group.passing, 3), _change(group.leak_rate, 3), _change(group.reveals_action, 3), _change(group.words, 1),
+            counted(group.n) if group.compared is None else f"{counted(group.compared)} of {counted(group.n)}",
         )
         for label, group in rows
     ]  # fmt: skip

@@ -1,7 +1,8 @@
 """Quality of a trained synthesizer: the guarded gain of its traces on held-out pairs, against the base model's.
 
-Both models sample several traces for each pair, by their model name, as learning a twin does. A trace that a guard rejects
-counts 0, since a twin would have none, so unusable traces gain nothing. The scorer should not be part of any reward.
+Both models sample several traces for each pair, by their model name, as learning a twin does. The gain is that of the traces
+that pass the guards, and the share that passes stands apart: one mean of both would prefer a rejected trace to an honest one
+that gains less than nothing. The scorer should not be part of any reward.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ def measure_writers(
     distractors: Mapping[str, Distractors],
     guard: Callable[[str, Pair], str | None],
     progress: Progress = no_progress,
+    *,
+    saw_action: bool = True,
 ) -> list[list[TraceQuality]]:
     """Measure the traces of several writers on the same pairs; see `measure_traces`.
 
@@ -86,6 +89,7 @@ def measure_writers(
         distractors: other actions of each person, by label.
         guard: returns the name of the guard that rejects a trace, or None.
         progress: receives the progress.
+        saw_action: see `measure_traces`.
 
     Returns:
         For each writer, one measurement for each pair.
@@ -94,7 +98,7 @@ def measure_writers(
     for done, (example, *groups) in enumerate(zip(examples, *written, strict=True)):
         progress("measuring", done, len(examples))
         others = distractors[example.label].nearest(example.pair, CHOICES - 1)
-        qualities = measure_traces(example, groups, scorer, detector, others, guard)
+        qualities = measure_traces(example, groups, scorer, detector, others, guard, saw_action=saw_action)
         for of_writer, quality in zip(measured, qualities, strict=True):
             of_writer.append(quality)
     progress("measuring", len(examples), len(examples))
@@ -104,13 +108,16 @@ def measure_writers(
 def compare_traces(base: Sequence[TraceQuality], trained: Sequence[TraceQuality], *, seed: int = 0) -> dict[str, Any] | None:
     """Return base and trained model on the same pairs in the same order, with their difference; None without pairs.
 
+    The guarded gain is compared at the `compared` pairs for which a trace of both passes the guards; all else at all pairs.
     Intervals are of the mean over people, by resampling people and, within them, conversations. People have equal weight.
     """
     if not base:
         return None
-    people, conversations = [quality.label for quality in base], [quality.conversation for quality in base]
+    places = range(len(base))
+    compared = [place for place in places if base[place].guarded_gain is not None and trained[place].guarded_gain is not None]
 
-    def estimate(values: Sequence[float]) -> dict[str, Any] | None:
+    def estimate(values: Sequence[float], of: Sequence[int] = places) -> dict[str, Any] | None:
+        people, conversations = [base[place].label for place in of], [base[place].conversation for place in of]
         result = mean_over_people(values, people, conversations, seed=seed)
         return None if result is None else {key: asdict(result[0].estimate())[key] for key in ("value", "low", "high")}
 
@@ -122,12 +129,15 @@ def compare_traces(base: Sequence[TraceQuality], trained: Sequence[TraceQuality]
             "difference": estimate(differences),
         }
 
+    before, after = ([writer[place].guarded_gain or 0.0 for place in compared] for writer in (base, trained))
     return {
         "n": len(base),
-        "people": len(set(people)),
-        "base": estimate([quality.guarded_gain for quality in base]),
-        "trained": estimate([quality.guarded_gain for quality in trained]),
-        "difference": estimate([after.guarded_gain - before.guarded_gain for before, after in zip(base, trained, strict=True)]),
+        "people": len({quality.label for quality in base}),
+        "compared": len(compared),
+        "base": estimate(before, compared),
+        "trained": estimate(after, compared),
+        "difference": estimate([late - early for early, late in zip(before, after, strict=True)], compared),
+        "passing": both(lambda quality: 1 - float(quality.rejection_rate)),
         "leak_rate": both(lambda quality: float(quality.leak_rate)),
         "reveals_action": both(lambda quality: float(quality.reveals_action)),
         "words": both(lambda quality: float(quality.words)),
@@ -151,7 +161,9 @@ def contrasting_examples(
     trained: Sequence[TraceQuality],
 ) -> list[dict[str, Any]]:
     """Return the pairs on which the trained model gains and loses most against the base, with the first trace of both."""
-    order = sorted(range(len(examples)), key=lambda index: trained[index].guarded_gain - base[index].guarded_gain)
+    order = sorted(
+        range(len(examples)), key=lambda index: (trained[index].guarded_gain or 0.0) - (base[index].guarded_gain or 0.0)
+    )
     selected = list(dict.fromkeys([*order[::-1][: _EXAMPLES // 2], *order[: _EXAMPLES // 2]]))
     return [
         {

@@ -71,7 +71,8 @@ class TrainingPlan:
         split: which people and pairs.
         scorer: model in the reward and in the audit.
         scorer_precision: precision of the scorers.
-        measured_by: scorer of the final measurements, preferably one that is in no reward; None for `scorer`.
+        measured_by: scorer of the final measurements, the detector included, preferably one that is in no reward; None for
+            `scorer`.
         samples: traces of each held-out pair to measure, of the base and of each method.
         actor: model that reconstructs actions for a judge; None for the base.
         judge: model that judges, where the fidelity needs one; None for the base.
@@ -309,8 +310,9 @@ class TrainingRunner:
         name = plan.measured_by
         scorer = self.scorer if name is None else load_scorer(name, plan.scorer_precision, progress=self.fetch)
         base, trained = measure_writers(
-            self._held_out, (before, after), scorer, self.scorer, self.distractors, self.guard, self.progress
-        )
+            self._held_out, (before, after), scorer, scorer, self.distractors, self.guard, self.progress,
+            saw_action=sees_action(config.proposal_mode),
+        )  # fmt: skip
         seen = len(self.dataset.seen)
         return {
             "scorer": name or plan.scorer,

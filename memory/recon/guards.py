@@ -214,16 +214,22 @@ def kept_share(scorer: Scorer, pair: Pair, trace: str, turns: int) -> float:
 
 
 def reveals_action(scorer: Scorer, pair: Pair, trace: str, others: Sequence[str]) -> bool:
-    """Return whether the trace alone, without the context, picks the action out of other actions (the audit).
+    """Return whether the trace alone, without the context, picks the action out of other actions (the audit)."""
+    margin = reveal_margin(scorer, pair, trace, others)
+    return margin is not None and margin > 0
+
+
+def reveal_margin(scorer: Scorer, pair: Pair, trace: str, others: Sequence[str]) -> float | None:
+    """Return by how many nats the trace alone favours the action over the best other action; None without others.
 
     Each action is scored by the log-ratio of its likelihood with and without the trace as the prompt.
 
     Design: the audit is part of no score and rejects nothing, since selection against a detector teaches evasion of it.
     """
     if not others:
-        return False
+        return None
     actions = [action_completion(action) for action in (pair.action, *others)]
     prompts = (f"{THOUGHT_PREFIX} {single_line(trace)})\n{ME}:", f"{ME}:")
     after_trace, unconditional = (scorer.score([(prompt, action) for action in actions]) for prompt in prompts)
     gains = [after.nats - before.nats for after, before in zip(after_trace, unconditional, strict=True)]
-    return gains[0] > max(gains[1:])
+    return gains[0] - max(gains[1:])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer, TrainerCallback
 
 from usertwin.memory.progress import Progress
+from usertwin.memory.recon.propose import sees_action
 
 from .audit import Audit, Auditor, reason_to_stop
 
@@ -60,7 +61,7 @@ class AuditCallback(TrainerCallback):
         audits = logged_audits(state.log_history)
         last = max(audits, default=0)
         if last and last == state.global_step and 0 in audits:
-            self.stopped = reason_to_stop(audits[0], audits[last])
+            self.stopped = self._reason_to_stop(audits[0], audits[last])
         return self.stopped is not None or self._budget_spent
 
     @property
@@ -86,9 +87,13 @@ class AuditCallback(TrainerCallback):
             should_log = control.should_log
             audit = self.audit(kwargs["model"])
             control.should_log = should_log  # logging the audit resets it, and the step's own metrics would be lost
-            self.stopped = reason_to_stop(logged_audits(state.log_history)[0], audit)
+            self.stopped = self._reason_to_stop(logged_audits(state.log_history)[0], audit)
             if self.stopped is not None:
                 control.should_training_stop = True
+
+    def _reason_to_stop(self, first: Audit, latest: Audit) -> str | None:
+        # A forward trace that identifies the action leaks nothing: it foresees it.
+        return reason_to_stop(first, latest) if sees_action(self._config.proposal_mode) else None
 
     def audit(self, model: Any) -> Audit:
         """Audit the policy after the current step and log it, or return the logged audit of that step."""
@@ -98,14 +103,17 @@ class AuditCallback(TrainerCallback):
             return known
         audit = self._auditor(model, self._tokenizer)
         # trl's own `log` would take the metrics of the step that is still open.
-        Trainer.log(self.trainer, {f"{_PREFIX}{name}": round(value, 6) for name, value in asdict(audit).items()})
+        numbers = {name: value for name, value in asdict(audit).items() if value is not None and name != "margins"}
+        Trainer.log(self.trainer, {f"{_PREFIX}{name}": round(value, 6) for name, value in numbers.items()})
+        # Added after the log, since reporting tools take numbers only.
+        state.log_history[-1][f"{_PREFIX}margins"] = list(audit.margins)
         return audit
 
 
 def logged_audits(log_history: Sequence[Mapping[str, Any]]) -> dict[int, Audit]:
     """Return the audits in a log history of trl, by step."""
     return {
-        row["step"]: Audit(**{_field(name): value for name, value in row.items() if name.startswith(_PREFIX)})
+        row["step"]: Audit(**{_field(name): _value(value) for name, value in row.items() if name.startswith(_PREFIX)})
         for row in log_history
         if f"{_PREFIX}n" in row
     }
@@ -114,3 +122,7 @@ def logged_audits(log_history: Sequence[Mapping[str, Any]]) -> dict[int, Audit]:
 def _field(name: str) -> str:
     name = name.removeprefix(_PREFIX)
     return "reveals_action" if name == "gives_away" else name  # the name in development snapshots before 0.1.0
+
+
+def _value(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

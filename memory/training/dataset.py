@@ -82,7 +82,7 @@ class SplitConfig:
     held_out: tuple[str, ...] = ()
     role: str | None = None
     train_pairs: int = 16
-    validation_pairs: int = 32
+    validation_pairs: int = 64
     test_pairs: int = 16
     window: int = DEFAULT_WINDOW
     later_test_pairs: int | None = None

@@ -29,7 +29,10 @@ METHODS = {
         "The base learned to prefer its own trace with the highest reward to the one with the lowest, or to one that leaks.",
     ),
     "grpo": ("Recon-GRPO", "The base was trained by GRPO to write traces from which the action can be reconstructed."),
-    "e2e": ("E2E-GRPO", "The base was trained by GRPO to write traces that help to predict another turn of the person."),
+    "e2e": (
+        "E2E-GRPO",
+        "The base was trained by GRPO to write traces that pass the guards and help to predict another turn of the person.",
+    ),
 }
 #: Bases with a known origin: name on the Hugging Face hub, and licence there.
 _KNOWN_BASES = {
@@ -37,7 +40,12 @@ _KNOWN_BASES = {
     "local:small": ("Qwen/Qwen2.5-Coder-1.5B-Instruct", "apache-2.0"),
 }
 _GROUPS = {"seen": "trained on, later turns", "unseen": "not trained on"}
-_MEASURES = (("leak_rate", "leak rate", 3), ("reveals_action", "reveals the action", 3), ("words", "words per trace", 1))
+_MEASURES = (
+    ("passing", "passes the guards", 3),
+    ("leak_rate", "leak rate", 3),
+    ("reveals_action", "reveals the action", 3),
+    ("words", "words per trace", 1),
+)
 _NOT_MEASURED = "not measured"
 
 
@@ -158,7 +166,7 @@ def _rows(measured: Mapping[str, Any]) -> list[tuple[str, ...]]:
             continue
         people, n = f"{label} ({group['people']})", str(group["n"])
         gains = [_estimate(group.get(name), signed=name == "difference") for name in ("base", "trained", "difference")]
-        rows.append((people, "guarded gain", *gains, n))
+        rows.append((people, "guarded gain", *gains, str(group.get("compared", n))))
         for name, title, digits in _MEASURES:
             change = group.get(name) or {}
             values = [_number(change.get(side), digits) for side in ("base", "trained")]

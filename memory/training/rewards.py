@@ -25,7 +25,7 @@ from usertwin.memory.models.scoring import Scorer
 from usertwin.memory.recon.fidelity import Fidelity, FidelityScore
 from usertwin.memory.recon.guards import MAX_NEW_WORD_SHARE, MAX_TRACE_WORDS, PARAPHRASE_COSINE, cosine_to_action
 from usertwin.memory.recon.propose import CONTEXT_TURNS
-from usertwin.memory.text.transcript import action_completion, format_action_prompt, format_example, join_blocks
+from usertwin.memory.text.transcript import action_completion, filler_text, format_action_prompt, format_example, join_blocks
 from usertwin.memory.text.words import new_stems, stems, word_tokens
 from usertwin.personas import Pair, UsageError, VerdictError
 from usertwin.personas.reading import STRICT
@@ -251,8 +251,8 @@ def _length_term(trace: str) -> float:
 class DownstreamReward:
     """A fidelity for E2E training: how much a trace helps to predict another turn of the person, in nats per token.
 
-    As at inference, the pair with its trace is the example before the other turn. The baseline is the same example without a
-    trace.
+    As at inference, the pair with its trace is the example before the other turn. The baseline is the same example with filler
+    text in the trace's place, as in `LikelihoodGain`. It is the fidelity term only: guards, length and form count as in GRPO.
 
     Args:
         scorer: the acting model.
@@ -277,6 +277,12 @@ class DownstreamReward:
         if other is None:
             return [FidelityScore(0.0) for _ in traces]
         present, action = format_action_prompt(other, CONTEXT_TURNS), action_completion(other.action)
-        examples = [format_example(pair, CONTEXT_TURNS, thought=thought) for thought in (None, *traces)]
-        baseline, *scored = self._scorer.score([(join_blocks([example, present]), action) for example in examples])
-        return [FidelityScore((likelihood.nats - baseline.nats) / baseline.tokens) for likelihood in scored]
+        fillers = [filler_text(len(trace.split())) for trace in traces]
+        thoughts = list(dict.fromkeys([*fillers, *traces]))
+        examples = [format_example(pair, CONTEXT_TURNS, thought=thought) for thought in thoughts]
+        scored = self._scorer.score([(join_blocks([example, present]), action) for example in examples])
+        likelihoods = dict(zip(thoughts, scored, strict=True))
+        return [
+            FidelityScore((likelihoods[trace].nats - likelihoods[filler].nats) / likelihoods[trace].tokens)
+            for trace, filler in zip(traces, fillers, strict=True)
+        ]

@@ -6,7 +6,7 @@ examples/train_recon.py.
     sft    fine-tunes on the best trace of each pair that the base proposed (rejection sampling)
     dpo    prefers the best trace of each pair to the worst, or to one that leaks (arXiv 2305.18290)
     grpo   the policy proposes; the reward is how well its traces let the action be reconstructed (Recon-GRPO)
-    e2e    likewise, but the reward is only whether the trace helps to predict another turn of the person
+    e2e    likewise, but the fidelity term is whether the trace helps to predict another turn of the person
 """
 
 from __future__ import annotations

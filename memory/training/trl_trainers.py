@@ -235,7 +235,8 @@ class GroupRewards:
             self.lessons.count(group_rewards)
             rewards += group_rewards
         self.tokens += sum(len(tokens) for tokens in ids)
-        log_metric("guarded_gain", fmean(reward.score or 0.0 for reward in rewards))
+        if passing := [reward.score for reward in rewards if reward.score is not None]:
+            log_metric("passing_score", fmean(passing))
         log_metric("leak_rate", fmean(reward.rejected in LEAK_REASONS for reward in rewards))
         log_metric("rejection_rate", fmean(reward.rejected not in {None, "no_verdict"} for reward in rewards))
         for name, value in asdict(self.lessons).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -54,12 +55,13 @@ def qualities(*gains: float, label: str = "log/Ann", **facts: float) -> list[Tra
 # Looking -------------------------------------------------------------------------------------------------------------
 
 
-def test_each_writer_is_measured_and_rejected_traces_gain_nothing() -> None:
+def test_each_writer_is_measured_and_rejected_traces_have_no_gain() -> None:
     weighing = WordWeightScorer({"helpful": 0.5, "misleading": -0.25})
     good, bad = one_each(*["I was helpful"] * 3), one_each("I was misleading", f"I was helpful, {ACTIONS[1]}", "")
     first, second = measure_writers(EXAMPLES, [good, bad], weighing, FakeScorer(), OTHERS, guard)
     assert [item.guarded_gain for item in first] == pytest.approx([0.5] * 3)
-    assert [item.guarded_gain for item in second] == pytest.approx([-0.25, 0.0, 0.0])
+    assert [item.guarded_gain for item in second] == [pytest.approx(-0.25), None, None]
+    assert [item.rejection_rate for item in second] == [0.0, 1.0, 1.0]
     assert [item.leak_rate for item in second] == [False, True, False]
     assert [item.reveals_action for item in second] == [False, True, False]
     assert [item.words for item in second] == [3, 10, 0]
@@ -79,12 +81,12 @@ def test_measurement_is_independent_of_other_writers() -> None:
     assert measure_writers(EXAMPLES, [others, traces], FakeScorer(), FakeScorer(), OTHERS, guard)[1] == alone
 
 
-def test_of_several_traces_the_mean_is_taken_and_the_first_is_audited() -> None:
+def test_of_several_passing_traces_the_mean_is_taken_and_the_first_is_audited() -> None:
     weighing = WordWeightScorer({"helpful": 0.5, "misleading": -0.25})
     several = ["I was helpful", "I was misleading", f"I was helpful, {ACTIONS[0]}"]
     [[result]] = measure_writers(EXAMPLES[:1], [[several]], weighing, FakeScorer(), OTHERS, guard)
     assert (result.guarded_gain, result.leak_rate, result.reveals_action) == (
-        pytest.approx(0.25 / 3),
+        pytest.approx(0.125),
         pytest.approx(1 / 3),
         False,
     )
@@ -115,6 +117,15 @@ def test_progress_is_reported_to_the_end() -> None:
         EXAMPLES, written, FakeScorer(), FakeScorer(), OTHERS, guard, lambda *item: reports.append(item)
     )  # fmt: skip
     assert reports == [("measuring", done, 3) for done in range(4)]
+
+
+def test_forward_traces_are_measured_with_the_words_that_they_foresee() -> None:
+    scorer = WordWeightScorer({}, copied=0.5)
+    traces = [one_each(f"I want {ACTIONS[0]}")]
+    accept: Any = lambda trace, pair: None  # noqa: E731
+    [[seen]] = measure_writers(EXAMPLES[:1], traces, scorer, scorer, OTHERS, accept)
+    [[foreseen]] = measure_writers(EXAMPLES[:1], traces, scorer, scorer, OTHERS, accept, saw_action=False)
+    assert (seen.guarded_gain or 0.0) < (foreseen.guarded_gain or 0.0)
 
 
 # Comparing -----------------------------------------------------------------------------------------------------------
@@ -193,6 +204,20 @@ def test_each_person_has_numbers_of_their_own() -> None:
     assert (result["log/Ann"]["n"], result["log/Bob"]["n"]) == (3, 1)
     assert result["log/Ann"]["difference"]["value"] == pytest.approx(0.3)
     assert result["log/Bob"]["difference"]["value"] == pytest.approx(-0.1)
+
+
+def test_a_rejected_trace_is_no_better_than_an_honest_one_that_gains_less_than_nothing() -> None:
+    """The trained writer is rejected where the base loses; elsewhere both gain the same."""
+    base = qualities(-0.4, -0.4, 0.2, 0.2)
+    trained = [replace(own, guarded_gain=None, rejection_rate=1.0) for own in base[:2]] + base[2:]
+    result = compare_traces(base, trained)
+    assert result is not None
+    assert (result["n"], result["compared"]) == (4, 2)
+    assert (result["base"]["value"], result["trained"]["value"], result["difference"]["value"]) == (0.2, 0.2, 0.0)
+    assert (result["passing"]["base"], result["passing"]["trained"]) == (1.0, 0.5)
+    rejected = compare_traces(trained[:2], trained[:2])
+    assert rejected is not None
+    assert (rejected["n"], rejected["compared"], rejected["difference"]) == (2, 0, None)
 
 
 # Examples ------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import gains
 from usertwin.memory.recon.guards import LEAK_REASONS, REASONS, rejection_reason
-from usertwin.memory.training.audit import SIGNIFICANCE, Auditor, reason_to_stop
+from usertwin.memory.training.audit import SIGNIFICANCE, Audit, Auditor, reason_to_stop
 from usertwin.memory.training.dataset import TrainingExample
 from usertwin.personas import Pair
 
@@ -42,9 +42,9 @@ def test_traces_unrelated_to_the_action_give_nothing_away() -> None:
     assert (result.n, result.leak_rate, result.rejection_rate, result.reveals_action, result.words) == (3, 0.0, 0.0, 0.0, 3.0)
 
 
-def test_traces_that_quote_the_action_leak_and_gain_nothing() -> None:
+def test_traces_that_quote_the_action_leak_and_have_no_gain() -> None:
     result = auditor().audit([f"I want {action}" for action in ACTIONS])
-    assert (result.leak_rate, result.rejection_rate, result.reveals_action, result.guarded_gain) == (1.0, 1.0, 1.0, 0.0)
+    assert (result.leak_rate, result.rejection_rate, result.reveals_action, result.guarded_gain) == (1.0, 1.0, 1.0, None)
 
 
 def test_an_audit_is_the_mean_over_its_pairs() -> None:
@@ -54,7 +54,9 @@ def test_an_audit_is_the_mean_over_its_pairs() -> None:
     assert result.rejection_rate == pytest.approx(2 / 3)  # an empty trace is rejected, but is no leak
     assert result.reveals_action == pytest.approx(1 / 3)
     assert result.words == pytest.approx((7 + 9 + 0) / 3)
-    assert result.guarded_gain == pytest.approx(gains(FakeScorer(), PAIRS[0], traces[:1])[0]["guarded_gain"] / 3)
+    assert result.guarded_gain == pytest.approx(gains(FakeScorer(), PAIRS[0], traces[:1])[0]["guarded_gain"])
+    assert result.margins[2] is None
+    assert [margin > 0 for margin in result.margins[:2] if margin is not None] == [False, True]
 
 
 def test_an_empty_trace_gives_nothing_away() -> None:
@@ -63,7 +65,8 @@ def test_an_empty_trace_gives_nothing_away() -> None:
 
 def test_traces_are_matched_to_pairs_by_order() -> None:
     traces = [f"I want {action}" for action in ACTIONS]
-    assert auditor(EXAMPLES[::-1]).audit(traces[::-1]) == auditor().audit(traces)
+    first, reverse = auditor().audit(traces), auditor(EXAMPLES[::-1]).audit(traces[::-1])
+    assert replace(reverse, margins=reverse.margins[::-1]) == first
     assert auditor().audit(traces[::-1]).reveals_action < 1.0
 
 
@@ -79,17 +82,38 @@ def test_every_leak_reason_is_a_guard() -> None:
 # When to stop --------------------------------------------------------------------------------------------------------
 
 
+def watched(margins: Sequence[float | None]) -> Audit:
+    """An audit of pairs with these margins."""
+    share = sum(margin is not None and margin > 0 for margin in margins) / len(margins)
+    return replace(audit(share, len(margins)), margins=tuple(margins))
+
+
 @pytest.mark.parametrize(
-    ("before", "after", "n", "stops"),
-    # Fisher's test, one-sided: 4 to 13 of 32 has p = 0.0110, to 14 0.0056; 0 to 6 0.0121, to 7 0.0054; 0 to 4 of 4 0.0143.
-    [(4, 13, 32, False), (4, 14, 32, True), (0, 6, 32, False), (0, 7, 32, True), (8, 8, 32, False), (14, 4, 32, False),
-     (0, 4, 4, False), (0, 5, 5, True), (32, 32, 32, False), (0, 0, 32, False)],
-)  # fmt: skip
-def test_a_rise_with_p_below_one_percent_stops_the_training(before: int, after: int, n: int, stops: bool) -> None:
-    reason = reason_to_stop(audit(before / n, n), audit(after / n, n))
+    ("before", "after", "stops"),
+    [
+        ([-1.0] * 32, [-0.5 - place / 100 for place in range(31)] + [0.1], True),  # every pair rises, and one is identified
+        ([-1.0] * 32, [-0.5] * 32, False),  # a rise that identifies no action
+        ([-1.0, 2.0] * 16, [2.0, -1.0] * 16, False),  # as many rises as falls
+        ([1.0] * 32, [-1.0] * 32, False),
+        ([1.0] * 32, [1.0] * 32, False),
+        ([-1.0] * 4, [2.0] * 4, False),  # too few to tell
+        ([None] * 32, [None] * 32, False),
+        ([-1.0] * 12 + [None], [1.0] * 12 + [None], True),
+    ],
+)
+def test_a_rise_of_the_margins_of_the_same_pairs_stops_the_training(
+    before: list[float | None], after: list[float | None], stops: bool
+) -> None:
+    first, latest = watched(before), watched(after)
+    reason = reason_to_stop(first, latest)
     assert (reason is not None) == stops
     if reason is not None:
-        assert f"{after} of {n} traces alone identify the action, {before} of {n} did before training" in reason
+        identified = round(latest.reveals_action * latest.n)
+        assert f"{identified} of {latest.n} traces alone identify the action, 0 of {first.n} did before training" in reason
+
+
+def test_an_audit_of_an_earlier_version_without_margins_stops_nothing() -> None:
+    assert reason_to_stop(replace(audit(0.1), margins=()), audit(0.9)) is None
 
 
 @given(st.integers(0, 32), st.integers(0, 32))
@@ -98,6 +122,27 @@ def test_only_a_rise_stops_and_a_larger_rise_stops_too(before: int, after: int) 
     assert not (stops and after <= before)
     if stops:
         assert reason_to_stop(audit(before / 32), audit(min(32, after + 1) / 32)) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "related", "least"), [(32, 0.3, 0.4), (32, 0.6, 0.65), (64, 0.3, 0.75), (64, 0.6, 0.95)])
+def test_the_power_of_the_stop_rule(n: int, related: float, least: float) -> None:
+    """Margins are normal, and correlated between the audits of a pair; the share that is above 0 rises from 0.15 to 0.30."""
+    import numpy as np
+    from scipy.stats import norm
+
+    rng = np.random.default_rng(0)
+
+    def stopped(before: float, after: float, runs: int = 400) -> float:
+        stops = 0
+        for _ in range(runs):
+            draws = rng.multivariate_normal([0, 0], [[1, related], [related, 1]], n)
+            first, latest = (list(draws[:, column] + norm.ppf(share)) for column, share in enumerate((before, after)))
+            stops += reason_to_stop(watched(first), watched(latest)) is not None
+        return stops / runs
+
+    assert stopped(0.15, 0.15) <= 0.025
+    assert stopped(0.15, 0.30) >= least
 
 
 def test_the_significance_level_is_low_since_every_audit_tests_again() -> None:

@@ -99,6 +99,7 @@ def test_every_result_has_its_interval_and_its_n() -> None:
             "+0.021 (-0.001 to 0.043)",
             "90",
         ],
+        ["not trained on (2)", "passes the guards", "not measured", "not measured", "", "90"],
         ["not trained on (2)", "leak rate", "0.120", "0.080", "-0.040 (-0.080 to 0.010)", "90"],
         ["not trained on (2)", "reveals the action", "0.200", "not measured", "", "90"],
         ["not trained on (2)", "words per trace", "22.4", "15.0", "", "90"],

@@ -19,6 +19,7 @@ from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.fidelity import FidelityScore, LikelihoodGain
 from usertwin.memory.recon.guards import MAX_TRACE_WORDS, PARAPHRASE_COSINE, rejection_reason
+from usertwin.memory.text.transcript import filler_text
 from usertwin.memory.training.rewards import (
     CLIP,
     SHAPES,
@@ -315,11 +316,18 @@ def test_the_downstream_gain_is_that_of_the_related_action_per_token() -> None:
 
 def test_the_pair_is_the_example_before_the_related_pair() -> None:
     _, scorer = downstream({}, ["a thought"])
-    [[(plain, action), (with_trace, same)]] = scorer.calls
+    [[(with_filler, action), (with_trace, same)]] = scorer.calls
     assert action == same == f" {RELATED.action}\n"
-    assert f"Me: {ACTION}" in plain
-    assert RELATED.action not in plain
-    assert with_trace.replace("(Me thinking: a thought)\n", "") == plain
+    assert f"Me: {ACTION}" in with_filler
+    assert RELATED.action not in with_filler
+    assert with_trace.replace("(Me thinking: a thought)", f"(Me thinking: {filler_text(2)})") == with_filler
+
+
+def test_the_downstream_baseline_is_filler_text_of_about_the_length_of_each_trace() -> None:
+    """A scorer that likes any words in the trace's place gives no trace a reward for them."""
+    short, long = "so it goes", " ".join(["so it goes"] * 9)
+    values, _ = downstream({"thinking": 3.0}, [short, long, filler_text(5), filler_text(20)])
+    assert values == pytest.approx([0.0] * 4)
 
 
 def test_without_a_related_pair_every_score_is_0() -> None:
