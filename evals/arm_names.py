@@ -10,7 +10,7 @@ from usertwin.personas import UsageError
 
 Peer = Literal["openevals", "openevals_written", "tau2", "persona"]
 PEERS: tuple[Peer, ...] = get_args(Peer)
-TRACE_ARMS = ("backward", "random_of_n", "recon", "trained")
+TRACE_ARMS = ("backward", "random_of_n", "best_of_n", "recon", "trained")
 #: Arms that reply with something the person said before, without a model; they have replies, but no likelihoods.
 QUOTING_ARMS = ("verbatim", "medoid")
 #: Arms that recall other people's pairs; they need the log that the twin was learned from.
@@ -27,6 +27,7 @@ ARM_DESCRIPTIONS: Mapping[str, str] = {
     "recalled_pairs": "The person's own pairs most similar to the present context, without traces.",
     "backward": "The recalled pairs, each with the first candidate trace that passes the guards (backward synthesis).",
     "random_of_n": "The recalled pairs, each with a random candidate trace that passes the guards.",
+    "best_of_n": "The recalled pairs, each with the best-scored candidate trace that passes the guards, whatever its score.",
     "recon": "The recalled pairs with the traces that the twin uses: Recon-selected, or the first ones if tuning chose those.",
     "trained": "The recalled pairs, each with the trace of a trained synthesizer.",
     "verbatim": "No model: the reply is what the person said at the most similar remembered pair.",

@@ -26,8 +26,8 @@ CONTRASTS = (
     ("recalled_pairs", "random_own"),
     ("recalled_pairs", "recent_own"),
     ("recon", "recalled_pairs"),
-    ("recon", "backward"),
-    ("recon", "random_of_n"),
+    ("best_of_n", "backward"),  # selection alone: "recon" shows no trace where all proposals mislead
+    ("best_of_n", "random_of_n"),
     ("trained", "recalled_pairs"),
     ("trained", "backward"),
 )
@@ -59,7 +59,8 @@ def closeness(
         "A - B" and measure, how much further from the person A is than B (below 0: A is closer, in every measure), with the
         `p` of a sign-flip test over people (None for few) and the smallest difference `visible` with 80% power;
         `p_holm` for the declared `family`. `people`: the same for each person. `discriminator`: its folds, and as a `control`
-        its AUC between the person's turns here and elsewhere. Measures and comparisons without data are left out.
+        its AUC between the person's turns here and elsewhere. `traces`: the mean number
+        of shown pairs that carry a trace, by arm. Measures and comparisons without data are left out.
     """
     by_person: dict[str, list[MeasuredTurn]] = {}
     for turn in turns:
@@ -81,6 +82,7 @@ def closeness(
         **_without_gaps(result),
         "family": _family(result["paired"], twin),
         "discriminator": _discriminator_summary(by_person, scores, resampling, seed),
+        "traces": _traces(turns),
         **_counts(turns),
         "twin_arm": twin,
         "seed": seed,
@@ -100,6 +102,13 @@ def _empty_result(
         return {"arms": {arm: {} for arm in arms}, "paired": {f"{a} - {b}": {} for a, b in contrasts}}
 
     return {**empty(), "people": {person: {**_counts(turns), **empty()} for person, turns in people.items()}}
+
+
+def _traces(turns: Sequence[MeasuredTurn]) -> dict[str, dict[str, float]]:
+    """Return, by arm, the mean number of shown pairs that carry a trace, and the turns; arms without any trace are left out."""
+    arms = [arm for arm in ARMS if any(turn.traces.get(arm) for turn in turns)]
+    shown = {arm: [turn.traces[arm] for turn in turns if arm in turn.traces] for arm in arms}
+    return {arm: {"value": sum(counts) / len(counts), "n": len(counts)} for arm, counts in shown.items()}
 
 
 def _counts(turns: Sequence[MeasuredTurn]) -> dict[str, int]:

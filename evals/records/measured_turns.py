@@ -67,6 +67,7 @@ class MeasuredTurn:
         bits: cost of the real action.
         choice: 1.0 if the real action scores above other actions of the person (S4), 0.0 if not; ties share.
         replies: the replies, one text per sample.
+        traces: the number of shown pairs that carry a trace.
         reasoning: the trace written before the first reply.
         similarity: cosine of each reply and the real action.
         rank: for each reply, the share of the person's other actions that are less similar to it than the real one (S3).
@@ -88,6 +89,7 @@ class MeasuredTurn:
     choice: Mapping[str, float] = field(default_factory=dict[str, float])
     replies: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     reasoning: Mapping[str, str] = field(default_factory=dict[str, str])
+    traces: Mapping[str, int] = field(default_factory=dict[str, int])
     similarity: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
     rank: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
     recalled: tuple[RecalledTurn, ...] = ()
@@ -107,7 +109,7 @@ class MeasuredTurn:
     def from_json(cls, raw: Mapping[str, Any]) -> MeasuredTurn:
         """Read the object of `to_json`; earlier names of arms are replaced. ValueError for any other value."""
         turn = as_type(cls, raw)
-        by_arm = ("bits", "choice", "reasoning", "replies", "similarity", "rank")
+        by_arm = ("bits", "choice", "reasoning", "replies", "similarity", "rank", "traces")
         current = {name: {with_current_arms(arm): value for arm, value in getattr(turn, name).items()} for name in by_arm}
         return replace(turn, **current)
 

@@ -176,6 +176,7 @@ class RunResult(TypedDict):
     settings: NotRequired[Mapping[str, Any] | None]
     versions: NotRequired[Mapping[str, Any] | None]
     family: NotRequired[FamilyShape | None]
+    traces: NotRequired[Mapping[str, EstimateShape]]
     judge: NotRequired[JudgeShape | None]
     leakage: NotRequired[Mapping[str, LeakageShape] | None]
     endings: NotRequired[Mapping[str, EndingShape | None] | None]

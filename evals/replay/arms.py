@@ -14,7 +14,7 @@ from itertools import islice
 
 from usertwin.evals.arm_names import PEERS, POOLED_ARMS, QUOTING_ARMS
 from usertwin.memory import Recalled, Triple, TripleStore
-from usertwin.memory.recon.synthesizer import select
+from usertwin.memory.recon.synthesizer import Method, select, traces_to_compare
 from usertwin.personas import Pair, Persona
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript, with_shown_traces
@@ -67,7 +67,9 @@ class Arms:
         """The arms that have something to show."""
         untraced = not self.user.store.stats().traced
         absent = {"other_person": self.other is None, "trained": self.trained is None}
-        absent |= dict.fromkeys(("backward", "random_of_n"), untraced) | dict.fromkeys(POOLED_ARMS, self.pool is None)
+        absent |= dict.fromkeys(("backward", "random_of_n", "best_of_n"), untraced) | dict.fromkeys(
+            POOLED_ARMS, self.pool is None
+        )
         absent |= {"openevals_written": self.written is None}
         return tuple(arm for arm in self.names if not absent.get(arm, False))
 
@@ -124,7 +126,8 @@ class Arms:
         return {
             "recalled_pairs": with_shown_traces(recalled, "none"),
             "backward": with_shown_traces(recalled, "backward"),
-            "random_of_n": [replace(triple, reasoning=self._random_trace(triple)) for triple in recalled],
+            "random_of_n": [replace(triple, reasoning=self._selected(triple, "random")) for triple in recalled],
+            "best_of_n": [replace(triple, reasoning=self._selected(triple, "recon")) for triple in recalled],
             "recon": with_shown_traces(recalled, traces),
             "trained": [
                 replace(triple, reasoning=trained.get((triple.pair.conversation_id, triple.pair.position)))
@@ -132,15 +135,10 @@ class Arms:
             ],
         }
 
-    def _random_trace(self, triple: Triple) -> str | None:
-        if triple.provenance is None:
-            return None
-        # A random choice ignores the fidelity, so a rejection for low fidelity alone does not count.
-        candidates = [
-            replace(proposal, rejected_by=None) if proposal.rejected_by in {"misleads", "no_verdict"} else proposal
-            for proposal in triple.provenance.proposals
-        ]
-        proposal = select(candidates, "random", seed=f"{self.seed}/{triple.pair.conversation_id}/{triple.pair.position}")
+    def _selected(self, triple: Triple, method: Method) -> str | None:
+        """Return the trace that a method selects among the same proposals as every other method."""
+        seed = f"{self.seed}/{triple.pair.conversation_id}/{triple.pair.position}"
+        proposal = select(traces_to_compare(triple), method, seed=seed)
         return None if proposal is None else proposal.trace
 
     def prompt(self, arm: str, turn: HeldOutTurn, thought: str = "") -> str:

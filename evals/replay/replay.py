@@ -148,6 +148,7 @@ class Replay:
                 context=_context(turn.pair), action=turn.pair.action, goal=turn.pair.goal,
                 characters=len(action_completion(turn.pair.action)) - 1, recalled=_recalled_turns(turn),
                 bits={arm: next(likelihoods).bits for arm in self._likelihood_arms(turn)},
+                traces={arm: sum(bool(triple.reasoning) for triple in turn.shown[arm]) for arm in self._likelihood_arms(turn)},
                 reasoning={arm: thought for arm, thought in turn.thoughts.items() if thought},
                 other_action=self._other_action(turn.pair), own_action=_own_action_elsewhere(turn.pair, pairs),
             )

@@ -32,6 +32,7 @@ ARM_LABELS = {
     "recalled_pairs": ArmLabel("Recalled pairs", "recalled pairs"),
     "backward": ArmLabel("Backward synthesis", "recalled pairs with the first traces"),
     "random_of_n": ArmLabel("Random traces", "recalled pairs with random traces"),
+    "best_of_n": ArmLabel("Best-scored traces", "recalled pairs with the best-scored traces"),
     "recon": ArmLabel("Recon-selected traces", "recalled pairs with Recon-selected traces"),
     "trained": ArmLabel("Trained synthesizer", "recalled pairs with a trained synthesizer's traces"),
     "openevals": ArmLabel("openevals user", "openevals' simulated user", True),

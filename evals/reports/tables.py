@@ -173,6 +173,10 @@ def measures_section(result: Mapping[str, Any]) -> Section | None:
         "✓ the twin is closer to the person than this arm; ✗ it is less close; in both cases the interval of the paired "
         "difference excludes zero. No sign: no clear difference. ★ the closest value of the row, without a test."
     )
+    if counts := result.get("traces"):
+        shown = (_count_cell(number(counts[arm]["value"], 1), counts[arm]["n"]) if arm in counts else NONE for arm in arms)
+        description = "shown pairs that carry a trace, mean over turns; where it differs, arms differ in more than the traces"
+        rows.append(_row("Traces shown", *shown, description=description))
     columns = ("Measure", *(arm_title(arm, twin) for arm in arms))
     caption = "Value, 95% interval, and number of turns or replies"
     return _section("measures", "All measures", caption, columns, rows, [note])

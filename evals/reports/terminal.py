@@ -61,7 +61,7 @@ def closeness_table(result: Mapping[str, Any]) -> RenderableType:
         return [estimate_markup(estimates.get(name), 2) for name in measures]
 
     _add_arms(table, result, cells)
-    return Group(table, *map(Text.from_markup, verdicts(result)))
+    return Group(table, *map(Text.from_markup, [*verdicts(result), *_traces_shown(result)]))
 
 
 def run_table(result: Mapping[str, Any]) -> RenderableType:
@@ -84,7 +84,13 @@ def run_table(result: Mapping[str, Any]) -> RenderableType:
         f"[dim]{_size(result)} of {plural(len(result['people']), 'person', 'people')}; {interval_basis(result)}; "
         f"scored by {escape(result['models']['scorer'])}[/dim]"
     )
-    return Group(table, note)
+    return Group(table, note, *map(Text.from_markup, _traces_shown(result)))
+
+
+def _traces_shown(result: Mapping[str, Any]) -> list[str]:
+    """Return a sentence of rich markup with the shown pairs that carry a trace, by arm; none without traces."""
+    counts = [f"{arm_title(arm, twin_arm(result))} {number(row['value'], 1)}" for arm, row in result.get("traces", {}).items()]
+    return [f"[dim]shown pairs with a trace, mean of a turn: {escape(', '.join(counts))}[/dim]"] if counts else []
 
 
 def _add_arms(table: Table, result: Mapping[str, Any], cells: Callable[[str, Mapping[str, Estimate]], list[str]]) -> None:

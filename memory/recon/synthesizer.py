@@ -236,12 +236,17 @@ class Synthesizer:
         return measured | {"reveals_action": float(reveals_action(self.scorer, pair, trace, others))}
 
 
-def backward_trace(triple: Triple) -> str | None:
-    """Return the trace that Backward Synthesis would have selected: the first proposal that no guard rejects.
+def traces_to_compare(triple: Triple) -> list[Candidate]:
+    """Return the proposals that comparisons of selection methods choose from: all that pass the guards on leaks and form.
 
-    `misleads` and `no_verdict` do not count. The guard on shared words did not test proposals ranked below the selected one.
+    `misleads` and `no_verdict` do not count, so that every method shows a trace for the same pairs, whatever the scores. The
+    guard on shared words did not test proposals ranked below the selected one.
     """
-    if triple.provenance is None:
-        return None
-    passing = (c.trace for c in triple.provenance.proposals if c.rejected_by in {None, "misleads", "no_verdict"})
-    return next(passing, None)
+    proposals = () if triple.provenance is None else triple.provenance.proposals
+    passing = (candidate for candidate in proposals if candidate.rejected_by in {None, "misleads", "no_verdict"})
+    return [replace(candidate, rejected_by=None) for candidate in passing]
+
+
+def backward_trace(triple: Triple) -> str | None:
+    """Return the trace that Backward Synthesis would have selected: the first proposal to compare; None if there is none."""
+    return next((candidate.trace for candidate in traces_to_compare(triple)), None)

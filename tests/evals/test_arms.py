@@ -159,7 +159,7 @@ def test_other_person_shows_pairs_of_the_other_person_only(user: SimulatedUser) 
 
 
 def test_all_arms_that_recall_show_the_same_pairs(user: SimulatedUser) -> None:
-    for moment in of_past(user, "recalled_pairs", "backward", "random_of_n", "recon"):
+    for moment in of_past(user, "recalled_pairs", "backward", "random_of_n", "best_of_n", "recon"):
         pairs = [triple.pair for triple in moment.shown["recalled_pairs"]]
         assert len(pairs) == 4
         assert all([triple.pair for triple in shown] == pairs for shown in moment.shown.values())
@@ -169,6 +169,29 @@ def test_all_arms_that_recall_show_the_same_pairs(user: SimulatedUser) -> None:
 def test_backward_shows_the_first_proposal_that_passes_the_guards(user: SimulatedUser) -> None:
     for moment in of_past(user, "backward"):
         assert [triple.reasoning for triple in moment.shown["backward"]] == ["misleads somewhat"] * 4
+
+
+def test_best_of_n_shows_a_trace_wherever_backward_does_also_if_every_proposal_misleads(user: SimulatedUser) -> None:
+    proposals = (
+        Candidate("leaks", 9.0, "quotes_action"),
+        Candidate("bad", -0.4, "misleads"),
+        Candidate("less bad", -0.1, "misleads"),
+    )
+
+    def misled(triple: Triple) -> Triple:
+        assert triple.provenance is not None
+        return replace(triple, reasoning=None, score=None, provenance=replace(triple.provenance, proposals=proposals))
+
+    *every, last = user.store.triples()
+    user.store.set_traces([misled(triple) for triple in every])
+    traces = {
+        (arm, triple.reasoning)
+        for moment in of_past(user, "backward", "best_of_n", "recon")
+        for arm, shown in moment.shown.items()
+        for triple in shown
+        if triple.id != last.id
+    }
+    assert traces == {("backward", "bad"), ("best_of_n", "less bad"), ("recon", None)}
 
 
 def test_random_of_n_shows_any_proposal_that_passes_the_guards(user: SimulatedUser) -> None:
@@ -239,7 +262,7 @@ def test_absent_arms_are_left_out(user: SimulatedUser) -> None:
 
 def test_without_traces_the_proposal_arms_are_absent(user: SimulatedUser) -> None:
     user.store.set_traces([replace(t, reasoning=None, score=None, provenance=None) for t in user.store.triples()])
-    assert not {"backward", "random_of_n", "trained"} & set(Arms(user, names=ARMS).present)
+    assert not {"backward", "random_of_n", "best_of_n", "trained"} & set(Arms(user, names=ARMS).present)
 
 
 def test_only_named_arms_are_present(user: SimulatedUser) -> None:

@@ -388,3 +388,12 @@ def test_any_replies_give_json_with_ordered_intervals(rows: list[tuple[str, str,
     estimates = [one for key in ("arms", "paired") for measures in found[key].values() for one in measures.values()]
     assert all(one["low"] is None or one["low"] <= one["high"] for one in estimates)
     assert all(one["n"] >= 1 for one in estimates)
+
+
+def test_the_number_of_traces_that_each_arm_shows_is_reported() -> None:
+    """A moment whose proposals all mislead shows a trace in one arm and none in the other: the reader must see it."""
+    counts = [{"backward": 4, "recon": 1, "recalled_pairs": 0}, {"backward": 4, "recon": 2, "recalled_pairs": 0}]
+    turns = [turn(talk=f"t{place}", bits=dict.fromkeys(own, 9.0), traces=own) for place, own in enumerate(counts)]
+    result = closeness(turns, "recon")
+    assert result["traces"] == {"backward": {"value": 4.0, "n": 2}, "recon": {"value": 1.5, "n": 2}}
+    assert closeness([turn(bits={"recon": 9.0})], "recon")["traces"] == {}  # a record of an earlier version
