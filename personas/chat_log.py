@@ -63,8 +63,8 @@ class ChatLog:
         if self.damaged:
             count, lines = len(self.damaged), len({bad.line for bad in self.damaged})
             notes.append(
-                f"{count} damaged turn{'s' if count > 1 else ''} in {lines} conversation{'s' if lines > 1 else ''} "
-                f"{'were' if count > 1 else 'was'} left out; the other turns are kept"
+                f"{count} damaged turn{'s' if count > 1 else ''} in {lines} conversation{'s' if lines > 1 else ''}: "
+                "what cannot be read is left out, and the rest is kept"
             )
         if self.files_without_turns:
             notes.append(f"{self.files_without_turns} files without a conversation were left out")

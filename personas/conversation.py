@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, cast
 
-from .dates import find_date, read_date
+from .dates import find_date, is_missing, read_date
 from .errors import LogError
 from .roles import is_private, is_unseen
 
@@ -116,7 +116,8 @@ def _build(record: Mapping[str, Any], fallback: str, key: str, damaged: list[str
     if not isinstance(name, str | int):
         raise LogError('"conversation_id" must be a string or an integer')
     try:
-        started_at = read_date(record.get("started_at")) or find_date(extra)
+        written = record.get("started_at")
+        started_at = (None if is_missing(written) else read_date(written)) or find_date(extra)
     except ValueError as error:
         raise LogError(f'"started_at": {_shown(record["started_at"])} {error}') from None
     return Conversation(replace_lone_surrogates(str(name)), tuple(turns), started_at, extra)
@@ -178,7 +179,7 @@ def _time_of(item: dict[str, Any], problems: list[str]) -> str | None:
     """Remove "time" from a turn and return when it was written; a time that is unreadable is added to the problems."""
     raw = item.pop("time", None)
     try:
-        return read_date(raw) or find_date(item)
+        return (None if is_missing(raw) else read_date(raw)) or find_date(item)
     except ValueError as error:
         problems.append(f'has a "time" that {error}: {_shown(raw)}')
         return find_date(item)
@@ -190,8 +191,19 @@ def _content_text(content: Any) -> str | None:
         return content or ""
     if not isinstance(content, Sequence):
         return None
-    parts = [cast("Any", part).get("text") if isinstance(part, Mapping) else part for part in cast("Sequence[Any]", content)]
-    return "\n".join(part for part in parts if isinstance(part, str))
+    return "\n".join(filter(None, map(_part_text, cast("Sequence[Any]", content))))
+
+
+def _part_text(part: Any) -> str:
+    """Return the text of a part of a message's content; "" for an image, a tool's result or a model's reasoning."""
+    if isinstance(part, Mapping):
+        item = cast("Mapping[str, Any]", part)
+        if is_unseen(item.get("type")) or item.get("thought") is True:  # the second: of Gemini
+            return ""
+        part = item.get("text")
+        if isinstance(part, Mapping):  # of OpenAI's threads
+            part = cast("Mapping[str, Any]", part).get("value")
+    return part if isinstance(part, str) else ""
 
 
 def _shown(value: Any) -> str:

@@ -18,6 +18,12 @@ DATE_NAMES = (
     "updatedat", "updatetime", "lastmessageat", "modifiedat",
 )  # fmt: skip
 _EPOCH = re.compile(r"[0-9]{9,19}(\.[0-9]*)?")
+#: A date and a time in fourteen digits, as databases write them.
+_COMPACT = re.compile(r"(?:19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])(?:[01][0-9]|2[0-3])(?:[0-5][0-9]){2}")
+#: A time on a clock of twelve hours, which the standard library's parser of e-mails would read as one of twenty-four.
+_HALF_DAY = re.compile(r"\b(0?[1-9]|1[0-2])(:[0-5][0-9](?::[0-5][0-9])?)\s*([AP])\.?M\.?(?!\w)", re.IGNORECASE)
+#: What exports write for a missing date.
+_MISSING = {"", "null", "none", "nan", "nat"}
 #: Smaller numbers are offsets and durations, not dates: 10**8 seconds is in 1973. Larger ones are in a smaller unit.
 _MIN_SECONDS, _MAX_SECONDS = 10**8, 10**11
 
@@ -28,6 +34,8 @@ def read_date(value: object) -> str | None:
         return None
     if isinstance(value, str):
         text = value.strip()
+        if _COMPACT.fullmatch(text):
+            return _from_compact(text)
         if _EPOCH.fullmatch(text):
             return _from_epoch(float(text) if "." in text else int(text))
         for parse in (_from_iso, _from_email):
@@ -38,6 +46,11 @@ def read_date(value: object) -> str | None:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         return _from_epoch(value)
     raise ValueError("is not a date: neither ISO 8601 nor seconds or milliseconds since 1970")
+
+
+def is_missing(value: object) -> bool:
+    """Return whether a value stands for a date that is not there: null, an empty text, or a word such as "NaT"."""
+    return value is None or (isinstance(value, str) and value.strip().casefold() in _MISSING)
 
 
 def find_date(record: Mapping[str, Any]) -> str | None:
@@ -66,7 +79,7 @@ def to_timestamp(time: str | None) -> float | None:
 
 
 def _from_iso(written: str, text: str) -> str:
-    for candidate in (written, text, text.removesuffix("UTC").rstrip() + "+00:00"):
+    for candidate in (written, text, text.upper(), text.removesuffix("UTC").rstrip() + "+00:00"):
         try:
             to_timestamp(candidate)
         except ValueError:
@@ -76,12 +89,22 @@ def _from_iso(written: str, text: str) -> str:
 
 
 def _from_email(_: str, text: str) -> str:
-    parsed = parsedate_to_datetime(text)
+    parsed = parsedate_to_datetime(_HALF_DAY.sub(_whole_day, text))
     to_timestamp(parsed.isoformat())
     return parsed.isoformat()
 
 
+def _whole_day(time: re.Match[str]) -> str:
+    return f"{int(time[1]) % 12 + 12 * (time[3] in 'Pp'):02d}{time[2]}"
+
+
+def _from_compact(digits: str) -> str:
+    return datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=UTC).isoformat()
+
+
 def _from_epoch(value: float) -> str:
+    if isinstance(value, int) and _COMPACT.fullmatch(str(value)):  # in milliseconds it would be after the year 2570
+        return _from_compact(str(value))
     for unit in (1, 10**3, 10**6, 10**9):
         if _MIN_SECONDS * unit <= value < _MAX_SECONDS * unit:
             return datetime.fromtimestamp(value / unit, UTC).isoformat()

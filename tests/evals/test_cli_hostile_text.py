@@ -197,5 +197,5 @@ def test_the_summary_of_a_log_with_damaged_turns_says_how_many_and_where(log_fil
     shown = output_of(*learn_command(log_file, script, "--traces", "none", "--tune-turns", "0"))
     for number in (1, 2, 3):
         assert f'{log_file}:{number}: turn 2 needs a "text" that is a string, not null' in shown
-    assert "5 damaged turns in 5 conversations were left out; the other turns are kept" in shown
+    assert "5 damaged turns in 5 conversations: what cannot be read is left out" in shown
     assert "no conversation has a date; the order of the lines is taken for time, oldest first" in shown

@@ -309,8 +309,9 @@ def test_a_damaged_turn_is_left_out_and_counted_and_its_conversation_kept(
     assert [turn.text for turn in log.conversations[1].turns] == ["one", "two"]
     assert [(bad.line, bad.reason) for bad in log.damaged] == [(2, f"{key[:-1]} {place + 1} {reason}")]
     assert log.notes()[:2] == [
-        f"{path}:2: {log.damaged[0].reason}", "1 damaged turn in 1 conversation was left out; the other turns are kept",
-    ]  # fmt: skip
+        f"{path}:2: {log.damaged[0].reason}",
+        "1 damaged turn in 1 conversation: what cannot be read is left out, and the rest is kept",
+    ]
     with pytest.raises(LogError, match=f"{key[:-1]} {place + 1}") if turn not in NO_ERROR else nullcontext():
         as_conversation(
             json.loads(f"[{', '.join(items)}]") if key == "messages" else {"turns": json.loads(f"[{', '.join(items)}]")}
@@ -474,6 +475,28 @@ def test_damaged_gzip_file_is_an_error(tmp_path: Path, damage: slice | None) -> 
     path.write_bytes(whole[:12] + b"\xff" * 20 + whole[32:] if damage is None else whole[damage])
     with pytest.raises(LogError, match="cannot be read"):
         read_conversations(path)
+
+
+@pytest.mark.parametrize("missing", ["", " ", "NaT", "null", None])
+def test_a_date_that_is_not_there_is_no_damage(tmp_path: Path, missing: str | None) -> None:
+    turn = {"speaker": "A", "role": "user", "text": "one", "time": missing}
+    log = read_conversations(write_log(tmp_path, json.dumps({"started_at": missing, "turns": [turn]})))
+    assert not log.damaged
+    assert [(c.started_at, c.turns[0].time) for c in log.conversations] == [(None, None)]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"text": "a plan", "thought": True}, {"type": "reasoning", "text": "a plan"}, {"type": "tool_result", "text": "42"}],
+)
+def test_reasoning_and_results_of_tools_among_the_parts_of_a_message_are_no_speech(part: object) -> None:
+    message = {"role": "assistant", "content": [part, {"type": "text", "text": "hello"}]}
+    assert [turn.text for turn in as_conversation([message]).turns] == ["hello"]
+
+
+def test_text_with_annotations_is_text() -> None:
+    message = {"role": "user", "content": [{"type": "text", "text": {"value": "hello", "annotations": []}}]}
+    assert [turn.text for turn in as_conversation([message]).turns] == ["hello"]
 
 
 def test_duplicate_id_is_an_error(tmp_path: Path) -> None:

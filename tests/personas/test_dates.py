@@ -18,10 +18,16 @@ NOON = "2026-05-01T12:00:00+00:00"
     [
         1777636800, 1777636800.0, 1777636800000, 1777636800000000, "1777636800", "1777636800000", " 1777636800.0 ", NOON,
         "Fri, 01 May 2026 12:00:00 GMT", "Fri May 01 12:00:00 +0000 2026", "2026-05-01 12:00:00 UTC", "2026-05-01T12:00:00Z",
+        20260501120000, "20260501120000", "2026-05-01t12:00:00z", "May 1, 2026, 12:00 PM",
     ],
 )  # fmt: skip
 def test_the_usual_forms_of_a_date_are_read(value: object) -> None:
     assert to_timestamp(read_date(value)) == to_timestamp(NOON)
+
+
+def test_a_clock_of_twelve_hours_is_read_as_such() -> None:
+    assert read_date("Jan 5, 2026, 10:00 PM") == "2026-01-05T22:00:00"
+    assert read_date("5 Jan 2026 12:30:05 a.m. +0000") == "2026-01-05T00:30:05+00:00"
 
 
 def test_eight_digits_are_a_day_and_no_seconds() -> None:
