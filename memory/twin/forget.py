@@ -107,6 +107,16 @@ class Journal:
         """What is removed, whether by one call or after interruptions."""
         return ForgetResult(len(self.triples), len(self.removed))
 
+    def after(self, earlier: Journal) -> Journal:
+        """Return the journal of this request and of an earlier one that is not finished."""
+        conversations = (*earlier.removed, earlier.request.conversation)
+        return replace(
+            self,
+            triples=(*self.triples, *earlier.triples),
+            touched=(*self.touched, *earlier.touched),
+            removed=(*self.removed, *(id_ for id_ in conversations if id_ is not None)),
+        )
+
     def save(self, folder: Path) -> None:
         """Write the journal durably."""
         write_private(folder / _JOURNAL, json.dumps(asdict(self), ensure_ascii=False))
@@ -158,9 +168,10 @@ def forget(
     with writing(folder):
         unfinished = Journal.load(folder)
         if unfinished is not None:
-            _execute(folder, embedder, unfinished)
+            finished = _execute(folder, embedder, unfinished)
             if unfinished.request == request:
                 return unfinished.result
+            unfinished = None if finished else unfinished
         record = TwinRecord.load(folder)
         if timed and not record.dated:
             raise UsageError(f"the log of {record.name} has no dates; name the conversation to forget instead")
@@ -169,13 +180,14 @@ def forget(
             return journal.result
         if not (journal.triples or journal.removed or conversation in (*record.corpus, *record.validation, *record.test)):
             raise UsageError(f'{record.name}: there is no conversation "{conversation}" in the twin; nothing was changed')
+        whole = journal if unfinished is None else journal.after(unfinished)
         with storage_errors(folder):
             try:
-                journal.save(folder)
+                whole.save(folder)
             except BaseException:
                 (folder / _JOURNAL).unlink(missing_ok=True)  # it may be in place, but not durable
                 raise
-        _execute(folder, embedder, journal)
+        _execute(folder, embedder, whole)
     return journal.result
 
 

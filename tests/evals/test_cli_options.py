@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from usertwin.evals.cli.options import check_concurrency, is_standard_output, parse_price, write_json
+from usertwin.evals.cli.options import check_concurrency, check_writable, is_standard_output, parse_price, write_json
 from usertwin.memory.models.chat import Price
 from usertwin.personas import UsageError
 
@@ -37,6 +37,13 @@ def test_figures_go_to_a_file_to_standard_output_or_nowhere(tmp_path: Path, caps
     for place in (None, path, Path("-")):
         write_json(place, {"n": "é"})
     assert json.loads(path.read_text("utf-8")) == json.loads(capsys.readouterr().out) == {"n": "é"}
+
+
+def test_the_folder_of_a_twin_takes_no_run(tmp_path: Path) -> None:
+    (tmp_path / "twin.json").touch()
+    for folder in (tmp_path, tmp_path / "runs" / "first"):
+        with pytest.raises(UsageError, match=r"lies in the folder of the twin .*; name another folder with --out"):
+            check_writable(folder, "--out")
 
 
 def test_a_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:

@@ -218,6 +218,19 @@ def test_another_request_finishes_the_one_that_was_stopped(secret: Path, monkeyp
     assert_forgotten(secret)
 
 
+def test_another_request_keeps_what_is_still_to_be_erased(secret: Path) -> None:
+    with TripleStore(secret, EMBEDDER, create=False) as store:
+        erased = next(triple.id for triple in store.triples() if triple.pair.conversation_id == FORGOTTEN)
+    (blocked := secret / "copy.jsonl").write_text(erased)  # as a reader keeps the write-ahead log
+    forget(secret, EMBEDDER, conversation=FORGOTTEN)
+    assert unfinished_forgetting(secret) == [blocked]
+    assert forget(secret, EMBEDDER, conversation="talk-08").triples == 3
+    assert unfinished_forgetting(secret) == [blocked]
+    blocked.unlink()
+    open_memory(secret, EMBEDDER).close()
+    assert unfinished_forgetting(secret) is None
+
+
 def test_turns_in_the_context_of_later_pairs_are_forgotten_too(tmp_path: Path) -> None:
     """A conversation that goes on after the span holds what was said in it."""
     conversations = [small_conversation(number) for number in range(20)]
