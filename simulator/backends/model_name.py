@@ -20,6 +20,7 @@ import re
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Literal, Self, get_args
+from urllib.parse import urlsplit
 
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
@@ -85,6 +86,10 @@ class ModelName:
         elif kind == "openai":
             rest, _, url = rest.partition("@")
             url, hash_sign, key_variable = take_logins(url).partition("#")
+            if "@" in key_variable or ("@" in url and not _is_url(url)):  # not repeated here: it may hold a password
+                raise UsageError(
+                    f'the URL of "openai:{rest}" cannot be read; write special characters of a login as %2F, %23, %40, %20, ...'
+                )
             if hash_sign and not (url and re.fullmatch(r"[A-Za-z_]\w*", key_variable, re.ASCII)):
                 raise UsageError(
                     f'"{text}" names no environment variable with the key; write its name after "#", such as '
@@ -168,6 +173,15 @@ def fake_dimension(text: str) -> int | None:
     if size and not re.fullmatch("[1-9][0-9]{0,4}", size):
         raise UsageError(f'"{text}" is not an embedder; after "fake:" write the number of dimensions, up to 99999, or nothing')
     return int(size or 256)
+
+
+def _is_url(url: str) -> bool:
+    """Return whether a URL without a login can be split into its parts; True for none."""
+    try:
+        parts = urlsplit(url)
+        return parts.password is None and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 def _split_adapter(kind: str, rest: str, folder: Path) -> tuple[str, str | None]:

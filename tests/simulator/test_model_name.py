@@ -19,11 +19,12 @@ _PLAIN = st.one_of(
     _ABSOLUTE.map(lambda path: f"local:{path}.gguf"),
     st.tuples(st.text("abc", min_size=1), st.text("abc", min_size=1), _WORD).map(lambda part: "hf:{}/{}/{}.gguf".format(*part)),
 )
+_URL = st.text("abc:/@+.", max_size=9).map(lambda rest: f"http://{rest}").filter(lambda url: "@" not in take_logins(url))
 _OTHER = st.one_of(
     _ABSOLUTE.map(lambda path: f"transformers:{path}"),
     _ABSOLUTE.map(lambda path: f"scripted:{path}"),
     _WORD.map(lambda name: f"openai:{name}"),
-    st.tuples(_WORD, st.text("abc:/@+.", max_size=9)).map(lambda part: f"openai:{part[0]}@http://{part[1]}"),
+    st.tuples(_WORD, _URL).map(lambda part: f"openai:{part[0]}@{part[1]}"),
 )
 
 
@@ -115,6 +116,15 @@ def test_relative_paths_start_from_the_given_folder(tmp_path: Path, monkeypatch:
 def test_a_name_that_does_not_fill_the_role_is_refused(text: str, role: Role, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         ModelName.parse(text, role)
+
+
+@pytest.mark.parametrize(
+    "login", ["bob:dug/ong", "bob:dug#ong", "bob:dug ong", "bob:'dugong", "bob:du<g>ong", "bob:dug?ong"]
+)  # fmt: skip
+def test_a_login_that_cannot_be_taken_out_of_a_url_is_refused_without_showing_it(login: str) -> None:
+    with pytest.raises(UsageError, match="write special characters of a login as %2F") as refused:
+        ModelName.parse(f"openai:m@http://{login}@127.0.0.1:9/v1")
+    assert "ong" not in str(refused.value)
 
 
 def test_a_name_tells_callers_how_to_use_the_model() -> None:
