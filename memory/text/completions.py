@@ -24,9 +24,8 @@ _HARMONY = re.compile(
     r"<\|channel\|>\s*(\w+)(?:(?!<\|message\|>).)*<\|message\|>(.*?)(?=<\|(?:end|return|call|start|channel)\|>|$)", re.DOTALL
 )
 _CHANNEL = re.compile(r"<\|channel\|>\s*(?:analysis|commentary|final)\b")
-_BARE_HARMONY = re.compile(
-    r"\s*(?:analysis|commentary)(?:(?=[A-Z\"'(]).*?assistantfinal(?P<final>.*)|(?=[A-Z\"']))",
-    re.DOTALL,  # "analysis(x)" is code
+_BARE_HARMONY = re.compile(  # "analysis(x)" alone is code
+    r"\s*(?:analysis|commentary)(?:(?=[A-Z\"'(]).*?assistantfinal(?P<final>.*)|(?=[A-Z\"']))", re.DOTALL
 )
 #: What some models write around the answer that follows their reasoning.
 _WRAPPER = re.compile(r"<answer>(.*)</answer>|<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>)?", re.DOTALL)

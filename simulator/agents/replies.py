@@ -57,6 +57,8 @@ def _texts(returned: Any, sent: Sequence[Message], given: set[int]) -> list[str]
     if isinstance(returned, Mapping):
         mapping, missing = cast("Mapping[str, Any]", returned), object()
         listed = mapping.get("messages", missing)
+        if listed is missing and mapping.get("content", mapping.get("refusal", missing)) is missing:
+            raise AgentError(f'{_WHOLE} {name_of(returned)} with neither "content" nor "messages"')
         returned = [{"role": "assistant", **_Copier().copy(mapping)}] if listed is missing else listed
     if isinstance(returned, str | bytes) or not isinstance(returned, Sequence):
         returned = [returned]

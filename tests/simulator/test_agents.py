@@ -221,6 +221,8 @@ def test_a_reply_may_have_many_shapes(returned: Any, texts: list[str]) -> None:
         ([AIMessage("")], "returned an empty reply"),
         ([{"role": "user", "content": "I am the user"}], "returned an empty reply"),
         ({"messages": []}, "returned an empty reply"),
+        ({"output": "hi"}, 'returned dict with neither "content" nor "messages"'),
+        ({"choices": [{"message": {"content": "hi"}}]}, 'returned dict with neither "content" nor "messages"'),
         (3, "returned int"),
         (b"hi", "returned bytes"),
         (object(), "returned object"),
