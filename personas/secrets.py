@@ -20,6 +20,9 @@ MASK = "***"
 _SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|_PASS)S?_?\d*$", re.IGNORECASE)
 #: Shorter values are words such as "none" or "test", which occur in any text.
 _MIN_LENGTH, _MIN_REMEMBERED = 8, 5
+#: So do words and numbers, such as the passwords "postgres" and "12345678" of a developer's database: to mask them would change
+#: what people said, and the numbers in files. A key that is named for an endpoint is masked whatever it looks like.
+_WORD = re.compile(r"[a-z]{1,12}|[0-9]{1,12}")
 _PART = r"[^/?#\s\"'`<>\\]"
 #: User name and password, or a token, before the host of a URL.
 _LOGIN = re.compile(rf"(https?://){_PART}+@|([a-z][a-z0-9+.-]{{0,15}}://)[^/?#\s\"'`<>\\:@]*:{_PART}+@", re.IGNORECASE)
@@ -88,7 +91,7 @@ def _known_secrets() -> Iterator[str]:
     with _lock:
         yield from tuple(_remembered)
     for name, value in os.environ.items():
-        if len(value) >= _MIN_LENGTH and _is_secret(name) and not os.path.isabs(value):
+        if len(value) >= _MIN_LENGTH and _is_secret(name) and not (os.path.isabs(value) or _WORD.fullmatch(value.strip())):
             yield value.strip()
 
 

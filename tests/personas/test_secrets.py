@@ -95,3 +95,10 @@ def test_errors_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     error = ModelError("401: wrong key sk-canary-1")
     assert (str(error), repr(error)) == ("401: wrong key ***", "ModelError('401: wrong key ***')")
     assert str(UsageError("http://ann:pw@host: no such file")) == "http://host: no such file"
+
+
+@pytest.mark.parametrize("word", ["postgres", "password", "12345678"])
+def test_words_and_numbers_in_the_environment_stay_in_texts(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    monkeypatch.setenv("DB_PASSWORD", word)
+    text = f'{{"text": "my {word}", "n": {word if word.isdigit() else 0}}}'
+    assert mask(text) == text
