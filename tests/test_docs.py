@@ -73,7 +73,9 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with what the pages mention, in which every model name means a scripted one."""
     write_conversations(map(ann_at, range(20)), tmp_path / "support.jsonl.gz")
     write_conversations(map(ann_at, range(20, 24)), tmp_path / "june.jsonl")
-    (tmp_path / "my_agent.py").write_text("def reply(messages):\n    return 'You will get a refund, I promise.'\n")
+    replies = "return 'You will get a refund, I promise.'"
+    agent = f"def reply(messages):\n    {replies}\n\nasync def areply(messages):\n    {replies}\n"
+    (tmp_path / "my_agent.py").write_text(agent)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

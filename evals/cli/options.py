@@ -145,12 +145,11 @@ def console_for(*, stderr: bool = False) -> Console:
 def check_writable(folder: Path, option: str) -> None:
     """Raise UsageError, before long work begins, if no file can be written into a folder, which need not exist yet.
 
-    The folder of a twin is for the twin alone: forgetting does not search what else is put there. The message names the option
-    that chooses the folder.
+    The message names the option that chooses the folder. An output (any option but --home) may not lie in the folder of a twin:
+    forgetting does not search what else is put there.
     """
-    if twin := next(
-        (place for place in (folder.absolute(), *folder.absolute().parents) if (place / "twin.json").exists()), None
-    ):
+    twin = next((place for place in (folder.absolute(), *folder.absolute().parents) if (place / "twin.json").exists()), None)
+    if twin is not None and option != "--home":
         raise UsageError(f"{folder}: lies in the folder of the twin {twin.name}; name another folder with {option}")
     try:
         present = next(place for place in (folder, *folder.absolute().parents) if place.exists())
