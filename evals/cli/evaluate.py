@@ -120,7 +120,8 @@ def _parse_arms(names: str | None) -> tuple[str, ...]:
     """Return the arms that --arms names. UsageError for an unknown arm."""
     if names is None:
         return DEFAULT_ARMS
-    return ARMS if names == "all" else check_arms([name.strip() for name in names.split(",") if name.strip()])
+    parts = [name.strip() for name in names.split(",") if name.strip()]
+    return check_arms([arm for part in parts for arm in (ARMS if part == "all" else (part,))])
 
 
 @click.group()

@@ -54,6 +54,12 @@ def measure_twin(
             evaluate(user, scoring, user.store.embedder, folder=folder, against=against, config=config, progress=bars)
         )
 
+    leakage = result["leakage"]
+    if dropped := leakage["near_duplicates"]:
+        console.print(f"{dropped} of {leakage['of']} held-out turns nearly repeat the memory, and were dropped", style="yellow")
+    if share := leakage["memorized"]["value"]:
+        console.print(f"the scorer has memorized {share:.0%} of {leakage['memorized']['n']} long turns", style="yellow")
+
     def measured(record: TwinRecord) -> TwinRecord:
         return record.with_closeness(result) if memory_version(folder) == version else record
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from usertwin.evals.arm_names import ARMS
+from usertwin.evals.arm_names import ARMS, POOLED_ARMS
 from usertwin.evals.cli.main import main
 from usertwin.evals.records.measured_turns import read_manifest, read_result, read_turns
+from usertwin.evals.replay import leak_checks
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.personas import Conversation, Turn, write_conversations
+
+pytestmark = pytest.mark.usefixtures("repeats_count")
 
 
 @pytest.fixture
@@ -122,7 +126,7 @@ def test_eval_compares_named_arms_in_order(ann: str, script: str, tmp_path: Path
 
 def test_eval_compares_all_present_arms(ann: str, script: str, tmp_path: Path) -> None:
     found = figures(ann, script, tmp_path, "--arms", "all", "--generate", "1", "--limit", "4")
-    assert list(found["arms"]) == [arm for arm in ARMS if arm != "trained"]
+    assert list(found["arms"]) == [arm for arm in ARMS if arm not in {"trained", *POOLED_ARMS}]  # these need a suite
     assert all(arm["chrf"]["n"] == 1 for arm in found["arms"].values())
 
 
@@ -183,6 +187,32 @@ def test_eval_into_the_folder_of_another_run_is_an_error(zoe: str, script: str, 
     assert read_result(folder)["turns"] == 4
 
 
-def test_a_run_with_near_duplicates_only_is_an_error(ann: str, script: str, tmp_path: Path) -> None:
-    how = ("--model", script, "--scorer", "fake:", "--generate", "0", "--out", tmp_path / "run")
+@pytest.mark.parametrize("out", [True, False])
+def test_near_duplicates_only_are_an_error(
+    ann: str, script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: bool
+) -> None:
+    monkeypatch.setattr(leak_checks, "MIN_WORDS", 8)
+    how = ("--model", script, "--scorer", "fake:", "--generate", "0", *(("--out", tmp_path / "run") if out else ()))
     assert "every held-out turn is nearly the same as one in the memory" in error_of("eval", ann, *how)
+
+
+def test_eval_says_how_many_turns_nearly_repeat_the_memory(
+    zoe: str, script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leak_checks, "MIN_WORDS", 8)
+    monkeypatch.setattr(leak_checks, "near_duplicates", lambda held_out, known: {0: 0})
+    text = done("eval", zoe, "--model", script, "--scorer", "fake:", "--generate", "0", "--limit", "4")
+    assert re.search(r"1 of \d+ held-out turns nearly repeat the memory, and were dropped", text)
+
+
+def test_eval_takes_all_arms_and_a_simulated_user(
+    ann: str, script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_users.py").write_text("def respond(messages):\n    return 'hi there'\n", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = figures(ann, script, tmp_path, "--arms", "all,mine=my_users:respond", "--generate", "2", "--limit", "4")
+    assert list(found["arms"])[-1] == "mine"
+    assert "bits_per_char" not in found["arms"]["mine"]
+    assert 'arm "mine": "nowhere:x"' in error_of(
+        "eval", ann, "--model", script, "--scorer", "fake:", "--arms", "mine=nowhere:x"
+    )

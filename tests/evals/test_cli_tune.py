@@ -11,6 +11,8 @@ from cli_runner import THOUGHTS, contents_of, error_of, output_of, write_script
 from usertwin.memory import Settings, TwinRecord, existing_twin
 from usertwin.memory.twin.record import default_home
 
+pytestmark = pytest.mark.usefixtures("repeats_count")
+
 
 @pytest.fixture
 def script(tmp_path: Path) -> str:
