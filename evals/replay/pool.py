@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: The most pairs of other people that are pooled for a person: the latest before the person's first held-out turn.
 POOL_PAIRS = 5_000
+#: Pairs that are embedded and saved together.
+_CHUNK = 1024
 
 
 def other_peoples_pairs(log: ChatLog, record: TwinRecord, first: float, *, limit: int = POOL_PAIRS) -> list[Pair]:
@@ -96,7 +98,8 @@ def open_pool(pairs: Sequence[Pair], embedder: Embedder, path: Path | None = Non
         return None
     stored = None if path is None else StoredEmbedder(embedder, path)
     pool = TripleStore(None, stored or embedder)
-    pool.add([Triple(pair) for pair in pairs])
-    if stored is not None:
-        stored.save()
+    for start in range(0, len(pairs), _CHUNK):  # a stopped run keeps the embeddings of finished chunks
+        pool.add([Triple(pair) for pair in pairs[start : start + _CHUNK]])
+        if stored is not None:
+            stored.save()
     return pool
