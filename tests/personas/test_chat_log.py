@@ -20,6 +20,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from usertwin.personas import ChatLog, Conversation, LogError, Turn, as_conversation, read_conversations, write_conversations
 from usertwin.personas.chat_log import sort_by_time
 from usertwin.personas.dates import to_timestamp
+from usertwin.personas.roles import is_unseen
 
 T = TypeVar("T")
 
@@ -59,7 +60,9 @@ def extras(taken: set[str]) -> st.SearchStrategy[dict[str, Any]]:
     return st.dictionaries(texts.filter(lambda key: key not in taken), values, max_size=2)
 
 
-turns = st.builds(Turn, names, names, texts, st.one_of(st.none(), times), extra=extras(TURN_KEYS))
+turns = st.builds(
+    Turn, names, names.filter(lambda role: not is_unseen(role)), texts, st.one_of(st.none(), times), extra=extras(TURN_KEYS)
+)
 conversations = st.builds(
     Conversation, texts, st.lists(turns, max_size=4).map(tuple), st.one_of(st.none(), times), extras(CONVERSATION_KEYS)
 )
