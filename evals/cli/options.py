@@ -148,7 +148,8 @@ def check_writable(folder: Path, option: str) -> None:
     The message names the option that chooses the folder. An output (any option but --home) may not lie in the folder of a twin:
     forgetting does not search what else is put there.
     """
-    twin = next((place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place / "twin.json")), None)
+    places = (folder.absolute(), *folder.absolute().parents)
+    twin = next((place for place in places if os.path.exists(place / "twin.json")), None)
     if twin is not None and option != "--home":
         raise UsageError(f"{folder}: lies in the folder of the twin {twin.name}; name another folder with {option}")
     try:

@@ -239,7 +239,7 @@ def test_a_folder_of_another_suite_is_refused_with_the_different_keys(tmp_path: 
     [
         ('{"format": 2}', "a run of format 2, but this version reads format 1; run the suite again elsewhere"),
         ("[]", "a run of format None"),
-        ("{", "manifest.json: cannot be read"),
+        ("{", "manifest.json: it is not JSON"),
         ('{"kind": "simulate"}', "holds conversations of `usertwin simulate`, not a run of a suite"),
         ('{"format": 1}', "holds a run of another suite"),
     ],
