@@ -34,8 +34,9 @@ CONTEXT_TURNS, RECALLED_TURNS = 6, 2
 _REASON = PromptTemplate(Path(__file__).parent / "user_reason.txt")
 _ACT = PromptTemplate(Path(__file__).parent / "user_act.txt")
 
-#: 2: the user's description of the person, goal and turns whole, markers that no text can be.
-_TRANSCRIPT_VERSION = "2"
+#: 3: dashes between examples, so that every turn ends in the same token. 2: the user's description of the person, goal and
+#: turns whole, markers that no text can be.
+_TRANSCRIPT_VERSION = "3"
 
 #: (role, text) messages of a prompt.
 Messages = list[tuple[str, str]]

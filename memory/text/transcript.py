@@ -1,7 +1,7 @@
 """Pairs as plain-text transcripts to be continued: the prompt format for base models, small models and scorers.
 
 The person is "Me" and the other speaker "Them" (by name if there are several). A turn is one line, a thought is one line in
-parentheses, and a blank line separates examples; so a newline ends every turn.
+parentheses, and a line of dashes and a blank line separate examples; so a newline ends every turn.
 
 The current turn's prompt holds goal, persona and turns whole. Examples are shortened: they show how the person writes.
 
@@ -84,8 +84,12 @@ def format_example(pair: Pair, turns: int, *, thought: str | None = None) -> str
 
 
 def join_blocks(blocks: Iterable[str]) -> str:
-    """Return examples and a prompt joined by blank lines."""
-    return "\n\n".join(block.rstrip("\n") for block in blocks)
+    """Return examples and a prompt, separated by a line of dashes and a blank line.
+
+    Design: a blank line alone would end the turns of examples in another token than that of `action_completion` ("." and two
+    newlines are one token of Qwen's tokenizer), so that examples would make the end of every scored turn unlikely.
+    """
+    return "\n---\n\n".join(block.rstrip("\n") for block in blocks)
 
 
 def filler_text(words: int) -> str:

@@ -30,7 +30,7 @@ def test_the_description_in_a_persona_file_is_in_the_default_prompts(
     prompts = record_prompts(monkeypatch)
     output_of("simulate", "sam", "--agent", "demo", "--model", model, "--max-turns", "2", "--goal", "GOAL " + "x" * 900)
     assert len(prompts) >= 2
-    assert all(prompt.startswith("(About me: Mira. An impatient courier.)\n\n") for prompt in prompts)
+    assert all(prompt.startswith("(About me: Mira. An impatient courier.)\n") for prompt in prompts)
     assert all("(My goal: GOAL " + "x" * 900 in prompt for prompt in prompts)
 
 

@@ -115,7 +115,7 @@ def test_a_record_holds_the_recalled_turns_with_their_traces() -> None:
     for turn, prompt in zip(result, shown, strict=True):
         assert len(turn.recalled) == 3
         assert [one.similarity for one in turn.recalled] == sorted((one.similarity for one in turn.recalled), reverse=True)
-        for memory, block in zip(turn.recalled, reversed(prompt.split("\n\n")[:-1]), strict=True):  # the most similar one last
+        for memory, block in zip(turn.recalled, reversed(prompt.split("\n---\n\n")[:-1]), strict=True):  # the most similar one last
             assert block.endswith(f"(Me thinking: {memory.reasoning})\nMe: {memory.action}")
             assert memory.conversation_id != turn.conversation_id
             assert memory.context[-1][1] in block
@@ -323,7 +323,7 @@ def test_a_broken_line_is_an_error_with_file_and_line(tmp_path: Path, line: str)
     lines = keep.read_text("utf-8").splitlines()
     keep.write_text("\n".join([*lines[:3], line, *lines[3:]]) + "\n", "utf-8")
     before = keep.read_bytes()
-    with pytest.raises(UsageError, match=r"0\.jsonl, line 4: not a valid measured turn"):
+    with pytest.raises(UsageError, match=r"0\.jsonl:4: not a valid measured turn"):
         measured(keep=keep)
     assert keep.read_bytes() == before
 

@@ -101,10 +101,28 @@ def test_a_speaker_cannot_forge_a_marker_or_the_person(speaker: str) -> None:
     assert lines[0].endswith(": I hate it")
 
 
-def test_blocks_are_separated_by_a_blank_line() -> None:
+def test_blocks_are_separated_by_dashes_and_a_blank_line() -> None:
     assert join_blocks([format_example(TALK, 1), format_action_prompt(TALK, 0)]) == (
-        "Them: How are you?\nMe: fine, thanks\n\n(My goal: Be friendly.)\nMe:"
+        "Them: How are you?\nMe: fine, thanks\n---\n\n(My goal: Be friendly.)\nMe:"
     )
+
+
+@pytest.mark.parametrize("end", ["thanks", "thanks.", "thanks?", "ok :)"])
+def test_a_turn_ends_in_the_same_token_in_an_example_as_when_it_is_scored(end: str) -> None:
+    """With the pretokenizer and the merges of Qwen2.5, which has tokens of punctuation and two newlines."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    split = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    merges = [("Ċ", "Ċ"), (".", "Ċ"), ("?", "Ċ"), (":", ")"), ("Ġ", ":)"), (".", "ĊĊ"), ("?", "ĊĊ"), ("Ġ:)", "ĊĊ")]
+    parts = [*pre_tokenizers.ByteLevel.alphabet(), *dict.fromkeys(first + second for first, second in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={part: number for number, part in enumerate(parts)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+        [pre_tokenizers.Split(Regex(split), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    example = pair(("Bob", "hi"), action=end)
+    shown = tokenizer.encode(join_blocks([format_example(example, 1), "Them: hi"])).tokens
+    scored = tokenizer.encode("Them: hi\nMe:").tokens + tokenizer.encode(action_completion(end)).tokens
+    assert shown[: len(scored)] == scored
 
 
 @given(texts)

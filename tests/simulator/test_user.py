@@ -237,7 +237,7 @@ def test_the_users_description_of_the_person_is_in_every_prompt(ann: str) -> Non
             assert prompts(user)
             assert all("An impatient courier." in prompt for prompt in prompts(user))
             if style == "transcript":
-                assert all(prompt.startswith("(About me: Mira. An impatient courier.)\n\n") for prompt in prompts(user))
+                assert all(prompt.startswith("(About me: Mira. An impatient courier.)\n") for prompt in prompts(user))
 
 
 def test_a_description_from_the_log_is_in_no_transcript(ann: str) -> None:
