@@ -111,7 +111,8 @@ def test_the_small_example_suite_runs(tmp_path: Path) -> None:
     usertwin("suite", "run", EXAMPLES / "suite_small.toml", "--out", tmp_path / "run")
     result = read_result(tmp_path / "run")
     assert (len(result["people"]), len(result["arms"]), result["turns"]) == (2, 4, 24)
-    assert result["judge"]["sanity"]["identical"]["holds"] is True
+    identical = result["judge"]["sanity"]["identical"]
+    assert (identical["ties"]["value"], identical["holds"]) == (1.0, None)  # too few conversations for a verdict
     assert any('answers "tie" in 100%' in warning for warning in result["warnings"])
     assert {path.name for path in EXAMPLES.iterdir()} == before
 
