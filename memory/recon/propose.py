@@ -41,7 +41,7 @@ CONTEXT_TURNS = 4
 #: Stands for a completion that should be a JSON object and is not.
 MALFORMED = "{"
 #: Stands for a completion that reached its token limit before any text of an answer.
-CUT_OFF = "…"
+CUT_OFF = "…\n"  # a trace has no line break
 #: Tokens of a trace itself, by prompt style: the limit in training, where no model reasons first.
 TRACE_TOKENS: dict[PromptStyle, int] = {style: answer_tokens("trace", style) for style in get_args(PromptStyle)}
 TEMPERATURE = 0.8

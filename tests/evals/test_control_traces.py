@@ -402,6 +402,7 @@ def test_a_model_that_writes_nothing_leaves_only_the_copy(ann: str) -> None:
 # The pairs -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("repeats_count")
 def test_pairs_are_validation_turns_and_never_test_turns(ann: str) -> None:
     folder = existing_twin(ann)
     record = TwinRecord.load(folder)

@@ -96,7 +96,7 @@ def test_the_estimate_equals_the_completions_used(changes: dict[str, Any]) -> No
 )
 def test_max_calls_is_reached_when_guards_reject_everything(changes: dict[str, Any]) -> None:
     made = recipe(**({"max_traces": 4} | changes))
-    chat = FunctionChatModel(reply=lambda *_: "")
+    chat = FunctionChatModel(reply=lambda *_: "well " * 10_000)
     learned(made, ChatModel("telling", chat, "transcript"))
     assert len(chat.requests) == estimated(made).max_calls
 
