@@ -130,8 +130,8 @@ async def judge_pairs(
     at once. `progress` is called with "judging", the number of judged pairs, and the total.
 
     Raises:
-        ModelError: the judge does not answer, or is empty at its limit of tokens in all attempts. The file keeps the verdicts so
-            far, and the same call resumes.
+        ModelError: the judge does not answer, or is empty at its limit of tokens in all attempts. The file keeps the verdicts
+            so far, and the same call resumes.
         UsageError: the file holds a line that is not a verdict.
     """
     known = read_verdicts(path)

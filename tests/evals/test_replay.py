@@ -115,7 +115,8 @@ def test_a_record_holds_the_recalled_turns_with_their_traces() -> None:
     for turn, prompt in zip(result, shown, strict=True):
         assert len(turn.recalled) == 3
         assert [one.similarity for one in turn.recalled] == sorted((one.similarity for one in turn.recalled), reverse=True)
-        for memory, block in zip(turn.recalled, reversed(prompt.split("\n---\n\n")[:-1]), strict=True):  # the most similar one last
+        blocks = prompt.split("\n---\n\n")[:-1]  # the most similar one last
+        for memory, block in zip(turn.recalled, reversed(blocks), strict=True):
             assert block.endswith(f"(Me thinking: {memory.reasoning})\nMe: {memory.action}")
             assert memory.conversation_id != turn.conversation_id
             assert memory.context[-1][1] in block
