@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 from tiny_model import one_thread
 
@@ -123,13 +124,10 @@ def real_auditor(
 
 @contextmanager
 def short_traces(tokens: int = 12) -> Generator[None]:
-    """Limit traces to a few tokens, since a random model rarely ends one."""
-    before = dict(TRACE_TOKENS)
-    TRACE_TOKENS.update(dict.fromkeys(before, tokens))
-    try:
+    """Limit traces to a few tokens without room for reasoning, since a random model rarely ends one."""
+    limits = patch.dict(TRACE_TOKENS, dict.fromkeys(TRACE_TOKENS, tokens))
+    with limits, patch("usertwin.memory.recon.propose.reasoning_room", lambda _: 0):
         yield
-    finally:
-        TRACE_TOKENS.update(before)
 
 
 def trained(

@@ -31,7 +31,7 @@ _VOID = {
     "cut_off": "it stopped at its limit of tokens before it answered",
     "empty": "it wrote nothing",
     "malformed": "it did not write the JSON object that the prompt requires",
-    "no_verdict": "the judge gave no readable verdict",
+    "no_verdict": "gave no readable verdict",
 }
 
 
@@ -114,13 +114,13 @@ async def add_traces(
                 store.set_traces(void)
                 void.clear()
             elif len(void) >= _MAX_VOID:
-                raise _void_error(void)
+                raise _void_error(void, recipe.judge)
             done += 1
             progress("traces", done, total)
 
     await run_concurrently(work, concurrency)
     if void:
-        raise _void_error(void)
+        raise _void_error(void, recipe.judge)
 
 
 def _is_void(provenance: Provenance) -> bool:
@@ -128,12 +128,14 @@ def _is_void(provenance: Provenance) -> bool:
     return all(proposal.rejected_by in _VOID for proposal in provenance.proposals)
 
 
-def _void_error(triples: Sequence[Triple]) -> ModelError:
-    """Return the error for triples without a usable proposal."""
+def _void_error(triples: Sequence[Triple], judge: str | None) -> ModelError:
+    """Return the error for triples without a usable proposal; it names the model that is at fault."""
     provenances = [triple.provenance for triple in triples if triple.provenance is not None]
     counts = Counter(proposal.rejected_by or "" for provenance in provenances for proposal in provenance.proposals)
     [(reason, _)] = counts.most_common(1) or [("empty", 0)]
     proposals = f"{counts.total()} proposals for {len(triples)} pairs"
+    if reason == "no_verdict":
+        return ModelError(f'the judge "{judge}" {_VOID[reason]} in all {proposals}; use another judge')
     return ModelError(
         f'the model "{provenances[0].proposer}" made no trace: {_VOID[reason]} in all {proposals}; use another model'
     )

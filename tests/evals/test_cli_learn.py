@@ -28,6 +28,7 @@ from cli_runner import (
     run,
     write_script,
 )
+from judge_replies import judge_rule
 
 from conftest import other_conversation, small_conversation
 from usertwin.memory import TripleStore, TwinRecord, existing_twin
@@ -88,7 +89,7 @@ def count_traced(database: Path) -> int:
         ("local", ("--price", "1000/1000"), "2,520 output tokens: $0.00"),
         ("local", ("--judge", "openai:gpt-5", "--traces", "quality"), "price unknown (--price)"),
         ("local", ("--traces", "quality"), "about 126 completions of local"),
-        ("local", ("--fidelity", "judge"), "about 210 completions of local"),
+        ("local", ("--fidelity", "judge"), "about 252 completions of local"),
         ("local", ("--propose", "search", "--max-calls", "6"), "about 252 completions of local, "),
         ("local", ("--traces", "backward"), "about 42 completions of local (at most 126 if guards reject)"),
         ("local", ("--max-triples", "9", "--max-traces", "4"), "9 pairs to remember, 4 to select traces for"),
@@ -157,6 +158,7 @@ def test_a_dry_run_refuses_what_learning_refuses(log_file: Path, options: tuple[
 # The twin -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("repeats_count")
 def test_learning_prints_the_estimate_makes_traces_tunes_and_shows_the_twin(
     log_file: Path, script: str, prompts: list[str]
 ) -> None:
@@ -220,11 +222,23 @@ def test_every_way_to_make_traces_is_stored_in_the_recipe(
     assert recipe.actor == (script if needs_actor else None)
 
 
-def test_a_judge_that_gives_no_verdict_leaves_pairs_without_traces(log_file: Path, script: str) -> None:
-    text = output_of(*learn_command(log_file, script, "--traces", "quality", "--max-traces", "3", *NO_TUNING))
-    assert "42 triples, 0 with a trace (quality)" in text
-    assert "6 no_verdict" in text
+@pytest.mark.parametrize("way", [("--traces", "quality"), ("--fidelity", "judge")])
+def test_a_judge_that_gives_no_verdict_is_an_error_and_another_judge_finishes_the_twin(
+    log_file: Path, script: str, tmp_path: Path, way: tuple[str, str]
+) -> None:
+    command = learn_command(log_file, script, *way, "--max-traces", "3", *NO_TUNING)
+    result = run(*command)
+    assert result.exit_code == 2
+    error = f'usertwin: the judge "{script}" gave no readable verdict in all 6 proposals for 3 pairs; use another judge'
+    assert error in result.stderr.splitlines()
+    assert record().state != "complete"
     assert record().recipe.judge == script
+    assert count_traced(existing_twin("sam") / "memory.sqlite") == 0
+    (tmp_path / "judge").mkdir()
+    judge = write_script(tmp_path / "judge", judge_rule("AB"))
+    text = output_of(*command, "--judge", judge, "--overwrite")
+    assert "42 triples, 3 with a trace" in text
+    assert record().recipe.judge == judge
 
 
 def test_learning_the_same_again_uses_the_cached_completions(log_file: Path, script: str, prompts: list[str]) -> None:
@@ -243,6 +257,7 @@ def test_a_twin_is_only_replaced_with_overwrite(log_file: Path, script: str) -> 
     assert len(traces("sam")) == 5
 
 
+@pytest.mark.usefixtures("repeats_count")
 def test_a_command_that_was_stopped_while_tuning_only_tunes(
     log_file: Path, script: str, prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

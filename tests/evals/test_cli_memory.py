@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cli_runner import THOUGHTS, contents_of, learn_command, run, write_script
 from click.testing import Result
+from judge_replies import judge_rule
 
 from conftest import other_conversation, small_conversation
 from usertwin.memory import Settings, Triple, TripleStore, TwinRecord, existing_twin
@@ -167,7 +168,7 @@ def test_the_latest_new_pairs_get_traces_on_request(ann: str, tmp_path: Path) ->
 def test_new_traces_use_the_scorer_the_actor_and_the_judge_of_the_recipe(
     log_file: Path, tmp_path: Path, traces: str, fidelity: str
 ) -> None:
-    model = write_script(tmp_path, *THOUGHTS)
+    model = write_script(tmp_path, judge_rule("AB"), *THOUGHTS)
     ways = ("--traces", traces, "--fidelity", fidelity, "--max-traces", "1", "--tune-turns", "0")
     learned = run(*learn_command(log_file, model, *ways))
     assert learned.exit_code == 0, learned.output

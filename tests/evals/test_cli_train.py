@@ -475,11 +475,20 @@ def test_a_judge_without_a_chat_template_is_refused_before_a_trace_is_proposed(t
     assert not (tmp_path / "run").exists()
 
 
-def test_e2e_trains_with_a_fake_scorer(train: Train, tmp_path: Path) -> None:
-    succeed(train(tmp_path / "run", "--method=e2e", "--scorer=fake:", "--token-budget=90", "--test-pairs=1"))
+def test_e2e_trains_on_traces_that_its_scorer_tells_apart(train: Train, tmp_path: Path) -> None:
+    succeed(train(tmp_path / "run", "--method=e2e", "--token-budget=90", "--test-pairs=1"))
     result = result_of(tmp_path / "run" / "e2e")
-    assert result["measured"]["scorer"] == "fake:"
+    assert result["measured"]["scorer"] == "transformers:base"
     assert 90 <= result["tokens"] < 90 + 4 * TOKENS
+    assert result["lessons"]["equal"] < result["lessons"]["pairs"]
+    assert any(bool(weight.any()) for name, weight in weights_of(tmp_path / "run" / "e2e").items() if "lora_B" in name)
+
+
+def test_traces_that_no_scorer_tells_apart_are_refused_and_leave_no_adapter(train: Train, tmp_path: Path) -> None:
+    """The fake scorer sees only words that trace and turn share, and a random model writes none."""
+    sentence = refusal(train(tmp_path / "run", "--method=e2e", "--scorer=fake:", "--token-budget=90", "--test-pairs=1"))
+    assert "nothing was learned: of 4 pairs, 4 had traces of equal fidelity" in sentence
+    assert not (tmp_path / "run" / "e2e" / "adapter").exists()
 
 
 def test_the_fidelity_of_e2e_is_the_downstream_gain(place: Path, tmp_path: Path) -> None:

@@ -432,8 +432,10 @@ def test_every_stored_trace_has_passed_every_guard(method: str, mode: str) -> No
             assert sum(triple.provenance.rejected.values()) == triple.provenance.candidates > 0
             continue
         stored += 1
-        assert rejection_reason(triple.reasoning, triple.pair, examples, FakeEmbedder()) is None
-        assert kept_share(FakeScorer(), triple.pair, triple.reasoning, CONTEXT_TURNS) >= MIN_KEPT_SHARE
+        saw_action = mode != "forward"  # without it, only the guards of form apply
+        assert rejection_reason(triple.reasoning, triple.pair, examples, FakeEmbedder(), saw_action=saw_action) is None
+        kept = kept_share(FakeScorer(), triple.pair, triple.reasoning, CONTEXT_TURNS)
+        assert kept >= MIN_KEPT_SHARE or not saw_action
         assert triple.reasoning in [c.trace for c in triple.provenance.proposals if c.rejected_by is None]
         assert method != "recon" or (triple.score or 0.0) >= 0.0
     assert stored >= 3
@@ -464,10 +466,10 @@ USELESS: dict[str, Callable[[str], str]] = {
     "deep brackets": lambda _: "[" * 10_000,
     "tags": lambda _: "<think>" * 2_000 + "</action>" * 2_000,
 }
-#: Useless replies without a word, by prompt style.
+#: Useless replies without a word, or without the object that the prompt asks for, and what the error says of them.
 WORDLESS = {
-    "instruction": {"nothing", "whitespace", "tags", "deep brackets", "half an object"},
-    "transcript": {"nothing", "whitespace", "tags", "deep brackets"},
+    **dict.fromkeys(("nothing", "whitespace", "tags", "deep brackets"), "it wrote nothing"),
+    "half an object": "it did not write the JSON object that the prompt requires",
 }
 
 
@@ -481,9 +483,9 @@ def odd_talks() -> list[Conversation]:
 )
 def test_useless_replies_leave_pairs_without_a_trace_and_with_a_reason(style: PromptStyle, name: str) -> None:
     model, chat = function_model(lambda prompt, _: USELESS[name](prompt), style, structured=style == "instruction")
-    if name in WORDLESS[style]:  # a fault of the model, and no pair counts as tried
+    if name in WORDLESS:  # a fault of the model, and no pair counts as tried
         with pytest.raises(
-            ModelError, match=r'"telling" made no trace: it wrote nothing in all \d+ proposals for 5 pairs; use an'
+            ModelError, match=rf'"telling" made no trace: {WORDLESS[name]} in all \d+ proposals for 5 pairs; use an'
         ):
             run(recipe(candidates=2), model, lamps(*odd_talks()))
         assert all(triple.provenance is None for triple in memory())
@@ -525,7 +527,9 @@ def test_a_judge_without_a_verdict_is_an_error_and_no_pair_counts_as_tried() -> 
     model, _ = function_model(judge_and_reconstruct, "instruction")
     useless, chat = function_model(lambda _prompt, _seed: "I would rather not", "instruction")
     judged = recipe(fidelity="judge", actor="a", judge="j", max_traces=3)
-    with pytest.raises(ModelError, match="the judge gave no readable verdict in all 6 proposals for 3 pairs"):
+    with pytest.raises(
+        ModelError, match='the judge "j" gave no readable verdict in all 6 proposals for 3 pairs; use another judge'
+    ):
         run(judged, model, actor=model, judge=replace(useless, name="j"))
     assert len(chat.requests) == 3 * 3  # a verdict is requested three times
     assert all(triple.provenance is None for triple in memory())
