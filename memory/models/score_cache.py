@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from usertwin.personas import ModelError
+from usertwin.personas import ModelError, UsertwinError
 from usertwin.personas.files import create_database, private_folder
 
 from .scoring import Likelihood, Scorer
@@ -53,6 +53,8 @@ class CachedScorer:
         try:
             with self._lock, self._open() as database:
                 return self._score(database, items)
+        except UsertwinError:  # of the scorer, not of the cache
+            raise
         except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:  # the last three: of values of another type
             message = f"the score cache cannot be used ({error}); free disk space, or delete the file"
             raise ModelError(f"{self._path}: {message}") from error

@@ -15,6 +15,8 @@ from usertwin.evals.traces.control_verdict import decide
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.personas import write_conversations
 
+pytestmark = pytest.mark.usefixtures("repeats_count")
+
 
 @pytest.fixture
 def script(tmp_path: Path) -> str:

@@ -14,6 +14,8 @@ from usertwin.memory import Settings, TripleStore, TwinRecord, existing_twin
 from usertwin.simulator import load_embedder
 from usertwin.simulator.backends.scripted import ScriptedChatModel
 
+pytestmark = pytest.mark.usefixtures("repeats_count")
+
 
 @pytest.fixture
 def script(tmp_path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from conftest import function_model, scripted
 from usertwin.memory.models.scoring import Likelihood
 from usertwin.memory.recon.fidelity import FidelityScore
 from usertwin.memory.recon.judged_fidelity import JudgeFidelity
-from usertwin.memory.training.rewards import DownstreamReward, RewardWeights
+from usertwin.memory.training.rewards import CLIP, DownstreamReward, RewardWeights
 from usertwin.memory.training.trl_trainers import GroupRewards
 from usertwin.personas import Pair
 
@@ -132,8 +133,8 @@ def test_the_e2e_reward_scores_the_related_action_and_never_the_pairs_own() -> N
     scorer, other = LengthScorer(), example(40).pair
     terms, logged = reward_terms([HONEST, OTHER], DownstreamReward(scorer, {EXAMPLES[0].pair: other}))
     assert {text.strip() for _, text in scorer.items} == {other.action}
-    assert terms[0][0] > terms[0][1] > 0.5  # the longer trace makes the prompt longer
-    assert logged["guarded_gain"] > 0
+    assert terms[0][0] != terms[0][1]
+    assert logged["passing_score"] == pytest.approx(CLIP * (2 * fmean(terms[0]) - 1))  # against filler text
     assert all("on day 40" in prompt for prompt, _ in scorer.items)
 
 
@@ -141,4 +142,4 @@ def test_without_a_related_pair_all_e2e_rewards_are_equal() -> None:
     scorer = LengthScorer()
     terms, logged = reward_terms([HONEST, OTHER], DownstreamReward(scorer, {}))
     assert logged["lessons/equal"] == 1
-    assert (terms[0], logged["guarded_gain"], scorer.items) == ([0.5, 0.5], 0.0, [])
+    assert (terms[0], logged["passing_score"], scorer.items) == ([0.5, 0.5], 0.0, [])

@@ -167,6 +167,7 @@ def test_two_processes_that_learn_one_name_leave_a_whole_twin(tmp_path: Path) ->
 # Measuring while the memory is changed ---------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("repeats_count")
 @pytest.mark.parametrize("change", ["add", "forget"])
 def test_closeness_of_a_memory_that_was_changed_meanwhile_is_not_stored(
     ann: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str

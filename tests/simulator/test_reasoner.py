@@ -203,8 +203,8 @@ def test_reasoning_in_the_form_of_a_json_object_becomes_text(ann: str, actor: Ch
 
 def test_prompt_versions_cover_the_styles_of_both_models() -> None:
     both = prompt_versions("instruction")
-    assert prompt_versions("transcript", "instruction") == {"transcript": "2", "reason": both["reason"]}
-    assert prompt_versions("instruction", "transcript") == {"act": both["act"], "transcript": "2"}
+    assert prompt_versions("transcript", "instruction") == {"transcript": "3", "reason": both["reason"]}
+    assert prompt_versions("instruction", "transcript") == {"act": both["act"], "transcript": "3"}
 
 
 # The name of the reasoner -----------------------------------------------------------------------------------------------
