@@ -62,12 +62,13 @@ def parse_toml(content: str | bytes) -> dict[str, Any]:
 def as_type(shape: type[_T], value: Any) -> _T:
     """Return a JSON value as a dataclass, a TypedDict or another type. ValueError names the field that is wrong.
 
-    Lists become tuples where a tuple is declared; otherwise nothing is converted, and a text is no number.
+    Lists become tuples where a tuple is declared, and "?" stands for half of a surrogate pair, which no file can hold as text;
+    otherwise nothing is converted, and a text is no number.
     """
     from pydantic import ValidationError
 
     try:
-        text = json.dumps(value, default=str, allow_nan=False)
+        text = json.dumps(value, default=str, allow_nan=False, ensure_ascii=False).encode("utf-8", "replace")
     except ValueError:
         raise ValueError("it holds a number that is not finite") from None
     try:

@@ -47,7 +47,8 @@ class CompletionCache:
         try:
             with self._lock:
                 row = self._database.execute("SELECT answer FROM answers WHERE key = ?", (_key(request),)).fetchone()
-            return None if row is None else as_type(shape, parse_json(row[0]))
+            value = None if row is None else parse_json(row[0])
+            return value if value is None or shape is object else as_type(shape, value)
         except (sqlite3.Error, ValueError, TypeError, AttributeError) as error:  # the last two: a value that is no text
             raise self._unusable(error) from error
 

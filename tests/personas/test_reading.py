@@ -92,3 +92,7 @@ def test_a_file_that_cannot_be_read_names_the_file_and_the_way_out(tmp_path: Pat
     assert message(tmp_path / "damaged").startswith(f"{tmp_path}/damaged: it is not JSON (")
     with pytest.raises(UsageError, match="nowhere is named"):
         read_file(tmp_path / "none", parse_json, way_out="", error=UsageError, missing="nowhere is named")
+
+
+def test_half_a_surrogate_pair_spoils_no_value() -> None:
+    assert as_type(tuple[str, ...], ["\ud800", "ü"]) == ("?", "ü")
