@@ -6,9 +6,14 @@ A file may hold more keys. Optional keys are those that some runs, or runs of ea
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from usertwin.personas.reading import as_type
+
+from .older_results import upgrade
 
 
 class EstimateShape(TypedDict):
@@ -241,8 +246,12 @@ class RunManifest(TypedDict):
     prompts: NotRequired[Mapping[str, Any]]
 
 
-class DriftShape(TypedDict):
-    """A turn of a free simulation beside the real one."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftTurn:
+    """A person's real turn (`action`), the reply after the twin's own turns (`free`), and after the real turns (`forced`).
+
+    `depth` is the number of the person's turn in the conversation, from 1. Similarities are cosines to the real turn.
+    """
 
     person: str
     conversation_id: str
@@ -252,6 +261,11 @@ class DriftShape(TypedDict):
     forced: str
     free_similarity: float
     forced_similarity: float
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> DriftTurn:
+        """Read the object of `dataclasses.asdict`, or that of an earlier version. ValueError for any other value."""
+        return as_type(cls, upgrade(raw))
 
 
 class PersonFacts(TypedDict):
@@ -263,5 +277,5 @@ class PersonFacts(TypedDict):
     window: int
     leakage: LeakageShape
     endings: EndingShape | None
-    drift: list[DriftShape]
+    drift: list[DriftTurn]
     embedder: NotRequired[str]

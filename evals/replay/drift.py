@@ -7,46 +7,23 @@ The difference is the cost of the twin's own words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from usertwin.evals.metrics.reply_similarity import embedding_similarities
 from usertwin.evals.metrics.statistics import Estimate, evenly_spaced, mean_over_people
 from usertwin.evals.metrics.writing_style import style_distance
-from usertwin.evals.records.older_results import upgrade
+from usertwin.evals.records.result_shapes import DriftTurn
 from usertwin.memory import Embedder
 from usertwin.memory.concurrency import to_thread
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.personas import Pair
-from usertwin.personas.reading import as_type
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import with_shown_traces
 
 #: Turns of the person in a conversation, counted from 1, at which drift is measured.
 DEPTHS = (1, 3, 5, 10)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DriftTurn:
-    """A person's real turn (`action`), the reply after the twin's own turns (`free`), and after the real turns (`forced`).
-
-    `depth` is the number of the person's turn in the conversation, from 1. Similarities are cosines to the real turn.
-    """
-
-    person: str
-    conversation_id: str
-    depth: int
-    action: str
-    free: str
-    forced: str
-    free_similarity: float
-    forced_similarity: float
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> DriftTurn:
-        """Read the object of `dataclasses.asdict`, or that of an earlier version. ValueError for any other value."""
-        return as_type(cls, upgrade(raw))
 
 
 async def drift(

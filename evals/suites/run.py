@@ -20,8 +20,9 @@ from usertwin.evals.arm_names import PEERS, arm_names
 from usertwin.evals.judges.model_judge import build_questions, judge_pairs, summarize_verdicts
 from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest
+from usertwin.evals.records.result_shapes import DriftTurn
 from usertwin.evals.records.run_folder import HTML_REPORT, MARKDOWN_REPORT, write_atomically
-from usertwin.evals.replay.drift import DriftTurn, drift_result
+from usertwin.evals.replay.drift import drift_result
 from usertwin.evals.replay.peers import peer_versions
 from usertwin.evals.reports.labels import MIN_CLUSTERS, plural
 from usertwin.evals.reports.summary import summary_of

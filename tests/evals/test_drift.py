@@ -11,7 +11,8 @@ import pytest
 
 from conftest import FunctionChatModel, function_model
 from usertwin.evals.metrics.writing_style import style_distance
-from usertwin.evals.replay.drift import DEPTHS, DriftTurn, drift, drift_result
+from usertwin.evals.records.result_shapes import DriftTurn
+from usertwin.evals.replay.drift import DEPTHS, drift, drift_result
 from usertwin.memory import Settings
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.personas import Conversation, Pair, Turn
