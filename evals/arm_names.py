@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from usertwin.personas import UsageError
@@ -11,6 +11,8 @@ from usertwin.personas import UsageError
 Peer = Literal["openevals", "openevals_written", "tau2", "persona"]
 PEERS: tuple[Peer, ...] = get_args(Peer)
 TRACE_ARMS = ("backward", "random_of_n", "best_of_n", "recon", "trained")
+#: Arms that show the pairs that the twin recalls, with or without traces. Any other arm could replace the twin.
+MEMORY_ARMS = ("recalled_pairs", *TRACE_ARMS)
 #: Arms that reply with something the person said before, without a model; they have replies, but no likelihoods.
 QUOTING_ARMS = ("verbatim", "medoid")
 #: Arms that recall other people's pairs; they need the log that the twin was learned from.
@@ -70,6 +72,39 @@ def check_arms(arms: Sequence[str]) -> tuple[str, ...]:
             raise UsageError(f'"{arm}": there is another arm "{name}"; give the simulator another name')
         simulators[name] = target
     return (*(arm for arm in ARMS if arm in current), *(f"{name} = {target}" for name, target in simulators.items()))
+
+
+def check_question(contrasts: Sequence[str], arms: Sequence[str]) -> tuple[str, ...]:
+    """Return the contrasts "A - B" that a measurement is to answer, earlier names of arms replaced, without repetitions.
+
+    Args:
+        contrasts: what is asked: does A predict the person better than B?
+        arms: the checked arms that are measured.
+
+    Raises:
+        UsageError: a contrast is not of two of these arms, or is of an arm without likelihoods.
+    """
+    measured, unlikely = arm_names(arms), {*QUOTING_ARMS, *simulators_of(arms)}
+    checked: list[str] = []
+    for contrast in contrasts:
+        pair = [ARM_ALIASES.get(part.strip(), part.strip()) for part in contrast.split(" - ")]
+        if len(pair) != 2 or pair[0] == pair[1]:
+            raise UsageError(f'"{contrast}" is no contrast; write two arms as "A - B"')
+        if missing := [arm for arm in pair if arm not in measured]:
+            raise UsageError(f'"{contrast}" names "{missing[0]}", which is not measured; add it to arms, or ask about another')
+        if silent := [arm for arm in pair if arm in unlikely]:
+            raise UsageError(f'"{contrast}": "{silent[0]}" has replies alone, and no bits per character; ask about other arms')
+        checked.append(" - ".join(pair))
+    return tuple(dict.fromkeys(checked))
+
+
+def usual_opponents(arms: Iterable[str]) -> list[str]:
+    """Return the arms that the twin is compared with where no question is declared.
+
+    It is "no_memory", and without that each arm that could replace the twin.
+    """
+    others = list(arms)
+    return ["no_memory"] if "no_memory" in others else [arm for arm in others if arm not in MEMORY_ARMS]
 
 
 def simulators_of(arms: Sequence[str]) -> dict[str, str]:

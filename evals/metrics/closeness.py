@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, TypeAlias
 
-from usertwin.evals.arm_names import ARMS, PEERS
+from usertwin.evals.arm_names import ARMS, PEERS, usual_opponents
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
 from .discriminator import DiscriminatorScores, PairedReply, auc_statistic, discriminate
@@ -40,8 +40,9 @@ _Places: TypeAlias = tuple[int, ...]
 
 
 def closeness(
-    turns: Sequence[MeasuredTurn], twin: str, *, seed: int = 0, contrasts: Sequence[Contrast] | None = None
-) -> dict[str, Any]:
+    turns: Sequence[MeasuredTurn], twin: str, *, seed: int = 0, contrasts: Sequence[Contrast] | None = None,
+    question: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Return every measure of every arm and of the differences of arms, with intervals.
 
     A value of several people is the mean over people, with a 95% interval over people; that of one person has one over
@@ -52,21 +53,23 @@ def closeness(
         turns: of any people, in order.
         twin: the arm that the twin uses.
         seed: of the resampling and the discriminator.
-        contrasts: the comparisons; None for the twin's arm with every other arm, and `CONTRASTS`.
+        contrasts: the comparisons; None for the twin's arm with every other arm, `CONTRASTS`, and the question's.
+        question: the contrasts "A - B" that were declared before the measurement; see `Suite.question`.
 
     Returns:
         `arms`: `value`, `low`, `high`, `n` by arm and measure; low and high are None without an interval. `paired`: by
         "A - B" and measure, how much further from the person A is than B (below 0: A is closer, in every measure), with the
         `p` of a sign-flip test over people (None for few) and the smallest difference `visible` with 80% power;
-        `p_holm` for the declared `family`. `people`: the same for each person. `discriminator`: its folds, and as a `control`
-        its AUC between the person's turns here and elsewhere. `traces`: the mean number
-        of shown pairs that carry a trace, by arm. Measures and comparisons without data are left out.
+        `p_holm` for the declared `family`: the question's contrasts, and the twin with each peer. `people`: the same for each
+        person. `discriminator`: its folds, and as a `control` its AUC between the person's turns here and elsewhere.
+        `traces`: the mean number of shown pairs that carry a trace, by arm. Measures and comparisons without data are left out.
     """
     by_person: dict[str, list[MeasuredTurn]] = {}
     for turn in turns:
         by_person.setdefault(turn.person, []).append(turn)
     arms = _arms(turns)
-    compared = _contrasts(arms, twin) if contrasts is None else [(a, b) for a, b in contrasts if a in arms and b in arms]
+    wanted = _contrasts(arms, twin, question) if contrasts is None else contrasts
+    compared = [(a, b) for a, b in wanted if a in arms and b in arms]
     result = _empty_result(by_person, arms, compared)
     resampling = Resampling(seed)
     scores = {arm: _discriminator_scores(turns, arm, seed) for arm in arms}
@@ -80,7 +83,8 @@ def closeness(
             _add(result, "paired", f"{a} - {b}", measure.name, differences, resampling, seed)
     return {
         **_without_gaps(result),
-        "family": _family(result["paired"], twin),
+        "question": list(question),
+        "family": _family(result["paired"], twin, question),
         "discriminator": _discriminator_summary(by_person, scores, resampling, seed),
         "traces": _traces(turns),
         **_counts(turns),
@@ -115,9 +119,14 @@ def _counts(turns: Sequence[MeasuredTurn]) -> dict[str, int]:
     return {"turns": len(turns), "conversations": len({turn.cluster for turn in turns})}
 
 
-def _contrasts(arms: Sequence[str], twin: str) -> list[Contrast]:
-    of_twin = [(twin, arm) for arm in arms if arm != twin and twin in arms]
-    return list(dict.fromkeys([*of_twin, *((a, b) for a, b in CONTRASTS if a in arms and b in arms)]))
+def _contrasts(arms: Sequence[str], twin: str, question: Sequence[str]) -> list[Contrast]:
+    """Return the comparisons of a measurement; no pair of arms is compared twice, the other way round."""
+    of_twin = [(twin, arm) for arm in arms if arm != twin]
+    asked = [(a, b) for a, _, b in (name.partition(" - ") for name in question)]
+    once: dict[frozenset[str], Contrast] = {}
+    for pair in (*of_twin, *CONTRASTS, *asked):
+        once.setdefault(frozenset(pair), pair)
+    return list(once.values())
 
 
 def _add(
@@ -148,13 +157,17 @@ def _without_gaps(result: dict[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _family(paired: Mapping[str, dict[str, Any]], twin: str) -> dict[str, Any]:
-    """Return the declared family of tests, and add adjusted p values: the twin and each peer, or no memory without peers."""
+def _family(paired: Mapping[str, dict[str, Any]], twin: str, question: Sequence[str]) -> dict[str, Any]:
+    """Return the declared family of tests, and add adjusted p values to its differences.
 
-    def present(arms: Sequence[str]) -> list[str]:
-        return [name for name in (f"{twin} - {arm}" for arm in arms) if PRIMARY in paired.get(name, {})]
-
-    names = present(PEERS) or present(["no_memory"])
+    It holds the contrasts of the question and the twin with each peer. Without a question the summary names the best of the
+    usual opponents, so all of them are in the family.
+    """
+    measured = [name for name, measures in paired.items() if PRIMARY in measures]
+    others = [name.removeprefix(f"{twin} - ") for name in measured if name.startswith(f"{twin} - ")]
+    asked = [frozenset(name.split(" - ")) for name in question] or [frozenset((twin, arm)) for arm in usual_opponents(others)]
+    declared = {*asked, *(frozenset((twin, peer)) for peer in PEERS)}
+    names = [name for name in measured if frozenset(name.split(" - ")) in declared]
     for name in names:
         paired[name][PRIMARY]["p_holm"] = None
     tested = [name for name in names if paired[name][PRIMARY]["p"] is not None]

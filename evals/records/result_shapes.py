@@ -180,6 +180,7 @@ class RunResult(TypedDict):
     models: NotRequired[Mapping[str, Any] | None]
     settings: NotRequired[Mapping[str, Any] | None]
     versions: NotRequired[Mapping[str, Any] | None]
+    question: NotRequired[list[str]]
     family: NotRequired[FamilyShape | None]
     traces: NotRequired[Mapping[str, EstimateShape]]
     judge: NotRequired[JudgeShape | None]

@@ -36,7 +36,7 @@ from pydantic import (
     model_validator,
 )
 
-from usertwin.evals.arm_names import DEFAULT_ARMS, TRACE_ARMS, check_arms
+from usertwin.evals.arm_names import DEFAULT_ARMS, TRACE_ARMS, check_arms, check_question
 from usertwin.memory.models.scoring import Precision
 from usertwin.personas import ChatLog, LogError, UsageError, load_log, split_pairs
 from usertwin.personas.importers.chitchat import CHITCHAT
@@ -69,6 +69,11 @@ def _model_name(role: Role) -> AfterValidator:
             raise ValueError(str(error)) from None
 
     return AfterValidator(resolve)
+
+
+def _as_tuple(value: object) -> object:
+    """Return a text as the only item of a tuple, a list as a tuple, and any other value as it is."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 ChatName = Annotated[str, _model_name("chat model")]
@@ -173,6 +178,9 @@ class Suite(_Strict):
 
     name: str = Field(default="closeness", min_length=1)  # for the report
     arms: tuple[str, ...] = DEFAULT_ARMS  # the arms to compare; see arm_names.py
+    # what the summary answers: a contrast "A - B" of two arms, or several: does A predict people better than B? Declared
+    # before the measurement; empty for the twin's arm against "no_memory", or else against the best alternative
+    question: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     turns: int = Field(default=100, ge=0)  # held-out turns of each person, evenly spaced; 0 for all
     replies: int = Field(default=20, ge=0)  # the number of these turns at which each arm also writes replies
     samples: int = Field(default=1, ge=1)  # replies of each arm at such a turn
@@ -208,6 +216,16 @@ class Suite(_Strict):
     def _check_arms(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
         try:
             return check_arms(arms)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("question")
+    @classmethod
+    def _check_question(cls, question: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if "arms" not in info.data:  # they are wrong, and are reported
+            return question
+        try:
+            return check_question(question, info.data["arms"])
         except UsageError as error:
             raise ValueError(str(error)) from None
 

@@ -137,7 +137,7 @@ class SuiteRun:
         self._progress("people", len(people), len(people))
         arms = {fact["twin_arm"] for fact in facts.values()}
         twin = arms.pop() if len(arms) == 1 else "recalled_pairs"
-        result = closeness(turns, twin, seed=self.suite.seed)
+        result = closeness(turns, twin, seed=self.suite.seed, question=self.suite.question)
         result |= await self._extra_results(measurement, people, facts, turns, twin)
         declared = any(corpus.people == "test" for corpus in self.suite.corpora)
         result["warnings"] = _warnings(result, mixed=bool(arms), declared=declared) + [
