@@ -15,25 +15,26 @@ from usertwin.evals.records.measured_turns import MeasuredTurn
 
 from .example_turns import bits_gained, example_turns
 from .labels import (
-    MIN_CLUSTERS,
     arm_label,
     arm_title,
     contrast_title,
     contrasts_of,
     in_order,
+    interval_basis,
+    is_rival,
     measure_label,
     number,
     plural,
     verdict,
 )
-from .summary import best_alternative, summary_of
+from .summary import answer_of, question_of, summary_of
 from .tables import SIGNS, forest_grid, power_sentence, sections_of
 from .templates import template
 
 _EXAMPLE_KINDS = {
     "typical": ("Typical turns", "from the middle of the ranking"),
-    "best": ("Best turns", "where the twin is closest"),
-    "worst": ("Worst failures", "where the twin is least close"),
+    "best": ("Best turns", "from the top of the ranking"),
+    "worst": ("Worst failures", "from its bottom"),
 }
 #: Turns of context shown with an example, and with a recalled pair.
 _CONTEXT, _RECALLED_CONTEXT = 4, 2
@@ -41,13 +42,13 @@ _CONTEXT, _RECALLED_CONTEXT = 4, 2
 
 def render_html(result: Mapping[str, Any], turns: Sequence[MeasuredTurn]) -> str:
     """Return the report of a run (the content of `result.json`) as one HTML document, with examples from its turns."""
-    best, people = best_alternative(result), len(result["people"])
+    answer, people = answer_of(result), len(result["people"])
     sizes = {
         "person" if people == 1 else "people": people, "conversations": result["conversations"],
         "held-out turns": result["turns"], "arms": len(result["arms"]),
     }  # fmt: skip
     return template("report.html").render(
-        **common_values(result), verdict="unknown" if best is None else verdict(best[1]), plot=forest_plot(result),
+        **common_values(result), verdict="unknown" if answer is None else verdict(answer), plot=forest_plot(result),
         tiles=[(f"{size:,}", noun) for noun, size in sizes.items()], examples=_examples(result, turns),
         measured_at=str(result.get("measured_at", ""))[:10], suite_text=result.get("suite_text"),
         spoken={"closer": "the twin is closer", "further": "the twin is less close"},
@@ -98,9 +99,10 @@ def _step(span: float) -> float:
 
 
 def _examples(result: Mapping[str, Any], turns: Sequence[MeasuredTurn]) -> list[dict[str, Any]]:
-    """The example turns by kind, each beside the reply of the best alternative that has one."""
-    twin, best = str(result["twin_arm"]), best_alternative(result)
-    rivals = [*([best[0]] if best else []), *(arm for arm in in_order(result["arms"]) if arm_label(arm).rival)]
+    """The example turns by kind, each beside the reply of an arm that the question compares, or of another alternative."""
+    twin, arms = str(result["twin_arm"]), in_order(result["arms"])
+    asked = (arm for contrast in question_of(result) for arm in contrast.split(" - ") if arm != twin)
+    rivals = list(dict.fromkeys([*asked, *filter(is_rival, arms)]))
     examples = example_turns(turns, twin)
     return [
         {"title": title, "description": description, "turns": [_example(turn, twin, rivals) for turn in examples[kind]]}
@@ -142,10 +144,10 @@ def _method(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"{plural(result['conversations'], 'conversation')} that the twins never saw; split by conversation and by time",
         "Arms": " ".join(f"{arm_title(arm, twin)}: {ARM_DESCRIPTIONS.get(arm, '')}" for arm in in_order(result["arms"])),
         "(twin)": "the arm that shows the model what the twin itself is shown",
-        "Intervals": "95%, over people, or over conversations where one person is measured: Student's t with bootstrap "
-        "standard errors, for shares the interval of Korn and Graubard; every person has the same weight; differences are "
-        f"paired; no interval, test or verdict from fewer than {MIN_CLUSTERS}",
-        "Tests": "two-sided sign-flip permutation test of the people's mean differences",
+        "Intervals": f"{interval_basis(result)}: Student's t with bootstrap standard errors, for shares the interval of Korn "
+        "and Graubard; every person has the same weight; differences are paired",
+        "Tests": "two-sided sign-flip permutation test of the mean difference",
+        "Verdicts": "by p below 0.05, for the contrasts declared beforehand after Holm's correction, for others as it is",
     }
     if family := result.get("family"):
         contrasts = "; ".join(contrast_title(name, "against") for name in family["contrasts"])

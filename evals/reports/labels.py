@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from usertwin.evals.arm_names import MEMORY_ARMS
 from usertwin.evals.metrics.closeness import PRIMARY as PRIMARY
 from usertwin.evals.metrics.measures import MEASURES, Measure
 from usertwin.evals.metrics.statistics import MIN_CLUSTERS as MIN_CLUSTERS
@@ -17,27 +18,31 @@ Estimate = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ArmLabel:
-    """Labels of an arm: its title in tables, and a phrase for sentences."""
+    """Labels of an arm: its title in tables (at most 22 characters), and what predicts the person, for sentences."""
 
     title: str
     phrase: str
-    rival: bool = False  #: whether the arm could replace the twin; other arms show the twin's own memory in another way
 
 
 ARM_LABELS = {
-    "no_memory": ArmLabel("No memory", "the same model without a memory", True),
-    "other_person": ArmLabel("Another person", "another person's memory", True),
-    "random_own": ArmLabel("Random own pairs", "random own pairs", True),
-    "recent_own": ArmLabel("Recent own pairs", "the latest own pairs", True),
-    "recalled_pairs": ArmLabel("Recalled pairs", "recalled pairs"),
-    "backward": ArmLabel("Backward synthesis", "recalled pairs with the first traces"),
-    "random_of_n": ArmLabel("Random traces", "recalled pairs with random traces"),
-    "best_of_n": ArmLabel("Best-scored traces", "recalled pairs with the best-scored traces"),
-    "recon": ArmLabel("Recon-selected traces", "recalled pairs with Recon-selected traces"),
-    "trained": ArmLabel("Trained synthesizer", "recalled pairs with a trained synthesizer's traces"),
-    "openevals": ArmLabel("openevals user", "openevals' simulated user", True),
-    "tau2": ArmLabel("tau2-bench user", "tau2-bench's user simulator", True),
-    "persona": ArmLabel("Persona", "a description of the person", True),
+    "no_memory": ArmLabel("No memory", "the same model without memory"),
+    "other_person": ArmLabel("Another person", "the same model with another person's memory"),
+    "pooled": ArmLabel("Pairs of others", "the same model with recalled pairs of everybody else in the log"),
+    "pooled_with_own": ArmLabel("Pairs of everybody", "the same model with recalled pairs of everybody in the log"),
+    "random_own": ArmLabel("Random own pairs", "the same model with random pairs of the same person"),
+    "recent_own": ArmLabel("Recent own pairs", "the same model with the latest pairs of the same person"),
+    "recalled_pairs": ArmLabel("Recalled pairs", "the same model with recalled pairs"),
+    "backward": ArmLabel("Backward synthesis", "the same model with recalled pairs and their first traces"),
+    "random_of_n": ArmLabel("Random traces", "the same model with recalled pairs and random traces"),
+    "best_of_n": ArmLabel("Best-scored traces", "the same model with recalled pairs and their best-scored traces"),
+    "recon": ArmLabel("Recon-selected traces", "the same model with recalled pairs and Recon-selected traces"),
+    "trained": ArmLabel("Trained synthesizer", "the same model with recalled pairs and a trained synthesizer's traces"),
+    "verbatim": ArmLabel("Nearest own turn", "the person's turn after the most similar context"),
+    "medoid": ArmLabel("Most typical own turn", "the most typical of the person's turns after similar contexts"),
+    "openevals": ArmLabel("openevals user", "openevals' simulated user"),
+    "openevals_written": ArmLabel("openevals, LLM persona", "openevals' simulated user with a description by the model"),
+    "tau2": ArmLabel("tau2-bench user", "tau2-bench's user simulator"),
+    "persona": ArmLabel("Persona", "the same model with a description of the person"),
 }
 
 MEASURE_DESCRIPTIONS = {
@@ -60,13 +65,23 @@ MEASURE_DESCRIPTIONS = {
 
 
 def arm_label(arm: str) -> ArmLabel:
-    """Return the labels of an arm; an unknown arm is labelled by its own name."""
-    return ARM_LABELS.get(arm, ArmLabel(arm, arm))
+    """Return the labels of an arm; an unknown one is a simulated user of that name."""
+    return ARM_LABELS.get(arm, ArmLabel(arm, f'the simulated user "{arm}"'))
+
+
+def is_rival(arm: str) -> bool:
+    """Return whether an arm could replace the twin; the others show the pairs that the twin recalls in another way."""
+    return arm not in MEMORY_ARMS
 
 
 def contrast_title(contrast: str, joint: str) -> str:
     """Return the titles of the two arms of a contrast ("FIRST - SECOND") with a word between them."""
     return f" {joint} ".join(arm_label(arm).title for arm in contrast.split(" - "))
+
+
+def twin_arm(result: Mapping[str, Any]) -> str:
+    """Return the arm that shows what the twin itself is shown; older results have no such entry."""
+    return str(result.get("twin_arm", "recon"))
 
 
 def arm_title(arm: str, twin: str) -> str:
@@ -84,13 +99,6 @@ def in_order(arms: Iterable[str]) -> list[str]:
     """Return arms in the order of reports, unknown ones last."""
     arms = list(arms)
     return [*(arm for arm in ARM_LABELS if arm in arms), *(arm for arm in arms if arm not in ARM_LABELS)]
-
-
-def distance(measure: str, value: float) -> float:
-    """Return how far a value of a measure is from the person: smaller is closer."""
-    import numpy as np
-
-    return float(measure_label(measure).distance(np.asarray(value)))
 
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:
@@ -144,6 +152,16 @@ def p_value(p: float | None) -> str:
     return "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
+def p_text(paired: Estimate) -> str:
+    """Return the p value of a difference as text, the one after Holm's correction where there is one; "no test" for none.
+
+    >>> p_text({"p": 0.008, "p_holm": 0.024}), p_text({"p": 0.008}), p_text({"p": None})
+    ('p = 0.024 after Holm', 'p = 0.008', 'no test')
+    """
+    corrected = paired.get("p_holm")
+    return f"{p_value(corrected)} after Holm" if corrected is not None else p_value(paired.get("p")) or "no test"
+
+
 def verdict(paired: Estimate) -> DifferenceVerdict:
     """Return what the interval of a paired difference says of its first arm: "same" if it holds zero."""
     low, high = paired.get("low"), paired.get("high")
@@ -161,9 +179,16 @@ def interval_basis(result: Mapping[str, Any]) -> str:
     return f"intervals: 95%, over {unit}"
 
 
+def difference_of(result: Mapping[str, Any], contrast: str, measure: str = PRIMARY) -> Estimate | None:
+    """Return the paired difference of a contrast "A - B", also if the result holds that of "B - A"; None without one."""
+    first, _, second = contrast.partition(" - ")
+    paired, turned = (result["paired"].get(name, {}).get(measure) for name in (contrast, f"{second} - {first}"))
+    return paired if paired is not None else None if turned is None else negated(turned)
+
+
 def contrasts_of(result: Mapping[str, Any], measure: str = PRIMARY) -> dict[str, Estimate]:
-    """Return the paired differences twin minus other arm in a measure, by the other arm; below 0 the twin is closer."""
-    twin, differences = str(result["twin_arm"]), dict[str, Estimate]()
+    """Return the paired differences twin minus other arm in a measure, by the other arm; below 0 it speaks for the twin."""
+    twin, differences = twin_arm(result), dict[str, Estimate]()
     for name, measures in result["paired"].items():
         first, _, second = name.partition(" - ")
         paired = measures.get(measure)

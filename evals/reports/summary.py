@@ -1,9 +1,15 @@
-"""The summary sentence of a report, which says whether the twin is closer to the person than the best alternative."""
+"""The headline of a report: the answer to the question that was declared before the measurement, and the warnings about models.
+
+Design: the words follow the test (`verdict`), not the sign of a value, so a headline cannot claim more than the tables.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from usertwin.evals.arm_names import usual_opponents
+from usertwin.simulator.backends.model_name import TEST_KINDS, kind_of
 
 from .labels import (
     PRIMARY,
@@ -11,59 +17,159 @@ from .labels import (
     arm_label,
     contrasts_of,
     counted,
+    difference_of,
     interval,
     interval_basis,
+    measure_label,
     negated,
     number,
+    p_text,
     plural,
+    twin_arm,
     verdict,
 )
 
+#: Contrasts of a question that have a sentence in the headline.
+_SENTENCES = 3
+#: Measures of written replies; the first one that has figures speaks for them.
+REPLY_MEASURES = ("discriminator", "rank")
+_ROLES = {"scorer": "the scorer", "action": "the action model", "judge": "the judge", "embedder": "the embedder"}
 
-def best_alternative(result: Mapping[str, Any], *, rivals: bool = True) -> tuple[str, Estimate] | None:
-    """Return the arm that the twin leads by least, or trails by most, with the difference twin minus arm; None if none.
 
-    The arm is one that could replace the twin (`rivals`), or else one that shows the twin's own memory in another way.
+def question_of(result: Mapping[str, Any]) -> list[str]:
+    """Return the contrasts "A - B" that the headline answers: does A predict people better than B?
+
+    They are those that the suite declared; else the twin's arm against no memory; without that against the arm that the twin
+    leads by least, or trails by most (all such arms are then in the declared family). Empty if nothing was compared.
     """
-    compared = [(arm, paired) for arm, paired in contrasts_of(result).items() if arm_label(arm).rival == rivals]
-    return max(compared, key=lambda item: item[1]["value"], default=None)
+    differences = contrasts_of(result)
+    opponents = usual_opponents(differences)
+    best = max(opponents, key=lambda arm: differences[arm]["value"], default=None)
+    return list(result.get("question") or ([] if best is None else [f"{twin_arm(result)} - {best}"]))
+
+
+def answer_of(result: Mapping[str, Any]) -> Estimate | None:
+    """Return the paired difference of the first contrast of the question; None if it was not measured."""
+    question = question_of(result)
+    return difference_of(result, question[0]) if question else None
 
 
 def summary_of(result: Mapping[str, Any]) -> str:
-    """Return one sentence: is the twin closer than the best alternative, by how much, on how much data, how surely."""
-    people = len(result["people"])
-    measured = (
-        f"{plural(result['turns'], 'held-out turn')} of {plural(people, 'person', 'people')} in "
-        f"{plural(result['conversations'], 'conversation')}"
-    )
-    best = best_alternative(result)
-    if best is None:
-        return f"The twin was not compared with an alternative; it was measured on {measured}."
-    arm, difference = best
-    outcome, phrase = verdict(difference), arm_label(arm).phrase
-    shown = negated(difference) if outcome == "closer" else difference
-    signed = outcome in {"same", "unknown"}
-    bits = result["arms"].get(arm, {}).get(PRIMARY)
-    share = f" ({abs(difference['value']) / bits['value']:.1%})" if not signed and bits and bits["value"] > 0 else ""
-    amount = f"{number(shown['value'], 3, signed=signed)} bits per character{share}"
-    alternative = f"than the best alternative, {phrase}"
-    text = {
-        "closer": f"closer to the {'person' if people == 1 else 'people'} {alternative}: it needs {amount} less to predict the "
-        "real turns",
-        "further": f"less close {alternative}: it needs {amount} more to predict the real turns",
-        "same": f"not measurably closer or less close {alternative}: the difference is {amount}",
-        "unknown": f"not yet comparable with the best alternative, {phrase}: the difference is {amount}",
+    """Return the headline: a sentence for each contrast of the question (at most three), and one for written replies.
+
+    The first sentence names the data, the model that measured, and the model that wrote replies if any were written.
+    """
+    question = question_of(result)
+    if not question:
+        arm = twin_arm(result)
+        missing = "" if arm in result["arms"] else f': its arm "{arm}" is not among the measured ones'
+        return f"The twin was compared with nothing{missing} ({_data(result, result['turns'])})."
+    sentences = [_answer(result, contrast, first=place == 0) for place, contrast in enumerate(question[:_SENTENCES])]
+    if more := len(question[_SENTENCES:]):
+        sentences.append(f"{plural(more, 'more contrast')} of the question {'is' if more == 1 else 'are'} in the tables.")
+    return " ".join([*sentences, *_reply_sentences(result, question[0])])
+
+
+def _answer(result: Mapping[str, Any], contrast: str, *, first: bool) -> str:
+    """Return the sentence of a contrast in bits per character; the first one holds the data and the models."""
+    subject, other = _names(result, contrast)
+    paired = difference_of(result, contrast)
+    if paired is None:
+        return f"{_capital(subject)} was not compared with {other}: no turn was measured for both."
+    outcome, turn, share = verdict(paired), f"{_whose(result)} next turn", _share(result, contrast, paired)
+    claim = {
+        "closer": f"{subject} predicts {turn} {share}better than {other}: it needs",
+        "further": f"{subject} predicts {turn} {share}worse than {other}: it needs",
+        "same": f"{subject} is not shown to predict {turn} better than {other}: the difference is",
+        "unknown": f"it is not known yet whether {subject} predicts {turn} better than {other}: the difference is",
     }[outcome]
-    ends = interval(shown, 3, signed=signed)
-    sure = interval_basis(result) if outcome == "unknown" else f"95% interval {ends}"
-    return f"The twin is {text} ({sure}; {measured}){_closer_memory_arm(result)}."
+    shown, unit, signed = {
+        "closer": (negated(paired), "fewer bits per character", False),
+        "further": (paired, "more bits per character", False),
+    }.get(outcome, (paired, "bits per character", True))
+    basis = interval_basis(result) if outcome == "unknown" else f"{_interval(shown, 3, signed=signed)}, {p_text(paired)}"
+    details = [basis, _data(result, paired["n"]), _models(result)] if first else [basis, f"n={counted(paired['n'])}"]
+    return _capital(f"{claim} {number(shown['value'], 3, signed=signed)} {unit} ({'; '.join(filter(None, details))}).")
 
 
-def _closer_memory_arm(result: Mapping[str, Any]) -> str:
-    """Name the arm that shows the twin's own memory in another way, if that is closer: the twin then is not at its best."""
-    best = best_alternative(result, rivals=False)
-    if best is None or verdict(best[1]) != "further":
-        return ""
-    arm, difference = best
-    amount = f"{number(difference['value'], 3)} bits per character, {interval(difference, 3)}, n={counted(difference['n'])}"
-    return f"; its own memory shown in another way ({arm_label(arm).title}) is closer, by {amount}"
+def _interval(estimate: Estimate, digits: int, *, signed: bool) -> str:
+    ends = interval(estimate, digits, signed=signed)
+    return ends if estimate.get("low") is None else f"95% interval {ends}"
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
+
+
+def _share(result: Mapping[str, Any], contrast: str, paired: Estimate) -> str:
+    """Return the difference as a share of the second arm's bits, "4.1% "; empty where these are not known."""
+    bits = result["arms"].get(contrast.partition(" - ")[2], {}).get(PRIMARY)
+    return f"{abs(paired['value']) / bits['value']:.1%} " if bits and bits["value"] > 0 else ""
+
+
+def _reply_sentences(result: Mapping[str, Any], contrast: str) -> list[str]:
+    """Return a sentence about written replies; none without a test of them."""
+    subject, other = _names(result, contrast)
+    for measure in REPLY_MEASURES:
+        paired, label = difference_of(result, contrast, measure), measure_label(measure)
+        if paired is None or (outcome := verdict(paired)) == "unknown":
+            continue
+        whom = f"{_whom(result)} than {other}"
+        claim = {"closer": f"closer to {whom}", "further": f"less close to {whom}", "same": f"not shown to be closer to {whom}"}
+        value, ends = number(paired["value"], label.digits, signed=True), _interval(paired, label.digits, signed=True)
+        figures = f"difference in {label.title} {value}, {ends}, {p_text(paired)}, n={counted(paired['n'])}"
+        return [f"In written replies {subject} is {claim[outcome]} ({figures})."]
+    return []
+
+
+def _names(result: Mapping[str, Any], contrast: str) -> tuple[str, str]:
+    """Return the two arms of a contrast as the subject of a sentence and as what it is compared with."""
+    twin = twin_arm(result)
+    first, second = ("the twin" if arm == twin else arm_label(arm).phrase for arm in contrast.split(" - "))
+    return first.replace("the same model", "the model", 1), second  # a sentence does not begin with "the same"
+
+
+def _people(result: Mapping[str, Any]) -> int:
+    return len(result.get("people") or ()) or 1  # the measurement of one twin lists no people
+
+
+def _whose(result: Mapping[str, Any]) -> str:
+    return "the person's" if _people(result) == 1 else "these people's"
+
+
+def _whom(result: Mapping[str, Any]) -> str:
+    return "the person" if _people(result) == 1 else "these people"
+
+
+def _data(result: Mapping[str, Any], turns: float) -> str:
+    people, conversations = plural(_people(result), "person", "people"), plural(result["conversations"], "conversation")
+    return f"{plural(round(turns), 'held-out turn')} of {people} in {conversations}"
+
+
+def _models(result: Mapping[str, Any]) -> str:
+    """Return which model measured, and which one wrote the replies, if any were written; empty if not known."""
+    models = result.get("models") or {}
+    parts = [f"measured with {models['scorer']}"] if models.get("scorer") else []
+    if models.get("action") and any("chrf" in measures for measures in result["arms"].values()):
+        parts.append(f"replies written by {models['action']}")
+    return ", ".join(parts)
+
+
+def model_warnings(result: Mapping[str, Any]) -> list[str]:
+    """Return a sentence that names the models for tests among those of a measurement; none if all are real."""
+    models = result.get("models") or {}
+    names = [f"{role} ({models[key]})" for key, role in _ROLES.items() if kind_of(str(models.get(key) or "")) in TEST_KINDS]
+    if not names:
+        return []
+    subject = f"{', '.join(names[:-1])} and {names[-1]} are test models" if len(names) > 1 else f"{names[0]} is a test model"
+    return [f"{subject}: no figure that rests on {'them' if len(names) > 1 else 'it'} says anything about a person"]
+
+
+def twin_warnings(result: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know before the figures of one twin's measurement."""
+    leakage, warnings = result["leakage"], model_warnings(result)
+    if dropped := leakage["near_duplicates"]:
+        warnings.append(f"{dropped} of {leakage['of']} held-out turns nearly repeat the memory, and were dropped")
+    if share := leakage["memorized"]["value"]:
+        warnings.append(f"the scorer has memorized {share:.0%} of {leakage['memorized']['n']} long turns")
+    return warnings

@@ -6,6 +6,7 @@ interval and its n.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +15,6 @@ from usertwin.evals.arm_names import ARM_DESCRIPTIONS
 
 from .labels import (
     MEASURE_DESCRIPTIONS,
-    MIN_CLUSTERS,
     PRIMARY,
     Estimate,
     arm_label,
@@ -22,17 +22,18 @@ from .labels import (
     contrast_title,
     contrasts_of,
     counted,
-    distance,
+    difference_of,
     in_order,
     interval,
     measure_label,
     number,
     p_value,
     plural,
+    twin_arm,
     verdict,
     with_interval,
 )
-from .summary import best_alternative
+from .summary import question_of
 
 Mark = Literal["", "closer", "further", "twin", "holds", "fails"]
 
@@ -43,8 +44,7 @@ class Cell:
 
     text: str
     detail: str = ""  #: interval and n, or a remark
-    mark: Mark = ""  #: the meaning for the twin
-    best: bool = False  #: whether the value is the closest of its row
+    mark: Mark = ""  #: the verdict on the twin, or whether a check holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +76,31 @@ class Section:
 
 
 NONE = Cell("–")
-#: Signs of marks, in every form of report.
-SIGNS = {"closer": "✓", "further": "✗", "holds": "✓", "fails": "✗"}
+#: Signs of verdicts (see `verdict`), in every form of report; no other mark has a sign.
+SIGNS = {"closer": "✓", "further": "✗"}
 _CONTRAST_COLUMNS = ("Bits per character", "Verdict", "Smallest detectable difference (80% power)")
 _PASSED = {None: Cell("too few pairs"), True: Cell("yes", mark="holds"), False: Cell("no", mark="fails")}
 #: Labels of user models that are not trained on traces.
 _KIND_LABELS = {"base": ("Not trained", "the base model"), "none": ("Pairs alone", "context and action")}
 
 
-def estimate_cell(estimate: Estimate | None, digits: int, *, signed: bool = False, mark: Mark = "", best: bool = False) -> Cell:
+def estimate_cell(estimate: Estimate | None, digits: int, *, signed: bool = False, mark: Mark = "") -> Cell:
     """Return the cell of an estimate with its interval and n; a dash for None."""
     if estimate is None:
         return NONE
     detail = f"{interval(estimate, digits, signed=signed)}, n={counted(estimate['n'])}"
-    return Cell(number(estimate["value"], digits, signed=signed), detail, mark, best)
+    return Cell(number(estimate["value"], digits, signed=signed), detail, mark)
 
 
 def difference_cell(paired: Estimate | None, digits: int = 3) -> Cell:
-    """Return the cell of a paired difference, marked if its interval excludes zero; a dash for None."""
+    """Return the cell of a paired difference, marked by its verdict; a dash for None."""
+    return estimate_cell(paired, digits, signed=True, mark=_mark(paired))
+
+
+def _mark(paired: Estimate | None) -> Mark:
+    """The verdict on a difference where it is one of the two that have a sign."""
     outcome = "unknown" if paired is None else verdict(paired)
-    return estimate_cell(paired, digits, signed=True, mark="" if outcome == "same" or outcome == "unknown" else outcome)
+    return outcome if outcome == "closer" or outcome == "further" else ""
 
 
 def _count_cell(value: str, n: float) -> Cell:
@@ -110,7 +115,7 @@ def _p_values(paired: Estimate) -> str:
 
 def _contrast_cells(difference: Cell, paired: Estimate, closer: str, further: str) -> tuple[Cell, ...]:
     """The cells below `_CONTRAST_COLUMNS`; the verdict takes the mark of the difference."""
-    outcome = {"closer": closer, "further": further, "same": "no clear difference", "unknown": "too few"}[verdict(paired)]
+    outcome = {"closer": closer, "further": further, "same": "no difference shown", "unknown": "no test"}[verdict(paired)]
     visible = paired.get("visible")
     power = NONE if visible is None else _count_cell(number(visible, 3), paired["n"])
     return difference, Cell(outcome, _p_values(paired), difference.mark), power
@@ -147,7 +152,7 @@ def forest_grid(result: Mapping[str, Any]) -> Grid:
         )
         for arm, paired in contrasts_of(result).items()
     )  # fmt: skip
-    caption = f"{arm_title(result['twin_arm'], result['twin_arm'])} minus each other arm; below 0 the twin is closer"
+    caption = f"{arm_title(result['twin_arm'], result['twin_arm'])} minus each other arm; below 0 is better for the twin"
     return Grid(caption, ("Compared with", *_CONTRAST_COLUMNS), rows)
 
 
@@ -159,27 +164,28 @@ def measures_section(result: Mapping[str, Any]) -> Section | None:
         label, estimates = measure_label(measure), {arm: result["arms"][arm].get(measure) for arm in arms}
         marks: dict[str, Mark] = {arm: difference_cell(paired).mark for arm, paired in contrasts_of(result, measure).items()}
         marks[twin] = "twin"
-        far = {arm: distance(measure, estimate["value"]) for arm, estimate in estimates.items() if estimate is not None}
         cells = tuple(
-            estimate_cell(
-                estimate, label.digits, signed=label.ideal == 0.0, mark=marks.get(arm, ""),
-                best=arm in far and far[arm] == min(far.values()) and estimate is not None and estimate.get("low") is not None,
-            )
+            estimate_cell(estimate, label.digits, signed=label.ideal == 0.0, mark=marks.get(arm, ""))
             for arm, estimate in estimates.items()
-        )  # fmt: skip
+        )
         description = "; ".join(filter(None, (MEASURE_DESCRIPTIONS.get(measure), label.direction)))
         rows.append(TableRow(label.title, description, cells))
-    note = (
-        "✓ the twin is closer to the person than this arm; ✗ it is less close; in both cases the interval of the paired "
-        "difference excludes zero. No sign: no clear difference. ★ the closest value of the row, without a test."
-    )
     if counts := result.get("traces"):
         shown = (_count_cell(number(counts[arm]["value"], 1), counts[arm]["n"]) if arm in counts else NONE for arm in arms)
         description = "shown pairs that carry a trace, mean over turns; where it differs, arms differ in more than the traces"
         rows.append(_row("Traces shown", *shown, description=description))
     columns = ("Measure", *(arm_title(arm, twin) for arm in arms))
     caption = "Value, 95% interval, and number of turns or replies"
-    return _section("measures", "All measures", caption, columns, rows, [note])
+    return _section("measures", "All measures", caption, columns, rows, [_marks_note(rows)])
+
+
+def _marks_note(rows: Sequence[TableRow]) -> str:
+    """What the signs in rows of measures mean; signs that no cell has are not explained."""
+    meanings = {"closer": "✓ the twin is closer to the person than this arm", "further": "✗ it is less close"}
+    marks = {cell.mark for row in rows for cell in row.cells}
+    signs = "; ".join(meaning for mark, meaning in meanings.items() if mark in marks)
+    basis = "p below 0.05, after Holm's correction for the contrasts declared beforehand, uncorrected for all others"
+    return f"{signs} ({basis}). No sign: no difference shown." if signs else f"No difference is shown ({basis})."
 
 
 def between_section(result: Mapping[str, Any]) -> Section | None:
@@ -192,12 +198,12 @@ def between_section(result: Mapping[str, Any]) -> Section | None:
         for name, measures in result["paired"].items()
         if (paired := measures.get(PRIMARY)) is not None and result["twin_arm"] not in name.split(" - ")
     )
-    caption = "Paired differences; below 0 the first arm is closer to the person"
+    caption = "Paired differences; below 0 is better for the first arm"
     return _section("between", "Differences between other arms", caption, ("Arms", *_CONTRAST_COLUMNS), rows)
 
 
 def people_section(result: Mapping[str, Any]) -> Section | None:
-    """Return the differences for each person, and for how many people the twin is closer."""
+    """Return the differences for each person, and the verdicts on the first contrast of the question counted over people."""
     twin, others = str(result["twin_arm"]), list(contrasts_of(result))
     each = {person: contrasts_of({**own, "twin_arm": twin}) for person, own in result["people"].items()}
     rows = (
@@ -209,28 +215,33 @@ def people_section(result: Mapping[str, Any]) -> Section | None:
         for person, own in result["people"].items()
     )  # fmt: skip
     columns = ("Person", "Bits per character of the twin", *(f"minus {arm_label(arm).title}" for arm in others))
-    best, notes = best_alternative(result), list[str]()
-    if best is not None:
-        outcomes = [verdict(own[best[0]]) for own in each.values() if best[0] in own]
-        notes.append(
-            f"Compared with the best alternative, {arm_label(best[0]).title}, the twin is closer for "
-            f"{outcomes.count('closer')}, less close for {outcomes.count('further')}, and without a clear difference for "
-            f"{outcomes.count('same')} of {plural(len(outcomes), 'person', 'people')}; {outcomes.count('unknown')} have too "
-            f"few conversations for a verdict (fewer than {MIN_CLUSTERS}). The interval of one person is over that person's "
-            "conversations."
-        )
-    caption = "Bits per character of each person's real turns, and the difference to each arm; below 0 the twin is closer"
+    notes = [_count_verdicts(result, question[0])] if (question := question_of(result)) else []
+    caption = "Bits per character of each person's real turns, and the difference to each arm; below 0 is better for the twin"
     return _section("people", "Results by person", caption, columns, rows, notes)
 
 
+def _count_verdicts(result: Mapping[str, Any], contrast: str) -> str:
+    """A sentence with the number of people by the verdict on a contrast."""
+    differences = (difference_of(own, contrast) for own in result["people"].values())
+    outcomes = Counter(verdict(paired) for paired in differences if paired is not None)
+    words = {"closer": "closer", "further": "less close", "same": "with no difference shown", "unknown": "without a test"}
+    counts = ", ".join(f"{words[outcome]} for {outcomes[outcome]}" for outcome in words if outcomes[outcome])
+    first, second = contrast.split(" - ")
+    people = plural(outcomes.total(), "person", "people")
+    return (
+        f"{arm_title(first, twin_arm(result))} against {arm_title(second, twin_arm(result))}: {counts or 'not measured'}, of "
+        f"{people}. Tests of single people are over their conversations and not corrected for their number."
+    )
+
+
 def judge_section(result: Mapping[str, Any]) -> Section | None:
-    """Return how often a judge finds which arm closer, and whether the judge passes its sanity checks."""
+    """Return how often a judge prefers the twin's replies to each arm's, and whether it passes its sanity checks."""
     judge = result.get("judge")
     if not judge:
         return None
     wins = tuple(
         _row(
-            contrast_title(name, "over"), _win_cell(contrast["win"], judge.get("usable", True)),
+            contrast_title(name, "over"), _win_cell(contrast, judge.get("usable", True)),
             estimate_cell(contrast.get("decided"), 2), estimate_cell(contrast["ties"], 2),
             _count_cell(p_value(contrast.get("p")), contrast["win"]["n"]),
         )
@@ -245,7 +256,7 @@ def judge_section(result: Mapping[str, Any]) -> Section | None:
     )  # fmt: skip
     columns = ("Replies compared", "Win rate", "Win rate where both orders agree", "Ties", "Test")
     grids = (
-        Grid("Share of pairs in which the first reply is closer to the real turn; a tie counts half", columns, wins),
+        Grid("Share of pairs in which the judge prefers the first reply; a tie counts half", columns, wins),
         Grid("Sanity checks: pairs with a known answer", ("Check", "Win rate", "Ties", "Expected", "Passed"), checks),
     )
     unreadable = judge["unreadable"]
@@ -259,10 +270,11 @@ def judge_section(result: Mapping[str, Any]) -> Section | None:
     return Section("judge", "Pairwise judge", notes, tuple(grid for grid in grids if grid.rows))
 
 
-def _win_cell(win: Estimate, usable: bool) -> Cell:
-    """Return a win rate, with a mark where its interval excludes a half and the judge passes its checks."""
-    low, high = (0.5 if win.get(end) is None or not usable else win[end] for end in ("low", "high"))
-    return estimate_cell(win, 2, mark="closer" if low > 0.5 else "further" if high < 0.5 else "")
+def _win_cell(contrast: Mapping[str, Any], usable: bool) -> Cell:
+    """Return a win rate, marked by the verdict on its difference from a half if the judge passes its checks."""
+    win, p = contrast["win"], contrast.get("p") if usable else None
+    low, high = (None if win.get(end) is None else 0.5 - win[end] for end in ("high", "low"))
+    return estimate_cell(win, 2, mark=_mark({"value": 0.5 - win["value"], "low": low, "high": high, "p": p}))
 
 
 def _share(estimate: Estimate | None) -> str:
@@ -360,7 +372,7 @@ def user_models_section(result: Mapping[str, Any]) -> Section | None:
         "the turn's mean probability after these thoughts is, in expectation, a lower bound on its log-probability (arXiv "
         "1509.00519), so the bits are, if anything, too high.",
     )
-    caption = "Bits per character of held-out turns under user models; below 0 a model predicts people better than pairs alone"
+    caption = "Bits per character of held-out turns under user models; a difference below 0 is better than pairs alone"
     contrasts = [_row(contrast_title(name, "minus"), difference_cell(paired)) for name, paired in models["paired"].items()]
     kinds = Grid("Kinds of traces compared with each other", ("Trained on", "Bits per character"), tuple(contrasts))
     more = [kinds] if contrasts else []

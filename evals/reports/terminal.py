@@ -2,107 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from textwrap import wrap
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from usertwin.evals.metrics.closeness import CONTRASTS
 from usertwin.evals.metrics.statistics import without_few
 from usertwin.evals.records.older_results import upgrade
 from usertwin.evals.records.result_shapes import ClosenessShape
 from usertwin.personas.reading import as_type
 
 from .labels import (
-    MIN_CLUSTERS,
     PRIMARY,
     Estimate,
     arm_label,
-    arm_title,
+    difference_of,
     interval,
     interval_basis,
     measure_label,
     number,
+    p_text,
+    p_value,
     plural,
-    verdict,
+    twin_arm,
     with_interval,
 )
+from .summary import REPLY_MEASURES, model_warnings, summary_of
 
-_MEASURES = (PRIMARY, "embedding_similarity", "chrf", "length_ratio")
-_OUTCOMES = {
-    "closer": "are closer than",
-    "further": "are less close than",
-    "same": "do not differ clearly from",
-    "unknown": "cannot yet be compared with",
-}
+#: Up to this number of arms, the table holds the written replies of all arms; of more arms, of those without likelihoods.
+_FEW_ARMS = 6
 
 
-def plain_table(title: str, **options: Any) -> Table:
+def plain_table(title: str) -> Table:
     """Return an empty table in the style of all terminal tables."""
-    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=Text(title), title_justify="left", **options)
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=Text(title), title_justify="left")
 
 
 def closeness_table(result: Mapping[str, Any]) -> RenderableType:
-    """Return the arms of one twin's measurement with intervals, and the comparisons in sentences; at most 80 columns."""
-    table = plain_table(f"How close is {result['twin']} to the person's held-out turns?")
-    table.add_column("arm", min_width=17)
-    measures = [name for name in _MEASURES if any(name in arm for arm in result["arms"].values())]
-    for name in measures:
-        label, n = measure_label(name), max(arm[name]["n"] for arm in result["arms"].values() if name in arm)
-        title = "\n".join(wrap(label.title, 13))  # the width of an interval: 80 columns hold no wider titles
-        table.add_column(f"{title}\n[dim]{label.direction}\nn={n}[/dim]", justify="right", no_wrap=True)
+    """Return each arm of a measurement with the twin's difference to it, then the headline and the warnings.
 
-    def cells(_: str, estimates: Mapping[str, Estimate]) -> list[str]:
-        return [estimate_markup(estimates.get(name), 2) for name in measures]
-
-    _add_arms(table, result, cells)
-    return Group(table, *map(Text.from_markup, [*verdicts(result), *_traces_shown(result)]))
-
-
-def run_table(result: Mapping[str, Any]) -> RenderableType:
-    """Return the arms of a run in bits per character, each with its difference to the twin; at most 80 columns."""
-    table = plain_table(str(result["name"]))
-    table.add_column("arm")
-    for head, remark in (("bits per char", "low is close"), ("twin minus arm", "below 0 is closer"), ("discriminator", "AUC")):
-        table.add_column(f"{head}\n[dim]{remark}[/dim]", justify="right", no_wrap=True)
-
-    def cells(arm: str, estimates: Mapping[str, Estimate]) -> list[str]:
-        difference = result["paired"].get(f"{twin_arm(result)} - {arm}", {}).get(PRIMARY)
-        shown = ((estimates.get(PRIMARY), False), (difference, True), (estimates.get("discriminator"), False))
-        return [
-            f"n={estimate['n']} {estimate_markup(estimate, 3, signed=signed)}" if estimate else "–"
-            for estimate, signed in shown
-        ]
-
-    _add_arms(table, result, cells)
-    note = Text.from_markup(
-        f"[dim]{_size(result)} of {plural(len(result['people']), 'person', 'people')}; {interval_basis(result)}; "
-        f"scored by {escape(result['models']['scorer'])}[/dim]"
-    )
-    return Group(table, note, *map(Text.from_markup, _traces_shown(result)))
+    It has at most 80 columns, and a row for each arm.
+    """
+    title = Text(f"How close is {result.get('twin') or result.get('name') or 'the twin'}?")
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, title=title, title_justify="left")
+    arms = [arm for arm, measures in result["arms"].items() if PRIMARY in measures]
+    for place, head in enumerate(("arm", f"bits per char, {_n(result, PRIMARY, arms)}", "twin minus arm", "p")):
+        width = len("0.050*") if head == "p" else None
+        table.add_column(head, justify="right" if place else "left", no_wrap=place > 0, min_width=width)
+    for arm in arms:
+        _add_arm(table, result, arm, PRIMARY)
+    measures = {name: [arm for arm in result["arms"] if name in result["arms"][arm]] for name in REPLY_MEASURES}
+    measure = next((name for name in measures if measures[name]), "")
+    replied = [arm for arm in measures.get(measure, ()) if arm not in arms or len(result["arms"]) <= _FEW_ARMS]
+    if replied:
+        label = measure_label(measure)
+        table.add_row(label.title, f"{label.direction}, {_n(result, measure, replied)}", style="dim")
+    for arm in replied:
+        _add_arm(table, result, arm, measure)
+    warnings = (Text(warning, style="yellow") for warning in result.get("warnings", ()))
+    notes = (Text(note, style="dim") for note in _notes(result))
+    return Group(table, *notes, Text(summary_of(result), style="bold"), *warnings)
 
 
-def _traces_shown(result: Mapping[str, Any]) -> list[str]:
-    """Return a sentence of rich markup with the shown pairs that carry a trace, by arm; none without traces."""
-    counts = [f"{arm_title(arm, twin_arm(result))} {number(row['value'], 1)}" for arm, row in result.get("traces", {}).items()]
-    return [f"[dim]shown pairs with a trace, mean of a turn: {escape(', '.join(counts))}[/dim]"] if counts else []
+def _n(result: Mapping[str, Any], measure: str, arms: Iterable[str]) -> str:
+    """Return the number of turns or replies behind a measure, a range if it differs between arms."""
+    counts = [result["arms"][arm][measure]["n"] for arm in arms]
+    low, high = min(counts, default=0), max(counts, default=0)
+    return f"n={low}" if low == high else f"n={low} to {high}"
 
 
-def _add_arms(table: Table, result: Mapping[str, Any], cells: Callable[[str, Mapping[str, Estimate]], list[str]]) -> None:
-    """Add a row for each arm; `cells` returns the cells of an arm from its name and estimates."""
-    twin = twin_arm(result)
-    for arm, estimates in result["arms"].items():
-        table.add_row(Text(arm_title(arm, twin)), *cells(arm, estimates), style="bold" if arm == twin else "")
+def _add_arm(table: Table, result: Mapping[str, Any], arm: str, measure: str) -> None:
+    """Add a row with an arm's value in a measure, and the twin's difference to it."""
+    twin, digits = twin_arm(result), measure_label(measure).digits
+    paired = difference_of(result, f"{twin} - {arm}", measure)
+    difference, p = ("the twin" if arm == twin else "–"), ""
+    if paired is not None:
+        difference = with_interval(paired, digits, signed=True)
+        corrected = paired.get("p_holm")
+        p = p_value(paired.get("p") if corrected is None else corrected).removeprefix("p ").removeprefix("= ") or "–"
+        p += "" if corrected is None else "*"
+    row = (arm_label(arm).title, with_interval(result["arms"][arm][measure], digits), difference, p)
+    table.add_row(*map(Text, row), style="bold" if arm == twin else "")
 
 
-def twin_arm(result: Mapping[str, Any]) -> str:
-    """Return the arm that shows what the twin itself is shown; older results have no such entry."""
-    return str(result.get("twin_arm", "recon"))
+def _notes(result: Mapping[str, Any]) -> list[str]:
+    """Return the basis of the figures, what the arms were shown, and how well leaving is predicted."""
+    family = [name for name in (result.get("family") or {}).get("contrasts", ()) if difference_of(result, name)]
+    holm = f"; *: after Holm's correction for {plural(len(family), 'contrast')}" if len(family) > 1 else ""
+    notes = [f"below 0 is better for the twin; {interval_basis(result)}{holm}; seed {result['seed']}"]
+    counts = [f"{arm_label(arm).title} {number(row['value'], 1)}" for arm, row in result.get("traces", {}).items()]
+    if counts:
+        notes.append(f"shown pairs with a trace, mean of a turn: {', '.join(counts)}")
+    if f1 := result.get("ending", {}).get("f1"):
+        notes.append(f"prediction of when the person leaves: F1 {with_interval(f1, 2)}, n={f1['n']}")
+    return notes
 
 
 def estimate_markup(estimate: Estimate | None, digits: int, *, signed: bool = False, interval_digits: int | None = None) -> str:
@@ -111,28 +107,6 @@ def estimate_markup(estimate: Estimate | None, digits: int, *, signed: bool = Fa
         return "–"
     ends = interval(estimate, digits if interval_digits is None else interval_digits, signed=signed)
     return f"{number(estimate['value'], digits, signed=signed)}\n[dim]{ends}[/dim]"
-
-
-def _size(result: Mapping[str, Any]) -> str:
-    return f"{plural(result['turns'], 'turn')} of {plural(result['conversations'], 'conversation')}"
-
-
-def verdicts(result: Mapping[str, Any]) -> list[str]:
-    """Return a sentence of rich markup for each fixed contrast in bits per character, then the basis of the measurement."""
-    sentences: list[str] = []
-    for first, second in CONTRASTS:
-        paired = result["paired"].get(f"{first} - {second}", {}).get(PRIMARY)
-        if paired is None:
-            continue
-        subject, differ = arm_label(first).phrase, _OUTCOMES[verdict(paired)]
-        figures = f"{with_interval(paired, 3, signed=True, unit='bits per character')}, n={paired['n']}"
-        sentences.append(f"{subject[0].upper()}{subject[1:]} {differ} {arm_label(second).phrase}: [dim]{figures}[/dim]")
-    f1 = result.get("ending", {}).get("f1")
-    if f1 is not None:
-        sentences.append(f"Prediction of when the person leaves: [dim]F1 {with_interval(f1, 2)}, n={f1['n']}[/dim]")
-    scorer, action = (escape(result["models"][role]) for role in ("scorer", "action"))
-    basis = f"{_size(result)} that the twin never saw; {interval_basis(result)}"
-    return [*sentences, f"[dim]{basis}; scored by {scorer}, written by {action}; seed {result['seed']}[/dim]"]
 
 
 def closeness_line(closeness: Mapping[str, Any]) -> str:
@@ -148,6 +122,8 @@ def closeness_line(closeness: Mapping[str, Any]) -> str:
     if bits is None:
         return f"only {', '.join(result['arms'])} measured; n={result['turns']} held-out turns, {day}"
     difference = result["paired"].get(f"{twin} - no_memory", {}).get(PRIMARY)
-    gain = "" if difference is None else f", {with_interval(difference, 3, signed=True)} against no memory"
-    few = "" if difference is None or verdict(difference) != "unknown" else f" (no verdict below {MIN_CLUSTERS} conversations)"
-    return f"{with_interval(bits, 3, unit='bits per character')}{gain}; n={bits['n']} held-out turns{few}, {day}"
+    gain = ""
+    if difference is not None:
+        gain = f", {with_interval(difference, 3, signed=True)} against no memory, {p_text(difference)}"
+    tested = "; by test models, which know nothing about people" if model_warnings(result) else ""
+    return f"{with_interval(bits, 3, unit='bits per character')}{gain}; n={bits['n']} held-out turns, {day}{tested}"

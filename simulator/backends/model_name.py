@@ -30,6 +30,8 @@ Kind = Literal["local", "hf", "transformers", "openai", "scripted", "fake"]
 #: What a model is used for. A "base" model is one whose weights are read: to be trained, or to run with an adapter.
 Role = Literal["chat model", "scorer", "base"]
 
+#: Kinds for tests: they run the same code as a model, and know nothing about language or people.
+TEST_KINDS: tuple[Kind, ...] = ("scripted", "fake")
 #: Kinds whose weights are on this machine.
 LOCAL_KINDS: tuple[Kind, ...] = ("local", "hf", "transformers")
 LOCAL_FORMS = '"local", "local:small", "local:/path.gguf", "hf:OWNER/REPO/FILE.gguf" or "transformers:DIR"'

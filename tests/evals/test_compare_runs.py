@@ -167,7 +167,7 @@ def test_report_writes_both_reports_again(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", result(), turns())
     done = CliRunner().invoke(report, [str(run)], catch_exceptions=False)
     assert done.exit_code == 0
-    assert "The twin is closer" in done.output
+    assert "The twin predicts these people's next turn" in done.output
     assert "<!doctype html>" in (run / "report.html").read_text("utf-8")
     assert (run / "report.md").read_text("utf-8").startswith("# How close is the twin?")
     assert sorted(path.name for path in run.iterdir()) == ["manifest.json", "people", "report.html", "report.md", "result.json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from dataclasses import replace
 from typing import Any
@@ -12,10 +13,10 @@ from rich.console import Console, RenderableType
 
 from conftest import recipe
 from usertwin.evals.arm_names import ARMS, DEFAULT_ARMS
-from usertwin.evals.metrics.closeness import CONTRASTS
 from usertwin.evals.reports.controls_table import REASON_NAMES, controls_table
-from usertwin.evals.reports.labels import number
-from usertwin.evals.reports.terminal import closeness_line, closeness_table, run_table, twin_arm, verdicts
+from usertwin.evals.reports.labels import ARM_LABELS, number
+from usertwin.evals.reports.summary import summary_of
+from usertwin.evals.reports.terminal import closeness_line, closeness_table, twin_arm
 from usertwin.evals.reports.twin_view import settings_table, twin_view
 from usertwin.evals.traces.control_verdict import CONTROLS, decide
 from usertwin.memory import Provenance, Settings, Triple, TwinRecord
@@ -24,20 +25,14 @@ from usertwin.memory.twin.abandonment import AbandonmentModel
 from usertwin.memory.twin.last_turn import LastTurnModel
 from usertwin.personas import Pair, Persona, Turn
 
-#: Possible contrasts: each possible twin arm with every other arm, and the fixed contrasts.
-COMPARED_ARMS = [
-    *((twin, arm) for twin in ("recalled_pairs", "recon") for arm in DEFAULT_ARMS if arm != twin),
-    *CONTRASTS,
-]  # fmt: skip
-
 
 def estimate(value: float, low: float | None, high: float | None, n: int = 12) -> dict[str, Any]:
     return {"value": value, "low": low, "high": high, "n": n}
 
 
-def measurement(**difference: Any) -> dict[str, Any]:
-    """Return a measurement with this result in every contrast."""
-    paired = difference or {"value": -0.2, "low": -0.3, "high": -0.1}
+def measurement(twin: str = "recon", **difference: Any) -> dict[str, Any]:
+    """Return a measurement with this difference of the twin's arm to every other arm."""
+    paired = {"value": -0.2, "low": -0.3, "high": -0.1, "p": 0.03, "n": 12} | difference
     arms = {
         arm: {"bits_per_char": estimate(1.5 - i / 10, 1.2, 1.8), "chrf": estimate(0.25, 0.125, 0.375, 3)}
         for i, arm in enumerate(DEFAULT_ARMS)
@@ -45,11 +40,12 @@ def measurement(**difference: Any) -> dict[str, Any]:
     return {
         "twin": "ann",
         "arms": arms,
-        "paired": {f"{a} - {b}": {"bits_per_char": {"n": 12, **paired}} for a, b in COMPARED_ARMS},
+        "paired": {f"{twin} - {arm}": {"bits_per_char": paired} for arm in DEFAULT_ARMS if arm != twin},
+        "twin_arm": twin,
         "ending": {"f1": estimate(0.75, 0.5, 1.0)},
         "turns": 12,
-        "conversations": 4,
-        "models": {"action": "scripted:test", "scorer": "fake:", "embedder": "fake:256", "proposer": None},
+        "conversations": 14,
+        "models": {"action": "local:small", "scorer": "local", "embedder": "all-MiniLM-L6-v2", "proposer": None},
         "seed": 7,
         "measured_at": "2024-05-06T07:08:09+00:00",
     }
@@ -106,94 +102,102 @@ def printed(table: RenderableType, width: int = 200) -> str:
     return console.file.getvalue()
 
 
-def plain(result: dict[str, Any]) -> str:
-    """Return the sentences without markup."""
-    return printed("\n".join(verdicts(result)), width=400)
+def shown(result: dict[str, Any], width: int = 400) -> str:
+    """Return what is printed of a measurement; wide enough, by default, for a headline on one line."""
+    return printed(closeness_table(result), width=width)
 
 
-def test_every_arm_has_a_row_with_value_and_interval() -> None:
-    text = printed(closeness_table(measurement()), width=80).splitlines()
+def test_every_arm_has_a_row_with_its_value_and_the_twins_difference() -> None:
+    text = shown(measurement(), 80).splitlines()
     assert max(map(len, text)) <= 80
     names = ("No memory", "Another person", "Random own pairs", "Recalled pairs", "Recon-selected")
     for i, name in enumerate(names):
-        [at] = [number for number, line in enumerate(text) if line.startswith(f" {name}")]  # sentences have no indent
-        assert f"{1.5 - i / 10:.2f}" in text[at]
-        assert "1.20 to 1.80" in text[at + 1]
-        assert "0.12 to 0.38" in text[at + 1]
+        [row] = [line for line in text if line.startswith(name)]
+        assert f"{1.5 - i / 10:.3f} (1.200 to 1.800)" in row
+        assert ("the twin" if name == "Recon-selected" else "−0.200 (−0.300 to −0.100)  0.030") in row
 
 
-def test_every_measure_says_its_n_and_which_way_is_closer() -> None:
-    titles, directions, sizes, *_ = printed(closeness_table(measurement())).splitlines()[2:]
-    assert "chrF" in titles
-    assert "low is close" in directions
-    assert "high is close" in directions
-    assert "n=12" in sizes
-    assert "n=3" in sizes
+def test_a_usual_measurement_is_a_screenful() -> None:
+    result = measurement(p_holm=0.03)
+    for arm in DEFAULT_ARMS:
+        result["arms"][arm]["discriminator"] = estimate(0.7, 0.6, 0.8)
+        if arm != "recon":
+            result["paired"][f"recon - {arm}"]["discriminator"] = estimate(-0.02, -0.125, 0.0625) | {"p": 0.3}
+    text = shown(result, 80).splitlines()
+    assert len(text) <= 24
+    assert sum("−0.02 (−0.12 to +0.06)  0.300" in line for line in text) == 4
 
 
-def test_a_measure_of_no_arm_has_no_column_and_a_missing_value_is_a_dash() -> None:
+def test_of_many_arms_those_without_a_likelihood_have_the_difference_in_a_measure_of_replies() -> None:
+    result = run_result()
+    for arm in ("verbatim", "medoid"):
+        del result["arms"][arm]["bits_per_char"], result["paired"][f"recalled_pairs - {arm}"]["bits_per_char"]
+        result["paired"][f"recalled_pairs - {arm}"]["discriminator"] = estimate(-0.02, -0.125, 0.0625) | {"p": 0.3}
+    result["arms"]["mine"] = {"discriminator": estimate(0.9, None, None)}
+    text = shown(result, 80).splitlines()
+    assert max(map(len, text)) <= 80
+    assert sum("−0.02 (−0.12 to +0.06)  0.300" in line for line in text) == 2
+    assert [line.split()[-1] for line in text if line.startswith("mine")] == ["–"]
+    assert sum("0.5 is closest, n=12 to 40" in line for line in text) == 1
+    assert sum(line.startswith("openevals user") for line in text) == 1  # it has a likelihood
+
+
+def test_a_missing_difference_is_a_dash_and_a_difference_without_a_test_has_no_p() -> None:
+    result = measurement(p=None)
+    del result["paired"]["recon - no_memory"]
+    text = shown(result, 80).splitlines()
+    [row] = [line for line in text if line.startswith("No memory")]
+    assert row.rstrip().endswith("–")
+    [row] = [line for line in text if line.startswith("Another person")]
+    assert row.rstrip().endswith("(−0.300 to −0.100)      –")
+
+
+def test_adjusted_p_values_are_marked_and_explained() -> None:
     result = measurement()
-    del result["arms"]["no_memory"]["chrf"]
-    text = printed(closeness_table(result))
-    assert "Length ratio" not in text
-    [row] = [line for line in text.splitlines() if line.strip().startswith("No memory")]
-    assert "–" in row
+    for arm in ("no_memory", "other_person"):
+        result["paired"][f"recon - {arm}"]["bits_per_char"] = estimate(-0.2, -0.3, -0.1) | {"p": 0.03, "p_holm": 0.06}
+    result["family"] = {"measure": "bits_per_char", "contrasts": ["recon - no_memory", "recon - other_person"], "alpha": 0.05}
+    text = shown(result)
+    assert text.count("0.060*") == 2
+    assert "*: after Holm's correction for 2 contrasts" in text
 
 
-def test_the_sentences_are_below_the_table() -> None:
-    assert "12 turns of 4 conversations that the twin never saw" in printed(closeness_table(measurement()), width=300)
-
-
-def test_an_interval_below_zero_is_called_closer() -> None:
-    text = plain(measurement(value=-0.2, low=-0.3, high=-0.1))
-    assert "Recalled pairs are closer than the same model without a memory" in text
-    assert "−0.200 bits per character (−0.300 to −0.100), n=12" in text
-    assert "Recalled pairs with Recon-selected traces are closer than recalled pairs:" in text
-
-
-def test_an_interval_above_zero_is_called_less_close() -> None:
-    assert "less close than another person's memory" in plain(measurement(value=0.2, low=0.1, high=0.3))
-
-
-@pytest.mark.parametrize(("low", "high"), [(-0.3, 0.1), (None, None), (-0.3, 0.0)])
-def test_an_interval_with_zero_or_no_interval_is_not_called_a_difference(low: float | None, high: float | None) -> None:
-    text = plain(measurement(value=-0.2, low=low, high=high))
-    assert "closer than" not in text
-    compared = "cannot yet be compared with" if low is None else "do not differ clearly from"
-    assert f"Recalled pairs {compared} random own pairs" in text
-
-
-def test_one_conversation_has_no_interval() -> None:
-    assert "(no interval)" in plain(measurement(value=-0.2, low=None, high=None))
-
-
-def test_models_seed_and_ending_are_printed() -> None:
-    text = plain(measurement())
-    assert "scored by fake:, written by scripted:test; seed 7" in text
+def test_the_headline_the_warnings_and_the_ending_are_below_the_table() -> None:
+    text = shown(measurement() | {"warnings": ["few [words]"]})
+    assert "measured with local, replies written by local:small" in text
     assert "F1 0.75 (0.50 to 1.00), n=12" in text
+    assert "seed 7" in text
+    assert text.rstrip().endswith("few [words]")
+    assert summary_of(measurement()) in text
 
 
 def test_a_twin_that_never_leaves_has_no_score_for_leaving() -> None:
-    assert "leaves" not in plain(measurement() | {"ending": {}})
+    assert "leaves" not in shown(measurement() | {"ending": {}})
 
 
 def test_brackets_in_the_name_of_a_model_are_kept() -> None:
     result = measurement()
     result["models"] |= {"action": "local:/my[models]/x.gguf", "scorer": "local:/[/odd]/y.gguf"}
-    text = plain(result)
+    text = shown(result)
     assert "local:/my[models]/x.gguf" in text
     assert "local:/[/odd]/y.gguf" in text
 
 
-def test_the_line_has_value_difference_n_and_day() -> None:
-    assert closeness_line(measurement() | {"conversations": 6}) == (
-        "1.100 bits per character (1.200 to 1.800), −0.200 (−0.300 to −0.100) against no memory; "
+def test_the_line_has_value_difference_test_n_and_day() -> None:
+    assert closeness_line(measurement()) == (
+        "1.100 bits per character (1.200 to 1.800), −0.200 (−0.300 to −0.100) against no memory, p = 0.030; "
         "n=12 held-out turns, 2024-05-06"
     )
 
 
+def test_the_line_of_a_measurement_by_test_models_says_so() -> None:
+    result = measurement()
+    result["models"]["scorer"] = "fake:"
+    assert closeness_line(result).endswith("2024-05-06; by test models, which know nothing about people")
+
+
 def test_the_line_of_a_measurement_without_a_baseline_claims_nothing() -> None:
-    result = measurement() | {"conversations": 6}
+    result = measurement()
     del result["paired"]["recon - no_memory"]
     assert closeness_line(result) == "1.100 bits per character (1.200 to 1.800); n=12 held-out turns, 2024-05-06"
 
@@ -204,16 +208,9 @@ def test_the_line_of_a_measurement_without_the_twins_arm_names_the_measured_arms
     assert closeness_line(result) == "only no_memory measured; n=12 held-out turns, 2024-05-06"
 
 
-def test_only_the_fixed_contrasts_have_a_sentence() -> None:
-    text = plain(measurement())
-    assert sum("bits per character" in line for line in text.splitlines()) == len(CONTRASTS)
-
-
 def test_the_line_of_a_measurement_by_an_earlier_version_has_the_same_figures() -> None:
-    old = measurement()
-    old["arms"] = {arm.replace("recon", "recon"): measures for arm, measures in old["arms"].items()}
-    old["paired"] = {name.replace("recon", "recon"): measures for name, measures in old["paired"].items()}
-    assert closeness_line(old | {"twin_arm": "recon"}) == closeness_line(measurement())
+    old = json.loads(json.dumps(measurement()).replace("recon", "recalled_triples"))
+    assert closeness_line(old) == closeness_line(measurement())
 
 
 # A run ---------------------------------------------------------------------------------------------------------------------
@@ -225,41 +222,36 @@ def run_result() -> dict[str, Any]:
         arm: {"bits_per_char": estimate(1.5 + i / 100, 1.25, 1.75, 200), "discriminator": estimate(0.625, 0.5, 0.75, 40)}
         for i, arm in enumerate(ARMS)
     }
-    paired = {f"recalled_pairs - {arm}": {"bits_per_char": estimate(-0.125, -0.25, -0.0625, 198)} for arm in ARMS}
-    del paired["recalled_pairs - recalled_pairs"]
+    paired = {
+        f"recalled_pairs - {arm}": {"bits_per_char": estimate(-0.125, -0.25, -0.0625, 198) | {"p": 0.25}}
+        for arm in ARMS
+        if arm != "recalled_pairs"
+    }
     return {
-        "name": "four [domains]", "arms": arms, "paired": paired, "twin_arm": "recalled_pairs",
-        "people": {"a/Ann": {}, "b/Bob": {}}, "turns": 200, "conversations": 21, "models": {"scorer": "local:/[odd]/y.gguf"},
+        "name": "four [domains]", "arms": arms, "paired": paired, "twin_arm": "recalled_pairs", "seed": 0,
+        "people": {"a/Ann": {}, "b/Bob": {}}, "turns": 200, "conversations": 21, "models": {"scorer": "local:/[/odd]/y.gguf"},
     }  # fmt: skip
 
 
-def test_the_rows_of_a_run_have_values_intervals_and_ns_in_eighty_columns() -> None:
-    text = printed(run_table(run_result()), width=80)
+def test_the_rows_of_a_run_are_one_line_each_in_eighty_columns() -> None:
+    text = shown(run_result(), 80)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
-    assert text.count("1.250 to 1.750") == text.count("0.500 to 0.750") == text.count("n=40 0.625") == len(ARMS)
-    assert text.count("−0.250 to −0.062") == text.count("n=198 −0.125") == len(ARMS) - 1  # the twin has no contrast with itself
+    assert text.count("(1.250 to 1.750)") == len(ARMS)
+    assert text.count("−0.125 (−0.250 to −0.062)  0.250") == len(ARMS) - 1  # the twin has no contrast with itself
     for i in range(len(ARMS)):
-        assert f"n=200 {1.5 + i / 100:.3f}" in text
+        assert f"{1.5 + i / 100:.3f} (1.250" in text
 
 
 def test_the_twins_row_of_a_run_is_marked_and_the_basis_is_printed() -> None:
-    text = printed(run_table(run_result()), width=300)
-    assert text.count("(twin)") == text.count("Recalled pairs (twin)") == 1
-    assert "200 turns of 21 conversations of 2 people; no intervals and no verdicts from fewer than 6 people" in text
-    assert "scored by local:/[odd]/y.gguf" in text
-
-
-def test_a_missing_figure_of_a_run_is_a_dash() -> None:
-    result = run_result()
-    del result["arms"]["persona"]["discriminator"], result["paired"]["recalled_pairs - persona"]
-    text = printed(run_table(result), width=120).splitlines()
-    [row] = [line for line in text if line.strip().startswith("Persona")]
-    assert row.count("–") == 2
+    text = shown(run_result())
+    [row] = [line for line in text.splitlines() if "   the twin " in line]
+    assert row.startswith("Recalled pairs")
+    assert "198 held-out turns of 2 people in 21 conversations; measured with local:/[/odd]/y.gguf)" in text
 
 
 def test_brackets_in_the_name_of_a_run_are_kept() -> None:
-    assert "four [domains]" in printed(run_table(run_result()), width=120)
+    assert "four [domains]" in shown(run_result())
 
 
 # A twin --------------------------------------------------------------------------------------------------------------------
@@ -318,28 +310,24 @@ def test_an_ending_without_validation_has_no_score() -> None:
 @pytest.mark.parametrize(
     ("change", "name", "bits"),
     [
-        ({}, "Recon-selected traces (twin)", "1.100"),
-        ({"twin_arm": "recon"}, "Recon-selected traces (twin)", "1.100"),
-        ({"twin_arm": "recalled_pairs"}, "Recalled pairs (twin)", "1.200"),
+        ({}, "Recon-selected traces", "1.100"),
+        ({"twin_arm": "recon"}, "Recon-selected traces", "1.100"),
+        ({"twin_arm": "recalled_pairs"}, "Recalled pairs", "1.200"),
     ],
 )
 def test_the_arm_of_the_twin_is_marked_and_in_the_line(change: dict[str, str], name: str, bits: str) -> None:
-    result = measurement() | change
+    result = measurement()
+    del result["twin_arm"]
+    result |= change
     assert twin_arm(result) == change.get("twin_arm", "recon")
-    text = printed(closeness_table(result))
-    assert text.count("(twin)") == text.count(name) == 1
+    [row] = [line for line in shown(result).splitlines() if "   the twin " in line]
+    assert row.startswith(name)
     assert closeness_line(result).startswith(f"{bits} bits per character")
 
 
-def test_the_marked_arm_fits_into_eighty_columns() -> None:
-    result: dict[str, Any] = measurement() | {"twin_arm": "recon"}
-    for arm in result["arms"].values():
-        arm |= {"embedding_similarity": estimate(0.5, -0.25, 0.75), "length_ratio": estimate(1.25, 0.75, 12.5)}
-    text = printed(closeness_table(result), width=80)
-    assert max(map(len, text.splitlines())) <= 80
-    assert "…" not in text
-    assert text.count("0.75 to 12.50") == 5
-    assert text.count("−0.25 to 0.75") == 5
+def test_no_title_of_an_arm_breaks_its_row() -> None:
+    assert [arm for arm, label in ARM_LABELS.items() if len(label.title) > 22] == []
+    assert set(ARM_LABELS) == set(ARMS)
 
 
 # Settings ----------------------------------------------------------------------------------------------------

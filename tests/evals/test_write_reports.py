@@ -45,7 +45,7 @@ def test_every_table_is_complete() -> None:
 
 def test_the_summary_and_the_warnings_come_first() -> None:
     page = render_markdown(result())
-    assert page.startswith("# How close is the twin? four \\<people\\>\n\n**The twin is closer")
+    assert page.startswith("# How close is the twin? four \\<people\\>\n\n**The twin predicts these people's next turn")
     assert page.index("few replies: 40") < page.index("## The twin against each alternative")
     assert in_markdown(summary_of(result())) in page
 
