@@ -101,6 +101,21 @@ def test_any_arms_and_numbers_are_read_back(tmp_path_factory: Any, arms: list[st
     assert (suite.turns, suite.k, suite.window) == (turns, k, k)
 
 
+@pytest.mark.parametrize(
+    ("question", "contrasts"),
+    [
+        ("", ()),
+        ('question = "recon - no_memory"', ("recon - no_memory",)),
+        ('question = ["recon - recalled_pairs", "recon - no_memory"]', ("recon - recalled_pairs", "recon - no_memory")),
+        ('question = ["recalled_triples - no_memory", " recon - no_memory "]', ("recon - no_memory",)),
+    ],
+)
+def test_a_question_is_one_contrast_or_several(tmp_path: Path, question: str, contrasts: tuple[str, ...]) -> None:
+    suite = read(tmp_path, f"{question}\n{MINIMAL}")
+    assert suite.question == contrasts
+    assert Suite.model_validate(suite.model_dump(mode="json", by_alias=True)) == suite
+
+
 # Errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -111,11 +126,24 @@ def test_any_arms_and_numbers_are_read_back(tmp_path_factory: Any, arms: list[st
         (MINIMAL + "\n[models]\nacton = 'local'\n", 'models.acton: there is no such key; did you mean "action"?'),
         (MINIMAL + "peple = 2\n", 'corpora[0].peple: there is no such key; did you mean "people"?'),
         (MINIMAL + MINIMAL.replace("casual", "b") + "rule = 1\n", 'corpora[1].rule: there is no such key; did you mean'),
-        ("zzz = 1\n" + MINIMAL, "zzz: there is no such key; use name, arms, turns, "),
+        ("zzz = 1\n" + MINIMAL, "zzz: there is no such key; use name, arms, question, turns, "),
         ("traces = { pair = 3 }\n" + MINIMAL, 'traces.pair: there is no such key; did you mean "pairs"?'),
         ("models.sorer = 'local'\n" + MINIMAL, 'models.sorer: there is no such key; did you mean "scorer"?'),
         ('arms = ["tau"]\n' + MINIMAL, f'arms: there is no arm "tau"; there are {", ".join(ARMS)}'),
         ("arms = []\n" + MINIMAL, "arms: no arm is named; there are "),
+        ('question = "recon"\n' + MINIMAL, 'question: "recon" is no contrast; write two arms as "A - B"'),
+        ('question = "recon - recon"\n' + MINIMAL, 'question: "recon - recon" is no contrast; write two arms as "A - B"'),
+        (
+            'question = ["recon - tau2"]\n' + MINIMAL,
+            'question: "recon - tau2" names "tau2", which is not measured; add it to arms, or ask about another',
+        ),
+        (
+            'question = "recon - medoid"\narms = ["recon", "medoid"]\n' + MINIMAL,
+            'question: "recon - medoid": "medoid" has replies alone, and no bits per character; ask about other arms',
+        ),
+        ('question = "recon - me"\narms = ["recon", "me = a:b"]\n' + MINIMAL, 'question: "recon - me": "me" has replies alone'),
+        ('question = "recon - no_memory"\narms = ["tau"]\n' + MINIMAL, 'arms: there is no arm "tau"'),
+        ("question = 3\n" + MINIMAL, "question: Input should be a valid array, not 3"),
         ("name = 'nobody'\n", "there are no people to measure; add [[corpora]] or twins"),
         ("twins = []\n", "there are no people to measure; add [[corpora]] or twins"),
         ("# first\nk = 8\n" + MINIMAL, '"k" and "window" must be set together'),
