@@ -1,7 +1,9 @@
 """The person's words in what a model wrote for them, and why a reply is not a turn of the person.
 
 Design: a label or a control token in a reply is a fault of the model unless the person writes such text: then it is in the
-turns of theirs that the model was shown.
+turns of theirs that the model was shown. The labels of the prompt ("Me", "Them") and the person's name count wherever they
+begin a line. Names of roles ("User", "AI") also begin the fields of forms and titles. They count only before a whole turn: four
+words in a row, or a line that ends like a sentence, and no other field on the next line. "User: admin" is text.
 """
 
 from __future__ import annotations
@@ -9,13 +11,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 from usertwin.memory.models.chat import ChatModel, Sample, limit_error
 from usertwin.memory.text.transcript import ME, THEM, markers
 from usertwin.personas import ModelError, TwinError
 
-_OWN_LABELS, _OTHER_LABELS = (ME, "User", "Human"), (THEM, "Assistant", "Agent", "AI", "Bot", "System")
-_END_TOKENS = re.compile(r"(?:\s*(?:<\|(?:im_end|eot_id|end|endoftext|end_of_text|return)\|>|</s>|<end_of_turn>|<eos>))+\s*$")
+_OWN_ROLES, _OTHER_ROLES = ("User", "Human"), ("Assistant", "Agent", "AI", "Bot", "System")
+#: The line after a label, and a field of a form that is no label, such as "Password: x".
+_LINE = re.compile(r"\s*([^\n]*)\n?")
+_FIELD = re.compile(rf"[^\S\n]*(?!(?:{'|'.join((ME, THEM, *_OWN_ROLES, *_OTHER_ROLES))})\b)\w[\w -]{{0,30}}:(?:\s|$)")
+_END_TOKENS = re.compile(
+    r"(?<!\s)(?:\s*(?:<\|(?:im_end|eot_id|end|endoftext|end_of_text|return)\|>|</s>|<end_of_turn>|<eos>))+\s*$"
+)
 _CONTROL_TOKEN = re.compile(r"<\|\w+\|>|<(?:start|end)_of_turn>")
 
 
@@ -26,10 +34,12 @@ def clean_turn(reply: Sample, names: Sequence[str], shown: Sequence[str]) -> Sam
     """
     text, known = _END_TOKENS.sub("", reply.text), "\n".join(shown)
     text = (reply.text if "<s>" in text else text).strip()  # there, "</s>" ends what is struck out
-    own = _labels([label for label in (*_OWN_LABELS, *names) if label and f"{label}:" not in known])
-    while match := own.match(text):
+    roles = [*_OWN_ROLES, *(name for name in names if name.capitalize() in _OWN_ROLES)]
+    own = [ME, *(name for name in names if name not in roles)]
+    label = _label(own, roles, known)
+    while (match := label.match(text)) and _names_a_speaker(match):
         text = text[match.end() :].lstrip()
-    defect = reply.defect or _defect(text, known, [*_OWN_LABELS, *names, *_OTHER_LABELS])
+    defect = reply.defect or _defect(text, known, _label([*own, THEM], [*roles, *_OTHER_ROLES], known))
     return replace(reply, text="" if defect else text, defect=defect)
 
 
@@ -48,17 +58,31 @@ def is_repetitive(text: str) -> bool:
     return len(trigrams) > 6 and len(set(trigrams)) < len(trigrams) / 2
 
 
-def _defect(text: str, known: str, labels: Sequence[str]) -> str:
+def _defect(text: str, known: str, label: re.Pattern[str]) -> str:
     """Return why a text is not one turn of the person; "" if it is."""
     if markers(text) - markers(known):
         return "a thought"
-    other = _labels([label for label in labels if label and f"{label}:" not in known])
-    if any(other.match(line) for line in text.splitlines()):
+    if any(map(_names_a_speaker, label.finditer(text))):
         return "another speaker's turn"
     token = _CONTROL_TOKEN.search(text)
     return "a control token" if token and token[0] not in known else ""
 
 
-def _labels(labels: Sequence[str]) -> re.Pattern[str]:
-    """Return a pattern of a label at the start of a line, also in bold."""
-    return re.compile(rf"\s*[*_]{{0,2}}(?:{'|'.join(map(re.escape, labels)) or '(?!)'})[*_]{{0,2}}\s*:[*_]{{0,2}}(?=\s|$)\s*")
+def _label(speakers: Sequence[str], roles: Sequence[str], known: str) -> re.Pattern[str]:
+    """Return a pattern of a label at the start of a line, also in bold; not of labels that the person writes."""
+    speaker, role = (
+        "|".join(re.escape(name) for name in names if name and f"{name}:" not in known) or "(?!)" for names in (speakers, roles)
+    )
+    return re.compile(
+        rf"^[^\S\n]*[*_]{{0,2}}(?:{speaker}|(?P<role>{role}))[*_]{{0,2}}[^\S\n]*:[*_]{{0,2}}(?=\s|\Z)", re.MULTILINE
+    )
+
+
+def _names_a_speaker(label: re.Match[str]) -> bool:
+    """Return whether a label is one of the prompt's, or the name of a role before a whole turn."""
+    line = cast("re.Match[str]", _LINE.match(label.string, label.end()))
+    words = line[1].split()
+    is_turn = line[1].rstrip(" \t\"'”’)*_")[-1:] in ".?!…。？！" or any(
+        all(word[0].isalpha() for word in run) for run in zip(words, words[1:], words[2:], words[3:], strict=False)
+    )  # nothing follows where the model stopped
+    return label["role"] is None or (is_turn and not _FIELD.match(label.string, line.end()))

@@ -20,6 +20,8 @@ from usertwin.memory.text.control_tokens import COMMON, without_control_tokens
         "\u25c1think\u25b7short\u25c1/think\u25b7i need a bell",
         "[THINK]short[/THINK]i need a bell",
         "<THINK >short</ think>i need a bell",
+        "<thought>short</thought>i need a bell",
+        "<|start|>assistant<|channel|>final<|message|>i need a bell",
         "i need a bell\n<think>was that short?</think>",
         "<|channel|>analysis<|message|>We need<|end|><|start|>assistant<|channel|>final<|message|>i need a bell<|return|>",
         "analysisWe need a bell.assistantfinali need a bell",
@@ -45,6 +47,8 @@ def test_the_answer_is_what_remains_without_reasoning(completion: str) -> None:
         ("plan</think>", ONLY_REASONING),
         ("<|channel|>analysis<|message|>We need", ONLY_REASONING),
         ("analysisWe need to", ONLY_REASONING),
+        ("<reasoning>The user wants", UNCLOSED),
+        ("i need <think>a</think> a bell</think>or two", MIXED),
     ],
 )
 def test_what_is_not_one_whole_answer_is_named(completion: str, defect: str) -> None:
@@ -74,6 +78,52 @@ def test_a_tag_that_the_chat_is_about_is_text_inside_a_line_only() -> None:
     assert without_reasoning("yes the <think> and the </think> are there", prompt).defect == ""
     assert without_reasoning("<think>a</think>yes", prompt) == Answered("yes")
     assert without_reasoning("a plan\n</think>\nyes", prompt) == Answered("yes")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<reason>late</reason> is what it returns",
+        "my file:\n<reason>late</reason>\n<reasoning>x</reasoning>\nwhy is it refused?",
+        "<analysis>\n  <item>3</item>\n</analysis>",
+        "<reflection/>",
+        "</reason> is missing at the end",
+        '<thought id="3">calm</thought>',
+        "my template:\n```\n<think>\n{{ text }}\n</think>\n```\nand it prints the tags",
+        "it shows `if (a <think> b)` there",
+        "analysisResult is null",
+        'commentary"x" is a syntax error',
+        "my parser gets <|channel|>final<|message|>hi and fails",
+        "[think] positive",
+    ],
+)
+def test_xml_and_code_are_unchanged(text: str) -> None:
+    assert without_reasoning(text) == Answered(text)
+    assert without_reasoning(f"<think>a</think>{text}") == Answered(text)
+
+
+def test_a_tag_of_the_chat_begins_a_turn_as_text() -> None:
+    text = "<reasoning>late</reasoning> is refused"
+    assert without_reasoning(text, "Them: Write it as <reasoning>.\nMe:") == Answered(text)
+    assert without_reasoning(text) == Answered("is refused")
+
+
+_ELEMENTS = st.recursive(
+    st.sampled_from(["late", "x < 3", "i need a bell", "\n", ""]),
+    lambda inner: st.builds(
+        lambda name, parts: f"<{name}>{''.join(parts)}</{name}>",
+        st.sampled_from(["reason", "analysis", "reasoning", "thought", "reflection", "div", "order"]),
+        st.lists(inner, max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+@given(_ELEMENTS)
+def test_a_document_within_a_turn_is_unchanged(document: str) -> None:
+    text = f"this one:\n{document}"
+    assert without_reasoning(text) == Answered(text)
+    assert without_reasoning(f"<think>short</think>{text}") == Answered(text.strip())
 
 
 @given(

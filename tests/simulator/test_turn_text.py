@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from usertwin.memory.models.chat import Sample, Usage
 from usertwin.simulator.turn_text import clean_turn
@@ -10,14 +12,15 @@ from usertwin.simulator.turn_text import clean_turn
 NAMES = ("Mira", "user-17")
 
 
-def cleaned(text: str, *shown: str, defect: str = "") -> tuple[str, str]:
-    turn = clean_turn(Sample(text, Usage(), defect=defect), NAMES, shown)
+def cleaned(text: str, *shown: str, defect: str = "", names: tuple[str, ...] = NAMES) -> tuple[str, str]:
+    turn = clean_turn(Sample(text, Usage(), defect=defect), names, shown)
     return turn.text, turn.defect
 
 
 @pytest.mark.parametrize(
     "text", ["i need a bell", " Me: i need a bell", "User: i need a bell", "**Mira:** i need a bell", "user-17: i need a bell",
-             "Me: Me: i need a bell", "i need a bell<|im_end|>", "i need a bell</s> "],
+             "Me: Me: i need a bell", "Me: User: i need a bell", "User:\ni need a bell",
+             "i need a bell<|im_end|>", "i need a bell</s> "],
 )  # fmt: skip
 def test_labels_and_end_tokens_are_no_words_of_the_person(text: str) -> None:
     assert cleaned(text) == ("i need a bell", "")
@@ -28,6 +31,9 @@ def test_labels_and_end_tokens_are_no_words_of_the_person(text: str) -> None:
     [
         ("Them: hello", "another speaker's turn"),
         ("i need a bell\nAssistant: Which one?\nMe: the red one", "another speaker's turn"),
+        ("i need a bell\n**Bot:**\nwhich one do you want", "another speaker's turn"),
+        ("i need a bell\nAssistant:", "another speaker's turn"),
+        ("hi\nAssistant: Which one would you like?\nUser: red", "another speaker's turn"),
         ("(Me thinking: be short) i need a bell", "a thought"),
         ("i need a bell (My goal: a bell)", "a thought"),
         ("i need <|im_start|> a bell", "a control token"),
@@ -47,6 +53,44 @@ def test_a_person_who_writes_labels_keeps_them() -> None:
     assert cleaned("me: no", "x") == ("me: no", "")
     assert cleaned("I am Mira (about me: 34, from Oslo)", "hi (About me: 33)") == ("I am Mira (about me: 34, from Oslo)", "")
     assert cleaned("(Me thinking: short) no", "hi (About me: 33)") == ("", "a thought")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "User: admin\nPassword: x",
+        "AI: the movie",
+        "it says\nUser: jdoe\nand then nothing",
+        "the form shows\nUser:\nPassword:",
+        "User: the admin of our shop\nPassword: x",
+        "System: Windows 11 (64 bit)\nBrowser: it is not Firefox.",
+    ],
+)
+def test_fields_and_titles_are_text(text: str) -> None:
+    assert cleaned(text) == (text, "")
+
+
+_ROLES = st.sampled_from(["User", "Human", "Assistant", "Agent", "AI", "Bot", "System"])
+_WORDS = st.sampled_from(["admin", "x9@", "the", "Movie", "(64", "bit)", "j.doe"])
+_VALUES = st.lists(_WORDS, min_size=1, max_size=3).map(" ".join)
+_OPENINGS = st.sampled_from(["", "it fails\n", "my settings:\n\n"])
+
+
+@given(_OPENINGS, st.lists(st.tuples(_ROLES | st.sampled_from(["Password", "Log-in time"]), _VALUES), min_size=1, max_size=4))
+def test_a_role_before_a_short_value_is_text(opening: str, fields: list[tuple[str, str]]) -> None:
+    text = opening + "\n".join(f"{name}: {value}" for name, value in fields)
+    assert cleaned(text) == (text, "")
+
+
+@given(_OPENINGS, _ROLES, st.sampled_from(["i would like to know", "Which one?", "Sure, that works.", "好的。"]))
+def test_a_role_before_a_whole_turn_is_a_label(opening: str, role: str, turn: str) -> None:
+    own = role in {"User", "Human"} and not opening
+    assert cleaned(f"{opening}{role}: {turn}") == ((turn, "") if own else ("", "another speaker's turn"))
+
+
+def test_a_person_who_is_named_like_a_role_keeps_the_fields() -> None:
+    assert cleaned("user: admin\npassword: x", names=("user", "user")) == ("user: admin\npassword: x", "")
+    assert cleaned("user: i need a bell", names=("user", "user")) == ("i need a bell", "")
 
 
 def test_what_is_struck_out_stays_so() -> None:
