@@ -5,6 +5,7 @@ Design: the words follow the test (`verdict`), not the sign of a value, so a hea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -149,16 +150,22 @@ def _data(result: Mapping[str, Any], turns: float) -> str:
 def _models(result: Mapping[str, Any]) -> str:
     """Return which model measured, and which one wrote the replies, if any were written; empty if not known."""
     models = result.get("models") or {}
-    parts = [f"measured with {models['scorer']}"] if models.get("scorer") else []
+    parts = [f"measured with {_short(models['scorer'])}"] if models.get("scorer") else []
     if models.get("action") and any("chrf" in measures for measures in result["arms"].values()):
-        parts.append(f"replies written by {models['action']}")
+        parts.append(f"replies written by {_short(models['action'])}")
     return ", ".join(parts)
+
+
+def _short(model: str) -> str:
+    """Return the name of a model without the folders of its files; a result holds them in `models`."""
+    return model if kind_of(model) in {"openai", "hf"} else re.sub(r"[^:+]*/", "", model)
 
 
 def model_warnings(result: Mapping[str, Any]) -> list[str]:
     """Return a sentence that names the models for tests among those of a measurement; none if all are real."""
     models = result.get("models") or {}
-    names = [f"{role} ({models[key]})" for key, role in _ROLES.items() if kind_of(str(models.get(key) or "")) in TEST_KINDS]
+    tested = {key: name for key in _ROLES if kind_of(name := str(models.get(key) or "")) in TEST_KINDS}
+    names = [f"{_ROLES[key]} ({_short(name)})" for key, name in tested.items()]
     if not names:
         return []
     subject = f"{', '.join(names[:-1])} and {names[-1]} are test models" if len(names) > 1 else f"{names[0]} is a test model"

@@ -15,6 +15,7 @@ from usertwin.evals.arm_names import ARMS, POOLED_ARMS
 from usertwin.evals.cli.main import main
 from usertwin.evals.records.measured_turns import read_manifest, read_result, read_turns
 from usertwin.evals.replay import leak_checks
+from usertwin.evals.reports.labels import ARM_LABELS, number
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.personas import Conversation, Turn, write_conversations
 
@@ -66,7 +67,8 @@ def figures(ann: str, script: str, tmp_path: Path, *more: str | Path) -> dict[st
 def test_eval_prints_a_table_and_records_the_measurement(ann: str, script: str) -> None:
     text = done("eval", ann, "--model", script, "--scorer", "fake:", "--limit", "6", "--generate", "2")
     assert "How close is ann" in text
-    assert "6 turns of 4 conversations that the twin never saw" in text
+    measured = "6 held-out turns of 1 person in 4 conversations; measured with fake:, replies written by scripted:script.txt"
+    assert measured in " ".join(text.split())
     noted = TwinRecord.load(existing_twin(ann)).closeness
     assert noted is not None
     assert noted["turns"] == 6
@@ -121,7 +123,31 @@ def test_wrong_arguments_are_one_sentence(ann: str, script: str, more: tuple[str
 def test_eval_compares_named_arms_in_order(ann: str, script: str, tmp_path: Path) -> None:
     found = figures(ann, script, tmp_path, "--arms", "persona, recon,no_memory", "--generate", "0")
     assert list(found["arms"]) == ["no_memory", "recon", "persona"]
-    assert found["family"]["contrasts"] == ["recon - persona"]
+    assert found["family"]["contrasts"] == ["recon - no_memory", "recon - persona"]
+
+
+def test_eval_compares_the_twin_with_every_arm_in_the_table_and_in_the_file(ann: str, script: str, tmp_path: Path) -> None:
+    """Arms without likelihoods are compared by their replies."""
+    path = tmp_path / "closeness.json"
+    arms = ("no_memory", "recalled_pairs", "verbatim", "openevals", "tau2")
+    named = ",".join(("recon", *arms, "mine=" + script))
+    text = done("eval", ann, "--model", script, "--scorer", "fake:", "--arms", named, "--generate", "3", "--json", path)
+    found = json.loads(path.read_text("utf-8"))
+    assert {name for name in found["paired"] if name.startswith("recon - ")} == {f"recon - {arm}" for arm in (*arms, "mine")}
+    for arm in (*arms, "mine"):
+        measure = "rank" if arm in {"verbatim", "mine"} else "bits_per_char"
+        difference = found["paired"][f"recon - {arm}"][measure]
+        assert set(difference) - {"p_holm"} == {"value", "low", "high", "n", "p", "visible"}
+        [row] = [line for line in text.splitlines() if line.startswith(ARM_LABELS[arm].title if arm != "mine" else "mine")]
+        assert number(difference["value"], 3 if measure == "bits_per_char" else 2, signed=True) in row
+
+
+def test_models_for_tests_are_warned_of_in_the_terminal_and_in_the_file(ann: str, script: str, tmp_path: Path) -> None:
+    path = tmp_path / "closeness.json"
+    text = done("eval", ann, "--model", script, "--scorer", "fake:", "--generate", "0", "--json", path)
+    [warning] = [line for line in json.loads(path.read_text("utf-8"))["warnings"] if "test models" in line]
+    assert warning in text
+    assert "the scorer (fake:), the action model (scripted:script.txt)" in warning
 
 
 def test_eval_compares_all_present_arms(ann: str, script: str, tmp_path: Path) -> None:
@@ -170,7 +196,7 @@ def test_eval_with_a_folder_writes_a_run_and_its_report(zoe: str, script: str, t
     how = ("--arms", "no_memory,recalled_pairs,openevals", "--limit", "6", "--generate", "2", "--samples", "2")
     text = done("eval", zoe, "--model", script, "--scorer", "fake:", "--out", folder, *how)
     assert f"report: {folder / 'report.html'}" in text
-    assert "6 turns of 4 conversations" in text
+    assert "6 held-out turns of 1 person in 4 conversations" in text
     assert read_manifest(folder)["state"] == "complete"
     assert list(read_result(folder)["arms"]) == ["no_memory", "recalled_pairs", "openevals"]
     turns = read_turns(folder)

@@ -79,7 +79,8 @@ def test_a_run_is_in_a_folder_of_its_name_and_ends_with_a_report(tmp_path: Path,
     folder = tmp_path / "runs" / "suite"
     assert f"report: runs/suite/{HTML_REPORT}" in output
     result = read_result(folder)
-    assert result["summary"].split(",")[0] in output.replace("\n", " ")
+    assert result["summary"] in " ".join(output.split())
+    assert "the judge (scripted:judge.txt)" in " ".join(output.split())
     assert 'answers "1" in 100%' in output.replace("\n", " ")  # the judge of this suite always answers "1"
     assert (folder / HTML_REPORT).stat().st_size > 10_000
     assert result["suite_text"] == (tmp_path / "suite.toml").read_text("utf-8")

@@ -177,10 +177,8 @@ def test_a_twin_that_never_leaves_has_no_score_for_leaving() -> None:
 
 def test_brackets_in_the_name_of_a_model_are_kept() -> None:
     result = measurement()
-    result["models"] |= {"action": "local:/my[models]/x.gguf", "scorer": "local:/[/odd]/y.gguf"}
-    text = shown(result)
-    assert "local:/my[models]/x.gguf" in text
-    assert "local:/[/odd]/y.gguf" in text
+    result["models"] |= {"action": "local:/odd/my[model].gguf", "scorer": "openai:[/odd]/y"}
+    assert "measured with openai:[/odd]/y, replies written by local:my[model].gguf)" in shown(result)
 
 
 def test_the_line_has_value_difference_test_n_and_day() -> None:
@@ -247,7 +245,7 @@ def test_the_twins_row_of_a_run_is_marked_and_the_basis_is_printed() -> None:
     text = shown(run_result())
     [row] = [line for line in text.splitlines() if "   the twin " in line]
     assert row.startswith("Recalled pairs")
-    assert "198 held-out turns of 2 people in 21 conversations; measured with local:/[/odd]/y.gguf)" in text
+    assert "198 held-out turns of 2 people in 21 conversations; measured with local:y.gguf)" in text
 
 
 def test_brackets_in_the_name_of_a_run_are_kept() -> None:

@@ -191,10 +191,10 @@ def test_a_headline_without_the_twins_arm_names_it() -> None:
 
 
 def test_the_headline_names_the_model_that_acts_only_where_it_wrote() -> None:
-    models = {"scorer": "local", "action": "openai:x"}
-    assert "measured with local, replies written by openai:x)" in summary_of(result(models=models))
+    models = {"scorer": "local:/a/b.gguf+/c/d", "action": "openai:x@http://h/v1"}
+    assert "measured with local:b.gguf+d, replies written by openai:x@http://h/v1)" in summary_of(result(models=models))
     bits = {arm: {"bits_per_char": measures["bits_per_char"]} for arm, measures in result()["arms"].items()}
-    assert "measured with local)" in summary_of(result(models=models, arms=bits))
+    assert "measured with local:b.gguf+d)" in summary_of(result(models=models, arms=bits))
 
 
 # Models for tests
