@@ -256,10 +256,10 @@ class _DaemonThreads(ThreadPoolExecutor):
 
 
 class _AgentLoop:
-    """An event loop on a daemon thread, for agents only."""
+    """An event loop on a daemon thread, for agents only; see `_loops` for its depth."""
 
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+    def __init__(self, depth: int) -> None:
+        self.loop, self._depth = asyncio.new_event_loop(), depth
         self.loop.set_default_executor(_DaemonThreads())
         self._probe: threading.Event | None = None
         self._pending, self._ended = set[Future[_Outcome]](), False
@@ -277,7 +277,7 @@ class _AgentLoop:
 
     def submit(self, work: Coroutine[Any, Any, _Outcome]) -> Future[_Outcome]:
         """Start a coroutine in the loop."""
-        token = _depth.set(_depth.get() + 1)
+        token = _depth.set(self._depth + 1)
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         _depth.reset(token)
         self._pending.add(future)
@@ -285,6 +285,17 @@ class _AgentLoop:
         if self._ended:
             _fail(future)
         return future
+
+    async def is_held_up(self) -> bool:
+        """Return whether a turn blocks the loop while it waits for another thread, which may be that of the caller."""
+        frames = sys._current_frames() if self._pending else {}  # pyright: ignore[reportPrivateUsage] - public, if for few uses
+        frame = frames.get(self._thread.ident or 0)
+        if frame is None or frame.f_code.co_filename != threading.__file__:
+            return False
+        responded = threading.Event()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(responded.set)
+        return not await in_thread(partial(responded.wait, _RESPONSE))
 
     def suspect(self) -> None:
         """Check later whether the loop still runs, after a turn that was late."""
@@ -314,13 +325,17 @@ _depth: ContextVar[int] = ContextVar("usertwin_agent_depth", default=0)
 
 
 async def _agent_loop(depth: int) -> _AgentLoop:
-    """Return the process's loop for agents, a new one if there is none that responds."""
+    """Return the process's loop for agents, a new one if there is none that responds.
+
+    An agent may wait for a thread of its own that waits for a conversation. A new thread does not know its depth, so that
+    conversation is given the next loop when the turn before it holds up this one.
+    """
     present = _loops.get(depth)
     if present is not None and await present.responds():
-        return present
+        return await _agent_loop(depth + 1) if await present.is_held_up() else present
     with _lock:
         if _loops.get(depth) is present:
-            _loops[depth] = _AgentLoop()
+            _loops[depth] = _AgentLoop(depth)
         return _loops[depth]
 
 

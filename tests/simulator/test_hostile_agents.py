@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,27 @@ def test_an_agent_may_itself_wait_for_a_conversation_with_an_agent(user: Simulat
 
     async def outer(messages: list[dict[str, Any]]) -> str:
         return simulate(user, inner, max_turns=1).stop_reason  # blocks the loop of agents
+
+    assert [m["content"] for m in simulate(user, outer, max_turns=1).messages if m["role"] == "assistant"] == ["max_turns"]
+
+
+@pytest.mark.parametrize("door", ["simulate", "respond", "asimulate"])
+def test_an_async_agent_may_wait_for_a_thread_of_its_own_that_talks_to_a_twin(user: SimulatedUser, door: str) -> None:
+    """A new thread inherits no context, so it cannot know that the loop of agents waits for it."""
+
+    async def inner(messages: list[dict[str, Any]]) -> str:
+        await asyncio.sleep(0)
+        return "For which day?"
+
+    doors: dict[str, Callable[[], Any]] = {
+        "simulate": lambda: simulate(user, inner, max_turns=2, agent_timeout=10).stop_reason,
+        "respond": lambda: user.respond([]).action and "max_turns",
+        "asimulate": lambda: asyncio.run(asimulate(user, inner, max_turns=2, agent_timeout=10)).stop_reason,
+    }
+
+    async def outer(messages: list[dict[str, Any]]) -> str:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(doors[door]).result()
 
     assert [m["content"] for m in simulate(user, outer, max_turns=1).messages if m["role"] == "assistant"] == ["max_turns"]
 
