@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +13,7 @@ from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
 
+from .judge_check import judge_check_of
 from .options import (
     candidates_option,
     check_concurrency,
@@ -29,7 +32,12 @@ from .options import (
     style_option,
     write_json,
 )
-from .twin_actions import open_twin
+from .twin_actions import open_twin, print_look
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from usertwin.simulator import SimulatedUser
 
 
 @click.command()
@@ -60,15 +68,11 @@ def controls(
     """Test with control traces whether the trace score of NAME is only leakage.
 
     Each control trace is wrong in one way: shuffled, of another person, a copy of the action and so on. Prints a table and a
-    decision. The twin stays as it is; completions are cached, so a stopped command continues where it stopped.
+    decision; for a twin whose traces a judge selected, also whether the judge passes its checks. The twin stays as it is;
+    completions are cached, so a stopped command continues where it stopped.
     """
-    from usertwin.evals.replay.tune import validation_pairs
     from usertwin.evals.reports.controls_table import controls_table
-    from usertwin.evals.traces.control_traces import ControlExperiment, estimated_calls, other_person_pairs
-    from usertwin.memory import Synthesizer, existing_twin
-    from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, CompletionCache
-    from usertwin.memory.recon.judged_fidelity import fidelity_by_name
-    from usertwin.simulator import load_scorer
+    from usertwin.memory import existing_twin
     from usertwin.simulator.learning import default_concurrency
 
     if limit < 2:
@@ -77,11 +81,32 @@ def controls(
     prices = parse_price(price)
     console, folder = console_for(stderr=is_standard_output(json_file)), existing_twin(name, home)
     check_writable(folder, "--home")
-    with (
-        open_twin(console, name, home, model, style, price=prices, reasons=False) as user,
-        progress_bars(console) as bars,
-    ):
-        cache, embedder = CompletionCache(folder / COMPLETIONS_FILE), user.store.embedder
+    with open_twin(console, name, home, model, style, price=prices, reasons=False) as user:
+        result = _measure(
+            console, user, folder, model=model, scorer=scorer, limit=limit, candidates=candidates, seed=seed,
+            concurrency=concurrency or default_concurrency(model),
+        )  # fmt: skip
+        check = judge_check_of(console, folder, user.record, user.store, style=style, price=prices, concurrency=concurrency)
+    result |= {"twin": name} | ({} if check is None else {"judge_check": check})
+    console.print(controls_table(result))
+    print_look(console, name, home, f"usertwin controls {name}")
+    write_json(json_file, result)
+
+
+def _measure(
+    console: Console, user: SimulatedUser, folder: Path, *, model: str, scorer: str, limit: int, candidates: int, seed: int,
+    concurrency: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the result of a control experiment on a twin's validation turns; print its cost before it begins."""
+    from usertwin.evals.replay.tune import validation_pairs
+    from usertwin.evals.traces.control_traces import ControlExperiment, estimated_calls, other_person_pairs
+    from usertwin.memory import Synthesizer
+    from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, CompletionCache
+    from usertwin.memory.recon.judged_fidelity import fidelity_by_name
+    from usertwin.simulator import load_scorer
+
+    with progress_bars(console) as bars, closing(CompletionCache(folder / COMPLETIONS_FILE)) as cache:
+        embedder = user.store.embedder
         chat, scoring = replace(user.model, cache=cache), load_scorer(scorer, progress=bars.fetch)
         pairs, others = validation_pairs(user, folder, limit), other_person_pairs(user, folder, limit)
         completions, scorings = estimated_calls(len(pairs), len(others), candidates)
@@ -95,17 +120,6 @@ def controls(
             embedder=embedder, proposal_mode=mode, candidates=candidates,
         )  # fmt: skip
         experiment = ControlExperiment(
-            synthesizer=synthesizer,
-            model=chat,
-            scorer=scoring,
-            embedder=embedder,
-            seed=seed,
-            concurrency=concurrency or default_concurrency(model),
+            synthesizer=synthesizer, model=chat, scorer=scoring, embedder=embedder, seed=seed, concurrency=concurrency
         )
-        try:
-            result = run_sync(experiment.measure(pairs, others, user.store, name=user.persona.name, progress=bars))
-        finally:
-            cache.close()
-    result["twin"] = name
-    console.print(controls_table(result))
-    write_json(json_file, result)
+        return run_sync(experiment.measure(pairs, others, user.store, name=user.persona.name, progress=bars))

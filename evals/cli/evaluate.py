@@ -27,7 +27,7 @@ from .options import (
     style_option,
     write_json,
 )
-from .twin_actions import measure_twin
+from .twin_actions import measure_twin, print_look, print_looks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,6 +104,7 @@ def evaluate(
     if out is None:
         result = measure_twin(console, name, home=home, model=model, scorer=scorer, style=style, against=against, config=config)
         console.print(closeness_table(result))
+        print_look(console, name, home, f"usertwin eval {name}")
     else:
         from usertwin.evals.suites.config import Models, Suite
 
@@ -179,8 +180,5 @@ def _run_suite(console: Console, suite: Suite, folder: Path, *, text: str, home:
     for warning in result["warnings"]:
         console.print(warning, style="yellow", markup=False)
     console.print(f"report: {folder / HTML_REPORT}", markup=False)
-    if result["looks"]:
-        console.print("this run looked at test people; add these lines to evals/people.toml:", style="yellow")
-        for look in result["looks"]:
-            console.print(as_type(Look, look).to_toml(), markup=False, highlight=False, soft_wrap=True)
+    print_looks(console, [as_type(Look, look) for look in result["looks"]])
     return result

@@ -5,6 +5,7 @@ It prints what learning costs before it begins, and what it did cost at the end,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,6 +16,7 @@ from usertwin.memory.recon.propose import ProposalMode
 from usertwin.memory.recon.synthesizer import Method
 from usertwin.personas import TwinError, UsageError
 
+from .judge_check import check_judge_of_twin
 from .options import (
     RECIPE_DEFAULTS,
     actor_option,
@@ -43,7 +45,9 @@ from .tune import DEFAULT_TUNE_TURNS
 from .twin_actions import show_twin, tune_twin
 
 if TYPE_CHECKING:
-    from usertwin.memory import Recipe
+    from rich.console import Console
+
+    from usertwin.memory import Embedder, Recipe
     from usertwin.memory.models.chat import Price, PromptStyle
     from usertwin.personas import ChatLog
 
@@ -124,35 +128,36 @@ def learn(
     """Learn the twin NAME from a chat log.
 
     Stopped with Ctrl-C, it leaves a usable twin, and the same command continues where it stopped without repeating a request
-    to a model. At its end it tunes how the twin uses its memory.
+    to a model. At its end it checks a judge whose ranks select traces, and tunes how the twin uses its memory.
     """
-    from usertwin.memory.store.error_messages import changed_before
+    from usertwin.evals.suites.people import corpus_of_test_person, never_tuned
     from usertwin.memory.twin.record import twin_folder
     from usertwin.personas import load_log
     from usertwin.personas.persona import read_persona
     from usertwin.simulator import load_embedder
     from usertwin.simulator.learning import alearn_with_recipe
 
-    console, price, tune_turns = console_for(stderr=dry_run), parse_price(options["price"]), int(options["tune_turns"])
+    console, price = console_for(stderr=dry_run), parse_price(options["price"])
     twin_folder(name, home)  # reports an invalid name before anything is loaded
-    if tune_turns < 0:
-        raise UsageError(f"--tune-turns is {tune_turns}; it must be at least 0")
-    check_concurrency(options["concurrency"])
-    if options["synthesizer"] is not None and options["traces"] == "none":
-        raise UsageError("--synthesizer proposes traces, and --traces none makes none; leave out one of the two")
+    _check_options(options)
     log = load_log(options["source"], skip_bad_lines=options["skip_bad_lines"])
     print_notes(console, log)
     description = None if persona is None else read_persona(persona)
     embedder = load_embedder(options["embedder"])
     recipe = _recipe(options, embedder.name)
-    estimate = _estimate(log, recipe, options["style"], price, tune_turns)
+    if options["tune_turns"] and (corpus := corpus_of_test_person(log.source, recipe.speaker, log)) is not None:
+        console.print(
+            f"{never_tuned(corpus, recipe.speaker)}; the twin keeps the default settings", style="yellow", markup=False
+        )
+        options["tune_turns"] = 0
+    estimate = _estimate(log, recipe, options["style"], price, options["tune_turns"])
     if dry_run:
         print_dry_run(ctx, estimate)
         return
     check_writable(twin_folder(name, home), "--home")
     for line in estimate:
         console.print(line, style="dim", markup=False)
-    if overwrite or not (tune_turns and _needs_tuning_only(name, home, recipe)):
+    if overwrite or not _needs_last_steps_only(name, home, recipe, tunes=options["tune_turns"] > 0):
         with progress_bars(console) as bars:
             run_sync(
                 alearn_with_recipe(
@@ -160,12 +165,33 @@ def learn(
                     overwrite=overwrite, concurrency=options["concurrency"], progress=bars, fetch_progress=bars.fetch,
                 )
             )  # fmt: skip
-    if tune_turns:
-        models = {key: options[key] for key in ("model", "scorer", "style", "seed")}
-        with changed_before("the twin is learned"):
-            tune_twin(console, name, home=home, limit=tune_turns, embedder=embedder, **models)
+    _take_last_steps(console, name, home, embedder, price, options)
     show_twin(console, name, home)
     console.print(f"\nTalk to it: usertwin chat {name}    Measure it: usertwin eval {name}", style="dim")
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise UsageError if a number is out of range, or two options exclude each other."""
+    if options["tune_turns"] < 0:
+        raise UsageError(f"--tune-turns is {options['tune_turns']}; it must be at least 0")
+    check_concurrency(options["concurrency"])
+    if options["synthesizer"] is not None and options["traces"] == "none":
+        raise UsageError("--synthesizer proposes traces, and --traces none makes none; leave out one of the two")
+
+
+def _take_last_steps(
+    console: Console, name: str, home: Path | None, embedder: Embedder, price: Price | None, options: Mapping[str, Any]
+) -> None:
+    """Check the judge of a learned twin's fidelity, if it has one, and tune the twin, unless --tune-turns is 0."""
+    from usertwin.memory.store.error_messages import changed_before
+
+    with changed_before("the twin is learned"):
+        check_judge_of_twin(
+            console, name, home=home, embedder=embedder, style=options["style"], price=price, concurrency=options["concurrency"]
+        )
+        if options["tune_turns"]:
+            models = {key: options[key] for key in ("model", "scorer", "style", "seed")}
+            tune_twin(console, name, home=home, limit=options["tune_turns"], embedder=embedder, **models)
 
 
 def _recipe(options: dict[str, Any], embedder: str) -> Recipe:
@@ -187,6 +213,7 @@ def _recipe(options: dict[str, Any], embedder: str) -> Recipe:
 
 def _estimate(log: ChatLog, recipe: Recipe, style: PromptStyle | None, price: Price | None, tune_turns: int) -> list[str]:
     """Return what learning takes, in sentences. LogError or UsageError if the recipe does not fit the log."""
+    from usertwin.evals.judges.listwise_checks import CHECKED_PAIRS, VERDICTS
     from usertwin.memory.models.chat import FREE
     from usertwin.memory.twin.learn_plan import estimate_cost
     from usertwin.simulator.backends.load import prompt_style_of
@@ -204,6 +231,9 @@ def _estimate(log: ChatLog, recipe: Recipe, style: PromptStyle | None, price: Pr
             f"about {estimate.calls} completions of {recipe.model}{most}, {estimate.usage.input_tokens:,} input and "
             f"{estimate.usage.output_tokens:,} output tokens: {cost}"
         )
+    if recipe.ranked_by_judge and estimate.traces:
+        pairs = min(CHECKED_PAIRS, estimate.traces)
+        lines.append(f"then the judge is checked on {pairs} of these pairs: {VERDICTS * pairs} completions of {recipe.judge}")
     if recipe.synthesizer is not None:
         lines.append(f"where the twin reasons, it reasons with {recipe.synthesizer}")
     if tune_turns:
@@ -211,8 +241,8 @@ def _estimate(log: ChatLog, recipe: Recipe, style: PromptStyle | None, price: Pr
     return lines
 
 
-def _needs_tuning_only(name: str, home: Path | None, recipe: Recipe) -> bool:
-    """Return whether the twin is fully learned with this recipe, and its learning was stopped before or during tuning."""
+def _needs_last_steps_only(name: str, home: Path | None, recipe: Recipe, *, tunes: bool) -> bool:
+    """Return whether the twin is fully learned with this recipe, and the command was stopped before its last step ended."""
     from usertwin.memory import TwinRecord
     from usertwin.memory.twin.record import existing_twin
 
@@ -220,4 +250,5 @@ def _needs_tuning_only(name: str, home: Path | None, recipe: Recipe) -> bool:
         record = TwinRecord.load(existing_twin(name, home))
     except TwinError:
         return False
-    return (record.state, record.settings, record.recipe) == ("complete", None, recipe)
+    unfinished = (tunes and record.settings is None) or (recipe.ranked_by_judge and record.judge_check is None)
+    return unfinished and (record.state, record.recipe) == ("complete", recipe)

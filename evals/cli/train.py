@@ -36,7 +36,7 @@ from .recipe_file import RecipeCommand, print_dry_run, recipe_option
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from usertwin.evals.training_runs.run import TrainingPlan
+    from usertwin.evals.training_runs.plan import TrainingPlan
 
 _CONFIG, _SPLIT = TrainingConfig(), SplitConfig()
 #: The ways to propose traces that a policy can be trained in.
@@ -187,7 +187,7 @@ def train(ctx: click.Context, out: Path, dry_run: bool, **options: Any) -> None:
 
 def _plan(options: dict[str, Any]) -> TrainingPlan:
     """Return the checked plan that the options describe. UsageError if two options contradict each other."""
-    from usertwin.evals.training_runs.run import TrainingPlan
+    from usertwin.evals.training_runs.plan import TrainingPlan
     from usertwin.memory.training.rewards import parse_weights
     from usertwin.simulator.backends.load import prompt_style_of
 

@@ -31,7 +31,7 @@ def tune(name: str, limit: int, model: str, scorer: str, home: Path | None, seed
 
     Compares how many pairs are recalled, how much context is shown, and which traces are used. The simplest setting within one
     standard error of the best is stored in the twin. `usertwin learn` does this at its end; repeat it for another model or
-    scorer.
+    scorer. Nothing is tuned on a person that evals/people.toml lists as a test person.
     """
     if limit < 1:
         raise UsageError(f"--limit is {limit}; it must be at least 1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ import click
 
 from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle
+from usertwin.personas import UsageError
 
 from .options import check_writable, console_for, home_option, progress_bars
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from usertwin.evals.replay.replay import ReplayConfig
+    from usertwin.evals.suites.people import Look
     from usertwin.memory import Embedder
     from usertwin.memory.models.chat import Price
     from usertwin.simulator import SimulatedUser
@@ -91,9 +93,13 @@ def tune_twin(
         home: the folder that holds the twins.
         model: writes the reasoning of the settings that use some.
         scorer: computes the log-probability of the validation turns.
+
+    Raises:
+        UsageError: the twin is of a registered test person.
         style: the prompt style of the model; None for its own.
         seed: of sampling and intervals.
         limit: the most validation turns, spread evenly.
+    from usertwin.evals.suites.people import corpus_of_test_person, never_tuned
         embedder: the embedding model of the twin's memory, if it is loaded already.
     """
     from usertwin.evals.replay.tune import tune
@@ -101,6 +107,12 @@ def tune_twin(
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.memory.store.repair import memory_version
     from usertwin.memory.twin.record import update_record
+    recipe = TwinRecord.load(folder).recipe
+    if (corpus := corpus_of_test_person(recipe.source, recipe.speaker)) is not None:
+        raise UsageError(
+            f"{never_tuned(corpus, recipe.speaker)}; tune a twin of a development person, and give this one its settings by "
+            f'hand: SimulatedUser.load("{name}", settings=...)'
+        )
     from usertwin.simulator import load_scorer
 
     folder = existing_twin(name, home)
@@ -126,6 +138,23 @@ def tune_twin(
         console.print(
             f"the memory of {name} was changed meanwhile, so the settings are stored without their measurement; tune it again: "
             f"usertwin tune {name}", style="yellow", markup=False,
+def print_look(console: Console, name: str, home: Path | None, reason: str) -> None:
+    """Print the line of the registry for a look at a twin's person; print nothing unless it is a registered test person."""
+    from usertwin.evals.suites.people import looks_at, registered_test_people
+    from usertwin.memory import TwinRecord, existing_twin
+
+    recipe = TwinRecord.load(existing_twin(name, home)).recipe
+    print_looks(console, looks_at(registered_test_people([(recipe.source, recipe.speaker)], {}), reason))
+
+
+def print_looks(console: Console, looks: Sequence[Look]) -> None:
+    """Print looks at test people as lines to add to the registry; print nothing without looks."""
+    if looks:
+        console.print("this was a look at test people; add these lines to evals/people.toml:", style="yellow")
+    for look in looks:
+        console.print(look.to_toml(), markup=False, highlight=False, soft_wrap=True)
+
+
         )  # fmt: skip
     console.print(settings_table(settings))
 

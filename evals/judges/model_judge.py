@@ -35,20 +35,21 @@ from usertwin.memory.text.prompt_template import PromptTemplate
 from usertwin.memory.text.transcript import single_line, truncate_action
 from usertwin.personas import UsageError
 
+from .known_answers import ENOUGH, MAX_UNREADABLE, Check, percentage, unreadable_answers
+
 PROMPT = PromptTemplate(Path(__file__).with_name("judge_pair.txt"))
-#: A judge that gives the same answer to this share of the pairs ignores them; fewer answers than `_ENOUGH` prove nothing.
-CONSTANT_SHARE, _ENOUGH = 0.9, 10
+#: A judge that gives the same answer to this share of the pairs ignores them; fewer answers than `ENOUGH` prove nothing.
+CONSTANT_SHARE = 0.9
 #: Agreement of the two orders below which there is a warning.
 LOW_CONSISTENCY = 0.6
 #: Pairs with a known verdict, and that verdict. Identical replies give one prompt in both orders, so a tie by disagreement
 #: proves nothing there: the judge must call a tie.
 SANITY_CHECKS = {
-    "identical": "the same reply twice: called a tie, in both orders, in at least 95% of the pairs",
-    "real": "the real turn against the twin's reply: closer in at least 95% of the pairs",
-    "same_arm": "two replies of the same arm: the interval contains 0.5",
-    "another_person": "another person's turn against the twin's reply: the interval lies below 0.5",
+    "identical": Check("the same reply twice: called a tie, in both orders, in at least 95% of the pairs", "tied"),
+    "real": Check("the real turn against the twin's reply: closer in at least 95% of the pairs", "closer"),
+    "same_arm": Check("two replies of the same arm: the interval contains 0.5", "even"),
+    "another_person": Check("another person's turn against the twin's reply: the interval lies below 0.5", "below"),
 }
-_PASS_SHARE = 0.95
 _ATTEMPTS, _READ_CHARACTERS = 3, 10_000
 _SCHEMA = {
     "type": "object",
@@ -240,7 +241,7 @@ def summarize_verdicts(verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[
         "sanity": sanity,
         "consistent": optional_json(_share([(v, float(v.consistent)) for v in different if v.consistent is not None], seed)),
         "first": optional_json(_share([(verdict, float(label == "1")) for verdict, label in without_ties], seed)),
-        "unreadable": {"value": answers.count(None) / len(answers) if answers else 0.0, "n": len(answers)},
+        "unreadable": unreadable_answers(answers.count(None), len(answers)),
     }
     reasons = _unusable_reasons(summary, [label for verdict in different for label in verdict.labels if label is not None])
     return summary | {"usable": not reasons, "warnings": reasons + _warnings(summary)}
@@ -265,17 +266,7 @@ def _sanity(verdicts: Sequence[JudgeVerdict], kind: str, seed: int) -> dict[str,
     scores = [(verdict, verdict.score) for verdict in verdicts if verdict.score is not None]
     win = _share(scores, seed)
     is_tie = [(v, float(v.orders == ("tie", "tie") if kind == "identical" else score == 0.5)) for v, score in scores]
-    ties = _share(is_tie, seed)
-    if win is None or ties is None:
-        return None
-    holds: bool | None
-    if win.low is None or win.high is None or len(scores) < _ENOUGH:
-        holds = None
-    elif kind in {"identical", "real"}:
-        holds = (ties if kind == "identical" else win).value >= _PASS_SHARE
-    else:
-        holds = win.low <= 0.5 <= win.high if kind == "same_arm" else win.high < 0.5
-    return {"win": win.to_json(), "ties": ties.to_json(), "must": SANITY_CHECKS[kind], "holds": holds}
+    return SANITY_CHECKS[kind].row(win, _share(is_tie, seed))
 
 
 def _unusable_reasons(summary: dict[str, Any], labels: Sequence[Label]) -> list[str]:
@@ -283,16 +274,16 @@ def _unusable_reasons(summary: dict[str, Any], labels: Sequence[Label]) -> list[
     judge, unreadable = f'the judge "{summary["model"]}"', summary["unreadable"]
     if not unreadable["n"]:
         return ["no pair was judged"]
-    if unreadable["value"] > 0.5:
+    if unreadable["value"] > MAX_UNREADABLE:
         share = f"{unreadable['value']:.0%} of {unreadable['n']} answers"
         return [f"{judge} gave {share} that cannot be read: do not use its figures"]
     [(label, count)] = Counter(labels).most_common(1) or [("", 0)]
-    if len(labels) >= _ENOUGH and count >= CONSTANT_SHARE * len(labels):
+    if len(labels) >= ENOUGH and count >= CONSTANT_SHARE * len(labels):
         cause = "it ignores the replies" if label == "tie" else "it follows the order, not the replies"
         share = f'{judge} answers "{label}" in {count / len(labels):.0%} of {len(labels)} verdicts'
         return [f"{share}: {cause}; do not use its figures"]
     real = summary["sanity"].get("real", {"win": None})["win"]
-    if real is not None and (real["value"] <= 0.5 or (real["n"] >= _ENOUGH and real["low"] is not None and real["low"] <= 0.5)):
+    if real is not None and (real["value"] <= 0.5 or (real["n"] >= ENOUGH and real["low"] is not None and real["low"] <= 0.5)):
         return [f"{judge} does not prefer the real turn to the twin's reply: do not use its figures"]
     return []
 
@@ -305,15 +296,13 @@ def _warnings(summary: dict[str, Any]) -> list[str]:
             f"{judge} agrees with itself in both orders in only {consistent['value']:.0%} of {consistent['n']} pairs; "
             "the other pairs count as ties"
         )
-    if 0 < unreadable["value"] <= 0.5:
+    if 0 < unreadable["value"] <= MAX_UNREADABLE:
         share = f"{unreadable['value']:.0%} of {unreadable['n']} answers"
         warnings.append(f"{judge} gave {share} that cannot be read; those pairs are left out")
     for kind, row in summary["sanity"].items():
         if row["holds"] is False:
             share, outcome = (row["ties"], "called a tie") if kind == "identical" else (row["win"], "closer")
-            interval = "" if share["low"] is None else f" ({share['low']:.0%} to {share['high']:.0%})"
-            result = f"{outcome} in {share['value']:.0%}{interval} of {share['n']} pairs"
-            warnings.append(f"{judge} fails a sanity check; expected: {row['must']}; result: {result}")
+            warnings.append(f"{judge} fails a sanity check; expected: {row['must']}; result: {outcome} in {percentage(share)}")
     return warnings
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NotRequired
+from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
@@ -77,6 +77,25 @@ class JudgeShape(TypedDict):
     first: EstimateShape | None
     unreadable: EstimateShape
     warnings: NotRequired[list[str]]
+
+
+class KnownAnswersShape(SanityShape):
+    """The same with the share that wins by chance."""
+
+    chance: float
+
+
+class ListwiseCheckShape(TypedDict):
+    """The answers of a judge of reconstructions to questions with known answers."""
+
+    model: str
+    pairs: int
+    conversations: int
+    sanity: Mapping[str, KnownAnswersShape]
+    unreadable: EstimateShape
+    outcome: Literal["passed", "failed", "too few pairs"]
+    sentence: str
+    seed: int
 
 
 class MemorizedShape(TypedDict):
@@ -280,3 +299,4 @@ class PersonFacts(TypedDict):
     endings: EndingShape | None
     drift: list[DriftTurn]
     embedder: NotRequired[str]
+    judge_check: NotRequired[ListwiseCheckShape | None]

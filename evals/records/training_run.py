@@ -2,7 +2,7 @@
 
 Every file is validated against the shapes below, so a damaged file gives one error that names it.
 
-    manifest.json                what was trained on what: format, state, plan, people, pairs, sources, versions
+    manifest.json                format, state, plan, people, pairs, sources, versions, check of the judge
     METHOD/result.json           steps, tokens, seconds, why it stopped, what was measured, examples
     METHOD/trainer_state.json    trl's log history: the metrics of each step, and the audits
     report.md                    a summary for people
@@ -23,6 +23,7 @@ from usertwin.personas.reading import as_type, parse_json, read_file
 
 from .measured_turns import MANIFEST, RESULT
 from .older_results import upgrade
+from .result_shapes import ListwiseCheckShape
 
 #: Formats of training folders. Format 1, of earlier versions, can be read but not resumed.
 TRAINING_FORMAT = 2
@@ -127,6 +128,7 @@ class TrainingManifest:
     sources: Mapping[str, Any] | list[Any] = field(default_factory=dict[str, Any])
     versions: Mapping[str, Any] = field(default_factory=dict[str, Any])
     started_at: str | None = None
+    judge_check: ListwiseCheckShape | None = None
 
 
 @dataclass(frozen=True)

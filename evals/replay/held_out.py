@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from usertwin.memory import Embedder, Triple, TripleStore
-from usertwin.memory.twin.record import HELD_OUT_FILE, OTHER_PERSON_FILE
+from usertwin.memory.twin.record import HELD_OUT_FILE, read_other_person_pairs
 from usertwin.personas import LogError, Pair, read_conversations
 from usertwin.personas.pairs import check_speaker, group_pairs
 from usertwin.simulator import SimulatedUser
@@ -57,9 +57,7 @@ def other_person_store(user: SimulatedUser, folder: Path, embedder: Embedder, st
     record = user.record
     if record.other_speaker is None:
         return None
-    log = read_conversations(folder / OTHER_PERSON_FILE)
-    groups = group_pairs(log.conversations, record.other_speaker, window=record.recipe.window)
     store = TripleStore(None, embedder)  # a stopped command must leave no turns of others in a temporary folder
     stack.callback(store.close)
-    store.add([Triple(pair) for group in groups for pair in group])
+    store.add([Triple(pair) for pair in read_other_person_pairs(folder, record)])
     return store

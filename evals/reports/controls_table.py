@@ -50,7 +50,9 @@ def controls_table(experiment: Mapping[str, Any]) -> RenderableType:
             f"{row['rejected']} of {row['n']}\n[dim]{REASON_NAMES.get(reason, reason)}",
             style="bold" if name == "own" else "",
         )
-    return Group(table, *map(Text.from_markup, _leakage_verdicts(experiment)))
+    check = experiment.get("judge_check")
+    judge = [] if check is None else [Text(check["sentence"], style="" if check["outcome"] == "passed" else "yellow")]
+    return Group(table, *map(Text.from_markup, _leakage_verdicts(experiment)), *judge)
 
 
 def _leakage_verdicts(experiment: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from usertwin.evals.records.result_shapes import ListwiseCheckShape
 from usertwin.evals.records.run_folder import MARKDOWN_REPORT, write_atomically
 from usertwin.evals.records.training_run import (
     GroupResult,
@@ -51,7 +52,12 @@ def summarize_training(run: TrainingRun) -> list[str]:
         f"{plural(manifest.pairs.get('train', 0), 'pair')} of {plural(seen, 'person', 'people')}; "
         f"{plural(unseen, 'other person', 'other people')} held out."
     )
-    return [first, *(_sentence(method_title(name), outcome) for name, outcome in run.methods.items())]
+    judge = [] if manifest.judge_check is None else [_judge_sentence(manifest.judge_check)]
+    return [first, *judge, *(_sentence(method_title(name), outcome) for name, outcome in run.methods.items())]
+
+
+def _judge_sentence(check: ListwiseCheckShape) -> str:
+    return f"{check['sentence'][:1].upper()}{check['sentence'][1:]}."
 
 
 def method_title(method: str) -> str:
@@ -127,6 +133,8 @@ def _warnings(run: TrainingRun) -> list[str]:
     warnings: list[str] = []
     if run.manifest.state != "complete":
         warnings.append("The training is not finished; run the same command to resume it.")
+    if run.manifest.judge_check is not None and run.manifest.judge_check["outcome"] == "failed":
+        warnings.append(_judge_sentence(run.manifest.judge_check))
     tokens: dict[str, int] = {}
     for name, outcome in run.methods.items():
         if outcome is None:

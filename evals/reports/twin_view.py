@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from usertwin.evals.records.result_shapes import TuningShape
+from usertwin.evals.records.result_shapes import ListwiseCheckShape, TuningShape
 from usertwin.memory import Settings, Triple, TwinRecord
 from usertwin.memory.text.transcript import single_line
 from usertwin.memory.twin.abandonment import AbandonmentModel
@@ -46,6 +46,7 @@ def twin_view(
         "memory": memory,
         "proposals": _proposals(triples),
         "audit": _audit(traced),
+        **({"judge": _judge(record.judge_check)} if recipe.ranked_by_judge else {}),
         "cost": _cost(triples),
         "settings": _settings(record.settings),
         **({} if recipe.synthesizer is None else {"reasons with": reasoner}),
@@ -97,6 +98,17 @@ def _audit(traced: Sequence[Triple]) -> str:
     measured = [provenance.measured for provenance in provenances if provenance.proposal_mode != "forward"]
     flags = [values["reveals_action"] for values in measured if "reveals_action" in values]
     return f"{sum(flags):.0f} of {len(flags)} traces identify the action without the context" if flags else "none"
+
+
+def _judge(check: Mapping[str, Any] | None) -> str:
+    """Return how the judge of the fidelity answered questions with known answers."""
+    if check is None:
+        return "not checked on pairs with known answers"
+    try:
+        as_type(ListwiseCheckShape, check)
+    except ValueError as error:
+        return f"its check is damaged ({error})"
+    return str(check["sentence"])
 
 
 def _cost(triples: Sequence[Triple]) -> str:

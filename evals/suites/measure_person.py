@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.evals.arm_names import POOLED_ARMS, arm_names
+from usertwin.evals.judges.listwise_checks import check_twin_judge
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn, read_facts, read_turn_file
 from usertwin.evals.records.older_results import upgrade
@@ -107,7 +108,22 @@ class PersonMeasurement:
                 actor=self.models.chat(recipe.actor) if recipe.actor else None,
                 judge=self.models.judge(recipe.judge) if recipe.judge else None,
             )  # fmt: skip
-        return existing_twin(twin, person.home)
+        folder = existing_twin(twin, person.home)
+        await self._check_judge(folder)
+        return folder
+
+    async def _check_judge(self, folder: Path) -> None:
+        """Check the judge whose ranks are a twin's fidelity, if there is one, and store the outcome once in the record."""
+        record = TwinRecord.load(folder)
+        recipe = record.recipe
+        if not recipe.ranked_by_judge or recipe.judge is None or recipe.actor is None or record.judge_check is not None:
+            return
+        with open_memory(folder, self.models.embedder()) as store:
+            check = await check_twin_judge(
+                folder, record, store, self.models.judge(recipe.judge), self.models.chat(recipe.actor),
+                concurrency=self.suite.concurrency, progress=self.progress,
+            )  # fmt: skip
+        update_record(folder, lambda record: replace(record, judge_check=check))
 
     def open_twin(
         self, person: Person, name: str, settings: Settings | None, embedder: Embedder | None = None
@@ -198,7 +214,7 @@ class PersonMeasurement:
                     "near_duplicates": len(held_out) - len(fresh), "of": len(held_out), "memorized": memorized,
                     "checked": _CHECKS,
                 },
-                "endings": measure_endings(user, folder, fresh, seed=suite.seed),
+                "endings": measure_endings(user, folder, fresh, seed=suite.seed), "judge_check": user.record.judge_check,
                 "drift": [asdict(turn) for turn in drift_turns],
             }  # fmt: skip
         write_atomically(done, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")

@@ -7,18 +7,19 @@ each look at them is noted in the registry with its date and reason.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
-from usertwin.personas import ChatLog, UsageError
+from usertwin.personas import ChatLog, UsageError, UsertwinError, load_log
 from usertwin.personas.reading import STRICT, as_type, parse_toml, read_file
 
 REGISTRY = Path(__file__).resolve().parents[1] / "people.toml"
-#: A log belongs to a registered corpus, whatever its name, if this share of the corpus's test people speak in it.
+#: A log is of a registered corpus, whatever its name, if this share of the corpus's test people speak in it.
 _SAME_CORPUS = 0.5
 
 
@@ -39,6 +40,14 @@ class RegisteredCorpus:
     rule: str
     development: tuple[str, ...]
     test: tuple[str, ...]
+
+    def is_source(self, file: str, speakers: Set[str] | None) -> bool:
+        """Return whether a log with this file name and these speakers (None if unknown) is of this corpus."""
+        named = file in self.sources
+        if speakers is None:
+            return named
+        test = len(speakers & {*self.test})
+        return test >= max(1.0, _SAME_CORPUS * len(self.test)) or (named and bool(speakers & {*self.test, *self.development}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +80,13 @@ class Registry:
     looks: tuple[Look, ...] = ()
 
     def corpus_of(self, source: str, log: ChatLog | None = None) -> str | None:
-        """Return the name of the corpus that a source is, by its file name or else by its speakers; None for any other."""
-        file = Path(source).name
-        speakers = set() if log is None else log.turn_counts().keys()
-        for name, corpus in self.corpora.items():
-            if file in corpus.sources or len(speakers & {*corpus.test}) >= max(1.0, _SAME_CORPUS * len(corpus.test)):
-                return name
-        return None
+        """Return the name of the corpus that a source is; None for any other.
+
+        A log is known by its speakers: many of the test people whatever its name, or any registered person in a file of the
+        corpus's name. Without the log, the file name alone decides.
+        """
+        speakers = None if log is None else log.turn_counts().keys()
+        return next((name for name, corpus in self.corpora.items() if corpus.is_source(Path(source).name, speakers)), None)
 
 
 @cache
@@ -100,10 +109,29 @@ def registered_test_people(sources: Sequence[tuple[str, str]], logs: Mapping[str
     """Return the registered test people among (source, speaker) by corpus; `logs` holds loaded logs by source."""
     chosen: dict[str, tuple[str, ...]] = {}
     for source, speaker in dict.fromkeys(sources):
-        name = registry().corpus_of(source, logs.get(source))
-        if name is not None and speaker in registry().corpora[name].test:
+        if (name := corpus_of_test_person(source, speaker, logs.get(source))) is not None:
             chosen[name] = (*chosen.get(name, ()), speaker)
     return chosen
+
+
+def corpus_of_test_person(source: str, speaker: str, log: ChatLog | None = None) -> str | None:
+    """Return the corpus in which a speaker is a registered test person; None for anybody else.
+
+    A log that is not given is read if a test person has the speaker's name; the source's file name decides if it cannot be.
+    """
+    corpora = registry().corpora
+    if not any(speaker in corpus.test for corpus in corpora.values()):
+        return None
+    if log is None:
+        with suppress(UsertwinError):
+            log = load_log(source, skip_bad_lines=True)
+    name = registry().corpus_of(source, log)
+    return name if name is not None and speaker in corpora[name].test else None
+
+
+def never_tuned(corpus: str, speaker: str) -> str:
+    """Return why no setting is tuned on a test person, as the first part of a sentence."""
+    return f'{corpus}: "{speaker}" is a test person, and no setting is tuned on test people'
 
 
 def looks_at(chosen: Mapping[str, tuple[str, ...]], reason: str) -> list[Look]:

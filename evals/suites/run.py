@@ -40,7 +40,7 @@ from usertwin.simulator.prompts import prompt_versions
 from .config import Suite, logs_of, people_of
 from .measure_person import CONTEXT_WINDOW, Person, PersonMeasurement
 from .models import SuiteModels
-from .people import looks_at, registered_test_people
+from .people import looks_at, never_tuned, registered_test_people
 from .transfer import run_transfer
 from .user_model_experiment import check_user_models, run_user_models, user_models_estimate
 
@@ -102,8 +102,8 @@ class SuiteRun:
         if self.suite.k is None and chosen:
             corpus, names = next(iter(chosen.items()))
             raise UsageError(
-                f'{corpus}: "{names[0]}" is a test person, and no setting is tuned on test people; set k and window in the '
-                'suite, to values that were tuned on development people (people = "development")'
+                f"{never_tuned(corpus, names[0])}; set k and window in the suite, to values that were tuned on development "
+                'people (people = "development")'
             )
 
     def check(self) -> None:
@@ -142,6 +142,11 @@ class SuiteRun:
         declared = any(corpus.people == "test" for corpus in self.suite.corpora)
         result["warnings"] = _warnings(result, mixed=bool(arms), declared=declared) + [
             f"{plural(len(log.damaged), 'damaged turn')} of {name} left out" for name, log in logs.items() if log.damaged
+        ]
+        result["warnings"] += [
+            f"{person}: {check['sentence']}"
+            for person, fact in facts.items()
+            if (check := fact.get("judge_check")) and check["outcome"] == "failed"
         ]
         result["summary"] = summary_of(result)
         self._write_json(RESULT, result)

@@ -39,9 +39,8 @@ from usertwin.memory.recon.synthesizer import Synthesizer
 from usertwin.memory.text.transcript import action_completion, single_line
 from usertwin.memory.text.words import content_words, context_and_goal, longest_copied_run, word_tokens
 from usertwin.memory.triples import Candidate
-from usertwin.memory.twin.record import OTHER_PERSON_FILE, read_stored_conversations
+from usertwin.memory.twin.record import read_other_person_pairs
 from usertwin.personas import Pair, UsageError
-from usertwin.personas.pairs import group_pairs
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript
 
@@ -256,11 +255,7 @@ def estimated_calls(pairs: int, others: int, candidates: int) -> tuple[int, int]
 
 def other_person_pairs(user: SimulatedUser, folder: Path, limit: int) -> list[Pair]:
     """Return at most `limit` pairs, evenly spaced, of the person that the twin is compared with; none without one."""
-    speaker = user.record.other_speaker
-    if speaker is None:
-        return []
-    groups = group_pairs(read_stored_conversations(folder / OTHER_PERSON_FILE), speaker, window=user.record.recipe.window)
-    return evenly_spaced([pair for group in groups for pair in group if not pair.abandoned], limit)
+    return evenly_spaced([pair for pair in read_other_person_pairs(folder, user.record) if not pair.abandoned], limit)
 
 
 def _derived_controls(traces: Mapping[str, str], pair: Pair, own_traces: Sequence[str], rng: random.Random) -> dict[str, str]:

@@ -1,30 +1,88 @@
-"""What a training run takes, computed before it begins: people, pairs, steps, tokens, memory.
+"""The plan of a training run, and what it takes, computed before it begins: people, pairs, steps, tokens, memory.
 
 No model is loaded or downloaded. Sizes come from the data split and from weights on disk; estimates say "about".
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from usertwin.memory.models.scoring import Precision
 from usertwin.memory.recon.propose import TRACE_TOKENS, expected_trace_tokens, proposal_prompt
-from usertwin.memory.training.config import TrainingConfig
-from usertwin.memory.training.dataset import DatasetSplit, TrainingExample
-from usertwin.personas import ModelError
+from usertwin.memory.training.config import TrainingConfig, TrainMethod
+from usertwin.memory.training.dataset import DatasetSplit, SplitConfig, TrainingExample
+from usertwin.personas import ModelError, UsageError
 from usertwin.personas.reading import as_type, parse_json, read_file
+from usertwin.personas.secrets import take_logins
+from usertwin.simulator.backends.model_name import ModelName
 from usertwin.simulator.backends.weights import known_weights
-
-if TYPE_CHECKING:
-    from .run import TrainingPlan
 
 _CHARACTERS_PER_TOKEN = 4
 _BYTES = {"float32": 4, "bfloat16": 2}
 #: Bytes of activations per layer, token and unit of width, at 16 bits without recomputation (arXiv 2205.05198).
 _ACTIVATIONS = 34
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """Everything that determines the result of a training run.
+
+    Attributes:
+        config: the training configuration; its method is replaced by each of `methods`.
+        methods: methods to train, each from the untrained base.
+        sources: chat logs.
+        split: which people and pairs.
+        scorer: model in the reward and in the audit.
+        scorer_precision: precision of the scorers.
+        measured_by: scorer of the final measurements, the detector included, preferably one that is in no reward; None for
+            `scorer`.
+        samples: traces of each held-out pair to measure, of the base and of each method.
+        actor: model that reconstructs actions for a judge; None for the base.
+        judge: model that judges, where the fidelity needs one; None for the base.
+        embedder: finds distractors and detects paraphrases of the action.
+    """
+
+    config: TrainingConfig
+    methods: tuple[TrainMethod, ...]
+    sources: tuple[str, ...]
+    split: SplitConfig = field(default_factory=SplitConfig)
+    scorer: str = "local"
+    scorer_precision: Precision = "float32"
+    measured_by: str | None = None
+    samples: int = 4
+    actor: str | None = None
+    judge: str | None = None
+    embedder: str | None = None
+
+    def check(self) -> None:
+        """Raise UsageError if a value is out of range, or two values contradict each other."""
+        for method in self.methods:
+            replace(self.config, method=method).check()
+        self.split.check()
+        ModelName.parse(self.config.base, "base")
+        if self.samples < 1:
+            raise UsageError(f"--samples is {self.samples}; it must be at least 1")
+        if self.config.proposal_mode == "forward" and self.config.fidelity == "prior":
+            raise UsageError(
+                "--fidelity prior compares prompts with and without the action, and --propose forward never shows it; choose "
+                "another fidelity"
+            )
+
+    def rewarded_by(self, method: TrainMethod) -> str:
+        """Return the model whose scores are in the reward of a method."""
+        return self.judge or self.config.base if self.config.fidelity == "judge" and method != "e2e" else self.scorer
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as a JSON object, with the fields of `config` at the top level."""
+        fields = asdict(self)
+        config = fields.pop("config")
+        config.pop("method")
+        return json.loads(take_logins(json.dumps(config | fields)))
 
 
 def describe_plan(plan: TrainingPlan, dataset: DatasetSplit) -> list[str]:

@@ -29,7 +29,6 @@ from usertwin.evals.traces.synthesizer_quality import (
 from usertwin.memory import ChatModel, Embedder, Scorer
 from usertwin.memory.atomic_files import file_checksum
 from usertwin.memory.event_loop import run_sync
-from usertwin.memory.models.scoring import Precision
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import Fidelity
@@ -41,7 +40,7 @@ from usertwin.memory.training.audit import Auditor
 from usertwin.memory.training.candidate_pool import ScoredCandidates, sample_candidates
 from usertwin.memory.training.checkpoints import ADAPTER, check_room
 from usertwin.memory.training.config import TrainingConfig, TrainingResult, TrainMethod
-from usertwin.memory.training.dataset import DatasetSplit, SplitConfig, TrainingExample, build_dataset, with_related_pairs
+from usertwin.memory.training.dataset import DatasetSplit, TrainingExample, build_dataset, with_related_pairs
 from usertwin.memory.training.model_card import CardFacts, write_card
 from usertwin.memory.training.policy import check_chat_template, empty_base, load_base
 from usertwin.memory.training.rewards import DownstreamReward
@@ -49,72 +48,16 @@ from usertwin.memory.training.train import train
 from usertwin.memory.twin.consent import allow_adapter
 from usertwin.personas import ChatLog, Pair, UsageError, load_log
 from usertwin.personas.reading import as_type, parse_json, read_file
-from usertwin.personas.secrets import take_logins
 from usertwin.simulator import load_embedder, load_model, load_scorer
 from usertwin.simulator.backends.load import prompt_style_of
 from usertwin.simulator.backends.lora_adapter import read_adapter
-from usertwin.simulator.backends.model_name import ModelName
 from usertwin.simulator.backends.weights import weights_folder
+
+from .judge_check import check_reward_judge
+from .plan import TrainingPlan
 
 POOL, BASE_TRACES, TRACES, OUTCOME = "pool.jsonl", "base_traces.jsonl", "traces.jsonl", "outcome.json"
 _VERSIONED = ("usertwin", "torch", "transformers", "trl", "peft", "datasets")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingPlan:
-    """Everything that determines the result of a training run.
-
-    Attributes:
-        config: the training configuration; its method is replaced by each of `methods`.
-        methods: methods to train, each from the untrained base.
-        sources: chat logs.
-        split: which people and pairs.
-        scorer: model in the reward and in the audit.
-        scorer_precision: precision of the scorers.
-        measured_by: scorer of the final measurements, the detector included, preferably one that is in no reward; None for
-            `scorer`.
-        samples: traces of each held-out pair to measure, of the base and of each method.
-        actor: model that reconstructs actions for a judge; None for the base.
-        judge: model that judges, where the fidelity needs one; None for the base.
-        embedder: finds distractors and detects paraphrases of the action.
-    """
-
-    config: TrainingConfig
-    methods: tuple[TrainMethod, ...]
-    sources: tuple[str, ...]
-    split: SplitConfig = field(default_factory=SplitConfig)
-    scorer: str = "local"
-    scorer_precision: Precision = "float32"
-    measured_by: str | None = None
-    samples: int = 4
-    actor: str | None = None
-    judge: str | None = None
-    embedder: str | None = None
-
-    def check(self) -> None:
-        """Raise UsageError if a value is out of range, or two values contradict each other."""
-        for method in self.methods:
-            replace(self.config, method=method).check()
-        self.split.check()
-        ModelName.parse(self.config.base, "base")
-        if self.samples < 1:
-            raise UsageError(f"--samples is {self.samples}; it must be at least 1")
-        if self.config.proposal_mode == "forward" and self.config.fidelity == "prior":
-            raise UsageError(
-                "--fidelity prior compares prompts with and without the action, and --propose forward never shows it; choose "
-                "another fidelity"
-            )
-
-    def rewarded_by(self, method: TrainMethod) -> str:
-        """Return the model whose scores are in the reward of a method."""
-        return self.judge or self.config.base if self.config.fidelity == "judge" and method != "e2e" else self.scorer
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the plan as a JSON object, with the fields of `config` at the top level."""
-        fields = asdict(self)
-        config = fields.pop("config")
-        config.pop("method")
-        return json.loads(take_logins(json.dumps(config | fields)))
 
 
 @dataclass
@@ -133,6 +76,7 @@ class TrainingRunner:
     fetch: Any = None
     progress: Progress = no_progress
     _started_at: str = field(default="", init=False)
+    _judge_check: Mapping[str, Any] | None = field(default=None, init=False)
 
     # Logs and models, each loaded on first use -------------------------------------------------------------------------
 
@@ -174,6 +118,13 @@ class TrainingRunner:
         """The base as a proposer."""
         return load_model(self.plan.config.base, style=self.plan.config.style, progress=self.fetch)
 
+    def _load_actor(self) -> ChatModel:
+        """Return the model that reconstructs actions. It is not kept: training needs the memory."""
+        return load_model(self.plan.actor or self.plan.config.base, progress=self.fetch)
+
+    def _load_judge(self) -> ChatModel:
+        return load_model(self.plan.judge or self.plan.config.base, style="instruction", progress=self.fetch)
+
     @cached_property
     def tokenizer(self) -> Any:
         """The base's tokenizer."""
@@ -197,14 +148,13 @@ class TrainingRunner:
             examples = with_related_pairs(self.dataset.train, self.embedder)
             related = {example.pair: example.related_pair for example in examples if example.related_pair}
             return DownstreamReward(self.scorer, related)
-        plan = self.plan
-        name, base = plan.config.fidelity, plan.config.base
+        name = self.plan.config.fidelity
         return fidelity_by_name(
             name, scorer=self.scorer, embedder=self.embedder,
-            actor=load_model(plan.actor or base, progress=self.fetch) if name in {"judge", "rank"} else None,
-            judge=load_model(plan.judge or base, style="instruction", progress=self.fetch) if name == "judge" else None,
+            actor=self._load_actor() if name in {"judge", "rank"} else None,
+            judge=self._load_judge() if name == "judge" else None,
             distractors=Distractors([example.pair for example in self.dataset.train], self.embedder),
-            proposal_mode=plan.config.proposal_mode,
+            proposal_mode=self.plan.config.proposal_mode,
         )  # fmt: skip
 
     # The run -----------------------------------------------------------------------------------------------------------
@@ -227,12 +177,24 @@ class TrainingRunner:
         self.check()
         with exclusive_run(self.out):
             self._begin()
+            self._check_judge()
             configs = [replace(self.plan.config, method=method) for method in self.plan.methods]
             pool = [] if all(config.online for config in configs) else run_sync(self._sample_pool())
             results = {config.method: self._run_method(config, pool) for config in configs}
             self._write_manifest("complete")
             write_training_summary(read_training(self.out))
             return results
+
+    def _check_judge(self) -> None:
+        """Check the judge in the rewards, if there is one and the manifest has no check of it; write the manifest."""
+        config = self.plan.config
+        if self._judge_check is None and config.fidelity == "judge" and set(self.plan.methods) != {"e2e"}:
+            check = check_reward_judge(
+                self.dataset.train, self.base, self._load_judge(), self._load_actor(),
+                proposal_mode=config.proposal_mode, seed=config.seed, progress=self.progress,
+            )  # fmt: skip
+            self._judge_check = run_sync(check)
+            self._write_manifest("interrupted")
 
     async def _sample_pool(self) -> list[ScoredCandidates]:
         config = self.plan.config
@@ -337,7 +299,7 @@ class TrainingRunner:
             if differing or manifest.sources != self._checksums():
                 reason = ", ".join(f'"{key}"' for key in differing) or "the logs have changed"
                 raise UsageError(f"{self.out}: holds another training (difference: {reason}); name another folder")
-            self._started_at = manifest.started_at or ""
+            self._started_at, self._judge_check = manifest.started_at or "", manifest.judge_check
         self._write_manifest("interrupted")
 
     def _checksums(self) -> dict[str, str | None]:
@@ -356,6 +318,7 @@ class TrainingRunner:
             "pairs": {"train": len(dataset.train), "validation": len(dataset.validation)},
             "sources": self._checksums(),
             "versions": _versions(),
+            "judge_check": self._judge_check,
         }
         write_atomically(self.out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 

@@ -104,10 +104,7 @@ async def listwise_verdict(
     """
     if len(attempts) > MAX_ATTEMPTS:
         raise UsageError(f"{len(attempts)} attempts in one verdict of a judge: at most {MAX_ATTEMPTS} are possible")
-    order = list(range(len(attempts)))
-    random.Random(f"{seed}/{pair.conversation_id}/{pair.position}").shuffle(order)
-    if reverse:
-        order.reverse()
+    order = shown_order(pair, len(attempts), seed=seed, reverse=reverse)
     labels = list(string.ascii_uppercase[: len(attempts)])
     prompt = prompt_template(question).fill(
         name=single_line(pair.speaker)[:24], context=context_lines(pair, CONTEXT_TURNS), action=truncate_action(pair.action),
@@ -129,6 +126,13 @@ async def listwise_verdict(
     raise VerdictError(
         f'the judge "{judge.name}" returned no readable verdict, {_TRIES} times in a row; use a model that follows instructions'
     )
+
+
+def shown_order(pair: Pair, attempts: int, *, seed: int = 0, reverse: bool = False) -> list[int]:
+    """Return the indices of the attempts in the order in which `listwise_verdict` shows them."""
+    order = list(range(attempts))
+    random.Random(f"{seed}/{pair.conversation_id}/{pair.position}").shuffle(order)
+    return order[::-1] if reverse else order
 
 
 def _verdict_schema(labels: Sequence[str], dimensions: Sequence[str]) -> dict[str, Any]:

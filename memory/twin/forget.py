@@ -278,6 +278,7 @@ def _update_record(folder: Path, store: TripleStore, journal: Journal) -> TwinRe
             record,
             persona=replace(record.persona, sample_turns=samples),
             closeness=None,
+            judge_check=None,
             settings=None if record.settings is None else replace(record.settings, measured=None),
             **ids,
         )

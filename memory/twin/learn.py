@@ -169,7 +169,13 @@ def _write_folder(
         return record
     return update_record(
         work,
-        lambda old: replace(record, learned_at=old.learned_at, closeness=old.closeness, settings=old.settings),
+        lambda old: replace(
+            record,
+            learned_at=old.learned_at,
+            closeness=old.closeness,
+            settings=old.settings,
+            judge_check=old.judge_check,
+        ),
     )
 
 

@@ -69,7 +69,12 @@ class Recipe:
     @property
     def judged(self) -> bool:
         """Whether a judge rates reconstructions or traces."""
-        return self.method == "quality" or (self.scored and self.fidelity == "judge")
+        return self.method == "quality" or self.ranked_by_judge
+
+    @property
+    def ranked_by_judge(self) -> bool:
+        """Whether the fidelity is a judge's ranking of reconstructions."""
+        return self.scored and self.fidelity == "judge"
 
     def without_unused(self) -> Recipe:
         """Return the recipe without the names of models that it does not use."""

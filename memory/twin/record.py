@@ -26,6 +26,7 @@ from typing import Any, ClassVar, Literal
 from usertwin.memory.store.error_messages import storage_errors
 from usertwin.personas import Conversation, Pair, Persona, TwinError, read_conversations
 from usertwin.personas.files import write_private
+from usertwin.personas.pairs import group_pairs
 from usertwin.personas.reading import STRICT, as_type, parse_json, reason
 
 from .locks import finish_replacement, record_lock, refuse_links
@@ -85,6 +86,7 @@ class TwinRecord:
         versions: versions of the packages that affect results.
         closeness: the latest result of `usertwin eval`; None if there is none.
         settings: the settings chosen on validation turns; None if they were not measured.
+        judge_check: how the judge of the fidelity answered questions with known answers; None if it was not checked.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = STRICT
@@ -103,6 +105,7 @@ class TwinRecord:
     versions: Mapping[str, str]
     closeness: Mapping[str, Any] | None = None
     settings: Settings | None = None
+    judge_check: Mapping[str, Any] | None = None
 
     def save(self, folder: Path) -> None:
         """Write `twin.json`, durably and as a whole; to change the record of an existing twin, use `update_record`."""
@@ -185,6 +188,15 @@ def write_stored_conversations(conversations: Sequence[Conversation], path: Path
     """Replace one of a twin's files of conversations, as a whole. OSError if it cannot be written."""
     lines = "".join(json.dumps(conversation.to_json(), ensure_ascii=False) + "\n" for conversation in conversations)
     write_private(path, gzip.compress(lines.encode("utf-8", "backslashreplace"), mtime=0))
+
+
+def read_other_person_pairs(folder: Path, record: TwinRecord) -> list[Pair]:
+    """Return the pairs of the person that a twin is compared with; none without one. TwinError for a damaged file."""
+    speaker = record.other_speaker
+    if speaker is None:
+        return []
+    groups = group_pairs(read_stored_conversations(folder / OTHER_PERSON_FILE), speaker, window=record.recipe.window)
+    return [pair for group in groups for pair in group]
 
 
 def default_home() -> Path:

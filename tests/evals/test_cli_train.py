@@ -23,7 +23,8 @@ from tiny_model import tiny_model
 from usertwin.evals.cli.main import main
 from usertwin.evals.cli.train import train as train_command
 from usertwin.evals.records.training_run import read_training
-from usertwin.evals.training_runs.run import TrainingPlan, TrainingRunner
+from usertwin.evals.training_runs.plan import TrainingPlan
+from usertwin.evals.training_runs.run import TrainingRunner
 from usertwin.memory.models.chat import sample
 from usertwin.memory.run_lock import exclusive_run
 from usertwin.memory.training.config import BETAS, LEARNING_RATES, TRAIN_METHODS, TrainingConfig
@@ -445,6 +446,10 @@ def test_a_scripted_judge_can_be_the_reward(train: Train, tmp_path: Path) -> Non
     assert 0.75 in {row["rewards/fidelity/mean"] for row in steps if row["rejection_rate"] == 0}
     assert "judge.txt" in (tmp_path / "run" / "grpo" / "adapter" / "README.md").read_text()
     assert result_of(tmp_path / "run" / "grpo")["measured"] is None  # there are no test pairs
+    check = read_training(tmp_path / "run").manifest.judge_check  # this judge ranks no more than two attempts
+    assert check is not None
+    assert (check["outcome"], check["pairs"] > 0) == ("failed", True)
+    assert "answers that cannot be read; its scores are not evidence." in (tmp_path / "run" / "report.md").read_text()
 
 
 def test_a_judge_that_gives_no_verdict_is_an_error_and_leaves_no_adapter(train: Train, tmp_path: Path) -> None:

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_runner import WEATHER, error_of, learn_command, output_of, write_script
+from cli_runner import run as run_command
 from invented_suite import Models, suite_file, write_log
 
+from usertwin.evals.cli import demo
 from usertwin.evals.records.measured_turns import MANIFEST
 from usertwin.evals.suites import people
 from usertwin.evals.suites.config import logs_of, read_suite
 from usertwin.evals.suites.people import Look, RegisteredCorpus, Registry, looks_at, registered_test_people, registry
 from usertwin.evals.suites.run import SuiteRun
+from usertwin.memory import TwinRecord, existing_twin
 from usertwin.personas import UsageError, load_log
 from usertwin.personas.reading import as_type, parse_toml
 
@@ -157,3 +161,79 @@ def test_a_test_person_without_the_declaration_is_said_in_the_report(tmp_path: P
 def test_a_suite_of_unregistered_people_has_no_look(tmp_path: Path) -> None:
     result, manifest = measured(tmp_path)
     assert (result["looks"], manifest["looks"]) == ([], [])
+
+
+# The commands of one twin ---------------------------------------------------------------------------------------------
+
+
+NEVER_TUNED = 'desk: "Bob" is a test person, and no setting is tuned on test people; '
+
+
+def learn_bob(log: Path, *options: str) -> tuple[str | Path, ...]:
+    return learn_command(log, "scripted:unused", "--traces", "none", *options, name="bob", speaker="Bob")
+
+
+@pytest.mark.usefixtures("invented", "repeats_count")
+def test_learn_does_not_tune_on_a_test_person_and_tune_refuses(log_file: Path) -> None:
+    sentence = f"{NEVER_TUNED}the twin keeps the default settings"
+    for text in (run_command(*learn_bob(log_file, "--dry-run")).stderr, output_of(*learn_bob(log_file))):
+        assert text.count(sentence) == 1
+        assert "are scored under a few settings" not in text
+    assert TwinRecord.load(existing_twin("bob")).settings is None
+    error = error_of("tune", "bob", "--scorer", "fake:")
+    assert error.startswith(f"{NEVER_TUNED}tune a twin of a development person, and give this one its settings by hand: Sim")
+    assert sentence not in output_of(*learn_bob(log_file, "--overwrite", "--tune-turns", "0"))
+
+
+@pytest.mark.usefixtures("invented", "repeats_count")
+def test_eval_of_a_test_person_prints_the_look_for_the_registry(log_file: Path, tmp_path: Path) -> None:
+    output_of(*learn_bob(log_file))
+    script = write_script(tmp_path, *WEATHER)
+    measure = ("eval", "bob", "--model", script, "--scorer", "fake:", "--limit", "2", "--generate", "0")
+    for command in (measure, (*measure, "--out", tmp_path / "run")):
+        text = output_of(*command)
+        assert text.count("this was a look at test people; add these lines to evals/people.toml:\n[[looks]]\n") == 1
+        [row] = parse_toml(text[text.index("[[looks]]") :])["looks"]
+        look = as_type(Look, row)
+        assert (look.corpus, look.people) == ("desk", ("Bob",))
+    assert "usertwin eval bob" in output_of(*measure)
+
+
+@pytest.mark.usefixtures("invented", "repeats_count")
+def test_commands_of_other_people_say_nothing_of_the_registry(log_file: Path, tmp_path: Path) -> None:
+    script = write_script(tmp_path, *WEATHER)
+    text = output_of(*learn_command(log_file, script, "--traces", "none"))
+    text += output_of("eval", "sam", "--model", script, "--scorer", "fake:", "--limit", "2", "--generate", "0")
+    assert "test p" not in text
+    settings = TwinRecord.load(existing_twin("sam")).settings
+    assert settings is not None
+    assert settings.measured is not None
+
+
+def test_a_log_with_the_name_of_a_corpus_is_not_that_corpus(tmp_path: Path) -> None:
+    corpus = RegisteredCorpus(sources=("log.jsonl",), rule="invented", development=("Cid",), test=("Bob", "Dan", "Eve"))
+    found = Registry(corpora={"desk": corpus})
+    stranger = load_log(str(write_log(tmp_path / "log.jsonl", "Ann")))
+    assert found.corpus_of("log.jsonl", stranger) is None
+    assert found.corpus_of("log.jsonl") == "desk"  # nothing is known of the speakers
+    part = load_log(str(write_log(tmp_path / "log.jsonl", "Ann", "Bob")))
+    assert found.corpus_of("log.jsonl", part) == "desk"
+    assert found.corpus_of("other.jsonl", part) is None  # one of three test people may be somebody else
+
+
+@pytest.mark.usefixtures("invented")
+def test_the_log_of_a_twin_is_only_read_if_a_test_person_has_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(people, "load_log", lambda source, **_: read.append(source) or load_log(source))
+    path = str(write_log(tmp_path / "copy.jsonl", "Ann", "Bob"))
+    assert people.corpus_of_test_person(path, "Ann") is None
+    assert read == []
+    assert people.corpus_of_test_person(path, "Bob") == "desk"
+    assert people.corpus_of_test_person("gone/log.jsonl", "Bob") == "desk"  # by its name
+    assert people.corpus_of_test_person("gone/copy.jsonl", "Bob") is None
+    assert read == [path, "gone/log.jsonl", "gone/copy.jsonl"]
+
+
+def test_the_demonstration_is_of_a_development_person() -> None:
+    assert people.corpus_of_test_person("chitchat", demo.SPEAKER) is None
+    assert demo.SPEAKER in registry().corpora["chitchat"].development

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from invented_suite import JUDGED, TRACED, Models, learned_twin, small_suite, speaks, talk, write_log
+from invented_suite import JUDGED, TRACED, Models, learned_twin, sane, small_suite, speaks, talk, write_log
+from judge_replies import judge_reply, shown_attempts
 
 from conftest import WordWeightScorer, function_model
 from usertwin.evals.records.measured_turns import MANIFEST, RESULT, VERDICTS, read_result, read_turns
 from usertwin.evals.records.run_folder import HTML_REPORT, MARKDOWN_REPORT
 from usertwin.evals.suites.config import Suite, logs_of
 from usertwin.evals.suites.run import SuiteRun, work_estimate
-from usertwin.memory import Triple, TripleStore
+from usertwin.memory import Triple, TripleStore, TwinRecord
 from usertwin.memory.models.completion_cache import COMPLETIONS_FILE
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.run_lock import exclusive_run
@@ -320,6 +321,22 @@ def test_a_judge_that_always_answers_first_is_unusable_and_the_report_warns(tmp_
     assert "do not use its figures" in warning
     for name in (HTML_REPORT, MARKDOWN_REPORT):
         assert "do not use its figures" in (tmp_path / "run" / name).read_text("utf-8")
+
+
+def test_a_judge_that_follows_the_places_of_reconstructions_is_reported_for_each_person(tmp_path: Path) -> None:
+    def first_place(prompt: str, seed: int) -> str:
+        attempts = shown_attempts(prompt)
+        return judge_reply([*attempts]) if attempts else sane(prompt, seed)
+
+    judged = ("[[corpora]]", '[traces]\npairs = 24\ncandidates = 2\nfidelity = "judge"\n\n[[corpora]]')
+    suite = small_suite(tmp_path, JUDGED, TRACED, NO_REPLIES, ONE_PERSON, judged)
+    result = run(suite, tmp_path / "run", Models(judge=first_place))
+    [warning] = [warning for warning in result["warnings"] if "its scores are not evidence" in warning]
+    assert warning.startswith('shop/Ann: the judge "scripted:')
+    assert "prefers the first place" in warning
+    check = TwinRecord.load(tmp_path / "run" / "twins" / "p00").judge_check
+    assert check is not None
+    assert warning == f"shop/Ann: {check['sentence']}"
 
 
 def test_a_run_without_a_judge_has_all_other_parts(tmp_path: Path) -> None:

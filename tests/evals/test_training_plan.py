@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from tiny_model import tiny_model
 
 from conftest import PAIR
-from usertwin.evals.training_runs.plan import describe_plan
-from usertwin.evals.training_runs.run import TrainingPlan
+from usertwin.evals.training_runs.plan import TrainingPlan, describe_plan
 from usertwin.memory.recon.propose import expected_trace_tokens
 from usertwin.memory.training.config import TRAIN_METHODS, TrainingConfig
 from usertwin.memory.training.dataset import DatasetSplit, TrainingExample
