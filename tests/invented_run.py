@@ -21,7 +21,7 @@ COSTS = {
 MEASURES = {
     "bits_per_char": 1.4, "choice": 0.31, "chrf": 0.14, "embedding_similarity": 0.22, "rank": 0.61, "length_ratio": 1.12,
     "questions": -0.03, "greetings": 0.01, "politeness": 0.04, "capitals": 0.12, "emoji": 0.0, "style": 0.184,
-    "function_words": 0.092, "diversity": -0.05, "discriminator": 0.71,
+    "function_words": 0.092, "diversity": -0.05, "discriminator": 0.71, "context_discriminator": 0.78,
 }  # fmt: skip
 
 

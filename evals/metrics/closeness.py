@@ -6,17 +6,15 @@ serves them all, every difference of two arms is paired, and people have equal w
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, TypeAlias
 
 from usertwin.evals.arm_names import ARMS, PEERS, usual_opponents
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
-from .discriminator import DiscriminatorScores, PairedReply, auc_statistic, discriminate
-from .measures import DISCRIMINATOR, MEASURES, Measure, is_measured, measure_statistic
+from .arm_discriminators import DISCRIMINATORS, PersonScores, discriminator_controls, first_reply, person_scores
+from .measures import MEASURES, Measure, is_measured, measure_statistic
 from .statistics import BootstrapDistribution, Resampling, holm, sign_flip
 
 #: Pairs of arms that are compared, beside the twin's arm and every other arm.
@@ -61,7 +59,7 @@ def closeness(
         "A - B" and measure, how much further from the person A is than B (below 0: A is closer, in every measure), with the
         `p` of a sign-flip test over people (None for few) and the smallest difference `visible` with 80% power;
         `p_holm` for the declared `family`: the question's contrasts, and the twin with each peer. `people`: the same for each
-        person. `discriminator`: its folds, and as a `control` its AUC between the person's turns here and elsewhere.
+        person. `discriminator`: the controls of both discriminators, see `discriminator_controls`.
         `traces`: the mean number of shown pairs that carry a trace, by arm. Measures and comparisons without data are left out.
     """
     by_person: dict[str, list[MeasuredTurn]] = {}
@@ -72,8 +70,8 @@ def closeness(
     compared = [(a, b) for a, b in wanted if a in arms and b in arms]
     result = _empty_result(by_person, arms, compared)
     resampling = Resampling(seed)
-    scores = {arm: _discriminator_scores(turns, arm, seed) for arm in arms}
     for measure in MEASURES:
+        scores = _discriminator_scores(turns, arms, measure, seed)
         people = {person: _PersonMeasure(own, measure, resampling, scores) for person, own in by_person.items()}
         for arm in arms:
             values = {person: own.distribution(arm, own.measured(arm)) for person, own in people.items()}
@@ -85,7 +83,7 @@ def closeness(
         **_without_gaps(result),
         "question": list(question),
         "family": _family(result["paired"], twin, question),
-        "discriminator": _discriminator_summary(by_person, scores, resampling, seed),
+        "discriminator": discriminator_controls(turns, seed=seed),
         "traces": _traces(turns),
         **_counts(turns),
         "twin_arm": twin,
@@ -176,65 +174,32 @@ def _family(paired: Mapping[str, dict[str, Any]], twin: str, question: Sequence[
     return {"measure": PRIMARY, "contrasts": names, "alpha": ALPHA}
 
 
-@dataclass(frozen=True, slots=True)
-class _ArmScores:
-    """Discriminator scores of an arm; `by_place` holds (real turn, reply) by person and index of the turn."""
-
-    scores: DiscriminatorScores
-    by_place: Mapping[str, Mapping[int, tuple[float, float]]]
-
-
-def _discriminator_scores(turns: Sequence[MeasuredTurn], arm: str | None, seed: int) -> _ArmScores | None:
-    """Train the discriminator on an arm's first reply of each turn; for None, on other real turns of the same person."""
-    places: list[tuple[str, int]] = []
-    pairs: list[PairedReply] = []
-    seen: Counter[str] = Counter()
-    for turn in turns:
-        place = seen[turn.person]
-        seen[turn.person] += 1
-        reply = turn.own_action if arm is None else next(iter(turn.replies.get(arm, ())), None)
-        if reply is not None and (arm is not None or reply):
-            places.append((turn.person, place))
-            pairs.append(PairedReply(turn.person, turn.conversation_id, turn.action, reply))
-    scores = discriminate(pairs, seed=seed)
-    if scores is None:
+def _discriminator_scores(
+    turns: Sequence[MeasuredTurn], arms: Sequence[str], measure: Measure, seed: int
+) -> dict[str, PersonScores | None] | None:
+    """Return the scores of a discriminator by arm; None for any other measure."""
+    if measure.name not in DISCRIMINATORS:
         return None
-    by_place: dict[str, dict[int, tuple[float, float]]] = {}
-    for (person, place), real, reply in zip(places, scores.reals, scores.replies, strict=True):
-        by_place.setdefault(person, {})[place] = real, reply
-    return _ArmScores(scores, by_place)
-
-
-def _discriminator_summary(
-    by_person: Mapping[str, Sequence[MeasuredTurn]], scores: Mapping[str, _ArmScores | None], resampling: Resampling, seed: int
-) -> dict[str, Any] | None:
-    """Return the folds, and the control, whose AUC should be 0.5: the person's real turns here and elsewhere."""
-    control = _discriminator_scores(list(chain.from_iterable(by_person.values())), None, seed)
-    first = next(filter(None, (*scores.values(), control)), None)
-    if first is None:
-        return None
-    measure = next(measure for measure in MEASURES if measure.name == DISCRIMINATOR)
-    people = [_PersonMeasure(own, measure, resampling, {"control": control}) for own in by_person.values()]
-    distributions = [own for person in people if (own := person.distribution("control", person.measured("control")))]
-    estimate = resampling.resample_people(distributions).estimate().to_json() if distributions else None
-    return {"folds_by": first.scores.folds_by, "folds": first.scores.folds, "control": estimate}
+    with_context = DISCRIMINATORS[measure.name]
+    return {arm: person_scores(turns, first_reply(arm), with_context=with_context, seed=seed) for arm in arms}
 
 
 class _PersonMeasure:
     """One measure of one person's turns, by arm."""
 
     def __init__(
-        self, turns: Sequence[MeasuredTurn], measure: Measure, resampling: Resampling, scores: Mapping[str, _ArmScores | None]
-    ) -> None:
+        self, turns: Sequence[MeasuredTurn], measure: Measure, resampling: Resampling,
+        scores: Mapping[str, PersonScores | None] | None,
+    ) -> None:  # fmt: skip
         self._turns, self._measure, self._resampling, self._scores = turns, measure, resampling, scores
         self._cache: dict[tuple[str, _Places], BootstrapDistribution | None] = {}
 
     def measured(self, arm: str) -> _Places:
         """Return the indices of the turns with data for an arm."""
-        if self._measure.name != DISCRIMINATOR:
+        if self._scores is None:
             return tuple(place for place, turn in enumerate(self._turns) if is_measured(self._measure, turn, arm))
-        scores = self._scores.get(arm)
-        return () if scores is None else tuple(scores.by_place.get(self._turns[0].person, ()))
+        scores = self._scores[arm]
+        return () if scores is None else tuple(scores.rows.get(self._turns[0].person, ()))
 
     def distribution(self, arm: str, places: _Places) -> BootstrapDistribution | None:
         """Return the measure at some turns and in each resample of their conversations; None without data."""
@@ -257,12 +222,9 @@ class _PersonMeasure:
 
     def _resample(self, arm: str, places: _Places) -> BootstrapDistribution | None:
         turns = [self._turns[place] for place in places]
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(turn.conversation_id for turn in turns))}
-        if self._measure.name != DISCRIMINATOR:
-            statistic = measure_statistic(self._measure, turns, arm)
-        elif scores := self._scores[arm]:
-            reals, replies = zip(*(scores.by_place[turns[0].person][place] for place in places), strict=True)
-            statistic = auc_statistic(reals, replies, [numbers[turn.conversation_id] for turn in turns])
-        else:
-            statistic = None
-        return statistic and self._resampling.resample(statistic, len(numbers), len(places), share=self._measure.share)
+        if self._scores is not None:
+            scores = self._scores[arm]
+            return scores and scores.auc(turns[0].person, places)
+        statistic = measure_statistic(self._measure, turns, arm)
+        conversations = len({turn.conversation_id for turn in turns})
+        return statistic and self._resampling.resample(statistic, conversations, len(places), share=self._measure.share)

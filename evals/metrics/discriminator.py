@@ -1,7 +1,10 @@
 """A classifier that learns to separate a person's real turns from an arm's replies; an AUC near 0.5 means it cannot.
 
 Design: all arms and people use the same plain classifier with fixed settings, and out-of-fold scores only: no classifier scores
-the turns of a person (with a single person: of a conversation) it was trained on. So no arm is favoured.
+the turns of a person (with a single person: of a conversation) it was trained on. So no arm is favoured. Scores are compared
+within a fold only: where real turns and replies do not differ, the expected AUC is then 0.5. Across folds it would be lower,
+since each classifier was trained on what the other one scores (Forman and Scholz 2010, "Apples-to-apples in cross-validation
+studies").
 """
 
 from __future__ import annotations
@@ -9,14 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log1p
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from usertwin.memory.text.transcript import single_line
 
 from .writing_style import has_emoji, has_greeting, has_question, is_polite, starts_with_capital
-
-if TYPE_CHECKING:
-    from .statistics import Statistic
 
 #: Settings, fixed before the first measurement: n-gram lengths in characters, the largest vocabulary (most frequent n-grams
 #: first), the inverse L2 penalty of the logistic regression, and the most folds.
@@ -27,25 +27,45 @@ MIN_PAIRS = 10
 
 @dataclass(frozen=True, slots=True)
 class PairedReply:
-    """A person's real turn and a reply in its place."""
+    """A person's real turn and a reply in its place; features tell how each fits its context, of equal number in all pairs."""
 
     person: str
     conversation_id: str
     real: str
     reply: str
+    real_features: tuple[float, ...] = ()
+    reply_features: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class DiscriminatorScores:
-    """Out-of-fold scores of real turns and of replies, higher for more like a reply.
+    """Out-of-fold scores of real turns and of replies, higher for more like a reply, and the fold of each pair.
 
     Each person (or conversation, see `folds_by`) is in one fold.
     """
 
     reals: tuple[float, ...]
     replies: tuple[float, ...]
+    fold: tuple[int, ...]
     folds_by: Literal["person", "conversation"]
-    folds: int
+
+    @property
+    def folds(self) -> int:
+        """The number of folds."""
+        return len(set(self.fold))
+
+    def auc(self, places: Sequence[int]) -> float:
+        """Return the area under the ROC curve of some pairs, by index: the mean over folds, weighted by their pairs."""
+        from sklearn.metrics import roc_auc_score
+
+        by_fold: dict[int, list[int]] = {}
+        for place in places:
+            by_fold.setdefault(self.fold[place], []).append(place)
+        weighted = 0.0
+        for own in by_fold.values():
+            scores = [self.reals[place] for place in own] + [self.replies[place] for place in own]
+            weighted += len(own) * float(roc_auc_score([0] * len(own) + [1] * len(own), scores))
+        return weighted / len(places)
 
 
 def discriminate(pairs: Sequence[PairedReply], *, seed: int = 0) -> DiscriminatorScores | None:
@@ -66,17 +86,19 @@ def discriminate(pairs: Sequence[PairedReply], *, seed: int = 0) -> Discriminato
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
     texts = [single_line(pair.real) for pair in pairs] + [single_line(pair.reply) for pair in pairs]
-    features, ngrams = _features(texts)
+    features, ngrams = _features(texts, [pair.real_features for pair in pairs] + [pair.reply_features for pair in pairs])
     labels = np.repeat([0, 1], len(pairs))
-    predictions: Any = cross_val_predict(
-        _classifier(ngrams, seed), features, labels, groups=groups * 2, cv=GroupKFold(folds), method="decision_function"
-    )
+    splits = list(GroupKFold(folds).split(features, labels, groups * 2))
+    predictions: Any = cross_val_predict(_classifier(ngrams, seed), features, labels, cv=splits, method="decision_function")
+    fold = np.zeros(2 * len(pairs), int)
+    for number, (_, scored) in enumerate(splits):
+        fold[scored] = number
     reals, replies = predictions.reshape(2, -1).tolist()
-    return DiscriminatorScores(tuple(reals), tuple(replies), folds_by, folds)
+    return DiscriminatorScores(tuple(reals), tuple(replies), tuple(fold[: len(pairs)].tolist()), folds_by)
 
 
-def _features(texts: Sequence[str]) -> tuple[Any, int]:
-    """Return a sparse matrix (texts, features), n-gram counts before surface features, and the number of n-grams.
+def _features(texts: Sequence[str], more: Sequence[Sequence[float]]) -> tuple[Any, int]:
+    """Return a sparse matrix (texts, features), n-gram counts before surface and more features, and the number of n-grams.
 
     The vocabulary is taken from all texts; the weights are learned within each fold.
     """
@@ -85,7 +107,8 @@ def _features(texts: Sequence[str]) -> tuple[Any, int]:
 
     vectorizer = CountVectorizer(analyzer="char", ngram_range=NGRAM_RANGE, lowercase=False, max_features=MAX_NGRAMS)
     counts: Any = vectorizer.fit_transform([f"\x02{text}\x03" for text in texts])  # marks the start and the end of a text
-    return hstack([counts, csr_matrix([surface_features(text) for text in texts])]).tocsr(), int(counts.shape[1])
+    dense = [[*surface_features(text), *own] for text, own in zip(texts, more, strict=True)]
+    return hstack([counts, csr_matrix(dense)]).tocsr(), int(counts.shape[1])
 
 
 def surface_features(text: str) -> list[float]:
@@ -118,27 +141,3 @@ def _classifier(ngrams: int, seed: int) -> Any:
         sparse_threshold=1.0,
     )
     return make_pipeline(scaled, LogisticRegression(C=INVERSE_L2, solver="liblinear", random_state=seed))
-
-
-def auc_statistic(reals: Sequence[float], replies: Sequence[float], conversations: Sequence[int]) -> Statistic:
-    """Return the area under the ROC curve as a statistic of how often each conversation was drawn.
-
-    With every conversation drawn once it equals `sklearn.metrics.roc_auc_score` (a tie counts 0.5).
-
-    Design: for each two conversations, count how often a reply of the one scores higher than a real turn of the other. A
-    resample is then a quadratic form of these counts, where scikit-learn would sort all scores for each resample.
-
-    All sequences are by pair; conversations are numbers from 0 without gaps.
-    """
-    import numpy as np
-
-    reply, real = np.asarray(replies)[:, None], np.asarray(reals)[None, :]
-    wins = (reply > real) + 0.5 * (reply == real)
-    membership = np.zeros((len(conversations), max(conversations) + 1))
-    membership[np.arange(len(conversations)), conversations] = 1.0
-    between, sizes = membership.T @ wins @ membership, membership.sum(axis=0)
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        return ((weights @ between) * weights).sum(axis=1) / (weights @ sizes) ** 2
-
-    return statistic

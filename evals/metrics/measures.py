@@ -59,8 +59,6 @@ class Measure:
         return np.abs(values)
 
 
-#: The measure whose classifier is trained on the turns of all people; the others are functions of one person's turns.
-DISCRIMINATOR = "discriminator"
 _LOW, _HIGH, _ZERO = "low is close", "high is close", "0 is closest"
 MEASURES: tuple[Measure, ...] = (
     Measure(
@@ -101,8 +99,12 @@ MEASURES: tuple[Measure, ...] = (
         "diversity", "Diversity", _ZERO, 0.0, source="MATTR of 50 words, minus the real; Covington and McFall 2010", digits=3,
     ),
     Measure(
-        DISCRIMINATOR, "Discriminator AUC", "0.5 is closest", "low",
-        source="AUC of a trained classifier, Lopez-Paz and Oquab 2017", share=True,
+        "discriminator", "Discriminator AUC", "0.5 is closest", "low",
+        source="AUC of a trained classifier that reads the text alone, Lopez-Paz and Oquab 2017", share=True,
+    ),
+    Measure(
+        "context_discriminator", "Discriminator AUC, with context", "0.5 is closest", "low",
+        source="the same for a classifier that also reads how the text fits the chat before it", share=True,
     ),
 )  # fmt: skip
 _RATES: Mapping[str, Callable[[str], bool | None]] = {
@@ -128,7 +130,7 @@ def measure_statistic(measure: Measure, turns: Sequence[MeasuredTurn], arm: str)
     """Return a measure of one person's turns as a statistic of how often each conversation was drawn.
 
     Args:
-        measure: any but the discriminator.
+        measure: any but the discriminators, which are trained on the turns of all people.
         turns: at least one, of one person, in order, all with data for the arm.
         arm: the arm.
 

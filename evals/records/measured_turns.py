@@ -25,7 +25,7 @@ from usertwin.personas import UsageError
 from usertwin.personas.files import refuse_links_in
 from usertwin.personas.reading import STRICT, as_type, parse_json, read_file
 
-from .older_results import upgrade
+from .older_results import upgrade, without_dropped_fields
 from .result_shapes import PersonFacts, RunManifest, RunResult
 
 _T = TypeVar("_T")
@@ -54,6 +54,44 @@ class RecalledTurn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContextFit:
+    """Cosines of a text with parts of a context; 0 for a part that is not there.
+
+    Attributes:
+        latest: with the latest turn of somebody else.
+        context: with the mean of all turns of the context.
+        own: with the person's own latest turn.
+        goal: with the person's goal.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    latest: float
+    context: float
+    own: float
+    goal: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastTurn:
+    """A remembered turn of the person, for the controls of the discriminators.
+
+    `context` and `goal` are its own; `fit` is that of the action in its own context, `misplaced_fit` that in the context of the
+    held-out turn.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    conversation_id: str
+    position: int
+    context: tuple[tuple[str, str], ...]
+    action: str
+    goal: str = ""
+    fit: ContextFit
+    misplaced_fit: ContextFit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredTurn:
     """The measurements of one held-out turn; mappings are by arm.
 
@@ -73,7 +111,9 @@ class MeasuredTurn:
         rank: for each reply, the share of the person's other actions that are less similar to it than the real one (S3).
         recalled: the turns that the twin was shown.
         other_action: a turn of another person, for the sanity checks of a judge.
-        own_action: another turn of the same person, for the control of the discriminator.
+        past: a remembered turn of the same person, for the controls of the discriminators.
+        real_fit: how the real action fits its context.
+        fit: how the first reply does.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = STRICT
@@ -94,7 +134,9 @@ class MeasuredTurn:
     rank: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
     recalled: tuple[RecalledTurn, ...] = ()
     other_action: str = ""
-    own_action: str = ""
+    past: PastTurn | None = None
+    real_fit: ContextFit | None = None
+    fit: Mapping[str, ContextFit] = field(default_factory=dict[str, ContextFit])
 
     @property
     def cluster(self) -> tuple[str, str]:
@@ -107,9 +149,9 @@ class MeasuredTurn:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> MeasuredTurn:
-        """Read the object of `to_json`; earlier names of arms are replaced. ValueError for any other value."""
-        turn = as_type(cls, raw)
-        by_arm = ("bits", "choice", "reasoning", "replies", "similarity", "rank", "traces")
+        """Read the object of `to_json`, or that of an earlier version. ValueError for any other value."""
+        turn = as_type(cls, without_dropped_fields(raw))
+        by_arm = ("bits", "choice", "fit", "reasoning", "replies", "similarity", "rank", "traces")
         current = {name: {with_current_arms(arm): value for arm, value in getattr(turn, name).items()} for name in by_arm}
         return replace(turn, **current)
 

@@ -20,6 +20,8 @@ _KEYS = {
     "led": "forced",
     "led_similarity": "forced_similarity",
 }
+#: Fields of a measured turn that are no longer read. "own_action" was of another held-out turn: a control that could not fail.
+_DROPPED_FIELDS = {"own_action"}
 #: Values that changed, by key.
 _VALUES = {"fidelity": {"novel": "guarded_gain"}}
 
@@ -30,6 +32,11 @@ def upgrade(raw: Any) -> Any:
     A value of the present version is returned unchanged.
     """
     return with_current_arms(_with_current_keys(raw))
+
+
+def without_dropped_fields(raw: Any) -> Any:
+    """Return the JSON object of a measured turn without fields that are no longer read; any other value unchanged."""
+    return {name: value for name, value in raw.items() if name not in _DROPPED_FIELDS} if isinstance(raw, Mapping) else raw
 
 
 def _with_current_keys(raw: Any) -> Any:

@@ -6,14 +6,15 @@ measurement resumes, and every figure is computed from the same records:
     reasoning    the trace that the twin writes for the turn; it is part of the prompts of its bits, choice and replies
     bits         cost of the real action after each arm's prompt, all arms in one batch
     choice       whether the real action scores above other actions of the person (S4; Recon's forced choice)
-    replies      replies of the twin's model under each arm, and their similarity to the real action
+    replies      replies of the twin's model under each arm, their similarity to the real action, and their fit to the context
+    past         a remembered turn of the person, for the controls of the discriminators
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from usertwin.evals.arm_names import DEFAULT_ARMS, PEERS, QUOTING_ARMS, Peer, check_arms
 from usertwin.evals.metrics.statistics import evenly_spaced
-from usertwin.evals.records.measured_turns import MeasuredTurn, RecalledTurn, read_turn_file
+from usertwin.evals.records.measured_turns import MeasuredTurn, PastTurn, RecalledTurn, read_turn_file
 from usertwin.memory import Embedder, Scorer, Triple
 from usertwin.memory.concurrency import gather, to_thread
 from usertwin.memory.jsonl import append_line, open_for_append
@@ -34,6 +35,8 @@ from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import RECALLED_TURNS
 
 from .arms import Arms, HeldOutTurn
+from .context_fit import PlacedText, context_fits
+from .past_turns import past_turns
 from .peers import peer_messages, reply_of_peer
 
 _BATCH_TURNS = 20
@@ -104,14 +107,15 @@ class Replay:
         with_replies = {_key(pair) for pair in evenly_spaced(pairs, self.config.generate)}
         known = {(turn.conversation_id, turn.position): turn for turn in (read_turn_file(path) if path else [])}
         missing = [pair for pair in pairs if _key(pair) not in known]
-        distractors = Distractors([triple.pair for triple in self.user.store.triples()], self.embedder)
+        remembered = [triple.pair for triple in self.user.store.triples()]
+        past, distractors = past_turns(pairs, remembered, seed=self.config.seed), Distractors(remembered, self.embedder)
         written = sum(_key(pair) in with_replies for pair in pairs if _key(pair) in known)
         with open_for_append(path) if path is not None else nullcontext() as file:
             for start in range(0, len(missing), _BATCH_TURNS):
                 progress("scoring", len(known), len(pairs))
                 held_out = await to_thread(self.arms.held_out_turns, missing[start : start + _BATCH_TURNS])
                 held_out = [await self._with_thoughts(turn) for turn in held_out]
-                records = await to_thread(self._score, held_out, pairs)
+                records = await to_thread(self._score, held_out, past)
                 for turn, record in zip(held_out, records, strict=True):
                     if _key(turn.pair) in with_replies:
                         progress("writing", written, len(with_replies))
@@ -138,11 +142,11 @@ class Replay:
         # A baseline of plain pairs is one without reasoning, even if the twin's models could reason without examples.
         return any(triple.reasoning for triple in shown) or (arm == "recon" and self.user.reasons_after(shown))
 
-    def _score(self, turns: Sequence[HeldOutTurn], pairs: Sequence[Pair]) -> list[MeasuredTurn]:
-        """Return records of turns with the cost of the real actions."""
+    def _score(self, turns: Sequence[HeldOutTurn], past: Mapping[tuple[str, int], Pair]) -> list[MeasuredTurn]:
+        """Return records of turns with the cost of the real actions; `past` is that of `past_turns`."""
         prompts = [(self._prompt(arm, turn), turn.pair.action) for turn in turns for arm in self._likelihood_arms(turn)]
         likelihoods = iter(self.scorer.score([(prompt, action_completion(action)) for prompt, action in prompts]))
-        return [
+        records = [
             MeasuredTurn(
                 person=self.person, conversation_id=turn.pair.conversation_id, position=turn.pair.position,
                 context=_context(turn.pair), action=turn.pair.action, goal=turn.pair.goal,
@@ -150,10 +154,30 @@ class Replay:
                 bits={arm: next(likelihoods).bits for arm in self._likelihood_arms(turn)},
                 traces={arm: sum(bool(triple.reasoning) for triple in turn.shown[arm]) for arm in self._likelihood_arms(turn)},
                 reasoning={arm: thought for arm, thought in turn.thoughts.items() if thought},
-                other_action=self._other_action(turn.pair), own_action=_own_action_elsewhere(turn.pair, pairs),
+                other_action=self._other_action(turn.pair),
             )
             for turn in turns
         ]  # fmt: skip
+        return self._with_fits(records, past)
+
+    def _with_fits(self, records: Sequence[MeasuredTurn], past: Mapping[tuple[str, int], Pair]) -> list[MeasuredTurn]:
+        """Return the records with a remembered turn of the person, and with the fit of its action and of the real action."""
+        placed: list[PlacedText] = []
+        for record in records:
+            placed.append((record.action, record.context, record.goal))
+            if pair := past.get((record.conversation_id, record.position)):
+                placed += [(pair.action, _context(pair), pair.goal), (pair.action, record.context, record.goal)]
+        fits = iter(context_fits(self.embedder, placed))
+        fitted: list[MeasuredTurn] = []
+        for record in records:
+            real_fit, turn = next(fits), None
+            if pair := past.get((record.conversation_id, record.position)):
+                turn = PastTurn(
+                    conversation_id=pair.conversation_id, position=pair.position, context=_context(pair), action=pair.action,
+                    goal=pair.goal, fit=next(fits), misplaced_fit=next(fits),
+                )  # fmt: skip
+            fitted.append(replace(record, real_fit=real_fit, past=turn))
+        return fitted
 
     def _other_action(self, pair: Pair) -> str:
         rng = random.Random(f"{self.config.seed}/{pair.conversation_id}/{pair.position}")
@@ -171,8 +195,11 @@ class Replay:
         replies = dict(zip(turn.shown, await gather(*(sample_arm(arm) for arm in turn.shown)), strict=True))
         others = distractors.nearest(turn.pair, (self.config.choices or CHOICES) - 1)
         similarity, rank = await to_thread(self._similarity_and_rank, replies, turn.pair.action, others)
+        first = {arm: texts[0] for arm, texts in replies.items() if texts}
+        fits = await to_thread(context_fits, self.embedder, [(text, record.context, record.goal) for text in first.values()])
         choice = await to_thread(self._choices, turn, others) if self.config.choices else {}
-        return replace(record, replies=replies, similarity=similarity, rank=rank, choice=choice)
+        fit = dict(zip(first, fits, strict=True))
+        return replace(record, replies=replies, similarity=similarity, rank=rank, choice=choice, fit=fit)
 
     async def _sample_replies(self, turn: HeldOutTurn, arm: str) -> list[str]:
         """Return the replies under an arm."""
@@ -254,11 +281,3 @@ def _recalled_turns(turn: HeldOutTurn) -> tuple[RecalledTurn, ...]:
         )
         for recalled, triple in zip(turn.recalled, shown, strict=False)
     )  # fmt: skip
-
-
-def _own_action_elsewhere(pair: Pair, pairs: Sequence[Pair]) -> str:
-    """Return the action of the person at another held-out pair, half of the pairs away and in another conversation."""
-    place = next(i for i, other in enumerate(pairs) if _key(other) == _key(pair))
-    start = (place + len(pairs) // 2) % len(pairs)  # so that each action is used about once
-    rotated = [*pairs[start:], *pairs[:start]]
-    return next((other.action for other in rotated if other.conversation_id != pair.conversation_id), "")

@@ -61,6 +61,7 @@ MEASURE_DESCRIPTIONS = {
     "function_words": "distance of function word frequencies",
     "diversity": "variety of words, minus the person's",
     "discriminator": "AUC of a classifier that separates replies from real turns",
+    "context_discriminator": "the same, of a classifier that also sees how a reply fits the chat before it",
 }
 
 

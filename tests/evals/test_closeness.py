@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usertwin.evals import chrf, mean, ratio
+from usertwin.evals.arm_names import ARMS
+from usertwin.evals.metrics.arm_discriminators import DISCRIMINATORS
 from usertwin.evals.metrics.closeness import CONTRASTS, MEASURES, closeness
 from usertwin.evals.metrics.writing_style import (
     cosine_distance,
@@ -23,7 +25,7 @@ from usertwin.evals.metrics.writing_style import (
     style_distance,
     window_ratios,
 )
-from usertwin.evals.records.measured_turns import MeasuredTurn
+from usertwin.evals.records.measured_turns import ContextFit, MeasuredTurn, PastTurn
 from usertwin.memory.text.words import word_tokens
 
 TWIN = "recalled_pairs"
@@ -41,6 +43,15 @@ def turn(action: str = "ok", person: str = "x/ann", talk: str = "t0", position: 
         person=person, conversation_id=talk, position=position, context=(), action=action, characters=len(action) + 1,
         replies=said, **measured,
     )  # fmt: skip
+
+
+def fits(rng: random.Random, *arms: str) -> dict[str, Any]:
+    """Return a past turn, and fits that tell nothing of the real action, the past turn and the arms' replies."""
+    real, past, misplaced, *own = (
+        ContextFit(latest=rng.random(), context=rng.random(), own=rng.random(), goal=0.0) for _ in range(3 + len(arms))
+    )
+    old = PastTurn(conversation_id="old", position=0, context=(), action=rng.choice(LINES), fit=past, misplaced_fit=misplaced)
+    return {"past": old, "real_fit": real, "fit": dict(zip(arms, own, strict=True))}
 
 
 def several(people: int = 6, talks: int = 6, each: int = 4, seed: int = 0, gain: float = 0.3) -> list[MeasuredTurn]:
@@ -61,7 +72,7 @@ def several(people: int = 6, talks: int = 6, each: int = 4, seed: int = 0, gain:
                         replies={TWIN: rng.choice(LINES), "no_memory": rng.choice(LINES), "openevals": "Certainly! I ask."},
                         similarity={TWIN: (0.9,), "no_memory": (0.5,), "openevals": (0.1,)},
                         rank={TWIN: (0.8,), "no_memory": (0.5,), "openevals": (0.2,)},
-                        own_action=rng.choice(LINES),
+                        **fits(rng, TWIN, "no_memory", "openevals"),
                     )
                 )  # fmt: skip
     return found
@@ -134,8 +145,10 @@ def test_a_planted_difference_is_detected(result: dict[str, Any]) -> None:
 def test_the_control_has_auc_near_one_half(result: dict[str, Any]) -> None:
     found = result["discriminator"]
     assert (found["folds_by"], found["folds"]) == ("person", 5)
-    assert found["control"]["value"] == pytest.approx(0.5, abs=0.15)
-    assert found["control"]["n"] == 144
+    for name in ("control", "context_control", "misplaced"):
+        assert found[name]["value"] == pytest.approx(0.5, abs=0.15)
+        assert found[name]["n"] == 144
+        assert found[name]["low"] < found[name]["value"] < found[name]["high"]
 
 
 def test_the_result_holds_the_counts(result: dict[str, Any]) -> None:
@@ -150,10 +163,41 @@ def test_the_same_seed_gives_the_same_result(result: dict[str, Any]) -> None:
     assert closeness(several(), TWIN) == result
 
 
-def test_the_declared_family_is_the_peers_adjusted(result: dict[str, Any]) -> None:
-    assert result["family"] == {"measure": "bits_per_char", "contrasts": [f"{TWIN} - openevals"], "alpha": 0.05}
+def test_the_declared_family_is_no_memory_and_the_peers(result: dict[str, Any]) -> None:
+    family = [f"{TWIN} - no_memory", f"{TWIN} - openevals"]
+    assert result["family"] == {"measure": "bits_per_char", "contrasts": family, "alpha": 0.05}
     adjusted = [name for name, contrast in result["paired"].items() for one in contrast.values() if "p_holm" in one]
-    assert adjusted == [f"{TWIN} - openevals"]
+    assert adjusted == family
+
+
+def test_the_declared_family_is_the_question_and_the_peers() -> None:
+    arms = (TWIN, "no_memory", "openevals", "recon", "backward")
+    turns = [turn(person=f"x/p{p}", bits={arm: 5.0 + p * place for place, arm in enumerate(arms)}) for p in range(6)]
+    found = closeness(turns, TWIN, question=["backward - recon", f"recon - {TWIN}"])
+    assert found["question"] == ["backward - recon", f"recon - {TWIN}"]
+    family = [f"{TWIN} - recon", f"{TWIN} - openevals", "backward - recon"]
+    assert sorted(found["family"]["contrasts"]) == sorted(family)
+    adjusted = [name for name, contrast in found["paired"].items() for one in contrast.values() if "p_holm" in one]
+    assert sorted(adjusted) == sorted(family)
+    assert f"recon - {TWIN}" not in found["paired"]  # it is there the other way round
+
+
+def test_without_no_memory_and_a_question_all_alternatives_are_adjusted_together() -> None:
+    """The headline names the best of them, which is picked by the figures."""
+    arms = (TWIN, "other_person", "random_own", "recon")
+    turns = [turn(person=f"x/p{p}", bits={arm: 5.0 + p * place for place, arm in enumerate(arms)}) for p in range(6)]
+    assert closeness(turns, TWIN)["family"]["contrasts"] == [f"{TWIN} - other_person", f"{TWIN} - random_own"]
+
+
+@settings(max_examples=15)
+@given(st.lists(st.sampled_from(ARMS), min_size=2, max_size=6, unique=True), st.data())
+def test_no_pair_of_arms_is_compared_twice(arms: list[str], data: st.DataObject) -> None:
+    asked = data.draw(st.lists(st.permutations(arms).map(lambda order: f"{order[0]} - {order[1]}"), max_size=3))
+    turns = [turn(person=f"x/p{p}", bits=dict.fromkeys(arms, 5.0 + p)) for p in range(2)]
+    pairs = [frozenset(name.split(" - ")) for name in closeness(turns, arms[0], question=asked)["paired"]]
+    assert len(pairs) == len(set(pairs))
+    assert {frozenset(name.split(" - ")) for name in asked} <= set(pairs)
+    assert {frozenset((arms[0], arm)) for arm in arms[1:]} <= set(pairs)
 
 
 def test_several_peers_are_adjusted_together() -> None:
@@ -182,6 +226,45 @@ def test_one_person_has_intervals_and_no_p() -> None:
     assert found["paired"][f"{TWIN} - openevals"]["bits_per_char"]["high"] < 0
     assert found["discriminator"]["folds_by"] == "conversation"
     assert found["arms"] == found["people"]["x/p0"]["arms"]
+
+
+@pytest.mark.parametrize("people", [1, 4])
+def test_few_people_have_an_auc_and_no_interval_since_they_share_the_classifier(people: int) -> None:
+    found = closeness(several(people=people, talks=10), TWIN)
+    for measure in DISCRIMINATORS:
+        for one in (found["arms"]["openevals"][measure], found["paired"][f"{TWIN} - openevals"][measure]):
+            assert abs(one["value"]) > 0.2
+            assert one["low"] is one["high"] is one.get("p") is one.get("visible") is None
+    assert found["discriminator"]["control"]["low"] is None
+
+
+def test_an_arm_without_fits_has_the_discriminator_of_texts_alone() -> None:
+    found = closeness([replace(one, fit={TWIN: one.fit[TWIN]}) for one in several(people=2)], TWIN)
+    assert "context_discriminator" in found["arms"][TWIN]
+    assert "context_discriminator" not in found["arms"]["openevals"]
+    assert "discriminator" in found["arms"]["openevals"]
+
+
+def test_the_discriminator_with_context_sees_a_reply_out_of_place() -> None:
+    """The twin repeats the person's turns in any context: the texts alone tell nothing."""
+    poor = ContextFit(latest=0.1, context=0.1, own=0.1, goal=0.0)
+    good = ContextFit(latest=0.9, context=0.9, own=0.9, goal=0.0)
+    turns = [
+        replace(
+            one,
+            replies={TWIN: one.replies[TWIN]},
+            real_fit=good,
+            fit={TWIN: poor},
+            past=replace(one.past, misplaced_fit=poor, fit=good),
+        )
+        for one in several()
+        if one.past is not None
+    ]
+    found = closeness(turns, TWIN)
+    assert value(found, "discriminator") == pytest.approx(0.5, abs=0.15)
+    assert value(found, "context_discriminator") > 0.95
+    assert found["discriminator"]["misplaced"]["value"] > 0.95
+    assert found["discriminator"]["context_control"]["value"] == pytest.approx(0.5, abs=0.15)
 
 
 @pytest.mark.parametrize(("people", "talks"), [(1, 1), (1, 5), (5, 8)])
@@ -318,7 +401,7 @@ def test_below_zero_is_closer_for_every_measure() -> None:
     rng = random.Random(1)
     turns = [
         turn(
-            real := rng.choice(LINES), f"x/p{i % 6}", f"t{i % 4}", i, own_action=rng.choice(LINES),
+            real := rng.choice(LINES), f"x/p{i % 6}", f"t{i % 4}", i, **fits(rng, TWIN, "no_memory"),
             bits={TWIN: 1.0, "no_memory": 9.0 + rng.random()}, choice={TWIN: 1.0, "no_memory": float(rng.random() < 0.1)},
             replies={TWIN: real, "no_memory": "Hello, thank you! 😀 Would it be fine to ask? " * 2},
             similarity={TWIN: (1.0,), "no_memory": (rng.random() / 9,)}, rank={TWIN: (1.0,), "no_memory": (rng.random() / 9,)},
@@ -369,7 +452,7 @@ def test_shared_variance_does_not_widen_a_difference() -> None:
 
 def test_equal_replies_have_no_difference_in_any_measure() -> None:
     turns = [replace(one, replies={TWIN: one.replies[TWIN], "no_memory": one.replies[TWIN]}, bits={}) for one in several()]
-    found = closeness([replace(one, choice={}, similarity={}, rank={}) for one in turns], TWIN)
+    found = closeness([replace(one, choice={}, similarity={}, rank={}, fit={}) for one in turns], TWIN)
     for name, one in found["paired"][f"{TWIN} - no_memory"].items():
         assert (one["value"], one["low"], one["high"], one["p"]) == (0, None, None, 1), name
 

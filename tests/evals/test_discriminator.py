@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from usertwin.evals.metrics.discriminator import DiscriminatorScores, PairedReply, auc_statistic, discriminate, surface_features
+from usertwin.evals.metrics.discriminator import DiscriminatorScores, PairedReply, discriminate, surface_features
 
 WORDS = ("river", "stone", "cloud", "apple", "train", "house", "light", "paper", "glass", "bread", "sound", "green")
 
@@ -100,15 +102,28 @@ def test_surface_features_cover_length_punctuation_and_style() -> None:
     assert all(high > low for low, high in zip(plain[:5], loud[:5], strict=True))
 
 
-@settings(max_examples=40)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=12))
-def test_auc_statistic_equals_sklearn_on_repeated_conversations(rows: list[tuple[int, int, int]]) -> None:
-    number = {name: place for place, name in enumerate(dict.fromkeys(row[2] for row in rows))}
-    where = [number[row[2]] for row in rows]
-    area = auc_statistic([row[0] for row in rows], [row[1] for row in rows], where)
-    drawn = np.random.default_rng(len(rows)).integers(0, 3, (5, len(number))).astype(float)
-    drawn[:, 0] += 1
-    weights = [[line[place] for place in where] * 2 for line in drawn]
-    scores, labels = [row[0] for row in rows] + [row[1] for row in rows], [0] * len(rows) + [1] * len(rows)
-    expected = [roc_auc_score(labels, scores, sample_weight=weight) for weight in weights]
-    assert area(drawn) == pytest.approx(expected)
+def test_features_that_separate_are_used_beside_the_text() -> None:
+    pairs = [replace(pair, real_features=(0.5, 0.0), reply_features=(0.4, 0.0)) for pair in moments(6, 20, "", seed=4)]
+    result = discriminate(pairs)
+    assert result is not None
+    assert auc(result) > 0.9
+
+
+def test_the_auc_compares_within_folds() -> None:
+    """Across the two folds every reply scores below every real turn of the other fold; within them, all score above."""
+    scores = DiscriminatorScores((1.0, 1.0, 11.0), (2.0, 2.0, 12.0), (0, 0, 1), "person")
+    assert auc(scores) == pytest.approx(7 / 9)
+    assert scores.auc([0, 1, 2]) == 1.0
+    assert scores.folds == 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=12))
+def test_the_auc_is_the_mean_over_folds_weighted_by_pairs(rows: list[tuple[int, int, int]]) -> None:
+    reals, replies, fold = ([row[part] for row in rows] for part in range(3))
+    scores = DiscriminatorScores(tuple(map(float, reals)), tuple(map(float, replies)), tuple(fold), "person")
+    wins = {
+        number: [(reply > real) + 0.5 * (reply == real) for real, _, a in rows for _, reply, b in rows if a == b == number]
+        for number in fold
+    }
+    expected = sum(fold.count(number) * fmean(own) for number, own in wins.items()) / len(rows)
+    assert scores.auc(range(len(rows))) == pytest.approx(expected)

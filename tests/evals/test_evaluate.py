@@ -17,6 +17,7 @@ import pytest
 from conftest import other_conversation, recipe, scripted, small_conversation
 from usertwin.evals import CONTRASTS, MEASURES, ReplayConfig, evaluate
 from usertwin.evals.arm_names import DEFAULT_ARMS
+from usertwin.evals.metrics.arm_discriminators import DISCRIMINATORS
 from usertwin.evals.replay.arms import Arms, HeldOutTurn
 from usertwin.memory import alearn
 from usertwin.memory.models.embedding import FakeEmbedder, query_text
@@ -28,8 +29,8 @@ from usertwin.simulator import SimulatedUser
 
 pytestmark = pytest.mark.usefixtures("repeats_count")
 
-#: Measures of a few replies; discriminator and diversity need more, and choice needs choices.
-WRITTEN = {measure.name for measure in MEASURES} - {"choice", "discriminator", "diversity"}
+#: Measures of a few replies; discriminators and diversity need more, and choice needs choices.
+WRITTEN = {measure.name for measure in MEASURES} - {"choice", *DISCRIMINATORS, "diversity"}
 #: The twin's arm with every other arm, and the fixed contrasts.
 PAIRED = [
     *((DEFAULT_ARMS[-1], arm) for arm in DEFAULT_ARMS[:-1]),
@@ -94,7 +95,7 @@ def write(conversations: Sequence[Conversation], path: Path) -> Path:
 
 def test_the_result_has_exactly_the_documented_keys(ann: str) -> None:
     result = measure(ann)
-    promised = {"twin", "arms", "paired", "family", "discriminator", "turns", "conversations", "models", "seed"}
+    promised = {"twin", "arms", "paired", "question", "family", "discriminator", "turns", "conversations", "models", "seed"}
     more = {"leakage", "ending", "k", "twin_arm", "triples", "against", "dropped_conversations", "measured_at", "traces"}
     assert set(result) == promised | more
     assert DEFAULT_ARMS == ("no_memory", "other_person", "random_own", "recalled_pairs", "recon")

@@ -15,7 +15,9 @@ from usertwin.evals.records.measured_turns import (
     MANIFEST,
     RESULT,
     RUN_FORMAT,
+    ContextFit,
     MeasuredTurn,
+    PastTurn,
     RecalledTurn,
     read_manifest,
     read_result,
@@ -35,6 +37,11 @@ RECALLED = st.builds(
     RecalledTurn, conversation_id=TEXTS, position=st.integers(0, 99), similarity=NUMBERS, context=CONTEXTS, action=TEXTS,
     reasoning=st.none() | TEXTS,
 )  # fmt: skip
+FITS = st.builds(ContextFit, latest=NUMBERS, context=NUMBERS, own=NUMBERS, goal=NUMBERS)
+PAST = st.builds(
+    PastTurn, conversation_id=TEXTS, position=st.integers(0, 99), context=CONTEXTS, action=TEXTS, goal=TEXTS, fit=FITS,
+    misplaced_fit=FITS,
+)  # fmt: skip
 TURNS = st.builds(
     MeasuredTurn, person=TEXTS, conversation_id=TEXTS, position=st.integers(0, 99), context=CONTEXTS, action=TEXTS,
     characters=st.integers(1, 999), goal=TEXTS, bits=BY_ARM, choice=BY_ARM,
@@ -42,7 +49,8 @@ TURNS = st.builds(
     reasoning=st.dictionaries(TEXTS, TEXTS, max_size=3),
     similarity=st.dictionaries(TEXTS, st.lists(NUMBERS, max_size=3).map(tuple), max_size=3),
     rank=st.dictionaries(TEXTS, st.lists(NUMBERS, max_size=3).map(tuple), max_size=3),
-    recalled=st.lists(RECALLED, max_size=2).map(tuple), other_action=TEXTS, own_action=TEXTS,
+    recalled=st.lists(RECALLED, max_size=2).map(tuple), other_action=TEXTS, past=st.none() | PAST,
+    real_fit=st.none() | FITS, fit=st.dictionaries(TEXTS, FITS, max_size=3),
 )  # fmt: skip
 TURN = MeasuredTurn(
     person="x/Ann", conversation_id="talk", position=3, context=(("Me", "hi"), ("desk", "hello")), action="fine\u2028thanks",
@@ -100,7 +108,7 @@ def test_an_invalid_line_is_an_error_with_file_and_number(tmp_path_factory: pyte
 def test_a_field_of_the_wrong_type_is_an_error(tmp_path: Path, key: str, wrong: Any) -> None:
     path = tmp_path / "0.jsonl"
     path.write_text(json.dumps(TURN.to_json() | {key: wrong}) + "\n", "utf-8")
-    if isinstance(TURN.to_json()[key], int) and wrong == 3:
+    if (isinstance(TURN.to_json()[key], int) and wrong == 3) or (key in {"past", "real_fit"} and wrong is None):
         assert len(read_turn_file(path)) == 1
     else:
         with pytest.raises(UsageError, match=rf"0\.jsonl:1: not a valid measured turn: {key}: .*, not {wrong}"):
@@ -203,5 +211,5 @@ def test_a_record_of_an_earlier_version_has_the_present_arms() -> None:
         choice={"recon": 1.0}, replies={"recon": ("a",)}, reasoning={"recon": "b"}, similarity={"recon": (0.5,)},
         rank={"recon": (0.5,)},
     )  # fmt: skip
-    old = json.loads(json.dumps(turn.to_json()).replace("recon", "recalled_triples"))
+    old = json.loads(json.dumps(turn.to_json()).replace("recon", "recalled_triples")) | {"own_action": "so"}
     assert MeasuredTurn.from_json(old) == turn

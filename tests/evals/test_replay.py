@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ from conftest import FunctionChatModel, function_model
 from usertwin.evals.arm_names import DEFAULT_ARMS, QUOTING_ARMS
 from usertwin.evals.records.measured_turns import MeasuredTurn, read_turn_file
 from usertwin.evals.replay.arms import Arms
+from usertwin.evals.replay.context_fit import context_fits
 from usertwin.evals.replay.evaluate import evaluate
 from usertwin.evals.replay.held_out import held_out_pairs, other_person_store
 from usertwin.evals.replay.replay import Replay, ReplayConfig
@@ -123,16 +123,39 @@ def test_a_record_holds_the_recalled_turns_with_their_traces() -> None:
 
 
 @pytest.mark.usefixtures("ann")
-def test_own_action_is_from_another_conversation() -> None:
+def test_a_past_turn_is_one_of_the_memory_with_its_own_context() -> None:
     result, _ = measured(generate=0)
-    said = {turn.action: set[str]() for turn in result}
+    with SimulatedUser.load("ann", model=function_model(by_prompt)[0]) as user:
+        known = {(triple.pair.conversation_id, triple.pair.position): triple.pair for triple in user.store.triples()}
     for turn in result:
-        said[turn.action].add(turn.conversation_id)
-    assert all(turn.own_action for turn in result)
-    assert all(said[turn.own_action] != {turn.conversation_id} for turn in result)
-    assert len({turn.own_action for turn in result}) > 3
-    own, real = Counter(turn.own_action for turn in result), Counter(turn.action for turn in result)
-    assert all(times <= 2 * real[text] for text, times in own.items())  # no turn stands in for many others
+        assert turn.past is not None
+        pair = known[turn.past.conversation_id, turn.past.position]
+        assert (turn.past.action, turn.past.goal) == (pair.action, pair.goal)
+        assert [text for _, text in turn.past.context] == [shown.text for shown in pair.context]
+
+
+@pytest.mark.usefixtures("ann")
+def test_fits_are_cosines_with_parts_of_the_context() -> None:
+    """The vectors of the fake embedder are word counts, so the fit can be counted by hand."""
+    [turn], _ = measured(pairs=lambda every: [every[4]], generate=1, arms=("no_memory", "verbatim"))
+    assert turn.real_fit is not None
+    assert turn.past is not None
+    assert set(turn.fit) == {"no_memory", "verbatim"}
+    embed = FakeEmbedder().embed
+    real, past, reply, latest, own, goal = embed(
+        [turn.action, turn.past.action, turn.replies["verbatim"][0], turn.context[-1][1], turn.context[-2][1], turn.goal]
+    )
+    assert turn.context[-2][0] == ME
+    for fit, vector in ((turn.real_fit, real), (turn.past.misplaced_fit, past), (turn.fit["verbatim"], reply)):
+        cosines = [float(vector @ part) for part in (latest, own, goal)]
+        assert [fit.latest, fit.own, fit.goal] == [pytest.approx(cosine, abs=1e-4) for cosine in cosines]
+    mean = embed([text for _, text in turn.context]).mean(axis=0)
+    assert turn.real_fit.context == pytest.approx(float(real @ mean) / float((mean @ mean) ** 0.5), abs=1e-4)
+
+
+def test_a_part_of_the_context_that_is_not_there_has_the_fit_0() -> None:
+    [fit] = context_fits(FakeEmbedder(), [("hello", ((ME, "hello"),), "")])
+    assert (fit.latest, fit.context, fit.own, fit.goal) == (0.0, 1.0, 1.0, 0.0)
 
 
 @pytest.mark.usefixtures("ann")

@@ -11,7 +11,7 @@ from typing import Any
 
 from usertwin.evals.judges.human_judge import HumanLabel
 from usertwin.evals.metrics.closeness import closeness
-from usertwin.evals.records.measured_turns import MeasuredTurn, RecalledTurn
+from usertwin.evals.records.measured_turns import ContextFit, MeasuredTurn, PastTurn, RecalledTurn
 from usertwin.evals.records.verdicts import JudgeVerdict
 from usertwin.memory import ChatModel, Recipe, Settings, TwinRecord, alearn
 from usertwin.memory.models.chat import sample
@@ -24,6 +24,7 @@ from usertwin.personas import ChatLog, Conversation, Turn
 
 #: The person in the examples.
 SPEAKER = "Ann"
+FIT = ContextFit(latest=0.4, context=0.3, own=0.2, goal=0.1)
 EMBEDDER = FakeEmbedder(32)
 
 
@@ -148,7 +149,11 @@ def turns() -> list[MeasuredTurn]:
             characters=9,
             goal="a ticket",
             other_action="no",
-            own_action="yes",
+            past=PastTurn(
+                conversation_id="c8", position=1, context=(("desk", "Hi"),), action="yes", fit=FIT, misplaced_fit=FIT
+            ),
+            real_fit=FIT,
+            fit={"recalled_pairs": FIT, "no_memory": FIT, "openevals": FIT},
             bits={"recalled_pairs": 20.0 + number, "no_memory": 22.0, "openevals": 25.0},
             replies={"recalled_pairs": (f"reply {number}",), "no_memory": ("hi",), "openevals": ("Hello, how are you?",)},
             reasoning={"recalled_pairs": "wants a ticket"},

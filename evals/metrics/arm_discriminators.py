@@ -1,0 +1,120 @@
+"""The discriminators of a measurement: an arm's replies, or a control, against the real turns of each person.
+
+One discriminator reads the text alone, the other one also how it fits its context. In a control, remembered turns of the same
+person take the place of replies. Alone, or each in its own context, nothing but chance separates them from the held-out turns,
+so the AUC must be near 0.5. In the context of the held-out turn they are out of place, which a discriminator that sees the
+context must notice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from usertwin.evals.records.measured_turns import ContextFit, MeasuredTurn
+
+from .context_features import context_features
+from .discriminator import DiscriminatorScores, PairedReply, discriminate
+from .statistics import BootstrapDistribution, Resampling
+
+#: The measures that a discriminator computes, and whether it sees the context.
+DISCRIMINATORS: Mapping[str, bool] = {"discriminator": False, "context_discriminator": True}
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedText:
+    """A text in a context of (speaker, text); None for a fit that was not measured."""
+
+    text: str
+    context: Sequence[tuple[str, str]]
+    fit: ContextFit | None
+
+
+#: From a measured turn to the text that is compared with its real action; None to leave the turn out.
+TextSource: TypeAlias = Callable[[MeasuredTurn], PlacedText | None]
+
+
+def first_reply(arm: str) -> TextSource:
+    """Return the source of an arm's first replies."""
+
+    def source(turn: MeasuredTurn) -> PlacedText | None:
+        replies = turn.replies.get(arm)
+        return PlacedText(replies[0], turn.context, turn.fit.get(arm)) if replies else None
+
+    return source
+
+
+def past_turn(turn: MeasuredTurn) -> PlacedText | None:
+    """Return a remembered turn in its own context."""
+    return turn.past and PlacedText(turn.past.action, turn.past.context, turn.past.fit)
+
+
+def misplaced_turn(turn: MeasuredTurn) -> PlacedText | None:
+    """Return a remembered turn in the context of the held-out turn."""
+    return turn.past and PlacedText(turn.past.action, turn.context, turn.past.misplaced_fit)
+
+
+@dataclass(frozen=True, slots=True)
+class PersonScores:
+    """The scores of a discriminator; `rows` holds their index by person and index of the person's turn."""
+
+    scores: DiscriminatorScores
+    rows: Mapping[str, Mapping[int, int]]
+
+    def auc(self, person: str, places: Sequence[int]) -> BootstrapDistribution:
+        """Return the AUC at some turns of a person, without draws, so without an interval.
+
+        Draws of one person's conversations would leave out that the classifier was trained on others of the same few: their
+        intervals cover too rarely. People have an interval together, over people.
+        """
+        import numpy as np
+
+        value = self.scores.auc([self.rows[person][place] for place in places])
+        return BootstrapDistribution(value, np.array([np.nan]), len(places), clusters=1, share=True)
+
+
+def person_scores(turns: Sequence[MeasuredTurn], source: TextSource, *, with_context: bool, seed: int) -> PersonScores | None:
+    """Train a discriminator on the real turns and the texts of a source; None for too few."""
+    rows: dict[str, dict[int, int]] = {}
+    pairs: list[PairedReply] = []
+    seen: Counter[str] = Counter()
+    for turn in turns:
+        place = seen[turn.person]
+        seen[turn.person] += 1
+        real, other = PlacedText(turn.action, turn.context, turn.real_fit), source(turn)
+        if other is None or (with_context and (real.fit is None or other.fit is None)):
+            continue
+        features = (_features(real), _features(other)) if with_context else ((), ())
+        rows.setdefault(turn.person, {})[place] = len(pairs)
+        pairs.append(PairedReply(turn.person, turn.conversation_id, turn.action, other.text, *features))
+    scores = discriminate(pairs, seed=seed)
+    return scores and PersonScores(scores, rows)
+
+
+def _features(placed: PlacedText) -> tuple[float, ...]:
+    assert placed.fit is not None
+    return context_features(placed.text, placed.context, placed.fit)
+
+
+def discriminator_controls(turns: Sequence[MeasuredTurn], *, seed: int) -> dict[str, Any] | None:
+    """Return the folds and the mean AUC over people of each control (see above); None for too few turns with a past turn.
+
+    `control`: past turns, to the discriminator without context. `context_control`: past turns in their own context, to the one
+    with context; `misplaced`: in the context of the held-out turn.
+    """
+    controls = {
+        "control": person_scores(turns, past_turn, with_context=False, seed=seed),
+        "context_control": person_scores(turns, past_turn, with_context=True, seed=seed),
+        "misplaced": person_scores(turns, misplaced_turn, with_context=True, seed=seed),
+    }
+    first = controls["control"]
+    if first is None:
+        return None
+    resampling = Resampling(seed)
+    estimates: dict[str, Any] = {}
+    for name, control in controls.items():
+        people = [] if control is None else [control.auc(person, list(places)) for person, places in control.rows.items()]
+        estimates[name] = resampling.resample_people(people).estimate().to_json() if people else None
+    return {"folds_by": first.scores.folds_by, "folds": first.scores.folds, **estimates}
