@@ -166,19 +166,16 @@ def _print_plan(console: Console, suite: Suite, folder: Path, home: Path | None)
 
 
 def _run_suite(console: Console, suite: Suite, folder: Path, *, text: str, home: Path | None) -> dict[str, Any]:
-    """Run a suite with progress bars; print the result, the warnings and the report's path."""
+    """Run a suite with progress bars; print the result and the report's path."""
     from usertwin.evals.records.run_folder import HTML_REPORT
-    from usertwin.evals.reports.terminal import run_table
+    from usertwin.evals.reports.terminal import closeness_table
     from usertwin.evals.suites.people import Look
     from usertwin.evals.suites.run import SuiteRun
 
     check_writable(folder, "--out")
     with progress_bars(console) as bars:
         result = run_sync(SuiteRun(suite, folder, text=text, home=home, fetch=bars.fetch, progress=bars).run())
-    console.print(run_table(result))
-    console.print(str(result["summary"]), markup=False, style="bold")
-    for warning in result["warnings"]:
-        console.print(warning, style="yellow", markup=False)
+    console.print(closeness_table(result))
     console.print(f"report: {folder / HTML_REPORT}", markup=False)
     print_looks(console, [as_type(Look, look) for look in result["looks"]])
     return result

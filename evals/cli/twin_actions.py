@@ -42,6 +42,7 @@ def measure_twin(
     It is not stored if the memory was changed meanwhile: the result is then of neither memory, and may count forgotten turns.
     """
     from usertwin.evals.replay.evaluate import evaluate
+    from usertwin.evals.reports.summary import summary_of, twin_warnings
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.memory.store.repair import memory_version
     from usertwin.memory.twin.record import update_record
@@ -55,12 +56,7 @@ def measure_twin(
         result = run_sync(
             evaluate(user, scoring, user.store.embedder, folder=folder, against=against, config=config, progress=bars)
         )
-
-    leakage = result["leakage"]
-    if dropped := leakage["near_duplicates"]:
-        console.print(f"{dropped} of {leakage['of']} held-out turns nearly repeat the memory, and were dropped", style="yellow")
-    if share := leakage["memorized"]["value"]:
-        console.print(f"the scorer has memorized {share:.0%} of {leakage['memorized']['n']} long turns", style="yellow")
+    result |= {"summary": summary_of(result), "warnings": twin_warnings(result)}
 
     def measured(record: TwinRecord) -> TwinRecord:
         return record.with_closeness(result) if memory_version(folder) == version else record
@@ -93,30 +89,30 @@ def tune_twin(
         home: the folder that holds the twins.
         model: writes the reasoning of the settings that use some.
         scorer: computes the log-probability of the validation turns.
-
-    Raises:
-        UsageError: the twin is of a registered test person.
         style: the prompt style of the model; None for its own.
         seed: of sampling and intervals.
         limit: the most validation turns, spread evenly.
-    from usertwin.evals.suites.people import corpus_of_test_person, never_tuned
         embedder: the embedding model of the twin's memory, if it is loaded already.
+
+    Raises:
+        UsageError: the twin is of a registered test person.
     """
     from usertwin.evals.replay.tune import tune
     from usertwin.evals.reports.twin_view import settings_table
+    from usertwin.evals.suites.people import corpus_of_test_person, never_tuned
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.memory.store.repair import memory_version
     from usertwin.memory.twin.record import update_record
+    from usertwin.simulator import load_scorer
+
+    folder = existing_twin(name, home)
+    check_writable(folder, "--home")
     recipe = TwinRecord.load(folder).recipe
     if (corpus := corpus_of_test_person(recipe.source, recipe.speaker)) is not None:
         raise UsageError(
             f"{never_tuned(corpus, recipe.speaker)}; tune a twin of a development person, and give this one its settings by "
             f'hand: SimulatedUser.load("{name}", settings=...)'
         )
-    from usertwin.simulator import load_scorer
-
-    folder = existing_twin(name, home)
-    check_writable(folder, "--home")
     with (
         open_twin(console, name, home, model, style, reasons=True, embedder=embedder) as user,
         progress_bars(console) as bars,
@@ -138,6 +134,10 @@ def tune_twin(
         console.print(
             f"the memory of {name} was changed meanwhile, so the settings are stored without their measurement; tune it again: "
             f"usertwin tune {name}", style="yellow", markup=False,
+        )  # fmt: skip
+    console.print(settings_table(settings))
+
+
 def print_look(console: Console, name: str, home: Path | None, reason: str) -> None:
     """Print the line of the registry for a look at a twin's person; print nothing unless it is a registered test person."""
     from usertwin.evals.suites.people import looks_at, registered_test_people
@@ -153,10 +153,6 @@ def print_looks(console: Console, looks: Sequence[Look]) -> None:
         console.print("this was a look at test people; add these lines to evals/people.toml:", style="yellow")
     for look in looks:
         console.print(look.to_toml(), markup=False, highlight=False, soft_wrap=True)
-
-
-        )  # fmt: skip
-    console.print(settings_table(settings))
 
 
 @contextmanager
