@@ -13,6 +13,7 @@ from typing import Any
 from usertwin.evals.arm_names import ARM_DESCRIPTIONS
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
+from .cells import SIGNS
 from .example_turns import bits_gained, example_turns
 from .labels import (
     arm_label,
@@ -28,7 +29,7 @@ from .labels import (
     verdict,
 )
 from .summary import answer_of, question_of, summary_of
-from .tables import SIGNS, forest_grid, power_sentence, sections_of
+from .tables import forest_grid, power_sentence, sections_of
 from .templates import template
 
 _EXAMPLE_KINDS = {

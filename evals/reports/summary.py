@@ -34,7 +34,11 @@ from .labels import (
 _SENTENCES = 3
 #: Measures of written replies; the first one that has figures speaks for them.
 REPLY_MEASURES = ("discriminator", "rank")
-_ROLES = {"scorer": "the scorer", "action": "the action model", "judge": "the judge", "embedder": "the embedder"}
+#: Roles of models by their keys in a result.
+_ROLES = {
+    "scorer": "the scorer", "action": "the action model", "judge": "the judge", "outside": "the model that compares replies",
+    "embedder": "the embedder",
+}  # fmt: skip
 
 
 def question_of(result: Mapping[str, Any]) -> list[str]:

@@ -1,18 +1,33 @@
 """The tables of a report: the content of `result.json` as sections of rows and cells that any form of report can draw.
 
-Design: HTML and Markdown draw the same tables, so their figures cannot differ. An estimate becomes a cell only with its
-interval and its n.
+Design: HTML and Markdown draw the same tables, so their figures cannot differ.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from usertwin.evals.arm_names import ARM_DESCRIPTIONS
 
+from .cells import (
+    CONTRAST_COLUMNS,
+    NONE,
+    Cell,
+    Grid,
+    Mark,
+    Section,
+    TableRow,
+    contrast_cells,
+    count_cell,
+    difference_cell,
+    estimate_cell,
+    mark_of,
+    p_values,
+    section,
+    table_row,
+)
 from .labels import (
     MEASURE_DESCRIPTIONS,
     PRIMARY,
@@ -24,7 +39,6 @@ from .labels import (
     counted,
     difference_of,
     in_order,
-    interval,
     measure_label,
     number,
     p_value,
@@ -35,103 +49,9 @@ from .labels import (
 )
 from .summary import question_of
 
-Mark = Literal["", "closer", "further", "twin", "holds", "fails"]
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A cell of a table."""
-
-    text: str
-    detail: str = ""  #: interval and n, or a remark
-    mark: Mark = ""  #: the verdict on the twin, or whether a check holds
-
-
-@dataclass(frozen=True, slots=True)
-class TableRow:
-    """A row: its title, a remark on that, and its cells."""
-
-    title: str
-    description: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A table: caption, column heads (the first is that of the row titles), rows."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[TableRow, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A part of a report: a name for links, a title, sentences, tables."""
-
-    name: str
-    title: str
-    notes: tuple[str, ...]
-    grids: tuple[Grid, ...] = ()
-
-
-NONE = Cell("–")
-#: Signs of verdicts (see `verdict`), in every form of report; no other mark has a sign.
-SIGNS = {"closer": "✓", "further": "✗"}
-_CONTRAST_COLUMNS = ("Bits per character", "Verdict", "Smallest detectable difference (80% power)")
 _PASSED = {None: Cell("too few pairs"), True: Cell("yes", mark="holds"), False: Cell("no", mark="fails")}
 #: Labels of user models that are not trained on traces.
 _KIND_LABELS = {"base": ("Not trained", "the base model"), "none": ("Pairs alone", "context and action")}
-
-
-def estimate_cell(estimate: Estimate | None, digits: int, *, signed: bool = False, mark: Mark = "") -> Cell:
-    """Return the cell of an estimate with its interval and n; a dash for None."""
-    if estimate is None:
-        return NONE
-    detail = f"{interval(estimate, digits, signed=signed)}, n={counted(estimate['n'])}"
-    return Cell(number(estimate["value"], digits, signed=signed), detail, mark)
-
-
-def difference_cell(paired: Estimate | None, digits: int = 3) -> Cell:
-    """Return the cell of a paired difference, marked by its verdict; a dash for None."""
-    return estimate_cell(paired, digits, signed=True, mark=_mark(paired))
-
-
-def _mark(paired: Estimate | None) -> Mark:
-    """The verdict on a difference where it is one of the two that have a sign."""
-    outcome = "unknown" if paired is None else verdict(paired)
-    return outcome if outcome == "closer" or outcome == "further" else ""
-
-
-def _count_cell(value: str, n: float) -> Cell:
-    return Cell(value or NONE.text, f"n={counted(n)}")
-
-
-def _p_values(paired: Estimate) -> str:
-    """The p value, and the one after Holm's correction where there is one."""
-    corrected = p_value(paired.get("p_holm")).replace("p ", "after Holm p ", 1)
-    return ", ".join(filter(None, (p_value(paired.get("p")), corrected)))
-
-
-def _contrast_cells(difference: Cell, paired: Estimate, closer: str, further: str) -> tuple[Cell, ...]:
-    """The cells below `_CONTRAST_COLUMNS`; the verdict takes the mark of the difference."""
-    outcome = {"closer": closer, "further": further, "same": "no difference shown", "unknown": "no test"}[verdict(paired)]
-    visible = paired.get("visible")
-    power = NONE if visible is None else _count_cell(number(visible, 3), paired["n"])
-    return difference, Cell(outcome, _p_values(paired), difference.mark), power
-
-
-def _row(title: str, *cells: Cell, description: str = "") -> TableRow:
-    return TableRow(title, description, cells)
-
-
-def _section(
-    name: str, title: str, caption: str, columns: Sequence[str], rows: Iterable[TableRow], notes: Sequence[str] = (),
-    more: Sequence[Grid] = (),
-) -> Section | None:  # fmt: skip
-    """A section of a table with rows, and further tables; None without rows."""
-    rows = tuple(rows)
-    return Section(name, title, tuple(notes), (Grid(caption, tuple(columns), rows), *more)) if rows else None
 
 
 def sections_of(result: Mapping[str, Any]) -> list[Section]:
@@ -140,20 +60,20 @@ def sections_of(result: Mapping[str, Any]) -> list[Section]:
         measures_section, between_section, people_section, judge_section, drift_section, endings_section, leakage_section,
         transfer_section, user_models_section,
     )  # fmt: skip
-    return [section for build in builders if (section := build(result)) is not None]
+    return [part for build in builders if (part := build(result)) is not None]
 
 
 def forest_grid(result: Mapping[str, Any]) -> Grid:
     """Return the twin against each other arm in bits per character, with tests and power."""
     rows = tuple(
-        _row(
-            arm_label(arm).title, *_contrast_cells(difference_cell(paired), paired, "twin closer", "twin less close"),
+        table_row(
+            arm_label(arm).title, *contrast_cells(difference_cell(paired), paired, "twin closer", "twin less close"),
             description=ARM_DESCRIPTIONS.get(arm, ""),
         )
         for arm, paired in contrasts_of(result).items()
     )  # fmt: skip
     caption = f"{arm_title(result['twin_arm'], result['twin_arm'])} minus each other arm; below 0 is better for the twin"
-    return Grid(caption, ("Compared with", *_CONTRAST_COLUMNS), rows)
+    return Grid(caption, ("Compared with", *CONTRAST_COLUMNS), rows)
 
 
 def measures_section(result: Mapping[str, Any]) -> Section | None:
@@ -171,12 +91,12 @@ def measures_section(result: Mapping[str, Any]) -> Section | None:
         description = "; ".join(filter(None, (MEASURE_DESCRIPTIONS.get(measure), label.direction)))
         rows.append(TableRow(label.title, description, cells))
     if counts := result.get("traces"):
-        shown = (_count_cell(number(counts[arm]["value"], 1), counts[arm]["n"]) if arm in counts else NONE for arm in arms)
+        shown = (count_cell(number(counts[arm]["value"], 1), counts[arm]["n"]) if arm in counts else NONE for arm in arms)
         description = "shown pairs that carry a trace, mean over turns; where it differs, arms differ in more than the traces"
-        rows.append(_row("Traces shown", *shown, description=description))
+        rows.append(table_row("Traces shown", *shown, description=description))
     columns = ("Measure", *(arm_title(arm, twin) for arm in arms))
     caption = "Value, 95% interval, and number of turns or replies"
-    return _section("measures", "All measures", caption, columns, rows, [_marks_note(rows)])
+    return section("measures", "All measures", caption, columns, rows, [_marks_note(rows)])
 
 
 def _marks_note(rows: Sequence[TableRow]) -> str:
@@ -191,15 +111,15 @@ def _marks_note(rows: Sequence[TableRow]) -> str:
 def between_section(result: Mapping[str, Any]) -> Section | None:
     """Return the differences between arms other than the twin's: the effect of memory and of traces."""
     rows = (
-        _row(
+        table_row(
             contrast_title(name, "minus"),
-            *_contrast_cells(estimate_cell(paired, 3, signed=True), paired, "first closer", "second closer"),
+            *contrast_cells(estimate_cell(paired, 3, signed=True), paired, "first closer", "second closer"),
         )
         for name, measures in result["paired"].items()
         if (paired := measures.get(PRIMARY)) is not None and result["twin_arm"] not in name.split(" - ")
     )
     caption = "Paired differences; below 0 is better for the first arm"
-    return _section("between", "Differences between other arms", caption, ("Arms", *_CONTRAST_COLUMNS), rows)
+    return section("between", "Differences between other arms", caption, ("Arms", *CONTRAST_COLUMNS), rows)
 
 
 def people_section(result: Mapping[str, Any]) -> Section | None:
@@ -207,7 +127,7 @@ def people_section(result: Mapping[str, Any]) -> Section | None:
     twin, others = str(result["twin_arm"]), list(contrasts_of(result))
     each = {person: contrasts_of({**own, "twin_arm": twin}) for person, own in result["people"].items()}
     rows = (
-        _row(
+        table_row(
             person, estimate_cell(own["arms"].get(twin, {}).get(PRIMARY), 3),
             *(difference_cell(each[person].get(arm)) for arm in others),
             description=f"{plural(own['turns'], 'turn')} in {plural(own['conversations'], 'conversation')}",
@@ -217,7 +137,7 @@ def people_section(result: Mapping[str, Any]) -> Section | None:
     columns = ("Person", "Bits per character of the twin", *(f"minus {arm_label(arm).title}" for arm in others))
     notes = [_count_verdicts(result, question[0])] if (question := question_of(result)) else []
     caption = "Bits per character of each person's real turns, and the difference to each arm; below 0 is better for the twin"
-    return _section("people", "Results by person", caption, columns, rows, notes)
+    return section("people", "Results by person", caption, columns, rows, notes)
 
 
 def _count_verdicts(result: Mapping[str, Any], contrast: str) -> str:
@@ -240,15 +160,15 @@ def judge_section(result: Mapping[str, Any]) -> Section | None:
     if not judge:
         return None
     wins = tuple(
-        _row(
+        table_row(
             contrast_title(name, "over"), _win_cell(contrast, judge.get("usable", True)),
             estimate_cell(contrast.get("decided"), 2), estimate_cell(contrast["ties"], 2),
-            _count_cell(p_value(contrast.get("p")), contrast["win"]["n"]),
+            count_cell(p_value(contrast.get("p")), contrast["win"]["n"]),
         )
         for name, contrast in judge["contrasts"].items()
     )  # fmt: skip
     checks = tuple(
-        _row(
+        table_row(
             name.replace("_", " ").capitalize(),
             estimate_cell(check["win"], 2), estimate_cell(check["ties"], 2), Cell(check["must"]), _PASSED[check.get("holds")],
         )
@@ -274,7 +194,7 @@ def _win_cell(contrast: Mapping[str, Any], usable: bool) -> Cell:
     """Return a win rate, marked by the verdict on its difference from a half if the judge passes its checks."""
     win, p = contrast["win"], contrast.get("p") if usable else None
     low, high = (None if win.get(end) is None else 0.5 - win[end] for end in ("high", "low"))
-    return estimate_cell(win, 2, mark=_mark({"value": 0.5 - win["value"], "low": low, "high": high, "p": p}))
+    return estimate_cell(win, 2, mark=mark_of({"value": 0.5 - win["value"], "low": low, "high": high, "p": p}))
 
 
 def _share(estimate: Estimate | None) -> str:
@@ -285,7 +205,7 @@ def drift_section(result: Mapping[str, Any]) -> Section | None:
     """Return how closeness changes with the length of a free simulation."""
     by_depth: Mapping[str, Any] = result.get("drift") or {}
     rows = (
-        _row(
+        table_row(
             f"Turn {depth}", estimate_cell(depths["similarity"], 2), estimate_cell(depths["real_history"], 2),
             estimate_cell(depths["difference"], 3, signed=True), estimate_cell(depths.get("style"), 3),
         )
@@ -294,7 +214,7 @@ def drift_section(result: Mapping[str, Any]) -> Section | None:
     columns = ("Depth", "Free simulation", "After the real turns", "Free minus real", "Style distance")
     caption = "Cosine of the twin's turn and the real turn, by depth in the conversation"
     note = "In a free simulation the twin's own turns stand in its context; otherwise the person's real turns do."
-    return _section("drift", "Drift in long conversations", caption, columns, rows, [note])
+    return section("drift", "Drift in long conversations", caption, columns, rows, [note])
 
 
 def endings_section(result: Mapping[str, Any]) -> Section | None:
@@ -305,11 +225,11 @@ def endings_section(result: Mapping[str, Any]) -> Section | None:
         if not ending or not ending.get("f1"):
             continue
         calibration: Mapping[str, Any] = ending.get("calibration") or {"brier": None, "bins": ()}
-        rows.append(_row(person, estimate_cell(ending["f1"], 2), estimate_cell(calibration["brier"], 3)))
+        rows.append(table_row(person, estimate_cell(ending["f1"], 2), estimate_cell(calibration["brier"], 3)))
         bins = tuple(
-            _row(
+            table_row(
                 f"{number(part['low'], 2)} to {number(part['high'], 2)}",
-                Cell(number(part["predicted"], 2)), _count_cell(number(part["observed"], 2), part["n"]),
+                Cell(number(part["predicted"], 2)), count_cell(number(part["observed"], 2), part["n"]),
             )
             for part in calibration["bins"]
         )  # fmt: skip
@@ -318,7 +238,7 @@ def endings_section(result: Mapping[str, Any]) -> Section | None:
             grids.append(Grid(f"{person}: predicted and observed share of leaving", columns, bins))
     columns = ("Person", "F1 of leaving (1 is best)", "Brier score (0 is best)")
     caption = "Does the twin leave when the person left?"
-    return _section("endings", "Leaving the conversation", caption, columns, rows, more=grids)
+    return section("endings", "Leaving the conversation", caption, columns, rows, more=grids)
 
 
 def leakage_section(result: Mapping[str, Any]) -> Section | None:
@@ -328,18 +248,18 @@ def leakage_section(result: Mapping[str, Any]) -> Section | None:
         memorized = leak.get("memorized")
         known = memorized if memorized and memorized["value"] is not None else None
         near = Cell(counted(leak["near_duplicates"]), f"of {plural(leak['of'], 'turn')}")
-        rows.append(_row(person, near, estimate_cell(known, 2), Cell("; ".join(leak["checked"]) or "–")))
+        rows.append(table_row(person, near, estimate_cell(known, 2), Cell("; ".join(leak["checked"]) or "–")))
     columns = ("Person", "Near-duplicates dropped", "Share memorized by the model", "Checks passed")
     caption = "Held-out turns nearly in the memory, or memorized by the scoring model (mean token probability above 0.5)"
-    return _section("leakage", "Leakage checks", caption, columns, rows)
+    return section("leakage", "Leakage checks", caption, columns, rows)
 
 
 def transfer_section(result: Mapping[str, Any]) -> Section | None:
     """Return the effect of one model's traces on another model."""
     rows = (
-        _row(
+        table_row(
             f"Traces by {row['proposer']}", Cell(contrast_title(f"{row['arm']} - {row['against']}", "minus")),
-            difference_cell(row[PRIMARY]), _count_cell(p_value(row[PRIMARY].get("p")), row[PRIMARY]["n"]),
+            difference_cell(row[PRIMARY]), count_cell(p_value(row[PRIMARY].get("p")), row[PRIMARY]["n"]),
             description=f"used by {row['scorer']}",
         )
         for row in result.get("transfer") or ()
@@ -347,7 +267,7 @@ def transfer_section(result: Mapping[str, Any]) -> Section | None:
     )  # fmt: skip
     columns = ("Models", "Arms", "Bits per character", "Test")
     caption = "Paired differences; below 0 the traces help the model that uses them"
-    return _section("transfer", "Transfer of traces between models", caption, columns, rows)
+    return section("transfer", "Transfer of traces between models", caption, columns, rows)
 
 
 def user_models_section(result: Mapping[str, Any]) -> Section | None:
@@ -358,7 +278,7 @@ def user_models_section(result: Mapping[str, Any]) -> Section | None:
     rows: list[TableRow] = []
     for row in models["rows"]:
         title, description = _KIND_LABELS.get(row["kind"], (arm_label(row["kind"]).title, "context, trace and action"))
-        test = _count_cell(_p_values(row["against"]), row["against"]["n"]) if row["against"] else NONE
+        test = count_cell(p_values(row["against"]), row["against"]["n"]) if row["against"] else NONE
         plain = estimate_cell(row["without_thoughts"], 3), difference_cell(row["without_thoughts_against"])
         cells = (estimate_cell(row["bits_per_char"], 3), difference_cell(row["against"]), test, *plain)
         rows.append(TableRow(title, description, cells))
@@ -373,10 +293,10 @@ def user_models_section(result: Mapping[str, Any]) -> Section | None:
         "1509.00519), so the bits are, if anything, too high.",
     )
     caption = "Bits per character of held-out turns under user models; a difference below 0 is better than pairs alone"
-    contrasts = [_row(contrast_title(name, "minus"), difference_cell(paired)) for name, paired in models["paired"].items()]
+    contrasts = [table_row(contrast_title(name, "minus"), difference_cell(paired)) for name, paired in models["paired"].items()]
     kinds = Grid("Kinds of traces compared with each other", ("Trained on", "Bits per character"), tuple(contrasts))
     more = [kinds] if contrasts else []
-    return _section("user-models", "User models fine-tuned with traces", caption, columns, rows, notes, more)
+    return section("user-models", "User models fine-tuned with traces", caption, columns, rows, notes, more)
 
 
 def _span(numbers: Sequence[int]) -> str:
