@@ -92,14 +92,17 @@ def _answer(result: Mapping[str, Any], contrast: str, *, first: bool) -> str:
         "closer": (negated(paired), "fewer bits per character", False),
         "further": (paired, "more bits per character", False),
     }.get(outcome, (paired, "bits per character", True))
-    basis = interval_basis(result) if outcome == "unknown" else f"{_interval(shown, 3, signed=signed)}, {p_text(paired)}"
+    basis = interval_basis(result) if outcome == "unknown" else _sureness(result, shown, 3, signed=signed)
     details = [basis, _data(result, paired["n"]), _models(result)] if first else [basis, f"n={counted(paired['n'])}"]
     return _capital(f"{claim} {number(shown['value'], 3, signed=signed)} {unit} ({'; '.join(filter(None, details))}).")
 
 
-def _interval(estimate: Estimate, digits: int, *, signed: bool) -> str:
-    ends = interval(estimate, digits, signed=signed)
-    return ends if estimate.get("low") is None else f"95% interval {ends}"
+def _sureness(result: Mapping[str, Any], paired: Estimate, digits: int, *, signed: bool) -> str:
+    """Return the interval and the test of a difference, and that both are over conversations if they are so of several people."""
+    ends = interval(paired, digits, signed=signed)
+    interval_text = ends if paired.get("low") is None else f"95% interval {ends}"
+    within = result.get("intervals_over") == "conversations" and _people(result) > 1
+    return f"{interval_text}, {p_text(paired)}" + (", over conversations of these people alone" if within else "")
 
 
 def _capital(sentence: str) -> str:
@@ -121,8 +124,8 @@ def _reply_sentences(result: Mapping[str, Any], contrast: str) -> list[str]:
             continue
         whom = f"{_whom(result)} than {other}"
         claim = {"closer": f"closer to {whom}", "further": f"less close to {whom}", "same": f"not shown to be closer to {whom}"}
-        value, ends = number(paired["value"], label.digits, signed=True), _interval(paired, label.digits, signed=True)
-        figures = f"difference in {label.title} {value}, {ends}, {p_text(paired)}, n={counted(paired['n'])}"
+        value, sure = number(paired["value"], label.digits, signed=True), _sureness(result, paired, label.digits, signed=True)
+        figures = f"difference in {label.title} {value}, {sure}, n={counted(paired['n'])}"
         return [f"In written replies {subject} is {claim[outcome]} ({figures})."]
     return []
 

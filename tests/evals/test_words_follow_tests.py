@@ -168,6 +168,12 @@ def test_the_headline_answers_the_declared_question_in_its_direction() -> None:
     )
 
 
+def test_a_headline_about_few_people_says_that_it_is_about_their_conversations() -> None:
+    assert "over conversations of these people alone; 412 held-out" in summary_of(result(intervals_over="conversations"))
+    for over, people in (("people", result()["people"]), ("conversations", {"ann": result()["people"]["chitchat/ann"]})):
+        assert "alone" not in summary_of(result(intervals_over=over, people=people))
+
+
 def test_a_headline_has_three_contrasts_at_most_and_counts_the_others() -> None:
     question = [f"{TWIN} - {arm}" for arm in ("no_memory", "openevals", "tau2", "persona", "recon")]
     summary = summary_of(result(question=question))
