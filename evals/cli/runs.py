@@ -91,8 +91,8 @@ def compare(old: Path, new: Path, json_file: Path | None, seed: int) -> None:
 def export(run: Path, arm: str | None, out: Path) -> None:
     """Export the conversations of RUN as JSON lines for mirrorbench."""
     from usertwin.evals.records.measured_turns import read_result, read_turns
+    from usertwin.evals.records.mirrorbench_export import mirrorbench_lines
     from usertwin.evals.records.run_folder import write_atomically
-    from usertwin.evals.reports.mirrorbench_export import mirrorbench_lines
 
     result = read_result(run)
     metadata = {"run": result.get("name"), "models": result.get("models"), "seed": result.get("seed")}

@@ -98,7 +98,7 @@ def _answer(result: Mapping[str, Any], contrast: str, *, first: bool) -> str:
 
 
 def _sureness(result: Mapping[str, Any], paired: Estimate, digits: int, *, signed: bool) -> str:
-    """Return the interval and the test of a difference, and that both are over conversations if they are so of several people."""
+    """Return the interval and the test of a difference, and that they are over conversations if so for several people."""
     ends = interval(paired, digits, signed=signed)
     interval_text = ends if paired.get("low") is None else f"95% interval {ends}"
     within = result.get("intervals_over") == "conversations" and _people(result) > 1

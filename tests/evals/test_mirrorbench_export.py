@@ -1,4 +1,4 @@
-"""Tests of evals/reports/mirrorbench_export.py: lines that mirrorbench reads; the two conversations differ in the last turn."""
+"""Tests of evals/records/mirrorbench_export.py: lines that mirrorbench reads; the two conversations differ in the last turn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from invented_run import PEOPLE, TWIN, turn, turns
 
-from usertwin.evals.reports.mirrorbench_export import mirrorbench_lines
+from usertwin.evals.records.mirrorbench_export import mirrorbench_lines
 from usertwin.personas import UsageError
 
 

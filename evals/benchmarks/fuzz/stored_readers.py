@@ -20,11 +20,11 @@ from usertwin.evals.records.measured_turns import (
     read_result,
     read_turns,
 )
+from usertwin.evals.records.mirrorbench_export import mirrorbench_lines
 from usertwin.evals.records.training_run import is_training, read_training
 from usertwin.evals.records.verdicts import read_verdicts
 from usertwin.evals.reports.compare_runs import compare, comparison_table
 from usertwin.evals.reports.html import render_html
-from usertwin.evals.reports.mirrorbench_export import mirrorbench_lines
 from usertwin.evals.reports.terminal import run_table
 from usertwin.evals.reports.training_summary import training_page
 from usertwin.evals.reports.twin_view import settings_table, twin_view

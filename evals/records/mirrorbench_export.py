@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.personas import UsageError
+
+from .measured_turns import MeasuredTurn
 
 #: The text of an empty message; mirrorbench rejects a message without text.
 _SILENT = "…"
