@@ -14,10 +14,14 @@ from .dates import find_date, is_missing, read_date
 from .errors import LogError
 from .roles import is_private, is_unseen
 
-_LANGCHAIN_ROLES = {
-    "human": "user", "HumanMessageChunk": "user", "ai": "assistant", "AIMessageChunk": "assistant",
-    "SystemMessageChunk": "system",
+#: Roles by the type of a LangChain message, which has no role of its own.
+LANGCHAIN_ROLES = {
+    "human": "user", "HumanMessageChunk": "user", "ai": "assistant", "AIMessageChunk": "assistant", "system": "system",
+    "SystemMessageChunk": "system", "tool": "tool", "ToolMessageChunk": "tool", "function": "function",
+    "FunctionMessageChunk": "function", "remove": "remove",
 }  # fmt: skip
+#: The key of a turn for what the person did not say there: a list of texts, among which a measurement looks for the real one.
+DISTRACTORS = "distractors"
 #: Keys of messages that need no text, since they call a tool or hold an answer in another form.
 _WITHOUT_TEXT = frozenset({"tool_calls", "function_call", "audio", "refusal", "reasoning", "reasoning_content", "thinking"})
 
@@ -151,11 +155,9 @@ def _message(raw: Any, problems: list[str]) -> Turn | None:
     """Return the turn in an OpenAI-style or LangChain message; None if it holds no speech. LogError if it is damaged."""
     if isinstance(raw, Mapping):
         item = dict(cast("Mapping[str, Any]", raw))
-        role, name = item.get("role"), item.get("name")
-    else:  # a LangChain message, recognised by its attributes so that langchain is not imported
-        item = {"content": getattr(raw, "content", None)}
-        kind, name = getattr(raw, "type", None), getattr(raw, "name", None)
-        role = getattr(raw, "role", kind) if kind in {"chat", "ChatMessageChunk"} else _LANGCHAIN_ROLES.get(str(kind), kind)
+    else:  # an object of LangChain or of a client, recognised by its attributes so that none of them is imported
+        item = {key: getattr(raw, key, None) for key in ("role", "type", "name", "content", "refusal")}
+    role, name = item.get("role") or LANGCHAIN_ROLES.get(str(item.get("type"))), item.get("name")
     if not isinstance(role, str) or not role:
         raise LogError('needs a "role"')
     if is_unseen(role) or is_unseen(item.get("channel")):
@@ -200,7 +202,7 @@ def _part_text(part: Any) -> str:
         item = cast("Mapping[str, Any]", part)
         if is_unseen(item.get("type")) or item.get("thought") is True:  # the second: of Gemini
             return ""
-        part = item.get("text")
+        part = item.get("text") or item.get("refusal")
         if isinstance(part, Mapping):  # of OpenAI's threads
             part = cast("Mapping[str, Any]", part).get("value")
     return part if isinstance(part, str) else ""

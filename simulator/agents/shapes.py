@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import os.path
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -21,7 +21,7 @@ from usertwin.memory.models.chat import limit_error, sample
 from usertwin.personas import AgentError, UsageError
 
 from ..backends.model_name import ModelName, kind_of
-from .replies import as_replies
+from .replies import as_replies, collect
 from .turn import Message, clean, describe, in_thread, name_of
 
 #: (messages so far, thread id) -> whatever the agent returns.
@@ -59,6 +59,8 @@ class AgentCall:
         returned = await self.function(given, thread_id)
         if type(returned) is str:
             return as_replies(returned)  # plain text needs no thread to be read in
+        if isinstance(returned, AsyncIterable):
+            returned = await collect(cast("AsyncIterable[Any]", returned))
         return await in_thread(partial(as_replies, returned, () if self.ours else messages, copies))
 
     def in_own_loop(self) -> AgentCall:

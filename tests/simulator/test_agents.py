@@ -221,8 +221,8 @@ def test_a_reply_may_have_many_shapes(returned: Any, texts: list[str]) -> None:
         ([AIMessage("")], "returned an empty reply"),
         ([{"role": "user", "content": "I am the user"}], "returned an empty reply"),
         ({"messages": []}, "returned an empty reply"),
-        ({"output": "hi"}, 'returned dict with neither "content" nor "messages"'),
-        ({"choices": [{"message": {"content": "hi"}}]}, 'returned dict with neither "content" nor "messages"'),
+        ({"reply": "hi"}, r"returned dict, which is not a message; return a text, a message with \"content\", or a list"),
+        ({"choices": []}, "returned dict, which is not a message"),
         (3, "returned int"),
         (b"hi", "returned bytes"),
         (object(), "returned object"),
@@ -230,7 +230,9 @@ def test_a_reply_may_have_many_shapes(returned: Any, texts: list[str]) -> None:
         ({"content": 3}, "which is not a message"),
         ({"messages": None}, "is not a message"),
         ({"messages": 3}, "is not a message"),
-        (iter(["hi"]), "is not a message"),
+        (iter([]), "an empty reply"),
+        (iter([1, 2]), "an empty reply"),
+        (iter("hi there" for _ in iter(int, 1)), "a stream that is too long or does not end"),
     ],
 )
 def test_an_invalid_reply_is_an_agent_error(returned: Any, complaint: str) -> None:
