@@ -13,7 +13,6 @@ from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
 
-from .judge_check import judge_check_of
 from .options import (
     candidates_option,
     check_concurrency,
@@ -32,7 +31,7 @@ from .options import (
     style_option,
     write_json,
 )
-from .twin_actions import open_twin, print_look
+from .twin_actions import judge_check_of, open_twin, print_look
 
 if TYPE_CHECKING:
     from rich.console import Console

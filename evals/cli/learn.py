@@ -16,7 +16,6 @@ from usertwin.memory.recon.propose import ProposalMode
 from usertwin.memory.recon.synthesizer import Method
 from usertwin.personas import TwinError, UsageError
 
-from .judge_check import check_judge_of_twin
 from .options import (
     RECIPE_DEFAULTS,
     actor_option,
@@ -42,7 +41,7 @@ from .options import (
 )
 from .recipe_file import RecipeCommand, print_dry_run, recipe_option
 from .tune import DEFAULT_TUNE_TURNS
-from .twin_actions import show_twin, tune_twin
+from .twin_actions import check_judge_of_twin, show_twin, tune_twin
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +60,8 @@ if TYPE_CHECKING:
     "--from",
     "source",
     required=True,
-    help='Chat log: a file of JSON lines, plain or gzip; "chitchat", which is built in; or "oyez:FOLDER" of court arguments.',
+    help='Chat log: a file of JSON lines, plain or gzip; "chitchat", which is built in; "oyez:FOLDER" of court arguments; or '
+    '"twinbench:FILE" of that benchmark.',
 )
 @click.option("--speaker", required=True, help="The person to learn, as the log names them.")
 @model_option

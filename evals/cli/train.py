@@ -54,7 +54,13 @@ def _by_method(values: Mapping[TrainMethod, float]) -> str:
     common=("from", "method", "base", "people", "train-pairs", "token-budget", "scorer", "recipe", "dry-run", "seed"),
 )
 @click.argument("out", type=file_path)
-@click.option("--from", "sources", required=True, multiple=True, help='Chat log, "chitchat" or "oyez:FOLDER"; may be repeated.')
+@click.option(
+    "--from",
+    "sources",
+    required=True,
+    multiple=True,
+    help='Chat log, "chitchat", "oyez:FOLDER" or "twinbench:FILE"; may be repeated.',
+)
 @click.option(
     "--method",
     "methods",

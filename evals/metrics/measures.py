@@ -66,7 +66,7 @@ MEASURES: tuple[Measure, ...] = (
     ),
     Measure(
         "choice", "Forced choice", _HIGH, "high", share=True,
-        source="forced choice among the person's own turns, by likelihood",
+        source="forced choice by likelihood, among the person's own turns or those that the log lists",
     ),
     Measure("chrf", "chrF", _HIGH, "high", source="Popović 2015, by sacrebleu"),
     Measure(

@@ -17,7 +17,7 @@ from usertwin.simulator import SimulatedUser
 
 from .arms import Arms
 from .endings import measure_endings
-from .held_out import held_out_pairs, other_person_store
+from .held_out import given_distractors, held_out_pairs, other_person_store
 from .leak_checks import check_split, measure_memorization, without_near_duplicates
 from .peers import write_persona
 from .replay import Replay, ReplayConfig
@@ -70,7 +70,10 @@ async def evaluate(
         names = arm_names(config.arms)
         written = await write_persona(user, seed=config.seed) if "openevals_written" in names else None
         arms = Arms(user, names=names, other=other, written=written, simulators=simulators, seed=config.seed)
-        replay = Replay(user=user, scorer=scorer, embedder=embedder, arms=arms, config=config, person=user.name)
+        replay = Replay(
+            user=user, scorer=scorer, embedder=embedder, arms=arms, config=config, person=user.name,
+            given=given_distractors(user, folder),
+        )  # fmt: skip
         turns = await replay.run(evenly_spaced(spoken, config.limit), progress=progress)
     memorized = await to_thread(measure_memorization, scorer, spoken, max_turns=_MEMORIZATION_TURNS, seed=config.seed)
     endings = measure_endings(user, folder, fresh, seed=config.seed)

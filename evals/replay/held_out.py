@@ -6,14 +6,16 @@ from one side of the split to the other.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from usertwin.memory import Embedder, Triple, TripleStore
-from usertwin.memory.twin.record import HELD_OUT_FILE, read_other_person_pairs
+from usertwin.memory.twin.record import HELD_OUT_FILE, read_other_person_pairs, read_stored_conversations
 from usertwin.personas import LogError, Pair, read_conversations
-from usertwin.personas.pairs import check_speaker, group_pairs
+from usertwin.personas.conversation import DISTRACTORS
+from usertwin.personas.pairs import check_speaker, group_pairs, visible_turns
+from usertwin.personas.reading import as_type
 from usertwin.simulator import SimulatedUser
 
 
@@ -45,6 +47,20 @@ def held_out_pairs(user: SimulatedUser, folder: Path, against: str | Path | None
         )
     pairs = [with_time_after(pair, record.dated, record.corpus_ends) for group in fresh for pair in group]
     return pairs, len(groups) - len(fresh)
+
+
+def given_distractors(user: SimulatedUser, folder: Path) -> dict[tuple[str, int], tuple[str, ...]]:
+    """Return the distractors that the log gives for held-out turns, by conversation and position.
+
+    They are the list of texts under `DISTRACTORS` of a turn of the person. Values of another type are ignored.
+    """
+    given: dict[tuple[str, int], tuple[str, ...]] = {}
+    for conversation in read_stored_conversations(folder / HELD_OUT_FILE):
+        for position, (turn, _) in enumerate(visible_turns(conversation.turns)):
+            if turn.speaker == user.record.recipe.speaker and DISTRACTORS in turn.extra:
+                with suppress(ValueError):
+                    given[conversation.conversation_id, position] = as_type(tuple[str, ...], turn.extra[DISTRACTORS])
+    return given
 
 
 def with_time_after(pair: Pair, dated: bool, corpus_ends: float) -> Pair:

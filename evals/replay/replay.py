@@ -16,7 +16,7 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -51,7 +51,8 @@ class ReplayConfig:
         limit: the most turns to score, evenly spaced; None for all.
         generate: the number of these for which each arm also writes replies, and makes a choice.
         samples: replies of each arm for a turn.
-        choices: actions among which the real one must be found (S4); 0 skips this.
+        choices: actions among which the real one must be found (S4); 0 skips this. Distractors that the log gives
+            for a turn are taken as they are.
         concurrency: the most arms that wait for a model at once.
         seed: of random choices, of the sampler and of intervals.
     """
@@ -80,7 +81,8 @@ class Replay:
     """Measures a twin turn by turn.
 
     The model of the twin writes the replies of all arms. The scorer scores real actions; the embedder computes similarities of
-    replies. `person` is the person's name in the records.
+    replies. `person` is the person's name in the records. `given` are the distractors that the log gives for the
+    choice at a turn, by conversation and position; such a choice needs no replies.
     """
 
     user: SimulatedUser
@@ -89,6 +91,7 @@ class Replay:
     arms: Arms
     config: ReplayConfig
     person: str
+    given: Mapping[tuple[str, int], Sequence[str]] = field(default_factory=dict[tuple[str, int], Sequence[str]])
 
     async def run(
         self, pairs: Sequence[Pair], *, path: Path | None = None, progress: Progress = no_progress
@@ -121,6 +124,11 @@ class Replay:
                         progress("writing", written, len(with_replies))
                         record = await self._add_replies(record, turn, distractors)
                         written += 1
+                    if self.config.choices:
+                        others = self.given.get(_key(turn.pair), ())
+                        if not others and _key(turn.pair) in with_replies:
+                            others = distractors.nearest(turn.pair, self.config.choices - 1)
+                        record = replace(record, choice=await to_thread(self._choices, turn, others))
                     if file is not None:
                         append_line(file, record.to_json())
                     known[_key(turn.pair)] = record
@@ -185,7 +193,7 @@ class Replay:
         return sampled[0].pair.action if sampled else ""
 
     async def _add_replies(self, record: MeasuredTurn, turn: HeldOutTurn, distractors: Distractors) -> MeasuredTurn:
-        """Return the record with each arm's replies, their similarities, and its choice."""
+        """Return the record with each arm's replies and their similarities."""
         limit = asyncio.Semaphore(self.config.concurrency)
 
         async def sample_arm(arm: str) -> tuple[str, ...]:
@@ -197,9 +205,8 @@ class Replay:
         similarity, rank = await to_thread(self._similarity_and_rank, replies, turn.pair.action, others)
         first = {arm: texts[0] for arm, texts in replies.items() if texts}
         fits = await to_thread(context_fits, self.embedder, [(text, record.context, record.goal) for text in first.values()])
-        choice = await to_thread(self._choices, turn, others) if self.config.choices else {}
         fit = dict(zip(first, fits, strict=True))
-        return replace(record, replies=replies, similarity=similarity, rank=rank, choice=choice, fit=fit)
+        return replace(record, replies=replies, similarity=similarity, rank=rank, fit=fit)
 
     async def _sample_replies(self, turn: HeldOutTurn, arm: str) -> list[str]:
         """Return the replies under an arm."""

@@ -47,7 +47,7 @@ ARM_LABELS = {
 
 MEASURE_DESCRIPTIONS = {
     "bits_per_char": "cost of the person's real turns under the scoring model",
-    "choice": "share of turns where the real turn scores above the person's other turns",
+    "choice": "share of turns where the real turn scores above the other choices",
     "chrf": "character n-grams shared by reply and real turn",
     "embedding_similarity": "cosine of reply and real turn",
     "rank": "share of the person's other turns that are less similar to the reply than the real turn is",

@@ -6,7 +6,7 @@
 
     [[corpora]]
     name = "casual chat"
-    from = "chitchat"                # "chitchat", a file or "oyez:FOLDER"; paths are relative to the suite file
+    from = "chitchat"                # "chitchat", a file, "oyez:FOLDER" or "twinbench:FILE"; paths relative to the suite file
     people = 2                       # the most frequent speakers; or names: ["ann", "bob"]; or "development" or "test"
 
 Paths in model names ("scripted:replies.txt", "local:models/x.gguf", "local+ADAPTER") are relative to the suite file, too.

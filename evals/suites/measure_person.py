@@ -19,7 +19,7 @@ from usertwin.evals.replay.arms import Arms
 from usertwin.evals.replay.drift import drift
 from usertwin.evals.replay.endings import measure_endings
 from usertwin.evals.replay.evaluate import twin_arm
-from usertwin.evals.replay.held_out import held_out_pairs, other_person_store
+from usertwin.evals.replay.held_out import given_distractors, held_out_pairs, other_person_store
 from usertwin.evals.replay.leak_checks import check_split, measure_memorization, without_near_duplicates
 from usertwin.evals.replay.peers import write_persona
 from usertwin.evals.replay.pool import open_pool, other_peoples_pairs
@@ -199,7 +199,10 @@ class PersonMeasurement:
                 arms=suite.arms, limit=suite.turns or None, generate=suite.replies, samples=suite.samples,
                 choices=suite.choices, concurrency=suite.concurrency, seed=suite.seed,
             )  # fmt: skip
-            replay = Replay(user=user, scorer=scorer, embedder=embedder, arms=arms, config=config, person=person.label)
+            replay = Replay(
+                user=user, scorer=scorer, embedder=embedder, arms=arms, config=config, person=person.label,
+                given=given_distractors(user, folder),
+            )  # fmt: skip
             await replay.run(evenly_spaced(spoken, config.limit), path=self.folder / f"{number}.jsonl", progress=self.progress)
             drift_turns = await drift(
                 user, embedder, fresh, person.label, max_conversations=suite.drift, seed=suite.seed, progress=self.progress

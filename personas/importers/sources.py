@@ -1,4 +1,4 @@
-"""The sources of chat logs: a JSON lines file, the built-in corpus `chitchat`, or `oyez:FOLDER`."""
+"""The sources of chat logs: a JSON lines file, the built-in corpus `chitchat`, `oyez:FOLDER`, or `twinbench:FILE`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from usertwin.personas.chat_log import ChatLog, read_conversations
 
 from .chitchat import CHITCHAT, load_chitchat
 from .oyez import read_oyez
+from .twinbench import TWINBENCH, read_twinbench
 
 
 # A new source is also named in the help texts of cli/learn.py and cli/train.py, in suites/config.py and in docs/chat-logs.md.
 def load_log(source: str | Path, *, skip_bad_lines: bool = False) -> ChatLog:
-    """Return the conversations of a file, of `chitchat`, or of the files in `oyez:FOLDER`, in time order.
+    """Return the conversations of a file, of `chitchat`, of the files in `oyez:FOLDER`, or of `twinbench:FILE`, in time order.
 
     Raises:
         LogError: the source cannot be read; the message names the file and the line.
@@ -21,4 +22,6 @@ def load_log(source: str | Path, *, skip_bad_lines: bool = False) -> ChatLog:
         return load_chitchat()
     if str(source).startswith("oyez:"):
         return read_oyez(str(source).removeprefix("oyez:"), skip_bad_lines=skip_bad_lines)
+    if str(source).startswith(TWINBENCH):
+        return read_twinbench(str(source).removeprefix(TWINBENCH), skip_bad_lines=skip_bad_lines)
     return read_conversations(source, skip_bad_lines=skip_bad_lines)

@@ -1,4 +1,4 @@
-"""evals/cli/judge_check.py: `learn`, `show` and `controls` say whether the judge that selects traces can be trusted."""
+"""evals/cli/twin_actions.py: `learn`, `show` and `controls` say whether the judge that selects traces can be trusted."""
 
 from __future__ import annotations
 
