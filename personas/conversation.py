@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from .dates import find_date, is_missing, read_date
 from .errors import LogError
+from .extended_json import plain_value
 from .roles import is_private, is_unseen
 
 #: Roles by the type of a LangChain message, which has no role of its own.
@@ -76,7 +77,7 @@ class Conversation:
 
 
 def as_conversation(value: Any, conversation_id: str = "conversation", *, damaged: list[str] | None = None) -> Conversation:
-    """Return a `Conversation` made from any accepted form; `conversation_id` is its id if the value has none.
+    """Return a `Conversation` made from any accepted form; `conversation_id` is its id if the value has none, nor an "_id".
 
     The forms are a Conversation, an object of the interchange format, a list of OpenAI-style or LangChain messages, and an
     object with such a list under "messages". Calls and results of tools are left out. With a list `damaged`, damaged turns are
@@ -115,8 +116,9 @@ def _build(record: Mapping[str, Any], fallback: str, key: str, damaged: list[str
             damaged += [f"{key[:-1]} {number} {problem}" for problem in problems]
         turns += [] if turn is None else [turn]
     extra = {name: value for name, value in record.items() if name not in {"conversation_id", "started_at", key}}
-    name = record.get("conversation_id")
-    name = fallback if name is None else name
+    name, of_database = plain_value(record.get("conversation_id")), plain_value(record.get("_id"))
+    if name is None:
+        name = of_database if isinstance(of_database, str | int) else fallback
     if not isinstance(name, str | int):
         raise LogError('"conversation_id" must be a string or an integer')
     try:
@@ -135,7 +137,7 @@ def _turn(raw: Any, problems: list[str]) -> Turn | None:
     if not isinstance(raw, Mapping):
         raise LogError("must be an object")
     item = dict(cast("Mapping[str, Any]", raw))
-    speaker, role, text = (item.pop(key, None) for key in ("speaker", "role", "text"))
+    speaker, role, text = (plain_value(item.pop(key, None)) for key in ("speaker", "role", "text"))
     if is_unseen(role):
         return None
     if isinstance(speaker, int) and not isinstance(speaker, bool):
@@ -157,7 +159,7 @@ def _message(raw: Any, problems: list[str]) -> Turn | None:
         item = dict(cast("Mapping[str, Any]", raw))
     else:  # an object of LangChain or of a client, recognised by its attributes so that none of them is imported
         item = {key: getattr(raw, key, None) for key in ("role", "type", "name", "content", "refusal")}
-    role, name = item.get("role") or LANGCHAIN_ROLES.get(str(item.get("type"))), item.get("name")
+    role, name = item.get("role") or LANGCHAIN_ROLES.get(str(item.get("type"))), plain_value(item.get("name"))
     if not isinstance(role, str) or not role:
         raise LogError('needs a "role"')
     if is_unseen(role) or is_unseen(item.get("channel")):

@@ -1,6 +1,7 @@
 """Dates and times in logs: their usual forms, under the usual names.
 
-A date is ISO 8601, an e-mail's date, or a number of seconds, milliseconds, microseconds or nanoseconds since 1970.
+A date is ISO 8601, an e-mail's date, a number of seconds, milliseconds, microseconds or nanoseconds since 1970, or one of
+these in MongoDB's extended JSON.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+
+from .extended_json import plain_value
 
 #: Names of a date, best first, compared without case and punctuation; when something was last changed says least.
 DATE_NAMES = (
@@ -30,7 +33,7 @@ _MIN_SECONDS, _MAX_SECONDS = 10**8, 10**11
 
 def read_date(value: object) -> str | None:
     """Return a date as ISO 8601, as it was written if it was so already; None for None. ValueError for any other value."""
-    if value is None:
+    if (value := plain_value(value)) is None:
         return None
     if isinstance(value, str):
         text = value.strip()

@@ -333,6 +333,27 @@ def test_a_turn_with_an_unreadable_time_is_kept_without_it_and_counted(tmp_path:
                                                    "milliseconds since 1970: 'noon'"]  # fmt: skip
 
 
+def test_an_export_of_mongodb_is_read(tmp_path: Path) -> None:
+    oid, later = "6633b7c0a1b2c3d4e5f60718", {"$date": {"$numberLong": "1777636800000"}}
+    turns = [
+        {"speaker": {"$oid": oid}, "role": "user", "text": "hi", "sentAt": {"$date": "2026-05-01T10:00:00Z"}},
+        {"speaker": {"$numberInt": "7"}, "role": "agent", "text": "Hello!"},
+    ]
+    messages = [{"role": "user", "name": {"$oid": oid}, "content": "hi again"}]
+    path = write_log(
+        tmp_path,
+        json.dumps({"_id": {"$oid": oid}, "turns": turns}),
+        json.dumps({"conversation_id": {"$numberLong": "12"}, "createdAt": later, "messages": messages}),
+        json.dumps({"_id": {"odd": [1]}, "createdAt": later, "turns": []}),
+    )
+    log = read_conversations(path)
+    assert [(c.conversation_id, c.started_at) for c in log.conversations] == [
+        (oid, "2026-05-01T10:00:00Z"), ("12", "2026-05-01T12:00:00+00:00"), ("log-3", "2026-05-01T12:00:00+00:00")
+    ]  # fmt: skip
+    assert [turn.speaker for c in log.conversations for turn in c.turns] == [oid, "7", oid]
+    assert not log.damaged
+
+
 def test_a_log_whose_turns_are_all_damaged_is_empty_and_the_error_says_why(tmp_path: Path) -> None:
     path = write_log(tmp_path, line(turns=[{"text": "x"}, {"text": "y"}]))
     with pytest.raises(LogError, match=r'is empty.*2 damaged turns were left out, first turn 1 needs a "speaker"'):

@@ -19,6 +19,9 @@ NOON = "2026-05-01T12:00:00+00:00"
         1777636800, 1777636800.0, 1777636800000, 1777636800000000, "1777636800", "1777636800000", " 1777636800.0 ", NOON,
         "Fri, 01 May 2026 12:00:00 GMT", "Fri May 01 12:00:00 +0000 2026", "2026-05-01 12:00:00 UTC", "2026-05-01T12:00:00Z",
         20260501120000, "20260501120000", "2026-05-01t12:00:00z", "May 1, 2026, 12:00 PM",
+        {"$date": "2026-05-01T12:00:00Z"}, {"$date": "2026-05-01T14:00:00.000+0200"}, {"$date": 1777636800000},
+        {"$date": {"$numberLong": "1777636800000"}}, {"$numberLong": "1777636800"}, {"$numberDouble": "1777636800.0"},
+        {"$timestamp": {"t": 1777636800, "i": 1}},
     ],
 )  # fmt: skip
 def test_the_usual_forms_of_a_date_are_read(value: object) -> None:
@@ -38,6 +41,22 @@ def test_eight_digits_are_a_day_and_no_seconds() -> None:
     "value", [5, 12.5, -1777636800, True, float("nan"), float("inf"), 10**400, "noon", "", [], {}, "9" * 40]
 )
 def test_anything_else_is_no_date(value: object) -> None:
+    with pytest.raises(ValueError, match=r"is not? "):
+        read_date(value)
+
+
+def test_an_extended_date_is_in_milliseconds_whatever_its_size() -> None:
+    assert read_date({"$date": {"$numberLong": "5000000"}}) == "1970-01-01T01:23:20+00:00"
+    assert read_date({"$date": -1}) == "1969-12-31T23:59:59.999000+00:00"
+    assert find_date({"createdAt": {"$date": {"$numberLong": "1777636800000"}}}) == NOON
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"$date": "noon"}, {"$date": {}}, {"$date": None}, {"$date": 10**40}, {"$numberLong": "x"}, {"$timestamp": 5},
+     {"$timestamp": {"i": 1}}, {"$oid": "6633b7c0a1b2c3d4e5f60718"}, {"$date": 1777636800000, "zone": 2}, {"date": NOON}],
+)  # fmt: skip
+def test_another_object_is_no_date(value: object) -> None:
     with pytest.raises(ValueError, match=r"is not? "):
         read_date(value)
 
