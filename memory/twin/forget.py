@@ -4,7 +4,7 @@ What is to be forgotten is written to a journal first, by ids and times. Then ev
 removed when no file holds an id of it any more. If forgetting is stopped, the next command that opens the twin finishes it.
 
 Design: a held-out conversation is removed as a whole, because measuring needs whole conversations. What was derived from
-forgotten turns (leaving models, sample turns) is derived again from the rest.
+forgotten turns (leaving models, counts about the person) is derived again from the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,9 +26,10 @@ from usertwin.memory.store.error_messages import changed_before, storage_errors
 from usertwin.memory.store.triple_store import TripleStore
 from usertwin.memory.store.writer_lock import WriterLock
 from usertwin.memory.triples import Triple
-from usertwin.personas import Conversation, TwinError, UsageError
+from usertwin.personas import Conversation, Pair, Persona, TwinError, UsageError
 from usertwin.personas.dates import to_timestamp
 from usertwin.personas.files import write_private
+from usertwin.personas.persona import derive_persona
 
 from .abandonment import fit_leaving_models
 from .locks import replaced_folder, staged_folder, writing
@@ -268,15 +269,16 @@ def _update_record(folder: Path, store: TripleStore, journal: Journal) -> TwinRe
     """Save the record without the removed conversations, and return it."""
     pairs = [triple.pair for triple in store.triples()]
     left = {pair.conversation_id for pair in pairs}
-    actions = {" ".join(pair.action.split()) for pair in pairs}
     gone = {*journal.removed, journal.request.conversation, *(id_ for id_ in journal.touched if id_ not in left)}
+    others = {turn.speaker for conv in read_stored_conversations(folder / OTHER_PERSON_FILE) for turn in conv.turns}
 
     def forgotten(record: TwinRecord) -> TwinRecord:
-        samples = tuple(turn for turn in record.persona.sample_turns if turn in actions)
         ids = {key: tuple(id_ for id_ in getattr(record, key) if id_ not in gone) for key in ("corpus", "validation", "test")}
         return replace(
             record,
-            persona=replace(record.persona, sample_turns=samples),
+            persona=_without_forgotten(record.persona, pairs),
+            corpus_ends=max((pair.when for pair in pairs if pair.when <= record.corpus_ends), default=0.0),
+            other_speaker=record.other_speaker if record.other_speaker in others else None,
             closeness=None,
             judge_check=None,
             settings=None if record.settings is None else replace(record.settings, measured=None),
@@ -284,6 +286,17 @@ def _update_record(folder: Path, store: TripleStore, journal: Journal) -> TwinRe
         )
 
     return update_record(folder, forgotten)
+
+
+def _without_forgotten(persona: Persona, pairs: Sequence[Pair]) -> Persona:
+    """Return a persona that states nothing of turns other than those of the pairs; what the user wrote of the person stays."""
+    actions = {" ".join(pair.action.split()) for pair in pairs}
+    kept = replace(persona, sample_turns=tuple(turn for turn in persona.sample_turns if turn in actions))
+    if not persona.derived:
+        return kept
+    spoken = [pair for pair in pairs if not pair.abandoned]
+    derived = derive_persona(spoken, persona.name) if spoken else Persona(persona.name)
+    return replace(kept, description=derived.description, typical_words=derived.typical_words)
 
 
 def remains(folder: Path, journal: Journal) -> list[Path]:
