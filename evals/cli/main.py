@@ -11,7 +11,7 @@ import errno
 import io
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -83,7 +83,10 @@ class _Program(click.Group):
             from usertwin.personas.secrets import take_logins
 
             args = [take_logins(text) for text in args]
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            _refuse(error, ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
         from usertwin.personas import UsertwinError
@@ -95,6 +98,8 @@ class _Program(click.Group):
         except UsertwinError as error:
             click.echo(printable(f"usertwin: {error}"), err=True)
             sys.exit(2)
+        except click.UsageError as error:
+            _refuse(error, ctx)
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # click ends in silence: nobody reads the output any more
@@ -108,6 +113,19 @@ class _Program(click.Group):
         except KeyboardInterrupt:
             click.echo("\nusertwin: stopped; finished work is kept, and the same command continues", err=True)
             sys.exit(130)
+
+
+def _refuse(error: click.UsageError, ctx: click.Context) -> NoReturn:
+    """End the program with click's error on one line; a group without arguments shows its help instead."""
+    from usertwin.personas.printable import printable
+    from usertwin.personas.secrets import mask
+
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        raise error
+    command = error.ctx.command_path if error.ctx else f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip()
+    message = " ".join(error.format_message().split()).removesuffix(".")
+    click.echo(printable(f"usertwin: {mask(message)} (see {command} --help)"), err=True)
+    sys.exit(2)
 
 
 def _sentence(error: OSError) -> str:
@@ -132,7 +150,7 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors=errors)
 
 
-@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group("usertwin", cls=_Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="usertwin", prog_name="usertwin")
 def main() -> None:
     """Simulated users that are learned from real people and measured against them."""

@@ -136,6 +136,34 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     assert "No such command 'lern'" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "named", "way_out"),
+    [
+        ("--foo", "--foo", "usertwin"),
+        ("memory chek", "chek", "usertwin memory"),
+        ("learn", "Missing argument 'NAME'", "usertwin learn"),
+        ("learn x", "Missing option '--from'", "usertwin learn"),
+        ("learn x --frm a", "--from", "usertwin learn"),
+        ("learn x --from", "'--from' requires an argument", "usertwin learn"),
+        ("eval x --limit many", "'--limit': 'many' is not a valid integer", "usertwin eval"),
+        ("memory forget x y z", "extra arguments (y z)", "usertwin memory forget"),
+        ("memory rebuild x --index a", "'a' is not one of 'auto', 'flat', 'ivfpq'", "usertwin memory rebuild"),
+        ("eval x --limit \x1b[2J\n1", r"'\x1b[2J\n1' is not a valid integer", "usertwin eval"),
+    ],
+)
+def test_a_command_that_cannot_be_parsed_is_one_line_with_the_way_out(command: str, named: str, way_out: str) -> None:
+    sentence = error_of(*command.split(" "))
+    assert named in sentence
+    assert sentence.endswith(f" (see {way_out} --help)")
+
+
+@pytest.mark.parametrize("command", [(), ("memory",)])
+def test_a_group_without_a_command_shows_its_help(command: tuple[str, ...]) -> None:
+    result = run(*command)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Usage: usertwin")
+
+
 def test_the_version_is_that_of_the_package() -> None:
     assert output_of("--version").strip() == f"usertwin, version {version('usertwin')}"
 
