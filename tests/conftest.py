@@ -23,7 +23,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 from numpy.typing import NDArray
-from tiny_model import one_thread, tiny_model
+from tiny_model import one_thread, tiny_llama, tiny_model
 
 from usertwin.evals.metrics import statistics
 from usertwin.evals.replay import leak_checks
@@ -313,27 +313,16 @@ MAX_POSITIONS = 160
 @cache
 def tiny() -> tuple[Any, Any]:
     """Return a small Llama with seeded random weights, and a byte tokenizer."""
-    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(["<end>", *alphabet])}, merges=[]))
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokens.decoder = decoders.ByteLevel()
-    config = LlamaConfig(
-        vocab_size=257,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=MAX_POSITIONS,
-        initializer_range=0.4,  # far from uniform, so that a wrong context changes every number
-        tie_word_embeddings=False,
-    )
-    torch.manual_seed(0)
-    return LlamaForCausalLM(config).eval(), PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>")
+    # Weights far from uniform, so that a wrong context changes every number.
+    model = tiny_llama(vocab_size=257, max_position_embeddings=MAX_POSITIONS, initializer_range=0.4)
+    return model.eval(), PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>")
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NotRequired
+from typing import Any, ClassVar, Literal, NotRequired
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from usertwin.personas.reading import as_type
-
-from .older_results import upgrade
+from usertwin.personas.reading import STRICT
 
 
 class EstimateShape(TypedDict):
@@ -273,6 +271,8 @@ class DriftTurn:
     `depth` is the number of the person's turn in the conversation, from 1. Similarities are cosines to the real turn.
     """
 
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
     person: str
     conversation_id: str
     depth: int
@@ -281,11 +281,6 @@ class DriftTurn:
     forced: str
     free_similarity: float
     forced_similarity: float
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> DriftTurn:
-        """Read the object of `dataclasses.asdict`, or that of an earlier version. ValueError for any other value."""
-        return as_type(cls, upgrade(raw))
 
 
 class PersonFacts(TypedDict):

@@ -211,7 +211,7 @@ class SuiteRun:
     ) -> dict[str, Any]:  # fmt: skip
         """Return the parts of a result other than the measures of the arms."""
         suite = self.suite
-        drift_turns = [DriftTurn.from_json(row) for fact in facts.values() for row in fact["drift"]]
+        drift_turns = [DriftTurn(**row) for fact in facts.values() for row in fact["drift"]]  # checked by `read_facts`
         manifest = read_manifest(self.folder)
         embedders = [fact.get("embedder") or self._models.embedder().name for fact in facts.values()]
         return {

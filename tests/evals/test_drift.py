@@ -11,6 +11,7 @@ import pytest
 
 from conftest import FunctionChatModel, function_model
 from usertwin.evals.metrics.writing_style import style_distance
+from usertwin.evals.records.older_results import upgrade
 from usertwin.evals.records.result_shapes import DriftTurn
 from usertwin.evals.replay.drift import DEPTHS, drift, drift_result
 from usertwin.memory import Settings
@@ -185,4 +186,4 @@ def test_without_a_simulation_there_is_no_result() -> None:
 def test_a_record_of_an_earlier_version_is_read() -> None:
     current = record("t0", 1, 0.5, 0.25)
     old = {{"forced": "led", "forced_similarity": "led_similarity"}.get(name, name): v for name, v in asdict(current).items()}
-    assert DriftTurn.from_json(old) == DriftTurn.from_json(asdict(current)) == current
+    assert DriftTurn(**upgrade(old)) == DriftTurn(**upgrade(asdict(current))) == current
