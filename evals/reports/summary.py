@@ -72,7 +72,7 @@ def summary_of(result: Mapping[str, Any]) -> str:
     sentences = [_answer(result, contrast, first=place == 0) for place, contrast in enumerate(question[:_SENTENCES])]
     if more := len(question[_SENTENCES:]):
         sentences.append(f"{plural(more, 'more contrast')} of the question {'is' if more == 1 else 'are'} in the tables.")
-    return " ".join([*sentences, *_reply_sentences(result, question[0])])
+    return " ".join([*sentences, *_reply_sentences(result, question[0], several=len(question) > 1)])
 
 
 def _answer(result: Mapping[str, Any], contrast: str, *, first: bool) -> str:
@@ -115,18 +115,17 @@ def _share(result: Mapping[str, Any], contrast: str, paired: Estimate) -> str:
     return f"{abs(paired['value']) / bits['value']:.1%} " if bits and bits["value"] > 0 else ""
 
 
-def _reply_sentences(result: Mapping[str, Any], contrast: str) -> list[str]:
-    """Return a sentence about written replies; none without a test of them."""
-    subject, other = _names(result, contrast)
+def _reply_sentences(result: Mapping[str, Any], contrast: str, *, several: bool) -> list[str]:
+    """Return a sentence about written replies, which names the arms if there are several contrasts; none without a test."""
     for measure in REPLY_MEASURES:
         paired, label = difference_of(result, contrast, measure), measure_label(measure)
         if paired is None or (outcome := verdict(paired)) == "unknown":
             continue
-        whom = f"{_whom(result)} than {other}"
-        claim = {"closer": f"closer to {whom}", "further": f"less close to {whom}", "same": f"not shown to be closer to {whom}"}
+        claim = {"closer": "closer to", "further": "less close to", "same": "not shown to be closer to"}[outcome]
         value, sure = number(paired["value"], label.digits, signed=True), _sureness(result, paired, label.digits, signed=True)
-        figures = f"difference in {label.title} {value}, {sure}, n={counted(paired['n'])}"
-        return [f"In written replies {subject} is {claim[outcome]} ({figures})."]
+        subject, than = _names(result, contrast) if several else ("it", "that")
+        figures = f"{label.title} {value}, {sure}, n={counted(paired['n'])}"
+        return [f"In written replies {subject} is {claim} {_whom(result)} than {than} ({figures})."]
     return []
 
 

@@ -48,7 +48,8 @@ def with_tests(p: float | None, p_holm: float | None, others: float | None) -> d
     }
     whole["people"] = {name: own | {"paired": alike(own["paired"], difference)} for name, own in whole["people"].items()}
     win = {"win": est(0.55, 0.01), "ties": est(0.3), "p": others, "decided": est(0.55, 0.01)}
-    whole["judge"] |= {"contrasts": {f"{TWIN} - persona": win}, "warnings": []}
+    for judge in ("judge", "likelihood_judge"):
+        whole[judge] = whole.get(judge, {}) | {"contrasts": {f"{TWIN} - persona": win}, "warnings": []}
     whole["transfer"] = [row | {"bits_per_char": difference} for row in whole["transfer"]]
     rows = [row | {"against": adjusted, "without_thoughts_against": difference} for row in user_models()["rows"]]
     whole["user_models"] |= {"rows": rows, "paired": {"recon - backward": difference}}
@@ -133,7 +134,7 @@ def test_words_signs_and_colours_agree_with_the_p_that_decides(
         "unknown": "not known yet",
     }
     assert [name for name, words in claims.items() if words in headline.split(" In written")[0]] == [outcome]
-    replies = {"closer": "twin is closer", "further": "twin is less close", "same": "twin is not shown to be closer"}
+    replies = {"closer": "replies it is closer", "further": "replies it is less close", "same": "replies it is not shown to be"}
     assert [name for name, words in replies.items() if words in headline] == [outcome] * (outcome != "unknown")
 
     [row] = forest_grid(whole).rows
