@@ -97,7 +97,7 @@ def simulate(request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, .
             settings, other = _split_settings(request, arguments)
             check_limits(max_turns=settings["max_turns"], agent_timeout=settings["agent_timeout"])
             user = _open_twin(_usertwin_opened, settings)
-            closeness = _closeness_of(user)
+            closeness = _closeness_of(user, settings["home"])
         options = {key: settings[key] for key in ("max_turns", "goal", "seed", "agent_timeout")} | other
 
         async def talk() -> Simulation:
@@ -187,10 +187,12 @@ def _open_twin(opened: dict[tuple[str, ...], SimulatedUser], settings: dict[str,
     return opened[key]
 
 
-def _closeness_of(user: SimulatedUser) -> str:
-    """Return a twin's measured closeness as text."""
+def _closeness_of(user: SimulatedUser, home: str | None) -> str:
+    """Return the measured closeness of a twin in a home as text."""
     if user.record.closeness is None:
-        return f"not measured; usertwin eval {user.name}"
+        from usertwin.memory.twin.record import twin_command
+
+        return f"not measured; {twin_command('eval', user.name, home)}"
     from .reports.terminal import closeness_line
 
     return closeness_line(user.record.closeness)

@@ -6,6 +6,7 @@ They are loaded only if the user has chosen them (see memory/twin/consent.py).
 from __future__ import annotations
 
 import os.path
+from pathlib import Path
 
 from usertwin.memory import ChatModel, Embedder, Settings, TwinRecord
 from usertwin.memory.models.chat import Price
@@ -33,9 +34,12 @@ def resolve_synthesizer(text: str) -> str:
     return str(ModelName.parse(name).resolved())
 
 
-def load_own_embedder(record: TwinRecord) -> Embedder:
-    """Return the embedding model of a twin's memory. UsageError if the user has not allowed the twin to load it."""
-    check_consent(record, record.recipe.embedder)
+def load_own_embedder(record: TwinRecord, folder: Path | None = None) -> Embedder:
+    """Return the embedding model of a twin's memory. UsageError if the user has not allowed the twin to load it.
+
+    `folder` is the twin's, which the error names.
+    """
+    check_consent(record, record.recipe.embedder, folder=folder)
     return load_embedder(record.recipe.embedder)
 
 
@@ -46,11 +50,12 @@ def load_reasoner(
     *,
     price: Price | None = None,
     progress: FetchProgress | None = None,
+    folder: Path | None = None,
 ) -> ChatModel:
     """Return the model that reasons for a twin: its synthesizer, loaded if the settings use reasoning, else `model`.
 
     `model` acts, and also reasons if there is no synthesizer or both have the same name. The settings are by default those in
-    the record; the price is that of a hosted synthesizer.
+    the record; the price is that of a hosted synthesizer, and the folder the twin's, which an error names.
 
     Raises:
         ModelError: the synthesizer cannot be loaded; the message names the reason and the way out.
@@ -59,7 +64,7 @@ def load_reasoner(
     name = record.recipe.synthesizer
     if name is None or name == model.name or not (settings or record.settings or Settings()).reasons:
         return model
-    check_consent(record, name)
+    check_consent(record, name, folder=folder)
     try:
         return load_model(name, price=price, progress=progress)
     except (ModelError, UsageError) as error:

@@ -108,12 +108,12 @@ class SimulatedUser:
         record = TwinRecord.load(folder)
         if embedder is not None and not isinstance(embedder, CachedEmbedder):
             embedder = CachedEmbedder(embedder)  # a turn embeds the same context more than once
-        store = open_memory(folder, embedder or load_own_embedder(record))
+        store = open_memory(folder, embedder or load_own_embedder(record, folder))
         try:
             record = TwinRecord.load(folder)  # opening may have finished forgetting
             chat = load_model(model, style=style) if isinstance(model, str) else model
             if reasoner is None:
-                reasoner = load_reasoner(record, chat, settings)
+                reasoner = load_reasoner(record, chat, settings, folder=folder)
             elif isinstance(reasoner, str):
                 reasoner = chat if reasoner == chat.name else load_model(reasoner)
             return cls(

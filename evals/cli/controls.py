@@ -96,8 +96,13 @@ def _measure(
     console: Console, user: SimulatedUser, folder: Path, *, model: str, scorer: str, limit: int, candidates: int, seed: int,
     concurrency: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the result of a control experiment on a twin's validation turns; print its cost before it begins."""
-    from usertwin.evals.replay.tune import validation_pairs
+    """Return the result of a control experiment on a twin's validation turns; print its cost before it begins.
+
+    UsageError if the memory nearly holds all of these turns.
+    """
+    from usertwin.evals.metrics.statistics import evenly_spaced
+    from usertwin.evals.replay.leak_checks import all_repeat_error
+    from usertwin.evals.replay.tune import fresh_validation_pairs
     from usertwin.evals.traces.control_traces import ControlExperiment, estimated_calls, other_person_pairs
     from usertwin.memory import Synthesizer
     from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, CompletionCache
@@ -107,7 +112,13 @@ def _measure(
     with progress_bars(console) as bars, closing(CompletionCache(folder / COMPLETIONS_FILE)) as cache:
         embedder = user.store.embedder
         chat, scoring = replace(user.model, cache=cache), load_scorer(scorer, progress=bars.fetch)
-        pairs, others = validation_pairs(user, folder, limit), other_person_pairs(user, folder, limit)
+        fresh, dropped = fresh_validation_pairs(user, folder)
+        if dropped and not fresh:
+            raise all_repeat_error(user.name)
+        if dropped:
+            of = f"{dropped} of {len(fresh) + dropped} validation turns"
+            console.print(f"{of} nearly repeat the memory, and were dropped", style="yellow", markup=False)
+        pairs, others = evenly_spaced(fresh, limit), other_person_pairs(user, folder, limit)
         completions, scorings = estimated_calls(len(pairs), len(others), candidates)
         console.print(
             f"{len(pairs)} validation turns: about {completions} completions of {model}, and {scorings} scored under {scorer}",

@@ -19,7 +19,7 @@ from usertwin.evals.reports.terminal import closeness_table
 from usertwin.evals.reports.twin_view import settings_table
 from usertwin.memory import TwinRecord, list_twins
 from usertwin.memory.event_loop import run_sync
-from usertwin.memory.twin.record import twin_folder
+from usertwin.memory.twin.record import twin_command, twin_folder
 from usertwin.personas import TwinError, load_log, split_pairs
 from usertwin.personas.persona import derive_persona
 from usertwin.personas.reading import as_type
@@ -81,14 +81,16 @@ def run_demo(console: Console, *, home: Path | None, max_turns: int, limit: int)
     except ValueError:  # not measured yet, or damaged
         result = None
     if result is not None and result["against"] is None and result["turns"] == limit:
-        console.print(f"[dim]measured on {escape(result['measured_at'])}; usertwin eval {NAME} measures again[/dim]")
+        again = escape(twin_command("eval", NAME, home))
+        console.print(f"[dim]measured on {escape(result['measured_at'])}; {again} measures again[/dim]", soft_wrap=True)
     else:
         result = measure_twin(
             console, NAME, home=home, model="local", scorer="local", style=None, against=None,
             config=ReplayConfig(limit=limit, generate=GENERATE),
         )  # fmt: skip
     console.print(closeness_table(result))
-    console.print(f"\nNext: usertwin chat {NAME}    usertwin show {NAME}    usertwin learn --help")
+    talk, show = (twin_command(command, NAME, home) for command in ("chat", "show"))
+    console.print(f"\nNext: {talk}    {show}    usertwin learn --help", markup=False, soft_wrap=True)
 
 
 def _learn(console: Console, home: Path | None) -> TwinRecord:
@@ -100,7 +102,8 @@ def _learn(console: Console, home: Path | None) -> TwinRecord:
     if NAME in list_twins(home):
         record = TwinRecord.load(twin_folder(NAME, home))
         if record.recipe == recipe and record.state == "complete":
-            console.print(f"[dim]learned on {escape(record.learned_at)}; see usertwin show {NAME}[/dim]")
+            see = escape(twin_command("show", NAME, home))
+            console.print(f"[dim]learned on {escape(record.learned_at)}; see {see}[/dim]", soft_wrap=True)
             return record
         if (record.recipe.source, record.recipe.speaker) != (recipe.source, recipe.speaker):
             raise TwinError(f'the twin "{NAME}" is of another person; use another folder: usertwin demo --home DIR')

@@ -131,7 +131,7 @@ def learn(
     to a model. At its end it checks a judge whose ranks select traces, and tunes how the twin uses its memory.
     """
     from usertwin.evals.suites.people import corpus_of_test_person, never_tuned
-    from usertwin.memory.twin.record import twin_folder
+    from usertwin.memory.twin.record import twin_command, twin_folder
     from usertwin.personas import load_log
     from usertwin.personas.persona import read_persona
     from usertwin.simulator import load_embedder
@@ -167,7 +167,8 @@ def learn(
             )  # fmt: skip
     _take_last_steps(console, name, home, embedder, price, options)
     show_twin(console, name, home)
-    console.print(f"\nTalk to it: usertwin chat {name}    Measure it: usertwin eval {name}", style="dim")
+    talk, measure = (twin_command(command, name, home) for command in ("chat", "eval"))
+    console.print(f"\nTalk to it: {talk}    Measure it: {measure}", style="dim", markup=False, soft_wrap=True)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

@@ -68,6 +68,7 @@ def check(name: str, home: Path | None) -> None:
     """
     from usertwin.memory.store.repair import inspect_memory
     from usertwin.memory.twin.forget import unfinished_forgetting
+    from usertwin.memory.twin.record import twin_command
 
     console = console_for()
     folder, _, _ = _open_record(name, home)
@@ -84,9 +85,11 @@ def check(name: str, home: Path | None) -> None:
     if remaining is not None:
         files = ", ".join(str(path.relative_to(folder.parent)) for path in remaining) or "no file"
         console.print(f"forgetting was stopped; what was to be forgotten is still in: {files}", style="red", markup=False)
-        console.print(f"the next command that opens the twin erases it: usertwin memory stats {name}", markup=False)
+        command = twin_command("memory stats", name, home)
+        console.print(f"the next command that opens the twin erases it: {command}", markup=False, soft_wrap=True)
     if inspection.problems:
-        console.print(f"{inspection.intact} triples are intact; keep them with: usertwin memory rebuild {name}", markup=False)
+        command = twin_command("memory rebuild", name, home)
+        console.print(f"{inspection.intact} triples are intact; keep them with: {command}", markup=False, soft_wrap=True)
         sys.exit(1)
     console.print(f"all {inspection.intact} triples are intact", markup=False)
     if remaining is not None:
@@ -108,7 +111,7 @@ def rebuild(name: str, index: IndexKind | Literal["auto"] | None, home: Path | N
     from usertwin.memory.store.repair import inspect_memory, repair_memory
     from usertwin.memory.twin.forget import finish_forgetting
     from usertwin.memory.twin.locks import writing
-    from usertwin.memory.twin.record import update_record
+    from usertwin.memory.twin.record import twin_command, update_record
 
     console = console_for()
     folder, embedder, dated = _open_record(name, home)
@@ -118,7 +121,8 @@ def rebuild(name: str, index: IndexKind | Literal["auto"] | None, home: Path | N
             console.print(f"{kept} triples were kept, {lost} were unreadable and are lost", style="yellow")
             if lost:
                 update_record(folder, lambda record: replace(record, closeness=None))  # it was that of another memory
-                console.print(f"restore them from the log: usertwin memory add {name} --from FILE", markup=False)
+                command = twin_command("memory add", name, home, "--from FILE")
+                console.print(f"restore them from the log: {command}", markup=False, soft_wrap=True)
         finish_forgetting(folder, embedder)
         with TripleStore(folder, embedder, create=False) as store:
             store.rebuild(index)
@@ -159,7 +163,7 @@ def add(name: str, source: str, max_traces: int, model: str, scorer: str, skip_b
     if source_of("scorer") is default:
         scorer = recipe.scorer or scorer
     if with_traces:
-        check_consent(record, *({model, scorer, recipe.actor, recipe.judge} - chosen))
+        check_consent(record, *({model, scorer, recipe.actor, recipe.judge} - chosen), folder=folder)
     log = load_log(source, skip_bad_lines=skip_bad_lines)
     print_notes(console, log)
     with _show_log_records(console), progress_bars(console) as bars:
@@ -210,7 +214,7 @@ def _open_record(name: str, home: Path | None) -> tuple[Path, Embedder, bool]:
 
     folder = existing_twin(name, home)
     record = TwinRecord.load(folder)
-    return folder, load_own_embedder(record), record.dated
+    return folder, load_own_embedder(record, folder), record.dated
 
 
 @contextmanager

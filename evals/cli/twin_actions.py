@@ -46,7 +46,7 @@ def measure_twin(
     from usertwin.evals.reports.summary import summary_of, twin_warnings
     from usertwin.memory import existing_twin
     from usertwin.memory.store.repair import memory_version
-    from usertwin.memory.twin.record import update_record
+    from usertwin.memory.twin.record import twin_command, update_record
     from usertwin.simulator import load_scorer
 
     folder = existing_twin(name, home)
@@ -65,7 +65,7 @@ def measure_twin(
     if update_record(folder, measured).closeness != result:
         console.print(
             f"the memory of {name} was changed meanwhile, so this result is not stored in the twin; measure it again: "
-            f"usertwin eval {name}", style="yellow", markup=False,
+            f"{twin_command('eval', name, home)}", style="yellow", markup=False, soft_wrap=True,
         )  # fmt: skip
     return result
 
@@ -100,20 +100,14 @@ def tune_twin(
     """
     from usertwin.evals.replay.tune import tune
     from usertwin.evals.reports.twin_view import settings_table
-    from usertwin.evals.suites.people import corpus_of_test_person, never_tuned
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.memory.store.repair import memory_version
-    from usertwin.memory.twin.record import update_record
+    from usertwin.memory.twin.record import twin_command, update_record
     from usertwin.simulator import load_scorer
 
     folder = existing_twin(name, home)
     check_writable(folder, "--home")
-    recipe = TwinRecord.load(folder).recipe
-    if (corpus := corpus_of_test_person(recipe.source, recipe.speaker)) is not None:
-        raise UsageError(
-            f"{never_tuned(corpus, recipe.speaker)}; tune a twin of a development person, and give this one its settings by "
-            f'hand: SimulatedUser.load("{name}", settings=...)'
-        )
+    _check_may_be_tuned(TwinRecord.load(folder))
     with (
         open_twin(console, name, home, model, style, reasons=True, embedder=embedder) as user,
         progress_bars(console) as bars,
@@ -134,9 +128,21 @@ def tune_twin(
     if update_record(folder, tuned).settings != settings:
         console.print(
             f"the memory of {name} was changed meanwhile, so the settings are stored without their measurement; tune it again: "
-            f"usertwin tune {name}", style="yellow", markup=False,
+            f"{twin_command('tune', name, home)}", style="yellow", markup=False, soft_wrap=True,
         )  # fmt: skip
     console.print(settings_table(settings))
+
+
+def _check_may_be_tuned(record: TwinRecord) -> None:
+    """Raise UsageError if a twin is of a registered test person."""
+    from usertwin.evals.suites.people import corpus_of_test_person, never_tuned
+
+    source, speaker = record.recipe.source, record.recipe.speaker
+    if (corpus := corpus_of_test_person(source, speaker)) is not None:
+        raise UsageError(
+            f"{never_tuned(corpus, speaker)}; tune a twin of a development person, and give this one its settings by hand: "
+            f'SimulatedUser.load("{record.name}", settings=...)'
+        )
 
 
 def print_look(console: Console, name: str, home: Path | None, reason: str) -> None:
@@ -183,7 +189,7 @@ def judge_check_of(
         return None
     with suppress(ValueError):  # not checked yet, or damaged
         return as_type(ListwiseCheckShape, record.judge_check)
-    check_consent(record, recipe.judge, recipe.actor)
+    check_consent(record, recipe.judge, recipe.actor, folder=folder)
     with progress_bars(console) as bars:
         judge = load_model(recipe.judge, style="instruction", price=price, progress=bars.fetch)
         actor = load_model(recipe.actor, style=style, price=price, progress=bars.fetch)
@@ -256,11 +262,11 @@ def open_twin(
     from usertwin.simulator import SimulatedUser, load_model
     from usertwin.simulator.reasoner import load_reasoner
 
-    record = TwinRecord.load(existing_twin(name, home))
+    record = TwinRecord.load(folder := existing_twin(name, home))
     settings = None if reasons is None else Settings(reasons=reasons)
     with progress_bars(console) as bars:
         chat_model = load_model(model, style=style, price=price, progress=bars.fetch)
-        reasoner = load_reasoner(record, chat_model, settings, price=price, progress=bars.fetch)
+        reasoner = load_reasoner(record, chat_model, settings, price=price, progress=bars.fetch, folder=folder)
     with SimulatedUser.load(name, home=home, model=chat_model, reasoner=reasoner, embedder=embedder) as user:
         if user.record.state == "interrupted":
             console.print(f"{name} is not fully learned; the same learn command continues where it stopped.", style="yellow")
@@ -321,8 +327,8 @@ def show_twin(console: Console, name: str, home: Path | None) -> None:
     from usertwin.simulator.reasoner import load_own_embedder
 
     folder = existing_twin(name, home)
-    with open_memory(folder, load_own_embedder(TwinRecord.load(folder))) as store:
+    with open_memory(folder, load_own_embedder(TwinRecord.load(folder), folder)) as store:
         triples = list(store.triples())
     record = TwinRecord.load(folder)  # opening may have finished forgetting
     last_turn, abandonment = LastTurnModel.load(folder / LAST_TURN_FILE), AbandonmentModel.load(folder / ABANDONMENT_FILE)
-    console.print(twin_view(record, triples, last_turn, abandonment))
+    console.print(twin_view(record, triples, last_turn, abandonment, home))

@@ -70,8 +70,13 @@ def without_near_duplicates(label: str, held_out: Sequence[Pair], known: Sequenc
     duplicates = near_duplicates(held_out, known)
     fresh = [pair for place, pair in enumerate(held_out) if place not in duplicates]
     if all(pair.abandoned for pair in fresh):
-        raise UsageError(f"{label}: every held-out turn is nearly the same as one in the memory; use a log with more turns")
+        raise all_repeat_error(label)
     return fresh
+
+
+def all_repeat_error(label: str) -> UsageError:
+    """Return the error for a person of whom every held-out turn nearly repeats the memory."""
+    return UsageError(f"{label}: every held-out turn is nearly the same as one in the memory; use a log with more turns")
 
 
 def near_duplicates(held_out: Sequence[Pair], known: Sequence[Pair], *, turns: int | None = None) -> dict[int, int]:

@@ -33,11 +33,12 @@ KS, WINDOWS = (4, 8), (3, 6)
 
 @dataclass(frozen=True, slots=True)
 class TunePlan:
-    """The cost of tuning: validation turns, settings, and traces that the twin's model writes."""
+    """The cost of tuning: validation turns, settings, traces that the twin's model writes, and turns that were dropped."""
 
     turns: int
     settings: int
     thoughts: int
+    dropped: int = 0
 
     @property
     def scorings(self) -> int:
@@ -46,13 +47,19 @@ class TunePlan:
 
     def __str__(self) -> str:
         traces = f" and {self.thoughts} traces written" if self.thoughts else ""
-        return f"{self.settings} settings on {self.turns} validation turns: {self.scorings} turns scored{traces}"
+        dropped = f"; {self.dropped} more nearly repeat the memory, and were dropped" if self.dropped else ""
+        return f"{self.settings} settings on {self.turns} validation turns: {self.scorings} turns scored{traces}{dropped}"
 
 
 def validation_pairs(user: SimulatedUser, folder: Path, limit: int) -> list[Pair]:
-    """Return at most `limit` of the person's validation pairs, evenly spaced; settings may be chosen on these.
+    """Return at most `limit` of the pairs of `fresh_validation_pairs`, evenly spaced."""
+    return evenly_spaced(fresh_validation_pairs(user, folder)[0], limit)
 
-    Pairs that the memory nearly holds are left out. TwinError if the memory holds a held-out conversation.
+
+def fresh_validation_pairs(user: SimulatedUser, folder: Path) -> tuple[list[Pair], int]:
+    """Return the person's validation pairs that the memory does not nearly hold, and the number of the others.
+
+    Settings may be chosen on these. TwinError if the memory holds a held-out conversation.
     """
     record = user.record
     groups = group_pairs(read_stored_conversations(folder / HELD_OUT_FILE), record.recipe.speaker, window=_windows(user)[-1])
@@ -62,18 +69,18 @@ def validation_pairs(user: SimulatedUser, folder: Path, limit: int) -> list[Pair
     known = [triple.pair for triple in user.store.triples()]
     check_split(record, known, held_out, by_time=False)
     duplicates = near_duplicates(held_out, known)
-    return evenly_spaced([pair for place, pair in enumerate(held_out) if place not in duplicates], limit)
+    return [pair for place, pair in enumerate(held_out) if place not in duplicates], len(duplicates)
 
 
 def _windows(user: SimulatedUser) -> list[int]:
     return sorted({*WINDOWS, user.record.recipe.window})
 
 
-def tune_plan(user: SimulatedUser, turns: int) -> TunePlan:
-    """Return the cost of tuning on a number of turns."""
+def tune_plan(user: SimulatedUser, turns: int, dropped: int = 0) -> TunePlan:
+    """Return the cost of tuning on a number of turns, after others were dropped."""
     variants = _trace_variants(user)
     n_settings = len(KS) * len(_windows(user)) + len(variants)
-    return TunePlan(turns, n_settings, turns * any(setting.reasons for setting in variants))
+    return TunePlan(turns, n_settings, turns * any(setting.reasons for setting in variants), dropped)
 
 
 def _trace_variants(user: SimulatedUser) -> list[Settings]:
@@ -108,8 +115,9 @@ async def tune(
     """
     if limit < 1:
         raise UsageError(f"limit is {limit}; tuning needs at least 1 validation turn")
-    pairs = validation_pairs(user, folder, limit)
-    plan = tune_plan(user, len(pairs))
+    fresh, dropped = fresh_validation_pairs(user, folder)
+    pairs = evenly_spaced(fresh, limit)
+    plan = tune_plan(user, len(pairs), dropped)
     on_plan(plan)
     if not pairs:
         return Settings(traces="none", reasons=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
@@ -16,6 +17,7 @@ from usertwin.memory import Settings, Triple, TwinRecord
 from usertwin.memory.text.transcript import single_line
 from usertwin.memory.twin.abandonment import AbandonmentModel
 from usertwin.memory.twin.last_turn import LastTurnModel
+from usertwin.memory.twin.record import twin_command
 from usertwin.personas.reading import as_type
 
 from .labels import MIN_CLUSTERS, number, plural, with_interval
@@ -26,9 +28,13 @@ _SHOWN_TRACES = 3
 
 
 def twin_view(
-    record: TwinRecord, triples: Sequence[Triple], ending: LastTurnModel | None, abandonment: AbandonmentModel | None
+    record: TwinRecord,
+    triples: Sequence[Triple],
+    ending: LastTurnModel | None,
+    abandonment: AbandonmentModel | None,
+    home: Path | None = None,
 ) -> RenderableType:
-    """Return the record of a twin, and its traces with the highest fidelity."""
+    """Return the record of a twin in a home, and its traces with the highest fidelity."""
     recipe, persona = record.recipe, record.persona
     traced = [triple for triple in triples if triple.reasoning is not None]
     abandoned = sum(triple.pair.abandoned for triple in triples)
@@ -55,7 +61,9 @@ def twin_view(
         "compared with": record.other_speaker or "no other person in the log",
         "models": f"traces {recipe.model or '–'}, scores {recipe.scorer or '–'}, vectors {recipe.embedder}, seed {recipe.seed}",
         "learned": f"{record.learned_at} with " + ", ".join(f"{name} {v}" for name, v in record.versions.items()),
-        "closeness": closeness_line(record.closeness) if record.closeness else f"not measured; run usertwin eval {record.name}",
+        "closeness": closeness_line(record.closeness)
+        if record.closeness
+        else f"not measured; run {twin_command('eval', record.name, home)}",
     }
     table = Table(title=Text(f"twin {record.name}"), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)

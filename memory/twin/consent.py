@@ -15,14 +15,14 @@ import json
 import logging
 import os
 import re
-import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from usertwin.memory.models.embedding import BFLOAT16_SUFFIX, DEFAULT_EMBEDDER
 from usertwin.personas import UsageError
 from usertwin.personas.files import open_private, private_folder
 
-from .record import TwinRecord, data_folder
+from .record import TwinRecord, data_folder, twin_command
 
 _LOG = logging.getLogger("usertwin.memory")
 #: Models that come with usertwin and run on this machine.
@@ -39,14 +39,18 @@ def needs_consent(record: TwinRecord) -> list[str]:
     return [name for name in dict.fromkeys(names) if name is not None and not _is_allowed(name, *_twin(record))]
 
 
-def check_consent(record: TwinRecord, *models: str | None) -> None:
-    """Raise UsageError if a twin may not load one of these models, which its record names."""
+def check_consent(record: TwinRecord, *models: str | None, folder: Path | None = None) -> None:
+    """Raise UsageError if a twin may not load one of these models, which its record names.
+
+    The way out names the twin by its folder, whatever its record says.
+    """
     for name in models:
         if name is not None and not _is_allowed(name, *_twin(record)):
             model, twin = (" ".join(text.split()) for text in (name, record.name))
+            command = twin_command("trust", twin) if folder is None else twin_command("trust", folder.name, folder.parent)
             raise UsageError(
                 f'the twin "{twin}" names the model "{model}", and nothing shows that you chose it; if you trust it with your '
-                f"chats, run: usertwin trust {shlex.quote(twin)}"
+                f"chats, run: {command}"
             )
 
 
@@ -55,14 +59,15 @@ def allow_models(record: TwinRecord) -> None:
     _allow([_entry(name, *_twin(record)) for name in needs_consent(record)])
 
 
-def allow_own_models(record: TwinRecord) -> None:
-    """Allow a twin that is learned here the models of its recipe, if the list can be written."""
+def allow_own_models(record: TwinRecord, folder: Path) -> None:
+    """Allow the twin that is learned in a folder the models of its recipe, if the list can be written."""
     try:
         allow_models(record)
     except OSError as error:
         _LOG.warning(
-            "%s: cannot be written (%s), so the twin will need: usertwin trust %s", data_folder(), error.strerror, record.name
-        )
+            "%s: cannot be written (%s), so the twin will need: %s",
+            data_folder(), error.strerror, twin_command("trust", folder.name, folder.parent),
+        )  # fmt: skip
 
 
 def adapter_may_load(base: str, identity: str) -> bool:

@@ -100,11 +100,7 @@ async def alearn(
     recipe.check()
     split = split_pairs(log, recipe.speaker, window=recipe.window)
     target = twin_folder(name, home)
-    try:
-        private_folder(target.parent)
-    except OSError as error:
-        reason = f"cannot hold twins ({error.strerror}); choose another folder with --home"
-        raise TwinError(f"{target.parent}: {reason}") from None
+    _make_home(target.parent)
     refuse_links(target)
     with writing(target, wait=0.0), changed_before("finished work is kept"):
         finish_forgetting(target, embedder)
@@ -112,7 +108,7 @@ async def alearn(
             work, resumed = work_folder(target, recipe, split, overwrite, embedder)
         with storage_errors(work):
             record = _write_folder(work, name, log, recipe, split, persona, resumed)
-        allow_own_models(record)
+        allow_own_models(record, target)
         try:
             pairs = split.corpus if recipe.max_triples is None else split.corpus[-recipe.max_triples :]
             with TripleStore(work, embedder) as store:
@@ -128,6 +124,15 @@ async def alearn(
         if work != target:
             replace_twin(target)
     return record
+
+
+def _make_home(folder: Path) -> None:
+    """Make the folder of all twins if it is missing. TwinError if that is not possible."""
+    try:
+        private_folder(folder)
+    except OSError as error:
+        reason = f"cannot hold twins ({error.strerror}); choose another folder with --home"
+        raise TwinError(f"{folder}: {reason}") from None
 
 
 def add_pairs(store: TripleStore, pairs: Sequence[Pair], progress: Progress) -> None:

@@ -17,6 +17,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -223,6 +224,13 @@ def twin_folder(name: str, home: str | Path | None = None) -> Path:
     return (Path(home) if home is not None else default_home()) / name
 
 
+def twin_command(command: str, name: str, home: str | Path | None = None, *options: str) -> str:
+    """Return a command on a twin as it can be pasted into a shell: with the twin's home, unless that is the default one."""
+    default = home is None or Path(home).absolute() == default_home().absolute()
+    place = () if default else ("--home", shlex.quote(str(home)))
+    return " ".join(("usertwin", command, shlex.quote(name), *options, *place))
+
+
 def existing_twin(name: str, home: str | Path | None = None) -> Path:
     """Return the folder of a twin. TwinError, with the names of the existing twins, if there is none; UsageError for a link."""
     folder = twin_folder(name, home)
@@ -232,7 +240,7 @@ def existing_twin(name: str, home: str | Path | None = None) -> Path:
         known = ", ".join(list_twins(home)[:10]) or "none yet"
         raise TwinError(
             f'there is no twin "{name}" in {folder.parent} (there: {known}); '
-            f"make it with: usertwin learn {name} --from FILE --speaker WHO"
+            f"make it with: {twin_command('learn', name, home, '--from FILE', '--speaker WHO')}"
         )
     return folder
 

@@ -11,6 +11,7 @@ import pytest
 from cli_runner import THOUGHTS, error_of, learn_command, output_of, record_prompts, write_script
 
 from conftest import small_conversation
+from usertwin.evals.replay import tune
 from usertwin.evals.traces.control_verdict import decide
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.personas import write_conversations
@@ -90,6 +91,22 @@ def test_the_same_controls_again_use_the_cached_completions(ann: str, script: st
     assert second["cost"]["calls"] == 0
     assert second["cost"]["repeated"] >= first["cost"]["calls"]
     assert {**first, "cost": 0} == {**second, "cost": 0}
+
+
+def test_controls_say_which_turns_nearly_repeat_the_memory(
+    ann: str, script: str, monkeypatch: pytest.MonkeyPatch, prompts: list[str]
+) -> None:
+    monkeypatch.setattr(tune, "near_duplicates", lambda held_out, known: {0: 0, 1: 0})
+    text = output_of(*controls_command(ann, script, "--candidates", "1"))
+    assert "2 of 6 validation turns nearly repeat the memory, and were dropped" in text
+    monkeypatch.setattr(tune, "near_duplicates", lambda held_out, known: dict.fromkeys(range(len(held_out)), 0))
+    prompts.clear()
+    sentence = "ann: every held-out turn is nearly the same as one in the memory; use a log with more turns"
+    assert error_of(*controls_command(ann, script)) == sentence
+    assert prompts == []
+    assert "on 0 validation turns: 0 turns scored; 6 more nearly repeat the memory" in output_of(
+        "tune", ann, "--model", script, "--scorer", "fake:"
+    )
 
 
 def test_controls_follow_the_recipe_of_the_twin(log_file: Path, script: str, prompts: list[str]) -> None:

@@ -192,6 +192,17 @@ def test_an_unknown_twin_is_reported_with_the_known_ones_and_the_command_to_lear
         assert "usertwin learn nobody --from FILE --speaker WHO" in sentence
 
 
+def test_a_command_that_is_named_repeats_the_home_that_was_given(ann: str, tmp_path: Path) -> None:
+    home = tmp_path / "my twins"
+    shutil.copytree(default_home(), home)
+    learn = error_of("show", "nobody", "--home", home)
+    assert f"usertwin learn nobody --from FILE --speaker WHO --home '{home}'" in learn
+    assert f"usertwin eval {ann} --home '{home}'" in output_of("show", ann, "--home", home)
+    damage(home / ann, "memory replaced")
+    checked = run("memory", "check", ann, "--home", home)
+    assert f"usertwin memory rebuild {ann} --home '{home}'\n" in checked.stdout
+
+
 def damage(folder: Path, kind: str) -> None:
     """Damage a twin's folder as a crash, a full disk or an editor can."""
     match kind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,23 @@ def test_harmless_models_need_no_word(ann: str, model: str) -> None:
 def test_other_models_are_refused_with_the_way_out(ann: str, model: str) -> None:
     with pytest.raises(UsageError, match=rf"names the model .*run: usertwin trust {ann}$"):
         check_consent(record_of(ann), model)
+
+
+def test_the_way_out_works_when_it_is_pasted(ann: str, tmp_path: Path) -> None:
+    """It names the twin's folder, and its home unless that is the default one."""
+    home = tmp_path / "other twins"
+    shutil.copytree(existing_twin(ann), home / "renamed")
+    record = TwinRecord.load(home / "renamed")
+    with pytest.raises(UsageError, match="run: usertwin trust") as caught:
+        check_consent(record, EVIL, folder=home / "renamed")
+    command = shlex.split(str(caught.value).partition("run: usertwin ")[2])
+    assert command == ["trust", "renamed", "--home", str(home)]
+    with pytest.raises(UsageError, match=rf"run: usertwin trust {ann}$"):
+        check_consent(record, EVIL, folder=existing_twin(ann))
+    record = replace(record, recipe=replace(record.recipe, model=EVIL, synthesizer=EVIL))
+    record.save(home / "renamed")
+    assert output_of(*command, "--yes")
+    check_consent(record, EVIL, folder=home / "renamed")
 
 
 def test_scripts_are_harmless_only_where_all_else_is_forbidden(ann: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,15 +168,25 @@ def test_no_command_sends_anything_to_the_url_of_a_twin(
         assert f"run: usertwin trust {name}" in error_of(*command), command
     with pytest.raises(UsageError, match="run: usertwin trust"):
         SimulatedUser.load(name, model=scripted("hi"))
+    home = shutil.copytree(existing_twin(name).parent, tmp_path / "elsewhere")
+    for command in (
+        ["simulate", name, "--agent", "demo", model],
+        ["memory", "add", name, "--from", log_file, "--max-traces", "2"],
+    ):
+        assert error_of(*command, "--home", home).endswith(f"run: usertwin trust {name} --home {home}")
+    with pytest.raises(UsageError, match=f"run: usertwin trust {name} --home {home}$"):
+        SimulatedUser.load(name, home=home, model=scripted("hi"))
     assert endpoint.requests == []
 
 
 @pytest.mark.parametrize(
     "command", [["show"], ["memory", "stats"], ["memory", "rebuild"], ["memory", "forget", "--before=2000-01-01"]]
 )
-def test_no_command_loads_the_embedder_of_a_twin(ann: str, command: list[str]) -> None:
+def test_no_command_loads_the_embedder_of_a_twin(ann: str, command: list[str], tmp_path: Path) -> None:
     change_recipe(ann, embedder="/tmp/some/folder")
     assert 'names the model "/tmp/some/folder"' in error_of(*command, ann)
+    home = shutil.copytree(existing_twin(ann).parent, tmp_path / "elsewhere")
+    assert error_of(*command, ann, "--home", home).endswith(f"run: usertwin trust {ann} --home {home}")
 
 
 def test_a_model_named_in_the_call_is_the_users_word(ann: str, endpoint: Endpoint) -> None:
