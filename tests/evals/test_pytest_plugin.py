@@ -499,12 +499,14 @@ def test_the_summary_names_the_twins_that_talked(pytester: pytest.Pytester, ann:
 def test_the_summary_shows_the_closeness_of_a_measured_twin(pytester: pytest.Pytester, ann: str, script: str) -> None:
     folder = existing_twin(ann)
     figure = {"bits_per_char": {"value": 1.25, "low": 1.0, "high": 1.5, "n": 12}}
-    paired = {"recon - no_memory": {"bits_per_char": {"value": -0.5, "low": -0.75, "high": -0.25, "n": 12, "p": 0.01}}}
+    paired = {
+        "recon - no_memory": {"bits_per_char": {"value": -0.5, "low": -0.75, "high": -0.25, "n": 12, "p": 0.01, "p_holm": 0.01}}
+    }
     closeness = {"arms": {"recon": figure}, "paired": paired, "turns": 12, "conversations": 9}
     closeness["measured_at"] = "2024-05-06T00:00:00+00:00"
     TwinRecord.load(folder).with_closeness(closeness).save(folder)
     result = run(pytester, talk("good"), "--usertwin-model", script)
-    figures = "1.250 bits per character (1.000 to 1.500), −0.500 (−0.750 to −0.250) against no memory, p = 0.010"
+    figures = "1.250 bits per character (1.000 to 1.500), −0.500 (−0.750 to −0.250) against no memory, p = 0.010 after Holm"
     result.stdout.fnmatch_lines([f"ann: 1 conversation; closeness: {figures}*n=12*"])
     TwinRecord.load(folder).with_closeness(closeness | {"conversations": 5}).save(folder)
     result = run(pytester, talk("good"), "--usertwin-model", script)

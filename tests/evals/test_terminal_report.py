@@ -182,8 +182,8 @@ def test_brackets_in_the_name_of_a_model_are_kept() -> None:
 
 
 def test_the_line_has_value_difference_test_n_and_day() -> None:
-    assert closeness_line(measurement()) == (
-        "1.100 bits per character (1.200 to 1.800), −0.200 (−0.300 to −0.100) against no memory, p = 0.030; "
+    assert closeness_line(measurement(p_holm=0.03)) == (
+        "1.100 bits per character (1.200 to 1.800), −0.200 (−0.300 to −0.100) against no memory, p = 0.030 after Holm; "
         "n=12 held-out turns, 2024-05-06"
     )
 
