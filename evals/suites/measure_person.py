@@ -156,7 +156,7 @@ class PersonMeasurement:
         suite, record = self.suite, TwinRecord.load(folder)
         traced = suite.shows_traces
         plain = Settings(traces="recon" if traced else "none", reasons=traced and suite.traces.reasons)
-        embedder = self.models.embedder() if person.corpus else load_own_embedder(record)
+        embedder = self.models.embedder() if person.corpus else load_own_embedder(record, folder)
         settings = record.settings if person.corpus else record.settings or Settings()
         if settings is not None and not traced:  # no arm shows traces, so neither does the twin
             settings = replace(settings, traces="none", reasons=False)

@@ -72,8 +72,8 @@ class SuiteRun:
         """
         people: list[Person] = []
         for name in self.suite.twins:
-            recipe = (record := TwinRecord.load(existing_twin(name, self._home))).recipe
-            check_consent(record, recipe.embedder)
+            recipe = (record := TwinRecord.load(folder := existing_twin(name, self._home))).recipe
+            check_consent(record, recipe.embedder, folder=folder)
             people.append(Person(label=f"{name}/{recipe.speaker}", twin=name, home=self._home))
         for corpus in self.suite.corpora:
             for speaker in people_of(corpus, logs[corpus.name], self.suite.window or CONTEXT_WINDOW):
