@@ -49,7 +49,7 @@ class Tags(HTMLParser):
 
 def against(value: float, half: float | None, rival: str = "persona", **changes: Any) -> dict[str, Any]:
     """Return a result in which the twin was compared with one arm."""
-    contrasts = {f"{TWIN} - {rival}": {"bits_per_char": paired(value, half)}}
+    contrasts = {f"{TWIN} - {rival}": {"bits_per_char": paired(value, half, p_holm=0.008)}}
     return result(paired=contrasts, **changes)
 
 
@@ -59,15 +59,15 @@ def against(value: float, half: float | None, rival: str = "persona", **changes:
 def test_the_headline_of_a_twin_that_predicts_better_has_the_difference_its_test_and_its_basis() -> None:
     assert summary_of(against(-0.02, 0.006)) == (
         "The twin predicts these people's next turn 1.4% better than the same model with a description of the person: it needs "
-        "0.020 fewer bits per character (95% interval 0.014 to 0.026, p = 0.008; 412 held-out turns of 4 people in 86 "
-        "conversations; measured with local, replies written by local)."
+        "0.020 fewer bits per character (95% interval 0.014 to 0.026, p = 0.008 after Holm; 412 held-out turns of 4 people in "
+        "86 conversations; measured with local, replies written by local)."
     )
 
 
 def test_the_headline_says_that_the_twin_predicts_worse() -> None:
     summary = summary_of(against(0.02, 0.006))
     assert summary.startswith("The twin predicts these people's next turn 1.4% worse than the same model with a description of")
-    assert "it needs 0.020 more bits per character (95% interval 0.014 to 0.026, p = 0.008;" in summary
+    assert "it needs 0.020 more bits per character (95% interval 0.014 to 0.026, p = 0.008 after Holm;" in summary
 
 
 def test_a_contrast_of_other_arm_minus_twin_is_negated() -> None:
@@ -202,7 +202,10 @@ def test_depths_are_in_numeric_order() -> None:
 
 
 def test_a_missing_part_has_no_section() -> None:
-    bare = result(judge=None, leakage={}, endings={}, drift={}, transfer=[], user_models=None)
+    bare = result(
+        judge=None, leakage={}, endings={}, drift={}, transfer=[], user_models=None, discriminator=None, spread={},
+        likelihood_judge=None,
+    )  # fmt: skip
     assert [section.name for section in sections_of(bare)] == ["measures", "people"]
 
 
