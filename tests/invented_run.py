@@ -77,6 +77,19 @@ def result(**changes: Any) -> dict[str, Any]:
         "versions": {"usertwin": "0.1.0", "torch": "2.13.0"},
         "measured_at": "2026-11-23T12:00:00+00:00",
         "judge": judge(),
+        "discriminator": {
+            "folds_by": "person", "folds": 4, "control": est(0.51, 0.04), "context_control": est(0.49, 0.04),
+            "misplaced": est(0.68, 0.05),
+        },
+        "spread": {
+            TWIN: {"spread": est(0.62, 0.2, 4), "matching": est(0.4, None, 4), "pairs": 2},
+            "openevals": {"spread": est(0.11, 0.2, 4), "matching": None, "pairs": 2},
+        },
+        "likelihood_judge": {
+            "model": "local:small", "contrasts": {f"{TWIN} - openevals": {"win": est(0.64, 0.05, 80), "p": 0.02}},
+            "real": {TWIN: {"win": est(0.58, 0.04, 80), "p": 0.02, "holds": True}}, "identical": est(0.5, None, 80),
+            "usable": True, "warnings": [],
+        },
         "leakage": {
             person: {"near_duplicates": 2, "of": 105, "memorized": {"value": 0.01, "n": 103}, "checked": ["split by time"]}
             for person in PEOPLE

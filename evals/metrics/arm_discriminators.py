@@ -86,9 +86,13 @@ def person_scores(turns: Sequence[MeasuredTurn], source: TextSource, *, with_con
         real, other = PlacedText(turn.action, turn.context, turn.real_fit), source(turn)
         if other is None or (with_context and (real.fit is None or other.fit is None)):
             continue
-        features = (_features(real), _features(other)) if with_context else ((), ())
+        real_features, reply_features = (_features(real), _features(other)) if with_context else ((), ())
         rows.setdefault(turn.person, {})[place] = len(pairs)
-        pairs.append(PairedReply(turn.person, turn.conversation_id, turn.action, other.text, *features))
+        pair = PairedReply(
+            turn.person, turn.conversation_id, turn.action, other.text, real_features=real_features,
+            reply_features=reply_features,
+        )  # fmt: skip
+        pairs.append(pair)
     scores = discriminate(pairs, seed=seed)
     return scores and PersonScores(scores, rows)
 

@@ -10,7 +10,7 @@ studies").
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import log1p
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ class PairedReply:
     conversation_id: str
     real: str
     reply: str
+    _: KW_ONLY
     real_features: tuple[float, ...] = ()
     reply_features: tuple[float, ...] = ()
 

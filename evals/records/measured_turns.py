@@ -33,6 +33,8 @@ _T = TypeVar("_T")
 #: The format of run folders that this version writes and reads.
 RUN_FORMAT = 1
 MANIFEST, RESULT, VERDICTS, LABELS = "manifest.json", "result.json", "verdicts.jsonl", "labels.jsonl"
+#: The key of the real action beside those of arms; no arm can have this name.
+REAL_TURN = "(real)"
 _AGAIN = "run the suite again"
 
 
@@ -114,6 +116,8 @@ class MeasuredTurn:
         past: a remembered turn of the same person, for the controls of the discriminators.
         real_fit: how the real action fits its context.
         fit: how the first reply does.
+        outside_gain: how much the person's past helps a model outside the action model's family to predict the first reply, or
+            the real action (`REAL_TURN`), in bits per character.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = STRICT
@@ -137,6 +141,7 @@ class MeasuredTurn:
     past: PastTurn | None = None
     real_fit: ContextFit | None = None
     fit: Mapping[str, ContextFit] = field(default_factory=dict[str, ContextFit])
+    outside_gain: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def cluster(self) -> tuple[str, str]:
@@ -151,7 +156,7 @@ class MeasuredTurn:
     def from_json(cls, raw: Mapping[str, Any]) -> MeasuredTurn:
         """Read the object of `to_json`, or that of an earlier version. ValueError for any other value."""
         turn = as_type(cls, without_dropped_fields(raw))
-        by_arm = ("bits", "choice", "fit", "reasoning", "replies", "similarity", "rank", "traces")
+        by_arm = ("bits", "choice", "fit", "outside_gain", "reasoning", "replies", "similarity", "rank", "traces")
         current = {name: {with_current_arms(arm): value for arm, value in getattr(turn, name).items()} for name in by_arm}
         return replace(turn, **current)
 

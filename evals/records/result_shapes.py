@@ -96,6 +96,43 @@ class ListwiseCheckShape(TypedDict):
     seed: int
 
 
+class WinRateShape(TypedDict):
+    """How often one reply wins against another; `holds`: whether it must, and does."""
+
+    win: EstimateShape
+    p: NotRequired[float | None]
+    holds: NotRequired[bool | None]
+
+
+class LikelihoodJudgeShape(TypedDict):
+    """The figures of the judge by likelihood."""
+
+    model: str
+    contrasts: Mapping[str, WinRateShape]
+    real: Mapping[str, WinRateShape]
+    identical: EstimateShape
+    usable: bool
+    warnings: list[str]
+
+
+class DiscriminatorControlsShape(TypedDict):
+    """The controls of the discriminators; earlier versions had one of the first kind alone."""
+
+    folds_by: str
+    folds: int
+    control: EstimateShape | None
+    context_control: NotRequired[EstimateShape | None]
+    misplaced: NotRequired[EstimateShape | None]
+
+
+class SpreadShape(TypedDict):
+    """How much an arm's replies differ between people."""
+
+    spread: EstimateShape | None
+    matching: EstimateShape | None
+    pairs: int
+
+
 class MemorizedShape(TypedDict):
     """The share of turns that the scoring model knows by heart."""
 
@@ -201,6 +238,9 @@ class RunResult(TypedDict):
     family: NotRequired[FamilyShape | None]
     traces: NotRequired[Mapping[str, EstimateShape]]
     judge: NotRequired[JudgeShape | None]
+    likelihood_judge: NotRequired[LikelihoodJudgeShape | None]
+    discriminator: NotRequired[DiscriminatorControlsShape | None]
+    spread: NotRequired[Mapping[str, SpreadShape]]
     leakage: NotRequired[Mapping[str, LeakageShape] | None]
     endings: NotRequired[Mapping[str, EndingShape | None] | None]
     drift: NotRequired[Mapping[int, DepthShape] | None]

@@ -36,6 +36,7 @@ from usertwin.simulator.prompts import RECALLED_TURNS
 
 from .arms import Arms, HeldOutTurn
 from .context_fit import PlacedText, context_fits
+from .outside_gain import outside_gains
 from .past_turns import past_turns
 from .peers import peer_messages, reply_of_peer
 
@@ -81,7 +82,8 @@ class Replay:
     """Measures a twin turn by turn.
 
     The model of the twin writes the replies of all arms. The scorer scores real actions; the embedder computes similarities of
-    replies. `person` is the person's name in the records. `given` are the distractors that the log gives for the
+    replies. `person` is the person's name in the records. `outside` is a scorer of another model family than the twin's model,
+    for the gains of replies (see outside_gain.py); None to skip these. `given` are the distractors that the log gives for the
     choice at a turn, by conversation and position; such a choice needs no replies.
     """
 
@@ -91,6 +93,7 @@ class Replay:
     arms: Arms
     config: ReplayConfig
     person: str
+    outside: Scorer | None = None
     given: Mapping[tuple[str, int], Sequence[str]] = field(default_factory=dict[tuple[str, int], Sequence[str]])
 
     async def run(
@@ -205,8 +208,13 @@ class Replay:
         similarity, rank = await to_thread(self._similarity_and_rank, replies, turn.pair.action, others)
         first = {arm: texts[0] for arm, texts in replies.items() if texts}
         fits = await to_thread(context_fits, self.embedder, [(text, record.context, record.goal) for text in first.values()])
-        fit = dict(zip(first, fits, strict=True))
-        return replace(record, replies=replies, similarity=similarity, rank=rank, fit=fit)
+        gains: dict[str, float] = {}
+        if self.outside is not None:
+            gains = await to_thread(outside_gains, self.outside, self.user, turn, first)
+        return replace(
+            record, replies=replies, similarity=similarity, rank=rank, outside_gain=gains,
+            fit=dict(zip(first, fits, strict=True)),
+        )  # fmt: skip
 
     async def _sample_replies(self, turn: HeldOutTurn, arm: str) -> list[str]:
         """Return the replies under an arm."""

@@ -52,13 +52,19 @@ from .summary import question_of
 _PASSED = {None: Cell("too few pairs"), True: Cell("yes", mark="holds"), False: Cell("no", mark="fails")}
 #: Labels of user models that are not trained on traces.
 _KIND_LABELS = {"base": ("Not trained", "the base model"), "none": ("Pairs alone", "context and action")}
+#: Checks of the discriminators: title, remark, and the AUC that is expected.
+_CONTROLS = {
+    "control": ("Past turns, text alone", "turns of the same person from other conversations", "near 0.5"),
+    "context_control": ("Past turns in their own context", "the same turns after what was said before them", "near 0.5"),
+    "misplaced": ("Past turns out of place", "the same turns in the context of the held-out turns", "above 0.5"),
+}
 
 
 def sections_of(result: Mapping[str, Any]) -> list[Section]:
     """Return the sections for which a result has figures, in the order of a report."""
     builders = (
-        measures_section, between_section, people_section, judge_section, drift_section, endings_section, leakage_section,
-        transfer_section, user_models_section,
+        measures_section, discriminators_section, between_section, people_section, spread_section, judge_section,
+        likelihood_judge_section, drift_section, endings_section, leakage_section, transfer_section, user_models_section,
     )  # fmt: skip
     return [part for build in builders if (part := build(result)) is not None]
 
@@ -108,6 +114,22 @@ def _marks_note(rows: Sequence[TableRow]) -> str:
     return f"{signs} ({basis}). No sign: no difference shown." if signs else f"No difference is shown ({basis})."
 
 
+def discriminators_section(result: Mapping[str, Any]) -> Section | None:
+    """Return the AUC of the discriminators where the answer is known."""
+    controls = result.get("discriminator") or {}
+    rows = (
+        table_row(title, estimate_cell(controls[name], 2), Cell(expected), description=description)
+        for name, (title, description, expected) in _CONTROLS.items()
+        if controls.get(name) is not None
+    )
+    notes = (
+        "A control far from 0.5 means that the person's held-out turns differ from earlier ones; an AUC of that size then says "
+        "nothing about an arm. Turns out of place near 0.5 mean that the discriminator with context does not see the context.",
+    )
+    columns = ("Instead of replies", "AUC", "Expected")
+    return section("discriminators", "Checks of the discriminators", "AUC against held-out turns", columns, rows, notes)
+
+
 def between_section(result: Mapping[str, Any]) -> Section | None:
     """Return the differences between arms other than the twin's: the effect of memory and of traces."""
     rows = (
@@ -152,6 +174,25 @@ def _count_verdicts(result: Mapping[str, Any], contrast: str) -> str:
         f"{arm_title(first, twin_arm(result))} against {arm_title(second, twin_arm(result))}: {counts or 'not measured'}, of "
         f"{people}. Tests of single people are over their conversations and not corrected for their number."
     )
+
+
+def spread_section(result: Mapping[str, Any]) -> Section | None:
+    """Return, by arm, whether the replies differ between people as the people do."""
+    by_arm = result.get("spread") or {}
+    rows = (
+        table_row(
+            arm_label(arm).title, estimate_cell(by_arm[arm]["spread"], 2), estimate_cell(by_arm[arm]["matching"], 2),
+            Cell(plural(by_arm[arm]["pairs"], "pair")),
+        )
+        for arm in in_order(by_arm)
+    )  # fmt: skip
+    notes = (
+        "Distances are between the writing of two people of a corpus; n is the number of people. Spread: the sum of the "
+        "distances between replies, divided by that between real turns. Matching: the correlation of both.",
+    )
+    columns = ("Arm", "Spread (1: as different as the people)", "Matching (1: the same people differ)", "Pairs of people")
+    caption = "Are the twins as different from each other as the people?"
+    return section("spread", "Differences between people", caption, columns, rows, notes)
 
 
 def judge_section(result: Mapping[str, Any]) -> Section | None:
@@ -199,6 +240,31 @@ def _win_cell(contrast: Mapping[str, Any], usable: bool) -> Cell:
 
 def _share(estimate: Estimate | None) -> str:
     return "unknown" if estimate is None else with_interval(estimate, 2).replace(")", f", n={counted(estimate['n'])})")
+
+
+def likelihood_judge_section(result: Mapping[str, Any]) -> Section | None:
+    """Return how often which reply gains more from the person's past, and whether real turns win."""
+    judge = result.get("likelihood_judge")
+    if not judge:
+        return None
+    wins = (
+        table_row(contrast_title(name, "over"), _win_cell(row, judge["usable"]), Cell(p_value(row.get("p")) or NONE.text))
+        for name, row in judge["contrasts"].items()
+    )
+    checks = tuple(
+        table_row(f"Real turn over {arm_label(arm).title}", estimate_cell(row["win"], 2), _PASSED[row.get("holds")])
+        for arm, row in judge["real"].items()
+    )
+    notes = (
+        f"Model: {judge['model']}. The reply wins that the person's past, compared with another person's, makes more likely.",
+        *judge["warnings"],
+    )
+    more = [Grid("Checks: the real turn must win", ("Check", "Win rate", "Passed"), checks)]
+    caption, columns = (
+        "Share of turns at which the first reply wins; a tie counts half",
+        ("Replies compared", "Win rate", "Test"),
+    )
+    return section("likelihood-judge", "Judge by likelihood", caption, columns, wins, notes, more)
 
 
 def drift_section(result: Mapping[str, Any]) -> Section | None:

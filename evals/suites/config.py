@@ -100,6 +100,7 @@ class Models(_Strict):
     proposer: ChatName = "local"  # proposes traces
     trained: ChatName | None = None  # proposes the traces of the arm "trained"
     judge: ChatName | None = None  # compares two replies; None for no judge
+    outside: ScorerName | None = None  # compares two replies by likelihood, of another family than `action`; None for none
     embedder: str | None = None  # finds similar pairs and computes the similarity of texts; None for the built-in one
 
 
@@ -240,6 +241,11 @@ class Suite(_Strict):
             raise ValueError('user_models.kinds: "trained" needs the model models.trained; set it')
         if self.user_models is not None and not names:
             raise ValueError("user_models: the experiment needs people to learn; add [[corpora]]")
+        outside, action = self.models.outside, self.models.action
+        if outside is not None and ModelName.parse(outside, "scorer").base == ModelName.parse(action).base:
+            raise ValueError(f'models.outside: "{outside}" is the action model; name a model of another family')
+        if outside is not None and "other_person" not in self.arms:
+            raise ValueError('models.outside: it compares with the pairs that the arm "other_person" shows; add that arm')
         if (self.k is None) != (self.window is None):
             raise ValueError('"k" and "window" must be set together')
         if not self.reason.strip() and any(corpus.people == "test" for corpus in self.corpora):

@@ -199,8 +199,9 @@ class PersonMeasurement:
                 arms=suite.arms, limit=suite.turns or None, generate=suite.replies, samples=suite.samples,
                 choices=suite.choices, concurrency=suite.concurrency, seed=suite.seed,
             )  # fmt: skip
+            outside = None if suite.models.outside is None else self.models.scorer(suite.models.outside)
             replay = Replay(
-                user=user, scorer=scorer, embedder=embedder, arms=arms, config=config, person=person.label,
+                user=user, scorer=scorer, embedder=embedder, arms=arms, config=config, person=person.label, outside=outside,
                 given=given_distractors(user, folder),
             )  # fmt: skip
             await replay.run(evenly_spaced(spoken, config.limit), path=self.folder / f"{number}.jsonl", progress=self.progress)

@@ -68,5 +68,6 @@ class SuiteModels:
             prompt_style_of(name)
             if not ModelName.parse(name).is_gguf:  # the other kinds need no download
                 load(name)
-        for name in (models.scorer, *(transfer.scorers if transfer else ())):
-            ModelName.parse(name, "scorer")
+        for name in (models.scorer, models.outside, *(transfer.scorers if transfer else ())):
+            if name is not None:
+                ModelName.parse(name, "scorer")

@@ -13,19 +13,22 @@ from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from usertwin.evals.arm_names import PEERS, arm_names
+from usertwin.evals.judges.likelihood_judge import likelihood_wins
 from usertwin.evals.judges.model_judge import build_questions, judge_pairs, summarize_verdicts
 from usertwin.evals.metrics.closeness import closeness
+from usertwin.evals.metrics.spread import spread
 from usertwin.evals.records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest
 from usertwin.evals.records.result_shapes import DriftTurn
 from usertwin.evals.records.run_folder import HTML_REPORT, MARKDOWN_REPORT, write_atomically
 from usertwin.evals.replay.drift import drift_result
 from usertwin.evals.replay.peers import peer_versions
 from usertwin.evals.reports.labels import MIN_CLUSTERS, plural
-from usertwin.evals.reports.summary import summary_of
+from usertwin.evals.reports.summary import model_warnings, summary_of
 from usertwin.evals.reports.write_reports import write_reports
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.memory.atomic_files import checksum, file_checksum
@@ -217,6 +220,8 @@ class SuiteRun:
         return {
             "format": RUN_FORMAT, "name": suite.name,
             "judge": await self._judge(turns, twin),
+            "likelihood_judge": likelihood_wins(turns, twin, model=suite.models.outside or "", seed=suite.seed),
+            "spread": spread(turns),
             "leakage": {person: fact["leakage"] for person, fact in facts.items()},
             "endings": {person: fact["endings"] for person, fact in facts.items() if fact["endings"]},
             "drift": drift_result(drift_turns, seed=suite.seed),
@@ -256,7 +261,8 @@ def _common_value(facts: Mapping[str, dict[str, Any]], name: str) -> Any:
 
 def _warnings(result: Mapping[str, Any], *, mixed: bool, declared: bool) -> list[str]:
     """Return what a reader must know before the figures; `declared` says whether the suite asks for test people."""
-    warnings: list[str] = list((result["judge"] or {}).get("warnings", []))
+    judges = [result["judge"] or {}, result["likelihood_judge"] or {}]
+    warnings = [*model_warnings(result), *chain.from_iterable(judge.get("warnings", ()) for judge in judges)]
     for look in () if declared else result["looks"]:
         warnings.append(
             f"{plural(len(look['people']), 'registered test person', 'registered test people')} of {look['corpus']} measured "
@@ -294,6 +300,8 @@ def work_estimate(suite: Suite, logs: Mapping[str, ChatLog], people: Sequence[Pe
     if suite.models.judge is not None:
         questions = count * replies * max(0, arms - 1) + 4 * suite.sanity
         lines.append(f"about {2 * questions:,} verdicts of {suite.models.judge}")
+    if suite.models.outside is not None:
+        lines.append(f"about {2 * count * suite.replies * (arms + 1):,} replies and turns scored under {suite.models.outside}")
     lines += user_models_estimate(suite, count - len(suite.twins))
     if peers := [arm for arm in suite.arms if arm in PEERS]:
         lines.append(f"peers: {', '.join(peers)}")

@@ -1,0 +1,140 @@
+"""Spread: how much the twins of several people differ from each other, compared with the people.
+
+Twins that all have the same voice may each be close to their person, and yet they do not stand for these people together. So
+the distances between the replies to the turns of two people are compared with the distances between the turns themselves.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations
+from math import isnan, sqrt
+from typing import TYPE_CHECKING, Any
+
+from usertwin.evals.records.measured_turns import MeasuredTurn
+
+from .statistics import CONFIDENCE, MIN_CLUSTERS, Estimate, optional_json
+from .writing_style import char_ngrams
+
+if TYPE_CHECKING:
+    from .statistics import Floats
+
+
+def spread(turns: Sequence[MeasuredTurn]) -> dict[str, dict[str, Any]]:
+    """Return, by arm, how much the replies differ between people, compared with the people's real turns.
+
+    Two people of a corpus have a distance (see `_distances`) between their real turns, and one between an arm's first replies
+    to these turns. Intervals are Student's t with the standard error of the jackknife that leaves out one person at a time,
+    since pairs share people (Efron and Tibshirani 1993, chapter 11); there is none from few people (`MIN_CLUSTERS`).
+
+    Returns:
+        `spread`: the sum of the distances between replies, divided by that between real turns: 1 for twins that are as
+        different as the people, 0 for one voice. `matching`: the correlation of both lists of distances, minus their means in
+        each corpus: 1 if those people differ most whose twins do; noise in the distances lowers it. Each has the number of
+        people as n, and is None where it is not defined. `pairs`: the number of pairs of people. Arms without pairs are left
+        out.
+    """
+    arms = dict.fromkeys(chain.from_iterable(turn.replies for turn in turns))
+    compared = {arm: _compare([turn for turn in turns if turn.replies.get(arm)], arm) for arm in arms}
+    return {
+        arm: {
+            "spread": optional_json(_jackknife(pairs, _spread)),
+            "matching": optional_json(_jackknife(pairs, _matching)),
+            "pairs": len(pairs),
+        }
+        for arm, pairs in compared.items()
+        if pairs
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Two people of a corpus, the distance between their real turns, and that between the replies to these."""
+
+    corpus: str
+    people: tuple[str, str]
+    real: float
+    replies: float
+
+
+def _compare(turns: Sequence[MeasuredTurn], arm: str) -> list[_Pair]:
+    """Return all pairs of people of a corpus whose distances are defined; the turns have replies of the arm."""
+    by_corpus: dict[str, list[MeasuredTurn]] = {}
+    for turn in turns:
+        by_corpus.setdefault(turn.person.rpartition("/")[0], []).append(turn)
+    pairs: list[_Pair] = []
+    for corpus, own in by_corpus.items():
+        people = list(dict.fromkeys(turn.person for turn in own))
+        if len(people) < 2:
+            continue
+        real, replies = _distances(own, [turn.action for turn in own]), _distances(own, [turn.replies[arm][0] for turn in own])
+        for (i, first), (j, second) in combinations(enumerate(people), 2):
+            if not isnan(real[i, j]):
+                pairs.append(_Pair(corpus, (first, second), float(real[i, j]), float(replies[i, j])))
+    return pairs
+
+
+def _distances(turns: Sequence[MeasuredTurn], texts: Sequence[str]) -> Floats:
+    """Return the distance between each two people's texts, one text for each turn; shape (people, people).
+
+    It is the squared maximum mean discrepancy, unbiased (Gretton et al. 2012, "A kernel two-sample test", lemma 6), with the
+    cosine of character 3-gram counts as kernel: 0 on average for people who write alike, however few their texts are, and so
+    at times below 0. Texts of the same conversation share its subject and are not compared, with those of the same person or
+    of another. NaN where no texts are left to compare.
+    """
+    import numpy as np
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction import DictVectorizer
+    from sklearn.preprocessing import normalize
+
+    people = {person: number for number, person in enumerate(dict.fromkeys(turn.person for turn in turns))}
+    groups = {cluster: number for number, cluster in enumerate(dict.fromkeys(turn.cluster for turn in turns))}
+    conversations = [conversation for _, conversation in groups]
+    apart = np.array([[first != second for second in conversations] for first in conversations])
+    of_group = csr_matrix((np.ones(len(turns)), ([groups[turn.cluster] for turn in turns], range(len(turns)))))
+    of_person = np.zeros((len(people), len(groups)))
+    of_person[[people[person] for person, _ in groups], range(len(groups))] = 1.0
+    counts = [char_ngrams(text) or Counter({"": 1}) for text in texts]  # empty texts are alike
+    vectors: Any = normalize(DictVectorizer().fit_transform(counts))
+    sums: Any = of_group @ vectors
+    sizes: Any = np.asarray(of_group.sum(axis=1))
+    similarities = of_person @ ((sums @ sums.T).toarray() * apart) @ of_person.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        similarities = similarities / (of_person @ ((sizes @ sizes.T) * apart) @ of_person.T)
+    own = similarities.diagonal()
+    return own[:, None] + own[None, :] - 2 * similarities
+
+
+def _spread(pairs: Sequence[_Pair]) -> float | None:
+    real = sum(pair.real for pair in pairs)
+    return sum(pair.replies for pair in pairs) / real if real > 0 else None
+
+
+def _matching(pairs: Sequence[_Pair]) -> float | None:
+    import numpy as np
+
+    columns = np.array([(pair.real, pair.replies) for pair in pairs])
+    for corpus in {pair.corpus for pair in pairs}:
+        own = [pair.corpus == corpus for pair in pairs]
+        columns[own] -= columns[own].mean(axis=0)
+    lengths = np.sqrt((columns**2).sum(axis=0))
+    return float((columns[:, 0] @ columns[:, 1]) / lengths.prod()) if len(pairs) > 2 and (lengths > 1e-9).all() else None
+
+
+def _jackknife(pairs: Sequence[_Pair], statistic: Callable[[Sequence[_Pair]], float | None]) -> Estimate | None:
+    """Return a statistic with its interval over people; without one from few people, or if all of them agree."""
+    from scipy.stats import t
+
+    people = list(dict.fromkeys(chain.from_iterable(pair.people for pair in pairs)))
+    value, n = statistic(pairs), len(people)
+    if value is None:
+        return None
+    left_out = [statistic([pair for pair in pairs if person not in pair.people]) for person in people]
+    values = [left for left in left_out if left is not None]
+    if n < MIN_CLUSTERS or len(values) < n:
+        return Estimate(value, None, None, n)
+    mean = sum(values) / n
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sqrt((n - 1) / n * sum((left - mean) ** 2 for left in values))
+    return Estimate(value, value - half, value + half, n) if half > 1e-9 else Estimate(value, None, None, n)
