@@ -1,6 +1,6 @@
 """A model judge that compares two replies with the person's real turn (the protocol of Recon, arXiv 2605.26969).
 
-Design: a verdict holds the answers in both orders and is appended to a file as soon as both are in. So no pair is judged twice,
+Design: a verdict holds the answers in both orders and is appended to a file as soon as both are in. So no answer is paid twice,
 an interrupted judge resumes, and every figure can be computed again: a pair on which the orders disagree is a tie, and
 unreadable answers are counted.
 """
@@ -27,7 +27,7 @@ from usertwin.evals.records.verdicts import LABELS, JudgeVerdict, Label, Questio
 from usertwin.memory import ChatModel
 from usertwin.memory.concurrency import run_concurrently
 from usertwin.memory.jsonl import append_line, open_for_append
-from usertwin.memory.models.chat import Ledger, limit_error, sample
+from usertwin.memory.models.chat import Ledger, limit_error, sample_readable
 from usertwin.memory.models.token_limits import token_limit
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.text.completions import json_objects, without_reasoning
@@ -50,7 +50,7 @@ SANITY_CHECKS = {
     "same_arm": Check("two replies of the same arm: the interval contains 0.5", "even"),
     "another_person": Check("another person's turn against the twin's reply: the interval lies below 0.5", "below"),
 }
-_ATTEMPTS, _READ_CHARACTERS = 3, 10_000
+_READ_CHARACTERS = 10_000
 _SCHEMA = {
     "type": "object",
     "properties": {"closer": {"type": "string", "enum": list(LABELS)}},
@@ -124,11 +124,12 @@ async def judge_pairs(
     judge: ChatModel, questions: Sequence[Question], *, path: Path, seed: int = 0, concurrency: int = 1,
     progress: Progress = no_progress, ledger: Ledger | None = None,
 ) -> list[JudgeVerdict]:  # fmt: skip
-    """Return a verdict for each question, in order: judge every pair in both orders, except those that the file already holds.
+    """Return a verdict for each question, in order: judge every pair in both orders, except where the file holds a label.
 
     Take a judge of another model family than that of the replies. Pairs with the same content are judged once. A line is
-    appended to `path` (verdicts.jsonl) as soon as both orders of a pair are in; at most `concurrency` pairs wait for the judge
-    at once. `progress` is called with "judging", the number of judged pairs, and the total.
+    appended to `path` (verdicts.jsonl) as soon as both orders of a pair are in; answers of earlier calls that could not be read
+    are asked for again. At most `concurrency` pairs wait for the judge at once. `progress` is called with "judging", the number
+    of judged pairs, and the total.
 
     Raises:
         ModelError: the judge does not answer, or is empty at its limit of tokens in all attempts. The file keeps the verdicts
@@ -137,11 +138,12 @@ async def judge_pairs(
     """
     known = read_verdicts(path)
     verdicts = {(verdict.key, *slot(verdict)): verdict for verdict in known}
-    labels_by_key = {verdict.key: verdict.labels for verdict in known}
+    known_labels = {verdict.key: verdict.labels for verdict in known}
     keyed = [(_key(judge, question, seed), question) for question in questions]
     pending: dict[str, list[Question]] = {}
     for key, question in keyed:
-        if (key, *slot(question)) not in verdicts:
+        verdict = verdicts.get((key, *slot(question)))
+        if verdict is None or None in verdict.labels:
             pending.setdefault(key, []).append(question)
     remaining = sum(map(len, pending.values()))
     progress("judging", len(keyed) - remaining, len(keyed))
@@ -152,9 +154,10 @@ async def judge_pairs(
             nonlocal remaining
             for key, same in queue:
                 first, second = same[0].texts
-                labels = labels_by_key.get(key) or (
-                    await _sample_label(judge, same[0], (first, second), seed, ledger),
-                    await _sample_label(judge, same[0], (second, first), seed, ledger),
+                label, reverse = known_labels.get(key, (None, None))
+                labels = (
+                    label or await _sample_label(judge, same[0], (first, second), seed, ledger),
+                    reverse or await _sample_label(judge, same[0], (second, first), seed, ledger),
                 )
                 for question in same:
                     kind, a, b, person, conversation_id, position, sample_index = slot(question)
@@ -163,8 +166,9 @@ async def judge_pairs(
                         position=position, sample=sample_index, judge=judge.name, identity=judge.identity,
                         prompt=PROMPT.version, seed=seed, labels=labels,
                     )  # fmt: skip
+                    if verdicts.get((key, *slot(question))) != verdict:
+                        append_line(file, verdict.to_json())
                     verdicts[key, *slot(question)] = verdict
-                    append_line(file, verdict.to_json())
                 remaining -= len(same)
                 progress("judging", len(keyed) - remaining, len(keyed))
 
@@ -194,18 +198,13 @@ async def _sample_label(
         name=question.name, context=question.context_lines(), action=truncate_action(question.action) or "(nothing)",
         replies=[truncate_action(text) or "(nothing)" for text in texts],
     )  # fmt: skip
-    max_tokens, cut_off = token_limit("verdict", judge.style), 0
-    for attempt in range(_ATTEMPTS):
-        [answer] = await sample(
-            judge, [("user", prompt)], seed=seed + attempt, max_tokens=max_tokens, temperature=0.2 * attempt,
-            schema=_SCHEMA, ledger=ledger,
-        )  # fmt: skip
-        if label := parse_label(answer.text):
-            return label
-        cut_off += answer.at_limit and not answer.text.strip()
-    if cut_off == _ATTEMPTS:
+    max_tokens = token_limit("verdict", judge.style)
+    label, is_cut_off = await sample_readable(
+        judge, [("user", prompt)], parse_label, seed=seed, max_tokens=max_tokens, schema=_SCHEMA, ledger=ledger
+    )
+    if is_cut_off:
         raise limit_error(judge, max_tokens)
-    return None
+    return label
 
 
 def _key(judge: ChatModel, question: Question, seed: int) -> str:

@@ -128,8 +128,12 @@ class JudgeVerdict(Comparison):
 
 
 def read_verdicts(path: Path) -> list[JudgeVerdict]:
-    """Return every verdict in a file, none if it is missing; see `read_lines` for an incomplete or broken line."""
-    return read_lines(path, JudgeVerdict.from_json, "verdict", "delete that line, and try again")
+    """Return the verdicts in a file, none if it is missing; see `read_lines` for an incomplete or broken line.
+
+    Of two verdicts on the same question the later one counts: an answer that could not be read was asked for again.
+    """
+    lines = read_lines(path, JudgeVerdict.from_json, "verdict", "delete that line, and try again")
+    return list({(verdict.key, *slot(verdict)): verdict for verdict in lines}.values())
 
 
 def closer_of(label: str | None, order: str) -> Closer | None:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, astuple, dataclass, field, replace
 from functools import partial
 from operator import add
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 from usertwin.memory.concurrency import gather
 from usertwin.memory.text.completions import without_reasoning
@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 
     from .completion_cache import CompletionCache
 
+T = TypeVar("T")
 #: "transcript": the prompt is text to be continued, for base and small models. "instruction": the prompt is an instruction.
 PromptStyle = Literal["transcript", "instruction"]
 #: (role, text) pairs with the roles "system", "user" and "assistant".
 Messages = Sequence[tuple[str, str]]
+#: Completions of `sample_readable`.
+_ATTEMPTS = 3
 #: How endpoints refuse a token limit that is larger than what is left of their context, or than their own limit.
 _LIMIT_REFUSED = re.compile(r"max_(?:completion_)?tokens|maximum context length", re.IGNORECASE)
 
@@ -169,6 +172,7 @@ async def sample(
     stop: Sequence[str] = (),
     bypass_cache: bool = False,
     schema: Mapping[str, Any] | None = None,
+    readable: Callable[[str], bool] = lambda text: True,
     ledger: Ledger | None = None,
     config: RunnableConfig | None = None,
 ) -> list[Sample]:
@@ -178,6 +182,7 @@ async def sample(
     seed + i. Stop sequences are also applied here, for models that do not take them. `bypass_cache` ignores the model's prompt
     cache (see `ChatModel.bypass_cache`), `schema` is a JSON schema for the output of models that support one, and `config`
     carries LangChain's callbacks. Control tokens in the messages are made inert, and reasoning in a completion is left out.
+    Completions that are not `readable` are neither kept in the completion cache nor taken from it.
 
     Raises:
         ModelError: the model does not answer; the message names it.
@@ -193,10 +198,11 @@ async def sample(
         options["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
     request = [model.name, model.identity, [list(message) for message in messages], n, seed, options]
     ledger = Ledger() if ledger is None else ledger
-    cached = None if model.cache is None else model.cache.get(request, list[_Cached])
-    if cached is not None:
-        ledger.cache_hits += len(cached)
-        return [_answer(Sample(text, Usage(*counts[:3]), *at_limit), stop, prompt) for text, counts, *at_limit in cached]
+    cached = (model.cache and model.cache.get(request, list[_Cached])) or ()
+    known = [_answer(Sample(text, Usage(*counts[:3]), *at_limit), stop, prompt) for text, counts, *at_limit in cached]
+    if known and all(readable(answer.text) for answer in known):
+        ledger.cache_hits += len(known)
+        return known
     try:
         completions = list[Sample]()
         for start in range(0, n, model.max_n):
@@ -207,10 +213,40 @@ async def sample(
         reason = f"{type(error).__name__}: {error}"
         raise ModelError(f'the model "{model.name}" did not answer: {reason}') from without_secrets(error)
     samples = [_answer(completion, stop, prompt) for completion in completions]
-    if model.cache is not None and all(map(_is_answered, samples)):
+    if model.cache is not None and all(_is_answered(answer) and readable(answer.text) for answer in samples):
         model.cache.put(request, [(c.text, astuple(c.usage), *([True] if c.at_limit else [])) for c in completions])
     ledger.record(model, samples)
     return samples
+
+
+async def sample_readable(
+    model: ChatModel,
+    messages: Messages,
+    read: Callable[[str], T | None],
+    *,
+    seed: int,
+    max_tokens: int | None,
+    schema: Mapping[str, Any],
+    ledger: Ledger | None = None,
+) -> tuple[T | None, bool]:
+    """Return what `read` makes of a completion, and whether all completions were empty at their limit of tokens.
+
+    A completion of which it makes None is asked for again, with another seed and a higher temperature, and is not cached, so
+    that a later call asks the model anew. The value is None after three such completions.
+
+    Raises:
+        ModelError: the model does not answer.
+    """
+    cut_off = 0
+    for attempt in range(_ATTEMPTS):
+        [answer] = await sample(
+            model, messages, seed=seed + attempt, max_tokens=max_tokens, temperature=0.2 * attempt, schema=schema,
+            readable=lambda text: read(text) is not None, ledger=ledger,
+        )  # fmt: skip
+        if (value := read(answer.text)) is not None:
+            return value, False
+        cut_off += answer.at_limit and not answer.text.strip()
+    return None, cut_off == _ATTEMPTS
 
 
 def limit_error(model: ChatModel, max_tokens: int | None) -> ModelError:

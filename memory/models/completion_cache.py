@@ -24,7 +24,7 @@ COMPLETIONS_FILE = "answers.sqlite"  # the file name of development snapshots be
 class CompletionCache:
     """Completions by request, in a private SQLite file that is created if missing.
 
-    A completion is on disk before it is used, so a killed run repeats no finished call.
+    A completion is on disk before it is used, so a killed run repeats no finished call, but for the unreadable ones of a judge.
 
     Raises:
         ModelError: the file cannot be read or written.

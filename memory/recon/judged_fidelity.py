@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any, Literal, get_args
 
 from usertwin.memory.concurrency import gather, to_thread
-from usertwin.memory.models.chat import ChatModel, Ledger, limit_error, sample
+from usertwin.memory.models.chat import ChatModel, Ledger, limit_error, sample, sample_readable
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.models.scoring import Scorer
 from usertwin.memory.models.token_limits import token_limit
@@ -36,7 +36,6 @@ FIDELITIES: tuple[FidelityName, ...] = get_args(FidelityName)
 MAX_ATTEMPTS = len(string.ascii_uppercase)
 #: Verdicts on the reconstructions of a pair: one order and its reverse, since a judge may prefer a place in the list.
 ORDERS = 2
-_TRIES = 3
 #: Tokens of the marks of one attempt in a verdict.
 _MARK_TOKENS = 60
 _DIMENSIONS = {"judge_traces": ("style", "intent", "values"), "judge_quality": ("plausible", "specific", "clear")}
@@ -110,21 +109,17 @@ async def listwise_verdict(
         name=single_line(pair.speaker)[:24], context=context_lines(pair, CONTEXT_TURNS), action=truncate_action(pair.action),
         labels=labels, attempts=[attempts[index] or "(nothing)" for index in order],
     )  # fmt: skip
-    schema, cut_off = _verdict_schema(labels, _DIMENSIONS[question]), 0
-    max_tokens = token_limit("ranking", judge.style) + _MARK_TOKENS * len(labels)
-    for attempt in range(_TRIES):
-        [completion] = await sample(
-            judge, [("user", prompt)], seed=seed + attempt, max_tokens=max_tokens, temperature=0.2 * attempt,
-            schema=schema, ledger=ledger,
-        )  # fmt: skip
-        scores = _parse_verdict(completion.text, labels, _DIMENSIONS[question])
-        if scores is not None:
-            return [scores[labels[order.index(index)]] for index in range(len(attempts))]
-        cut_off += completion.at_limit and not completion.text.strip()
-    if cut_off == _TRIES:
+    max_tokens, dimensions = token_limit("ranking", judge.style) + _MARK_TOKENS * len(labels), _DIMENSIONS[question]
+    scores, is_cut_off = await sample_readable(
+        judge, [("user", prompt)], lambda text: _parse_verdict(text, labels, dimensions), seed=seed, max_tokens=max_tokens,
+        schema=_verdict_schema(labels, dimensions), ledger=ledger,
+    )  # fmt: skip
+    if scores is not None:
+        return [scores[labels[order.index(index)]] for index in range(len(attempts))]
+    if is_cut_off:
         raise VerdictError(str(limit_error(judge, max_tokens)))
     raise VerdictError(
-        f'the judge "{judge.name}" returned no readable verdict, {_TRIES} times in a row; use a model that follows instructions'
+        f'the judge "{judge.name}" returned no readable verdict, 3 times in a row; use a model that follows instructions'
     )
 
 

@@ -29,6 +29,7 @@ from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.evals.records.verdicts import JudgeVerdict, Label, Question, QuestionKind, read_verdicts, slot
 from usertwin.memory import ChatModel
 from usertwin.memory.models.chat import Ledger
+from usertwin.memory.models.completion_cache import CompletionCache
 from usertwin.personas import ModelError, UsageError
 from usertwin.simulator import load_model
 
@@ -274,6 +275,31 @@ def test_an_unreadable_answer_is_retried_and_is_no_tie(tmp_path: Path) -> None:
     [again], chat = judge_with(mumble, questions, tmp_path / "v.jsonl", seed=8)
     assert again.labels == ("tie", "tie")
     assert [seed for _, seed in chat.requests] == [8, 8, 9]
+
+
+def test_an_answer_that_could_not_be_read_is_asked_for_again_by_the_next_call(tmp_path: Path) -> None:
+    questions, path = build_questions(TURNS[:2], CONTRASTS, sanity=0), tmp_path / "v.jsonl"
+    cache = CompletionCache(tmp_path / "completions")
+
+    def judge(reply: Callable[[str, int], str]) -> tuple[list[JudgeVerdict], int]:
+        model, chat = function_model(reply, "instruction")
+        return asyncio.run(judge_pairs(replace(model, cache=cache), questions, path=path)), len(chat.requests)
+
+    def half(prompt: str, seed: int) -> str:
+        first = shown(prompt)[1] == questions[0].texts[0]
+        return always("tie")(prompt, seed) if first else "hard to say"
+
+    before, asked = judge(half)
+    assert (before[0].labels, before[1].labels, asked) == (("tie", None), (None, None), 1 + 3 * 3)
+    same, asked = judge(half)
+    assert (same, asked) == (before, 3 * 3)
+    assert len(path.read_text("utf-8").splitlines()) == 2  # nothing new
+    after, asked = judge(always("1"))
+    assert (after[0].labels, after[1].labels, asked) == (("tie", "1"), ("1", "1"), 3)
+    assert read_verdicts(path) == after
+    path.unlink()
+    again, asked = judge(always("2"))  # readable answers were paid for, and are served from the cache
+    assert (again, asked) == (after, 0)
 
 
 @pytest.mark.parametrize("concurrency", [1, 4, 100])

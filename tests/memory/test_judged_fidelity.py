@@ -6,8 +6,11 @@ import asyncio
 import json
 import random
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import permutations
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -17,7 +20,8 @@ from judge_replies import judge_reply, shown_attempts
 
 from conftest import ACTION, PAIR, FunctionChatModel, function_model
 from usertwin.memory import ChatModel, LikelihoodGain, Synthesizer
-from usertwin.memory.models.chat import Ledger, PromptStyle
+from usertwin.memory.models.chat import Ledger, PromptStyle, sample
+from usertwin.memory.models.completion_cache import CompletionCache
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.recon.distractors import Distractors
@@ -101,6 +105,42 @@ def test_ranks_and_marks_belong_to_the_attempt_in_any_order(numbers: list[int], 
     last = max(1, len(numbers) - 1)
     assert [score.value for score in scores] == pytest.approx([1 - liked[text] / last for text in attempts])
     assert [score.parts["intent"] for score in scores] == pytest.approx([liked[text] / 10 for text in attempts])
+
+
+def test_an_unreadable_verdict_is_not_cached_and_a_readable_one_is(tmp_path: Path) -> None:
+    cache = CompletionCache(tmp_path / "completions")
+
+    def verdict(reply: Callable[[str, int], str]) -> tuple[list[float] | None, list[int]]:
+        """Return the ranks, if the verdict is readable, and the seeds of the requests."""
+        model, chat = function_model(reply, "instruction")
+        try:
+            scores = judged(replace(model, cache=cache), ["one", "three"])
+        except VerdictError:
+            return None, [seed for _, seed in chat.requests]
+        return [score.value for score in scores], [seed for _, seed in chat.requests]
+
+    def by_length(prompt: str, seed: int) -> str:
+        texts = shown_attempts(prompt)
+        return judge_reply(sorted(texts, key=lambda label: len(texts[label])))
+
+    assert verdict(lambda *_: "hard to say") == (None, [0, 1, 2])
+    assert verdict(lambda prompt, seed: by_length(prompt, seed) if seed else "hard to say") == ([1.0, 0.0], [0, 1])
+    assert verdict(lambda *_: "hard to say") == ([1.0, 0.0], [0])  # the second attempt was paid for
+    assert verdict(by_length) == ([1.0, 0.0], [0])
+    assert verdict(lambda *_: "hard to say") == ([1.0, 0.0], [])
+
+
+def test_an_unreadable_verdict_of_an_older_cache_is_asked_for_again(tmp_path: Path) -> None:
+    model, _ = function_model(lambda *_: "hard to say", "instruction")
+    old, chat = judge(len)
+    with closing(CompletionCache(tmp_path / "completions")) as cache:
+        ask = partial(sample, messages=[("user", "x")], seed=0, max_tokens=9)
+        asyncio.run(ask(replace(model, cache=cache)))
+        [kept] = asyncio.run(ask(replace(old, cache=cache)))
+        [anew] = asyncio.run(ask(replace(old, cache=cache), readable=lambda text: "ranking" in text))
+        [again] = asyncio.run(ask(replace(model, cache=cache)))
+    assert (kept.text, len(chat.requests)) == ("hard to say", 1)
+    assert again.text == anew.text != kept.text
 
 
 def test_order_depends_on_seed_and_pair() -> None:
