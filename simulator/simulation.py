@@ -190,25 +190,34 @@ async def asimulate(
         if is_next and (not await _agent_turn(simulation, call, agent_timeout) or await is_over()):
             return simulation
         for _ in range(max_turns):
-            started = time.perf_counter()
-            answer = await _twin_turn(simulation, user)
-            if answer is None:
+            exchange = await _exchange(simulation, user, call, agent_timeout)
+            if exchange is None:
                 return simulation
-            twin_seconds, started = time.perf_counter() - started, time.perf_counter()
-            before = len(simulation.messages)
-            replied = not answer.done and await _agent_turn(simulation, call, agent_timeout)
-            replies = tuple(simulation.messages[before:])
-            simulation.exchanges.append(Exchange(answer, replies, twin_seconds, time.perf_counter() - started))
             if on_exchange is not None:
-                await in_caller(on_exchange, simulation.exchanges[-1])
-            if answer.done:
+                await in_caller(on_exchange, exchange)
+            if exchange.answer.done:
                 simulation.stop_reason = "user_stop"
-            if not replied or await is_over():
+            if simulation.stop_reason != "max_turns" or await is_over():
                 return simulation
     finally:
         if call is not agent:
             call.close()
     return simulation
+
+
+async def _exchange(simulation: Simulation, user: SimulatedUser, call: AgentCall, timeout: float) -> Exchange | None:
+    """Add a turn of the twin and the agent's reply, unless the twin leaves; None if the twin fails. Failures are recorded."""
+    started = time.perf_counter()
+    answer = await _twin_turn(simulation, user)
+    if answer is None:
+        return None
+    twin_seconds, started = time.perf_counter() - started, time.perf_counter()
+    before = len(simulation.messages)
+    if not answer.done:
+        await _agent_turn(simulation, call, timeout)
+    replies = tuple(simulation.messages[before:])
+    simulation.exchanges.append(Exchange(answer, replies, twin_seconds, time.perf_counter() - started))
+    return simulation.exchanges[-1]
 
 
 async def _twin_turn(simulation: Simulation, user: SimulatedUser) -> Answer | None:

@@ -47,6 +47,11 @@ class ScoredCandidates:
     rewards: tuple[Reward, ...]
     tokens: int
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the object of a line of the file."""
+        rewards = [asdict(reward) for reward in self.rewards]
+        return {"pair": _key(self.example), "traces": self.traces, "rewards": rewards, "tokens": self.tokens}
+
     def ranked(self, weights: RewardWeights) -> list[tuple[float, str]]:
         """Return (reward, trace) of the distinct non-empty traces, best first; equal ones in the order of proposal."""
         totals = {trace: reward.total(weights) for trace, reward in zip(self.traces, self.rewards, strict=True)}
@@ -98,19 +103,17 @@ async def sample_candidates(
             progress("proposals", min(spent, token_budget), token_budget)
             if spent >= token_budget:
                 break
-            example = examples[place]
+            pair = examples[place].pair
             traces = await propose(
-                model, example.pair, "the person", proposal_mode=proposal_mode, n=group_size, seed=seed + place * group_size
+                model, pair, "the person", proposal_mode=proposal_mode, n=group_size, seed=seed + place * group_size
             )
             rewards = await compute_rewards(
-                example.pair, traces, [True] * len(traces),
-                fidelity=fidelity, guard=guard, embedder=embedder, shape=weights.shape, seed=seed,
-                saw_action=sees_action(proposal_mode),
+                pair, traces, [True] * len(traces), fidelity=fidelity, guard=guard, embedder=embedder, shape=weights.shape,
+                seed=seed, saw_action=sees_action(proposal_mode),
             )  # fmt: skip
             tokens = sum(count_tokens(trace) + 1 for trace in traces)
-            pool.append(ScoredCandidates(example, tuple(traces), tuple(rewards), tokens))
-            rows = [asdict(reward) for reward in rewards]
-            append_line(file, {"pair": _key(example), "traces": traces, "rewards": rows, "tokens": tokens})
+            pool.append(ScoredCandidates(examples[place], tuple(traces), tuple(rewards), tokens))
+            append_line(file, pool[-1].to_json())
             spent += tokens
             lessons.count(rewards)
     progress("proposals", min(spent, token_budget), token_budget)

@@ -72,9 +72,7 @@ def train(
 
     config.check()
     config.check_pairs(len(examples))
-    private_folder(folder)
-    check_room(model, folder, config.rank)
-    private_folder(folder / CHECKPOINTS)  # transformers would make it
+    _make_folders(folder, model, config)
     start = time.monotonic()
     set_seed(config.seed)  # the adapter is initialised before trl's trainers set the seed
     rewards: GroupRewards | None = None
@@ -102,6 +100,13 @@ def train(
     return TrainingResult(
         callback.stopped, trainer.state.global_step, tokens, time.monotonic() - start, lessons=asdict(lessons)
     )
+
+
+def _make_folders(folder: Path, model: Any, config: TrainingConfig) -> None:
+    """Make the folders of a method. UsageError if its checkpoints do not fit on the disk."""
+    private_folder(folder)
+    check_room(model, folder, config.rank)
+    private_folder(folder / CHECKPOINTS)  # transformers would make it
 
 
 def _pool_trainer(
