@@ -67,7 +67,9 @@ def _nothing_real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def two_clusters_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let two conversations or people have intervals, tests and verdicts, for made-up data about something else."""
-    monkeypatch.setattr(statistics, "MIN_CLUSTERS", 2)
+    monkeypatch.setattr(statistics, "MIN_CONVERSATIONS", 2)
+    monkeypatch.setattr(statistics, "MIN_OWN", 2)
+    monkeypatch.setattr(statistics, "MIN_PEOPLE", 2)
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def report(run: Path) -> None:
 
     The reports are report.html and report.md.
     """
-    from usertwin.evals.metrics.statistics import without_few
+    from usertwin.evals.metrics.older_estimates import with_present_tests
     from usertwin.evals.records.measured_turns import read_result, read_turns
     from usertwin.evals.records.training_run import is_training
     from usertwin.evals.reports.summary import summary_of
@@ -42,7 +42,7 @@ def report(run: Path) -> None:
     if is_training(run):
         _report_training(run)
         return
-    result = without_few(read_result(run))
+    result = with_present_tests(read_result(run))
     result["summary"] = summary_of(result)
     html_report, markdown_report = write_reports(run, result, read_turns(run))
     console = console_for()
@@ -66,19 +66,19 @@ def _report_training(run: Path) -> None:
 @click.argument("old", type=file_path)
 @click.argument("new", type=file_path)
 @json_option
-@click.option("--seed", default=0, show_default=True, help="Seed of the intervals.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the test of more than twelve people.")
 def compare(old: Path, new: Path, json_file: Path | None, seed: int) -> None:
     """Compare the runs in folders OLD and NEW.
 
     Shows what differs in their settings, and the paired differences of their results.
     """
-    from usertwin.evals.metrics.statistics import without_few
+    from usertwin.evals.metrics.older_estimates import with_present_tests
     from usertwin.evals.records.measured_turns import read_result, read_turns
     from usertwin.evals.reports.compare_runs import compare as compare_runs
     from usertwin.evals.reports.compare_runs import comparison_table
 
     console = console_for(stderr=is_standard_output(json_file))
-    before, after = (without_few(read_result(run)) for run in (old, new))
+    before, after = (with_present_tests(read_result(run)) for run in (old, new))
     result = compare_runs(before, after, read_turns(old), read_turns(new), seed=seed)
     console.print(comparison_table(result))
     write_json(json_file, result)
@@ -140,7 +140,7 @@ def judge_by_hand(run: Path, count: int, contrast: str | None, rater: str, seed:
         if not any(verdict.kind == "contrast" for verdict in verdicts):
             console.print("no model has judged pairs of this run: your labels are kept, without a judge to compare them with")
         labels += _label_pairs(console, questions, labels, run / LABELS, rater.strip(), count, seed)
-    console.print(agreement_view(agreement(labels, verdicts, seed)))
+    console.print(agreement_view(agreement(labels, verdicts)))
 
 
 def _label_pairs(

@@ -19,7 +19,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from usertwin.evals.metrics.statistics import Estimate, Resampling, mean, optional_json, sums_by_conversation
+from usertwin.evals.metrics.statistics import (
+    Estimate,
+    jackknife,
+    mean,
+    optional_json,
+    sums_by_conversation,
+    turns_by_conversation,
+)
 from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.evals.records.verdicts import Closer, Comparison, JudgeVerdict, Question, closer_of, with_current_sides
 from usertwin.memory.jsonl import read_lines
@@ -130,7 +137,7 @@ def reply_order(question: Question, rater: str, seed: int = 0) -> Order:
     return "ab" if random.Random(f"{seed}/{rater}/{question.pair}").random() < 0.5 else "ba"
 
 
-def agreement(labels: Sequence[HumanLabel], verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[str, Any]:
+def agreement(labels: Sequence[HumanLabel], verdicts: Sequence[JudgeVerdict]) -> dict[str, Any]:
     """Return the agreement of human raters with each model judge and with each other; the last label on a pair counts.
 
     Returns:
@@ -157,7 +164,7 @@ def agreement(labels: Sequence[HumanLabel], verdicts: Sequence[JudgeVerdict], se
         rows: list[LabelledPair] = [
             (by_rater[rater][pair], own, theirs[pair]) for pair, own in human[rater].items() if pair in theirs
         ]
-        comparisons += [{"a": rater, "b": other, "model": is_model} | _comparison(rows, seed)] if rows else []
+        comparisons += [{"a": rater, "b": other, "model": is_model} | _comparison(rows)] if rows else []
     n_labels, n_judged = sum(map(len, by_rater.values())), sum(map(len, human.values()))
     return {
         "n": n_judged,
@@ -169,15 +176,15 @@ def agreement(labels: Sequence[HumanLabel], verdicts: Sequence[JudgeVerdict], se
     }
 
 
-def _comparison(rows: Sequence[LabelledPair], seed: int) -> dict[str, Any]:
+def _comparison(rows: Sequence[LabelledPair]) -> dict[str, Any]:
     """Return the agreement of two raters on the same pairs."""
     where = [(label.person, label.conversation_id) for label, _, _ in rows]
     decided = [(cluster, float(a == b)) for cluster, (_, a, b) in zip(where, rows, strict=True) if "tie" not in {a, b}]
     counts = Counter((a, b) for _, a, b in rows)
     measures = {
-        "agreement": mean([float(a == b) for _, a, b in rows], where, share=True, seed=seed),
-        "decided": mean([same for _, same in decided], [cluster for cluster, _ in decided], share=True, seed=seed),
-        "kappa": _kappa(rows, where, seed),
+        "agreement": mean([float(a == b) for _, a, b in rows], where, share=True),
+        "decided": mean([same for _, same in decided], [cluster for cluster, _ in decided], share=True),
+        "kappa": _kappa(rows, where),
     }
     return {
         "n": len(rows),
@@ -186,11 +193,11 @@ def _comparison(rows: Sequence[LabelledPair], seed: int) -> dict[str, Any]:
     }
 
 
-def _kappa(rows: Sequence[LabelledPair], where: Sequence[tuple[str, str]], seed: int) -> Estimate | None:
-    """Return Cohen's kappa, by statsmodels, conversations resampled; None if both give every pair the same label.
+def _kappa(rows: Sequence[LabelledPair], where: Sequence[tuple[str, str]]) -> Estimate | None:
+    """Return Cohen's kappa, by statsmodels, with an interval over conversations; None if both give every pair the same label.
 
     Design: statsmodels takes the 3x3 table, which is a sum over conversations. scikit-learn takes the labels, and needs thirty
-    times as long for all resamples.
+    times as long.
     """
     import numpy as np
     from statsmodels.stats.inter_rater import cohens_kappa
@@ -203,8 +210,8 @@ def _kappa(rows: Sequence[LabelledPair], where: Sequence[tuple[str, str]], seed:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.array([cohens_kappa(counts, return_results=False) for counts in tables])
 
-    distribution = Resampling(seed).resample(statistic, table.shape[1], len(rows))
-    return distribution.estimate() if np.isfinite(distribution.value) else None
+    kappa = jackknife(statistic, turns_by_conversation(where))
+    return kappa.inference().estimate() if np.isfinite(kappa.value) else None
 
 
 def _unreadable_notes(verdicts: Sequence[JudgeVerdict], by_rater: Mapping[str, Mapping[str, HumanLabel]]) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from usertwin.evals.metrics.statistics import mean_over_people, sign_flip
+from usertwin.evals.metrics.statistics import mean_over_people
 from usertwin.evals.records.measured_turns import REAL_TURN, MeasuredTurn
 
 #: Gains that differ by less are equal, in bits per character: a scorer rounds differently in batches of another size.
@@ -20,7 +20,7 @@ TIE = 1e-5
 def likelihood_wins(turns: Sequence[MeasuredTurn], twin: str, *, model: str, seed: int = 0) -> dict[str, Any] | None:
     """Return how often the twin's first reply gains more than that of each other arm; None without gains of the twin's arm.
 
-    A win rate is a mean over people, a tie counts 0.5. `win` has its interval, and `p` is that of a sign-flip test over people.
+    A win rate is a mean over people, a tie counts 0.5. `win` has its interval, and `p` is that of the rate being a half.
 
     Returns:
         `model`; `contrasts`, by "TWIN - ARM". Two checks of the judge: `real`, by arm, of the real turn against the reply, with
@@ -52,12 +52,12 @@ def _win_rate(turns: Sequence[MeasuredTurn], first: str, second: str, seed: int)
     measured = [turn for turn in turns if {first, second} <= turn.outside_gain.keys()]
     rate = mean_over_people(
         [_win(turn.outside_gain[first], turn.outside_gain[second]) for turn in measured],
-        [turn.person for turn in measured], [turn.conversation_id for turn in measured], share=True, seed=seed,
+        [turn.person for turn in measured], [turn.conversation_id for turn in measured], share=True,
+        measured=len({turn.person for turn in turns}),
     )  # fmt: skip
     if rate is None:
         return None
-    distribution, people = rate
-    return {"win": distribution.estimate().to_json(), "p": sign_flip([value - 0.5 for value in people], seed=seed)}
+    return {"win": rate.estimate().to_json(), "p": rate.p(0.5, seed=seed)}
 
 
 def _win(first: float, second: float) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from usertwin.evals.metrics.statistics import MIN_CLUSTERS, evenly_spaced, mean
+from usertwin.evals.metrics.statistics import MIN_CONVERSATIONS, evenly_spaced, mean
 from usertwin.memory import ChatModel, TripleStore, TwinRecord
 from usertwin.memory.concurrency import run_concurrently
 from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, CompletionCache
@@ -63,7 +63,7 @@ async def check_judge(
         actor: reconstructs the actions, as for the fidelity.
         traced: pairs with their traces; at most `CHECKED_PAIRS` are taken, evenly spaced.
         other_actions: actions of another person; without any, that check is left out.
-        seed: of the samplers, of the orders, and of the intervals.
+        seed: of the samplers and of the orders.
         concurrency: number of pairs that may wait for a model at once.
         progress: called with "checking the judge", the number of checked pairs, and the total.
 
@@ -194,7 +194,7 @@ def _summary(judge: str, asked: Sequence[tuple[Sequence[_Answer], Sequence[bool]
         own = [answer for answer in answers if answer.check == name]
         conversations = [answer.conversation for answer in own]
         win, ties = (
-            mean(values, conversations, share=True, seed=seed)
+            mean(values, conversations, share=True)
             for values in ([answer.win for answer in own], [answer.tied for answer in own])
         )
         chance = fmean([answer.chance for answer in own] or [0.5])
@@ -245,5 +245,5 @@ def _sentence(summary: dict[str, Any], failures: Sequence[str]) -> str:
         )
     return (
         f"{judge} cannot be checked yet: {summary['pairs']} pairs with known answers in {summary['conversations']} "
-        f"conversations; {ENOUGH} pairs in {MIN_CLUSTERS} conversations are needed"
+        f"conversations; {ENOUGH} pairs in {MIN_CONVERSATIONS} conversations are needed"
     )

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.evals.metrics.statistics import (
-    BootstrapDistribution,
     Estimate,
+    Inference,
     evenly_spaced,
     mean,
     mean_over_people,
     optional_json,
-    sign_flip,
 )
 from usertwin.evals.records.measured_turns import MeasuredTurn
 from usertwin.evals.records.verdicts import LABELS, JudgeVerdict, Label, Question, QuestionKind, digest, read_verdicts, slot
@@ -214,12 +213,12 @@ def _key(judge: ChatModel, question: Question, seed: int) -> str:
 def summarize_verdicts(verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[str, Any]:
     """Return the figures of one judge that result.json holds.
 
-    Shares of a contrast are means over people of each person's mean over pairs, with intervals over people (or one person's
-    conversations). Shares that tell about the judge are over pairs, with intervals over conversations.
+    Shares of a contrast are means over people of each person's mean over pairs, with intervals over people (or over the
+    conversations of few people). Shares that tell about the judge are over pairs, with intervals over conversations.
 
     Returns:
         "contrasts", by name: "win" (the share of pairs in which the first arm is closer, a tie counts 0.5), "ties", "p"
-        (sign-flip over people) and "decided" ("win" of the pairs on which both orders agree; None without such pairs).
+        (of a share of a half) and "decided" ("win" of the pairs on which both orders agree; None without such pairs).
         "sanity", by check: "win", "ties", the verdict that "must" come out, and whether it "holds" (None: too few pairs or
         conversations). "consistent": the share of pairs on which both orders agree. "first": the share of answers for the
         reply shown first, without ties (0.5 is unbiased). Both are without identical pairs, and None without data.
@@ -229,8 +228,9 @@ def summarize_verdicts(verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[
     for verdict in verdicts:
         if verdict.kind == "contrast":
             by_name.setdefault(f"{verdict.a} - {verdict.b}", []).append(verdict)
-    contrasts = {name: row for name, own in by_name.items() if (row := _contrast(own, seed))}
-    sanity = {kind: row for kind in SANITY_CHECKS if (row := _sanity([v for v in verdicts if v.kind == kind], kind, seed))}
+    people = len({verdict.person for verdict in verdicts if verdict.kind == "contrast"})
+    contrasts = {name: row for name, own in by_name.items() if (row := _contrast(own, people, seed))}
+    sanity = {kind: row for kind in SANITY_CHECKS if (row := _sanity([v for v in verdicts if v.kind == kind], kind))}
     different = [verdict for verdict in verdicts if verdict.kind != "identical"]
     without_ties = [(verdict, label) for verdict in different for label in verdict.labels if label in {"1", "2"}]
     answers = [label for verdict in verdicts for label in verdict.labels]
@@ -238,34 +238,36 @@ def summarize_verdicts(verdicts: Sequence[JudgeVerdict], seed: int = 0) -> dict[
         "model": ", ".join(dict.fromkeys(verdict.judge for verdict in verdicts)),
         "contrasts": contrasts,
         "sanity": sanity,
-        "consistent": optional_json(_share([(v, float(v.consistent)) for v in different if v.consistent is not None], seed)),
-        "first": optional_json(_share([(verdict, float(label == "1")) for verdict, label in without_ties], seed)),
+        "consistent": optional_json(_share([(v, float(v.consistent)) for v in different if v.consistent is not None])),
+        "first": optional_json(_share([(verdict, float(label == "1")) for verdict, label in without_ties])),
         "unreadable": unreadable_answers(answers.count(None), len(answers)),
     }
     reasons = _unusable_reasons(summary, [label for verdict in different for label in verdict.labels if label is not None])
     return summary | {"usable": not reasons, "warnings": reasons + _warnings(summary)}
 
 
-def _contrast(verdicts: Sequence[JudgeVerdict], seed: int) -> dict[str, Any] | None:
+def _contrast(verdicts: Sequence[JudgeVerdict], people: int, seed: int) -> dict[str, Any] | None:
+    """Return the row of a contrast in a measurement of some people; None without readable verdicts."""
     scores = [(verdict, verdict.score) for verdict in verdicts if verdict.score is not None]
-    win = _over_people(scores, seed)
+    win = _over_people(scores, people)
     if win is None:
         return None
-    distribution, people = win
+    ties = _over_people([(verdict, float(score == 0.5)) for verdict, score in scores], people)
+    decided = _over_people([(verdict, score) for verdict, score in scores if verdict.consistent], people)
     return {
-        "win": distribution.estimate().to_json(),
-        "ties": _share_over_people([(verdict, float(score == 0.5)) for verdict, score in scores], seed),
-        "p": sign_flip([value - 0.5 for value in people], seed=seed),
-        "decided": _share_over_people([(verdict, score) for verdict, score in scores if verdict.consistent], seed),
+        "win": win.estimate().to_json(),
+        "ties": optional_json(ties and ties.estimate()),
+        "p": win.p(0.5, seed=seed),
+        "decided": optional_json(decided and decided.estimate()),
     }
 
 
-def _sanity(verdicts: Sequence[JudgeVerdict], kind: str, seed: int) -> dict[str, Any] | None:
+def _sanity(verdicts: Sequence[JudgeVerdict], kind: str) -> dict[str, Any] | None:
     """Return the result of a sanity check; None without verdicts."""
     scores = [(verdict, verdict.score) for verdict in verdicts if verdict.score is not None]
-    win = _share(scores, seed)
+    win = _share(scores)
     is_tie = [(v, float(v.orders == ("tie", "tie") if kind == "identical" else score == 0.5)) for v, score in scores]
-    return SANITY_CHECKS[kind].row(win, _share(is_tie, seed))
+    return SANITY_CHECKS[kind].row(win, _share(is_tie))
 
 
 def _unusable_reasons(summary: dict[str, Any], labels: Sequence[Label]) -> list[str]:
@@ -305,19 +307,12 @@ def _warnings(summary: dict[str, Any]) -> list[str]:
     return warnings
 
 
-def _over_people(
-    values: Sequence[tuple[JudgeVerdict, float]], seed: int
-) -> tuple[BootstrapDistribution, tuple[float, ...]] | None:
+def _over_people(values: Sequence[tuple[JudgeVerdict, float]], measured: int) -> Inference | None:
     people, conversations = [verdict.person for verdict, _ in values], [verdict.conversation_id for verdict, _ in values]
-    return mean_over_people([value for _, value in values], people, conversations, share=True, seed=seed)
+    return mean_over_people([value for _, value in values], people, conversations, share=True, measured=measured)
 
 
-def _share_over_people(values: Sequence[tuple[JudgeVerdict, float]], seed: int) -> dict[str, float | int | None] | None:
-    result = _over_people(values, seed)
-    return result and result[0].estimate().to_json()
-
-
-def _share(values: Sequence[tuple[JudgeVerdict, float]], seed: int) -> Estimate | None:
+def _share(values: Sequence[tuple[JudgeVerdict, float]]) -> Estimate | None:
     """Return a share of pairs, with an interval over conversations."""
     conversations = [(verdict.person, verdict.conversation_id) for verdict, _ in values]
-    return mean([value for _, value in values], conversations, share=True, seed=seed)
+    return mean([value for _, value in values], conversations, share=True)

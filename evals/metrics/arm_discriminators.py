@@ -17,7 +17,7 @@ from usertwin.evals.records.measured_turns import ContextFit, MeasuredTurn
 
 from .context_features import context_features
 from .discriminator import DiscriminatorScores, PairedReply, discriminate
-from .statistics import BootstrapDistribution, Resampling
+from .statistics import Jackknife, mean_of_people
 
 #: The measures that a discriminator computes, and whether it sees the context.
 DISCRIMINATORS: Mapping[str, bool] = {"discriminator": False, "context_discriminator": True}
@@ -63,16 +63,16 @@ class PersonScores:
     scores: DiscriminatorScores
     rows: Mapping[str, Mapping[int, int]]
 
-    def auc(self, person: str, places: Sequence[int]) -> BootstrapDistribution:
-        """Return the AUC at some turns of a person, without draws, so without an interval.
+    def auc(self, person: str, places: Sequence[int]) -> Jackknife:
+        """Return the AUC at some turns of a person, without an interval.
 
-        Draws of one person's conversations would leave out that the classifier was trained on others of the same few: their
-        intervals cover too rarely. People have an interval together, over people.
+        One over the person's conversations would leave out that the classifier was trained on others of the same few: it covers
+        too rarely. People have an interval together, over people.
         """
         import numpy as np
 
         value = self.scores.auc([self.rows[person][place] for place in places])
-        return BootstrapDistribution(value, np.array([np.nan]), len(places), clusters=1, share=True)
+        return Jackknife(value, np.array([np.nan]), np.array([float(len(places))]), share=True)
 
 
 def person_scores(turns: Sequence[MeasuredTurn], source: TextSource, *, with_context: bool, seed: int) -> PersonScores | None:
@@ -116,9 +116,8 @@ def discriminator_controls(turns: Sequence[MeasuredTurn], *, seed: int) -> dict[
     first = controls["control"]
     if first is None:
         return None
-    resampling = Resampling(seed)
     estimates: dict[str, Any] = {}
     for name, control in controls.items():
         people = [] if control is None else [control.auc(person, list(places)) for person, places in control.rows.items()]
-        estimates[name] = resampling.resample_people(people).estimate().to_json() if people else None
+        estimates[name] = mean_of_people(people).estimate().to_json() if people else None
     return {"folds_by": first.scores.folds_by, "folds": first.scores.folds, **estimates}

@@ -1,7 +1,7 @@
 """Closeness of each arm to the person, by every measure, with intervals over people, or over one person's conversations.
 
-Design: for one person and one arm, every measure is a function of how often each conversation was drawn. So a single bootstrap
-serves them all, every difference of two arms is paired, and people have equal weight however much they wrote.
+Design: for one person and one arm, every measure is a function of the weights of the conversations. So one jackknife serves
+them all, every difference of two arms is paired, and people have equal weight however much they wrote.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from usertwin.evals.records.measured_turns import MeasuredTurn
 
 from .arm_discriminators import DISCRIMINATORS, PersonScores, discriminator_controls, first_reply, person_scores
 from .measures import MEASURES, Measure, is_measured, measure_statistic
-from .statistics import BootstrapDistribution, Resampling, holm, sign_flip
+from .statistics import Inference, Jackknife, add_holm, jackknife, mean_of_people, turns_by_conversation, unit_of
 
 #: Pairs of arms that are compared, beside the twin's arm and every other arm.
 CONTRASTS = (
@@ -43,23 +43,25 @@ def closeness(
 ) -> dict[str, Any]:  # fmt: skip
     """Return every measure of every arm and of the differences of arms, with intervals.
 
-    A value of several people is the mean over people, with a 95% interval over people; that of one person has one over
-    conversations. Few of them give no interval and no test (`MIN_CLUSTERS`). A measure of an arm covers the turns measured for
-    that arm; a difference covers the turns measured for both. Several replies at a turn share its weight.
+    A value of several people is the mean over people. Its 95% interval and its test are over people, or over the conversations
+    of these people where there are few of them, and None where there are too few of both (see `mean_of_people`). A measure of
+    an arm covers the turns measured for that arm; a difference covers the turns measured for both. Several replies at a turn
+    share its weight.
 
     Args:
         turns: of any people, in order.
         twin: the arm that the twin uses.
-        seed: of the resampling and the discriminator.
+        seed: of the discriminator and of tests over more than twelve people.
         contrasts: the comparisons; None for the twin's arm with every other arm, `CONTRASTS`, and the question's.
         question: the contrasts "A - B" that were declared before the measurement; see `Suite.question`.
 
     Returns:
         `arms`: `value`, `low`, `high`, `n` by arm and measure; low and high are None without an interval. `paired`: by
         "A - B" and measure, how much further from the person A is than B (below 0: A is closer, in every measure), with the
-        `p` of a sign-flip test over people (None for few) and the smallest difference `visible` with 80% power;
-        `p_holm` for the declared `family`: the question's contrasts, and the twin with each peer. `people`: the same for each
-        person. `discriminator`: the controls of both discriminators, see `discriminator_controls`.
+        `p` of its test and the smallest difference `visible` with 80% power; `p_holm`, which decides instead of `p`, for the
+        declared `family`: the question's contrasts, and the twin with each peer. `intervals_over`: "people" or
+        "conversations". `people`: the same for each person, over conversations, without `p_holm`. `discriminator`: the
+        controls of both discriminators, see `discriminator_controls`.
         `traces`: the mean number of shown pairs that carry a trace, by arm. Measures and comparisons without data are left out.
     """
     by_person: dict[str, list[MeasuredTurn]] = {}
@@ -69,18 +71,18 @@ def closeness(
     wanted = _contrasts(arms, twin, question) if contrasts is None else contrasts
     compared = [(a, b) for a, b in wanted if a in arms and b in arms]
     result = _empty_result(by_person, arms, compared)
-    resampling = Resampling(seed)
     for measure in MEASURES:
         scores = _discriminator_scores(turns, arms, measure, seed)
-        people = {person: _PersonMeasure(own, measure, resampling, scores) for person, own in by_person.items()}
+        people = {person: _PersonMeasure(own, measure, scores) for person, own in by_person.items()}
         for arm in arms:
-            values = {person: own.distribution(arm, own.measured(arm)) for person, own in people.items()}
-            _add(result, "arms", arm, measure.name, values, resampling, seed)
+            values = {person: own.value(arm, own.measured(arm)) for person, own in people.items()}
+            _add(result, "arms", arm, measure.name, values, seed)
         for a, b in compared:
             differences = {person: own.difference(a, b) for person, own in people.items()}
-            _add(result, "paired", f"{a} - {b}", measure.name, differences, resampling, seed)
+            _add(result, "paired", f"{a} - {b}", measure.name, differences, seed)
     return {
         **_without_gaps(result),
+        "intervals_over": unit_of(len(by_person)),
         "question": list(question),
         "family": _family(result["paired"], twin, question),
         "discriminator": discriminator_controls(turns, seed=seed),
@@ -129,22 +131,20 @@ def _contrasts(arms: Sequence[str], twin: str, question: Sequence[str]) -> list[
 
 def _add(
     result: dict[str, Any], section: Literal["arms", "paired"], row: str, measure: str,
-    by_person: Mapping[str, BootstrapDistribution | None], resampling: Resampling, seed: int,
+    by_person: Mapping[str, Jackknife | None], seed: int,
 ) -> None:  # fmt: skip
     """Add the estimates of each person and of the mean over people to a row of the result."""
-    distributions = {person: distribution for person, distribution in by_person.items() if distribution is not None}
-    if not distributions:
+    people = {person: own for person, own in by_person.items() if own is not None}
+    if not people:
         return
 
-    def to_json(distribution: BootstrapDistribution, p: float | None) -> dict[str, float | int | None]:
-        test = {"p": p, "visible": distribution.min_detectable_effect} if section == "paired" else {}
-        return distribution.estimate().to_json() | test
+    def to_json(inference: Inference) -> dict[str, float | int | None]:
+        tests = {"p": inference.p(seed=seed), "visible": inference.min_detectable_effect} if section == "paired" else {}
+        return inference.estimate().to_json() | tests
 
-    for person, distribution in distributions.items():
-        result["people"][person][section][row][measure] = to_json(distribution, None)
-    people = list(distributions.values())
-    p = sign_flip([person.value for person in people], seed=seed) if section == "paired" else None
-    result[section][row][measure] = to_json(resampling.resample_people(people), p)
+    for person, own in people.items():
+        result["people"][person][section][row][measure] = to_json(own.inference())
+    result[section][row][measure] = to_json(mean_of_people(list(people.values()), measured=len(by_person)))
 
 
 def _without_gaps(result: dict[str, Any]) -> dict[str, Any]:
@@ -166,11 +166,7 @@ def _family(paired: Mapping[str, dict[str, Any]], twin: str, question: Sequence[
     asked = [frozenset(name.split(" - ")) for name in question] or [frozenset((twin, arm)) for arm in usual_opponents(others)]
     declared = {*asked, *(frozenset((twin, peer)) for peer in PEERS)}
     names = [name for name in measured if frozenset(name.split(" - ")) in declared]
-    for name in names:
-        paired[name][PRIMARY]["p_holm"] = None
-    tested = [name for name in names if paired[name][PRIMARY]["p"] is not None]
-    for name, p in zip(tested, holm([paired[name][PRIMARY]["p"] for name in tested]), strict=True):
-        paired[name][PRIMARY]["p_holm"] = p
+    add_holm([paired[name][PRIMARY] for name in names])
     return {"measure": PRIMARY, "contrasts": names, "alpha": ALPHA}
 
 
@@ -188,11 +184,10 @@ class _PersonMeasure:
     """One measure of one person's turns, by arm."""
 
     def __init__(
-        self, turns: Sequence[MeasuredTurn], measure: Measure, resampling: Resampling,
-        scores: Mapping[str, PersonScores | None] | None,
-    ) -> None:  # fmt: skip
-        self._turns, self._measure, self._resampling, self._scores = turns, measure, resampling, scores
-        self._cache: dict[tuple[str, _Places], BootstrapDistribution | None] = {}
+        self, turns: Sequence[MeasuredTurn], measure: Measure, scores: Mapping[str, PersonScores | None] | None
+    ) -> None:
+        self._turns, self._measure, self._scores = turns, measure, scores
+        self._cache: dict[tuple[str, _Places], Jackknife | None] = {}
 
     def measured(self, arm: str) -> _Places:
         """Return the indices of the turns with data for an arm."""
@@ -201,30 +196,30 @@ class _PersonMeasure:
         scores = self._scores[arm]
         return () if scores is None else tuple(scores.rows.get(self._turns[0].person, ()))
 
-    def distribution(self, arm: str, places: _Places) -> BootstrapDistribution | None:
-        """Return the measure at some turns and in each resample of their conversations; None without data."""
+    def value(self, arm: str, places: _Places) -> Jackknife | None:
+        """Return the measure at some turns, also without each of their conversations; None without data."""
         if (arm, places) not in self._cache:
-            self._cache[arm, places] = self._resample(arm, places) if places else None
+            self._cache[arm, places] = self._measured(arm, places) if places else None
         return self._cache[arm, places]
 
-    def difference(self, a: str, b: str) -> BootstrapDistribution | None:
+    def difference(self, a: str, b: str) -> Jackknife | None:
         """Return how much further from the person arm a is than arm b, at the turns with data for both."""
         common = tuple(sorted({*self.measured(a)} & {*self.measured(b)}))
-        first, second = self.distribution(a, common), self.distribution(b, common)
+        first, second = self.value(a, common), self.value(b, common)
         if first is None or second is None:
             return None
         import numpy as np
 
         distance = self._measure.distance
         values = distance(np.array([first.value, second.value]))
-        draws = distance(first.draws) - distance(second.draws)
-        return BootstrapDistribution(float(values[0] - values[1]), draws, len(common), clusters=first.clusters)
+        left_out = distance(first.left_out) - distance(second.left_out)
+        return Jackknife(float(values[0] - values[1]), left_out, first.sizes)
 
-    def _resample(self, arm: str, places: _Places) -> BootstrapDistribution | None:
+    def _measured(self, arm: str, places: _Places) -> Jackknife | None:
         turns = [self._turns[place] for place in places]
         if self._scores is not None:
             scores = self._scores[arm]
             return scores and scores.auc(turns[0].person, places)
         statistic = measure_statistic(self._measure, turns, arm)
-        conversations = len({turn.conversation_id for turn in turns})
-        return statistic and self._resampling.resample(statistic, conversations, len(places), share=self._measure.share)
+        sizes = turns_by_conversation([turn.conversation_id for turn in turns])
+        return statistic and jackknife(statistic, sizes, share=self._measure.share)

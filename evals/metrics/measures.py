@@ -1,6 +1,6 @@
-"""Measures of one person's turns and an arm's replies, as functions of how often each conversation was drawn.
+"""Measures of one person's turns and an arm's replies, as functions of the weights of the conversations.
 
-Design: a measure keeps only sums by conversation, so a thousand resamples are one matrix product and no text is read twice.
+Design: a measure keeps only sums by conversation, so leaving out each in turn is one matrix product and no text is read twice.
 Distances are computed from sums too.
 """
 
@@ -127,7 +127,7 @@ def is_measured(measure: Measure, turn: MeasuredTurn, arm: str) -> bool:
 
 
 def measure_statistic(measure: Measure, turns: Sequence[MeasuredTurn], arm: str) -> Statistic | None:
-    """Return a measure of one person's turns as a statistic of how often each conversation was drawn.
+    """Return a measure of one person's turns as a statistic of the weights of the conversations.
 
     Args:
         measure: any but the discriminators, which are trained on the turns of all people.
@@ -135,7 +135,7 @@ def measure_statistic(measure: Measure, turns: Sequence[MeasuredTurn], arm: str)
         arm: the arm.
 
     Returns:
-        Takes conversations in order of appearance; not finite for resamples without data. None if no turn has data.
+        Takes conversations in order of appearance; not finite for weights that leave no data. None if no turn has data.
     """
     where = [turn.conversation_id for turn in turns]
     match measure.name:
@@ -174,7 +174,7 @@ def _difference_of_ratios(
     reply_above: Sequence[float], reply_below: Sequence[float], real_above: Sequence[float], real_below: Sequence[float],
     where: Sequence[Hashable],
 ) -> Statistic | None:  # fmt: skip
-    """Return the ratio of sums of the replies minus that of the real turns; NaN in a resample without a denominator."""
+    """Return the ratio of sums of the replies minus that of the real turns; NaN for weights that leave no denominator."""
     if not sum(reply_below) or not sum(real_below):
         return None
     first, second, third, fourth = (
@@ -217,15 +217,8 @@ def _distance(
     if not any(by_real.values()):
         return None
     matrix = writing_style.count_matrix([*by_reply.values(), *by_real.values()])
-    by_width = {width: (matrix[: len(by_reply)].astype(width), matrix[len(by_reply) :].astype(width)) for width in ("f4", "f8")}
-
-    def statistic(weights: Floats) -> Floats:
-        width = "f8" if len(weights) == 1 else "f4"  # float32 is enough for an interval and takes a third of the time
-        replies, reals = by_width[width]
-        drawn = weights.astype(width)
-        return distance(drawn @ replies, drawn @ reals).astype("f8")
-
-    return statistic
+    replies, reals = matrix[: len(by_reply)], matrix[len(by_reply) :]
+    return lambda weights: distance(weights @ replies, weights @ reals)
 
 
 def _diversity(turns: Sequence[MeasuredTurn], arm: str) -> Statistic | None:

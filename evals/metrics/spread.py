@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
-from .statistics import CONFIDENCE, MIN_CLUSTERS, Estimate, optional_json
+from .statistics import CONFIDENCE, MIN_PEOPLE, Estimate, optional_json
 from .writing_style import char_ngrams
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def spread(turns: Sequence[MeasuredTurn]) -> dict[str, dict[str, Any]]:
 
     Two people of a corpus have a distance (see `_distances`) between their real turns, and one between an arm's first replies
     to these turns. Intervals are Student's t with the standard error of the jackknife that leaves out one person at a time,
-    since pairs share people (Efron and Tibshirani 1993, chapter 11); there is none from few people (`MIN_CLUSTERS`).
+    since pairs share people (Efron and Tibshirani 1993, chapter 11); there is none from few people (`MIN_PEOPLE`).
 
     Returns:
         `spread`: the sum of the distances between replies, divided by that between real turns: 1 for twins that are as
@@ -133,7 +133,7 @@ def _jackknife(pairs: Sequence[_Pair], statistic: Callable[[Sequence[_Pair]], fl
         return None
     left_out = [statistic([pair for pair in pairs if person not in pair.people]) for person in people]
     values = [left for left in left_out if left is not None]
-    if n < MIN_CLUSTERS or len(values) < n:
+    if n < MIN_PEOPLE or len(values) < n:
         return Estimate(value, None, None, n)
     mean = sum(values) / n
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sqrt((n - 1) / n * sum((left - mean) ** 2 for left in values))

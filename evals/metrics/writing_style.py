@@ -1,7 +1,7 @@
 """Writing style: questions, greetings, politeness, capitals, emoji, character n-grams, lexical diversity; and calibration.
 
 Design: what one turn shows is a function of its text. What only many turns show (a distance, a diversity) is a function of
-counts that add up over turns, so conversations can be resampled without reading them again.
+counts that add up over turns, so conversations can be left out without reading the others again.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def window_ratios(tokens: Sequence[str], window: int = MATTR_WINDOW) -> list[flo
     The MATTR is a diversity, 0 to 1, that does not depend on length. A text that is not longer than the window has one ratio,
     of the whole text; a text without words has none.
 
-    Design: resampling conversations needs the ratio of every window. Libraries return the mean only, and those on PyPI bring
+    Design: leaving out conversations needs the ratio of every window. Libraries return the mean only, and those on PyPI bring
     pandas and matplotlib (lexicalrichness), a pickle (taaled), or had their last release in 2020 (lexical-diversity).
     """
     if len(tokens) <= window:

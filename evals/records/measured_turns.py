@@ -145,7 +145,7 @@ class MeasuredTurn:
 
     @property
     def cluster(self) -> tuple[str, str]:
-        """Person and conversation, the unit of resampling."""
+        """Person and conversation; turns of the same one are not independent."""
         return self.person, self.conversation_id
 
     def to_json(self) -> dict[str, Any]:

@@ -234,6 +234,7 @@ class RunResult(TypedDict):
     models: NotRequired[Mapping[str, Any] | None]
     settings: NotRequired[Mapping[str, Any] | None]
     versions: NotRequired[Mapping[str, Any] | None]
+    intervals_over: NotRequired[str]
     question: NotRequired[list[str]]
     family: NotRequired[FamilyShape | None]
     traces: NotRequired[Mapping[str, EstimateShape]]
@@ -257,6 +258,7 @@ class ClosenessShape(TypedDict):
     measured_at: str
     people: NotRequired[Mapping[str, PersonShape]]
     conversations: NotRequired[int]
+    intervals_over: NotRequired[str]
     twin_arm: NotRequired[str]
 
 

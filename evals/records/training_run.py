@@ -34,11 +34,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """A value and the ends of its interval; None where there are too few people or conversations for one."""
+    """A value, the ends of its interval, and the p of a difference; None where there are too few people or conversations.
+
+    A difference in a run of an earlier version has no p, but may have an interval.
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
+    p: float | None = None
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,10 @@ async def _reply(user: SimulatedUser, pair: Pair, seed: int) -> str:
     return answer.text
 
 
-def drift_result(records: Sequence[DriftTurn], *, seed: int = 0) -> dict[str, Any]:
+def drift_result(records: Sequence[DriftTurn]) -> dict[str, Any]:
     """Return, by depth, the similarity to the real turn of free-running and teacher-forced replies, with intervals."""
     result: dict[str, Any] = {}
+    measured = len({record.person for record in records})
     for depth in DEPTHS:
         rows = [record for record in records if record.depth == depth]
         if not rows:
@@ -101,10 +102,10 @@ def drift_result(records: Sequence[DriftTurn], *, seed: int = 0) -> dict[str, An
             "real_history": [row.forced_similarity for row in rows],
             "difference": [row.free_similarity - row.forced_similarity for row in rows],
         }
-        means = {name: mean_over_people(column, people, conversations, seed=seed) for name, column in values.items()}
+        means = {name: mean_over_people(column, people, conversations, measured=measured) for name, column in values.items()}
         style = style_distance([row.free for row in rows], [row.action for row in rows])
         result[str(depth)] = {
-            **{name: mean and mean[0].estimate().to_json() for name, mean in means.items()},
+            **{name: mean and mean.estimate().to_json() for name, mean in means.items()},
             "style": Estimate(style, None, None, len(rows)).to_json(),
         }
     return result

@@ -20,7 +20,7 @@ from usertwin.personas import Pair
 from usertwin.simulator import SimulatedUser
 
 
-def measure_endings(user: SimulatedUser, folder: Path, pairs: Sequence[Pair], *, seed: int = 0) -> dict[str, Any] | None:
+def measure_endings(user: SimulatedUser, folder: Path, pairs: Sequence[Pair]) -> dict[str, Any] | None:
     """Return the F1 of "the person leaves now, or with this turn", and the calibration of its probability.
 
     `folder` is the twin's. The models of leaving must not know what came after the held-out pairs: if pairs were added to the
@@ -47,10 +47,10 @@ def measure_endings(user: SimulatedUser, folder: Path, pairs: Sequence[Pair], *,
     conversations = [pair.conversation_id for pair in pairs]
     true_positives = [2.0 * (predicted and real) for predicted, real in zip(leaves, ended, strict=True)]
     totals = [hit + (predicted != real) for hit, predicted, real in zip(true_positives, leaves, ended, strict=True)]
-    f1 = ratio(true_positives, totals, conversations, share=True, seed=seed)
+    f1 = ratio(true_positives, totals, conversations, share=True)
     if f1 is None:
         return None
-    brier = optional_json(mean(squared_errors(probabilities, ended), conversations, seed=seed))
+    brier = optional_json(mean(squared_errors(probabilities, ended), conversations))
     return {"f1": f1.to_json(), "calibration": {"brier": brier, "bins": reliability_table(probabilities, ended)}}
 
 

@@ -75,8 +75,8 @@ async def evaluate(
             given=given_distractors(user, folder),
         )  # fmt: skip
         turns = await replay.run(evenly_spaced(spoken, config.limit), progress=progress)
-    memorized = await to_thread(measure_memorization, scorer, spoken, max_turns=_MEMORIZATION_TURNS, seed=config.seed)
-    endings = measure_endings(user, folder, fresh, seed=config.seed)
+    memorized = await to_thread(measure_memorization, scorer, spoken, max_turns=_MEMORIZATION_TURNS)
+    endings = measure_endings(user, folder, fresh)
     result = closeness(turns, twin_arm(user), seed=config.seed)
     models: dict[str, str | None] = {"action": user.model.name, "scorer": scorer.name, "embedder": user.store.embedder.name}
     models["proposer"] = user.record.recipe.model

@@ -124,9 +124,7 @@ def _shingles(pair: Pair, turns: int | None) -> frozenset[str]:
     return frozenset(" ".join(words[start : start + SHINGLE]) for start in range(len(words) - SHINGLE + 1))
 
 
-def measure_memorization(
-    scorer: Scorer, pairs: Sequence[Pair], *, max_turns: int | None = 200, seed: int = 0
-) -> dict[str, Any]:
+def measure_memorization(scorer: Scorer, pairs: Sequence[Pair], *, max_turns: int | None = 200) -> dict[str, Any]:
     """Return how well the model predicts the second half of turns from the first half alone.
 
     A model continues a text of its training data from a prefix (Carlini et al. 2023, arXiv 2202.07646). Scoring the second half
@@ -151,7 +149,7 @@ def measure_memorization(
     own = _nats_per_token(scorer, halves)
     others = [*halves[1:], *halves[:1]] if len(halves) > 1 else []
     reference = _nats_per_token(scorer, [(first, rest) for (first, _), (_, rest) in zip(others, halves, strict=False)])
-    share = mean([float(nats > MEMORIZED) for nats in own], [pair.conversation_id for _, pair in tested], share=True, seed=seed)
+    share = mean([float(nats > MEMORIZED) for nats in own], [pair.conversation_id for _, pair in tested], share=True)
     result = {"value": None, "low": None, "high": None, "n": 0} if share is None else share.to_json()
     averages = {"nats_per_token": own, "reference": reference}
     return result | {name: sum(nats) / len(nats) if nats else None for name, nats in averages.items()}

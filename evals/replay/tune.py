@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from usertwin.evals.metrics.statistics import BootstrapDistribution, evenly_spaced, optional_json, ratio, ratio_distribution
+from usertwin.evals.metrics.statistics import Inference, evenly_spaced, optional_json, ratio, ratio_inference
 from usertwin.memory import Scorer, Settings, Triple
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.text.transcript import action_completion
@@ -102,7 +102,7 @@ async def tune(
         scorer: the model that predicts real turns; traces may help one model and not another.
         folder: the twin's folder.
         limit: the most validation turns, evenly spaced.
-        seed: of the sampler and of intervals.
+        seed: of the sampler.
         on_plan: called with the cost before tuning starts.
         progress: called with "tuning", the number of scored turns, and the total.
 
@@ -125,10 +125,10 @@ async def tune(
     for k in KS:
         for window in _windows(user):
             await comparison.measure(Settings(k=k, window=window, traces="none", reasons=False), seed)
-    plain = comparison.simplest_of_the_best(seed)
+    plain = comparison.simplest_of_the_best()
     for variant in _trace_variants(user):
         await comparison.measure(replace(variant, k=plain.k, window=plain.window), seed)
-    best = comparison.simplest_of_the_best(seed)
+    best = comparison.simplest_of_the_best()
     return replace(best, measured=comparison.report(plain, best, seed))
 
 
@@ -168,30 +168,30 @@ class _Comparison:
             user.record, user.store, user.model, reasoner=user.reasoner, settings=setting, ranking=user.ranking
         )
 
-    def _difference(self, a: Settings, b: Settings, seed: int) -> BootstrapDistribution | None:
+    def _difference(self, a: Settings, b: Settings) -> Inference | None:
         """Return how many more bits per character a costs than b, paired by turn."""
         pairs = zip(self._bits[a], self._bits[b], strict=True)
         differences = [first - second for first, second in pairs]
-        return ratio_distribution(differences, self._characters, self._conversations, seed=seed)
+        return ratio_inference(differences, self._characters, self._conversations)
 
-    def simplest_of_the_best(self, seed: int) -> Settings:
+    def simplest_of_the_best(self) -> Settings:
         """Return the simplest setting that is at most a standard error worse than the best one."""
         best = min(self._bits, key=lambda setting: sum(self._bits[setting]))
         by_complexity = sorted(self._bits, key=_complexity)
-        return next(setting for setting in by_complexity if setting == best or self._is_as_good(setting, best, seed))
+        return next(setting for setting in by_complexity if setting == best or self._is_as_good(setting, best))
 
-    def _is_as_good(self, setting: Settings, best: Settings, seed: int) -> bool:
-        difference = self._difference(setting, best, seed)
-        if difference is None or difference.standard_error is None:
+    def _is_as_good(self, setting: Settings, best: Settings) -> bool:
+        difference = self._difference(setting, best)
+        if difference is None or difference.error is None:
             return True  # too few conversations show no difference
-        return difference.value <= difference.standard_error
+        return difference.value <= difference.error
 
     def report(self, plain: Settings, best: Settings, seed: int) -> dict[str, Any]:
         """Return the comparison as a JSON object; differences are to the best setting without traces."""
         rows: list[dict[str, Any]] = []
         for setting in self._bits:
-            bits = ratio(self._bits[setting], self._characters, self._conversations, seed=seed)
-            difference = None if setting == plain else self._difference(setting, plain, seed)
+            bits = ratio(self._bits[setting], self._characters, self._conversations)
+            difference = None if setting == plain else self._difference(setting, plain)
             rows.append(
                 {
                     **{name: getattr(setting, name) for name in ("k", "window", "traces", "reasons")},
@@ -202,7 +202,7 @@ class _Comparison:
             )
         turns, conversations = len(self._pairs), len(set(self._conversations))
         names = {"scorer": self._scorer.name, "model": self._user.model.name}
-        memorized = measure_memorization(self._scorer, self._pairs, seed=seed)
+        memorized = measure_memorization(self._scorer, self._pairs)
         return {"memorized": memorized, "settings": rows, "turns": turns, "conversations": conversations, **names, "seed": seed}
 
 

@@ -83,9 +83,12 @@ def count_cell(value: str, n: float) -> Cell:
 
 
 def p_values(paired: Estimate) -> str:
-    """Return the p value, and the one after Holm's correction where there is one."""
-    corrected = p_value(paired.get("p_holm")).replace("p ", "after Holm p ", 1)
-    return ", ".join(filter(None, (p_value(paired.get("p")), corrected)))
+    """Return the p value, and the one after Holm's correction or that there is none; empty without a test."""
+    if paired.get("p") is None:
+        return ""
+    corrected = paired.get("p_holm")
+    adjusted = "not adjusted" if corrected is None else p_value(corrected).replace("p ", "after Holm p ", 1)
+    return f"{p_value(paired['p'])}, {adjusted}"
 
 
 def contrast_cells(difference: Cell, paired: Estimate, closer: str, further: str) -> tuple[Cell, ...]:

@@ -15,7 +15,8 @@ from rich.text import Text
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
 from .labels import (
-    MIN_CLUSTERS,
+    MIN_CONVERSATIONS,
+    MIN_PEOPLE,
     PRIMARY,
     Estimate,
     arm_label,
@@ -45,7 +46,7 @@ def compare(
         `names`; `differs`: {SETTING: [old, new]} of models, settings, versions and seeds; `comparable`: whether averages of
         the two can be compared, and `why_not`; `arms`: {ARM: {MEASURE: {"old", "new", "difference"}}}, estimates or None, and
         new minus old or None; `twin`: the twins' paired difference in bits per character, new minus old, below 0 the new one
-        is closer: value, low, high, n, p, visible, people; None without a common turn.
+        is closer: value, low, high, n, p, visible, people, intervals_over; None without a common turn.
     """
     scorers = [result.get("models", {}).get("scorer") for result in (old, new)]
     only = sorted(set(old["people"]) ^ set(new["people"]))
@@ -89,7 +90,7 @@ def _paired(
     seed: int,
 ) -> dict[str, Any] | None:  # fmt: skip
     """The twins' difference at the turns that both runs measured; a turn with another text is another turn."""
-    from usertwin.evals.metrics.statistics import mean_over_people, sign_flip
+    from usertwin.evals.metrics.statistics import mean_over_people
 
     before, after = str(old["twin_arm"]), str(new["twin_arm"])
     known = {(*turn.cluster, turn.position, turn.action): turn.bits[before] for turn in old_turns if before in turn.bits}
@@ -100,13 +101,14 @@ def _paired(
     ]
     paired = mean_over_people(
         [difference for _, difference in common], [turn.person for turn, _ in common],
-        [turn.conversation_id for turn, _ in common], denominators=[float(turn.characters) for turn, _ in common], seed=seed,
+        [turn.conversation_id for turn, _ in common], denominators=[float(turn.characters) for turn, _ in common],
     )  # fmt: skip
     if paired is None:
         return None
-    draws, means = paired
-    tests = {"p": sign_flip(means, seed=seed), "visible": draws.min_detectable_effect, "people": len(means)}
-    return {**draws.estimate().to_json(), **tests}
+    return {
+        **paired.estimate().to_json(), "p": paired.p(seed=seed), "visible": paired.min_detectable_effect,
+        "people": len(paired.people), "intervals_over": paired.unit,
+    }  # fmt: skip
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> RenderableType:
@@ -143,9 +145,10 @@ def verdict_of(comparison: Mapping[str, Any]) -> str:
         return "The twins cannot be compared turn by turn: no held-out turn was measured in both runs under the same scorer."
     outcome = {
         "closer": f"The twin of {new} is closer", "further": f"The twin of {old} is closer", "same": "No clear difference",
-        "unknown": f"No verdict, which needs {MIN_CLUSTERS} people, or as many conversations of one person",
+        "unknown": f"No verdict, which needs {MIN_PEOPLE} people, or {MIN_CONVERSATIONS} conversations of fewer",
     }[verdict(twin)]  # fmt: skip
-    basis = [interval(twin, 3, signed=True), p_value(twin["p"])]
+    ends, few = interval(twin, 3, signed=True), twin.get("intervals_over") == "conversations" and twin["people"] > 1
+    basis = [f"{ends} over conversations of these people" if few and twin["low"] is not None else ends, p_value(twin["p"])]
     basis.append(f"n={twin['n']} turns of {plural(twin['people'], 'person', 'people')} in both runs")
     power = "" if twin["visible"] is None else f"; this n cannot detect differences below {number(twin['visible'], 3)}"
     difference = f"{number(twin['value'], 3, signed=True)} bits per character, new minus old"

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from usertwin.evals.records.older_results import upgrade
 
-from .labels import MIN_CLUSTERS, with_interval
+from .labels import MIN_CONVERSATIONS, with_interval
 from .terminal import estimate_markup
 
 _CONTROL_NAMES = {
@@ -26,7 +26,7 @@ _HOLDS = {True: "[green]yes[/green]", False: "[red]no [/red]", None: "[yellow]? 
 _DECISIONS = {
     True: "is more than leakage",
     False: "is not shown to be more than leakage",
-    None: f"cannot be judged yet (a condition was not measured, or in fewer than {MIN_CLUSTERS} conversations)",
+    None: f"cannot be judged yet (a condition was not measured, or in fewer than {MIN_CONVERSATIONS} conversations)",
 }
 _COLUMNS = (
     "gain\n[dim]unguarded", "gain\n[dim]words not copied", "own minus control\n[dim]words not copied", "rejected\n[dim]reason",

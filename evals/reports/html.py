@@ -16,6 +16,7 @@ from usertwin.evals.records.measured_turns import MeasuredTurn
 from .cells import SIGNS
 from .example_turns import bits_gained, example_turns
 from .labels import (
+    MIN_PEOPLE,
     arm_label,
     arm_title,
     contrast_title,
@@ -145,10 +146,12 @@ def _method(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"{plural(result['conversations'], 'conversation')} that the twins never saw; split by conversation and by time",
         "Arms": " ".join(f"{arm_title(arm, twin)}: {ARM_DESCRIPTIONS.get(arm, '')}" for arm in in_order(result["arms"])),
         "(twin)": "the arm that shows the model what the twin itself is shown",
-        "Intervals": f"{interval_basis(result)}: Student's t with bootstrap standard errors, for shares the interval of Korn "
-        "and Graubard; every person has the same weight; differences are paired",
-        "Tests": "two-sided sign-flip permutation test of the mean difference",
-        "Verdicts": "by p below 0.05, for the contrasts declared beforehand after Holm's correction, for others as it is",
+        "Intervals": f"{interval_basis(result)}; Student's t, over conversations with jackknife standard errors; for shares "
+        "Wilson's interval with the effective number of cases; every person has the same weight; differences are paired",
+        "Tests": f"two-sided: sign flips of people's mean differences from {MIN_PEOPLE} people on, else Student's t over "
+        "conversations; sign flips of n people give no p below 2/2ⁿ, so five people show no difference",
+        "Verdicts": "by p below 0.05, for the contrasts declared beforehand after Holm's correction, for others not adjusted; "
+        "an interval is not adjusted, so it may exclude zero where no difference is shown",
     }
     if family := result.get("family"):
         contrasts = "; ".join(contrast_title(name, "against") for name in family["contrasts"])

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from usertwin.evals.arm_names import MEMORY_ARMS
+from usertwin.evals.metrics.closeness import ALPHA
 from usertwin.evals.metrics.closeness import PRIMARY as PRIMARY
 from usertwin.evals.metrics.measures import MEASURES, Measure
-from usertwin.evals.metrics.statistics import MIN_CLUSTERS as MIN_CLUSTERS
+from usertwin.evals.metrics.statistics import MIN_CONVERSATIONS as MIN_CONVERSATIONS
+from usertwin.evals.metrics.statistics import MIN_OWN
+from usertwin.evals.metrics.statistics import MIN_PEOPLE as MIN_PEOPLE
 
-#: "unknown": there are too few people or conversations for a verdict (`MIN_CLUSTERS`).
+#: "unknown": there are too few people or conversations for a test (`MIN_PEOPLE`, `MIN_CONVERSATIONS`).
 DifferenceVerdict = Literal["closer", "further", "same", "unknown"]
 Estimate = Mapping[str, Any]
 
@@ -157,27 +160,39 @@ def p_text(paired: Estimate) -> str:
     """Return the p value of a difference as text, the one after Holm's correction where there is one; "no test" for none.
 
     >>> p_text({"p": 0.008, "p_holm": 0.024}), p_text({"p": 0.008}), p_text({"p": None})
-    ('p = 0.024 after Holm', 'p = 0.008', 'no test')
+    ('p = 0.024 after Holm', 'p = 0.008, not adjusted', 'no test')
     """
-    corrected = paired.get("p_holm")
-    return f"{p_value(corrected)} after Holm" if corrected is not None else p_value(paired.get("p")) or "no test"
+    if paired.get("p_holm") is not None:
+        return f"{p_value(paired['p_holm'])} after Holm"
+    return "no test" if paired.get("p") is None else f"{p_value(paired['p'])}, not adjusted"
 
 
 def verdict(paired: Estimate) -> DifferenceVerdict:
-    """Return what the interval of a paired difference says of its first arm: "same" if it holds zero."""
-    low, high = paired.get("low"), paired.get("high")
-    if low is None or high is None:
+    """Return what the test of a paired difference says of its first arm: "same" if p is 5% or more, "unknown" without a test.
+
+    p is the one after Holm's correction where the difference is in the declared family. An interval that excludes zero is no
+    test: it is not corrected, and a sign-flip test may disagree with it.
+    """
+    p = paired.get("p") if paired.get("p_holm") is None else paired["p_holm"]
+    if p is None:
         return "unknown"
-    return "same" if low <= 0 <= high else "closer" if high < 0 else "further"
+    return "same" if p >= ALPHA or not paired["value"] else "closer" if paired["value"] < 0 else "further"
 
 
 def interval_basis(result: Mapping[str, Any]) -> str:
     """Return what the intervals of a result are over, or that it has too few people or conversations for any."""
-    people, conversations = len(result.get("people", ())), result["conversations"]
-    clusters, unit = (people, "people") if people > 1 else (conversations, "conversations")
-    if clusters < MIN_CLUSTERS:
-        return f"no intervals and no verdicts from fewer than {MIN_CLUSTERS} {unit}"
-    return f"intervals: 95%, over {unit}"
+    people: Mapping[str, Any] = result.get("people", {})
+    over = result.get("intervals_over") or ("people" if len(people) > 1 else "conversations")  # an earlier version does not say
+    if over == "people":
+        few = len(people) < MIN_PEOPLE
+        return f"no intervals and no verdicts from fewer than {MIN_PEOPLE} people" if few else "intervals: 95%, over people"
+    if result["conversations"] < MIN_CONVERSATIONS:
+        return f"no intervals and no verdicts from fewer than {MIN_CONVERSATIONS} conversations"
+    if len(people) < 2:
+        return "intervals: 95%, over conversations"
+    if min(own["conversations"] for own in people.values()) < MIN_OWN:
+        return f"no intervals and no verdicts from {len(people)} people of whom one has fewer than {MIN_OWN} conversations"
+    return f"intervals: 95%, over conversations of these {len(people)} people, not over people"
 
 
 def difference_of(result: Mapping[str, Any], contrast: str, measure: str = PRIMARY) -> Estimate | None:

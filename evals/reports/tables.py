@@ -41,7 +41,6 @@ from .labels import (
     in_order,
     measure_label,
     number,
-    p_value,
     plural,
     twin_arm,
     verdict,
@@ -204,7 +203,7 @@ def judge_section(result: Mapping[str, Any]) -> Section | None:
         table_row(
             contrast_title(name, "over"), _win_cell(contrast, judge.get("usable", True)),
             estimate_cell(contrast.get("decided"), 2), estimate_cell(contrast["ties"], 2),
-            count_cell(p_value(contrast.get("p")), contrast["win"]["n"]),
+            count_cell(p_values(contrast), contrast["win"]["n"]),
         )
         for name, contrast in judge["contrasts"].items()
     )  # fmt: skip
@@ -248,7 +247,7 @@ def likelihood_judge_section(result: Mapping[str, Any]) -> Section | None:
     if not judge:
         return None
     wins = (
-        table_row(contrast_title(name, "over"), _win_cell(row, judge["usable"]), Cell(p_value(row.get("p")) or NONE.text))
+        table_row(contrast_title(name, "over"), _win_cell(row, judge["usable"]), Cell(p_values(row) or NONE.text))
         for name, row in judge["contrasts"].items()
     )
     checks = tuple(
@@ -325,7 +324,7 @@ def transfer_section(result: Mapping[str, Any]) -> Section | None:
     rows = (
         table_row(
             f"Traces by {row['proposer']}", Cell(contrast_title(f"{row['arm']} - {row['against']}", "minus")),
-            difference_cell(row[PRIMARY]), count_cell(p_value(row[PRIMARY].get("p")), row[PRIMARY]["n"]),
+            difference_cell(row[PRIMARY]), count_cell(p_values(row[PRIMARY]), row[PRIMARY]["n"]),
             description=f"used by {row['scorer']}",
         )
         for row in result.get("transfer") or ()

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from usertwin.evals.metrics.statistics import without_few
+from usertwin.evals.metrics.older_estimates import with_present_tests
 from usertwin.evals.records.older_results import upgrade
 from usertwin.evals.records.result_shapes import ClosenessShape
 from usertwin.personas.reading import as_type
@@ -116,7 +116,7 @@ def closeness_line(closeness: Mapping[str, Any]) -> str:
         as_type(ClosenessShape, result)
     except ValueError as error:
         return f"the stored measurement is damaged ({error}); measure it again with usertwin eval"
-    result = without_few(result)
+    result = with_present_tests(result)
     twin, day = twin_arm(result), result["measured_at"][:10]
     bits = result["arms"].get(twin, {}).get(PRIMARY)
     if bits is None:

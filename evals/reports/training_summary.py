@@ -21,7 +21,7 @@ from usertwin.evals.records.training_run import (
 )
 from usertwin.memory.training.model_card import METHODS
 
-from .labels import MIN_CLUSTERS, counted, interval, number, plural, with_interval
+from .labels import MIN_CONVERSATIONS, MIN_PEOPLE, counted, interval, number, p_value, plural, verdict, with_interval
 from .templates import in_markdown
 
 #: Methods whose generated tokens differ by more than this share did not have the same budget.
@@ -31,7 +31,8 @@ _RESULTS_NOTE = (
     "nats per token, without words copied from it, at the pairs for which a trace of both models passes the guards (the first "
     "n). Passing: share of traces that pass; a run of an earlier version has none, and its gains count a rejected trace as 0. "
     "Gives away: share of traces that identify the action without the context, by the model that measured. "
-    "Intervals: 95%, over people, or over the conversations of one person; differences are paired."
+    f"Intervals: 95%, over people, or over the conversations of fewer than {MIN_PEOPLE} people, of whom they hold alone; "
+    "differences are paired."
 )
 _GROUPS = {"unseen": "not trained on", "seen": "trained on, later turns"}
 
@@ -106,20 +107,26 @@ def _sentence(title: str, outcome: MethodOutcome | None) -> str:
     label, group = groups[0]  # the people it never saw, if there are any
     change = _json(group.difference)
     ends = "no interval" if change["low"] is None else f"95% interval {interval(change, 3, signed=True)}"
+    test = "" if change["p"] is None else f", {p_value(change['p'])}"
     leaks = "" if group.passing is None else f"; share of traces that pass {_change(group.passing, 3)}"
     leaks += "" if group.leak_rate is None else f"; leak rate {_change(group.leak_rate, 3)}"
     return (
-        f"{title} {_verdict(change)}: guarded gain {number(change['value'], 3, signed=True)} nats per token ({ends}; "
+        f"{title} {_verdict(change)}: guarded gain {number(change['value'], 3, signed=True)} nats per token ({ends}{test}; "
         f"{plural(group.n, 'held-out pair')} of {plural(group.people, 'person', 'people')} {label}){leaks}.{stopped}"
     )
 
 
 def _verdict(change: dict[str, Any]) -> str:
-    if change["low"] is None or change["high"] is None:
-        return f"cannot yet be compared with the base (fewer than {MIN_CLUSTERS} people, or conversations of one person)"
-    if change["low"] <= 0 <= change["high"]:
-        return "does not differ measurably from the base"
-    return f"writes {'better' if change['low'] > 0 else 'worse'} traces than the base"
+    """Return what the test of a gain says; its interval decides in a run of an earlier version, which has no p."""
+    if change["p"] is None and change["low"] is not None and change["high"] is not None:
+        change = change | {"p": float(change["low"] <= 0 <= change["high"])}
+    return {  # in a gain, unlike in bits, above zero is better
+        "further": "writes better traces than the base",
+        "closer": "writes worse traces than the base",
+        "same": "does not differ measurably from the base",
+        "unknown": f"cannot yet be compared with the base ({MIN_PEOPLE} people, or {MIN_CONVERSATIONS} conversations of fewer, "
+        "are needed)",
+    }[verdict(change)]
 
 
 def _groups(outcome: MethodOutcome) -> list[tuple[str, GroupResult]]:

@@ -20,7 +20,7 @@ from usertwin.memory.twin.last_turn import LastTurnModel
 from usertwin.memory.twin.record import twin_command
 from usertwin.personas.reading import as_type
 
-from .labels import MIN_CLUSTERS, number, plural, with_interval
+from .labels import MIN_CONVERSATIONS, number, plural, with_interval
 from .terminal import closeness_line, plain_table
 
 #: Traces shown of a twin.
@@ -158,8 +158,8 @@ def _described(settings: Settings) -> str:
 
 def _basis(measured: Mapping[str, Any]) -> str:
     turns = f"{measured['turns']} validation turns of {plural(measured['conversations'], 'conversation')}"
-    if measured["conversations"] < MIN_CLUSTERS:
-        return f"not told apart from the others by {turns}; {MIN_CLUSTERS} conversations are needed"
+    if measured["conversations"] < MIN_CONVERSATIONS:
+        return f"not told apart from the others by {turns}; {MIN_CONVERSATIONS} conversations are needed"
     return f"best within a standard error on {turns}, scored by {measured['scorer']}"
 
 

@@ -209,7 +209,7 @@ class PersonMeasurement:
                 user, embedder, fresh, person.label, max_conversations=suite.drift, seed=suite.seed, progress=self.progress
             ) if suite.drift else []  # fmt: skip
             max_turns = min(suite.turns or _MAX_MEMORIZATION_TURNS, _MAX_MEMORIZATION_TURNS)
-            memorized = await to_thread(measure_memorization, scorer, spoken, max_turns=max_turns, seed=suite.seed)
+            memorized = await to_thread(measure_memorization, scorer, spoken, max_turns=max_turns)
             facts = {
                 "twin_arm": twin_arm(user), "triples": len(user.store), "k": user.k, "window": user.settings.window,
                 "embedder": embedder.name,
@@ -218,7 +218,7 @@ class PersonMeasurement:
                     "near_duplicates": len(held_out) - len(fresh), "of": len(held_out), "memorized": memorized,
                     "checked": _CHECKS,
                 },
-                "endings": measure_endings(user, folder, fresh, seed=suite.seed), "judge_check": user.record.judge_check,
+                "endings": measure_endings(user, folder, fresh), "judge_check": user.record.judge_check,
                 "drift": [asdict(turn) for turn in drift_turns],
             }  # fmt: skip
         write_atomically(done, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")

@@ -24,7 +24,7 @@ from typing import Any
 from zlib import crc32
 
 from usertwin.evals.metrics.closeness import ALPHA, PRIMARY, closeness
-from usertwin.evals.metrics.statistics import evenly_spaced, holm
+from usertwin.evals.metrics.statistics import add_holm, evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn, read_turn_file
 from usertwin.evals.replay.held_out import held_out_pairs
 from usertwin.evals.replay.leak_checks import check_split, without_near_duplicates
@@ -269,10 +269,7 @@ def user_models_result(turns: Sequence[MeasuredTurn], kinds: Iterable[str], *, s
     result = closeness(turns, PAIRS, seed=seed, contrasts=[*main, *extra, *among])
     paired = {name: measures[PRIMARY] for name, measures in result["paired"].items() if PRIMARY in measures}
     family = [name for first, second in main if (name := f"{first} - {second}") in paired]
-    tested = [name for name in family if paired[name]["p"] is not None]
-    corrected = dict(zip(tested, holm([paired[name]["p"] for name in tested]), strict=True))
-    for name in family:
-        paired[name]["p_holm"] = corrected.get(name)
+    add_holm([paired[name] for name in family])
 
     def figures(name: str) -> tuple[Any, Any]:
         return result["arms"].get(name, {}).get(PRIMARY), paired.get(f"{name} - {PAIRS}")

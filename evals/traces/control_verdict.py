@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from usertwin.evals.metrics.statistics import Estimate, mean, partial_spearman
+from usertwin.evals.metrics.rank_correlation import partial_spearman
+from usertwin.evals.metrics.statistics import Estimate, mean
 from usertwin.memory.recon.synthesizer import rank_candidates
 from usertwin.memory.triples import Candidate
 from usertwin.personas import Pair
@@ -85,15 +86,15 @@ def summarize_controls(
     turns: Sequence[ControlledTurn], downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], seed: int
 ) -> dict[str, Any]:
     """Return all measurements and the decision as JSON values."""
-    rows = {name: row for name in CONTROLS if (row := _row(turns, name, seed)) is not None}
+    rows = {name: row for name in CONTROLS if (row := _row(turns, name)) is not None}
     contrasts = [turn for turn in turns if turn.contrast is not None]
     summary: dict[str, Any] = {
         "controls": rows,
-        "own_minus": {name: _json(_own_minus(turns, name, seed)) for name in rows if name != "own"},
-        "swap_contrast": _json(mean([turn.contrast or 0.0 for turn in contrasts], _conversations(contrasts), seed=seed)),
-        "validity": _json(_validity(downstream, seed)),
-        "downstream": {name: _json(_mean_benefit(downstream, name, seed)) for name in CHOOSERS},
-        "selection": {f"recon - {name}": _json(_recon_minus(downstream, name, seed)) for name in CHOOSERS if name != "recon"},
+        "own_minus": {name: _json(_own_minus(turns, name)) for name in rows if name != "own"},
+        "swap_contrast": _json(mean([turn.contrast or 0.0 for turn in contrasts], _conversations(contrasts))),
+        "validity": _json(_validity(downstream)),
+        "downstream": {name: _json(_mean_benefit(downstream, name)) for name in CHOOSERS},
+        "selection": {f"recon - {name}": _json(_recon_minus(downstream, name)) for name in CHOOSERS if name != "recon"},
         "turns": len(turns),
         "conversations": len(set(_conversations(turns))),
         "downstream_turns": len(downstream),
@@ -134,7 +135,7 @@ def _above_zero(estimate: Mapping[str, Any] | None) -> bool | None:
     return None if estimate is None or estimate["low"] is None else estimate["low"] > 0
 
 
-def _row(turns: Sequence[ControlledTurn], name: str, seed: int) -> dict[str, Any] | None:
+def _row(turns: Sequence[ControlledTurn], name: str) -> dict[str, Any] | None:
     """Return one row of the table: the mean gains of a control, and how many of its traces are rejected and why."""
     present = [turn for turn in turns if name in turn.scores]
     if not present:
@@ -145,13 +146,13 @@ def _row(turns: Sequence[ControlledTurn], name: str, seed: int) -> dict[str, Any
     by_leak = [[score.gain for score in scores if score.reveals_action is leaks] for leaks in (True, False)]
     audited = name in AUDITED_CONTROLS
     return {
-        "gain": _json(mean([score.gain for score in scores], conversations, seed=seed)),
-        "guarded_gain": _json(mean([score.guarded_gain for score in scores], conversations, seed=seed)),
-        "passing_gain": _json(mean([turn.scores[name].guarded_gain for turn in passing], _conversations(passing), seed=seed)),
+        "gain": _json(mean([score.gain for score in scores], conversations)),
+        "guarded_gain": _json(mean([score.guarded_gain for score in scores], conversations)),
+        "passing_gain": _json(mean([turn.scores[name].guarded_gain for turn in passing], _conversations(passing))),
         "rejected": len(present) - len(passing),
         "reasons": dict(Counter(score.rejected for score in scores if score.rejected is not None)),
         "reveals_action": sum(score.reveals_action or 0 for score in scores) if audited else None,
-        "slot": _json(mean([score.slot for score in scores], conversations, seed=seed)),
+        "slot": _json(mean([score.slot for score in scores], conversations)),
         "gain_by_leak_mean": _mean_of_means(by_leak) if audited else None,
         "n": len(present),
     }
@@ -162,11 +163,11 @@ def _mean_of_means(groups: Sequence[Sequence[float]]) -> float:
     return sum(means) / max(1, len(means))
 
 
-def _own_minus(turns: Sequence[ControlledTurn], name: str, seed: int) -> Estimate | None:
+def _own_minus(turns: Sequence[ControlledTurn], name: str) -> Estimate | None:
     """Return the guarded gain of the own trace minus that of a control, paired by turn."""
     present = [turn for turn in turns if name in turn.scores and "own" in turn.scores]
     differences = [turn.scores["own"].guarded_gain - turn.scores[name].guarded_gain for turn in present]
-    return mean(differences, _conversations(present), seed=seed)
+    return mean(differences, _conversations(present))
 
 
 def _selected_benefit(proposals: Sequence[ContextScores], chooser: Chooser) -> float:
@@ -177,18 +178,18 @@ def _selected_benefit(proposals: Sequence[ContextScores], chooser: Chooser) -> f
     return next(proposal.benefit for proposal in proposals if proposal.candidate.trace == best.trace)
 
 
-def _mean_benefit(downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], chooser: Chooser, seed: int) -> Estimate | None:
+def _mean_benefit(downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], chooser: Chooser) -> Estimate | None:
     conversations = [pair.conversation_id for pair, _ in downstream]
-    return mean([_selected_benefit(proposals, chooser) for _, proposals in downstream], conversations, seed=seed)
+    return mean([_selected_benefit(proposals, chooser) for _, proposals in downstream], conversations)
 
 
-def _recon_minus(downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], chooser: Chooser, seed: int) -> Estimate | None:
+def _recon_minus(downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], chooser: Chooser) -> Estimate | None:
     conversations = [pair.conversation_id for pair, _ in downstream]
     differences = [_selected_benefit(proposals, "recon") - _selected_benefit(proposals, chooser) for _, proposals in downstream]
-    return mean(differences, conversations, seed=seed)
+    return mean(differences, conversations)
 
 
-def _validity(downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], seed: int) -> Estimate | None:
+def _validity(downstream: Sequence[tuple[Pair, Sequence[ContextScores]]]) -> Estimate | None:
     """Return the partial rank correlation of score and benefit over all proposals, controlling for overlap and length."""
     rows = [(pair.conversation_id, proposal) for pair, proposals in downstream for proposal in proposals]
     return partial_spearman(
@@ -196,7 +197,6 @@ def _validity(downstream: Sequence[tuple[Pair, Sequence[ContextScores]]], seed: 
         [proposal.benefit for _, proposal in rows],
         [[proposal.overlap, float(proposal.words)] for _, proposal in rows],
         [conversation for conversation, _ in rows],
-        seed=seed,
     )
 
 

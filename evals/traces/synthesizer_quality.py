@@ -8,7 +8,6 @@ that gains less than nothing. The scorer should not be part of any reward.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -109,34 +108,38 @@ def compare_traces(base: Sequence[TraceQuality], trained: Sequence[TraceQuality]
     """Return base and trained model on the same pairs in the same order, with their difference; None without pairs.
 
     The guarded gain is compared at the `compared` pairs for which a trace of both passes the guards; all else at all pairs.
-    Intervals are of the mean over people, by resampling people and, within them, conversations. People have equal weight.
+    Values are means over people, who have equal weight; differences have the `p` of their test. See `mean_of_people` for what
+    the intervals and tests are over.
     """
     if not base:
         return None
-    places = range(len(base))
+    places, measured = range(len(base)), len({quality.label for quality in base})
     compared = [place for place in places if base[place].guarded_gain is not None and trained[place].guarded_gain is not None]
 
-    def estimate(values: Sequence[float], of: Sequence[int] = places) -> dict[str, Any] | None:
+    def estimate(values: Sequence[float], of: Sequence[int] = places, *, test: bool = False) -> dict[str, Any] | None:
         people, conversations = [base[place].label for place in of], [base[place].conversation for place in of]
-        result = mean_over_people(values, people, conversations, seed=seed)
-        return None if result is None else {key: asdict(result[0].estimate())[key] for key in ("value", "low", "high")}
+        result = mean_over_people(values, people, conversations, measured=measured)
+        if result is None:
+            return None
+        found = result.estimate()
+        return {"value": found.value, "low": found.low, "high": found.high} | ({"p": result.p(seed=seed)} if test else {})
 
     def both(value_of: Callable[[TraceQuality], float]) -> dict[str, Any]:
         differences = [value_of(after) - value_of(before) for before, after in zip(base, trained, strict=True)]
         return {
             "base": fmean(map(value_of, base)),
             "trained": fmean(map(value_of, trained)),
-            "difference": estimate(differences),
+            "difference": estimate(differences, test=True),
         }
 
     before, after = ([writer[place].guarded_gain or 0.0 for place in compared] for writer in (base, trained))
     return {
         "n": len(base),
-        "people": len({quality.label for quality in base}),
+        "people": measured,
         "compared": len(compared),
         "base": estimate(before, compared),
         "trained": estimate(after, compared),
-        "difference": estimate([late - early for early, late in zip(before, after, strict=True)], compared),
+        "difference": estimate([late - early for early, late in zip(before, after, strict=True)], compared, test=True),
         "passing": both(lambda quality: 1 - float(quality.rejection_rate)),
         "leak_rate": both(lambda quality: float(quality.leak_rate)),
         "reveals_action": both(lambda quality: float(quality.reveals_action)),

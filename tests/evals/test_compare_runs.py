@@ -14,6 +14,7 @@ from rich.console import Console
 
 from usertwin.evals.cli.runs import compare as compare_command
 from usertwin.evals.cli.runs import export, report
+from usertwin.evals.metrics import statistics
 from usertwin.evals.records.measured_turns import MeasuredTurn, read_result
 from usertwin.evals.records.older_results import upgrade
 from usertwin.evals.reports.compare_runs import compare, comparison_table, verdict_of
@@ -27,13 +28,15 @@ def cheaper(measured: list[MeasuredTurn], bits: float) -> list[MeasuredTurn]:
     return [replace(turn, bits={**turn.bits, TWIN: turn.bits[TWIN] - bits * (1 + n / 4000)}) for n, turn in enumerate(measured)]
 
 
-def test_twins_are_compared_turn_by_turn() -> None:
+def test_twins_are_compared_turn_by_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The four people are few, so that the test is over their conversations."""
+    monkeypatch.setattr(statistics, "MIN_PEOPLE", 5)
     comparison = compare(result(), result(), turns(), cheaper(turns(), 1.1))
     assert comparison["twin"]["value"] == pytest.approx(-0.1, abs=0.001)
     assert (comparison["twin"]["n"], comparison["twin"]["people"]) == (40, 4)
     assert comparison["twin"]["high"] < 0
     assert "closer: −0.100 bits per character, new minus old" in verdict_of(comparison)
-    assert "n=40 turns of 4 people" in verdict_of(comparison)
+    assert "over conversations of these people, p < 0.001, n=40 turns of 4 people" in verdict_of(comparison)
 
 
 def test_only_turns_that_both_runs_hold_are_paired() -> None:
@@ -72,7 +75,7 @@ def test_averages_over_different_people_are_not_subtracted_but_common_turns_are_
     comparison = compare(result(), fewer, turns(), [turn for turn in turns() if turn.person == PEOPLE[0]])
     assert "chitchat/bob, support/cyd, support/dee in one run only" in comparison["why_not"][0]
     assert all(measure["difference"] is None for arm in comparison["arms"].values() for measure in arm.values())
-    assert (comparison["twin"]["n"], comparison["twin"]["p"]) == (10, None)
+    assert (comparison["twin"]["n"], comparison["twin"]["p"]) == (10, 1.0)  # nothing differs
 
 
 def test_measures_are_subtracted_arm_by_arm_and_missing_ones_are_none() -> None:
@@ -164,7 +167,7 @@ def test_a_fidelity_and_a_control_of_an_earlier_version_have_their_present_names
 
 
 def test_report_writes_both_reports_again(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", result(), turns())
+    run = write_run(tmp_path / "run", result(intervals_over="conversations"), turns())
     done = CliRunner().invoke(report, [str(run)], catch_exceptions=False)
     assert done.exit_code == 0
     assert "The twin predicts these people's next turn" in done.output

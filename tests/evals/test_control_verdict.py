@@ -216,10 +216,10 @@ def test_swap_contrast_is_over_the_turns_that_have_one() -> None:
 
 
 def test_intervals_go_by_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forty turns of five conversations have no interval, so no condition can hold."""
-    monkeypatch.setattr(statistics, "MIN_CLUSTERS", 6)
+    """Forty turns of seven conversations have no interval, so no condition can hold."""
+    monkeypatch.setattr(statistics, "MIN_CONVERSATIONS", 8)
     zero = scores(0)
-    for conversations, sure in ((1, None), (5, None), (8, True)):
+    for conversations, sure in ((1, None), (7, None), (8, True)):
         turns = [
             turn(f"talk {i % conversations}", 1.0, own=scores(1 + i / 40), shuffled=zero, other=zero, bag=zero, keywords=zero)
             for i in range(40)

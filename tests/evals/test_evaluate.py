@@ -97,6 +97,7 @@ def test_the_result_has_exactly_the_documented_keys(ann: str) -> None:
     result = measure(ann)
     promised = {"twin", "arms", "paired", "question", "family", "discriminator", "turns", "conversations", "models", "seed"}
     more = {"leakage", "ending", "k", "twin_arm", "triples", "against", "dropped_conversations", "measured_at", "traces"}
+    more |= {"intervals_over"}
     assert set(result) == promised | more
     assert DEFAULT_ARMS == ("no_memory", "other_person", "random_own", "recalled_pairs", "recon")
     assert tuple(result["arms"]) == DEFAULT_ARMS

@@ -419,7 +419,8 @@ def test_a_good_judge_prefers_the_twin_and_passes_every_check(tmp_path: Path) ->
     assert found["model"] == "telling"
     assert list(found["contrasts"]) == [f"{TWIN} - {NONE}"]
     row = found["contrasts"][f"{TWIN} - {NONE}"]
-    assert row["win"] == {"value": 1.0, "low": pytest.approx(0.025 ** (1 / 3)), "high": 1.0, "n": 48}  # three people agree
+    three_agree = pytest.approx(3 / (3 + 1.96**2), abs=1e-4)
+    assert row["win"] == {"value": 1.0, "low": three_agree, "high": 1.0, "n": 48}
     assert (row["ties"]["value"], row["p"], row["decided"]["n"]) == (0.0, 0.25, 48)  # 2 / 2^3
     assert {kind: one["holds"] for kind, one in found["sanity"].items()} == dict.fromkeys(SANITY_CHECKS, True)
     assert found["sanity"]["another_person"]["win"]["value"] == 0
@@ -442,7 +443,7 @@ def test_win_rates_weigh_people_equally_without_unreadable_answers() -> None:
     assert row["decided"]["n"] == 10
     assert row["p"] == 1.0
     alone = summarize_verdicts(ann)["contrasts"][f"{TWIN} - {NONE}"]
-    assert alone["p"] is None
+    assert alone["p"] == pytest.approx(0.0455, abs=1e-4)  # of a half, where four conversations agree
 
 
 @pytest.mark.parametrize("label", ["1", "2"])

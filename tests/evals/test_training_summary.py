@@ -186,7 +186,7 @@ def test_every_method_has_a_sentence(folder: Path) -> None:
     ("unseen", "sentence"),
     [
         (group(0.005), "does not differ measurably from the base: guarded gain +0.005"),
-        (group(0.5, None), "cannot yet be compared with the base (fewer than 6 people, or conversations of one person): "
+        (group(0.5, None), "cannot yet be compared with the base (5 people, or 8 conversations of fewer, are needed): "
          "guarded gain +0.500 nats per token (no interval; "),
         (None, "writes better traces than the base: guarded gain +0.030 nats per token (95% interval +0.020 to "
          "+0.040; 120 held-out pairs of 2 people trained on, later turns)"),
