@@ -32,7 +32,8 @@ MANIFEST: dict[str, Any] = {
 
 
 def group(value: float, half: float | None = 0.01, **changes: Any) -> dict[str, Any]:
-    """The results on a group of people, from a difference and half its interval."""
+    """The results on a group of people, from a difference and half its interval; its test agrees with the interval."""
+    p = None if half is None else 0.01 if abs(value) > half else 0.4
 
     def estimate(center: float) -> dict[str, Any]:
         return {
@@ -40,7 +41,8 @@ def group(value: float, half: float | None = 0.01, **changes: Any) -> dict[str, 
         }  # fmt: skip
 
     return {
-        "n": 90, "people": 1, "base": estimate(0.01), "trained": estimate(0.01 + value), "difference": estimate(value),
+        "n": 90, "people": 1, "base": estimate(0.01), "trained": estimate(0.01 + value),
+        "difference": estimate(value) | {"p": p},
         "leak_rate": {"base": 0.12, "trained": 0.08, "difference": {"value": -0.04, "low": -0.08, "high": 0.01}},
         "reveals_action": {"base": 0.2, "trained": 0.21},
         "words": {"base": 22.4, "trained": 15.0},
@@ -175,7 +177,7 @@ def test_every_method_has_a_sentence(folder: Path) -> None:
     first, dpo, grpo = summarize_training(read_training(folder))
     assert first == "2 methods from the base local, trained on 1,210 pairs of 2 people; 1 other person held out."
     assert dpo == (
-        "DPO writes better traces than the base: guarded gain +0.021 nats per token (95% interval +0.011 to +0.031; "
+        "DPO writes better traces than the base: guarded gain +0.021 nats per token (95% interval +0.011 to +0.031, p = 0.010; "
         "90 held-out pairs of 1 person not trained on); leak rate 0.120 → 0.080 (−0.080 to +0.010)."
     )
     assert grpo.startswith("Recon-GRPO writes worse traces than the base: guarded gain −0.030")
@@ -189,10 +191,14 @@ def test_every_method_has_a_sentence(folder: Path) -> None:
         (group(0.5, None), "cannot yet be compared with the base (5 people, or 8 conversations of fewer, are needed): "
          "guarded gain +0.500 nats per token (no interval; "),
         (None, "writes better traces than the base: guarded gain +0.030 nats per token (95% interval +0.020 to "
-         "+0.040; 120 held-out pairs of 2 people trained on, later turns)"),
+         "+0.040, p = 0.010; 120 held-out pairs of 2 people trained on, later turns)"),
+        (group(0.03, difference={"value": 0.03, "low": 0.02, "high": 0.04, "p": 0.25}),
+         "does not differ measurably from the base: guarded gain +0.030 nats per token (95% interval +0.020 to +0.040, p ="),
+        (group(0.03, difference={"value": 0.03, "low": 0.02, "high": 0.04}),
+         "was not tested against the base, in a run of an earlier version: guarded gain +0.030"),
     ],
 )  # fmt: skip
-def test_a_sentence_claims_no_more_than_its_interval(tmp_path: Path, unseen: dict[str, Any] | None, sentence: str) -> None:
+def test_a_sentence_claims_no_more_than_its_test(tmp_path: Path, unseen: dict[str, Any] | None, sentence: str) -> None:
     assert sentence in summarize_training(read_training(write(tmp_path / "run", {"dpo": outcome(unseen)})))[1]
 
 
