@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -19,6 +19,7 @@ from .labels import (
     PRIMARY,
     Estimate,
     arm_label,
+    contrasts_of,
     difference_of,
     interval,
     interval_basis,
@@ -26,7 +27,6 @@ from .labels import (
     number,
     p_text,
     p_value,
-    plural,
     twin_arm,
     with_interval,
 )
@@ -54,10 +54,9 @@ def closeness_table(result: Mapping[str, Any]) -> RenderableType:
         table.add_column(head, justify="right" if place else "left", no_wrap=place > 0, min_width=width)
     for arm in arms:
         _add_arm(table, result, arm, PRIMARY)
-    measures = {name: [arm for arm in result["arms"] if name in result["arms"][arm]] for name in REPLY_MEASURES}
-    measure = next((name for name in measures if measures[name]), "")
-    replied = [arm for arm in measures.get(measure, ()) if arm not in arms or len(result["arms"]) <= _FEW_ARMS]
-    if replied:
+    measure = _reply_measure(result, [arm for arm in result["arms"] if arm not in arms])
+    shown = result["arms"] if len(result["arms"]) <= _FEW_ARMS else [arm for arm in result["arms"] if arm not in arms]
+    if replied := [arm for arm in shown if measure in result["arms"][arm]]:
         label = measure_label(measure)
         table.add_row(label.title, f"{label.direction}, {_n(result, measure, replied)}", style="dim")
     for arm in replied:
@@ -65,6 +64,16 @@ def closeness_table(result: Mapping[str, Any]) -> RenderableType:
     warnings = (Text(warning, style="yellow") for warning in result.get("warnings", ()))
     notes = (Text(note, style="dim") for note in _notes(result))
     return Group(table, *notes, Text(summary_of(result), style="bold"), *warnings)
+
+
+def _reply_measure(result: Mapping[str, Any], silent: Sequence[str]) -> str:
+    """Return the measure of replies to show: one that all arms without likelihoods have, if there is one, and with tests."""
+
+    def suits(name: str) -> tuple[bool, bool]:
+        tested = any(paired.get("p") is not None for paired in contrasts_of(result, name).values())
+        return all(name in result["arms"][arm] for arm in silent), tested
+
+    return max(REPLY_MEASURES, key=suits)  # the first of equals
 
 
 def _n(result: Mapping[str, Any], measure: str, arms: Iterable[str]) -> str:
@@ -82,8 +91,8 @@ def _add_arm(table: Table, result: Mapping[str, Any], arm: str, measure: str) ->
     if paired is not None:
         difference = with_interval(paired, digits, signed=True)
         corrected = paired.get("p_holm")
-        p = p_value(paired.get("p") if corrected is None else corrected).removeprefix("p ").removeprefix("= ") or "–"
-        p += "" if corrected is None else "*"
+        p = p_value(paired.get("p") if corrected is None else corrected).removeprefix("p").replace("=", "").replace(" ", "")
+        p = (p or "–") + ("" if corrected is None else "*")
     row = (arm_label(arm).title, with_interval(result["arms"][arm][measure], digits), difference, p)
     table.add_row(*map(Text, row), style="bold" if arm == twin else "")
 
@@ -91,7 +100,8 @@ def _add_arm(table: Table, result: Mapping[str, Any], arm: str, measure: str) ->
 def _notes(result: Mapping[str, Any]) -> list[str]:
     """Return the basis of the figures, what the arms were shown, and how well leaving is predicted."""
     family = [name for name in (result.get("family") or {}).get("contrasts", ()) if difference_of(result, name)]
-    holm = f"; *: after Holm's correction for {plural(len(family), 'contrast')}" if len(family) > 1 else ""
+    correction = f", after Holm's correction for {len(family)} contrasts" if len(family) > 1 else ""
+    holm = f"; *: declared beforehand{correction}" if family else ""
     notes = [f"below 0 is better for the twin; {interval_basis(result)}{holm}; seed {result['seed']}"]
     counts = [f"{arm_label(arm).title} {number(row['value'], 1)}" for arm, row in result.get("traces", {}).items()]
     if counts:

@@ -154,7 +154,9 @@ def _warnings(run: TrainingRun) -> list[str]:
         for label, group in _groups(outcome):
             rate = group.leak_rate
             if rate is not None and (rate.trained or 0.0) > (rate.base or 0.0):
-                warnings.append(f"{title} leaks more than the base on people {label}: {_change(rate, 3)} (n={group.n}).")
+                warnings.append(
+                    f"{title} has a higher leak rate than the base on people {label}: {_change(rate, 3)} (n={group.n})."
+                )
     if tokens and max(tokens.values()) - min(tokens.values()) > _SAME_BUDGET * max(tokens.values()):
         counts = ", ".join(f"{title} {counted(count)}" for title, count in tokens.items())
         warnings.append(f"The methods generated different numbers of tokens, so do not compare them: {counts}.")

@@ -159,7 +159,24 @@ def test_adjusted_p_values_are_marked_and_explained() -> None:
     result["family"] = {"measure": "bits_per_char", "contrasts": ["recon - no_memory", "recon - other_person"], "alpha": 0.05}
     text = shown(result)
     assert text.count("0.060*") == 2
-    assert "*: after Holm's correction for 2 contrasts" in text
+    assert "*: declared beforehand, after Holm's correction for 2 contrasts" in text
+
+
+def test_the_measure_of_replies_is_one_with_tests_that_every_arm_without_a_likelihood_has() -> None:
+    result = measurement()
+    for arm in DEFAULT_ARMS:
+        result["arms"][arm] |= {"discriminator": estimate(0.7, None, None), "rank": estimate(0.6, 0.5, 0.7)}
+        if arm != "recon":
+            result["paired"][f"recon - {arm}"] |= {
+                "discriminator": estimate(-0.1, None, None),
+                "rank": estimate(-0.1, -0.2, 0.1),
+            }
+    assert "Discriminator AUC" in shown(result)
+    result["paired"]["recon - no_memory"]["rank"]["p"] = 0.4  # as of one person, whose AUC has no test
+    assert "Discriminator AUC" not in shown(result)
+    result["paired"]["recon - no_memory"]["discriminator"]["p"] = 0.4
+    result["arms"]["mine"] = {"rank": estimate(0.5, 0.4, 0.6)}
+    assert "mine" in shown(result)
 
 
 def test_the_headline_the_warnings_and_the_ending_are_below_the_table() -> None:

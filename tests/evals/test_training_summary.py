@@ -228,7 +228,7 @@ def test_a_run_that_keeps_the_rules_has_no_warnings(tmp_path: Path) -> None:
 
 def test_a_rise_of_the_leak_rate_is_a_warning(folder: Path) -> None:
     page = page_of(folder)
-    assert "Recon-GRPO leaks more than the base on people not trained on: 0.100 → 0.200 (n=90)." in page
+    assert "Recon-GRPO has a higher leak rate than the base on people not trained on: 0.100 → 0.200 (n=90)." in page
     assert "DPO leaks more" not in page
 
 
