@@ -124,7 +124,7 @@ def _reply_sentences(result: Mapping[str, Any], contrast: str, *, several: bool)
         claim = {"closer": "closer to", "further": "less close to", "same": "not shown to be closer to"}[outcome]
         value, sure = number(paired["value"], label.digits, signed=True), _sureness(result, paired, label.digits, signed=True)
         subject, than = _names(result, contrast) if several else ("it", "that")
-        figures = f"{label.title} {value}, {sure}, n={counted(paired['n'])}"
+        figures = f"{label.title}: {value}, below 0 is better, {sure}, n={counted(paired['n'])}"
         return [f"In written replies {subject} is {claim} {_whom(result)} than {than} ({figures})."]
     return []
 
