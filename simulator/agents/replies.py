@@ -45,10 +45,10 @@ def as_replies(returned: Any, sent: Sequence[Message] = (), given: Sequence[Mess
 
     That is a text, a message, a list of either, an object or a mapping that has one of these in a field of `_WRAPPERS` or in
     "messages", a tuple of one and a state, or a stream. `sent` is the conversation before, `given` its copy that the agent got.
-    Of a value that repeats the conversation, only what follows counts; a reply that repeats an earlier one word for word is new.
+    Of a value that repeats the conversation, only what follows counts; a reply that repeats an earlier one is new.
 
     Raises:
-        AgentError: it returned None, no text, a value that is not a message, or too much. What an iterator raises is passed on.
+        AgentError: it returned None, no text, a value that is not a message, or too much. What a stream raises is passed on.
     """
     stream = Stream().add(cast("Iterator[Any]", returned)) if isinstance(returned, Iterator) else returned
     try:
