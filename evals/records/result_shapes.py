@@ -260,6 +260,11 @@ class ClosenessShape(TypedDict):
     conversations: NotRequired[int]
     intervals_over: NotRequired[str]
     twin_arm: NotRequired[str]
+    question: NotRequired[list[str]]
+    family: NotRequired[FamilyShape | None]
+    traces: NotRequired[Mapping[str, EstimateShape]]
+    ending: NotRequired[Mapping[str, EstimateShape]]
+    warnings: NotRequired[list[str]]
 
 
 class MeasuredTwinShape(ClosenessShape):

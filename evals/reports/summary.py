@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from usertwin.evals.arm_names import usual_opponents
 from usertwin.simulator.backends.model_name import TEST_KINDS, kind_of
@@ -47,10 +47,11 @@ def question_of(result: Mapping[str, Any]) -> list[str]:
     They are those that the suite declared; else the twin's arm against no memory; without that against the arm that the twin
     leads by least, or trails by most (all such arms are then in the declared family). Empty if nothing was compared.
     """
+    if declared := [contrast for contrast in result.get("question", ()) if contrast.count(" - ") == 1]:
+        return declared
     differences = contrasts_of(result)
-    opponents = usual_opponents(differences)
-    best = max(opponents, key=lambda arm: differences[arm]["value"], default=None)
-    return list(result.get("question") or ([] if best is None else [f"{twin_arm(result)} - {best}"]))
+    best = max(usual_opponents(differences), key=lambda arm: differences[arm]["value"], default=None)
+    return [] if best is None else [f"{twin_arm(result)} - {best}"]
 
 
 def answer_of(result: Mapping[str, Any]) -> Estimate | None:
@@ -155,11 +156,17 @@ def _data(result: Mapping[str, Any], turns: float) -> str:
 
 def _models(result: Mapping[str, Any]) -> str:
     """Return which model measured, and which one wrote the replies, if any were written; empty if not known."""
-    models = result.get("models") or {}
-    parts = [f"measured with {_short(models['scorer'])}"] if models.get("scorer") else []
+    models = _models_of(result)
+    parts = [f"measured with {_short(str(models['scorer']))}"] if models.get("scorer") else []
     if models.get("action") and any("chrf" in measures for measures in result["arms"].values()):
-        parts.append(f"replies written by {_short(models['action'])}")
+        parts.append(f"replies written by {_short(str(models['action']))}")
     return ", ".join(parts)
+
+
+def _models_of(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the names of the models by role; the record of a twin does not check them."""
+    models: object = result.get("models")
+    return cast("Mapping[str, Any]", models) if isinstance(models, Mapping) else {}
 
 
 def _short(model: str) -> str:
@@ -169,7 +176,7 @@ def _short(model: str) -> str:
 
 def model_warnings(result: Mapping[str, Any]) -> list[str]:
     """Return a sentence that names the models for tests among those of a measurement; none if all are real."""
-    models = result.get("models") or {}
+    models = _models_of(result)
     tested = {key: name for key in _ROLES if kind_of(name := str(models.get(key) or "")) in TEST_KINDS}
     names = [f"{_ROLES[key]} ({_short(name)})" for key, name in tested.items()]
     if not names:

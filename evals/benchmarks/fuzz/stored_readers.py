@@ -25,7 +25,7 @@ from usertwin.evals.records.training_run import is_training, read_training
 from usertwin.evals.records.verdicts import read_verdicts
 from usertwin.evals.reports.compare_runs import compare, comparison_table
 from usertwin.evals.reports.html import render_html
-from usertwin.evals.reports.terminal import run_table
+from usertwin.evals.reports.terminal import closeness_table
 from usertwin.evals.reports.training_summary import training_page
 from usertwin.evals.reports.twin_view import settings_table, twin_view
 from usertwin.evals.reports.write_reports import render_markdown
@@ -179,7 +179,7 @@ def run_readers(folder: Path) -> list[Reader]:
             return
         show(comparison_table(compare(known_result, found, [], [])))
         if found.get("models"):
-            show(run_table(found | {"name": found.get("name") or ""}))
+            show(closeness_table(found))
 
     def measured(_: Path) -> None:
         found = read_turns(run)
