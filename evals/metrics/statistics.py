@@ -52,11 +52,6 @@ class Estimate:
     high: float | None
     n: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
     def to_json(self) -> dict[str, float | int | None]:
         """Return the JSON object that `--json` writes."""
         return asdict(self)

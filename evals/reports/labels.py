@@ -195,6 +195,19 @@ def interval_basis(result: Mapping[str, Any]) -> str:
     return f"intervals: 95%, over conversations of these {len(people)} people, not over people"
 
 
+def few_people_warnings(result: Mapping[str, Any]) -> list[str]:
+    """Return what the people of a result are too few to show; empty for enough of them."""
+    people, contrasts = len(result["people"]), max(1, len(result["family"]["contrasts"]))
+    if people < MIN_PEOPLE:
+        whom, needed = ("this person", "") if people == 1 else ("these people", f"; those over people need {MIN_PEOPLE} people")
+        return [f"{plural(people, 'person', 'people')}: the intervals hold for {whom}, not for other people{needed}"]
+    smallest = contrasts * 2 / 2**people
+    if smallest < ALPHA:
+        return []
+    holm = f" after Holm's correction for {contrasts} contrasts" if contrasts > 1 else ""
+    return [f"{people} people: their sign flips give no p below {smallest:.0%}{holm}, so no declared difference can be shown"]
+
+
 def difference_of(result: Mapping[str, Any], contrast: str, measure: str = PRIMARY) -> Estimate | None:
     """Return the paired difference of a contrast "A - B", also if the result holds that of "B - A"; None without one."""
     first, _, second = contrast.partition(" - ")

@@ -20,14 +20,14 @@ from typing import Any
 from usertwin.evals.arm_names import PEERS, arm_names
 from usertwin.evals.judges.likelihood_judge import likelihood_wins
 from usertwin.evals.judges.model_judge import build_questions, judge_pairs, summarize_verdicts
-from usertwin.evals.metrics.closeness import ALPHA, closeness
+from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.metrics.spread import spread
 from usertwin.evals.records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest
 from usertwin.evals.records.result_shapes import DriftTurn
 from usertwin.evals.records.run_folder import HTML_REPORT, MARKDOWN_REPORT, write_atomically
 from usertwin.evals.replay.drift import drift_result
 from usertwin.evals.replay.peers import peer_versions
-from usertwin.evals.reports.labels import MIN_PEOPLE, plural
+from usertwin.evals.reports.labels import few_people_warnings, plural
 from usertwin.evals.reports.summary import model_warnings, summary_of
 from usertwin.evals.reports.write_reports import write_reports
 from usertwin.memory import TwinRecord, existing_twin
@@ -270,25 +270,13 @@ def _warnings(result: Mapping[str, Any], *, mixed: bool, declared: bool) -> list
         )
     if mixed:
         warnings.append('some of these twins show traces and some do not; the arm "recalled_pairs" stands for the twin')
-    warnings += _few_people_warnings(len(result["people"]), len(result["family"]["contrasts"]))
+    warnings += few_people_warnings(result)
     for person, leak in result["leakage"].items():
         memorized = leak["memorized"]
         if memorized and memorized.get("value"):
             share = f"{memorized['value']:.0%} of {memorized['n']} long turns of {person}"
             warnings.append(f"the scoring model has memorized {share}")
     return warnings
-
-
-def _few_people_warnings(people: int, contrasts: int) -> list[str]:
-    """Return what so few people cannot show; `contrasts` is the number of declared ones."""
-    if people < MIN_PEOPLE:
-        whom, needed = ("this person", "") if people == 1 else ("these people", f"; those over people need {MIN_PEOPLE} people")
-        return [f"{plural(people, 'person', 'people')}: the intervals hold for {whom}, not for other people{needed}"]
-    smallest = 2 / 2**people * max(1, contrasts)
-    if smallest < ALPHA:
-        return []
-    holm = f" after Holm's correction for {contrasts} contrasts" if contrasts > 1 else ""
-    return [f"{people} people: their sign flips give no p below {smallest:.0%}{holm}, so no declared difference can be shown"]
 
 
 def work_estimate(suite: Suite, logs: Mapping[str, ChatLog], people: Sequence[Person]) -> list[str]:

@@ -145,17 +145,6 @@ def test_a_conversation_with_a_zero_denominator_adds_its_numerator() -> None:
     assert 0 <= result.low < result.value < result.high <= 1
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "excludes"), [(0.1, 0.2, True), (-0.2, -0.1, True), (-0.1, 0.1, False), (0.0, 1.0, False)]
-)
-def test_an_interval_excludes_zero_if_it_lies_on_one_side(low: float, high: float, excludes: bool) -> None:
-    assert Estimate(0.0, low, high, 5).excludes_zero is excludes
-
-
-def test_without_an_interval_zero_is_not_excluded() -> None:
-    assert not Estimate(9.0, None, None, 5).excludes_zero
-
-
 def test_to_json_has_four_keys() -> None:
     assert Estimate(1.5, None, 2.0, 3).to_json() == {"value": 1.5, "low": None, "high": 2.0, "n": 3}
 
