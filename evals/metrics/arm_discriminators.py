@@ -25,10 +25,11 @@ DISCRIMINATORS: Mapping[str, bool] = {"discriminator": False, "context_discrimin
 
 @dataclass(frozen=True, slots=True)
 class PlacedText:
-    """A text in a context of (speaker, text); None for a fit that was not measured."""
+    """A text in a context of (speaker, text), and the person's goal; None for a fit that was not measured."""
 
     text: str
     context: Sequence[tuple[str, str]]
+    goal: str
     fit: ContextFit | None
 
 
@@ -41,19 +42,19 @@ def first_reply(arm: str) -> TextSource:
 
     def source(turn: MeasuredTurn) -> PlacedText | None:
         replies = turn.replies.get(arm)
-        return PlacedText(replies[0], turn.context, turn.fit.get(arm)) if replies else None
+        return PlacedText(replies[0], turn.context, turn.goal, turn.fit.get(arm)) if replies else None
 
     return source
 
 
 def past_turn(turn: MeasuredTurn) -> PlacedText | None:
     """Return a remembered turn in its own context."""
-    return turn.past and PlacedText(turn.past.action, turn.past.context, turn.past.fit)
+    return turn.past and PlacedText(turn.past.action, turn.past.context, turn.past.goal, turn.past.fit)
 
 
 def misplaced_turn(turn: MeasuredTurn) -> PlacedText | None:
     """Return a remembered turn in the context of the held-out turn."""
-    return turn.past and PlacedText(turn.past.action, turn.context, turn.past.misplaced_fit)
+    return turn.past and PlacedText(turn.past.action, turn.context, turn.goal, turn.past.misplaced_fit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def person_scores(turns: Sequence[MeasuredTurn], source: TextSource, *, with_con
     for turn in turns:
         place = seen[turn.person]
         seen[turn.person] += 1
-        real, other = PlacedText(turn.action, turn.context, turn.real_fit), source(turn)
+        real, other = PlacedText(turn.action, turn.context, turn.goal, turn.real_fit), source(turn)
         if other is None or (with_context and (real.fit is None or other.fit is None)):
             continue
         real_features, reply_features = (_features(real), _features(other)) if with_context else ((), ())
@@ -99,7 +100,7 @@ def person_scores(turns: Sequence[MeasuredTurn], source: TextSource, *, with_con
 
 def _features(placed: PlacedText) -> tuple[float, ...]:
     assert placed.fit is not None
-    return context_features(placed.text, placed.context, placed.fit)
+    return context_features(placed.text, placed.context, placed.goal, placed.fit)
 
 
 def discriminator_controls(turns: Sequence[MeasuredTurn], *, seed: int) -> dict[str, Any] | None:
