@@ -244,6 +244,7 @@ def _estimate(log: ChatLog, recipe: Recipe, style: PromptStyle | None, price: Pr
 
 def _needs_last_steps_only(name: str, home: Path | None, recipe: Recipe, *, tunes: bool) -> bool:
     """Return whether the twin is fully learned with this recipe, and the command was stopped before its last step ended."""
+    from usertwin.evals.judges.listwise_checks import stored_check
     from usertwin.memory import TwinRecord
     from usertwin.memory.twin.record import existing_twin
 
@@ -251,5 +252,5 @@ def _needs_last_steps_only(name: str, home: Path | None, recipe: Recipe, *, tune
         record = TwinRecord.load(existing_twin(name, home))
     except TwinError:
         return False
-    unfinished = (tunes and record.settings is None) or (recipe.ranked_by_judge and record.judge_check is None)
+    unfinished = (tunes and record.settings is None) or (recipe.ranked_by_judge and stored_check(record) is None)
     return unfinished and (record.state, record.recipe) == ("complete", recipe)

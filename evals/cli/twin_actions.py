@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,6 @@ import click
 from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
-from usertwin.personas.reading import as_type
 
 from .options import check_writable, console_for, home_option, progress_bars
 
@@ -178,8 +177,7 @@ def judge_check_of(
         ModelError: a model cannot be loaded, or does not answer.
         UsageError: the user has not allowed the twin to load the judge or the actor.
     """
-    from usertwin.evals.judges.listwise_checks import check_twin_judge
-    from usertwin.evals.records.result_shapes import ListwiseCheckShape
+    from usertwin.evals.judges.listwise_checks import check_twin_judge, stored_check
     from usertwin.memory.twin.consent import check_consent
     from usertwin.simulator import load_model
     from usertwin.simulator.learning import default_concurrency
@@ -187,8 +185,8 @@ def judge_check_of(
     recipe = record.recipe
     if not recipe.ranked_by_judge or recipe.judge is None or recipe.actor is None:
         return None
-    with suppress(ValueError):  # not checked yet, or damaged
-        return as_type(ListwiseCheckShape, record.judge_check)
+    if (check := stored_check(record)) is not None:
+        return check
     check_consent(record, recipe.judge, recipe.actor, folder=folder)
     with progress_bars(console) as bars:
         judge = load_model(recipe.judge, style="instruction", price=price, progress=bars.fetch)

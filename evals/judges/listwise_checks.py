@@ -6,13 +6,15 @@ one reconstruction against itself. The pairs are learned or validation pairs, ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from usertwin.evals.metrics.statistics import MIN_CONVERSATIONS, evenly_spaced, mean
+from usertwin.evals.records.result_shapes import ListwiseCheckShape
 from usertwin.memory import ChatModel, TripleStore, TwinRecord
 from usertwin.memory.concurrency import run_concurrently
 from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, CompletionCache
@@ -22,6 +24,7 @@ from usertwin.memory.recon.synthesizer import traces_to_compare
 from usertwin.memory.text.transcript import truncate_action
 from usertwin.memory.twin.record import read_other_person_pairs
 from usertwin.personas import Pair, VerdictError
+from usertwin.personas.reading import as_type
 
 from .known_answers import ENOUGH, MAX_UNREADABLE, Check, percentage, unreadable_answers
 
@@ -105,6 +108,13 @@ async def check_twin_judge(
         )  # fmt: skip
     finally:
         cache.close()
+
+
+def stored_check(record: TwinRecord) -> Mapping[str, Any] | None:
+    """Return the check of a judge that a twin's record holds; None without one, and for a damaged one."""
+    with suppress(ValueError):
+        return as_type(ListwiseCheckShape, record.judge_check)
+    return None
 
 
 async def _ask(

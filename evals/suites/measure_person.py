@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from usertwin.evals.arm_names import POOLED_ARMS, arm_names
-from usertwin.evals.judges.listwise_checks import check_twin_judge
+from usertwin.evals.judges.listwise_checks import check_twin_judge, stored_check
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn, read_facts, read_turn_file
 from usertwin.evals.records.older_results import upgrade
@@ -116,7 +116,7 @@ class PersonMeasurement:
         """Check the judge whose ranks are a twin's fidelity, if there is one, and store the outcome once in the record."""
         record = TwinRecord.load(folder)
         recipe = record.recipe
-        if not recipe.ranked_by_judge or recipe.judge is None or recipe.actor is None or record.judge_check is not None:
+        if not recipe.ranked_by_judge or recipe.judge is None or recipe.actor is None or stored_check(record) is not None:
             return
         with open_memory(folder, self.models.embedder()) as store:
             check = await check_twin_judge(
@@ -218,7 +218,7 @@ class PersonMeasurement:
                     "near_duplicates": len(held_out) - len(fresh), "of": len(held_out), "memorized": memorized,
                     "checked": _CHECKS,
                 },
-                "endings": measure_endings(user, folder, fresh), "judge_check": user.record.judge_check,
+                "endings": measure_endings(user, folder, fresh), "judge_check": stored_check(user.record),
                 "drift": [asdict(turn) for turn in drift_turns],
             }  # fmt: skip
         write_atomically(done, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")

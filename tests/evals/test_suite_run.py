@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from usertwin.memory import Triple, TripleStore, TwinRecord
 from usertwin.memory.models.completion_cache import COMPLETIONS_FILE
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.run_lock import exclusive_run
+from usertwin.memory.twin.record import update_record
 from usertwin.personas import LogError, ModelError, TwinError, UsageError, UsertwinError
 from usertwin.personas.pairs import group_pairs
 
@@ -337,6 +339,13 @@ def test_a_judge_that_follows_the_places_of_reconstructions_is_reported_for_each
     check = TwinRecord.load(tmp_path / "run" / "twins" / "p00").judge_check
     assert check is not None
     assert warning == f"shop/Ann: {check['sentence']}"
+
+
+def test_a_damaged_check_of_the_judge_in_a_twin_spoils_no_run(tmp_path: Path) -> None:
+    update_record(learned_twin(tmp_path), lambda record: replace(record, judge_check={"outcome": "failed"}))
+    suite = small_suite(tmp_path, ("[models]", 'twins = ["cid"]\n[models]'), NO_REPLIES, ONE_PERSON)
+    result = run(suite, tmp_path / "run")
+    assert not [warning for warning in result["warnings"] if "evidence" in warning]
 
 
 def test_a_run_without_a_judge_has_all_other_parts(tmp_path: Path) -> None:
