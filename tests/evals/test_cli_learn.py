@@ -374,12 +374,7 @@ def test_a_broken_line_is_reported_and_skipped_only_on_request(log_file: Path, l
 
 # Ctrl-C ---------------------------------------------------------------------------------------------------------------
 
-#: Restores the handler of Ctrl-C, which a test run in the background of a shell inherits as ignored.
-PROGRAM = [
-    sys.executable, "-c",
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from usertwin.evals.cli.main import main; main(prog_name='usertwin')",
-]  # fmt: skip
+PROGRAM = [sys.executable, "-c", "from usertwin.evals.cli.main import main; main(prog_name='usertwin')"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")

@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,14 +110,6 @@ def fail_to_reply() -> None:
 
 def interrupt() -> None:
     raise KeyboardInterrupt
-
-
-@pytest.fixture(autouse=True)
-def _default_sigint_handler() -> Iterator[None]:
-    """Restore SIGINT: a shell starts background jobs with it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def press_ctrl_c() -> None:
