@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired
-
-from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+from typing import Any
 
 from usertwin.personas.chat_log import BadLine, ChatLog
 from usertwin.personas.conversation import DISTRACTORS, Conversation, Turn, replace_lone_surrogates
@@ -34,29 +33,32 @@ _QUOTED_WORDS, _FEW_WORDS = 5, 3
 _HISTORY = re.compile(r"\s*(?:AnchorPost|Context)\s*[:：]\s*(.*?)\s*UserReply\s*[:：]\s*(.*?)\s*", re.DOTALL)
 
 
-class _Question(TypedDict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
     options: dict[str, str]
     answer: str
 
 
-class _Utterance(TypedDict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Utterance:
     """A row of the narrative setting."""
 
     chunk_id: str | int
     speaker: str
-    speaker_match_key: NotRequired[str | None]
+    speaker_match_key: str | None = None
     utterance: str
     context: str
     mcq: _Question
-    source_novel: NotRequired[str | None]
+    source_novel: str | None = None
 
 
-class _Reply(TypedDict):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reply:
     """A row of the social or the interpersonal setting: "history" items are "Context: ... UserReply: ..."."""
 
-    user_id: NotRequired[str | int | None]
-    anchor_post: NotRequired[str | None]
-    context: NotRequired[str | None]
+    user_id: str | int | None = None
+    anchor_post: str | None = None
+    context: str | None = None
     choices: list[str]
     answer_idx: int
     history: list[str]
@@ -106,29 +108,29 @@ def _lines(path: Path) -> list[str]:
 
 def _narrative(row: _Utterance, number: int) -> tuple[tuple[str, int], Conversation]:
     """Return the novel of an utterance and its place there, and the conversation. ValueError for a wrong answer."""
-    options, answer = row["mcq"]["options"], row["mcq"]["answer"]
+    options, answer = row.mcq.options, row.mcq.answer
     if answer not in options:
         raise ValueError(f'the answer "{answer}" is not an option')
     others = [text for letter, text in options.items() if letter != answer]
-    novel, chunk = row.get("source_novel") or "", str(row["chunk_id"])
-    speaker = row.get("speaker_match_key") or row["speaker"]
-    turns = (Turn(NARRATOR, "narrator", row["context"]), _choice(speaker, row["utterance"], row["context"], others))
+    novel, chunk = row.source_novel or "", str(row.chunk_id)
+    speaker = row.speaker_match_key or row.speaker
+    turns = (Turn(NARRATOR, "narrator", row.context), _choice(speaker, row.utterance, row.context, others))
     return (novel, int(chunk) if chunk.isdecimal() else 0), _conversation(f"{novel}/{chunk}/{number}", turns)
 
 
 def _replies(row: _Reply, number: int, damaged: list[BadLine]) -> Iterator[Conversation]:
     """Yield the earlier replies of a person, oldest first, and the one to be chosen. ValueError for a wrong answer."""
-    choices, answer = row["choices"], row["answer_idx"]
+    choices, answer = row.choices, row.answer_idx
     if not 0 <= answer < len(choices):
         raise ValueError(f"answer_idx is {answer}, and there are {len(choices)} choices")
-    user = str(row.get("user_id") or f"line {number}")
-    for place, item in enumerate(row["history"], 1):
+    user = str(row.user_id or f"line {number}")
+    for place, item in enumerate(row.history, 1):
         if (match := _HISTORY.fullmatch(item)) is None:
             damaged.append(BadLine(number, f'history item {place} is not "Context: ... UserReply: ..."'))
             continue
         turns = (Turn(OTHER, "other", match[1]), Turn(user, "user", match[2]))
         yield _conversation(f"{user}/{number}/{place}", turns)
-    context = row.get("anchor_post") or row.get("context") or ""
+    context = row.anchor_post or row.context or ""
     others = [*choices[:answer], *choices[answer + 1 :]]
     turns = (Turn(OTHER, "other", context), _choice(user, choices[answer], context, others))
     yield _conversation(f"{user}/{number}/choice", turns)
