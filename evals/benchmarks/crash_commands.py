@@ -272,8 +272,8 @@ _VOLATILE = {
     "learned_at", "measured_at", "started_at", "tuned_at", "generated_at", "seconds", "runtime", "cost", "usage", "thread_id",
     "num_tokens", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "step_time", "elapsed",
 }  # fmt: skip
-#: Locks, the names of their holders, and SQLite's shared memory, which may stay without harm.
-_TRANSIENT = (".lock", ".writer", "-shm")
+#: Locks, the names of their holders, and SQLite's log and shared memory, which may stay without harm: the next open takes them over.
+_TRANSIENT = (".lock", ".record", ".writer", "-shm", "-wal")
 
 
 def result_of(box: Box) -> dict[str, Any]:
