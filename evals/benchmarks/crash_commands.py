@@ -272,7 +272,7 @@ _VOLATILE = {
     "learned_at", "measured_at", "started_at", "tuned_at", "generated_at", "seconds", "runtime", "cost", "usage", "thread_id",
     "num_tokens", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "step_time", "elapsed",
 }  # fmt: skip
-#: Locks, the names of their holders, and SQLite's log and shared memory, which may stay without harm: the next open takes them over.
+#: Locks, the names of their holders, and SQLite's log and shared memory: they may stay without harm until the next open.
 _TRANSIENT = (".lock", ".record", ".writer", "-shm", "-wal")
 
 
