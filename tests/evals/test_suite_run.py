@@ -315,6 +315,23 @@ def test_a_sane_judge_passes_the_sanity_checks(tmp_path: Path) -> None:
     assert judge["contrasts"]["recalled_pairs - other_person"]["win"]["value"] > 0.5
 
 
+def test_a_model_of_another_family_compares_replies_by_likelihood_and_resumes(tmp_path: Path) -> None:
+    """The fake scorer prefers words that were shown: Ann's and Bob's own, which the twin repeats and no other arm knows."""
+    suite = small_suite(
+        tmp_path, ('embedder = "fake:64"', 'embedder = "fake:64"\noutside = "fake:"'), ("replies = 3", "replies = 6")
+    )
+    with pytest.raises(ModelError):
+        run(suite, tmp_path / "run", Models(max_calls=(40, None)))
+    result = run(suite, tmp_path / "run")
+    judged = result["likelihood_judge"]
+    assert judged["model"] == "fake:"
+    assert judged["contrasts"]["recalled_pairs - no_memory"]["win"]["value"] > 0.75
+    assert judged["contrasts"]["recalled_pairs - other_person"]["win"]["value"] > 0.75
+    assert judged["identical"]["value"] == 0.5
+    assert set(result["spread"]) == {"no_memory", "other_person", "recalled_pairs"}
+    assert "Judge by likelihood" in (tmp_path / "run" / MARKDOWN_REPORT).read_text("utf-8")
+
+
 def test_a_judge_that_always_answers_first_is_unusable_and_the_report_warns(tmp_path: Path) -> None:
     result = run(small_suite(tmp_path, JUDGED), tmp_path / "run", Models(judge=lambda prompt, seed: '{"closer": "1"}'))
     judge = result["judge"]
