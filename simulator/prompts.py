@@ -92,6 +92,11 @@ def _parts(persona: Persona, query: Pair, recalled: Sequence[Triple], turns: int
     return {"persona": persona, "goal": query.goal, "moments": moments, "context": context_lines(query, turns)}
 
 
+def shown_turns(style: PromptStyle, query: Pair, window: int) -> int:
+    """Return the number of turns of a chat to show: a transcript has `window`, an instruction the whole conversation."""
+    return window if style == "transcript" else len(query.context)
+
+
 def with_shown_traces(recalled: Sequence[Triple], traces: ShownTraces) -> list[Triple]:
     """Return recalled triples with the traces that the twin is shown: none, the first proposals, or the Recon-selected ones."""
     if traces == "none":

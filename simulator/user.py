@@ -15,7 +15,7 @@ from usertwin.memory.concurrency import to_thread
 from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle, Sample, Usage, limit_error, sample
 from usertwin.memory.models.embedding import CachedEmbedder
-from usertwin.memory.models.token_limits import answer_tokens, token_limit
+from usertwin.memory.models.token_limits import token_limit
 from usertwin.memory.recon.propose import MALFORMED, parse_trace
 from usertwin.memory.store.ranking import SIMILARITY, Ranking
 from usertwin.memory.text.transcript import single_line
@@ -28,11 +28,11 @@ from usertwin.personas.pairs import visible_turns
 from usertwin.personas.roles import is_user
 
 from .backends.load import DEFAULT_MODEL, load_model
-from .prompt_fit import FittedPrompt, fit_prompt
-from .prompts import Messages, act_messages, reason_messages, with_shown_traces
+from .prompt_fit import fit_prompt
+from .prompts import reason_messages, shown_turns, with_shown_traces
 from .reasoner import load_own_embedder, load_reasoner
 from .state import Answer, TwinState, from_rows, to_rows
-from .turn_text import clean_turn, is_repetitive, no_turn_error
+from .turn_writer import TurnWriter
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -40,12 +40,6 @@ if TYPE_CHECKING:
 
     Graph = CompiledStateGraph["TwinState", None, "TwinState", "TwinState"]
 
-#: Attempts at a turn, if the model writes nothing, more than a turn, an earlier turn again, or repeats itself.
-_MAX_ATTEMPTS = 4
-#: Turns of at most this many words ("yes") may repeat an earlier turn.
-_SHORT_WORDS = 3
-#: The seeds of successive attempts differ by this prime.
-_ATTEMPT_STEP = 1_000_003
 _LIVE = "(live)"
 
 
@@ -135,6 +129,11 @@ class SimulatedUser:
         return self.record.persona
 
     @property
+    def writer(self) -> TurnWriter:
+        """What writes the twin's turns."""
+        return TurnWriter(self.model, self.persona, self.record.recipe.speaker, self.settings.window)
+
+    @property
     def graph(self) -> Graph:
         """The twin as a compiled LangGraph graph over `TwinState`: recall, reason, act."""
         if self._graph is None:
@@ -217,16 +216,15 @@ class SimulatedUser:
 
         query = self._query(state)
         recalled, reasoning = self._shown(state), state.get("reasoning", "")
-        prompt, seed = self._fitted(query, recalled, reasoning), _sampler_seed(state, query)
-        [first] = await self._sample_turns(prompt.messages, recalled, 1, seed, self._bypasses_cache(reasoning), config)
-        reply, discarded = await self._retried(prompt.messages, recalled, first, seed, query.context, False, config)
-        action, usage = reply.text, reply.usage
-        if not action:
-            raise no_turn_error(self.model, reply, _MAX_ATTEMPTS, self.max_tokens)
-        done = self.last_turn is not None and self.last_turn.leaves(replace(query, action=action))
+        turn = await self.writer.write(
+            query, recalled, reasoning, seed=_sampler_seed(state, query), bypass_cache=self._bypasses_cache(reasoning),
+            config=config,
+        )  # fmt: skip
+        done = self.last_turn is not None and self.last_turn.leaves(replace(query, action=turn.text))
         return {
-            "messages": [HumanMessage(action)], "action": action, "done": done, "usage": _add_usage(state, usage),
-            "discarded": discarded, "cut_turns": prompt.cut_turns, "cut_recalled": prompt.cut_recalled,
+            "messages": [HumanMessage(turn.text)], "action": turn.text, "done": done,
+            "usage": _add_usage(state, turn.sample.usage), "discarded": turn.discarded,
+            "cut_turns": turn.prompt.cut_turns, "cut_recalled": turn.prompt.cut_recalled,
         }  # fmt: skip
 
     def recall_many(self, queries: Sequence[Pair], *, before: Sequence[float] | None = None) -> list[list[Recalled]]:
@@ -245,7 +243,7 @@ class SimulatedUser:
         model, style = self.reasoner, self.reasoner.style
         max_tokens = token_limit("thought", style)
         prompt = fit_prompt(
-            model, max_tokens, query=query, recalled=recalled, turns=self._turns(style, query),
+            model, max_tokens, query=query, recalled=recalled, turns=shown_turns(style, query, self.settings.window),
             build=lambda pair, triples, turns: reason_messages(style, self.persona, pair, triples, turns=turns),
         )  # fmt: skip
         [thought] = await sample(
@@ -259,78 +257,17 @@ class SimulatedUser:
         return replace(thought, text="" if text == MALFORMED else single_line(text).rstrip(")"))
 
     async def sample_action(
-        self, query: Pair, recalled: Sequence[Triple], reasoning: str, *, seed: int, n: int = 1,
-        bypass_cache: bool | None = None, config: RunnableConfig | None = None,
-    ) -> list[Sample]:  # fmt: skip
-        """Sample n turns of the person. Without `bypass_cache` the engine reuses its cache of the reasoning prompt."""
-        messages = self._fitted(query, recalled, reasoning).messages
+        self, query: Pair, shown: Sequence[Triple], reasoning: str, *, seed: int, n: int = 1, bypass_cache: bool | None = None
+    ) -> list[Sample]:
+        """Sample n turns of the person; by default the prompt cache is bypassed as in a conversation."""
         bypass = self._bypasses_cache(reasoning) if bypass_cache is None else bypass_cache
-        return await self.complete(
-            messages, recalled, n=n, seed=seed, bypass_cache=bypass, context=query.context, config=config
-        )
+        return await self.writer.sample_action(query, shown, reasoning, seed=seed, n=n, bypass_cache=bypass)
 
     async def sample_reply(self, query: Pair, shown: Sequence[Triple], *, seed: int, n: int = 1) -> tuple[str, list[Sample]]:
         """Return the reasoning, "" if the twin writes none (see `reasons_after`), and n sampled turns."""
         reasons = self.reasons_after(shown)
         reasoning = (await self.sample_reasoning(query, shown, seed=seed)).text if reasons else ""
         return reasoning, await self.sample_action(query, shown, reasoning, seed=seed, n=n)
-
-    async def complete(
-        self, messages: Messages, recalled: Sequence[Triple] = (), *, n: int = 1, seed: int, bypass_cache: bool = True,
-        context: Sequence[Turn] = (), config: RunnableConfig | None = None,
-    ) -> list[Sample]:  # fmt: skip
-        """Sample n turns for a prompt, with the attempts of a turn in a conversation; "" if none of them is a turn."""
-        replies = await self._sample_turns(messages, recalled, n, seed, bypass_cache, config)
-        for index, reply in enumerate(replies):
-            retried = self._retried(messages, recalled, reply, seed + index, context, bypass_cache, config)
-            replies[index], _ = await retried
-        return replies
-
-    async def _retried(
-        self, messages: Messages, recalled: Sequence[Triple], reply: Sample, seed: int, context: Sequence[Turn],
-        bypass_cache: bool, config: Any,
-    ) -> tuple[Sample, int]:  # fmt: skip
-        """Return a new, not repetitive turn of at most four attempts, `reply` first, else the last turn; and the discarded."""
-        earlier = {single_line(turn.text).casefold() for turn in context if len(turn.text.split()) > _SHORT_WORDS}
-        usage, kept, discarded = reply.usage, reply, int(not reply.text)
-        for attempt in range(1, _MAX_ATTEMPTS):
-            if reply.text and single_line(reply.text).casefold() not in earlier and not is_repetitive(reply.text):
-                break
-            [reply] = await self._sample_turns(messages, recalled, 1, seed + _ATTEMPT_STEP * attempt, bypass_cache, config)
-            usage, discarded = usage + reply.usage, discarded + (not reply.text)
-            kept = reply if reply.text or not kept.text else kept
-        return replace(kept, usage=usage), discarded
-
-    async def _sample_turns(
-        self, messages: Messages, recalled: Sequence[Triple], n: int, seed: int, bypass_cache: bool, config: Any
-    ) -> list[Sample]:
-        """Sample n turns once; one that is no turn of the person is "" and names its defect."""
-        samples = await sample(
-            self.model, messages, n=n, seed=seed, max_tokens=self.max_tokens, bypass_cache=bypass_cache, config=config,
-            stop=["\n"] if self._continues else [],
-        )  # fmt: skip
-        names = (self.persona.name, self.record.recipe.speaker)
-        shown = [triple.pair.action for triple in recalled]
-        return [clean_turn(reply, names, shown) for reply in samples]
-
-    def _fitted(self, query: Pair, recalled: Sequence[Triple], reasoning: str) -> FittedPrompt:
-        """Return the prompt for a turn, within the context of the model that acts."""
-        style = self.model.style
-        return fit_prompt(
-            self.model, self.max_tokens, query=query, recalled=recalled, turns=self._turns(style, query),
-            build=lambda pair, triples, turns: act_messages(style, self.persona, pair, triples, reasoning, turns=turns),
-        )  # fmt: skip
-
-    def _turns(self, style: PromptStyle, query: Pair) -> int:
-        """Return the number of turns to show: a transcript has the tuned number, an instruction the whole conversation."""
-        return self.settings.window if style == "transcript" else len(query.context)
-
-    @property
-    def max_tokens(self) -> int:
-        """The token limit of a turn; in transcripts, several times the person's typical words."""
-        if self._continues:
-            return min(answer_tokens("action", "transcript"), 32 + 4 * self.persona.typical_words)
-        return token_limit("action", "instruction")
 
     @property
     def _one_model(self) -> bool:
@@ -341,10 +278,6 @@ class SimulatedUser:
         # A separate reasoner does not warm the actor's prompt cache. Bypass the cache then: reusing older entries changes
         # rounding and breaks seed reproducibility.
         return not (reasoning and self._one_model)
-
-    @property
-    def _continues(self) -> bool:
-        return self.model.style == "transcript"
 
     def _shown(self, state: TwinState) -> list[Triple]:
         """Return the recalled triples as the model sees them; the state keeps traces that are not shown."""

@@ -15,7 +15,7 @@ LAYERS = ("personas", "memory", "simulator", "evals")
 ORDER = {
     "personas": "errors, conversation, chat_log <- pairs <- persona, importers",
     "memory": "text, models, triples <- store, recon <- twin, training",
-    "simulator": "backends <- state, prompts, prompt_fit, reasoner, user, agents, demo_agent <- simulation"
+    "simulator": "backends <- state, prompts, prompt_fit, turn_writer, reasoner, user, agents, demo_agent <- simulation"
     " <- batch, terminal, learning",
     "evals": "records, arm_names <- metrics <- replay, judges, traces, reports <- suites, training_runs <- cli, pytest_plugin"
     " <- benchmarks",

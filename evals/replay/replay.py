@@ -229,7 +229,7 @@ class Replay:
         if arm in PEERS:
             peer: Peer = arm
             messages = peer_messages(peer, user.model.style, self.arms.persona(arm), pair, turns=window)
-            answers = await user.complete(messages, n=n, seed=seed, context=pair.context)
+            answers = await user.writer.complete(messages, n=n, seed=seed, context=pair.context)
             return [reply_of_peer(peer, answer.text) for answer in answers]
         answers = await user.sample_action(pair, turn.shown[arm], turn.thoughts.get(arm, ""), seed=seed, n=n)
         return [answer.text for answer in answers]

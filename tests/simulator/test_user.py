@@ -329,7 +329,7 @@ def test_seeds_reach_the_model_and_differ_by_turn_and_by_conversation(ann: str) 
 def test_a_transcript_model_stops_at_the_end_of_the_line(user: SimulatedUser) -> None:
     user.respond(WHICH_DAY)
     assert [call["stop"] for call in calls(user)] == [["\n"], ["\n"]]
-    assert calls(user)[1]["max_tokens"] == user.max_tokens <= 400
+    assert calls(user)[1]["max_tokens"] == user.writer.max_tokens <= 400
 
 
 def test_text_after_the_line_of_a_transcript_model_is_cut(ann: str) -> None:
@@ -492,10 +492,10 @@ def test_sample_action_returns_n_turns_for_the_act_prompt(ann: str) -> None:
 
 def test_complete_samples_turns_for_any_prompt_with_the_persons_token_limit(ann: str) -> None:
     with SimulatedUser.load(ann, model=recording(" hi \n", "hello", style="instruction")) as user:
-        samples = asyncio.run(user.complete([("system", "Be Ann."), ("user", "Hello?")], n=2, seed=3))
+        samples = asyncio.run(user.writer.complete([("system", "Be Ann."), ("user", "Hello?")], n=2, seed=3))
         assert [reply.text for reply in samples] == ["hi", "hello"]
         assert prompts(user) == ["Be Ann.\nHello?"] * 2
-        assert {call["max_tokens"] for call in calls(user)} == {user.max_tokens}
+        assert {call["max_tokens"] for call in calls(user)} == {user.writer.max_tokens}
 
 
 # The graph --------------------------------------------------------------------------------------------------------------
