@@ -23,6 +23,8 @@ from usertwin.personas import TwinError
 from usertwin.personas.files import fsync_folder, private_folder, refuse_link, refuse_links_in
 
 _WAIT = 10.0
+#: The ends of the names of hidden files and folders beside a twin's folder: two locks, its holder, two folders.
+_BESIDE = ("lock", "writer", "record", "partial", "old")
 
 
 @contextmanager
@@ -82,7 +84,8 @@ def replaced_folder(folder: Path) -> Path:
 
 def refuse_links(folder: Path) -> None:
     """Raise UsageError if a twin's folder, its locks, or a folder that may take its place is a link or holds one."""
-    for path in (folder, *folder.parent.glob(f".{folder.name}.*")):
+    beside = (folder.with_name(f".{folder.name}.{kind}") for kind in _BESIDE)  # a search would read the names of all twins
+    for path in (folder, *beside):
         if path.is_dir():
             refuse_links_in(path)
         else:

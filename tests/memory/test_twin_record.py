@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -254,3 +255,22 @@ def test_a_folder_without_a_record_and_a_file_are_not_twins(tmp_path: Path) -> N
     (tmp_path / "file").write_text("", "utf-8")
     with pytest.raises(TwinError, match=r"is not a complete twin"):
         TwinRecord.load(tmp_path / "file")
+
+
+def test_opening_a_twin_does_not_read_the_names_of_all_twins(tmp_path: Path) -> None:
+    save_twin(tmp_path, "ann")
+    read: list[str] = []
+    watching = True
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if watching and event in {"os.scandir", "os.listdir"}:
+            read.append(str(arguments[0]))
+
+    sys.addaudithook(watch)
+    try:
+        existing_twin("ann", tmp_path)
+        assert str(tmp_path) not in read
+        list_twins(tmp_path)
+        assert str(tmp_path) in read  # the hook sees it
+    finally:
+        watching = False
