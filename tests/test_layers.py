@@ -14,11 +14,11 @@ LAYERS = ("personas", "memory", "simulator", "evals")
 #: A name is a folder or a file (without .py). Files that no line names belong to the first group.
 ORDER = {
     "personas": "errors, conversation, chat_log <- pairs <- persona, importers",
-    "memory": "text, models, triples <- store, recon <- twin, training",
-    "simulator": "backends <- state, prompts, prompt_fit, turn_writer, reasoner, user, agents, demo_agent <- simulation"
-    " <- batch, terminal, learning",
-    "evals": "records, arm_names <- metrics <- replay, judges, traces, reports <- suites, training_runs <- cli, pytest_plugin"
-    " <- benchmarks",
+    "memory": "text, models, triples <- store, recon, own_words <- twin, training",
+    "simulator": "backends <- state, prompts, prompt_fit, turn_checks, turn_writer, reasoner, user, agents, demo_agent"
+    " <- simulation <- batch, terminal, learning",
+    "evals": "records, arm_names <- metrics <- replay, judges, traces, reports <- suites, training_runs, demo"
+    " <- cli, pytest_plugin <- benchmarks",
 }
 #: Groups whose members may import each other: files of one subject, and helpers that everything uses.
 SHARED = {("personas", 0), ("memory", 0), ("simulator", 1), ("evals", 0)}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
     from .completion_cache import CompletionCache
+    from .token_writer import NextToken, TokenWriter, WrittenTokens
 
 T = TypeVar("T")
 #: "transcript": the prompt is text to be continued, for base and small models. "instruction": the prompt is an instruction.
@@ -34,6 +35,8 @@ PromptStyle = Literal["transcript", "instruction"]
 Messages = Sequence[tuple[str, str]]
 #: Completions of `sample_readable`.
 _ATTEMPTS = 3
+#: Tokens of a completion that is written token by token, without a limit of ours.
+_MOST_TOKENS = 4096
 #: How endpoints refuse a token limit that is larger than what is left of their context, or than their own limit.
 _LIMIT_REFUSED = re.compile(r"max_(?:completion_)?tokens|maximum context length", re.IGNORECASE)
 
@@ -54,6 +57,7 @@ class ChatModel:
         control_tokens: texts that the engine would read as control tokens; `sample` makes them inert.
         context_tokens: the tokens of prompt and completion together; None if unknown.
         count_tokens: returns the number of tokens of a prompt; None if unknown.
+        token_writer: writes token by token with probabilities of ours; None if the model cannot.
     """
 
     name: str
@@ -70,6 +74,7 @@ class ChatModel:
     control_tokens: Sequence[str] = ()
     context_tokens: int | None = None
     count_tokens: Callable[[str], int] | None = None
+    token_writer: TokenWriter | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for value in getattr(self.chat, "__dict__", {}).values():
@@ -173,6 +178,7 @@ async def sample(
     bypass_cache: bool = False,
     schema: Mapping[str, Any] | None = None,
     readable: Callable[[str], bool] = lambda text: True,
+    next_token: NextToken | None = None,
     ledger: Ledger | None = None,
     config: RunnableConfig | None = None,
 ) -> list[Sample]:
@@ -182,7 +188,8 @@ async def sample(
     seed + i. Stop sequences are also applied here, for models that do not take them. `bypass_cache` ignores the model's prompt
     cache (see `ChatModel.bypass_cache`), `schema` is a JSON schema for the output of models that support one, and `config`
     carries LangChain's callbacks. Control tokens in the messages are made inert, and reasoning in a completion is left out.
-    Completions that are not `readable` are neither kept in the completion cache nor taken from it.
+    Completions that are not `readable` are neither kept in the completion cache nor taken from it, and neither are those that
+    the model's token writer writes from the probabilities of `next_token`.
 
     Raises:
         ModelError: the model does not answer; the message names it.
@@ -198,6 +205,14 @@ async def sample(
         options["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
     request = [model.name, model.identity, [list(message) for message in messages], n, seed, options]
     ledger = Ledger() if ledger is None else ledger
+    if next_token is not None and model.token_writer is not None:
+        written = await model.token_writer.write(
+            messages, next_token, n=n, seed=seed, max_tokens=max_tokens or _MOST_TOKENS, temperature=temperature, stop=stop,
+            use_cache=not bypass_cache,
+        )  # fmt: skip
+        samples = [_answer(_written_sample(completion), stop, prompt) for completion in written]
+        ledger.record(model, samples)
+        return samples
     cached = (model.cache and model.cache.get(request, list[_Cached])) or ()
     known = [_answer(Sample(text, Usage(*counts[:3]), *at_limit), stop, prompt) for text, counts, *at_limit in cached]
     if known and all(readable(answer.text) for answer in known):
@@ -260,6 +275,11 @@ def _answer(completion: Sample, stop: Sequence[str], prompt: str) -> Sample:
     """Return a completion without its reasoning, cut at the first stop sequence."""
     text, defect = without_reasoning(completion.text, prompt)
     return replace(completion, text=_cut(text, stop), defect=defect)
+
+
+def _written_sample(completion: WrittenTokens) -> Sample:
+    usage = Usage(completion.input_tokens, completion.cached_tokens, completion.output_tokens)
+    return Sample(mask(replace_lone_surrogates(completion.text)), usage, completion.at_limit)
 
 
 def _is_answered(answer: Sample) -> bool:

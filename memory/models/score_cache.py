@@ -14,7 +14,7 @@ from pathlib import Path
 from usertwin.personas import ModelError, UsertwinError
 from usertwin.personas.files import create_database, private_folder
 
-from .scoring import Likelihood, Scorer
+from .scoring import Likelihood, TokenScorer
 
 
 class CachedScorer:
@@ -27,7 +27,7 @@ class CachedScorer:
         ModelError: the file cannot be read or written.
     """
 
-    def __init__(self, scorer: Scorer, path: str | Path, weights_id: str = "") -> None:
+    def __init__(self, scorer: TokenScorer, path: str | Path, weights_id: str = "") -> None:
         self.scorer, self.name = scorer, scorer.name
         self._path, self._weights, self._lock = Path(path), weights_id, threading.Lock()
         try:
@@ -41,6 +41,15 @@ class CachedScorer:
                 )
         except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: SQLite's message holds damaged text
             raise ModelError(f"{path}: the score cache cannot be used ({error}); delete the file and try again") from error
+
+    @property
+    def vocabulary_size(self) -> int:
+        """See `Tokenizer.vocabulary_size`."""
+        return self.scorer.vocabulary_size
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `Tokenizer.tokenize`."""
+        return self.scorer.tokenize(texts)
 
     @contextmanager
     def _open(self) -> Generator[sqlite3.Connection]:

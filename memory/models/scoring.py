@@ -7,10 +7,11 @@ every prompt, and differences between prompts are paired token by token.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum, log
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 #: The data type of weights and activations; bfloat16 is about twice as fast on CPUs with bfloat16 instructions.
 Precision = Literal["float32", "bfloat16"]
@@ -47,10 +48,29 @@ class Scorer(Protocol):
         ...
 
 
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Splits the text of completions into tokens."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of token ids."""
+        ...
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, read as plain text, without tokens at its ends."""
+        ...
+
+
+class TokenScorer(Scorer, Tokenizer, Protocol):
+    """A scorer whose `Likelihood.token_nats` are those of the tokens of `tokenize`."""
+
+
 class FakeScorer:
     """A word model for tests and demos: words that occur in the prompt are likely, others are not. Needs no weights."""
 
     name = "fake:"
+    vocabulary_size = 2000
 
     def score(self, items: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """See `Scorer.score`."""
@@ -61,3 +81,7 @@ class FakeScorer:
             nats = [-log(20 if word[0].casefold() in prompt_words else 2000) for word in words]
             likelihoods.append(Likelihood(fsum(nats), max(1, len(nats)), tuple(nats), tuple(word.end() for word in words)))
         return likelihoods
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `Tokenizer.tokenize`."""
+        return [[zlib.crc32(word.encode()) % self.vocabulary_size for word in re.findall(r"\S+", text)] for text in texts]

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from usertwin.memory.own_words.word_weights import WordWeights
 from usertwin.memory.store.error_messages import storage_errors
 from usertwin.personas import Conversation, Pair, Persona, TwinError, read_conversations
 from usertwin.personas.files import write_private
@@ -56,6 +57,7 @@ class Settings:
         window: number of turns of the present chat in the prompt.
         traces: traces of the recalled triples in the prompt.
         reasons: whether the twin writes a trace for the present turn before it acts.
+        words: the weights of the person's own words in the model's next-token probabilities; None for the model alone.
         measured: the comparison behind these settings, a JSON object; None if they were not measured.
     """
 
@@ -65,6 +67,7 @@ class Settings:
     window: int = 6
     traces: ShownTraces = "recon"
     reasons: bool = True
+    words: WordWeights | None = None
     measured: Mapping[str, Any] | None = None
 
 

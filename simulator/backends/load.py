@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from usertwin.memory import ChatModel, Embedder, Scorer
+from usertwin.memory import ChatModel, Embedder
 from usertwin.memory.models.chat import FREE, Price, PromptStyle
 from usertwin.memory.models.embedding import CachedEmbedder, FakeEmbedder, SentenceTransformerEmbedder
 from usertwin.memory.models.score_cache import CachedScorer
-from usertwin.memory.models.scoring import FakeScorer, Precision
+from usertwin.memory.models.scoring import FakeScorer, Precision, TokenScorer
 from usertwin.memory.models.transformers_scorer import TransformersScorer
 from usertwin.memory.text.control_tokens import COMMON
 from usertwin.personas import ModelError, UsageError
@@ -23,11 +23,21 @@ from usertwin.personas.secrets import take_logins
 from .downloads import FetchProgress, cache_folder
 from .endpoint import hosted_chat, openai_chat
 from .llama_cpp import SLOT_TOKENS, SLOTS, count_tokens, shared_engine
+from .llama_token_writer import LlamaTokenWriter
 from .lora_adapter import Adapter, check_fits, read_adapter
 from .lora_to_gguf import cached_gguf_adapter
 from .model_files import context_of, gguf_vocabulary, has_chat_template, layers_of
 from .model_name import ModelName, fake_dimension
-from .weights import check_folder, dequantized, existing_file, gguf_file, load_transformers, refuse_unscripted, to_gpu
+from .weights import (
+    check_folder,
+    dequantized,
+    existing_file,
+    gguf_file,
+    load_transformers,
+    refuse_unscripted,
+    to_gpu,
+    transformers_tokenizer,
+)
 
 DEFAULT_MODEL = "local"
 #: Samples of one prompt that a transformers model writes in one batch; each holds keys and values of the whole prompt.
@@ -79,7 +89,7 @@ def load_model(
         name=name, chat=chat, style=style, structured=style == "instruction",
         bypass_cache={"extra_body": {"cache_prompt": False}}, identity=_identity(file, adapter), price=FREE, max_n=SLOTS,
         control_tokens=control, context_tokens=min(SLOT_TOKENS, context or SLOT_TOKENS),
-        count_tokens=partial(count_tokens, engine),
+        count_tokens=partial(count_tokens, engine), token_writer=LlamaTokenWriter(engine, style),
     )  # fmt: skip
 
 
@@ -98,7 +108,7 @@ def _transformers_chat(name: str, folder: Path, adapter: Adapter | None, style: 
     identity = _identity(folder, adapter)
     return ChatModel(
         name=name, chat=chat, style=style, identity=identity, price=FREE, max_n=_MAX_BATCH,
-        context_tokens=context_of(folder), count_tokens=chat.count_tokens,
+        context_tokens=context_of(folder), count_tokens=chat.count_tokens, token_writer=chat,
     )  # fmt: skip
 
 
@@ -132,7 +142,7 @@ def prompt_style_of(name: str, style: PromptStyle | None = None) -> tuple[Prompt
 
 def load_scorer(
     name: str = DEFAULT_MODEL, precision: Precision = "float32", *, progress: FetchProgress | None = None
-) -> Scorer:
+) -> TokenScorer:
     """Return the scorer with this name, with a cache on disk; its weights are loaded when the first new text is scored.
 
     The name is that of a local model with or without an adapter, or "fake:"; `model_name.py` lists the forms. The precision is
@@ -158,7 +168,10 @@ def load_scorer(
     def load() -> tuple[Any, Any]:
         return load_transformers(dequantized(path) if parsed.is_gguf else path, precision, adapter)
 
-    scorer = TransformersScorer(name, load, precision)
+    def load_tokenizer() -> Any:
+        return transformers_tokenizer(dequantized(path) if parsed.is_gguf else path)
+
+    scorer = TransformersScorer(name, load, precision, load_tokenizer)
     return CachedScorer(scorer, cache_folder() / "scores.sqlite", _identity(path, adapter))
 
 

@@ -12,14 +12,17 @@ from typing import Any, cast
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import PrivateAttr
 
+from usertwin.memory.concurrency import to_thread
 from usertwin.memory.models.chat import PromptStyle
+from usertwin.memory.models.token_writer import LIKELY_TOKENS, NextToken, WrittenTokens
 from usertwin.memory.models.transformers_scorer import cache_argument, get_cache
 from usertwin.memory.text.control_tokens import without_control_tokens
+from usertwin.memory.text.transcript import action_completion
 from usertwin.personas import ModelError
 
 _TAIL = 4  # prompt tokens that are decoded together with the completion, so that its first space is kept
@@ -76,6 +79,37 @@ class TransformersChat(BaseChatModel):
             ]
         )
 
+    @property
+    def vocabulary_size(self) -> int:
+        """See `TokenWriter.vocabulary_size`."""
+        return len(self.loaded[1])
+
+    def encode(self, turns: Sequence[str]) -> list[list[int]]:
+        """See `TokenWriter.encode`."""
+        _, tokenizer = self.loaded
+        texts = list(map(action_completion, turns)) if self.style == "transcript" else list(turns)
+        end = [] if self.style == "transcript" else [tokenizer.eos_token_id]
+        return [[*tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids, *end] for text in texts]
+
+    async def write(
+        self, messages: Sequence[tuple[str, str]], next_token: NextToken, *, n: int, seed: int, max_tokens: int,
+        temperature: float, stop: Sequence[str], use_cache: bool,
+    ) -> list[WrittenTokens]:  # fmt: skip
+        """See `TokenWriter.write`; the prompt is always computed anew, once for all completions."""
+
+        def write_all() -> list[WrittenTokens]:
+            with self._lock:
+                _, tokenizer = self.loaded
+                prompt, seeds = self._tokenize(convert_to_messages(list(messages))), [seed + i for i in range(n)]
+                rows = self._complete(prompt, max_tokens, temperature, seeds, stop, next_token)
+            ends = self._end_tokens()
+            return [
+                _written(_decode(tokenizer, prompt, row), stop, len(prompt), len(row), ended=bool(row) and row[-1] in ends)
+                for row in rows
+            ]
+
+        return await to_thread(write_all)
+
     def count_tokens(self, text: str) -> int:
         """Return the number of tokens of a text."""
         _, tokenizer = self.loaded
@@ -105,8 +139,9 @@ class TransformersChat(BaseChatModel):
         return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
 
     def _complete(
-        self, prompt: list[int], max_tokens: int, temperature: float, seeds: Sequence[int], stop: Sequence[str]
-    ) -> list[list[int]]:
+        self, prompt: list[int], max_tokens: int, temperature: float, seeds: Sequence[int], stop: Sequence[str],
+        next_token: NextToken | None = None,
+    ) -> list[list[int]]:  # fmt: skip
         """Return the tokens of one completion for each seed, up to and including the token that ends it."""
         import torch
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
@@ -128,6 +163,9 @@ class TransformersChat(BaseChatModel):
             max_new_tokens=max_tokens, do_sample=False, use_cache=True, eos_token_id=sorted(ends) or None, pad_token_id=pad
         )
         stopping = _StopTexts(tokenizer, len(prompt), len(seeds), stop)
+        processors = LogitsProcessorList([] if next_token is None else [_OwnProbabilities(next_token, len(prompt))])
+        if temperature > 0:
+            processors.append(_GumbelNoise(temperature, seeds, model.device))
         with torch.inference_mode():
             ids = torch.tensor([prompt] * len(seeds), device=model.device)
             output = model.generate(
@@ -135,7 +173,7 @@ class TransformersChat(BaseChatModel):
                 attention_mask=torch.ones_like(ids),
                 **cache_argument(self._encode_prompt(ids[:1, :-1], len(seeds))),
                 generation_config=config,
-                logits_processor=LogitsProcessorList([_GumbelNoise(temperature, seeds, ids.device)] if temperature > 0 else []),
+                logits_processor=processors,
                 stopping_criteria=StoppingCriteriaList([stopping]),
             )
         rows: list[list[int]] = output[:, len(prompt) :].tolist()
@@ -155,6 +193,25 @@ class TransformersChat(BaseChatModel):
 def control_tokens_of(tokenizer: Any) -> tuple[str, ...]:
     """Return the control tokens of a tokenizer."""
     return tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+
+
+class _OwnProbabilities:
+    """A logits processor that replaces the model's probabilities by those of a function of them."""
+
+    def __init__(self, next_token: NextToken, start: int) -> None:
+        self._next_token, self._start = next_token, start
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        import torch
+
+        likely = scores.float().softmax(-1).topk(min(LIKELY_TOKENS, scores.shape[-1]), dim=-1)
+        changed = torch.full_like(scores, -torch.inf, dtype=torch.float32)
+        rows = zip(input_ids[:, self._start :].tolist(), likely.indices.tolist(), likely.values.tolist(), strict=True)
+        for row, (written, tokens, probabilities) in enumerate(rows):
+            mixed = self._next_token(written, dict(zip(tokens, probabilities, strict=True)))
+            kept = {token: probability for token, probability in mixed.items() if probability > 0}
+            changed[row, list(kept)] = torch.tensor(list(kept.values()), device=scores.device).log()
+        return changed
 
 
 class _GumbelNoise:
@@ -215,6 +272,12 @@ def _decode(tokenizer: Any, prompt: list[int], row: list[int]) -> str:
     tail = decode(prompt[-_TAIL:])
     text = decode(prompt[-_TAIL:] + row)
     return text[len(tail) :] if text.startswith(tail) else decode(row)
+
+
+def _written(text: str, stop: Sequence[str], prompt_tokens: int, tokens: int, *, ended: bool) -> WrittenTokens:
+    """Return a completion, cut at its first stop text."""
+    places = [place for place in (text.find(mark) for mark in stop if mark) if place >= 0]
+    return WrittenTokens(text[: min(places)] if places else text, prompt_tokens, 0, tokens, not (ended or places))
 
 
 def _generation(text: str, stop: Sequence[str], usage: UsageMetadata, *, ended: bool) -> ChatGeneration:

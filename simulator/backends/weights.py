@@ -149,6 +149,17 @@ def load_transformers(folder: Path, precision: Precision, adapter: Adapter | Non
         return (model if adapter is None else with_adapter(model, adapter)), tokenizer
 
 
+def transformers_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a transformers folder. ModelError if it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        with LOADING:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise ModelError(f"{folder}: transformers cannot load this tokenizer ({error})") from error
+
+
 def to_gpu(model: Any) -> Any:
     """Return the model in bfloat16 on the GPU if there is one, else unchanged."""
     import torch

@@ -1,0 +1,106 @@
+"""The words of a person, and of other people in their log, as n-gram models over the tokens of one model.
+
+Design: they are derived from the memory whenever they are needed, and never stored. So they hold what the memory holds, also
+after adding and forgetting.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import exp, fsum
+from typing import TypeAlias
+
+from usertwin.memory.models.scoring import Likelihood
+from usertwin.memory.models.token_writer import NextToken
+from usertwin.memory.triples import Triple
+
+from .ngram_model import NgramModel
+from .word_weights import TokenEvidence, WordWeights
+
+#: The length of the longest n-gram.
+ORDER = 5
+#: Weights for any person: fitted on validation turns of development people (evals/EXPERIMENTS.md).
+DEFAULT_WEIGHTS = WordWeights(own=(0.02, 0.08, 0.15, 0.25, 0.35))
+
+#: Turns -> the token ids that a model writes for each, with those that end it.
+Encode: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
+
+
+class OwnWords:
+    """What a person said, token by token.
+
+    Args:
+        encode: splits turns as the model does into whose probabilities the words are mixed.
+        vocabulary_size: the number of the model's token ids.
+        triples: the memory.
+        others: turns of other people, none of a held-out conversation.
+    """
+
+    def __init__(self, encode: Encode, vocabulary_size: int, triples: Sequence[Triple], others: Sequence[str] = ()) -> None:
+        self._encode, self._vocabulary_size = encode, vocabulary_size
+        pairs = sorted((t.pair for t in triples if not t.pair.abandoned), key=lambda pair: pair.when)
+        self._times = [pair.when for pair in pairs]
+        self._tokens = encode([pair.action for pair in pairs])
+        self.others = NgramModel(encode(others), vocabulary_size, ORDER) if others else None
+        self._of_first = lru_cache(maxsize=2)(self._model_of_first)
+
+    def own(self, before: float) -> NgramModel:
+        """Return the n-gram model of the turns that the person wrote before a time (see `Pair.when`)."""
+        return self._of_first(bisect_left(self._times, before))
+
+    def _model_of_first(self, count: int) -> NgramModel:
+        return NgramModel(self._tokens[:count], self._vocabulary_size, ORDER)
+
+    def evidence(self, likelihood: Likelihood, action: str, before: float) -> list[TokenEvidence]:
+        """Return the probabilities of each token of a turn; `likelihood` is that of the model, whose tokens these are."""
+        [tokens] = self._encode([action])
+        own = self.own(before)
+        evidence: list[TokenEvidence] = []  # of the first tokens only, if the turn is too long to be scored whole
+        for place, (token, nats) in enumerate(zip(tokens, likelihood.token_nats, strict=False)):
+            history = tokens[:place]
+            evidence.append(
+                TokenEvidence(
+                    exp(nats), own.probability(history, token), own.match_length(history),
+                    0.0 if self.others is None else self.others.probability(history, token),
+                    0 if self.others is None else self.others.match_length(history),
+                )
+            )  # fmt: skip
+        return evidence
+
+
+@dataclass(frozen=True, slots=True)
+class WordMixture:
+    """A model's probabilities, mixed with the words of a person."""
+
+    words: OwnWords
+    weights: WordWeights
+
+    def likelihood(self, likelihood: Likelihood, action: str, before: float) -> Likelihood:
+        """Return the likelihood of a turn under the mixture; `likelihood` is that under the model alone."""
+        nats = self.weights.nats(self.words.evidence(likelihood, action, before))
+        return Likelihood(fsum(nats), len(nats), tuple(nats), likelihood.token_ends)
+
+    def next_token(self, before: float = float("inf")) -> NextToken:
+        """Return the mixture for writing a turn.
+
+        It holds the model's likely tokens and those that followed the same words.
+        """
+        own, others = self.words.own(before), self.words.others
+
+        def mix(history: Sequence[int], model: Mapping[int, float]) -> dict[int, float]:
+            tokens = {*model, *own.continuations(history)} | (set() if others is None else others.continuations(history))
+            own_match, others_match = own.match_length(history), 0 if others is None else others.match_length(history)
+            return {
+                token: self.weights.mixed(
+                    TokenEvidence(
+                        model.get(token, 0.0), own.probability(history, token), own_match,
+                        0.0 if others is None else others.probability(history, token), others_match,
+                    )
+                )
+                for token in tokens
+            }  # fmt: skip
+
+        return mix
