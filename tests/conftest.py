@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_runner import THOUGHTS, record_prompts, write_script
 from hypothesis import settings
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
@@ -85,6 +86,18 @@ def two_clusters_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
 def repeats_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure on held-out turns that nearly repeat the memory, too, for made-up talk that always takes the same course."""
     monkeypatch.setattr(leak_checks, "MIN_WORDS", 10**6)
+
+
+@pytest.fixture
+def script(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the name of a scripted model that gives the module's `SCRIPTED_REPLIES` in turn, or else `THOUGHTS`."""
+    return write_script(tmp_path, *getattr(request.module, "SCRIPTED_REPLIES", THOUGHTS))
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that receives every prompt of a scripted model."""
+    return record_prompts(monkeypatch)
 
 
 @pytest.fixture(scope="module")

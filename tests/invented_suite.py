@@ -23,6 +23,9 @@ WORDS = {
     "Ann": "lamp table garden window kettle carpet pillow candle",
     "Bob": "engine piston clutch brake wheel gasket throttle bumper",
     "Cid": "sonata chord tempo rhythm octave treble melody fugue",
+    "Dan": "harbour anchor rudder sail mast tide dock compass",
+    "Eve": "butter flour oven yeast sugar dough crust spoon",
+    "Fay": "meadow heifer plough barley stable fence orchard hay",
 }
 _DESK = "parcel invoice address receipt voucher delivery branch counter courier customs stamp label ticket queue form desk"
 _PARTS = re.compile(r"The real reply:\n(.*)\n\nReply 1:\n(.*)\n\nReply 2:\n(.*)\n\nAnswer", re.DOTALL)

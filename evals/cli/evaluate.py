@@ -133,16 +133,24 @@ def suite() -> None:
 @suite.command("run")
 @click.argument("file", type=file_path)
 @click.option("--out", type=file_path, help="Folder of the run.  [default: runs/NAME of the suite's file]")
+@click.option(
+    "--corpus",
+    "corpora",
+    multiple=True,
+    metavar="NAME",
+    help="Measure the people of this corpus of the suite alone; may be repeated. `usertwin join` joins such runs.",
+)
 @click.option("--dry-run", is_flag=True, help="Check the suite, print its people and the cost estimate, and stop.")
 @home_option
-def run_suite(file: Path, out: Path | None, dry_run: bool, home: Path | None) -> None:
+def run_suite(file: Path, out: Path | None, corpora: tuple[str, ...], dry_run: bool, home: Path | None) -> None:
     """Run the suite in the TOML file FILE.
 
     If it is stopped, the same command continues where it stopped and repeats no request to a model.
     """
     from usertwin.evals.suites.config import read_suite
+    from usertwin.evals.suites.join import with_corpora
 
-    console, suite = console_for(), read_suite(file)
+    console, suite = console_for(), with_corpora(read_suite(file), corpora)
     folder = out or Path("runs") / file.stem
     if dry_run:
         _print_plan(console, suite, folder, home)

@@ -30,6 +30,7 @@ COMMANDS = {
     "suite": ("evaluate", "Measure many people under many arms and write a report."),
     "report": ("runs", "Write the reports of the run in folder RUN again."),
     "compare": ("runs", "Compare the runs in folders OLD and NEW."),
+    "join": ("runs", "Join finished runs of one suite, each with other people."),
     "judge-by-hand": ("runs", "Judge blind pairs of replies of RUN and compare with the model judge."),
     "export": ("runs", "Export the conversations of RUN as JSON lines for mirrorbench."),
     "memory": ("memory", "Inspect, check, repair, extend and erase the memory of a twin."),

@@ -1,4 +1,4 @@
-"""The commands on finished runs: `usertwin report`, `compare`, `judge-by-hand`, `export`.
+"""The commands on finished runs: `usertwin report`, `compare`, `join`, `judge-by-hand`, `export`.
 
 They need the run's folder alone, and no model, so a report can be written again at any time.
 """
@@ -82,6 +82,31 @@ def compare(old: Path, new: Path, json_file: Path | None, seed: int) -> None:
     result = compare_runs(before, after, read_turns(old), read_turns(new), seed=seed)
     console.print(comparison_table(result))
     write_json(json_file, result)
+
+
+@click.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=file_path)
+@click.option("--out", required=True, type=file_path, help="File to write all figures to, as JSON without texts of people.")
+@click.option("--report", "markdown", type=file_path, help="File to write the report to, in Markdown.")
+def join(runs: tuple[Path, ...], out: Path, markdown: Path | None) -> None:
+    """Join finished runs of one suite, each with other people.
+
+    RUN is the folder of a run, or a file that this command wrote. Intervals and tests are over the people of all runs, as if
+    one run had measured them.
+    """
+    from usertwin.evals.records.joined_runs import write_joined
+    from usertwin.evals.records.run_folder import write_atomically
+    from usertwin.evals.reports.terminal import closeness_table
+    from usertwin.evals.reports.write_reports import render_markdown
+    from usertwin.evals.suites.join import join_runs, read_part
+
+    console = console_for()
+    result = join_runs([(str(run), read_part(run)) for run in runs])
+    write_joined(out, result)
+    if markdown is not None:
+        write_atomically(markdown, render_markdown(result))
+    console.print(closeness_table(result))
+    console.print(f"written to {' and '.join(str(path) for path in (out, markdown) if path)}", markup=False, soft_wrap=True)
 
 
 @click.command()

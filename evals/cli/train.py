@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 
@@ -16,6 +16,7 @@ from usertwin.memory.recon.propose import ProposalMode
 from usertwin.memory.training.config import BETAS, LEARNING_RATES, TRAIN_METHODS, ReportTo, TrainingConfig, TrainMethod
 from usertwin.memory.training.dataset import SplitConfig
 from usertwin.memory.training.rewards import Shape
+from usertwin.personas import UsageError
 
 from .options import (
     actor_option,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from usertwin.evals.training_runs.plan import TrainingPlan
+    from usertwin.evals.training_runs.run import TrainingRunner
 
 _CONFIG, _SPLIT = TrainingConfig(), SplitConfig()
 #: The ways to propose traces that a policy can be trained in.
@@ -167,8 +169,11 @@ def train(ctx: click.Context, out: Path, dry_run: bool, **options: Any) -> None:
     all others, are held out for the test. Training stops early if the traces begin to leak the action. Use the result with:
     usertwin learn NAME --from LOG --speaker WHO --synthesizer OUT/METHOD/adapter
     """
+    from usertwin.evals.suites.people import looks_at
     from usertwin.evals.training_runs.plan import describe_plan
     from usertwin.memory.training.policy import check_installed
+
+    from .twin_actions import print_looks
 
     console = console_for(stderr=dry_run)
     check_installed(vllm=options["vllm"], tensorboard=options["report_to"] == "tensorboard")
@@ -176,6 +181,7 @@ def train(ctx: click.Context, out: Path, dry_run: bool, **options: Any) -> None:
         from usertwin.evals.training_runs.run import TrainingRunner
 
         runner = TrainingRunner(_plan(options), out, bars.fetch, bars)
+        _check_may_be_trained_on(runner)
         lines = describe_plan(runner.plan, runner.dataset)
     if dry_run:
         print_dry_run(ctx, lines)
@@ -189,6 +195,27 @@ def train(ctx: click.Context, out: Path, dry_run: bool, **options: Any) -> None:
         runner.fetch, runner.progress = bars.fetch, bars
         results = runner.run()
     _print_summary(console, out, list(results))
+    print_looks(console, looks_at(_test_people(runner, "unseen"), f"usertwin train {out}"))
+
+
+def _check_may_be_trained_on(runner: TrainingRunner) -> None:
+    """Raise UsageError if the training or validation pairs are of a registered test person."""
+    if chosen := _test_people(runner, "seen"):
+        corpus, people = next(iter(chosen.items()))
+        raise UsageError(
+            f'{corpus}: "{people[0]}" is a test person, and nothing is trained on test people; take fewer people, or hold this '
+            "one out with --hold-out"
+        )
+
+
+def _test_people(runner: TrainingRunner, part: Literal["seen", "unseen"]) -> dict[str, tuple[str, ...]]:
+    """Return the registered test people among the seen or the unseen people of a training, by registered corpus."""
+    from usertwin.evals.suites.people import registered_test_people
+
+    people = {*runner.dataset.people[part]}
+    logs = runner.logs
+    speakers = [(log.source, who) for name, log in logs.items() for who in log.turn_counts() if f"{name}/{who}" in people]
+    return registered_test_people(speakers, {log.source: log for log in logs.values()})
 
 
 def _plan(options: dict[str, Any]) -> TrainingPlan:

@@ -17,7 +17,7 @@ from usertwin.evals.records.measured_turns import ContextFit, MeasuredTurn
 
 from .context_features import context_features
 from .discriminator import DiscriminatorScores, PairedReply, discriminate
-from .statistics import Jackknife, mean_of_people
+from .statistics import Jackknife, mean_of_people, person_value
 
 #: The measures that a discriminator computes, and whether it sees the context.
 DISCRIMINATORS: Mapping[str, bool] = {"discriminator": False, "context_discriminator": True}
@@ -57,6 +57,14 @@ def misplaced_turn(turn: MeasuredTurn) -> PlacedText | None:
     return turn.past and PlacedText(turn.past.action, turn.context, turn.goal, turn.past.misplaced_fit)
 
 
+#: What takes the place of replies in each control, and whether the discriminator sees the context.
+CONTROLS: Mapping[str, tuple[TextSource, bool]] = {
+    "control": (past_turn, False),
+    "context_control": (past_turn, True),
+    "misplaced": (misplaced_turn, True),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class PersonScores:
     """The scores of a discriminator; `rows` holds their index by person and index of the person's turn."""
@@ -70,10 +78,7 @@ class PersonScores:
         One over the person's conversations would leave out that the classifier was trained on others of the same few: it covers
         too rarely. People have an interval together, over people.
         """
-        import numpy as np
-
-        value = self.scores.auc([self.rows[person][place] for place in places])
-        return Jackknife(value, np.array([np.nan]), np.array([float(len(places))]), share=True)
+        return person_value(self.scores.auc([self.rows[person][place] for place in places]), len(places), share=True)
 
 
 def person_scores(turns: Sequence[MeasuredTurn], source: TextSource, *, with_context: bool, seed: int) -> PersonScores | None:
@@ -107,18 +112,40 @@ def discriminator_controls(turns: Sequence[MeasuredTurn], *, seed: int) -> dict[
     """Return the folds and the mean AUC over people of each control (see above); None for too few turns with a past turn.
 
     `control`: past turns, to the discriminator without context. `context_control`: past turns in their own context, to the one
-    with context; `misplaced`: in the context of the held-out turn.
+    with context; `misplaced`: in the context of the held-out turn. `people`: the value and n of each, by person.
     """
     controls = {
-        "control": person_scores(turns, past_turn, with_context=False, seed=seed),
-        "context_control": person_scores(turns, past_turn, with_context=True, seed=seed),
-        "misplaced": person_scores(turns, misplaced_turn, with_context=True, seed=seed),
+        name: person_scores(turns, source, with_context=with_context, seed=seed)
+        for name, (source, with_context) in CONTROLS.items()
     }
     first = controls["control"]
     if first is None:
         return None
-    estimates: dict[str, Any] = {}
+    people: dict[str, dict[str, dict[str, float]]] = {}
     for name, control in controls.items():
-        people = [] if control is None else [control.auc(person, list(places)) for person, places in control.rows.items()]
-        estimates[name] = mean_of_people(people).estimate().to_json() if people else None
-    return {"folds_by": first.scores.folds_by, "folds": first.scores.folds, **estimates}
+        for person, places in control.rows.items() if control else ():
+            auc = control.auc(person, list(places))
+            people.setdefault(person, {})[name] = {"value": auc.value, "n": auc.n}
+    return {"folds_by": first.scores.folds_by, "folds": first.scores.folds, **_control_estimates(people)}
+
+
+def joined_controls(measurements: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Return the controls of the people of several measurements together, from what `discriminator_controls` returns for each.
+
+    None if one has no controls, or not those of each person. `folds` is the fewest.
+    """
+    known = [own for own in measurements if own is not None and "people" in own]
+    if not known or len(known) < len(measurements):
+        return None
+    people = {person: controls for own in known for person, controls in own["people"].items()}
+    folds_by = ", ".join(dict.fromkeys(own["folds_by"] for own in known))
+    return {"folds_by": folds_by, "folds": min(own["folds"] for own in known), **_control_estimates(people)}
+
+
+def _control_estimates(people: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """Return the mean over people of each control, and the values of each person."""
+    estimates: dict[str, Any] = {}
+    for name in CONTROLS:
+        own = [person_value(rows[name]["value"], rows[name]["n"], share=True) for rows in people.values() if name in rows]
+        estimates[name] = mean_of_people(own).estimate().to_json() if own else None
+    return {**estimates, "people": people}

@@ -6,8 +6,8 @@ them all, every difference of two arms is paired, and people have equal weight h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence, Set
+from itertools import chain, product
 from typing import Any, Literal, TypeAlias
 
 from usertwin.evals.arm_names import ARMS, PEERS, usual_opponents
@@ -15,7 +15,16 @@ from usertwin.evals.records.measured_turns import MeasuredTurn
 
 from .arm_discriminators import DISCRIMINATORS, PersonScores, discriminator_controls, first_reply, person_scores
 from .measures import MEASURES, Measure, is_measured, measure_statistic
-from .statistics import Inference, Jackknife, add_holm, jackknife, mean_of_people, turns_by_conversation, unit_of
+from .statistics import (
+    Inference,
+    Jackknife,
+    add_holm,
+    jackknife,
+    mean_of_people,
+    person_value,
+    turns_by_conversation,
+    unit_of,
+)
 
 #: Pairs of arms that are compared, beside the twin's arm and every other arm.
 CONTRASTS = (
@@ -93,10 +102,51 @@ def closeness(
     }
 
 
+def joined_closeness(
+    people: Mapping[str, Mapping[str, Any]], twin: str, *, seed: int = 0, question: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the part of the result of `closeness` that each person's own values determine, for people of several measurements.
+
+    It equals that of one measurement of them all, except that a discriminator was trained within each measurement.
+
+    Args:
+        people: `people` of the results of `closeness`, together: `MIN_PEOPLE` or more, so that intervals are over people.
+        twin: as in `closeness`, like the other arguments.
+        seed: of tests over more than twelve people.
+        question: the contrasts that were declared before the measurements.
+    """
+    result: dict[str, dict[str, dict[str, Any]]] = {
+        "arms": {arm: {} for arm in _in_order(set(chain.from_iterable(own["arms"] for own in people.values())))},
+        "paired": {name: {} for name in chain.from_iterable(own["paired"] for own in people.values())},
+    }
+    for section, rows in result.items():
+        for row, measure in product(rows, MEASURES):
+            estimates = [own[section].get(row, {}).get(measure.name) for own in people.values()]
+            share = measure.share and section == "arms"  # a difference of shares is none
+            values = [person_value(one["value"], one["n"], share=share) for one in estimates if one is not None]
+            if values:
+                rows[row][measure.name] = _to_json(mean_of_people(values, measured=len(people)), section, seed)
+    return {
+        **_without_gaps(result),
+        "people": dict(people),
+        "intervals_over": unit_of(len(people)),
+        "question": list(question),
+        "family": _family(result["paired"], twin, question),
+        **{key: sum(own[key] for own in people.values()) for key in ("turns", "conversations")},
+        "twin_arm": twin,
+        "seed": seed,
+    }
+
+
 def _arms(turns: Sequence[MeasuredTurn]) -> list[str]:
-    """Return the arms with data, in the order of reports; unknown arms come last."""
-    named = set(chain.from_iterable(chain(turn.bits, turn.choice, turn.replies, turn.similarity, turn.rank) for turn in turns))
-    return [arm for arm in ARMS if arm in named] + sorted(named - set(ARMS))
+    """Return the arms with data, in the order of reports."""
+    named = chain.from_iterable(chain(turn.bits, turn.choice, turn.replies, turn.similarity, turn.rank) for turn in turns)
+    return _in_order(set(named))
+
+
+def _in_order(arms: Set[str]) -> list[str]:
+    """Return arms in the order of reports; unknown arms come last."""
+    return [arm for arm in ARMS if arm in arms] + sorted(arms - set(ARMS))
 
 
 def _empty_result(
@@ -138,13 +188,15 @@ def _add(
     if not people:
         return
 
-    def to_json(inference: Inference) -> dict[str, float | int | None]:
-        tests = {"p": inference.p(seed=seed), "visible": inference.min_detectable_effect} if section == "paired" else {}
-        return inference.estimate().to_json() | tests
-
     for person, own in people.items():
-        result["people"][person][section][row][measure] = to_json(own.inference())
-    result[section][row][measure] = to_json(mean_of_people(list(people.values()), measured=len(by_person)))
+        result["people"][person][section][row][measure] = _to_json(own.inference(), section, seed)
+    result[section][row][measure] = _to_json(mean_of_people(list(people.values()), measured=len(by_person)), section, seed)
+
+
+def _to_json(inference: Inference, section: str, seed: int) -> dict[str, float | int | None]:
+    """Return an estimate as in a result; that of a difference has its test."""
+    tests = {"p": inference.p(seed=seed), "visible": inference.min_detectable_effect} if section == "paired" else {}
+    return inference.estimate().to_json() | tests
 
 
 def _without_gaps(result: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ by 0.49 instead of 0.67 (25 development people).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from math import inf, isnan, sqrt
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
 from .discriminator import surface_features
-from .statistics import CONFIDENCE, MIN_PEOPLE, Estimate, optional_json
+from .statistics import CONFIDENCE, MIN_PEOPLE, Estimate, optional_json, t_quantile
 
 if TYPE_CHECKING:
     from .statistics import Floats
@@ -36,18 +36,31 @@ def spread(turns: Sequence[MeasuredTurn]) -> dict[str, dict[str, Any]]:
         `spread`: the sum of the distances between replies, divided by that between real turns: 1 for twins that are as
         different as the people, 0 for one voice. `matching`: the correlation of both lists of distances, minus their means in
         each corpus: 1 if those people differ most whose twins do; noise in the distances lowers it. Each has the number of
-        people as n, and is None where it is not defined. `pairs`: the number of pairs of people. Arms without pairs are left
-        out.
+        people as n, and is None where it is not defined. `pairs`: the number of pairs of people. `distances`: the two people of
+        each pair, the distance between their real turns, and that between the replies. Arms without pairs are left out.
     """
     arms = dict.fromkeys(chain.from_iterable(turn.replies for turn in turns))
-    compared = {arm: _compare([turn for turn in turns if turn.replies.get(arm)], arm) for arm in arms}
+    return _figures({arm: _compare([turn for turn in turns if turn.replies.get(arm)], arm) for arm in arms})
+
+
+def joined_spread(measurements: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the spread of the people of several measurements together, from what `spread` returns for each."""
+    pairs: dict[str, list[_Pair]] = {}
+    for arm, row in chain.from_iterable(own.items() for own in measurements):
+        for first, second, real, replies in row.get("distances", ()):
+            pairs.setdefault(arm, []).append(_Pair((first, second), real, replies))
+    return _figures(pairs)
+
+
+def _figures(by_arm: Mapping[str, Sequence[_Pair]]) -> dict[str, dict[str, Any]]:
     return {
         arm: {
             "spread": optional_json(_jackknife(pairs, _spread)),
             "matching": optional_json(_jackknife(pairs, _matching, 1.0)),
             "pairs": len(pairs),
+            "distances": [[*pair.people, pair.real, pair.replies] for pair in pairs],
         }
-        for arm, pairs in compared.items()
+        for arm, pairs in by_arm.items()
         if pairs
     }
 
@@ -56,19 +69,27 @@ def spread(turns: Sequence[MeasuredTurn]) -> dict[str, dict[str, Any]]:
 class _Pair:
     """Two people of a corpus, the distance between their real turns, and that between the replies to these."""
 
-    corpus: str
     people: tuple[str, str]
     real: float
     replies: float
+
+    @property
+    def corpus(self) -> str:
+        """The corpus of both."""
+        return _corpus_of(self.people[0])
+
+
+def _corpus_of(person: str) -> str:
+    return person.rpartition("/")[0]
 
 
 def _compare(turns: Sequence[MeasuredTurn], arm: str) -> list[_Pair]:
     """Return all pairs of people of a corpus whose distances are defined; the turns have replies of the arm."""
     by_corpus: dict[str, list[MeasuredTurn]] = {}
     for turn in turns:
-        by_corpus.setdefault(turn.person.rpartition("/")[0], []).append(turn)
+        by_corpus.setdefault(_corpus_of(turn.person), []).append(turn)
     pairs: list[_Pair] = []
-    for corpus, own in by_corpus.items():
+    for own in by_corpus.values():
         people = list(dict.fromkeys(turn.person for turn in own))
         if len(people) < 2:
             continue
@@ -76,7 +97,7 @@ def _compare(turns: Sequence[MeasuredTurn], arm: str) -> list[_Pair]:
         real, replies = (_distances(own, features) for features in standardized)
         for (i, first), (j, second) in combinations(enumerate(people), 2):
             if not isnan(real[i, j]):
-                pairs.append(_Pair(corpus, (first, second), float(real[i, j]), float(replies[i, j])))
+                pairs.append(_Pair((first, second), float(real[i, j]), float(replies[i, j])))
     return pairs
 
 
@@ -136,8 +157,6 @@ def _jackknife(
     pairs: Sequence[_Pair], statistic: Callable[[Sequence[_Pair]], float | None], limit: float = inf
 ) -> Estimate | None:
     """Return a statistic of at most `limit` with its interval over people; without one from few people, or if all agree."""
-    from scipy.stats import t
-
     people = list(dict.fromkeys(chain.from_iterable(pair.people for pair in pairs)))
     value, n = statistic(pairs), len(people)
     if value is None:
@@ -147,7 +166,7 @@ def _jackknife(
     if n < MIN_PEOPLE or len(values) < n:
         return Estimate(value, None, None, n)
     mean = sum(values) / n
-    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sqrt((n - 1) / n * sum((left - mean) ** 2 for left in values))
+    half = t_quantile((1 + CONFIDENCE) / 2, n - 1) * sqrt((n - 1) / n * sum((left - mean) ** 2 for left in values))
     if half < 1e-9:
         return Estimate(value, None, None, n)
     return Estimate(value, max(value - half, -limit), min(value + half, limit), n)

@@ -99,7 +99,7 @@ class Inference:
             return Estimate(self.value, None, None, self.n)
         if self._all_agree:
             return Estimate(self.value, *self._wilson_interval(), self.n)
-        half = _t_quantile((1 + CONFIDENCE) / 2, self.freedom) * self.error
+        half = t_quantile((1 + CONFIDENCE) / 2, self.freedom) * self.error
         low, high = self.value - half, self.value + half
         if self.share:
             half /= self.value * (1 - self.value)
@@ -136,7 +136,7 @@ class Inference:
         """
         if not self.error:
             return None
-        return (_t_quantile((1 + CONFIDENCE) / 2, self.freedom) + _t_quantile(POWER, self.freedom)) * self.error
+        return (t_quantile((1 + CONFIDENCE) / 2, self.freedom) + t_quantile(POWER, self.freedom)) * self.error
 
     @property
     def _all_agree(self) -> bool:
@@ -151,7 +151,8 @@ class Inference:
         return float(low), float(high)
 
 
-def _t_quantile(level: float, freedom: float) -> float:
+def t_quantile(level: float, freedom: float) -> float:
+    """Return the quantile of Student's t at a level from 0 to 1."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, level))
@@ -211,6 +212,13 @@ def jackknife(statistic: Statistic, sizes: Floats, *, share: bool = False) -> Ja
     blocks = np.array_split(conversations, -(-len(sizes) // _BLOCK))
     left_out = [statistic((conversations != block[:, None]).astype(np.float64)) for block in blocks]
     return Jackknife(value, np.concatenate(left_out), sizes, share=share)
+
+
+def person_value(value: float, n: float, *, share: bool = False) -> Jackknife:
+    """Return a person's number of n turns whose values without a conversation are not known: alone it has no interval."""
+    import numpy as np
+
+    return Jackknife(value, np.array([np.nan]), np.array([float(n)]), share=share)
 
 
 def unit_of(people: int) -> Unit:

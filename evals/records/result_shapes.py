@@ -123,6 +123,7 @@ class DiscriminatorControlsShape(TypedDict):
     control: EstimateShape | None
     context_control: NotRequired[EstimateShape | None]
     misplaced: NotRequired[EstimateShape | None]
+    people: NotRequired[Mapping[str, Mapping[str, EstimateShape]]]
 
 
 class SpreadShape(TypedDict):
@@ -131,6 +132,7 @@ class SpreadShape(TypedDict):
     spread: EstimateShape | None
     matching: EstimateShape | None
     pairs: int
+    distances: NotRequired[list[tuple[str, str, float, float]]]
 
 
 class MemorizedShape(TypedDict):
@@ -231,6 +233,8 @@ class RunResult(TypedDict):
     warnings: NotRequired[list[str]]
     measured_at: NotRequired[str]
     suite_text: NotRequired[str | None]
+    looks: NotRequired[list[Mapping[str, Any]]]
+    prompts: NotRequired[Mapping[str, Any]]
     models: NotRequired[Mapping[str, Any] | None]
     settings: NotRequired[Mapping[str, Any] | None]
     versions: NotRequired[Mapping[str, Any] | None]
@@ -295,6 +299,35 @@ class TuningShape(TypedDict):
     turns: int
     conversations: int
     scorer: str
+
+
+class ColumnShape(TypedDict):
+    """A measure of each person, in the order of the people; None without data."""
+
+    value: list[float | None]
+    n: list[float | None]
+
+
+class PeopleColumns(TypedDict):
+    """The values of each person in a file of joined runs; `distances` hold two indices of people, then two distances."""
+
+    labels: list[str]
+    turns: list[int]
+    conversations: list[int]
+    arms: Mapping[str, Mapping[str, ColumnShape]]
+    paired: Mapping[str, Mapping[str, ColumnShape]]
+    controls: Mapping[str, ColumnShape]
+    distances: Mapping[str, list[tuple[int, int, float, float]]]
+
+
+class JoinedFile(TypedDict):
+    """What a file of joined runs holds beside the figures of a run."""
+
+    format: int
+    kind: Literal["joined"]
+    people: PeopleColumns
+    spread: Mapping[str, SpreadShape]
+    discriminator: DiscriminatorControlsShape | None
 
 
 class RunManifest(TypedDict):

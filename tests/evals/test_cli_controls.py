@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli_runner import THOUGHTS, error_of, learn_command, output_of, record_prompts, write_script
+from cli_runner import error_of, learn_command, output_of
 
 from conftest import small_conversation
 from usertwin.evals.replay import tune
@@ -17,16 +17,6 @@ from usertwin.memory import TwinRecord, existing_twin
 from usertwin.personas import write_conversations
 
 pytestmark = pytest.mark.usefixtures("repeats_count")
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> str:
-    return write_script(tmp_path, *THOUGHTS)
-
-
-@pytest.fixture
-def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    return record_prompts(monkeypatch)
 
 
 def record(name: str) -> TwinRecord:

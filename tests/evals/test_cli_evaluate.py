@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_runner import WEATHER
 from click.testing import CliRunner, Result
 
 from usertwin.evals.arm_names import ARMS, POOLED_ARMS
@@ -20,15 +21,8 @@ from usertwin.memory import TwinRecord, existing_twin
 from usertwin.personas import Conversation, Turn, write_conversations
 
 pytestmark = pytest.mark.usefixtures("repeats_count")
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> str:
-    """The name of a model whose consecutive replies differ and never end a conversation."""
-    path = tmp_path / "script.txt"
-    turns = [f"the weather in {city} please" for city in ("Oslo", "Rome", "Lima", "Cairo", "Kyoto", "Quito", "Paris", "Bern")]
-    path.write_text("\n".join(turns) + "\n", "utf-8")
-    return f"scripted:{path}"
+#: What the model of `script` says.
+SCRIPTED_REPLIES = WEATHER
 
 
 def run(*arguments: str | Path) -> Result:

@@ -27,12 +27,9 @@ from usertwin.personas.printable import escaped, in_ascii, printable
 
 #: Clears the screen, sets the title, fills the clipboard, colors, rings, overwrites the line, turns the reading direction.
 EVIL = "a\x1b[2J\x1b]0;owned\x07\x1b]52;c;ZXZpbA==\x07\x9b31m\r\x08\x7f\u202eb\u2066c[/] [red]d :smile:"
+#: What the model of `script` says.
+SCRIPTED_REPLIES = WEATHER
 UNSAFE = set("\x1b\x07\x9b\r\x08\x7f\u202e\u2066")
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> str:
-    return write_script(tmp_path, *WEATHER)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli_runner import THOUGHTS, error_of, learn_command, output_of, record_prompts, run, write_script
+from cli_runner import error_of, learn_command, output_of, run, write_script
 from judge_replies import judge_reply
 
 from usertwin.memory import TwinRecord, existing_twin
@@ -16,16 +16,6 @@ from usertwin.memory.twin.record import update_record
 pytestmark = pytest.mark.usefixtures("repeats_count")
 #: The sentence about a judge that always ranks the attempt listed first in the first place.
 PLACES = "prefers the first place: the attempt listed first wins in 100%"
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> str:
-    return write_script(tmp_path, *THOUGHTS)
-
-
-@pytest.fixture
-def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    return record_prompts(monkeypatch)
 
 
 @pytest.fixture

@@ -18,13 +18,11 @@ from typing import Any
 import pytest
 from cli_runner import (
     FAKES,
-    THOUGHTS,
     WEATHER,
     contents_of,
     error_of,
     learn_command,
     output_of,
-    record_prompts,
     run,
     write_script,
 )
@@ -38,16 +36,6 @@ from usertwin.personas import Conversation, write_conversations
 
 #: Leaves out tuning, which most tests do not look at.
 NO_TUNING = ("--tune-turns", "0")
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> str:
-    return write_script(tmp_path, *THOUGHTS)
-
-
-@pytest.fixture
-def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    return record_prompts(monkeypatch)
 
 
 def log_of(path: Path, conversations: list[Conversation]) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
-from cli_runner import WEATHER, error_of, learn_command, output_of, run, write_script
+from cli_runner import WEATHER, error_of, learn_command, output_of, run
 
 from usertwin.evals.cli.main import COMMANDS, main
 from usertwin.memory import TripleStore, existing_twin
@@ -19,12 +19,9 @@ from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.twin.record import default_home
 
 #: Commands that work on the folder of a run and need no twin.
-RUN_COMMANDS = {"train", "report", "compare", "judge-by-hand", "export"}
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> str:
-    return write_script(tmp_path, *WEATHER)
+RUN_COMMANDS = {"train", "report", "compare", "join", "judge-by-hand", "export"}
+#: What the model of `script` says.
+SCRIPTED_REPLIES = WEATHER
 
 
 def command_named(name: str) -> click.Command:

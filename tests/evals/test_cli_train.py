@@ -23,6 +23,8 @@ from tiny_model import tiny_model
 from usertwin.evals.cli.main import main
 from usertwin.evals.cli.train import train as train_command
 from usertwin.evals.records.training_run import read_training
+from usertwin.evals.suites import people
+from usertwin.evals.suites.people import RegisteredCorpus, Registry
 from usertwin.evals.training_runs.plan import TrainingPlan
 from usertwin.evals.training_runs.run import TrainingRunner
 from usertwin.memory.models.chat import sample
@@ -31,6 +33,7 @@ from usertwin.memory.training.config import BETAS, LEARNING_RATES, TRAIN_METHODS
 from usertwin.memory.training.dataset import SplitConfig, build_dataset
 from usertwin.memory.training.rewards import DownstreamReward
 from usertwin.personas import load_log
+from usertwin.personas.reading import parse_toml
 from usertwin.simulator import load_model, load_scorer
 from usertwin.simulator.backends.lora_adapter import model_with_adapter, read_adapter
 
@@ -290,6 +293,36 @@ def test_another_method_uses_the_same_pool(copy: Path, finished: Path, train: Tr
     kept = [name for name in before if "/" in name or name in {"pool.jsonl", "base_traces.jsonl"}]
     assert all(before[name] == after[name] for name in kept)
     assert_same_weights(copy / "dpo", finished / "dpo")
+
+
+def register(monkeypatch: pytest.MonkeyPatch, *test_people: str) -> None:
+    """Make these the registered test people of the log."""
+    corpus = RegisteredCorpus(sources=("log.jsonl",), rule="invented", development=(), test=test_people)
+    monkeypatch.setattr(people, "registry", lambda: Registry(corpora={"desk": corpus}))
+
+
+def test_nothing_is_trained_on_test_people(
+    finished: Path, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = json.loads((finished / "manifest.json").read_text())["people"]["seen"][1].removeprefix("log/")
+    register(monkeypatch, seen)
+    for options in ((), ("--dry-run",)):
+        assert refusal(train(tmp_path / "out", *options)) == (
+            f'usertwin: desk: "{seen}" is a test person, and nothing is trained on test people; take fewer people, or hold '
+            "this one out with --hold-out"
+        )
+    assert not (tmp_path / "out").exists()
+    succeed(train(tmp_path / "out", f"--hold-out={seen}", "--dry-run"))
+
+
+def test_a_test_of_test_people_prints_the_look_for_the_registry(
+    copy: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [unseen] = json.loads((copy / "manifest.json").read_text())["people"]["unseen"]
+    register(monkeypatch, unseen.removeprefix("log/"))
+    text = succeed(train(copy, MEASURED_BY_OTHER, "--method=sft")).stdout
+    [row] = parse_toml(text[text.index("[[looks]]") :])["looks"]
+    assert (row["corpus"], row["people"], row["reason"]) == ("desk", [unseen.removeprefix("log/")], f"usertwin train {copy}")
 
 
 def test_a_lost_result_is_measured_again_without_training(copy: Path, train: Train) -> None:

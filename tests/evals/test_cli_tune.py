@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from cli_runner import THOUGHTS, contents_of, error_of, output_of, write_script
+from cli_runner import contents_of, error_of, output_of
 
 from usertwin.memory import Settings, TwinRecord, existing_twin
 from usertwin.memory.twin.record import default_home
 
 pytestmark = pytest.mark.usefixtures("repeats_count")
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> str:
-    return write_script(tmp_path, *THOUGHTS)
 
 
 def record(name: str) -> TwinRecord:

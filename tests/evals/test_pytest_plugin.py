@@ -39,12 +39,9 @@ def slow(messages):
 """
 #: pytest-asyncio warns of every run without its settings.
 NO_ASYNCIO = ("-p", "no:asyncio")
+#: What the model of `script` says.
+SCRIPTED_REPLIES = WEATHER[:5]
 MARKER = '@pytest.mark.usertwin(twin="ann")\n'
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> str:
-    return write_script(tmp_path, *WEATHER[:5])
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from invented_suite import suite_file, talk, write_log
 
-from usertwin.evals.arm_names import ARMS, DEFAULT_ARMS
+from usertwin.evals.arm_names import ARMS, DEFAULT_ARMS, PEERS, POOLED_ARMS, QUOTING_ARMS
 from usertwin.evals.suites.config import Corpus, Suite, logs_of, people_of, read_suite
+from usertwin.evals.suites.people import registry
 from usertwin.personas import LogError, UsageError, read_conversations
 from usertwin.personas.importers.chitchat import CHITCHAT
 
@@ -273,6 +274,16 @@ def test_the_suite_of_the_paper_has_four_domains_eight_people_traces_and_all_pee
         "persona",
     }
     assert suite.turns >= 100
+
+
+def test_the_suite_of_all_arms_measures_registered_test_people_with_fixed_settings() -> None:
+    suite = read_suite(EXAMPLES / "suite_all_arms.toml")
+    assert len(suite.arms) == 16
+    assert set(suite.arms) > {*PEERS, *POOLED_ARMS, *QUOTING_ARMS}
+    assert (suite.k, suite.window) == (8, 6)
+    corpora = [registry().corpus_of(corpus.source) for corpus in suite.corpora]
+    assert sorted(map(str, corpora)) == sorted(registry().corpora)
+    assert {corpus.people for corpus in suite.corpora} == {"test"}
 
 
 def test_the_small_suite_needs_only_the_built_in_chats_and_its_script() -> None:

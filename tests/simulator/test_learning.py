@@ -8,19 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import THOUGHTS, learn_command, output_of
+from cli_runner import learn_command, output_of
 
 from usertwin.memory import TripleStore, TwinRecord, existing_twin
 from usertwin.personas import ChatLog, LogError, Persona, TwinError, UsageError
 from usertwin.simulator import SimulatedUser, learn, load_embedder
 from usertwin.simulator.learning import default_concurrency, make_recipe
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> str:
-    path = tmp_path / "thoughts.txt"
-    path.write_text("\n".join(THOUGHTS), "utf-8")
-    return f"scripted:{path}"
 
 
 def options(script: str, **changes: Any) -> dict[str, Any]:
