@@ -1,7 +1,7 @@
 """The file of joined runs: the figures of all their people, and each person's own values, without any text of people.
 
-Design: the values stand in columns, a list for each arm and measure, with seven digits. As objects, like in result.json, those
-of forty people would take five times the room. A person's own intervals are left out; they are in the result of the run.
+Design: the values stand in columns, a list for each arm and measure. As objects, like in result.json, those of forty people
+would take several times the room. A person's own intervals are left out; they are in the result of the run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def write_joined(path: Path, result: Mapping[str, Any]) -> None:
             for name in dict.fromkeys(chain.from_iterable(controls.values()))
         },
         "distances": {
-            arm: [[places[first], places[second], _rounded(real), _rounded(replies)] for first, second, real, replies in rows]
+            arm: [[places[first], places[second], real, replies] for first, second, real, replies in rows]
             for arm, row in result["spread"].items()
             if (rows := row["distances"])
         },
@@ -54,7 +54,7 @@ def write_joined(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def read_joined(path: Path) -> dict[str, Any]:
-    """Return the result that `write_joined` wrote, its values with seven digits. UsageError if the file is damaged."""
+    """Return the result that `write_joined` wrote, but for intervals of single people. UsageError if the file is damaged."""
     return read_file(path, _parse, way_out="join the runs again", error=UsageError)
 
 
@@ -97,7 +97,7 @@ def _parse(content: bytes) -> dict[str, Any]:
 def _column(estimates: Iterable[Mapping[str, float] | None]) -> dict[str, list[float | None]]:
     rows = list(estimates)
     return {
-        "value": [None if row is None else _rounded(row["value"]) for row in rows],
+        "value": [None if row is None else row["value"] for row in rows],
         "n": [None if row is None else row["n"] for row in rows],
     }
 
@@ -114,10 +114,6 @@ def _check_lengths(labels: Sequence[str], *lists: Sequence[object]) -> None:
     """Raise ValueError if a list has not one value for each person."""
     if any(len(values) != len(labels) for values in lists):
         raise ValueError("people: lists of different lengths")
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.7g}")
 
 
 def _without(row: Mapping[str, Any], key: str) -> dict[str, Any]:
