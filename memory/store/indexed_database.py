@@ -21,7 +21,7 @@ from . import schema
 from .database import Change, Database, State
 from .error_messages import recovery_hint
 from .in_memory import InMemoryDatabase
-from .ranking import WordIndex
+from .ranking import OPENING_TURNS, WordIndex
 from .vector_index import UnusableIndexError, VectorIndex, column_dtype, column_values, hash_key, kind_for
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class IndexedDatabase:
         self._outdated_file = False  # the index file must be rewritten
         self._alive: Mask | None = None  # positions that were not removed since the index was made; None for all
         self._traced: Mask | None = None
+        self._openings: Mask | None = None
         self._words: WordIndex | None = None
         try:
             # No seal, and no writer at work: the last writer was killed.
@@ -171,7 +172,7 @@ class IndexedDatabase:
                 return
             columns = self.index.columns
             self._catch_up(self.index, int(columns["number"][-1]) if length else 0)
-            self._traced = self._words = None
+            self._traced = self._openings = self._words = None
             if self.state.removals != removals:
                 self._alive = np.isin(self.index.columns["number"], self._select_numbers("SELECT number FROM triples"))
             elif self._alive is not None:
@@ -190,7 +191,7 @@ class IndexedDatabase:
         if self._outdated_file or self._alive is not None or self.index.tail_count > self._max_tail:
             if self._alive is not None or self.index.tail_count:
                 self.index, self._alive = self._build_index(), None
-                self._traced = self._words = None
+                self._traced = self._openings = self._words = None
             last = int(self.index.columns["number"][-1]) if len(self.index) else 0
             self.index.write(
                 self.index_path,
@@ -214,7 +215,7 @@ class IndexedDatabase:
             with self.database.change() as change:
                 change.index = kind
         self.index, self._alive, self._outdated_file = self._build_index(), None, True
-        self._traced = self._words = None
+        self._traced = self._openings = self._words = None
         self.save()
 
     # Changing --------------------------------------------------------------------------------------------------------
@@ -238,7 +239,7 @@ class IndexedDatabase:
         self.index.add(np.array(columns, column_dtype()), vectors)
         if self._alive is not None:
             self._alive = np.concatenate([self._alive, np.ones(len(triples), bool)])
-        self._traced = self._words = None
+        self._traced = self._openings = self._words = None
 
     def remove(self, numbers: Sequence[int]) -> None:
         """Remove triples by their numbers. Requires `begin`."""
@@ -253,7 +254,7 @@ class IndexedDatabase:
         if numbers:
             kept = ~np.isin(self.index.columns["number"], np.array(numbers, np.int64))
             self._alive = kept if self._alive is None else self._alive & kept
-            self._traced = self._words = None
+            self._traced = self._openings = self._words = None
 
     def set_traces(self, triples: Sequence[Triple]) -> None:
         """Set trace, score and provenance of triples that are in the memory."""
@@ -301,6 +302,16 @@ class IndexedDatabase:
             numbers = self._select_numbers("SELECT number FROM triples WHERE reasoning IS NOT NULL")
             self._traced = np.isin(self.index.columns["number"], numbers)
         return self._traced
+
+    @property
+    def openings(self) -> Mask:
+        """Shape (positions,): the triples that open their conversation (see `is_opening`)."""
+        import numpy as np
+
+        if self._openings is None:
+            numbers = self._select_numbers(f"SELECT number FROM triples WHERE position <= {OPENING_TURNS}")
+            self._openings = np.isin(self.index.columns["number"], numbers)
+        return self._openings
 
     @property
     def words(self) -> WordIndex:

@@ -24,14 +24,15 @@ from .database import FORMAT
 from .error_messages import changed_before, storage_errors
 from .in_memory import IN_RAM
 from .indexed_database import IndexedDatabase
-from .ranking import SIMILARITY, Ranking, fit_token_budget, rank
+from .ranking import SIMILARITY, Ranking, fit_token_budget
+from .recall import Query, recall_ranked
 from .vector_index import INDEX_KINDS, IndexKind, Tuning, hash_key
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .vector_index import Columns, Mask, Vectors
+    from .vector_index import Columns, Vectors
 
 _FETCHED, _KEPT = 500, "changes made before are kept"
 
@@ -313,52 +314,26 @@ class TripleStore:
         """Return `recall` of many queries, which are embedded in one batch; `before` has a time for each."""
         if not queries:
             return []
-        vectors = self.embedder.embed([query_text(query) for query in queries])
-        results: list[list[Recalled]] = []
+        texts = [query_text(query) for query in queries]
+        texts += [query_text(query, 1) for query in queries] if ranking.latest else []
+        vectors, results = self.embedder.embed(texts), list[list[Recalled]]()
         with self._lock, self._errors():
             dimension = self._memory.state.dimension
-            if vectors.shape != (len(queries), dimension):
+            if vectors.shape != (len(texts), dimension):
                 raise TwinError(
                     f"{self.folder}: a query of shape {vectors.shape[1:]} does not fit a memory of dimension {dimension}"
                 )
             self._memory.refresh()
-            for query, vector, time in zip(queries, vectors, before or [None] * len(queries), strict=True):
-                allowed = self._memory.filter_mask(query.conversation_id, time, role=role, kind=kind, abandoned=abandoned)
-                recalled = self._ranked(query, vector, k, allowed, time, ranking)
+            count, times = len(queries), before or [None] * len(queries)
+            for pair, vector, latest, time in zip(queries, vectors[:count], vectors[-count:], times, strict=True):
+                query = Query(pair, vector, latest, time)
+                allowed = self._memory.filter_mask(pair.conversation_id, time, role=role, kind=kind, abandoned=abandoned)
+                recalled = recall_ranked(self._memory, query, k, allowed, ranking)
                 if with_trace and recalled and not any(item.triple.reasoning for item in recalled):
-                    traced = self._ranked(query, vector, 1, allowed & self._memory.traced, time, ranking)
+                    traced = recall_ranked(self._memory, query, 1, allowed & self._memory.traced, ranking)
                     recalled = [*recalled[: k - len(traced)], *traced]
                 results.append(recalled[: fit_token_budget(ranking, [item.triple for item in recalled])])
         return results
-
-    def _ranked(
-        self, query: Pair, vector: Vectors, k: int, allowed: Mask, time: float | None, ranking: Ranking
-    ) -> list[Recalled]:
-        """Return the k best of the allowed triples."""
-        import numpy as np
-
-        [(positions, similarities)] = self._memory.index.search(vector[None], ranking.pool(k), allowed)
-        columns = self._memory.index.columns
-        if not ranking.reorders:
-            numbers = columns["number"][positions].tolist()
-            cosines = dict(zip(numbers, similarities, strict=True))
-            return [Recalled(triple, cosines[number]) for number, (triple, _) in self._memory.fetch(numbers).items()]
-        words = None
-        if ranking.words:
-            scores = np.where(allowed, self._memory.words.scores(query_text(query)), 0)
-            by_words = [int(p) for p in np.argsort(-scores, kind="stable")[: ranking.pool(k)] if scores[p] > 0]
-            positions = list(dict.fromkeys([*positions, *by_words]))
-            words = scores / max(float(scores.max(initial=0)), 1e-9)
-        fetched = self._memory.fetch(columns["number"][positions].tolist())
-        positions = [p for p in positions if int(columns["number"][p]) in fetched]  # another process may have removed some
-        if not positions:
-            return []
-        vectors = np.stack([np.frombuffer(blob, np.float32) for _, blob in fetched.values()])
-        cosine, times = vectors @ vector, columns["moment"]
-        age = (float(times.max()) if time is None else time) - times[positions]
-        best = rank(ranking, k, cosine, age=age, words=None if words is None else words[positions], vectors=vectors)
-        triples = [triple for triple, _ in fetched.values()]
-        return [Recalled(triples[index], float(cosine[index])) for index in best]
 
     def sample(self, query: Pair, k: int, *, before: float | None = None, rng: random.Random) -> list[Triple]:
         """Return k random triples of those that `recall` may return for this query."""

@@ -12,8 +12,11 @@ from functools import lru_cache
 
 from usertwin.personas import Pair
 
+#: Characters of scripts without spaces between words.
+_SPACELESS = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 #: A word, or a character in scripts without spaces between words.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+(?:'\w+)*")
+_WORD = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+(?:'\w+)*")
+_SPACELESS_WORD = re.compile(rf"[{_SPACELESS}]")
 #: Words of scikit-learn's stop list that carry content: those that can answer a question, numbers, and names of things.
 _CONTENT_WORDS = {
     "no", "not", "none", "never", "nothing", "neither", "nor", "cannot", "cant", "yes", "please", "thanks", "thank",
@@ -31,6 +34,11 @@ def word_tokens(text: str) -> list[str]:
     """Return the words of a text in lower case, without punctuation; both apostrophe characters are equal."""
     # Case-fold each word: folding the whole text can shift word boundaries ("İ" becomes two characters).
     return [word.casefold() for word in _WORD.findall(text.replace("’", "'"))]
+
+
+def is_spaceless(word: str) -> bool:
+    """Return whether a word is a character of a script without spaces between words."""
+    return _SPACELESS_WORD.fullmatch(word) is not None
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
