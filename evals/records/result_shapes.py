@@ -249,6 +249,7 @@ class RunResult(TypedDict):
     leakage: NotRequired[Mapping[str, LeakageShape] | None]
     endings: NotRequired[Mapping[str, EndingShape | None] | None]
     drift: NotRequired[Mapping[int, DepthShape] | None]
+    drift_lengths: NotRequired[Mapping[str, EstimateShape | None] | None]
     transfer: NotRequired[list[TransferShape] | None]
     user_models: NotRequired[UserModelsShape | None]
 
@@ -299,6 +300,7 @@ class TuningShape(TypedDict):
     turns: int
     conversations: int
     scorer: str
+    words: NotRequired[EstimateShape | None]
 
 
 class ColumnShape(TypedDict):
@@ -348,7 +350,9 @@ class RunManifest(TypedDict):
 class DriftTurn:
     """A person's real turn (`action`), the reply after the twin's own turns (`free`), and after the real turns (`forced`).
 
-    `depth` is the number of the person's turn in the conversation, from 1. Similarities are cosines to the real turn.
+    `depth` is the number of the person's turn in the conversation, from 1. Similarities are cosines to the real turn. `turns`
+    is the number of the person's turns in the conversation (None in earlier versions), and `left_after` after how many of them
+    the twin would have left; None if it would not have left in the simulated turns.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = STRICT
@@ -361,6 +365,8 @@ class DriftTurn:
     forced: str
     free_similarity: float
     forced_similarity: float
+    turns: int | None = None
+    left_after: int | None = None
 
 
 class PersonFacts(TypedDict):

@@ -3,11 +3,14 @@
 Design: the other side keeps its real turns, and only the twin's earlier turns are replaced by its replies (free-running). So
 every simulated turn has a real turn to compare with. The reply after the real history (teacher-forced) is the reference.
 The difference is the cost of the twin's own words.
+
+The twin also decides after each turn whether it leaves, and is then led on. A conversation is too short if it would have left
+before the person did, and too long if it would not have left where the person did.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +21,7 @@ from usertwin.evals.records.result_shapes import DriftTurn
 from usertwin.memory import Embedder
 from usertwin.memory.concurrency import to_thread
 from usertwin.memory.progress import Progress, no_progress
+from usertwin.memory.twin.abandonment import NEIGHBOURS
 from usertwin.personas import Pair
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import with_shown_traces
@@ -39,45 +43,71 @@ async def drift(
         A record for each of `DEPTHS` that a conversation reaches. Raises ModelError if the model does not answer.
     """
     conversations: dict[str, list[Pair]] = {}
+    silent: dict[str, Pair] = {}
     for pair in pairs:
-        if not pair.abandoned:
+        if pair.abandoned:
+            silent[pair.conversation_id] = pair
+        else:
             conversations.setdefault(pair.conversation_id, []).append(pair)
     by_length = sorted(conversations.values(), key=lambda own: -min(len(own), DEPTHS[-1]))
     selected = evenly_spaced(by_length[: 2 * max_conversations], max_conversations)
     records: list[DriftTurn] = []
     for number, conversation in enumerate(selected):
         progress("drifting", number, len(selected))
-        records += await _simulate(user, embedder, conversation[: DEPTHS[-1]], person, seed)
+        records += await _simulate(user, embedder, conversation, silent.get(conversation[0].conversation_id), person, seed)
     progress("drifting", len(selected), len(selected))
     return records
 
 
 async def _simulate(
-    user: SimulatedUser, embedder: Embedder, conversation: Sequence[Pair], person: str, seed: int
+    user: SimulatedUser, embedder: Embedder, conversation: Sequence[Pair], silent: Pair | None, person: str, seed: int
 ) -> list[DriftTurn]:
+    """Return the records of a conversation; `silent` is the pair in which the person left it without a word, if they did."""
     own: dict[int, str] = {}  # replies by position, since two turns may have the same text
     replies: list[tuple[int, Pair, str, str]] = []
-    for depth, pair in enumerate(conversation, 1):
-        first = pair.position - len(pair.context)
-        context = tuple(
-            replace(turn, text=own[position]) if position in own else turn for position, turn in enumerate(pair.context, first)
-        )
-        free = await _reply(user, replace(pair, context=context), seed)
+    left_after: int | None = None
+    for depth, pair in enumerate(conversation[: DEPTHS[-1]], 1):
+        now = _with_replies(pair, own)
+        if left_after is None and await _leaves_silently(user, now):
+            left_after = depth - 1
+        free = await _reply(user, now, seed)
+        if left_after is None and free and user.last_turn is not None and user.last_turn.leaves(replace(now, action=free)):
+            left_after = depth
         if depth in DEPTHS:
-            same_context = context == pair.context  # at the first turn
+            same_context = now.context == pair.context  # at the first turn
             replies.append((depth, pair, free, free if same_context else await _reply(user, pair, seed)))
         if free:  # an empty reply leaves no turn, so the real one stays in the history
             own[pair.position] = free
+    if left_after is None and silent is not None and len(conversation) <= DEPTHS[-1]:
+        left_after = len(conversation) if await _leaves_silently(user, _with_replies(silent, own)) else None
     reals = [pair.action for _, pair, _, _ in replies]
     texts = [free for _, _, free, _ in replies], [forced for _, _, _, forced in replies]
     similarities = [await to_thread(embedding_similarities, column, reals, embedder) for column in texts]
     return [
         DriftTurn(
             person=person, conversation_id=pair.conversation_id, depth=depth, action=pair.action, free=free, forced=forced,
-            free_similarity=free_similarity, forced_similarity=forced_similarity,
+            free_similarity=free_similarity, forced_similarity=forced_similarity, turns=len(conversation),
+            left_after=left_after,
         )
         for (depth, pair, free, forced), free_similarity, forced_similarity in zip(replies, *similarities, strict=True)
     ]  # fmt: skip
+
+
+def _with_replies(pair: Pair, own: Mapping[int, str]) -> Pair:
+    """Return a pair in whose context the twin's replies, by position, stand in the place of the person's turns."""
+    first = pair.position - len(pair.context)
+    context = (
+        replace(turn, text=own[position]) if position in own else turn for position, turn in enumerate(pair.context, first)
+    )
+    return replace(pair, context=tuple(context))
+
+
+async def _leaves_silently(user: SimulatedUser, pair: Pair) -> bool:
+    """Return whether the twin leaves without a word, as in a conversation."""
+    if user.abandonment is None or not any(turn.speaker == pair.speaker for turn in pair.context):
+        return False
+    neighbours = await to_thread(user.store.recall, pair, NEIGHBOURS, before=pair.when, abandoned=None)
+    return user.abandonment.leaves(neighbours, pair)
 
 
 async def _reply(user: SimulatedUser, pair: Pair, seed: int) -> str:
@@ -109,3 +139,26 @@ def drift_result(records: Sequence[DriftTurn]) -> dict[str, Any]:
             "style": Estimate(style, None, None, len(rows)).to_json(),
         }
     return result
+
+
+def length_result(records: Sequence[DriftTurn]) -> dict[str, Any]:
+    """Return the shares of conversations that were too short, as long as the real one, and too long; {} without any.
+
+    A conversation of which only the first turns were simulated is as long if the twin did not leave in them.
+    """
+    ends = {
+        (record.person, record.conversation_id): (record.turns, record.left_after)
+        for record in records
+        if record.turns is not None
+    }
+    if not ends:
+        return {}
+    short = [left is not None and left < turns for turns, left in ends.values()]
+    long = [left is None and turns <= DEPTHS[-1] for turns, left in ends.values()]
+    kinds = {"too_short": short, "as_long": [not (a or b) for a, b in zip(short, long, strict=True)], "too_long": long}
+    people, conversations = [person for person, _ in ends], [conversation for _, conversation in ends]
+    shares = {
+        kind: mean_over_people([float(value) for value in values], people, conversations, share=True)
+        for kind, values in kinds.items()
+    }
+    return {kind: share and share.estimate().to_json() for kind, share in shares.items()}

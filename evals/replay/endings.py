@@ -37,7 +37,7 @@ def measure_endings(user: SimulatedUser, folder: Path, pairs: Sequence[Pair]) ->
         matches = user.store.recall_many(pairs, NEIGHBOURS, before=[pair.when for pair in pairs], abandoned=None)
         for place, (recalled, pair) in enumerate(zip(matches, pairs, strict=True)):
             if any(turn.speaker == pair.speaker for turn in pair.context):
-                leaves[place], probabilities[place] = abandonment.leaves(recalled), abandonment_rate(recalled)
+                leaves[place], probabilities[place] = abandonment.leaves(recalled, pair), abandonment_rate(recalled)
     if last_turn is not None:
         for place, pair in enumerate(pairs):
             if not pair.abandoned:

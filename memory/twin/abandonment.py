@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from usertwin.memory.models.embedding import query_text
 from usertwin.memory.store.error_messages import storage_errors
 from usertwin.memory.store.triple_store import TripleStore
+from usertwin.memory.text.goal_words import goal_is_mentioned
 from usertwin.memory.triples import Recalled
 from usertwin.personas import Pair, TwinError
 from usertwin.personas.files import write_private
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Number of neighbours, and the exponent of their similarity (chosen on validation turns, see evals/EXPERIMENTS.md).
 NEIGHBOURS, _EXPONENT = 32, 4
+#: The share of abandonments from which on the other side has closed the conversation.
+_CLOSED = 0.5
 #: Queries that are compared with a block of the memory at once, and candidates kept for each: ties beyond the neighbours.
 _QUERIES, _CANDIDATES = 512, 64
 #: Keys of the file in development snapshots before 0.1.0, and their present names.
@@ -53,9 +56,15 @@ class AbandonmentModel:
     abandonments: int
     validation_turns: int
 
-    def leaves(self, recalled: Sequence[Recalled]) -> bool:
-        """Return whether the person leaves, given the `NEIGHBOURS` most similar triples, abandonments included."""
-        return abandonment_rate(recalled) >= self.threshold
+    def leaves(self, recalled: Sequence[Recalled], query: Pair | None = None) -> bool:
+        """Return whether the person leaves, given the `NEIGHBOURS` most similar triples, abandonments included.
+
+        With a goal in the query, nobody leaves before they have mentioned it, nor where most of them stayed.
+        """
+        rate = abandonment_rate(recalled)
+        if query is not None and query.goal and (rate < _CLOSED or not goal_is_mentioned(query, with_action=False)):
+            return False
+        return rate >= self.threshold
 
     def save(self, path: Path) -> None:
         """Write the model as JSON."""

@@ -1,6 +1,9 @@
 """The model of leaving with a last turn: whether a turn is the person's last in the conversation.
 
 Design: a logistic regression on hashed words, stored as plain numbers, works with every model that acts for the twin.
+
+With a goal, a rule comes on top. Nobody leaves before they have mentioned the goal, nor because the conversation is long: the
+words of the last two turns themselves must speak for an ending.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.text.goal_words import goal_is_mentioned
 from usertwin.personas import Pair, TwinError
 from usertwin.personas.files import write_private
 from usertwin.personas.reading import STRICT, as_type, parse_json
@@ -22,7 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _WORDS = FakeEmbedder(256)
-_FEATURES = 2 * _WORDS.dimension + 2
+_WORD_FEATURES = 2 * _WORDS.dimension
+_FEATURES = _WORD_FEATURES + 2
 #: Larger weights overflow in the sum of single precision.
 _MAX_WEIGHT = 1e30
 #: Smallest number of endings (or abandonments) to fit a model on.
@@ -64,8 +69,18 @@ class LastTurnModel:
         """Return the probability, 0 to 1, that this action is the person's last turn in the conversation."""
         return self.probabilities([pair])[0]
 
+    def closes(self, pair: Pair) -> bool:
+        """Return whether the words of an action and of the turn before it speak for an ending, wherever they are said."""
+        import numpy as np
+
+        weights = np.asarray(self.weights, np.float32)
+        [row] = _features([pair])
+        return float(row[:_WORD_FEATURES] @ weights[:_WORD_FEATURES]) > 0
+
     def leaves(self, pair: Pair) -> bool:
         """Return whether the person leaves after this action."""
+        if pair.goal and not (goal_is_mentioned(pair, with_action=True) and self.closes(pair)):
+            return False
         return self.probability(pair) >= self.threshold
 
     def save(self, path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -13,9 +13,11 @@ from conftest import FunctionChatModel, function_model
 from usertwin.evals.metrics.writing_style import style_distance
 from usertwin.evals.records.older_results import upgrade
 from usertwin.evals.records.result_shapes import DriftTurn
-from usertwin.evals.replay.drift import DEPTHS, drift, drift_result
-from usertwin.memory import Settings
+from usertwin.evals.replay.drift import DEPTHS, drift, drift_result, length_result
+from usertwin.memory import Recalled, Settings
 from usertwin.memory.models.embedding import FakeEmbedder
+from usertwin.memory.twin.abandonment import AbandonmentModel
+from usertwin.memory.twin.last_turn import LastTurnModel
 from usertwin.personas import Conversation, Pair, Turn
 from usertwin.personas.pairs import extract_pairs
 from usertwin.simulator import SimulatedUser
@@ -142,6 +144,59 @@ def test_abandoned_pairs_are_not_simulated(opened: tuple[SimulatedUser, Function
     assert [one.depth for one in result] == [1]
 
 
+class LeavesAfter(LastTurnModel):
+    """Leaves with the replies that are given."""
+
+    texts: tuple[str, ...] = ()
+
+    def leaves(self, pair: Pair) -> bool:
+        return pair.action in LeavesAfter.texts
+
+
+class LeavesSilentlyAfter(AbandonmentModel):
+    """Leaves without a word after the turn that is given."""
+
+    text = ""
+
+    def leaves(self, recalled: Sequence[Recalled], query: Pair | None = None) -> bool:
+        assert query is not None
+        return query.context[-1].text == LeavesSilentlyAfter.text
+
+
+def lengths(user: SimulatedUser, talk: Conversation) -> tuple[int | None, int | None]:
+    """Return the length of a conversation and after how many turns the twin left, the same in all records."""
+    [found] = {(turn.turns, turn.left_after) for turn in run_drift(user, talk)}
+    return found
+
+
+def test_the_twin_leaves_with_its_own_reply_or_before_it(
+    opened: tuple[SimulatedUser, FunctionChatModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, _ = opened
+    user.last_turn = LeavesAfter(weights=(), bias=0, threshold=0, f1=None, endings=9, validation_turns=9)
+    user.abandonment = LeavesSilentlyAfter(0.5, 1.0, 9, 9)
+    assert lengths(user, long_talk(4)) == (4, None)
+    numbers = itertools.count(1)
+    user.model = function_model(lambda prompt, seed: f"twin {next(numbers)}")[0]
+    monkeypatch.setattr(LeavesAfter, "texts", ("twin 2", "twin 3"))
+    assert lengths(user, long_talk(4)) == (4, 2)
+    monkeypatch.setattr(LeavesSilentlyAfter, "text", "question 2 of long")
+    assert lengths(user, long_talk(12)) == (12, 1)
+    monkeypatch.setattr(LeavesSilentlyAfter, "text", "question 1 of long")  # nobody leaves before they have spoken
+    assert lengths(user, long_talk(4)) == (4, None)
+
+
+def test_a_silent_leaving_after_the_last_turn_is_as_long(
+    opened: tuple[SimulatedUser, FunctionChatModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, _ = opened
+    user.last_turn, user.abandonment = None, LeavesSilentlyAfter(0.5, 1.0, 9, 9)
+    monkeypatch.setattr(LeavesSilentlyAfter, "text", "bye")
+    talk = long_talk(3)
+    assert lengths(user, replace(talk, turns=(*talk.turns, Turn("desk", "agent", "bye")))) == (3, 3)
+    assert lengths(user, talk) == (3, None)
+
+
 def test_progress_reaches_the_end(opened: tuple[SimulatedUser, FunctionChatModel]) -> None:
     updates: list[tuple[str, int, int]] = []
     pairs = extract_pairs(long_talk(2), "Ann")
@@ -157,6 +212,33 @@ def record(talk: str, depth: int, free: float, forced: float, person: str = "a")
         person=person, conversation_id=talk, depth=depth, action="yes please", free=f"no {free}", forced="yes",
         free_similarity=free, forced_similarity=forced,
     )  # fmt: skip
+
+
+def ended(talk: str, turns: int, left_after: int | None, person: str = "a") -> DriftTurn:
+    return replace(record(talk, 1, 0.5, 0.5, person), turns=turns, left_after=left_after)
+
+
+@pytest.mark.parametrize(
+    ("turns", "left_after", "kind"),
+    [(4, 3, "too_short"), (4, 4, "as_long"), (4, None, "too_long"), (12, 9, "too_short"), (12, 10, "too_short"),
+     (12, None, "as_long"), (10, None, "too_long"), (10, 10, "as_long")],
+)  # fmt: skip
+def test_a_conversation_is_too_short_as_long_or_too_long(turns: int, left_after: int | None, kind: str) -> None:
+    shares = {name: estimate["value"] for name, estimate in length_result([ended("t", turns, left_after)]).items()}
+    assert shares == {name: float(name == kind) for name in ("too_short", "as_long", "too_long")}
+
+
+def test_each_conversation_counts_once_and_each_person_alike() -> None:
+    records = [replace(ended("t0", 5, 2), depth=depth) for depth in (1, 3, 5)]
+    records += [ended(f"t{n}", 3, 3) for n in range(1, 4)] + [ended("t0", 3, None, "b")]
+    result = length_result(records)
+    assert result["too_short"]["value"] == pytest.approx(1 / 8)
+    assert (result["too_long"]["value"], result["as_long"]["value"]) == (0.5, pytest.approx(3 / 8))
+    assert result["too_short"]["n"] == 5
+
+
+def test_records_without_lengths_have_no_lengths() -> None:
+    assert length_result([]) == length_result([record("t0", 1, 0.5, 0.5)]) == {}
 
 
 def test_the_result_is_a_mean_for_each_depth_with_the_difference_paired() -> None:

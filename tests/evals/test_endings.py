@@ -148,3 +148,11 @@ def test_the_first_turn_is_never_abandoned(learned: tuple[SimulatedUser, list[Pa
     assert result["f1"]["value"] == pytest.approx(
         2 * right / (2 * right + (len(may) - right) + sum(p.ends_conversation for p in opening))
     )
+
+
+def test_with_a_goal_that_was_not_mentioned_the_twin_stays(learned: tuple[SimulatedUser, list[Pair]]) -> None:
+    user, moments = learned
+    result = measure_endings(user, FOLDER, [replace(pair, goal="You want to sell seventeen old bicycles.") for pair in moments])
+    assert result is not None
+    assert result["f1"]["value"] == 0.0  # every ending is missed, and nobody leaves too soon
+    assert result["calibration"] == (measure_endings(user, FOLDER, moments) or {})["calibration"]

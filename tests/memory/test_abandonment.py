@@ -91,6 +91,43 @@ def test_the_abandonment_rate_is_weighted_by_similarity() -> None:
     assert abandonment_rate(recalled((0.9, False))) == abandonment_rate([]) == abandonment_rate(recalled((-1.0, True))) == 0
 
 
+def asked(goal: str, *turns: str, earlier: int = 0) -> Pair:
+    """Return a pair in which Ann and the desk have spoken by turns, the desk last."""
+    speakers = ("desk", "Ann") * len(turns)
+    context = tuple(
+        Turn(who, "user" if who == "Ann" else "agent", text) for who, text in zip(speakers, turns[::-1], strict=False)
+    )
+    return Pair(
+        speaker="Ann", context=context[::-1], action="", goal=goal, conversation_id="now", position=len(turns) + earlier,
+        when=9.0,
+    )  # fmt: skip
+
+
+def test_with_a_goal_nobody_leaves_before_it_was_mentioned_or_where_most_stayed() -> None:
+    model, goal = AbandonmentModel(0.1, 1.0, 9, 9), "You want a ticket to Oslo."
+    most, few = recalled((0.9, True), (0.5, False)), recalled((0.5, True), (0.7, False))
+    assert abandonment_rate(few) < 0.5 < abandonment_rate(most)
+    unsaid, said = asked(goal, "hi", "Hello, how can I help?"), asked(goal, "a ticket to Oslo please", "It is booked. Goodbye")
+    assert not model.leaves(most, unsaid)
+    assert model.leaves(most, said)
+    assert not model.leaves(few, said)
+    for none in (None, asked("", "hi", "Hello, how can I help?")):  # without a goal the threshold alone decides
+        assert model.leaves(few, none)
+        assert model.leaves(most, none)
+    assert model.leaves(most, asked(goal, "hi", "Goodbye", earlier=3))  # it may have been mentioned before
+    assert not AbandonmentModel(0.99, 1.0, 9, 9).leaves(most, said)
+
+
+def test_a_twin_with_a_goal_stays_after_a_greeting(silent: str) -> None:
+    goodbye = {"role": "assistant", "content": f"{BYE} 1"}
+    unsaid = [{"role": "user", "content": "hello there"}, goodbye]
+    with open_twin(silent, "number 4 please") as user:
+        assert user.respond(unsaid).done
+        assert user.respond(unsaid, goal="You want a ticket to Oslo.").action == "number 4 please"
+        said = [{"role": "user", "content": "a ticket to Oslo"}, goodbye]
+        assert user.respond(said, goal="You want a ticket to Oslo.").done
+
+
 def test_silent_leavings_are_stored_and_recalled_only_on_request(silent: str) -> None:
     with open_twin(silent) as user:
         assert user.store.stats().abandoned > 10

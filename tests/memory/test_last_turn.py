@@ -51,7 +51,10 @@ def test_probabilities_of_many_pairs_are_exactly_those_of_each_pair() -> None:
 @pytest.mark.parametrize("count", [1, 4, 11])
 def test_the_threshold_predicts_as_many_endings_as_there_are_on_the_validation_turns(count: int) -> None:
     # Distinct texts, so that no two turns have the same probability.
-    turns = [replace(pair, action=f"{pair.action} {place}", ends_conversation=False) for place, pair in enumerate(VALIDATION)]
+    turns = [
+        replace(pair, action=f"{pair.action} {place}", ends_conversation=False, goal="")
+        for place, pair in enumerate(VALIDATION)
+    ]
     ends = random.Random(count).sample(range(len(turns)), count)
     noisy = [replace(pair, ends_conversation=place in ends) for place, pair in enumerate(turns)]
     model = fit_last_turn(CORPUS, noisy)
@@ -61,6 +64,42 @@ def test_the_threshold_predicts_as_many_endings_as_there_are_on_the_validation_t
     assert model.f1 == pytest.approx(
         sum(pair.ends_conversation and leaves for pair, leaves in zip(noisy, predicted, strict=True)) / count
     )
+
+
+def leaving(goal: str, *turns: tuple[str, str], action: str = "no thats all thank you bye", earlier: int = 0) -> bool:
+    """Return whether a twin that leaves after nearly any words leaves here."""
+    context = tuple(Turn(speaker, "user" if speaker == "Ann" else "agent", text) for speaker, text in turns)
+    place = len(turns) + earlier
+    pair = Pair(speaker="Ann", context=context, action=action, goal=goal, conversation_id="c", position=place, when=0.0)
+    return replace(fitted(), threshold=1e-9).leaves(pair)
+
+
+CLOSED = ("desk-0", "It will be sunny. Anything else?")
+
+
+def test_nobody_leaves_before_the_goal_is_mentioned() -> None:
+    goal = "You want the weather for Oslo."
+    assert leaving("", CLOSED)
+    assert not leaving(goal, CLOSED)
+    assert not leaving(goal, ("desk-0", "The weather for Oslo?"), ("Ann", "hello"), CLOSED)
+    assert leaving(goal, ("Ann", "the weather in Oslo"), CLOSED)
+    assert leaving(goal, CLOSED, action="no more weather for Oslo, thats all thank you bye")
+    assert leaving(goal, CLOSED, earlier=1)  # it may have been mentioned before
+
+
+def test_nobody_leaves_with_a_goal_while_nobody_closes() -> None:
+    said = ("Ann", "hi, the weather in Oslo please")
+    goal, open_question = "You want the weather for Oslo.", ("desk-1", "Which day do you mean for Oslo?")
+    for later in (0, 10, 10_000):
+        assert not leaving(goal, said, open_question, action="tomorrow, day 3", earlier=later)
+    assert leaving("", said, open_question, action="tomorrow, day 3", earlier=10_000)
+    assert leaving(goal, said, CLOSED)
+
+
+def test_the_rule_keeps_the_real_endings_of_unseen_conversations() -> None:
+    model = fitted()
+    assert all(pair.goal for pair in UNSEEN)
+    assert all(model.closes(pair) == pair.ends_conversation for pair in UNSEEN)
 
 
 def test_validation_turns_without_an_ending_give_no_f1() -> None:

@@ -7,13 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usertwin.memory.models.chat import Sample, Usage
-from usertwin.simulator.turn_text import clean_turn
+from usertwin.simulator.turn_text import UNFINISHED, clean_turn
 
 NAMES = ("Mira", "user-17")
 
 
-def cleaned(text: str, *shown: str, defect: str = "", names: tuple[str, ...] = NAMES) -> tuple[str, str]:
-    turn = clean_turn(Sample(text, Usage(), defect=defect), names, shown)
+def cleaned(
+    text: str, *shown: str, defect: str = "", names: tuple[str, ...] = NAMES, at_limit: bool = False
+) -> tuple[str, str]:
+    turn = clean_turn(Sample(text, Usage(), at_limit, defect), names, shown)
     return turn.text, turn.defect
 
 
@@ -95,3 +97,57 @@ def test_a_person_who_is_named_like_a_role_keeps_the_fields() -> None:
 
 def test_what_is_struck_out_stays_so() -> None:
     assert cleaned("it costs <s>20</s>") == ("it costs <s>20</s>", "")
+
+
+# Turns that run on, and turns that stop ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "turn"),
+    [
+        ("yes i would like that Them: ok", "yes i would like that"),
+        ("yes please. Them: Which one? Me: the red one", "yes please."),
+        ("the red one Me: and a bell", "the red one"),
+        ("the red one **Them:** sure", "the red one"),
+        ("Me: the red one Them:", "the red one"),
+        ("the red one. Mira: and a bell", "the red one."),
+        ("Sure! Assistant: Which one would you like?", "Sure!"),
+        ("好的。 Assistant: 请问您需要哪一个？", "好的。"),
+    ],
+)
+def test_a_turn_ends_where_another_one_runs_on(text: str, turn: str) -> None:
+    assert cleaned(text) == (turn, "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["tell them: no", "the name of the user: admin", "Ask Mira: she knows it all by heart.", "it is AI: the movie",
+     "the fields are User: and Password: x", "he wrote to me: never again, and that was it", "at 10:30 Them or me"],
+)  # fmt: skip
+def test_a_colon_inside_a_line_is_text(text: str) -> None:
+    assert cleaned(text) == (text, "")
+
+
+def test_a_person_who_writes_labels_inside_a_line_keeps_them() -> None:
+    assert cleaned("the film Them: was good", "have you seen Them: the film") == ("the film Them: was good", "")
+
+
+def test_a_thought_after_a_run_on_label_is_cut_and_one_before_it_is_a_defect() -> None:
+    assert cleaned("ok Them: sure (Me thinking: x)") == ("ok", "")
+    assert cleaned("ok (Me thinking: x) Them: sure") == ("", "a thought")
+
+
+@pytest.mark.parametrize(
+    ("text", "turn", "defect"),
+    [
+        ("Yes please. I would like to have the", "Yes please.", ""),
+        ("はい、お願いします。それから", "はい、お願いします。", ""),
+        ("i would like to have the", "i would like to have the", UNFINISHED),
+        ("1. I would like", "1. I would like", UNFINISHED),
+        ("that is all.", "that is all.", ""),
+        ("haha 😂", "haha 😂", ""),
+    ],
+)
+def test_a_turn_that_stops_at_the_limit_ends_on_a_sentence(text: str, turn: str, defect: str) -> None:
+    assert cleaned(text, at_limit=True) == (turn, defect)
+    assert cleaned(text) == (text, "")

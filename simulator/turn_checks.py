@@ -1,0 +1,119 @@
+"""Why a whole turn is not what the person would say there: an echo, the goal's text, a line of the agent, a repetition.
+
+Design: such a turn is still better than none. So these are defects that a model is asked to mend, and the least bad of all
+attempts is kept. Short turns ("yes", "hi") may repeat anything, and the person may do what they are shown to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
+
+from usertwin.memory import Triple, TripleStore
+from usertwin.memory.models.chat import Sample
+from usertwin.memory.text.sentences import sentences, size_in_words
+from usertwin.memory.text.speaker_sides import SHORT_WORDS, SpeakerSides
+from usertwin.memory.text.transcript import single_line
+from usertwin.memory.text.words import word_tokens
+from usertwin.personas import Pair
+
+from .turn_text import UNFINISHED, is_repetitive
+
+GOAL_TEXT, ECHO, REPEATED = "the text of the goal", "an echo of the other side", "an earlier turn again"
+OTHER_SIDE, LOOP = "a line of the other side", "the same words over and over"
+#: The defects of usable turns, the least bad first.
+USABLE = (UNFINISHED, GOAL_TEXT, ECHO, REPEATED, OTHER_SIDE, LOOP)
+#: The share of the longer of two sentences from which on one is a copy of the other, and the fewest words copied in a row.
+_COPIED, _RUN = 0.8, 3
+#: Turns of the memory that tell the sides of a conversation apart.
+_MAX_TURNS = 4000
+
+
+def badness(reply: Sample) -> int:
+    """Return 0 for a turn without a defect, more for a worse one, and most for a reply without any turn."""
+    if not reply.text:
+        return len(USABLE) + 1
+    return USABLE.index(reply.defect) + 1 if reply.defect in USABLE else 0
+
+
+def usable_defect(text: str, query: Pair, shown: Sequence[Triple], sides: SpeakerSides | None = None) -> str:
+    """Return the worst defect of `USABLE` that a turn has in a place of a conversation; "" if it has none.
+
+    Args:
+        text: the turn.
+        query: the context and the goal; its action is ignored.
+        shown: triples that show the person's habits.
+        sides: what each side says; None if that is not known.
+    """
+    if is_repetitive(text):
+        return LOOP
+    if sides is not None and sides.of_the_other_side(text):
+        return OTHER_SIDE
+    own, others = _turns(query, own=True), _turns(query, own=False)
+    for turns, defect in ((own, REPEATED), (others, ECHO)):
+        if size_in_words(text) > SHORT_WORDS and _plain(text) in map(_plain, turns):
+            return defect
+    pairs = [triple.pair for triple in shown]
+    said = [turn for pair in pairs for turn in (pair.action, *_turns(pair, own=True))]
+    echoes = any(copies(pair.action, _turns(pair, own=False)) for pair in pairs)
+    recites = any(copies(pair.action, [pair.goal]) for pair in pairs)
+    if not echoes and copies(text, others, unless=said):
+        return ECHO
+    return GOAL_TEXT if not recites and copies(text, [query.goal], unless=said) else ""
+
+
+def copies(text: str, sources: Iterable[str], *, unless: Iterable[str] = ()) -> bool:
+    """Return whether a sentence of a text repeats a sentence of a source, nearly word for word; not one of `unless`."""
+    known = [f" {' '.join(word_tokens(turn))} " for turn in unless]
+    copied = [words for source in sources for words in _long_sentences(source)]
+    return any(
+        _is_copy(words, other)
+        for words in _long_sentences(text)
+        if not any(f" {' '.join(words)} " in turn for turn in known)
+        for other in copied
+    )
+
+
+class MemorySides:
+    """What each side says in a memory, counted when it is first asked for, and again after each change of the memory."""
+
+    def __init__(self, store: TripleStore) -> None:
+        self._store = store
+        self._counted: tuple[int, SpeakerSides | None] = -1, None
+
+    def __call__(self) -> SpeakerSides | None:
+        """Return what each side says."""
+        generation = self._store.stats().generation
+        if self._counted[0] != generation:
+            self._counted = generation, sides_of(self._store.triples())
+        return self._counted[1]
+
+
+def sides_of(triples: Iterable[Triple]) -> SpeakerSides:
+    """Return what each side says in a memory: the latest turns of the person, and the turns that they answered."""
+    pairs = [triple.pair for triple in triples][-_MAX_TURNS:]
+    own = [pair.action for pair in pairs if not pair.abandoned]
+    return SpeakerSides(own, [pair.context[-1].text for pair in pairs if pair.context[-1:] and _answers(pair)])
+
+
+def _plain(text: str) -> str:
+    return single_line(text).casefold()
+
+
+def _answers(pair: Pair) -> bool:
+    return pair.context[-1].speaker != pair.speaker
+
+
+def _turns(pair: Pair, *, own: bool) -> list[str]:
+    return [turn.text for turn in pair.context if (turn.speaker == pair.speaker) == own]
+
+
+def _long_sentences(text: str) -> list[list[str]]:
+    return [word_tokens(sentence) for sentence in sentences(text) if size_in_words(sentence) > SHORT_WORDS]
+
+
+def _is_copy(words: Sequence[str], other: Sequence[str]) -> bool:
+    """Return whether most words of two sentences are the same, in runs."""
+    blocks = SequenceMatcher(None, words, other, autojunk=False).get_matching_blocks()
+    copied = sum(block.size for block in blocks if block.size >= _RUN)
+    return copied >= _COPIED * max(len(words), len(other))
