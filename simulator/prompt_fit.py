@@ -1,7 +1,8 @@
-"""Fit a prompt into the context window of a model: leave out what is oldest, and count it."""
+"""Fit a prompt into the context window of a model: leave out what matters least, whole, and count it."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,9 +13,9 @@ from .prompts import Messages
 
 #: The share of the context that is kept for the completion, at most its token limit.
 _REPLY_SHARE = 0.25
-#: Tokens for what a chat template adds to a prompt.
-_TEMPLATE_TOKENS = 64
-#: Characters of the last turn below which it is not shortened.
+#: Tokens for what a chat template adds to a prompt, and to each message.
+_TEMPLATE_TOKENS, _MESSAGE_TOKENS = 56, 8
+#: Characters of the last turn that are kept in any case.
 _MIN_CHARACTERS = 200
 
 
@@ -36,27 +37,43 @@ def fit_prompt(
 ) -> FittedPrompt:
     """Return a prompt that leaves the model room to complete it, with the latest `turns` turns if they fit.
 
-    Recalled pairs (given most similar first) go first, the least similar one before others, then the oldest turns, then the
-    start of the last turn. Persona and goal stay. A model whose context is not known gets everything.
+    Recalled pairs (given most similar first) go first, the least similar one before others, then the oldest turns: each is left
+    out whole. The last turn loses its start only if it does not fit alone. Persona and goal stay, also if they do not fit: then
+    the model's server reports an error. A model whose context is not known gets everything.
     """
-    shown, count, shortened = list(recalled), min(turns, len(query.context)), False
-    total = len(query.context)
-    while not _fits(model, max_tokens, messages := build(query, shown, count)):
-        if shown:
-            shown.pop()
-        elif count > 1:
-            count -= 1
-        elif count and len(text := query.context[-1].text) > _MIN_CHARACTERS:
-            last = replace(query.context[-1], text="…" + text[len(text) // 2 :])
-            query, shortened = replace(query, context=(*query.context[:-1], last)), True
-        else:
-            break
-    return FittedPrompt(messages, total - count + shortened, len(recalled) - len(shown))
+    total, turns = len(query.context), min(turns, len(query.context))
+
+    def fits(messages: Messages) -> bool:
+        return _fits(model, max_tokens, messages)
+
+    kept = _most(len(recalled), lambda count: fits(build(query, recalled[:count], turns)))
+    shown, count = recalled[:kept], turns
+    if not kept and not fits(build(query, (), turns)):
+        count = _most(turns, lambda number: fits(build(query, (), number)), least=min(1, turns))
+    messages, shortened = build(query, shown, count), False
+    if count == 1 and not fits(messages) and (characters := len(query.context[-1].text) - 1) > _MIN_CHARACTERS:
+        length = _most(characters, lambda end: fits(build(_with_end(query, end), (), 1)), least=_MIN_CHARACTERS)
+        messages, shortened = build(_with_end(query, length), (), 1), True
+    return FittedPrompt(messages, total - count + shortened, len(recalled) - kept)
+
+
+def _most(largest: int, holds: Callable[[int], bool], least: int = 0) -> int:
+    """Return the largest number from `least` to `largest` for which a condition holds that holds for all smaller ones, too."""
+    if holds(largest):
+        return largest
+    return least + max(0, bisect_left(range(least, largest), True, key=lambda number: not holds(number)) - 1)
+
+
+def _with_end(query: Pair, characters: int) -> Pair:
+    """Return the query with the last characters of its last turn."""
+    text = query.context[-1].text
+    return replace(query, context=(*query.context[:-1], replace(query.context[-1], text="…" + text[len(text) - characters :])))
 
 
 def _fits(model: ChatModel, max_tokens: int, messages: Messages) -> bool:
     if model.context_tokens is None or model.count_tokens is None:
         return True
-    room = model.context_tokens - min(max_tokens, int(model.context_tokens * _REPLY_SHARE)) - _TEMPLATE_TOKENS
+    reply = min(max_tokens, int(model.context_tokens * _REPLY_SHARE))
+    room = model.context_tokens - reply - _TEMPLATE_TOKENS - _MESSAGE_TOKENS * len(messages)
     text = "\n".join(text for _, text in messages)
     return len(text.encode()) <= room or model.count_tokens(text) <= room  # a token has at least one byte

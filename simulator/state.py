@@ -24,6 +24,7 @@ class RecalledRow(TypedDict):
     position: int
     when: float
     context: list[dict[str, str]]
+    goal: NotRequired[str]
     action: str
     reasoning: str | None
     score: float | None
@@ -111,19 +112,21 @@ def to_rows(recalled: Sequence[Recalled]) -> list[RecalledRow]:
         triple, pair = memory.triple, memory.triple.pair
         rows.append({
             "id": triple.id, "similarity": round(memory.similarity, 6), "conversation_id": pair.conversation_id,
-            "position": pair.position, "when": pair.when, "action": pair.action, "reasoning": triple.reasoning,
+            "position": pair.position, "when": pair.when, "goal": pair.goal, "action": pair.action,
+            "reasoning": triple.reasoning,
             "context": [{"speaker": t.speaker, "role": t.role, "text": t.text} for t in pair.context], "score": triple.score,
         })  # fmt: skip
     return rows
 
 
 def from_rows(rows: Sequence[RecalledRow], speaker: str) -> list[Recalled]:
-    """Return recalled triples from plain JSON values, which hold neither the goals of the pairs nor provenance."""
+    """Return recalled triples from plain JSON values, which hold no provenance, and no goals in rows of earlier versions."""
     recalled = list[Recalled]()
     for row in rows:
         pair = Pair(
-            speaker=speaker, context=tuple(Turn(t["speaker"], t["role"], t["text"]) for t in row["context"]), goal="",
-            action=row["action"], conversation_id=row["conversation_id"], position=row["position"], when=row["when"],
+            speaker=speaker, context=tuple(Turn(t["speaker"], t["role"], t["text"]) for t in row["context"]),
+            goal=row.get("goal", ""), action=row["action"], conversation_id=row["conversation_id"],
+            position=row["position"], when=row["when"],
         )  # fmt: skip
         recalled.append(Recalled(Triple(pair, row["reasoning"], row["score"]), row["similarity"]))
     return recalled

@@ -53,7 +53,10 @@ def why(answer: Answer, name: str, max_memories: int | None = None) -> Renderabl
         thought = Text(f"{name} left in {answer.abandonment_rate:.0%} of the most similar memories", style="italic")
     reasoning = Text.assemble(("reasoning  ", "dim"), thought, (by, "dim"))
     title = f"why {escape(name)} {'says this' if answer.action else 'leaves'}"
-    content = Group(memories_table(answer.recalled, max_memories), Text(), reasoning)
+    cuts = ((answer.cut_turns, "earlier turns of the chat"), (answer.cut_recalled, "of these memories"))
+    left_out = " and ".join(f"{count} {what}" for count, what in cuts if count)
+    lines = [Text(f"not in the prompt, or not whole: {left_out}", style="dim")] if left_out else []
+    content = Group(memories_table(answer.recalled, max_memories), Text(), reasoning, *lines)
     return Panel(content, title=title, title_align="left", border_style="dim")
 
 
@@ -74,13 +77,14 @@ def show_exchange(console: Console, name: str, exchange: Exchange) -> None:
     console.print()
 
 
-def chat(user: SimulatedUser, console: Console, *, goal: str = "", seed: int = 0) -> list[Message]:
+def chat(user: SimulatedUser, console: Console, *, goal: str = "", seed: int = 0, role: str = "the agent") -> list[Message]:
     """Chat with a twin in the terminal, where the person at the keyboard is the agent. Return the messages.
 
-    The chat ends with /quit, the end of the input, Ctrl-C, or when the twin leaves. The twin wants the goal.
+    The chat ends with /quit, the end of the input, Ctrl-C, or when the twin leaves. The twin wants the goal. `role` is what the
+    person at the keyboard is called.
     """
     name = printable(user.persona.name)
-    console.print(f"[dim]You are the agent; [bold]{escape(name)}[/bold] answers. {_HELP}.[/dim]")
+    console.print(f"[dim]You are {escape(role)}; [bold]{escape(name)}[/bold] answers. {_HELP}.[/dim]")
     messages: list[Message] = []
     last: Answer | None = None
     while True:

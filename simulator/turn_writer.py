@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING
 
 from usertwin.memory import ChatModel, Triple
 from usertwin.memory.models.chat import Sample, sample
 from usertwin.memory.models.token_limits import answer_tokens, token_limit
-from usertwin.memory.text.transcript import single_line
-from usertwin.personas import Pair, Persona, Turn
+from usertwin.memory.models.token_writer import NextToken
+from usertwin.memory.text.speaker_sides import SpeakerSides
+from usertwin.personas import Pair, Persona
+from usertwin.personas.style_card import StyleCard
 
 from .prompt_fit import FittedPrompt, fit_prompt
 from .prompts import Messages, act_messages, shown_turns
-from .turn_text import clean_turn, is_repetitive, no_turn_error
+from .structured_reply import SCHEMA, UNREADABLE, read_structured
+from .turn_checks import badness, usable_defect
+from .turn_text import clean_turn, no_turn_error
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
-#: Attempts at a turn, if the model writes nothing, more than a turn, an earlier turn again, or repeats itself.
+#: Attempts at a turn, if the model writes nothing, more than a turn, or one with a defect (see turn_checks.py).
 _MAX_ATTEMPTS = 4
-#: Turns of at most this many words ("yes") may repeat an earlier turn.
-_SHORT_WORDS = 3
 #: The seeds of successive attempts differ by this prime.
 _ATTEMPT_STEP = 1_000_003
+#: No place in a conversation: neither a context nor a goal.
+_NOWHERE = Pair(speaker="", context=(), action="", goal="", conversation_id="", position=0, when=0.0)
+#: Unreadable JSON objects after which a model is asked for the reply alone, in plain text.
+_MAX_UNREADABLE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Draft(Sample):
+    """A completion read as a turn, with the thought behind it, and whether the model says that the person leaves with it."""
+
+    thought: str = ""
+    done: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +47,13 @@ class WrittenTurn:
 
     Attributes:
         text: the turn.
-        sample: the completion that it is, with the usage of all attempts.
+        sample: the completion that it is, with the usage of all attempts, and the thought in it.
         prompt: what the model was shown, and what was left out.
-        discarded: replies that were asked for again, since they were empty or not one turn of the person.
+        discarded: replies that were asked for again, since they were empty, not one turn of the person, or had a defect.
     """
 
     text: str
-    sample: Sample
+    sample: Draft
     prompt: FittedPrompt
     discarded: int
 
@@ -53,12 +67,21 @@ class TurnWriter:
         persona: the person.
         speaker: the person's name in the log.
         window: turns of the chat that a transcript shows; an instruction holds the whole conversation.
+        card: returns the person's style card at the time of a turn, for instructions.
+        structured: whether the model writes its thoughts with the reply, in one JSON object (see structured_reply.py).
+        sides: returns what each side of the person's conversations says; None if that is not known.
+        next_token: mixes the person's own words into the model's probabilities; None for the model alone.
     """
 
     model: ChatModel
     persona: Persona
     speaker: str
     window: int
+    _: KW_ONLY
+    card: Callable[[Pair], StyleCard | None] = lambda query: None
+    structured: bool = False
+    sides: Callable[[], SpeakerSides | None] = lambda: None
+    next_token: NextToken | None = None
 
     async def write(
         self, query: Pair, recalled: Sequence[Triple], reasoning: str, *, seed: int, bypass_cache: bool,
@@ -70,9 +93,9 @@ class TurnWriter:
             ModelError: the model does not answer.
             TwinError: the model writes no turn of the person in four attempts.
         """
-        prompt = self.fitted(query, recalled, reasoning)
-        [first] = await self._sample_once(prompt.messages, recalled, 1, seed, bypass_cache, config)
-        reply, discarded = await self._retried(prompt.messages, recalled, first, seed, query.context, False, config)
+        prompt, plain = self.fitted(query, recalled, reasoning), self._plain(query, recalled, reasoning)
+        [first] = await self._sample_once(prompt.messages, recalled, 1, seed, bypass_cache, config, self.structured)
+        reply, discarded = await self._retried(prompt.messages, recalled, first, seed, query, False, config, plain)
         if not reply.text:
             raise no_turn_error(self.model, reply, _MAX_ATTEMPTS, self.max_tokens)
         return WrittenTurn(reply.text, reply, prompt, discarded)
@@ -80,32 +103,44 @@ class TurnWriter:
     async def sample_action(
         self, query: Pair, recalled: Sequence[Triple], reasoning: str, *, seed: int, n: int = 1, bypass_cache: bool = True,
         config: RunnableConfig | None = None,
-    ) -> list[Sample]:  # fmt: skip
+    ) -> list[Draft]:  # fmt: skip
         """Sample n turns of the person. Without `bypass_cache` the engine reuses its cache of the reasoning prompt."""
-        messages = self.fitted(query, recalled, reasoning).messages
+        messages, plain = self.fitted(query, recalled, reasoning).messages, self._plain(query, recalled, reasoning)
         return await self.complete(
-            messages, recalled, n=n, seed=seed, bypass_cache=bypass_cache, context=query.context, config=config
+            messages, recalled, n=n, seed=seed, bypass_cache=bypass_cache, query=query, config=config, plain=plain
         )
 
     async def complete(
         self, messages: Messages, recalled: Sequence[Triple] = (), *, n: int = 1, seed: int, bypass_cache: bool = True,
-        context: Sequence[Turn] = (), config: RunnableConfig | None = None,
-    ) -> list[Sample]:  # fmt: skip
-        """Sample n turns for a prompt, with the attempts of a turn in a conversation; "" if none of them is a turn."""
-        replies = await self._sample_once(messages, recalled, n, seed, bypass_cache, config)
+        query: Pair = _NOWHERE, config: RunnableConfig | None = None, plain: Messages | None = None,
+    ) -> list[Draft]:  # fmt: skip
+        """Sample n turns for a prompt, with the attempts of a turn in a conversation; "" if none of them is a turn.
+
+        `query` is the place in a conversation that the turns must fit, by default none.
+        `plain` is another prompt, for the reply alone, if this one asks for a JSON object.
+        """
+        replies = await self._sample_once(messages, recalled, n, seed, bypass_cache, config, plain is not None)
         for index, reply in enumerate(replies):
-            retried = self._retried(messages, recalled, reply, seed + index, context, bypass_cache, config)
+            retried = self._retried(messages, recalled, reply, seed + index, query, bypass_cache, config, plain)
             replies[index], _ = await retried
         return replies
 
-    def fitted(self, query: Pair, recalled: Sequence[Triple], reasoning: str) -> FittedPrompt:
-        """Return the prompt for a turn, within the context of the model."""
-        style = self.model.style
+    def fitted(
+        self, query: Pair, recalled: Sequence[Triple], reasoning: str, *, structured: bool | None = None
+    ) -> FittedPrompt:
+        """Return the prompt for a turn, within the context of the model; by default structured as the writer is."""
+        style, structured = self.model.style, self.structured if structured is None else structured
+        card = self.card(query) if style == "instruction" else None
         return fit_prompt(
             self.model, self.max_tokens, query=query, recalled=recalled,
             turns=shown_turns(style, query, self.window),
-            build=lambda pair, triples, turns: act_messages(style, self.persona, pair, triples, reasoning, turns=turns),
+            build=lambda pair, triples, turns: act_messages(
+                style, self.persona, pair, triples, reasoning, turns=turns, card=card, structured=structured
+            ),
         )  # fmt: skip
+
+    def _plain(self, query: Pair, recalled: Sequence[Triple], reasoning: str) -> Messages | None:
+        return self.fitted(query, recalled, reasoning, structured=False).messages if self.structured else None
 
     @property
     def max_tokens(self) -> int:
@@ -115,29 +150,53 @@ class TurnWriter:
         return token_limit("action", "instruction")
 
     async def _retried(
-        self, messages: Messages, recalled: Sequence[Triple], reply: Sample, seed: int, context: Sequence[Turn],
-        bypass_cache: bool, config: RunnableConfig | None,
-    ) -> tuple[Sample, int]:  # fmt: skip
-        """Return a new, not repetitive turn of at most four attempts, `reply` first, else the last turn; and the discarded."""
-        earlier = {single_line(turn.text).casefold() for turn in context if len(turn.text.split()) > _SHORT_WORDS}
-        usage, kept, discarded = reply.usage, reply, int(not reply.text)
-        for attempt in range(1, _MAX_ATTEMPTS):
-            if reply.text and single_line(reply.text).casefold() not in earlier and not is_repetitive(reply.text):
-                break
-            [reply] = await self._sample_once(messages, recalled, 1, seed + _ATTEMPT_STEP * attempt, bypass_cache, config)
-            usage, discarded = usage + reply.usage, discarded + (not reply.text)
-            kept = reply if reply.text or not kept.text else kept
-        return replace(kept, usage=usage), discarded
+        self, messages: Messages, recalled: Sequence[Triple], reply: Draft, seed: int, query: Pair,
+        bypass_cache: bool, config: RunnableConfig | None, plain: Messages | None,
+    ) -> tuple[Draft, int]:  # fmt: skip
+        """Return the best of at most four attempts, `reply` first, and how many were discarded; of equals the last."""
+        kept = reply = self._checked(reply, query, recalled)
+        usage, attempts, unreadable = reply.usage, 1, int(reply.defect == UNREADABLE)
+        while badness(reply) and attempts < _MAX_ATTEMPTS:
+            structured = plain is not None and unreadable < _MAX_UNREADABLE
+            [reply] = await self._sample_once(
+                messages if structured or plain is None else plain, recalled, 1, seed + _ATTEMPT_STEP * attempts,
+                bypass_cache, config, structured,
+            )  # fmt: skip
+            reply, attempts = self._checked(reply, query, recalled), attempts + 1
+            usage, unreadable = usage + reply.usage, unreadable + (reply.defect == UNREADABLE)
+            kept = reply if badness(reply) <= badness(kept) else kept
+        return replace(kept, usage=usage), attempts - 1
+
+    def _checked(self, reply: Draft, query: Pair, recalled: Sequence[Triple]) -> Draft:
+        """Return a reply with the defect that it has at its place."""
+        if not reply.text:
+            return reply
+        return replace(reply, defect=usable_defect(reply.text, query, recalled, self.sides()) or reply.defect)
 
     async def _sample_once(
         self, messages: Messages, recalled: Sequence[Triple], n: int, seed: int, bypass_cache: bool,
-        config: RunnableConfig | None,
-    ) -> list[Sample]:  # fmt: skip
+        config: RunnableConfig | None, structured: bool,
+    ) -> list[Draft]:  # fmt: skip
         """Sample n turns once; one that is no turn of the person is "" and names its defect."""
         samples = await sample(
             self.model, messages, n=n, seed=seed, max_tokens=self.max_tokens, bypass_cache=bypass_cache, config=config,
-            stop=["\n"] if self.model.style == "transcript" else [],
+            stop=["\n"] if self.model.style == "transcript" else [], schema=SCHEMA if structured else None,
+            readable=lambda text: not structured or read_structured(text) is not None,
+            next_token=None if structured else self.next_token,
         )  # fmt: skip
         names = (self.persona.name, self.speaker)
         shown = [triple.pair.action for triple in recalled]
-        return [clean_turn(reply, names, shown) for reply in samples]
+        drafts = [_read(completion, structured) for completion in samples]
+        cleaned = [clean_turn(draft, names, shown) for draft in drafts]
+        return [replace(draft, text=turn.text, defect=turn.defect) for draft, turn in zip(drafts, cleaned, strict=True)]
+
+
+def _read(completion: Sample, structured: bool) -> Draft:
+    """Return a completion as a draft: the reply in its JSON object; "" with a defect if there is none to read."""
+    draft = Draft(completion.text, completion.usage, completion.at_limit, completion.defect)
+    if not structured:
+        return draft
+    if (reply := read_structured(completion.text)) is not None:
+        return replace(draft, text=reply.text, thought=reply.thought, done=reply.done)
+    is_cut = completion.at_limit or not completion.text.strip()
+    return replace(draft, text="", defect=draft.defect or ("" if is_cut else UNREADABLE))

@@ -16,8 +16,11 @@ from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle, Sample, Usage, limit_error, sample
 from usertwin.memory.models.embedding import CachedEmbedder
 from usertwin.memory.models.token_limits import token_limit
+from usertwin.memory.models.token_writer import NextToken
+from usertwin.memory.own_words.own_words import OwnWords, WordMixture
+from usertwin.memory.own_words.word_weights import WordWeights
 from usertwin.memory.recon.propose import MALFORMED, parse_trace
-from usertwin.memory.store.ranking import SIMILARITY, Ranking
+from usertwin.memory.store.ranking import BY_STAGE, Ranking
 from usertwin.memory.text.transcript import single_line
 from usertwin.memory.twin.abandonment import NEIGHBOURS, AbandonmentModel, abandonment_rate
 from usertwin.memory.twin.forget import open_memory
@@ -26,13 +29,16 @@ from usertwin.memory.twin.record import ABANDONMENT_FILE, LAST_TURN_FILE
 from usertwin.personas import Pair, Persona, Turn, as_conversation
 from usertwin.personas.pairs import visible_turns
 from usertwin.personas.roles import is_user
+from usertwin.personas.style_card import StyleCard, count_style
 
 from .backends.load import DEFAULT_MODEL, load_model
 from .prompt_fit import fit_prompt
 from .prompts import reason_messages, shown_turns, with_shown_traces
 from .reasoner import load_own_embedder, load_reasoner
 from .state import Answer, TwinState, from_rows, to_rows
-from .turn_writer import TurnWriter
+from .structured_reply import may_leave
+from .turn_checks import MemorySides
+from .turn_writer import Draft, TurnWriter
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -41,6 +47,8 @@ if TYPE_CHECKING:
     Graph = CompiledStateGraph["TwinState", None, "TwinState", "TwinState"]
 
 _LIVE = "(live)"
+#: The latest turns of the person that the style card counts.
+_COUNTED = 2000
 
 
 class SimulatedUser:
@@ -53,7 +61,7 @@ class SimulatedUser:
         store: its memory.
         model: the model that acts.
         reasoner: the model that reasons; by default the model that acts.
-        last_turn: predicts whether a turn is the person's last; None if the twin never ends a conversation.
+        last_turn: predicts whether a turn is the person's last; None if only the model that acts may say so.
         abandonment: predicts whether the person leaves without a word; None if the twin never does.
         settings: how it uses its memory; by default the settings in the record, which tuning found.
         k: triples to recall for a turn; by default the settings' number.
@@ -63,14 +71,17 @@ class SimulatedUser:
     def __init__(
         self, record: TwinRecord, store: TripleStore, model: ChatModel, *, reasoner: ChatModel | None = None,
         last_turn: LastTurnModel | None = None, abandonment: AbandonmentModel | None = None, settings: Settings | None = None,
-        k: int | None = None, ranking: Ranking = SIMILARITY,
+        k: int | None = None, ranking: Ranking = BY_STAGE,
     ) -> None:  # fmt: skip
         self.record, self.store, self.model = record, store, model
         self.reasoner = reasoner or model
         self.settings = settings or record.settings or Settings()
         self.k = self.settings.k if k is None else k
         self.last_turn, self.abandonment, self.ranking = last_turn, abandonment, ranking
+        self._sides = MemorySides(store)
         self._graph: Graph | None = None
+        self._words: tuple[int, OwnWords] | None = None
+        self._card: tuple[tuple[int, float], StyleCard | None] | None = None
 
     @classmethod
     def load(
@@ -84,7 +95,7 @@ class SimulatedUser:
         embedder: Embedder | None = None,
         settings: Settings | None = None,
         k: int | None = None,
-        ranking: Ranking = SIMILARITY,
+        ranking: Ranking = BY_STAGE,
     ) -> Self:
         """Open a learned twin; the arguments not described here are those of the class.
 
@@ -131,7 +142,39 @@ class SimulatedUser:
     @property
     def writer(self) -> TurnWriter:
         """What writes the twin's turns."""
-        return TurnWriter(self.model, self.persona, self.record.recipe.speaker, self.settings.window)
+        return self.writer_with(self.settings.words)
+
+    def writer_with(self, weights: WordWeights | None, *, before: float = float("inf")) -> TurnWriter:
+        """Return what writes the person's turns with these weights of their own words, said before a time; None for no words.
+
+        Words need a model that tells the probabilities of tokens; any other one writes without them.
+        """
+        structured = self.model.style == "instruction" and self.model.structured and self.settings.reasons and self._one_model
+        return TurnWriter(
+            self.model, self.persona, self.record.recipe.speaker, self.settings.window, card=self.style_card,
+            structured=structured, sides=self._sides, next_token=self._next_token(weights, before),
+        )  # fmt: skip
+
+    def _next_token(self, weights: WordWeights | None, before: float) -> NextToken | None:
+        """Return the mixture of the model's probabilities with the words in the memory, as it is now."""
+        writer = self.model.token_writer
+        if weights is None or writer is None:
+            return None
+        generation = self.store.stats().generation
+        if self._words is None or self._words[0] != generation:
+            self._words = generation, OwnWords(writer.encode, writer.vocabulary_size, list(self.store.triples()))
+        return WordMixture(self._words[1], weights).next_token(before)
+
+    def style_card(self, query: Pair) -> StyleCard | None:
+        """Return how the person writes, counted over their latest turns in the memory before a query; None if there are none.
+
+        It is counted anew after each change of the memory.
+        """
+        key, counted = (self.store.stats().generation, query.when), self._card
+        if counted is None or counted[0] != key:
+            earlier = [t.pair.action for t in self.store.triples(abandoned=False) if t.pair.when < query.when]
+            counted = self._card = key, count_style(earlier[-_COUNTED:])
+        return counted[1]
 
     @property
     def graph(self) -> Graph:
@@ -192,11 +235,13 @@ class SimulatedUser:
     async def _recall(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         query = self._query(state)
         [recalled] = await to_thread(self.recall_many, [query])
+        if "instruction" in {self.model.style, self.reasoner.style}:
+            await to_thread(self.style_card, query)  # kept for the prompts, which are written on the event loop
         update = {"usage": asdict(Usage()), "done": False, "abandonment_rate": 0.0}
         if self.abandonment is not None and any(turn.speaker == query.speaker for turn in query.context):
             neighbours = await to_thread(self.store.recall, query, NEIGHBOURS, abandoned=None)
             update["abandonment_rate"] = round(abandonment_rate(neighbours), 6)
-            if self.abandonment.leaves(neighbours):
+            if self.abandonment.leaves(neighbours, query):
                 recalled, update = neighbours, update | {"done": True, "action": "", "reasoning": ""}
         if self.settings.traces == "backward":
             shown = with_shown_traces([memory.triple for memory in recalled], "backward")
@@ -205,7 +250,7 @@ class SimulatedUser:
 
     async def _reason(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         recalled = self._shown(state)
-        if not self.reasons_after(recalled):
+        if self.writer.structured or not self.reasons_after(recalled):
             return {"reasoning": ""}
         query = self._query(state)
         thought = await self.sample_reasoning(query, recalled, seed=_sampler_seed(state, query), config=config)
@@ -220,9 +265,11 @@ class SimulatedUser:
             query, recalled, reasoning, seed=_sampler_seed(state, query), bypass_cache=self._bypasses_cache(reasoning),
             config=config,
         )  # fmt: skip
-        done = self.last_turn is not None and self.last_turn.leaves(replace(query, action=turn.text))
+        pair = replace(query, action=turn.text)
+        done = self.last_turn is not None and self.last_turn.leaves(pair)
         return {
-            "messages": [HumanMessage(turn.text)], "action": turn.text, "done": done,
+            "messages": [HumanMessage(turn.text)], "action": turn.text, "reasoning": reasoning or turn.sample.thought,
+            "done": done or (turn.sample.done and may_leave(pair)),
             "usage": _add_usage(state, turn.sample.usage), "discarded": turn.discarded,
             "cut_turns": turn.prompt.cut_turns, "cut_recalled": turn.prompt.cut_recalled,
         }  # fmt: skip
@@ -242,9 +289,10 @@ class SimulatedUser:
         """Sample the reasoner's thought for the current turn once, in the style of the traces in `recalled`."""
         model, style = self.reasoner, self.reasoner.style
         max_tokens = token_limit("thought", style)
+        card = self.style_card(query) if style == "instruction" else None
         prompt = fit_prompt(
             model, max_tokens, query=query, recalled=recalled, turns=shown_turns(style, query, self.settings.window),
-            build=lambda pair, triples, turns: reason_messages(style, self.persona, pair, triples, turns=turns),
+            build=lambda pair, triples, turns: reason_messages(style, self.persona, pair, triples, turns=turns, card=card),
         )  # fmt: skip
         [thought] = await sample(
             model, prompt.messages, seed=seed, max_tokens=max_tokens, stop=["\n"] if style == "transcript" else [],
@@ -257,17 +305,23 @@ class SimulatedUser:
         return replace(thought, text="" if text == MALFORMED else single_line(text).rstrip(")"))
 
     async def sample_action(
-        self, query: Pair, shown: Sequence[Triple], reasoning: str, *, seed: int, n: int = 1, bypass_cache: bool | None = None
-    ) -> list[Sample]:
-        """Sample n turns of the person; by default the prompt cache is bypassed as in a conversation."""
-        bypass = self._bypasses_cache(reasoning) if bypass_cache is None else bypass_cache
-        return await self.writer.sample_action(query, shown, reasoning, seed=seed, n=n, bypass_cache=bypass)
+        self, query: Pair, shown: Sequence[Triple], reasoning: str, *, seed: int, n: int = 1, bypass_cache: bool | None = None,
+        writer: TurnWriter | None = None,
+    ) -> list[Draft]:  # fmt: skip
+        """Sample n turns of the person; by default with the twin's writer, and with the prompt cache as in a conversation.
 
-    async def sample_reply(self, query: Pair, shown: Sequence[Triple], *, seed: int, n: int = 1) -> tuple[str, list[Sample]]:
+        A model that writes its thoughts with the reply does not see `reasoning`.
+        """
+        reasoning = "" if self.writer.structured else reasoning
+        bypass = self._bypasses_cache(reasoning) if bypass_cache is None else bypass_cache
+        return await (writer or self.writer).sample_action(query, shown, reasoning, seed=seed, n=n, bypass_cache=bypass)
+
+    async def sample_reply(self, query: Pair, shown: Sequence[Triple], *, seed: int, n: int = 1) -> tuple[str, list[Draft]]:
         """Return the reasoning, "" if the twin writes none (see `reasons_after`), and n sampled turns."""
-        reasons = self.reasons_after(shown)
+        reasons = self.reasons_after(shown) and not self.writer.structured
         reasoning = (await self.sample_reasoning(query, shown, seed=seed)).text if reasons else ""
-        return reasoning, await self.sample_action(query, shown, reasoning, seed=seed, n=n)
+        drafts = await self.sample_action(query, shown, reasoning, seed=seed, n=n)
+        return reasoning or drafts[0].thought, drafts
 
     @property
     def _one_model(self) -> bool:
@@ -316,9 +370,10 @@ def _sync(step: Any) -> Any:
 
 
 def _plain(messages: Any) -> list[Any]:
-    """Return a conversation of any accepted shape as OpenAI-style messages."""
+    """Return a conversation of any accepted shape as OpenAI-style messages, with the names of other speakers."""
     return [
         {"role": "user" if is_user(turn.role) else "system" if turn.private else "assistant", "content": turn.text}
+        | ({} if turn.private or is_user(turn.role) or turn.speaker == turn.role else {"name": turn.speaker})
         for turn in as_conversation(messages).turns
     ]
 

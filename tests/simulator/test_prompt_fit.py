@@ -24,7 +24,11 @@ def build(query: Pair, recalled: Sequence[Triple], turns: int) -> Messages:
 
 def model(context: int | None) -> ChatModel:
     counted = replace(function_model(lambda prompt, seed: "")[0], context_tokens=context)
-    return replace(counted, count_tokens=lambda text: len(text.split()))
+    return replace(counted, count_tokens=word_count)
+
+
+def word_count(text: str) -> int:
+    return len(text.split())
 
 
 def query(*texts: str) -> Pair:
@@ -55,10 +59,40 @@ def test_the_least_similar_pair_goes_first_then_the_oldest_turn_then_the_start_o
     fitted, text = fit(200)
     assert (fitted.cut_turns, fitted.cut_recalled) == (2, 3)
     assert text.split()[:2] == ["GOAL", "turn2"]
-    fitted, text = fit(100, query("early " * 90, "word " * 100 + "END"))
+    fitted, text = fit(200, query("early " * 90, "word " * 300 + "END"))
     assert (fitted.cut_turns, fitted.cut_recalled) == (2, 3)
     assert text.startswith("GOAL …")
     assert text.endswith("END")
+    assert 110 <= len(text.split()) <= 200 - 20 - 64  # as much of it as fits
+
+
+def test_a_turn_keeps_its_end_where_nothing_fits() -> None:
+    fitted, text = fit(90, query("word " * 100 + "END"))
+    assert (fitted.cut_turns, fitted.cut_recalled) == (1, 3)
+    assert text.endswith("word END")
+    assert len(text) > 200
+    fitted, text = fit(90, query("word " * 20 + "END"))
+    assert (fitted.cut_turns, text) == (0, "GOAL " + "word " * 20 + "END")
+
+
+def test_each_message_of_a_chat_costs_tokens_of_the_template() -> None:
+    def several(pair: Pair, recalled: Sequence[Triple], turns: int) -> Messages:
+        return [("user", turn.text) for turn in (pair.context[-turns:] if turns else ())]
+
+    pair = query(*["x"] * 40)
+    assert fit_prompt(model(500), 20, several, pair, [], turns=40).cut_turns == 0
+    assert fit_prompt(model(300), 20, several, pair, [], turns=40).cut_turns == 16  # nine tokens each
+
+
+def test_few_prompts_are_built_for_many_memories_and_turns() -> None:
+    built: list[int] = []
+
+    def counting(pair: Pair, recalled: Sequence[Triple], turns: int) -> Messages:
+        built.append(turns)
+        return build(pair, recalled, turns)
+
+    fit_prompt(model(800), 20, counting, query(*("word " * 10 for _ in range(500))), RECALLED * 11, turns=500)
+    assert len(built) < 25
 
 
 def test_turns_beyond_the_number_asked_for_are_counted() -> None:

@@ -203,8 +203,9 @@ def test_reasoning_in_the_form_of_a_json_object_becomes_text(ann: str, actor: Ch
 
 def test_prompt_versions_cover_the_styles_of_both_models() -> None:
     both = prompt_versions("instruction")
-    assert prompt_versions("transcript", "instruction") == {"transcript": "3", "reason": both["reason"]}
-    assert prompt_versions("instruction", "transcript") == {"act": both["act"], "transcript": "3"}
+    shared = {name: both[name] for name in ("system", "moments", "style_card")} | prompt_versions("transcript")
+    assert prompt_versions("transcript", "instruction") == shared | {"reason": both["reason"]}
+    assert prompt_versions("instruction", "transcript") == shared | {"act": both["act"]}
 
 
 # The name of the reasoner -----------------------------------------------------------------------------------------------

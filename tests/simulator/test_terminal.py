@@ -66,6 +66,13 @@ def test_why_shows_memories_scores_and_reasoning() -> None:
     assert "reasoning  wants it soon" in text
 
 
+def test_why_says_what_the_prompt_lacks() -> None:
+    text = printed(why(answer(memory(), cut_turns=3, cut_recalled=1), "Ann"))
+    assert "not in the prompt, or not whole: 3 earlier turns of the chat and 1 of these memories" in text
+    assert "not whole: 1 of these memories" in printed(why(answer(memory(), cut_recalled=1), "Ann"))
+    assert "not in the prompt" not in printed(why(answer(memory()), "Ann"))
+
+
 def test_why_without_memories_and_reasoning_states_that() -> None:
     text = printed(why(answer(reasoning=""), "Ann"))
     assert "no memories were recalled" in text

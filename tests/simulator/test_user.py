@@ -262,7 +262,7 @@ def test_what_does_not_fit_into_the_context_is_counted(ann: str) -> None:
         answer = user.respond([{"role": "assistant", "content": "so " * 900 + "END"}], goal="GOAL")
     assert answer.cut_recalled == len(answer.recalled) > 0
     assert answer.cut_turns == 1
-    assert "END\n" in prompts(user)[0]
+    assert "END</them>\n" in prompts(user)[0]
     assert "GOAL" in prompts(user)[0]
 
 
@@ -407,10 +407,11 @@ def test_an_instruction_prompt_names_persona_goal_context_and_examples(ann: str)
     reason, act = prompts(user)
     for prompt in (reason, act):
         assert "You are Ann, a real person in a chat" in prompt
-        assert user.persona.description in prompt
-        assert "You want the weather for Oslo." in prompt
-        assert "Them: Which day do you mean for Oslo?" in prompt
-        assert f"Me: {answer.recalled[0].triple.pair.action}" in prompt
+        assert "How you write, counted over" in prompt
+        assert "<goal>\nYou want the weather for Oslo.\n</goal>" in prompt
+        assert "\nhi, the weather in Oslo please\n" in prompt  # a message of its own
+        assert "<them>Which day do you mean for Oslo?</them>" in prompt
+        assert f"<you>{answer.recalled[0].triple.pair.action}</you>" in prompt
     assert "Do not write the reply itself" in reason
     assert "What goes on in you right now: I want it tomorrow." in act
     assert "What goes on in you right now" not in reason
@@ -421,9 +422,9 @@ def test_an_instruction_prompt_names_persona_goal_context_and_examples(ann: str)
 def test_an_instruction_prompt_omits_missing_parts(ann: str) -> None:
     with SimulatedUser.load(ann, model=recording("I greet.", "hi", style="instruction"), k=0) as user:
         user.respond([])
-    assert "Nobody has said anything yet" in prompts(user)[0]
+    assert "Nobody has written yet" in prompts(user)[0]
     assert "only you know" not in prompts(user)[0]
-    assert "Earlier moments" not in prompts(user)[0]
+    assert "Moments of yours" not in prompts(user)[0]
 
 
 def test_braces_in_messages_are_plain_text(ann: str) -> None:
@@ -433,7 +434,7 @@ def test_braces_in_messages_are_plain_text(ann: str) -> None:
 
 
 def test_prompt_versions_depend_on_the_style() -> None:
-    assert set(prompt_versions("instruction")) == {"reason", "act"}
+    assert set(prompt_versions("instruction")) == {"system", "moments", "style_card", "reason", "act"}
     assert set(prompt_versions("transcript")) == {"transcript"}
     assert prompt_versions("instruction")["act"].startswith("user_act/")
 
