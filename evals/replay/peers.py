@@ -7,7 +7,8 @@ model that continues transcripts gets the same text before the transcript, which
     openevals   create_llm_simulated_user: a system text, the chat with the roles exchanged (langchain-ai/openevals 0.2);
                 openevals_written has the same prompt with the description of `write_persona`
     tau2        the user simulator of tau2-bench 1.0: guidelines and a scenario as the system text, the roles exchanged
-    persona     a description from the log, in the form of the twin's own prompt, without recalled pairs
+    persona     a description from the log, in the form of the twin's own prompt, without anything of its memory: no recalled
+                pairs, no style card, no thoughts before the reply
 """
 
 from __future__ import annotations
