@@ -168,7 +168,7 @@ def test_a_peer_has_the_attempts_of_the_twin(cid: Path) -> None:
     with opened(model) as user:
         for pair in held_out_pairs(user, folder)[0]:
             if any(turn.text == repeated for turn in pair.context):
-                [answer] = asyncio.run(user.writer.complete([("user", "x")], n=1, seed=0, context=pair.context))
+                [answer] = asyncio.run(user.writer.complete([("user", "x")], n=1, seed=0, query=pair))
                 texts.append(answer.text)
     assert texts
     assert set(texts) == {"another turn"}

@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from conftest import scripted
 from usertwin.memory import Ranking, Triple, TripleStore
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.store.ranking import BY_STAGE, SIMILARITY, is_opening, rank, situation_weights
 from usertwin.personas import Conversation, Pair, Turn, UsageError
 from usertwin.personas.pairs import extract_pairs
+from usertwin.simulator import SimulatedUser
 
 GREETING = "Hello, how can I help you?"
 CLOSING = "Is there anything else I can help you with?"
@@ -191,3 +193,11 @@ def test_weights_are_between_0_and_1(closings: float, goal: float, pool: list[tu
     weights = situation_weights(Ranking(closings=closings, goal=goal), now, pairs, similarity)
     assert weights.shape == (len(pool),)
     assert ((weights >= -1e-9) & (weights <= 1 + 1e-9)).all()
+
+
+def test_a_twin_recalls_openings_after_a_greeting(ann: str) -> None:
+    greeting = [{"role": "assistant", "content": "It is sunny. Anything else?"}]  # as her conversations end
+    with SimulatedUser.load(ann, model=scripted("hi"), k=4) as user:
+        assert [item.triple.pair.position for item in user.respond(greeting).recalled] == [1] * 4
+        user.ranking = SIMILARITY
+        assert {item.triple.pair.action for item in user.respond(greeting).recalled} == {"no thats all thank you bye"}
