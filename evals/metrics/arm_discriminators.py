@@ -123,9 +123,10 @@ def discriminator_controls(turns: Sequence[MeasuredTurn], *, seed: int) -> dict[
         return None
     people: dict[str, dict[str, dict[str, float]]] = {}
     for name, control in controls.items():
-        for person, places in control.rows.items() if control else ():
-            auc = control.auc(person, list(places))
-            people.setdefault(person, {})[name] = {"value": auc.value, "n": auc.n}
+        if control is not None:
+            for person, places in control.rows.items():
+                auc = control.auc(person, list(places))
+                people.setdefault(person, {})[name] = {"value": auc.value, "n": auc.n}
     return {"folds_by": first.scores.folds_by, "folds": first.scores.folds, **_control_estimates(people)}
 
 
