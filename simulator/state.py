@@ -69,7 +69,8 @@ class Answer:
         usage: tokens of all model calls of the turn.
         abandonment_rate: the share of the most similar pairs in which the person left without a word, 0 to 1.
         reasoner: the name of the model that reasoned if it is not the one that acted; else None.
-        discarded: replies of the model that were asked for again, since they were empty or not one turn of the person.
+        discarded: replies of the model that were asked for again, since they were empty, not one turn of the person, or had a
+            defect (see turn_checks.py).
         cut_turns: earlier turns of the conversation that the prompt did not hold whole, oldest first: a transcript shows the
             tuned number of turns, and every prompt must fit into the model's context.
         cut_recalled: recalled triples that were left out because the model's context was full.
