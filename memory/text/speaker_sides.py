@@ -21,8 +21,8 @@ SHORT_WORDS = 3
 _FALSE_POSITIVES, _MIN_SENTENCES = 0.005, 50
 #: A sentence of the other side scores below this.
 _MARGIN = -2.0
-#: Added to every count, and the weight of the assistants' sentences against those of the log.
-_SMOOTHING, _ASSISTANT_SHARE = 0.5, 0.05
+#: Added to every count, and the weight of the assistants' sentences against those of the log (see evals/EXPERIMENTS.md).
+_SMOOTHING, _ASSISTANT_SHARE = 0.5, 0.2
 _ASSISTANT = (
     "I'm an AI assistant.", "I am an AI language model.", "As an AI language model, I can't do that.",
     "I'm a virtual assistant here to help you.", "How can I help you today?", "How may I assist you today?",
