@@ -7,8 +7,8 @@ READY_DEV := $(VENV)/.ready-dev
 
 .PHONY: demo test check bench docs build
 
-demo: $(READY)          ## learn a twin of a real person, let it talk, measure it
-	@$(BIN)/usertwin demo
+demo: $(READY)          ## a twin beside the real person, a guessing game, a chat, a measurement; ARGS="--yes --no-fetch"
+	@$(BIN)/usertwin demo $(ARGS)
 
 test: $(READY_DEV)      ## every test, the real tiny model's included, with the coverage of lines
 	@$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term

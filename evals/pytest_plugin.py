@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 _SETTINGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
     "twin": (str, None, "name of the twin that talks"),
     "home": (str, None, "folder that holds the twins (default: USERTWIN_HOME, else the user's data folder)"),
-    "model": (str, "local", "model that acts for the twin"),
+    "model": (str, None, "model that acts for the twin (default: local:small if it is here and 6 GB are free, else local)"),
     "max_turns": (int, 8, "the most turns of the twin in a conversation"),
     "goal": (str, "", "what the twin wants"),
     "seed": (int, 0, "seed of the conversation; each turn's sampler seed is computed from it"),
     "agent_timeout": (float, 120.0, "seconds that the agent may take for a reply"),
 }
-#: For each conversation of a test, the twin's name and its closeness as text.
-_CONVERSATIONS = pytest.StashKey[list[tuple[str, str]]]()
+#: For each conversation of a test, the twin's name, its closeness as text, and what its model cannot do ("" for nothing known).
+_CONVERSATIONS = pytest.StashKey[list[tuple[str, str, str]]]()
 #: The twin's failures in a test, also those that the test caught.
 _FAILURES = pytest.StashKey[list["TwinFailed"]]()
 #: The conversations that an async test was given to await.
@@ -97,26 +97,29 @@ def simulate(request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, .
             settings, other = _split_settings(request, arguments)
             check_limits(max_turns=settings["max_turns"], agent_timeout=settings["agent_timeout"])
             user = _open_twin(_usertwin_opened, settings)
-            closeness = _closeness_of(user, settings["home"])
+            about = (_closeness_of(user, settings["home"]), _model_note(user, settings))
         options = {key: settings[key] for key in ("max_turns", "goal", "seed", "agent_timeout")} | other
 
         async def talk() -> Simulation:
-            return _judged(node, await asimulate(user, agent, **options), closeness)
+            return _judged(node, await asimulate(user, agent, **options), about)
 
         if not _in_coroutine():
-            return _judged(node, run_simulation(user, agent, **options), closeness)
+            return _judged(node, run_simulation(user, agent, **options), about)
         node.stash[_AWAITABLE].append(talk())
         return node.stash[_AWAITABLE][-1]
 
     return run
 
 
-def _judged(node: pytest.Item, simulation: Simulation, closeness: str) -> Simulation:
-    """Return a conversation, after noting it for the report. Raises the fault that ended it, if one did."""
+def _judged(node: pytest.Item, simulation: Simulation, about: tuple[str, str]) -> Simulation:
+    """Return a conversation, after noting it for the report. Raises the fault that ended it, if one did.
+
+    `about` is the closeness of the twin, and what its model cannot do.
+    """
     from usertwin.personas.printable import printable
     from usertwin.simulator.simulation import AGENT_FAULTS, TWIN_FAULTS
 
-    node.stash[_CONVERSATIONS].append((simulation.twin, closeness))
+    node.stash[_CONVERSATIONS].append((simulation.twin, *about))
     if simulation.stop_reason in AGENT_FAULTS:
         context = f"after {len(simulation.exchanges)} turns, with seed {simulation.seed}"
         pytest.fail(printable(f"{simulation.error} ({context})"), pytrace=False)
@@ -180,11 +183,20 @@ def _split_settings(request: pytest.FixtureRequest, arguments: dict[str, Any]) -
 def _open_twin(opened: dict[tuple[str, ...], SimulatedUser], settings: dict[str, Any]) -> SimulatedUser:
     """Return the twin of the settings, from `opened` if it is there."""
     from usertwin.simulator import SimulatedUser
+    from usertwin.simulator.backends.model_choice import acting_model
 
-    key = (settings["twin"], settings["home"] or "", settings["model"])
+    key = (settings["twin"], settings["home"] or "", settings["model"] or "")
     if key not in opened:
-        opened[key] = SimulatedUser.load(settings["twin"], home=settings["home"], model=settings["model"])
+        opened[key] = SimulatedUser.load(settings["twin"], home=settings["home"], model=acting_model(settings["model"]))
     return opened[key]
+
+
+def _model_note(user: SimulatedUser, settings: dict[str, Any]) -> str:
+    """Return what the tiny model cannot do, if it acts unasked or has a goal; "" otherwise."""
+    from usertwin.simulator.backends.model_choice import tiny_model_note
+
+    matters = settings["model"] is None or settings["goal"]
+    return tiny_model_note(user.model.name, goal=settings["goal"], option="--usertwin-model") if matters else ""
 
 
 def _closeness_of(user: SimulatedUser, home: str | None) -> str:
@@ -235,14 +247,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 class _Summary:
-    """Lists the twins that talked, with their closeness, at the end of the test run."""
+    """Lists the twins that talked, with their closeness, and what a model cannot do, at the end of the test run."""
 
     def __init__(self) -> None:
         self._closeness: dict[str, list[str]] = {}
+        self._note = ""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        for twin, closeness in getattr(report, "usertwin_conversations", []):
+        for twin, closeness, note in getattr(report, "usertwin_conversations", []):
             self._closeness.setdefault(twin, []).append(closeness)
+            self._note = note or self._note
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         from usertwin.personas.printable import printable
@@ -252,3 +266,5 @@ class _Summary:
         for twin, closeness in self._closeness.items():
             count = "1 conversation" if len(closeness) == 1 else f"{len(closeness)} conversations"
             terminalreporter.line(printable(f"{twin}: {count}; closeness: {closeness[-1]}"))
+        if self._note:
+            terminalreporter.line(self._note, yellow=True)

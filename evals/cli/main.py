@@ -17,7 +17,7 @@ import click
 
 #: Module, and what `usertwin --help` shows, for each command.
 COMMANDS = {
-    "demo": ("talk", "Learn a twin of a real person, let it talk, and measure it; needs no input."),
+    "demo": ("talk", "Show a twin beside the real person, let you guess and chat, and measure."),
     "learn": ("learn", "Learn the twin NAME from a chat log."),
     "chat": ("talk", "Talk with the twin NAME; you are the agent."),
     "simulate": ("talk", "Let the twin NAME talk with an agent and record the conversations."),

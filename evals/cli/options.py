@@ -43,13 +43,11 @@ seed_option = click.option(
 style_option = click.option(
     "--style", type=click.Choice(get_args(PromptStyle)), help="Prompt style of the model.  [default: by the model's name]"
 )
-model_option = click.option(
-    "--model",
-    default="local",
-    show_default=True,
-    help="Model that writes: local, local:small, local:FILE.gguf, hf:OWNER/REPO/FILE.gguf, transformers:DIR, "
-    "openai:NAME[@URL[#KEY_VARIABLE]] or scripted:FILE. Append +ADAPTER for a LoRA adapter.",
+MODEL_HELP = (
+    "Model that writes: local, local:small, local:FILE.gguf, hf:OWNER/REPO/FILE.gguf, transformers:DIR, "
+    "openai:NAME[@URL[#KEY_VARIABLE]] or scripted:FILE. Append +ADAPTER for a LoRA adapter."
 )
+model_option = click.option("--model", default="local", show_default=True, help=MODEL_HELP)
 scorer_option = click.option(
     "--scorer", default="local", show_default=True, help="Model that computes log-probabilities of turns and traces; or fake:."
 )

