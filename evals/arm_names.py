@@ -18,6 +18,9 @@ QUOTING_ARMS = ("verbatim", "medoid")
 #: Arms that recall other people's pairs; they need the log that the twin was learned from.
 POOLED_ARMS = ("pooled", "pooled_with_own")
 
+#: Appended to the name of an arm with likelihoods: the person's own words are mixed into the model's next-token probabilities.
+WORDS = "+words"
+
 #: Every arm, in the order of reports, with one sentence on what the model is shown before the present context, or on the reply.
 ARM_DESCRIPTIONS: Mapping[str, str] = {
     "no_memory": "Nothing but the chat.",
@@ -48,6 +51,44 @@ ARM_ALIASES: Mapping[str, str] = {"recalled_triples": "recon", "chosen": "recon"
 _SIMULATOR = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
 
 
+def base_arm(arm: str) -> str:
+    """Return the arm that shows the same prompt, without own words.
+
+    >>> base_arm("recalled_pairs+words")
+    'recalled_pairs'
+    """
+    return arm.removesuffix(WORDS)
+
+
+def uses_words(arm: str) -> bool:
+    """Return whether the person's own words are mixed into the probabilities of an arm."""
+    return arm.endswith(WORDS)
+
+
+def peer_of(arm: str) -> Peer | None:
+    """Return the peer whose prompt an arm shows, with own words or without; None if it is no peer's."""
+    return next((peer for peer in PEERS if peer == base_arm(arm)), None)
+
+
+def describe_arm(arm: str) -> str:
+    """Return one sentence about an arm; "" for a simulator of the user's."""
+    description = ARM_DESCRIPTIONS.get(base_arm(arm), "")
+    if arm == base_arm(arm) or not description:
+        return description
+    return f"{description[:-1]}; the person's own words are mixed into the model's probabilities."
+
+
+def in_order(arms: Iterable[str]) -> list[str]:
+    """Return arms in the order of reports, each before itself with own words; simulators come last, in their order."""
+    given = list(dict.fromkeys(arms))
+    known = [arm for base in ARMS for arm in (base, base + WORDS) if arm in given]
+    return [*known, *(arm for arm in given if arm not in known)]
+
+
+def _is_arm(name: str) -> bool:
+    return name in ARMS or (name.endswith(WORDS) and base_arm(name) in ARMS and base_arm(name) not in QUOTING_ARMS)
+
+
 def check_arms(arms: Sequence[str]) -> tuple[str, ...]:
     """Return arms in the order of reports, earlier names replaced, and then simulators, as "NAME = SIMULATOR".
 
@@ -57,10 +98,13 @@ def check_arms(arms: Sequence[str]) -> tuple[str, ...]:
         UsageError: an unknown arm, or none; two simulators, or an arm and a simulator, have the same name.
     """
     current = [ARM_ALIASES.get(arm, arm) for arm in arms if "=" not in arm]
-    unknown = [arm for arm in current if arm not in ARMS]
+    unknown = [arm for arm in current if not _is_arm(arm)]
     if unknown or not arms:
         problem = f'there is no arm "{unknown[0]}"' if unknown else "no arm is named"
-        raise UsageError(f"{problem}; there are {', '.join(ARMS)}, and NAME=MODULE:ATTRIBUTE for a simulator of yours")
+        raise UsageError(
+            f"{problem}; there are {', '.join(ARMS)}, these with {WORDS} where a model writes, and NAME=MODULE:ATTRIBUTE for a "
+            "simulator of yours"
+        )
     simulators: dict[str, str] = {}
     for arm in arms:
         name, equals, target = (part.strip() for part in arm.partition("="))
@@ -71,7 +115,7 @@ def check_arms(arms: Sequence[str]) -> tuple[str, ...]:
         if name in {*ARMS, *ARM_ALIASES} or simulators.get(name, target) != target:
             raise UsageError(f'"{arm}": there is another arm "{name}"; give the simulator another name')
         simulators[name] = target
-    return (*(arm for arm in ARMS if arm in current), *(f"{name} = {target}" for name, target in simulators.items()))
+    return (*in_order(current), *(f"{name} = {target}" for name, target in simulators.items()))
 
 
 def check_question(contrasts: Sequence[str], arms: Sequence[str]) -> tuple[str, ...]:
@@ -104,7 +148,7 @@ def usual_opponents(arms: Iterable[str]) -> list[str]:
     It is "no_memory", and without that each arm that could replace the twin.
     """
     others = list(arms)
-    return ["no_memory"] if "no_memory" in others else [arm for arm in others if arm not in MEMORY_ARMS]
+    return ["no_memory"] if "no_memory" in others else [arm for arm in others if base_arm(arm) not in MEMORY_ARMS]
 
 
 def simulators_of(arms: Sequence[str]) -> dict[str, str]:

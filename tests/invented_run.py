@@ -108,6 +108,7 @@ def result(**changes: Any) -> dict[str, Any]:
             depth: {"similarity": est(0.3 - int(depth) / 50), "real_history": est(0.3), "difference": est(-0.02), "style": None}
             for depth in ("1", "3", "5", "10")
         },
+        "drift_lengths": {"too_short": est(0.2), "as_long": est(0.7), "too_long": est(0.1)},
         "transfer": [
             {"proposer": "small", "scorer": "local", "arm": "recon", "against": TWIN, "bits_per_char": paired(0.001)}
         ],

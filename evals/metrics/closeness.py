@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from itertools import chain, product
 from typing import Any, Literal, TypeAlias
 
-from usertwin.evals.arm_names import ARMS, PEERS, usual_opponents
+from usertwin.evals.arm_names import PEERS, WORDS, in_order, usual_opponents
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
 from .arm_discriminators import DISCRIMINATORS, PersonScores, discriminator_controls, first_reply, person_scores
@@ -146,7 +146,7 @@ def _arms(turns: Sequence[MeasuredTurn]) -> list[str]:
 
 def _in_order(arms: Set[str]) -> list[str]:
     """Return arms in the order of reports; unknown arms come last."""
-    return [arm for arm in ARMS if arm in arms] + sorted(arms - set(ARMS))
+    return in_order(sorted(arms))
 
 
 def _empty_result(
@@ -160,7 +160,7 @@ def _empty_result(
 
 def _traces(turns: Sequence[MeasuredTurn]) -> dict[str, dict[str, float]]:
     """Return, by arm, the mean number of shown pairs that carry a trace, and the turns; arms without any trace are left out."""
-    arms = [arm for arm in ARMS if any(turn.traces.get(arm) for turn in turns)]
+    arms = in_order({arm for turn in turns for arm, count in turn.traces.items() if count})
     shown = {arm: [turn.traces[arm] for turn in turns if arm in turn.traces] for arm in arms}
     return {arm: {"value": sum(counts) / len(counts), "n": len(counts)} for arm, counts in shown.items()}
 
@@ -216,7 +216,7 @@ def _family(paired: Mapping[str, dict[str, Any]], twin: str, question: Sequence[
     measured = [name for name, measures in paired.items() if PRIMARY in measures]
     others = [name.removeprefix(f"{twin} - ") for name in measured if name.startswith(f"{twin} - ")]
     asked = [frozenset(name.split(" - ")) for name in question] or [frozenset((twin, arm)) for arm in usual_opponents(others)]
-    declared = {*asked, *(frozenset((twin, peer)) for peer in PEERS)}
+    declared = {*asked, *(frozenset((twin, peer + words)) for peer in PEERS for words in ("", WORDS))}
     names = [name for name in measured if frozenset(name.split(" - ")) in declared]
     add_holm([paired[name][PRIMARY] for name in names])
     return {"measure": PRIMARY, "contrasts": names, "alpha": ALPHA}

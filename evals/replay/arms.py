@@ -12,9 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import islice
 
-from usertwin.evals.arm_names import PEERS, POOLED_ARMS, QUOTING_ARMS
-from usertwin.memory import Recalled, Triple, TripleStore
+from usertwin.evals.arm_names import MEMORY_ARMS, POOLED_ARMS, QUOTING_ARMS, base_arm, peer_of, uses_words
+from usertwin.memory import Recalled, Scorer, Triple, TripleStore
+from usertwin.memory.models.scoring import Likelihood, Tokenizer
+from usertwin.memory.own_words.own_words import DEFAULT_WEIGHTS, WEIGHTS_WITHOUT_MEMORY, OwnWords, WordMixture
+from usertwin.memory.own_words.word_weights import WordWeights
 from usertwin.memory.recon.synthesizer import Method, select, traces_to_compare
+from usertwin.memory.text.transcript import action_completion
 from usertwin.personas import Pair, Persona
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript, with_shown_traces
@@ -22,6 +26,8 @@ from usertwin.simulator.prompts import act_transcript, with_shown_traces
 from .peers import peer_transcript
 from .simulators import Simulator
 
+#: Arms other than those of the twin that show turns of the person.
+_OWN_TURNS_SHOWN = ("random_own", "recent_own", "pooled_with_own")
 #: Pairs whose medoid is the reply of the arm "medoid".
 MEDOID_OF = 16
 
@@ -49,6 +55,7 @@ class Arms:
         pool: a memory of everybody else's pairs, for "pooled" and "pooled_with_own".
         written: the persona with a description that a model wrote, for "openevals_written".
         simulators: other simulated users by the names of their arms.
+        words: the person's own words in the scorer's tokens, for the arms with own words.
         seed: of random pairs and traces.
     """
 
@@ -60,6 +67,7 @@ class Arms:
     pool: TripleStore | None = None
     written: Persona | None = None
     simulators: Mapping[str, Simulator] = field(default_factory=dict[str, Simulator])
+    words: OwnWords | None = None
     seed: int = 0
 
     @property
@@ -71,19 +79,26 @@ class Arms:
             POOLED_ARMS, self.pool is None
         )
         absent |= {"openevals_written": self.written is None}
-        return tuple(arm for arm in self.names if not absent.get(arm, False))
+        kept = (arm for arm in self.names if not absent.get(base_arm(arm), False))
+        return tuple(arm for arm in kept if self.words is not None or not uses_words(arm))
 
     def has_likelihood(self, arm: str) -> bool:
         """Return whether real actions can be scored under an arm: it shows a prompt to a model of ours."""
         return arm not in QUOTING_ARMS and arm not in self.simulators
 
+    def likelihood(self, arm: str, likelihood: Likelihood, action: str, before: float) -> Likelihood:
+        """Return the likelihood of a turn under an arm; `likelihood` is that of the scorer after the arm's prompt."""
+        if self.words is None or not uses_words(arm):
+            return likelihood
+        return WordMixture(self.words, weights_of(self.user, arm)).likelihood(likelihood, action, before)
+
     def persona(self, arm: str) -> Persona:
         """Return the persona that an arm shows."""
-        return self.written if arm == "openevals_written" and self.written is not None else self.user.persona
+        return self.written if base_arm(arm) == "openevals_written" and self.written is not None else self.user.persona
 
     def held_out_turns(self, pairs: Sequence[Pair]) -> list[HeldOutTurn]:
         """Return what each arm shows for each held-out pair: nothing later than the pair, nothing of its conversation."""
-        user, names = self.user, set(self.present)
+        user, names = self.user, set(map(base_arm, self.present))
         times = [pair.when for pair in pairs]
         own = user.recall_many(pairs, before=times)
         others: list[list[Recalled]] = [[] for _ in pairs]
@@ -114,7 +129,7 @@ class Arms:
             if quoting:
                 nearest = [recalled.triple for recalled in quoted[number]]
                 shown |= {"verbatim": nearest[:1], "medoid": nearest}
-            turns.append(HeldOutTurn(pair, {arm: shown.get(arm, []) for arm in self.present}, own[number]))
+            turns.append(HeldOutTurn(pair, {arm: shown.get(base_arm(arm), []) for arm in self.present}, own[number]))
         return turns
 
     def _with_traces(
@@ -144,8 +159,8 @@ class Arms:
     def prompt(self, arm: str, turn: HeldOutTurn, thought: str = "") -> str:
         """Return the text after which the real action is scored under an arm; `thought` is the twin's for the present turn."""
         window = self.user.settings.window
-        if arm in PEERS:
-            return peer_transcript(arm, self.persona(arm), turn.pair, turns=window)
+        if (peer := peer_of(arm)) is not None:
+            return peer_transcript(peer, self.persona(arm), turn.pair, turns=window)
         return act_transcript(turn.pair, turn.shown[arm], thought or None, persona=self.user.persona, turns=window)
 
 
@@ -154,3 +169,27 @@ def _latest(past: Sequence[Triple], pair: Pair, k: int) -> list[Triple]:
     pairs = (triple.pair for triple in reversed(past))
     earlier = (own for own in pairs if own.when < pair.when and own.conversation_id != pair.conversation_id)
     return [Triple(own) for own in islice(earlier, k)]
+
+
+def weights_of(user: SimulatedUser, arm: str) -> WordWeights:
+    """Return the weights of the person's own words under an arm: the twin's, if it has some, for the pairs that it recalls.
+
+    Any other arm has the weights that were fitted for its kind of prompt.
+    """
+    if base_arm(arm) in MEMORY_ARMS:
+        return user.settings.words or DEFAULT_WEIGHTS
+    return DEFAULT_WEIGHTS if base_arm(arm) in _OWN_TURNS_SHOWN else WEIGHTS_WITHOUT_MEMORY
+
+
+def own_words(user: SimulatedUser, scorer: Scorer, arms: Sequence[str]) -> OwnWords | None:
+    """Return the words in a twin's memory in the tokens of a scorer.
+
+    None if no arm has own words, or the scorer does not tell the tokens of a text.
+    """
+    if not any(map(uses_words, arms)) or not isinstance(scorer, Tokenizer):
+        return None
+
+    def encode(turns: Sequence[str]) -> list[list[int]]:
+        return scorer.tokenize([action_completion(turn) for turn in turns])
+
+    return OwnWords(encode, scorer.vocabulary_size, list(user.store.triples()))

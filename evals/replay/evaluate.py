@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.arm_names import arm_names
+from usertwin.evals.arm_names import DEFAULT_ARMS, WORDS, arm_names, base_arm, check_arms
 from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.memory import Embedder, Scorer
@@ -15,7 +16,7 @@ from usertwin.memory.concurrency import to_thread
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.simulator import SimulatedUser
 
-from .arms import Arms
+from .arms import Arms, own_words
 from .endings import measure_endings
 from .held_out import given_distractors, held_out_pairs, other_person_store
 from .leak_checks import check_split, measure_memorization, without_near_duplicates
@@ -28,8 +29,9 @@ _MEMORIZATION_TURNS = 50
 
 
 def twin_arm(user: SimulatedUser) -> str:
-    """Return the arm that the twin uses: "recon" (recalled pairs with its traces) or "recalled_pairs" (without traces)."""
-    return "recalled_pairs" if user.settings.traces == "none" else "recon"
+    """Return the arm that the twin uses: "recon" (pairs with its traces) or "recalled_pairs", with own words or not."""
+    base = "recalled_pairs" if user.settings.traces == "none" else "recon"
+    return base if user.settings.words is None else base + WORDS
 
 
 async def evaluate(
@@ -57,6 +59,8 @@ async def evaluate(
     """
     config = config or ReplayConfig()
     config.check()
+    if config.arms == DEFAULT_ARMS:
+        config = replace(config, arms=check_arms([*DEFAULT_ARMS, twin_arm(user)]))
     simulators = load_simulators(config.arms)
     held_out, dropped = held_out_pairs(user, folder, against)
     known = [triple.pair for triple in user.store.triples()]
@@ -68,8 +72,11 @@ async def evaluate(
         other = other_person_store(user, folder, embedder, stack)
         progress("recalling", 0, 1)
         names = arm_names(config.arms)
-        written = await write_persona(user, seed=config.seed) if "openevals_written" in names else None
-        arms = Arms(user, names=names, other=other, written=written, simulators=simulators, seed=config.seed)
+        written = await write_persona(user, seed=config.seed) if "openevals_written" in map(base_arm, names) else None
+        arms = Arms(
+            user, names=names, other=other, written=written, simulators=simulators, words=own_words(user, scorer, names),
+            seed=config.seed,
+        )  # fmt: skip
         replay = Replay(
             user=user, scorer=scorer, embedder=embedder, arms=arms, config=config, person=user.name,
             given=given_distractors(user, folder),
@@ -77,7 +84,8 @@ async def evaluate(
         turns = await replay.run(evenly_spaced(spoken, config.limit), progress=progress)
     memorized = await to_thread(measure_memorization, scorer, spoken, max_turns=_MEMORIZATION_TURNS)
     endings = measure_endings(user, folder, fresh)
-    result = closeness(turns, twin_arm(user), seed=config.seed)
+    twin = twin_arm(user)
+    result = closeness(turns, twin if twin in names else base_arm(twin), seed=config.seed)
     models: dict[str, str | None] = {"action": user.model.name, "scorer": scorer.name, "embedder": user.store.embedder.name}
     models["proposer"] = user.record.recipe.model
     models |= {} if user.reasoner is user.model else {"reasoner": user.reasoner.name}

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from usertwin.evals.arm_names import DEFAULT_ARMS, PEERS, QUOTING_ARMS, Peer, check_arms
+from usertwin.evals.arm_names import DEFAULT_ARMS, QUOTING_ARMS, base_arm, check_arms, peer_of, uses_words
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn, PastTurn, RecalledTurn, read_turn_file
 from usertwin.memory import Embedder, Scorer, Triple
@@ -34,7 +34,7 @@ from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import RECALLED_TURNS
 
-from .arms import Arms, HeldOutTurn
+from .arms import Arms, HeldOutTurn, weights_of
 from .context_fit import PlacedText, context_fits
 from .outside_gain import outside_gains
 from .past_turns import past_turns
@@ -145,24 +145,23 @@ class Replay:
         thoughts: dict[str, str] = {}
         if self.user.settings.reasons:
             for arm, shown in turn.shown.items():
-                if arm not in PEERS and self.arms.has_likelihood(arm) and self._reasons(arm, shown):
+                if peer_of(arm) is None and self.arms.has_likelihood(arm) and self._reasons(arm, shown):
                     thoughts[arm] = (await self.user.sample_reasoning(turn.pair, shown, seed=self.config.seed)).text
         return replace(turn, thoughts=thoughts)
 
     def _reasons(self, arm: str, shown: Sequence[Triple]) -> bool:
         # A baseline of plain pairs is one without reasoning, even if the twin's models could reason without examples.
-        return any(triple.reasoning for triple in shown) or (arm == "recon" and self.user.reasons_after(shown))
+        return any(triple.reasoning for triple in shown) or (base_arm(arm) == "recon" and self.user.reasons_after(shown))
 
     def _score(self, turns: Sequence[HeldOutTurn], past: Mapping[tuple[str, int], Pair]) -> list[MeasuredTurn]:
         """Return records of turns with the cost of the real actions; `past` is that of `past_turns`."""
-        prompts = [(self._prompt(arm, turn), turn.pair.action) for turn in turns for arm in self._likelihood_arms(turn)]
-        likelihoods = iter(self.scorer.score([(prompt, action_completion(action)) for prompt, action in prompts]))
+        bits = self._bits(turns)
         records = [
             MeasuredTurn(
                 person=self.person, conversation_id=turn.pair.conversation_id, position=turn.pair.position,
                 context=_context(turn.pair), action=turn.pair.action, goal=turn.pair.goal,
                 characters=len(action_completion(turn.pair.action)) - 1, recalled=_recalled_turns(turn),
-                bits={arm: next(likelihoods).bits for arm in self._likelihood_arms(turn)},
+                bits={arm: next(bits) for arm in self._likelihood_arms(turn)},
                 traces={arm: sum(bool(triple.reasoning) for triple in turn.shown[arm]) for arm in self._likelihood_arms(turn)},
                 reasoning={arm: thought for arm, thought in turn.thoughts.items() if thought},
                 other_action=self._other_action(turn.pair),
@@ -170,6 +169,15 @@ class Replay:
             for turn in turns
         ]  # fmt: skip
         return self._with_fits(records, past)
+
+    def _bits(self, turns: Sequence[HeldOutTurn]) -> Iterator[float]:
+        """Yield the cost of the real action of each turn under each arm that has likelihoods."""
+        asked = [(turn, arm) for turn in turns for arm in self._likelihood_arms(turn)]
+        items = [(self._prompt(arm, turn), action_completion(turn.pair.action)) for turn, arm in asked]
+        distinct = list(dict.fromkeys(items))  # an arm shows the same prompt with own words and without
+        likelihoods = dict(zip(distinct, self.scorer.score(distinct), strict=True))
+        for (turn, arm), item in zip(asked, items, strict=True):
+            yield self.arms.likelihood(arm, likelihoods[item], turn.pair.action, turn.pair.when).bits
 
     def _with_fits(self, records: Sequence[MeasuredTurn], past: Mapping[tuple[str, int], Pair]) -> list[MeasuredTurn]:
         """Return the records with a remembered turn of the person, and with the fit of its action and of the real action."""
@@ -226,12 +234,15 @@ class Replay:
         if arm in QUOTING_ARMS:
             quoted = await to_thread(self._medoid, [triple.pair.action for triple in turn.shown[arm]])
             return [] if quoted is None else [quoted]
-        if arm in PEERS:
-            peer: Peer = arm
+        writer = user.writer_with(weights_of(user, arm) if uses_words(arm) else None, before=pair.when)
+        if uses_words(arm) and writer.next_token is None:
+            return []
+        if (peer := peer_of(arm)) is not None:
             messages = peer_messages(peer, user.model.style, self.arms.persona(arm), pair, turns=window)
-            answers = await user.writer.complete(messages, n=n, seed=seed, context=pair.context)
+            answers = await writer.complete(messages, n=n, seed=seed, query=pair)
             return [reply_of_peer(peer, answer.text) for answer in answers]
-        answers = await user.sample_action(pair, turn.shown[arm], turn.thoughts.get(arm, ""), seed=seed, n=n)
+        thought = turn.thoughts.get(arm, "")
+        answers = await user.sample_action(pair, turn.shown[arm], thought, seed=seed, n=n, writer=writer)
         return [answer.text for answer in answers]
 
     def _medoid(self, texts: Sequence[str]) -> str | None:
@@ -265,7 +276,12 @@ class Replay:
         prior = [likelihood.nats for likelihood in self.scorer.score([(f"{ME}:", action) for action in actions])]
         choices: dict[str, float] = {}
         for arm in self._likelihood_arms(turn):
-            likelihoods = self.scorer.score([(self._prompt(arm, turn), action) for action in actions])
+            scored = self.scorer.score([(self._prompt(arm, turn), action) for action in actions])
+            texts = (turn.pair.action, *others)
+            likelihoods = [
+                self.arms.likelihood(arm, likelihood, text, turn.pair.when)
+                for likelihood, text in zip(scored, texts, strict=True)
+            ]
             gains = [likelihood.nats - nats for likelihood, nats in zip(likelihoods, prior, strict=True)]
             choices[arm] = (gains[0] == max(gains)) / gains.count(max(gains))
         return choices

@@ -4,18 +4,25 @@ Design: all settings predict the same real turns, in bits per character. The sim
 chosen. So traces that do not help, or few conversations to tell by, leave a twin without traces.
 
 First, without traces, the number of recalled pairs and of context turns. Then, at the best of these, which traces are shown,
-and whether the twin writes one for the present turn before it acts.
+and whether the twin writes one for the present turn before it acts. At last, whether the person's own words are mixed into the
+model's probabilities: their weights are fitted on half of the conversations and tried on the other half, twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from math import fsum, log
 from pathlib import Path
 from typing import Any, get_args
 
+from usertwin.evals.arm_names import WORDS
 from usertwin.evals.metrics.statistics import Inference, evenly_spaced, optional_json, ratio, ratio_inference
 from usertwin.memory import Scorer, Settings, Triple
+from usertwin.memory.models.scoring import Likelihood
+from usertwin.memory.own_words.own_words import DEFAULT_WEIGHTS
+from usertwin.memory.own_words.word_weights import WordWeights, fit_weights
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.text.transcript import action_completion
 from usertwin.memory.twin.record import HELD_OUT_FILE, ShownTraces, read_stored_conversations
@@ -24,6 +31,7 @@ from usertwin.personas.pairs import group_pairs
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript, with_shown_traces
 
+from .arms import own_words
 from .held_out import with_time_after
 from .leak_checks import check_split, measure_memorization, near_duplicates
 
@@ -129,7 +137,8 @@ async def tune(
     for variant in _trace_variants(user):
         await comparison.measure(replace(variant, k=plain.k, window=plain.window), seed)
     best = comparison.simplest_of_the_best()
-    return replace(best, measured=comparison.report(plain, best, seed))
+    words, gain = comparison.word_weights(best)
+    return replace(best, words=words, measured=comparison.report(plain, best, seed) | {"words": gain})
 
 
 class _Comparison:
@@ -139,21 +148,21 @@ class _Comparison:
         self._user, self._scorer, self._pairs, self._progress = user, scorer, pairs, progress
         self._conversations = [pair.conversation_id for pair in pairs]
         self._characters = [float(len(action_completion(pair.action)) - 1) for pair in pairs]
-        self._bits: dict[Settings, list[float]] = {}
+        self._likelihoods: dict[Settings, list[Likelihood]] = {}
         self._done, self._total = 0, total
 
     async def measure(self, setting: Settings, seed: int) -> None:
         """Score every turn under a setting."""
         times = [pair.when for pair in self._pairs]
         matches = self._twin(setting).recall_many(self._pairs, before=times)
-        self._bits[setting] = []
+        self._likelihoods[setting] = []
         for number, (pair, recalled) in enumerate(zip(self._pairs, matches, strict=True)):
             self._progress("tuning", self._done, self._total)
             shown = with_shown_traces([match.triple for match in recalled], setting.traces)
             thought = await self._thought(pair, shown, setting, seed + number)
             prompt = act_transcript(pair, shown, thought, persona=self._user.persona, turns=setting.window)
             [likelihood] = self._scorer.score([(prompt, action_completion(pair.action))])
-            self._bits[setting].append(likelihood.bits)
+            self._likelihoods[setting].append(likelihood)
             self._done += 1
         self._progress("tuning", self._done, self._total)
 
@@ -168,16 +177,43 @@ class _Comparison:
             user.record, user.store, user.model, reasoner=user.reasoner, settings=setting, ranking=user.ranking
         )
 
+    def _bits(self, setting: Settings) -> list[float]:
+        return [likelihood.bits for likelihood in self._likelihoods[setting]]
+
+    def word_weights(self, setting: Settings) -> tuple[WordWeights | None, dict[str, Any] | None]:
+        """Return the weights of the person's own words, and the bits per character that they add, below 0 a gain.
+
+        Weights for any person where there are too few conversations to tell; None for the weights where they do not pay, and
+        None for both where the scorer does not tell tokens.
+        """
+        words = own_words(self._user, self._scorer, [WORDS])
+        if words is None:
+            return None, None
+        turns = list(zip(self._likelihoods[setting], self._pairs, strict=True))
+        evidence = [words.evidence(likelihood, pair.action, pair.when) for likelihood, pair in turns]
+        ids = list(dict.fromkeys(self._conversations))
+        fold = {conversation: place % 2 for place, conversation in enumerate(ids)}
+        differences: list[float] = []
+        for (likelihood, pair), tokens in zip(turns, evidence, strict=True):
+            others = [e for e, c in zip(evidence, self._conversations, strict=True) if fold[c] != fold[pair.conversation_id]]
+            weights = fit_weights(list(chain.from_iterable(others)), DEFAULT_WEIGHTS)
+            differences.append(-fsum(weights.nats(tokens)) / log(2) - likelihood.bits)
+        gain = ratio_inference(differences, self._characters, self._conversations)
+        if gain is None or gain.error is None:
+            return DEFAULT_WEIGHTS, None
+        weights = fit_weights(list(chain.from_iterable(evidence)), DEFAULT_WEIGHTS) if gain.value < -gain.error else None
+        return weights, optional_json(gain.estimate())
+
     def _difference(self, a: Settings, b: Settings) -> Inference | None:
         """Return how many more bits per character a costs than b, paired by turn."""
-        pairs = zip(self._bits[a], self._bits[b], strict=True)
+        pairs = zip(self._bits(a), self._bits(b), strict=True)
         differences = [first - second for first, second in pairs]
         return ratio_inference(differences, self._characters, self._conversations)
 
     def simplest_of_the_best(self) -> Settings:
         """Return the simplest setting that is at most a standard error worse than the best one."""
-        best = min(self._bits, key=lambda setting: sum(self._bits[setting]))
-        by_complexity = sorted(self._bits, key=_complexity)
+        best = min(self._likelihoods, key=lambda setting: sum(self._bits(setting)))
+        by_complexity = sorted(self._likelihoods, key=_complexity)
         return next(setting for setting in by_complexity if setting == best or self._is_as_good(setting, best))
 
     def _is_as_good(self, setting: Settings, best: Settings) -> bool:
@@ -189,8 +225,8 @@ class _Comparison:
     def report(self, plain: Settings, best: Settings, seed: int) -> dict[str, Any]:
         """Return the comparison as a JSON object; differences are to the best setting without traces."""
         rows: list[dict[str, Any]] = []
-        for setting in self._bits:
-            bits = ratio(self._bits[setting], self._characters, self._conversations)
+        for setting in self._likelihoods:
+            bits = ratio(self._bits(setting), self._characters, self._conversations)
             difference = None if setting == plain else self._difference(setting, plain)
             rows.append(
                 {

@@ -10,7 +10,7 @@ from itertools import chain
 from math import ceil, floor, log10
 from typing import Any
 
-from usertwin.evals.arm_names import ARM_DESCRIPTIONS
+from usertwin.evals.arm_names import describe_arm
 from usertwin.evals.records.measured_turns import MeasuredTurn
 
 from .cells import SIGNS
@@ -144,7 +144,7 @@ def _method(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     method = {
         "Data": f"{plural(result['turns'], 'held-out turn')} of {plural(people, 'person', 'people')} in "
         f"{plural(result['conversations'], 'conversation')} that the twins never saw; split by conversation and by time",
-        "Arms": " ".join(f"{arm_title(arm, twin)}: {ARM_DESCRIPTIONS.get(arm, '')}" for arm in in_order(result["arms"])),
+        "Arms": " ".join(f"{arm_title(arm, twin)}: {describe_arm(arm)}" for arm in in_order(result["arms"])),
         "(twin)": "the arm that shows the model what the twin itself is shown",
         "Intervals": f"{interval_basis(result)}; Student's t, over conversations with jackknife standard errors; for shares "
         "Wilson's interval with the effective number of cases; every person has the same weight; differences are paired",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from usertwin.evals.arm_names import MEMORY_ARMS
+from usertwin.evals.arm_names import MEMORY_ARMS, base_arm
+from usertwin.evals.arm_names import in_order as in_order
 from usertwin.evals.metrics.closeness import ALPHA
 from usertwin.evals.metrics.closeness import PRIMARY as PRIMARY
 from usertwin.evals.metrics.measures import MEASURES, Measure
@@ -48,6 +49,14 @@ ARM_LABELS = {
     "persona": ArmLabel("Persona", "the same model with a description of the person"),
 }
 
+#: Titles of arms with own words whose own title leaves no room for "+ words".
+_WITH_WORDS = {
+    "pooled": "Others' pairs + words", "pooled_with_own": "Everybody + words", "random_own": "Random own + words",
+    "recent_own": "Recent own + words", "backward": "Backward + words", "best_of_n": "Best-scored + words",
+    "recon": "Recon + words", "trained": "Trained + words", "openevals_written": "openevals LLM + words",
+    "tau2": "tau2-bench + words",
+}  # fmt: skip
+
 MEASURE_DESCRIPTIONS = {
     "bits_per_char": "cost of the person's real turns under the scoring model",
     "choice": "share of turns where the real turn scores above the other choices",
@@ -70,12 +79,14 @@ MEASURE_DESCRIPTIONS = {
 
 def arm_label(arm: str) -> ArmLabel:
     """Return the labels of an arm; an unknown one is a simulated user of that name."""
+    if arm != base_arm(arm) and (label := ARM_LABELS.get(base_arm(arm))) is not None:
+        return ArmLabel(_WITH_WORDS.get(base_arm(arm), f"{label.title} + words"), f"{label.phrase} and the person's own words")
     return ARM_LABELS.get(arm, ArmLabel(arm, f'the simulated user "{arm}"'))
 
 
 def is_rival(arm: str) -> bool:
     """Return whether an arm could replace the twin; the others show the pairs that the twin recalls in another way."""
-    return arm not in MEMORY_ARMS
+    return base_arm(arm) not in MEMORY_ARMS
 
 
 def contrast_title(contrast: str, joint: str) -> str:
@@ -97,12 +108,6 @@ def measure_label(name: str) -> Measure:
     """Return a measure; an unknown measure has its own name as title."""
     unknown = Measure(name=name, title=name, direction="", ideal="low", source="", digits=3)
     return next((measure for measure in MEASURES if measure.name == name), unknown)
-
-
-def in_order(arms: Iterable[str]) -> list[str]:
-    """Return arms in the order of reports, unknown ones last."""
-    arms = list(arms)
-    return [*(arm for arm in ARM_LABELS if arm in arms), *(arm for arm in arms if arm not in ARM_LABELS)]
 
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:

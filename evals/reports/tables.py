@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from usertwin.evals.arm_names import ARM_DESCRIPTIONS
+from usertwin.evals.arm_names import describe_arm
 
 from .cells import (
     CONTRAST_COLUMNS,
@@ -73,7 +73,7 @@ def forest_grid(result: Mapping[str, Any]) -> Grid:
     rows = tuple(
         table_row(
             arm_label(arm).title, *contrast_cells(difference_cell(paired), paired, "twin closer", "twin less close"),
-            description=ARM_DESCRIPTIONS.get(arm, ""),
+            description=describe_arm(arm),
         )
         for arm, paired in contrasts_of(result).items()
     )  # fmt: skip
@@ -279,7 +279,11 @@ def drift_section(result: Mapping[str, Any]) -> Section | None:
     columns = ("Depth", "Free simulation", "After the real turns", "Free minus real", "Style distance")
     caption = "Cosine of the twin's turn and the real turn, by depth in the conversation"
     note = "In a free simulation the twin's own turns stand in its context; otherwise the person's real turns do."
-    return section("drift", "Drift in long conversations", caption, columns, rows, [note])
+    lengths: Mapping[str, Any] = result.get("drift_lengths") or {}
+    titles = {"too_short": "Leaves before the person", "as_long": "As long", "too_long": "Does not leave where the person left"}
+    by_length = tuple(table_row(title, estimate_cell(lengths.get(kind), 2)) for kind, title in titles.items())
+    more = [Grid("Length of the free simulation", ("Length", "Share of conversations"), by_length)] if lengths else []
+    return section("drift", "Drift in long conversations", caption, columns, rows, [note], more)
 
 
 def endings_section(result: Mapping[str, Any]) -> Section | None:

@@ -153,7 +153,8 @@ def _damage(measured: Mapping[str, Any]) -> str:
 def _described(settings: Settings) -> str:
     names = {"none": "without traces", "backward": "with the first traces", "recon": "with Recon-selected traces"}
     own = ", and a trace of its own before it acts" if settings.reasons else ""
-    return f"{settings.k} pairs {names[settings.traces]}, {settings.window} turns of the chat{own}"
+    words = "" if settings.words is None else "; own words mixed into the model's probabilities"
+    return f"{settings.k} pairs {names[settings.traces]}, {settings.window} turns of the chat{own}{words}"
 
 
 def _basis(measured: Mapping[str, Any]) -> str:
@@ -180,7 +181,12 @@ def settings_table(settings: Settings) -> RenderableType:
             ("–" if extra is None else with_interval(extra, 3, signed=True)) + (" ←" if row["chosen"] else ""),
         )  # fmt: skip
         table.add_row(*map(Text, cells), style="bold" if row["chosen"] else "")
-    return Group(table, Text(f"Selected, as the simplest that is {_basis(settings.measured)}: {_described(settings)}."))
+    selected = Text(f"Selected, as the simplest that is {_basis(settings.measured)}: {_described(settings)}.")
+    gain = settings.measured.get("words")
+    if gain is None:
+        return Group(table, selected)
+    words = f"The person's own words change that by {with_interval(gain, 3, signed=True)} bits per character, so they are "
+    return Group(table, selected, Text(words + ("left out." if settings.words is None else "mixed in.")))
 
 
 def _traces_table(triples: Sequence[Triple]) -> Table:

@@ -36,7 +36,7 @@ from pydantic import (
     model_validator,
 )
 
-from usertwin.evals.arm_names import DEFAULT_ARMS, TRACE_ARMS, check_arms, check_question
+from usertwin.evals.arm_names import DEFAULT_ARMS, TRACE_ARMS, base_arm, check_arms, check_question
 from usertwin.memory.models.scoring import Precision
 from usertwin.personas import ChatLog, LogError, UsageError, load_log, split_pairs
 from usertwin.personas.importers.chitchat import CHITCHAT
@@ -203,7 +203,7 @@ class Suite(_Strict):
     @property
     def shows_traces(self) -> bool:
         """Whether an arm shows traces."""
-        return any(arm in TRACE_ARMS for arm in self.arms)
+        return any(base_arm(arm) in TRACE_ARMS for arm in self.arms)
 
     @property
     def user_model_kinds(self) -> tuple[TraceKind, ...]:

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.arm_names import POOLED_ARMS, arm_names
+from usertwin.evals.arm_names import POOLED_ARMS, WORDS, arm_names, base_arm
 from usertwin.evals.judges.listwise_checks import check_twin_judge, stored_check
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn, read_facts, read_turn_file
 from usertwin.evals.records.older_results import upgrade
 from usertwin.evals.records.run_folder import write_atomically
-from usertwin.evals.replay.arms import Arms
+from usertwin.evals.replay.arms import Arms, own_words
 from usertwin.evals.replay.drift import drift
 from usertwin.evals.replay.endings import measure_endings
 from usertwin.evals.replay.evaluate import twin_arm
@@ -27,6 +27,7 @@ from usertwin.evals.replay.replay import Replay, ReplayConfig
 from usertwin.evals.replay.tune import tune
 from usertwin.memory import Embedder, Recipe, Scorer, Settings, TripleStore, TwinRecord, alearn, existing_twin
 from usertwin.memory.concurrency import to_thread
+from usertwin.memory.own_words.own_words import DEFAULT_WEIGHTS
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.twin.forget import open_memory
 from usertwin.memory.twin.record import update_record
@@ -141,7 +142,7 @@ class PersonMeasurement:
 
     def _pool(self, person: Person, user: SimulatedUser, held_out: Sequence[Pair], stack: ExitStack) -> TripleStore | None:
         """Return a memory of everybody else's earlier pairs in the corpus, which the stack closes; None if no arm needs it."""
-        if person.corpus is None or not set(POOLED_ARMS) & set(self.suite.arms):
+        if person.corpus is None or not set(POOLED_ARMS) & set(map(base_arm, self.suite.arms)):
             return None
         first = min(pair.when for pair in held_out)
         pairs = other_peoples_pairs(self.logs[person.corpus.name], user.record, first)
@@ -152,7 +153,10 @@ class PersonMeasurement:
         return pool
 
     async def _open_tuned(self, person: Person, folder: Path, scorer: Scorer) -> SimulatedUser:
-        """A person's twin with its settings: the suite's, those in its record, or else tuned on validation turns."""
+        """A person's twin with its settings: the suite's, those in its record, or else tuned on validation turns.
+
+        It uses the person's own words if its arm with them is measured.
+        """
         suite, record = self.suite, TwinRecord.load(folder)
         traced = suite.shows_traces
         plain = Settings(traces="recon" if traced else "none", reasons=traced and suite.traces.reasons)
@@ -168,7 +172,9 @@ class PersonMeasurement:
             if traced:  # the twin's arm is then the one with Recon-selected traces
                 settings = replace(settings, traces=plain.traces, reasons=plain.reasons)
             update_record(folder, lambda record: replace(record, settings=settings))
-        return self.open_twin(person, person.twin, settings, embedder)
+        arm = ("recon" if traced else "recalled_pairs") + WORDS
+        words = (settings.words or DEFAULT_WEIGHTS) if arm in suite.arms else None  # the twin's arm must be measured
+        return self.open_twin(person, person.twin, replace(settings, words=words), embedder)
 
     async def measure(self, person: Person, number: int) -> dict[str, Any]:
         """Measure a person's turns, or resume that, and return the other facts about the person as a JSON object."""
@@ -187,13 +193,14 @@ class PersonMeasurement:
             spoken = [pair for pair in fresh if not pair.abandoned]
             embedder = user.store.embedder
             other = other_person_store(user, folder, embedder, stack)
-            shown = "trained" in suite.arms and suite.models.trained is not None and person.corpus is not None
+            shown = "trained" in map(base_arm, suite.arms) and suite.models.trained is not None and person.corpus is not None
             trained = await self.trained_store(person, stack) if shown else None
             pool = self._pool(person, user, held_out, stack)
-            written = await write_persona(user, seed=suite.seed) if "openevals_written" in suite.arms else None
+            written = await write_persona(user, seed=suite.seed) if "openevals_written" in map(base_arm, suite.arms) else None
             arms = Arms(
                 user=user, names=arm_names(suite.arms), other=other, trained=trained, pool=pool, written=written,
-                simulators=self.models.simulators(), seed=suite.seed,
+                simulators=self.models.simulators(), words=own_words(user, scorer, arm_names(suite.arms)),
+                seed=suite.seed,
             )  # fmt: skip
             config = ReplayConfig(
                 arms=suite.arms, limit=suite.turns or None, generate=suite.replies, samples=suite.samples,

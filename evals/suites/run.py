@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.arm_names import PEERS, arm_names
+from usertwin.evals.arm_names import PEERS, arm_names, base_arm
 from usertwin.evals.judges.likelihood_judge import likelihood_wins
 from usertwin.evals.judges.model_judge import build_questions, judge_pairs, summarize_verdicts
 from usertwin.evals.metrics.closeness import closeness
@@ -25,7 +25,7 @@ from usertwin.evals.metrics.spread import spread
 from usertwin.evals.records.measured_turns import MANIFEST, RESULT, RUN_FORMAT, VERDICTS, MeasuredTurn, read_manifest
 from usertwin.evals.records.result_shapes import DriftTurn
 from usertwin.evals.records.run_folder import HTML_REPORT, MARKDOWN_REPORT, write_atomically
-from usertwin.evals.replay.drift import drift_result
+from usertwin.evals.replay.drift import drift_result, length_result
 from usertwin.evals.replay.peers import peer_versions
 from usertwin.evals.reports.labels import few_people_warnings, plural
 from usertwin.evals.reports.summary import model_warnings, summary_of
@@ -224,7 +224,7 @@ class SuiteRun:
             "spread": spread(turns),
             "leakage": {person: fact["leakage"] for person, fact in facts.items()},
             "endings": {person: fact["endings"] for person, fact in facts.items() if fact["endings"]},
-            "drift": drift_result(drift_turns),
+            "drift": drift_result(drift_turns), "drift_lengths": length_result(drift_turns),
             "transfer": await run_transfer(measurement, people),
             "user_models": await run_user_models(measurement, people),
             "models": suite.models.model_dump(mode="json") | {"embedder": ", ".join(dict.fromkeys(embedders))},
@@ -298,6 +298,6 @@ def work_estimate(suite: Suite, logs: Mapping[str, ChatLog], people: Sequence[Pe
     if suite.models.outside is not None:
         lines.append(f"about {2 * count * suite.replies * (arms + 1):,} replies and turns scored under {suite.models.outside}")
     lines += user_models_estimate(suite, count - len(suite.twins))
-    if peers := [arm for arm in suite.arms if arm in PEERS]:
+    if peers := [arm for arm in suite.arms if base_arm(arm) in PEERS]:
         lines.append(f"peers: {', '.join(peers)}")
     return lines

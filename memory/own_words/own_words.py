@@ -22,8 +22,10 @@ from .word_weights import TokenEvidence, WordWeights
 
 #: The length of the longest n-gram.
 ORDER = 5
-#: Weights for any person: fitted on validation turns of development people (evals/EXPERIMENTS.md).
-DEFAULT_WEIGHTS = WordWeights(own=(0.02, 0.08, 0.15, 0.25, 0.35))
+#: Weights for any person, where the prompt holds turns of the person, and where it holds none: fitted on validation turns of
+#: development people (evals/EXPERIMENTS.md).
+DEFAULT_WEIGHTS = WordWeights(own=(0.001, 0.066, 0.095, 0.169, 0.274))
+WEIGHTS_WITHOUT_MEMORY = WordWeights(own=(0.002, 0.09, 0.118, 0.213, 0.335))
 
 #: Turns -> the token ids that a model writes for each, with those that end it.
 Encode: TypeAlias = Callable[[Sequence[str]], list[list[int]]]

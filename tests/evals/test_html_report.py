@@ -201,6 +201,13 @@ def test_depths_are_in_numeric_order() -> None:
     assert [row.title for row in drift.grids[0].rows] == ["Turn 1", "Turn 3", "Turn 5", "Turn 10"]
 
 
+def test_the_lengths_of_free_simulations_are_a_table_of_drift() -> None:
+    [drift] = [section for section in sections_of(result()) if section.name == "drift"]
+    assert [row.cells[0].text for row in drift.grids[1].rows] == ["0.20", "0.70", "0.10"]
+    [old] = [section for section in sections_of(result(drift_lengths=None)) if section.name == "drift"]
+    assert len(old.grids) == 1
+
+
 def test_a_missing_part_has_no_section() -> None:
     bare = result(
         judge=None, leakage={}, endings={}, drift={}, transfer=[], user_models=None, discriminator=None, spread={},

@@ -183,6 +183,7 @@ def test_an_interrupted_drift_repeats_no_call(tmp_path: Path) -> None:
     assert up.calls[0] == models.calls[0] - 5
     assert set(result["drift"]) == {"1", "3"}
     assert result["drift"]["3"]["difference"]["n"] == 4
+    assert set(result["drift_lengths"]) == {"too_short", "as_long", "too_long"}
 
 
 def test_a_truncated_record_is_measured_again(tmp_path: Path) -> None:
