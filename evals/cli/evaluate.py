@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from usertwin.evals.arm_names import ARM_DESCRIPTIONS, ARMS, DEFAULT_ARMS, check_arms
+from usertwin.evals.arm_names import ARM_DESCRIPTIONS, ARMS, DEFAULT_ARMS, WORDS, check_arms
 from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
@@ -41,7 +41,8 @@ class _EvalCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)
         with formatter.section("Arms, by what the model is shown"):
-            formatter.write_dl(list(ARM_DESCRIPTIONS.items()))
+            words = f"With {WORDS} behind its name, an arm where a model writes also has the person's own words."
+            formatter.write_dl([*ARM_DESCRIPTIONS.items(), (f"ARM{WORDS}", words)])
 
 
 @click.command("eval", cls=_EvalCommand)
@@ -54,7 +55,7 @@ class _EvalCommand(click.Command):
 @click.option(
     "--arms",
     help='Arms to compare (see below), separated by commas, or "all"; NAME=MODULE:ATTRIBUTE is a simulated user of '
-    f"yours, which is measured by the same protocol.  [default: {', '.join(DEFAULT_ARMS)}]",
+    f"yours, which is measured by the same protocol.  [default: {', '.join(DEFAULT_ARMS)}, and that of the twin]",
 )
 @click.option("--samples", default=1, show_default=True, help="Replies that each arm samples for a turn.")
 @click.option(
