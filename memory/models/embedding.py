@@ -53,9 +53,9 @@ class Embedder(Protocol):
         ...
 
 
-def query_text(pair: Pair, turns: int = QUERY_TURNS) -> str:
+def query_text(pair: Pair) -> str:
     """Return the text that is embedded for a pair: its latest context turns, or a fixed text for an empty context."""
-    return "\n".join(" ".join(turn.text.split()) for turn in pair.context[-turns:]) or "(start of the conversation)"
+    return "\n".join(" ".join(turn.text.split()) for turn in pair.context[-QUERY_TURNS:]) or "(start of the conversation)"
 
 
 class SentenceTransformerEmbedder:

@@ -1,4 +1,4 @@
-"""Ranking of recalled triples: by similarity alone, or also by place in the conversation, age, shared words and diversity.
+"""Ranking of recalled triples: by similarity alone, or also by age, shared words and diversity, and openings first.
 
 Ranking changes only the order, and so the selection, within a pool of the most similar triples. The similarity that a recall
 reports is always the plain cosine.
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
-from usertwin.memory.text.goal_words import goal_is_mentioned
 from usertwin.memory.triples import Triple
 from usertwin.personas import Pair, UsageError
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 _CHARACTERS_PER_TOKEN = 4
 #: An opening has at most this many turns before it.
 OPENING_TURNS = 1
-#: The exponent of a triple's similarity in the share of closings, as in the share of abandonments.
-_EXPONENT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +37,6 @@ class Ranking:
         tokens: token budget of all recalled triples together, at four characters a token; None for no limit. The list ends at
             the first triple that does not fit; the first of all is always returned.
         openings: whether an opening, with at most one turn before it, recalls openings before all other triples.
-        closings: 0 to 1, how much less a triple counts where it is not the last turn of its conversation and most of the
-            nearest ones are, or the other way round.
-        latest: 0 to 1, the weight of the similarity to the last turn alone, against that to the latest turns together.
-        goal: 0 to 1, how much less a triple counts in which the goal was mentioned before and now it was not, or the other
-            way round.
     """
 
     half_life: float | None = None
@@ -53,15 +45,12 @@ class Ranking:
     tokens: int | None = None
     _: KW_ONLY
     openings: bool = False
-    closings: float = 0.0
-    latest: float = 0.0
-    goal: float = 0.0
 
     def __post_init__(self) -> None:
         if self.half_life is not None and not self.half_life > 0:
             raise UsageError(f"half_life is {self.half_life}; it must be greater than 0")
-        for name in ("diversity", "words", "closings", "latest", "goal"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
+        for name, value in (("diversity", self.diversity), ("words", self.words)):
+            if not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}; it must be between 0 and 1")
         if self.tokens is not None and self.tokens < 1:
             raise UsageError(f"tokens is {self.tokens}; it must be at least 1")
@@ -69,8 +58,7 @@ class Ranking:
     @property
     def reorders(self) -> bool:
         """Whether a pool larger than k must be ranked, also for queries that are no openings."""
-        weights = (self.diversity, self.words, self.closings, self.latest, self.goal)
-        return self.half_life is not None or any(weight > 0 for weight in weights)
+        return self.half_life is not None or self.diversity > 0 or self.words > 0
 
     def pool(self, k: int, *, opens: bool = False) -> int:
         """Return the number of most similar triples to rank; `opens`: for a query that recalls openings first."""
@@ -79,34 +67,14 @@ class Ranking:
 
 #: By similarity alone.
 SIMILARITY = Ranking()
-#: What a twin recalls by (chosen on validation turns, see evals/EXPERIMENTS.md).
+#: What a twin recalls by. Closings for closings, more weight on the latest turn, and the goal's state did not pay on validation
+#: turns (see evals/EXPERIMENTS.md).
 BY_STAGE = Ranking(openings=True)
 
 
 def is_opening(pair: Pair) -> bool:
     """Return whether a pair opens its conversation: at most one turn comes before it."""
     return pair.position <= OPENING_TURNS
-
-
-def situation_weights(
-    ranking: Ranking, query: Pair, pairs: Sequence[Pair], similarity: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    """Return a factor of each pair's relevance, 0 to 1, shape (len(pairs),): how well it fits the query's place.
-
-    Whether the query is a closing is not known. Its share is that of closings among the pairs, weighted by similarity.
-    """
-    import numpy as np
-
-    weights = np.ones(len(pairs))
-    if ranking.closings and not is_opening(query):
-        closes = np.array([pair.ends_conversation for pair in pairs], float)
-        near = np.clip(similarity, 1e-6, None).astype(float) ** _EXPONENT
-        weights *= 1 - ranking.closings * np.abs((near * closes).sum() / near.sum() - closes)
-    if ranking.goal and query.goal:
-        stated = goal_is_mentioned(query, with_action=False)
-        differs = [bool(pair.goal) and goal_is_mentioned(pair, with_action=False) != stated for pair in pairs]
-        weights *= 1 - ranking.goal * np.array(differs, float)
-    return weights
 
 
 def rank(
@@ -117,7 +85,6 @@ def rank(
     age: NDArray[np.float64],
     words: NDArray[np.floating[Any]] | None,
     vectors: NDArray[np.float32],
-    weights: NDArray[np.float64] | None = None,
     first: NDArray[np.bool_] | None = None,
 ) -> list[int]:
     """Return the indices of the k best triples of a pool, best first.
@@ -129,7 +96,6 @@ def rank(
         age: age of each triple, in the unit of the half-life.
         words: BM25 of each triple, scaled so that the largest is 1; None if words do not count.
         vectors: the embeddings of the pool, unit rows.
-        weights: a factor of each triple's relevance (see `situation_weights`); None for 1.
         first: the triples that come before all others; None for no such triples.
     """
     import numpy as np
@@ -139,8 +105,6 @@ def rank(
         relevance = (1 - ranking.words) * relevance + ranking.words * words
     if ranking.half_life is not None:
         relevance = relevance * 0.5 ** (np.maximum(age, 0) / ranking.half_life)
-    if weights is not None:
-        relevance = relevance * weights
     lead = np.zeros(len(relevance)) if first is None else 4.0 * first  # more than any two values differ
     if not ranking.diversity:
         return np.argsort(-(relevance + lead), kind="stable")[:k].tolist()

@@ -10,7 +10,7 @@ from usertwin.memory.triples import Recalled
 from usertwin.personas import Pair
 
 from .indexed_database import IndexedDatabase
-from .ranking import Ranking, is_opening, rank, situation_weights
+from .ranking import Ranking, is_opening, rank
 
 if TYPE_CHECKING:
     from .vector_index import Mask, Vectors
@@ -22,14 +22,12 @@ class Query:
 
     Attributes:
         pair: the pair; its action is ignored.
-        vector: the embedding of its latest turns, of length 1.
-        latest: the embedding of the last turn alone; the same as `vector` where the ranking does not use it.
+        vector: its embedding, of length 1.
         before: the time of the query; None if all of the memory is earlier.
     """
 
     pair: Pair
     vector: Vectors
-    latest: Vectors
     before: float | None
 
 
@@ -58,14 +56,10 @@ def recall_ranked(memory: IndexedDatabase, query: Query, k: int, allowed: Mask, 
     if not positions:
         return []
     triples = [triple for triple, _ in fetched.values()]
-    pairs = [triple.pair for triple in triples]
     vectors = np.stack([np.frombuffer(blob, np.float32) for _, blob in fetched.values()])
     cosine, times = vectors @ query.vector, columns["moment"]
     age = (float(times.max()) if query.before is None else query.before) - times[positions]
-    best = rank(
-        ranking, k, cosine if not ranking.latest else (1 - ranking.latest) * cosine + ranking.latest * (vectors @ query.latest),
-        age=age, words=None if words is None else words[positions], vectors=vectors,
-        weights=situation_weights(ranking, query.pair, pairs, cosine),
-        first=np.array([is_opening(pair) for pair in pairs]) if opens else None,
-    )  # fmt: skip
+    first = np.array([is_opening(triple.pair) for triple in triples]) if opens else None
+    words = None if words is None else words[positions]
+    best = rank(ranking, k, cosine, age=age, words=words, vectors=vectors, first=first)
     return [Recalled(triples[index], float(cosine[index])) for index in best]

@@ -314,19 +314,17 @@ class TripleStore:
         """Return `recall` of many queries, which are embedded in one batch; `before` has a time for each."""
         if not queries:
             return []
-        texts = [query_text(query) for query in queries]
-        texts += [query_text(query, 1) for query in queries] if ranking.latest else []
-        vectors, results = self.embedder.embed(texts), list[list[Recalled]]()
+        vectors = self.embedder.embed([query_text(query) for query in queries])
+        results: list[list[Recalled]] = []
         with self._lock, self._errors():
             dimension = self._memory.state.dimension
-            if vectors.shape != (len(texts), dimension):
+            if vectors.shape != (len(queries), dimension):
                 raise TwinError(
                     f"{self.folder}: a query of shape {vectors.shape[1:]} does not fit a memory of dimension {dimension}"
                 )
             self._memory.refresh()
-            count, times = len(queries), before or [None] * len(queries)
-            for pair, vector, latest, time in zip(queries, vectors[:count], vectors[-count:], times, strict=True):
-                query = Query(pair, vector, latest, time)
+            for pair, vector, time in zip(queries, vectors, before or [None] * len(queries), strict=True):
+                query = Query(pair, vector, time)
                 allowed = self._memory.filter_mask(pair.conversation_id, time, role=role, kind=kind, abandoned=abandoned)
                 recalled = recall_ranked(self._memory, query, k, allowed, ranking)
                 if with_trace and recalled and not any(item.triple.reasoning for item in recalled):

@@ -1,22 +1,20 @@
-"""memory/store/recall.py: recall by the place in the conversation, the latest turn, and the state of the goal."""
+"""memory/store/recall.py: an opening recalls openings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from conftest import scripted
 from usertwin.memory import Ranking, Triple, TripleStore
 from usertwin.memory.models.embedding import FakeEmbedder
-from usertwin.memory.store.ranking import BY_STAGE, SIMILARITY, is_opening, rank, situation_weights
-from usertwin.personas import Conversation, Pair, Turn, UsageError
+from usertwin.memory.store.ranking import BY_STAGE, SIMILARITY, is_opening, rank
+from usertwin.personas import Conversation, Pair, Turn
 from usertwin.personas.pairs import extract_pairs
 from usertwin.simulator import SimulatedUser
 
@@ -104,62 +102,8 @@ def test_openings_respect_filters(store: TripleStore) -> None:
     assert len({item.triple.id for item in recalled}) == len(recalled) == 6
 
 
-def test_closings_recall_closings_and_others_do_not(store: TripleStore) -> None:
-    ranking = Ranking(closings=1.0)
-    closing = query(("Ann", "day 3"), ("desk", CLOSING), position=6)
-    middle = query(("Ann", "hi"), ("desk", "Which day do you want, anything else? For Rome"), position=6)
-    assert all(action.startswith("no bye") for action in actions(store, closing, 8, ranking))
-    assert not any(action.startswith("no bye") for action in actions(store, middle, 8, ranking))
-
-
-def test_the_state_of_the_goal_is_that_of_the_recalled_moment(tmp_path: Path) -> None:
-    goal, ranking = "You want the weather for Lima.", Ranking(goal=1.0)
-    unsaid = query(("Ann", "hello"), ("desk", f"Sunny. {CLOSING}"), goal=goal)
-    said = query(("Ann", "the weather in Lima?"), ("desk", f"Sunny. {CLOSING}"), goal=goal)
-    with TripleStore(tmp_path / "m", FakeEmbedder()) as store:
-        for number in range(10):
-            store.add([Triple(pair) for pair in extract_pairs(talk(number, agent_first=True), "Ann")])
-        assert all(action.startswith("hi ") for action in actions(store, unsaid, 8, ranking))
-        assert all(action.startswith("no bye") for action in actions(store, said, 8, ranking))
-        for aimless in (replace(unsaid, goal=""), replace(said, goal="")):
-            assert actions(store, aimless, 8, ranking) == actions(store, aimless, 8, SIMILARITY)
-
-
-class Directions:
-    """Embeds a text as the vector that was given for it."""
-
-    name, dimension = "directions", 3
-
-    def __init__(self, **vectors: Sequence[float]) -> None:
-        self.vectors = vectors
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        matrix = np.array([self.vectors[text.replace("\n", "_")] for text in texts], np.float32)
-        return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
-
-
-def test_the_latest_turn_can_weigh_more(tmp_path: Path) -> None:
-    vectors = Directions(before=[1, 0, 0], now=[0, 1, 0], before_now=[1, 0.6, 0], a=[1, 0, 0.2], b=[0.2, 1, 0])
-    with TripleStore(tmp_path / "m", vectors) as store:
-        store.add([
-            Triple(Pair(speaker="Ann", context=(Turn("desk", "agent", text),), action=text, goal="", conversation_id=text,
-                        position=5, when=0.0))
-            for text in ("a", "b")
-        ])  # fmt: skip
-        now = query(("Ann", "before"), ("desk", "now"), position=6)
-        assert actions(store, now, 1, SIMILARITY) == actions(store, now, 1, Ranking(latest=0.01)) == ["a"]
-        assert actions(store, now, 1, Ranking(latest=0.5)) == ["b"]
-        [first, _] = store.recall(now, 2, ranking=Ranking(latest=1.0))
-        assert first.similarity == pytest.approx(0.8 / (1.36 * 1.04) ** 0.5, abs=1e-5)  # still that of both turns together
-
-
-@pytest.mark.parametrize("name", ["closings", "latest", "goal"])
-def test_weights_are_shares(name: str) -> None:
-    for value in (-0.1, 1.1, float("nan")):
-        with pytest.raises(UsageError, match=f"{name} is {value}; it must be between 0 and 1"):
-            Ranking(**{name: value})
-    assert Ranking(**{name: 0.0}) == SIMILARITY
-    assert Ranking(**{name: 0.1}).reorders
+def test_only_openings_need_a_larger_pool() -> None:
+    assert Ranking(openings=True) == BY_STAGE
     assert (BY_STAGE.reorders, BY_STAGE.pool(8), BY_STAGE.pool(8, opens=True), BY_STAGE.pool(0, opens=True)) == (
         False,
         8,
@@ -182,17 +126,6 @@ def test_the_first_come_first_and_keep_their_order(pool: list[tuple[float, bool]
         for group in (True, False):
             chosen = [similarity[index] for index in order if first[index] == group]
             assert chosen == sorted(chosen, reverse=True)
-
-
-@given(st.floats(0, 1), st.floats(0, 1), st.lists(st.tuples(st.booleans(), st.floats(-1, 1, width=16)), min_size=1, max_size=8))
-def test_weights_are_between_0_and_1(closings: float, goal: float, pool: list[tuple[bool, float]]) -> None:
-    last = extract_pairs(talk(1, agent_first=True), "Ann")
-    pairs = [last[-1] if ends else last[1] for ends, _ in pool]
-    similarity = np.array([value for _, value in pool], np.float32)
-    now = query(("Ann", "hello"), ("desk", CLOSING), goal="You want the weather for Oslo.", position=2)
-    weights = situation_weights(Ranking(closings=closings, goal=goal), now, pairs, similarity)
-    assert weights.shape == (len(pool),)
-    assert ((weights >= -1e-9) & (weights <= 1 + 1e-9)).all()
 
 
 def test_a_twin_recalls_openings_after_a_greeting(ann: str) -> None:
