@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from rich.table import Table
 
 from usertwin.evals.cli.demo import SPEAKER
 from usertwin.memory import ChatModel, Recipe, alearn
+from usertwin.memory.own_words.own_words import DEFAULT_WEIGHTS
+from usertwin.memory.own_words.word_weights import WordWeights
 from usertwin.personas import ModelError
 from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer, simulate
@@ -32,7 +34,7 @@ from usertwin.simulator.backends.downloads import TINY, fetch
 from usertwin.simulator.backends.llama_cpp import cores, start_engine
 
 from .canaries import canaries_part
-from .figures import Figure, figure, record_requests, timed
+from .figures import Figure, figure, ratios, record_requests, run_alternately, timed
 from .fuzz.part import fuzz_part
 from .hostile_agents.run import hostile_part
 from .kill_points import crash_part
@@ -101,10 +103,31 @@ def twin_part() -> Iterator[tuple[str, Figure]]:
                 rates.append((answer.usage.output_tokens / seconds) / (bare_tokens / bare_seconds))
                 cached.append(answer.usage.cached_tokens / answer.usage.input_tokens)
             messages += [answer.message, {"role": "assistant", "content": _SMALL_TALK[turn % len(_SMALL_TALK)]}]
+        with_words, alone = _seconds_per_token(user)
         user.close()
     yield "twin.turn_s", figure(turns, "s", "bar: 6 s on 2 cores")
     yield "twin.tokens_per_s_vs_engine", figure(rates, "ratio", "bare xllamacpp, the same prompts and seeds (bar: 0.9)")
     yield "twin.prompt_cache_share", figure(cached, "share", "all prompt tokens of the turn")
+    yield "twin.words_token_time_vs_model", figure(ratios(with_words, alone), "ratio", "the model alone, whole turns")
+
+
+def _seconds_per_token(user: SimulatedUser) -> tuple[list[float], list[float]]:
+    """Return the time of a turn for each token that it has, prompt included, with own words and without."""
+    settings = user.settings
+
+    def write(words: WordWeights | None) -> Callable[[int], float]:
+        def respond(number: int) -> float:
+            user.settings = replace(settings, traces="none", reasons=False, words=words)
+            start = time.perf_counter()
+            answer = user.respond([{"role": "assistant", "content": _SMALL_TALK[number % len(_SMALL_TALK)]}], seed=number)
+            return (time.perf_counter() - start) / max(1, answer.usage.output_tokens)
+
+        return respond
+
+    sides = write(DEFAULT_WEIGHTS), write(None)
+    sides[0](0)  # the words of the memory are read once
+    with_words, alone = run_alternately(12, *sides)
+    return with_words, alone
 
 
 _SMALL_TALK = (
