@@ -25,6 +25,7 @@ from usertwin.evals.replay.replay import ReplayConfig
 from usertwin.evals.reports.terminal import closeness_table
 from usertwin.memory import Settings, TwinRecord, list_twins
 from usertwin.memory.event_loop import run_sync
+from usertwin.memory.own_words.own_words import DEFAULT_WEIGHTS
 from usertwin.memory.twin.record import twin_command, twin_folder, update_record
 from usertwin.personas import Pair, TwinError, load_log, split_pairs
 from usertwin.personas.persona import derive_persona
@@ -53,11 +54,11 @@ SOURCE = "chitchat"
 ROBIN = DemoPerson("demo", "60576dcf-5b39-4420-a850-33ff7d108047", "Robin")
 KIM = DemoPerson("demo-chat", "842e34da-02f5-4904-ace0-fe96083a3a1c", "Kim")
 MAX_TRIPLES, WINDOW = 600, 6
-SETTINGS = Settings(traces="none", reasons=False)
+SETTINGS = Settings(traces="none", reasons=False, words=DEFAULT_WEIGHTS)
 #: Moments shown, and pairs of the guessing game.
 SHOWN, ROUNDS = 4, 5
-#: The arms of the measurement: the twin, and four baselines.
-ARMS = ("no_memory", "other_person", "random_own", "recalled_pairs", "persona")
+#: The arms of the measurement: four baselines, one of them the twin without the person's own words, and the twin.
+ARMS = ("no_memory", "other_person", "recalled_pairs", "recalled_pairs+words", "persona")
 
 
 def run_demo(console: Console, *, home: Path | None, limit: int, interactive: bool, may_fetch: bool = True) -> None:

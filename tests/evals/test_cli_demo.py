@@ -91,7 +91,7 @@ def test_without_a_terminal_it_shows_moments_and_the_table_and_asks_nothing() ->
     assert text.count("no thats all thank you bye") >= 2  # what Ann really said
     assert text.count("I want to know it soon") == 2
     assert text.count("a remembered moment") == 2
-    for arm in ("No memory", "Another person", "Random own pairs", "Recalled pairs", "Persona"):
+    for arm in ("No memory", "Another person", "Recalled pairs + words", "Recalled pairs", "Persona"):
         assert arm in text
     assert "n=4" in text
     assert "need a terminal" in text
