@@ -234,6 +234,7 @@ def test_the_log_of_a_twin_is_only_read_if_a_test_person_has_the_name(tmp_path: 
     assert read == [path, "gone/log.jsonl", "gone/copy.jsonl"]
 
 
-def test_the_demonstration_is_of_a_development_person() -> None:
-    assert people.corpus_of_test_person("chitchat", demo.SPEAKER) is None
-    assert demo.SPEAKER in registry().corpora["chitchat"].development
+def test_the_demonstration_is_of_development_people() -> None:
+    for person in (demo.ROBIN, demo.KIM):
+        assert people.corpus_of_test_person(demo.SOURCE, person.speaker) is None
+        assert person.speaker in registry().corpora["chitchat"].development
