@@ -1,4 +1,4 @@
-"""A guessing game: which of two replies did the real person write, and which one the twin?"""
+"""A guessing game: the reader finds out which of two replies the real person wrote, and which one the twin."""
 
 from __future__ import annotations
 

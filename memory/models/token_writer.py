@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Protocol, TypeAlias
 
 #: (token ids of the turn so far, the model's probabilities of likely tokens) -> probabilities of the next token. These may sum
@@ -21,6 +21,7 @@ class WrittenTokens:
     """A completion: its text, the tokens of prompt, cached prompt and completion, and whether it ended at the limit."""
 
     text: str
+    _: KW_ONLY
     input_tokens: int
     cached_tokens: int
     output_tokens: int

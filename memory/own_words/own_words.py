@@ -66,8 +66,8 @@ class OwnWords:
             evidence.append(
                 TokenEvidence(
                     exp(nats), own.probability(history, token), own.match_length(history),
-                    0.0 if self.others is None else self.others.probability(history, token),
-                    0 if self.others is None else self.others.match_length(history),
+                    others=0.0 if self.others is None else self.others.probability(history, token),
+                    others_match=0 if self.others is None else self.others.match_length(history),
                 )
             )  # fmt: skip
         return evidence
@@ -99,7 +99,7 @@ class WordMixture:
                 token: self.weights.mixed(
                     TokenEvidence(
                         model.get(token, 0.0), own.probability(history, token), own_match,
-                        0.0 if others is None else others.probability(history, token), others_match,
+                        others=0.0 if others is None else others.probability(history, token), others_match=others_match,
                     )
                 )
                 for token in tokens

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import log
 from typing import ClassVar
 
@@ -29,6 +29,7 @@ class TokenEvidence:
     model: float
     own: float
     own_match: int
+    _: KW_ONLY
     others: float = 0.0
     others_match: int = 0
 

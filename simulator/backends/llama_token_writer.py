@@ -85,7 +85,10 @@ class LlamaTokenWriter:
             tokens.append(token)
             text += self._piece(server, token)
             ended = any(mark in text for mark in stop)
-        return WrittenTokens(server.text(tokens), len(prompt), max(0, cached), len(tokens), not ended)
+        return WrittenTokens(
+            server.text(tokens), input_tokens=len(prompt), cached_tokens=max(0, cached), output_tokens=len(tokens),
+            at_limit=not ended,
+        )  # fmt: skip
 
     def _piece(self, server: _Connection, token: int) -> str:
         """Return the text of a token; of one that is part of a character, some text without stop marks."""

@@ -277,7 +277,8 @@ def _decode(tokenizer: Any, prompt: list[int], row: list[int]) -> str:
 def _written(text: str, stop: Sequence[str], prompt_tokens: int, tokens: int, *, ended: bool) -> WrittenTokens:
     """Return a completion, cut at its first stop text."""
     places = [place for place in (text.find(mark) for mark in stop if mark) if place >= 0]
-    return WrittenTokens(text[: min(places)] if places else text, prompt_tokens, 0, tokens, not (ended or places))
+    cut = text[: min(places)] if places else text
+    return WrittenTokens(cut, input_tokens=prompt_tokens, cached_tokens=0, output_tokens=tokens, at_limit=not (ended or places))
 
 
 def _generation(text: str, stop: Sequence[str], usage: UsageMetadata, *, ended: bool) -> ChatGeneration:

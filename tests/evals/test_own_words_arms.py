@@ -64,7 +64,10 @@ class WordWriter:
             if token == 0:
                 break
             tokens.append(token)
-        return WrittenTokens(" ".join(self._words[token] for token in tokens), 10, 0, len(tokens), len(tokens) == max_tokens)
+        return WrittenTokens(
+            " ".join(self._words[token] for token in tokens), input_tokens=10, cached_tokens=0, output_tokens=len(tokens),
+            at_limit=len(tokens) == max_tokens,
+        )  # fmt: skip
 
 
 def writing_model() -> ChatModel:

@@ -87,7 +87,8 @@ def test_fitting_never_makes_the_tokens_less_likely_than_the_prior_does() -> Non
     rng = random.Random(5)
     for _ in range(20):
         tokens = [
-            TokenEvidence(rng.random(), rng.random(), rng.randrange(5), rng.random(), rng.randrange(5)) for _ in range(50)
+            TokenEvidence(rng.random(), rng.random(), rng.randrange(5), others=rng.random(), others_match=rng.randrange(5))
+            for _ in range(50)
         ]
         prior = WordWeights(own=(0.1,) * 5, others=(0.1,) * 5)
         fitted = fit_weights(tokens, prior, prior_tokens=1e-9)
@@ -110,7 +111,7 @@ def test_the_mixture_of_three_distributions_is_one() -> None:
         weights.mixed(
             TokenEvidence(
                 1 / 2000, model.probability(history, token), model.match_length(history),
-                others.probability(history, token), others.match_length(history),
+                others=others.probability(history, token), others_match=others.match_length(history),
             )
         )
         for token in range(2000)
