@@ -31,14 +31,17 @@ def memories_table(recalled: Sequence[Recalled], max_rows: int | None = None) ->
         return Text("no memories were recalled", style="dim")
     table = Table(box=None, padding=(0, 1), header_style="dim", expand=True)
     table.add_column("similarity", justify="right", no_wrap=True)
+    traced = any(memory.triple.reasoning for memory in recalled[:max_rows])
     table.add_column("context", ratio=3, style="dim")
-    table.add_column("reasoning", ratio=3, style="italic dim")
+    if traced:
+        table.add_column("reasoning", ratio=3, style="italic dim")
     table.add_column("action", ratio=3)
     for memory in recalled[:max_rows]:
         triple = memory.triple
         context = triple.pair.context[-1].text if triple.pair.context else "(none)"
         score = "" if triple.score is None else f" [{triple.score:+.2f}]"
-        texts = (_shorten(context), _shorten(triple.reasoning or "–") + score, _shorten(triple.pair.action))
+        reasoning = [_shorten(triple.reasoning or "–") + score] if traced else []
+        texts = (_shorten(context), *reasoning, _shorten(triple.pair.action))
         table.add_row(f"{memory.similarity:.2f}", *map(Text, texts))
     hidden = len(recalled) - table.row_count
     return Group(table, Text(f"and {hidden} less similar ones", style="dim")) if hidden else table

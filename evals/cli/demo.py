@@ -98,7 +98,7 @@ def run_demo(console: Console, *, home: Path | None, limit: int, interactive: bo
         else:
             console.print("[dim]2 and 3, a guessing game and a chat with another twin, need a terminal\n[/dim]")
         console.print(Rule("4  how close, measured", align="left"))
-        console.print(closeness_table(_measured(console, record, home, limit)))
+        console.print(closeness_table({**_measured(console, record, home, limit), "twin": f"{ROBIN.display_name}'s twin"}))
         if download is not None and download.is_running:
             left = f"the download of {SMALL.model} stops here; usertwin chat {KIM.twin} --model {SMALL.model} starts it again"
             console.print(f"[dim]{left}[/dim]", soft_wrap=True)

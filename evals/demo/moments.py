@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.replay.leak_checks import check_split, near_duplicates
 from usertwin.memory.twin.record import HELD_OUT_FILE, read_stored_conversations
 from usertwin.personas import Pair
@@ -19,8 +20,8 @@ from usertwin.simulator.agents import Message
 
 #: Turns of the chat before a moment: at least these, the last of them are shown, and each of these has at most so many words.
 MIN_TURNS, SHOWN_TURNS, MAX_WORDS = 4, 4, 25
-#: The fewest words of the last turn.
-MIN_WORDS = 3
+#: The fewest words of the last turn, and the most moments that are compared, evenly spaced.
+MIN_WORDS, MAX_COMPARED = 3, 120
 RULE = (
     f"Chosen by a rule that does not see what {{name}} really said: {MIN_TURNS} turns or more of a held-out chat, the last "
     f"ones short ({MAX_WORDS} words at most), the remembered moment as similar as possible, no two beside each other."
@@ -46,7 +47,7 @@ def choose_moments(user: SimulatedUser, folder: Path, count: int) -> list[Pair]:
     known = [triple.pair for triple in user.store.triples()]
     check_split(record, known, pairs, by_time=False)
     repeated = near_duplicates(_without_action(pairs), _without_action(known), turns=record.recipe.window)
-    fresh = [pair for place, pair in enumerate(pairs) if place not in repeated]
+    fresh = evenly_spaced([pair for place, pair in enumerate(pairs) if place not in repeated], MAX_COMPARED)
     recalled = user.recall_many(fresh)
     ranked = sorted(
         zip(fresh, (memories[0].similarity if memories else -1.0 for memories in recalled), strict=True),

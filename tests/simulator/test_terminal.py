@@ -80,11 +80,17 @@ def test_why_without_memories_and_reasoning_states_that() -> None:
 
 
 def test_a_memory_without_context_trace_or_score_has_placeholders() -> None:
-    text = printed(why(answer(memory(context=(), reasoning=None, score=None)), "Ann"))
+    text = printed(why(answer(memory(context=(), reasoning=None, score=None), memory(action="no thanks")), "Ann"))
     [line] = (line for line in text.splitlines() if "tomorrow, day 7" in line)
     assert "(none)" in line
     assert "–" in line
     assert "[" not in line
+
+
+def test_memories_without_any_trace_have_no_column_for_it() -> None:
+    text = printed(why(answer(memory(reasoning=None, score=None)), "Ann"))
+    assert "action" in text
+    assert text.count("reasoning") == 1  # that of the answer
 
 
 def test_only_the_shortened_last_turn_of_a_context_is_printed() -> None:
