@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.cli.demo import SPEAKER
+from usertwin.evals.cli.demo import ROBIN
 from usertwin.evals.metrics.statistics import Estimate, mean
 from usertwin.evals.replay.tune import validation_pairs
 from usertwin.evals.traces.control_traces import ControlExperiment, other_person_pairs
@@ -33,7 +33,7 @@ from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_sc
 from .figures import Figure, figure, record_requests, single_figure, timed
 
 #: Two people of the built-in corpus for the control traces.
-PEOPLE = {"student": SPEAKER, "chatter": "842e34da-02f5-4904-ace0-fe96083a3a1c"}
+PEOPLE = {"student": ROBIN.speaker, "chatter": "842e34da-02f5-4904-ace0-fe96083a3a1c"}
 #: Environment variable with the proposer of the control traces: `PROPOSER=local:small make bench ONLY=controls`.
 PROPOSER = "PROPOSER"
 _CONTEXT_TOKENS = 600
@@ -65,7 +65,7 @@ def recon_part(sizes: ReconSizes = FULL) -> Iterator[tuple[str, Figure]]:
 def shared_context_figures(scorer: TransformersScorer, count: int) -> Iterator[tuple[str, Figure]]:
     """Yield speed and error of scoring eight traces after one shared context, against scoring each sequence by itself."""
     _, tokenizer = scorer.loaded
-    split = split_pairs(load_chitchat(), SPEAKER, window=6)
+    split = split_pairs(load_chitchat(), ROBIN.speaker, window=6)
     earlier = join_blocks(format_example(pair, 6) for pair in split.corpus[-60:])
     before = tokenizer.decode(tokenizer(earlier).input_ids[-_CONTEXT_TOKENS:])
     speedups, errors = list[float](), list[float]()
@@ -96,7 +96,7 @@ def resume_figures(sizes: ReconSizes, model: ChatModel, scorer: Scorer, embedder
     log, requests, traces = load_chitchat(), record_requests(model), sizes.traces
     recipe = Recipe(
         source="chitchat",
-        speaker=SPEAKER,
+        speaker=ROBIN.speaker,
         method="recon",
         candidates=4,
         max_triples=sizes.learned,

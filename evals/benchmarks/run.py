@@ -23,7 +23,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from usertwin.evals.cli.demo import SPEAKER
+from usertwin.evals.cli.demo import ROBIN
 from usertwin.memory import ChatModel, Recipe, alearn
 from usertwin.memory.own_words.own_words import DEFAULT_WEIGHTS
 from usertwin.memory.own_words.word_weights import WordWeights
@@ -156,7 +156,7 @@ def _bench_twin(home: str) -> SimulatedUser:
     log, embedder = load_chitchat(), load_embedder()
     model, scorer = load_model("local"), load_scorer("local")
     recipe = Recipe(
-        source="chitchat", speaker=SPEAKER, method="recon", candidates=2, max_triples=200, max_traces=40, window=6,
+        source="chitchat", speaker=ROBIN.speaker, method="recon", candidates=2, max_triples=200, max_traces=40, window=6,
         embedder=embedder.name, model=model.name, scorer=scorer.name, seed=0,
     )  # fmt: skip
     asyncio.run(alearn("bench", log, recipe, embedder=embedder, model=model, scorer=scorer, home=home))
@@ -187,7 +187,7 @@ def simulate_part() -> Iterator[tuple[str, Figure]]:
         log, embedder = load_chitchat(), load_embedder("fake:")
         recipe = Recipe(
             source="chitchat",
-            speaker=SPEAKER,
+            speaker=ROBIN.speaker,
             method="none",
             candidates=1,
             max_triples=200,

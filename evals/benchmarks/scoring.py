@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from usertwin.evals.cli.demo import SPEAKER
+from usertwin.evals.cli.demo import ROBIN
 from usertwin.memory import Triple
 from usertwin.memory.models.scoring import Likelihood
 from usertwin.memory.models.transformers_scorer import TransformersScorer
@@ -86,7 +86,7 @@ def scoring_figures(scorer: TransformersScorer, items: Sequence[tuple[str, str]]
 
 def _held_out(count: int) -> list[tuple[str, str]]:
     """Return prompts and actions of held-out pairs of a real person, with few and with many past pairs in the prompt."""
-    split = split_pairs(load_chitchat(), SPEAKER, window=6)
+    split = split_pairs(load_chitchat(), ROBIN.speaker, window=6)
     past = [Triple(pair) for pair in split.corpus if not pair.abandoned]
     held_out = [pair for pair in (*split.validation, *split.test) if not pair.abandoned][:count]
     counts = [_PAST_PAIRS[number % len(_PAST_PAIRS)] for number in range(count)]

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from usertwin.evals.cli.demo import SPEAKER
+from usertwin.evals.cli.demo import ROBIN
 from usertwin.memory import Embedder, LikelihoodGain, Scorer
 from usertwin.memory.models.score_cache import CachedScorer
 from usertwin.memory.recon.guards import rejection_reason
@@ -51,7 +51,7 @@ FULL = TrainSizes()
 def train_part(sizes: TrainSizes = FULL) -> Iterator[tuple[str, Figure]]:
     """Yield all figures of this file, with the default model."""
     check_installed()
-    corpus = split_pairs(load_chitchat(), SPEAKER).corpus
+    corpus = split_pairs(load_chitchat(), ROBIN.speaker).corpus
     examples = [TrainingExample("chitchat", pair) for pair in corpus if not pair.abandoned]
     scorer: Any = load_scorer("local")
     with tempfile.TemporaryDirectory() as folder:

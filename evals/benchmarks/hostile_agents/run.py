@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from usertwin.evals.cli.demo import SPEAKER
+from usertwin.evals.cli.demo import ROBIN
 from usertwin.memory import ChatModel, Recipe, alearn
 from usertwin.memory.event_loop import run_sync
 from usertwin.personas.importers.chitchat import load_chitchat
@@ -77,7 +77,7 @@ def hostile_part() -> Iterator[tuple[str, Figure]]:
     with tempfile.TemporaryDirectory() as home:
         log, embedder = load_chitchat(), load_embedder("fake:")
         recipe = Recipe(
-            source="chitchat", speaker=SPEAKER, method="none", candidates=1, max_triples=50, max_traces=None,
+            source="chitchat", speaker=ROBIN.speaker, method="none", candidates=1, max_triples=50, max_traces=None,
             window=6, embedder=embedder.name, model=None, scorer=None, seed=0,
         )  # fmt: skip
         run_sync(alearn("bench", log, recipe, embedder=embedder, home=home))
