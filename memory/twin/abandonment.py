@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 #: Number of neighbours, and the exponent of their similarity (chosen on validation turns, see evals/EXPERIMENTS.md).
 NEIGHBOURS, _EXPONENT = 32, 4
-#: The share of abandonments below which the other side has not closed the conversation, whatever the threshold.
-_CLOSED = 1 / 3
+#: The share of abandonments below which the other side has not closed the conversation, whatever the threshold (see
+#: evals/EXPERIMENTS.md).
+_CLOSED = 0.25
 #: Queries that are compared with a block of the memory at once, and candidates kept for each: ties beyond the neighbours.
 _QUERIES, _CANDIDATES = 512, 64
 #: Keys of the file in development snapshots before 0.1.0, and their present names.
@@ -59,7 +60,7 @@ class AbandonmentModel:
     def leaves(self, recalled: Sequence[Recalled], query: Pair | None = None) -> bool:
         """Return whether the person leaves, given the `NEIGHBOURS` most similar triples, abandonments included.
 
-        With a goal in the query, nobody leaves before they have mentioned it, nor where more than two thirds of them stayed.
+        With a goal in the query, nobody leaves before they mentioned it, nor where more than three quarters of them stayed.
         """
         rate = abandonment_rate(recalled)
         if query is not None and query.goal and (rate < _CLOSED or not goal_is_mentioned(query, with_action=False)):
