@@ -55,7 +55,7 @@ _TRANSCRIPT_VERSION = "3"
 Messages = list[tuple[str, str]]
 
 #: The start of a tag of an instruction, also with characters in it that cannot be seen.
-_TAG = re.compile(r"<(?=[\s/\u200b-\u200f\u2060\ufeff]*(?:moments?|goal|you|them|thought)\b)", re.IGNORECASE)
+_TAG = re.compile(r"<(?=[\s/\u200b-\u200f\u2060\ufeff]*(?:moments?|goal|me|them|thought)\b)", re.IGNORECASE)
 #: Times below this are numbers of conversations in a log without dates (see `Pair.when`).
 _FIRST_DATE = 10_000_000
 #: What stands for the other side: before the person's first turn, in place of turns that are left out, and without an answer.
@@ -63,6 +63,8 @@ _START, _LEFT_OUT = "(You write first.)", "(Earlier messages are left out here.)
 _OPENING, _UNANSWERED = "(Nobody has written yet. You write first.)", "(Nobody has answered yet. You write again.)"
 #: The quantiles of the lengths of recalled answers between which a reply should be.
 _USUAL = (0.2, 0.8)
+#: A goal of at most so many characters is repeated close to the reply.
+_REPEATED_GOAL = 400
 
 
 def prompt_versions(style: PromptStyle, reasoner: PromptStyle | None = None) -> dict[str, str]:
@@ -148,8 +150,8 @@ def _instruction(
     latest = query.context[-turns:] if turns else ()
     names = len({turn.speaker for turn in query.context} - {query.speaker}) > 1
     groups = [(own, list(group)) for own, group in groupby(latest, lambda turn: turn.speaker == query.speaker)]
-    now = _OPENING if not query.context else _UNANSWERED
-    if groups and not groups[-1][0]:
+    now, unanswered = _OPENING if not query.context else _UNANSWERED, not groups or groups[-1][0]
+    if not unanswered:
         now = "\n".join(_tagged(turn, query, names) for turn in groups.pop()[1])
     chat = [
         (
@@ -164,7 +166,11 @@ def _instruction(
     shown = _MOMENTS.fill(
         moments=moments, goal=query.goal, with_thoughts=any(moment["thought"] for moment in moments)
     ) if moments else ""  # fmt: skip
-    return [("system", system), *chat, ("user", template.fill(moments=shown, now=now, **values))]
+    last = template.fill(
+        moments=shown, now=now, unanswered=unanswered, goal=inert(query.goal) if len(query.goal) <= _REPEATED_GOAL else "",
+        has_goal=bool(query.goal), **values,
+    )  # fmt: skip
+    return [("system", system), *chat, ("user", last)]
 
 
 def _moment(triple: Triple) -> dict[str, object]:
@@ -181,7 +187,7 @@ def _moment(triple: Triple) -> dict[str, object]:
 def _tagged(turn: Turn, pair: Pair, names: bool) -> str:
     """Return a turn in its tag: of the person, or of another speaker, with their name if there are several."""
     if turn.speaker == pair.speaker:
-        return f"<you>{inert(turn.text)}</you>"
+        return f"<me>{inert(turn.text)}</me>"
     name = single_line(re.sub(r"[<>\"&]", "", turn.speaker)) if names else ""
     return (f'<them name="{name}">' if name else "<them>") + f"{inert(turn.text)}</them>"
 

@@ -29,6 +29,11 @@ _FAREWELL = (
 _THANKS = (
     r"\b(?:thanks?|thx|ty|cheers|that'?s (?:all|it)|danke|merci|gracias|obrigad[oa]|grazie|спасибо)\b|谢谢|ありがとう|감사"
 )
+#: The tags of an instruction that a model may write around a reply, or the other side's before it.
+_OWN_TAG, _OTHER_TAG = (
+    re.compile(r"\s*(?:<me>)?(.*?)(?:</me>.*)?", re.IGNORECASE | re.DOTALL),
+    re.compile(r"\s*<them\b", re.IGNORECASE),
+)
 _NOTHING = re.compile(r"\W*(?:none|nothing|n/?a|null|-)?\W*", re.IGNORECASE)
 
 
@@ -47,6 +52,12 @@ def read_structured(completion: str) -> StructuredReply | None:
         if isinstance(reply, str) and reply.strip():
             return StructuredReply(reply, _thought(raw), raw.get("done") is True)
     return None
+
+
+def without_tags(reply: str) -> str:
+    """Return a reply without the prompt's tag of the person's turns around it; "" if it is a turn of the other side."""
+    match = _OWN_TAG.fullmatch(reply)
+    return "" if match is None or _OTHER_TAG.match(reply) else match[1]
 
 
 def may_leave(pair: Pair) -> bool:

@@ -16,7 +16,7 @@ from usertwin.personas.style_card import StyleCard
 
 from .prompt_fit import FittedPrompt, fit_prompt
 from .prompts import Messages, act_messages, shown_turns
-from .structured_reply import SCHEMA, UNREADABLE, read_structured
+from .structured_reply import SCHEMA, UNREADABLE, read_structured, without_tags
 from .turn_checks import badness, usable_defect
 from .turn_text import clean_turn, no_turn_error
 
@@ -187,6 +187,8 @@ class TurnWriter:
         names = (self.persona.name, self.speaker)
         shown = [triple.pair.action for triple in recalled]
         drafts = [_read(completion, structured) for completion in samples]
+        if self.model.style == "instruction":
+            drafts = [replace(draft, text=without_tags(draft.text)) for draft in drafts]
         cleaned = [clean_turn(draft, names, shown) for draft in drafts]
         return [replace(draft, text=turn.text, defect=turn.defect) for draft, turn in zip(drafts, cleaned, strict=True)]
 

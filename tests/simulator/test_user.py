@@ -411,7 +411,7 @@ def test_an_instruction_prompt_names_persona_goal_context_and_examples(ann: str)
         assert "<goal>\nYou want the weather for Oslo.\n</goal>" in prompt
         assert "\nhi, the weather in Oslo please\n" in prompt  # a message of its own
         assert "<them>Which day do you mean for Oslo?</them>" in prompt
-        assert f"<you>{answer.recalled[0].triple.pair.action}</you>" in prompt
+        assert f"<me>{answer.recalled[0].triple.pair.action}</me>" in prompt
     assert "Do not write the reply itself" in reason
     assert "What goes on in you right now: I want it tomorrow." in act
     assert "What goes on in you right now" not in reason
