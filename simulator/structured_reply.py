@@ -63,13 +63,14 @@ def without_tags(reply: str) -> str:
 def may_leave(pair: Pair) -> bool:
     """Return whether the person may leave with the pair's action as the model says: models say so too early.
 
-    Both sides have spoken before, and the goal was mentioned before, or one of them closes the conversation now.
+    Both sides have spoken before. With a goal, it was mentioned before; without one, somebody closes the conversation now.
     """
     own = [turn for turn in pair.context if turn.speaker == pair.speaker]
     if not own or len(own) == len(pair.context):
         return False
-    closed = _says(_FAREWELL, pair.context[-1].text) or _says(f"{_FAREWELL}|{_THANKS}", pair.action)
-    return closed or (bool(pair.goal) and goal_is_mentioned(pair, with_action=False))
+    if pair.goal:
+        return goal_is_mentioned(pair, with_action=False)
+    return _says(_FAREWELL, pair.context[-1].text) or _says(f"{_FAREWELL}|{_THANKS}", pair.action)
 
 
 def _says(pattern: str, text: str) -> bool:

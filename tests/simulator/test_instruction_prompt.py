@@ -357,14 +357,18 @@ def moment(*texts: str, action: str, goal: str = "You want a table for two, at a
         (moment("Hello", action="thanks, bye"), False),  # nothing was said before
         (moment("Hello", "hi", "What else?", action="nothing"), False),
         (moment("Hello", "a table at a window", "Booked.", action="great"), True),
-        (moment("Hello", "hi", "Anything?", action="no thanks"), True),
-        (moment("Hello", "hi", "Good-bye!", action="ok"), True),
+        (moment("Hello", "hi", "Anything?", action="no thanks"), False),  # the goal was never mentioned
+        (moment("Hello", "hi", "Good-bye!", action="ok"), False),
+        (moment("Hello", "hi", "Anything?", action="no thanks", goal=""), True),
+        (moment("Hello", "hi", "Good-bye!", action="ok", goal=""), True),
         (moment("Hello", "hi", "Thanks for waiting. Which day?", action="monday"), False),
         (moment("Hello", "hi", "Which day?", action="monday", goal=""), False),
         (moment("Hello", "hi", "Which day?", action="再见", goal=""), True),
     ],
 )
-def test_a_model_may_end_a_chat_after_the_goal_was_mentioned_or_when_somebody_closes(pair: Pair, leaves: bool) -> None:
+def test_a_model_may_end_a_chat_after_the_goal_was_mentioned_or_without_one_when_somebody_closes(
+    pair: Pair, leaves: bool
+) -> None:
     assert may_leave(pair) is leaves
 
 
@@ -455,8 +459,11 @@ def test_line_breaks_survive_everywhere() -> None:
 
 def test_a_short_goal_is_repeated_close_to_the_reply_and_a_long_one_is_not() -> None:
     for goal, times in (("See the sea.", 1), ("See the sea. " * 40, 0), ("", 0)):
-        for build in (reason_messages, lambda *parts: act_messages(*parts, "")):
-            messages = build("instruction", Persona("Ann"), replace(PAIR, goal=goal), [])
+        pair = replace(PAIR, goal=goal)
+        for messages in (
+            reason_messages("instruction", Persona("Ann"), pair, []),
+            act_messages("instruction", Persona("Ann"), pair, [], ""),
+        ):
             assert messages[-1][1].count("<goal>") == times
             assert messages[0][1].count(f"<goal>\n{goal}\n</goal>") == bool(goal)
 
