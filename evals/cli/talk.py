@@ -55,7 +55,7 @@ acting_model_option = click.option(
 @click.command()
 @home_option
 @click.option("--limit", default=40, show_default=True, help="The most held-out turns to measure on.")
-@click.option("--yes", is_flag=True, help="Ask nothing: leave out the guessing game and the chat, as without a terminal.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option(
     "--no-fetch",
     is_flag=True,

@@ -82,7 +82,7 @@ def test_the_help_of_a_command_explains_each_option(words: tuple[str, ...], comm
         ("export", "--arm --out"),
         ("show", "--home"),
         ("controls", "--limit --candidates --json --price --home"),
-        ("demo", "--home --max-turns --limit"),
+        ("demo", "--home --yes --no-fetch --limit"),
     ],
 )
 def test_the_documented_options_exist(name: str, options: str) -> None:
@@ -103,6 +103,7 @@ def test_an_option_has_one_meaning_in_all_commands() -> None:
         "--max-traces",
         "--judge",
         "--dry-run",
+        "--model",  # conversations have another default
     }
     texts: dict[str, set[str]] = {}
     for _, command in all_commands():

@@ -71,7 +71,9 @@ def pairs_for(folder: Path, *, limit: int = 5000) -> tuple[TwinRecord, list, flo
 
 def test_the_pool_holds_earlier_pairs_of_others_with_the_persons_role(measured: tuple[Path, dict[str, object], Models]) -> None:
     record, pairs, first = pairs_for(measured[0])
-    assert {pair.speaker for pair in pairs} == {*WORDS} - {record.recipe.speaker}  # and no agent
+    log = read_conversations(measured[0] / "log.jsonl")
+    speakers = {turn.speaker for talk in log.conversations for turn in talk.turns} & {*WORDS}
+    assert {pair.speaker for pair in pairs} == speakers - {record.recipe.speaker}  # and no agent
     assert all(pair.when < first and not pair.abandoned for pair in pairs)
     assert [pair.when for pair in pairs] == sorted(pair.when for pair in pairs)
     assert pairs_for(measured[0], limit=5)[1] == pairs[-5:]

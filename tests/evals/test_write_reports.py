@@ -33,7 +33,7 @@ def test_every_figure_of_the_tables_is_in_the_page() -> None:
 def test_every_table_is_complete() -> None:
     lines = render_markdown(result()).split("\n")
     heads = [place for place, line in enumerate(lines) if set(line) == {"|", " ", "-"}]
-    assert len(heads) == 16
+    assert len(heads) == 17
     for head in heads:
         wide = len(cells(lines[head]))
         assert len(cells(lines[head - 1])) == wide
