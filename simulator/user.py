@@ -237,6 +237,8 @@ class SimulatedUser:
         [recalled] = await to_thread(self.recall_many, [query])
         if "instruction" in {self.model.style, self.reasoner.style}:
             await to_thread(self.style_card, query)  # kept for the prompts, which are written on the event loop
+        if self.settings.words is not None:
+            await to_thread(self._next_token, self.settings.words, query.when)  # likewise: reading the words takes a while
         update = {"usage": asdict(Usage()), "done": False, "abandonment_rate": 0.0}
         if self.abandonment is not None and any(turn.speaker == query.speaker for turn in query.context):
             neighbours = await to_thread(self.store.recall, query, NEIGHBOURS, abandoned=None)
