@@ -147,7 +147,7 @@ async def compute_rewards(
         seed: seed of sampled judgements.
         saw_action: whether the action was in the prompt of the traces; without it they leak nothing, and the leak term is 1.
     """
-    reasons = [guard(trace, pair) for trace in traces]
+    reasons = await to_thread(lambda: [guard(trace, pair) for trace in traces])
     accepted = list(dict.fromkeys(trace for trace, reason in zip(traces, reasons, strict=True) if reason is None))
     try:
         scored = await fidelity.score(pair, accepted, seed=seed) if accepted else []
@@ -155,6 +155,9 @@ async def compute_rewards(
     except VerdictError:
         return [Reward(rejected=reason or "no_verdict") for reason in reasons]
     group = [scores[trace] for trace, reason in zip(traces, reasons, strict=True) if reason is None]
+    leaks = dict.fromkeys(accepted, 1.0)
+    if saw_action:
+        leaks = await to_thread(lambda: {trace: _leak_term(trace, pair, embedder) for trace in accepted})
     ranked = shape == "rank" or not fidelity.comparable
     rewards: list[Reward] = []
     for trace, reason, ended in zip(traces, reasons, finished, strict=True):
@@ -166,7 +169,7 @@ async def compute_rewards(
         rewards.append(
             Reward(
                 fidelity=term,
-                leak=_leak_term(trace, pair, embedder) if saw_action else 1.0,
+                leak=leaks[trace],
                 length=_length_term(trace),
                 format=float(ended),
                 score=score,

@@ -341,3 +341,25 @@ def test_a_pair_that_differs_in_any_key_has_no_related_pair(change: dict[str, An
     fidelity = DownstreamReward(WordWeightScorer({"good": 1.0}), {PAIR: RELATED})
     [score] = asyncio.run(fidelity.score(replace(PAIR, **change), ["good"]))
     assert score.value == 0.0
+
+
+@pytest.mark.parametrize("saw_action", [True, False])
+def test_guards_and_embeddings_do_not_run_on_the_event_loop(saw_action: bool):
+    """They would hold up all other work, and slow torch in all threads afterwards."""
+    loops: list[object] = []
+
+    def note() -> None:
+        loops.append(asyncio._get_running_loop())  # pyright: ignore[reportPrivateUsage]
+
+    class NotingEmbedder(FakeEmbedder):
+        def embed(self, texts: Sequence[str]) -> Any:
+            note()
+            return super().embed(texts)
+
+    def guard(trace: str, pair: Pair) -> str | None:
+        note()
+        return None
+
+    rewards_of(FixedFidelity({"a": 1.0, "b": 2.0}), ["a", "b"], embedder=NotingEmbedder(), guard=guard, saw_action=saw_action)
+    assert len(loops) >= 2
+    assert set(loops) == {None}
