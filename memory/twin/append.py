@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from usertwin.memory.concurrency import to_thread
 from usertwin.memory.models.chat import ChatModel
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.models.scoring import Scorer
@@ -74,11 +75,11 @@ async def aappend(
                 return record, 0
             with changed_before("what was added is kept, and the same command adds the rest"):
                 _delete_resumed_abandonments(store, new)
-                add_pairs(store, [triple.pair for triple in new], progress)
+                await add_pairs(store, [triple.pair for triple in new], progress)
                 if max_traces:
                     with open_synthesizer(folder, record, store, model, scorer, actor, judge) as synthesizer:
                         await add_traces(store, new, record, synthesizer, max_traces, concurrency, progress)
-                fit_leaving_models(folder, record, store)
+                await to_thread(fit_leaving_models, folder, record, store)
                 ids = conversation_ids([triple.pair for triple in new])
                 record = update_record(folder, lambda old: replace(old, corpus=tuple(dict.fromkeys([*old.corpus, *ids]))))
                 store.save()

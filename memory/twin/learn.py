@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from usertwin.memory.concurrency import to_thread
 from usertwin.memory.models.chat import ChatModel
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.models.scoring import Scorer
@@ -112,8 +113,8 @@ async def alearn(
         try:
             pairs = split.corpus if recipe.max_triples is None else split.corpus[-recipe.max_triples :]
             with TripleStore(work, embedder) as store:
-                add_pairs(store, pairs, progress)
-                fit_leaving_models(work, record, store)
+                await add_pairs(store, pairs, progress)
+                await to_thread(fit_leaving_models, work, record, store)
                 with open_synthesizer(work, record, store, model, scorer, actor, judge) as synthesizer:
                     await add_traces(store, store.triples(), record, synthesizer, recipe.max_traces, concurrency, progress)
             record = update_record(work, lambda record: replace(record, state="complete"))
@@ -135,14 +136,14 @@ def _make_home(folder: Path) -> None:
         raise TwinError(f"{folder}: {reason}") from None
 
 
-def add_pairs(store: TripleStore, pairs: Sequence[Pair], progress: Progress) -> None:
-    """Add the pairs to the memory; skip those that it already holds."""
+async def add_pairs(store: TripleStore, pairs: Sequence[Pair], progress: Progress) -> None:
+    """Add the pairs to the memory; skip those that it already holds. A cancellation ends it after a chunk."""
     triples = store.missing([Triple(pair) for pair in pairs])
     total, done = len(pairs), len(pairs) - len(triples)
     progress("memories", done, total)
     for start in range(0, len(triples), _CHUNK):
         chunk = triples[start : start + _CHUNK]
-        store.add(chunk)
+        await to_thread(store.add, chunk)
         done += len(chunk)
         progress("memories", done, total)
 
