@@ -20,6 +20,9 @@ POOLED_ARMS = ("pooled", "pooled_with_own")
 
 #: Appended to the name of an arm with likelihoods: the person's own words are mixed into the model's next-token probabilities.
 WORDS = "+words"
+#: Appended to the name of an arm that could be the twin, after `WORDS`: a reply is the best of several, by the twin's rule.
+RERANKED = "+reranked"
+_SUFFIXES = ("", WORDS, RERANKED, WORDS + RERANKED)
 
 #: Every arm, in the order of reports, with one sentence on what the model is shown before the present context, or on the reply.
 ARM_DESCRIPTIONS: Mapping[str, str] = {
@@ -52,17 +55,22 @@ _SIMULATOR = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
 
 
 def base_arm(arm: str) -> str:
-    """Return the arm that shows the same prompt, without own words.
+    """Return the arm that shows the same prompt, without own words and with the first reply.
 
-    >>> base_arm("recalled_pairs+words")
+    >>> base_arm("recalled_pairs+words+reranked")
     'recalled_pairs'
     """
-    return arm.removesuffix(WORDS)
+    return arm.removesuffix(RERANKED).removesuffix(WORDS)
 
 
 def uses_words(arm: str) -> bool:
     """Return whether the person's own words are mixed into the probabilities of an arm."""
-    return arm.endswith(WORDS)
+    return arm.removesuffix(RERANKED).endswith(WORDS)
+
+
+def is_reranked(arm: str) -> bool:
+    """Return whether a reply of an arm is the best of several."""
+    return arm.endswith(RERANKED)
 
 
 def peer_of(arm: str) -> Peer | None:
@@ -73,20 +81,22 @@ def peer_of(arm: str) -> Peer | None:
 def describe_arm(arm: str) -> str:
     """Return one sentence about an arm; "" for a simulator of the user's."""
     description = ARM_DESCRIPTIONS.get(base_arm(arm), "")
-    if arm == base_arm(arm) or not description:
-        return description
-    return f"{description[:-1]}; the person's own words are mixed into the model's probabilities."
+    words = "; the person's own words are mixed into the model's probabilities" if uses_words(arm) else ""
+    best = "; the reply is the best of several, by the twin's rule" if is_reranked(arm) else ""
+    return description and f"{description[:-1]}{words}{best}."
 
 
 def in_order(arms: Iterable[str]) -> list[str]:
-    """Return arms in the order of reports, each before itself with own words; simulators come last, in their order."""
+    """Return arms in the order of reports, each before itself with own words or reranking; simulators come last."""
     given = list(dict.fromkeys(arms))
-    known = [arm for base in ARMS for arm in (base, base + WORDS) if arm in given]
+    known = [arm for base in ARMS for suffix in _SUFFIXES if (arm := base + suffix) in given]
     return [*known, *(arm for arm in given if arm not in known)]
 
 
 def _is_arm(name: str) -> bool:
-    return name in ARMS or (name.endswith(WORDS) and base_arm(name) in ARMS and base_arm(name) not in QUOTING_ARMS)
+    base = base_arm(name)
+    allowed = MEMORY_ARMS if is_reranked(name) else tuple(arm for arm in ARMS if arm not in QUOTING_ARMS)
+    return name in ARMS or (base in allowed and name.removeprefix(base) in _SUFFIXES)
 
 
 def check_arms(arms: Sequence[str]) -> tuple[str, ...]:
@@ -102,8 +112,8 @@ def check_arms(arms: Sequence[str]) -> tuple[str, ...]:
     if unknown or not arms:
         problem = f'there is no arm "{unknown[0]}"' if unknown else "no arm is named"
         raise UsageError(
-            f"{problem}; there are {', '.join(ARMS)}, these with {WORDS} where a model writes, and NAME=MODULE:ATTRIBUTE for a "
-            "simulator of yours"
+            f"{problem}; there are {', '.join(ARMS)}, these with {WORDS} where a model writes, those of the twin's memory with "
+            f"{RERANKED}, and NAME=MODULE:ATTRIBUTE for a simulator of yours"
         )
     simulators: dict[str, str] = {}
     for arm in arms:

@@ -47,9 +47,9 @@ _SYSTEM, _MOMENTS, _ACT, _REASON = (
     PromptTemplate(Path(__file__).parent / f"user_{part}.txt") for part in ("system", "moments", "act", "reason")
 )
 
-#: 3: dashes between examples, so that every turn ends in the same token. 2: the user's description of the person, goal and
-#: turns whole, markers that no text can be.
-_TRANSCRIPT_VERSION = "3"
+#: 4: line breaks inside a turn. 3: dashes between examples, so that every turn ends in the same token. 2: the description that
+#: the user wrote, goal and turns whole, markers that no text can be.
+_TRANSCRIPT_VERSION = "4"
 
 #: (role, text) messages of a prompt.
 Messages = list[tuple[str, str]]

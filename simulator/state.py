@@ -53,6 +53,7 @@ class TwinState(TypedDict):
     abandonment_rate: NotRequired[float]
     usage: NotRequired[dict[str, int]]
     discarded: NotRequired[int]
+    candidates: NotRequired[int]
     cut_turns: NotRequired[int]
     cut_recalled: NotRequired[int]
 
@@ -71,6 +72,7 @@ class Answer:
         reasoner: the name of the model that reasoned if it is not the one that acted; else None.
         discarded: replies of the model that were asked for again, since they were empty, not one turn of the person, or had a
             defect (see turn_checks.py).
+        candidates: the turns without a defect that it was chosen among, by the twin's rule; 0 if it chose among none.
         cut_turns: earlier turns of the conversation that the prompt did not hold whole, oldest first: a transcript shows the
             tuned number of turns, and every prompt must fit into the model's context.
         cut_recalled: recalled triples that were left out because the model's context was full.
@@ -84,6 +86,7 @@ class Answer:
     abandonment_rate: float = 0.0
     reasoner: str | None = None
     discarded: int = 0
+    candidates: int = 0
     cut_turns: int = 0
     cut_recalled: int = 0
 

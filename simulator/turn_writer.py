@@ -1,4 +1,8 @@
-"""Writes a turn of the person: fits the prompt into the context, samples, and samples again what is no turn of theirs."""
+"""Writes a turn of the person: fits the prompt into the context, samples, and samples again what is no turn of theirs.
+
+With a rule for the best of several candidates, the model writes several turns at once, and the rule chooses among those without
+a defect and, if it says so, what the person answered in the recalled moments.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,18 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING
 
 from usertwin.memory import ChatModel, Triple
-from usertwin.memory.models.chat import Sample, sample
+from usertwin.memory.concurrency import to_thread
+from usertwin.memory.models.chat import Sample, Usage, sample
 from usertwin.memory.models.token_limits import answer_tokens, token_limit
 from usertwin.memory.models.token_writer import NextToken
 from usertwin.memory.text.speaker_sides import SpeakerSides
+from usertwin.memory.text.transcript import unescaped_line
 from usertwin.personas import Pair, Persona
 from usertwin.personas.style_card import StyleCard
 
 from .prompt_fit import FittedPrompt, fit_prompt
 from .prompts import Messages, act_messages, shown_turns
+from .reranking.reranker import BestOf
 from .structured_reply import SCHEMA, UNREADABLE, read_structured, without_tags
 from .turn_checks import badness, usable_defect
 from .turn_text import clean_turn, no_turn_error
@@ -50,12 +57,15 @@ class WrittenTurn:
         sample: the completion that it is, with the usage of all attempts, and the thought in it.
         prompt: what the model was shown, and what was left out.
         discarded: replies that were asked for again, since they were empty, not one turn of the person, or had a defect.
+        candidates: the turns that it was chosen among; 0 without a choice.
     """
 
     text: str
     sample: Draft
     prompt: FittedPrompt
     discarded: int
+    _: KW_ONLY
+    candidates: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,7 @@ class TurnWriter:
         structured: whether the model writes its thoughts with the reply, in one JSON object (see structured_reply.py).
         sides: returns what each side of the person's conversations says; None if that is not known.
         next_token: mixes the person's own words into the model's probabilities; None for the model alone.
+        best_of: chooses the best of several candidates; None for the first turn that the model writes.
     """
 
     model: ChatModel
@@ -82,6 +93,7 @@ class TurnWriter:
     structured: bool = False
     sides: Callable[[], SpeakerSides | None] = lambda: None
     next_token: NextToken | None = None
+    best_of: BestOf | None = None
 
     async def write(
         self, query: Pair, recalled: Sequence[Triple], reasoning: str, *, seed: int, bypass_cache: bool,
@@ -94,21 +106,71 @@ class TurnWriter:
             TwinError: the model writes no turn of the person in four attempts.
         """
         prompt, plain = self.fitted(query, recalled, reasoning), self._plain(query, recalled, reasoning)
-        [first] = await self._sample_once(prompt.messages, recalled, 1, seed, bypass_cache, config, self.structured)
-        reply, discarded = await self._retried(prompt.messages, recalled, first, seed, query, False, config, plain)
-        if not reply.text:
-            raise no_turn_error(self.model, reply, _MAX_ATTEMPTS, self.max_tokens)
-        return WrittenTurn(reply.text, reply, prompt, discarded)
+        turn = await self._write(prompt, query, recalled, seed, bypass_cache, config, plain, cached_attempts=True)
+        if not turn.text:
+            raise no_turn_error(self.model, turn.sample, _MAX_ATTEMPTS, self.max_tokens)
+        return turn
+
+    async def drafts(
+        self, query: Pair, recalled: Sequence[Triple], reasoning: str, *, seed: int, n: int, bypass_cache: bool = True
+    ) -> list[Draft]:  # fmt: skip
+        """Sample n turns once, each with the defect that it has at its place, as candidates for the best of several."""
+        messages = self.fitted(query, recalled, reasoning).messages
+        drafts = await self._sample_once(messages, recalled, n, seed, bypass_cache, None, self.structured)
+        return [self._checked(draft, query, recalled) for draft in drafts]
+
+    async def _write(
+        self, prompt: FittedPrompt, query: Pair, recalled: Sequence[Triple], seed: int, bypass_cache: bool,
+        config: RunnableConfig | None, plain: Messages | None, *, cached_attempts: bool,
+    ) -> WrittenTurn:  # fmt: skip
+        """Write a turn; it is "" if there is none after four attempts. Attempts after the first may use the prompt cache."""
+        samples, messages = 1 if self.best_of is None else self.best_of.rule.samples, prompt.messages
+        drafts = await self._sample_once(messages, recalled, samples, seed, bypass_cache, config, plain is not None)
+        if self.best_of is not None:
+            chosen, candidates = await to_thread(self._chosen, self.best_of, drafts, query, recalled)
+            if chosen is not None:
+                usage = sum((draft.usage for draft in drafts), Usage())
+                return WrittenTurn(chosen.text, replace(chosen, usage=usage), prompt, 0, candidates=candidates)
+        bypass = bypass_cache and not cached_attempts
+        reply, discarded = await self._retried(messages, recalled, drafts[0], seed, query, bypass, config, plain)
+        usage = sum((draft.usage for draft in drafts[1:]), reply.usage)
+        return WrittenTurn(reply.text, replace(reply, usage=usage), prompt, discarded + len(drafts) - 1)
+
+    def _chosen(
+        self, best_of: BestOf, drafts: Sequence[Draft], query: Pair, recalled: Sequence[Triple]
+    ) -> tuple[Draft | None, int]:
+        """Return the best turn among the drafts, and what the person answered in recalled moments, and their number.
+
+        None has a defect; there is no best one if all have.
+        """
+        checked = [self._checked(draft, query, recalled) for draft in drafts]
+        written = {draft.text: draft for draft in checked if not badness(draft)}
+        candidates = [
+            candidate
+            for candidate in best_of.candidates(list(written), query, recalled)
+            if candidate.quoted is None or not usable_defect(candidate.text, query, recalled, self.sides())
+        ]
+        if not candidates:
+            return None, 0
+        best = best_of.best(candidates, query, recalled)
+        quote = replace(drafts[0], text=best.text, thought="", done=False, defect="", at_limit=False)
+        return written.get(best.text, quote), len(candidates)
 
     async def sample_action(
         self, query: Pair, recalled: Sequence[Triple], reasoning: str, *, seed: int, n: int = 1, bypass_cache: bool = True,
         config: RunnableConfig | None = None,
     ) -> list[Draft]:  # fmt: skip
         """Sample n turns of the person. Without `bypass_cache` the engine reuses its cache of the reasoning prompt."""
-        messages, plain = self.fitted(query, recalled, reasoning).messages, self._plain(query, recalled, reasoning)
-        return await self.complete(
-            messages, recalled, n=n, seed=seed, bypass_cache=bypass_cache, query=query, config=config, plain=plain
-        )
+        prompt, plain = self.fitted(query, recalled, reasoning), self._plain(query, recalled, reasoning)
+        if self.best_of is None:
+            return await self.complete(
+                prompt.messages, recalled, n=n, seed=seed, bypass_cache=bypass_cache, query=query, config=config, plain=plain
+            )
+        seeds = [seed + number * self.best_of.rule.samples for number in range(n)]
+        return [
+            (await self._write(prompt, query, recalled, one, bypass_cache, config, plain, cached_attempts=False)).sample
+            for one in seeds
+        ]
 
     async def complete(
         self, messages: Messages, recalled: Sequence[Triple] = (), *, n: int = 1, seed: int, bypass_cache: bool = True,
@@ -187,8 +249,8 @@ class TurnWriter:
         names = (self.persona.name, self.speaker)
         shown = [triple.pair.action for triple in recalled]
         drafts = [_read(completion, structured) for completion in samples]
-        if self.model.style == "instruction":
-            drafts = [replace(draft, text=without_tags(draft.text)) for draft in drafts]
+        read = without_tags if self.model.style == "instruction" else unescaped_line
+        drafts = [replace(draft, text=read(draft.text)) for draft in drafts]
         cleaned = [clean_turn(draft, names, shown) for draft in drafts]
         return [replace(draft, text=turn.text, defect=turn.defect) for draft, turn in zip(drafts, cleaned, strict=True)]
 

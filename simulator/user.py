@@ -26,6 +26,7 @@ from usertwin.memory.twin.abandonment import NEIGHBOURS, AbandonmentModel, aband
 from usertwin.memory.twin.forget import open_memory
 from usertwin.memory.twin.last_turn import LastTurnModel
 from usertwin.memory.twin.record import ABANDONMENT_FILE, LAST_TURN_FILE
+from usertwin.memory.twin.reranking import Reranking
 from usertwin.personas import Pair, Persona, Turn, as_conversation
 from usertwin.personas.pairs import visible_turns
 from usertwin.personas.roles import is_user
@@ -35,6 +36,7 @@ from .backends.load import DEFAULT_MODEL, load_model
 from .prompt_fit import fit_prompt
 from .prompts import reason_messages, shown_turns, with_shown_traces
 from .reasoner import load_own_embedder, load_reasoner
+from .reranking.reranker import BestOf, Reranker
 from .state import Answer, TwinState, from_rows, to_rows
 from .structured_reply import may_leave
 from .turn_checks import MemorySides
@@ -78,7 +80,7 @@ class SimulatedUser:
         self.settings = settings or record.settings or Settings()
         self.k = self.settings.k if k is None else k
         self.last_turn, self.abandonment, self.ranking = last_turn, abandonment, ranking
-        self._sides = MemorySides(store)
+        self._sides, self._reranker = MemorySides(store), Reranker(store)
         self._graph: Graph | None = None
         self._words: tuple[int, OwnWords] | None = None
         self._card: tuple[tuple[int, float], StyleCard | None] | None = None
@@ -142,17 +144,21 @@ class SimulatedUser:
     @property
     def writer(self) -> TurnWriter:
         """What writes the twin's turns."""
-        return self.writer_with(self.settings.words)
+        return self.writer_with(self.settings.words, self.settings.reranking)
 
-    def writer_with(self, weights: WordWeights | None, *, before: float = float("inf")) -> TurnWriter:
+    def writer_with(
+        self, weights: WordWeights | None, reranking: Reranking | None = None, *, before: float = float("inf")
+    ) -> TurnWriter:
         """Return what writes the person's turns with these weights of their own words, said before a time; None for no words.
 
-        Words need a model that tells the probabilities of tokens; any other one writes without them.
+        Words need a model that tells the probabilities of tokens; any other one writes without them. With `reranking` it writes
+        the best of several turns.
         """
         structured = self.model.style == "instruction" and self.model.structured and self.settings.reasons and self._one_model
         return TurnWriter(
             self.model, self.persona, self.record.recipe.speaker, self.settings.window, card=self.style_card,
             structured=structured, sides=self._sides, next_token=self._next_token(weights, before),
+            best_of=None if reranking is None else BestOf(self._reranker, reranking),
         )  # fmt: skip
 
     def _next_token(self, weights: WordWeights | None, before: float) -> NextToken | None:
@@ -213,7 +219,7 @@ class SimulatedUser:
             recalled=tuple(from_rows(state["recalled"], self.record.recipe.speaker)),
             usage=Usage(**state["usage"]), abandonment_rate=state["abandonment_rate"],
             reasoner=self.reasoner.name if state["reasoning"] and not self._one_model else None,
-            **{name: state.get(name, 0) for name in ("discarded", "cut_turns", "cut_recalled")},
+            **{name: state.get(name, 0) for name in ("discarded", "candidates", "cut_turns", "cut_recalled")},
         )  # fmt: skip
 
     def respond(self, messages: Any, *, goal: str = "", seed: int = 0, config: RunnableConfig | None = None) -> Answer:
@@ -272,7 +278,7 @@ class SimulatedUser:
         return {
             "messages": [HumanMessage(turn.text)], "action": turn.text, "reasoning": reasoning or turn.sample.thought,
             "done": done or (turn.sample.done and may_leave(pair)),
-            "usage": _add_usage(state, turn.sample.usage), "discarded": turn.discarded,
+            "usage": _add_usage(state, turn.sample.usage), "discarded": turn.discarded, "candidates": turn.candidates,
             "cut_turns": turn.prompt.cut_turns, "cut_recalled": turn.prompt.cut_recalled,
         }  # fmt: skip
 

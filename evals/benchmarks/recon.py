@@ -16,8 +16,8 @@ from typing import Any
 
 from usertwin.evals.cli.demo import ROBIN
 from usertwin.evals.metrics.statistics import Estimate, mean
-from usertwin.evals.replay.tune import validation_pairs
 from usertwin.evals.traces.control_traces import ControlExperiment, other_person_pairs
+from usertwin.evals.tuning.tune import validation_pairs
 from usertwin.memory import ChatModel, LikelihoodGain, Recipe, Synthesizer, alearn
 from usertwin.memory.models.embedding import Embedder
 from usertwin.memory.models.scoring import Likelihood, Scorer

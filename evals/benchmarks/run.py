@@ -27,6 +27,7 @@ from usertwin.evals.cli.demo import ROBIN
 from usertwin.memory import ChatModel, Recipe, alearn
 from usertwin.memory.own_words.own_words import DEFAULT_WEIGHTS
 from usertwin.memory.own_words.word_weights import WordWeights
+from usertwin.memory.twin.reranking import DEFAULT_RERANKING
 from usertwin.personas import ModelError
 from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer, simulate
@@ -104,11 +105,27 @@ def twin_part() -> Iterator[tuple[str, Figure]]:
                 cached.append(answer.usage.cached_tokens / answer.usage.input_tokens)
             messages += [answer.message, {"role": "assistant", "content": _SMALL_TALK[turn % len(_SMALL_TALK)]}]
         with_words, alone = _seconds_per_token(user)
+        best = _best_of_seconds(user)
         user.close()
     yield "twin.turn_s", figure(turns, "s", "bar: 6 s on 2 cores")
     yield "twin.tokens_per_s_vs_engine", figure(rates, "ratio", "bare xllamacpp, the same prompts and seeds (bar: 0.9)")
     yield "twin.prompt_cache_share", figure(cached, "share", "all prompt tokens of the turn")
     yield "twin.words_token_time_vs_model", figure(ratios(with_words, alone), "ratio", "the model alone, whole turns")
+    yield (
+        "twin.best_of_turn_s",
+        figure(best, "s", "the best of 4 replies and the recalled answers, own words (bar: 3 s on 2 cores)"),
+    )
+
+
+def _best_of_seconds(user: SimulatedUser) -> list[float]:
+    """Return the time of turns that are the best of several, with own words."""
+    user.settings = replace(user.settings, traces="none", reasons=False, words=DEFAULT_WEIGHTS, reranking=DEFAULT_RERANKING)
+    seconds = list[float]()
+    for number in range(12):
+        start = time.perf_counter()
+        user.respond([{"role": "assistant", "content": _SMALL_TALK[number % len(_SMALL_TALK)]}], seed=number)
+        seconds.append(time.perf_counter() - start)
+    return seconds[2:]  # after warm-up
 
 
 def _seconds_per_token(user: SimulatedUser) -> tuple[list[float], list[float]]:

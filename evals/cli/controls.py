@@ -102,8 +102,8 @@ def _measure(
     """
     from usertwin.evals.metrics.statistics import evenly_spaced
     from usertwin.evals.replay.leak_checks import all_repeat_error
-    from usertwin.evals.replay.tune import fresh_validation_pairs
     from usertwin.evals.traces.control_traces import ControlExperiment, estimated_calls, other_person_pairs
+    from usertwin.evals.tuning.tune import fresh_validation_pairs
     from usertwin.memory import Synthesizer
     from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, CompletionCache
     from usertwin.memory.recon.judged_fidelity import fidelity_by_name

@@ -15,6 +15,7 @@ from usertwin.memory.event_loop import run_sync
 from usertwin.memory.recon.propose import ProposalMode
 from usertwin.memory.recon.synthesizer import Method
 from usertwin.personas import TwinError, UsageError
+from usertwin.simulator.backends.model_name import ModelName
 
 from .options import (
     RECIPE_DEFAULTS,
@@ -192,6 +193,8 @@ def _take_last_steps(
         )
         if options["tune_turns"]:
             models = {key: options[key] for key in ("model", "scorer", "style", "seed")}
+            if ModelName.parse(models["model"]).kind == "openai":
+                models["scorer"] = None  # another model's likelihoods would choose what suits the other model
             tune_twin(console, name, home=home, limit=options["tune_turns"], embedder=embedder, **models)
 
 
@@ -238,7 +241,8 @@ def _estimate(log: ChatLog, recipe: Recipe, style: PromptStyle | None, price: Pr
     if recipe.synthesizer is not None:
         lines.append(f"where the twin reasons, it reasons with {recipe.synthesizer}")
     if tune_turns:
-        lines.append(f"then up to {tune_turns} validation turns are scored under a few settings (--tune-turns 0 skips this)")
+        done = "replied to" if ModelName.parse(recipe.model or "local").kind == "openai" else "scored"
+        lines.append(f"then up to {tune_turns} validation turns are {done} under a few settings (--tune-turns 0 skips this)")
     return lines
 
 

@@ -75,10 +75,11 @@ def tune_twin(
     *,
     home: Path | None,
     model: str,
-    scorer: str,
+    scorer: str | None,
     style: PromptStyle | None,
     seed: int,
     limit: int,
+    replies: int = 0,
     embedder: Embedder | None = None,
 ) -> None:
     """Choose by measurement how a twin uses its memory, print the choice, and store it in the record.
@@ -88,17 +89,18 @@ def tune_twin(
         name: the twin.
         home: the folder that holds the twins.
         model: writes the reasoning of the settings that use some.
-        scorer: computes the log-probability of the validation turns.
+        scorer: computes the log-probability of the validation turns; None to compare written replies.
         style: the prompt style of the model; None for its own.
         seed: of sampling and intervals.
         limit: the most validation turns, spread evenly.
+        replies: the most of them at which the best of several replies is compared with one.
         embedder: the embedding model of the twin's memory, if it is loaded already.
 
     Raises:
         UsageError: the twin is of a registered test person.
     """
-    from usertwin.evals.replay.tune import tune
     from usertwin.evals.reports.twin_view import settings_table
+    from usertwin.evals.tuning.tune import tune
     from usertwin.memory import TwinRecord, existing_twin
     from usertwin.memory.store.repair import memory_version
     from usertwin.memory.twin.record import twin_command, update_record
@@ -112,10 +114,10 @@ def tune_twin(
         progress_bars(console) as bars,
     ):
         version = memory_version(folder)
-        scoring = load_scorer(scorer, progress=bars.fetch)
+        scoring = None if scorer is None else load_scorer(scorer, progress=bars.fetch)
         settings = run_sync(
             tune(
-                user, scoring, folder=folder, limit=limit, seed=seed, progress=bars,
+                user, scoring, folder=folder, limit=limit, replies=replies, seed=seed, progress=bars,
                 on_plan=lambda plan: console.print(f"tuning: {plan}", style="dim", markup=False),
             )
         )  # fmt: skip

@@ -289,8 +289,17 @@ class TunedRowShape(TypedDict):
     traces: str
     reasons: bool
     chosen: bool
-    bits_per_char: EstimateShape | None
+    bits_per_char: NotRequired[EstimateShape | None]
+    unlikeness: NotRequired[EstimateShape | None]
     against_plain: EstimateShape | None
+
+
+class RerankingShape(TypedDict):
+    """The comparison of rules for the best of several replies with one reply."""
+
+    rules: list[Mapping[str, Any]]
+    turns: int
+    single: float
 
 
 class TuningShape(TypedDict):
@@ -301,6 +310,7 @@ class TuningShape(TypedDict):
     conversations: int
     scorer: str
     words: NotRequired[EstimateShape | None]
+    reranking: NotRequired[RerankingShape]
 
 
 class ColumnShape(TypedDict):

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.arm_names import DEFAULT_ARMS, WORDS, arm_names, base_arm, check_arms
+from usertwin.evals.arm_names import DEFAULT_ARMS, RERANKED, WORDS, arm_names, base_arm, check_arms
 from usertwin.evals.metrics.closeness import closeness
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.memory import Embedder, Scorer
@@ -29,9 +29,9 @@ _MEMORIZATION_TURNS = 50
 
 
 def twin_arm(user: SimulatedUser) -> str:
-    """Return the arm that the twin uses: "recon" (pairs with its traces) or "recalled_pairs", with own words or not."""
-    base = "recalled_pairs" if user.settings.traces == "none" else "recon"
-    return base if user.settings.words is None else base + WORDS
+    """Return the arm that the twin uses: "recon" (pairs with its traces) or "recalled_pairs", as its settings say."""
+    base, settings = "recalled_pairs" if user.settings.traces == "none" else "recon", user.settings
+    return base + (WORDS if settings.words is not None else "") + (RERANKED if settings.reranking is not None else "")
 
 
 async def evaluate(

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from usertwin.evals.arm_names import DEFAULT_ARMS, QUOTING_ARMS, base_arm, check_arms, peer_of, uses_words
+from usertwin.evals.arm_names import DEFAULT_ARMS, QUOTING_ARMS, base_arm, check_arms, is_reranked, peer_of, uses_words
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn, PastTurn, RecalledTurn, read_turn_file
 from usertwin.memory import Embedder, Scorer, Triple
@@ -30,6 +30,7 @@ from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import CHOICES
 from usertwin.memory.text.transcript import ME, action_completion
+from usertwin.memory.twin.reranking import DEFAULT_RERANKING
 from usertwin.personas import Pair, UsageError
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import RECALLED_TURNS
@@ -56,6 +57,7 @@ class ReplayConfig:
             for a turn are taken as they are.
         concurrency: the most arms that wait for a model at once.
         seed: of random choices, of the sampler and of intervals.
+        reply_arms: the arms that write replies; None for all.
     """
 
     arms: tuple[str, ...] = DEFAULT_ARMS
@@ -65,6 +67,7 @@ class ReplayConfig:
     choices: int = 0
     concurrency: int = 1
     seed: int = 0
+    reply_arms: tuple[str, ...] | None = None
 
     def check(self) -> None:
         """Raise UsageError for an unknown arm or a number out of range."""
@@ -211,7 +214,8 @@ class Replay:
             async with limit:
                 return tuple(await self._sample_replies(turn, arm))
 
-        replies = dict(zip(turn.shown, await gather(*(sample_arm(arm) for arm in turn.shown)), strict=True))
+        writing = [arm for arm in turn.shown if self.config.reply_arms is None or arm in self.config.reply_arms]
+        replies = dict(zip(writing, await gather(*(sample_arm(arm) for arm in writing)), strict=True))
         others = distractors.nearest(turn.pair, (self.config.choices or CHOICES) - 1)
         similarity, rank = await to_thread(self._similarity_and_rank, replies, turn.pair.action, others)
         first = {arm: texts[0] for arm, texts in replies.items() if texts}
@@ -234,7 +238,9 @@ class Replay:
         if arm in QUOTING_ARMS:
             quoted = await to_thread(self._medoid, [triple.pair.action for triple in turn.shown[arm]])
             return [] if quoted is None else [quoted]
-        writer = user.writer_with(weights_of(user, arm) if uses_words(arm) else None, before=pair.when)
+        weights = weights_of(user, arm) if uses_words(arm) else None
+        rule = (user.settings.reranking or DEFAULT_RERANKING) if is_reranked(arm) else None
+        writer = await to_thread(user.writer_with, weights, rule, before=pair.when)
         if uses_words(arm) and writer.next_token is None:
             return []
         if (peer := peer_of(arm)) is not None:

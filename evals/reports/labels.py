@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from usertwin.evals.arm_names import MEMORY_ARMS, base_arm
+from usertwin.evals.arm_names import MEMORY_ARMS, base_arm, is_reranked, uses_words
 from usertwin.evals.arm_names import in_order as in_order
 from usertwin.evals.metrics.closeness import ALPHA
 from usertwin.evals.metrics.closeness import PRIMARY as PRIMARY
@@ -79,9 +79,17 @@ MEASURE_DESCRIPTIONS = {
 
 def arm_label(arm: str) -> ArmLabel:
     """Return the labels of an arm; an unknown one is a simulated user of that name."""
-    if arm != base_arm(arm) and (label := ARM_LABELS.get(base_arm(arm))) is not None:
-        return ArmLabel(_WITH_WORDS.get(base_arm(arm), f"{label.title} + words"), f"{label.phrase} and the person's own words")
-    return ARM_LABELS.get(arm, ArmLabel(arm, f'the simulated user "{arm}"'))
+    label = ARM_LABELS.get(base_arm(arm))
+    if label is None:
+        return ArmLabel(arm, f'the simulated user "{arm}"')
+    title, phrase = label.title, label.phrase
+    if uses_words(arm):
+        title, phrase = _WITH_WORDS.get(base_arm(arm), f"{title} + words"), f"{phrase} and the person's own words"
+    return (
+        ArmLabel(f"{title}, best", f"{phrase}, and the best of several replies")
+        if is_reranked(arm)
+        else ArmLabel(title, phrase)
+    )
 
 
 def is_rival(arm: str) -> bool:

@@ -18,6 +18,7 @@ from usertwin.memory.text.transcript import single_line
 from usertwin.memory.twin.abandonment import AbandonmentModel
 from usertwin.memory.twin.last_turn import LastTurnModel
 from usertwin.memory.twin.record import twin_command
+from usertwin.memory.twin.reranking import Reranking
 from usertwin.personas.reading import as_type
 
 from .labels import MIN_CONVERSATIONS, number, plural, with_interval
@@ -154,7 +155,13 @@ def _described(settings: Settings) -> str:
     names = {"none": "without traces", "backward": "with the first traces", "recon": "with Recon-selected traces"}
     own = ", and a trace of its own before it acts" if settings.reasons else ""
     words = "" if settings.words is None else "; own words mixed into the model's probabilities"
-    return f"{settings.k} pairs {names[settings.traces]}, {settings.window} turns of the chat{own}{words}"
+    rule = settings.reranking
+    best = "" if rule is None else f"; the best of {_candidates(rule.samples, quotes=rule.quotes)}"
+    return f"{settings.k} pairs {names[settings.traces]}, {settings.window} turns of the chat{own}{words}{best}"
+
+
+def _candidates(samples: int, *, quotes: bool) -> str:
+    return f"{samples} replies" + (" and the recalled answers" if quotes else "")
 
 
 def _basis(measured: Mapping[str, Any]) -> str:
@@ -171,22 +178,47 @@ def settings_table(settings: Settings) -> RenderableType:
     if damage := _damage(settings.measured):
         return Text(f"{_described(settings)}; {damage}")
     table = plain_table("Settings compared on validation turns")
-    for place, head in enumerate(("pairs", "turns", "traces", "own trace", "bits per char", "minus best without traces")):
+    measure = "bits_per_char" if "bits_per_char" in settings.measured["settings"][0] else "unlikeness"
+    title = {"bits_per_char": "bits per char", "unlikeness": "unlikeness of replies"}[measure]
+    for place, head in enumerate(("pairs", "turns", "traces", "own trace", title, "minus best without traces")):
         table.add_column(head, justify="left" if place < 4 else "right")
     for row in settings.measured["settings"]:
-        bits, extra = row["bits_per_char"], row["against_plain"]
+        cost, extra = row[measure], row["against_plain"]
         cells = (
             str(row["k"]), str(row["window"]), str({"chosen": "recon"}.get(row["traces"], row["traces"])),
-            "yes" if row["reasons"] else "no", "–" if bits is None else number(bits["value"], 3),
+            "yes" if row["reasons"] else "no", "–" if cost is None else number(cost["value"], 3),
             ("–" if extra is None else with_interval(extra, 3, signed=True)) + (" ←" if row["chosen"] else ""),
         )  # fmt: skip
         table.add_row(*map(Text, cells), style="bold" if row["chosen"] else "")
-    selected = Text(f"Selected, as the simplest that is {_basis(settings.measured)}: {_described(settings)}.")
-    gain = settings.measured.get("words")
-    if gain is None:
-        return Group(table, selected)
-    words = f"The person's own words change that by {with_interval(gain, 3, signed=True)} bits per character, so they are "
-    return Group(table, selected, Text(words + ("left out." if settings.words is None else "mixed in.")))
+    parts = [table, Text(f"Selected, as the simplest that is {_basis(settings.measured)}: {_described(settings)}.")]
+    if (gain := settings.measured.get("words")) is not None:
+        use = "left out." if settings.words is None else "mixed in."
+        words = f"The person's own words change that by {with_interval(gain, 3, signed=True)} bits per character, so they are "
+        parts.append(Text(words + use))
+    if (compared := settings.measured.get("reranking")) is not None:
+        parts += [_rules_table(compared), _rule_text(settings.reranking)]
+    return Group(*parts)
+
+
+def _rules_table(compared: Mapping[str, Any]) -> Table:
+    turns = f"{compared['turns']} validation turns; one reply has {number(compared['single'], 3)}"
+    table = plain_table(f"The best of several replies: mean of chrF and cosine with the person's, on {turns}")
+    for place, head in enumerate(("the best of", "tokens a turn", "minus one reply")):
+        table.add_column(head, justify="right" if place else "left")
+    for row in compared["rules"]:
+        gain = "–" if row["gain"] is None else with_interval(row["gain"], 3, signed=True)
+        cells = (_candidates(row["samples"], quotes=row["quotes"]), number(row["tokens_per_turn"], 0), gain)
+        table.add_row(
+            *map(Text, (*cells[:2], cells[2] + (" ←" if row["chosen"] else ""))), style="bold" if row["chosen"] else ""
+        )
+    return table
+
+
+def _rule_text(rule: Reranking | None) -> Text:
+    if rule is None:
+        return Text("No rule gains more than its standard error, so the twin sends the first reply that the model writes.")
+    weights = ", ".join(f"{name} {number(weight, 3, signed=True)}" for name, weight in rule.weights.items())
+    return Text(f"The score of a reply is the sum of its features with these weights: {weights}.")
 
 
 def _traces_table(triples: Sequence[Triple]) -> Table:

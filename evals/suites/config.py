@@ -36,7 +36,7 @@ from pydantic import (
     model_validator,
 )
 
-from usertwin.evals.arm_names import DEFAULT_ARMS, TRACE_ARMS, base_arm, check_arms, check_question
+from usertwin.evals.arm_names import DEFAULT_ARMS, TRACE_ARMS, arm_names, base_arm, check_arms, check_question, in_order
 from usertwin.memory.models.scoring import Precision
 from usertwin.personas import ChatLog, LogError, UsageError, load_log, split_pairs
 from usertwin.personas.importers.chitchat import CHITCHAT
@@ -179,11 +179,16 @@ class Suite(_Strict):
 
     name: str = Field(default="closeness", min_length=1)  # for the report
     arms: tuple[str, ...] = DEFAULT_ARMS  # the arms to compare; see arm_names.py
+    # the arm that is the twin; by default "recon" or, without traces, "recalled_pairs", with own words and reranking if such an
+    # arm is measured
+    twin: str | None = None
     # what the summary answers: a contrast "A - B" of two arms, or several: does A predict people better than B? Declared
     # before the measurement; empty for the twin's arm against "no_memory", or else against the best alternative
     question: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     turns: int = Field(default=100, ge=0)  # held-out turns of each person, evenly spaced; 0 for all
     replies: int = Field(default=20, ge=0)  # the number of these turns at which each arm also writes replies
+    # the arms that write them; by default all. A reply takes longer than a score, so a long suite may leave arms out.
+    reply_arms: tuple[str, ...] | None = None
     samples: int = Field(default=1, ge=1)  # replies of each arm at such a turn
     choices: int = Field(default=0, ge=0)  # actions in the forced choice at such a turn; 0 for no forced choice
     sanity: int = Field(default=20, ge=0)  # turns on which the judge is checked
@@ -219,6 +224,24 @@ class Suite(_Strict):
             return check_arms(arms)
         except UsageError as error:
             raise ValueError(str(error)) from None
+
+    @field_validator("twin")
+    @classmethod
+    def _check_twin(cls, twin: str | None, info: ValidationInfo) -> str | None:
+        if twin is None or "arms" not in info.data:
+            return twin
+        if twin not in info.data["arms"] or base_arm(twin) not in {"recalled_pairs", "recon"}:
+            raise ValueError(f'"{twin}" cannot be the twin; name one of the arms that begin with "recalled_pairs" or "recon"')
+        return twin
+
+    @field_validator("reply_arms")
+    @classmethod
+    def _check_reply_arms(cls, arms: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        if arms is None or "arms" not in info.data:
+            return arms
+        if missing := [arm for arm in arms if arm not in arm_names(info.data["arms"])]:
+            raise ValueError(f'"{missing[0]}" is not measured; add it to arms, or leave it out')
+        return tuple(in_order(arms))
 
     @field_validator("question")
     @classmethod

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.arm_names import POOLED_ARMS, WORDS, arm_names, base_arm
+from usertwin.evals.arm_names import POOLED_ARMS, arm_names, base_arm, is_reranked, uses_words
 from usertwin.evals.judges.listwise_checks import check_twin_judge, stored_check
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn, read_facts, read_turn_file
@@ -24,16 +24,18 @@ from usertwin.evals.replay.leak_checks import check_split, measure_memorization,
 from usertwin.evals.replay.peers import write_persona
 from usertwin.evals.replay.pool import open_pool, other_peoples_pairs
 from usertwin.evals.replay.replay import Replay, ReplayConfig
-from usertwin.evals.replay.tune import tune
+from usertwin.evals.tuning.tune import tune
 from usertwin.memory import Embedder, Recipe, Scorer, Settings, TripleStore, TwinRecord, alearn, existing_twin
 from usertwin.memory.concurrency import to_thread
 from usertwin.memory.own_words.own_words import DEFAULT_WEIGHTS
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.twin.forget import open_memory
 from usertwin.memory.twin.record import update_record
+from usertwin.memory.twin.reranking import DEFAULT_RERANKING
 from usertwin.personas import ChatLog, Pair, TwinError
 from usertwin.personas.files import private_folder
 from usertwin.simulator import SimulatedUser
+from usertwin.simulator.backends.model_name import ModelName
 from usertwin.simulator.reasoner import load_own_embedder
 
 from .config import Corpus, Suite
@@ -155,10 +157,10 @@ class PersonMeasurement:
     async def _open_tuned(self, person: Person, folder: Path, scorer: Scorer) -> SimulatedUser:
         """A person's twin with its settings: the suite's, those in its record, or else tuned on validation turns.
 
-        It uses the person's own words if its arm with them is measured.
+        It uses the person's own words and the best of several replies if its arm with these is measured.
         """
         suite, record = self.suite, TwinRecord.load(folder)
-        traced = suite.shows_traces
+        traced = suite.shows_traces if suite.twin is None else base_arm(suite.twin) == "recon"
         plain = Settings(traces="recon" if traced else "none", reasons=traced and suite.traces.reasons)
         embedder = self.models.embedder() if person.corpus else load_own_embedder(record, folder)
         settings = record.settings if person.corpus else record.settings or Settings()
@@ -168,13 +170,16 @@ class PersonMeasurement:
             settings = replace(plain, k=suite.k, window=suite.window)
         if settings is None:
             with self.open_twin(person, person.twin, None, embedder) as user:
-                settings = await tune(user, scorer, folder=folder, seed=suite.seed, progress=self.progress)
+                hosted = ModelName.parse(suite.models.action).kind == "openai"  # it is tuned by what it writes
+                settings = await tune(user, None if hosted else scorer, folder=folder, seed=suite.seed, progress=self.progress)
             if traced:  # the twin's arm is then the one with Recon-selected traces
                 settings = replace(settings, traces=plain.traces, reasons=plain.reasons)
             update_record(folder, lambda record: replace(record, settings=settings))
-        arm = ("recon" if traced else "recalled_pairs") + WORDS
-        words = (settings.words or DEFAULT_WEIGHTS) if arm in suite.arms else None  # the twin's arm must be measured
-        return self.open_twin(person, person.twin, replace(settings, words=words), embedder)
+        forms = [arm for arm in suite.arms if base_arm(arm) == ("recon" if traced else "recalled_pairs")]
+        arm = suite.twin or max(forms, key=len, default="")  # the twin's arm must be measured
+        words = (settings.words or DEFAULT_WEIGHTS) if uses_words(arm) else None
+        rule = (settings.reranking or DEFAULT_RERANKING) if is_reranked(arm) else None
+        return self.open_twin(person, person.twin, replace(settings, words=words, reranking=rule), embedder)
 
     async def measure(self, person: Person, number: int) -> dict[str, Any]:
         """Measure a person's turns, or resume that, and return the other facts about the person as a JSON object."""
@@ -204,7 +209,7 @@ class PersonMeasurement:
             )  # fmt: skip
             config = ReplayConfig(
                 arms=suite.arms, limit=suite.turns or None, generate=suite.replies, samples=suite.samples,
-                choices=suite.choices, concurrency=suite.concurrency, seed=suite.seed,
+                choices=suite.choices, concurrency=suite.concurrency, seed=suite.seed, reply_arms=suite.reply_arms,
             )  # fmt: skip
             outside = None if suite.models.outside is None else self.models.scorer(suite.models.outside)
             replay = Replay(

@@ -230,6 +230,7 @@ class SuiteRun:
             "models": suite.models.model_dump(mode="json") | {"embedder": ", ".join(dict.fromkeys(embedders))},
             "settings": {
                 "arms": list(suite.arms), "turns": suite.turns, "replies": suite.replies, "samples": suite.samples,
+                "reply_arms": None if suite.reply_arms is None else list(suite.reply_arms),
                 "choices": suite.choices, "k": _common_value(facts, "k"), "window": _common_value(facts, "window"),
                 "traces": suite.traces.model_dump(mode="json") if suite.shows_traces else None,
                 "triples": {person: fact["triples"] for person, fact in facts.items()},
@@ -282,21 +283,23 @@ def _warnings(result: Mapping[str, Any], *, mixed: bool, declared: bool) -> list
 def work_estimate(suite: Suite, logs: Mapping[str, ChatLog], people: Sequence[Person]) -> list[str]:
     """Return the work of a suite in sentences; nothing is loaded."""
     count, arms, replies = len(people), len(suite.arms), suite.replies * suite.samples
+    writing = arms if suite.reply_arms is None else len(suite.reply_arms)
     some_turns = f"about {count * suite.turns * arms:,} turns scored"
     every_turn = f"every held-out turn of {count} people scored {arms} times"
     lines = [
         f"{count} people of {len(logs)} corpora and {len(suite.twins)} twins, {arms} arms",
         f"{some_turns if suite.turns else every_turn} under {suite.models.scorer}",
-        f"{count * replies * arms:,} replies written by {suite.models.action}",
+        f"{count * replies * writing:,} replies written by {suite.models.action}",
     ]
     if suite.shows_traces:
         pairs = count * suite.traces.pairs
         lines.append(f"traces for {pairs:,} pairs, {pairs * suite.traces.candidates:,} completions of {suite.models.proposer}")
     if suite.models.judge is not None:
-        questions = count * replies * max(0, arms - 1) + 4 * suite.sanity
+        questions = count * replies * max(0, writing - 1) + 4 * suite.sanity
         lines.append(f"about {2 * questions:,} verdicts of {suite.models.judge}")
     if suite.models.outside is not None:
-        lines.append(f"about {2 * count * suite.replies * (arms + 1):,} replies and turns scored under {suite.models.outside}")
+        scored = 2 * count * suite.replies * (writing + 1)
+        lines.append(f"about {scored:,} replies and turns scored under {suite.models.outside}")
     lines += user_models_estimate(suite, count - len(suite.twins))
     if peers := [arm for arm in suite.arms if base_arm(arm) in PEERS]:
         lines.append(f"peers: {', '.join(peers)}")

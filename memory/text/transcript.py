@@ -3,10 +3,9 @@
 The person is "Me" and the other speaker "Them" (by name if there are several). A turn is one line, a thought is one line in
 parentheses, and a line of dashes and a blank line separate examples; so a newline ends every turn.
 
-The current turn's prompt holds goal, persona and turns whole. Examples are shortened: they show how the person writes.
-
 Design: no text from outside can be a marker. Every text is put on one line behind a label or a marker of ours, its own opening
-parenthesis of a marker becomes a bracket, and a speaker's name loses the characters that labels and markers are made of.
+parenthesis of a marker becomes a bracket, and a speaker's name loses the characters that labels and markers are made of. Line
+breaks inside a turn are written as in a string literal, so they survive and a model can write them.
 """
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ THEM = "Them"
 THOUGHT_PREFIX, GOAL_PREFIX, PERSONA_PREFIX = f"({ME} thinking:", "(My goal:", "(About me:"
 #: The most characters in an example of a context turn (its end is kept, closest to the action), and of an action.
 _MAX_EXAMPLE_TURN, _MAX_ACTION = 240, 1200
+#: A backslash, or a line break and the spaces around it, in an escaped line.
+_ESCAPE = re.compile(r"\\\\| *\\n *")
 _MARKER = re.compile(r"\((?=\s*(me\s+thinking|my\s+goal|about\s+me)\s*:)", re.IGNORECASE)
 _RESERVED_IN_NAMES = re.compile(r"[():\[\]]")
 _FILLER = (
@@ -35,9 +36,27 @@ def single_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def escaped_line(text: str) -> str:
+    r"""Return the text on one line: line breaks as " \n ", a backslash as two, every other run of whitespace as one space.
+
+    The spaces keep the words beside a line break whole for tokenizers.
+    """
+    return single_line(" \\n ".join(text.strip().replace("\\", "\\\\").splitlines()))
+
+
+def unescaped_line(line: str) -> str:
+    """Return the text of an escaped line; one that is not escaped stays the same, but for two backslashes in a row."""
+    return _ESCAPE.sub(lambda match: "\n" if "n" in match[0] else "\\", line).strip()
+
+
 def inert_line(text: str) -> str:
     """Return the text on one line, without the start of a thought, goal or persona line in it."""
     return _MARKER.sub("[", single_line(text))
+
+
+def turn_line(text: str) -> str:
+    """Return a turn on one line, escaped, without the start of a thought, goal or persona line in it."""
+    return _MARKER.sub("[", escaped_line(text))
 
 
 def markers(text: str) -> set[str]:
@@ -47,13 +66,12 @@ def markers(text: str) -> set[str]:
 
 def action_completion(action: str) -> str:
     """Return the completion expected after `Me:`, with the newline, because stopping is part of the action."""
-    return f" {inert_line(action)}\n"
+    return f" {turn_line(action)}\n"
 
 
 def truncate_action(action: str) -> str:
     """Return the action on one line, truncated at the end if it is very long."""
-    text = single_line(action)
-    return text if len(text) <= _MAX_ACTION else text[:_MAX_ACTION].rstrip() + "…"
+    return _head(single_line(action), _MAX_ACTION)
 
 
 def context_lines(pair: Pair, turns: int) -> list[str]:
@@ -79,7 +97,7 @@ def format_thought_prompt(pair: Pair, turns: int) -> str:
 
 def format_example(pair: Pair, turns: int, *, thought: str | None = None) -> str:
     """Return a pair with its action, as a few-shot example; long turns are shortened, since it is an example only."""
-    action = action_completion(truncate_action(pair.action))
+    action = action_completion(_head(pair.action, _MAX_ACTION))
     return "\n".join([*_context_lines(pair, turns, _MAX_EXAMPLE_TURN), *_thought(thought), f"{ME}:{action}"])
 
 
@@ -105,7 +123,7 @@ def _thought(thought: str | None) -> list[str]:
 def _context_lines(pair: Pair, turns: int, max_characters: int | None) -> list[str]:
     latest = pair.context[-turns:] if turns else ()
     others = {turn.speaker for turn in pair.context if turn.speaker != pair.speaker}
-    texts = (_tail(inert_line(turn.text), max_characters) for turn in latest)
+    texts = (_tail(turn_line(turn.text), max_characters) for turn in latest)
     return [f"{_label(turn, pair, len(others) > 1)}: {text}" for turn, text in zip(latest, texts, strict=True)]
 
 
@@ -114,6 +132,10 @@ def _label(turn: Turn, pair: Pair, use_names: bool) -> str:
         return ME
     name = single_line(_RESERVED_IN_NAMES.sub("", turn.speaker))
     return name if use_names and name and name.casefold() != ME.casefold() else THEM
+
+
+def _head(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[:characters].rstrip() + "…"
 
 
 def _tail(text: str, characters: int | None) -> str:

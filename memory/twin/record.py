@@ -33,6 +33,7 @@ from usertwin.personas.reading import STRICT, as_type, parse_json, reason
 
 from .locks import finish_replacement, record_lock, refuse_links
 from .recipe import Recipe
+from .reranking import Reranking
 
 _FORMAT = 2
 #: Fields and values of format 1 (development snapshots before 0.1.0), and their present names.
@@ -58,6 +59,7 @@ class Settings:
         traces: traces of the recalled triples in the prompt.
         reasons: whether the twin writes a trace for the present turn before it acts.
         words: the weights of the person's own words in the model's next-token probabilities; None for the model alone.
+        reranking: how the twin chooses its reply among several candidates; None for the first that the model writes.
         measured: the comparison behind these settings, a JSON object; None if they were not measured.
     """
 
@@ -68,6 +70,7 @@ class Settings:
     traces: ShownTraces = "recon"
     reasons: bool = True
     words: WordWeights | None = None
+    reranking: Reranking | None = None
     measured: Mapping[str, Any] | None = None
 
 

@@ -11,8 +11,8 @@ import pytest
 from cli_runner import error_of, learn_command, output_of
 
 from conftest import small_conversation
-from usertwin.evals.replay import tune
 from usertwin.evals.traces.control_verdict import decide
+from usertwin.evals.tuning import tune
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.personas import write_conversations
 

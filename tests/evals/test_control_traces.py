@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import FunctionChatModel, function_model
-from usertwin.evals.replay.tune import validation_pairs
 from usertwin.evals.traces.control_traces import ControlExperiment, estimated_calls, keywords, other_person_pairs
+from usertwin.evals.tuning.tune import validation_pairs
 from usertwin.memory import ChatModel, LikelihoodGain, Scorer, Synthesizer, Triple, TripleStore, TwinRecord, existing_twin
 from usertwin.memory.models.chat import Ledger
 from usertwin.memory.models.completion_cache import CompletionCache

@@ -17,7 +17,7 @@ from usertwin.evals.replay.evaluate import evaluate
 from usertwin.evals.replay.held_out import held_out_pairs
 from usertwin.evals.replay.peers import write_persona
 from usertwin.evals.replay.replay import ReplayConfig
-from usertwin.evals.replay.tune import tune, validation_pairs
+from usertwin.evals.tuning.tune import tune, validation_pairs
 from usertwin.memory import Settings, Triple, TripleStore, TwinRecord
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer

@@ -15,8 +15,8 @@ from usertwin.evals import ReplayConfig, evaluate
 from usertwin.evals.arm_names import ARMS as BASE_ARMS
 from usertwin.evals.arm_names import QUOTING_ARMS, base_arm, check_arms, describe_arm, uses_words
 from usertwin.evals.replay.evaluate import twin_arm
-from usertwin.evals.replay.tune import tune
 from usertwin.evals.reports.labels import arm_label
+from usertwin.evals.tuning.tune import tune
 from usertwin.memory import ChatModel, Settings
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer

@@ -127,7 +127,7 @@ def test_a_question_is_one_contrast_or_several(tmp_path: Path, question: str, co
         (MINIMAL + "\n[models]\nacton = 'local'\n", 'models.acton: there is no such key; did you mean "action"?'),
         (MINIMAL + "peple = 2\n", 'corpora[0].peple: there is no such key; did you mean "people"?'),
         (MINIMAL + MINIMAL.replace("casual", "b") + "rule = 1\n", 'corpora[1].rule: there is no such key; did you mean'),
-        ("zzz = 1\n" + MINIMAL, "zzz: there is no such key; use name, arms, question, turns, "),
+        ("zzz = 1\n" + MINIMAL, "zzz: there is no such key; use name, arms, twin, question, turns, "),
         ("traces = { pair = 3 }\n" + MINIMAL, 'traces.pair: there is no such key; did you mean "pairs"?'),
         ("models.sorer = 'local'\n" + MINIMAL, 'models.sorer: there is no such key; did you mean "scorer"?'),
         ('arms = ["tau"]\n' + MINIMAL, f'arms: there is no arm "tau"; there are {", ".join(ARMS)}'),
@@ -144,6 +144,11 @@ def test_a_question_is_one_contrast_or_several(tmp_path: Path, question: str, co
         ),
         ('question = "recon - me"\narms = ["recon", "me = a:b"]\n' + MINIMAL, 'question: "recon - me": "me" has replies alone'),
         ('question = "recon - no_memory"\narms = ["tau"]\n' + MINIMAL, 'arms: there is no arm "tau"'),
+        ('twin = "tau2"\narms = ["tau2", "recon"]\n' + MINIMAL, 'twin: "tau2" cannot be the twin; name one of'),
+        ('twin = "recon+words"\n' + MINIMAL, 'twin: "recon+words" cannot be the twin'),
+        ('reply_arms = ["medoid"]\n' + MINIMAL, 'reply_arms: "medoid" is not measured; add it to arms, or leave it out'),
+        ('arms = ["verbatim+reranked"]\n' + MINIMAL, 'arms: there is no arm "verbatim+reranked"'),
+        ('arms = ["recon+reranked+words"]\n' + MINIMAL, 'arms: there is no arm "recon+reranked+words"'),
         ("question = 3\n" + MINIMAL, "question: Input should be a valid array, not 3"),
         ("name = 'nobody'\n", "there are no people to measure; add [[corpora]] or twins"),
         ("twins = []\n", "there are no people to measure; add [[corpora]] or twins"),
@@ -278,7 +283,9 @@ def test_the_suite_of_the_paper_has_four_domains_eight_people_traces_and_all_pee
 
 def test_the_suite_of_all_arms_measures_registered_test_people_with_fixed_settings() -> None:
     suite = read_suite(EXAMPLES / "suite_all_arms.toml")
-    assert len(suite.arms) == 16
+    assert len(suite.arms) == 19
+    assert suite.twin == "recalled_pairs+words+reranked"
+    assert set(suite.reply_arms or ()) < set(suite.arms)
     assert set(suite.arms) > {*PEERS, *POOLED_ARMS, *QUOTING_ARMS}
     assert (suite.k, suite.window) == (8, 6)
     corpora = [registry().corpus_of(corpus.source) for corpus in suite.corpora]

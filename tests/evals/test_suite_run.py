@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from invented_suite import JUDGED, TRACED, Models, learned_twin, sane, small_suite, speaks, talk, write_log
+from invented_suite import JUDGED, TRACED, Models, learned_twin, sane, small_suite, speaks, suite_file, talk, write_log
 from judge_replies import judge_reply, shown_attempts
 
 from conftest import WordWeightScorer, function_model
@@ -165,6 +165,29 @@ def test_a_run_that_a_failing_model_interrupts_is_resumed_without_repeated_calls
     assert repeated == ((1, 0) if max_calls[0] == 21 else (0, 0))  # two samples of a reply are one request
     assert without_paths(result) == without_paths(expected)
     assert state(tmp_path / "run") == "complete"
+
+
+def test_only_the_reply_arms_write_and_the_twin_is_the_declared_arm(tmp_path: Path) -> None:
+    arms = 'arms = ["no_memory", "recalled_pairs", "recalled_pairs+reranked", "recon", "verbatim"]'
+    writing = ["no_memory", "recalled_pairs+reranked", "verbatim"]
+    suite = small_suite(
+        tmp_path, (arms_line(tmp_path), f'{arms}\ntwin = "recalled_pairs+reranked"\nreply_arms = {json.dumps(writing)}')
+    )  # fmt: skip
+    result = run(suite, tmp_path / "run")
+    assert result["twin_arm"] == "recalled_pairs+reranked"
+    turns = read_turns(tmp_path / "run")
+    assert {arm for turn in turns for arm in turn.replies} == set(writing)
+    assert {arm for turn in turns for arm in turn.bits} == {"no_memory", "recalled_pairs", "recalled_pairs+reranked", "recon"}
+    for turn in turns:
+        assert turn.bits["recalled_pairs+reranked"] == turn.bits["recalled_pairs"]
+    assert result["settings"]["reply_arms"] == writing
+    assert set(result["arms"]["recon"]) < set(result["arms"]["no_memory"])
+    assert (tmp_path / "run" / HTML_REPORT).exists()
+
+
+def arms_line(folder: Path) -> str:
+    """Return the line of the small suite that names its arms."""
+    return next(line for line in suite_file(folder).read_text("utf-8").splitlines() if line.startswith("arms = "))
 
 
 def without_paths(result: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from conftest import FunctionChatModel, function_model, recipe, scripted, small_conversation, small_log
 from usertwin.evals import ReplayConfig, evaluate
-from usertwin.evals.replay.tune import KS, WINDOWS, TunePlan, tune, tune_plan, validation_pairs
+from usertwin.evals.tuning.tune import KS, WINDOWS, TunePlan, tune, tune_plan, validation_pairs
 from usertwin.memory import ChatModel, Provenance, Settings, Triple, TripleStore, TwinRecord, alearn, existing_twin
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer, Likelihood
@@ -108,15 +108,20 @@ def what(settings: Settings) -> Settings:
             lambda prompt, _: -10.0 + 5 * ("thinking" in present_context(prompt)),
             Settings(k=4, window=3, traces="recon", reasons=True),
         ),
-        (lambda prompt, _: -10.0 + count_recalled(prompt), replace(PLAIN, k=8)),
+        (lambda prompt, _: -10.0 + min(8, count_recalled(prompt)), replace(PLAIN, k=8)),
+        (lambda prompt, _: -50.0 + count_recalled(prompt), replace(PLAIN, k=32)),
         (lambda prompt, _: -50.0 + present_context(prompt).count("Them:"), replace(PLAIN, window=6)),
-        (lambda prompt, _: -50.0 + count_recalled(prompt) + 5 * (SELECTED in prompt), replace(PLAIN, k=8, traces="recon")),
+        (
+            lambda prompt, _: -50.0 + min(8, count_recalled(prompt)) + 5 * (SELECTED in prompt),
+            replace(PLAIN, k=8, traces="recon"),
+        ),
         (lambda prompt, _: -10.0 - count_recalled(prompt), PLAIN),
         (lambda prompt, _: -10.0 - 1e-3 * ("thinking" in prompt), PLAIN),
     ],
     ids=[
         "all the same", "the chosen trace helps", "the first trace helps", "any trace helps", "a thought of its own helps",
-        "more moments help", "more of the chat helps", "more moments and the chosen trace help", "moments harm", "traces harm",
+        "more moments help", "many moments help", "more of the chat helps", "more moments and the chosen trace help",
+        "moments harm", "traces harm",
     ],
 )  # fmt: skip
 def test_the_simplest_of_the_best_settings_is_chosen(twin: str, nats: Callable[[str, str], float], best: Settings) -> None:
@@ -166,7 +171,7 @@ def test_one_validation_conversation_gives_the_simplest_setting(twin: str) -> No
 def test_without_traces_only_plain_settings_are_compared() -> None:
     asyncio.run(alearn("plain", small_log(), recipe(method="none", model=None, scorer=None), embedder=FakeEmbedder()))
     model, chat = function_model(lambda *_: "I wonder")
-    scorer = ScorerBy(lambda prompt, _: -20.0 + count_recalled(prompt))
+    scorer = ScorerBy(lambda prompt, _: -20.0 + min(8, count_recalled(prompt)))
     found = tuned("plain", scorer, model)
     assert what(found) == replace(PLAIN, k=8)
     assert chat.requests == []
@@ -271,17 +276,18 @@ def test_the_plan_equals_the_work_done(twin: str, limit: int) -> None:
             )
         )  # fmt: skip
     assert said == [planned]
-    assert planned == TunePlan(min(limit, 6), len(KS) * len(WINDOWS) + 3, min(limit, 6))
-    assert len(scorer.items) == planned.scorings
+    assert planned == TunePlan(min(limit, 6), len(KS) + len(WINDOWS) - 1 + 3, min(limit, 6))
+    assert len(scorer.items) == planned.measurements
     assert len(chat.requests) == planned.thoughts
-    assert updates[0] == ("tuning", 0, planned.scorings)
-    assert updates[-1] == ("tuning", planned.scorings, planned.scorings)
+    assert updates[0] == ("tuning", 0, planned.measurements)
+    assert updates[-1] == ("tuning", planned.measurements, planned.measurements)
     assert [done for _, done, _ in updates] == sorted(done for _, done, _ in updates)
     assert found.measured is not None
     assert len(found.measured["settings"]) == planned.settings
     assert found.measured["turns"] == planned.turns
     assert str(planned) == (
-        f"7 settings on {planned.turns} validation turns: {planned.scorings} turns scored and {planned.turns} traces written"
+        f"8 settings on {planned.turns} validation turns: {planned.measurements} turns scored "
+        f"and {planned.turns} traces written"
     )
 
 
@@ -294,7 +300,7 @@ def test_the_window_of_the_recipe_is_compared_too() -> None:
     found = tuned("wide", scorer)
     assert (planned.settings, planned.thoughts, len(scorer.items)) == (6, 0, 36)
     assert found.measured is not None
-    assert [(row["k"], row["window"]) for row in found.measured["settings"]] == [(k, w) for k in KS for w in (3, 5, 6)]
+    assert [(row["k"], row["window"]) for row in found.measured["settings"]] == [*((k, 6) for k in KS), (4, 3), (4, 5)]
     assert "traces" not in str(planned)
 
 
@@ -331,7 +337,7 @@ def test_a_seed_is_reproducible_and_reaches_the_reasoner(twin: str) -> None:
 
 
 def test_the_report_compares_with_the_best_plain_setting(twin: str) -> None:
-    found = tuned(twin, ScorerBy(lambda prompt, _: -20.0 + count_recalled(prompt) + 5 * (SELECTED in prompt)), seed=2)
+    found = tuned(twin, ScorerBy(lambda prompt, _: -20.0 + min(8, count_recalled(prompt)) + 5 * (SELECTED in prompt)), seed=2)
     measured_record = found.measured
     assert measured_record is not None
     assert json.loads(json.dumps(measured_record, allow_nan=False)) == measured_record
@@ -340,17 +346,17 @@ def test_the_report_compares_with_the_best_plain_setting(twin: str) -> None:
     }  # fmt: skip
     rows = measured_record["settings"]
     assert [(row["k"], row["window"], row["traces"], row["reasons"]) for row in rows] == [
-        (4, 3, "none", False), (4, 6, "none", False), (8, 3, "none", False), (8, 6, "none", False),
+        *((k, 6, "none", False) for k in KS), (8, 3, "none", False),
         (8, 3, "backward", False), (8, 3, "recon", False), (8, 3, "recon", True),
     ]  # fmt: skip
-    assert [row["chosen"] for row in rows] == [False] * 5 + [True, False]
-    assert [row["against_plain"] is None for row in rows] == [False, False, True, False, False, False, False]
+    assert [row["chosen"] for row in rows] == [False] * 6 + [True, False]
+    assert [row["against_plain"] is None for row in rows] == [place == 4 for place in range(8)]
     for row in rows:
         assert set(row["bits_per_char"]) == {"value", "low", "high", "n"}
         assert row["bits_per_char"]["n"] == 6
-    [plain, chosen] = (row["bits_per_char"]["value"] for row in (rows[2], rows[5]))
-    assert rows[5]["against_plain"]["value"] == pytest.approx(chosen - plain)
-    assert rows[5]["against_plain"]["high"] < 0 < rows[0]["against_plain"]["low"]
+    [plain, chosen] = (row["bits_per_char"]["value"] for row in (rows[4], rows[6]))
+    assert rows[6]["against_plain"]["value"] == pytest.approx(chosen - plain)
+    assert rows[6]["against_plain"]["high"] < 0 < rows[0]["against_plain"]["low"]
 
 
 def test_bits_per_character_are_those_of_the_real_turns(twin: str) -> None:
@@ -363,7 +369,7 @@ def test_bits_per_character_are_those_of_the_real_turns(twin: str) -> None:
 
 def test_recorded_settings_are_those_of_the_loaded_twin(twin: str) -> None:
     folder = existing_twin(twin)
-    found = tuned(twin, ScorerBy(lambda prompt, _: -20.0 + count_recalled(prompt) + 5 * (SELECTED in prompt)))
+    found = tuned(twin, ScorerBy(lambda prompt, _: -20.0 + min(8, count_recalled(prompt)) + 5 * (SELECTED in prompt)))
     record = replace(TwinRecord.load(folder), settings=found)
     record.save(folder)
     assert TwinRecord.load(folder) == record

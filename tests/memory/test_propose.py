@@ -29,6 +29,7 @@ from usertwin.memory.recon.propose import (
     proposal_template,
     propose,
 )
+from usertwin.memory.text.transcript import escaped_line
 from usertwin.personas import ModelError, Pair, Turn, UsageError
 from usertwin.simulator.backends.scripted import ScriptedChatModel
 
@@ -202,7 +203,8 @@ def test_any_pair_fills_the_prompt_and_none_is_read_as_template_code(
     pair = replace(PAIR, context=(Turn("Bob", "agent", said),), action=action, goal=said)
     assert traces(model, mode, pair=pair) == ["I felt calm" if style == "transcript" else "felt calm"]
     if mode != "forward":
-        assert " ".join(action.split()) in " ".join(prompts_of(model)[0].split())
+        shown = escaped_line(action) if style == "transcript" else action
+        assert " ".join(shown.split()) in " ".join(prompts_of(model)[0].split())
 
 
 # Lenses --------------------------------------------------------------------------------------------------------------

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from usertwin.memory.text.transcript import (
     action_completion,
     context_lines,
+    escaped_line,
     format_action_prompt,
     format_example,
     format_thought_prompt,
     join_blocks,
     persona_line,
     single_line,
+    unescaped_line,
 )
 from usertwin.personas import Pair, Turn
 
@@ -45,15 +47,17 @@ pairs = st.builds(
 
 
 def test_action_prompt_has_goal_context_and_thought_and_ends_before_the_action() -> None:
-    assert format_action_prompt(TALK, 4) == "(My goal: Be friendly.)\nThem: Hello\nMe: hi\nThem: How are you?\nMe:"
+    assert format_action_prompt(TALK, 4) == "(My goal: Be friendly.)\nThem: Hello\nMe: hi\nThem: How are \\n you?\nMe:"
     assert format_action_prompt(TALK, 1, thought="is  polite\n") == (
-        "(My goal: Be friendly.)\nThem: How are you?\n(Me thinking: is polite)\nMe:"
+        "(My goal: Be friendly.)\nThem: How are \\n you?\n(Me thinking: is polite)\nMe:"
     )
 
 
 def test_example_has_the_action_and_no_goal() -> None:
-    assert format_example(TALK, 1) == "Them: How are you?\nMe: fine, thanks\n"
-    assert format_example(TALK, 1, thought="is polite") == "Them: How are you?\n(Me thinking: is polite)\nMe: fine, thanks\n"
+    assert format_example(TALK, 1) == "Them: How are \\n you?\nMe: fine, thanks\n"
+    assert (
+        format_example(TALK, 1, thought="is polite") == "Them: How are \\n you?\n(Me thinking: is polite)\nMe: fine, thanks\n"
+    )
 
 
 def test_zero_turns_give_no_context() -> None:
@@ -103,7 +107,7 @@ def test_a_speaker_cannot_forge_a_marker_or_the_person(speaker: str) -> None:
 
 def test_blocks_are_separated_by_dashes_and_a_blank_line() -> None:
     assert join_blocks([format_example(TALK, 1), format_action_prompt(TALK, 0)]) == (
-        "Them: How are you?\nMe: fine, thanks\n---\n\n(My goal: Be friendly.)\nMe:"
+        "Them: How are \\n you?\nMe: fine, thanks\n---\n\n(My goal: Be friendly.)\nMe:"
     )
 
 
@@ -132,12 +136,30 @@ def test_single_line_has_no_line_break_and_the_same_words(text: str) -> None:
     assert single_line(single_line(text)) == single_line(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("two\nlines", r"two \n lines"), ("  a \n\n  b\n", r"a \n \n b"), ("C:\\new\ndone", r"C:\\new \n done"),
+        ("Me: x\nThem: y", r"Me: x \n Them: y"), ("\\", "\\\\"), (" ", ""),
+    ],
+)  # fmt: skip
+def test_line_breaks_and_backslashes_survive_on_one_line(text: str, line: str) -> None:
+    assert escaped_line(text) == line
+    assert unescaped_line(line) == "\n".join(part.strip() for part in text.strip().split("\n"))
+
+
+@given(texts)
+def test_an_escaped_text_is_one_line_and_comes_back_but_for_blanks(text: str) -> None:
+    assert len(escaped_line(text).splitlines()) <= 1
+    assert unescaped_line(escaped_line(text)) == "\n".join(map(single_line, text.strip().splitlines())).strip()
+
+
 @given(pairs, st.integers(0, 6))
 def test_every_turn_is_one_line(sample_pair: Pair, turns: int) -> None:
     shown = min(turns, len(sample_pair.context))
     lines = format_example(sample_pair, turns, thought="why").splitlines()
     assert len(lines) == shown + 2
-    assert lines[shown:] == ["(Me thinking: why)", f"Me: {single_line(sample_pair.action)}"]
+    assert lines[shown:] == ["(Me thinking: why)", f"Me: {escaped_line(sample_pair.action)}"]
 
 
 @given(pairs, st.integers(0, 6), texts)

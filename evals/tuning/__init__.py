@@ -1,0 +1,1 @@
+"""Settings of a twin that are chosen on its validation turns."""

@@ -1,0 +1,70 @@
+"""The best of several candidates for a reply, by a twin's rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from usertwin.memory import Triple, TripleStore
+from usertwin.memory.twin.reranking import FEATURES, Reranking
+from usertwin.personas import Pair
+from usertwin.personas.style_card import StyleCard, count_style
+
+from .details import habitual_details, said_again
+from .features import Candidate, WordModel, feature_table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: The latest turns of the person that style and words are counted from.
+_COUNTED = 2000
+
+
+class Reranker:
+    """Chooses among candidates with what a memory tells of the person; it is counted anew after each change of the memory."""
+
+    def __init__(self, store: TripleStore) -> None:
+        self._store = store
+        self._counts = lru_cache(maxsize=2)(self._count)
+
+    def candidates(self, written: Sequence[str], query: Pair, recalled: Sequence[Triple], *, quotes: bool) -> list[Candidate]:
+        """Return the written replies, and with `quotes` the recalled answers with the details of the present conversation."""
+        found = [Candidate(text) for text in written]
+        if not quotes:
+            return found
+        pairs = [triple.pair for triple in recalled]
+        habits = habitual_details(pairs)
+        for place, pair in enumerate(pairs):
+            text = "" if pair.abandoned else said_again(pair.action, query, habits)
+            if text and all(text != candidate.text for candidate in found):
+                found.append(Candidate(text, place))
+        return found
+
+    def features(self, candidates: Sequence[Candidate], query: Pair, recalled: Sequence[Triple]) -> NDArray[np.float64]:
+        """Return the features of candidates (see `feature_table`), from turns of the person before the query only."""
+        card, words = self._counts(self._store.stats().generation, query.when)
+        return feature_table(candidates, query, recalled, card=card, words=words, embedder=self._store.embedder)
+
+    def _count(self, generation: int, before: float) -> tuple[StyleCard | None, WordModel]:
+        turns = [t.pair.action for t in self._store.triples(abandoned=False) if t.pair.when < before][-_COUNTED:]
+        return count_style(turns), WordModel(turns)
+
+
+@dataclass(frozen=True, slots=True)
+class BestOf:
+    """A rule, and what it needs to know of the person."""
+
+    reranker: Reranker
+    rule: Reranking
+
+    def candidates(self, written: Sequence[str], query: Pair, recalled: Sequence[Triple]) -> list[Candidate]:
+        """Return the candidates of the rule: see `Reranker.candidates`."""
+        return self.reranker.candidates(written, query, recalled, quotes=self.rule.quotes)
+
+    def best(self, candidates: Sequence[Candidate], query: Pair, recalled: Sequence[Triple]) -> Candidate:
+        """Return the candidate with the largest score, the first of equal ones."""
+        weights = [self.rule.weights.get(name, 0.0) for name in FEATURES]
+        return candidates[int((self.reranker.features(candidates, query, recalled) @ weights).argmax())]
