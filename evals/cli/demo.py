@@ -118,8 +118,8 @@ def _learned(console: Console, person: DemoPerson, home: Path | None) -> TwinRec
         if record.recipe.speaker != person.speaker:
             raise TwinError(f'the twin "{person.twin}" is of another person; use another folder: usertwin demo --home DIR')
         is_current = record.recipe == recipe and record.versions.get("usertwin") == version("usertwin")
-        if is_current and record.state == "complete" and record.settings is not None:
-            return record
+        if is_current and record.state == "complete":
+            return update_record(folder, _with_settings)
     log = load_log(SOURCE)
     persona = derive_persona(split_pairs(log, person.speaker, window=WINDOW).corpus, person.display_name)
     with Bars(console) as bars:
@@ -127,7 +127,14 @@ def _learned(console: Console, person: DemoPerson, home: Path | None) -> TwinRec
             person.twin, log, recipe, persona=persona, home=home, overwrite=True, progress=bars, fetch_progress=bars.fetch
         )
         run_sync(learning)
-    return update_record(folder, lambda record: replace(record, settings=record.settings or SETTINGS))
+    return update_record(folder, _with_settings)
+
+
+def _with_settings(record: TwinRecord) -> TwinRecord:
+    """Return the record with the demonstration's settings, unless it was tuned, and without closeness of other settings."""
+    if record.settings is not None and (record.settings.measured is not None or record.settings == SETTINGS):
+        return record
+    return replace(record, settings=SETTINGS, closeness=None)
 
 
 def _show_moment(console: Console, user: SimulatedUser, pair: Pair, title: str) -> None:

@@ -116,7 +116,7 @@ def test_a_second_run_computes_nothing_again(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("stale", ["recipe", "version", "unfinished", "unmeasured settings"])
+@pytest.mark.parametrize("stale", ["recipe", "version", "unfinished"])
 def test_a_stale_twin_is_learned_anew(stale: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run_demo()
 
@@ -126,10 +126,8 @@ def test_a_stale_twin_is_learned_anew(stale: str, monkeypatch: pytest.MonkeyPatc
                 return replace(record, recipe=replace(record.recipe, max_triples=3))
             case "version":
                 return replace(record, versions={**record.versions, "usertwin": "0.0.1"})
-            case "unfinished":
-                return replace(record, state="interrupted")
             case _:
-                return replace(record, settings=None)
+                return replace(record, state="interrupted")
 
     update_record(existing_twin("demo"), changed)
     learned: list[str] = []
@@ -140,6 +138,21 @@ def test_a_stale_twin_is_learned_anew(stale: str, monkeypatch: pytest.MonkeyPatc
     record = TwinRecord.load(existing_twin("demo"))
     assert (record.state, record.recipe.max_triples, record.settings) == ("complete", demo.MAX_TRIPLES, demo.SETTINGS)
     assert record.versions["usertwin"] != "0.0.1"
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("tuned", [False, True])
+def test_other_settings_than_the_demonstrations_are_replaced_unless_tuned(monkeypatch: pytest.MonkeyPatch, tuned: bool) -> None:
+    run_demo()
+    folder = existing_twin("demo")
+    other = replace(demo.SETTINGS, k=3, measured={"turns": 9}) if tuned else replace(demo.SETTINGS, words=None)
+    before = update_record(folder, lambda record: replace(record, settings=other))
+    monkeypatch.setattr(demo, "alearn_with_recipe", None)  # nothing is learned again
+    text = run_demo()
+    record = TwinRecord.load(folder)
+    assert record.settings == (other if tuned else demo.SETTINGS)
+    assert (record.closeness == before.closeness) == tuned
+    assert ("measured on" in text) == tuned
 
 
 @pytest.mark.usefixtures("small")
