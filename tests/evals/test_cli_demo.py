@@ -146,13 +146,12 @@ def test_other_settings_than_the_demonstrations_are_replaced_unless_tuned(monkey
     run_demo()
     folder = existing_twin("demo")
     other = replace(demo.SETTINGS, k=3, measured={"turns": 9}) if tuned else replace(demo.SETTINGS, words=None)
-    before = update_record(folder, lambda record: replace(record, settings=other))
+    update_record(folder, lambda record: replace(record, settings=other))
     monkeypatch.setattr(demo, "alearn_with_recipe", None)  # nothing is learned again
     text = run_demo()
     record = TwinRecord.load(folder)
     assert record.settings == (other if tuned else demo.SETTINGS)
-    assert (record.closeness == before.closeness) == tuned
-    assert ("measured on" in text) == tuned
+    assert ("measured on" in text) == tuned  # else it is measured again
 
 
 @pytest.mark.usefixtures("small")
