@@ -82,7 +82,7 @@ def describe_arm(arm: str) -> str:
     """Return one sentence about an arm; "" for a simulator of the user's."""
     description = ARM_DESCRIPTIONS.get(base_arm(arm), "")
     words = "; the person's own words are mixed into the model's probabilities" if uses_words(arm) else ""
-    best = "; the reply is the best of several, by the twin's rule" if is_reranked(arm) else ""
+    best = "; the reply is the best of several, by the twin's rule or the general one" if is_reranked(arm) else ""
     return description and f"{description[:-1]}{words}{best}."
 
 
@@ -146,6 +146,8 @@ def check_question(contrasts: Sequence[str], arms: Sequence[str]) -> tuple[str, 
             raise UsageError(f'"{contrast}" is no contrast; write two arms as "A - B"')
         if missing := [arm for arm in pair if arm not in measured]:
             raise UsageError(f'"{contrast}" names "{missing[0]}", which is not measured; add it to arms, or ask about another')
+        if pair[0].removesuffix(RERANKED) == pair[1].removesuffix(RERANKED):
+            raise UsageError(f'"{contrast}": the best of several replies has the same bits per character; ask about other arms')
         if silent := [arm for arm in pair if arm in unlikely]:
             raise UsageError(f'"{contrast}": "{silent[0]}" has replies alone, and no bits per character; ask about other arms')
         checked.append(" - ".join(pair))

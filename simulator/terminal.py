@@ -59,7 +59,7 @@ def why(answer: Answer, name: str, max_memories: int | None = None) -> Renderabl
     cuts = ((answer.cut_turns, "earlier turns of the chat"), (answer.cut_recalled, "of these memories"))
     left_out = " and ".join(f"{count} {what}" for count, what in cuts if count)
     notes = [f"not in the prompt, or not whole: {left_out}"] if left_out else []
-    notes += [f"the best of {answer.candidates} candidates"] if answer.candidates else []
+    notes += [f"the best of {answer.candidates} candidates"] if answer.candidates > 1 else []
     lines = [Text(note, style="dim") for note in notes]
     content = Group(memories_table(answer.recalled, max_memories), Text(), reasoning, *lines)
     return Panel(content, title=title, title_align="left", border_style="dim")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
+from functools import cached_property
 
 from usertwin.memory import Triple, TripleStore
 from usertwin.memory.models.chat import Sample
@@ -37,40 +38,71 @@ def badness(reply: Sample) -> int:
 
 
 def usable_defect(text: str, query: Pair, shown: Sequence[Triple], sides: SpeakerSides | None = None) -> str:
-    """Return the worst defect of `USABLE` that a turn has in a place of a conversation; "" if it has none.
+    """Return the worst defect of `USABLE` that a turn has in a place of a conversation, as `TurnChecker` does."""
+    return TurnChecker(query, shown, sides).defect(text)
+
+
+class TurnChecker:
+    """Finds the defects of turns at one place of a conversation.
 
     Args:
-        text: the turn.
         query: the context and the goal; its action is ignored.
         shown: triples that show the person's habits.
         sides: what each side says; None if that is not known.
     """
-    if is_repetitive(text):
-        return LOOP
-    if sides is not None and sides.of_the_other_side(text):
-        return OTHER_SIDE
-    own, others = _turns(query, own=True), _turns(query, own=False)
-    for turns, defect in ((own, REPEATED), (others, ECHO)):
-        if size_in_words(text) > SHORT_WORDS and _plain(text) in map(_plain, turns):
-            return defect
-    pairs = [triple.pair for triple in shown]
-    said = [turn for pair in pairs for turn in (pair.action, *_turns(pair, own=True))]
-    echoes = any(copies(pair.action, _turns(pair, own=False)) for pair in pairs)
-    recites = any(copies(pair.action, [pair.goal]) for pair in pairs)
-    if not echoes and copies(text, others, unless=said):
-        return ECHO
-    return GOAL_TEXT if not recites and copies(text, [query.goal], unless=said) else ""
+
+    def __init__(self, query: Pair, shown: Sequence[Triple], sides: SpeakerSides | None = None) -> None:
+        self._goal, self._sides, self._pairs = query.goal, sides, [triple.pair for triple in shown]
+        self._own, self._others = _turns(query, own=True), _turns(query, own=False)
+
+    def defect(self, text: str) -> str:
+        """Return the worst defect of `USABLE` that a turn has here; "" if it has none."""
+        if is_repetitive(text):
+            return LOOP
+        if self._sides is not None and self._sides.of_the_other_side(text):
+            return OTHER_SIDE
+        for turns, defect in ((self._own, REPEATED), (self._others, ECHO)):
+            if size_in_words(text) > SHORT_WORDS and _plain(text) in map(_plain, turns):
+                return defect
+        if not self._echoes and _copies(text, self._other_sentences, self._said):
+            return ECHO
+        return GOAL_TEXT if not self._recites and _copies(text, self._goal_sentences, self._said) else ""
+
+    @cached_property
+    def _said(self) -> list[str]:
+        """The words of each turn that the person is shown to have said."""
+        turns = [turn for pair in self._pairs for turn in (pair.action, *_turns(pair, own=True))]
+        return [f" {' '.join(word_tokens(turn))} " for turn in turns]
+
+    @cached_property
+    def _echoes(self) -> bool:
+        return any(copies(pair.action, _turns(pair, own=False)) for pair in self._pairs)
+
+    @cached_property
+    def _recites(self) -> bool:
+        return any(copies(pair.action, [pair.goal]) for pair in self._pairs)
+
+    @cached_property
+    def _other_sentences(self) -> list[list[str]]:
+        return [words for turn in self._others for words in _long_sentences(turn)]
+
+    @cached_property
+    def _goal_sentences(self) -> list[list[str]]:
+        return _long_sentences(self._goal)
 
 
-def copies(text: str, sources: Iterable[str], *, unless: Iterable[str] = ()) -> bool:
-    """Return whether a sentence of a text repeats a sentence of a source, nearly word for word; not one of `unless`."""
-    known = [f" {' '.join(word_tokens(turn))} " for turn in unless]
-    copied = [words for source in sources for words in _long_sentences(source)]
+def copies(text: str, sources: Iterable[str]) -> bool:
+    """Return whether a sentence of a text repeats a sentence of a source, nearly word for word."""
+    return _copies(text, [words for source in sources for words in _long_sentences(source)], ())
+
+
+def _copies(text: str, sentences_of_sources: Sequence[Sequence[str]], known: Sequence[str]) -> bool:
+    """Return the same for the sentences of sources; sentences that are part of `known` turns do not count."""
     return any(
         _is_copy(words, other)
-        for words in _long_sentences(text)
+        for words in (_long_sentences(text) if sentences_of_sources else ())
         if not any(f" {' '.join(words)} " in turn for turn in known)
-        for other in copied
+        for other in sentences_of_sources
     )
 
 

@@ -24,7 +24,7 @@ from .prompt_fit import FittedPrompt, fit_prompt
 from .prompts import Messages, act_messages, shown_turns
 from .reranking.reranker import BestOf
 from .structured_reply import SCHEMA, UNREADABLE, read_structured, without_tags
-from .turn_checks import badness, usable_defect
+from .turn_checks import TurnChecker, badness, usable_defect
 from .turn_text import clean_turn, no_turn_error
 
 if TYPE_CHECKING:
@@ -124,37 +124,37 @@ class TurnWriter:
         config: RunnableConfig | None, plain: Messages | None, *, cached_attempts: bool,
     ) -> WrittenTurn:  # fmt: skip
         """Write a turn; it is "" if there is none after four attempts. Attempts after the first may use the prompt cache."""
-        samples, messages = 1 if self.best_of is None else self.best_of.rule.samples, prompt.messages
-        drafts = await self._sample_once(messages, recalled, samples, seed, bypass_cache, config, plain is not None)
-        if self.best_of is not None:
-            chosen, candidates = await to_thread(self._chosen, self.best_of, drafts, query, recalled)
+        best_of, messages = self.best_of, prompt.messages
+        samples = 1 if best_of is None else best_of.rule.samples
+        first_seed = seed * samples % 2**31  # places have successive seeds, and each place uses several
+        drafts = await self._sample_once(messages, recalled, samples, first_seed, bypass_cache, config, plain is not None)
+        usage = sum((draft.usage for draft in drafts), Usage())
+        if best_of is not None:
+            drafts = [self._checked(draft, query, recalled) for draft in drafts]
+            chosen, candidates = await to_thread(self._chosen, best_of, drafts, query, recalled)
             if chosen is not None:
-                usage = sum((draft.usage for draft in drafts), Usage())
                 return WrittenTurn(chosen.text, replace(chosen, usage=usage), prompt, 0, candidates=candidates)
+        first = replace(min(drafts, key=badness), usage=usage)
         bypass = bypass_cache and not cached_attempts
-        reply, discarded = await self._retried(messages, recalled, drafts[0], seed, query, bypass, config, plain)
-        usage = sum((draft.usage for draft in drafts[1:]), reply.usage)
-        return WrittenTurn(reply.text, replace(reply, usage=usage), prompt, discarded + len(drafts) - 1)
+        reply, discarded = await self._retried(messages, recalled, first, seed, query, bypass, config, plain)
+        return WrittenTurn(reply.text, reply, prompt, discarded + len(drafts) - 1)
 
     def _chosen(
         self, best_of: BestOf, drafts: Sequence[Draft], query: Pair, recalled: Sequence[Triple]
     ) -> tuple[Draft | None, int]:
-        """Return the best turn among the drafts, and what the person answered in recalled moments, and their number.
+        """Return the best turn without a defect, None if there is none, and the number of candidates.
 
-        None has a defect; there is no best one if all have.
+        A quote has the thought of the first draft, and the person leaves with it if they leave with most drafts.
         """
-        checked = [self._checked(draft, query, recalled) for draft in drafts]
-        written = {draft.text: draft for draft in checked if not badness(draft)}
-        candidates = [
-            candidate
-            for candidate in best_of.candidates(list(written), query, recalled)
-            if candidate.quoted is None or not usable_defect(candidate.text, query, recalled, self.sides())
-        ]
-        if not candidates:
+        checker = TurnChecker(query, recalled, self.sides())
+        written = {draft.text: draft for draft in reversed(drafts) if not badness(draft)}
+        best, candidates = best_of.choose(
+            [draft.text for draft in drafts if not badness(draft)], query, recalled, lambda text: not checker.defect(text)
+        )
+        if best is None:
             return None, 0
-        best = best_of.best(candidates, query, recalled)
-        quote = replace(drafts[0], text=best.text, thought="", done=False, defect="", at_limit=False)
-        return written.get(best.text, quote), len(candidates)
+        leaves = 2 * sum(draft.done for draft in drafts) > len(drafts)
+        return written.get(best.text, replace(drafts[0], text=best.text, done=leaves, defect="", at_limit=False)), candidates
 
     async def sample_action(
         self, query: Pair, recalled: Sequence[Triple], reasoning: str, *, seed: int, n: int = 1, bypass_cache: bool = True,
@@ -166,7 +166,7 @@ class TurnWriter:
             return await self.complete(
                 prompt.messages, recalled, n=n, seed=seed, bypass_cache=bypass_cache, query=query, config=config, plain=plain
             )
-        seeds = [seed + number * self.best_of.rule.samples for number in range(n)]
+        seeds = [seed + number for number in range(n)]
         return [
             (await self._write(prompt, query, recalled, one, bypass_cache, config, plain, cached_attempts=False)).sample
             for one in seeds

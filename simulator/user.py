@@ -324,10 +324,14 @@ class SimulatedUser:
         bypass = self._bypasses_cache(reasoning) if bypass_cache is None else bypass_cache
         return await (writer or self.writer).sample_action(query, shown, reasoning, seed=seed, n=n, bypass_cache=bypass)
 
+    async def reasoning_for(self, query: Pair, shown: Sequence[Triple], *, seed: int) -> str:
+        """Return the reasoning before a turn; "" if the twin writes none, or the acting model writes it with the reply."""
+        reasons = self.reasons_after(shown) and not self.writer.structured
+        return (await self.sample_reasoning(query, shown, seed=seed)).text if reasons else ""
+
     async def sample_reply(self, query: Pair, shown: Sequence[Triple], *, seed: int, n: int = 1) -> tuple[str, list[Draft]]:
         """Return the reasoning, "" if the twin writes none (see `reasons_after`), and n sampled turns."""
-        reasons = self.reasons_after(shown) and not self.writer.structured
-        reasoning = (await self.sample_reasoning(query, shown, seed=seed)).text if reasons else ""
+        reasoning = await self.reasoning_for(query, shown, seed=seed)
         drafts = await self.sample_action(query, shown, reasoning, seed=seed, n=n)
         return reasoning or drafts[0].thought, drafts
 

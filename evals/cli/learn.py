@@ -151,7 +151,8 @@ def learn(
             f"{never_tuned(corpus, recipe.speaker)}; the twin keeps the default settings", style="yellow", markup=False
         )
         options["tune_turns"] = 0
-    estimate = _estimate(log, recipe, options["style"], price, options["tune_turns"])
+    hosted = ModelName.parse(options["model"]).kind == "openai"
+    estimate = _estimate(log, recipe, options["style"], price, options["tune_turns"], hosted=hosted)
     if dry_run:
         print_dry_run(ctx, estimate)
         return
@@ -215,7 +216,9 @@ def _recipe(options: dict[str, Any], embedder: str) -> Recipe:
     )
 
 
-def _estimate(log: ChatLog, recipe: Recipe, style: PromptStyle | None, price: Price | None, tune_turns: int) -> list[str]:
+def _estimate(
+    log: ChatLog, recipe: Recipe, style: PromptStyle | None, price: Price | None, tune_turns: int, *, hosted: bool
+) -> list[str]:  # fmt: skip
     """Return what learning takes, in sentences. LogError or UsageError if the recipe does not fit the log."""
     from usertwin.evals.judges.listwise_checks import CHECKED_PAIRS, VERDICTS
     from usertwin.memory.models.chat import FREE
@@ -241,7 +244,7 @@ def _estimate(log: ChatLog, recipe: Recipe, style: PromptStyle | None, price: Pr
     if recipe.synthesizer is not None:
         lines.append(f"where the twin reasons, it reasons with {recipe.synthesizer}")
     if tune_turns:
-        done = "replied to" if ModelName.parse(recipe.model or "local").kind == "openai" else "scored"
+        done = "replied to" if hosted else "scored"
         lines.append(f"then up to {tune_turns} validation turns are {done} under a few settings (--tune-turns 0 skips this)")
     return lines
 

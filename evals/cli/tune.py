@@ -17,7 +17,7 @@ from .twin_actions import tune_twin
 #: The most validation turns that `tune`, and `learn` at its end, measure settings on.
 DEFAULT_TUNE_TURNS = 24
 #: The most of them at which several replies are written.
-DEFAULT_REPLIES = 12
+DEFAULT_REPLIES = 24
 
 
 @click.command()

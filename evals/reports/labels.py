@@ -57,6 +57,12 @@ _WITH_WORDS = {
     "tau2": "tau2-bench + words",
 }  # fmt: skip
 
+#: Short titles of arms with the best of several replies.
+_RERANKED = {
+    "recalled_pairs": "Recalled", "backward": "Backward", "random_of_n": "Random", "best_of_n": "Scored", "recon": "Recon",
+    "trained": "Trained",
+}  # fmt: skip
+
 MEASURE_DESCRIPTIONS = {
     "bits_per_char": "cost of the person's real turns under the scoring model",
     "choice": "share of turns where the real turn scores above the other choices",
@@ -85,11 +91,10 @@ def arm_label(arm: str) -> ArmLabel:
     title, phrase = label.title, label.phrase
     if uses_words(arm):
         title, phrase = _WITH_WORDS.get(base_arm(arm), f"{title} + words"), f"{phrase} and the person's own words"
-    return (
-        ArmLabel(f"{title}, best", f"{phrase}, and the best of several replies")
-        if is_reranked(arm)
-        else ArmLabel(title, phrase)
-    )
+    if is_reranked(arm):
+        title = f"{_RERANKED.get(base_arm(arm), title)}{' + words' if uses_words(arm) else ''}, best"
+        phrase = f"{phrase}, and the best of several replies"
+    return ArmLabel(title, phrase)
 
 
 def is_rival(arm: str) -> bool:

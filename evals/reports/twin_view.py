@@ -196,12 +196,12 @@ def settings_table(settings: Settings) -> RenderableType:
         words = f"The person's own words change that by {with_interval(gain, 3, signed=True)} bits per character, so they are "
         parts.append(Text(words + use))
     if (compared := settings.measured.get("reranking")) is not None:
-        parts += [_rules_table(compared), _rule_text(settings.reranking)]
+        parts += [_rules_table(compared), _rule_text(settings.reranking, settings.measured["conversations"])]
     return Group(*parts)
 
 
 def _rules_table(compared: Mapping[str, Any]) -> Table:
-    turns = f"{compared['turns']} validation turns; one reply has {number(compared['single'], 3)}"
+    turns = f"{plural(compared['turns'], 'validation turn')}; one reply has {number(compared['single'], 3)}"
     table = plain_table(f"The best of several replies: mean of chrF and cosine with the person's, on {turns}")
     for place, head in enumerate(("the best of", "tokens a turn", "minus one reply")):
         table.add_column(head, justify="right" if place else "left")
@@ -214,9 +214,11 @@ def _rules_table(compared: Mapping[str, Any]) -> Table:
     return table
 
 
-def _rule_text(rule: Reranking | None) -> Text:
+def _rule_text(rule: Reranking | None, conversations: int) -> Text:
     if rule is None:
-        return Text("No rule gains more than its standard error, so the twin sends the first reply that the model writes.")
+        few = f"{plural(conversations, 'conversation')} tell no rule from one reply; {MIN_CONVERSATIONS} are needed"
+        reason = few if conversations < MIN_CONVERSATIONS else "No rule is shown to gain"
+        return Text(f"{reason}, so the twin sends the first reply that the model writes.")
     weights = ", ".join(f"{name} {number(weight, 3, signed=True)}" for name, weight in rule.weights.items())
     return Text(f"The score of a reply is the sum of its features with these weights: {weights}.")
 

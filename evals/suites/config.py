@@ -36,7 +36,16 @@ from pydantic import (
     model_validator,
 )
 
-from usertwin.evals.arm_names import DEFAULT_ARMS, TRACE_ARMS, arm_names, base_arm, check_arms, check_question, in_order
+from usertwin.evals.arm_names import (
+    ARM_ALIASES,
+    DEFAULT_ARMS,
+    TRACE_ARMS,
+    arm_names,
+    base_arm,
+    check_arms,
+    check_question,
+    in_order,
+)
 from usertwin.memory.models.scoring import Precision
 from usertwin.personas import ChatLog, LogError, UsageError, load_log, split_pairs
 from usertwin.personas.importers.chitchat import CHITCHAT
@@ -228,6 +237,7 @@ class Suite(_Strict):
     @field_validator("twin")
     @classmethod
     def _check_twin(cls, twin: str | None, info: ValidationInfo) -> str | None:
+        twin = None if twin is None else ARM_ALIASES.get(twin, twin)
         if twin is None or "arms" not in info.data:
             return twin
         if twin not in info.data["arms"] or base_arm(twin) not in {"recalled_pairs", "recon"}:
@@ -239,6 +249,7 @@ class Suite(_Strict):
     def _check_reply_arms(cls, arms: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
         if arms is None or "arms" not in info.data:
             return arms
+        arms = tuple(ARM_ALIASES.get(arm, arm) for arm in arms)
         if missing := [arm for arm in arms if arm not in arm_names(info.data["arms"])]:
             raise ValueError(f'"{missing[0]}" is not measured; add it to arms, or leave it out')
         return tuple(in_order(arms))
@@ -269,6 +280,10 @@ class Suite(_Strict):
             raise ValueError(f'models.outside: "{outside}" is the action model; name a model of another family')
         if outside is not None and "other_person" not in self.arms:
             raise ValueError('models.outside: it compares with the pairs that the arm "other_person" shows; add that arm')
+        if self.reply_arms is not None and self.twin not in self.reply_arms:
+            raise ValueError(
+                "reply_arms: the twin's replies are compared with the others'; set twin, and name its arm here too"
+            )
         if (self.k is None) != (self.window is None):
             raise ValueError('"k" and "window" must be set together')
         if not self.reason.strip() and any(corpus.people == "test" for corpus in self.corpora):

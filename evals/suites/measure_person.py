@@ -177,6 +177,9 @@ class PersonMeasurement:
             update_record(folder, lambda record: replace(record, settings=settings))
         forms = [arm for arm in suite.arms if base_arm(arm) == ("recon" if traced else "recalled_pairs")]
         arm = suite.twin or max(forms, key=len, default="")  # the twin's arm must be measured
+        if suite.twin is not None:  # also one that was learned before shows the traces of its declared arm
+            shown = ("recon" if settings.traces == "none" else settings.traces) if traced else "none"
+            settings = replace(settings, traces=shown, reasons=settings.reasons and traced)
         words = (settings.words or DEFAULT_WEIGHTS) if uses_words(arm) else None
         rule = (settings.reranking or DEFAULT_RERANKING) if is_reranked(arm) else None
         return self.open_twin(person, person.twin, replace(settings, words=words, reranking=rule), embedder)

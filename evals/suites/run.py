@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.arm_names import PEERS, arm_names, base_arm
+from usertwin.evals.arm_names import PEERS, arm_names, base_arm, is_reranked
 from usertwin.evals.judges.likelihood_judge import likelihood_wins
 from usertwin.evals.judges.model_judge import build_questions, judge_pairs, summarize_verdicts
 from usertwin.evals.metrics.closeness import closeness
@@ -36,6 +36,7 @@ from usertwin.memory.models.completion_cache import COMPLETIONS_FILE, Completion
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.run_lock import exclusive_run
 from usertwin.memory.twin.consent import check_consent
+from usertwin.memory.twin.reranking import DEFAULT_RERANKING
 from usertwin.personas import ChatLog, UsageError
 from usertwin.personas.files import private_folder
 from usertwin.simulator.prompts import prompt_versions
@@ -177,7 +178,7 @@ class SuiteRun:
         self._write_json(MANIFEST, {
             "format": RUN_FORMAT, "kind": "closeness", "name": self.suite.name, "state": "interrupted", "started_at": started,
             **inputs, "people": [person.label for person in people], "looks": looks,
-            "prompts": prompt_versions("transcript") | prompt_versions("instruction") | peer_versions(),
+            "prompts": _prompts(),
             "versions": {package: version(package) for package in _PACKAGES},
         })  # fmt: skip
 
@@ -191,6 +192,9 @@ class SuiteRun:
             raise UsageError(
                 f"{self.folder}: holds a run of another suite (different keys: {differing}); name another folder with --out"
             )
+        prompts = manifest.get("prompts")
+        if prompts is not None and prompts != _prompts():
+            raise UsageError(f"{self.folder}: holds a run of a version with other prompts; name another folder with --out")
         since = f"has changed since the run in {self.folder} started"
         for corpus in self.suite.corpora:
             if manifest.get("sources", {}).get(corpus.name) != inputs["sources"].get(corpus.name):
@@ -202,7 +206,10 @@ class SuiteRun:
     def _fingerprint(self, name: str) -> str:
         """Return a checksum that changes when a twin is learned or tuned again."""
         record = TwinRecord.load(existing_twin(name, self._home))
-        parts = [record.learned_at, asdict(record.recipe), asdict(record.settings) if record.settings else None]
+        settings = asdict(record.settings) if record.settings else None
+        if settings and settings["reranking"] is None:  # as in runs of earlier versions, whose twins had no such key
+            del settings["reranking"]
+        parts = [record.learned_at, asdict(record.recipe), settings]
         return checksum(json.dumps(parts, sort_keys=True, default=str).encode())
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -280,16 +287,22 @@ def _warnings(result: Mapping[str, Any], *, mixed: bool, declared: bool) -> list
     return warnings
 
 
+def _prompts() -> dict[str, str]:
+    """Return the versions of all prompts."""
+    return prompt_versions("transcript") | prompt_versions("instruction") | peer_versions()
+
+
 def work_estimate(suite: Suite, logs: Mapping[str, ChatLog], people: Sequence[Person]) -> list[str]:
     """Return the work of a suite in sentences; nothing is loaded."""
     count, arms, replies = len(people), len(suite.arms), suite.replies * suite.samples
-    writing = arms if suite.reply_arms is None else len(suite.reply_arms)
+    writers = arm_names(suite.arms) if suite.reply_arms is None else suite.reply_arms
+    writing, written = len(writers), sum(DEFAULT_RERANKING.samples if is_reranked(arm) else 1 for arm in writers)
     some_turns = f"about {count * suite.turns * arms:,} turns scored"
     every_turn = f"every held-out turn of {count} people scored {arms} times"
     lines = [
         f"{count} people of {len(logs)} corpora and {len(suite.twins)} twins, {arms} arms",
         f"{some_turns if suite.turns else every_turn} under {suite.models.scorer}",
-        f"{count * replies * writing:,} replies written by {suite.models.action}",
+        f"{count * replies * written:,} replies written by {suite.models.action}",
     ]
     if suite.shows_traces:
         pairs = count * suite.traces.pairs

@@ -11,7 +11,7 @@ breaks inside a turn are written as in a string literal, so they survive and a m
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from usertwin.personas import Pair, Turn
 
@@ -21,8 +21,6 @@ THEM = "Them"
 THOUGHT_PREFIX, GOAL_PREFIX, PERSONA_PREFIX = f"({ME} thinking:", "(My goal:", "(About me:"
 #: The most characters in an example of a context turn (its end is kept, closest to the action), and of an action.
 _MAX_EXAMPLE_TURN, _MAX_ACTION = 240, 1200
-#: A backslash, or a line break and the spaces around it, in an escaped line.
-_ESCAPE = re.compile(r"\\\\| *\\n *")
 _MARKER = re.compile(r"\((?=\s*(me\s+thinking|my\s+goal|about\s+me)\s*:)", re.IGNORECASE)
 _RESERVED_IN_NAMES = re.compile(r"[():\[\]]")
 _FILLER = (
@@ -45,8 +43,14 @@ def escaped_line(text: str) -> str:
 
 
 def unescaped_line(line: str) -> str:
-    """Return the text of an escaped line; one that is not escaped stays the same, but for two backslashes in a row."""
-    return _ESCAPE.sub(lambda match: "\n" if "n" in match[0] else "\\", line).strip()
+    r"""Return the text of an escaped line. In any other line, two backslashes in a row become one, and " \n " a line break."""
+    lines: list[list[str]] = [[]]
+    for word in line.split(" "):
+        if word == "\\n":
+            lines.append([])
+        else:
+            lines[-1].append(word.replace("\\\\", "\\"))
+    return "\n".join(map(" ".join, lines)).strip()
 
 
 def inert_line(text: str) -> str:
@@ -75,8 +79,8 @@ def truncate_action(action: str) -> str:
 
 
 def context_lines(pair: Pair, turns: int) -> list[str]:
-    """Return the latest `turns` context turns, whole, one line each."""
-    return _context_lines(pair, turns, None)
+    """Return the latest `turns` context turns, whole, one line each, for prompts that are no transcripts."""
+    return _context_lines(pair, turns, inert_line)
 
 
 def persona_line(description: str) -> str:
@@ -87,7 +91,7 @@ def persona_line(description: str) -> str:
 def format_action_prompt(pair: Pair, turns: int, *, thought: str | None = None) -> str:
     """Return the prompt for an action: goal, context, thought (if given) and `Me:`."""
     goal = [f"{GOAL_PREFIX} {inert_line(pair.goal)})"] if pair.goal else []
-    return "\n".join([*goal, *context_lines(pair, turns), *_thought(thought), f"{ME}:"])
+    return "\n".join([*goal, *_context_lines(pair, turns, turn_line), *_thought(thought), f"{ME}:"])
 
 
 def format_thought_prompt(pair: Pair, turns: int) -> str:
@@ -98,7 +102,8 @@ def format_thought_prompt(pair: Pair, turns: int) -> str:
 def format_example(pair: Pair, turns: int, *, thought: str | None = None) -> str:
     """Return a pair with its action, as a few-shot example; long turns are shortened, since it is an example only."""
     action = action_completion(_head(pair.action, _MAX_ACTION))
-    return "\n".join([*_context_lines(pair, turns, _MAX_EXAMPLE_TURN), *_thought(thought), f"{ME}:{action}"])
+    lines = _context_lines(pair, turns, lambda text: turn_line(_tail(text.strip(), _MAX_EXAMPLE_TURN)))
+    return "\n".join([*lines, *_thought(thought), f"{ME}:{action}"])
 
 
 def join_blocks(blocks: Iterable[str]) -> str:
@@ -120,11 +125,10 @@ def _thought(thought: str | None) -> list[str]:
     return [] if thought is None else [f"{THOUGHT_PREFIX} {inert_line(thought)})"]
 
 
-def _context_lines(pair: Pair, turns: int, max_characters: int | None) -> list[str]:
+def _context_lines(pair: Pair, turns: int, as_line: Callable[[str], str]) -> list[str]:
     latest = pair.context[-turns:] if turns else ()
     others = {turn.speaker for turn in pair.context if turn.speaker != pair.speaker}
-    texts = (_tail(turn_line(turn.text), max_characters) for turn in latest)
-    return [f"{_label(turn, pair, len(others) > 1)}: {text}" for turn, text in zip(latest, texts, strict=True)]
+    return [f"{_label(turn, pair, len(others) > 1)}: {as_line(turn.text)}" for turn in latest]
 
 
 def _label(turn: Turn, pair: Pair, use_names: bool) -> str:
@@ -138,5 +142,5 @@ def _head(text: str, characters: int) -> str:
     return text if len(text) <= characters else text[:characters].rstrip() + "…"
 
 
-def _tail(text: str, characters: int | None) -> str:
-    return text if characters is None or len(text) <= characters else "…" + text[-characters:]
+def _tail(text: str, characters: int) -> str:
+    return text if len(text) <= characters else "…" + text[-characters:]

@@ -29,6 +29,10 @@ class Reranking:
     quotes: bool
     weights: Mapping[Feature, float]
 
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError("a rule needs at least one written reply")
+
 
 #: A rule for any person: fitted on validation turns of development people (evals/EXPERIMENTS.md).
 DEFAULT_RERANKING = Reranking(

@@ -1,4 +1,9 @@
-"""A remembered answer said in another conversation: its names, numbers and other details replaced by the present ones."""
+"""A remembered answer said again in another conversation: its names, numbers and other details become the present ones.
+
+Design: an answer with a false detail is worse than none, so in doubt there is no quote. An answer is said again only if each of
+its words is one that the person uses in many conversations, or is part of the present one, and if it is clear what each detail
+becomes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from math import ceil
 
+from usertwin.memory.text.words import content_words, word_tokens
 from usertwin.personas import Pair
 
 _MONTH = (
@@ -14,30 +21,41 @@ _MONTH = (
     r"|nov(?:ember)?|dec(?:ember)?)\.?"
 )
 _ORDINAL = r"\d{1,2}(?:st|nd|rd|th)?"
+_NUMBER_WORD = r"(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundred)\b"
 #: What is tried at a place, in this order. A name is a capitalized word inside a sentence, or several in a row.
 _KINDS = {
-    "address": r"[\w.+-]+@[\w-]+\.[\w.-]*\w|https?://\S+|www\.\S+",
+    "email": r"(?<![\w.+-])[\w.+-]++@[\w-]+(?:\.[\w-]+)+",
+    "url": r"https?://\S+|www\.\S+",
     "time": r"\d{1,2}(?::\d\d)?\s?[ap]\.?m\b\.?|\d{1,2}:\d\d\b",
     "date": rf"{_MONTH}\s{_ORDINAL}\b|{_ORDINAL}(?:\sof)?\s{_MONTH}(?!\w)|\d{{4}}-\d\d-\d\d\b",
     "day": r"(?:mon|tues|wednes|thurs|fri|satur|sun)day\b",
     "money": r"[$€£¥]\s?\d+(?:[.,]\d+)*|\d+(?:[.,]\d+)*\s?(?:dollars?|euros?|pounds?|bucks)\b",
     "code": r"(?=[a-z]*\d)(?=\d*[a-z])[a-z\d]{4,}\b",
     "digits": r"\d[\d -]{4,}\d\b",
-    "number": r"\d+(?:[.,]\d+)*\b",
+    "number": rf"\d+(?:[.,]\d+)*\b|{_NUMBER_WORD}",
 }
 _NAME = r"(?<=[\w,;:] )(?!I[’'])(?-i:[A-ZÀ-ÖØ-Þ][\w’'-]*[a-zß-öø-ÿ][\w’'-]*)(?: (?!I\b)(?-i:[A-ZÀ-ÖØ-Þ][\w’'-]*))*"
 _DETAIL = re.compile(
     rf"(?<!\w)(?:{'|'.join(f'(?P<{kind}>{pattern})' for kind, pattern in _KINDS.items())})|(?P<name>{_NAME})", re.IGNORECASE
 )
+#: Kinds whose details stand for each other only if they have the same shape, such as two letters and six digits.
+_SHAPED = ("code", "digits", "number")
+#: A word is the person's own from this number of conversations and this share of them. A longer answer is about something.
+_MIN_CONVERSATIONS, _MIN_SHARE, _MAX_CHARACTERS = 3, 0.01, 400
 
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """A detail of a text."""
+    """A detail of a text: its kind, its text, and where it begins."""
 
     kind: str
     text: str
     start: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What equal details have in common."""
+        return self.kind, self.text.casefold()
 
 
 def details_of(text: str) -> list[Detail]:
@@ -49,42 +67,56 @@ def details_of(text: str) -> list[Detail]:
     return [Detail(match.lastgroup or "", match[0], match.start()) for match in _DETAIL.finditer(text)]
 
 
-def said_again(action: str, query: Pair, habits: Collection[str] = ()) -> str | None:
-    """Return a remembered answer with the details of the present conversation; None if it needs one that is not there.
+def usual_words(pairs: Iterable[Pair]) -> frozenset[str]:
+    """Return the words, in small letters, that a person uses in many conversations."""
+    told = {(pair.conversation_id, word) for pair in pairs for word in word_tokens(pair.action)}
+    counts = Counter(word for _, word in told)
+    least = max(_MIN_CONVERSATIONS, ceil(_MIN_SHARE * len({conversation for conversation, _ in told})))
+    return frozenset(word for word, count in counts.items() if count >= least)
 
-    A detail that is part of the present goal or chat stays. Any other one becomes the next of its kind in the goal, or else in
-    the latest turn of the other side, that the person has not told yet.
+
+def said_again(source: Pair, query: Pair, usual: Collection[str]) -> str | None:
+    """Return a remembered answer with the details of the present conversation; None in doubt.
+
+    A detail of the present goal or chat stays. A missing one becomes the only one of its kind in the present goal that the
+    person has not told yet.
 
     Args:
-        action: the remembered answer.
+        source: the remembered pair.
         query: the present goal and chat; its action is ignored.
-        habits: details, in small letters, that the person gives in any conversation; they stay.
+        usual: the person's usual words, see `usual_words`.
     """
-    present = "\n".join([query.goal, *(turn.text for turn in query.context)]).casefold()
-    told = "\n".join(turn.text for turn in query.context if turn.speaker == query.speaker).casefold()
-    asked = [turn.text for turn in query.context if turn.speaker != query.speaker][-1:]
-    fresh = [detail for text in (query.goal, *asked) for detail in details_of(text) if detail.text.casefold() not in told]
-    replaced, end, parts = dict[str, str](), 0, list[str]()
+    action = source.action
+    if not action or len(action) > _MAX_CHARACTERS:
+        return None
+    turns = [turn.text for turn in query.context]
+    here = {word for text in (query.goal, *turns) for word in word_tokens(text)}
+    present = {detail.key for text in (query.goal, *turns) for detail in details_of(text)}
+    told = {d.key for turn in query.context if turn.speaker == query.speaker for d in details_of(turn.text)}
+    fresh = [d for d in details_of(query.goal) if d.key not in told]
+    tied = {*content_words(word_tokens(source.goal))} - here
+    own = {*usual} - tied
+    replaced, rest, end, parts = dict[tuple[str, str], str](), list[str](), 0, list[str]()
     for detail in details_of(action):
-        key = detail.text.casefold()
-        if key in habits or _holds(present, key):
+        if detail.kind == "name" and {*word_tokens(detail.text)} <= own:  # a capitalized word, such as "Thanks"
             continue
-        if key not in replaced:
-            usable = [other for other in fresh if other.kind == detail.kind and other.text not in replaced.values()]
-            if not usable:
+        rest.append(action[end : detail.start])
+        text = detail.text
+        if detail.key not in present and not (detail.kind == "name" and {*word_tokens(text)} <= here):
+            choices = {d.text for d in fresh if d.kind == detail.kind and _shape(d) == _shape(detail)}
+            if len(choices) != 1 or any(kind == detail.kind and key != detail.key[1] for kind, key in replaced):
                 return None
-            replaced[key] = usable[0].text
-        parts += [action[end : detail.start], replaced[key]]
+            text = replaced[detail.key] = choices.pop()
+        parts += [action[end : detail.start], text]
         end = detail.start + len(detail.text)
-    return "".join([*parts, action[end:]])
+    rest.append(action[end:])
+    words = {word for part in rest for word in word_tokens(part)} - here
+    return None if words - own else "".join([*parts, action[end:]])
 
 
-def habitual_details(answers: Iterable[Pair]) -> frozenset[str]:
-    """Return the details, in small letters, that the person gives in answers of at least two conversations."""
-    told = {(pair.conversation_id, detail.text.casefold()) for pair in answers for detail in details_of(pair.action)}
-    counts = Counter(detail for _, detail in told)
-    return frozenset(detail for detail, count in counts.items() if count > 1)
-
-
-def _holds(text: str, detail: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(detail)}(?!\w)", text) is not None
+def _shape(detail: Detail) -> str:
+    if detail.kind not in _SHAPED:
+        return ""
+    if detail.kind == "number":
+        return "digit" if detail.text[0].isdigit() else "word"
+    return re.sub(r"[^\W\d_]", "a", re.sub(r"\d", "0", detail.text.casefold()))

@@ -40,10 +40,12 @@ class Candidate:
     Attributes:
         text: the reply.
         quoted: the place among the recalled pairs of the one that it quotes; None if the model wrote it.
+        votes: how many of the written replies are this one.
     """
 
     text: str
     quoted: int | None = None
+    votes: int = 1
 
 
 class WordModel:
@@ -68,8 +70,8 @@ def feature_table(
 ) -> NDArray[np.float64]:  # fmt: skip
     """Return the features of each candidate, of shape (candidates, features), in their typical units.
 
-    Columns, in the order of `FEATURES`: the mean cosine with the replies that the model wrote, and with the recalled answers;
-    the cosine with the context; how far the length is from the usual one, below 0; the log-probability of the marks of style,
+    Columns, in the order of `FEATURES`: the mean cosine with the other replies of the model, and with the recalled answers; the
+    cosine with the context; how far the length is from the usual one, below 0; the log-probability of the marks of style,
     and of the words under the person's own (of a quote, the mean of the written replies, since its own would be near 0);
     whether it is a quote, and its place among the recalled pairs, from 0.5 for the most similar one to -0.5.
     """
@@ -80,11 +82,16 @@ def feature_table(
     vectors = embedder.embed([*texts, *answers, query_text(query)])
     own, answered, context = vectors[: len(texts)], vectors[len(texts) : -1], vectors[-1]
     written = [place for place, candidate in enumerate(candidates) if candidate.quoted is None]
+    votes = [candidates[place].votes for place in written]
     probabilities = [words.log_probability(text) for text in texts]
     usual_probability = fmean([probabilities[place] for place in written] or [0.0])
     columns: dict[str, list[float]] = {
-        "agreement": _mean_cosines(own, own[written], [written.index(i) if i in written else None for i in range(len(texts))]),
-        "recalled": _mean_cosines(own, answered, [candidate.quoted for candidate in candidates]),
+        "agreement": _mean_cosines(
+            own,
+            np.repeat(own[written], votes, axis=0),
+            [c.quoted is None for c in candidates],
+        ),
+        "recalled": _mean_cosines(own, answered, [c.quoted is not None for c in candidates]),
         "context": [float(vector @ context) for vector in own],
         "length": [-_log_distance(text, answers, card) for text in texts],
         "style": [_style(text, card) for text in texts],
@@ -106,12 +113,14 @@ def _log_distance(text: str, answers: Sequence[str], card: StyleCard | None) -> 
     return max(low - length, length - high, 0.0)
 
 
-def _mean_cosines(vectors: NDArray[np.float32], others: NDArray[np.float32], same: Sequence[int | None]) -> list[float]:
-    """Return the mean cosine of each vector with the others, but for the one that is itself; 0 without any."""
-    cosines = vectors @ others.T
-    counts = [len(others) - (place is not None) for place in same]
-    sums = [float(row.sum()) - (0.0 if place is None else float(row[place])) for row, place in zip(cosines, same, strict=True)]
-    return [total / count if count else 0.0 for total, count in zip(sums, counts, strict=True)]
+def _mean_cosines(vectors: NDArray[np.float32], others: NDArray[np.float32], among: Sequence[bool]) -> list[float]:
+    """Return the mean cosine of each vector with the others, without itself where `among` says that it is one of these."""
+    sums = (vectors @ others.T).sum(axis=1)
+    own = (vectors * vectors).sum(axis=1)
+    return [
+        float(total - itself * inside) / (len(others) - inside) if len(others) > inside else 0.0
+        for total, itself, inside in zip(sums, own, among, strict=True)
+    ]
 
 
 def _style(text: str, card: StyleCard | None) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from usertwin.memory.twin.reranking import FEATURES, Reranking
 from usertwin.personas import Pair
 from usertwin.personas.style_card import StyleCard, count_style
 
-from .details import habitual_details, said_again
+from .details import said_again, usual_words
 from .features import Candidate, WordModel, feature_table
 
 if TYPE_CHECKING:
@@ -30,27 +31,34 @@ class Reranker:
         self._store = store
         self._counts = lru_cache(maxsize=2)(self._count)
 
-    def candidates(self, written: Sequence[str], query: Pair, recalled: Sequence[Triple], *, quotes: bool) -> list[Candidate]:
-        """Return the written replies, and with `quotes` the recalled answers with the details of the present conversation."""
-        found = [Candidate(text) for text in written]
+    def candidates(
+        self, written: Sequence[str], query: Pair, recalled: Sequence[Triple], *, quotes: bool,
+        is_usable: Callable[[str], bool] = lambda text: True,
+    ) -> list[Candidate]:  # fmt: skip
+        """Return the written replies, and with `quotes` the recalled answers with the details of the present conversation.
+
+        Those that are not usable are left out; equal replies are one candidate.
+        """
+        counts = Counter(text for text in written if text)
+        found = [Candidate(text, votes=count) for text, count in counts.items() if is_usable(text)]
         if not quotes:
             return found
-        pairs = [triple.pair for triple in recalled]
-        habits = habitual_details(pairs)
-        for place, pair in enumerate(pairs):
-            text = "" if pair.abandoned else said_again(pair.action, query, habits)
-            if text and all(text != candidate.text for candidate in found):
+        _, _, usual = self._counts(self._store.stats().generation, query.when)
+        for place, triple in enumerate(recalled):
+            text = "" if triple.pair.abandoned else said_again(triple.pair, query, usual)
+            if text and all(text != candidate.text for candidate in found) and is_usable(text):
                 found.append(Candidate(text, place))
         return found
 
     def features(self, candidates: Sequence[Candidate], query: Pair, recalled: Sequence[Triple]) -> NDArray[np.float64]:
         """Return the features of candidates (see `feature_table`), from turns of the person before the query only."""
-        card, words = self._counts(self._store.stats().generation, query.when)
+        card, words, _ = self._counts(self._store.stats().generation, query.when)
         return feature_table(candidates, query, recalled, card=card, words=words, embedder=self._store.embedder)
 
-    def _count(self, generation: int, before: float) -> tuple[StyleCard | None, WordModel]:
-        turns = [t.pair.action for t in self._store.triples(abandoned=False) if t.pair.when < before][-_COUNTED:]
-        return count_style(turns), WordModel(turns)
+    def _count(self, generation: int, before: float) -> tuple[StyleCard | None, WordModel, frozenset[str]]:
+        pairs = [t.pair for t in self._store.triples(abandoned=False) if t.pair.when < before]
+        turns = [pair.action for pair in pairs[-_COUNTED:]]
+        return count_style(turns), WordModel(turns), usual_words(pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +68,12 @@ class BestOf:
     reranker: Reranker
     rule: Reranking
 
-    def candidates(self, written: Sequence[str], query: Pair, recalled: Sequence[Triple]) -> list[Candidate]:
-        """Return the candidates of the rule: see `Reranker.candidates`."""
-        return self.reranker.candidates(written, query, recalled, quotes=self.rule.quotes)
+    def choose(
+        self, written: Sequence[str], query: Pair, recalled: Sequence[Triple], is_usable: Callable[[str], bool]
+    ) -> tuple[Candidate | None, int]:
+        """Return the best candidate, None if there is none, and the number of candidates: see `Reranker.candidates`."""
+        found = self.reranker.candidates(written, query, recalled, quotes=self.rule.quotes, is_usable=is_usable)
+        return (self.best(found, query, recalled) if found else None), len(found)
 
     def best(self, candidates: Sequence[Candidate], query: Pair, recalled: Sequence[Triple]) -> Candidate:
         """Return the candidate with the largest score, the first of equal ones."""

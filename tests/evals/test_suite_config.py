@@ -146,6 +146,11 @@ def test_a_question_is_one_contrast_or_several(tmp_path: Path, question: str, co
         ('question = "recon - no_memory"\narms = ["tau"]\n' + MINIMAL, 'arms: there is no arm "tau"'),
         ('twin = "tau2"\narms = ["tau2", "recon"]\n' + MINIMAL, 'twin: "tau2" cannot be the twin; name one of'),
         ('twin = "recon+words"\n' + MINIMAL, 'twin: "recon+words" cannot be the twin'),
+        ('reply_arms = ["recon"]\n' + MINIMAL, "reply_arms: the twin's replies are compared with the others'; set twin"),
+        (
+            'question = "recon+reranked - recon"\narms = ["recon", "recon+reranked"]\n' + MINIMAL,
+            'question: "recon+reranked - recon": the best of several replies has the same bits per character',
+        ),
         ('reply_arms = ["medoid"]\n' + MINIMAL, 'reply_arms: "medoid" is not measured; add it to arms, or leave it out'),
         ('arms = ["verbatim+reranked"]\n' + MINIMAL, 'arms: there is no arm "verbatim+reranked"'),
         ('arms = ["recon+reranked+words"]\n' + MINIMAL, 'arms: there is no arm "recon+reranked+words"'),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +11,9 @@ import pytest
 
 from conftest import FunctionChatModel, function_model
 from usertwin.evals.reports.twin_view import settings_table
-from usertwin.evals.tuning.reranking import OPTIONS, SAMPLES, RankedTurn, choose_rule
-from usertwin.evals.tuning.tune import KS, TunePlan, tune
+from usertwin.evals.tuning.comparison import likeness
+from usertwin.evals.tuning.reranking import OPTIONS, SAMPLES, Choices, RankedTurn, choose_rule, ranked_turn
+from usertwin.evals.tuning.tune import KS, TunePlan, tune, validation_pairs
 from usertwin.memory import ChatModel, Settings, existing_twin
 from usertwin.memory.twin.reranking import FEATURES
 from usertwin.simulator import SimulatedUser
@@ -74,22 +74,25 @@ def test_no_reply_is_as_unlike_as_can_be(ann: str) -> None:
 # The best of several ---------------------------------------------------------------------------------------------------
 
 
-def turn(conversation: int, quality: Sequence[float], lengths: Sequence[float], written: Sequence[int | None]) -> RankedTurn:
-    """Return a turn whose candidates differ in one feature."""
-    features = np.zeros((len(quality), len(FEATURES)))
-    features[:, FEATURES.index("length")] = lengths
-    return RankedTurn(str(conversation), features=features, quality=np.array(quality), written=written, tokens=[10] * SAMPLES)
-
-
-def turns(worth: float, quote: float = 0.0, count: int = 40) -> list[RankedTurn]:
-    """Return turns of ten conversations: a written reply is better by `worth` a length, two quotes by `quote`."""
-    rng = np.random.default_rng(0)
-    made: list[RankedTurn] = []
-    for number in range(count):
-        lengths = [*rng.normal(size=SAMPLES), 3.0, 3.0]
-        noise = rng.normal(scale=0.05, size=SAMPLES + 2)
-        quality = [*(0.3 + worth * length for length in lengths[:SAMPLES]), 0.3 + quote, 0.3 + quote]
-        made.append(turn(number % 10, [*(np.array(quality) + noise)], lengths, [*range(SAMPLES), None, None]))
+def turns(worth: float, quote: float = 0.0, *, seed: int = 0, shape: tuple[int, int] = (10, 4)) -> list[RankedTurn]:
+    """Return turns whose written replies are better by `worth` for each unit of their length, and two quotes by `quote`."""
+    rng, made = np.random.default_rng(seed), list[RankedTurn]()
+    for conversation in range(shape[0]):
+        for _ in range(shape[1]):
+            lengths = rng.normal(size=SAMPLES + 2)
+            quality = 0.3 + rng.normal(scale=0.1, size=SAMPLES + 2)
+            quality[:SAMPLES] += worth * lengths[:SAMPLES]
+            quality[SAMPLES:] += quote
+            choices: dict[tuple[int, bool], Choices] = {}
+            for samples, quotes in OPTIONS:
+                places = [*range(samples), *(range(SAMPLES, SAMPLES + 2) if quotes else ())]
+                features = np.zeros((len(places), len(FEATURES)))
+                features[:, FEATURES.index("length")] = lengths[places]
+                features[:, FEATURES.index("quoted")] = [2.0 * (place >= SAMPLES) for place in places]
+                choices[samples, quotes] = Choices(features, quality[places])
+            made.append(
+                RankedTurn(conversation=str(conversation), choices=choices, single=float(quality[:SAMPLES].mean()), tokens=10.0)
+            )
     return made
 
 
@@ -110,19 +113,29 @@ def test_a_rule_that_pays_is_chosen_with_its_cost() -> None:
 def test_quotes_are_used_where_they_are_better() -> None:
     rule, _ = choose_rule(turns(worth=0.0, quote=0.3))
     assert rule is not None
-    assert (rule.samples, rule.quotes) == (2, True)  # the cheapest within a standard error of the best
+    assert rule.quotes
+    assert rule.weights["quoted"] > 0.01
 
 
-@pytest.mark.parametrize("worth", [0.0])
-def test_a_rule_that_gains_nothing_is_not_used(worth: float) -> None:
-    chosen = [choose_rule(_shuffled(turns(worth), seed))[0] is not None for seed in range(20)]
-    assert sum(chosen) <= 12  # a gain above one standard error is chance in a sixth of cases, and four rules are tried
+def test_a_rule_that_gains_nothing_is_seldom_used() -> None:
+    for shape in ((8, 2), (12, 1), (10, 4)):
+        used = sum(choose_rule(turns(0.0, seed=seed, shape=shape))[0] is not None for seed in range(60))
+        assert used <= 15  # 5 of 100 for one rule, and four are tried that share their candidates
 
 
-def _shuffled(given: Sequence[RankedTurn], seed: int) -> list[RankedTurn]:
-    """Return the turns with the qualities of each in another order, so that no feature tells anything."""
-    rng = np.random.default_rng(seed)
-    return [replace(one, quality=rng.permutation(one.quality)) for one in given]
+def test_a_rule_of_two_replies_sees_two_replies_and_one_reply_is_the_mean_of_all(ann: str) -> None:
+    """Two replies agree with each other equally, whatever the model would have written next."""
+    texts = ["tomorrow, day 3", "ok, thanks", "tomorrow, day 3", "tomorrow, day 3"]
+    model, _ = writing(lambda prompt, seed: texts[seed % 4])
+    with SimulatedUser.load(ann, model=model, settings=Settings(traces="none", reasons=False)) as user:
+        [pair, *_] = validation_pairs(user, existing_twin(ann), 3)
+        ranked = asyncio.run(ranked_turn(user, pair, seed=0))
+        real = [likeness(text, pair.action, user.store.embedder) for text in texts]
+    agreement = FEATURES.index("agreement")
+    two, four = ranked.choices[2, False].features[:, agreement], ranked.choices[4, False].features[:, agreement]
+    assert two[0] == pytest.approx(two[1])
+    assert four[0] > four[1]
+    assert ranked.single == pytest.approx(sum(real) / 4)
 
 
 def test_one_conversation_or_none_gives_no_rule() -> None:
@@ -140,8 +153,9 @@ def test_tune_compares_rules_at_the_given_number_of_turns(ann: str) -> None:
     settings_table(found)
 
 
-def test_the_real_replies_choose_the_rule(ann: str) -> None:
+def test_the_real_replies_choose_the_rule(ann: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model writes a long text, and then what the person says: the length tells them apart."""
+    monkeypatch.setattr("usertwin.evals.tuning.reranking._LEVEL", 0.6)  # there are two conversations only
     texts = ["something long about trains and planes and ships and cars and all that", "ok, thanks, bye"]
     model, _ = writing(lambda prompt, seed: texts[seed % 2])
     found = tuned(ann, model, replies=6)

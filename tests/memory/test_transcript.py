@@ -148,6 +148,18 @@ def test_line_breaks_and_backslashes_survive_on_one_line(text: str, line: str) -
     assert unescaped_line(line) == "\n".join(part.strip() for part in text.strip().split("\n"))
 
 
+@pytest.mark.parametrize("text", [r"it is in C:\new\notes", r"\nabla f = \n0", "a \\nb"])
+def test_other_backslashes_are_no_line_breaks(text: str) -> None:
+    assert unescaped_line(text) == text
+
+
+def test_a_long_turn_is_cut_before_it_is_escaped() -> None:
+    shown = format_example(pair(("Bob", "a\n" * 200)), 1).splitlines()[0]
+    assert shown.startswith("Them: …")
+    assert shown.count("\\n") in range(118, 121)
+    assert context_lines(pair(("Bob", "C:\\x\nb")), 1) == ["Them: C:\\x b"]  # for prompts that are no transcripts
+
+
 @given(texts)
 def test_an_escaped_text_is_one_line_and_comes_back_but_for_blanks(text: str) -> None:
     assert len(escaped_line(text).splitlines()) <= 1

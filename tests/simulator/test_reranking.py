@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,11 +17,12 @@ from conftest import function_model
 from usertwin.memory import Settings, Triple, TripleStore, TwinRecord, existing_twin
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.own_words.own_words import DEFAULT_WEIGHTS
+from usertwin.memory.text.words import word_tokens
 from usertwin.memory.twin.reranking import DEFAULT_RERANKING, FEATURES, Feature, Reranking
-from usertwin.personas import Pair, Turn
+from usertwin.personas import Pair, Turn, TwinError
 from usertwin.personas.style_card import count_style
 from usertwin.simulator import Answer, SimulatedUser
-from usertwin.simulator.reranking.details import details_of, habitual_details, said_again
+from usertwin.simulator.reranking.details import details_of, said_again, usual_words
 from usertwin.simulator.reranking.features import Candidate, WordModel, feature_table
 from usertwin.simulator.reranking.reranker import BestOf, Reranker
 
@@ -46,49 +48,77 @@ def place(*turns: tuple[str, str], goal: str = "", when: float = 0.0, action: st
     [
         ("a table for 4 at 7 pm, for Anna", ["number 4", "time 7 pm", "name Anna"]),
         ("order A12B9 of May 3rd", ["code A12B9", "date May 3rd"]),
-        ("call 555-123-4567 or me@example.org", ["digits 555-123-4567", "address me@example.org"]),
-        ("It costs $20.50 on Friday at 17:30", ["money $20.50", "day Friday", "time 17:30"]),
+        ("call 555-123-4567 or me@example.org", ["digits 555-123-4567", "email me@example.org"]),
+        ("It costs $20.50 on Friday at 17:30", ["money $20.50", "day Friday", "time 17:30"]), ("for four", ["number four"]),
         ("I live in New York City and I'm fine", ["name New York City"]),
         ("yes I'll do that, I think", []), ("Yes. No. Maybe", []), ("", []),
-        ("see https://example.org/x?y=1 please", ["address https://example.org/x?y=1"]), ("the 3 of us", ["number 3"]),
+        ("see https://example.org/x?y=1 please", ["url https://example.org/x?y=1"]), ("the 3 of us", ["number 3"]),
     ],
 )  # fmt: skip
 def test_details_are_found_by_kind(text: str, found: list[str]) -> None:
     assert [f"{detail.kind} {detail.text}" for detail in details_of(text)] == found
 
 
+USUAL = frozenset(word_tokens("for people please my name is at it i am to yes thanks a lot in the call and order with that"))
+
+
+def again(action: str, query: Pair, source_goal: str = "") -> str | None:
+    """Return a remembered answer said again by a person with these usual words."""
+    return said_again(place(action=action, goal=source_goal), query, USUAL)
+
+
 def test_a_remembered_answer_gets_the_details_of_the_present_goal() -> None:
     query = place(("bot", "For how many people, and when?"), goal="Book a table for 6 at 8 pm under the name Maria.")
-    assert said_again("for 4 people, my name is Anna, at 7 pm", query) == "for 6 people, my name is Maria, at 8 pm"
-    assert said_again("for 4, I said 4", query) == "for 6, I said 6"  # the same detail becomes the same one
-    assert said_again("call 555-123-4567", query) is None  # nothing of this kind is known here
-    assert said_again("4 people and 5 cars", query) is None  # only one number is
-    assert said_again("yes please", query) == "yes please"
+    assert again("for 4 people, my name is Anna, at 7 pm", query) == "for 6 people, my name is Maria, at 8 pm"
+    assert again("for 4, it is 4", query) == "for 6, it is 6"  # the same detail becomes the same one
+    assert again("yes please", query) == "yes please"
+    assert again("Yes please", query) == "Yes please"
 
 
-def test_details_that_are_known_here_or_habits_stay() -> None:
-    query = place(("bot", "Is 9:30 fine, or 10:15?"), goal="Fly to Oslo.")
-    assert said_again("9:30 is fine", query) == "9:30 is fine"
-    assert said_again("to Paris please", query) == "to Oslo please"
-    assert said_again("to Paris, I am Bob", query, habits={"bob"}) == "to Oslo, I am Bob"
+@pytest.mark.parametrize(
+    ("action", "goal"),
+    [
+        ("call 555-123-4567", "Book a table for 6."),  # nothing of this kind is known here
+        ("4 people and 5 people", "Book a table for 6."),  # two become one
+        ("for 4 people", "6 guests in the room 9"),  # which one?
+        ("from Paris to Rome", "to Oslo from Lima"), ("Anna", "My name is Maria."), ("it is anna", "My name is Maria."),
+        ("call me@example.org", "See https://shop.example.com"), ("order 0555-123-4567", "order 12345"),
+        ("in cairo please", "the weather in Oslo"), ("меня зовут Анна", "Меня зовут Мария"), ("我叫王芳", "我叫李明"),
+        ("for four people", "Book a table for 6."), ("yes " * 200, ""), ("", ""),
+    ],
+)  # fmt: skip
+def test_in_doubt_there_is_no_quote(action: str, goal: str) -> None:
+    assert again(action, place(("bot", "hello"), goal=goal)) is None
 
 
-def test_what_was_told_is_not_told_again_as_another_detail() -> None:
-    query = place(("me", "for 6 people"), ("bot", "And when?"), goal="6 people, 2 children")
-    assert said_again("with 3 children", query) == "with 2 children"
+def test_words_of_the_other_goal_are_no_usual_words() -> None:
+    query = place(("bot", "Which city?"), goal="You want the weather for Lisbon.")
+    assert said_again(place(action="in cairo please", goal="the weather in Cairo"), query, {*USUAL, "cairo"}) is None
+    assert said_again(place(action="in Cairo please", goal="the weather in Cairo"), query, USUAL) == "in Lisbon please"
 
 
-def test_habits_are_details_of_at_least_two_conversations() -> None:
-    told = {"I am Bob": "a", "to Oslo": "b", "by Bob": "a", "in Oslo": "b"}
-    answers = [place(action=text, conversation=conversation) for text, conversation in told.items()]
-    assert habitual_details([*answers, place(action="it is Bob", conversation="other")]) == {"bob"}
+def test_what_is_known_here_stays_and_what_was_told_is_not_told_again() -> None:
+    asked = place(("bot", "Is 9:30 fine, or 10:15?"), goal="Fly to Oslo for 3 days.")
+    assert again("at 9:30 please", asked) == "at 9:30 please"
+    assert again("to Paris please", asked) == "to Oslo please"
+    assert again("yes, Thanks a lot", asked) == "yes, Thanks a lot"
+    told = place(("me", "for 6 people"), ("bot", "And when?"), goal="6 people, 2 rooms")
+    assert again("with 3", told) == "with 2"
+    assert again("for 4 people", place(("me", "at 4:30"), ("bot", "?"), goal="for 6")) == "for 6 people"
+
+
+def test_usual_words_are_those_of_many_conversations() -> None:
+    pairs = [place(action=f"yes {word}", conversation=str(number)) for number, word in enumerate(["a", "a", "b", "c"])]
+    assert usual_words(pairs) == {"yes"}
+    assert usual_words([*pairs, *pairs]) == {"yes"}  # one conversation counts once
+    assert usual_words([]) == frozenset()
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_any_text_is_said_again_or_not(action: str, goal: str) -> None:
-    again = said_again(action, place(goal=goal))
-    assert again is None or bool(again) == bool(action)
-    assert said_again(action, place(goal=action)) == action
+    assert again(action, place(goal=goal)) is None or action
+    words = frozenset(word_tokens(action))
+    assert said_again(place(action=action), place(goal=action), words) in {action or None, None}
 
 
 # Features --------------------------------------------------------------------------------------------------------------
@@ -120,6 +150,14 @@ def test_features_tell_what_speaks_for_a_candidate() -> None:
     assert features["nearness"][:3] == [0, 0, 0] > [features["nearness"][3]]
 
 
+def test_a_reply_that_was_written_twice_has_two_votes() -> None:
+    other = Candidate("see you tomorrow then")
+    once, twice = (table([Candidate("yes please", votes=votes), other], [])["agreement"] for votes in (1, 2))
+    assert once[0] == pytest.approx(once[1])
+    assert twice[0] > once[0]
+    assert twice[1] == pytest.approx(once[1])
+
+
 def test_a_quote_is_not_compared_with_itself() -> None:
     alone = table([Candidate("see you", 0)], ["see you"])
     assert alone["recalled"] == [0.0]
@@ -143,11 +181,16 @@ def rule(samples: int = 3, quotes: bool = False, **weights: float) -> Reranking:
 
 def test_candidates_are_written_replies_and_recalled_answers_with_present_details(ann: str) -> None:
     with TripleStore(existing_twin(ann), FakeEmbedder(), create=False) as store:
-        reranker, query = Reranker(store), place(("bot", "Which city?"), goal="the weather in Oslo")
-        triples = [Triple(place(action=text, conversation=text)) for text in ("in Cairo please", "yes", "at 9:15", "yes")]
-        written = [Candidate("yes"), Candidate("hm")]
-        assert reranker.candidates(["yes", "hm"], query, triples, quotes=False) == written
-        assert reranker.candidates(["yes", "hm"], query, triples, quotes=True) == [*written, Candidate("in Oslo please", 0)]
+        reranker, query = Reranker(store), place(("bot", "Which city?"), goal="the weather in Oslo", when=float("inf"))
+        answers = ["the weather in Cairo please", "hi", "thanks, at 9:15", "zz top", "hi"]
+        triples = [Triple(place(action=text, conversation=text, goal="the weather in Cairo")) for text in answers]
+        written = [Candidate("hm", votes=2), Candidate("ok")]
+        assert reranker.candidates(["hm", "ok", "hm", ""], query, triples, quotes=False) == written
+        quoted = reranker.candidates(["hm", "ok", "hm"], query, triples, quotes=True)
+        assert quoted == [*written, Candidate("the weather in Oslo please", 0), Candidate("hi", 1)]
+        assert reranker.candidates(["hm"], query, triples, quotes=True, is_usable=lambda text: text == "hi") == [
+            Candidate("hi", 1)
+        ]
         abandoned = replace(triples[1].pair, action="")
         assert reranker.candidates([], query, [Triple(abandoned)], quotes=True) == []
 
@@ -195,6 +238,38 @@ def test_a_twin_may_repeat_what_the_person_answered(ann: str) -> None:
     quote = answered(ann, ["what?"], rule(1, True, quoted=1.0), goal="the weather in Oslo on day 97")
     assert quote.action == "tomorrow, day 97"
     assert quote.candidates == 2
+    nothing = answered(ann, ["what?"], rule(1, True, quoted=1.0), goal="the weather in Oslo")
+    assert (nothing.action, nothing.candidates) == ("what?", 1)  # the day is not known here
+
+
+def test_a_quote_keeps_the_thought_and_the_leaving_of_the_model(ann: str) -> None:
+    reply = {"noticed": "It is late.", "wants": "", "still_open": "", "reply": "what?", "done": True}
+    model, _ = function_model(lambda prompt, seed: json.dumps(reply), style="instruction", structured=True)
+    with SimulatedUser.load(ann, model=model, settings=Settings(traces="none", reranking=rule(3, True, quoted=1.0))) as user:
+        user.last_turn = user.abandonment = None
+        answer = user.respond(
+            [*CHAT, {"role": "user", "content": "the weather"}, CHAT[1]], goal="the weather in Oslo on day 97"
+        )
+    assert (answer.action, answer.done, answer.reasoning) == ("tomorrow, day 97", True, "It is late.")
+
+
+def test_of_several_defective_replies_the_least_bad_is_kept(ann: str) -> None:
+    written = iter(["", CHAT[1]["content"], ""])
+    model, _ = function_model(lambda prompt, seed: next(written, ""))
+    with SimulatedUser.load(ann, model=model, settings=Settings(reasons=False, reranking=rule(3))) as user:
+        assert user.respond(CHAT).action == CHAT[1]["content"]
+
+
+def test_turns_of_a_chat_have_different_seeds(ann: str) -> None:
+    model, chat = function_model(lambda prompt, seed: f"tomorrow, day {seed}")
+    with SimulatedUser.load(ann, model=model, settings=Settings(reasons=False, reranking=rule(4))) as user:
+        for turns in (
+            CHAT,
+            [*CHAT, {"role": "user", "content": "on Monday"}, {"role": "assistant", "content": "In the morning?"}],
+        ):
+            user.respond(turns, seed=3)
+    seeds = [seed for _, seed in chat.requests]
+    assert len(seeds) == len(set(seeds)) == 8
 
 
 def test_replies_with_a_defect_are_no_candidates(ann: str) -> None:
@@ -226,7 +301,7 @@ def test_samples_of_the_evaluation_are_each_the_best_of_several(ann: str) -> Non
         writer = user.writer_with(None, rule(3))
         drafts = asyncio.run(user.sample_action(place(("bot", "when?")), [], "", seed=5, n=2, writer=writer))
     assert len(drafts) == 2
-    assert sorted(seed for _, seed in chat.requests) == [*range(5, 11)]
+    assert sorted(seed for _, seed in chat.requests) == [*range(15, 21)]
 
 
 def test_a_rule_is_kept_in_the_record(ann: str) -> None:
@@ -235,3 +310,8 @@ def test_a_rule_is_kept_in_the_record(ann: str) -> None:
     replace(TwinRecord.load(folder), settings=settings).save(folder)
     assert TwinRecord.load(folder).settings == settings
     assert set(DEFAULT_RERANKING.weights) <= set(FEATURES)
+    raw = (folder / "twin.json").read_text("utf-8")
+    assert '"samples": 4' in raw
+    (folder / "twin.json").write_text(raw.replace('"samples": 4', '"samples": 0'), "utf-8")
+    with pytest.raises(TwinError, match="is damaged"):
+        TwinRecord.load(folder)
