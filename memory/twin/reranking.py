@@ -37,8 +37,5 @@ class Reranking:
 #: A rule for any person: fitted on validation turns of development people (evals/EXPERIMENTS.md).
 DEFAULT_RERANKING = Reranking(
     samples=4, quotes=True,
-    weights={
-        "agreement": 0.026, "recalled": 0.04, "context": 0.005, "length": 0.001, "style": 0.009, "words": 0.002,
-        "quoted": 0.004, "nearness": 0.015,
-    },
+    weights={"recalled": 0.055, "context": 0.008, "length": 0.017, "style": 0.012, "quoted": 0.01, "nearness": 0.034},
 )  # fmt: skip

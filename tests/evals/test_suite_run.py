@@ -185,6 +185,22 @@ def test_only_the_reply_arms_write_and_the_twin_is_the_declared_arm(tmp_path: Pa
     assert (tmp_path / "run" / HTML_REPORT).exists()
 
 
+def test_a_run_with_prompts_of_another_version_is_not_resumed(tmp_path: Path) -> None:
+    suite = small_suite(tmp_path, NO_REPLIES)
+    run(suite, tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / MANIFEST).read_text("utf-8"))
+    manifest["prompts"]["transcript"] = "3"
+    (tmp_path / "run" / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(UsageError, match="holds a run of a version with other prompts; name another folder with --out"):
+        run(suite, tmp_path / "run")
+
+
+def test_a_declared_twin_shows_its_traces_whatever_it_was_learned_with(tmp_path: Path) -> None:
+    learned_twin(tmp_path)  # without traces
+    arms = (arms_line(tmp_path), 'twins = ["cid"]\narms = ["no_memory", "recalled_pairs", "recon"]\ntwin = "recon"')
+    assert run(small_suite(tmp_path, arms, NO_REPLIES), tmp_path / "run")["twin_arm"] == "recon"
+
+
 def arms_line(folder: Path) -> str:
     """Return the line of the small suite that names its arms."""
     return next(line for line in suite_file(folder).read_text("utf-8").splitlines() if line.startswith("arms = "))
