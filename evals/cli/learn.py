@@ -151,7 +151,7 @@ def learn(
             f"{never_tuned(corpus, recipe.speaker)}; the twin keeps the default settings", style="yellow", markup=False
         )
         options["tune_turns"] = 0
-    hosted = ModelName.parse(options["model"]).kind == "openai"
+    hosted = ModelName.parse(options["model"]).is_hosted
     estimate = _estimate(log, recipe, options["style"], price, options["tune_turns"], hosted=hosted)
     if dry_run:
         print_dry_run(ctx, estimate)
@@ -194,7 +194,7 @@ def _take_last_steps(
         )
         if options["tune_turns"]:
             models = {key: options[key] for key in ("model", "scorer", "style", "seed")}
-            if ModelName.parse(models["model"]).kind == "openai":
+            if ModelName.parse(models["model"]).is_hosted:
                 models["scorer"] = None  # another model's likelihoods would choose what suits the other model
             tune_twin(console, name, home=home, limit=options["tune_turns"], embedder=embedder, **models)
 
@@ -224,7 +224,6 @@ def _estimate(
     from usertwin.memory.models.chat import FREE
     from usertwin.memory.twin.learn_plan import estimate_cost
     from usertwin.simulator.backends.load import prompt_style_of
-    from usertwin.simulator.backends.model_name import ModelName
 
     names = [name for name in (recipe.model, recipe.actor, recipe.judge) if name is not None]
     free = all(ModelName.parse(name).is_free for name in names)

@@ -51,7 +51,7 @@ def tune(
         if value < least:
             raise UsageError(f"{option} is {value}; it must be at least {least}")
     source = click.get_current_context().get_parameter_source("scorer")
-    by_replies = ModelName.parse(model).kind == "openai" and source is ParameterSource.DEFAULT
+    by_replies = ModelName.parse(model).is_hosted and source is ParameterSource.DEFAULT
     tune_twin(
         console_for(), name, home=home, model=model, scorer=None if by_replies else scorer, style=style, seed=seed, limit=limit,
         replies=replies,

@@ -170,7 +170,7 @@ class PersonMeasurement:
             settings = replace(plain, k=suite.k, window=suite.window)
         if settings is None:
             with self.open_twin(person, person.twin, None, embedder) as user:
-                hosted = ModelName.parse(suite.models.action).kind == "openai"  # it is tuned by what it writes
+                hosted = ModelName.parse(suite.models.action).is_hosted  # it is tuned by what it writes
                 settings = await tune(user, None if hosted else scorer, folder=folder, seed=suite.seed, progress=self.progress)
             if traced:  # the twin's arm is then the one with Recon-selected traces
                 settings = replace(settings, traces=plain.traces, reasons=plain.reasons)

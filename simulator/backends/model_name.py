@@ -125,9 +125,14 @@ class ModelName:
         return self.kind in LOCAL_KINDS
 
     @property
+    def is_hosted(self) -> bool:
+        """Whether the model is an endpoint: calls may cost money, and it tells no likelihoods of given texts."""
+        return self.kind == "openai"
+
+    @property
     def is_free(self) -> bool:
         """Whether calls cost no money."""
-        return self.kind != "openai"
+        return not self.is_hosted
 
     @property
     def is_gguf(self) -> bool:
@@ -147,7 +152,7 @@ class ModelName:
     @property
     def default_style(self) -> PromptStyle:
         """How the model is prompted unless its files or its adapter say otherwise."""
-        return "instruction" if self.kind == "openai" else "transcript"
+        return "instruction" if self.is_hosted else "transcript"
 
     @property
     def supports_sampling_params(self) -> bool:
