@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
-from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from usertwin.personas import UsertwinError
@@ -39,13 +36,8 @@ async def to_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
     """Run a blocking function in a thread, as `asyncio.to_thread`; a cancellation is raised after the function has ended.
 
     A thread cannot be stopped, and it uses memories and models that the caller may close.
-
-    Design: a thread of its own for each call. A pool's idle thread in which torch has computed keeps OpenMP threads; with more
-    of these than processors, GNU OpenMP puts waiting ones to sleep at once, and whatever else computes takes a third longer.
     """
-    thread = ThreadPoolExecutor(1, "usertwin-worker")
-    running = asyncio.wrap_future(thread.submit(copy_context().run, partial(function, *args, **kwargs)))
-    thread.shutdown(wait=False)  # it ends after this call
+    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

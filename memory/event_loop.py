@@ -31,8 +31,9 @@ _END = 10.0
 #: Seconds that background tasks get to end when the interpreter exits.
 _GRACE = 1.0
 
-#: The loops by depth. Work of loop i that blocks its thread with a `run_sync` continues on loop i + 1.
+#: The loops by depth, and the pool of each. Work of loop i that blocks its thread with a `run_sync` continues on loop i + 1.
 _loops: list[asyncio.AbstractEventLoop] = []
+_pools: dict[asyncio.AbstractEventLoop, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
 _depth: ContextVar[int] = ContextVar("usertwin_loop_depth", default=0)
 #: The queue through which the current work calls back into the thread that waits for it, and all queues that are served.
@@ -65,6 +66,7 @@ def run_sync(work: Coroutine[Any, Any, T]) -> T:
 
     def end(_: object = None) -> None:
         work.close()
+        _renew_pool(loop)
         if not done.done():  # cancelled before the first step
             done.set_exception(asyncio.CancelledError())
         if callbacks in _served:
@@ -128,10 +130,22 @@ def _loop(depth: int) -> asyncio.AbstractEventLoop:
     with _lock:
         while len(_loops) <= depth:
             loop = asyncio.new_event_loop()
-            loop.set_default_executor(ThreadPoolExecutor(_MAX_THREADS, "usertwin-worker"))
+            _renew_pool(loop)
             _loops.append(loop)
             threading.Thread(target=_run_loop, args=(loop,), daemon=True, name="usertwin-loop").start()
         return _loops[depth]
+
+
+def _renew_pool(loop: asyncio.AbstractEventLoop) -> None:
+    """Give a loop a new pool, and let the threads of the old one end when their work has.
+
+    Design: a synchronous call leaves no idle threads behind. One in which torch has computed keeps OpenMP threads; with more of
+    these than processors, GNU OpenMP puts waiting ones to sleep at once, and what computes next takes a third longer.
+    """
+    old, _pools[loop] = _pools.get(loop), ThreadPoolExecutor(_MAX_THREADS, "usertwin-worker")
+    loop.set_default_executor(_pools[loop])
+    if old is not None:
+        old.shutdown(wait=False)
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
@@ -163,6 +177,7 @@ def _forget_loops() -> None:
     global _lock
     _lock = threading.Lock()
     _loops.clear()
+    _pools.clear()
     _served.clear()
 
 

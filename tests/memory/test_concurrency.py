@@ -129,14 +129,3 @@ def test_a_thread_returns_its_result_or_raises_its_error():
     assert asyncio.run(to_thread(max, [1, 2], default=0)) == 2
     with pytest.raises(ZeroDivisionError):
         asyncio.run(to_thread(divmod, 1, 0))
-
-
-def test_a_thread_ends_after_its_call():
-    """An idle one would keep the threads of torch's that it started, which slows everybody's computing."""
-
-    async def work() -> threading.Thread:
-        thread = await to_thread(threading.current_thread)
-        await asyncio.to_thread(thread.join, 60)
-        return thread
-
-    assert not asyncio.run(work()).is_alive()

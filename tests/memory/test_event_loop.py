@@ -302,3 +302,26 @@ threading.Thread(target=lambda: run_sync(block()), daemon=True).start()
 blocked.wait()
 """
     assert run_script(code) == ""
+
+
+def test_a_synchronous_call_leaves_no_idle_thread_behind() -> None:
+    """One that computed would keep the threads of torch's that it started, which slows everybody's computing."""
+    thread = run_sync(asyncio.to_thread(threading.current_thread))
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_work_of_other_calls_goes_on_when_a_call_ends() -> None:
+    started, release = threading.Event(), threading.Event()
+
+    def wait() -> str:
+        started.set()
+        assert release.wait(60)
+        return "ended"
+
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(lambda: run_sync(asyncio.to_thread(wait)))
+        assert started.wait(60)
+        run_sync(asyncio.to_thread(str))
+        release.set()
+        assert long.result(60) == "ended"
