@@ -56,10 +56,7 @@ class Comparison(ABC):
         """Measure every turn under a setting, unless it is measured."""
         if setting in self._costs:
             return
-        user = self._user
-        twin = SimulatedUser(
-            user.record, user.store, user.model, reasoner=user.reasoner, settings=setting, ranking=user.ranking
-        )  # fmt: skip
+        twin = with_settings(self._user, setting)
         matches = await to_thread(twin.recall_many, self._pairs, before=[pair.when for pair in self._pairs])
         costs = list[float]()
         for number, (pair, recalled) in enumerate(zip(self._pairs, matches, strict=True)):
@@ -183,6 +180,11 @@ class ReplyComparison(Comparison):
     def facts(self) -> dict[str, Any]:
         """See `Comparison.facts`."""
         return {"scorer": "written replies", "memorized": None}
+
+
+def with_settings(user: SimulatedUser, settings: Settings) -> SimulatedUser:
+    """Return a twin with settings under test; it shares the memory and the models, and never leaves."""
+    return SimulatedUser(user.record, user.store, user.model, reasoner=user.reasoner, settings=settings, ranking=user.ranking)
 
 
 def likeness(reply: str, real: str, embedder: Embedder) -> float:

@@ -4,13 +4,14 @@ Design: the quality of a candidate is the mean of its chrF and its cosine with t
 evaluation, and the classifier that tells twins from people has no part in the rule. The score of a candidate is linear in its
 features, fitted within turns by ridge regression towards weights that hold for any person, since a person has few validation
 turns. The gain is measured on the half of the conversations that the weights were not fitted on. (The weights for any person
-were fitted on validation turns of nine development people, whose own gains are therefore not fair.)
+were fitted on validation turns of ten development people, whose own gains are therefore not fair.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,7 +26,7 @@ from usertwin.simulator.prompts import with_shown_traces
 from usertwin.simulator.reranking.reranker import Reranker
 from usertwin.simulator.turn_checks import TurnChecker, badness
 
-from .comparison import likeness
+from .comparison import likeness, with_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +86,7 @@ async def tune_reranking(
         ModelError: the model does not answer.
     """
     turns: list[RankedTurn] = []
-    twin = SimulatedUser(user.record, user.store, user.model, reasoner=user.reasoner, settings=settings, ranking=user.ranking)
+    twin = with_settings(user, settings)
     for number, pair in enumerate(pairs):
         progress("choosing", number, len(pairs))
         turns.append(await ranked_turn(twin, pair, seed=seed + number * SAMPLES))
@@ -105,14 +106,15 @@ async def ranked_turn(user: SimulatedUser, pair: Pair, *, seed: int) -> RankedTu
         import numpy as np
 
         checker, reranker = TurnChecker(pair, shown, writer.sides()), Reranker(user.store)
+        quality = cache(partial(likeness, real=pair.action, embedder=user.store.embedder))  # candidates of several rules
         choices: dict[Option, Choices] = {}
         for samples, quotes in OPTIONS:
             written = [draft.text for draft in drafts[:samples] if not badness(draft)]
             found = reranker.candidates(written, pair, shown, quotes=quotes, is_usable=lambda text: not checker.defect(text))
             if found:
-                quality = [likeness(candidate.text, pair.action, user.store.embedder) for candidate in found]
-                choices[samples, quotes] = Choices(reranker.features(found, pair, shown), np.array(quality))
-        single = fmean(likeness(draft.text, pair.action, user.store.embedder) for draft in drafts)
+                qualities = np.array([quality(candidate.text) for candidate in found])
+                choices[samples, quotes] = Choices(reranker.features(found, pair, shown), qualities)
+        single = fmean(quality(draft.text) for draft in drafts)
         tokens = fmean(draft.usage.output_tokens for draft in drafts)
         return RankedTurn(conversation=pair.conversation_id, choices=choices, single=single, tokens=tokens)
 
