@@ -35,6 +35,7 @@ from usertwin.simulator.backends.downloads import TINY, fetch
 from usertwin.simulator.backends.llama_cpp import cores, start_engine
 
 from .canaries import canaries_part
+from .conversations import kept_connections_part, killed_runs_part
 from .figures import Figure, figure, ratios, record_requests, run_alternately, timed
 from .fuzz.part import fuzz_part
 from .hostile_agents.run import hostile_part
@@ -243,6 +244,8 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
     "canaries": canaries_part,
     "threads": threads_part,
     "hostile": hostile_part,
+    "connections": kept_connections_part,
+    "kills": killed_runs_part,
 }
 
 
