@@ -19,6 +19,10 @@ StopReason = Literal[
     "user_stop", "goal_reached", "max_turns", "time_limit", "agent_error", "agent_timeout", "twin_error", "model_unavailable"
 ]
 Side = Literal["agent", "twin"]
+FaultKind = Literal[
+    "contradicts_goal", "contradicts_fact", "reveals_early", "speaks_as_assistant", "repeats_itself", "ends_early",
+    "never_ends", "goal_not_pursued",
+]  # fmt: skip
 #: Stop reasons that are a fault of the agent, and of the twin.
 AGENT_FAULTS: frozenset[StopReason] = frozenset({"agent_error", "agent_timeout"})
 TWIN_FAULTS: frozenset[StopReason] = frozenset({"twin_error", "model_unavailable"})
@@ -29,13 +33,12 @@ class TwinFault:
     """What the twin did wrong in a conversation that did not fail.
 
     Attributes:
-        kind: "contradicts_goal", "contradicts_fact", "reveals_early", "speaks_as_assistant", "repeats_itself", "ends_early",
-            "never_ends" or "goal_not_pursued".
+        kind: what it is.
         turn: the number of the twin's turn, from 0; None for the whole conversation.
         text: one sentence.
     """
 
-    kind: str
+    kind: FaultKind
     turn: int | None
     text: str
 

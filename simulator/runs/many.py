@@ -100,7 +100,7 @@ async def arun(
             stack.enter_context(exclusive_run(folder.path))
             scenarios = {job.scenario.name: job.scenario for job in jobs}
             manifest = _manifest(jobs, agent, twins, options, arguments=arguments or {}, seed=seed)
-            done = folder.begin(manifest, [{"name": s.name} for s in scenarios.values()])
+            done = folder.begin(manifest, [scenario.to_json() for scenario in scenarios.values()])
             run_id, progress.before = folder.run_id, len(done)
             progress.stop_reasons.update(simulation.stop_reason for simulation in folder.simulations())
             folder.summarize(progress.stop_reasons, finished=progress.done == progress.total)

@@ -23,7 +23,7 @@ from usertwin.memory import ChatModel, Recipe, alearn
 from usertwin.personas.importers.chitchat import load_chitchat
 from usertwin.simulator import SimulatedUser, asimulate, load_embedder, simulate
 
-from .figures import Figure, single_figure
+from ..figures import Figure, single_figure
 
 #: Conversations in a row with each agent, tests in a row under each plugin, and kills.
 CONVERSATIONS, TESTS, KILLS = 1000, 100, 50
@@ -141,7 +141,7 @@ async def _failures_in_one_loop(user: SimulatedUser, agent: Any) -> int:
 
 _TESTS = """
 import pytest
-from usertwin.evals.benchmarks.conversations import react_agent
+from usertwin.evals.benchmarks.simulations.conversations import react_agent
 
 OF_SYNC, OF_ASYNCIO, OF_ANYIO = (react_agent({url!r}) for _ in range(3))
 
