@@ -8,98 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral, Real
-from typing import Any, Literal, cast
+from typing import Any, cast
 from uuid import uuid4
 
 from usertwin.memory.event_loop import in_caller, run_sync
-from usertwin.memory.models.chat import Usage
-from usertwin.personas import AgentError, Conversation, LogError, ModelError, Turn, UsageError, UsertwinError, as_conversation
-from usertwin.personas.reading import as_type
+from usertwin.personas import AgentError, LogError, ModelError, UsageError, UsertwinError, as_conversation
 from usertwin.personas.roles import is_user
 
 from .agents import AgentCall, AgentProcess, Failure, Message, as_agent, run_turn
+from .records import AGENT_FAULTS as AGENT_FAULTS
+from .records import TWIN_FAULTS as TWIN_FAULTS
+from .records import Exchange as Exchange
+from .records import Simulation as Simulation
+from .records import StopReason as StopReason
 from .state import Answer
 from .user import SimulatedUser
 
-StopReason = Literal[
-    "user_stop", "goal_reached", "max_turns", "agent_error", "agent_timeout", "twin_error", "model_unavailable"
-]
-#: Stop reasons that are a fault of the agent, and of the twin.
-AGENT_FAULTS: frozenset[StopReason] = frozenset({"agent_error", "agent_timeout"})
-TWIN_FAULTS: frozenset[StopReason] = frozenset({"twin_error", "model_unavailable"})
 DEFAULT_MAX_TURNS = 8  # evals/pytest_plugin.py repeats it, since plugins must start fast
 DEFAULT_AGENT_TIMEOUT = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """One turn of the twin, the agent's replies (none if the twin left or the agent failed), and the seconds each took."""
-
-    answer: Answer
-    replies: tuple[Message, ...]
-    twin_seconds: float
-    agent_seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the exchange as a JSON object."""
-        return asdict(self) | {"answer": self.answer.to_json(), "replies": [dict(message) for message in self.replies]}
-
-    @classmethod
-    def from_json(cls, raw: dict[str, Any], speaker: str) -> Exchange:
-        """Return the exchange that `to_json` wrote. ValueError if it is none."""
-        answer = Answer.from_json(as_type(dict[str, Any], raw.get("answer")), speaker)
-        replies = as_type(tuple[Message, ...], raw.get("replies"))
-        twin_seconds, agent_seconds = (as_type(float, raw.get(name)) for name in ("twin_seconds", "agent_seconds"))
-        return cls(answer, replies, twin_seconds, agent_seconds)
-
-
-@dataclass(slots=True, kw_only=True)
-class Simulation:
-    """The record of one conversation.
-
-    Attributes:
-        twin: the twin's name.
-        goal: what the twin wanted, with the instructions in `start`.
-        seed: the conversation's seed.
-        thread_id: the id that the agent got for this conversation.
-        messages: all messages, as the agent saw them.
-        exchanges: the twin's turns and the agent's replies.
-        stop_reason: why the conversation ended.
-        error: one sentence about the failure, or None.
-    """
-
-    twin: str
-    goal: str
-    seed: int
-    thread_id: str
-    messages: list[Message] = field(default_factory=list[Message], repr=False)
-    exchanges: list[Exchange] = field(default_factory=list[Exchange], repr=False)
-    stop_reason: StopReason = "max_turns"
-    error: str | None = None
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens of all the twin's model calls."""
-        return sum((exchange.answer.usage for exchange in self.exchanges), Usage())
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the simulation as a JSON object, a line of a run's `conversations.jsonl`."""
-        return asdict(self) | {"exchanges": [exchange.to_json() for exchange in self.exchanges]}
-
-    @classmethod
-    def from_json(cls, raw: Any, speaker: str) -> Simulation:
-        """Return the simulation that `to_json` wrote, of a twin of this speaker. ValueError if it is none."""
-        fields = as_type(dict[str, Any], raw)
-        rows = as_type(list[dict[str, Any]], fields.get("exchanges"))
-        exchanges = [Exchange.from_json(row, speaker) for row in rows]
-        return replace(as_type(cls, fields | {"exchanges": []}), exchanges=exchanges)
-
-    def conversation(self) -> Conversation:
-        """Return the simulation in the interchange format."""
-        turns = [Turn(self.twin if m["role"] == "user" else "agent", str(m["role"]), str(m["content"])) for m in self.messages]
-        return Conversation(self.thread_id, tuple(turns), None, {"stop_reason": self.stop_reason})
 
 
 def check_limits(*, max_turns: Any = 1, agent_timeout: Any = 1.0, count: Any = 1) -> None:
