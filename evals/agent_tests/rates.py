@@ -28,6 +28,9 @@ from usertwin.simulator.records import Simulation
 #: What an interval is over.
 OVER = ("conversations", "pairs of scenario and twin", "scenarios", "twins")
 
+#: Clusters whose signs are flipped at random; the memory that takes grows with them, and Student's t does as well for more.
+_MOST_FLIPPED = 1_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
@@ -120,19 +123,19 @@ def pass_powers(simulations: Sequence[Simulation], hits: Sequence[bool], most: i
     return tuple(powers)
 
 
-def _power_interval(values: Mapping[tuple[str, str], float]) -> tuple[float | None, float | None]:
+def _power_interval(values: Mapping[tuple[str, str], float]) -> tuple[float, float] | tuple[None, None]:
     """Return the widest interval of the mean over pairs, scenarios and twins; None for few pairs."""
-    ends: tuple[float | None, float | None] = (None, None)
-    for clusters in (list(values), [scenario for scenario, _ in values], [twin for _, twin in values]):
-        estimate = mean(list(values.values()), clusters, share=True)
-        if estimate is None or estimate.low is None or estimate.high is None:
-            continue
-        if ends[0] is None or ends[1] is None or estimate.high - estimate.low > ends[1] - ends[0]:
-            ends = (estimate.low, estimate.high)
-    return ends
+    estimates = [
+        mean(list(values.values()), clusters, share=True)
+        for clusters in (list(values), [scenario for scenario, _ in values], [twin for _, twin in values])
+    ]
+    ends = [(e.low, e.high) for e in estimates if e is not None and e.low is not None and e.high is not None]
+    return max(ends, key=lambda end: end[1] - end[0]) if ends else (None, None)
 
 
-def paired_difference(simulations: Sequence[Simulation], first: Sequence[bool], second: Sequence[bool], *, seed: int = 0) -> PairedDifference | None:  # fmt: skip
+def paired_difference(
+    simulations: Sequence[Simulation], first: Sequence[bool], second: Sequence[bool], *, seed: int = 0
+) -> PairedDifference | None:
     """Return the difference of two shares at the same conversations; None without conversations.
 
     Over conversations the interval is that of Bonett and Price (2012, "Adjusted Wald confidence interval for a difference of
@@ -150,21 +153,25 @@ def paired_difference(simulations: Sequence[Simulation], first: Sequence[bool], 
     for unit, clusters in _clusterings(simulations):
         inference = ratio_inference(differences, [1.0] * n, clusters)
         low, high, over = _wider((low, high, over), inference and inference.estimate(), unit)
-        means = sums_by_conversation(differences, clusters) / turns_by_conversation(clusters)
-        p = max(p, sign_flip(means.tolist(), seed=seed) or 0.0)
-    return PairedDifference(
-        value=sum(differences) / n, low=low, high=high, p=p, n=n, gained=gained, lost=lost, over=over
-    )  # fmt: skip
+        means = (sums_by_conversation(differences, clusters) / turns_by_conversation(clusters)).tolist()
+        if len(means) <= _MOST_FLIPPED:
+            p = max(p, sign_flip(means, seed=seed) or 0.0)
+        elif inference is not None:
+            p = max(p, inference.p() or 0.0)
+    return PairedDifference(value=sum(differences) / n, low=low, high=high, p=p, n=n, gained=gained, lost=lost, over=over)
 
 
 def _clusterings(simulations: Sequence[Simulation]) -> list[tuple[str, list[Hashable]]]:
-    """Return what an interval can be over besides conversations: names of the clusters by conversation."""
+    """Return what an interval can be over besides conversations: names of the clusters by conversation.
+
+    Clusters of one conversation each are left out, since an interval over conversations is one over these.
+    """
     keys: Mapping[str, list[Hashable]] = {
         OVER[1]: [(simulation.scenario, simulation.twin) for simulation in simulations],
         OVER[2]: [simulation.scenario for simulation in simulations],
         OVER[3]: [simulation.twin for simulation in simulations],
     }
-    return [(unit, clusters) for unit, clusters in keys.items() if len(set(clusters)) >= MIN_CONVERSATIONS]
+    return [(unit, own) for unit, own in keys.items() if MIN_CONVERSATIONS <= len(set(own)) < len(own)]
 
 
 def _wider(known: tuple[float, float, str], estimate: Estimate | None, unit: str) -> tuple[float, float, str]:

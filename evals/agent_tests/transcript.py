@@ -25,10 +25,9 @@ class ToolCall:
 
     def __str__(self) -> str:
         """Return the call as text, such as 'lookup({"id": 7})'."""
-        given = (
-            self.arguments if isinstance(self.arguments, str) else json.dumps(self.arguments, ensure_ascii=False, default=str)
-        )
-        return f"{self.name}({given})"
+        if isinstance(self.arguments, str):
+            return f"{self.name}({self.arguments})"
+        return f"{self.name}({json.dumps(self.arguments, ensure_ascii=False, default=str)})"
 
 
 def text_of(message: Message) -> str:
