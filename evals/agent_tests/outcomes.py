@@ -111,5 +111,6 @@ def has_goal_rule(scenario: Mapping[str, Any]) -> bool:
 
 def outcomes_of(simulations: Sequence[Simulation], scenarios: Mapping[str, Mapping[str, Any]]) -> list[Outcome]:
     """Return the outcome of each conversation; `scenarios` holds the JSON objects of the scenarios by name."""
-    rules = {name: has_goal_rule(scenario) for name, scenario in scenarios.items()}
-    return [outcome_of(simulation, has_goal_rule=rules.get(simulation.scenario, False)) for simulation in simulations]
+    rules = {name for name, scenario in scenarios.items() if has_goal_rule(scenario)}
+    rules |= {simulation.scenario for simulation in simulations if simulation.stop_reason == "goal_reached"}
+    return [outcome_of(simulation, has_goal_rule=simulation.scenario in rules) for simulation in simulations]
