@@ -16,17 +16,20 @@ from .summary import Summary
 
 #: Checks, scenarios, and twins that have a line of their own; the others are counted.
 _CHECKS, _SCENARIOS, _TWINS = 3, 3, 2
-#: The width of a line.
-WIDTH = 80
+#: Characters of a scenario's name in the list of the worst conversations.
+_ID = 20
 
 
 def summary_line(summary: Summary) -> str:
     """Return the summary in one line, without the reasons."""
-    faults = summary.conversations - summary.usable
-    aside = f"; {faults} set aside" if faults else ""
-    rate = "no usable conversation" if summary.pass_rate is None else f"passed {share(summary.pass_rate)}"
-    unfinished = "" if summary.finished else "; unfinished"
-    return f"{summary.name}: {rate} of {counted(summary.usable)} conversations{aside}{unfinished}"
+    aside = summary.conversations - summary.usable
+    if summary.pass_rate is None:
+        parts = [f"no verdict on {summary.agent}: no usable conversation"]
+    else:
+        parts = [f"{summary.agent} passed {share(summary.pass_rate)} of {plural(summary.usable, 'usable conversation')}"]
+    parts += [f"{counted(aside)} set aside"] if aside else []
+    parts += [] if summary.finished else ["the run is unfinished"]
+    return f"{summary.name}: {'; '.join(parts)}"
 
 
 def summary_view(summary: Summary, failures: Sequence[str] = ()) -> RenderableType:
@@ -34,7 +37,7 @@ def summary_view(summary: Summary, failures: Sequence[str] = ()) -> RenderableTy
 
     It has at most 30 lines besides the failures, and no line is longer than the console: what does not fit is in the page.
     """
-    table = Table.grid(padding=(0, 2, 0, 0))
+    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
     table.add_column(no_wrap=True, min_width=len("Agent's faults"))
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     for name, text in _rows(summary):
@@ -42,9 +45,9 @@ def summary_view(summary: Summary, failures: Sequence[str] = ()) -> RenderableTy
     lines: list[RenderableType] = [Text(_title(summary), style="bold", no_wrap=True, overflow="ellipsis"), table]
     if summary.worst:
         lines.append(Text("Worst conversations", style="bold"))
-    lines += [
-        Text(f"  {worst.id}{_others(worst.others)}: {worst.why}", no_wrap=True, overflow="ellipsis") for worst in summary.worst
-    ]
+    for worst in summary.worst:
+        others = f" ×{counted(worst.others + 1)}" if worst.others else ""
+        lines.append(Text(f"  {_short(worst.id)}{others}: {worst.why}", no_wrap=True, overflow="ellipsis"))
     lines += [Text(f"FAILED  {failure}", style="bold red") for failure in failures]
     return Lines(*lines)
 
@@ -131,8 +134,10 @@ def _group(rate: Rate | None) -> str:
     return "none usable" if rate is None else f"{rate.count} of {rate.n}"
 
 
-def _others(others: int) -> str:
-    return f" (and {counted(others)} like it)" if others else ""
+def _short(name: str) -> str:
+    """Return the id of a conversation with a scenario's name that leaves room on the line."""
+    scenario, _, rest = name.partition("/")
+    return f"{scenario if len(scenario) <= _ID else f'{scenario[: _ID - 1]}…'}/{rest}"
 
 
 def _listed(counts: Mapping[str, int]) -> str:

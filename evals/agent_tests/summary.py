@@ -14,7 +14,7 @@ from typing import Any
 
 from usertwin.memory.models.chat import Usage
 from usertwin.personas.reading import as_type
-from usertwin.simulator.records import AGENT_FAULTS, Simulation
+from usertwin.simulator.records import Simulation
 
 from .outcomes import GoalBy, Outcome, outcomes_of
 from .rates import PassPower, Rate, pass_powers, rate
@@ -197,13 +197,17 @@ def spread(values: Sequence[float]) -> Spread | None:
     return Spread(mean=fmean(values), median=median(values), p95=float(p95), most=float(max(values)), n=len(values))
 
 
+def gravest_first(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Return outcomes with faults of the agent first, then by the number of reasons, then by length."""
+    return sorted(outcomes, key=lambda o: (o.simulation.fault != "agent", -len(o.reasons), -len(o.simulation.exchanges)))
+
+
 def worst_conversations(outcomes: Iterable[Outcome], most: int = WORST) -> tuple[WorstConversation, ...]:
     """Return failed conversations, the gravest first: faults of the agent, then by the number of reasons.
 
     Each has another first reason, as long as there are such; so one error that repeats does not hide the others.
     """
-    failed = [outcome for outcome in outcomes if outcome.name == "failed"]
-    failed.sort(key=lambda o: (o.simulation.stop_reason not in AGENT_FAULTS, -len(o.reasons), -len(o.simulation.exchanges)))
+    failed = [outcome for outcome in gravest_first(outcomes) if outcome.name == "failed"]
     by_kind: dict[str, list[Outcome]] = {}
     for outcome in failed:
         by_kind.setdefault(outcome.kinds[0], []).append(outcome)

@@ -53,7 +53,7 @@ def agent_texts(simulation: Simulation) -> list[str]:
 def tool_calls(simulation: Simulation) -> list[ToolCall]:
     """Return the agent's calls of tools, in order."""
     return [
-        ToolCall(*_call(raw), number)
+        tool_call(raw, number)
         for number, message in enumerate(simulation.messages)
         if not is_user(str(message.get("role")))
         for raw in raw_calls(message)
@@ -76,7 +76,8 @@ def _type_of(value: Any) -> Any:
     return cast("dict[str, Any]", value).get("type") if isinstance(value, dict) else None
 
 
-def _call(raw: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | str]:
+def tool_call(raw: Mapping[str, Any], message: int) -> ToolCall:
+    """Return a call in the shape of an API, of the message with this number."""
     inner: Any = raw.get("function")
     fields = cast("Mapping[str, Any]", inner) if isinstance(inner, dict) else raw
     arguments: Any = next((fields[key] for key in ("arguments", "args", "input") if fields.get(key) is not None), {})
@@ -84,8 +85,9 @@ def _call(raw: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | str]:
         try:
             arguments = json.loads(arguments or "{}")
         except ValueError:
-            return str(fields.get("name")), arguments
-    return str(fields.get("name")), cast("dict[str, Any]", arguments) if isinstance(arguments, dict) else str(arguments)
+            return ToolCall(str(fields.get("name")), arguments, message)
+    known = cast("dict[str, Any]", arguments) if isinstance(arguments, dict) else str(arguments)
+    return ToolCall(str(fields.get("name")), known, message)
 
 
 def reply_seconds(simulation: Simulation) -> list[float]:

@@ -14,11 +14,13 @@ import click
 
 from usertwin.personas import UsageError
 
+from .agent_runs import compare_agent_runs, report_agent_run, threshold_options
 from .options import console_for, file_path, is_standard_output, json_option, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from usertwin.evals.agent_tests.thresholds import Thresholds
     from usertwin.evals.judges.human_judge import HumanAnswer, HumanLabel
     from usertwin.evals.records.verdicts import Question
 
@@ -28,17 +30,27 @@ _HELP = "which reply is closer to the real turn?  1, 2, t: tie, s: skip, q: quit
 
 @click.command()
 @click.argument("run", type=file_path)
-def report(run: Path) -> None:
+@threshold_options
+@click.option("--quiet", is_flag=True, help="For conversations with an agent: print one line, and the limits not kept.")
+@json_option
+def report(run: Path, thresholds: Thresholds, quiet: bool, json_file: Path | None) -> None:
     """Write the reports of the run in folder RUN again.
 
-    The reports are report.html and report.md.
+    The reports are report.html and report.md. Of simulated conversations with an agent (usertwin simulate), it prints the
+    summary and writes report.html with every conversation. The exit code is then 1 if a limit is not kept.
     """
+    from usertwin.evals.agent_tests.read import is_agent_run
     from usertwin.evals.metrics.older_estimates import with_present_tests
     from usertwin.evals.records.measured_turns import read_result, read_turns
     from usertwin.evals.records.training_run import is_training
     from usertwin.evals.reports.summary import summary_of
     from usertwin.evals.reports.write_reports import write_reports
 
+    if is_agent_run(run):
+        report_agent_run(run, thresholds, quiet=quiet, json_file=json_file)
+        return
+    if thresholds.is_set or quiet or json_file is not None:
+        raise UsageError(f"{run}: holds no conversations with an agent; limits, --quiet and --json are for these")
     if is_training(run):
         _report_training(run)
         return
@@ -67,16 +79,26 @@ def _report_training(run: Path) -> None:
 @click.argument("new", type=file_path)
 @json_option
 @click.option("--seed", default=0, show_default=True, help="Seed of the test of more than twelve people.")
-def compare(old: Path, new: Path, json_file: Path | None, seed: int) -> None:
+@click.option("--anyway", is_flag=True, help="Compare runs with an agent that differ in more than the agent.")
+def compare(old: Path, new: Path, json_file: Path | None, seed: int, anyway: bool) -> None:
     """Compare the runs in folders OLD and NEW.
 
-    Shows what differs in their settings, and the paired differences of their results.
+    Shows what differs in their settings, and the paired differences of their results. Runs of simulated conversations with an
+    agent are compared at the same scenarios, twins and seeds.
     """
+    from usertwin.evals.agent_tests.read import is_agent_run
     from usertwin.evals.metrics.older_estimates import with_present_tests
     from usertwin.evals.records.measured_turns import read_result, read_turns
     from usertwin.evals.reports.compare_runs import compare as compare_runs
     from usertwin.evals.reports.compare_runs import comparison_table
 
+    kinds = [is_agent_run(run) for run in (old, new)]
+    if all(kinds):
+        compare_agent_runs(old, new, json_file=json_file, seed=seed, anyway=anyway)
+        return
+    if any(kinds) or anyway:
+        other = new if kinds[0] else old
+        raise UsageError(f"{other}: holds no conversations with an agent; name two runs of usertwin simulate")
     console = console_for(stderr=is_standard_output(json_file))
     before, after = (with_present_tests(read_result(run)) for run in (old, new))
     result = compare_runs(before, after, read_turns(old), read_turns(new), seed=seed)
