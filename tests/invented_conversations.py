@@ -22,8 +22,8 @@ _PAIR = Pair(
 def answer(text: str, *, done: bool = False, **changes: Any) -> Answer:
     """Return a turn of a twin with a recalled pair and reasoning."""
     recalled = (Recalled(Triple(_PAIR, "wants the money back", 0.4), 0.81),)
-    fields = {"reasoning": "is in a hurry", "recalled": recalled, "done": done, "usage": Usage(100, 60, 10)}
-    return Answer(action=text, **{**fields, **changes})
+    fields: dict[str, Any] = {"reasoning": "is in a hurry", "recalled": recalled, "done": done, "usage": Usage(100, 60, 10)}
+    return Answer(action=text, **(fields | changes))
 
 
 def talk(*turns: str | Sequence[dict[str, Any]], **changes: Any) -> Simulation:

@@ -14,8 +14,7 @@ import click
 
 from usertwin.personas import UsageError
 
-from .agent_runs import compare_agent_runs, report_agent_run, threshold_options
-from .options import console_for, file_path, is_standard_output, json_option, write_json
+from .options import console_for, file_path, is_standard_output, json_option, threshold_options, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +46,7 @@ def report(run: Path, thresholds: Thresholds, quiet: bool, json_file: Path | Non
     from usertwin.evals.reports.write_reports import write_reports
 
     if is_agent_run(run):
-        report_agent_run(run, thresholds, quiet=quiet, json_file=json_file)
+        _report_agent_run(run, thresholds, quiet=quiet, json_file=json_file)
         return
     if thresholds.is_set or quiet or json_file is not None:
         raise UsageError(f"{run}: holds no conversations with an agent; limits, --quiet and --json are for these")
@@ -60,6 +59,28 @@ def report(run: Path, thresholds: Thresholds, quiet: bool, json_file: Path | Non
     console = console_for()
     console.print(result["summary"], markup=False)
     console.print(f"written to {html_report} and {markdown_report}", markup=False)
+
+
+def _report_agent_run(run: Path, thresholds: Thresholds, *, quiet: bool, json_file: Path | None) -> None:
+    """Print the summary of a run, write its page, and exit with 1 if a limit is not kept."""
+    from usertwin.evals.agent_tests.page import write_page
+    from usertwin.evals.agent_tests.read import read_agent_run, summary_of_run
+    from usertwin.evals.agent_tests.screen import summary_line, summary_view
+
+    console = console_for(stderr=is_standard_output(json_file))
+    conversations = read_agent_run(run)
+    summary = summary_of_run(conversations)
+    failures = thresholds.failures(summary)
+    page = write_page(conversations, summary, failures, limits=thresholds.is_set)
+    if quiet:
+        for line in (summary_line(summary), *(f"FAILED  {failure}" for failure in failures)):
+            console.print(line, markup=False, soft_wrap=True)
+    else:
+        console.print(summary_view(summary, failures))
+        console.print(f"written to {page}", markup=False, soft_wrap=True)
+    write_json(json_file, summary.to_json() | {"failures": failures})
+    if failures:
+        sys.exit(1)
 
 
 def _report_training(run: Path) -> None:
@@ -94,7 +115,7 @@ def compare(old: Path, new: Path, json_file: Path | None, seed: int, anyway: boo
 
     kinds = [is_agent_run(run) for run in (old, new)]
     if all(kinds):
-        compare_agent_runs(old, new, json_file=json_file, seed=seed, anyway=anyway)
+        _compare_agent_runs(old, new, json_file=json_file, seed=seed, anyway=anyway)
         return
     if any(kinds) or anyway:
         other = new if kinds[0] else old
@@ -104,6 +125,17 @@ def compare(old: Path, new: Path, json_file: Path | None, seed: int, anyway: boo
     result = compare_runs(before, after, read_turns(old), read_turns(new), seed=seed)
     console.print(comparison_table(result))
     write_json(json_file, result)
+
+
+def _compare_agent_runs(old: Path, new: Path, *, json_file: Path | None, seed: int, anyway: bool) -> None:
+    """Print the comparison of two runs."""
+    from usertwin.evals.agent_tests.compare import compare_runs, comparison_view
+    from usertwin.evals.agent_tests.read import read_agent_run
+
+    console = console_for(stderr=is_standard_output(json_file))
+    comparison = compare_runs(read_agent_run(old), read_agent_run(new), seed=seed, anyway=anyway)
+    console.print(comparison_view(comparison))
+    write_json(json_file, comparison.to_json())
 
 
 @click.command()
