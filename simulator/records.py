@@ -1,4 +1,7 @@
-"""The record of one conversation: its turns, why it ended, whose fault that was, and what was checked afterwards."""
+"""The records of conversations: each exchange, why the conversation ended, and whose fault it was.
+
+A failed conversation is a result, not an exception. A fault of the twin is never charged to the agent.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,7 @@ from .state import Answer
 
 StopReason = Literal[
     "user_stop", "goal_reached", "max_turns", "time_limit", "agent_error", "agent_timeout", "twin_error", "model_unavailable"
-]  # fmt: skip
-#: The side that a fault is of.
+]
 Side = Literal["agent", "twin"]
 #: Stop reasons that are a fault of the agent, and of the twin.
 AGENT_FAULTS: frozenset[StopReason] = frozenset({"agent_error", "agent_timeout"})
@@ -23,37 +25,14 @@ TWIN_FAULTS: frozenset[StopReason] = frozenset({"twin_error", "model_unavailable
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
-    """One turn of the twin, the agent's replies (none if the twin left or the agent failed), and the seconds each took.
-
-    `authored` tells that the scenario wrote the twin's turn.
-    """
-
-    answer: Answer
-    replies: tuple[Message, ...]
-    twin_seconds: float
-    agent_seconds: float
-    _: KW_ONLY
-    authored: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the exchange as a JSON object."""
-        return asdict(self) | {"answer": self.answer.to_json(), "replies": [dict(message) for message in self.replies]}
-
-    @classmethod
-    def from_json(cls, raw: dict[str, Any], speaker: str) -> Exchange:
-        """Return the exchange that `to_json` wrote. ValueError if it is none."""
-        answer = Answer.from_json(as_type(dict[str, Any], raw.get("answer")), speaker)
-        replies = as_type(tuple[Message, ...], raw.get("replies"))
-        twin_seconds, agent_seconds = (as_type(float, raw.get(name)) for name in ("twin_seconds", "agent_seconds"))
-        return cls(answer, replies, twin_seconds, agent_seconds, authored=as_type(bool, raw.get("authored", False)))
-
-
-@dataclass(frozen=True, slots=True)
 class TwinFault:
-    """A fault of the twin that the check of a finished conversation found.
+    """What the twin did wrong in a conversation that did not fail.
 
-    `turn` is the number of the twin's turn, from 0; None for the whole conversation. `text` is one sentence.
+    Attributes:
+        kind: "contradicts_goal", "contradicts_fact", "reveals_early", "speaks_as_assistant", "repeats_itself", "ends_early",
+            "never_ends" or "goal_not_pursued".
+        turn: the number of the twin's turn, from 0; None for the whole conversation.
+        text: one sentence.
     """
 
     kind: str
@@ -66,16 +45,71 @@ class CheckResult:
     """The result of one check of the agent on one conversation.
 
     Attributes:
-        name: the check.
-        passed: None if the check itself failed, which is no fault of the agent.
-        reason: one sentence.
-        error: what failed in the check, or None.
+        name: the check's name.
+        passed: whether the agent passed; None if the check itself failed, which is nobody's fault.
+        reason: why, in one sentence.
+        error: how the check failed, or None.
     """
 
     name: str
     passed: bool | None
     reason: str = ""
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One turn of the twin and the agent's replies.
+
+    Attributes:
+        answer: the twin's turn as it wrote it, with the memories and the reasoning behind it.
+        replies: the agent's replies; none if the twin left or the agent failed.
+        twin_seconds: how long the twin took.
+        agent_seconds: how long the agent took.
+        authored: whether the scenario wrote the turn.
+        sent: the messages that the agent got, if they are not the turn as it was written.
+        notes: what modifiers did to the turn.
+    """
+
+    answer: Answer
+    replies: tuple[Message, ...]
+    twin_seconds: float
+    agent_seconds: float
+    _: KW_ONLY
+    authored: bool = False
+    sent: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the exchange as a JSON object."""
+        return asdict(self) | {"answer": self.answer.to_json(), "replies": [dict(message) for message in self.replies]}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any], speaker: str) -> Exchange:
+        """Return the exchange that `to_json` wrote. ValueError if it is none."""
+        answer = Answer.from_json(as_type(dict[str, Any], raw.get("answer")), speaker)
+        replies = as_type(tuple[Message, ...], raw.get("replies"))
+        plain = as_type(_ExchangeFields, {name: value for name, value in raw.items() if name not in {"answer", "replies"}})
+        return cls(
+            answer,
+            replies,
+            plain.twin_seconds,
+            plain.agent_seconds,
+            authored=plain.authored,
+            sent=plain.sent,
+            notes=plain.notes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ExchangeFields:
+    """What an exchange holds beside the answer and the replies."""
+
+    twin_seconds: float
+    agent_seconds: float
+    authored: bool = False
+    sent: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,10 +125,10 @@ class Simulation:
         exchanges: the twin's turns and the agent's replies.
         stop_reason: why the conversation ended.
         error: one sentence about the failure, or None.
-        scenario: the scenario's name.
-        repeat: the number of the repetition with this twin and scenario, from 0.
-        twin_faults: faults of the twin that were found afterwards.
-        checks: results of the checks of the agent.
+        scenario: the name of the scenario; "" without one.
+        repeat: the number of the conversation among those of this twin and scenario, from 0.
+        twin_faults: what the twin did wrong although the conversation did not fail.
+        checks: the results of the checks of the agent.
         final_state: the agent's last state as JSON values, if it has one.
         seconds: how long the conversation took.
     """
@@ -111,28 +145,28 @@ class Simulation:
     repeat: int = 0
     twin_faults: list[TwinFault] = field(default_factory=list[TwinFault])
     checks: list[CheckResult] = field(default_factory=list[CheckResult])
-    final_state: Any = None
+    final_state: Any = field(default=None, repr=False)
     seconds: float = 0.0
+
+    @property
+    def id(self) -> str:
+        """The conversation's name in its run."""
+        return conversation_id(self.scenario, self.twin, self.repeat)
+
+    @property
+    def fault(self) -> Side | None:
+        """The side at fault; None if the conversation did not fail and the twin did nothing wrong."""
+        if self.stop_reason in AGENT_FAULTS:
+            return "agent"
+        return "twin" if self.stop_reason in TWIN_FAULTS or self.twin_faults else None
 
     @property
     def usage(self) -> Usage:
         """Tokens of all the twin's model calls."""
         return sum((exchange.answer.usage for exchange in self.exchanges), Usage())
 
-    @property
-    def fault(self) -> Side | None:
-        """The side at fault, or None."""
-        if self.stop_reason in AGENT_FAULTS:
-            return "agent"
-        return "twin" if self.stop_reason in TWIN_FAULTS or self.twin_faults else None
-
-    @property
-    def id(self) -> str:
-        """The conversation's name in its run."""
-        return f"{self.scenario}/{self.twin}/{self.repeat}"
-
     def to_json(self) -> dict[str, Any]:
-        """Return the simulation as a JSON object, a line of a run's `conversations.jsonl`."""
+        """Return the simulation as a JSON object."""
         return asdict(self) | {"exchanges": [exchange.to_json() for exchange in self.exchanges]}
 
     @classmethod
@@ -147,3 +181,8 @@ class Simulation:
         """Return the simulation in the interchange format."""
         turns = [Turn(self.twin if m["role"] == "user" else "agent", str(m["role"]), str(m["content"])) for m in self.messages]
         return Conversation(self.thread_id, tuple(turns), None, {"stop_reason": self.stop_reason})
+
+
+def conversation_id(scenario: str, twin: str, repeat: int) -> str:
+    """Return the name of a conversation in its run."""
+    return "/".join([*([scenario] if scenario else []), twin, str(repeat)])

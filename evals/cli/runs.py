@@ -14,7 +14,7 @@ import click
 
 from usertwin.personas import UsageError
 
-from .options import console_for, file_path, is_standard_output, json_option, threshold_options, write_json
+from .parts.options import console_for, file_path, is_standard_output, json_option, threshold_options, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console

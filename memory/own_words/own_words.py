@@ -38,15 +38,13 @@ class OwnWords:
         encode: splits turns as the model does into whose probabilities the words are mixed.
         vocabulary_size: the number of the model's token ids.
         triples: the memory.
-        others: turns of other people, none of a held-out conversation.
     """
 
-    def __init__(self, encode: Encode, vocabulary_size: int, triples: Sequence[Triple], others: Sequence[str] = ()) -> None:
+    def __init__(self, encode: Encode, vocabulary_size: int, triples: Sequence[Triple]) -> None:
         self._encode, self._vocabulary_size = encode, vocabulary_size
         pairs = sorted((t.pair for t in triples if not t.pair.abandoned), key=lambda pair: pair.when)
         self._times = [pair.when for pair in pairs]
         self._tokens = encode([pair.action for pair in pairs])
-        self.others = NgramModel(encode(others), vocabulary_size, ORDER) if others else None
         self._of_first = lru_cache(maxsize=2)(self._model_of_first)
 
     def own(self, before: float) -> NgramModel:
@@ -63,13 +61,7 @@ class OwnWords:
         evidence: list[TokenEvidence] = []  # of the first tokens only, if the turn is too long to be scored whole
         for place, (token, nats) in enumerate(zip(tokens, likelihood.token_nats, strict=False)):
             history = tokens[:place]
-            evidence.append(
-                TokenEvidence(
-                    exp(nats), own.probability(history, token), own.match_length(history),
-                    others=0.0 if self.others is None else self.others.probability(history, token),
-                    others_match=0 if self.others is None else self.others.match_length(history),
-                )
-            )  # fmt: skip
+            evidence.append(TokenEvidence(exp(nats), own.probability(history, token), own.match_length(history)))
         return evidence
 
 
@@ -90,19 +82,13 @@ class WordMixture:
 
         It holds the model's likely tokens and those that followed the same words.
         """
-        own, others = self.words.own(before), self.words.others
+        own = self.words.own(before)
 
         def mix(history: Sequence[int], model: Mapping[int, float]) -> dict[int, float]:
-            tokens = {*model, *own.continuations(history)} | (set() if others is None else others.continuations(history))
-            own_match, others_match = own.match_length(history), 0 if others is None else others.match_length(history)
+            match = own.match_length(history)
             return {
-                token: self.weights.mixed(
-                    TokenEvidence(
-                        model.get(token, 0.0), own.probability(history, token), own_match,
-                        others=0.0 if others is None else others.probability(history, token), others_match=others_match,
-                    )
-                )
-                for token in tokens
-            }  # fmt: skip
+                token: self.weights.mixed(TokenEvidence(model.get(token, 0.0), own.probability(history, token), match))
+                for token in {*model, *own.continuations(history)}
+            }
 
         return mix

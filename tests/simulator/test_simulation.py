@@ -18,7 +18,7 @@ from usertwin.memory import ChatModel, Settings
 from usertwin.personas import AgentError, ModelError, UsageError, as_conversation
 from usertwin.simulator import Exchange, SimulatedUser, Simulation, asimulate, simulate, simulate_many
 from usertwin.simulator.backends.scripted import ScriptedChatModel
-from usertwin.simulator.simulation import AGENT_FAULTS, TWIN_FAULTS
+from usertwin.simulator.records import AGENT_FAULTS, TWIN_FAULTS
 
 
 @pytest.fixture

@@ -1,0 +1,5 @@
+from types import SimpleNamespace
+
+
+def modified_turn(text, modifiers, *, seed, turn, protected):
+    return SimpleNamespace(texts=(text,), notes=())

@@ -1,0 +1,2 @@
+def find_twin_faults(simulation, scenario, **k):
+    return []
