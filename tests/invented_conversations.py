@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from usertwin.memory import Recalled, Triple
 from usertwin.memory.models.chat import Usage
 from usertwin.personas import Pair, Turn
 from usertwin.simulator.records import Exchange, Simulation
+from usertwin.simulator.runs.run_folder import RunFolder
 from usertwin.simulator.state import Answer
 
 _PAIR = Pair(
@@ -48,13 +49,14 @@ def write_run(
     **manifest: Any,
 ) -> Path:  # fmt: skip
     """Write conversations as the folder of a run, and return it."""
-    folder.mkdir(parents=True)
-    content = {
-        "kind": "simulate", "agent": "my_agent:reply", "models": {"action": "scripted:test"}, "prompts": {"act": "act/1"},
-        "seed": 0, "arguments": {"max_turns": 8}, "versions": {"usertwin": "1"},
+    content: dict[str, Any] = {
+        "agent": "my_agent:reply", "models": {"action": "scripted:test"}, "prompts": {"act": "act/1"}, "seed": 0,
+        "twins": {simulation.twin: {"speaker": "ann", "k": 8} for simulation in simulations}, "arguments": {},
+        "versions": {"usertwin": "1"},
     }  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(content | manifest), "utf-8")
-    (folder / "conversations.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in simulations), "utf-8")
-    (folder / "scenarios.json").write_text(json.dumps(list(scenarios)), "utf-8")
-    (folder / "summary.json").write_text(json.dumps({"finished": finished}), "utf-8")
+    run = RunFolder(folder)
+    run.begin(content | manifest, scenarios)
+    for simulation in simulations:
+        run.add(simulation)
+    run.summarize(Counter(simulation.stop_reason for simulation in simulations), finished=finished)
     return folder

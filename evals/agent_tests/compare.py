@@ -27,7 +27,9 @@ from .screen import seconds
 from .summary import Summary
 
 #: Parts of the manifest that the twins' side, the judge and the rules of the conversations consist of.
-_TWIN_SIDE = ("twin", "twins", "learned_at", "k", "settings", "models", "prompts", "judge")
+_TWIN_SIDE = ("twin", "learned_at", "k", "settings", "models", "prompts", "judge")
+#: What a twin's entry in the manifest says that cannot change a conversation.
+_ABOUT_TWIN = frozenset({"closeness", "versions"})
 #: Arguments that may differ: the agent, how it is called, and how much is run.
 _FREE = frozenset({
     "agent", "agent_process", "agent_timeout", "count", "repeats", "concurrency", "agent_concurrency", "model_concurrency",
@@ -113,6 +115,10 @@ def differences(first: AgentRun, second: AgentRun) -> list[str]:
         old, new = first.manifest.get(name), second.manifest.get(name)
         if old != new:
             sentences.append(f"{_TITLES.get(name, name)} differ: {_both(old, new)}")
+    for name in first.twins:
+        old, new = ({k: v for k, v in run.twins.get(name, {}).items() if k not in _ABOUT_TWIN} for run in (first, second))
+        if new and old != new:
+            sentences.append(f'the twin "{name}" is another one: {_both(old, new)}')
     old, new = ({k: v for k, v in run.arguments.items() if k not in _FREE} for run in (first, second))
     if old != new:
         sentences.append(f"the arguments differ: {_both(old, new)}")
@@ -124,7 +130,7 @@ def differences(first: AgentRun, second: AgentRun) -> list[str]:
 
 
 _TITLES = {
-    "twin": "the twins", "twins": "the twins", "learned_at": "the dates on which the twin was learned",
+    "twin": "the twins", "learned_at": "the dates on which the twin was learned",
     "models": "the twin's models", "prompts": "the versions of the prompts", "judge": "the judges",
     "settings": "the twin's settings", "k": "the recalled pairs (k)",
 }  # fmt: skip
@@ -154,6 +160,9 @@ def _notes(first: AgentRun, second: AgentRun, old: int, new: int, common: int, u
     versions = [run.manifest.get("versions") for run in (first, second)]
     if versions[0] != versions[1]:
         notes.append(f"versions differ: {_both(*versions)}")
+    limits = [run.manifest.get("limits") for run in (first, second)]
+    if limits[0] != limits[1]:
+        notes.append(f"limits differ: {_both(*limits)}")
     if first.agent == second.agent:
         notes.append(f"both runs have the agent {first.agent}")
     if old != common or new != common:

@@ -225,6 +225,7 @@ def _message(message: Message, exchange: Exchange | None) -> dict[str, Any]:
     answer = exchange.answer
     notes = [
         *(["written by the scenario"] if exchange.authored else []),
+        *exchange.notes,
         *([f"{plural(answer.discarded, 'defective turn')} discarded before it"] if answer.discarded else []),
     ]
     recalled = [

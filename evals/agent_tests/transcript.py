@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -98,18 +98,18 @@ def reply_seconds(simulation: Simulation) -> list[float]:
 
 
 def with_exchanges(simulation: Simulation) -> list[tuple[Message, Exchange | None]]:
-    """Return the messages in order, each turn of the twin with its exchange; given turns have none."""
-    pairs: list[tuple[Message, Exchange | None]] = []
-    waiting = [exchange for exchange in simulation.exchanges if exchange.answer.action]
-    given = _given_turns(simulation.messages, waiting)
-    for number, message in enumerate(simulation.messages):
-        next_is = number >= given and waiting and is_user(str(message.get("role")))
-        pairs.append((message, waiting.pop(0) if next_is and text_of(message) == waiting[0].answer.action else None))
-    return pairs
+    """Return the messages in order, the first one of each turn of the twin with its exchange; given turns have none."""
+    turns = [(sent, exchange) for exchange in simulation.exchanges if (sent := _sent(exchange))]
+    users = [number for number, message in enumerate(simulation.messages) if is_user(str(message.get("role")))]
+    own = users[max(0, len(users) - sum(len(sent) for sent, _ in turns)) :]
+    firsts = dict[int, Exchange]()
+    for sent, exchange in turns:
+        if own and text_of(simulation.messages[own[0]]) == sent[0]:
+            firsts[own[0]] = exchange
+        own = own[len(sent) :]
+    return [(message, firsts.get(number)) for number, message in enumerate(simulation.messages)]
 
 
-def _given_turns(messages: Sequence[Message], exchanges: Sequence[Exchange]) -> int:
-    """Return the number of messages before the twin's first own turn."""
-    users = [number for number, message in enumerate(messages) if is_user(str(message.get("role")))]
-    first = len(users) - len(exchanges)
-    return users[first] if exchanges and 0 <= first < len(users) else 0
+def _sent(exchange: Exchange) -> tuple[str, ...]:
+    """Return the messages of a turn of the twin, as the agent got them."""
+    return exchange.sent or ((exchange.answer.action,) if exchange.answer.action else ())
