@@ -135,7 +135,7 @@ def transcript_lines(simulation: Simulation) -> list[str]:
 
 
 def _escaped(character: str) -> str:
-    return character if character.isprintable() else f"\\u{ord(character):04x}"
+    return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
 def quotable(simulation: Simulation) -> str:
