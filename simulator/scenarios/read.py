@@ -326,6 +326,6 @@ class _Places:
             yield
         except UsertwinError as error:
             text = str(error)
-            if (about := re.match(r'scenario ".*?": (\w+)', text)) and about[1] in _KEYS:
+            if (about := re.match(r'(?:scenario ".*?": )?(\w+)', text)) and about[1] in _KEYS:
                 key = about[1]
             raise UsageError(text if text.startswith(f"{self.path}:") else f"{self.of(key, number)}: {text}") from None

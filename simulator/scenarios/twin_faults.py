@@ -31,12 +31,14 @@ _SERVICE = re.compile(
     r"\b(?:how (?:can|may) i (?:help|assist)|(?:what|is there anything(?: else)?) (?:can )?i can (?:do for|help|assist)"
     r"|i(?:'m| am) (?:an?|your) (?:\w+ ){0,2}(?:ai|assistant|chat ?bot|language model)\b|(?:^|[.!?] *)as an ai\b"
     r"|i(?:'m| am|'d be| would be| will be|'ll be) (?:happy|glad|here) to (?:help|assist) you"
+    r"|(?:i can|i'll|i will|let me) (?:help|assist) you\b|let me (?:check|look into|look up) (?:that|this|it) for you"
+    r"|(?:could|can|would) you (?:please )?(?:provide|confirm) (?:me (?:with )?)?your\b|sorry for (?:the|any) inconvenience"
     r"|thank(?:s| you) for (?:contacting|calling|reaching out|choosing)|i apologi[sz]e for (?:the|any) inconvenience"
+    r"|your (?:\w+ ){1,3}(?:is|has been) (?:now )?(?:confirmed|booked|reserved|scheduled|submitted)"
     r"|(?:please )?let me know if you (?:have any|need any(?:thing)?)(?: \w+)? (?:questions|else|assistance|help)"
     r"|wie (?:kann|darf) ich (?:ihnen|dir)(?: \w+)? helfen|comment puis-je vous aider"
     r"|en qu[ée] puedo ayudar(?:le|te)|como posso (?:te |lhe )?ajudar|come posso aiutar(?:la|ti)"
-    r"|чем (?:я )?могу (?:вам )?помочь)"
-    r"|有什么可以帮|どのようなご用件|무엇을 도와드릴",
+    r"|чем (?:я )?могу (?:вам )?помочь)|有什么可以帮|どのようなご用件|무엇을 도와드릴",
     re.IGNORECASE,
 )
 #: Turns after the agent closed the conversation until the twin should have left, and free turns that must mention the goal.

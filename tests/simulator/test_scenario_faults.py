@@ -117,8 +117,8 @@ PLANTED = [
     planted("ends_early", PARCEL, [], "hi", "A: Hello! How can I help?", "bye", stop="user_stop"),
     planted("ends_early", PARCEL, [], "hi there friend", stop="user_stop"),
     planted("ends_early", PARCEL, [], "where is my parcel", "A: In Rome.", "thanks", stop="user_stop", min_turns=4),
-    planted("never_ends", PARCEL, [], *("my parcel", "A: Goodbye!", "nice", "A: Goodbye!", "so cool", "A: Have a nice day!", "great")),
-    planted("never_ends", PARCEL, [], *("my parcel", "A: Refunded.", "oh", "A: Refunded.", "hm", "A: Refunded.", "wow"), until=("refunded",)),
+    planted("never_ends", PARCEL, [], "my parcel", "A: Bye!", "nice", "A: Bye!", "so cool", "A: Have a nice day!", "great"),
+    planted("never_ends", PARCEL, [], "a parcel", "A: Done.", "oh", "A: Done.", "hm", "A: Done.", "wow", until=("done",)),
     planted("goal_not_pursued", PARCEL, [], "hi", "A: Hello.", "nice weather", "A: Yes.", "I like cats"),
     planted("goal_not_pursued", PARCEL, [], "do you play chess", "A: No.", "what about football then", stop="agent_error"),
     planted("goal_not_pursued", TABLE, [], "I lost my card", "A: Which card?", "the blue one", "A: Ok.", "thx"),
@@ -211,11 +211,9 @@ def test_a_twin_that_leaves_without_a_word_after_its_goal_is_not_charged() -> No
 
 def test_the_sides_of_the_persons_own_log_tell_a_line_of_the_agent() -> None:
     own = [f"where is my {thing} i want it now" for thing in ("parcel", "refund", "order", "shirt", "shoes") for _ in range(20)]
-    other = [
-        f"could you provide your {thing}, please?" for thing in ("name", "order", "number", "mail", "pin") for _ in range(20)
-    ]
+    other = [f"which {thing} do you mean, please?" for thing in ("name", "order", "number", "mail", "pin") for _ in range(20)]
     scenario = Scenario(name="x", goal=PARCEL)
-    simulation = talk("where is my parcel", "A: Hm.", "could you provide your name, please?")
+    simulation = talk("where is my parcel", "A: Hm.", "which name do you mean, please?")
     assert find_twin_faults(simulation, scenario) == []
     [fault] = find_twin_faults(simulation, scenario, sides=SpeakerSides(own, other))
     assert (fault.kind, fault.turn) == ("speaks_as_assistant", 1)
