@@ -41,33 +41,26 @@ class Page(HTMLParser):
 
 def conversations(count: int = 80) -> list[Simulation]:
     """Return conversations of every outcome, whose texts are hostile."""
-    call = {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [{"function": {"name": "lookup" + EVIL, "arguments": {"q": EVIL}}}],
-    }
-    result = {"role": "tool", "content": EVIL}
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "lookup" + EVIL, "arguments": {"q": EVIL}}}]}
+    replies = [call, {"role": "tool", "content": EVIL}, {"role": "assistant", "content": f"{EVIL} {'a' * 300}"}]
     talks: list[Simulation] = []
     for number in range(count):
-        failed = number % 3 == 0
+        error = EVIL if number % 16 == 1 else None
         checks = [
-            CheckResult(name="is polite " + EVIL, passed=not failed, reason=EVIL),
-            CheckResult(
-                name="knows the price", passed=None if number % 16 == 1 else True, error=EVIL if number % 16 == 1 else None
-            ),
+            CheckResult(name="is polite " + EVIL, passed=number % 3 > 0, reason=EVIL),
+            CheckResult(name="knows the price", passed=None if error else True, error=error),
         ]
         talks.append(
             talk(
-                f"where is order {number}? {EVIL}", [call, result, {"role": "assistant", "content": f"{EVIL} {'a' * 300}"}], "thanks",
-                twin=f"twin-{number % 10}", scenario=f"case {number % 4}", repeat=number // 20, seed=number, checks=checks,
+                f"where is order {number}? {EVIL}", replies, "thanks", checks=checks, final_state={"note": EVIL}, goal=EVIL,
+                twin=f"twin-{number % 10}", scenario=f"case {number % 4}", repeat=number // 20, seed=number,
                 twin_faults=[TwinFault("repeats_itself", 1, EVIL)] if number % 10 == 7 else [],
                 stop_reason="agent_error" if number % 20 == 0 else "user_stop", error=EVIL if number % 20 == 0 else None,
-                final_state={"note": EVIL}, goal=EVIL,
             )
         )  # fmt: skip
-    talks[0].exchanges[0] = Exchange(
-        answer(talks[0].exchanges[0].answer.action, discarded=1, reasoning=EVIL), talks[0].exchanges[0].replies, 0.5, 0.2, notes=("typos",)
-    )  # fmt: skip
+    first = talks[0].exchanges[0]
+    noted = answer(first.answer.action, discarded=1, reasoning=EVIL)
+    talks[0].exchanges[0] = Exchange(noted, first.replies, 0.5, 0.2, notes=("typos",))
     return talks
 
 
@@ -91,9 +84,10 @@ def test_the_page_holds_every_conversation_with_turns_calls_memories_thought_and
     assert {str(link).removeprefix("#") for link in links} <= ids
     assert sum(link is not None and link.startswith("#c") and link[2:].isdigit() for link in links) == 5
     for text in (
-        "where is order 41?", "lookup<script>", "cosine 0.81", "Thought: is in a hurry", "trace: wants the money back", "typos",
-        "1 defective turn discarded before it", "The twin: repeats_itself: ", "Final state of the agent", "error of the check: ",
-        "Limits that were not kept", "pass rate: 60%, below 90%", "Set aside: the twin's fault: 8", "seed 41; 2 turns; ended by user_stop",
+        "where is order 41?", "lookup<script>", "cosine 0.81", "Thought: is in a hurry", "trace: wants the money back",
+        "typos", "1 defective turn discarded before it", "The twin: repeats_itself: ", "Final state of the agent",
+        "error of the check: ", "Limits that were not kept", "pass rate: 60%, below 90%", "Set aside: the twin's fault: 8",
+        "seed 41; 2 turns; ended by user_stop",
     ):  # fmt: skip
         assert text in parsed.text, text
 
@@ -107,8 +101,9 @@ def test_texts_of_twins_agents_and_checks_are_inert(page: Path) -> None:
     assert "default-src 'none'" in text
 
 
-def test_long_texts_and_many_conversations_are_cut_with_their_number(tmp_path: Path) -> None:
-    many = [talk("hi", "Hello. " + "x" * 5000, twin=f"t{number}", seed=number) for number in range(402)]
+def test_long_texts_and_many_conversations_are_cut_with_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("usertwin.evals.agent_tests.page._CONVERSATIONS", 10)
+    many = [talk("hi", "Hello. " + "x" * 5000, twin=f"t{number}", seed=number) for number in range(12)]
     parsed = Page(written(tmp_path / "run", many).read_text("utf-8"))
     assert "1,007 more characters in conversations.jsonl" in parsed.text
     assert "2 of them are not on this page, and are in conversations.jsonl." in parsed.text
