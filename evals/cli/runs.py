@@ -14,7 +14,7 @@ import click
 
 from usertwin.personas import UsageError
 
-from .parts.options import console_for, file_path, is_standard_output, json_option, threshold_options, write_json
+from .parts.options import console_for, file_path, is_standard_output, json_option, quiet_option, threshold_options, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +30,7 @@ _HELP = "which reply is closer to the real turn?  1, 2, t: tie, s: skip, q: quit
 @click.command()
 @click.argument("run", type=file_path)
 @threshold_options
-@click.option("--quiet", is_flag=True, help="For conversations with an agent: print one line, and the limits not kept.")
+@quiet_option
 @json_option
 def report(run: Path, thresholds: Thresholds, quiet: bool, json_file: Path | None) -> None:
     """Write the reports of the run in folder RUN again.

@@ -121,6 +121,9 @@ def threshold_options(command: _Command) -> _Command:
     return with_thresholds  # pyright: ignore[reportReturnType] - click calls it by name
 
 
+quiet_option = click.option("--quiet", is_flag=True, help="Of conversations with an agent, print one line and broken limits.")
+
+
 def parse_price(text: str | None) -> Price | None:
     """Return the price that "INPUT/OUTPUT" gives in dollars per million tokens. UsageError for anything else."""
     if text is None:
