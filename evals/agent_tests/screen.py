@@ -53,7 +53,7 @@ def summary_view(summary: Summary, failures: Sequence[str] = ()) -> RenderableTy
 
 
 def _title(summary: Summary) -> str:
-    unfinished = "" if summary.finished else " so far (unfinished)"
+    unfinished = "" if summary.finished else " so far"
     several = f", in {plural(len(summary.scenarios), 'scenario')}" if any(group.name for group in summary.scenarios) else ""
     size = f"{plural(summary.conversations, 'conversation')}{unfinished} of {plural(len(summary.twins), 'twin')}"
     return f"{size} with {summary.agent}{several}"
