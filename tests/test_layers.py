@@ -16,7 +16,7 @@ ORDER = {
     "personas": "errors, conversation, chat_log <- pairs <- persona, importers",
     "memory": "text, models, triples <- store, recon, own_words <- twin, training",
     "simulator": "backends <- state, prompts, prompt_fit, turn_checks, turn_writer, reranking, reasoner, user, agents,"
-    " demo_agent <- simulation <- batch, terminal, learning",
+    " demo_agent <- recording <- simulation <- batch, terminal, learning",
     "evals": "records, arm_names <- metrics <- replay, judges, traces, reports <- tuning <- suites, training_runs, demo"
     " <- cli, pytest_plugin <- benchmarks",
 }
