@@ -117,7 +117,7 @@ def _judged(node: pytest.Item, simulation: Simulation, about: tuple[str, str]) -
     `about` is the closeness of the twin, and what its model cannot do.
     """
     from usertwin.personas.printable import printable
-    from usertwin.simulator.simulation import AGENT_FAULTS, TWIN_FAULTS
+    from usertwin.simulator.records import AGENT_FAULTS, TWIN_FAULTS
 
     node.stash[_CONVERSATIONS].append((simulation.twin, *about))
     if simulation.stop_reason in AGENT_FAULTS:

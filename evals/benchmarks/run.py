@@ -43,6 +43,7 @@ from .learning import learn_part, threads_part
 from .memory import memory_part
 from .recon import controls_part, recon_part
 from .scoring import eval_part
+from .simulations.conversations import kept_connections_part, killed_runs_part
 from .training import train_part
 
 _PACKAGES = (
@@ -243,6 +244,8 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
     "canaries": canaries_part,
     "threads": threads_part,
     "hostile": hostile_part,
+    "connections": kept_connections_part,
+    "kills": killed_runs_part,
 }
 
 

@@ -39,15 +39,13 @@ class OwnWords:
         encode: splits turns as the model does into whose probabilities the words are mixed.
         vocabulary_size: the number of the model's token ids.
         triples: the memory.
-        others: turns of other people, none of a held-out conversation.
     """
 
-    def __init__(self, encode: Encode, vocabulary_size: int, triples: Sequence[Triple], others: Sequence[str] = ()) -> None:
+    def __init__(self, encode: Encode, vocabulary_size: int, triples: Sequence[Triple]) -> None:
         self._encode, self._vocabulary_size = encode, vocabulary_size
         pairs = sorted((t.pair for t in triples if not t.pair.abandoned), key=lambda pair: pair.when)
-        self._times, self._actions, self._other_turns = [pair.when for pair in pairs], [pair.action for pair in pairs], others
+        self._times, self._actions = [pair.when for pair in pairs], [pair.action for pair in pairs]
         self._tokens = encode(self._actions)
-        self.others = NgramModel(encode(others), vocabulary_size, ORDER) if others else None
         self._of_first = lru_cache(maxsize=2)(self._model_of_first)
         self._digest_of_first = lru_cache(maxsize=2)(self._hash_of_first)
 
@@ -60,7 +58,7 @@ class OwnWords:
         return self._digest_of_first(bisect_left(self._times, before))
 
     def _hash_of_first(self, count: int) -> str:
-        return sha256(json.dumps([ORDER, self._actions[:count], list(self._other_turns)]).encode()).hexdigest()
+        return sha256(json.dumps([ORDER, self._actions[:count]]).encode()).hexdigest()
 
     def _model_of_first(self, count: int) -> NgramModel:
         return NgramModel(self._tokens[:count], self._vocabulary_size, ORDER)
@@ -72,13 +70,7 @@ class OwnWords:
         evidence: list[TokenEvidence] = []  # of the first tokens only, if the turn is too long to be scored whole
         for place, (token, nats) in enumerate(zip(tokens, likelihood.token_nats, strict=False)):
             history = tokens[:place]
-            evidence.append(
-                TokenEvidence(
-                    exp(nats), own.probability(history, token), own.match_length(history),
-                    others=0.0 if self.others is None else self.others.probability(history, token),
-                    others_match=0 if self.others is None else self.others.match_length(history),
-                )
-            )  # fmt: skip
+            evidence.append(TokenEvidence(exp(nats), own.probability(history, token), own.match_length(history)))
         return evidence
 
 
@@ -114,15 +106,9 @@ class MixedProbabilities:
 
     def __call__(self, history: Sequence[int], model: Mapping[int, float]) -> dict[int, float]:
         """Return the probabilities of the next token."""
-        own, others, weights = self.own, self.mixture.words.others, self.mixture.weights
-        tokens = {*model, *own.continuations(history)} | (set() if others is None else others.continuations(history))
-        own_match, others_match = own.match_length(history), 0 if others is None else others.match_length(history)
+        own, weights = self.own, self.mixture.weights
+        match = own.match_length(history)
         return {
-            token: weights.mixed(
-                TokenEvidence(
-                    model.get(token, 0.0), own.probability(history, token), own_match,
-                    others=0.0 if others is None else others.probability(history, token), others_match=others_match,
-                )
-            )
-            for token in tokens
-        }  # fmt: skip
+            token: weights.mixed(TokenEvidence(model.get(token, 0.0), own.probability(history, token), match))
+            for token in {*model, *own.continuations(history)}
+        }

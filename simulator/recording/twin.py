@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def load_user(
 ) -> SimulatedUser:
     """Open a twin as `SimulatedUser.load`, with recorded models, or in a replay without any model.
 
-    In a replay, a model, reasoner or embedder that is given counts for its name only.
+    In a replay, a model, reasoner or embedder that is given counts for its name only. One that is recorded already is used as
+    it is, so that several twins can share it. The reasoner has the ledger of the model that acts.
 
     Raises:
         UsageError: the recording was made with other models of these names, or with other prompts.
@@ -41,6 +43,8 @@ def load_user(
     record = TwinRecord.load(folder)
 
     def opened(model: str | ChatModel, style: PromptStyle | None = None) -> ChatModel:
+        if isinstance(model, ChatModel) and model.recording is not None:
+            return model
         if recording.is_replay:
             recorded = model if isinstance(model, str) else model.name
             return replayed_model(recorded, recording, style if isinstance(model, str) else model.style)
@@ -51,12 +55,14 @@ def load_user(
         reasoner = load_reasoner(record, chat, settings, folder=folder)
     elif reasoner is None:
         reasoner = reasoner_name(record, chat, settings)
-    same = reasoner is None or reasoner is chat or (isinstance(reasoner, str) and reasoner == chat.name)
-    if recording.is_replay:
+    if reasoner is None or reasoner is chat or (isinstance(reasoner, str) and reasoner == chat.name):
+        thinks = chat
+    else:
+        thinks = replace(opened(reasoner), ledger=chat.ledger)
+    if isinstance(embedder, RecordedEmbedder):
+        vectors = embedder
+    elif recording.is_replay:
         vectors = RecordedEmbedder(None, recording, record.recipe.embedder if embedder is None else embedder.name)
     else:
         vectors = RecordedEmbedder(embedder or load_own_embedder(record, folder), recording)
-    return SimulatedUser.load(
-        name, home=home, model=chat, reasoner=chat if same or reasoner is None else opened(reasoner), embedder=vectors,
-        settings=settings, **options,
-    )  # fmt: skip
+    return SimulatedUser.load(name, home=home, model=chat, reasoner=thinks, embedder=vectors, settings=settings, **options)

@@ -105,7 +105,7 @@ def converse(
 
 def without_times(simulation: Simulation) -> dict[str, Any]:
     raw = simulation.to_json()
-    del raw["thread_id"]
+    del raw["thread_id"], raw["seconds"]
     for exchange in raw["exchanges"]:
         del exchange["twin_seconds"], exchange["agent_seconds"]
     return raw
