@@ -41,11 +41,23 @@ def _pydantic_ai_agent(agent: Any) -> AgentCall:
     sessions = dict[str, Any]()
 
     async def call(messages: list[Message], thread_id: str) -> Returned:
-        result = await agent.run(Moment(messages, thread_id).text, message_history=sessions.get(thread_id))
+        moment = Moment(messages, thread_id)
+        history = sessions.get(thread_id) or _pydantic_ai_messages(_plain(moment.value("history")))
+        result = await agent.run(moment.text, message_history=history)
         sessions[thread_id] = result.all_messages()
         return Returned(result.output, is_new=True)
 
     return AgentCall(call, end=lambda thread_id: sessions.pop(thread_id, None))
+
+
+def _pydantic_ai_messages(messages: list[Message]) -> list[Any]:
+    forms = sys.modules["pydantic_ai.messages"]
+    return [
+        forms.ModelRequest(parts=[forms.UserPromptPart(message["content"])])
+        if message["role"] == "user"
+        else forms.ModelResponse(parts=[forms.TextPart(message["content"])])
+        for message in messages
+    ]
 
 
 def _plain(messages: list[Message]) -> list[Message]:
