@@ -279,7 +279,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 def _properties(talks: TestTalks) -> list[str]:
     """Return a line on each conversation for JUnit's properties."""
-    return [section.split("\n", 1)[0] + "; " + section.rsplit("\n", 1)[-1] for section in talks.sections]
+    lines = [section.split("\n") for section in talks.sections]
+    return [f"{rows[0]}; {next(row for row in reversed(rows) if row.startswith('ended with'))}" for rows in lines]
 
 
 class _Summary:
