@@ -89,6 +89,7 @@ def compare_runs(first: AgentRun, second: AgentRun, *, seed: int = 0, anyway: bo
     before, after = (_by_slot(outcomes_of(run.simulations, run.scenarios)) for run in (first, second))
     common = [(before[slot], after[slot]) for slot in before if slot in after]
     usable = [(a, b) for a, b in common if a.is_usable and b.is_usable]
+    why_not += _changed_checks(usable)
     if not common:
         why_not.append("no conversation of one run has the scenario, twin, repetition and seed of one of the other")
     notes = _notes(first, second, len(before), len(after), len(common), len(usable))
@@ -106,6 +107,17 @@ def _by_slot(outcomes: Sequence[Outcome]) -> dict[tuple[str, str, int, int], Out
 
 def _slot(simulation: Simulation) -> tuple[str, str, int, int]:
     return simulation.scenario, simulation.twin, simulation.repeat, simulation.seed
+
+
+def _changed_checks(pairs: Sequence[tuple[Outcome, Outcome]]) -> list[str]:
+    """Return a sentence if conversations were not held to the same checks and criteria."""
+    for pair in pairs:
+        old, new = ({check.name for check in outcome.simulation.checks} for outcome in pair)
+        if old != new and all(outcome.simulation.fault is None for outcome in pair):  # criteria of a fault are not judged
+            own = {"the first run": old - new, "the second run": new - old}
+            only = [f"{run} alone has {', '.join(sorted(names))}" for run, names in own.items() if names]
+            return [f"the checks differ, as in {pair[0].simulation.id}: {'; '.join(only)}"]
+    return []
 
 
 def differences(first: AgentRun, second: AgentRun) -> list[str]:

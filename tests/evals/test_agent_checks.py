@@ -29,6 +29,7 @@ from usertwin.evals.agent_tests.transcript import tool_calls, with_exchanges
 from usertwin.memory.event_loop import run_sync
 from usertwin.personas import UsageError
 from usertwin.simulator.records import CheckResult, Simulation
+from usertwin.simulator.scenarios.scenario import function_name
 
 OPENAI_CALL: dict[str, Any] = {
     "role": "assistant", "content": None,
@@ -228,6 +229,15 @@ def test_a_check_in_a_file_is_loaded_by_name(tmp_path: Path, monkeypatch: pytest
 def test_ready_made_checks_have_names_for_files(name: str, same: Check) -> None:
     assert as_check(name).name == same.name
     assert outcome(name) == outcome(same)
+
+
+def test_records_of_a_run_name_ready_made_checks_apart() -> None:
+    names = [function_name(check) for check in (says("refund"), says("sorry"), reaches_goal)]
+    assert names == [
+        'usertwin.evals.agent_tests.checks:says "refund"',
+        'usertwin.evals.agent_tests.checks:says "sorry"',
+        "usertwin.evals.agent_tests.ready_made:reaches_goal",
+    ]
 
 
 def test_an_invalid_expression_and_an_empty_text_are_refused_before_the_run() -> None:
