@@ -176,6 +176,16 @@ class Answer:
             raise ValueError(f"recalled: {error!r}") from None
 
 
+def sampler_seed(state: TwinState, query: Pair) -> int:
+    """Return the sampler seed of a turn, computed from the seed of the conversation and the position of the turn."""
+    return (state.get("seed", 0) * 7919 + query.position) % 2**31
+
+
+def has_left(state: TwinState) -> bool:
+    """Return whether the person has left without a word."""
+    return bool(state.get("done"))
+
+
 def to_rows(recalled: Sequence[Recalled]) -> list[RecalledRow]:
     """Return recalled triples as plain JSON values."""
     rows = list[RecalledRow]()

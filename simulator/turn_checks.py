@@ -17,6 +17,7 @@ from usertwin.memory.text.speaker_sides import SHORT_WORDS, SpeakerSides
 from usertwin.memory.text.transcript import single_line
 from usertwin.memory.text.words import word_tokens
 from usertwin.personas import Pair
+from usertwin.personas.style_card import StyleCard, count_style
 
 from .turn_text import UNFINISHED, is_repetitive
 
@@ -28,6 +29,8 @@ USABLE = (UNFINISHED, GOAL_TEXT, ECHO, REPEATED, OTHER_SIDE, LOOP)
 _COPIED, _RUN = 0.8, 3
 #: Turns of the memory that tell the sides of a conversation apart.
 _MAX_TURNS = 4000
+#: The latest turns of the person that the style card counts.
+_COUNTED = 2000
 
 
 def badness(reply: Sample) -> int:
@@ -121,6 +124,22 @@ class MemorySides:
         if self._counted[0] != generation:
             self._counted = generation, sides_of(self._store.triples())
         return self._counted[1]
+
+
+class StyleCards:
+    """How the person writes, counted over their latest turns in a memory, and again after each change of the memory."""
+
+    def __init__(self, store: TripleStore) -> None:
+        self._store = store
+        self._counted: tuple[tuple[int, float], StyleCard | None] | None = None
+
+    def __call__(self, query: Pair) -> StyleCard | None:
+        """Return how the person wrote before a query; None if the memory holds no earlier turn."""
+        key, counted = (self._store.generation, query.when), self._counted
+        if counted is None or counted[0] != key:
+            earlier = [t.pair.action for t in self._store.triples(abandoned=False) if t.pair.when < query.when]
+            counted = self._counted = key, count_style(earlier[-_COUNTED:])
+        return counted[1]
 
 
 def sides_of(triples: Iterable[Triple]) -> SpeakerSides:

@@ -31,16 +31,28 @@ from usertwin.memory.twin.reranking import Reranking
 from usertwin.personas import Pair, Persona, Turn, as_conversation
 from usertwin.personas.pairs import visible_turns
 from usertwin.personas.roles import is_user
-from usertwin.personas.style_card import StyleCard, count_style
 
 from .backends.load import DEFAULT_MODEL, load_model
 from .prompt_fit import fit_prompt
 from .prompts import reason_messages, shown_turns, with_shown_traces
 from .reasoner import load_own_embedder, load_reasoner
 from .reranking.reranker import BestOf, Reranker
-from .state import Answer, Place, TwinState, add_usage, as_node, from_rows, is_traced, to_messages, to_rows, working_state
+from .state import (
+    Answer,
+    Place,
+    TwinState,
+    add_usage,
+    as_node,
+    from_rows,
+    has_left,
+    is_traced,
+    sampler_seed,
+    to_messages,
+    to_rows,
+    working_state,
+)  # fmt: skip
 from .structured_reply import may_leave
-from .turn_checks import MemorySides
+from .turn_checks import MemorySides, StyleCards
 from .turn_writer import Draft, TurnWriter
 
 if TYPE_CHECKING:
@@ -50,8 +62,6 @@ if TYPE_CHECKING:
     Graph = CompiledStateGraph["TwinState", None, "TwinState", "TwinState"]
 
 _LIVE = "(live)"
-#: The latest turns of the person that the style card counts.
-_COUNTED = 2000
 
 
 class SimulatedUser:
@@ -81,11 +91,10 @@ class SimulatedUser:
         self.settings = settings or record.settings or Settings()
         self.k = self.settings.k if k is None else k
         self.last_turn, self.abandonment, self.ranking = last_turn, abandonment, ranking
-        self.sides, self._reranker = MemorySides(store), Reranker(store)
+        self.sides, self._reranker, self.style_card = MemorySides(store), Reranker(store), StyleCards(store)
         self._memories = Batches(self._remember)
         self._graph: Graph | None = None
         self._words: tuple[int, OwnWords] | None = None
-        self._card: tuple[tuple[int, float], StyleCard | None] | None = None
 
     @classmethod
     def load(
@@ -172,17 +181,6 @@ class SimulatedUser:
             self._words = generation, OwnWords(writer.encode, writer.vocabulary_size, list(self.store.triples()))
         return WordMixture(self._words[1], weights).next_token(before)
 
-    def style_card(self, query: Pair) -> StyleCard | None:
-        """Return how the person writes, counted over their latest turns in the memory before a query; None if there are none.
-
-        It is counted anew after each change of the memory.
-        """
-        key, counted = (self.store.generation, query.when), self._card
-        if counted is None or counted[0] != key:
-            earlier = [t.pair.action for t in self.store.triples(abandoned=False) if t.pair.when < query.when]
-            counted = self._card = key, count_style(earlier[-_COUNTED:])
-        return counted[1]
-
     @property
     def graph(self) -> Graph:
         """The twin as a compiled LangGraph graph over `TwinState`: recall, reason, act."""
@@ -200,8 +198,8 @@ class SimulatedUser:
             graph.add_node(name, as_node(name, step))
         for source, target in ((START, "recall"), ("reason", "act"), ("act", END)):
             graph.add_edge(source, target)
-        targets: dict[Any, str] = {"leave": END, "stay": "reason"}
-        graph.add_conditional_edges("recall", lambda state: "leave" if state.get("done") else "stay", targets)
+        targets: dict[Any, str] = {True: END, False: "reason"}
+        graph.add_conditional_edges("recall", has_left, targets)
         return graph.compile(checkpointer=checkpointer, name=f"twin:{self.name}")
 
     async def arespond(self, messages: Any, *, goal: str = "", seed: int = 0, config: RunnableConfig | None = None) -> Answer:
@@ -281,7 +279,7 @@ class SimulatedUser:
         query, recalled = place.query, self._shown(place)
         if self._is_structured or not self.reasons_after(recalled):
             return {"reasoning": ""}
-        thought = await self.sample_reasoning(query, recalled, seed=_sampler_seed(state, query), config=config)
+        thought = await self.sample_reasoning(query, recalled, seed=sampler_seed(state, query), config=config)
         return {"reasoning": thought.text, "usage": add_usage(state, thought.usage)}
 
     async def _act(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
@@ -290,7 +288,7 @@ class SimulatedUser:
         place, reasoning = self._place(state), state.get("reasoning", "")
         query, recalled = place.query, self._shown(place)
         turn = await self.writer.write(
-            query, recalled, reasoning, seed=_sampler_seed(state, query), bypass_cache=self._bypasses_cache(reasoning),
+            query, recalled, reasoning, seed=sampler_seed(state, query), bypass_cache=self._bypasses_cache(reasoning),
             config=config,
         )  # fmt: skip
         pair = replace(query, action=turn.text)
@@ -392,8 +390,3 @@ class SimulatedUser:
             speaker=speaker, context=context, action="", goal="\n".join(filter(None, goals)), conversation_id=_LIVE,
             position=len(turns), when=float("inf"),
         )  # fmt: skip
-
-
-def _sampler_seed(state: TwinState, query: Pair) -> int:
-    """Return the sampler seed of a turn, computed from the seed of the conversation and the position of the turn."""
-    return (state.get("seed", 0) * 7919 + query.position) % 2**31

@@ -34,6 +34,7 @@ from usertwin.simulator.backends.llama_cpp import cores, start_engine
 
 from .canaries import canaries_part
 from .conversations.engine import concurrency_figures
+from .conversations.kept_and_killed import kept_connections_part, killed_runs_part
 from .conversations.part import simulate_part
 from .figures import Figure, figure, ratios, record_requests, run_alternately, timed
 from .fuzz.part import fuzz_part
@@ -43,7 +44,6 @@ from .learning import learn_part, threads_part
 from .memory import memory_part
 from .recon import controls_part, recon_part
 from .scoring import eval_part
-from .simulations.conversations import kept_connections_part, killed_runs_part
 from .training import train_part
 
 _PACKAGES = (

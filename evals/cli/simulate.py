@@ -334,7 +334,8 @@ def _print_end(
     from usertwin.evals.agent_tests.summary import summarize
     from usertwin.simulator.records import AGENT_FAULTS, TWIN_FAULTS
 
-    if out is None:
+    run = None if out is None else read_agent_run(out)
+    if run is None:
         scenarios = {scenario.name: scenario.to_json() for scenario, _, _ in planned}
         done = progress.done == progress.total
         dollars = progress.spending.dollars
@@ -342,7 +343,7 @@ def _print_end(
             simulations, name="this run", agent=agent, scenarios=scenarios, finished=done, dollars=dollars or None
         )  # fmt: skip
     else:
-        summary = summary_of_run(run := read_agent_run(out))
+        summary = summary_of_run(run)
     failures = thresholds.failures(summary)
     if len(simulations) <= _SHOWN and not quiet:
         for number, simulation in enumerate(simulations, 1):
@@ -360,7 +361,7 @@ def _print_end(
         why = f"its budget of {progress.spending.exhausted} is spent" if progress.spending.exhausted else "it was stopped"
         more = "" if out is None else "; the same command continues it"
         console.print(f"{progress.done} of {progress.total} conversations are done: {why}{more}", style="yellow", markup=False)
-    if out is not None:
+    if run is not None:
         page = write_page(run, summary, failures, limits=thresholds.is_set)
         console.print(f"written to {out} (read {page.name} in a browser)", markup=False)
     failed = any(simulation.stop_reason in AGENT_FAULTS | TWIN_FAULTS for simulation in simulations)

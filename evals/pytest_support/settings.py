@@ -98,8 +98,9 @@ def scenario_of(node: pytest.Item, settings: CallSettings) -> Scenario | None:
     named, file = settings.values["scenario"], settings.values["scenarios"]
     if named is None and file is None:
         return None
-    found = named
-    if not isinstance(named, Scenario):
+    if isinstance(named, Scenario):
+        found = named
+    else:
         if file is None:
             raise UsageError(f'scenario "{named}": no file of scenarios is named; give scenarios="FILE.toml"')
         beside = node.path.parent / file

@@ -39,7 +39,8 @@ class Twins:
         self, home: str | Path | None = None, model: str | ChatModel = "local", *, style: PromptStyle | None = None,
         opened: Mapping[str, SimulatedUser] | None = None, recording: Recording | None = None,
     ) -> None:  # fmt: skip
-        self.home, self._style, self.recording = home, style, recording
+        self.home, self.recording = home, recording
+        self._style: PromptStyle | None = style
         self._model = model
         self._embedders: dict[str, Embedder] = {}
         self._users = dict(opened or {})

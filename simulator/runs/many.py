@@ -98,7 +98,9 @@ async def arun(
                 twins=twins, new_call=(lambda: AgentProcess(agent)) if several else (lambda: call), owns_call=several,
                 limits=limits, recording=recording, spec=spec,
             )  # fmt: skip
-        folder, run_id, done = None, uuid4().hex, set[str]()
+        run_id: str = uuid4().hex
+        done = set[str]()
+        folder: RunFolder | None = None
         if options.out is not None:
             folder = RunFolder(options.out)
             stack.enter_context(exclusive_run(folder.path))

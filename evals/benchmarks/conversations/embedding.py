@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier
 
-from usertwin.evals.benchmarks.figures import Figure, figure, ratios, run_alternately
 from usertwin.memory import Embedder
 from usertwin.memory.models.embedding import SentenceTransformerEmbedder, query_text
 from usertwin.memory.models.embedding_batches import BatchedEmbedder
 from usertwin.personas import ChatLog
 from usertwin.personas.pairs import extract_pairs
 
+from ..figures import Figure, figure, ratios, run_alternately
 from .twins import SPEAKER, one_sided_log
 
 #: Concurrent conversations.

@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from itertools import count
 from typing import IO, cast
@@ -17,7 +17,7 @@ _TAILS = ("if that is fine", "before Friday", "for my sister", "as we said", "in
 
 
 @contextmanager
-def fake_endpoint(delay: float) -> Iterator[str]:
+def fake_endpoint(delay: float) -> Generator[str]:
     """Yield the base URL of an OpenAI-compatible chat endpoint that answers after `delay` seconds."""
     code = "import sys; from usertwin.evals.benchmarks.conversations.endpoint import serve; serve(float(sys.argv[1]))"
     process = subprocess.Popen(

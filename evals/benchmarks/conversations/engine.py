@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from usertwin.evals.benchmarks.figures import Figure, figure, ratios, run_alternately
 from usertwin.simulator import SimulatedUser
+
+from ..figures import Figure, figure, ratios, run_alternately
 
 _QUESTIONS = (
     "Oh nice. What do you like about it?",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from usertwin.evals.benchmarks.figures import Figure
-
+from ..figures import Figure
 from .embedding import embedding_part
 from .processor_time import processor_part
 from .throughput import throughput_part

@@ -8,11 +8,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from usertwin.evals.benchmarks.figures import Figure, figure, ratios, run_alternately
 from usertwin.memory import ChatModel
 from usertwin.simulator import SimulatedUser, load_embedder
 from usertwin.simulator.state import TwinState
 
+from ..figures import Figure, figure, ratios, run_alternately
 from .endpoint import structured_reply
 from .twins import large_twin
 

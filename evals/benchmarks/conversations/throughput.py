@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from usertwin.evals.benchmarks.figures import Figure, figure, run_alternately
 from usertwin.memory import Embedder
 from usertwin.personas import ModelError
 from usertwin.simulator import SimulatedUser, Simulation, asimulate, load_embedder, load_model
 
+from ..figures import Figure, figure, run_alternately
 from .endpoint import fake_endpoint
 from .twins import large_twin
 
