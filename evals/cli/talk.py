@@ -98,11 +98,7 @@ def chat(name: str, goal: str, model: str | None, home: Path | None, seed: int, 
 
 @click.command()
 @click.argument("name")
-@click.option(
-    "--agent",
-    required=True,
-    help='The agent under test: module:attribute, "demo", a model (see --model), http:FILE.toml or "command:PROGRAM ARGS".',
-)
+@click.option("--agent", required=True, help='The agent under test: module:attribute, "demo", or a model (see --model).')
 @click.option("--max-turns", default=DEFAULT_MAX_TURNS, show_default=True, help="The most turns of the twin in a conversation.")
 @click.option("--count", default=1, show_default=True, help="Number of conversations, each with the next seed.")
 @goal_option
