@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from usertwin.simulator import Simulation
-from usertwin.simulator.demo_agent import help_desk
+from usertwin.simulator.agents.demo_agent import help_desk
 
 
 @pytest.mark.usertwin(goal="Your parcel should have come on Monday. You want to know where it is.", max_turns=3)

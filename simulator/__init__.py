@@ -2,9 +2,11 @@
 
 from .agents import AgentCall, Message, as_agent, command_agent, endpoint_agent, graph_agent, http_agent
 from .backends.load import load_embedder, load_model, load_scorer
-from .batch import simulate_many
 from .learning import learn
-from .simulation import Exchange, Simulation, StopReason, asimulate, simulate
+from .records import Exchange, Simulation, StopReason
+from .runs.many import simulate_many
+from .scenarios.scenario import Fact, Scenario
+from .simulation import asimulate, simulate
 from .state import Answer
 from .user import SimulatedUser
 
@@ -12,7 +14,9 @@ __all__ = [
     "AgentCall",
     "Answer",
     "Exchange",
+    "Fact",
     "Message",
+    "Scenario",
     "SimulatedUser",
     "Simulation",
     "StopReason",

@@ -1,110 +1,30 @@
-"""One conversation between a twin and an agent, and the record of how it went and why it ended.
-
-A failed conversation is a result, not an exception, and its stop reason tells whose fault it was. A fault of the twin is never
-charged to the agent, and no fallback text is ever inserted.
-"""
+"""`simulate` and `asimulate`: one conversation between a twin and an agent."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from math import inf
 from numbers import Integral, Real
-from typing import Any, Literal, cast
+from typing import Any, cast
 from uuid import uuid4
 
-from usertwin.memory.event_loop import in_caller, run_sync
-from usertwin.memory.models.chat import Usage
-from usertwin.personas import AgentError, Conversation, LogError, ModelError, Turn, UsageError, UsertwinError, as_conversation
-from usertwin.personas.reading import as_type
+from usertwin.memory.event_loop import run_sync
+from usertwin.personas import LogError, UsageError, as_conversation
 from usertwin.personas.roles import is_user
 
-from .agents import AgentCall, AgentProcess, Failure, Message, as_agent, run_turn
-from .state import Answer
+from .agents import AgentCall, AgentProcess, Message, as_agent
+from .conversation import TurnLimits, converse
+from .records import Exchange, Simulation
+from .scenarios.scenario import Scenario
 from .user import SimulatedUser
 
-StopReason = Literal[
-    "user_stop", "goal_reached", "max_turns", "agent_error", "agent_timeout", "twin_error", "model_unavailable"
-]
-#: Stop reasons that are a fault of the agent, and of the twin.
-AGENT_FAULTS: frozenset[StopReason] = frozenset({"agent_error", "agent_timeout"})
-TWIN_FAULTS: frozenset[StopReason] = frozenset({"twin_error", "model_unavailable"})
 DEFAULT_MAX_TURNS = 8  # evals/pytest_plugin.py repeats it, since plugins must start fast
 DEFAULT_AGENT_TIMEOUT = 120.0
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """One turn of the twin, the agent's replies (none if the twin left or the agent failed), and the seconds each took."""
-
-    answer: Answer
-    replies: tuple[Message, ...]
-    twin_seconds: float
-    agent_seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the exchange as a JSON object."""
-        return asdict(self) | {"answer": self.answer.to_json(), "replies": [dict(message) for message in self.replies]}
-
-    @classmethod
-    def from_json(cls, raw: dict[str, Any], speaker: str) -> Exchange:
-        """Return the exchange that `to_json` wrote. ValueError if it is none."""
-        answer = Answer.from_json(as_type(dict[str, Any], raw.get("answer")), speaker)
-        replies = as_type(tuple[Message, ...], raw.get("replies"))
-        twin_seconds, agent_seconds = (as_type(float, raw.get(name)) for name in ("twin_seconds", "agent_seconds"))
-        return cls(answer, replies, twin_seconds, agent_seconds)
-
-
-@dataclass(slots=True, kw_only=True)
-class Simulation:
-    """The record of one conversation.
-
-    Attributes:
-        twin: the twin's name.
-        goal: what the twin wanted, with the instructions in `start`.
-        seed: the conversation's seed.
-        thread_id: the id that the agent got for this conversation.
-        messages: all messages, as the agent saw them.
-        exchanges: the twin's turns and the agent's replies.
-        stop_reason: why the conversation ended.
-        error: one sentence about the failure, or None.
-    """
-
-    twin: str
-    goal: str
-    seed: int
-    thread_id: str
-    messages: list[Message] = field(default_factory=list[Message], repr=False)
-    exchanges: list[Exchange] = field(default_factory=list[Exchange], repr=False)
-    stop_reason: StopReason = "max_turns"
-    error: str | None = None
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens of all the twin's model calls."""
-        return sum((exchange.answer.usage for exchange in self.exchanges), Usage())
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the simulation as a JSON object, a line of a run's `conversations.jsonl`."""
-        return asdict(self) | {"exchanges": [exchange.to_json() for exchange in self.exchanges]}
-
-    @classmethod
-    def from_json(cls, raw: Any, speaker: str) -> Simulation:
-        """Return the simulation that `to_json` wrote, of a twin of this speaker. ValueError if it is none."""
-        fields = as_type(dict[str, Any], raw)
-        rows = as_type(list[dict[str, Any]], fields.get("exchanges"))
-        exchanges = [Exchange.from_json(row, speaker) for row in rows]
-        return replace(as_type(cls, fields | {"exchanges": []}), exchanges=exchanges)
-
-    def conversation(self) -> Conversation:
-        """Return the simulation in the interchange format."""
-        turns = [Turn(self.twin if m["role"] == "user" else "agent", str(m["role"]), str(m["content"])) for m in self.messages]
-        return Conversation(self.thread_id, tuple(turns), None, {"stop_reason": self.stop_reason})
-
-
-def check_limits(*, max_turns: Any = 1, agent_timeout: Any = 1.0, count: Any = 1) -> None:
+def check_limits(*, agent_timeout: Any = 1.0, **counts: Any) -> None:
     """Raise UsageError if a number of turns or conversations, or a time limit, is not above 0; an infinite time is no limit."""
-    for name, number in (("max_turns", max_turns), ("count", count)):
+    for name, number in counts.items():
         if isinstance(number, bool) or not isinstance(number, Integral):
             raise UsageError(f"{name} is {number!r}; it must be a whole number")
         if cast("int", number) < 1:
@@ -138,11 +58,13 @@ async def asimulate(
     user: SimulatedUser,
     agent: Any,
     *,
+    scenario: Scenario | None = None,
     max_turns: int = DEFAULT_MAX_TURNS,
     seed: int = 0,
     goal: str = "",
     agent_first: bool = False,
     agent_timeout: float = DEFAULT_AGENT_TIMEOUT,
+    twin_timeout: float = inf,
     agent_process: bool = False,
     start: Any = (),
     goal_reached: Callable[[list[Message]], bool] | None = None,
@@ -153,11 +75,13 @@ async def asimulate(
     Args:
         user: the twin.
         agent: the agent under test, in any shape that `as_agent` accepts.
+        scenario: what the conversation is about, instead of `max_turns`, `goal`, `agent_first`, `start` and `goal_reached`.
         max_turns: the maximum number of turns of the twin.
         seed: seed of the conversation; each turn's sampler seed is computed from it.
         goal: what the twin wants; the agent never sees it.
         agent_first: whether the agent opens the conversation.
         agent_timeout: seconds that the agent may take for a reply; inf for no limit.
+        twin_timeout: seconds that the twin may take for a turn; inf for no limit.
         agent_process: whether the agent runs in a process of its own, which it may end or block without harm. The process
             imports the agent by name: "module:attribute", or a function at the top of a module.
         start: the conversation so far, in any shape that `as_conversation` accepts. Instructions in it become part of the goal.
@@ -169,89 +93,42 @@ async def asimulate(
         UsageError: the agent or `start` has no known shape, or a limit is not above 0. Later failures are recorded.
     """
     check_limits(max_turns=max_turns, agent_timeout=agent_timeout)
-    messages = opening(start, user)
+    check_limits(agent_timeout=twin_timeout)
+    given = (max_turns, goal, agent_first, start, goal_reached)
+    if scenario is None:
+        scenario = Scenario(
+            name="", twins=(user.name,), goal=goal, max_turns=max_turns, agent_first=agent_first,
+            start=tuple(opening(start, user)), goal_reached=goal_reached,
+        )  # fmt: skip
+    elif given != (DEFAULT_MAX_TURNS, "", False, (), None):
+        raise UsageError("a scenario holds max_turns, goal, agent_first, start and goal_reached; give them there")
     call = AgentProcess(agent) if agent_process and not isinstance(agent, AgentCall) else as_agent(agent)
-    goal = "\n".join([text for text in (goal, *(m["content"] for m in messages if m["role"] == "system")) if text])
-    public = [message for message in messages if message["role"] != "system"]
-    simulation = Simulation(twin=user.name, goal=goal, seed=seed, thread_id=uuid4().hex, messages=public)
-
-    async def is_over() -> bool:
-        if goal_reached is not None and await in_caller(goal_reached, simulation.messages):
-            simulation.stop_reason = "goal_reached"
-        return simulation.stop_reason == "goal_reached"
-
+    simulation = Simulation(
+        twin=user.name, goal=scenario.goal, seed=seed, thread_id=uuid4().hex, scenario=scenario.name
+    )  # fmt: skip
+    limits = TurnLimits(agent_timeout=agent_timeout, twin_timeout=twin_timeout)
     try:
-        try:
-            await call.begin()
-        except AgentError as error:  # its process does not start again
-            simulation.stop_reason, simulation.error = "agent_error", str(error)
-            return simulation
-        is_next = agent_first or (public and public[-1]["role"] == "user")
-        if is_next and (not await _agent_turn(simulation, call, agent_timeout) or await is_over()):
-            return simulation
-        for _ in range(max_turns):
-            exchange = await _exchange(simulation, user, call, agent_timeout)
-            if exchange is None:
-                return simulation
-            if on_exchange is not None:
-                await in_caller(on_exchange, exchange)
-            if exchange.answer.done:
-                simulation.stop_reason = "user_stop"
-            if simulation.stop_reason != "max_turns" or await is_over():
-                return simulation
+        return await converse(user, call, scenario, simulation=simulation, limits=limits, on_exchange=on_exchange)
     finally:
         if call is not agent:
             call.close()
-    return simulation
-
-
-async def _exchange(simulation: Simulation, user: SimulatedUser, call: AgentCall, timeout: float) -> Exchange | None:
-    """Add a turn of the twin and the agent's reply, unless the twin leaves; None if the twin fails. Failures are recorded."""
-    started = time.perf_counter()
-    answer = await _twin_turn(simulation, user)
-    if answer is None:
-        return None
-    twin_seconds, started = time.perf_counter() - started, time.perf_counter()
-    before = len(simulation.messages)
-    if not answer.done:
-        await _agent_turn(simulation, call, timeout)
-    replies = tuple(simulation.messages[before:])
-    simulation.exchanges.append(Exchange(answer, replies, twin_seconds, time.perf_counter() - started))
-    return simulation.exchanges[-1]
-
-
-async def _twin_turn(simulation: Simulation, user: SimulatedUser) -> Answer | None:
-    """Add the twin's turn to the conversation and return it. On failure, record the reason and return None."""
-    try:
-        answer = await user.arespond(simulation.messages, goal=simulation.goal, seed=simulation.seed)
-    except Exception as error:
-        simulation.stop_reason = "model_unavailable" if isinstance(error, ModelError) else "twin_error"
-        known = isinstance(error, UsertwinError)
-        simulation.error = str(error) if known else f"the twin failed: {type(error).__name__}: {error}"
-        return None
-    simulation.messages += [answer.message] if answer.action else []  # without an action the twin leaves silently
-    return answer
-
-
-async def _agent_turn(simulation: Simulation, call: AgentCall, timeout: float) -> bool:
-    """Add the agent's reply to the conversation. On failure, record the reason and return False."""
-    result = await run_turn(call, simulation.messages, simulation.thread_id, timeout)
-    if isinstance(result, Failure):
-        simulation.stop_reason, simulation.error = result.reason, result.error
-        return False
-    simulation.messages += result
-    return True
 
 
 def simulate(
-    user: SimulatedUser, agent: Any, *, max_turns: int = DEFAULT_MAX_TURNS, seed: int = 0, goal: str = "",
-    agent_first: bool = False, agent_timeout: float = DEFAULT_AGENT_TIMEOUT, agent_process: bool = False, start: Any = (),
-    goal_reached: Callable[[list[Message]], bool] | None = None, on_exchange: Callable[[Exchange], None] | None = None,
+    user: SimulatedUser, agent: Any, *, scenario: Scenario | None = None, max_turns: int = DEFAULT_MAX_TURNS, seed: int = 0,
+    goal: str = "", agent_first: bool = False, agent_timeout: float = DEFAULT_AGENT_TIMEOUT, twin_timeout: float = inf,
+    agent_process: bool = False, start: Any = (), goal_reached: Callable[[list[Message]], bool] | None = None,
+    on_exchange: Callable[[Exchange], None] | None = None,
 ) -> Simulation:  # fmt: skip
     """Run one conversation between a twin and an agent; the synchronous form of `asimulate`, with the same arguments."""
+    call = agent if agent_process or isinstance(agent, AgentCall) else as_agent(agent).in_own_loop()
     simulation = asimulate(
-        user, agent if agent_process else as_agent(agent).in_own_loop(), max_turns=max_turns, seed=seed, goal=goal,
-        agent_first=agent_first, agent_timeout=agent_timeout, agent_process=agent_process, start=start,
+        user, call, scenario=scenario, max_turns=max_turns, seed=seed, goal=goal, agent_first=agent_first,
+        agent_timeout=agent_timeout, twin_timeout=twin_timeout, agent_process=agent_process, start=start,
         goal_reached=goal_reached, on_exchange=on_exchange,
     )  # fmt: skip
-    return run_sync(simulation)
+    try:
+        return run_sync(simulation)
+    finally:
+        if isinstance(call, AgentCall) and call is not agent:
+            call.close()

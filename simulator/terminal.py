@@ -16,7 +16,7 @@ from usertwin.personas import UsertwinError
 from usertwin.personas.printable import printable
 
 from .agents import Message
-from .simulation import Exchange
+from .records import Exchange
 from .state import Answer
 from .user import SimulatedUser
 

@@ -15,10 +15,10 @@ LAYERS = ("personas", "memory", "simulator", "evals")
 ORDER = {
     "personas": "errors, conversation, chat_log <- pairs <- persona, importers",
     "memory": "text, models, triples <- store, recon, own_words <- twin, training",
-    "simulator": "backends <- state, prompts, prompt_fit, turn_checks, turn_writer, reranking, reasoner, user, agents,"
-    " demo_agent <- simulation <- batch, terminal, learning",
-    "evals": "records, arm_names <- metrics <- replay, judges, traces, reports <- tuning <- suites, training_runs, demo"
-    " <- cli, pytest_plugin <- benchmarks",
+    "simulator": "backends <- state, prompts, prompt_fit, turn_checks, turn_writer, reranking, reasoner, user, agents, records"
+    " <- scenarios, recording <- conversation <- simulation <- runs, terminal, learning",
+    "evals": "records, arm_names <- metrics <- replay, judges, traces, reports <- tuning, agent_tests <- suites, training_runs,"
+    " demo <- cli, pytest_support <- pytest_plugin <- benchmarks",
 }
 #: Groups whose members may import each other: files of one subject, and helpers that everything uses.
 SHARED = {("personas", 0), ("memory", 0), ("simulator", 1), ("evals", 0)}

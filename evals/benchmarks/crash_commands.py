@@ -239,7 +239,7 @@ class Box:
 
     def enter(self, *, real_models: bool = False) -> None:
         """Direct the home, the caches, the temporary files and the reports of progress of this process into the box."""
-        from usertwin.evals.cli.progress_bars import Bars
+        from usertwin.evals.cli.parts.progress_bars import Bars
 
         cache = self.inputs / "cache" if real_models else self.folder / "cache"  # scores of weights are computed once
         os.environ |= {

@@ -13,7 +13,7 @@ from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
 
-from .options import (
+from .parts.options import (
     candidates_option,
     check_concurrency,
     check_writable,

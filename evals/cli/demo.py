@@ -36,7 +36,7 @@ from usertwin.simulator.backends.model_choice import acting_model, fetch_obstacl
 from usertwin.simulator.learning import alearn_with_recipe, make_recipe
 from usertwin.simulator.terminal import chat
 
-from .progress_bars import Bars
+from .parts.progress_bars import Bars
 from .twin_actions import measure_twin, open_twin
 
 

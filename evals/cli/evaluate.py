@@ -13,7 +13,7 @@ from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
 from usertwin.personas.reading import as_type
 
-from .options import (
+from .parts.options import (
     check_writable,
     console_for,
     file_path,

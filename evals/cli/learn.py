@@ -17,7 +17,7 @@ from usertwin.memory.recon.synthesizer import Method
 from usertwin.personas import TwinError, UsageError
 from usertwin.simulator.backends.model_name import ModelName
 
-from .options import (
+from .parts.options import (
     RECIPE_DEFAULTS,
     actor_option,
     candidates_option,
@@ -40,7 +40,7 @@ from .options import (
     skip_bad_lines_option,
     style_option,
 )
-from .recipe_file import RecipeCommand, print_dry_run, recipe_option
+from .parts.recipe_file import RecipeCommand, print_dry_run, recipe_option
 from .tune import DEFAULT_TUNE_TURNS
 from .twin_actions import check_judge_of_twin, show_twin, tune_twin
 

@@ -20,7 +20,7 @@ COMMANDS = {
     "demo": ("talk", "Show a twin beside the real person, let you guess and chat, and measure."),
     "learn": ("learn", "Learn the twin NAME from a chat log."),
     "chat": ("talk", "Talk with the twin NAME; you are the agent."),
-    "simulate": ("talk", "Let the twin NAME talk with an agent and record the conversations."),
+    "simulate": ("simulate", "Let the twins NAME... talk with an agent and record the conversations."),
     "eval": ("evaluate", "Measure how close the twin NAME is to the person's held-out turns."),
     "show": ("twin_actions", "Show the twin NAME; without a name, list all twins."),
     "trust": ("twin_actions", "Allow the twin NAME, which somebody else learned, to load the models that it names."),

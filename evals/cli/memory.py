@@ -20,7 +20,7 @@ import click
 from usertwin.memory.event_loop import run_sync
 from usertwin.memory.store.vector_index import IndexKind
 
-from .options import (
+from .parts.options import (
     console_for,
     home_option,
     model_option,

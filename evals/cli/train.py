@@ -18,7 +18,7 @@ from usertwin.memory.training.dataset import SplitConfig
 from usertwin.memory.training.rewards import Shape
 from usertwin.personas import UsageError
 
-from .options import (
+from .parts.options import (
     actor_option,
     check_writable,
     console_for,
@@ -32,7 +32,7 @@ from .options import (
     seed_option,
     style_option,
 )
-from .recipe_file import RecipeCommand, print_dry_run, recipe_option
+from .parts.recipe_file import RecipeCommand, print_dry_run, recipe_option
 
 if TYPE_CHECKING:
     from rich.console import Console

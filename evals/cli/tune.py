@@ -11,7 +11,7 @@ from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
 from usertwin.simulator.backends.model_name import ModelName
 
-from .options import console_for, home_option, model_option, scorer_option, seed_option, style_option
+from .parts.options import console_for, home_option, model_option, scorer_option, seed_option, style_option
 from .twin_actions import tune_twin
 
 #: The most validation turns that `tune`, and `learn` at its end, measure settings on.

@@ -14,7 +14,7 @@ from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
 
-from .options import check_writable, console_for, home_option, progress_bars
+from .parts.options import check_writable, console_for, home_option, progress_bars
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -97,7 +97,7 @@ def load_agent(spec: str) -> Any:
         ModelError: the model cannot be loaded.
     """
     if spec == "demo":
-        from ..demo_agent import help_desk
+        from .demo_agent import help_desk
 
         return help_desk
     if _is_model(spec):

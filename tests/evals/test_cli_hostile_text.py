@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from usertwin.evals.cli.main import main
-from usertwin.evals.cli.options import check_writable
-from usertwin.evals.cli.progress_bars import SafeConsole
+from usertwin.evals.cli.parts.options import check_writable
+from usertwin.evals.cli.parts.progress_bars import SafeConsole
 from usertwin.memory import TwinRecord, existing_twin
 from usertwin.personas import UsageError
 from usertwin.personas.printable import escaped, in_ascii, printable

@@ -1,4 +1,4 @@
-"""evals/cli/options.py: prices, numbers and JSON files that several commands take."""
+"""evals/cli/parts/options.py: prices, numbers and JSON files that several commands take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from usertwin.evals.cli.options import check_concurrency, check_writable, is_standard_output, parse_price, write_json
+from usertwin.evals.cli.parts.options import check_concurrency, check_writable, is_standard_output, parse_price, write_json
 from usertwin.memory.models.chat import Price
 from usertwin.personas import UsageError
 

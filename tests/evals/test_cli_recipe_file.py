@@ -1,4 +1,4 @@
-"""evals/cli/recipe_file.py: recipes are read strictly, give way to the command line, and survive a dry run unchanged."""
+"""evals/cli/parts/recipe_file.py: recipes are read strictly, give way to the command line, and survive a dry run unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usertwin.evals.cli.learn import learn
-from usertwin.evals.cli.recipe_file import ADVANCED, RecipeCommand, effective_recipe, read_recipe, recipe_option
+from usertwin.evals.cli.parts.recipe_file import ADVANCED, RecipeCommand, effective_recipe, read_recipe, recipe_option
 from usertwin.evals.cli.train import train
 from usertwin.personas import UsageError
 

@@ -25,7 +25,7 @@ from conftest import Endpoint, scripted
 from usertwin.personas import AgentError, ModelError, UsageError
 from usertwin.simulator import as_agent
 from usertwin.simulator.agents import as_replies, load_agent
-from usertwin.simulator.demo_agent import help_desk
+from usertwin.simulator.agents.demo_agent import help_desk
 
 HELLO = [{"role": "user", "content": "hello"}]
 LONGER = [*HELLO, {"role": "assistant", "content": "yes?"}, {"role": "user", "content": "and now"}]

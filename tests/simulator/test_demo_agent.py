@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usertwin.simulator.demo_agent import help_desk
+from usertwin.simulator.agents.demo_agent import help_desk
 
 
 def talk(*texts: str) -> list[str]:

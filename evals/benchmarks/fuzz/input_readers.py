@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from usertwin.evals.cli.learn import learn
-from usertwin.evals.cli.options import parse_price
+from usertwin.evals.cli.parts.options import parse_price
 from usertwin.evals.cli.train import train
 from usertwin.evals.judges.model_judge import parse_label
 from usertwin.memory.recon.propose import parse_trace

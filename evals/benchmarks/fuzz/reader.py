@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from rich.console import RenderableType
 
-from usertwin.evals.cli.progress_bars import SafeConsole
+from usertwin.evals.cli.parts.progress_bars import SafeConsole
 
 from .mutations import mutate_sqlite
 

@@ -1,4 +1,4 @@
-"""Several conversations in a row, and the folder of a run: everything to repeat it, and no secrets."""
+"""Runs of many conversations: their folder, continuation, concurrency, budgets, and no secrets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from usertwin.memory.run_lock import exclusive_run
 from usertwin.personas import UsageError
 from usertwin.simulator import Exchange, SimulatedUser, Simulation, simulate_many
-from usertwin.simulator.batch import RunFolder
+from usertwin.simulator.runs.run_folder import RunFolder, read_run
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_run_is_written_conversation_by_conversation(user: SimulatedUser, tmp_
 
     simulations = simulate_many(user, agent, count=3, max_turns=1, out=out, goal="You want the weather.")
     assert on_disk == [0, 1, 2]  # each is written before the next one begins
-    assert lines(out) == [json.loads(json.dumps(simulation.to_json())) for simulation in simulations]
+    assert [simulation.to_json() for simulation in simulations] == [s.to_json() for s in read_run(out).simulations]
     first = lines(out)[0]
     assert first["messages"][1]["content"] == "Für welchen Tag?"
     assert first["exchanges"][0]["answer"]["recalled"][0]["position"] <= 1  # an opening recalls openings
@@ -63,28 +63,16 @@ def test_the_manifest_holds_everything_to_repeat_the_run(user: SimulatedUser, tm
     )
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
     assert manifest["kind"] == "simulate"
-    assert manifest["twin"] == "ann"
-    assert manifest["models"] == {
-        "action": "scripted:test",
-        "style": "transcript",
-        "proposer": "scripted:test",
-        "scorer": "fake:",
-        "embedder": "fake:256",
-    }
-    assert manifest["arguments"] == {
-        "agent": "my_agent:desk",
-        "count": 2,
-        "max_turns": 1,
-        "goal": "You want the weather.",
-        "agent_first": False,
-        "agent_timeout": 120.0,
-        "agent_process": False,
-        "start": [],
-        "goal_reached": None,
-    }
-    assert (manifest["k"], manifest["seed"]) == (user.k, 3)
+    assert manifest["models"] == {"action": "scripted:test", "style": "transcript"}
+    ann = manifest["twins"]["ann"]
+    assert (ann["speaker"], ann["k"], ann["embedder"], ann["scorer"]) == ("Ann", user.k, "fake:256", "fake:")
+    assert {"langgraph"} <= ann["versions"].keys()
+    assert manifest["agent"] == "my_agent:desk"
+    assert manifest["limits"] == {"agent_timeout": 120.0, "twin_timeout": None, "agent_process": False}
+    assert (manifest["seed"], manifest["conversations"]) == (3, 2)
     assert manifest["prompts"]
-    assert {"usertwin", "langgraph"} <= manifest["versions"].keys()
+    [scenario] = json.loads((tmp_path / "run" / "scenarios.json").read_text("utf-8"))
+    assert (scenario["goal"], scenario["max_turns"]) == ("You want the weather.", 1)
 
 
 def test_the_folder_holds_no_secrets(user: SimulatedUser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +92,7 @@ def test_the_manifest_names_arguments_that_are_not_json(user: SimulatedUser, tmp
 
     [simulation] = simulate_many(user, Desk(), out=tmp_path / "run", goal_reached=booked)
     assert simulation.stop_reason == "goal_reached"
-    assert "booked" in json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))["arguments"]["goal_reached"]
+    assert "booked" in (tmp_path / "run" / "scenarios.json").read_text("utf-8")
 
 
 def test_a_folder_with_a_run_is_refused_and_unchanged(user: SimulatedUser, tmp_path: Path) -> None:
@@ -160,13 +148,14 @@ def test_the_same_call_continues_a_stopped_run(user: SimulatedUser, tmp_path: Pa
     simulations = simulate_many(user, Desk(), out=tmp_path / "run", **options)
     assert talked == [1, 2, 3, 3, 4]
     assert [line["seed"] for line in lines(tmp_path / "run")] == [7, 8, 9, 10]
-    assert [simulation.to_json() for simulation in simulations] == lines(tmp_path / "run")
+    assert [simulation.seed for simulation in simulations] == [7, 8, 9, 10]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
     assert summary == {"finished": True, "stop_reasons": {"max_turns": 4}}
 
 
 @pytest.mark.parametrize(
-    ("change", "key"), [({"seed": 3}, '"seed"'), ({"goal": "a refund"}, '"arguments"'), ({"count": 5}, '"arguments"')]
+    ("change", "key"),
+    [({"seed": 3}, '"seed"'), ({"goal": "a refund"}, '"scenarios"'), ({"count": 5}, '"conversations", "scenarios"')],
 )
 def test_another_unfinished_run_is_refused_and_unchanged(
     user: SimulatedUser, tmp_path: Path, change: dict[str, Any], key: str

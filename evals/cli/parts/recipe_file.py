@@ -33,12 +33,15 @@ ADVANCED = "Advanced options (also settable in a recipe file)"
 _COMMAND_LINE_ONLY = {"recipe", "dry_run", "overwrite", "home", "help"}
 
 
-class RecipeCommand(click.Command):
-    """A command that reads options from a recipe file and shows its help in two groups.
+class GroupedCommand(click.Command):
+    """A command that shows its help in two groups.
 
     Args:
         common: the names of the options to list first, without dashes; --help lists all others as advanced.
     """
+
+    #: The heading of the second group.
+    advanced = "Advanced options"
 
     def __init__(self, *args: Any, common: Collection[str], **options: Any) -> None:
         super().__init__(*args, **options)
@@ -46,13 +49,19 @@ class RecipeCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the common options, then the advanced ones."""
-        groups: dict[str, list[tuple[str, str]]] = {"Options": [], ADVANCED: []}
+        groups: dict[str, list[tuple[str, str]]] = {"Options": [], self.advanced: []}
         for option in (param for param in self.get_params(ctx) if isinstance(param, click.Option)):
             if (row := option.get_help_record(ctx)) is not None:
-                groups["Options" if _option_name(option) in self._common else ADVANCED].append(row)
+                groups["Options" if _option_name(option) in self._common else self.advanced].append(row)
         for heading, rows in groups.items():
             with formatter.section(heading):
                 formatter.write_dl(rows)
+
+
+class RecipeCommand(GroupedCommand):
+    """A command that reads its advanced options, and others, from a recipe file."""
+
+    advanced = ADVANCED
 
 
 def _use_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:

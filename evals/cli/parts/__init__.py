@@ -1,0 +1,1 @@
+"""What the commands share: options, the console, progress bars, recipe files."""

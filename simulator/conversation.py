@@ -1,0 +1,239 @@
+"""The engine of one conversation: a twin and an agent take turns as a scenario says, until one of them ends it.
+
+No fault of the twin, of a limit of ours, or of a scenario is charged to the agent, and no fallback text is ever inserted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+from typing import Any, Protocol
+
+from usertwin.memory.concurrency import to_thread
+from usertwin.memory.event_loop import in_caller
+from usertwin.memory.models.chat import Usage
+from usertwin.memory.models.recording import ReplayMiss
+from usertwin.personas import AgentError, ModelError, UsertwinError
+
+from .agents import AgentCall, Failure, Message
+from .recording.agent import run_recorded_turn
+from .records import TWIN_FAULTS, Exchange, Simulation, StopReason, TwinFault
+from .scenarios.modifiers import ModifiedTurn, mixed_in_turn, modified_turn
+from .scenarios.read import load_function
+from .scenarios.scenario import Scenario
+from .scenarios.twin_faults import find_twin_faults
+from .state import Answer
+from .user import SimulatedUser
+
+
+class ConversationStopped(Exception):
+    """A conversation was stopped between two turns because the run ends; it may be begun again.
+
+    Attributes:
+        simulation: the conversation so far.
+    """
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__("the run was stopped")
+        self.simulation = simulation
+
+
+class Flag(Protocol):
+    """What tells that a run ends, such as a `threading.Event`."""
+
+    def is_set(self) -> bool:
+        """Return whether the run ends."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnLimits:
+    """What bounds one turn of each side.
+
+    Attributes:
+        agent_timeout: seconds that the agent may take for a reply; inf for no limit.
+        twin_timeout: seconds that the twin may take for a turn; inf for no limit. A late twin is the twin's fault.
+        agent_slots: entered while the agent replies, so that only some conversations use it at a time; waiting for it does not
+            count as the agent's time.
+        stop: stops the conversation between two turns.
+    """
+
+    agent_timeout: float = 120.0
+    twin_timeout: float = inf
+    agent_slots: AbstractAsyncContextManager[Any] | None = None
+    stop: Flag | None = None
+
+
+async def converse(
+    user: SimulatedUser, call: AgentCall, scenario: Scenario, *, simulation: Simulation, limits: TurnLimits,
+    on_exchange: Callable[[Exchange], None] | None = None,
+) -> Simulation:  # fmt: skip
+    """Run one conversation, record it in `simulation`, and return that.
+
+    `simulation` holds the twin's name, the seed and the ids. `on_exchange` is called with each complete exchange.
+
+    Raises:
+        ConversationStopped: `limits.stop` was set. All failures of the twin and of the agent are recorded instead.
+        ReplayMiss: a recording is replayed that does not hold a call.
+    """
+    started = time.perf_counter()
+    simulation.goal = "\n".join(filter(None, (scenario.goal, *_instructions(scenario))))
+    simulation.messages = [message for message in scenario.start if message["role"] != "system"]
+    talk = _Conversation(user, call, scenario, simulation=simulation, limits=limits, deadline=started + scenario.max_seconds)
+    try:
+        await call.begin()
+    except AgentError as error:  # its process does not start again
+        talk.end("agent_error", str(error))
+    else:
+        await talk.run(on_exchange)
+    simulation.final_state = call.state_of(simulation.thread_id)
+    if simulation.stop_reason not in TWIN_FAULTS:
+        simulation.twin_faults = await to_thread(_twin_faults, simulation, scenario, user)
+    simulation.seconds = time.perf_counter() - started
+    return simulation
+
+
+class _Conversation:
+    """A conversation that is going on; every method that may end it returns whether it goes on."""
+
+    def __init__(
+        self, user: SimulatedUser, call: AgentCall, scenario: Scenario, *, simulation: Simulation, limits: TurnLimits,
+        deadline: float,
+    ) -> None:  # fmt: skip
+        self.user, self.call, self.scenario = user, call, scenario
+        self.simulation, self.limits, self.deadline = simulation, limits, deadline
+        self._given = len(simulation.messages)
+
+    async def run(self, on_exchange: Callable[[Exchange], None] | None) -> None:
+        """Let the two sides take turns until one of them or the scenario ends the conversation."""
+        messages = self.simulation.messages
+        is_next = self.scenario.agent_first or (messages and messages[-1]["role"] == "user")
+        if is_next and (not await self._agent_turn() or await self._is_over()):
+            return
+        for number in range(self.scenario.max_turns):
+            exchange = await self._exchange(number)
+            if exchange is None:
+                return
+            if on_exchange is not None:
+                await in_caller(on_exchange, exchange)
+            if exchange.answer.done:
+                self.end("user_stop")
+            if self.simulation.stop_reason != "max_turns" or await self._is_over():
+                return
+
+    def end(self, reason: StopReason, error: str | None = None) -> bool:
+        """Record why the conversation ends; return False, for it does not go on."""
+        self.simulation.stop_reason, self.simulation.error = reason, error
+        return False
+
+    async def _exchange(self, number: int) -> Exchange | None:
+        """Return a turn of the twin with the agent's reply, unless the twin leaves; None if there is no such turn."""
+        if self.limits.stop is not None and self.limits.stop.is_set():
+            raise ConversationStopped(self.simulation)
+        started, messages, seed = time.perf_counter(), self.simulation.messages, self.simulation.seed
+        authored = self._authored(number)
+        answer = await self._twin_turn(number) if authored is None else _said(authored)
+        if answer is None:
+            return None
+        turn = authored or ModifiedTurn((answer.action,) if answer.action else ())
+        if authored is None and answer.action and self.scenario.modifiers:
+            protected = [fact.value for fact in self.scenario.facts if fact.value]
+            turn = modified_turn(answer.action, self.scenario.modifiers, seed, number, protected)
+        sent, notes = turn.texts, turn.notes
+        messages += [{"role": "user", "content": text} for text in sent]  # without an action the twin leaves silently
+        twin_seconds, started, before = time.perf_counter() - started, time.perf_counter(), len(messages)
+        if not answer.done:
+            await self._agent_turn()
+        exchange = Exchange(
+            answer, tuple(messages[before:]), twin_seconds, time.perf_counter() - started, authored=authored is not None,
+            sent=() if sent == (answer.action,) else sent, notes=notes, state=self.call.state_so_far(self.simulation.thread_id),
+        )  # fmt: skip
+        self.simulation.exchanges.append(exchange)
+        return exchange
+
+    def _authored(self, number: int) -> ModifiedTurn | None:
+        """Return the turn of the twin that the scenario says; None if the twin writes it."""
+        if (text := self.scenario.authored(number)) is not None:
+            return ModifiedTurn((text,))
+        if self.user.model.style != "transcript":
+            return None
+        return mixed_in_turn(self.scenario.modifiers, self.simulation.seed, number)
+
+    async def _twin_turn(self, number: int) -> Answer | None:
+        """Return the twin's turn; None if it fails or is late, which is recorded."""
+        shown = self.scenario.goal_text(number, self.simulation.messages, style=self.user.model.style)
+        goal = "\n".join(filter(None, (shown, *_instructions(self.scenario))))
+        seconds = min(self.limits.twin_timeout, self._remaining())
+        try:
+            async with asyncio.timeout(None if seconds == inf else seconds):
+                answer = await self.user.arespond(self.simulation.messages, goal=goal, seed=self.simulation.seed)
+        except ReplayMiss:
+            raise
+        except Exception as error:
+            if isinstance(error, TimeoutError) and self._remaining() <= 0:
+                self.end("time_limit")
+            elif isinstance(error, TimeoutError) and seconds != inf:
+                self.end("twin_error", f"the twin took longer than {seconds:g} seconds")
+            else:
+                known = isinstance(error, UsertwinError)
+                text = str(error) if known else f"the twin failed: {type(error).__name__}: {error}"
+                self.end("model_unavailable" if isinstance(error, ModelError) else "twin_error", text)
+            return None
+        stays = answer.done and answer.action and number + 1 < self.scenario.min_turns
+        return replace(answer, done=False) if stays else answer
+
+    async def _agent_turn(self) -> bool:
+        """Add the agent's reply to the conversation, or record how it failed."""
+        async with self.limits.agent_slots or nullcontext():
+            remaining = self._remaining()
+            if remaining <= 0:
+                return self.end("time_limit")
+            timeout = min(self.limits.agent_timeout, remaining)
+            result = await run_recorded_turn(self.call, self.simulation.messages, self.simulation.thread_id, timeout)
+        if isinstance(result, Failure):
+            if result.reason == "agent_timeout" and timeout < self.limits.agent_timeout:  # our limit, not the agent's
+                return self.end("time_limit")
+            return self.end(result.reason, result.error)
+        self.simulation.messages += result
+        return True
+
+    async def _is_over(self) -> bool:
+        """Return whether the goal is reached or the time is over, and record it."""
+        messages: list[Message] = self.simulation.messages
+        turns = sum(message["role"] == "user" for message in messages[self._given :])
+        if turns >= self.scenario.min_turns and await self._goal_is_reached(messages):
+            self.end("goal_reached")
+        elif self._remaining() <= 0:
+            self.end("time_limit")
+        return self.simulation.stop_reason != "max_turns"
+
+    async def _goal_is_reached(self, messages: list[Message]) -> bool:
+        last_turn = next((index for index in reversed(range(len(messages))) if messages[index]["role"] == "user"), -1)
+        replies = "\n".join(str(message["content"]) for message in messages[last_turn + 1 :]).casefold()
+        if any(phrase.casefold() in replies for phrase in self.scenario.until):
+            return True
+        reached = self.scenario.goal_reached
+        if isinstance(reached, str):
+            reached = load_function(reached, Path.cwd())
+        return reached is not None and bool(await in_caller(reached, messages))
+
+    def _remaining(self) -> float:
+        return self.deadline - time.perf_counter()
+
+
+def _twin_faults(simulation: Simulation, scenario: Scenario, user: SimulatedUser) -> list[TwinFault]:
+    return find_twin_faults(simulation, scenario, sides=user.sides())
+
+
+def _said(turn: ModifiedTurn) -> Answer:
+    return Answer(action="\n".join(turn.texts), reasoning="", recalled=(), done=False, usage=Usage())
+
+
+def _instructions(scenario: Scenario) -> list[str]:
+    """Return the instructions for the twin among the given turns."""
+    return [str(message["content"]) for message in scenario.start if message["role"] == "system"]

@@ -1,0 +1,1 @@
+"""Many conversations: jobs, limits, the folder of a run, and where the jobs run."""
