@@ -248,13 +248,14 @@ def _rows(comparison: RunComparison) -> list[tuple[str, str, str, str]]:
         "twin's faults": (first.twin_faults, second.twin_faults, None),
     }
     rows = [
-        (name, *(_cell(rate) for rate in (old, new)), _ends(difference, "\n") if difference else "")
+        (name, _cell(old), _cell(new), _ends(difference, "\n") if difference else "")
         for name, (old, new, difference) in rates.items()
         if old or new
     ]
-    turns = [number(s.turns.mean, 1) if s.turns else "–" for s in (first, second)]
-    replies = [seconds(s.reply_seconds.median) if s.reply_seconds else "–" for s in (first, second)]
-    return [*rows, ("turns, mean", *turns, ""), ("reply, median", *replies, "")]
+    turns, replies = (s.turns for s in (first, second)), (s.reply_seconds for s in (first, second))
+    old_turns, new_turns = (number(spread.mean, 1) if spread else "–" for spread in turns)
+    old_reply, new_reply = (seconds(spread.median) if spread else "–" for spread in replies)
+    return [*rows, ("turns, mean", old_turns, new_turns, ""), ("reply, median", old_reply, new_reply, "")]
 
 
 def _names(comparison: RunComparison) -> tuple[str, str]:
