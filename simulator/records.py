@@ -26,6 +26,11 @@ FaultKind = Literal[
 #: Stop reasons that are a fault of the agent, and of the twin.
 AGENT_FAULTS: frozenset[StopReason] = frozenset({"agent_error", "agent_timeout"})
 TWIN_FAULTS: frozenset[StopReason] = frozenset({"twin_error", "model_unavailable"})
+#: Faults of the twin after which a conversation says nothing about the agent. One who repeats a turn, or does not leave after
+#: the goodbye, is tiresome as people are.
+SPOILING: frozenset[FaultKind] = frozenset(
+    {"contradicts_goal", "contradicts_fact", "reveals_early", "speaks_as_assistant", "ends_early", "goal_not_pursued"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ class Exchange:
         authored: whether the scenario wrote the turn.
         sent: the messages that the agent got, if they are not the turn as it was written.
         notes: what modifiers did to the turn.
+        state: the agent's state after its reply as JSON values, if it has one.
     """
 
     answer: Answer
@@ -82,13 +88,14 @@ class Exchange:
     authored: bool = False
     sent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    state: Any = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the exchange as a JSON object."""
         return {
             "answer": self.answer.to_json(), "replies": [dict(message) for message in self.replies],
             "twin_seconds": self.twin_seconds, "agent_seconds": self.agent_seconds, "authored": self.authored,
-            "sent": list(self.sent), "notes": list(self.notes),
+            "sent": list(self.sent), "notes": list(self.notes), "state": self.state,
         }  # fmt: skip
 
     @classmethod
@@ -117,6 +124,7 @@ class _ExchangeFields:
     authored: bool = False
     sent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    state: Any = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -162,10 +170,11 @@ class Simulation:
 
     @property
     def fault(self) -> Side | None:
-        """The side at fault; None if the conversation did not fail and the twin did nothing wrong."""
+        """The side at fault; None if the conversation did not fail and the twin did not spoil it."""
         if self.stop_reason in AGENT_FAULTS:
             return "agent"
-        return "twin" if self.stop_reason in TWIN_FAULTS or self.twin_faults else None
+        spoiled = any(fault.kind in SPOILING for fault in self.twin_faults)
+        return "twin" if self.stop_reason in TWIN_FAULTS or spoiled else None
 
     @property
     def usage(self) -> Usage:

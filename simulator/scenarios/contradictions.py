@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
 
 from usertwin.memory.text.goal_words import mentions_goal
 from usertwin.memory.text.sentences import sentences
@@ -17,12 +18,15 @@ from usertwin.memory.text.words import content_words, stem, word_tokens
 from .facts import Fact
 from .literals import Detail, Kind, comparable, details, digits, same_value, topic_stems, values
 
-#: Words with which people change their mind, offer a choice, or say what is not so.
-_CHANGED = re.compile(
-    r"\b(?:instead|rather|actually|change[ds]?|changing|different|another|other|else|not|no|isn't|won't|never ?mind|anyway"
-    r"|or|if|maybe|perhaps|how about|what about|could|later|earlier|before|after|last|next|previous|old|new|wrong|sorry"
-    r"|forgot|forget|think|guess|joke|kidding|try|also|any|anytime|then)\b|n't\b|\?",
+#: Words with which people say what is not so or offer a choice; change their mind; or speak of other days and times.
+_DENIED = re.compile(
+    r"\b(?:not|no|isn't|wasn't|or|if|maybe|perhaps|wrong|old|previous|forgot|forget|guess|think|other|another|different|instead"
+    r"|actually|change[ds]?|changing|joke|kidding)\b|n't\b",
     re.IGNORECASE,
+)
+_CHANGED = re.compile(r"\b(?:rather|else|won't|never ?mind|anyway|how about|what about|sorry)\b", re.IGNORECASE)
+_MOVED = re.compile(
+    r"\b(?:could|later|earlier|before|after|last|next|new|try|also|any|anytime|then)\b|^(?:\W*\w+){1,5}\?", re.IGNORECASE
 )
 #: Words of an agent that refuses, offers a choice, or has finished, after which a person may want something else.
 _REOPENS = re.compile(
@@ -33,8 +37,8 @@ _REOPENS = re.compile(
 )
 #: A sentence of a goal whose details the person need not keep to.
 _LOOSE = re.compile(
-    r"\b(?:today|now|current(?:ly)?|e\.g|for example|for instance|such as|or|if|ideally|prefer\w*|flexible|also|maybe"
-    r"|perhaps|about|around|at least|at most|up to|between|usually|other|another|not)\b|n't\b",
+    r"\b(?:today(?: is|'s)|it is now|current(?:ly)?|e\.g|for example|for instance|such as|or|if|ideally|prefer\w*|flexible"
+    r"|also|maybe|perhaps|about|around|at least|at most|up to|between|usually|other|another|not)\b|n't\b",
     re.IGNORECASE,
 )
 #: A word that is no name, and would stand where a name is expected.
@@ -55,15 +59,22 @@ _NO_NAMES = {
     "hey",
     "thanks",
 }
+_CLAUSE = re.compile(r"[,;]\s|\b(?:but|though|because)\b", re.IGNORECASE)
 #: Ways to say one's name, and an answer that is nothing but a name.
 _CAPITALIZED = r"((?:[A-Z][\w'-]+)(?: [A-Z][\w'-]+){0,2})"
-_SAYS_NAME = re.compile(rf"(?i:\b(?:my (?:full |first |last )?name is|my name's|(?:this|it) is|i am|i'm|name:)) {_CAPITALIZED}")
+_SAYS_NAME = re.compile(
+    rf"(?i:\b(?:my (?:full |first |last )?name is|my name's|(?:this|it) is|it's|its|i am|i'm|name:)) {_CAPITALIZED}"
+)
 _ONLY_NAME = re.compile(rf"\W*{_CAPITALIZED}\W*")
 _NAME = re.compile(r"[^\W\d_][\w'.-]*(?: [^\W\d_][\w'.-]*){0,3}")
 #: A fact or a request that is about the person's own name.
 _OWN_NAME = re.compile(
     r"\b(?:your (?:full |first |last |own |legal )*names?|you are|you're|who am i|who do i)\b", re.IGNORECASE
 )
+#: The share of equal letters from which on two names are one.
+_SAME_NAME = 0.75
+#: Stems of words around an answer.
+_FILLERS = frozenset({"yes", "yeah", "sure", "ok", "okay", "pleas", "hi", "hello", "hey", "thank", "well", "oh", "number"})
 #: Characters of a number that counts something; longer ones are names of things, such as orders.
 _SHORT_NUMBER = 2
 #: Kinds of which a goal has one of its own, so that a new one contradicts it beside any word.
@@ -83,7 +94,9 @@ def says_value(fact: Fact, text: str) -> bool:
             return True
         is_short = own[0].kind == "number" and len(number) < 3
         return any(
-            detail.kind == own[0].kind and detail.value == own[0].value and (not is_short or bool(detail.beside & _topic(fact)))
+            detail.kind == own[0].kind
+            and detail.value == own[0].value
+            and (not is_short or bool(detail.beside & topic_stems(fact.topic)))
             for detail in details(text)
         )
     return re.search(rf"(?<!\w){re.escape(fact.value)}(?!\w)", text, re.IGNORECASE) is not None
@@ -100,16 +113,18 @@ def contradicted_fact(fact: Fact, text: str, asked: Sequence[str], known: Iterab
     own = details(fact.value)
     if not own:
         return _other_name(fact, text, asked)
-    kinds, familiar = [detail.kind for detail in own], values(known)
-    for sentence in sentences(text):
-        if _CHANGED.search(sentence) or not (is_asked or mentions_goal(fact.topic, [sentence])):
+    kinds: list[Kind] = [detail.kind for detail in own]
+    familiar, topic = values(known), topic_stems(fact.topic)
+    for clause in (clause for sentence in sentences(text) for clause in _CLAUSE.split(sentence)):
+        if _DENIED.search(clause):
             continue
-        for detail in details(sentence):
+        for detail in details(clause):
             if not comparable(detail.kind, kinds) or (detail.kind, detail.value) in familiar:
                 continue
             if any(same_value(detail, mine) for mine in own) or not _alike(detail, own):
                 continue
-            if (is_asked and not detail.beside) or detail.beside & _topic(fact):
+            before = topic_stems(clause[: clause.find(detail.written)])
+            if detail.beside & topic or (is_asked and not before - _FILLERS - topic):
                 return detail.written
     return ""
 
@@ -123,10 +138,12 @@ def contradicted_goal(goal: str, text: str, latest: Sequence[str], known: Iterab
         return None
     own, familiar = [detail for detail in details(goal) if not _LOOSE.search(detail.sentence)], values(known)
     for sentence in sentences(text):
-        said = () if _CHANGED.search(sentence) else details(sentence)
+        said = () if _DENIED.search(sentence) or _CHANGED.search(sentence) else details(sentence)
         about = topic_stems(" ".join([sentence, *latest]))
         for detail in said:
             if (detail.kind, detail.value) in familiar or any(same_value(detail, mine) for mine in own):
+                continue
+            if detail.kind in _SINGULAR and _MOVED.search(sentence):
                 continue
             for mine in own:
                 if mine.kind != detail.kind or not _alike(detail, [mine]) or any(same_value(mine, one) for one in said):
@@ -154,13 +171,15 @@ def _other_name(fact: Fact, text: str, asked: Sequence[str]) -> str:
     )
     match = _SAYS_NAME.search(text) if is_own else None
     if match is not None and not is_asked and "name" not in match[0].casefold():
-        match = None  # "I am Sorry"
+        is_full = " " in match[1] and match[0].casefold().startswith("i")  # not "I am Sorry", nor "It is North Hill"
+        match = match if is_full and not match[0].casefold().startswith("it") else None
     match = match or (_ONLY_NAME.fullmatch(text) if is_asked else None)
     said, own = word_tokens(match[1]) if match else [], word_tokens(fact.value)
-    if match is None or not content_words(said) or _NO_NAMES & {*said} or any(a[:3] == b[:3] for a in said for b in own):
+    if match is None or not content_words(said) or _NO_NAMES & {*said}:
         return ""
-    return match[1]
+    return "" if any(_same_name(a, b) for a in said for b in own) else match[1]
 
 
-def _topic(fact: Fact) -> set[str]:
-    return {stem(word) for word in content_words(word_tokens(fact.topic))}
+def _same_name(a: str, b: str) -> bool:
+    """Return whether two names are one: a short form, or nearly the same letters."""
+    return a.startswith(b) or b.startswith(a) or SequenceMatcher(None, a, b, autojunk=False).ratio() >= _SAME_NAME

@@ -76,7 +76,14 @@ def values(texts: Iterable[str]) -> set[tuple[Kind, str]]:
 
 def topic_stems(text: str) -> frozenset[str]:
     """Return the stems of a text's content words that are no numbers."""
-    return frozenset(stem(word) for word in content_words(word_tokens(text)) if not any(map(str.isdigit, word)))
+    return frozenset(stem(word) for word in content(text) if not any(map(str.isdigit, word)))
+
+
+def content(text: str) -> list[str]:
+    """Return the content words of a text; "id" is one here, and no short form of "I would"."""
+    tokens = word_tokens(text)
+    kept = {*content_words(tokens), "id"}
+    return [word for word in tokens if word in kept]
 
 
 def digits(text: str) -> str:
@@ -97,7 +104,7 @@ def _in_sentence(sentence: str) -> list[Detail]:
 
 def _nearest(text: str, *, last: bool) -> list[str]:
     """Return the stem of the content word of a text that is nearest to its end or its start; [] if there is none."""
-    words = content_words(word_tokens(text))
+    words = content(text)
     return [stem(words[-1 if last else 0])] if words else []
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from hashlib import sha256
@@ -320,12 +320,12 @@ class _Places:
         return f"{self.path}:{line + 1}"
 
     @contextmanager
-    def named(self, key: str, number: int) -> Iterator[None]:
+    def named(self, key: str, number: int) -> Generator[None]:
         """Add the file and the line of a key to the errors of a block, unless they are there."""
         try:
             yield
         except UsertwinError as error:
             text = str(error)
-            if (about := re.match(r'scenario ".*?": (\w+)', text)) and about[1] in _KEYS:
+            if (about := re.match(r'(?:scenario ".*?": )?(\w+)', text)) and about[1] in _KEYS:
                 key = about[1]
             raise UsageError(text if text.startswith(f"{self.path}:") else f"{self.of(key, number)}: {text}") from None
