@@ -252,9 +252,10 @@ def _rows(comparison: RunComparison) -> list[tuple[str, str, str, str]]:
         for name, (old, new, difference) in rates.items()
         if old or new
     ]
-    turns = [number(s.turns.mean, 1) if s.turns else "–" for s in (first, second)]
-    replies = [seconds(s.reply_seconds.median) if s.reply_seconds else "–" for s in (first, second)]
-    return [*rows, ("turns, mean", turns[0], turns[1], ""), ("reply, median", replies[0], replies[1], "")]
+    turns, replies = (s.turns for s in (first, second)), (s.reply_seconds for s in (first, second))
+    old_turns, new_turns = (number(spread.mean, 1) if spread else "–" for spread in turns)
+    old_reply, new_reply = (seconds(spread.median) if spread else "–" for spread in replies)
+    return [*rows, ("turns, mean", old_turns, new_turns, ""), ("reply, median", old_reply, new_reply, "")]
 
 
 def _names(comparison: RunComparison) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from usertwin.personas import UsageError
 from usertwin.simulator.records import CheckResult, Simulation
 
 HOLDS = CheckResult(name="is polite", passed=True)
+AGENT: dict[str, Any] = {"agent": "my_agent:better"}
 FAILS = CheckResult(name="is polite", passed=False, reason="it shouts")
 
 
@@ -35,7 +36,7 @@ def runs(tmp_path: Path, old: list[Simulation], new: list[Simulation], **manifes
     """Write two runs, the second with changes in its manifest, and read them."""
     first, second = (
         write_run(tmp_path / "old", old),
-        write_run(tmp_path / "new", new, **{"agent": "my_agent:better"} | manifest),
+        write_run(tmp_path / "new", new, **(AGENT | manifest)),
     )
     return read_agent_run(first), read_agent_run(second)
 
