@@ -196,6 +196,7 @@ class _Conversation:
             timeout = min(self.limits.agent_timeout, remaining)
             result = await run_recorded_turn(self.call, self.simulation.messages, self.simulation.thread_id, timeout)
         if isinstance(result, Failure):
+            self.simulation.messages += result.messages
             if result.reason == "agent_timeout" and timeout < self.limits.agent_timeout:  # our limit, not the agent's
                 return self.end("time_limit")
             return self.end(result.reason, result.error)

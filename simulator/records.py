@@ -200,8 +200,12 @@ class Simulation:
         return replace(as_type(cls, values | {"exchanges": []}), exchanges=exchanges)
 
     def conversation(self) -> Conversation:
-        """Return the simulation in the interchange format."""
-        turns = [Turn(self.twin if m["role"] == "user" else "agent", str(m["role"]), str(m["content"])) for m in self.messages]
+        """Return the simulation in the interchange format, without calls of tools and their results."""
+        turns = [
+            Turn(self.twin if m["role"] == "user" else "agent", str(m["role"]), str(m["content"]))
+            for m in self.messages
+            if m["role"] != "tool" and m.get("content")
+        ]
         return Conversation(self.thread_id, tuple(turns), None, {"stop_reason": self.stop_reason})
 
 

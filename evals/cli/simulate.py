@@ -59,7 +59,11 @@ _HOSTED, _LOCAL = 8, 1
     common=("agent", "scenarios", "goal", "count", "max-turns", "out", "parallel", "model", "min-pass-rate", "seed"),
 )
 @click.argument("names", metavar="NAME...", nargs=-1)
-@click.option("--agent", required=True, help='The agent under test: module:attribute, "demo", or a model (see --model).')
+@click.option(
+    "--agent",
+    required=True,
+    help='The agent: module:attribute, "demo", a model (see --model), http:FILE.toml, or command:PROGRAM.',
+)
 @click.option("--scenarios", type=file_path, help="TOML file of scenarios: who talks, what they want, how it starts and ends.")
 @goal_option
 @click.option("--count", default=1, show_default=True, help="Conversations of each twin, each with the next seed.")
@@ -273,7 +277,9 @@ def _run(
         spending = Spending(options.budget)
         with _stopping(console, spending):
             watcher = Watcher(said, finished, checks)
-            progress = run_sync(arun(jobs, agent, twins, options, seed=seed, watcher=watcher, spending=spending))
+            about = {"judge": checks.judge_facts}
+            work = arun(jobs, agent, twins, options, about=about, seed=seed, watcher=watcher, spending=spending)
+            progress = run_sync(work)
     if options.out is not None:
         return list(read_run(options.out).simulations), progress
     return [simulations[job.id] for job in jobs if job.id in simulations], progress

@@ -283,3 +283,13 @@ def test_criteria_and_the_goal_are_judged_after_the_checks() -> None:
     ]
     assert "What the user wanted (the agent was not told): You want a refund." in chat.prompts[1]
     assert "What the user wanted" not in chat.prompts[0]
+
+
+def test_scenario_files_know_the_ready_made_checks() -> None:
+    from usertwin.evals.agent_tests.ready_made import ready_made
+    from usertwin.simulator.scenarios.read import READY_MADE
+
+    arguments = {"replies_within": "3", "reaches_goal": ""}
+    named = [name if name == "reaches_goal" else f"{name}:{arguments.get(name, 'x')}" for name in READY_MADE]
+    assert all(ready_made(name) is not None for name in named)
+    assert ready_made("my_module:check") is None
