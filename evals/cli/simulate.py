@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Generator, Sequence
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,8 @@ _HOSTED, _LOCAL = 8, 1
 @click.option("--budget-tokens", default=inf, show_default=True, help="End the run after this many tokens of the twins' calls.")
 @click.option("--budget-minutes", default=inf, show_default=True, help="End the run after this time.")
 @price_option
+@click.option("--on", "place", metavar="ray[:HOST:PORT]", help="Run the conversations on the workers of a Ray cluster.")
+@click.option("--workers", type=int, help="Workers on the cluster.  [default: one for each free processor]")
 @click.option("--quiet", is_flag=True, help="Print the summary only.")
 @style_option
 def simulate(
@@ -105,6 +108,8 @@ def simulate(
     budget_tokens: float,
     budget_minutes: float,
     price: str | None,
+    place: str | None,
+    workers: int | None,
     quiet: bool,
     style: PromptStyle | None,
 ) -> None:
@@ -128,15 +133,20 @@ def simulate(
         check_writable(out, "--out")
     planned = _planned(names, scenarios, home, seed, goal=goal, max_turns=max_turns, agent_first=agent_first, count=count)
     goals = any(scenario.goal for scenario, _, _ in planned)
-    under_test = agent if agent_process else as_agent(agent).in_own_loop()  # reports a wrong name before a model is loaded
+    cluster = _cluster(place, workers)
+    elsewhere = agent_process or cluster is not None
+    under_test = agent if elsewhere else as_agent(agent).in_own_loop()  # reports a wrong name before a model is loaded
     acting = acting_model_for(console, model, "a goal" if goals else "") if goals else model or DEFAULT_MODEL
     options = RunOptions(
         concurrency=_default_concurrency(acting) if concurrency is None else concurrency, agent_concurrency=agent_concurrency,
         agent_timeout=agent_timeout, twin_timeout=twin_timeout, agent_process=agent_process, out=out, spec=agent,
         budget=Budget(dollars=budget_dollars, tokens=budget_tokens, seconds=budget_minutes * 60),
     )  # fmt: skip
-    with _twins(console, planned, home, acting, style, parse_price(price)) as twins:
-        simulations, progress = _run(console, jobs_of(planned, seed), under_test, twins, options, seed=seed, quiet=quiet)
+    if cluster is not None:
+        cluster |= {"price": parse_price(price), "per_worker": _default_concurrency(acting) if concurrency is None else None}
+    with _twins(console, planned, home, acting, style, parse_price(price), load=cluster is None) as twins:
+        jobs = jobs_of(planned, seed)
+        simulations, progress = _run(console, jobs, under_test, twins, options, seed=seed, quiet=quiet, cluster=cluster)
     _print_end(console, simulations, progress, out)
     if progress.done < progress.total:
         sys.exit(1)
@@ -163,6 +173,18 @@ def _planned(
     return expand(read_scenarios(path), list_twins(home), seed, twins=names, times=count)
 
 
+def _cluster(place: str | None, workers: int | None) -> dict[str, Any] | None:
+    """Return the arguments of `RayExecutor` that --on and --workers give; None without --on."""
+    if place is None:
+        if workers is not None:
+            raise UsageError("--workers is the number of workers on a cluster; give --on, too, or use --concurrency")
+        return None
+    kind, colon, address = place.partition(":")
+    if kind != "ray" or (colon and not address):
+        raise UsageError(f'--on: "{place}" is no place to run; use ray, or ray:HOST:PORT')
+    return {"address": address or None, "workers": workers}
+
+
 def _default_concurrency(model: str) -> int:
     from usertwin.simulator.backends.model_name import ModelName
 
@@ -172,15 +194,17 @@ def _default_concurrency(model: str) -> int:
 @contextlib.contextmanager
 def _twins(
     console: Console, planned: Sequence[tuple[Scenario, str, int]], home: Path | None, model: str, style: PromptStyle | None,
-    price: Price | None,
+    price: Price | None, *, load: bool = True,
 ) -> Generator[Twins]:  # fmt: skip
-    """The twins of a run, with the model that acts loaded; a bar shows its download."""
+    """The twins of a run, with the model that acts loaded, unless workers load it; a bar shows its download."""
     from usertwin.simulator import load_model
     from usertwin.simulator.runs.local import Twins
 
-    with progress_bars(console) as bars:
-        chat_model = load_model(model, style=style, price=price, progress=bars.fetch)
-    with Twins(home, chat_model) as twins:
+    chat_model = model
+    if load:
+        with progress_bars(console) as bars:
+            chat_model = load_model(model, style=style, price=price, progress=bars.fetch)
+    with Twins(home, chat_model, style=style) as twins:
         for name in dict.fromkeys(twin for _, twin, _ in planned):
             if twins.record(name).state == "interrupted":
                 text = f"{name} is not fully learned; the same learn command continues where it stopped."
@@ -189,11 +213,13 @@ def _twins(
 
 
 def _run(
-    console: Console, jobs: Sequence[Job], agent: Any, twins: Twins, options: Any, *, seed: int, quiet: bool
-) -> tuple[list[Simulation], Progress]:
-    """Run the jobs and return the conversations with how far the run is."""
+    console: Console, jobs: Sequence[Job], agent: Any, twins: Twins, options: Any, *, seed: int, quiet: bool,
+    cluster: dict[str, Any] | None,
+) -> tuple[list[Simulation], Progress]:  # fmt: skip
+    """Run the jobs, here or on a cluster, and return the conversations with how far the run is."""
     from usertwin.simulator.runs.jobs import Spending
     from usertwin.simulator.runs.many import arun
+    from usertwin.simulator.runs.on_ray import arun_on_ray
     from usertwin.simulator.runs.run_folder import read_run
     from usertwin.simulator.runs.runner import Watcher
     from usertwin.simulator.terminal import show_exchange
@@ -218,8 +244,9 @@ def _run(
 
         spending = Spending(options.budget)
         with _stopping(console, spending):
+            start = arun if cluster is None else partial(arun_on_ray, **cluster)
             progress = run_sync(
-                arun(jobs, agent, twins, options, seed=seed, watcher=Watcher(said, finished), spending=spending)
+                start(jobs, agent, twins, options, seed=seed, watcher=Watcher(said, finished), spending=spending)
             )
     if options.out is not None:
         return list(read_run(options.out).simulations), progress

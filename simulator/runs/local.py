@@ -12,9 +12,10 @@ from typing import Self
 from usertwin.memory import ChatModel, Embedder, Settings, TwinRecord, existing_twin
 from usertwin.memory.concurrency import to_thread
 from usertwin.memory.models.chat import PromptStyle, Usage
+from usertwin.personas.secrets import take_logins
 
 from ..agents import AgentCall
-from ..backends.load import load_model
+from ..backends.load import load_model, prompt_style_of
 from ..conversation import TurnLimits, converse
 from ..reasoner import load_own_embedder
 from ..records import Exchange, Simulation
@@ -30,16 +31,20 @@ class Twins:
         model: the model that acts.
         style: how to prompt it, if not in its default style.
         opened: twins that are open already; they are not closed here.
+
+    Attributes:
+        home, given_model, given_style: as given.
     """
 
     def __init__(
         self, home: str | Path | None = None, model: str | ChatModel = "local", *, style: PromptStyle | None = None,
         opened: Mapping[str, SimulatedUser] | None = None,
     ) -> None:  # fmt: skip
-        self.home, self._style = home, style
+        self.home, self.given_model = home, model
+        self.given_style: PromptStyle | None = style
         self._model = model
         self._embedders: dict[str, Embedder] = {}
-        self._users = dict(opened or {})
+        self._users, self._speakers = dict(opened or {}), dict[str, str]()
         self._stack = ExitStack()
         self._lock = asyncio.Lock()
 
@@ -47,8 +52,29 @@ class Twins:
     def model(self) -> ChatModel:
         """The model that acts, loaded when it is first asked for."""
         if isinstance(self._model, str):
-            self._model = load_model(self._model, style=self._style)
+            self._model = load_model(self._model, style=self.given_style)
         return self._model
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model that acts, which is not loaded for it."""
+        return take_logins(self._model) if isinstance(self._model, str) else self._model.name
+
+    @property
+    def style(self) -> PromptStyle:
+        """How the model that acts is prompted; it is not loaded for it. UsageError or ModelError if that is unknown."""
+        return prompt_style_of(self._model, self.given_style)[0] if isinstance(self._model, str) else self._model.style
+
+    @property
+    def has_opened(self) -> bool:
+        """Whether a twin is open."""
+        return bool(self._users)
+
+    def speaker(self, name: str) -> str:
+        """Return the speaker in the log whom a twin was learned from. TwinError if there is no such twin."""
+        if name not in self._speakers:
+            self._speakers[name] = self.record(name).recipe.speaker
+        return self._speakers[name]
 
     def record(self, name: str) -> TwinRecord:
         """Return a twin's record, without opening its memory. TwinError if there is no such twin."""

@@ -80,12 +80,13 @@ async def arun(
         TwinError, ModelError: a twin or a model cannot be opened.
     """
     own_process = options.agent_process and not isinstance(agent, AgentCall)
-    call = AgentProcess(agent) if own_process else as_agent(agent)
+    call = None if executor is not None else AgentProcess(agent) if own_process else as_agent(agent)
     progress = Progress(total=len(jobs), spending=spending or Spending(options.budget))
     with ExitStack() as stack:
-        if call is not agent:
+        if call is not None and call is not agent:
             stack.callback(call.close)
         if executor is None:
+            assert call is not None
             await call.begin()  # before the folder is created: an invalid agent leaves no folder behind
             slots = None if options.agent_concurrency is None else asyncio.Semaphore(options.agent_concurrency)
             limits = TurnLimits(agent_timeout=options.agent_timeout, twin_timeout=options.twin_timeout, agent_slots=slots)
@@ -126,7 +127,6 @@ def _manifest(
     jobs: Sequence[Job], agent: Any, twins: Twins, options: RunOptions, *, arguments: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
     """Return what repeats the run: the twins and their recipes, the models, the versions of prompts and packages, and so on."""
-    model = twins.model
     records = {name: twins.record(name) for name in dict.fromkeys(job.twin for job in jobs)}
     limits = {
         "agent_timeout": _finite(options.agent_timeout), "twin_timeout": _finite(options.twin_timeout),
@@ -142,8 +142,8 @@ def _manifest(
             }
             for name, record in records.items()
         },
-        "models": {"action": model.name, "style": model.style},
-        "prompts": prompt_versions(model.style, model.style), "seed": seed, "conversations": len(jobs), "limits": limits,
+        "models": {"action": twins.model_name, "style": twins.style},
+        "prompts": prompt_versions(twins.style, twins.style), "seed": seed, "conversations": len(jobs), "limits": limits,
         "arguments": dict(arguments), "versions": {"usertwin": version("usertwin")},
         "budget": {name: _finite(getattr(options.budget, name)) for name in ("dollars", "tokens", "seconds")},
     }  # fmt: skip
