@@ -80,7 +80,7 @@ class SimulatedUser:
         self.settings = settings or record.settings or Settings()
         self.k = self.settings.k if k is None else k
         self.last_turn, self.abandonment, self.ranking = last_turn, abandonment, ranking
-        self._sides, self._reranker = MemorySides(store), Reranker(store)
+        self.sides, self._reranker = MemorySides(store), Reranker(store)
         self._graph: Graph | None = None
         self._words: tuple[int, OwnWords] | None = None
         self._card: tuple[tuple[int, float], StyleCard | None] | None = None
@@ -157,7 +157,7 @@ class SimulatedUser:
         structured = self.model.style == "instruction" and self.model.structured and self.settings.reasons and self._one_model
         return TurnWriter(
             self.model, self.persona, self.record.recipe.speaker, self.settings.window, card=self.style_card,
-            structured=structured, sides=self._sides, next_token=self._next_token(weights, before),
+            structured=structured, sides=self.sides, next_token=self._next_token(weights, before),
             best_of=None if reranking is None else BestOf(self._reranker, reranking),
         )  # fmt: skip
 

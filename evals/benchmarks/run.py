@@ -44,6 +44,7 @@ from .memory import memory_part
 from .recon import controls_part, recon_part
 from .scale_out.part import scale_out_part
 from .scoring import eval_part
+from .simulations.conversations import kept_connections_part, killed_runs_part
 from .training import train_part
 
 _PACKAGES = (
@@ -245,6 +246,8 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
     "threads": threads_part,
     "hostile": hostile_part,
     "ray": scale_out_part,
+    "connections": kept_connections_part,
+    "kills": killed_runs_part,
 }
 
 

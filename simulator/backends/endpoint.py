@@ -47,11 +47,12 @@ def openai_chat(model: str, url: str, key: str = "", *, own: bool = False) -> An
         headers["Authorization"] = basic_authorization(login)
     elif "Authorization" in headers:
         headers["Authorization"] = f"Bearer {key}"
+    # `sample` repeats requests: with retries of the client, too, they would multiply.
     # To connect, read, write and wait. LangChain shares one client between models of the same URL and the same timeout, and an
     # agent's model, which runs in another event loop, has a single number, if any.
     timeout: Any = (300.0,) * 4
     return ChatOpenAI(
-        model=model, base_url=url or None, api_key=lambda: key, default_headers=headers, timeout=timeout, max_retries=2
+        model=model, base_url=url or None, api_key=lambda: key, default_headers=headers, timeout=timeout, max_retries=0
     )
 
 

@@ -101,7 +101,7 @@ async def arun(
             stack.enter_context(exclusive_run(folder.path))
             scenarios = {job.scenario.name: job.scenario for job in jobs}
             manifest = _manifest(jobs, agent, twins, options, arguments=arguments or {}, seed=seed)
-            done = folder.begin(manifest, [{"name": s.name} for s in scenarios.values()])
+            done = folder.begin(manifest, [scenario.to_json() for scenario in scenarios.values()])
             run_id, progress.before = folder.run_id, len(done)
             progress.stop_reasons.update(simulation.stop_reason for simulation in folder.simulations())
             folder.summarize(progress.stop_reasons, finished=progress.done == progress.total)
@@ -109,17 +109,20 @@ async def arun(
 
         def finished(job: Job, simulation: Simulation, state: Progress) -> None:
             if folder is not None:
-                folder.summarize(state.stop_reasons, finished=False)
+                folder.summarize(state.stop_reasons, finished=False, dollars=progress.spending.dollars)
             watching.on_finished(job, simulation, state)
 
         is_finished = await run_jobs(
             jobs, executor, run_id=run_id, done=done, folder=folder, concurrency=options.concurrency, progress=progress,
-            watcher=Watcher(watching.on_exchange, finished),
+            watcher=Watcher(watching.on_exchange, finished, watching.checks),
         )  # fmt: skip
         if folder is not None:
             if is_finished:
                 folder.finish([job.id for job in jobs])
-            folder.summarize(progress.stop_reasons, finished=is_finished, stopped_by=progress.spending.exhausted)
+            spending = progress.spending
+            folder.summarize(
+                progress.stop_reasons, finished=is_finished, dollars=spending.dollars, stopped_by=spending.exhausted
+            )  # fmt: skip
     return progress
 
 

@@ -6,22 +6,20 @@ What a worker takes and returns is JSON as text. This module does not import Ray
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import os
 import platform
 import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from usertwin.memory.concurrency import to_thread
 from usertwin.memory.models.chat import PromptStyle
-from usertwin.personas import TwinError, UsageError, UsertwinError
+from usertwin.personas import TwinError, UsertwinError
 
 from ..agents import AgentProcess, as_agent
 from ..conversation import ConversationStopped, TurnLimits
@@ -129,7 +127,7 @@ class Worker:
 
     async def _run(self, request: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> None:
         assert self._executor is not None
-        job, simulation, sent = _job(request["job"]), Simulation.from_json(request["simulation"], ""), 0
+        job, simulation, sent = Job.from_json(request["job"]), Simulation.from_json(request["simulation"], ""), 0
         slot = self._free.pop() if self._free else self._executor.slot()
 
         def said(exchange: Exchange) -> None:
@@ -151,17 +149,3 @@ class Worker:
 
 def _raised(error: UsertwinError) -> list[str]:
     return [type(error).__name__, str(error)]
-
-
-def _job(raw: Any) -> Job:
-    """Return a job whose functions are imported."""
-    job = Job.from_json(raw)
-    reached = job.scenario.goal_reached
-    if not isinstance(reached, str):
-        return job
-    module, _, name = reached.partition(":")
-    try:
-        function = attrgetter(name)(importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f'scenario "{job.scenario.name}": goal_reached "{reached}" cannot be imported: {error}') from None
-    return replace(job, scenario=replace(job.scenario, goal_reached=function))

@@ -123,9 +123,13 @@ class RunFolder:
                 partial_file.write_bytes(b"".join(lines[key] + b"\n" for key in sorted(lines, key=place.__getitem__)))
         (self.path / "unfinished.jsonl").unlink(missing_ok=True)
 
-    def summarize(self, stop_reasons: Counter[str], *, finished: bool, stopped_by: str | None = None) -> None:
-        """Write whether the run is finished, what stopped it if it is not, and how many conversations ended for each reason."""
+    def summarize(
+        self, stop_reasons: Counter[str], *, finished: bool, dollars: float | None = None, stopped_by: str | None = None
+    ) -> None:
+        """Write whether the run is finished, what stopped it if it is not, its cost, and how many ended for each reason."""
         summary: dict[str, Any] = {"finished": finished, "stop_reasons": dict(sorted(stop_reasons.items()))}
+        if dollars:  # local models cost nothing
+            summary["dollars"] = round(dollars, 6)
         write_private(self.path / "summary.json", _json(summary | ({"stopped_by": stopped_by} if stopped_by else {})))
 
     def simulations(self) -> Iterator[Simulation]:

@@ -159,7 +159,7 @@ main(["simulate", "ann", "--agent", "ray_agent:slow", "--model", sys.argv[1], "-
 
 def test_a_run_whose_driver_was_killed_is_continued_on_the_cluster_or_here(cluster: str, model: str) -> None:
     Path("drive.py").write_text(_SCRIPT, "utf-8")
-    command = [sys.executable, "drive.py", model, "--on", f"ray:{cluster}", "--workers", "2", "--concurrency", "4"]
+    command = [sys.executable, "drive.py", model, "--on", f"ray:{cluster}", "--workers", "2", "--parallel", "4"]
     process = subprocess.Popen(command, start_new_session=True)
     lines = Path("ray/conversations.jsonl")
     deadline = time.monotonic() + 240
