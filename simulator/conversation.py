@@ -17,9 +17,11 @@ from typing import Any, Protocol
 from usertwin.memory.concurrency import to_thread
 from usertwin.memory.event_loop import in_caller
 from usertwin.memory.models.chat import Usage
+from usertwin.memory.models.recording import ReplayMiss
 from usertwin.personas import AgentError, ModelError, UsertwinError
 
-from .agents import AgentCall, Failure, Message, run_turn
+from .agents import AgentCall, Failure, Message
+from .recording.agent import run_recorded_turn
 from .records import TWIN_FAULTS, Exchange, Simulation, StopReason, TwinFault
 from .scenarios.modifiers import ModifiedTurn, mixed_in_turn, modified_turn
 from .scenarios.read import load_function
@@ -77,6 +79,7 @@ async def converse(
 
     Raises:
         ConversationStopped: `limits.stop` was set. All failures of the twin and of the agent are recorded instead.
+        ReplayMiss: a recording is replayed that does not hold a call.
     """
     started = time.perf_counter()
     simulation.goal = "\n".join(filter(None, (scenario.goal, *_instructions(scenario))))
@@ -88,7 +91,7 @@ async def converse(
         talk.end("agent_error", str(error))
     else:
         await talk.run(on_exchange)
-    simulation.final_state = None
+    simulation.final_state = call.state_of(simulation.thread_id)
     if simulation.stop_reason not in TWIN_FAULTS:
         simulation.twin_faults = await to_thread(_twin_faults, simulation, scenario, user)
     simulation.seconds = time.perf_counter() - started
@@ -148,7 +151,7 @@ class _Conversation:
             await self._agent_turn()
         exchange = Exchange(
             answer, tuple(messages[before:]), twin_seconds, time.perf_counter() - started, authored=authored is not None,
-            sent=() if sent == (answer.action,) else sent, notes=notes,
+            sent=() if sent == (answer.action,) else sent, notes=notes, state=self.call.state_so_far(self.simulation.thread_id),
         )  # fmt: skip
         self.simulation.exchanges.append(exchange)
         return exchange
@@ -169,6 +172,8 @@ class _Conversation:
         try:
             async with asyncio.timeout(None if seconds == inf else seconds):
                 answer = await self.user.arespond(self.simulation.messages, goal=goal, seed=self.simulation.seed)
+        except ReplayMiss:
+            raise
         except Exception as error:
             if isinstance(error, TimeoutError) and self._remaining() <= 0:
                 self.end("time_limit")
@@ -189,7 +194,7 @@ class _Conversation:
             if remaining <= 0:
                 return self.end("time_limit")
             timeout = min(self.limits.agent_timeout, remaining)
-            result = await run_turn(self.call, self.simulation.messages, self.simulation.thread_id, timeout)
+            result = await run_recorded_turn(self.call, self.simulation.messages, self.simulation.thread_id, timeout)
         if isinstance(result, Failure):
             if result.reason == "agent_timeout" and timeout < self.limits.agent_timeout:  # our limit, not the agent's
                 return self.end("time_limit")

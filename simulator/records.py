@@ -72,6 +72,7 @@ class Exchange:
         authored: whether the scenario wrote the turn.
         sent: the messages that the agent got, if they are not the turn as it was written.
         notes: what modifiers did to the turn.
+        state: the agent's state after its reply as JSON values, if it has one.
     """
 
     answer: Answer
@@ -82,13 +83,14 @@ class Exchange:
     authored: bool = False
     sent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    state: Any = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the exchange as a JSON object."""
         return {
             "answer": self.answer.to_json(), "replies": [dict(message) for message in self.replies],
             "twin_seconds": self.twin_seconds, "agent_seconds": self.agent_seconds, "authored": self.authored,
-            "sent": list(self.sent), "notes": list(self.notes),
+            "sent": list(self.sent), "notes": list(self.notes), "state": self.state,
         }  # fmt: skip
 
     @classmethod
@@ -117,6 +119,7 @@ class _ExchangeFields:
     authored: bool = False
     sent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    state: Any = None
 
 
 @dataclass(slots=True, kw_only=True)

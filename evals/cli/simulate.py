@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from usertwin.evals.agent_tests.thresholds import Thresholds
     from usertwin.memory import ChatModel
     from usertwin.memory.models.chat import Price
+    from usertwin.memory.models.recording import Recording
     from usertwin.simulator import Exchange, Scenario, Simulation
     from usertwin.simulator.runs.jobs import Job, Spending
     from usertwin.simulator.runs.local import Twins
@@ -91,6 +92,10 @@ _HOSTED, _LOCAL = 8, 1
 @click.option("--budget-dollars", default=inf, show_default=True, help="End the run when the twins' calls cost this much.")
 @click.option("--budget-tokens", default=inf, show_default=True, help="End the run after this many tokens of the twins' calls.")
 @click.option("--budget-minutes", default=inf, show_default=True, help="End the run after this time.")
+@click.option(
+    "--record", type=file_path, help="Record all model calls and replies of the agent in this file, and use those in it."
+)
+@click.option("--replay", type=file_path, help="Repeat a recorded run from this file, without models, the agent or a network.")
 @price_option
 @cluster_options
 @quiet_option
@@ -119,6 +124,8 @@ def simulate(
     budget_dollars: float,
     budget_tokens: float,
     budget_minutes: float,
+    record: Path | None,
+    replay: Path | None,
     price: str | None,
     place: str | None,
     workers: int | None,
@@ -147,8 +154,11 @@ def simulate(
     planned = _planned(names, scenarios, home, seed, goal=goal, max_turns=max_turns, agent_first=agent_first, count=count)
     goals = any(scenario.goal for scenario, _, _ in planned)
     cluster = cluster_arguments(place, workers)
-    elsewhere = agent_process or cluster is not None
-    under_test = agent if elsewhere else as_agent(agent).in_own_loop()  # reports a wrong name before a model is loaded
+    if record is not None and replay is not None:
+        raise UsageError("--record and --replay exclude each other; give one of them")
+    # a wrong name is reported before a model is loaded
+    elsewhere = agent_process or replay is not None or cluster is not None
+    under_test = agent if elsewhere else as_agent(agent).in_own_loop()
     acting = acting_model_for(console, model, "a goal" if goals else "") if goals else model or DEFAULT_MODEL
     options = RunOptions(
         concurrency=_default_parallel(acting) if parallel is None else parallel, agent_concurrency=agent_parallel,
@@ -161,7 +171,10 @@ def simulate(
     )  # fmt: skip
     if cluster is not None:
         cluster |= {"price": parse_price(price), "per_worker": _default_parallel(acting) if parallel is None else None}
-    with _twins(console, planned, home, acting, style, parse_price(price), load=cluster is None) as twins:
+    with (
+        _recording(record, replay) as recording,
+        _twins(console, planned, home, acting, style, parse_price(price), recording, load=cluster is None) as twins,
+    ):
         jobs = jobs_of(planned, seed)
         run = _run(console, jobs, under_test, twins, options, judging, cluster, seed=seed, quiet=quiet)
     failures = _print_end(console, *run, agent, planned, out, thresholds, quiet=quiet)
@@ -197,19 +210,32 @@ def _default_parallel(model: str) -> int:
 
 
 @contextlib.contextmanager
+def _recording(record: Path | None, replay: Path | None) -> Generator[Recording | None]:
+    """The recording of the run, if one is asked for."""
+    from usertwin.memory.models.recording import Recording
+
+    path = record or replay
+    if path is None:
+        yield None
+        return
+    with Recording(path, "record" if replay is None else "replay") as recording:
+        yield recording
+
+
+@contextlib.contextmanager
 def _twins(
     console: Console, planned: Sequence[tuple[Scenario, str, int]], home: Path | None, model: str, style: PromptStyle | None,
-    price: Price | None, *, load: bool = True,
+    price: Price | None, recording: Recording | None, *, load: bool,
 ) -> Generator[Twins]:  # fmt: skip
     """The twins of a run, with the model that acts loaded, unless workers load it; a bar shows its download."""
     from usertwin.simulator import load_model
     from usertwin.simulator.runs.local import Twins
 
     chat_model: str | ChatModel = model
-    if load:
+    if load and (recording is None or not recording.is_replay):
         with progress_bars(console) as bars:
             chat_model = load_model(model, style=style, price=price, progress=bars.fetch)
-    with Twins(home, chat_model, style=style) as twins:
+    with Twins(home, chat_model, style=style, recording=recording) as twins:
         for name in dict.fromkeys(twin for _, twin, _ in planned):
             if twins.record(name).state == "interrupted":
                 text = f"{name} is not fully learned; the same learn command continues where it stopped."

@@ -42,11 +42,21 @@ class RecordedAgent(AgentCall):
             stored = self._recording.find(_KIND, self._spec, question)
             if stored is None:
                 raise self._recording.miss(_KIND, self._spec, question)
-            return stored["replies"] if "replies" in stored else Failure(**stored)
+            if "replies" not in stored:
+                return Failure(**stored)
+            self._states[thread_id] = stored["state"]
+            return stored["replies"]
         result = await run_turn(self._agent, messages, thread_id, timeout)
-        answer = asdict(result) if isinstance(result, Failure) else {"replies": result}
+        self._states[thread_id] = state = self._agent.state_so_far(thread_id)
+        answer = asdict(result) if isinstance(result, Failure) else {"replies": result, "state": state}
         self._recording.replace(_KIND, self._spec, question, answer)
         return result
+
+    def state_of(self, thread_id: str) -> Any:
+        """See `AgentCall.state_of`; the agent forgets the conversation, too."""
+        if self._agent is not None and not self._recording.is_replay:
+            self._agent.state_of(thread_id)
+        return super().state_of(thread_id)
 
     async def __call__(self, messages: Sequence[Message], thread_id: str) -> list[Message]:
         """Return the agent's new messages, without a time limit: one is recorded only by `run_recorded_turn`."""

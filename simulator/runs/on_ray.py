@@ -326,6 +326,8 @@ def _setup(agent: Any, twins: Twins, options: RunOptions) -> WorkerSetup:
     model = twins.given_model
     if twins.has_opened or not isinstance(model, str):
         raise UsageError("workers open twins and models by themselves; give the twins' home and the model's name")
+    if twins.recording is not None:
+        raise UsageError("a recording is a file of one process; record or replay the run without a cluster")
     for text in (name, model):
         if take_logins(text) != text:
             raise UsageError(

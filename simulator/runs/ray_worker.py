@@ -115,13 +115,14 @@ class Worker:
         await to_thread(lambda: twins.model)
         slots = None if setup.agent_concurrency is None else asyncio.Semaphore(setup.agent_concurrency)
         limits = TurnLimits(agent_timeout=setup.agent_timeout, twin_timeout=setup.twin_timeout, agent_slots=slots)
-        process = setup.agent_process
+        shared = None if setup.agent_process else as_agent(setup.agent).in_own_loop()
         self._executor = LocalExecutor(
-            twins=twins, call=None if process else as_agent(setup.agent).in_own_loop(), limits=limits,
-            new_call=partial(AgentProcess, setup.agent) if process else None,
+            twins=twins, new_call=partial(AgentProcess, setup.agent) if shared is None else lambda: shared,
+            owns_call=shared is None, limits=limits,
         )  # fmt: skip
         slot = self._executor.slot()
-        await slot.call.begin()  # reports an invalid agent
+        if slot.call is not None:
+            await slot.call.begin()  # reports an invalid agent
         self._free.append(slot)
         return self._executor
 

@@ -261,6 +261,14 @@ def test_a_model_that_was_loaded_here_is_refused() -> None:
         RayExecutor("demo", Twins(model=scripted("hi")), RunOptions())
 
 
+@pytest.mark.parametrize("option", ["--record", "--replay"])
+def test_a_recording_is_refused(model: str, option: str) -> None:
+    if option == "--replay":
+        assert run("simulate", "ann", "--agent", "demo", "--model", model, "--record", "calls.sqlite").exit_code == 0
+    error = error_of("simulate", "ann", "--agent", "demo", "--model", model, "--on", "ray", option, "calls.sqlite")
+    assert error == "a recording is a file of one process; record or replay the run without a cluster"
+
+
 @pytest.mark.parametrize("workers", [0, -1])
 def test_less_than_one_worker_is_refused(model: str, workers: int) -> None:
     with pytest.raises(UsageError, match=rf"the number of workers is {workers}; it must be at least 1"):
