@@ -26,7 +26,7 @@ SHARED = {("personas", 0), ("memory", 0), ("simulator", 1), ("evals", 0)}
 HEAVY = {
     "torch", "transformers", "faiss", "langchain", "langchain_core", "langchain_openai", "langgraph", "langgraph_sdk",
     "sentence_transformers", "numpy", "scipy", "sklearn", "sacrebleu", "xllamacpp", "openai", "pydantic", "accelerate", "gguf",
-    "statsmodels", "huggingface_hub", "peft", "trl", "datasets", "emoji",
+    "statsmodels", "huggingface_hub", "peft", "trl", "datasets", "emoji", "ray",
 }  # fmt: skip
 #: Files whose classes derive from a heavy library's classes. They are imported inside functions only.
 MAY_BE_HEAVY = {

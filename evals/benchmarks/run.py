@@ -43,6 +43,7 @@ from .kill_points import crash_part
 from .learning import learn_part, threads_part
 from .memory import memory_part
 from .recon import controls_part, recon_part
+from .scale_out.part import scale_out_part
 from .scoring import eval_part
 from .training import train_part
 
@@ -198,6 +199,7 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
     "canaries": canaries_part,
     "threads": threads_part,
     "hostile": hostile_part,
+    "ray": scale_out_part,
     "connections": kept_connections_part,
     "kills": killed_runs_part,
 }

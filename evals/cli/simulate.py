@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Generator, Sequence
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
 from usertwin.simulator.simulation import DEFAULT_AGENT_TIMEOUT, DEFAULT_MAX_TURNS
 
+from .parts.cluster import cluster_arguments, cluster_options
 from .parts.options import (
     check_writable,
     console_for,
@@ -99,6 +101,7 @@ _HOSTED, _LOCAL = 8, 1
 )
 @click.option("--replay", type=file_path, help="Repeat a recorded run from this file, without models, the agent or a network.")
 @price_option
+@cluster_options
 @quiet_option
 @style_option
 def simulate(
@@ -128,6 +131,8 @@ def simulate(
     record: Path | None,
     replay: Path | None,
     price: str | None,
+    place: str | None,
+    workers: int | None,
     quiet: bool,
     style: PromptStyle | None,
 ) -> None:
@@ -152,10 +157,12 @@ def simulate(
         check_writable(out, "--out")
     planned = _planned(names, scenarios, home, seed, goal=goal, max_turns=max_turns, agent_first=agent_first, count=count)
     goals = any(scenario.goal for scenario, _, _ in planned)
+    cluster = cluster_arguments(place, workers)
     if record is not None and replay is not None:
         raise UsageError("--record and --replay exclude each other; give one of them")
     # a wrong name is reported before a model is loaded
-    under_test = agent if agent_process or replay is not None else as_agent(agent).in_own_loop()
+    elsewhere = agent_process or replay is not None or cluster is not None
+    under_test = agent if elsewhere else as_agent(agent).in_own_loop()
     acting = acting_model_for(console, model, "a goal" if goals else "") if goals else model or DEFAULT_MODEL
     options = RunOptions(
         concurrency=_default_parallel(acting) if parallel is None else parallel, agent_concurrency=agent_parallel,
@@ -166,12 +173,14 @@ def simulate(
         {scenario.name: scenario for scenario, _, _ in planned}.values(), checks=checks, criteria=criteria, seed=seed,
         judge=None if judge is None else load_model(judge, price=parse_price(price)), judges_goal=judge is not None and goals,
     )  # fmt: skip
+    if cluster is not None:
+        cluster |= {"price": parse_price(price), "per_worker": _default_parallel(acting) if parallel is None else None}
     with (
         _recording(record, replay) as recording,
-        _twins(console, planned, home, acting, style, parse_price(price), recording) as twins,
+        _twins(console, planned, home, acting, style, parse_price(price), recording, load=cluster is None) as twins,
     ):
         jobs = jobs_of(planned, seed)
-        run = _run(console, jobs, under_test, twins, options, judging, seed=seed, quiet=quiet)
+        run = _run(console, jobs, under_test, twins, options, judging, cluster, seed=seed, quiet=quiet)
     failures = _print_end(console, *run, agent, planned, out, thresholds, quiet=quiet)
     if failures or run[1].done < run[1].total:
         sys.exit(1)
@@ -220,14 +229,14 @@ def _recording(record: Path | None, replay: Path | None) -> Generator[Recording 
 @contextlib.contextmanager
 def _twins(
     console: Console, planned: Sequence[tuple[Scenario, str, int]], home: Path | None, model: str, style: PromptStyle | None,
-    price: Price | None, recording: Recording | None,
+    price: Price | None, recording: Recording | None, *, load: bool,
 ) -> Generator[Twins]:  # fmt: skip
-    """The twins of a run, with the model that acts loaded; a bar shows its download."""
+    """The twins of a run, with the model that acts loaded, unless workers load it; a bar shows its download."""
     from usertwin.simulator import load_model
     from usertwin.simulator.runs.local import Twins
 
     chat_model: str | ChatModel = model
-    if recording is None or not recording.is_replay:
+    if load and (recording is None or not recording.is_replay):
         with progress_bars(console) as bars:
             chat_model = load_model(model, style=style, price=price, progress=bars.fetch)
     with Twins(home, chat_model, style=style, recording=recording) as twins:
@@ -245,13 +254,15 @@ def _run(
     twins: Twins,
     options: RunOptions,
     checks: AgentChecks,
+    cluster: dict[str, Any] | None,
     *,
     seed: int,
     quiet: bool,
 ) -> tuple[list[Simulation], Progress]:
-    """Run the jobs and return the conversations with how far the run is."""
+    """Run the jobs, here or on a cluster, and return the conversations with how far the run is."""
     from usertwin.simulator.runs.jobs import Spending
     from usertwin.simulator.runs.many import arun
+    from usertwin.simulator.runs.on_ray import arun_on_ray
     from usertwin.simulator.runs.run_folder import read_run
     from usertwin.simulator.runs.runner import Watcher
     from usertwin.simulator.terminal import show_exchange
@@ -278,7 +289,8 @@ def _run(
         with _stopping(console, spending):
             watcher = Watcher(said, finished, checks)
             about = {"judge": checks.judge_facts}
-            work = arun(jobs, agent, twins, options, about=about, seed=seed, watcher=watcher, spending=spending)
+            start = arun if cluster is None else partial(arun_on_ray, **cluster)
+            work = start(jobs, agent, twins, options, about=about, seed=seed, watcher=watcher, spending=spending)
             progress = run_sync(work)
     if options.out is not None:
         return list(read_run(options.out).simulations), progress

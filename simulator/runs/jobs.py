@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 
 from usertwin.memory.models.chat import Usage
 from usertwin.personas import UsageError
-from usertwin.personas.reading import STRICT
+from usertwin.personas.reading import STRICT, as_type
 
 from ..records import Simulation, conversation_id
 from ..scenarios.scenario import Scenario
@@ -41,6 +41,19 @@ class Job:
     def id(self) -> str:
         """Its name in the run."""
         return conversation_id(self.scenario.name, self.twin, self.repeat)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the job as a JSON object."""
+        return {"scenario": self.scenario.to_json(), "twin": self.twin, "repeat": self.repeat, "seed": self.seed}
+
+    @classmethod
+    def from_json(cls, raw: Any) -> Job:
+        """Return the job that `to_json` wrote; functions of its scenario stay names. ValueError if it is none."""
+        fields = as_type(dict[str, Any], raw)
+        return cls(
+            scenario=Scenario.from_json(fields.get("scenario")), twin=as_type(str, fields.get("twin")),
+            repeat=as_type(int, fields.get("repeat")), seed=as_type(int, fields.get("seed")),
+        )  # fmt: skip
 
     def begin(self, run_id: str) -> Simulation:
         """Return the record of the conversation before it begins; its thread id is the same each time in a run."""

@@ -13,9 +13,10 @@ from usertwin.memory import ChatModel, Embedder, Settings, TwinRecord, existing_
 from usertwin.memory.concurrency import to_thread
 from usertwin.memory.models.chat import PromptStyle, Usage
 from usertwin.memory.models.recording import Recording
+from usertwin.personas.secrets import take_logins
 
 from ..agents import AgentCall
-from ..backends.load import load_model
+from ..backends.load import load_model, prompt_style_of
 from ..conversation import TurnLimits, converse
 from ..reasoner import load_own_embedder
 from ..recording import RecordedEmbedder, load_user, recorded_agent, recorded_model, replayed_model
@@ -33,17 +34,20 @@ class Twins:
         style: how to prompt it, if not in its default style.
         opened: twins that are open already; they are not closed here, and not recorded.
         recording: records the models, or replays them.
+
+    Attributes:
+        home, given_model, given_style, recording: as given.
     """
 
     def __init__(
         self, home: str | Path | None = None, model: str | ChatModel = "local", *, style: PromptStyle | None = None,
         opened: Mapping[str, SimulatedUser] | None = None, recording: Recording | None = None,
     ) -> None:  # fmt: skip
-        self.home, self.recording = home, recording
-        self._style: PromptStyle | None = style
+        self.home, self.given_model, self.recording = home, model, recording
+        self.given_style: PromptStyle | None = style
         self._model = model
         self._embedders: dict[str, Embedder] = {}
-        self._users = dict(opened or {})
+        self._users, self._speakers = dict(opened or {}), dict[str, str]()
         self._stack = ExitStack()
         self._lock = asyncio.Lock()
 
@@ -53,12 +57,38 @@ class Twins:
         recording = self.recording
         if isinstance(self._model, str):
             if recording is not None and recording.is_replay:
-                self._model = replayed_model(self._model, recording, self._style)
+                self._model = replayed_model(self._model, recording, self.given_style)
             else:
-                self._model = load_model(self._model, style=self._style)
+                self._model = load_model(self._model, style=self.given_style)
         if recording is not None and self._model.recording is None:
             self._model = recorded_model(self._model, recording)
         return self._model
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model that acts, which is not loaded for it."""
+        return take_logins(self._model) if isinstance(self._model, str) else self._model.name
+
+    @property
+    def style(self) -> PromptStyle:
+        """How the model that acts is prompted. UsageError or ModelError if that is unknown.
+
+        The model is not loaded for it. A replayed one is, since the recording knows its style.
+        """
+        if isinstance(self._model, str) and self.recording is None:
+            return prompt_style_of(self._model, self.given_style)[0]
+        return self.model.style
+
+    @property
+    def has_opened(self) -> bool:
+        """Whether a twin is open."""
+        return bool(self._users)
+
+    def speaker(self, name: str) -> str:
+        """Return the speaker in the log whom a twin was learned from. TwinError if there is no such twin."""
+        if name not in self._speakers:
+            self._speakers[name] = self.record(name).recipe.speaker
+        return self._speakers[name]
 
     def record(self, name: str) -> TwinRecord:
         """Return a twin's record, without opening its memory. TwinError if there is no such twin."""

@@ -82,7 +82,7 @@ async def arun(
     own_process, recording = options.agent_process and not isinstance(agent, AgentCall), twins.recording
     spec = options.spec or (agent if isinstance(agent, str) else _qualified_name(agent))
     call: AgentCall | None = None
-    if recording is None or not recording.is_replay:
+    if executor is None and (recording is None or not recording.is_replay):
         call = AgentProcess(agent) if own_process else as_agent(agent)
     progress = Progress(total=len(jobs), spending=spending or Spending(options.budget))
     with ExitStack() as stack:
@@ -135,7 +135,6 @@ def _manifest(
     jobs: Sequence[Job], spec: str, twins: Twins, options: RunOptions, *, about: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
     """Return what repeats the run: the twins and their recipes, the models, the versions of prompts and packages, and so on."""
-    model = twins.model
     records = {name: twins.record(name) for name in dict.fromkeys(job.twin for job in jobs)}
     limits = {
         "agent_timeout": _finite(options.agent_timeout), "twin_timeout": _finite(options.twin_timeout),
@@ -151,8 +150,8 @@ def _manifest(
             }
             for name, record in records.items()
         },
-        "models": {"action": model.name, "style": model.style},
-        "prompts": prompt_versions(model.style, model.style), "seed": seed, "conversations": len(jobs), "limits": limits,
+        "models": {"action": twins.model_name, "style": twins.style},
+        "prompts": prompt_versions(twins.style, twins.style), "seed": seed, "conversations": len(jobs), "limits": limits,
         **about, "versions": {"usertwin": version("usertwin")},
         "budget": {name: _finite(getattr(options.budget, name)) for name in ("dollars", "tokens", "seconds")},
     }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Benchmark of runs on Ray."""
