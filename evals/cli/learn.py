@@ -43,7 +43,7 @@ from .options import (
 )
 from .recipe_file import RecipeCommand, print_dry_run, recipe_option
 from .tune import DEFAULT_TUNE_TURNS
-from .twin_actions import check_judge_of_twin, check_may_be_tuned, open_twin, show_twin, tune_twin
+from .twin_actions import check_judge_of_twin, open_twin, show_twin, tune_twin
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -257,13 +257,16 @@ def _adapt_only(
     ctx: click.Context, console: Console, name: str, home: Path | None, options: Mapping[str, Any], *, dry_run: bool
 ) -> None:
     """Adapt a twin that is learned, or print what that takes."""
+    from usertwin.evals.suites.people import corpus_of_test_person, never_tuned
     from usertwin.evals.tuning.adapt import estimate_adapting
     from usertwin.memory import Settings, TwinRecord, existing_twin, open_memory
     from usertwin.simulator.reasoner import load_own_embedder
 
     folder = existing_twin(name, home)
     record = TwinRecord.load(folder)
-    check_may_be_tuned(record)
+    source, speaker = record.recipe.source, record.recipe.speaker
+    if (corpus := corpus_of_test_person(source, speaker)) is not None:
+        raise UsageError(f"--adapt: {never_tuned(corpus, speaker)}; adapt a twin of a development person")
     if record.state == "interrupted":
         raise TwinError(f"{name} is not fully learned; give --from and --speaker, and the learn command continues")
     embedder = load_own_embedder(record, folder)

@@ -113,7 +113,7 @@ def tune_twin(
 
     folder = existing_twin(name, home)
     check_writable(folder, "--home")
-    check_may_be_tuned(TwinRecord.load(folder))
+    _check_may_be_tuned(TwinRecord.load(folder))
     with (
         open_twin(console, name, home, model, style, reasons=True, embedder=embedder) as user,
         progress_bars(console) as bars,
@@ -139,7 +139,7 @@ def tune_twin(
     console.print(settings_table(settings))
 
 
-def check_may_be_tuned(record: TwinRecord) -> None:
+def _check_may_be_tuned(record: TwinRecord) -> None:
     """Raise UsageError if a twin is of a registered test person."""
     from usertwin.evals.suites.people import corpus_of_test_person, never_tuned
 
