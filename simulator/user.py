@@ -33,6 +33,7 @@ from usertwin.personas.pairs import visible_turns
 from usertwin.personas.roles import is_user
 
 from .backends.load import DEFAULT_MODEL, load_model
+from .backends.lora_of_twin import model_for_twin
 from .prompt_fit import fit_prompt
 from .prompts import reason_messages, shown_turns, with_shown_traces
 from .reasoner import load_own_embedder, load_reasoner
@@ -117,6 +118,8 @@ class SimulatedUser:
         loaded only if the settings use reasoning; without a synthesizer, it is the model that acts. The embedder is by default
         loaded by the name in the record.
 
+        The model acts with the twin's adapter, if that was trained on its weights.
+
         Raises:
             TwinError: there is no such twin, or it is damaged.
             ModelError: a model cannot be loaded.
@@ -129,7 +132,7 @@ class SimulatedUser:
         store = open_memory(folder, embedder or load_own_embedder(record, folder))
         try:
             record = TwinRecord.load(folder)  # opening may have finished forgetting
-            chat = load_model(model, style=style) if isinstance(model, str) else model
+            chat = model_for_twin(record, folder, model, style=style)
             if reasoner is None:
                 reasoner = load_reasoner(record, chat, settings, folder=folder)
             elif isinstance(reasoner, str):
