@@ -15,8 +15,8 @@ LAYERS = ("personas", "memory", "simulator", "evals")
 ORDER = {
     "personas": "errors, conversation, chat_log <- pairs <- persona, importers",
     "memory": "text, models, triples <- store, recon, own_words <- twin, training",
-    "simulator": "backends <- state, prompts, prompt_fit, turn_checks, turn_writer, reranking, reasoner, user, agents, records"
-    " <- scenarios <- conversation <- simulation <- runs, terminal, learning",
+    "simulator": "backends <- state, prompts, prompt_fit, turn_checks, turn_writer, reranking, reasoner, user, agents, records,"
+    " tracing <- scenarios <- conversation <- simulation <- runs, terminal, learning",
     "evals": "records, arm_names <- metrics <- replay, judges, traces, reports <- tuning <- suites, training_runs, demo"
     " <- cli, pytest_plugin <- benchmarks",
 }

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 from usertwin.memory.concurrency import gather
 from usertwin.memory.text.completions import without_reasoning
 from usertwin.memory.text.control_tokens import without_control_tokens
+from usertwin.memory.tracing import set_on_current_span
 from usertwin.personas import ModelError, UsertwinError
 from usertwin.personas.conversation import replace_lone_surrogates
 from usertwin.personas.secrets import mask, remember, without_secrets
+
+from .chat_trace import counted_once, traced_call
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -166,6 +169,7 @@ class Ledger:
         return {"calls": self.calls, "repeated": self.cache_hits, **asdict(self.usage), "dollars": self.dollars}
 
 
+@traced_call
 async def sample(
     model: ChatModel,
     messages: Messages,
@@ -217,6 +221,7 @@ async def sample(
     known = [_answer(Sample(text, Usage(*counts[:3]), *at_limit), stop, prompt) for text, counts, *at_limit in cached]
     if known and all(readable(answer.text) for answer in known):
         ledger.cache_hits += len(known)
+        set_on_current_span({"usertwin.cache_hit": True})
         return known
     try:
         completions = list[Sample]()
@@ -330,7 +335,7 @@ async def _request_many(
 
     run = ensure_config(config)
     result = await model.chat.agenerate(
-        [convert_to_messages(list(messages))], callbacks=run.get("callbacks"), tags=run.get("tags"),
+        [convert_to_messages(list(messages))], callbacks=counted_once(run), tags=run.get("tags"),
         metadata=run.get("metadata"), run_name=run.get("run_name"), run_id=run.get("run_id"), **options,
     )  # fmt: skip
     return [cast("AIMessage", cast("Any", generation).message) for generation in result.generations[0]]
