@@ -21,6 +21,7 @@ COMMANDS = {
     "learn": ("learn", "Learn the twin NAME from a chat log."),
     "chat": ("talk", "Talk with the twin NAME; you are the agent."),
     "simulate": ("simulate", "Let the twins NAME... talk with an agent and record the conversations."),
+    "serve": ("serve", "Answer as the twins NAME... at an OpenAI-compatible endpoint."),
     "eval": ("evaluate", "Measure how close the twin NAME is to the person's held-out turns."),
     "show": ("twin_actions", "Show the twin NAME; without a name, list all twins."),
     "trust": ("twin_actions", "Allow the twin NAME, which somebody else learned, to load the models that it names."),
