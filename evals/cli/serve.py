@@ -37,7 +37,7 @@ _TOKEN_VARIABLE = "USERTWIN_SERVE_TOKEN"
 @home_option
 @seed_option
 @click.option(
-    "--concurrency", type=int, help=f"Turns that are written at a time.  [default: {_LOCAL} for a local model, else {_HOSTED}]"
+    "--parallel", type=int, help=f"Turns that are written at a time.  [default: {_LOCAL} for a local model, else {_HOSTED}]"
 )
 @click.option("--waiting", default=100, show_default=True, help="Requests that may wait for their turn; more are refused.")
 @click.option("--rate", default=600.0, show_default=True, help="Requests of one caller in a minute; inf for no limit.")
@@ -46,7 +46,7 @@ _TOKEN_VARIABLE = "USERTWIN_SERVE_TOKEN"
 @click.option("--grace", default=30.0, show_default=True, help="Seconds that running answers get at the end (Ctrl-C, SIGTERM).")
 @price_option
 @style_option
-@click.option("--quiet", is_flag=True, help="Print no line for each request.")
+@click.option("--no-log", is_flag=True, help="Print no line for each request.")
 def serve(
     names: tuple[str, ...],
     host: str,
@@ -55,7 +55,7 @@ def serve(
     model: str | None,
     home: Path | None,
     seed: int,
-    concurrency: int | None,
+    parallel: int | None,
     waiting: int,
     rate: float,
     max_body: int,
@@ -63,7 +63,7 @@ def serve(
     grace: float,
     price: str | None,
     style: PromptStyle | None,
-    quiet: bool,
+    no_log: bool,
 ) -> None:
     """Answer as the twins NAME... at an OpenAI-compatible endpoint.
 
@@ -76,7 +76,7 @@ def serve(
     from usertwin.personas.secrets import remember
     from usertwin.simulator import load_model
     from usertwin.simulator.runs.local import Twins
-    from usertwin.simulator.serving.app import TwinServer, is_loopback
+    from usertwin.simulator.serving.app import TwinServer, is_loopback, warm_up
     from usertwin.simulator.serving.limits import Limits
     from usertwin.simulator.serving.server import bind, run
 
@@ -85,7 +85,7 @@ def serve(
     if not names:
         known = ", ".join(list_twins(home)) or "none yet; usertwin learn makes one"
         raise UsageError(f"no twin is named; name one or more to serve (there are: {known})")
-    _check_numbers({"--concurrency": 1 if concurrency is None else concurrency, "--max-body": max_body})
+    _check_numbers({"--parallel": 1 if parallel is None else parallel, "--max-body": max_body})
     _check_numbers({"--rate": rate, "--turn-timeout": turn_timeout, "--grace": grace})
     if waiting < 0:
         raise UsageError(f"--waiting is {waiting}; it must be at least 0")
@@ -99,6 +99,8 @@ def serve(
             chat_model = load_model(acting, style=style, price=parse_price(price), progress=bars.fetch)
         twins = stack.enter_context(Twins(home, chat_model))
         users = {name: run_sync(twins.open(name)) for name in dict.fromkeys(names)}
+        for user in users.values():
+            warm_up(user)
         given, token = token, token or ("" if is_loopback(host) else _new_token())
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
         click.echo(printable(f"serving {', '.join(users)} at {url}; Ctrl-C ends it"), err=True)
@@ -108,11 +110,15 @@ def serve(
         if token and not is_loopback(host):
             click.echo("the connection is not encrypted; put a proxy with TLS before it where others can listen", err=True)
         limits = Limits(
-            concurrency=_default_concurrency(acting) if concurrency is None else concurrency, waiting=waiting, per_minute=rate,
+            concurrency=_default_concurrency(acting) if parallel is None else parallel, waiting=waiting, per_minute=rate,
             body_bytes=max_body, turn_seconds=turn_timeout,
         )  # fmt: skip
         server = TwinServer(
-            users, limits, seed=seed, token=token, log=(lambda line: None) if quiet else lambda line: click.echo(line, err=True)
+            users,
+            limits,
+            seed=seed,
+            token=token,
+            log=(lambda line: None) if no_log else lambda line: click.echo(line, err=True),
         )
         run(server.app(), listener, grace=grace)
     click.echo("stopped", err=True)

@@ -8,9 +8,10 @@ import ipaddress
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from math import inf
 from typing import TYPE_CHECKING, Any
 
-from usertwin.personas import UsertwinError
+from usertwin.personas import Pair, UsertwinError
 from usertwin.personas.printable import printable
 
 from ..user import SimulatedUser
@@ -122,7 +123,7 @@ class TwinServer:
         user = self._twin(asked.twin)
         seed = self.seed if asked.seed is None else asked.seed
         answer = await _unless_gone(request, self._answer(user, asked, seed))
-        reply = Reply(asked, answer, seed)
+        reply = Reply(request=asked, answer=answer, seed=seed)
         if not asked.stream:
             return _json(whole(reply))
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -130,7 +131,7 @@ class TwinServer:
 
     async def _answer(self, user: SimulatedUser, asked: TurnRequest, seed: int) -> Any:
         seconds = self.limits.turn_seconds
-        async with self._gate.enter(), asyncio.timeout(None if seconds == float("inf") else seconds):
+        async with self._gate.enter(), asyncio.timeout(None if seconds == inf else seconds):
             return await user.arespond(list(asked.messages), goal=asked.goal, seed=seed)
 
     async def _body(self, request: Request) -> bytes:
@@ -161,6 +162,12 @@ class TwinServer:
             text = f"model {shown(name)} is not a twin of this server; its twins: {known}"
             raise RequestError(404, text, code="model_not_found", param="model")
         return self.twins[name]
+
+
+def warm_up(user: SimulatedUser) -> None:
+    """Load what a twin loads with its first turn: its graph and its embedding model."""
+    _ = user.graph
+    user.recall_many([Pair(speaker=user.name, context=(), action="", goal="", conversation_id="", position=0, when=inf)])
 
 
 def is_loopback(host: str) -> bool:

@@ -20,7 +20,7 @@ from .requests import TurnRequest
 _PIECE = re.compile(r"\s*\S+|\s+\Z")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """A turn of a twin as the answer to a request."""
 

@@ -97,7 +97,7 @@ def test_a_running_answer_is_finished_before_the_end(ann: str, endpoint: Endpoin
     endpoint.answer = slow
     endpoint.content = "the weather in Oslo please"
     answers = list[httpx.Response]()
-    options = ("ann", "--model", f"openai:m@{endpoint.url}#DESK_KEY", "--style", "transcript", "--quiet")
+    options = ("ann", "--model", f"openai:m@{endpoint.url}#DESK_KEY", "--style", "transcript", "--no-log")
     with program(*options, DESK_KEY=KEY, USERTWIN_SERVE_TOKEN=KEY + "2") as serving:
         caller = threading.Thread(target=lambda: answers.append(serving.post(Authorization=f"Bearer {KEY}2")))
         caller.start()
