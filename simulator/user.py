@@ -53,6 +53,7 @@ from .state import (
     working_state,
 )  # fmt: skip
 from .structured_reply import may_leave
+from .tracing.runs import traced_recall, traced_turn
 from .turn_checks import MemorySides, StyleCards
 from .turn_writer import Draft, TurnWriter
 
@@ -205,6 +206,7 @@ class SimulatedUser:
         graph.add_conditional_edges("recall", has_left, targets)
         return graph.compile(checkpointer=checkpointer, name=f"twin:{self.name}")
 
+    @traced_turn
     async def arespond(self, messages: Any, *, goal: str = "", seed: int = 0, config: RunnableConfig | None = None) -> Answer:
         """Return the twin's next turn in a conversation of any accepted shape, in which "user" is the twin; [] if it opens one.
 
@@ -303,6 +305,7 @@ class SimulatedUser:
             "cut_turns": turn.prompt.cut_turns, "cut_recalled": turn.prompt.cut_recalled,
         }  # fmt: skip
 
+    @traced_recall
     def recall_many(self, queries: Sequence[Pair], *, before: Sequence[float] | None = None) -> list[list[Recalled]]:
         """Return what the twin recalls for each query, the same whatever traces it shows: one has a trace, if any is stored."""
         return self.store.recall_many(queries, self.k, before=before, with_trace=True, ranking=self.ranking)
