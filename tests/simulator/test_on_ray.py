@@ -48,7 +48,8 @@ def reply(messages, thread_id):
     return f"For which day? ({len(messages)})"
 
 def slow(messages):
-    time.sleep(0.2)
+    if pathlib.Path("slowly").exists():
+        time.sleep(0.3)
     return f"For which day? ({len(messages)})"
 
 def deadly(messages):
@@ -160,6 +161,7 @@ main(["simulate", "ann", "--agent", "ray_agent:slow", "--model", sys.argv[1], "-
 def test_a_run_whose_driver_was_killed_is_continued_on_the_cluster_or_here(cluster: str, model: str) -> None:
     Path("drive.py").write_text(_SCRIPT, "utf-8")
     command = [sys.executable, "drive.py", model, "--on", f"ray:{cluster}", "--workers", "2", "--parallel", "4"]
+    Path("slowly").touch()
     process = subprocess.Popen(command, start_new_session=True)
     lines = Path("ray/conversations.jsonl")
     deadline = time.monotonic() + 240
@@ -169,6 +171,7 @@ def test_a_run_whose_driver_was_killed_is_continued_on_the_cluster_or_here(clust
     process.wait()
     before = lines.read_bytes().count(b"\n")
     assert 0 < before < 8
+    Path("slowly").unlink()
     assert run("simulate", "ann", "--agent", "ray_agent:slow", "--model", model, "--count", "8", "--max-turns", "3",
                "--quiet", "--out", "ray", "--on", f"ray:{cluster}", "--workers", "1").exit_code == 0  # fmt: skip
     assert run("simulate", "ann", "--agent", "ray_agent:slow", "--model", model, "--count", "8", "--max-turns", "3",
@@ -176,24 +179,29 @@ def test_a_run_whose_driver_was_killed_is_continued_on_the_cluster_or_here(clust
     assert content("ray") == content("here")
 
 
+LONG = Scenario(name="long", twins=("ann",), goal="You want the weather in Oslo.", max_turns=60)
+
+
 def test_stopping_ends_the_turns_that_are_going_on_and_the_run_is_continued_here(cluster: str, model: str) -> None:
-    spending = Spending()
+    spending, work = Spending(), jobs(3, (LONG,))
     watcher = Watcher(on_exchange=lambda job, exchange, progress: spending.stop() if progress.turns == 3 else None)
-    work = jobs(6, SCENARIOS[:1])
+    Path("slowly").touch()
     progress = on_cluster(cluster, model, work, "ray_agent:slow", out="ray", concurrency=2, spending=spending, watcher=watcher)
-    assert progress.done < 4
+    assert progress.done == 0
     rows = [json.loads(line) for line in Path("ray/unfinished.jsonl").read_text("utf-8").splitlines()]
-    assert rows
+    assert 1 <= len(rows) <= 2
     assert all(len(row["messages"]) == 2 * len(row["exchanges"]) > 0 for row in rows)
+    Path("slowly").unlink()
     here(model, work, "ray_agent:slow", out="ray")
     here(model, work, "ray_agent:slow", out="here")
     assert content("ray") == content("here")
 
 
 def test_a_budget_ends_a_run_on_a_cluster(cluster: str, model: str) -> None:
-    progress = on_cluster(cluster, model, jobs(8), "ray_agent:slow", out="ray", budget=Budget(tokens=2000))
-    assert 0 < progress.done < 24
-    assert json.loads(Path("ray/summary.json").read_text("utf-8"))["stopped_by"] == "2,000 tokens"
+    Path("slowly").touch()
+    progress = on_cluster(cluster, model, jobs(4, (LONG,)), "ray_agent:slow", out="ray", budget=Budget(tokens=500))
+    assert progress.done == 0
+    assert json.loads(Path("ray/summary.json").read_text("utf-8"))["stopped_by"] == "500 tokens"
     assert progress.spending.dollars == 0
 
 

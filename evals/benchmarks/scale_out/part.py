@@ -35,9 +35,9 @@ _TURNS, _WORKERS = 5, 2
 class ScaleOutSizes:
     """How much is run: conversations of a round, those at a time, and rounds for each of the two agents."""
 
-    conversations: int = 48
-    concurrency: int = 16
-    rounds: int = 5
+    conversations: int = 24
+    concurrency: int = 12
+    rounds: int = 4
 
 
 async def waiting_agent(messages: list[dict[str, Any]]) -> str:
