@@ -2,7 +2,7 @@
 
 from .chat_log import ChatLog, read_conversations, write_conversations
 from .conversation import Conversation, Turn, as_conversation
-from .errors import AgentError, LogError, ModelError, TwinError, UsageError, UsertwinError, VerdictError
+from .errors import AgentError, LogError, ModelError, ReplayMiss, TwinError, UsageError, UsertwinError, VerdictError
 from .importers.sources import load_log
 from .pairs import Pair, Split, split_pairs
 from .persona import Persona
@@ -15,6 +15,7 @@ __all__ = [
     "ModelError",
     "Pair",
     "Persona",
+    "ReplayMiss",
     "Split",
     "Turn",
     "TwinError",

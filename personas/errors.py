@@ -4,7 +4,8 @@
     ├── LogError        a chat log or a persona file
     ├── TwinError       a twin's folder or memory
     ├── ModelError      a model
-    │   └── VerdictError    a judge model's verdict
+    │   ├── VerdictError    a judge model's verdict
+    │   └── ReplayMiss      a call that a replayed recording does not hold
     ├── AgentError      the agent under test
     └── UsageError      an argument
 
@@ -38,6 +39,10 @@ class ModelError(UsertwinError, RuntimeError):
 
 class VerdictError(ModelError):
     """A judge model returned no readable verdict, after all retries."""
+
+
+class ReplayMiss(ModelError):
+    """A replayed run asks for what its recording does not hold. It ends the run: it is no fault of the twin or the agent."""
 
 
 class AgentError(UsertwinError, RuntimeError):

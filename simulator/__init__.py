@@ -1,6 +1,6 @@
 """THE TWIN IN ACTION: learn a twin, open it, and let it talk with the agent under test."""
 
-from .agents import AgentCall, Message, as_agent
+from .agents import AgentCall, Message, as_agent, command_agent, endpoint_agent, graph_agent, http_agent
 from .backends.load import load_embedder, load_model, load_scorer
 from .learning import learn
 from .records import Exchange, Simulation, StopReason
@@ -22,6 +22,10 @@ __all__ = [
     "StopReason",
     "as_agent",
     "asimulate",
+    "command_agent",
+    "endpoint_agent",
+    "graph_agent",
+    "http_agent",
     "learn",
     "load_embedder",
     "load_model",

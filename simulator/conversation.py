@@ -11,16 +11,20 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from math import inf
+from pathlib import Path
 from typing import Any, Protocol
 
 from usertwin.memory.concurrency import to_thread
 from usertwin.memory.event_loop import in_caller
 from usertwin.memory.models.chat import Usage
+from usertwin.memory.models.recording import ReplayMiss
 from usertwin.personas import AgentError, ModelError, UsertwinError
 
-from .agents import AgentCall, Failure, Message, run_turn
-from .records import Exchange, Simulation, StopReason
-from .scenarios.modifiers import modified_turn
+from .agents import AgentCall, Failure, Message
+from .recording.agent import run_recorded_turn
+from .records import TWIN_FAULTS, Exchange, Simulation, StopReason, TwinFault
+from .scenarios.modifiers import ModifiedTurn, mixed_in_turn, modified_turn
+from .scenarios.read import load_function
 from .scenarios.scenario import Scenario
 from .scenarios.twin_faults import find_twin_faults
 from .state import Answer
@@ -77,6 +81,7 @@ async def converse(
 
     Raises:
         ConversationStopped: `limits.stop` was set. All failures of the twin and of the agent are recorded instead.
+        ReplayMiss: a recording is replayed that does not hold a call.
     """
     started = time.perf_counter()
     simulation.goal = "\n".join(filter(None, (scenario.goal, *_instructions(scenario))))
@@ -88,8 +93,9 @@ async def converse(
         talk.end("agent_error", str(error))
     else:
         await talk.run(on_exchange)
-    simulation.final_state = None
-    simulation.twin_faults = await to_thread(find_twin_faults, simulation, scenario)
+    simulation.final_state = call.state_of(simulation.thread_id)
+    if simulation.stop_reason not in TWIN_FAULTS:
+        simulation.twin_faults = await to_thread(_twin_faults, simulation, scenario, user)
     simulation.seconds = time.perf_counter() - started
     return simulation
 
@@ -131,43 +137,45 @@ class _Conversation:
         """Return a turn of the twin with the agent's reply, unless the twin leaves; None if there is no such turn."""
         if self.limits.stop is not None and self.limits.stop.is_set():
             raise ConversationStopped(self.simulation)
-        started, messages = time.perf_counter(), self.simulation.messages
+        started, messages, seed = time.perf_counter(), self.simulation.messages, self.simulation.seed
         authored = self._authored(number)
-        answer = await self._twin_turn(number) if authored is None else Answer(
-            action=authored, reasoning="", recalled=(), done=False, usage=Usage()
-        )  # fmt: skip
+        answer = await self._twin_turn(number) if authored is None else _said(authored)
         if answer is None:
             return None
-        sent, notes = (answer.action,) if answer.action else (), ()
+        turn = authored or ModifiedTurn((answer.action,) if answer.action else ())
         if authored is None and answer.action and self.scenario.modifiers:
             protected = [fact.value for fact in self.scenario.facts if fact.value]
-            modified = modified_turn(
-                answer.action, self.scenario.modifiers, seed=self.simulation.seed, turn=number, protected=protected
-            )
-            sent, notes = modified.texts, modified.notes
+            turn = modified_turn(answer.action, self.scenario.modifiers, seed, number, protected)
+        sent, notes = turn.texts, turn.notes
         messages += [{"role": "user", "content": text} for text in sent]  # without an action the twin leaves silently
         twin_seconds, started, before = time.perf_counter() - started, time.perf_counter(), len(messages)
         if not answer.done:
             await self._agent_turn()
         exchange = Exchange(
             answer, tuple(messages[before:]), twin_seconds, time.perf_counter() - started, authored=authored is not None,
-            sent=() if sent == (answer.action,) else sent, notes=notes,
+            sent=() if sent == (answer.action,) else sent, notes=notes, state=self.call.state_so_far(self.simulation.thread_id),
         )  # fmt: skip
         self.simulation.exchanges.append(exchange)
         return exchange
 
-    def _authored(self, number: int) -> str | None:
-        """Return what the scenario says at a turn of the twin; None if the twin writes it."""
-        opener = self.scenario.opener if number == 0 else ""
-        return opener or self.scenario.script.get(number)
+    def _authored(self, number: int) -> ModifiedTurn | None:
+        """Return the turn of the twin that the scenario says; None if the twin writes it."""
+        if (text := self.scenario.authored(number)) is not None:
+            return ModifiedTurn((text,))
+        if self.user.model.style != "transcript":
+            return None
+        return mixed_in_turn(self.scenario.modifiers, self.simulation.seed, number)
 
     async def _twin_turn(self, number: int) -> Answer | None:
         """Return the twin's turn; None if it fails or is late, which is recorded."""
-        goal = "\n".join(filter(None, (self.scenario.goal, *_instructions(self.scenario))))
+        shown = self.scenario.goal_text(number, self.simulation.messages, style=self.user.model.style)
+        goal = "\n".join(filter(None, (shown, *_instructions(self.scenario))))
         seconds = min(self.limits.twin_timeout, self._remaining())
         try:
             async with asyncio.timeout(None if seconds == inf else seconds):
                 answer = await self.user.arespond(self.simulation.messages, goal=goal, seed=self.simulation.seed)
+        except ReplayMiss:
+            raise
         except Exception as error:
             if isinstance(error, TimeoutError) and self._remaining() <= 0:
                 self.end("time_limit")
@@ -189,7 +197,7 @@ class _Conversation:
                 return self.end("time_limit")
             timeout = min(self.limits.agent_timeout, remaining)
             async with agent_trace(self.simulation.messages) as report:
-                result = await run_turn(self.call, self.simulation.messages, self.simulation.thread_id, timeout)
+                result = await run_recorded_turn(self.call, self.simulation.messages, self.simulation.thread_id, timeout)
                 report(result)
         if isinstance(result, Failure):
             if result.reason == "agent_timeout" and timeout < self.limits.agent_timeout:  # our limit, not the agent's
@@ -214,10 +222,20 @@ class _Conversation:
         if any(phrase.casefold() in replies for phrase in self.scenario.until):
             return True
         reached = self.scenario.goal_reached
+        if isinstance(reached, str):
+            reached = load_function(reached, Path.cwd())
         return reached is not None and bool(await in_caller(reached, messages))
 
     def _remaining(self) -> float:
         return self.deadline - time.perf_counter()
+
+
+def _twin_faults(simulation: Simulation, scenario: Scenario, user: SimulatedUser) -> list[TwinFault]:
+    return find_twin_faults(simulation, scenario, sides=user.sides())
+
+
+def _said(turn: ModifiedTurn) -> Answer:
+    return Answer(action="\n".join(turn.texts), reasoning="", recalled=(), done=False, usage=Usage())
 
 
 def _instructions(scenario: Scenario) -> list[str]:

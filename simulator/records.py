@@ -5,7 +5,7 @@ A failed conversation is a result, not an exception. A fault of the twin is neve
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from usertwin.memory.models.chat import Usage
@@ -19,9 +19,18 @@ StopReason = Literal[
     "user_stop", "goal_reached", "max_turns", "time_limit", "agent_error", "agent_timeout", "twin_error", "model_unavailable"
 ]
 Side = Literal["agent", "twin"]
+FaultKind = Literal[
+    "contradicts_goal", "contradicts_fact", "reveals_early", "speaks_as_assistant", "repeats_itself", "ends_early",
+    "never_ends", "goal_not_pursued",
+]  # fmt: skip
 #: Stop reasons that are a fault of the agent, and of the twin.
 AGENT_FAULTS: frozenset[StopReason] = frozenset({"agent_error", "agent_timeout"})
 TWIN_FAULTS: frozenset[StopReason] = frozenset({"twin_error", "model_unavailable"})
+#: Faults of the twin after which a conversation says nothing about the agent. One who repeats a turn, or does not leave after
+#: the goodbye, is tiresome as people are.
+SPOILING: frozenset[FaultKind] = frozenset(
+    {"contradicts_goal", "contradicts_fact", "reveals_early", "speaks_as_assistant", "ends_early", "goal_not_pursued"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +38,12 @@ class TwinFault:
     """What the twin did wrong in a conversation that did not fail.
 
     Attributes:
-        kind: "contradicts_goal", "contradicts_fact", "reveals_early", "speaks_as_assistant", "repeats_itself", "ends_early",
-            "never_ends" or "goal_not_pursued".
+        kind: what it is.
         turn: the number of the twin's turn, from 0; None for the whole conversation.
         text: one sentence.
     """
 
-    kind: str
+    kind: FaultKind
     turn: int | None
     text: str
 
@@ -69,6 +77,7 @@ class Exchange:
         authored: whether the scenario wrote the turn.
         sent: the messages that the agent got, if they are not the turn as it was written.
         notes: what modifiers did to the turn.
+        state: the agent's state after its reply as JSON values, if it has one.
     """
 
     answer: Answer
@@ -79,10 +88,15 @@ class Exchange:
     authored: bool = False
     sent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    state: Any = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the exchange as a JSON object."""
-        return asdict(self) | {"answer": self.answer.to_json(), "replies": [dict(message) for message in self.replies]}
+        return {
+            "answer": self.answer.to_json(), "replies": [dict(message) for message in self.replies],
+            "twin_seconds": self.twin_seconds, "agent_seconds": self.agent_seconds, "authored": self.authored,
+            "sent": list(self.sent), "notes": list(self.notes), "state": self.state,
+        }  # fmt: skip
 
     @classmethod
     def from_json(cls, raw: dict[str, Any], speaker: str) -> Exchange:
@@ -110,6 +124,7 @@ class _ExchangeFields:
     authored: bool = False
     sent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    state: Any = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -155,10 +170,11 @@ class Simulation:
 
     @property
     def fault(self) -> Side | None:
-        """The side at fault; None if the conversation did not fail and the twin did nothing wrong."""
+        """The side at fault; None if the conversation did not fail and the twin did not spoil it."""
         if self.stop_reason in AGENT_FAULTS:
             return "agent"
-        return "twin" if self.stop_reason in TWIN_FAULTS or self.twin_faults else None
+        spoiled = any(fault.kind in SPOILING for fault in self.twin_faults)
+        return "twin" if self.stop_reason in TWIN_FAULTS or spoiled else None
 
     @property
     def usage(self) -> Usage:
@@ -167,15 +183,21 @@ class Simulation:
 
     def to_json(self) -> dict[str, Any]:
         """Return the simulation as a JSON object."""
-        return asdict(self) | {"exchanges": [exchange.to_json() for exchange in self.exchanges]}
+        shallow = {item.name: getattr(self, item.name) for item in fields(self)}  # asdict would convert the exchanges twice
+        return shallow | {
+            "messages": [dict(message) for message in self.messages],
+            "exchanges": [exchange.to_json() for exchange in self.exchanges],
+            "twin_faults": [asdict(fault) for fault in self.twin_faults],
+            "checks": [asdict(check) for check in self.checks],
+        }
 
     @classmethod
     def from_json(cls, raw: Any, speaker: str) -> Simulation:
         """Return the simulation that `to_json` wrote, of a twin of this speaker. ValueError if it is none."""
-        fields = as_type(dict[str, Any], raw)
-        rows = as_type(list[dict[str, Any]], fields.get("exchanges"))
+        values = as_type(dict[str, Any], raw)
+        rows = as_type(list[dict[str, Any]], values.get("exchanges"))
         exchanges = [Exchange.from_json(row, speaker) for row in rows]
-        return replace(as_type(cls, fields | {"exchanges": []}), exchanges=exchanges)
+        return replace(as_type(cls, values | {"exchanges": []}), exchanges=exchanges)
 
     def conversation(self) -> Conversation:
         """Return the simulation in the interchange format."""

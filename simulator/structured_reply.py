@@ -73,6 +73,11 @@ def may_leave(pair: Pair) -> bool:
     return _says(_FAREWELL, pair.context[-1].text) or _says(f"{_FAREWELL}|{_THANKS}", pair.action)
 
 
+def says_farewell(text: str) -> bool:
+    """Return whether a turn closes the conversation with a farewell, in some languages."""
+    return _says(_FAREWELL, text)
+
+
 def _says(pattern: str, text: str) -> bool:
     return re.search(pattern, text.replace("’", "'"), re.IGNORECASE) is not None
 

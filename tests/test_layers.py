@@ -16,9 +16,9 @@ ORDER = {
     "personas": "errors, conversation, chat_log <- pairs <- persona, importers",
     "memory": "text, models, triples <- store, recon, own_words <- twin, training",
     "simulator": "backends <- state, prompts, prompt_fit, turn_checks, turn_writer, reranking, reasoner, user, agents, records,"
-    " tracing <- scenarios <- conversation <- simulation <- runs, terminal, learning <- serving",
-    "evals": "records, arm_names <- metrics <- replay, judges, traces, reports <- tuning <- suites, training_runs, demo"
-    " <- cli, pytest_plugin <- benchmarks",
+    " tracing <- scenarios, recording <- conversation <- simulation <- runs, terminal, learning <- serving",
+    "evals": "records, arm_names <- metrics <- replay, judges, traces, reports <- tuning, agent_tests <- suites, training_runs,"
+    " demo <- cli, pytest_support <- pytest_plugin <- benchmarks",
 }
 #: Groups whose members may import each other: files of one subject, and helpers that everything uses.
 SHARED = {("personas", 0), ("memory", 0), ("simulator", 1), ("evals", 0)}

@@ -14,11 +14,12 @@ import click
 
 from usertwin.personas import UsageError
 
-from .parts.options import console_for, file_path, is_standard_output, json_option, write_json
+from .parts.options import console_for, file_path, is_standard_output, json_option, quiet_option, threshold_options, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from usertwin.evals.agent_tests.thresholds import Thresholds
     from usertwin.evals.judges.human_judge import HumanAnswer, HumanLabel
     from usertwin.evals.records.verdicts import Question
 
@@ -28,17 +29,27 @@ _HELP = "which reply is closer to the real turn?  1, 2, t: tie, s: skip, q: quit
 
 @click.command()
 @click.argument("run", type=file_path)
-def report(run: Path) -> None:
+@threshold_options
+@quiet_option
+@json_option
+def report(run: Path, thresholds: Thresholds, quiet: bool, json_file: Path | None) -> None:
     """Write the reports of the run in folder RUN again.
 
-    The reports are report.html and report.md.
+    The reports are report.html and report.md. Of simulated conversations with an agent (usertwin simulate), it prints the
+    summary and writes report.html with every conversation. The exit code is then 1 if a limit is not kept.
     """
+    from usertwin.evals.agent_tests.read import is_agent_run
     from usertwin.evals.metrics.older_estimates import with_present_tests
     from usertwin.evals.records.measured_turns import read_result, read_turns
     from usertwin.evals.records.training_run import is_training
     from usertwin.evals.reports.summary import summary_of
     from usertwin.evals.reports.write_reports import write_reports
 
+    if is_agent_run(run):
+        _report_agent_run(run, thresholds, quiet=quiet, json_file=json_file)
+        return
+    if thresholds.is_set or quiet or json_file is not None:
+        raise UsageError(f"{run}: holds no conversations with an agent; limits, --quiet and --json are for these")
     if is_training(run):
         _report_training(run)
         return
@@ -48,6 +59,28 @@ def report(run: Path) -> None:
     console = console_for()
     console.print(result["summary"], markup=False)
     console.print(f"written to {html_report} and {markdown_report}", markup=False)
+
+
+def _report_agent_run(run: Path, thresholds: Thresholds, *, quiet: bool, json_file: Path | None) -> None:
+    """Print the summary of a run, write its page, and exit with 1 if a limit is not kept."""
+    from usertwin.evals.agent_tests.page import write_page
+    from usertwin.evals.agent_tests.read import read_agent_run, summary_of_run
+    from usertwin.evals.agent_tests.screen import summary_line, summary_view
+
+    console = console_for(stderr=is_standard_output(json_file))
+    conversations = read_agent_run(run)
+    summary = summary_of_run(conversations)
+    failures = thresholds.failures(summary)
+    page = write_page(conversations, summary, failures, limits=thresholds.is_set)
+    if quiet:
+        for line in (summary_line(summary), *(f"FAILED  {failure}" for failure in failures)):
+            console.print(line, markup=False, soft_wrap=True)
+    else:
+        console.print(summary_view(summary, failures))
+        console.print(f"written to {page}", markup=False, soft_wrap=True)
+    write_json(json_file, summary.to_json() | {"failures": failures})
+    if failures:
+        sys.exit(1)
 
 
 def _report_training(run: Path) -> None:
@@ -67,21 +100,42 @@ def _report_training(run: Path) -> None:
 @click.argument("new", type=file_path)
 @json_option
 @click.option("--seed", default=0, show_default=True, help="Seed of the test of more than twelve people.")
-def compare(old: Path, new: Path, json_file: Path | None, seed: int) -> None:
+@click.option("--anyway", is_flag=True, help="Compare runs with an agent that differ in more than the agent.")
+def compare(old: Path, new: Path, json_file: Path | None, seed: int, anyway: bool) -> None:
     """Compare the runs in folders OLD and NEW.
 
-    Shows what differs in their settings, and the paired differences of their results.
+    Shows what differs in their settings, and the paired differences of their results. Runs of simulated conversations with an
+    agent are compared at the same scenarios, twins and seeds.
     """
+    from usertwin.evals.agent_tests.read import is_agent_run
     from usertwin.evals.metrics.older_estimates import with_present_tests
     from usertwin.evals.records.measured_turns import read_result, read_turns
     from usertwin.evals.reports.compare_runs import compare as compare_runs
     from usertwin.evals.reports.compare_runs import comparison_table
 
+    kinds = [is_agent_run(run) for run in (old, new)]
+    if all(kinds):
+        _compare_agent_runs(old, new, json_file=json_file, seed=seed, anyway=anyway)
+        return
+    if any(kinds) or anyway:
+        other = new if kinds[0] else old
+        raise UsageError(f"{other}: holds no conversations with an agent; name two runs of usertwin simulate")
     console = console_for(stderr=is_standard_output(json_file))
     before, after = (with_present_tests(read_result(run)) for run in (old, new))
     result = compare_runs(before, after, read_turns(old), read_turns(new), seed=seed)
     console.print(comparison_table(result))
     write_json(json_file, result)
+
+
+def _compare_agent_runs(old: Path, new: Path, *, json_file: Path | None, seed: int, anyway: bool) -> None:
+    """Print the comparison of two runs."""
+    from usertwin.evals.agent_tests.compare import compare_runs, comparison_view
+    from usertwin.evals.agent_tests.read import read_agent_run
+
+    console = console_for(stderr=is_standard_output(json_file))
+    comparison = compare_runs(read_agent_run(old), read_agent_run(new), seed=seed, anyway=anyway)
+    console.print(comparison_view(comparison))
+    write_json(json_file, comparison.to_json())
 
 
 @click.command()

@@ -26,8 +26,10 @@ from .parts.options import (
     parse_price,
     price_option,
     progress_bars,
+    quiet_option,
     seed_option,
     style_option,
+    threshold_options,
 )
 from .parts.recipe_file import GroupedCommand
 from .talk import acting_model_for, acting_model_option, goal_option
@@ -35,10 +37,15 @@ from .talk import acting_model_for, acting_model_option, goal_option
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from usertwin.evals.agent_tests.agent_checks import AgentChecks
+    from usertwin.evals.agent_tests.thresholds import Thresholds
+    from usertwin.memory import ChatModel
     from usertwin.memory.models.chat import Price
+    from usertwin.memory.models.recording import Recording
     from usertwin.simulator import Exchange, Scenario, Simulation
     from usertwin.simulator.runs.jobs import Job, Spending
     from usertwin.simulator.runs.local import Twins
+    from usertwin.simulator.runs.many import RunOptions
     from usertwin.simulator.runs.runner import Progress
 
 #: Conversations whose turns are shown as they are said, and whose ends are shown line by line where there is no terminal.
@@ -49,7 +56,7 @@ _HOSTED, _LOCAL = 8, 1
 
 @click.command(
     cls=GroupedCommand,
-    common=("agent", "scenarios", "goal", "count", "max-turns", "out", "concurrency", "model", "home", "seed"),
+    common=("agent", "scenarios", "goal", "count", "max-turns", "out", "parallel", "model", "min-pass-rate", "seed"),
 )
 @click.argument("names", metavar="NAME...", nargs=-1)
 @click.option("--agent", required=True, help='The agent under test: module:attribute, "demo", or a model (see --model).')
@@ -58,9 +65,7 @@ _HOSTED, _LOCAL = 8, 1
 @click.option("--count", default=1, show_default=True, help="Conversations of each twin, each with the next seed.")
 @click.option("--max-turns", default=DEFAULT_MAX_TURNS, show_default=True, help="The most turns of the twin in a conversation.")
 @click.option("--out", type=file_path, help="Folder to write the conversations and a manifest to; a stopped run is continued.")
-@click.option(
-    "--concurrency", type=int, help=f"Conversations at a time.  [default: {_LOCAL} for a local model, else {_HOSTED}]"
-)
+@click.option("--parallel", type=int, help=f"Conversations at a time.  [default: {_LOCAL} for a local model, else {_HOSTED}]")
 @acting_model_option
 @home_option
 @seed_option
@@ -77,12 +82,20 @@ _HOSTED, _LOCAL = 8, 1
     is_flag=True,
     help="Run the agent in processes of its own, so that the run goes on if the agent ends or blocks its process.",
 )
-@click.option("--agent-concurrency", type=int, help="The most conversations that use the agent at a time.  [default: no limit]")
+@click.option("--agent-parallel", type=int, help="The most conversations that use the agent at a time.  [default: no limit]")
+@click.option("--check", "checks", multiple=True, help="Check of the agent: module:function, or a ready-made one; repeatable.")
+@click.option("--criterion", "criteria", multiple=True, help="A sentence about the agent that a judge answers; repeatable.")
+@click.option("--judge", help="Model that judges criteria, and whether the goal was reached.")
+@threshold_options
 @click.option("--budget-dollars", default=inf, show_default=True, help="End the run when the twins' calls cost this much.")
 @click.option("--budget-tokens", default=inf, show_default=True, help="End the run after this many tokens of the twins' calls.")
 @click.option("--budget-minutes", default=inf, show_default=True, help="End the run after this time.")
+@click.option(
+    "--record", type=file_path, help="Record all model calls and replies of the agent in this file, and use those in it."
+)
+@click.option("--replay", type=file_path, help="Repeat a recorded run from this file, without models, the agent or a network.")
 @price_option
-@click.option("--quiet", is_flag=True, help="Print the summary only.")
+@quiet_option
 @style_option
 def simulate(
     names: tuple[str, ...],
@@ -92,7 +105,7 @@ def simulate(
     count: int,
     max_turns: int,
     out: Path | None,
-    concurrency: int | None,
+    parallel: int | None,
     model: str | None,
     home: Path | None,
     seed: int,
@@ -100,10 +113,16 @@ def simulate(
     agent_timeout: float,
     twin_timeout: float,
     agent_process: bool,
-    agent_concurrency: int | None,
+    agent_parallel: int | None,
+    checks: tuple[str, ...],
+    criteria: tuple[str, ...],
+    judge: str | None,
+    thresholds: Thresholds,
     budget_dollars: float,
     budget_tokens: float,
     budget_minutes: float,
+    record: Path | None,
+    replay: Path | None,
     price: str | None,
     quiet: bool,
     style: PromptStyle | None,
@@ -113,9 +132,10 @@ def simulate(
     Without --scenarios each twin has --count conversations; with it, NAME... replaces the twins of the scenarios. Ctrl-C ends
     the run after the turns that are going on; the same command continues it.
 
-    The exit code is 1 if a conversation failed, because of the agent or of a twin.
+    The exit code is 1 if a limit is not kept or, without limits, if a conversation failed because of the agent or of a twin.
     """
-    from usertwin.simulator import as_agent
+    from usertwin.evals.agent_tests.agent_checks import AgentChecks
+    from usertwin.simulator import as_agent, load_model
     from usertwin.simulator.backends.load import DEFAULT_MODEL
     from usertwin.simulator.runs.jobs import Budget, jobs_of
     from usertwin.simulator.runs.many import RunOptions
@@ -128,17 +148,28 @@ def simulate(
         check_writable(out, "--out")
     planned = _planned(names, scenarios, home, seed, goal=goal, max_turns=max_turns, agent_first=agent_first, count=count)
     goals = any(scenario.goal for scenario, _, _ in planned)
-    under_test = agent if agent_process else as_agent(agent).in_own_loop()  # reports a wrong name before a model is loaded
+    if record is not None and replay is not None:
+        raise UsageError("--record and --replay exclude each other; give one of them")
+    # a wrong name is reported before a model is loaded
+    under_test = agent if agent_process or replay is not None else as_agent(agent).in_own_loop()
     acting = acting_model_for(console, model, "a goal" if goals else "") if goals else model or DEFAULT_MODEL
     options = RunOptions(
-        concurrency=_default_concurrency(acting) if concurrency is None else concurrency, agent_concurrency=agent_concurrency,
+        concurrency=_default_parallel(acting) if parallel is None else parallel, agent_concurrency=agent_parallel,
         agent_timeout=agent_timeout, twin_timeout=twin_timeout, agent_process=agent_process, out=out, spec=agent,
         budget=Budget(dollars=budget_dollars, tokens=budget_tokens, seconds=budget_minutes * 60),
     )  # fmt: skip
-    with _twins(console, planned, home, acting, style, parse_price(price)) as twins:
-        simulations, progress = _run(console, jobs_of(planned, seed), under_test, twins, options, seed=seed, quiet=quiet)
-    _print_end(console, simulations, progress, out)
-    if progress.done < progress.total:
+    judging = AgentChecks(
+        {scenario.name: scenario for scenario, _, _ in planned}.values(), checks=checks, criteria=criteria, seed=seed,
+        judge=None if judge is None else load_model(judge, price=parse_price(price)), judges_goal=judge is not None and goals,
+    )  # fmt: skip
+    with (
+        _recording(record, replay) as recording,
+        _twins(console, planned, home, acting, style, parse_price(price), recording) as twins,
+    ):
+        jobs = jobs_of(planned, seed)
+        run = _run(console, jobs, under_test, twins, options, judging, seed=seed, quiet=quiet)
+    failures = _print_end(console, *run, agent, planned, out, thresholds, quiet=quiet)
+    if failures or run[1].done < run[1].total:
         sys.exit(1)
 
 
@@ -163,24 +194,39 @@ def _planned(
     return expand(read_scenarios(path), list_twins(home), seed, twins=names, times=count)
 
 
-def _default_concurrency(model: str) -> int:
+def _default_parallel(model: str) -> int:
     from usertwin.simulator.backends.model_name import ModelName
 
     return _HOSTED if ModelName.parse(model).is_hosted else _LOCAL
 
 
 @contextlib.contextmanager
+def _recording(record: Path | None, replay: Path | None) -> Generator[Recording | None]:
+    """The recording of the run, if one is asked for."""
+    from usertwin.memory.models.recording import Recording
+
+    path = record or replay
+    if path is None:
+        yield None
+        return
+    with Recording(path, "record" if replay is None else "replay") as recording:
+        yield recording
+
+
+@contextlib.contextmanager
 def _twins(
     console: Console, planned: Sequence[tuple[Scenario, str, int]], home: Path | None, model: str, style: PromptStyle | None,
-    price: Price | None,
+    price: Price | None, recording: Recording | None,
 ) -> Generator[Twins]:  # fmt: skip
     """The twins of a run, with the model that acts loaded; a bar shows its download."""
     from usertwin.simulator import load_model
     from usertwin.simulator.runs.local import Twins
 
-    with progress_bars(console) as bars:
-        chat_model = load_model(model, style=style, price=price, progress=bars.fetch)
-    with Twins(home, chat_model) as twins:
+    chat_model: str | ChatModel = model
+    if recording is None or not recording.is_replay:
+        with progress_bars(console) as bars:
+            chat_model = load_model(model, style=style, price=price, progress=bars.fetch)
+    with Twins(home, chat_model, style=style, recording=recording) as twins:
         for name in dict.fromkeys(twin for _, twin, _ in planned):
             if twins.record(name).state == "interrupted":
                 text = f"{name} is not fully learned; the same learn command continues where it stopped."
@@ -189,7 +235,15 @@ def _twins(
 
 
 def _run(
-    console: Console, jobs: Sequence[Job], agent: Any, twins: Twins, options: Any, *, seed: int, quiet: bool
+    console: Console,
+    jobs: Sequence[Job],
+    agent: Any,
+    twins: Twins,
+    options: RunOptions,
+    checks: AgentChecks,
+    *,
+    seed: int,
+    quiet: bool,
 ) -> tuple[list[Simulation], Progress]:
     """Run the jobs and return the conversations with how far the run is."""
     from usertwin.simulator.runs.jobs import Spending
@@ -218,9 +272,8 @@ def _run(
 
         spending = Spending(options.budget)
         with _stopping(console, spending):
-            progress = run_sync(
-                arun(jobs, agent, twins, options, seed=seed, watcher=Watcher(said, finished), spending=spending)
-            )
+            watcher = Watcher(said, finished, checks)
+            progress = run_sync(arun(jobs, agent, twins, options, seed=seed, watcher=watcher, spending=spending))
     if options.out is not None:
         return list(read_run(options.out).simulations), progress
     return [simulations[job.id] for job in jobs if job.id in simulations], progress
@@ -270,18 +323,49 @@ def _duration(seconds: float) -> str:
     )
 
 
-def _print_end(console: Console, simulations: Sequence[Simulation], progress: Progress, out: Path | None) -> None:
-    for number, simulation in enumerate(simulations, 1):
-        error = f": {simulation.error}" if simulation.error else ""
-        console.print(
-            f"conversation {number}: {len(simulation.exchanges)} turns, {simulation.stop_reason}{error}", markup=False
-        )
+def _print_end(
+    console: Console, simulations: Sequence[Simulation], progress: Progress, agent: str,
+    planned: Sequence[tuple[Scenario, str, int]], out: Path | None, thresholds: Thresholds, *, quiet: bool,
+) -> list[str]:  # fmt: skip
+    """Print how the conversations ended and their summary, write the page, and return why the exit code is 1, if it is."""
+    from usertwin.evals.agent_tests.page import write_page
+    from usertwin.evals.agent_tests.read import read_agent_run, summary_of_run
+    from usertwin.evals.agent_tests.screen import summary_line, summary_view
+    from usertwin.evals.agent_tests.summary import summarize
+    from usertwin.simulator.records import AGENT_FAULTS, TWIN_FAULTS
+
+    run = None if out is None else read_agent_run(out)
+    if run is None:
+        scenarios = {scenario.name: scenario.to_json() for scenario, _, _ in planned}
+        done = progress.done == progress.total
+        dollars = progress.spending.dollars
+        summary = summarize(
+            simulations, name="this run", agent=agent, scenarios=scenarios, finished=done, dollars=dollars or None
+        )  # fmt: skip
+    else:
+        summary = summary_of_run(run)
+    failures = thresholds.failures(summary)
+    if len(simulations) <= _SHOWN and not quiet:
+        for number, simulation in enumerate(simulations, 1):
+            faults = "".join(f"; the twin: {fault.text}" for fault in simulation.twin_faults)
+            error = f": {simulation.error}" if simulation.error else ""
+            ended = f"{len(simulation.exchanges)} turns, {simulation.stop_reason}{error}{faults}"
+            console.print(f"conversation {number}: {ended}", markup=False)
+    if quiet or len(simulations) <= _SHOWN:
+        lines = [summary_line(summary)] if quiet or (simulations and any(s.checks for s in simulations)) else []
+        for line in (*lines, *(f"FAILED  {failure}" for failure in failures)):
+            console.print(line, markup=False, soft_wrap=True)
+    else:
+        console.print(summary_view(summary, failures))
     if progress.done < progress.total:
         why = f"its budget of {progress.spending.exhausted} is spent" if progress.spending.exhausted else "it was stopped"
         more = "" if out is None else "; the same command continues it"
         console.print(f"{progress.done} of {progress.total} conversations are done: {why}{more}", style="yellow", markup=False)
-    if out is not None:
-        console.print(f"written to {out}", markup=False)
+    if run is not None:
+        page = write_page(run, summary, failures, limits=thresholds.is_set)
+        console.print(f"written to {out} (read {page.name} in a browser)", markup=False)
+    failed = any(simulation.stop_reason in AGENT_FAULTS | TWIN_FAULTS for simulation in simulations)
+    return failures or (["a conversation failed"] if failed and not thresholds.is_set else [])
 
 
 @contextlib.contextmanager

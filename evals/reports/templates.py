@@ -20,12 +20,13 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&])")
 
 
 @cache
-def template(name: str) -> jinja2.Template:
-    """Return the template with this file name in this folder."""
+def template(name: str, folder: Path | None = None) -> jinja2.Template:
+    """Return the template with this file name in a folder, this one if None; it may extend the templates of this one."""
     import jinja2
 
+    folders = [*([folder] if folder else []), Path(__file__).parent]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=name.endswith(".html"),
+        loader=jinja2.FileSystemLoader(folders), autoescape=name.endswith(".html"),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
     environment.filters["text"] = in_markdown

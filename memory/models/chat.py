@@ -1,27 +1,30 @@
-"""Sampling from chat models: `ChatModel`, `sample` (the only place that calls a model), and the ledger of tokens and cost.
+"""Sampling from chat models: `ChatModel`, and `sample`, the only place that calls a model.
 
-A `ChatModel` is a LangChain chat model plus facts that its type does not give: name, prompt style, supported options, price and
-completion cache.
+A `ChatModel` is a LangChain chat model plus facts that its type does not give (name, prompt style, supported options, price),
+and what a run adds to it: completion cache, recording, ledger, limit of concurrent requests.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, astuple, dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import KW_ONLY, astuple, dataclass, field, replace
 from functools import partial
-from operator import add
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 from usertwin.memory.concurrency import gather
 from usertwin.memory.text.completions import without_reasoning
 from usertwin.memory.text.control_tokens import without_control_tokens
 from usertwin.memory.tracing import set_on_current_span
-from usertwin.personas import ModelError, UsertwinError
+from usertwin.personas import ModelError, UsageError, UsertwinError
 from usertwin.personas.conversation import replace_lone_surrogates
 from usertwin.personas.secrets import mask, remember, without_secrets
 
 from .chat_trace import counted_once, traced_call
+from .ledger import FREE as FREE
+from .ledger import Ledger, Price, Sample, Usage
+from .requests import ConcurrencyLimit, RetryPolicy
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
     from .completion_cache import CompletionCache
+    from .recording import ModelRecording
     from .token_writer import NextToken, TokenWriter, WrittenTokens
 
 T = TypeVar("T")
@@ -61,6 +65,10 @@ class ChatModel:
         context_tokens: the tokens of prompt and completion together; None if unknown.
         count_tokens: returns the number of tokens of a prompt; None if unknown.
         token_writer: writes token by token with probabilities of ours; None if the model cannot.
+        recording: where the completions are recorded, or replayed from; None for neither.
+        ledger: gets the number and cost of all completions, beside the ledger of a call.
+        limit: of concurrent requests; models of the same endpoint may share it. None for no limit.
+        retries: how requests are repeated that a busy or unreachable endpoint did not answer.
     """
 
     name: str
@@ -78,6 +86,10 @@ class ChatModel:
     context_tokens: int | None = None
     count_tokens: Callable[[str], int] | None = None
     token_writer: TokenWriter | None = field(default=None, repr=False)
+    recording: ModelRecording | None = field(default=None, repr=False)
+    ledger: Ledger | None = field(default=None, repr=False)
+    limit: ConcurrencyLimit | None = field(default=None, repr=False)
+    retries: RetryPolicy = field(default_factory=RetryPolicy, repr=False)
 
     def __post_init__(self) -> None:
         for value in getattr(self.chat, "__dict__", {}).values():
@@ -85,88 +97,8 @@ class ChatModel:
                 remember(str(value.get_secret_value()))
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
-    """US dollars for a million input tokens and a million output tokens."""
-
-    input: float
-    output: float
-
-    def cost_of(self, usage: Usage) -> float:
-        """Return the cost in US dollars; cached tokens count at full price."""
-        return (usage.input_tokens * self.input + usage.output_tokens * self.output) / 1e6
-
-
-#: The price of a local model.
-FREE = Price(0.0, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Token counts: input, the part of it from the prompt cache, and output."""
-
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(*map(add, astuple(self), astuple(other)))
-
-
-#: A completion in the cache: its text, its token counts, and whether it ended at the limit of tokens.
-_Cached: TypeAlias = tuple[str, tuple[int, ...]] | tuple[str, tuple[int, ...], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A completion without reasoning, cut at the first stop sequence.
-
-    `at_limit` tells that it ended at the limit of tokens, unfinished. `defect` tells why the text is not one whole answer (see
-    memory/text/completions.py); "" if it is.
-    """
-
-    text: str
-    usage: Usage
-    at_limit: bool = False
-    defect: str = ""
-
-
-@dataclass(slots=True)
-class Ledger:
-    """Totals of completions, tokens and cost.
-
-    Attributes:
-        calls: completions that models generated; `usage` holds their tokens.
-        cache_hits: completions that came from a completion cache.
-        dollars: the cost of the calls; None if the price of a model is unknown.
-    """
-
-    calls: int = 0
-    cache_hits: int = 0
-    usage: Usage = field(default_factory=Usage)
-    dollars: float | None = 0.0
-
-    def record(self, model: ChatModel, samples: Sequence[Sample]) -> None:
-        """Add the samples that a model generated."""
-        self.calls += len(samples)
-        usage = sum((sample.usage for sample in samples), Usage())
-        self.usage += usage
-        if model.price is None or self.dollars is None:
-            self.dollars = None
-        else:
-            self.dollars += model.price.cost_of(usage)
-
-    def add(self, other: Mapping[str, float | None]) -> None:
-        """Add the totals of another ledger, given as its JSON object."""
-        self.calls += int(other["calls"] or 0)
-        self.cache_hits += int(other["repeated"] or 0)
-        self.usage += Usage(*(int(other[key] or 0) for key in ("input_tokens", "cached_tokens", "output_tokens")))
-        dollars = other["dollars"]
-        self.dollars = None if dollars is None or self.dollars is None else self.dollars + dollars
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object; its key for `cache_hits` is "repeated", as in development snapshots before 0.1.0."""
-        return {"calls": self.calls, "repeated": self.cache_hits, **asdict(self.usage), "dollars": self.dollars}
+#: A completion in a cache or a recording: its text, its token counts, and whether it ended at the limit of tokens.
+_Stored: TypeAlias = tuple[str, tuple[int, ...]] | tuple[str, tuple[int, ...], bool]
 
 
 @traced_call
@@ -208,35 +140,45 @@ async def sample(
     if schema is not None and model.structured:
         options["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
     request = [model.name, model.identity, [list(message) for message in messages], n, seed, options]
-    ledger = Ledger() if ledger is None else ledger
-    if next_token is not None and model.token_writer is not None:
-        written = await model.token_writer.write(
-            messages, next_token, n=n, seed=seed, max_tokens=max_tokens or _MOST_TOKENS, temperature=temperature, stop=stop,
-            use_cache=not bypass_cache,
-        )  # fmt: skip
-        samples = [_answer(_written_sample(completion), stop, prompt) for completion in written]
-        ledger.record(model, samples)
-        return samples
-    cached = (model.cache and model.cache.get(request, list[_Cached])) or ()
-    known = [_answer(Sample(text, Usage(*counts[:3]), *at_limit), stop, prompt) for text, counts, *at_limit in cached]
-    if known and all(readable(answer.text) for answer in known):
-        ledger.cache_hits += len(known)
-        set_on_current_span({"usertwin.cache_hit": True})
-        return known
-    try:
-        completions = list[Sample]()
-        for start in range(0, n, model.max_n):
-            completions += await _complete(model, messages, min(model.max_n, n - start), seed + start, options, config)
-    except UsertwinError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ModelError(f'the model "{model.name}" did not answer: {reason}') from without_secrets(error)
-    samples = [_answer(completion, stop, prompt) for completion in completions]
-    if model.cache is not None and all(_is_answered(answer) and readable(answer.text) for answer in samples):
-        model.cache.put(request, [(c.text, astuple(c.usage), *([True] if c.at_limit else [])) for c in completions])
-    ledger.record(model, samples)
-    return samples
+    ledgers = [book for book in (ledger, model.ledger) if book is not None]
+    answer = partial(_answer, stop=stop, prompt=prompt)
+    words = None if model.token_writer is None else next_token
+
+    async def generate() -> list[Sample]:
+        """Return the completions as the model wrote them."""
+        if words is not None:
+            written = await _write(
+                model, messages, words, n=n, seed=seed, max_tokens=max_tokens or _MOST_TOKENS, temperature=temperature,
+                stop=stop, use_cache=not bypass_cache,
+            )  # fmt: skip
+            _record(ledgers, model, written)
+            return written
+        known = _from_stored((model.cache and model.cache.get(request, list[_Stored])) or ())
+        if known and all(readable(answer(completion).text) for completion in known):
+            _record_hits(ledgers, known)
+            return known
+        completions = await _complete_all(model, messages, n, seed, options, config, _on_retry(ledgers))
+        answers = list(map(answer, completions))
+        if model.cache is not None and all(_is_answered(a) and readable(a.text) for a in answers):
+            model.cache.put(request, _to_stored(completions))
+        _record(ledgers, model, completions)
+        return completions
+
+    if model.recording is None:
+        return list(map(answer, await generate()))
+    question = {
+        "identity": model.identity, "style": model.style, "prompts": dict(model.recording.prompts), "messages": messages,
+        "n": n, "seed": seed, "options": options,
+    } | ({} if words is None else _words_question(words, max_tokens, temperature, stop))  # fmt: skip
+
+    async def ask() -> list[_Stored]:
+        return _to_stored(await generate())
+
+    stored, was_recorded = await model.recording.recording.ask("completion", model.name, question, ask)
+    completions = _from_stored(stored)
+    if was_recorded:
+        _record_hits(ledgers, completions)
+    return list(map(answer, completions))
 
 
 async def sample_readable(
@@ -276,6 +218,41 @@ def limit_error(model: ChatModel, max_tokens: int | None) -> ModelError:
     return ModelError(f'the model "{model.name}" stopped at {limit} before it answered; {way_out}')
 
 
+def _record(ledgers: Sequence[Ledger], model: ChatModel, completions: Sequence[Sample]) -> None:
+    for ledger in ledgers:
+        ledger.record(model, completions)
+
+
+def _record_hits(ledgers: Sequence[Ledger], completions: Sequence[Sample]) -> None:
+    set_on_current_span({"usertwin.cache_hit": True})
+    for ledger in ledgers:
+        ledger.record_hits(len(completions))
+
+
+def _on_retry(ledgers: Sequence[Ledger]) -> Callable[[], None]:
+    def record() -> None:
+        for ledger in ledgers:
+            ledger.record_retry()
+
+    return record
+
+
+def _to_stored(completions: Sequence[Sample]) -> list[_Stored]:
+    return [(c.text, astuple(c.usage), True) if c.at_limit else (c.text, astuple(c.usage)) for c in completions]
+
+
+def _from_stored(stored: Sequence[_Stored]) -> list[Sample]:
+    return [Sample(text, Usage(*counts[:3]), bool(at_limit)) for text, counts, *at_limit in stored]
+
+
+def _words_question(words: NextToken, max_tokens: int | None, temperature: float, stop: Sequence[str]) -> dict[str, Any]:
+    """Return what a recording knows a call of the token writer by. UsageError if the probabilities do not say what they are."""
+    content = getattr(words, "content", None)
+    if content is None:
+        raise UsageError("the probabilities of the next token have no `content`, so their completions cannot be recorded")
+    return {"words": content, "max_tokens": max_tokens, "temperature": temperature, "stop": list(stop)}
+
+
 def _answer(completion: Sample, stop: Sequence[str], prompt: str) -> Sample:
     """Return a completion without its reasoning, cut at the first stop sequence."""
     text, defect = without_reasoning(completion.text, prompt)
@@ -291,16 +268,47 @@ def _is_answered(answer: Sample) -> bool:
     return bool(answer.text.strip()) or not answer.at_limit
 
 
+async def _write(model: ChatModel, messages: Messages, words: NextToken, **options: Any) -> list[Sample]:
+    """Return completions of the model's token writer."""
+    assert model.token_writer is not None
+    async with model.limit or nullcontext():
+        return list(map(_written_sample, await model.token_writer.write(messages, words, **options)))
+
+
+async def _complete_all(
+    model: ChatModel, messages: Messages, n: int, seed: int, options: Mapping[str, Any], config: RunnableConfig | None,
+    on_retry: Callable[[], None],
+) -> list[Sample]:  # fmt: skip
+    """Return n completions, from several requests if the model gives fewer at a time. ModelError if it does not answer."""
+    completions = list[Sample]()
+    try:
+        for start in range(0, n, model.max_n):
+            count = min(model.max_n, n - start)
+            completions += await _complete(model, messages, count, seed + start, options, config, on_retry)
+    except UsertwinError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f'the model "{model.name}" did not answer: {reason}') from without_secrets(error)
+    return completions
+
+
 async def _complete(
-    model: ChatModel, messages: Messages, n: int, seed: int, options: Mapping[str, Any], config: RunnableConfig | None
-) -> list[Sample]:
+    model: ChatModel, messages: Messages, n: int, seed: int, options: Mapping[str, Any], config: RunnableConfig | None,
+    on_retry: Callable[[], None],
+) -> list[Sample]:  # fmt: skip
     """Return n completions, from one request with `n` if the model supports it."""
+
+    async def send(request: Callable[..., Awaitable[list[AIMessage]]], options: Mapping[str, Any]) -> list[AIMessage]:
+        async with model.limit or nullcontext():
+            return await model.retries.run(partial(request, model, messages, config, options), on_retry)
+
     batched: list[AIMessage] = []
     if n > 1 and model.supports_sampling_params and hasattr(model.chat, "n"):
-        batched = await _ask(partial(_request_many, model, messages, config), {**options, "n": n, "seed": seed})
+        batched = await _ask(partial(send, _request_many), {**options, "n": n, "seed": seed})
     missing = range(len(batched), n)  # all of them, or the rest if the endpoint ignores "n"
     requests = [{**options, "seed": seed + i} if model.supports_sampling_params else options for i in missing]
-    single = await gather(*(_ask(partial(_request_one, model, messages, config), request) for request in requests))
+    single = await gather(*(_ask(partial(send, _request_one), request) for request in requests))
     # Every message of a batched reply carries the usage of the whole reply.
     usages = [_usage(message) if i == 0 else Usage() for i, message in enumerate(batched)] + [_usage(m) for [m] in single]
     replies = [*batched, *(message for [message] in single)]

@@ -25,14 +25,25 @@ class CompletionCache:
     """Completions by request, in a private SQLite file that is created if missing.
 
     A completion is on disk before it is used, so a killed run repeats no finished call, but for the unreadable ones of a judge.
+    Several threads and processes may use a file at the same time.
+
+    Args:
+        path: the file.
+        read_only: whether the file must exist and is never written.
 
     Raises:
         ModelError: the file cannot be read or written.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    _NAME, _WAY_OUT = "the completion cache", "delete the file and try again"
+
+    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
         self._path, self._lock = Path(path), threading.Lock()
         try:
+            if read_only:
+                uri = f"{self._path.absolute().as_uri()}?mode=ro"
+                self._database = sqlite3.connect(uri, uri=True, check_same_thread=False, timeout=30.0)
+                return
             create_database(self._path)
             self._database = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
             self._database.executescript(  # synchronous=NORMAL survives a kill; a power failure costs one call
@@ -46,7 +57,7 @@ class CompletionCache:
         """Return the cached completion as a value of this type, by default any JSON value; None if there is none."""
         try:
             with self._lock:
-                row = self._database.execute("SELECT answer FROM answers WHERE key = ?", (_key(request),)).fetchone()
+                row = self._database.execute("SELECT answer FROM answers WHERE key = ?", (request_key(request),)).fetchone()
             value = None if row is None else parse_json(row[0])
             return value if value is None or shape is object else as_type(shape, value)
         except (sqlite3.Error, ValueError, TypeError, AttributeError) as error:  # the last two: a value that is no text
@@ -54,10 +65,18 @@ class CompletionCache:
 
     def put(self, request: Sequence[object], completion: object) -> None:
         """Store a completion durably."""
+        self._put("REPLACE", request, completion)
+
+    def put_first(self, request: Sequence[object], completion: object) -> Any:
+        """Store a completion durably unless the request has one, and return the one that is stored, as its JSON value."""
+        self._put("IGNORE", request, completion)
+        return self.get(request)
+
+    def _put(self, conflict: str, request: Sequence[object], completion: object) -> None:
         try:
             with self._lock, self._database:
-                row = (_key(request), json.dumps(completion))
-                self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", row)
+                row = (request_key(request), json.dumps(completion))
+                self._database.execute(f"INSERT OR {conflict} INTO answers VALUES (?, ?)", row)
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 
@@ -67,8 +86,9 @@ class CompletionCache:
             self._database.close()
 
     def _unusable(self, error: Exception) -> ModelError:
-        return ModelError(f"{self._path}: the completion cache cannot be used ({error}); delete the file and try again")
+        return ModelError(f"{self._path}: {self._NAME} cannot be used ({error}); {self._WAY_OUT}")
 
 
-def _key(request: Sequence[object]) -> bytes:
+def request_key(request: Sequence[object]) -> bytes:
+    """Return the hash of a request: of its JSON text, whatever the order of the keys of its objects."""
     return hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=True).encode()).digest()

@@ -8,7 +8,8 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Protocol, TypeAlias
 
 #: (token ids of the turn so far, the model's probabilities of likely tokens) -> probabilities of the next token. These may sum
-#: to less than 1, since unlikely tokens are left out.
+#: to less than 1, since unlikely tokens are left out. One whose completions are recorded has an attribute `content`, the JSON
+#: value of all that determines it beside the model.
 NextToken: TypeAlias = Callable[[Sequence[int], Mapping[int, float]], Mapping[int, float]]
 
 

@@ -6,15 +6,16 @@ after adding and forgetting.
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from hashlib import sha256
 from math import exp, fsum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from usertwin.memory.models.scoring import Likelihood
-from usertwin.memory.models.token_writer import NextToken
 from usertwin.memory.triples import Triple
 
 from .ngram_model import NgramModel
@@ -38,20 +39,26 @@ class OwnWords:
         encode: splits turns as the model does into whose probabilities the words are mixed.
         vocabulary_size: the number of the model's token ids.
         triples: the memory.
-        others: turns of other people, none of a held-out conversation.
     """
 
-    def __init__(self, encode: Encode, vocabulary_size: int, triples: Sequence[Triple], others: Sequence[str] = ()) -> None:
+    def __init__(self, encode: Encode, vocabulary_size: int, triples: Sequence[Triple]) -> None:
         self._encode, self._vocabulary_size = encode, vocabulary_size
         pairs = sorted((t.pair for t in triples if not t.pair.abandoned), key=lambda pair: pair.when)
-        self._times = [pair.when for pair in pairs]
-        self._tokens = encode([pair.action for pair in pairs])
-        self.others = NgramModel(encode(others), vocabulary_size, ORDER) if others else None
+        self._times, self._actions = [pair.when for pair in pairs], [pair.action for pair in pairs]
+        self._tokens = encode(self._actions)
         self._of_first = lru_cache(maxsize=2)(self._model_of_first)
+        self._digest_of_first = lru_cache(maxsize=2)(self._hash_of_first)
 
     def own(self, before: float) -> NgramModel:
         """Return the n-gram model of the turns that the person wrote before a time (see `Pair.when`)."""
         return self._of_first(bisect_left(self._times, before))
+
+    def digest(self, before: float) -> str:
+        """Return a hash of the turns that the words before a time come from: equal turns have the same words in any model."""
+        return self._digest_of_first(bisect_left(self._times, before))
+
+    def _hash_of_first(self, count: int) -> str:
+        return sha256(json.dumps([ORDER, self._actions[:count]]).encode()).hexdigest()
 
     def _model_of_first(self, count: int) -> NgramModel:
         return NgramModel(self._tokens[:count], self._vocabulary_size, ORDER)
@@ -63,13 +70,7 @@ class OwnWords:
         evidence: list[TokenEvidence] = []  # of the first tokens only, if the turn is too long to be scored whole
         for place, (token, nats) in enumerate(zip(tokens, likelihood.token_nats, strict=False)):
             history = tokens[:place]
-            evidence.append(
-                TokenEvidence(
-                    exp(nats), own.probability(history, token), own.match_length(history),
-                    others=0.0 if self.others is None else self.others.probability(history, token),
-                    others_match=0 if self.others is None else self.others.match_length(history),
-                )
-            )  # fmt: skip
+            evidence.append(TokenEvidence(exp(nats), own.probability(history, token), own.match_length(history)))
         return evidence
 
 
@@ -85,24 +86,29 @@ class WordMixture:
         nats = self.weights.nats(self.words.evidence(likelihood, action, before))
         return Likelihood(fsum(nats), len(nats), tuple(nats), likelihood.token_ends)
 
-    def next_token(self, before: float = float("inf")) -> NextToken:
-        """Return the mixture for writing a turn.
+    def next_token(self, before: float = float("inf")) -> MixedProbabilities:
+        """Return the mixture for writing a turn, with the words that the person wrote before a time."""
+        return MixedProbabilities(self, self.words.own(before), before)
 
-        It holds the model's likely tokens and those that followed the same words.
-        """
-        own, others = self.words.own(before), self.words.others
 
-        def mix(history: Sequence[int], model: Mapping[int, float]) -> dict[int, float]:
-            tokens = {*model, *own.continuations(history)} | (set() if others is None else others.continuations(history))
-            own_match, others_match = own.match_length(history), 0 if others is None else others.match_length(history)
-            return {
-                token: self.weights.mixed(
-                    TokenEvidence(
-                        model.get(token, 0.0), own.probability(history, token), own_match,
-                        others=0.0 if others is None else others.probability(history, token), others_match=others_match,
-                    )
-                )
-                for token in tokens
-            }  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class MixedProbabilities:
+    """A mixture for writing a turn (see `NextToken`): the model's likely tokens, and those that followed the same words."""
 
-        return mix
+    mixture: WordMixture
+    own: NgramModel
+    before: float
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What determines the mixture beside the model: the weights, and a hash of the turns that the words come from."""
+        return {"weights": asdict(self.mixture.weights), "turns": self.mixture.words.digest(self.before)}
+
+    def __call__(self, history: Sequence[int], model: Mapping[int, float]) -> dict[int, float]:
+        """Return the probabilities of the next token."""
+        own, weights = self.own, self.mixture.weights
+        match = own.match_length(history)
+        return {
+            token: weights.mixed(TokenEvidence(model.get(token, 0.0), own.probability(history, token), match))
+            for token in {*model, *own.continuations(history)}
+        }

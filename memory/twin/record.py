@@ -133,6 +133,7 @@ class TwinRecord:
             if format_ == 1:
                 raw["recipe"] = _recipe_of_format_1(raw["recipe"])
                 raw["settings"] = raw.get("settings") and _settings_of_format_1(raw["settings"])
+            _drop_words_of_others(raw)
             record = as_type(cls, raw)
             record.recipe.check()
             Persona.from_json(raw["persona"])
@@ -170,6 +171,13 @@ def _recipe_of_format_1(raw: Mapping[str, Any]) -> dict[str, Any]:
     if "fidelity" in recipe:
         recipe["fidelity"] = _FIDELITIES_1.get(recipe["fidelity"], recipe["fidelity"])
     return recipe
+
+
+def _drop_words_of_others(raw: Mapping[str, Any]) -> None:
+    """Remove the weights of a layer that development snapshots before 0.1.0 stored and never used."""
+    words = (raw.get("settings") or {}).get("words") or {}
+    if words.get("others") in ([], ()):
+        del words["others"]
 
 
 def _settings_of_format_1(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -22,13 +21,13 @@ from typing import IO, Any, cast
 
 from usertwin.personas import AgentError, ModelError, UsageError, UsertwinError
 
-from .shapes import AgentCall, as_agent
-from .turn import Failure, Message, clean, in_thread, run_turn
+from .call import AgentCall, Returned
+from .command import MAX_BYTES, end_of_process, kill_process
+from .shapes import as_agent
+from .turn import Failure, Message, OnlyToolCalls, clean, in_thread, run_turn
 
 #: Seconds in which the agent must be loaded, and in which its process may end by itself.
 _START, _END = 120.0, 2.0
-#: Bytes of a reply; the process itself accepts fewer characters.
-_MAX_BYTES = 256 * 2**20
 _CODE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from usertwin.simulator.agents.process import serve; serve()"
 
 
@@ -82,7 +81,7 @@ class AgentProcess(AgentCall):
             cast("IO[bytes]", process.stdin).close()  # tells it to end
         with suppress(subprocess.TimeoutExpired):
             process.wait(_END if process.poll() is None else 0)
-        _kill(process)
+        kill_process(process)
 
     def _start(self) -> dict[str, Any]:
         command = [sys.executable, "-c", _CODE, json.dumps(sys.path), self._spec]
@@ -98,11 +97,13 @@ class AgentProcess(AgentCall):
         try:
             answer = await in_thread(partial(_exchange, process, {"messages": messages, "thread_id": thread_id}))
         except BaseException:  # late, or its answers cannot be understood
-            _kill(process)
+            kill_process(process)
             raise
+        if answer.get("messages"):
+            raise OnlyToolCalls(clean(str(answer["error"])), answer["messages"])
         if "error" in answer:
             raise AgentError(clean(str(answer["error"])))
-        return answer.get("replies")
+        return Returned(answer.get("replies"), answer.get("state"), is_new=True)
 
 
 def _exchange(process: subprocess.Popen[bytes], request: dict[str, Any]) -> dict[str, Any]:
@@ -115,11 +116,11 @@ def _exchange(process: subprocess.Popen[bytes], request: dict[str, Any]) -> dict
 
 def _read(process: subprocess.Popen[bytes], when: str) -> dict[str, Any]:
     """Return the next answer of the process. AgentError if it has ended, or writes something else."""
-    line = cast("IO[bytes]", process.stdout).readline(_MAX_BYTES)
+    line = cast("IO[bytes]", process.stdout).readline(MAX_BYTES)
     if not line:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_END)
-        raise AgentError(f"the agent's process {_end_of(process)} {when}")
+        raise AgentError(f"the agent's process {end_of_process(process)} {when}")
     try:
         answer: object = json.loads(line)
     except ValueError:
@@ -127,26 +128,6 @@ def _read(process: subprocess.Popen[bytes], when: str) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise AgentError(f"the agent's process wrote to its connection with usertwin {when}")
     return cast("dict[str, Any]", answer)
-
-
-def _end_of(process: subprocess.Popen[bytes]) -> str:
-    code = process.returncode
-    if code is None:
-        return "closed its connection with usertwin"
-    if code >= 0:
-        return f"ended with exit code {code}"
-    with suppress(ValueError):
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"was killed by signal {-code}"
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with suppress(OSError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)  # its group has its own id, also when only children are left
-        else:
-            process.kill()
-    process.wait()
 
 
 def _importable_name(agent: Any) -> str:
@@ -201,4 +182,7 @@ async def _serve(call: AgentCall, requests: IO[bytes], send: Callable[[dict[str,
     while line := await waiting.get():
         request = json.loads(line)
         result = await run_turn(call, request["messages"], request["thread_id"], float("inf"))
-        send({"error": result.error} if isinstance(result, Failure) else {"replies": result})
+        if isinstance(result, Failure):
+            send({"error": result.error, "messages": result.messages})
+        else:
+            send({"replies": result, "state": call.state_so_far(request["thread_id"])})

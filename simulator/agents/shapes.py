@@ -10,79 +10,53 @@ import importlib.util
 import inspect
 import os.path
 import sys
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from usertwin.memory import ChatModel
 from usertwin.memory.models.chat import limit_error, sample
 from usertwin.personas import AgentError, UsageError
 
 from ..backends.model_name import ModelName, kind_of
-from .replies import as_replies, collect
+from .arguments import Moment, arguments_of
+from .call import AgentCall, Function, Returned
+from .command import command_agent
+from .endpoint import endpoint_agent
+from .frameworks import framework_agent
+from .graphs import graph_agent, runnable_function
+from .http_file import http_agent
 from .turn import Message, clean, describe, in_thread, name_of
 
-#: (messages so far, thread id) -> whatever the agent returns.
-Function = Callable[[list[Message], str], Awaitable[Any]]
-
-#: Parameter names of a plain function, and so the arguments that it can get.
-_ARGUMENTS = ("messages", "message", "input", "thread_id")
 #: Kinds of models that can be named as an agent.
 _MODEL_KINDS = {"local", "hf", "transformers", "openai", "scripted"}
+#: Methods by which an object that cannot be called is called, the asynchronous ones first.
+_METHODS = (
+    "acall", "call", "achat", "chat", "areply", "reply", "arespond", "respond", "aanswer", "answer", "aask", "ask", "arun",
+    "run", "ainvoke", "invoke", "aquery", "query", "apredict", "predict", "acomplete", "complete", "asend_message",
+    "send_message", "on_message", "handle_message", "handle", "process", "agenerate_reply", "generate_reply",
+    "agenerate", "generate",
+)  # fmt: skip
 #: Awaitables that may be nested in what a function returns.
 _MAX_AWAITS = 10
 #: Tokens of a reply of a model in this process: enough to reason, and an end for one that finds none.
 _MAX_TOKENS = 8192
-_HELP = (
-    "use a function (sync or async) of the messages, a LangChain runnable, a LangGraph graph, "
-    '"module:attribute", "demo", or a model such as "openai:NAME@URL"'
+_NAMED = (
+    '"module:attribute", "demo", a model such as "openai:NAME@URL", "http:FILE.toml" for any HTTP endpoint, or '
+    '"command:PROGRAM ARGUMENTS"'
 )
-
-
-class AgentCall:
-    """An agent as one async call: (messages so far, thread id) -> its new messages.
-
-    Attributes:
-        ours: whether it runs no code of the agent's in this process.
-        own_loop: whether `run_turn` runs it in the event loop that agents have behind synchronous functions.
-    """
-
-    def __init__(self, function: Function, *, ours: bool = False) -> None:
-        self.function, self.ours, self.own_loop = function, ours, False
-
-    async def __call__(self, messages: Sequence[Message], thread_id: str) -> list[Message]:
-        """Return the new messages. AgentError if what the agent returned cannot be read; what it raises is passed on."""
-        given = [dict(message) for message in messages]  # an agent may change its copy
-        copies = tuple(given)
-        returned = await self.function(given, thread_id)
-        if type(returned) is str:
-            return as_replies(returned)  # plain text needs no thread to be read in
-        if isinstance(returned, AsyncIterable):
-            returned = await collect(cast("AsyncIterable[Any]", returned))
-        return await in_thread(partial(as_replies, returned, () if self.ours else messages, copies))
-
-    def in_own_loop(self) -> AgentCall:
-        """Return the same call for a synchronous function."""
-        if self.ours:
-            return self
-        call = AgentCall(self.function)
-        call.own_loop = True
-        return call
-
-    async def begin(self) -> None:
-        """Prepare for the next conversation."""
-
-    def close(self) -> None:
-        """End what was begun."""
+_HELP = (
+    "use a function (sync or async) of the messages or of the user's message, an object with a method such as chat or reply, "
+    f"a LangChain runnable, a LangGraph graph, an agent of OpenAI's Agents SDK or Pydantic AI, {_NAMED}"
+)
 
 
 def as_agent(agent: Any) -> AgentCall:
     """Return an agent of any accepted shape as an async call.
 
-    An agent is a function of `messages` (or of any of `message`, `input`, `thread_id`, by name), a LangChain runnable or
-    LangGraph graph, a `ChatModel`, or a string: see `load_agent`.
+    An agent is a function (see `arguments.py` for its arguments), an object with a method such as `chat`, a LangChain runnable
+    or LangGraph graph, an agent of OpenAI's Agents SDK or Pydantic AI, a `ChatModel`, or a string: see `load_agent`.
 
     Raises:
         UsageError: the agent has another shape, or is a function with unknown parameters.
@@ -90,20 +64,29 @@ def as_agent(agent: Any) -> AgentCall:
     if isinstance(agent, AgentCall):
         return agent
     if isinstance(agent, str):
-        return AgentCall(_model(load_agent(agent)), ours=True) if _is_model(agent) else as_agent(load_agent(agent))
+        return _named_agent(agent)
     if isinstance(agent, ChatModel):
         return AgentCall(_model(agent))
     try:
+        if isinstance(agent, type):
+            return as_agent(_instance(agent))
+        if (call := framework_agent(agent)) is not None:
+            return call
         if hasattr(agent, "ainvoke"):
-            return AgentCall(_graph(agent) if hasattr(agent, "checkpointer") else _runnable(agent))
+            return graph_agent(agent) if hasattr(agent, "checkpointer") else AgentCall(runnable_function(agent))
         if callable(agent):
             return AgentCall(_function(agent))
+        for name in _METHODS:
+            if callable(method := getattr(agent, name, None)):
+                return AgentCall(_function(method, is_method=True))
         shown = repr(agent)
     except UsageError:
         raise
     except Exception as error:  # code of the agent's
         raise UsageError(f"an agent of the class {name_of(agent)} cannot be used: {describe(error)}") from error
-    raise UsageError(f"{clean(shown)} is not an agent; {_HELP}")
+    if hasattr(agent, "compile") and hasattr(agent, "add_node"):
+        raise UsageError(f"{name_of(agent)} is a graph that is not compiled; use its compile()")
+    raise UsageError(f"{clean(shown)} is not an agent ({name_of(agent)}); {_HELP}")
 
 
 def load_agent(spec: str) -> Any:
@@ -119,9 +102,11 @@ def load_agent(spec: str) -> Any:
         return help_desk
     if _is_model(spec):
         return _load_model_agent(spec)
+    if spec.startswith(("http:", "command:")):
+        return as_agent(spec)
     module_name, _, attribute = spec.partition(":")
     if not module_name or module_name.startswith(".") or not attribute:
-        raise UsageError(f'"{spec}" is not an agent; use module:attribute, demo, or a model such as openai:NAME@URL')
+        raise UsageError(f'"{spec}" is not an agent; use {_NAMED}')
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -135,6 +120,22 @@ def load_agent(spec: str) -> Any:
         raise UsageError(f'"{spec}": the module "{module_name}" has no "{attribute}"') from None
     except Exception as error:  # a __getattr__ of the module
         raise UsageError(f'"{spec}": the attribute cannot be read: {describe(error)}') from error
+
+
+def _named_agent(spec: str) -> AgentCall:
+    if spec.startswith("http:") or (spec.startswith("https:") and not spec.endswith(".toml")):
+        rest = spec.partition(":")[2]
+        if rest.startswith("//"):
+            raise UsageError(
+                f'"{spec}" is a URL, and does not say what to send there; for an OpenAI-compatible endpoint use '
+                "openai:NAME@URL, for any other write a TOML file and use http:FILE.toml (docs/agents.md)"
+            )
+        return http_agent(rest)
+    if spec.startswith("command:"):
+        return command_agent(spec.partition(":")[2])
+    if _is_model(spec):
+        return endpoint_agent(spec) if kind_of(spec) == "openai" else AgentCall(_model(load_agent(spec)), ours=True)
+    return as_agent(load_agent(spec))
 
 
 def _is_model(spec: str) -> bool:
@@ -158,14 +159,24 @@ def _load_model_agent(spec: str) -> ChatModel:
     return load_model(spec, style="instruction" if parsed.is_local else None)
 
 
-def _function(function: Callable[..., Any]) -> Function:
-    names = _argument_names(function)
+def _instance(kind: type) -> Any:
+    """Return an object of a class whose objects are agents. UsageError if it needs arguments, or they are none."""
+    is_agent = "__call__" in dir(kind) and any("__call__" in vars(base) for base in kind.__mro__[:-1])
+    if not is_agent and not any(hasattr(kind, name) for name in _METHODS):
+        raise UsageError(f"the class {clean(kind.__name__)} is not an agent; {_HELP}")
+    try:
+        inspect.signature(kind).bind()
+    except TypeError:
+        raise UsageError(f"{clean(kind.__name__)} is a class that needs arguments; give an object of it") from None
+    return kind()
+
+
+def _function(function: Callable[..., Any], *, is_method: bool = False) -> Function:
+    arguments = arguments_of(function, is_method=is_method)
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
     async def call(messages: list[Message], thread_id: str) -> Any:
-        last = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
-        known = {"messages": messages, "message": {"role": "user", "content": last}, "input": last, "thread_id": thread_id}
-        bound = partial(function, *(() if names else (messages,)), **{name: known[name] for name in names})
+        bound = arguments.bind(function, Moment(messages, thread_id))
         returned = bound() if is_async else await in_thread(bound)
         for _ in range(_MAX_AWAITS):
             if not inspect.isawaitable(returned):
@@ -176,71 +187,19 @@ def _function(function: Callable[..., Any]) -> Function:
     return call
 
 
-def _argument_names(function: Callable[..., Any]) -> list[str]:
-    """Return the known arguments that a function takes by name; [] if it takes the messages as its one positional argument.
-
-    Raises:
-        UsageError: the function requires other arguments.
-    """
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        parameters = {"messages": inspect.Parameter("messages", inspect.Parameter.POSITIONAL_OR_KEYWORD)}
-    plain = [p for p in parameters.values() if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
-    names = [p.name for p in plain if p.name in _ARGUMENTS and p.kind != p.POSITIONAL_ONLY]
-    unknown = [p.name for p in plain if p.name not in names and p.default is p.empty]
-    required = [p.name for p in plain if p.default is p.empty and p.kind != p.KEYWORD_ONLY]
-    positional = not names and len(unknown) == 1 and unknown == required
-    variadic = any(p.kind == p.VAR_POSITIONAL for p in parameters.values())
-    if (unknown and not positional) or not (names or positional or variadic):
-        raise UsageError(
-            f"the agent {getattr(function, '__name__', function)!s} takes {', '.join(unknown) or 'no arguments'}; "
-            f"give it one argument for the messages, or any of {', '.join(_ARGUMENTS)}"
-        )
-    return names
-
-
-def _runnable(runnable: Any) -> Function:
-    try:
-        fields: Mapping[str, Any] = runnable.get_input_jsonschema().get("properties", {})
-    except Exception:  # not every runnable can describe its input
-        fields = {}
-
-    async def call(messages: list[Message], thread_id: str) -> Any:
-        runnable_input: Any = {"messages": messages} if "messages" in fields else messages
-        return await runnable.ainvoke(runnable_input, {"configurable": {"thread_id": thread_id}})
-
-    return call
-
-
-def _graph(graph: Any) -> Function:
-    """Return the call of a LangGraph graph over `messages`. A graph with a checkpointer gets only the new messages."""
-
-    async def call(messages: list[Message], thread_id: str) -> Any:
-        new = messages
-        if graph.checkpointer:
-            last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=-1)
-            new = messages[last + 1 :]
-        config = {"configurable": {"thread_id": thread_id}}
-        before = len((await graph.aget_state(config)).values.get("messages", [])) if graph.checkpointer else 0
-        state = await graph.ainvoke({"messages": new}, config)
-        if not isinstance(state, Mapping) or "messages" not in state:
-            raise AgentError('the agent\'s graph returned no "messages"')
-        if new:  # as_replies finds what follows it, even if the graph drops or replaces messages
-            return cast("Any", state)
-        return cast("Sequence[Any]", state["messages"])[before:]
-
-    return call
-
-
 def _model(model: ChatModel) -> Function:
+    """Return the call of a model. One in this process, which may be small, is prompted as an assistant."""
+    is_here = kind_of(model.name) in _MODEL_KINDS - {"openai"}
     limit = _MAX_TOKENS if kind_of(model.name) in {"local", "hf", "transformers"} else None
+    prefix = [("system", "You are a helpful assistant. Answer briefly.")] if is_here else []
 
-    async def call(messages: list[Message], thread_id: str) -> str:
-        prompt = [("system", "You are a helpful assistant. Answer briefly."), *((m["role"], m["content"]) for m in messages)]
+    async def call(messages: list[Message], thread_id: str) -> Any:
+        prompt = [*prefix, *((m["role"], m["content"]) for m in messages if m["role"] != "tool" and m["content"])]
         [reply] = await sample(model, prompt, max_tokens=limit)
-        if reply.at_limit and not reply.text.strip():
+        text = reply.text.strip()
+        if reply.at_limit and not text:
             raise limit_error(model, limit)
-        return reply.text.strip()
+        message = {"role": "assistant", "content": text}
+        return Returned(message | ({"finish_reason": "length"} if reply.at_limit else {}), is_new=True)
 
     return call

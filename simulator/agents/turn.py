@@ -49,12 +49,21 @@ class Call(Protocol):
         ...
 
 
+class OnlyToolCalls(AgentError):
+    """The agent called tools and said nothing; `messages` are its calls."""
+
+    def __init__(self, text: str, messages: Sequence[Message]) -> None:
+        super().__init__(text)
+        self.messages = tuple(messages)
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How the agent failed: the stop reason of its conversation, and one sentence."""
+    """How the agent failed: the stop reason of its conversation, one sentence, and its messages without a text, if any."""
 
     reason: Literal["agent_error", "agent_timeout"]
     error: str
+    messages: tuple[Message, ...] = ()
 
 
 async def run_turn(call: Call, messages: Sequence[Message], thread_id: str, timeout: float) -> list[Message] | Failure:
@@ -127,7 +136,7 @@ async def _outcome(steps: _Steps) -> _Outcome:
             text = await in_thread(partial(failure_text, error))  # an exception's text may be code that hangs
         except BaseException:
             text = f"the agent raised {name_of(error)}"
-        result = Failure("agent_error", text)
+        result = Failure("agent_error", text, error.messages if isinstance(error, OnlyToolCalls) else ())
     return _Outcome(result, time.perf_counter())
 
 

@@ -12,11 +12,13 @@ from typing import Self
 from usertwin.memory import ChatModel, Embedder, Settings, TwinRecord, existing_twin
 from usertwin.memory.concurrency import to_thread
 from usertwin.memory.models.chat import PromptStyle, Usage
+from usertwin.memory.models.recording import Recording
 
 from ..agents import AgentCall
 from ..backends.load import load_model
 from ..conversation import TurnLimits, converse
 from ..reasoner import load_own_embedder
+from ..recording import RecordedEmbedder, load_user, recorded_agent, recorded_model, replayed_model
 from ..records import Exchange, Simulation
 from ..user import SimulatedUser
 from .jobs import Job, Spending
@@ -29,14 +31,16 @@ class Twins:
         home: the folder of all twins; by default USERTWIN_HOME, else the user's data folder.
         model: the model that acts.
         style: how to prompt it, if not in its default style.
-        opened: twins that are open already; they are not closed here.
+        opened: twins that are open already; they are not closed here, and not recorded.
+        recording: records the models, or replays them.
     """
 
     def __init__(
         self, home: str | Path | None = None, model: str | ChatModel = "local", *, style: PromptStyle | None = None,
-        opened: Mapping[str, SimulatedUser] | None = None,
+        opened: Mapping[str, SimulatedUser] | None = None, recording: Recording | None = None,
     ) -> None:  # fmt: skip
-        self.home, self._style = home, style
+        self.home, self.recording = home, recording
+        self._style: PromptStyle | None = style
         self._model = model
         self._embedders: dict[str, Embedder] = {}
         self._users = dict(opened or {})
@@ -46,8 +50,14 @@ class Twins:
     @property
     def model(self) -> ChatModel:
         """The model that acts, loaded when it is first asked for."""
+        recording = self.recording
         if isinstance(self._model, str):
-            self._model = load_model(self._model, style=self._style)
+            if recording is not None and recording.is_replay:
+                self._model = replayed_model(self._model, recording, self._style)
+            else:
+                self._model = load_model(self._model, style=self._style)
+        if recording is not None and self._model.recording is None:
+            self._model = recorded_model(self._model, recording)
         return self._model
 
     def record(self, name: str) -> TwinRecord:
@@ -67,10 +77,15 @@ class Twins:
 
     def _load(self, name: str) -> SimulatedUser:
         record = self.record(name)
-        key = record.recipe.embedder
-        if key not in self._embedders:
-            self._embedders[key] = load_own_embedder(record, existing_twin(name, self.home))
-        user = SimulatedUser.load(name, home=self.home, model=self.model, embedder=self._embedders[key])
+        key, recording = record.recipe.embedder, self.recording
+        if key not in self._embedders and (recording is None or not recording.is_replay):
+            embedder = load_own_embedder(record, existing_twin(name, self.home))
+            self._embedders[key] = embedder if recording is None else RecordedEmbedder(embedder, recording)
+        embedder = self._embedders.get(key)
+        if recording is None:
+            user = SimulatedUser.load(name, home=self.home, model=self.model, embedder=embedder)
+        else:
+            user = load_user(name, recording, home=self.home, model=self.model, embedder=embedder)
         return self._stack.enter_context(user)
 
     def __enter__(self) -> Self:
@@ -86,48 +101,54 @@ class LocalExecutor:
 
     Attributes:
         twins: the twins.
-        call: the agent, shared by all slots; None if each slot has one of its own.
-        new_call: returns an agent for a slot, such as a process.
+        new_call: returns the agent for a slot, such as a process of its own; None in a replay.
+        owns_call: whether the agent ends with its slot.
         limits: what bounds each turn.
+        recording: the recording of the run, if there is one; `spec` names the agent in it.
+        spec: the agent's name.
     """
 
     twins: Twins
-    call: AgentCall | None
+    new_call: Callable[[], AgentCall | None]
+    owns_call: bool
     limits: TurnLimits
-    new_call: Callable[[], AgentCall] | None = None
+    recording: Recording | None = None
+    spec: str = ""
 
     def slot(self) -> LocalSlot:
         """Return a new place for conversations."""
-        own = self.new_call() if self.call is None and self.new_call is not None else None
-        call = own or self.call
-        if call is None:
-            raise ValueError("an executor needs an agent: call or new_call")
-        return LocalSlot(self.twins, call, self.limits, own)
+        return LocalSlot(self, self.new_call())
 
 
 @dataclass(frozen=True, slots=True)
 class LocalSlot:
-    """A place for conversations in this process; `own` is the agent if it ends with the slot."""
+    """A place for conversations in this process, with its agent."""
 
-    twins: Twins
-    call: AgentCall
-    limits: TurnLimits
-    own: AgentCall | None
+    executor: LocalExecutor
+    call: AgentCall | None
 
     async def run(
         self, job: Job, simulation: Simulation, spending: Spending, on_exchange: Callable[[Exchange], None]
     ) -> Simulation:
         """Return the finished conversation; see `Slot`."""
-        user = await self.twins.open(job.twin)
-        limits = replace(self.limits, stop=spending)
-        return await converse(user, self.call, job.scenario, simulation=simulation, limits=limits, on_exchange=on_exchange)
+        executor, call = self.executor, self.call
+        user = await executor.twins.open(job.twin)
+        limits = replace(executor.limits, stop=spending)
+        if executor.recording is not None:
+            call = recorded_agent(call, executor.recording, executor.spec, conversation=f"{job.id}, seed {job.seed}")
+        if call is None:
+            raise ValueError("only a replay has no agent")
+        result = await converse(user, call, job.scenario, simulation=simulation, limits=limits, on_exchange=on_exchange)
+        if executor.recording is not None:
+            executor.recording.check()
+        return result
 
     def price_of(self, job: Job, usage: Usage) -> float | None:
         """Return the US dollars that model calls cost; None if the price is unknown."""
-        price = self.twins.model.price
+        price = self.executor.twins.model.price
         return None if price is None else price.cost_of(usage)
 
     def close(self) -> None:
         """End the agent if it is this slot's own."""
-        if self.own is not None:
-            self.own.close()
+        if self.executor.owns_call and self.call is not None:
+            self.call.close()

@@ -66,8 +66,8 @@ async def arun(
 
     Args:
         jobs: the conversations.
-        agent: the agent under test, in any shape that `as_agent` accepts.
-        twins: the twins of the jobs.
+        agent: the agent under test, in any shape that `as_agent` accepts; a replay needs its name only.
+        twins: the twins of the jobs, and the recording if there is one.
         options: how the run goes.
         arguments: what the manifest tells beside that, as JSON values.
         seed: the seed of the run, for the manifest; the jobs have theirs.
@@ -79,28 +79,34 @@ async def arun(
         UsageError: the agent has no known shape, or the folder holds a finished or another run, or another process works on it.
         TwinError, ModelError: a twin or a model cannot be opened.
     """
-    own_process = options.agent_process and not isinstance(agent, AgentCall)
-    call = AgentProcess(agent) if own_process else as_agent(agent)
+    own_process, recording = options.agent_process and not isinstance(agent, AgentCall), twins.recording
+    spec = options.spec or (agent if isinstance(agent, str) else _qualified_name(agent))
+    call: AgentCall | None = None
+    if recording is None or not recording.is_replay:
+        call = AgentProcess(agent) if own_process else as_agent(agent)
     progress = Progress(total=len(jobs), spending=spending or Spending(options.budget))
     with ExitStack() as stack:
-        if call is not agent:
+        if call is not None and call is not agent:
             stack.callback(call.close)
         if executor is None:
-            await call.begin()  # before the folder is created: an invalid agent leaves no folder behind
+            if call is not None:
+                await call.begin()  # before the folder is created: an invalid agent leaves no folder behind
             slots = None if options.agent_concurrency is None else asyncio.Semaphore(options.agent_concurrency)
             limits = TurnLimits(agent_timeout=options.agent_timeout, twin_timeout=options.twin_timeout, agent_slots=slots)
-            several = own_process and options.concurrency > 1
+            several = call is not None and own_process and options.concurrency > 1
             executor = LocalExecutor(
-                twins=twins, call=None if several else call, limits=limits,
-                new_call=(lambda: AgentProcess(agent)) if several else None,
+                twins=twins, new_call=(lambda: AgentProcess(agent)) if several else (lambda: call), owns_call=several,
+                limits=limits, recording=recording, spec=spec,
             )  # fmt: skip
-        folder, run_id, done = None, uuid4().hex, set[str]()
+        run_id: str = uuid4().hex
+        done = set[str]()
+        folder: RunFolder | None = None
         if options.out is not None:
             folder = RunFolder(options.out)
             stack.enter_context(exclusive_run(folder.path))
             scenarios = {job.scenario.name: job.scenario for job in jobs}
-            manifest = _manifest(jobs, agent, twins, options, arguments=arguments or {}, seed=seed)
-            done = folder.begin(manifest, [{"name": s.name} for s in scenarios.values()])
+            manifest = _manifest(jobs, spec, twins, options, arguments=arguments or {}, seed=seed)
+            done = folder.begin(manifest, [scenario.to_json() for scenario in scenarios.values()])
             run_id, progress.before = folder.run_id, len(done)
             progress.stop_reasons.update(simulation.stop_reason for simulation in folder.simulations())
             folder.summarize(progress.stop_reasons, finished=progress.done == progress.total)
@@ -108,22 +114,25 @@ async def arun(
 
         def finished(job: Job, simulation: Simulation, state: Progress) -> None:
             if folder is not None:
-                folder.summarize(state.stop_reasons, finished=False)
+                folder.summarize(state.stop_reasons, finished=False, dollars=progress.spending.dollars)
             watching.on_finished(job, simulation, state)
 
         is_finished = await run_jobs(
             jobs, executor, run_id=run_id, done=done, folder=folder, concurrency=options.concurrency, progress=progress,
-            watcher=Watcher(watching.on_exchange, finished),
+            watcher=Watcher(watching.on_exchange, finished, watching.checks),
         )  # fmt: skip
         if folder is not None:
             if is_finished:
                 folder.finish([job.id for job in jobs])
-            folder.summarize(progress.stop_reasons, finished=is_finished, stopped_by=progress.spending.exhausted)
+            spending = progress.spending
+            folder.summarize(
+                progress.stop_reasons, finished=is_finished, dollars=spending.dollars, stopped_by=spending.exhausted
+            )  # fmt: skip
     return progress
 
 
 def _manifest(
-    jobs: Sequence[Job], agent: Any, twins: Twins, options: RunOptions, *, arguments: Mapping[str, Any], seed: int
+    jobs: Sequence[Job], spec: str, twins: Twins, options: RunOptions, *, arguments: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
     """Return what repeats the run: the twins and their recipes, the models, the versions of prompts and packages, and so on."""
     model = twins.model
@@ -133,7 +142,7 @@ def _manifest(
         "agent_process": options.agent_process,
     }  # fmt: skip
     return {
-        "agent": options.spec or (agent if isinstance(agent, str) else _qualified_name(agent)),
+        "agent": spec,
         "twins": {
             name: {
                 "speaker": record.recipe.speaker, "learned_at": record.learned_at, "proposer": record.recipe.model,

@@ -84,7 +84,7 @@ class RunFolder:
         if not path.exists():
             _write_json(self.path / "scenarios.json", list(scenarios))
             _write_json(path, full)
-            self.run_id = full["run_id"]
+            self.run_id = started["run_id"]
             return set()
         known, expected = _read(path), parse_json(mask(_json(full)))
         if known.get("format") != _FORMAT or _is_finished(self.path):
@@ -123,9 +123,13 @@ class RunFolder:
                 partial_file.write_bytes(b"".join(lines[key] + b"\n" for key in sorted(lines, key=place.__getitem__)))
         (self.path / "unfinished.jsonl").unlink(missing_ok=True)
 
-    def summarize(self, stop_reasons: Counter[str], *, finished: bool, stopped_by: str | None = None) -> None:
-        """Write whether the run is finished, what stopped it if it is not, and how many conversations ended for each reason."""
+    def summarize(
+        self, stop_reasons: Counter[str], *, finished: bool, dollars: float | None = None, stopped_by: str | None = None
+    ) -> None:
+        """Write whether the run is finished, what stopped it if it is not, its cost, and how many ended for each reason."""
         summary: dict[str, Any] = {"finished": finished, "stop_reasons": dict(sorted(stop_reasons.items()))}
+        if dollars:  # local models cost nothing
+            summary["dollars"] = round(dollars, 6)
         write_private(self.path / "summary.json", _json(summary | ({"stopped_by": stopped_by} if stopped_by else {})))
 
     def simulations(self) -> Iterator[Simulation]:
@@ -180,7 +184,7 @@ def _simulation(raw: Any, *, speakers: Mapping[str, str], run_id: str, times: Ma
 
 def _without_times(simulation: Simulation) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a conversation as a JSON object without what differs from run to run, and its times."""
-    row = {"id": simulation.id, **simulation.to_json()}
+    row: dict[str, Any] = {"id": simulation.id, **simulation.to_json()}
     for key in ("seconds", "thread_id"):
         del row[key]
     row["exchanges"] = [

@@ -6,7 +6,7 @@ Where a conversation runs is the executor's business: in this process (local.py)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,7 +15,7 @@ from usertwin.memory.concurrency import run_concurrently
 from usertwin.memory.models.chat import Usage
 
 from ..conversation import ConversationStopped
-from ..records import Exchange, Simulation
+from ..records import CheckResult, Exchange, Simulation
 from .jobs import Job, Spending
 from .run_folder import RunFolder
 
@@ -85,10 +85,17 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Watcher:
-    """Callbacks of a run; each may raise to end it."""
+    """Callbacks of a run; each may raise to end it.
+
+    Attributes:
+        on_exchange: called with each complete exchange.
+        on_finished: called with each finished conversation, after it was written.
+        checks: returns the checks of the agent in a finished conversation, before it is written; None for no checks.
+    """
 
     on_exchange: Callable[[Job, Exchange, Progress], None] = lambda job, exchange, progress: None
     on_finished: Callable[[Job, Simulation, Progress], None] = lambda job, simulation, progress: None
+    checks: Callable[[Simulation], Awaitable[list[CheckResult]]] | None = None
 
 
 async def run_jobs(
@@ -127,6 +134,8 @@ async def _run_one(
 
     try:
         simulation = await slot.run(job, simulation, progress.spending, note)
+        if watcher.checks is not None:
+            simulation.checks = await watcher.checks(simulation)
     except BaseException as error:
         if folder is not None and simulation.exchanges:
             with suppress(OSError):  # the disk may be full, and that may be the error

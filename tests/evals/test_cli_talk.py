@@ -59,7 +59,7 @@ def test_simulate_writes_a_run_and_never_overwrites_one(ann: str, script: str, t
     assert {line["goal"] for line in lines} == {"You want a refund."}
     assert not any("refund" in message["content"] for line in lines for message in line["messages"])
     manifest = json.loads((out / "manifest.json").read_text("utf-8"))
-    assert (manifest["twin"], manifest["seed"], manifest["arguments"]["agent"]) == ("ann", 5, "demo")
+    assert (list(manifest["twins"]), manifest["seed"], manifest["agent"]) == (["ann"], 5, "demo")
     assert "holds a run already" in error_of(*command, "--out", out)
     assert len((out / "conversations.jsonl").read_text("utf-8").splitlines()) == 3
 

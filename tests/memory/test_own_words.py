@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from math import fsum, log
 
 import pytest
@@ -27,10 +26,10 @@ def triple(action: str, when: float) -> Triple:
     return Triple(Pair(speaker="Ann", context=(), action=action, goal="", conversation_id=f"c{when}", position=0, when=when))
 
 
-def own_words(*actions: str, others: Sequence[str] = ()) -> OwnWords:
+def own_words(*actions: str) -> OwnWords:
     scorer = FakeScorer()
     triples = [triple(action, float(place)) for place, action in enumerate(actions)]
-    return OwnWords(scorer.tokenize, scorer.vocabulary_size, triples, others)
+    return OwnWords(scorer.tokenize, scorer.vocabulary_size, triples)
 
 
 # n-gram models --------------------------------------------------------------------------------------------------------
@@ -86,11 +85,8 @@ def test_fitting_finds_the_share_of_own_words() -> None:
 def test_fitting_never_makes_the_tokens_less_likely_than_the_prior_does() -> None:
     rng = random.Random(5)
     for _ in range(20):
-        tokens = [
-            TokenEvidence(rng.random(), rng.random(), rng.randrange(5), others=rng.random(), others_match=rng.randrange(5))
-            for _ in range(50)
-        ]
-        prior = WordWeights(own=(0.1,) * 5, others=(0.1,) * 5)
+        tokens = [TokenEvidence(rng.random(), rng.random(), rng.randrange(5)) for _ in range(50)]
+        prior = WordWeights(own=(0.1,) * 5)
         fitted = fit_weights(tokens, prior, prior_tokens=1e-9)
         assert fsum(fitted.nats(tokens)) >= fsum(prior.nats(tokens)) - 1e-9
 
@@ -101,21 +97,14 @@ def test_a_weight_is_a_share_below_one(weight: float) -> None:
         WordWeights(own=(0.1, weight))
 
 
-def test_the_mixture_of_three_distributions_is_one() -> None:
-    words = own_words("yes sure thing", "yes please", others=["no thanks", "yes thanks"])
-    weights = WordWeights(own=(0.2, 0.3), others=(0.1, 0.4))
-    model, others = words.own(float("inf")), words.others
-    assert others is not None
+def test_the_mixture_of_two_distributions_is_one() -> None:
+    words = own_words("yes sure thing", "yes please")
+    weights, model = WordWeights(own=(0.2, 0.3)), words.own(float("inf"))
     history = FakeScorer().tokenize(["yes"])[0]
     total = fsum(
-        weights.mixed(
-            TokenEvidence(
-                1 / 2000, model.probability(history, token), model.match_length(history),
-                others=others.probability(history, token), others_match=others.match_length(history),
-            )
-        )
+        weights.mixed(TokenEvidence(1 / 2000, model.probability(history, token), model.match_length(history)))
         for token in range(2000)
-    )  # fmt: skip
+    )
     assert total == pytest.approx(1)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from conftest import recipe
 from usertwin.memory import Settings, TwinRecord, existing_twin, list_twins
+from usertwin.memory.own_words.word_weights import WordWeights
 from usertwin.memory.twin.record import default_home, twin_folder
 from usertwin.personas import Persona, TwinError
 
@@ -71,6 +72,18 @@ def test_names_that_are_not_folder_names_on_every_system_are_refused(name: str) 
 def test_names_of_windows_devices_are_refused(name: str) -> None:
     with pytest.raises(TwinError, match="cannot be a twin's name"):
         twin_folder(name)
+
+
+def test_weights_of_a_layer_that_was_never_used_are_left_out(tmp_path: Path) -> None:
+    replace(RECORD, settings=Settings(words=WordWeights(own=(0.1,)))).save(tmp_path)
+    raw = json.loads((tmp_path / "twin.json").read_text("utf-8"))
+    raw["settings"]["words"]["others"] = []
+    (tmp_path / "twin.json").write_text(json.dumps(raw), "utf-8")
+    assert TwinRecord.load(tmp_path).settings == Settings(words=WordWeights(own=(0.1,)))
+    raw["settings"]["words"]["others"] = [0.2]
+    (tmp_path / "twin.json").write_text(json.dumps(raw), "utf-8")
+    with pytest.raises(TwinError, match="is damaged"):
+        TwinRecord.load(tmp_path)
 
 
 # Recipes --------------------------------------------------------------------------------------------------------------

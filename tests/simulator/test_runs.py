@@ -154,7 +154,8 @@ def test_the_same_call_continues_a_stopped_run(user: SimulatedUser, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("change", "key"), [({"seed": 3}, '"seed"'), ({"goal": "a refund"}, '"scenarios"'), ({"count": 5}, '"conversations"')]
+    ("change", "key"),
+    [({"seed": 3}, '"seed"'), ({"goal": "a refund"}, '"scenarios"'), ({"count": 5}, '"conversations", "scenarios"')],
 )
 def test_another_unfinished_run_is_refused_and_unchanged(
     user: SimulatedUser, tmp_path: Path, change: dict[str, Any], key: str

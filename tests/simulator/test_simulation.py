@@ -386,8 +386,8 @@ def test_instructions_among_given_turns_of_any_shape_become_the_goal(user: Simul
     start = [SystemMessage("You want a window seat."), HumanMessage("hi"), {"role": "developer", "content": "Be quick."}]
     [simulation] = simulate_many(user, Desk(), max_turns=1, start=start, out=tmp_path / "run")
     assert simulation.goal == "You want a window seat.\nBe quick."
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
-    assert [m["role"] for m in manifest["arguments"]["start"]] == ["system", "user", "system"]
+    [scenario] = json.loads((tmp_path / "run" / "scenarios.json").read_text("utf-8"))
+    assert [m["role"] for m in scenario["start"]] == ["system", "user", "system"]
 
 
 def test_each_fault_belongs_to_one_side() -> None:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -84,6 +85,43 @@ json_option = click.option("--json", "json_file", type=file_path, help="Write al
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Check the input, print the cost estimate and the effective recipe, and stop."
 )
+
+
+_LIMITS = {
+    "--min-pass-rate": "Fail below this share of passed conversations, 0 to 1.",
+    "--min-goal-rate": "Fail below this share of conversations in which the goal was reached.",
+    "--max-agent-faults": "Fail above this share of errors and timeouts of the agent.",
+    "--max-twin-faults": "Fail above this share of conversations that the twin spoiled.",
+    "--max-reply-seconds": "Fail if fewer than 95% of the agent's replies come within this time.",
+}
+_THRESHOLD_OPTIONS = (
+    *(
+        click.option(name, type=float, metavar="SECONDS" if "seconds" in name else "SHARE", help=text)
+        for name, text in _LIMITS.items()
+    ),
+    click.option(
+        "--min-conversations", default=8, show_default=True, help="Usable conversations that a limit of the agent needs."
+    ),
+    click.option("--by-interval", is_flag=True, help="Hold the worse end of the 95% interval to the limits, not the share."),
+)  # fmt: skip
+
+
+def threshold_options(command: _Command) -> _Command:
+    """Add the options of limits to a command, which gets them as the argument `thresholds`."""
+
+    @wraps(command)
+    def with_thresholds(**arguments: Any) -> Any:
+        from usertwin.evals.agent_tests.thresholds import Thresholds
+
+        limits = {field.name: arguments.pop(field.name) for field in fields(Thresholds)}
+        return command(**arguments, thresholds=Thresholds(**limits))
+
+    for option in reversed(_THRESHOLD_OPTIONS):
+        option(with_thresholds)
+    return with_thresholds  # pyright: ignore[reportReturnType] - click calls it by name
+
+
+quiet_option = click.option("--quiet", is_flag=True, help="Of conversations with an agent, print one line and broken limits.")
 
 
 def parse_price(text: str | None) -> Price | None:

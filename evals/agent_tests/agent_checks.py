@@ -1,0 +1,132 @@
+"""The checks, the criteria and the judge of a run: loaded before its first turn, applied to each finished conversation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, cast
+
+from usertwin.memory import ChatModel
+from usertwin.memory.event_loop import run_sync
+from usertwin.memory.models.chat import Ledger
+from usertwin.personas import UsageError
+from usertwin.simulator.agents import load_agent
+from usertwin.simulator.records import CheckResult, Simulation
+
+from .checks import Check, Function, arun_check
+from .criteria import ajudge_criteria, ajudge_goal
+from .ready_made import ready_made
+
+
+class CheckedScenario(Protocol):
+    """What a scenario says about checks."""
+
+    @property
+    def name(self) -> str:
+        """The scenario's name."""
+        ...
+
+    @property
+    def checks(self) -> Sequence[Any]:
+        """Checks, as functions or names."""
+        ...
+
+    @property
+    def criteria(self) -> Sequence[str]:
+        """Sentences that a judge answers with yes or no."""
+        ...
+
+
+class AgentChecks:
+    """The checks of a run, a call of which gives the results of one conversation.
+
+    Args:
+        scenarios: those of the run, with checks and criteria of their own.
+        checks: further checks, of every conversation.
+        criteria: further criteria, of every conversation.
+        judge: the model that judges criteria.
+        judges_goal: whether it also judges if the twin's goal was reached.
+        seed: of the judge.
+        ledger: gets the judge's tokens and cost.
+
+    Raises:
+        UsageError: there is no check of a name, or there are criteria and no judge.
+    """
+
+    def __init__(
+        self, scenarios: Iterable[CheckedScenario] = (), *, checks: Iterable[Check | Function | str] = (),
+        criteria: Iterable[str] = (), judge: ChatModel | None = None, judges_goal: bool = False, seed: int = 0,
+        ledger: Ledger | None = None,
+    ) -> None:  # fmt: skip
+        self._checks, self._criteria = [as_check(check) for check in checks], list(criteria)
+        self._own: Mapping[str, tuple[list[Check], list[str]]] = {
+            scenario.name: ([as_check(check) for check in scenario.checks], list(scenario.criteria)) for scenario in scenarios
+        }
+        self._judge, self._judges_goal, self._seed, self._ledger = judge, judges_goal, seed, ledger
+        judged = [criterion for _, criteria in self._own.values() for criterion in criteria] + self._criteria
+        if judge is None and (judged or judges_goal):
+            what = f'the criterion "{judged[0]}"' if judged else "the goal"
+            raise UsageError(f"{what} needs a judge, and no model is named; name one with --judge")
+        if not all(criterion.strip() for criterion in judged):
+            raise UsageError("a criterion is empty; write a sentence that is met or not")
+
+    async def __call__(self, simulation: Simulation) -> list[CheckResult]:
+        """Return the results of a finished conversation, checks before criteria; nothing raises."""
+        own_checks, own_criteria = self._own.get(simulation.scenario, ([], []))
+        results = [await arun_check(check, simulation) for check in [*self._checks, *own_checks]]
+        if self._judge is None:
+            return results
+        criteria, judge = [*self._criteria, *own_criteria], self._judge
+        results += await ajudge_criteria(judge, simulation, criteria, seed=self._seed, ledger=self._ledger)
+        goal = await ajudge_goal(judge, simulation, seed=self._seed, ledger=self._ledger) if self._judges_goal else None
+        return [*results, *([goal] if goal else [])]
+
+
+def run_checks(checks: Iterable[Check | Function | str], simulation: Simulation) -> list[CheckResult]:
+    """Return the results of checks on one conversation.
+
+    Raises:
+        UsageError: there is no check of a name.
+    """
+    return run_sync(AgentChecks(checks=checks)(simulation))
+
+
+def as_check(check: Check | Function | str) -> Check:
+    """Return a check that is given as a function, or by name.
+
+    A name is "module:function", also of a file in the current folder, or that of a ready-made check with its argument, such as
+    "never_says:password" (see `ready_made.py`).
+
+    Raises:
+        UsageError: there is no such check, or it cannot be called with a conversation.
+    """
+    if isinstance(check, Check):
+        return check
+    if isinstance(check, str):
+        if (known := ready_made(check)) is not None:
+            return known
+        loaded = _load(check)
+        return loaded if isinstance(loaded, Check) else Check(check, _callable(check, loaded))
+    name = getattr(check, "__name__", None) or type(check).__name__
+    return Check(name, _callable(name, check))
+
+
+def _load(name: str) -> Any:
+    if ":" not in name:
+        raise UsageError(f'the check "{name}" has no module; write it as module:function, or name a ready-made check')
+    try:
+        return load_agent(name)
+    except UsageError as error:
+        raise UsageError(f"check {error}") from None
+
+
+def _callable(name: str, check: Any) -> Function:
+    if not callable(check):
+        raise UsageError(f'the check "{name}" is a {type(check).__name__}; name a function of a conversation')
+    try:
+        inspect.signature(check).bind(None)
+    except TypeError:
+        raise UsageError(f'the check "{name}" must take one argument, the conversation') from None
+    except ValueError:  # a builtin without a signature
+        pass
+    return cast("Function", check)
