@@ -73,7 +73,7 @@ def test_a_conversation_is_one_trace_with_its_turns_and_model_calls(user: Simula
         simulation = simulate(user, Desk("For which day?", "It rains."), max_turns=2, seed=3)
     assert runs.paths.count("/conversation:ann") == 1
     assert runs.paths.count(TURN) == 2
-    assert runs.paths.count(f"{TURN}/reason/reason/{MODEL}") == runs.paths.count(f"{TURN}/act/act/{MODEL}") == 2
+    assert runs.paths.count(f"{TURN}/reason/{MODEL}") == runs.paths.count(f"{TURN}/act/{MODEL}") == 2
     assert runs.paths.count("/conversation:ann/agent") == 2
     assert set(runs.names) == set(runs.ends)
     tokens = [result.generations[0][0].message.usage_metadata for result in runs.ended(MODEL)]
@@ -105,7 +105,7 @@ def test_the_callbacks_of_a_chain_around_it_reach_the_twin(user: SimulatedUser) 
 
     chain = RunnableLambda(step).with_config(run_name="nightly")
     assert run_sync(chain.ainvoke(1, {"callbacks": [runs]})) == "max_turns"
-    assert f"/nightly{TURN}/act/act/{MODEL}" in runs.paths
+    assert f"/nightly{TURN}/act/{MODEL}" in runs.paths
 
 
 def test_the_runs_of_an_agent_are_below_its_turn(user: SimulatedUser) -> None:
