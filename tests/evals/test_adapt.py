@@ -25,11 +25,15 @@ from invented_suite import learned_twin, talk
 from tiny_model import tiny_model
 
 from conftest import function_model
+from usertwin.evals.arm_names import base_arm, check_arms, describe_arm, is_adapted
 from usertwin.evals.metrics import statistics
 from usertwin.evals.replay.adapted import adapted_scorer
 from usertwin.evals.replay.evaluate import evaluate
 from usertwin.evals.replay.held_out import held_out_pairs
 from usertwin.evals.replay.replay import ReplayConfig
+from usertwin.evals.reports.labels import arm_label
+from usertwin.evals.suites.config import read_suite
+from usertwin.evals.suites.run import SuiteRun
 from usertwin.evals.tuning.adapt import AdaptConfig, check_adaptable, prompt_row, prompt_rows, training_pairs
 from usertwin.evals.tuning.tune import validation_pairs
 from usertwin.memory import Settings, TwinRecord
@@ -326,6 +330,45 @@ def test_a_scorer_of_other_weights_tells_no_bits_of_an_adapted_arm(cid: Path, ba
         result = asyncio.run(evaluate(user, FakeScorer(), EMBEDDER, folder=cid, config=config))
     assert "bits_per_char" in result["arms"][BARE]
     assert not result["arms"][ADAPTED_ARM].get("bits_per_char")
+
+
+@pytest.mark.parametrize(("arms", "twin"), [((BARE, ADAPTED_ARM), ADAPTED_ARM), ((BARE,), BARE)])
+def test_a_suite_measures_the_adapter_of_a_learned_twin_if_its_arm_is_measured(
+    cid: Path, base: Path, tmp_path: Path, repeats_count: None, arms: tuple[str, ...], twin: str
+) -> None:
+    model = f"transformers:{base}"
+    text = f'''arms = {json.dumps(["no_memory", *arms])}
+turns = 3
+replies = 1
+sanity = 0
+k = 2
+window = 3
+twins = ["cid"]
+[models]
+action = "{model}"
+scorer = "{model}"
+embedder = "fake:64"
+'''
+    (tmp_path / "suite.toml").write_text(text, "utf-8")
+    result = asyncio.run(SuiteRun(read_suite(tmp_path / "suite.toml"), tmp_path / "run").run())
+    assert result["twin_arm"] == twin
+    assert set(result["arms"]) == {"no_memory", *arms}
+    bits = {arm: result["arms"][arm]["bits_per_char"]["value"] for arm in arms}
+    assert len(arms) == 1 or bits[ADAPTED_ARM] < bits[BARE]
+
+
+@pytest.mark.parametrize("arm", [ADAPTED_ARM, f"{ADAPTED_ARM}+words", f"{ADAPTED_ARM}+words+reranked", "recon+adapted"])
+def test_an_arm_with_an_adapter_has_a_name_a_title_and_a_description(arm: str) -> None:
+    assert check_arms([arm, BARE])[-1] == (arm if base_arm(arm) == BARE else "recon+adapted")
+    assert is_adapted(arm)
+    assert "adapted" in arm_label(arm).title
+    assert "the model has the twin's adapter" in describe_arm(arm)
+
+
+@pytest.mark.parametrize("arm", ["no_memory+adapted", "persona+adapted", "recalled_pairs+words+adapted"])
+def test_only_arms_of_the_twins_memory_have_the_adapter(arm: str) -> None:
+    with pytest.raises(UsageError, match="there is no arm"):
+        check_arms([arm])
 
 
 def test_adapting_again_compares_with_the_base(cid: Path, base: Path) -> None:
