@@ -18,11 +18,13 @@ QUOTING_ARMS = ("verbatim", "medoid")
 #: Arms that recall other people's pairs; they need the log that the twin was learned from.
 POOLED_ARMS = ("pooled", "pooled_with_own")
 
+#: Appended to the name of an arm that could be the twin, before the others: the model has the twin's adapter.
+ADAPTED = "+adapted"
 #: Appended to the name of an arm with likelihoods: the person's own words are mixed into the model's next-token probabilities.
 WORDS = "+words"
 #: Appended to the name of an arm that could be the twin, after `WORDS`: a reply is the best of several, by the twin's rule.
 RERANKED = "+reranked"
-_SUFFIXES = ("", WORDS, RERANKED, WORDS + RERANKED)
+_SUFFIXES = tuple(f"{adapted}{words}{best}" for adapted in ("", ADAPTED) for best in ("", RERANKED) for words in ("", WORDS))
 
 #: Every arm, in the order of reports, with one sentence on what the model is shown before the present context, or on the reply.
 ARM_DESCRIPTIONS: Mapping[str, str] = {
@@ -55,12 +57,17 @@ _SIMULATOR = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
 
 
 def base_arm(arm: str) -> str:
-    """Return the arm that shows the same prompt, without own words and with the first reply.
+    """Return the arm that shows the same prompt, without adapter and own words and with the first reply.
 
-    >>> base_arm("recalled_pairs+words+reranked")
+    >>> base_arm("recalled_pairs+adapted+words+reranked")
     'recalled_pairs'
     """
-    return arm.removesuffix(RERANKED).removesuffix(WORDS)
+    return arm.removesuffix(RERANKED).removesuffix(WORDS).removesuffix(ADAPTED)
+
+
+def is_adapted(arm: str) -> bool:
+    """Return whether the model has the twin's adapter in an arm."""
+    return arm.removesuffix(RERANKED).removesuffix(WORDS).endswith(ADAPTED)
 
 
 def uses_words(arm: str) -> bool:
@@ -81,13 +88,14 @@ def peer_of(arm: str) -> Peer | None:
 def describe_arm(arm: str) -> str:
     """Return one sentence about an arm; "" for a simulator of the user's."""
     description = ARM_DESCRIPTIONS.get(base_arm(arm), "")
+    adapter = "; the model has the twin's adapter" if is_adapted(arm) else ""
     words = "; the person's own words are mixed into the model's probabilities" if uses_words(arm) else ""
     best = "; the reply is the best of several, by the twin's rule or the general one" if is_reranked(arm) else ""
-    return description and f"{description[:-1]}{words}{best}."
+    return description and f"{description[:-1]}{adapter}{words}{best}."
 
 
 def in_order(arms: Iterable[str]) -> list[str]:
-    """Return arms in the order of reports, each before itself with own words or reranking; simulators come last."""
+    """Return arms in the order of reports, each before itself with adapter, own words or reranking; simulators come last."""
     given = list(dict.fromkeys(arms))
     known = [arm for base in ARMS for suffix in _SUFFIXES if (arm := base + suffix) in given]
     return [*known, *(arm for arm in given if arm not in known)]
@@ -95,7 +103,7 @@ def in_order(arms: Iterable[str]) -> list[str]:
 
 def _is_arm(name: str) -> bool:
     base = base_arm(name)
-    allowed = MEMORY_ARMS if is_reranked(name) else tuple(arm for arm in ARMS if arm not in QUOTING_ARMS)
+    allowed = MEMORY_ARMS if is_reranked(name) or is_adapted(name) else tuple(arm for arm in ARMS if arm not in QUOTING_ARMS)
     return name in ARMS or (base in allowed and name.removeprefix(base) in _SUFFIXES)
 
 
@@ -113,7 +121,7 @@ def check_arms(arms: Sequence[str]) -> tuple[str, ...]:
         problem = f'there is no arm "{unknown[0]}"' if unknown else "no arm is named"
         raise UsageError(
             f"{problem}; there are {', '.join(ARMS)}, these with {WORDS} where a model writes, those of the twin's memory with "
-            f"{RERANKED}, and NAME=MODULE:ATTRIBUTE for a simulator of yours"
+            f"{ADAPTED} or {RERANKED}, and NAME=MODULE:ATTRIBUTE for a simulator of yours"
         )
     simulators: dict[str, str] = {}
     for arm in arms:

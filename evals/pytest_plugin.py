@@ -10,11 +10,12 @@
 
 In an `async def` test or fixture it is awaited, `conversation = await simulate(reply)`, and runs in the test's own event loop.
 
-A setting on the command line takes precedence over the marker, the marker over the fixture's arguments, and these over the ini
-file.
+A setting on the command line takes precedence over the call, the call over the marker, and the marker over the ini file. With
+`repeats` and `pass_rate` the test is run several times, and a share of the runs must pass.
 
 Design: a test *fails* because of the agent (an exception, an empty or late reply, a failed assertion) and *errors* because of
-the twin, so a failed test is always about the agent. The plugin is loaded in every pytest run of every user, so it imports
+the twin: if it failed, never pursued its goal, or did something wrong in a conversation whose test fails. So a failed test is
+always about the agent. The plugin is loaded in every pytest run of every user, so it imports
 nothing but pytest until a test uses it.
 """
 
@@ -24,49 +25,39 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .pytest_support.repeats import repeated
+from .pytest_support.settings import SETTINGS, add_options, scenario_of, settings_of, twin_of
+from .pytest_support.verdict import Talk, TestTalks, TwinFailed, judged
+
 if TYPE_CHECKING:
     from usertwin.simulator import SimulatedUser, Simulation
 
-#: Type, default and help text of each setting; max_turns and agent_timeout repeat defaults of simulation.py, a slow import.
-_SETTINGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
-    "twin": (str, None, "name of the twin that talks"),
-    "home": (str, None, "folder that holds the twins (default: USERTWIN_HOME, else the user's data folder)"),
-    "model": (str, None, "model that acts for the twin (default: local:small if it is here and 6 GB are free, else local)"),
-    "max_turns": (int, 8, "the most turns of the twin in a conversation"),
-    "goal": (str, "", "what the twin wants"),
-    "seed": (int, 0, "seed of the conversation; each turn's sampler seed is computed from it"),
-    "agent_timeout": (float, 120.0, "seconds that the agent may take for a reply"),
-}
-#: For each conversation of a test, the twin's name, its closeness as text, and what its model cannot do ("" for nothing known).
-_CONVERSATIONS = pytest.StashKey[list[tuple[str, str, str]]]()
-#: The twin's failures in a test, also those that the test caught.
-_FAILURES = pytest.StashKey[list["TwinFailed"]]()
+#: What the twins of a test did.
+_TALKS = pytest.StashKey[TestTalks]()
 #: The conversations that an async test was given to await.
 _AWAITABLE = pytest.StashKey[list[Coroutine[Any, Any, "Simulation"]]]()
-
-
-class TwinFailed(Exception):
-    """The twin or its settings failed, not the agent: the test errors."""
+#: The test function as it was written, of a test that is repeated.
+_WRITTEN = pytest.StashKey[Callable[..., Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add an option and an ini key for each setting."""
-    group = parser.getgroup("usertwin", "simulated users (usertwin)")
-    for name, (type_, default, text) in _SETTINGS.items():
-        option = "--usertwin-" + name.replace("_", "-")
-        group.addoption(option, type=type_, default=None, dest=f"usertwin_{name}", help=text)
-        parser.addini(f"usertwin_{name}", f"{text} (as {option})", default=None if default is None else str(default))
+    add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker and the summary."""
-    names = ", ".join(f"{name}=..." for name in _SETTINGS)
-    config.addinivalue_line("markers", f"usertwin({names}): settings of the fixture `simulate` in this test")
-    config.pluginmanager.register(_Summary(), "usertwin-summary")
+    names = ", ".join(f"{name}=..." for name in SETTINGS)
+    config.addinivalue_line("markers", f"usertwin({names}): settings of the fixtures `simulate` and `twin` in this test")
+    folder = config.getoption("usertwin_report")
+    if folder is not None and (Path(folder) / "manifest.json").exists():
+        raise pytest.UsageError(f"--usertwin-report: {folder} holds a run already; name another folder")
+    config.pluginmanager.register(_Summary(folder), "usertwin-summary")
 
 
 @pytest.fixture(scope="session")
@@ -79,8 +70,17 @@ def _usertwin_opened(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str,
 
 
 @pytest.fixture
+def twin(request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, ...], SimulatedUser]) -> SimulatedUser:
+    """The twin of the settings, open: `twin.respond(messages, goal=...)` returns its next turn."""
+    talks = request.node.stash[_TALKS]
+    with _twin_to_blame(talks):
+        settings = settings_of(request.node, {})
+        return _open_twin(_usertwin_opened, twin_of(settings, scenario_of(request.node, settings)), settings.values)
+
+
+@pytest.fixture
 def simulate(request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, ...], SimulatedUser]) -> Callable[..., Any]:
-    """Let a twin talk with an agent: `simulate(agent, twin=..., max_turns=..., goal=..., ...)`.
+    """Let a twin talk with an agent: `simulate(agent, twin=..., scenario=..., max_turns=..., goal=..., ...)`.
 
     Returns a `Simulation` with `messages`, `exchanges` (each with the recalled triples and the reasoning) and `stop_reason`; in
     an `async def` test or fixture, a coroutine to await. Further arguments go to `usertwin.simulator.simulate`. The test fails
@@ -89,43 +89,61 @@ def simulate(request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, .
     node: pytest.Item = request.node
 
     def run(agent: Any, **arguments: Any) -> Simulation | Coroutine[Any, Any, Simulation]:
-        from usertwin.simulator import asimulate
         from usertwin.simulator import simulate as run_simulation
-        from usertwin.simulator.simulation import check_limits
 
-        with _twin_to_blame(node):
-            settings, other = _split_settings(request, arguments)
-            check_limits(max_turns=settings["max_turns"], agent_timeout=settings["agent_timeout"])
-            user = _open_twin(_usertwin_opened, settings)
-            about = (_closeness_of(user, settings["home"]), _model_note(user, settings))
-        options = {key: settings[key] for key in ("max_turns", "goal", "seed", "agent_timeout")} | other
-
-        async def talk() -> Simulation:
-            return _judged(node, await asimulate(user, agent, **options), about)
-
+        talk = _prepared(node, _usertwin_opened, arguments)
         if not _in_coroutine():
-            return _judged(node, run_simulation(user, agent, **options), about)
-        node.stash[_AWAITABLE].append(talk())
+            return judged(node.stash[_TALKS], run_simulation(talk.user, agent, **talk.options), talk.about)
+        node.stash[_AWAITABLE].append(_talk(node, agent, talk))
         return node.stash[_AWAITABLE][-1]
 
     return run
 
 
-def _judged(node: pytest.Item, simulation: Simulation, about: tuple[str, str]) -> Simulation:
-    """Return a conversation, after noting it for the report. Raises the fault that ended it, if one did.
+@pytest.fixture
+def asimulate(request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, ...], SimulatedUser]) -> Callable[..., Any]:
+    """Let a twin talk with an agent, as `simulate` does, and return a coroutine to await, wherever it is called."""
+    node: pytest.Item = request.node
 
-    `about` is the closeness of the twin, and what its model cannot do.
-    """
-    from usertwin.personas.printable import printable
-    from usertwin.simulator.records import AGENT_FAULTS, TWIN_FAULTS
+    def run(agent: Any, **arguments: Any) -> Coroutine[Any, Any, Simulation]:
+        node.stash[_AWAITABLE].append(_talk(node, agent, _prepared(node, _usertwin_opened, arguments)))
+        return node.stash[_AWAITABLE][-1]
 
-    node.stash[_CONVERSATIONS].append((simulation.twin, *about))
-    if simulation.stop_reason in AGENT_FAULTS:
-        context = f"after {len(simulation.exchanges)} turns, with seed {simulation.seed}"
-        pytest.fail(printable(f"{simulation.error} ({context})"), pytrace=False)
-    if simulation.stop_reason in TWIN_FAULTS:
-        raise _noted(node, TwinFailed(printable(simulation.error or "")))
-    return simulation
+    return run
+
+
+class _Prepared:
+    """A conversation that is about to begin: the twin, the arguments of `simulate`, and what the report says of it."""
+
+    def __init__(self, user: SimulatedUser, options: dict[str, Any], about: Talk) -> None:
+        self.user, self.options, self.about = user, options, about
+
+
+def _prepared(
+    node: pytest.Item, opened: dict[tuple[str, ...], SimulatedUser], arguments: dict[str, Any]
+) -> _Prepared:  # fmt: skip
+    """Return a conversation with the settings of a call; what is wrong with them or the twin is never the agent's fault."""
+    from usertwin.simulator.simulation import check_limits
+
+    talks = node.stash[_TALKS]
+    with _twin_to_blame(talks):
+        settings = settings_of(node, arguments)
+        values = settings.values
+        check_limits(max_turns=values["max_turns"], agent_timeout=values["agent_timeout"])
+        scenario = scenario_of(node, settings)
+        user = _open_twin(opened, twin_of(settings, scenario), values)
+        note = _model_note(user, values, values["goal"] if scenario is None else scenario.goal)
+        row = {"scenario": node.nodeid} if node.config.getoption("usertwin_report") else None
+        about = Talk(twin=user.name, closeness=_closeness_of(user, values["home"]), note=note, row=row)
+    options = {"agent_timeout": values["agent_timeout"], "seed": values["seed"] + talks.offset, **settings.other}
+    options |= {"max_turns": values["max_turns"], "goal": values["goal"]} if scenario is None else {"scenario": scenario}
+    return _Prepared(user, options, about)
+
+
+async def _talk(node: pytest.Item, agent: Any, talk: _Prepared) -> Simulation:
+    from usertwin.simulator import asimulate
+
+    return judged(node.stash[_TALKS], await asimulate(talk.user, agent, **talk.options), talk.about)
 
 
 def _in_coroutine() -> bool:
@@ -139,7 +157,7 @@ def _in_coroutine() -> bool:
 
 
 @contextmanager
-def _twin_to_blame(node: pytest.Item) -> Generator[None]:
+def _twin_to_blame(talks: TestTalks) -> Generator[None]:
     """Turn any exception into `TwinFailed`."""
     try:
         yield
@@ -147,56 +165,26 @@ def _twin_to_blame(node: pytest.Item) -> Generator[None]:
         from usertwin.personas import UsertwinError
 
         text = str(error) if isinstance(error, UsertwinError) else f"the twin cannot be opened: {type(error).__name__}: {error}"
-        raise _noted(node, TwinFailed(text)) from error
+        raise talks.noted(TwinFailed(text)) from error
 
 
-def _noted(node: pytest.Item, failure: TwinFailed) -> TwinFailed:
-    node.stash[_FAILURES].append(failure)
-    return failure
-
-
-def _split_settings(request: pytest.FixtureRequest, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings of a call in order of precedence, and its other arguments. UsageError for a wrong setting."""
-    from usertwin.personas import UsageError
-
-    marker: dict[str, Any] = {}
-    for mark in reversed(list(request.node.iter_markers("usertwin"))):  # the closest marker comes last and takes precedence
-        if mark.args or set(mark.kwargs) - set(_SETTINGS):
-            raise UsageError(f"@pytest.mark.usertwin: unknown argument; the marker takes {', '.join(_SETTINGS)}, by name")
-        marker |= mark.kwargs
-    settings: dict[str, Any] = {}
-    for name, (type_, _, _) in _SETTINGS.items():
-        ini = request.config.getini(f"usertwin_{name}")
-        try:
-            settings[name] = type_(ini) if ini else "" if name == "goal" else None
-        except ValueError:
-            raise UsageError(f'usertwin_{name} in the ini file is "{ini}"; it must be a number') from None
-        for value in (arguments.get(name), marker.get(name), request.config.getoption(f"usertwin_{name}")):
-            settings[name] = settings[name] if value is None else value
-    if not settings["twin"]:
-        raise UsageError(
-            'no twin is named; use @pytest.mark.usertwin(twin="..."), --usertwin-twin, or usertwin_twin in the ini file'
-        )
-    return settings, {key: value for key, value in arguments.items() if key not in _SETTINGS}
-
-
-def _open_twin(opened: dict[tuple[str, ...], SimulatedUser], settings: dict[str, Any]) -> SimulatedUser:
-    """Return the twin of the settings, from `opened` if it is there."""
+def _open_twin(opened: dict[tuple[str, ...], SimulatedUser], name: str, settings: Any) -> SimulatedUser:
+    """Return the twin of this name with the settings' model, from `opened` if it is there."""
     from usertwin.simulator import SimulatedUser
     from usertwin.simulator.backends.model_choice import acting_model
 
-    key = (settings["twin"], settings["home"] or "", settings["model"] or "")
+    key = (name, str(settings["home"] or ""), settings["model"] or "")
     if key not in opened:
-        opened[key] = SimulatedUser.load(settings["twin"], home=settings["home"], model=acting_model(settings["model"]))
+        opened[key] = SimulatedUser.load(name, home=settings["home"], model=acting_model(settings["model"]))
     return opened[key]
 
 
-def _model_note(user: SimulatedUser, settings: dict[str, Any]) -> str:
+def _model_note(user: SimulatedUser, settings: Any, goal: str) -> str:
     """Return what the tiny model cannot do, if it acts unasked or has a goal; "" otherwise."""
     from usertwin.simulator.backends.model_choice import tiny_model_note
 
-    matters = settings["model"] is None or settings["goal"]
-    return tiny_model_note(user.model.name, goal=settings["goal"], option="--usertwin-model") if matters else ""
+    matters = settings["model"] is None or goal
+    return tiny_model_note(user.model.name, goal=goal, option="--usertwin-model") if matters else ""
 
 
 def _closeness_of(user: SimulatedUser, home: str | None) -> str:
@@ -212,22 +200,57 @@ def _closeness_of(user: SimulatedUser, home: str | None) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Forget the last run of this test, if a plugin runs it again."""
-    item.stash[_CONVERSATIONS], item.stash[_FAILURES], item.stash[_AWAITABLE] = [], [], []
+    """Forget the last run of this test, if a plugin runs it again, and repeat it if its settings say so."""
+    item.stash[_TALKS], item.stash[_AWAITABLE] = TestTalks(), []
+    if "simulate" in getattr(item, "fixturenames", ()) or "asimulate" in getattr(item, "fixturenames", ()):
+        _repeat(item)
+
+
+def _repeat(item: Any) -> None:
+    from usertwin.personas import UsageError
+
+    with _twin_to_blame(item.stash[_TALKS]):
+        try:
+            values = settings_of(item, {}).values
+        except UsageError:
+            return  # the fixture says what is wrong
+        count, rate = values["repeats"], values["pass_rate"]
+        if not isinstance(count, int) or count < 1:
+            raise UsageError(f"repeats is {count!r}; it must be a whole number from 1")
+        if not 0 < rate <= 1:
+            raise UsageError(f"pass_rate is {rate!r}; it must be a share above 0, and at most 1")
+    if count > 1:
+        written = item.stash.setdefault(_WRITTEN, item.obj)
+        item.obj = repeated(written, item.stash[_TALKS], count, rate)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Raise the failure of a twin at the end of a test that caught it, and that of a conversation that was never awaited."""
+    talks = item.stash[_TALKS]
     try:
         return (yield)
     finally:
         for conversation in item.stash[_AWAITABLE]:
             if inspect.getcoroutinestate(conversation) == inspect.CORO_CREATED:
                 conversation.close()
-                _noted(item, TwinFailed("simulate(...) was not awaited; in an async test, write: await simulate(...)"))
-        if item.stash[_FAILURES] and not isinstance(sys.exc_info()[1], KeyboardInterrupt | pytest.exit.Exception):
-            raise item.stash[_FAILURES][0]
+                talks.noted(TwinFailed("simulate(...) was not awaited; in an async test, write: await simulate(...)"))
+        error = sys.exc_info()[1]
+        if not isinstance(error, KeyboardInterrupt | pytest.exit.Exception):
+            if talks.failures:
+                raise talks.failures[0]
+            if talks.suspicions and _is_failure(error):
+                text = "; ".join(dict.fromkeys(talks.suspicions))
+                raise TwinFailed(f"the test failed, but {text} (the test: {_first_line(error)})") from error
+
+
+def _is_failure(error: BaseException | None) -> bool:
+    """Return whether an exception makes a test fail: neither a skip nor an expected failure."""
+    return error is not None and not isinstance(error, pytest.skip.Exception | pytest.xfail.Exception)
+
+
+def _first_line(error: BaseException | None) -> str:
+    return (str(error) or type(error).__name__).split("\n")[0]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -237,34 +260,45 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     pytest counts and writes a failure as an error if it is not in the phase "call". This runs after pytest has applied xfail.
     """
     report = yield
-    report.usertwin_conversations = item.stash.get(_CONVERSATIONS, [])
-    item.stash[_CONVERSATIONS] = []  # each is reported once, in the phase it belongs to
-    if call.excinfo is not None and call.excinfo.errisinstance(TwinFailed):
+    talks = item.stash.get(_TALKS, TestTalks())
+    twin_failed = call.excinfo is not None and call.excinfo.errisinstance(TwinFailed)
+    if talks.talks and item.stash.get(_WRITTEN, None) is None:
+        for talk in talks.talks:
+            talk.spoiled, talk.passed = talk.spoiled and twin_failed, report.passed
+    report.usertwin_conversations = [talk.to_json() for talk in talks.talks]
+    item.user_properties += [("usertwin", line) for line in _properties(talks)]  # JUnit writes those of the last report
+    if call.excinfo is not None and talks.sections:
+        report.sections.append(("usertwin conversations", talks.text()))
+    talks.talks, talks.sections = [], []  # each is reported once, in the phase it belongs to
+    if twin_failed and call.excinfo is not None:
         report.outcome, report.longrepr = "failed", f"usertwin, not the agent: {call.excinfo.value}"
         report.when = "setup" if report.when == "call" else report.when
         vars(report).pop("wasxfail", None)
     return report
 
 
+def _properties(talks: TestTalks) -> list[str]:
+    """Return a line on each conversation for JUnit's properties."""
+    lines = [section.split("\n") for section in talks.sections]
+    return [f"{rows[0]}; {next(row for row in reversed(rows) if row.startswith('ended with'))}" for rows in lines]
+
+
 class _Summary:
     """Lists the twins that talked, with their closeness, and what a model cannot do, at the end of the test run."""
 
-    def __init__(self) -> None:
-        self._closeness: dict[str, list[str]] = {}
-        self._note = ""
+    def __init__(self, report: str | None) -> None:
+        self._folder, self._talks = report, list[Talk]()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        for twin, closeness, note in getattr(report, "usertwin_conversations", []):
-            self._closeness.setdefault(twin, []).append(closeness)
-            self._note = note or self._note
+        self._talks += [Talk(**talk) for talk in getattr(report, "usertwin_conversations", [])]
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        from usertwin.personas.printable import printable
+        if not self._talks:
+            return
+        from .pytest_support.summary import summary_lines, write_report
 
-        if self._closeness:
-            terminalreporter.section("simulated users")
-        for twin, closeness in self._closeness.items():
-            count = "1 conversation" if len(closeness) == 1 else f"{len(closeness)} conversations"
-            terminalreporter.line(printable(f"{twin}: {count}; closeness: {closeness[-1]}"))
-        if self._note:
-            terminalreporter.line(self._note, yellow=True)
+        terminalreporter.section("simulated users")
+        for line, warns in summary_lines(self._talks):
+            terminalreporter.line(line, yellow=warns)
+        if self._folder is not None:
+            terminalreporter.line(write_report(self._folder, self._talks))

@@ -1,15 +1,17 @@
-"""Concurrent work that has ended when the caller goes on, and the lock under which models are loaded."""
+"""Concurrent work that has ended when the caller goes on, work in batches, and the lock under which models are loaded."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Generic, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 from usertwin.personas import UsertwinError
 
 P = ParamSpec("P")
+A = TypeVar("A")
 T = TypeVar("T")
 
 #: Held while transformers loads weights. It changes state of the whole process meanwhile (torch's default data type, the
@@ -43,6 +45,63 @@ async def to_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
     except asyncio.CancelledError:
         await asyncio.gather(running, return_exceptions=True)
         raise
+
+
+class Batches(Generic[A, T]):
+    """A blocking function of several items, called in a thread for all items that concurrent tasks of an event loop wait for.
+
+    While a call runs, later items wait for the next call; an item that is alone never waits. If a call fails, each of its items
+    gets a call of its own, so that an item is the cause of its own error only.
+
+    Args:
+        function: returns a result for each item, in their order.
+    """
+
+    def __init__(self, function: Callable[[Sequence[A]], Sequence[T]]) -> None:
+        self._function = function
+        self._waiting = WeakKeyDictionary[asyncio.AbstractEventLoop, list[tuple[A, asyncio.Future[T]]]]()
+        self._workers = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[None]]()
+
+    async def __call__(self, item: A) -> T:
+        """Return the result for an item; a cancellation is raised after a call with the item has ended (see `to_thread`)."""
+        loop = asyncio.get_running_loop()
+        waiting, entry = self._waiting.setdefault(loop, []), (item, loop.create_future())
+        waiting.append(entry)
+        if (worker := self._workers.get(loop)) is None or worker.done():
+            self._workers[loop] = loop.create_task(self._work(waiting))
+        try:
+            return await asyncio.shield(entry[1])
+        except asyncio.CancelledError:
+            if entry in waiting:
+                waiting.remove(entry)
+            else:
+                await asyncio.gather(entry[1], return_exceptions=True)
+            raise
+
+    async def _work(self, waiting: list[tuple[A, asyncio.Future[T]]]) -> None:
+        batch = list[tuple[A, asyncio.Future[T]]]()
+        try:
+            while waiting:
+                batch = waiting.copy()
+                waiting.clear()
+                await self._call(batch)
+        finally:  # the loop ends
+            for _, result in batch + waiting:
+                result.cancel()
+            waiting.clear()
+
+    async def _call(self, batch: Sequence[tuple[A, asyncio.Future[T]]]) -> None:
+        try:
+            values = await to_thread(self._function, [item for item, _ in batch])
+        except Exception as error:
+            if len(batch) > 1:
+                for entry in batch:
+                    await self._call([entry])
+            else:
+                batch[0][1].set_exception(error)
+            return
+        for (_, result), value in zip(batch, values, strict=True):
+            result.set_result(value)
 
 
 async def run_concurrently(worker: Callable[[], Coroutine[object, object, None]], concurrency: int) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 
 from .extended_json import plain_value
@@ -60,14 +61,19 @@ def find_date(record: Mapping[str, Any]) -> str | None:
     """Return the date of a record under the best name that it uses; None if no value under such a name is a date."""
     named: dict[str, Any] = {}
     for key, value in record.items():
-        named.setdefault(re.sub(r"[\W_]+", "", str(key).casefold()), value)
+        named.setdefault(_plain_name(str(key)), value)
     for name in DATE_NAMES:
         try:
-            if (date := read_date(named.get(name))) is not None:
+            if name in named and (date := read_date(named[name])) is not None:
                 return date
         except ValueError:
             continue
     return None
+
+
+@lru_cache(maxsize=512)
+def _plain_name(key: str) -> str:
+    return re.sub(r"[\W_]+", "", key.casefold())
 
 
 def to_timestamp(time: str | None) -> float | None:

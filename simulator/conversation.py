@@ -28,6 +28,7 @@ from .scenarios.read import load_function
 from .scenarios.scenario import Scenario
 from .scenarios.twin_faults import find_twin_faults
 from .state import Answer
+from .tracing.runs import agent_trace, traced_conversation
 from .user import SimulatedUser
 
 
@@ -69,6 +70,7 @@ class TurnLimits:
     stop: Flag | None = None
 
 
+@traced_conversation
 async def converse(
     user: SimulatedUser, call: AgentCall, scenario: Scenario, *, simulation: Simulation, limits: TurnLimits,
     on_exchange: Callable[[Exchange], None] | None = None,
@@ -194,8 +196,11 @@ class _Conversation:
             if remaining <= 0:
                 return self.end("time_limit")
             timeout = min(self.limits.agent_timeout, remaining)
-            result = await run_recorded_turn(self.call, self.simulation.messages, self.simulation.thread_id, timeout)
+            async with agent_trace(self.simulation.messages) as report:
+                result = await run_recorded_turn(self.call, self.simulation.messages, self.simulation.thread_id, timeout)
+                report(result)
         if isinstance(result, Failure):
+            self.simulation.messages += result.messages
             if result.reason == "agent_timeout" and timeout < self.limits.agent_timeout:  # our limit, not the agent's
                 return self.end("time_limit")
             return self.end(result.reason, result.error)

@@ -57,8 +57,9 @@ def learn(
 ) -> TwinRecord:
     """Learn a twin from a chat log and return its record. It also works where an event loop is running.
 
-    The defaults are those of `usertwin learn`, which in addition tunes the twin's settings (`usertwin tune`). Models are given
-    by name; `traces` is the method of the `Recipe`, which documents this and all other settings of learning.
+    The defaults are those of `usertwin learn`, which in addition tunes the twin's settings (`usertwin tune`) and, with --adapt,
+    adapts the model that acts. Models are given by name; `traces` is the method of the `Recipe`, which documents this and all
+    other settings of learning.
 
     - `log`: the conversations: a file, another source such as "chitchat", or a loaded log.
     - `embedder`: the embedding model; the default one if None.

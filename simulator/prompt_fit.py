@@ -46,6 +46,9 @@ def fit_prompt(
     def fits(messages: Messages) -> bool:
         return _fits(model, max_tokens, messages)
 
+    whole = build(query, recalled, turns)
+    if fits(whole):
+        return FittedPrompt(whole, total - turns)
     kept = _most(len(recalled), lambda count: fits(build(query, recalled[:count], turns)))
     shown, count = recalled[:kept], turns
     if not kept and not fits(build(query, (), turns)):

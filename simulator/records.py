@@ -26,6 +26,11 @@ FaultKind = Literal[
 #: Stop reasons that are a fault of the agent, and of the twin.
 AGENT_FAULTS: frozenset[StopReason] = frozenset({"agent_error", "agent_timeout"})
 TWIN_FAULTS: frozenset[StopReason] = frozenset({"twin_error", "model_unavailable"})
+#: Faults of the twin after which a conversation says nothing about the agent. One who repeats a turn, or does not leave after
+#: the goodbye, is tiresome as people are.
+SPOILING: frozenset[FaultKind] = frozenset(
+    {"contradicts_goal", "contradicts_fact", "reveals_early", "speaks_as_assistant", "ends_early", "goal_not_pursued"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +170,11 @@ class Simulation:
 
     @property
     def fault(self) -> Side | None:
-        """The side at fault; None if the conversation did not fail and the twin did nothing wrong."""
+        """The side at fault; None if the conversation did not fail and the twin did not spoil it."""
         if self.stop_reason in AGENT_FAULTS:
             return "agent"
-        return "twin" if self.stop_reason in TWIN_FAULTS or self.twin_faults else None
+        spoiled = any(fault.kind in SPOILING for fault in self.twin_faults)
+        return "twin" if self.stop_reason in TWIN_FAULTS or spoiled else None
 
     @property
     def usage(self) -> Usage:
@@ -194,8 +200,12 @@ class Simulation:
         return replace(as_type(cls, values | {"exchanges": []}), exchanges=exchanges)
 
     def conversation(self) -> Conversation:
-        """Return the simulation in the interchange format."""
-        turns = [Turn(self.twin if m["role"] == "user" else "agent", str(m["role"]), str(m["content"])) for m in self.messages]
+        """Return the simulation in the interchange format, without calls of tools and their results."""
+        turns = [
+            Turn(self.twin if m["role"] == "user" else "agent", str(m["role"]), str(m["content"]))
+            for m in self.messages
+            if m["role"] != "tool" and m.get("content")
+        ]
         return Conversation(self.thread_id, tuple(turns), None, {"stop_reason": self.stop_reason})
 
 

@@ -5,14 +5,19 @@ Design: the state holds plain JSON values, so that any checkpointer can store it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict, cast, get_type_hints
 
 from usertwin.memory import Recalled, Triple
+from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import Usage
 from usertwin.personas import Pair, Turn
 from usertwin.personas.reading import as_type
+from usertwin.personas.roles import is_user
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import Runnable, RunnableConfig
 
 
 class RecalledRow(TypedDict):
@@ -56,6 +61,68 @@ class TwinState(TypedDict):
     candidates: NotRequired[int]
     cut_turns: NotRequired[int]
     cut_recalled: NotRequired[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The place of a turn, as the steps of one run share it: the context and the goal, and the triples recalled for it."""
+
+    query: Pair
+    recalled: Sequence[Recalled] = ()
+
+
+def working_state() -> type[Any]:
+    """Return `TwinState` with the key "place", which is never checkpointed; a step computes it if it is missing.
+
+    So the conversation is converted once a turn, and not in each step.
+    """
+    from langgraph.channels import UntrackedValue
+
+    place = Annotated[Place, UntrackedValue]
+    return cast("Any", TypedDict)(
+        "WorkingState", get_type_hints(TwinState, include_extras=True) | {"place": NotRequired[place]}
+    )
+
+
+def as_node(name: str, step: Callable[[Any, RunnableConfig], Awaitable[dict[str, Any]]]) -> Runnable[Any, Any]:
+    """Return an async step as a node of a graph that also runs synchronously.
+
+    LangGraph traces each node itself; a `RunnableLambda` would trace it a second time, which costs more than the step.
+    """
+    from langchain_core.runnables import Runnable, ensure_config
+
+    class Node(Runnable[Any, Any]):
+        def invoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:
+            return run_sync(cast("Any", step(input, ensure_config(config))))
+
+        async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:
+            return await step(input, ensure_config(config))
+
+    node = Node()
+    node.name = name
+    return node
+
+
+def is_traced() -> bool:
+    """Return whether a run that begins here would be observed: by LangSmith, or by callbacks of a run that is going on."""
+    from langchain_core.callbacks import AsyncCallbackManager
+    from langchain_core.runnables import ensure_config
+
+    return bool(AsyncCallbackManager.configure(ensure_config().get("callbacks")).handlers)
+
+
+def to_messages(turns: Iterable[Turn]) -> list[dict[str, str]]:
+    """Return turns as OpenAI-style messages, with the names of other speakers."""
+    return [
+        {"role": "user" if is_user(turn.role) else "system" if turn.private else "assistant", "content": turn.text}
+        | ({} if turn.private or is_user(turn.role) or turn.speaker == turn.role else {"name": turn.speaker})
+        for turn in turns
+    ]
+
+
+def add_usage(state: TwinState, usage: Usage) -> dict[str, int]:
+    """Return the usage in a state plus another one."""
+    return asdict(Usage(**state.get("usage", {})) + usage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +174,16 @@ class Answer:
             return replace(as_type(cls, raw | {"recalled": []}), recalled=tuple(from_rows(rows, speaker)))
         except (KeyError, TypeError) as error:
             raise ValueError(f"recalled: {error!r}") from None
+
+
+def sampler_seed(state: TwinState, query: Pair) -> int:
+    """Return the sampler seed of a turn, computed from the seed of the conversation and the position of the turn."""
+    return (state.get("seed", 0) * 7919 + query.position) % 2**31
+
+
+def has_left(state: TwinState) -> bool:
+    """Return whether the person has left without a word."""
+    return bool(state.get("done"))
 
 
 def to_rows(recalled: Sequence[Recalled]) -> list[RecalledRow]:

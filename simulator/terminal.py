@@ -76,7 +76,12 @@ def show_exchange(console: Console, name: str, exchange: Exchange) -> None:
     if exchange.answer.action:
         console.print(speech(name, exchange.answer.action, style="cyan"))
     for message in exchange.replies:
-        console.print(speech("agent", str(message["content"]), style="yellow"))
+        for call in message.get("tool_calls", ()):
+            console.print(
+                Text(printable(f"agent calls {call['function']['name']}({call['function']['arguments']})"), style="dim")
+            )
+        if message["role"] == "assistant" and message["content"]:
+            console.print(speech("agent", str(message["content"]), style="yellow"))
     if exchange.answer.done:
         console.print(Text(printable(f"{name} leaves."), style="dim"))
     console.print()

@@ -6,7 +6,7 @@ attempts is kept. Short turns ("yes", "hi") may repeat anything, and the person 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import SequenceMatcher
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from usertwin.memory.text.speaker_sides import SHORT_WORDS, SpeakerSides
 from usertwin.memory.text.transcript import single_line
 from usertwin.memory.text.words import word_tokens
 from usertwin.personas import Pair
+from usertwin.personas.style_card import StyleCard, count_style
 
 from .turn_text import UNFINISHED, is_repetitive
 
@@ -28,6 +29,8 @@ USABLE = (UNFINISHED, GOAL_TEXT, ECHO, REPEATED, OTHER_SIDE, LOOP)
 _COPIED, _RUN = 0.8, 3
 #: Turns of the memory that tell the sides of a conversation apart.
 _MAX_TURNS = 4000
+#: The latest turns of the person that the style card counts.
+_COUNTED = 2000
 
 
 def badness(reply: Sample) -> int:
@@ -64,9 +67,13 @@ class TurnChecker:
         for turns, defect in ((self._own, REPEATED), (self._others, ECHO)):
             if size_in_words(text) > SHORT_WORDS and _plain(text) in map(_plain, turns):
                 return defect
-        if not self._echoes and _copies(text, self._other_sentences, self._said):
+        if _copies(text, self._other_sentences, self._is_said) and not self._echoes:
             return ECHO
-        return GOAL_TEXT if not self._recites and _copies(text, self._goal_sentences, self._said) else ""
+        return GOAL_TEXT if _copies(text, self._goal_sentences, self._is_said) and not self._recites else ""
+
+    def _is_said(self, words: Sequence[str]) -> bool:
+        """Return whether a turn that the person is shown to have said has these words in a row."""
+        return any(f" {' '.join(words)} " in turn for turn in self._said)
 
     @cached_property
     def _said(self) -> list[str]:
@@ -93,16 +100,14 @@ class TurnChecker:
 
 def copies(text: str, sources: Iterable[str]) -> bool:
     """Return whether a sentence of a text repeats a sentence of a source, nearly word for word."""
-    return _copies(text, [words for source in sources for words in _long_sentences(source)], ())
+    return _copies(text, [words for source in sources for words in _long_sentences(source)], lambda words: False)
 
 
-def _copies(text: str, sentences_of_sources: Sequence[Sequence[str]], known: Sequence[str]) -> bool:
-    """Return the same for the sentences of sources; sentences that are part of `known` turns do not count."""
+def _copies(text: str, sources: Sequence[Sequence[str]], is_known: Callable[[Sequence[str]], bool]) -> bool:
+    """Return the same for the words of sentences; known sentences do not count."""
     return any(
-        _is_copy(words, other)
-        for words in (_long_sentences(text) if sentences_of_sources else ())
-        if not any(f" {' '.join(words)} " in turn for turn in known)
-        for other in sentences_of_sources
+        any(_is_copy(words, other) for other in sources) and not is_known(words)
+        for words in (_long_sentences(text) if sources else ())
     )
 
 
@@ -115,10 +120,26 @@ class MemorySides:
 
     def __call__(self) -> SpeakerSides | None:
         """Return what each side says."""
-        generation = self._store.stats().generation
+        generation = self._store.generation
         if self._counted[0] != generation:
             self._counted = generation, sides_of(self._store.triples())
         return self._counted[1]
+
+
+class StyleCards:
+    """How the person writes, counted over their latest turns in a memory, and again after each change of the memory."""
+
+    def __init__(self, store: TripleStore) -> None:
+        self._store = store
+        self._counted: tuple[tuple[int, float], StyleCard | None] | None = None
+
+    def __call__(self, query: Pair) -> StyleCard | None:
+        """Return how the person wrote before a query; None if the memory holds no earlier turn."""
+        key, counted = (self._store.generation, query.when), self._counted
+        if counted is None or counted[0] != key:
+            earlier = [t.pair.action for t in self._store.triples(abandoned=False) if t.pair.when < query.when]
+            counted = self._counted = key, count_style(earlier[-_COUNTED:])
+        return counted[1]
 
 
 def sides_of(triples: Iterable[Triple]) -> SpeakerSides:
@@ -146,6 +167,9 @@ def _long_sentences(text: str) -> list[list[str]]:
 
 def _is_copy(words: Sequence[str], other: Sequence[str]) -> bool:
     """Return whether most words of two sentences are the same, in runs."""
+    enough, known = _COPIED * max(len(words), len(other)), set(other)
+    if min(len(words), len(other)) < enough or sum(word in known for word in words) < enough:
+        return False  # too few common words for any runs
     blocks = SequenceMatcher(None, words, other, autojunk=False).get_matching_blocks()
     copied = sum(block.size for block in blocks if block.size >= _RUN)
-    return copied >= _COPIED * max(len(words), len(other))
+    return copied >= enough

@@ -36,6 +36,8 @@ _MAX_ATTEMPTS = 4
 _ATTEMPT_STEP = 1_000_003
 #: No place in a conversation: neither a context nor a goal.
 _NOWHERE = Pair(speaker="", context=(), action="", goal="", conversation_id="", position=0, when=0.0)
+#: Builds the prompt for the reply alone; few turns need it.
+PlainPrompt = Callable[[], Messages]
 #: Unreadable JSON objects after which a model is asked for the reply alone, in plain text.
 _MAX_UNREADABLE = 2
 
@@ -121,7 +123,7 @@ class TurnWriter:
 
     async def _write(
         self, prompt: FittedPrompt, query: Pair, recalled: Sequence[Triple], seed: int, bypass_cache: bool,
-        config: RunnableConfig | None, plain: Messages | None, *, cached_attempts: bool,
+        config: RunnableConfig | None, plain: PlainPrompt | None, *, cached_attempts: bool,
     ) -> WrittenTurn:  # fmt: skip
         """Write a turn; it is "" if there is none after four attempts. Attempts after the first may use the prompt cache."""
         best_of, messages = self.best_of, prompt.messages
@@ -174,12 +176,12 @@ class TurnWriter:
 
     async def complete(
         self, messages: Messages, recalled: Sequence[Triple] = (), *, n: int = 1, seed: int, bypass_cache: bool = True,
-        query: Pair = _NOWHERE, config: RunnableConfig | None = None, plain: Messages | None = None,
+        query: Pair = _NOWHERE, config: RunnableConfig | None = None, plain: PlainPrompt | None = None,
     ) -> list[Draft]:  # fmt: skip
         """Sample n turns for a prompt, with the attempts of a turn in a conversation; "" if none of them is a turn.
 
         `query` is the place in a conversation that the turns must fit, by default none.
-        `plain` is another prompt, for the reply alone, if this one asks for a JSON object.
+        `plain` builds another prompt, for the reply alone, if this one asks for a JSON object.
         """
         replies = await self._sample_once(messages, recalled, n, seed, bypass_cache, config, plain is not None)
         for index, reply in enumerate(replies):
@@ -201,8 +203,8 @@ class TurnWriter:
             ),
         )  # fmt: skip
 
-    def _plain(self, query: Pair, recalled: Sequence[Triple], reasoning: str) -> Messages | None:
-        return self.fitted(query, recalled, reasoning, structured=False).messages if self.structured else None
+    def _plain(self, query: Pair, recalled: Sequence[Triple], reasoning: str) -> PlainPrompt | None:
+        return (lambda: self.fitted(query, recalled, reasoning, structured=False).messages) if self.structured else None
 
     @property
     def max_tokens(self) -> int:
@@ -213,7 +215,7 @@ class TurnWriter:
 
     async def _retried(
         self, messages: Messages, recalled: Sequence[Triple], reply: Draft, seed: int, query: Pair,
-        bypass_cache: bool, config: RunnableConfig | None, plain: Messages | None,
+        bypass_cache: bool, config: RunnableConfig | None, plain: PlainPrompt | None,
     ) -> tuple[Draft, int]:  # fmt: skip
         """Return the best of at most four attempts, `reply` first, and how many were discarded; of equals the last."""
         kept = reply = self._checked(reply, query, recalled)
@@ -221,7 +223,7 @@ class TurnWriter:
         while badness(reply) and attempts < _MAX_ATTEMPTS:
             structured = plain is not None and unreadable < _MAX_UNREADABLE
             [reply] = await self._sample_once(
-                messages if structured or plain is None else plain, recalled, 1, seed + _ATTEMPT_STEP * attempts,
+                messages if structured or plain is None else plain(), recalled, 1, seed + _ATTEMPT_STEP * attempts,
                 bypass_cache, config, structured,
             )  # fmt: skip
             reply, attempts = self._checked(reply, query, recalled), attempts + 1

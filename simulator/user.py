@@ -5,13 +5,14 @@ Messages have the roles that an agent's developer expects: "user" is the twin, "
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from usertwin.memory import ChatModel, Embedder, Recalled, Settings, Triple, TripleStore, TwinRecord, existing_twin
-from usertwin.memory.concurrency import to_thread
+from usertwin.memory.concurrency import Batches
 from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle, Sample, Usage, limit_error, sample
 from usertwin.memory.models.embedding import CachedEmbedder
@@ -30,16 +31,30 @@ from usertwin.memory.twin.reranking import Reranking
 from usertwin.personas import Pair, Persona, Turn, as_conversation
 from usertwin.personas.pairs import visible_turns
 from usertwin.personas.roles import is_user
-from usertwin.personas.style_card import StyleCard, count_style
 
 from .backends.load import DEFAULT_MODEL, load_model
+from .backends.lora_of_twin import model_for_twin
 from .prompt_fit import fit_prompt
 from .prompts import reason_messages, shown_turns, with_shown_traces
 from .reasoner import load_own_embedder, load_reasoner
 from .reranking.reranker import BestOf, Reranker
-from .state import Answer, TwinState, from_rows, to_rows
+from .state import (
+    Answer,
+    Place,
+    TwinState,
+    add_usage,
+    as_node,
+    from_rows,
+    has_left,
+    is_traced,
+    sampler_seed,
+    to_messages,
+    to_rows,
+    working_state,
+)  # fmt: skip
 from .structured_reply import may_leave
-from .turn_checks import MemorySides
+from .tracing.runs import traced_recall, traced_turn
+from .turn_checks import MemorySides, StyleCards
 from .turn_writer import Draft, TurnWriter
 
 if TYPE_CHECKING:
@@ -49,8 +64,6 @@ if TYPE_CHECKING:
     Graph = CompiledStateGraph["TwinState", None, "TwinState", "TwinState"]
 
 _LIVE = "(live)"
-#: The latest turns of the person that the style card counts.
-_COUNTED = 2000
 
 
 class SimulatedUser:
@@ -80,10 +93,10 @@ class SimulatedUser:
         self.settings = settings or record.settings or Settings()
         self.k = self.settings.k if k is None else k
         self.last_turn, self.abandonment, self.ranking = last_turn, abandonment, ranking
-        self.sides, self._reranker = MemorySides(store), Reranker(store)
+        self.sides, self._reranker, self.style_card = MemorySides(store), Reranker(store), StyleCards(store)
+        self._memories = Batches(self._remember)
         self._graph: Graph | None = None
         self._words: tuple[int, OwnWords] | None = None
-        self._card: tuple[tuple[int, float], StyleCard | None] | None = None
 
     @classmethod
     def load(
@@ -106,6 +119,8 @@ class SimulatedUser:
         loaded only if the settings use reasoning; without a synthesizer, it is the model that acts. The embedder is by default
         loaded by the name in the record.
 
+        The model acts with the twin's adapter, if that was trained on its weights.
+
         Raises:
             TwinError: there is no such twin, or it is damaged.
             ModelError: a model cannot be loaded.
@@ -118,7 +133,7 @@ class SimulatedUser:
         store = open_memory(folder, embedder or load_own_embedder(record, folder))
         try:
             record = TwinRecord.load(folder)  # opening may have finished forgetting
-            chat = load_model(model, style=style) if isinstance(model, str) else model
+            chat = model_for_twin(record, folder, model, style=style)
             if reasoner is None:
                 reasoner = load_reasoner(record, chat, settings, folder=folder)
             elif isinstance(reasoner, str):
@@ -154,10 +169,9 @@ class SimulatedUser:
         Words need a model that tells the probabilities of tokens; any other one writes without them. With `reranking` it writes
         the best of several turns.
         """
-        structured = self.model.style == "instruction" and self.model.structured and self.settings.reasons and self._one_model
         return TurnWriter(
             self.model, self.persona, self.record.recipe.speaker, self.settings.window, card=self.style_card,
-            structured=structured, sides=self.sides, next_token=self._next_token(weights, before),
+            structured=self._is_structured, sides=self.sides, next_token=self._next_token(weights, before),
             best_of=None if reranking is None else BestOf(self._reranker, reranking),
         )  # fmt: skip
 
@@ -166,21 +180,10 @@ class SimulatedUser:
         writer = self.model.token_writer
         if weights is None or writer is None:
             return None
-        generation = self.store.stats().generation
+        generation = self.store.generation
         if self._words is None or self._words[0] != generation:
             self._words = generation, OwnWords(writer.encode, writer.vocabulary_size, list(self.store.triples()))
         return WordMixture(self._words[1], weights).next_token(before)
-
-    def style_card(self, query: Pair) -> StyleCard | None:
-        """Return how the person writes, counted over their latest turns in the memory before a query; None if there are none.
-
-        It is counted anew after each change of the memory.
-        """
-        key, counted = (self.store.stats().generation, query.when), self._card
-        if counted is None or counted[0] != key:
-            earlier = [t.pair.action for t in self.store.triples(abandoned=False) if t.pair.when < query.when]
-            counted = self._card = key, count_style(earlier[-_COUNTED:])
-        return counted[1]
 
     @property
     def graph(self) -> Graph:
@@ -191,17 +194,19 @@ class SimulatedUser:
 
     def build(self, *, checkpointer: Any = None) -> Graph:
         """Return a new compiled graph, with a checkpointer if one is given."""
-        from langchain_core.runnables import RunnableLambda
         from langgraph.graph import END, START, StateGraph
 
-        graph = StateGraph(TwinState)
+        state = working_state()
+        graph = StateGraph(state, input_schema=state, output_schema=TwinState)
         for name, step in (("recall", self._recall), ("reason", self._reason), ("act", self._act)):
-            graph.add_node(name, RunnableLambda(_sync(step), step, name=name))
+            graph.add_node(name, as_node(name, step))
         for source, target in ((START, "recall"), ("reason", "act"), ("act", END)):
             graph.add_edge(source, target)
-        graph.add_conditional_edges("recall", _after_recall, {"leave": END, "stay": "reason"})
+        targets: dict[Any, str] = {True: END, False: "reason"}
+        graph.add_conditional_edges("recall", has_left, targets)
         return graph.compile(checkpointer=checkpointer, name=f"twin:{self.name}")
 
+    @traced_turn
     async def arespond(self, messages: Any, *, goal: str = "", seed: int = 0, config: RunnableConfig | None = None) -> Answer:
         """Return the twin's next turn in a conversation of any accepted shape, in which "user" is the twin; [] if it opens one.
 
@@ -213,7 +218,9 @@ class SimulatedUser:
             TwinError: the model writes no turn of the person in four attempts.
             LogError: the messages have no known shape.
         """
-        state = await self.graph.ainvoke({"messages": _plain(messages), "goal": goal, "seed": seed}, config)
+        turns = as_conversation(messages).turns
+        start: Any = {"messages": to_messages(turns), "goal": goal, "seed": seed, "place": Place(self._query(turns, goal))}
+        state = await (self.graph.ainvoke(start, config) if config or is_traced() else self._run(start))
         return Answer(
             action=state["action"], reasoning=state["reasoning"], done=state["done"],
             recalled=tuple(from_rows(state["recalled"], self.record.recipe.speaker)),
@@ -221,6 +228,14 @@ class SimulatedUser:
             reasoner=self.reasoner.name if state["reasoning"] and not self._one_model else None,
             **{name: state.get(name, 0) for name in ("discarded", "candidates", "cut_turns", "cut_recalled")},
         )  # fmt: skip
+
+    async def _run(self, state: Any) -> Any:
+        """Run the steps as the graph does, without the cost of the graph, where nothing observes it."""
+        for step in (self._recall, self._reason, self._act):
+            state = state | await step(state, {})
+            if state["done"]:
+                break
+        return state
 
     def respond(self, messages: Any, *, goal: str = "", seed: int = 0, config: RunnableConfig | None = None) -> Answer:
         """Return the twin's next turn; the synchronous form of `arespond`, with the same arguments."""
@@ -239,38 +254,46 @@ class SimulatedUser:
     # The steps of the graph ------------------------------------------------------------------------------------------
 
     async def _recall(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
-        query = self._query(state)
-        [recalled] = await to_thread(self.recall_many, [query])
-        if "instruction" in {self.model.style, self.reasoner.style}:
-            await to_thread(self.style_card, query)  # kept for the prompts, which are written on the event loop
-        if self.settings.words is not None:
-            await to_thread(self._next_token, self.settings.words, query.when)  # likewise: reading the words takes a while
-        update = {"usage": asdict(Usage()), "done": False, "abandonment_rate": 0.0}
-        if self.abandonment is not None and any(turn.speaker == query.speaker for turn in query.context):
-            neighbours = await to_thread(self.store.recall, query, NEIGHBOURS, abandoned=None)
+        query = self._place(state).query
+        recalled, neighbours = await self._memories(query)
+        update: dict[str, Any] = {"usage": asdict(Usage()), "done": False, "abandonment_rate": 0.0}
+        if self.abandonment is not None and neighbours is not None:
             update["abandonment_rate"] = round(abandonment_rate(neighbours), 6)
             if self.abandonment.leaves(neighbours, query):
                 recalled, update = neighbours, update | {"done": True, "action": "", "reasoning": ""}
         if self.settings.traces == "backward":
             shown = with_shown_traces([memory.triple for memory in recalled], "backward")
             recalled = [replace(memory, triple=triple) for memory, triple in zip(recalled, shown, strict=True)]
-        return update | {"recalled": to_rows(recalled)}
+        return update | {"recalled": to_rows(recalled), "place": Place(query, recalled)}
+
+    def _remember(self, queries: Sequence[Pair]) -> list[tuple[list[Recalled], list[Recalled] | None]]:
+        """Return for each query what the twin recalls, and the neighbours for the abandonment model if the person may leave.
+
+        It blocks. What the prompts need of the memory, and takes a while to read, is read here and kept.
+        """
+        recalled = self.recall_many(queries)
+        if "instruction" in {self.model.style, self.reasoner.style}:
+            self.style_card(queries[0])
+        self._next_token(self.settings.words, queries[0].when)
+        may_go = [self.abandonment is not None and any(t.speaker == q.speaker for t in q.context) for q in queries]
+        neighbours = iter(self.store.recall_many(list(compress(queries, may_go)), NEIGHBOURS, abandoned=None))
+        return [(own, next(neighbours) if goes else None) for own, goes in zip(recalled, may_go, strict=True)]
 
     async def _reason(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
-        recalled = self._shown(state)
-        if self.writer.structured or not self.reasons_after(recalled):
+        place = self._place(state)
+        query, recalled = place.query, self._shown(place)
+        if self._is_structured or not self.reasons_after(recalled):
             return {"reasoning": ""}
-        query = self._query(state)
-        thought = await self.sample_reasoning(query, recalled, seed=_sampler_seed(state, query), config=config)
-        return {"reasoning": thought.text, "usage": _add_usage(state, thought.usage)}
+        thought = await self.sample_reasoning(query, recalled, seed=sampler_seed(state, query), config=config)
+        return {"reasoning": thought.text, "usage": add_usage(state, thought.usage)}
 
     async def _act(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         from langchain_core.messages import HumanMessage
 
-        query = self._query(state)
-        recalled, reasoning = self._shown(state), state.get("reasoning", "")
+        place, reasoning = self._place(state), state.get("reasoning", "")
+        query, recalled = place.query, self._shown(place)
         turn = await self.writer.write(
-            query, recalled, reasoning, seed=_sampler_seed(state, query), bypass_cache=self._bypasses_cache(reasoning),
+            query, recalled, reasoning, seed=sampler_seed(state, query), bypass_cache=self._bypasses_cache(reasoning),
             config=config,
         )  # fmt: skip
         pair = replace(query, action=turn.text)
@@ -278,10 +301,11 @@ class SimulatedUser:
         return {
             "messages": [HumanMessage(turn.text)], "action": turn.text, "reasoning": reasoning or turn.sample.thought,
             "done": done or (turn.sample.done and may_leave(pair)),
-            "usage": _add_usage(state, turn.sample.usage), "discarded": turn.discarded, "candidates": turn.candidates,
+            "usage": add_usage(state, turn.sample.usage), "discarded": turn.discarded, "candidates": turn.candidates,
             "cut_turns": turn.prompt.cut_turns, "cut_recalled": turn.prompt.cut_recalled,
         }  # fmt: skip
 
+    @traced_recall
     def recall_many(self, queries: Sequence[Pair], *, before: Sequence[float] | None = None) -> list[list[Recalled]]:
         """Return what the twin recalls for each query, the same whatever traces it shows: one has a trace, if any is stored."""
         return self.store.recall_many(queries, self.k, before=before, with_trace=True, ranking=self.ranking)
@@ -336,6 +360,11 @@ class SimulatedUser:
         return reasoning or drafts[0].thought, drafts
 
     @property
+    def _is_structured(self) -> bool:
+        """Whether the model writes its thoughts with the reply, in one JSON object."""
+        return self.model.style == "instruction" and self.model.structured and self.settings.reasons and self._one_model
+
+    @property
     def _one_model(self) -> bool:
         """Whether one model reasons and acts."""
         return self.reasoner.chat is self.model.chat
@@ -345,50 +374,25 @@ class SimulatedUser:
         # rounding and breaks seed reproducibility.
         return not (reasoning and self._one_model)
 
-    def _shown(self, state: TwinState) -> list[Triple]:
+    def _shown(self, place: Place) -> list[Triple]:
         """Return the recalled triples as the model sees them; the state keeps traces that are not shown."""
-        recalled = [memory.triple for memory in from_rows(state.get("recalled", []), self.record.recipe.speaker)]
+        recalled = [memory.triple for memory in place.recalled]
         return with_shown_traces(recalled, "none") if self.settings.traces == "none" else recalled
 
-    def _query(self, state: TwinState) -> Pair:
-        """Return the current turn as a pair without an action."""
-        conversation = as_conversation(state["messages"], _LIVE)
-        turns = [turn for turn, _ in visible_turns(conversation.turns)]
-        goals = [state.get("goal", ""), *(turn.text for turn in conversation.turns if turn.private)]
+    def _place(self, state: Mapping[str, Any]) -> Place:
+        """Return the place in a state; it is computed if the graph was run with messages alone, or continued."""
+        if (place := state.get("place")) is not None:
+            return place
+        recalled = from_rows(state.get("recalled", []), self.record.recipe.speaker)
+        return Place(self._query(as_conversation(state["messages"]).turns, state.get("goal", "")), recalled)
+
+    def _query(self, turns: Sequence[Turn], goal: str) -> Pair:
+        """Return the next turn after these as a pair without an action."""
+        goals = [goal, *(turn.text for turn in turns if turn.private)]
+        turns = [turn for turn, _ in visible_turns(turns)]
         speaker = self.record.recipe.speaker
         context = tuple(Turn(speaker if is_user(turn.role) else turn.speaker, turn.role, turn.text) for turn in turns)
         return Pair(
             speaker=speaker, context=context, action="", goal="\n".join(filter(None, goals)), conversation_id=_LIVE,
             position=len(turns), when=float("inf"),
         )  # fmt: skip
-
-
-def _sampler_seed(state: TwinState, query: Pair) -> int:
-    """Return the sampler seed of a turn, computed from the seed of the conversation and the position of the turn."""
-    return (state.get("seed", 0) * 7919 + query.position) % 2**31
-
-
-def _after_recall(state: TwinState) -> str:
-    return "leave" if state.get("done") else "stay"
-
-
-def _sync(step: Any) -> Any:
-    """Return an async step as a synchronous one."""
-
-    def run(state: TwinState, config: RunnableConfig) -> Any:
-        return run_sync(step(state, config))
-
-    return run
-
-
-def _plain(messages: Any) -> list[Any]:
-    """Return a conversation of any accepted shape as OpenAI-style messages, with the names of other speakers."""
-    return [
-        {"role": "user" if is_user(turn.role) else "system" if turn.private else "assistant", "content": turn.text}
-        | ({} if turn.private or is_user(turn.role) or turn.speaker == turn.role else {"name": turn.speaker})
-        for turn in as_conversation(messages).turns
-    ]
-
-
-def _add_usage(state: TwinState, usage: Usage) -> dict[str, int]:
-    return asdict(Usage(**state.get("usage", {})) + usage)

@@ -15,10 +15,10 @@ LAYERS = ("personas", "memory", "simulator", "evals")
 ORDER = {
     "personas": "errors, conversation, chat_log <- pairs <- persona, importers",
     "memory": "text, models, triples <- store, recon, own_words <- twin, training",
-    "simulator": "backends <- state, prompts, prompt_fit, turn_checks, turn_writer, reranking, reasoner, user, agents, records"
-    " <- scenarios, recording <- conversation <- simulation <- runs, terminal, learning",
+    "simulator": "backends <- state, prompts, prompt_fit, turn_checks, turn_writer, reranking, reasoner, user, agents, records,"
+    " tracing <- scenarios, recording <- conversation <- simulation <- runs, terminal, learning <- serving",
     "evals": "records, arm_names <- metrics <- replay, judges, traces, reports <- tuning, agent_tests <- suites, training_runs,"
-    " demo <- cli, pytest_plugin <- benchmarks",
+    " demo <- cli, pytest_support <- pytest_plugin <- benchmarks",
 }
 #: Groups whose members may import each other: files of one subject, and helpers that everything uses.
 SHARED = {("personas", 0), ("memory", 0), ("simulator", 1), ("evals", 0)}
@@ -26,7 +26,7 @@ SHARED = {("personas", 0), ("memory", 0), ("simulator", 1), ("evals", 0)}
 HEAVY = {
     "torch", "transformers", "faiss", "langchain", "langchain_core", "langchain_openai", "langgraph", "langgraph_sdk",
     "sentence_transformers", "numpy", "scipy", "sklearn", "sacrebleu", "xllamacpp", "openai", "pydantic", "accelerate", "gguf",
-    "statsmodels", "huggingface_hub", "peft", "trl", "datasets", "emoji", "ray",
+    "statsmodels", "huggingface_hub", "starlette", "uvicorn", "peft", "trl", "datasets", "emoji", "ray",
 }  # fmt: skip
 #: Files whose classes derive from a heavy library's classes. They are imported inside functions only.
 MAY_BE_HEAVY = {

@@ -14,7 +14,7 @@ from usertwin.simulator.agents import load_agent
 from usertwin.simulator.records import CheckResult, Simulation
 
 from .checks import Check, Function, arun_check
-from .criteria import ajudge_criteria, ajudge_goal
+from .criteria import JUDGE_PROMPT, ajudge_criteria, ajudge_goal
 from .ready_made import ready_made
 
 
@@ -69,6 +69,11 @@ class AgentChecks:
             raise UsageError(f"{what} needs a judge, and no model is named; name one with --judge")
         if not all(criterion.strip() for criterion in judged):
             raise UsageError("a criterion is empty; write a sentence that is met or not")
+
+    @property
+    def judge_facts(self) -> dict[str, str] | None:
+        """The judge for a run's manifest, with the version of its prompt; None without one."""
+        return None if self._judge is None else {"model": self._judge.name, "prompt": JUDGE_PROMPT.version}
 
     async def __call__(self, simulation: Simulation) -> list[CheckResult]:
         """Return the results of a finished conversation, checks before criteria; nothing raises."""

@@ -28,12 +28,16 @@ _RETURNS = "return None or True if it holds, False or a sentence if it fails, or
 _MAX_ERROR = 500
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Check:
     """A check of the agent: its name in reports, and the function of a conversation."""
 
     name: str
     function: Function
+
+    def __post_init__(self) -> None:
+        # as a function has it: records of a run name functions by it, and two checks must not have the same name there
+        object.__setattr__(self, "__qualname__", self.name)
 
     def __call__(self, simulation: Simulation) -> Outcome | Awaitable[Outcome]:
         """Return what the function says of a conversation."""

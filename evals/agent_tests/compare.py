@@ -89,6 +89,7 @@ def compare_runs(first: AgentRun, second: AgentRun, *, seed: int = 0, anyway: bo
     before, after = (_by_slot(outcomes_of(run.simulations, run.scenarios)) for run in (first, second))
     common = [(before[slot], after[slot]) for slot in before if slot in after]
     usable = [(a, b) for a, b in common if a.is_usable and b.is_usable]
+    why_not += _changed_checks(usable)
     if not common:
         why_not.append("no conversation of one run has the scenario, twin, repetition and seed of one of the other")
     notes = _notes(first, second, len(before), len(after), len(common), len(usable))
@@ -106,6 +107,17 @@ def _by_slot(outcomes: Sequence[Outcome]) -> dict[tuple[str, str, int, int], Out
 
 def _slot(simulation: Simulation) -> tuple[str, str, int, int]:
     return simulation.scenario, simulation.twin, simulation.repeat, simulation.seed
+
+
+def _changed_checks(pairs: Sequence[tuple[Outcome, Outcome]]) -> list[str]:
+    """Return a sentence if conversations were not held to the same checks and criteria."""
+    for pair in pairs:
+        old, new = ({check.name for check in outcome.simulation.checks} for outcome in pair)
+        if old != new and all(outcome.simulation.fault is None for outcome in pair):  # criteria of a fault are not judged
+            own = {"the first run": old - new, "the second run": new - old}
+            only = [f"{run} alone has {', '.join(sorted(names))}" for run, names in own.items() if names]
+            return [f"the checks differ, as in {pair[0].simulation.id}: {'; '.join(only)}"]
+    return []
 
 
 def differences(first: AgentRun, second: AgentRun) -> list[str]:
@@ -236,13 +248,14 @@ def _rows(comparison: RunComparison) -> list[tuple[str, str, str, str]]:
         "twin's faults": (first.twin_faults, second.twin_faults, None),
     }
     rows = [
-        (name, *(_cell(rate) for rate in (old, new)), _ends(difference, "\n") if difference else "")
+        (name, _cell(old), _cell(new), _ends(difference, "\n") if difference else "")
         for name, (old, new, difference) in rates.items()
         if old or new
     ]
-    turns = [number(s.turns.mean, 1) if s.turns else "–" for s in (first, second)]
-    replies = [seconds(s.reply_seconds.median) if s.reply_seconds else "–" for s in (first, second)]
-    return [*rows, ("turns, mean", *turns, ""), ("reply, median", *replies, "")]
+    turns, replies = (s.turns for s in (first, second)), (s.reply_seconds for s in (first, second))
+    old_turns, new_turns = (number(spread.mean, 1) if spread else "–" for spread in turns)
+    old_reply, new_reply = (seconds(spread.median) if spread else "–" for spread in replies)
+    return [*rows, ("turns, mean", old_turns, new_turns, ""), ("reply, median", old_reply, new_reply, "")]
 
 
 def _names(comparison: RunComparison) -> tuple[str, str]:

@@ -3,13 +3,16 @@
 Design: conversations of one scenario or one twin are alike, so n of them say less about other scenarios and twins than n
 independent ones. From `MIN_CONVERSATIONS` scenarios, twins, or pairs of the two on, an interval over these is computed, too
 (Student's t with jackknife standard errors; see evals/metrics/statistics.py). The widest one is reported, and the largest p.
-With fewer, an interval is over conversations and holds for these scenarios and twins alone.
+With fewer, an interval is over conversations and holds for these scenarios and twins alone. In 400 simulated studies of each
+of six shapes (1 to 20 scenarios, 1 to 10 twins, 1 to 20 repetitions; logits of both with a standard deviation of 0.7 or 1) the
+intervals hold the truth in 95 to 99.8%.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import comb
 from typing import cast
 
@@ -17,8 +20,8 @@ from usertwin.evals.metrics.statistics import (
     CONFIDENCE,
     MIN_CONVERSATIONS,
     Estimate,
-    mean,
-    ratio_inference,
+    Inference,
+    Jackknife,
     sign_flip,
     sums_by_conversation,
     turns_by_conversation,
@@ -98,8 +101,8 @@ def rate(simulations: Sequence[Simulation], hits: Sequence[bool]) -> Rate | None
         return None
     low, high, over = *_wilson(sum(hits), len(hits)), OVER[0]
     for unit, clusters in _clusterings(simulations):
-        estimate = mean([float(hit) for hit in hits], clusters, share=True)
-        low, high, over = _wider((low, high, over), estimate, unit)
+        inference = _over_clusters([float(hit) for hit in hits], clusters, share=True)
+        low, high, over = _wider((low, high, over), inference.estimate(), unit)
     value = sum(hits) / len(hits)
     return Rate(value=value, low=min(low, value), high=max(high, value), count=sum(hits), n=len(hits), over=over)
 
@@ -126,10 +129,10 @@ def pass_powers(simulations: Sequence[Simulation], hits: Sequence[bool], most: i
 def _power_interval(values: Mapping[tuple[str, str], float]) -> tuple[float, float] | tuple[None, None]:
     """Return the widest interval of the mean over pairs, scenarios and twins; None for few pairs."""
     estimates = [
-        mean(list(values.values()), clusters, share=True)
+        _over_clusters(list(values.values()), clusters, share=True).estimate()
         for clusters in (list(values), [scenario for scenario, _ in values], [twin for _, twin in values])
     ]
-    ends = [(e.low, e.high) for e in estimates if e is not None and e.low is not None and e.high is not None]
+    ends = [(e.low, e.high) for e in estimates if e.low is not None and e.high is not None]
     return max(ends, key=lambda end: end[1] - end[0]) if ends else (None, None)
 
 
@@ -151,13 +154,11 @@ def paired_difference(
     low, high, over = *_bonett_price(gained, lost, n), OVER[0]
     p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
     for unit, clusters in _clusterings(simulations):
-        inference = ratio_inference(differences, [1.0] * n, clusters)
-        low, high, over = _wider((low, high, over), inference and inference.estimate(), unit)
+        inference = _over_clusters(differences, clusters)
+        low, high, over = _wider((low, high, over), inference.estimate(), unit)
         means = (sums_by_conversation(differences, clusters) / turns_by_conversation(clusters)).tolist()
-        if len(means) <= _MOST_FLIPPED:
-            p = max(p, sign_flip(means, seed=seed) or 0.0)
-        elif inference is not None:
-            p = max(p, inference.p() or 0.0)
+        over_clusters = sign_flip(means, seed=seed) if len(means) <= _MOST_FLIPPED else inference.p()
+        p = max(p, over_clusters or 0.0)
     return PairedDifference(value=sum(differences) / n, low=low, high=high, p=p, n=n, gained=gained, lost=lost, over=over)
 
 
@@ -174,13 +175,24 @@ def _clusterings(simulations: Sequence[Simulation]) -> list[tuple[str, list[Hash
     return [(unit, own) for unit, own in keys.items() if MIN_CONVERSATIONS <= len(set(own)) < len(own)]
 
 
-def _wider(known: tuple[float, float, str], estimate: Estimate | None, unit: str) -> tuple[float, float, str]:
+def _over_clusters(values: Sequence[float], clusters: Sequence[Hashable], *, share: bool = False) -> Inference:
+    """Return the mean of values with its jackknife over clusters, in linear time: a mean without a cluster is a difference."""
+    import numpy as np
+
+    sums, sizes = sums_by_conversation(values, clusters), turns_by_conversation(clusters)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a single cluster leaves nothing
+        left_out = (sums.sum() - sums) / (sizes.sum() - sizes)
+    return Jackknife(float(sums.sum() / sizes.sum()), left_out, sizes, share=share).inference()
+
+
+def _wider(known: tuple[float, float, str], estimate: Estimate, unit: str) -> tuple[float, float, str]:
     """Return the wider one of two intervals, with what it is over."""
-    if estimate is None or estimate.low is None or estimate.high is None:
+    if estimate.low is None or estimate.high is None:
         return known
     return (estimate.low, estimate.high, unit) if estimate.high - estimate.low > known[1] - known[0] else known
 
 
+@lru_cache(maxsize=4096)
 def _wilson(count: int, n: int) -> tuple[float, float]:
     from statsmodels.stats.proportion import proportion_confint
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -24,17 +23,19 @@ from rich.console import Console
 from rich.table import Table
 
 from usertwin.evals.cli.demo import ROBIN
-from usertwin.memory import ChatModel, Recipe, alearn
+from usertwin.memory import Recipe, alearn
 from usertwin.memory.own_words.own_words import DEFAULT_WEIGHTS
 from usertwin.memory.own_words.word_weights import WordWeights
 from usertwin.memory.twin.reranking import DEFAULT_RERANKING
-from usertwin.personas import ModelError
 from usertwin.personas.importers.chitchat import load_chitchat
-from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer, simulate
+from usertwin.simulator import SimulatedUser, load_embedder, load_model, load_scorer
 from usertwin.simulator.backends.downloads import TINY, fetch
 from usertwin.simulator.backends.llama_cpp import cores, start_engine
 
 from .canaries import canaries_part
+from .conversations.engine import concurrency_figures
+from .conversations.kept_and_killed import kept_connections_part, killed_runs_part
+from .conversations.part import simulate_part
 from .figures import Figure, figure, ratios, record_requests, run_alternately, timed
 from .fuzz.part import fuzz_part
 from .hostile_agents.run import hostile_part
@@ -44,7 +45,6 @@ from .memory import memory_part
 from .recon import controls_part, recon_part
 from .scale_out.part import scale_out_part
 from .scoring import eval_part
-from .simulations.conversations import kept_connections_part, killed_runs_part
 from .training import train_part
 
 _PACKAGES = (
@@ -107,11 +107,13 @@ def twin_part() -> Iterator[tuple[str, Figure]]:
                 cached.append(answer.usage.cached_tokens / answer.usage.input_tokens)
             messages += [answer.message, {"role": "assistant", "content": _SMALL_TALK[turn % len(_SMALL_TALK)]}]
         with_words, alone = _seconds_per_token(user)
+        concurrency = dict(concurrency_figures(user))
         best = _best_of_seconds(user)
         user.close()
+    yield from concurrency.items()
     yield "twin.turn_s", figure(turns, "s", "bar: 6 s on 2 cores")
-    yield "twin.tokens_per_s_vs_engine", figure(rates, "ratio", "bare xllamacpp, the same prompts and seeds (bar: 0.9)")
-    yield "twin.prompt_cache_share", figure(cached, "share", "all prompt tokens of the turn")
+    yield "twin.tokens_per_s_vs_engine", figure(rates, "ratio", "bare xllamacpp, the same prompts and seeds (bar: 0.95)")
+    yield "twin.prompt_cache_share", figure(cached, "share", "all prompt tokens of a turn after the first (bar: 0.6)")
     yield "twin.words_token_time_vs_model", figure(ratios(with_words, alone), "ratio", "the model alone, whole turns")
     yield (
         "twin.best_of_turn_s",
@@ -180,54 +182,6 @@ def _bench_twin(home: str) -> SimulatedUser:
     )  # fmt: skip
     asyncio.run(alearn("bench", log, recipe, embedder=embedder, model=model, scorer=scorer, home=home))
     return SimulatedUser.load("bench", home=home, model=model, embedder=embedder)
-
-
-_QUESTION = "Which number would you like?"
-
-
-def simulate_part() -> Iterator[tuple[str, Figure]]:
-    """Yield the overhead of a simulation against the loop of openevals, both with the same scripted model."""
-    try:
-        from openevals.simulators import create_llm_simulated_user, run_multiturn_simulation
-    except ImportError:
-        raise ModelError("the benchmark simulate.vs_openevals needs openevals; run: pip install openevals") from None
-    from usertwin.simulator.backends.scripted import ScriptedChatModel
-
-    os.environ.setdefault("LANGSMITH_TRACING", "false")
-    chat = ScriptedChatModel(answers=[f"I would like number {i}, please" for i in range(50)])
-
-    def reply(message: Any, **_: Any) -> dict[str, str]:
-        return {"role": "assistant", "content": _QUESTION, "id": str(time.time_ns())}
-
-    def agent(messages: list[dict[str, Any]]) -> str:
-        return _QUESTION
-
-    with tempfile.TemporaryDirectory() as home:
-        log, embedder = load_chitchat(), load_embedder("fake:")
-        recipe = Recipe(
-            source="chitchat",
-            speaker=ROBIN.speaker,
-            method="none",
-            candidates=1,
-            max_triples=200,
-            max_traces=None,
-            window=6,
-            embedder=embedder.name,
-            model=None,
-            scorer=None,
-            seed=0,
-        )
-        asyncio.run(alearn("bench", log, recipe, embedder=embedder, home=home))
-        user = SimulatedUser.load("bench", home=home, model=ChatModel("scripted:bench", chat), embedder=embedder)
-        user.last_turn = user.abandonment = None
-        baseline_user = create_llm_simulated_user(system="You want a number.", client=chat)
-        values: list[float] = []
-        for _ in range(9):
-            ours = timed(lambda: simulate(user, agent, max_turns=10))
-            baseline = timed(lambda: run_multiturn_simulation(app=reply, user=baseline_user, max_turns=10))
-            values.append(ours / baseline)
-        user.close()
-    yield "simulate.vs_openevals", figure(values, "ratio", "openevals, 10 turns, scripted model; ours also recalls and reasons")
 
 
 _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {

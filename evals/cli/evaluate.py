@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from usertwin.evals.arm_names import ARM_DESCRIPTIONS, ARMS, DEFAULT_ARMS, RERANKED, WORDS, check_arms
+from usertwin.evals.arm_names import ADAPTED, ARM_DESCRIPTIONS, ARMS, DEFAULT_ARMS, RERANKED, WORDS, check_arms
 from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
@@ -43,7 +43,11 @@ class _EvalCommand(click.Command):
         with formatter.section("Arms, by what the model is shown"):
             words = f"With {WORDS} behind its name, an arm where a model writes also has the person's own words."
             best = f"With {RERANKED} behind it, an arm of the twin's memory replies with the best of several, by its rule."
-            formatter.write_dl([*ARM_DESCRIPTIONS.items(), (f"ARM{WORDS}", words), (f"ARM{RERANKED}", best)])
+            adapter = (
+                f"With {ADAPTED} behind its name, before the two below, an arm of the twin's memory has the twin's adapter."
+            )
+            forms = [(f"ARM{ADAPTED}", adapter), (f"ARM{WORDS}", words), (f"ARM{RERANKED}", best)]
+            formatter.write_dl([*ARM_DESCRIPTIONS.items(), *forms])
 
 
 @click.command("eval", cls=_EvalCommand)

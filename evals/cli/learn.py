@@ -5,6 +5,7 @@ It prints what learning costs before it begins, and what it did cost at the end,
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -42,14 +43,18 @@ from .parts.options import (
 )
 from .parts.recipe_file import RecipeCommand, print_dry_run, recipe_option
 from .tune import DEFAULT_TUNE_TURNS
-from .twin_actions import check_judge_of_twin, show_twin, tune_twin
+from .twin_actions import check_judge_of_twin, open_twin, show_twin, tune_twin
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from usertwin.evals.tuning.adapt import AdaptConfig
     from usertwin.memory import Embedder, Recipe
     from usertwin.memory.models.chat import Price, PromptStyle
     from usertwin.personas import ChatLog
+
+#: The defaults of `AdaptConfig`, whose file is imported when it is needed.
+ADAPT_ROWS, ADAPT_EPOCHS, ADAPT_RANK = 160, 1, 16
 
 
 @click.command(
@@ -60,11 +65,10 @@ if TYPE_CHECKING:
 @click.option(
     "--from",
     "source",
-    required=True,
     help='Chat log: a file of JSON lines, plain or gzip; "chitchat", which is built in; "oyez:FOLDER" of court arguments; or '
-    '"twinbench:FILE" of that benchmark.',
+    '"twinbench:FILE" of that benchmark.  [required, unless a learned twin is adapted]',
 )
-@click.option("--speaker", required=True, help="The person to learn, as the log names them.")
+@click.option("--speaker", help="The person to learn, as the log names them.  [required with --from]")
 @model_option
 @click.option(
     "--traces",
@@ -118,6 +122,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="The most validation turns to tune the use of the memory on (see usertwin tune); 0 skips tuning.",
 )
+@click.option(
+    "--adapt",
+    is_flag=True,
+    help="Train a LoRA adapter of --model on the twin's own prompts, and use it if it pays on validation turns; without "
+    "--from, that of a twin that is learned. A recipe may set adapt_rows, adapt_epochs and adapt_rank.",
+)
+@click.option("--adapt-rows", default=ADAPT_ROWS, hidden=True)
+@click.option("--adapt-epochs", default=ADAPT_EPOCHS, hidden=True)
+@click.option("--adapt-rank", default=ADAPT_RANK, hidden=True)
 @style_option
 @concurrency_option
 @price_option
@@ -129,7 +142,8 @@ def learn(
     """Learn the twin NAME from a chat log.
 
     Stopped with Ctrl-C, it leaves a usable twin, and the same command continues where it stopped without repeating a request
-    to a model. At its end it checks a judge whose ranks select traces, and tunes how the twin uses its memory.
+    to a model. At its end it checks a judge whose ranks select traces, tunes how the twin uses its memory, and with --adapt
+    adapts the model.
     """
     from usertwin.evals.suites.people import corpus_of_test_person, never_tuned
     from usertwin.memory.twin.record import twin_command, twin_folder
@@ -141,25 +155,37 @@ def learn(
     console, price = console_for(stderr=dry_run), parse_price(options["price"])
     twin_folder(name, home)  # reports an invalid name before anything is loaded
     _check_options(options)
-    log = load_log(options["source"], skip_bad_lines=options["skip_bad_lines"])
+    if options["source"] is None and options["adapt"]:
+        _adapt_only(ctx, console, name, home, options, dry_run=dry_run)
+        return
+    if missing := [option for option in ("from", "speaker") if options["source" if option == "from" else option] is None]:
+        raise click.UsageError(f"Missing option '--{missing[0]}'.")
+    log = load_log(str(options["source"]), skip_bad_lines=options["skip_bad_lines"])
     print_notes(console, log)
     description = None if persona is None else read_persona(persona)
     embedder = load_embedder(options["embedder"])
     recipe = _recipe(options, embedder.name)
-    if options["tune_turns"] and (corpus := corpus_of_test_person(log.source, recipe.speaker, log)) is not None:
+    corpus = corpus_of_test_person(log.source, recipe.speaker, log) if options["tune_turns"] or options["adapt"] else None
+    if corpus is not None and options["adapt"]:
+        raise UsageError(f"--adapt: {never_tuned(corpus, recipe.speaker)}; leave it out")
+    if corpus is not None:
         console.print(
             f"{never_tuned(corpus, recipe.speaker)}; the twin keeps the default settings", style="yellow", markup=False
         )
         options["tune_turns"] = 0
     hosted = ModelName.parse(options["model"]).is_hosted
     estimate = _estimate(log, recipe, options["style"], price, options["tune_turns"], hosted=hosted)
+    if options["adapt"]:
+        estimate.append(_adapting_estimate(log, recipe, options))
     if dry_run:
         print_dry_run(ctx, estimate)
         return
     check_writable(twin_folder(name, home), "--home")
     for line in estimate:
         console.print(line, style="dim", markup=False)
-    if overwrite or not _needs_last_steps_only(name, home, recipe, tunes=options["tune_turns"] > 0):
+    if overwrite or not _needs_last_steps_only(
+        name, home, recipe, tunes=options["tune_turns"] > 0, adapts=options["adapt"]
+    ):  # fmt: skip
         with progress_bars(console) as bars:
             run_sync(
                 alearn_with_recipe(
@@ -168,6 +194,8 @@ def learn(
                 )
             )  # fmt: skip
     _take_last_steps(console, name, home, embedder, price, options)
+    if options["adapt"]:
+        _adapt(console, name, home, embedder, options)
     show_twin(console, name, home)
     talk, measure = (twin_command(command, name, home) for command in ("chat", "eval"))
     console.print(f"\nTalk to it: {talk}    Measure it: {measure}", style="dim", markup=False, soft_wrap=True)
@@ -178,6 +206,11 @@ def _check_options(options: Mapping[str, Any]) -> None:
     if options["tune_turns"] < 0:
         raise UsageError(f"--tune-turns is {options['tune_turns']}; it must be at least 0")
     check_concurrency(options["concurrency"])
+    if options["adapt"]:
+        from usertwin.evals.tuning.adapt import check_adaptable
+
+        _adapt_config(options).check()
+        check_adaptable(options["model"], options["style"])
     if options["synthesizer"] is not None and options["traces"] == "none":
         raise UsageError("--synthesizer proposes traces, and --traces none makes none; leave out one of the two")
 
@@ -186,17 +219,102 @@ def _take_last_steps(
     console: Console, name: str, home: Path | None, embedder: Embedder, price: Price | None, options: Mapping[str, Any]
 ) -> None:
     """Check the judge of a learned twin's fidelity, if it has one, and tune the twin, unless --tune-turns is 0."""
+    from usertwin.memory import TwinRecord, existing_twin
     from usertwin.memory.store.error_messages import changed_before
 
     with changed_before("the twin is learned"):
         check_judge_of_twin(
             console, name, home=home, embedder=embedder, style=options["style"], price=price, concurrency=options["concurrency"]
         )
-        if options["tune_turns"]:
+        tuned = options["adapt"] and TwinRecord.load(existing_twin(name, home)).settings is not None  # before it was adapted
+        if options["tune_turns"] and not tuned:
             models = {key: options[key] for key in ("model", "scorer", "style", "seed")}
             if ModelName.parse(models["model"]).is_hosted:
                 models["scorer"] = None  # another model's likelihoods would choose what suits the other model
             tune_twin(console, name, home=home, limit=options["tune_turns"], embedder=embedder, **models)
+
+
+def _adapt_config(options: Mapping[str, Any]) -> AdaptConfig:
+    from usertwin.evals.tuning.adapt import AdaptConfig
+
+    return AdaptConfig(
+        rows=options["adapt_rows"], epochs=options["adapt_epochs"], rank=options["adapt_rank"], seed=options["seed"]
+    )  # fmt: skip
+
+
+def _adapting_estimate(log: ChatLog, recipe: Recipe, options: Mapping[str, Any]) -> str:
+    """Return what adapting takes, in a sentence. LogError if the recipe does not fit the log."""
+    from usertwin.evals.tuning.adapt import estimate_adapting
+    from usertwin.memory import Settings
+    from usertwin.personas import split_pairs
+
+    pairs, k = split_pairs(log, recipe.speaker, window=recipe.window).corpus, Settings().k
+    plan = estimate_adapting(pairs, options["model"], _adapt_config(options), k=k, window=recipe.window)
+    return f"then {plan}, with {k} recalled pairs"
+
+
+def _adapt_only(
+    ctx: click.Context, console: Console, name: str, home: Path | None, options: Mapping[str, Any], *, dry_run: bool
+) -> None:
+    """Adapt a twin that is learned, or print what that takes."""
+    from usertwin.evals.suites.people import corpus_of_test_person, never_tuned
+    from usertwin.evals.tuning.adapt import estimate_adapting
+    from usertwin.memory import Settings, TwinRecord, existing_twin, open_memory
+    from usertwin.simulator.reasoner import load_own_embedder
+
+    folder = existing_twin(name, home)
+    record = TwinRecord.load(folder)
+    source, speaker = record.recipe.source, record.recipe.speaker
+    if (corpus := corpus_of_test_person(source, speaker)) is not None:
+        raise UsageError(f"--adapt: {never_tuned(corpus, speaker)}; adapt a twin of a development person")
+    if record.state == "interrupted":
+        raise TwinError(f"{name} is not fully learned; give --from and --speaker, and the learn command continues")
+    embedder = load_own_embedder(record, folder)
+    if dry_run:
+        settings = record.settings or Settings()
+        with open_memory(folder, embedder) as store:
+            pairs = [triple.pair for triple in store.triples(abandoned=False)]
+        plan = estimate_adapting(pairs, options["model"], _adapt_config(options), k=settings.k, window=settings.window)
+        print_dry_run(ctx, [f"{plan}, with {settings.k} recalled pairs"])
+        return
+    check_writable(folder, "--home")
+    _adapt(console, name, home, embedder, options)
+    show_twin(console, name, home)
+
+
+def _adapt(console: Console, name: str, home: Path | None, embedder: Embedder, options: Mapping[str, Any]) -> None:
+    """Train and measure an adapter of a learned twin, and print the outcome; Ctrl-C prints the command that continues."""
+    from usertwin.evals.reports.twin_view import adapter_text
+    from usertwin.evals.tuning.adapt import adapt
+    from usertwin.memory import existing_twin
+    from usertwin.memory.twin.record import twin_command
+
+    config = _adapt_config(options)
+    with open_twin(console, name, home, options["model"], options["style"], embedder=embedder) as user:
+        try:
+            with progress_bars(console) as bars:
+                attempt = adapt(
+                    user, existing_twin(name, home), config, progress=bars, fetch=bars.fetch,
+                    on_plan=lambda plan: console.print(f"adapting: {plan}", style="dim", markup=False),
+                )  # fmt: skip
+        except KeyboardInterrupt:
+            command = twin_command("learn", name, home, "--adapt", *_adapt_options(options))
+            console.print(
+                f"the last checkpoint of the adapter is kept; continue with: {command}", style="yellow", markup=False,
+                soft_wrap=True,
+            )  # fmt: skip
+            raise
+    console.print(adapter_text(attempt), style="" if attempt.used else "yellow", markup=False)
+
+
+def _adapt_options(options: Mapping[str, Any]) -> list[str]:
+    """Return the options, as in a shell, that an adapter depends on and that have no default value."""
+    defaults: dict[str, Any] = {
+        "model": "local", "style": None, "seed": 0, "adapt_rows": ADAPT_ROWS, "adapt_epochs": ADAPT_EPOCHS,
+        "adapt_rank": ADAPT_RANK,
+    }  # fmt: skip
+    given = [(key, options[key]) for key, default in defaults.items() if options[key] != default]
+    return [f"--{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in given]
 
 
 def _recipe(options: dict[str, Any], embedder: str) -> Recipe:
@@ -248,7 +366,7 @@ def _estimate(
     return lines
 
 
-def _needs_last_steps_only(name: str, home: Path | None, recipe: Recipe, *, tunes: bool) -> bool:
+def _needs_last_steps_only(name: str, home: Path | None, recipe: Recipe, *, tunes: bool, adapts: bool) -> bool:
     """Return whether the twin is fully learned with this recipe, and the command was stopped before its last step ended."""
     from usertwin.evals.judges.listwise_checks import stored_check
     from usertwin.memory import TwinRecord
@@ -258,5 +376,6 @@ def _needs_last_steps_only(name: str, home: Path | None, recipe: Recipe, *, tune
         record = TwinRecord.load(existing_twin(name, home))
     except TwinError:
         return False
-    unfinished = (tunes and record.settings is None) or (recipe.ranked_by_judge and stored_check(record) is None)
+    unfinished = (tunes and record.settings is None) or (adapts and record.adapter is None)
+    unfinished = unfinished or (recipe.ranked_by_judge and stored_check(record) is None)
     return unfinished and (record.state, record.recipe) == ("complete", recipe)

@@ -23,6 +23,7 @@ COMMANDS = {
     "simulate": ("simulate", "Let the twins NAME... talk with an agent and record the conversations."),
     "eval": ("evaluate", "Measure how close the twin NAME is to the person's held-out turns."),
     "show": ("twin_actions", "Show the twin NAME; without a name, list all twins."),
+    "serve": ("serve", "Answer as the twins NAME... at an OpenAI-compatible endpoint."),
     "trust": ("twin_actions", "Allow the twin NAME, which somebody else learned, to load the models that it names."),
     "tune": ("tune", "Choose by measurement how the twin NAME uses its memory."),
     "train": ("train", "Train a synthesizer of reasoning traces on chat logs, into the folder OUT."),

@@ -192,6 +192,7 @@ def forget(name: str, conversation: str | None, before: str | None, after: str |
     """Erase a conversation, or a time span, from every file of NAME; this cannot be undone."""
     from usertwin.memory.twin.forget import forget as erase
     from usertwin.memory.twin.forget import parse_date
+    from usertwin.memory.twin.record import twin_command
 
     console = console_for()
     folder, embedder, _ = _open_record(name, home)
@@ -204,6 +205,12 @@ def forget(name: str, conversation: str | None, before: str | None, after: str |
             after=None if after is None else parse_date(after),
         )
     console.print(f"{erased.triples} pairs, and {erased.conversations} conversations held out or kept for comparison, erased")
+    if erased.adapter:
+        again = twin_command("learn", name, home, "--adapt")
+        console.print(
+            f"its adapter was trained on them, so it is deleted; train another one: {again}", style="yellow", markup=False,
+            soft_wrap=True,
+        )  # fmt: skip
     console.print("The log that the twin was learned from is unchanged; erase them there too.", style="dim")
 
 

@@ -61,7 +61,11 @@ _HOSTED, _LOCAL = 8, 1
     common=("agent", "scenarios", "goal", "count", "max-turns", "out", "parallel", "model", "min-pass-rate", "seed"),
 )
 @click.argument("names", metavar="NAME...", nargs=-1)
-@click.option("--agent", required=True, help='The agent under test: module:attribute, "demo", or a model (see --model).')
+@click.option(
+    "--agent",
+    required=True,
+    help='The agent: module:attribute, "demo", a model (see --model), http:FILE.toml, or command:PROGRAM.',
+)
 @click.option("--scenarios", type=file_path, help="TOML file of scenarios: who talks, what they want, how it starts and ends.")
 @goal_option
 @click.option("--count", default=1, show_default=True, help="Conversations of each twin, each with the next seed.")
@@ -284,8 +288,10 @@ def _run(
         spending = Spending(options.budget)
         with _stopping(console, spending):
             watcher = Watcher(said, finished, checks)
+            about = {"judge": checks.judge_facts}
             start = arun if cluster is None else partial(arun_on_ray, **cluster)
-            progress = run_sync(start(jobs, agent, twins, options, seed=seed, watcher=watcher, spending=spending))
+            work = start(jobs, agent, twins, options, about=about, seed=seed, watcher=watcher, spending=spending)
+            progress = run_sync(work)
     if options.out is not None:
         return list(read_run(options.out).simulations), progress
     return [simulations[job.id] for job in jobs if job.id in simulations], progress
@@ -346,7 +352,8 @@ def _print_end(
     from usertwin.evals.agent_tests.summary import summarize
     from usertwin.simulator.records import AGENT_FAULTS, TWIN_FAULTS
 
-    if out is None:
+    run = None if out is None else read_agent_run(out)
+    if run is None:
         scenarios = {scenario.name: scenario.to_json() for scenario, _, _ in planned}
         done = progress.done == progress.total
         dollars = progress.spending.dollars
@@ -354,7 +361,7 @@ def _print_end(
             simulations, name="this run", agent=agent, scenarios=scenarios, finished=done, dollars=dollars or None
         )  # fmt: skip
     else:
-        summary = summary_of_run(run := read_agent_run(out))
+        summary = summary_of_run(run)
     failures = thresholds.failures(summary)
     if len(simulations) <= _SHOWN and not quiet:
         for number, simulation in enumerate(simulations, 1):
@@ -372,7 +379,7 @@ def _print_end(
         why = f"its budget of {progress.spending.exhausted} is spent" if progress.spending.exhausted else "it was stopped"
         more = "" if out is None else "; the same command continues it"
         console.print(f"{progress.done} of {progress.total} conversations are done: {why}{more}", style="yellow", markup=False)
-    if out is not None:
+    if run is not None:
         page = write_page(run, summary, failures, limits=thresholds.is_set)
         console.print(f"written to {out} (read {page.name} in a browser)", markup=False)
     failed = any(simulation.stop_reason in AGENT_FAULTS | TWIN_FAULTS for simulation in simulations)

@@ -41,6 +41,7 @@ def measure_twin(
 
     It is not stored if the memory was changed meanwhile: the result is then of neither memory, and may count forgotten turns.
     """
+    from usertwin.evals.replay.adapted import adapted_scorer
     from usertwin.evals.replay.evaluate import evaluate
     from usertwin.evals.reports.summary import summary_of, twin_warnings
     from usertwin.memory import existing_twin
@@ -54,8 +55,11 @@ def measure_twin(
         version = memory_version(folder)
         scoring = load_scorer(scorer, progress=bars.fetch)
         result = run_sync(
-            evaluate(user, scoring, user.store.embedder, folder=folder, against=against, config=config, progress=bars)
-        )
+            evaluate(
+                user, scoring, user.store.embedder, folder=folder, against=against, config=config,
+                adapted=adapted_scorer(user, scorer), progress=bars,
+            )
+        )  # fmt: skip
     result |= {"summary": summary_of(result), "warnings": twin_warnings(result)}
 
     def measured(record: TwinRecord) -> TwinRecord:
@@ -99,6 +103,7 @@ def tune_twin(
     Raises:
         UsageError: the twin is of a registered test person.
     """
+    from usertwin.evals.replay.adapted import adapted_scorer
     from usertwin.evals.reports.twin_view import settings_table
     from usertwin.evals.tuning.tune import tune
     from usertwin.memory import TwinRecord, existing_twin
@@ -114,7 +119,7 @@ def tune_twin(
         progress_bars(console) as bars,
     ):
         version = memory_version(folder)
-        scoring = None if scorer is None else load_scorer(scorer, progress=bars.fetch)
+        scoring = None if scorer is None else adapted_scorer(user, scorer) or load_scorer(scorer, progress=bars.fetch)
         settings = run_sync(
             tune(
                 user, scoring, folder=folder, limit=limit, replies=replies, seed=seed, progress=bars,
@@ -259,13 +264,14 @@ def open_twin(
         embedder: the embedding model of its memory, if it is loaded already.
     """
     from usertwin.memory import Settings, TwinRecord, existing_twin
-    from usertwin.simulator import SimulatedUser, load_model
+    from usertwin.simulator import SimulatedUser
+    from usertwin.simulator.backends.lora_of_twin import model_for_twin
     from usertwin.simulator.reasoner import load_reasoner
 
     record = TwinRecord.load(folder := existing_twin(name, home))
     settings = None if reasons is None else Settings(reasons=reasons)
     with progress_bars(console) as bars:
-        chat_model = load_model(model, style=style, price=price, progress=bars.fetch)
+        chat_model = model_for_twin(record, folder, model, style=style, price=price, progress=bars.fetch)
         reasoner = load_reasoner(record, chat_model, settings, price=price, progress=bars.fetch, folder=folder)
     with SimulatedUser.load(name, home=home, model=chat_model, reasoner=reasoner, embedder=embedder) as user:
         if user.record.state == "interrupted":

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import islice
 
-from usertwin.evals.arm_names import MEMORY_ARMS, POOLED_ARMS, QUOTING_ARMS, base_arm, peer_of, uses_words
+from usertwin.evals.arm_names import MEMORY_ARMS, POOLED_ARMS, QUOTING_ARMS, base_arm, is_adapted, peer_of, uses_words
 from usertwin.memory import Recalled, Scorer, Triple, TripleStore
 from usertwin.memory.models.scoring import Likelihood, Tokenizer
 from usertwin.memory.own_words.own_words import DEFAULT_WEIGHTS, WEIGHTS_WITHOUT_MEMORY, OwnWords, WordMixture
@@ -23,6 +23,7 @@ from usertwin.personas import Pair, Persona
 from usertwin.simulator import SimulatedUser
 from usertwin.simulator.prompts import act_transcript, with_shown_traces
 
+from .adapted import AdaptedTwin
 from .peers import peer_transcript
 from .simulators import Simulator
 
@@ -56,6 +57,7 @@ class Arms:
         written: the persona with a description that a model wrote, for "openevals_written".
         simulators: other simulated users by the names of their arms.
         words: the person's own words in the scorer's tokens, for the arms with own words.
+        adapted: the twin with its adapter, for the arms with it; `user` is the twin without.
         seed: of random pairs and traces.
     """
 
@@ -68,6 +70,7 @@ class Arms:
     written: Persona | None = None
     simulators: Mapping[str, Simulator] = field(default_factory=dict[str, Simulator])
     words: OwnWords | None = None
+    adapted: AdaptedTwin | None = None
     seed: int = 0
 
     @property
@@ -80,11 +83,22 @@ class Arms:
         )
         absent |= {"openevals_written": self.written is None}
         kept = (arm for arm in self.names if not absent.get(base_arm(arm), False))
+        kept = (arm for arm in kept if self.adapted is not None or not is_adapted(arm))
         return tuple(arm for arm in kept if self.words is not None or not uses_words(arm))
 
     def has_likelihood(self, arm: str) -> bool:
-        """Return whether real actions can be scored under an arm: it shows a prompt to a model of ours."""
+        """Return whether real actions can be scored under an arm: it shows a prompt to a model of ours, which the scorer is."""
+        if is_adapted(arm) and (self.adapted is None or self.adapted.scorer is None):
+            return False
         return arm not in QUOTING_ARMS and arm not in self.simulators
+
+    def user_of(self, arm: str) -> SimulatedUser:
+        """Return the twin whose model writes under an arm."""
+        return self.adapted.user if self.adapted is not None and is_adapted(arm) else self.user
+
+    def scorer_of(self, arm: str, scorer: Scorer) -> Scorer:
+        """Return what scores real actions under an arm: the given scorer, or the same with the twin's adapter."""
+        return (self.adapted and self.adapted.scorer if is_adapted(arm) else None) or scorer
 
     def likelihood(self, arm: str, likelihood: Likelihood, action: str, before: float) -> Likelihood:
         """Return the likelihood of a turn under an arm; `likelihood` is that of the scorer after the arm's prompt."""

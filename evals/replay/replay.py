@@ -20,12 +20,23 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from usertwin.evals.arm_names import DEFAULT_ARMS, QUOTING_ARMS, base_arm, check_arms, is_reranked, peer_of, uses_words
+from usertwin.evals.arm_names import (
+    ADAPTED,
+    DEFAULT_ARMS,
+    QUOTING_ARMS,
+    base_arm,
+    check_arms,
+    is_adapted,
+    is_reranked,
+    peer_of,
+    uses_words,
+)
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn, PastTurn, RecalledTurn, read_turn_file
 from usertwin.memory import Embedder, Scorer, Triple
 from usertwin.memory.concurrency import gather, to_thread
 from usertwin.memory.jsonl import append_line, open_for_append
+from usertwin.memory.models.scoring import Likelihood
 from usertwin.memory.progress import Progress, no_progress
 from usertwin.memory.recon.distractors import Distractors
 from usertwin.memory.recon.fidelity import CHOICES
@@ -149,7 +160,8 @@ class Replay:
         if self.user.settings.reasons:
             for arm, shown in turn.shown.items():
                 if peer_of(arm) is None and self.arms.has_likelihood(arm) and self._reasons(arm, shown):
-                    thoughts[arm] = (await self.user.sample_reasoning(turn.pair, shown, seed=self.config.seed)).text
+                    user = self.arms.user_of(arm)
+                    thoughts[arm] = (await user.sample_reasoning(turn.pair, shown, seed=self.config.seed)).text
         return replace(turn, thoughts=thoughts)
 
     def _reasons(self, arm: str, shown: Sequence[Triple]) -> bool:
@@ -176,9 +188,15 @@ class Replay:
     def _bits(self, turns: Sequence[HeldOutTurn]) -> Iterator[float]:
         """Yield the cost of the real action of each turn under each arm that has likelihoods."""
         asked = [(turn, arm) for turn in turns for arm in self._likelihood_arms(turn)]
-        items = [(self._prompt(arm, turn), action_completion(turn.pair.action)) for turn, arm in asked]
-        distinct = list(dict.fromkeys(items))  # an arm shows the same prompt with own words and without
-        likelihoods = dict(zip(distinct, self.scorer.score(distinct), strict=True))
+        items = [
+            (is_adapted(arm), (self._prompt(arm, turn), action_completion(turn.pair.action))) for turn, arm in asked
+        ]  # fmt: skip
+        likelihoods: dict[tuple[bool, tuple[str, str]], Likelihood] = {}
+        for adapted in dict.fromkeys(adapted for adapted, _ in items):
+            scorer = self.arms.scorer_of(ADAPTED if adapted else "", self.scorer)
+            # An arm shows the same prompt with own words and without.
+            distinct = list(dict.fromkeys(item for of_adapted, item in items if of_adapted == adapted))
+            likelihoods |= {(adapted, item): one for item, one in zip(distinct, scorer.score(distinct), strict=True)}
         for (turn, arm), item in zip(asked, items, strict=True):
             yield self.arms.likelihood(arm, likelihoods[item], turn.pair.action, turn.pair.when).bits
 
@@ -230,7 +248,8 @@ class Replay:
 
     async def _sample_replies(self, turn: HeldOutTurn, arm: str) -> list[str]:
         """Return the replies under an arm."""
-        user, pair, seed, n, window = self.user, turn.pair, self.config.seed, self.config.samples, self.user.settings.window
+        user, pair, seed, n = self.arms.user_of(arm), turn.pair, self.config.seed, self.config.samples
+        window = user.settings.window
         if (simulator := self.arms.simulators.get(arm)) is not None:
             return [
                 await simulator.reply(user.persona, pair, turns=window, seed=seed, sample_number=number) for number in range(n)
@@ -279,10 +298,11 @@ class Replay:
         if not others:
             return {}
         actions = [action_completion(action) for action in (turn.pair.action, *others)]
-        prior = [likelihood.nats for likelihood in self.scorer.score([(f"{ME}:", action) for action in actions])]
         choices: dict[str, float] = {}
         for arm in self._likelihood_arms(turn):
-            scored = self.scorer.score([(self._prompt(arm, turn), action) for action in actions])
+            scorer = self.arms.scorer_of(arm, self.scorer)
+            prior = [likelihood.nats for likelihood in scorer.score([(f"{ME}:", action) for action in actions])]
+            scored = scorer.score([(self._prompt(arm, turn), action) for action in actions])
             texts = (turn.pair.action, *others)
             likelihoods = [
                 self.arms.likelihood(arm, likelihood, text, turn.pair.when)

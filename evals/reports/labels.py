@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from usertwin.evals.arm_names import MEMORY_ARMS, base_arm, is_reranked, uses_words
+from usertwin.evals.arm_names import MEMORY_ARMS, base_arm, is_adapted, is_reranked, uses_words
 from usertwin.evals.arm_names import in_order as in_order
 from usertwin.evals.metrics.closeness import ALPHA
 from usertwin.evals.metrics.closeness import PRIMARY as PRIMARY
@@ -57,7 +57,7 @@ _WITH_WORDS = {
     "tau2": "tau2-bench + words",
 }  # fmt: skip
 
-#: Short titles of arms with the best of several replies.
+#: Short titles of arms with an adapter, or with the best of several replies.
 _RERANKED = {
     "recalled_pairs": "Recalled", "backward": "Backward", "random_of_n": "Random", "best_of_n": "Scored", "recon": "Recon",
     "trained": "Trained",
@@ -89,10 +89,14 @@ def arm_label(arm: str) -> ArmLabel:
     if label is None:
         return ArmLabel(arm, f'the simulated user "{arm}"')
     title, phrase = label.title, label.phrase
+    if is_adapted(arm):
+        title, phrase = f"{_RERANKED.get(base_arm(arm), title)}, adapted", f"{phrase} and the twin's adapter"
     if uses_words(arm):
-        title, phrase = _WITH_WORDS.get(base_arm(arm), f"{title} + words"), f"{phrase} and the person's own words"
+        short = None if is_adapted(arm) else _WITH_WORDS.get(base_arm(arm))
+        title, phrase = short or f"{title} + words", f"{phrase} and the person's own words"
     if is_reranked(arm):
-        title = f"{_RERANKED.get(base_arm(arm), title)}{' + words' if uses_words(arm) else ''}, best"
+        short = _RERANKED.get(base_arm(arm), title) + (", adapted" if is_adapted(arm) else "")
+        title = f"{short}{' + words' if uses_words(arm) else ''}, best"
         phrase = f"{phrase}, and the best of several replies"
     return ArmLabel(title, phrase)
 

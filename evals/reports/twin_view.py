@@ -17,7 +17,7 @@ from usertwin.memory import Settings, Triple, TwinRecord
 from usertwin.memory.text.transcript import single_line
 from usertwin.memory.twin.abandonment import AbandonmentModel
 from usertwin.memory.twin.last_turn import LastTurnModel
-from usertwin.memory.twin.record import twin_command
+from usertwin.memory.twin.record import TwinAdapter, twin_command
 from usertwin.memory.twin.reranking import Reranking
 from usertwin.personas.reading import as_type
 
@@ -56,6 +56,7 @@ def twin_view(
         **({"judge": _judge(record.judge_check)} if recipe.ranked_by_judge else {}),
         "cost": _cost(triples),
         "settings": _settings(record.settings),
+        **({} if record.adapter is None else {"adapter": adapter_text(record.adapter)}),
         **({} if recipe.synthesizer is None else {"reasons with": reasoner}),
         "leaving": _leaving(ending, abandonment),
         "held out": f"{len(record.validation)} conversations for validation, {len(record.test)} for the test",
@@ -169,6 +170,19 @@ def _basis(measured: Mapping[str, Any]) -> str:
     if measured["conversations"] < MIN_CONVERSATIONS:
         return f"not told apart from the others by {turns}; {MIN_CONVERSATIONS} conversations are needed"
     return f"best within a standard error on {turns}, scored by {measured['scorer']}"
+
+
+def adapter_text(adapter: TwinAdapter) -> str:
+    """Return how an adapter was trained, what it changes, and when it is used."""
+    difference = {"value": adapter.difference, "low": adapter.low, "high": adapter.high}
+    trained = f"trained on {adapter.turns} of the {adapter.remembered} turns remembered on {adapter.trained_at[:10]}"
+    changes = (
+        f"changes bits per character by {with_interval(difference, 3, signed=True)} on {adapter.validation_turns} validation "
+        f"turns of {plural(adapter.conversations, 'conversation')}"
+    )
+    if adapter.used:
+        return f"{trained}; {changes}; used when {adapter.base} acts, and with no other model"
+    return f"none; one {trained} {changes}, which is not shown to be a gain, so it was deleted"
 
 
 def settings_table(settings: Settings) -> RenderableType:

@@ -131,6 +131,7 @@ class Corpus(_Strict):
     source: Annotated[str, Field(alias="from", min_length=1), AfterValidator(_resolve_source)]  # the key "from" in the file
     # names, a number of the most frequent speakers, or the registered people of this kind (see people.py)
     people: tuple[str, ...] | int | Literal["development", "test"] = 2
+    most: int | None = Field(default=None, ge=1)  # the first of the registered people only, in the registry's order
     role: str | None = None  # count only turns with this role when ranking speakers, such as "user"; None for any
     max_triples: int | None = Field(default=None, ge=1)  # the number of latest pairs of a person to remember; None for all
 
@@ -142,6 +143,12 @@ class Corpus(_Strict):
         if isinstance(people, tuple) and (repeated := [name for name in people if people.count(name) > 1]):
             raise ValueError(f'"{repeated[0]}" is named twice')
         return people
+
+    @model_validator(mode="after")
+    def _check_most(self) -> Corpus:
+        if self.most is not None and self.people not in ("development", "test"):
+            raise ValueError('most: is for people = "development" or "test"; otherwise give the people')
+        return self
 
 
 class Transfer(_Strict):
@@ -334,7 +341,7 @@ def people_of(corpus: Corpus, log: ChatLog, window: int) -> list[str]:
     """
     if not isinstance(corpus.people, int):
         kind = corpus.people if isinstance(corpus.people, str) else None
-        names = list(corpus.people) if kind is None else people_of_kind(kind, corpus.source, log)
+        names = list(corpus.people) if kind is None else people_of_kind(kind, corpus.source, log)[: corpus.most]
         for speaker in names:
             check_speaker(log, speaker)
             split_pairs(log, speaker, window=window)

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from usertwin.evals.arm_names import POOLED_ARMS, arm_names, base_arm, is_reranked, uses_words
+from usertwin.evals.arm_names import POOLED_ARMS, arm_names, base_arm, is_adapted, is_reranked, uses_words
 from usertwin.evals.judges.listwise_checks import check_twin_judge, stored_check
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.records.measured_turns import MeasuredTurn, read_facts, read_turn_file
 from usertwin.evals.records.older_results import upgrade
 from usertwin.evals.records.run_folder import write_atomically
+from usertwin.evals.replay.adapted import adapted_scorer, split_adapter
 from usertwin.evals.replay.arms import Arms, own_words
 from usertwin.evals.replay.drift import drift
 from usertwin.evals.replay.endings import measure_endings
@@ -193,7 +194,11 @@ class PersonMeasurement:
         folder = existing_twin(person.twin, person.home)
         scorer = self.models.scorer(suite.models.scorer)
         with ExitStack() as stack:
-            user = stack.enter_context(await self._open_tuned(person, folder, scorer))
+            twin = stack.enter_context(await self._open_tuned(person, folder, scorer))
+            adapted = adapted_scorer(twin, suite.models.scorer, suite.models.precision)
+            user, with_adapter = split_adapter(twin, adapted)
+            if not any(map(is_adapted, suite.arms)):
+                twin = user  # its adapter is not measured
             held_out, _ = held_out_pairs(user, folder)
             known = [triple.pair for triple in user.store.triples()]
             check_split(user.record, known, held_out, by_time=person.corpus is not None)
@@ -208,7 +213,7 @@ class PersonMeasurement:
             arms = Arms(
                 user=user, names=arm_names(suite.arms), other=other, trained=trained, pool=pool, written=written,
                 simulators=self.models.simulators(), words=own_words(user, scorer, arm_names(suite.arms)),
-                seed=suite.seed,
+                adapted=with_adapter, seed=suite.seed,
             )  # fmt: skip
             config = ReplayConfig(
                 arms=suite.arms, limit=suite.turns or None, generate=suite.replies, samples=suite.samples,
@@ -221,12 +226,12 @@ class PersonMeasurement:
             )  # fmt: skip
             await replay.run(evenly_spaced(spoken, config.limit), path=self.folder / f"{number}.jsonl", progress=self.progress)
             drift_turns = await drift(
-                user, embedder, fresh, person.label, max_conversations=suite.drift, seed=suite.seed, progress=self.progress
+                twin, embedder, fresh, person.label, max_conversations=suite.drift, seed=suite.seed, progress=self.progress
             ) if suite.drift else []  # fmt: skip
             max_turns = min(suite.turns or _MAX_MEMORIZATION_TURNS, _MAX_MEMORIZATION_TURNS)
             memorized = await to_thread(measure_memorization, scorer, spoken, max_turns=max_turns)
             facts = {
-                "twin_arm": twin_arm(user), "triples": len(user.store), "k": user.k, "window": user.settings.window,
+                "twin_arm": twin_arm(twin), "triples": len(user.store), "k": user.k, "window": user.settings.window,
                 "embedder": embedder.name,
                 "pooled": 0 if pool is None else len(pool), "written_persona": written and written.description,
                 "leakage": {

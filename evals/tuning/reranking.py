@@ -40,7 +40,7 @@ SAMPLES = max(samples for samples, _ in OPTIONS)
 _RIDGE = 50.0
 #: A rule is used if its gain is above 0 at this level of a one-sided test. Four rules that share their candidates are tried, so
 #: a rule that gains nothing is used more often than in 5 of 100 cases, and in fewer than 20.
-_LEVEL = 0.95
+LEVEL = 0.95
 
 Option: TypeAlias = tuple[int, bool]
 
@@ -142,7 +142,7 @@ def choose_rule(turns: Sequence[RankedTurn]) -> tuple[Reranking | None, dict[str
 def _pays(gain: Inference, best: Inference) -> bool:
     """Return whether a rule gains significantly, and not much less than the best."""
     error = gain.error or 0.0
-    return gain.value > t_quantile(_LEVEL, gain.freedom) * error and gain.value >= best.value - (best.error or 0.0)
+    return gain.value > t_quantile(LEVEL, gain.freedom) * error and gain.value >= best.value - (best.error or 0.0)
 
 
 def _gain(turns: Sequence[RankedTurn], samples: int, quotes: bool) -> Inference | None:

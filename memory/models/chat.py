@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 from usertwin.memory.concurrency import gather
 from usertwin.memory.text.completions import without_reasoning
 from usertwin.memory.text.control_tokens import without_control_tokens
+from usertwin.memory.tracing import set_on_current_span
 from usertwin.personas import ModelError, UsageError, UsertwinError
 from usertwin.personas.conversation import replace_lone_surrogates
 from usertwin.personas.secrets import mask, remember, without_secrets
 
+from .chat_trace import counted_once, traced_call
 from .ledger import FREE as FREE
 from .ledger import Ledger, Price, Sample, Usage
 from .requests import ConcurrencyLimit, RetryPolicy
@@ -99,6 +101,7 @@ class ChatModel:
 _Stored: TypeAlias = tuple[str, tuple[int, ...]] | tuple[str, tuple[int, ...], bool]
 
 
+@traced_call
 async def sample(
     model: ChatModel,
     messages: Messages,
@@ -153,6 +156,7 @@ async def sample(
         known = _from_stored((model.cache and model.cache.get(request, list[_Stored])) or ())
         if known and all(readable(answer(completion).text) for completion in known):
             _record_hits(ledgers, known)
+            set_on_current_span({"usertwin.cache_hit": True})
             return known
         completions = await _complete_all(model, messages, n, seed, options, config, _on_retry(ledgers))
         answers = list(map(answer, completions))
@@ -175,6 +179,7 @@ async def sample(
     completions = _from_stored(stored)
     if was_recorded:
         _record_hits(ledgers, completions)
+        set_on_current_span({"usertwin.cache_hit": True})
     return list(map(answer, completions))
 
 
@@ -339,7 +344,7 @@ async def _request_many(
 
     run = ensure_config(config)
     result = await model.chat.agenerate(
-        [convert_to_messages(list(messages))], callbacks=run.get("callbacks"), tags=run.get("tags"),
+        [convert_to_messages(list(messages))], callbacks=counted_once(run), tags=run.get("tags"),
         metadata=run.get("metadata"), run_name=run.get("run_name"), run_id=run.get("run_id"), **options,
     )  # fmt: skip
     return [cast("AIMessage", cast("Any", generation).message) for generation in result.generations[0]]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from usertwin.memory.concurrency import LOADING
+from usertwin.memory.tracing import span
 from usertwin.personas import ModelError, Pair
 
 if TYPE_CHECKING:
@@ -161,7 +162,8 @@ class CachedEmbedder:
             vectors = {text: self._cache[text] for text in dict.fromkeys(texts) if text in self._cache}
         misses = [text for text in dict.fromkeys(texts) if text not in vectors]
         if misses:
-            vectors |= zip(misses, self._embedder.embed(misses), strict=True)
+            with span("embeddings", self.name, {"gen_ai.request.model": self.name, "usertwin.texts": len(misses)}):
+                vectors |= zip(misses, self._embedder.embed(misses), strict=True)
         with self._lock:
             self._cache |= vectors
             for text in vectors:

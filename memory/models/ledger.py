@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, astuple, dataclass, field
-from operator import add
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any, Protocol
 
 
@@ -43,7 +42,10 @@ class Usage:
     output_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*map(add, astuple(self), astuple(other)))
+        return Usage(
+            self.input_tokens + other.input_tokens, self.cached_tokens + other.cached_tokens,
+            self.output_tokens + other.output_tokens,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

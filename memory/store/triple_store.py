@@ -327,8 +327,9 @@ class TripleStore:
                 query = Query(pair, vector, time)
                 allowed = self._memory.filter_mask(pair.conversation_id, time, role=role, kind=kind, abandoned=abandoned)
                 recalled = recall_ranked(self._memory, query, k, allowed, ranking)
-                if with_trace and recalled and not any(item.triple.reasoning for item in recalled):
-                    traced = recall_ranked(self._memory, query, 1, allowed & self._memory.traced, ranking)
+                traces = allowed & self._memory.traced if with_trace else None
+                if traces is not None and traces.any() and recalled and not any(item.triple.reasoning for item in recalled):
+                    traced = recall_ranked(self._memory, query, 1, traces, ranking)
                     recalled = [*recalled[: k - len(traced)], *traced]
                 results.append(recalled[: fit_token_budget(ranking, [item.triple for item in recalled])])
         return results
@@ -346,6 +347,11 @@ class TripleStore:
         """Return one sentence for each kind of damage to memory.sqlite; reads all of it. A damaged index is rebuilt anyway."""
         with self._lock, self._errors():
             return self._memory.database.problems()
+
+    @property
+    def generation(self) -> int:
+        """The number of changes of the memory, with those of other processes up to the last read; never waits for a lock."""
+        return self._memory.state.generation
 
     def stats(self) -> MemoryStats:
         """Return counts and settings of the memory."""

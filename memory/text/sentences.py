@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from .words import is_spaceless, word_tokens
+from .words import is_spaceless, spaceless_characters, word_tokens
 
 _CLOSERS = r"[\"'”’»)\]）」』*_]*"
 #: A mark that ends a sentence, with what closes it: before a space or the end, or in scripts without spaces anywhere.
@@ -36,4 +36,5 @@ def up_to_last_sentence(text: str) -> str:
 
 def size_in_words(text: str) -> float:
     """Return the number of words; in scripts without spaces four characters count as a word."""
-    return sum(0.25 if is_spaceless(word) else 1 for word in word_tokens(text))
+    words, spaceless = len(word_tokens(text)), spaceless_characters(text)
+    return words - 0.75 * spaceless if spaceless else words

@@ -41,6 +41,11 @@ def is_spaceless(word: str) -> bool:
     return _SPACELESS_WORD.fullmatch(word) is not None
 
 
+def spaceless_characters(text: str) -> int:
+    """Return the number of characters of scripts without spaces between words; each is a word."""
+    return 0 if text.isascii() else len(_SPACELESS_WORD.findall(text))
+
+
 def word_spans(text: str) -> list[tuple[int, int]]:
     """Return (start, end) of each word, in characters."""
     return [match.span() for match in _WORD.finditer(text.replace("’", "'"))]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -39,12 +40,15 @@ if TYPE_CHECKING:
 
 #: The file of our metadata in an adapter's folder.
 METADATA = "usertwin.json"
+#: The kind, in the metadata, of an adapter that is trained on the prompts of a twin and lies in its folder.
+TWIN = "twin"
 _FORMAT = 1
-#: Tokens of a row. A longer context loses its beginning, a longer continuation its end.
 _MAX_TOKENS = 1024
 _CPU_MICRO_BATCH = 4
 #: Checkpoints per training.
-_CHECKPOINTS = 8
+_CHECKPOINTS = 20
+#: The settings that user models had before there were others; their value leaves the fingerprint of a training as it was.
+_LATER_SETTINGS: Mapping[str, object] = {"max_tokens": _MAX_TOKENS, "low_memory": False}
 
 #: A prompt, and the completion to learn.
 PromptCompletion = tuple[str, str]
@@ -62,6 +66,8 @@ class UserModelConfig:
         rank: rank of the LoRA adapter (arXiv 2106.09685) on every linear layer.
         precision: precision of the base.
         seed: seed of the adapter's initial weights and the order of the rows.
+        max_tokens: tokens of a row; a longer context loses its beginning, a longer continuation its end.
+        low_memory: train one row at a time, and compute the activations of a block again for its gradient.
     """
 
     epochs: int = 3
@@ -71,6 +77,8 @@ class UserModelConfig:
     rank: int = 16
     precision: Precision = "float32"
     seed: int = 0
+    max_tokens: int = _MAX_TOKENS
+    low_memory: bool = False
 
     def steps_for(self, rows: int) -> int:
         """Return the number of optimizer steps for that many rows."""
@@ -119,8 +127,9 @@ def fine_tune(
     if not rows:
         raise UsageError(f"{target}: no rows to train on; give more people, or traces for more pairs")
     fingerprint = _fingerprint(rows, config, metadata.get("base"))
-    partial = target.with_name(f"{target.name}.partial")
-    _check_same(fingerprint, target, partial)
+    partial = _partial(target)
+    if (other := _other_training(fingerprint, target, partial)) is not None:
+        raise UsageError(f"{other}: holds a user model of other rows or settings; delete that folder, or name another one")
     if (target / METADATA).exists():
         return _read_metadata(target)
     check_installed()
@@ -132,13 +141,15 @@ def fine_tune(
         "made_of": fingerprint,
         "config": asdict(config),
     }
-    with training_errors(partial), private_umask():
+    with training_errors(partial), private_umask(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)  # trl has no other name
         private_folder(partial)
         _write_metadata(facts, partial)
         trainer = _trainer(rows, base, partial, config, progress)
         run_trainer(trainer, last_checkpoint(partial / CHECKPOINTS))
         facts |= {"steps": trainer.state.global_step, "loss": _final_loss(trainer)}
         trainer.save_model(str(partial))
+        (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle
         write_private(partial / "README.md", _card(facts))
         _write_metadata(facts, partial)
         shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
@@ -149,15 +160,31 @@ def fine_tune(
 
 def _fingerprint(rows: Sequence[PromptCompletion], config: UserModelConfig, base: object) -> str:
     # The former name of a field stays in the fingerprint, so user models trained before it was renamed are reused.
-    fields = {"batch" if name == "batch_size" else name: value for name, value in asdict(config).items()}
+    fields = {
+        "batch" if name == "batch_size" else name: value
+        for name, value in asdict(config).items()
+        if name not in _LATER_SETTINGS or value != _LATER_SETTINGS[name]
+    }
     return checksum(json.dumps([list(rows), fields, str(base)]).encode("utf-8", "surrogatepass"))
 
 
-def _check_same(fingerprint: str, *folders: Path) -> None:
-    """Raise UsageError if one of the folders holds a model of other rows or another configuration."""
-    for folder in folders:
-        if (folder / METADATA).exists() and _read_metadata(folder).get("made_of") != fingerprint:
-            raise UsageError(f"{folder}: holds a user model of other rows or settings; delete that folder, or name another one")
+def is_training_of(rows: Sequence[PromptCompletion], target: Path, config: UserModelConfig, base: str) -> bool:
+    """Return whether `fine_tune` would continue or reuse what is at the target, if anything: the arguments are the same.
+
+    `base` is the name of the base in the metadata.
+    """
+    return _other_training(_fingerprint(rows, config, base), target, _partial(target)) is None
+
+
+def _partial(target: Path) -> Path:
+    """Return the folder of an unfinished training."""
+    return target.with_name(f"{target.name}.partial")
+
+
+def _other_training(fingerprint: str, *folders: Path) -> Path | None:
+    """Return the first of the folders that holds a model of other rows or another configuration; None if none does."""
+    made = (folder for folder in folders if (folder / METADATA).exists())
+    return next((folder for folder in made if _read_metadata(folder).get("made_of") != fingerprint), None)
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
@@ -180,15 +207,17 @@ def _trainer(
 
     model, tokenizer = load_base(base, config.precision)
     steps, batch_size = config.steps_for(len(rows)), config.batch_size
-    max_tokens = min(_MAX_TOKENS, int(getattr(model.config, "max_position_embeddings", _MAX_TOKENS)))
+    max_tokens = min(config.max_tokens, int(getattr(model.config, "max_position_embeddings", config.max_tokens)))
+    micro_batch_size = gcd(batch_size, _CPU_MICRO_BATCH) if model.device.type == "cpu" else batch_size
+    shared = trainer_arguments(
+        folder, batch_size=batch_size, micro_batch_size=1 if config.low_memory else micro_batch_size,
+        learning_rate=config.learning_rate, save_every=max(1, steps // _CHECKPOINTS), seed=config.seed,
+    )  # fmt: skip
+    if config.low_memory:
+        shared["gradient_checkpointing"] = True
     arguments = SFTConfig(
-        **trainer_arguments(
-            folder, batch_size=batch_size,
-            micro_batch_size=gcd(batch_size, _CPU_MICRO_BATCH) if model.device.type == "cpu" else batch_size,
-            learning_rate=config.learning_rate, save_every=max(1, steps // _CHECKPOINTS), seed=config.seed,
-        ),
-        max_steps=steps, lr_scheduler_type="linear", warmup_steps=0, max_length=None, packing=False, completion_only_loss=True,
-        dataset_kwargs={"skip_prepare_dataset": True},
+        **shared, max_steps=steps, lr_scheduler_type="linear", warmup_steps=0, max_length=None, packing=False,
+        completion_only_loss=True, dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
 
     class ProgressCallback(TrainerCallback):
@@ -208,9 +237,9 @@ def _trainer(
 
 
 def _encoded(tokenizer: Any, row: PromptCompletion, max_tokens: int) -> dict[str, list[int]]:
-    """Return the tokens of a row; labels of the prompt are -100, which excludes them from the loss."""
-    prompt: list[int] = tokenizer(row[0]).input_ids or [tokenizer.eos_token_id]
-    completion: list[int] = tokenizer(row[1], add_special_tokens=False).input_ids[: max_tokens // 2]
+    """Return the tokens of a row as a scorer reads it; labels of the prompt are -100, which excludes them from the loss."""
+    prompt: list[int] = tokenizer(row[0], split_special_tokens=True).input_ids or [tokenizer.eos_token_id]
+    completion: list[int] = tokenizer(row[1], add_special_tokens=False, split_special_tokens=True).input_ids[: max_tokens // 2]
     prompt = prompt[-(max_tokens - len(completion)) :]
     return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
 
@@ -227,6 +256,8 @@ def _card(facts: Mapping[str, Any]) -> str:
 
     config, loss = facts["config"], facts["loss"]
     kind, people = facts.get("kind", "none"), ", ".join(facts.get("people", ())) or "one person"
+    of_twin = kind == TWIN
+    use = "a part of the twin in whose folder it lies" if of_twin else "comparing the value of traces"
     text = f"""\
 ---
 {ModelCardData(library_name="peft", tags=["lora", "usertwin", "user-simulation"]).to_yaml()}
@@ -236,10 +267,10 @@ def _card(facts: Mapping[str, Any]) -> str:
 
 A LoRA adapter (rank {config["rank"]}) of the base `{facts.get("base", "?")}`; the licence of the base applies.
 
-- Data: {facts["rows"]} pairs of {people}; traces: {kind}
+- Data: {facts["rows"]} pairs of {people}; {"each after the twin's own prompt" if of_twin else f"traces: {kind}"}
 - Training: supervised, {facts["steps"]} steps of {config["batch_size"]} rows, learning rate {config["learning_rate"]:g}, seed \
 {config["seed"]}; final loss {"unknown" if loss is None else f"{loss:.3f} nats per token"}
-- Use: comparing the value of traces. It may repeat what these people wrote; protect it like their log.
+- Use: {use}. It may repeat what these people wrote; protect it like their log.
 """
     return str(ModelCard(text))
 

@@ -4,7 +4,8 @@ What is to be forgotten is written to a journal first, by ids and times. Then ev
 removed when no file holds an id of it any more. If forgetting is stopped, the next command that opens the twin finishes it.
 
 Design: a held-out conversation is removed as a whole, because measuring needs whole conversations. What was derived from
-forgotten turns (leaving models, counts about the person) is derived again from the rest.
+forgotten turns (leaving models, counts about the person) is derived again from the rest. An adapter is not: training takes
+long, so it is deleted, and the user trains another one.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from usertwin.personas.persona import derive_persona
 from .abandonment import fit_leaving_models
 from .locks import replaced_folder, staged_folder, writing
 from .record import (
+    ADAPTER_FOLDER,
+    ADAPTING_FOLDER,
     HELD_OUT_FILE,
     OTHER_PERSON_FILE,
     TwinRecord,
@@ -57,10 +60,12 @@ class ForgetResult:
     Attributes:
         triples: number of triples removed from the memory.
         conversations: number of conversations removed from the held-out ones and from those of the other person.
+        adapter: whether the twin's adapter was deleted, since it was trained or measured on what is forgotten.
     """
 
     triples: int
     conversations: int
+    adapter: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +101,23 @@ class Journal:
         triples: ids of the triples.
         touched: ids of the conversations of these triples.
         removed: ids of the stored conversations that are removed as a whole.
+        adapter: whether an adapter in use is deleted.
     """
 
     request: _Request
     triples: tuple[str, ...]
     touched: tuple[str, ...]
     removed: tuple[str, ...]
+    adapter: bool = False
 
     @property
     def result(self) -> ForgetResult:
         """What is removed, whether by one call or after interruptions."""
-        return ForgetResult(len(self.triples), len(self.removed))
+        return ForgetResult(len(self.triples), len(self.removed), self.adapter)
+
+    def touches_adapter(self, record: TwinRecord) -> bool:
+        """Return whether an adapter of the twin was trained or measured on turns that are forgotten."""
+        return bool(self.triples or not set(self.removed).isdisjoint(record.validation))
 
     def after(self, earlier: Journal) -> Journal:
         """Return the journal of this request and of an earlier one that is not finished."""
@@ -129,7 +140,7 @@ class Journal:
         try:
             raw = json.loads(path.read_text("utf-8"))
             lists = {key: tuple(map(str, raw[key])) for key in ("triples", "touched", "removed")}
-            return cls(request=_Request(**raw["request"]), **lists)
+            return cls(request=_Request(**raw["request"]), adapter=raw.get("adapter") is True, **lists)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -148,7 +159,8 @@ def forget(
 
     A call that was stopped is finished by the same call, with the same result, or by `open_memory`. The stored measurements are
     removed too, because they belong to another memory; the settings chosen with them stay. All cached completions are removed,
-    since their keys do not say of which turns they are.
+    since their keys do not say of which turns they are. An adapter is deleted, with its checkpoints, unless only conversations
+    are forgotten that it was neither trained nor measured on.
 
     Args:
         folder: the twin's folder.
@@ -176,7 +188,7 @@ def forget(
         record = TwinRecord.load(folder)
         if timed and not record.dated:
             raise UsageError(f"the log of {record.name} has no dates; name the conversation to forget instead")
-        journal = _plan(folder, embedder, request)
+        journal = _plan(folder, embedder, request, record)
         if conversation is None and not (journal.triples or journal.removed):
             return journal.result
         if not (journal.triples or journal.removed or conversation in (*record.corpus, *record.validation, *record.test)):
@@ -213,16 +225,18 @@ def unfinished_forgetting(folder: Path) -> list[Path] | None:
     return None if journal is None else remains(folder, journal)
 
 
-def _plan(folder: Path, embedder: Embedder, request: _Request) -> Journal:
+def _plan(folder: Path, embedder: Embedder, request: _Request, record: TwinRecord) -> Journal:
     with TripleStore(folder, embedder, create=False) as store:
         triples = [triple for triple in store.triples() if request.matches_triple(triple)]
     stored = [conversation for file in _STORED for conversation in read_stored_conversations(folder / file)]
-    return Journal(
+    journal = Journal(
         request=request,
         triples=tuple(triple.id for triple in triples),
         touched=tuple(dict.fromkeys(triple.pair.conversation_id for triple in triples)),
         removed=tuple(c.conversation_id for c in stored if request.matches_conversation(c)),
     )
+    in_use = record.adapter is not None and record.adapter.used
+    return replace(journal, adapter=in_use and journal.touches_adapter(record))
 
 
 @changed_before("forgetting is not finished")
@@ -239,6 +253,10 @@ def _execute(folder: Path, embedder: Embedder, journal: Journal) -> bool:
             shutil.rmtree(other, ignore_errors=True)
         for file in folder.glob(f"{COMPLETIONS_FILE}*"):
             file.unlink()
+        if adapter := journal.touches_adapter(TwinRecord.load(folder)):
+            for place in (folder / ADAPTER_FOLDER, folder / ADAPTING_FOLDER):
+                if place.exists():
+                    shutil.rmtree(place)
         UnfinishedAdd.load(folder).without(journal.triples).save(folder)
     with TripleStore(folder, embedder, create=False) as store:
         store.delete(journal.triples)  # takes the writer lock of the memory too, so every partial file is of a killed process
@@ -253,7 +271,7 @@ def _execute(folder: Path, embedder: Embedder, journal: Journal) -> bool:
                 kept = [c for c in conversations if c.conversation_id not in journal.removed]
                 if len(kept) < len(conversations):
                     write_stored_conversations(kept, path)
-        record = _update_record(folder, store, journal)
+        record = _update_record(folder, store, journal, keeps_adapter=not adapter)
         fit_leaving_models(folder, record, store)
     with storage_errors(folder):
         remaining = remains(folder, journal)
@@ -265,7 +283,7 @@ def _execute(folder: Path, embedder: Embedder, journal: Journal) -> bool:
     return False
 
 
-def _update_record(folder: Path, store: TripleStore, journal: Journal) -> TwinRecord:
+def _update_record(folder: Path, store: TripleStore, journal: Journal, *, keeps_adapter: bool) -> TwinRecord:
     """Save the record without the removed conversations, and return it."""
     pairs = [triple.pair for triple in store.triples()]
     left = {pair.conversation_id for pair in pairs}
@@ -281,6 +299,7 @@ def _update_record(folder: Path, store: TripleStore, journal: Journal) -> TwinRe
             other_speaker=record.other_speaker if record.other_speaker in others else None,
             closeness=None,
             judge_check=None,
+            adapter=record.adapter if keeps_adapter else None,
             settings=None if record.settings is None else replace(record.settings, measured=None),
             **ids,
         )

@@ -9,6 +9,8 @@ compared with. So it can be moved, measured again and deleted as a unit.
         ending.json, leaving.json       the models of leaving with a last turn and without one
         held_out.jsonl.gz               the person's validation and test conversations
         other_person.jsonl.gz           conversations of another person in the same log, for comparison
+        adapter/                        an adapter of the acting model, trained on the twin's own prompts, if it pays
+        adapting/                       the checkpoints of a training of one that is not finished
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ _SAFE_NAME = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9][
 HELD_OUT_FILE = "held_out.jsonl.gz"
 OTHER_PERSON_FILE = "other_person.jsonl.gz"
 LAST_TURN_FILE, ABANDONMENT_FILE = "ending.json", "leaving.json"
+ADAPTER_FOLDER, ADAPTING_FOLDER = "adapter", "adapting"
 
 #: The traces in a twin's prompts: none, the first proposals, or the Recon-selected ones.
 ShownTraces = Literal["none", "backward", "recon"]
@@ -75,6 +78,45 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TwinAdapter:
+    """The latest attempt to adapt the acting model to a twin: a LoRA adapter, trained on the twin's own prompts.
+
+    Attributes:
+        used: whether it paid on validation turns; else it is deleted, and this is what is left of it.
+        base: name of the model that it was trained on.
+        weights: checksum of that model's weights (see `weights_checksum`), the only ones that it is used with.
+        identity: hash of the adapter.
+        turns: number of the person's turns that it was trained on.
+        remembered: number of the turns in the memory at that time.
+        epochs: passes over these turns.
+        rank: rank of its matrices.
+        trained_at: end of the training, ISO 8601.
+        difference: bits per character of validation turns, with the adapter minus without, below 0 a gain.
+        low: lower end of the 95% interval of the difference; None without one.
+        high: its upper end.
+        validation_turns: number of turns behind the difference.
+        conversations: number of conversations behind it.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
+
+    used: bool
+    base: str
+    weights: str
+    identity: str
+    turns: int
+    remembered: int
+    epochs: int
+    rank: int
+    trained_at: str
+    difference: float
+    low: float | None
+    high: float | None
+    validation_turns: int
+    conversations: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TwinRecord:
     """The metadata of a twin.
 
@@ -94,6 +136,7 @@ class TwinRecord:
         closeness: the latest result of `usertwin eval`; None if there is none.
         settings: the settings chosen on validation turns; None if they were not measured.
         judge_check: how the judge of the fidelity answered questions with known answers; None if it was not checked.
+        adapter: the latest attempt to adapt the acting model; None without one.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = STRICT
@@ -113,6 +156,7 @@ class TwinRecord:
     closeness: Mapping[str, Any] | None = None
     settings: Settings | None = None
     judge_check: Mapping[str, Any] | None = None
+    adapter: TwinAdapter | None = None
 
     def save(self, folder: Path) -> None:
         """Write `twin.json`, durably and as a whole; to change the record of an existing twin, use `update_record`."""

@@ -31,7 +31,7 @@ _REQUIRED_NAMES: dict[str, Kind] = {
     **_NAMES, "conversation": "messages", "inputs": "message", "state": "state", "chat_id": "thread_id", "thread": "thread_id",
     "text": "text", "question": "text", "query": "text", "prompt": "text", "msg": "text", "utterance": "text",
     "content": "text", "new_message": "text", "user_input": "text", "user_message": "text", "user_query": "text",
-    "user_text": "text", "user_prompt": "text", "last_message": "text",
+    "user_text": "text", "user_prompt": "text", "last_message": "text", "task": "text",
 }  # fmt: skip
 #: Parameters that a function of `**kwargs` alone gets.
 _ALL = ("messages", "message", "input", "thread_id")
@@ -111,6 +111,8 @@ def arguments_of(function: Callable[..., Any], *, is_method: bool = False) -> Ar
     open_ended = any(p.kind in {p.VAR_POSITIONAL, p.VAR_KEYWORD} for p in parameters)
     required = [p for p in plain if p.default is p.empty]
     known = _known({p.name: p in required for p in plain})
+    if is_method and not positional:
+        known |= {p.name: _REQUIRED_NAMES[p.name] for p in plain if p.name in _REQUIRED_NAMES}
     first = next(iter(positional), None)
     if first is not None and not (first in required or is_method or first.name in known):
         first = None

@@ -7,8 +7,10 @@ return, or else a line of text. A process serves one conversation at a time, and
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import threading
 import weakref
@@ -22,11 +24,12 @@ from usertwin.personas.reading import parse_json
 
 from .arguments import Moment
 from .call import AgentCall, Returned
-from .child_processes import MAX_BYTES, end_of_process, kill_process
 from .turn import Message, clean, in_thread
 
 #: Seconds in which a process must end after its standard input was closed, and lines of its standard error in an error.
 _END, _LINES = 2.0, 8
+#: Bytes of a reply; the characters of a reply that we accept are fewer.
+MAX_BYTES = 256 * 2**20
 #: Processes that wait for a turn; beyond these the one that waits longest is ended.
 _MAX_IDLE = 64
 
@@ -160,3 +163,28 @@ def _parsed(line: bytes) -> Any:
     except ValueError:
         return text
     return text if isinstance(value, int | float) else value
+
+
+# How processes end ------------------------------------------------------------------------------------------------------
+
+
+def end_of_process(process: subprocess.Popen[bytes]) -> str:
+    """Return how a process ended, as "ended with exit code 1"."""
+    code = process.returncode
+    if code is None:
+        return "closed its connection with usertwin"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    with suppress(ValueError):
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"was killed by signal {-code}"
+
+
+def kill_process(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all that it started."""
+    with suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)  # its group has its own id, also when only children are left
+        else:
+            process.kill()
+    process.wait()

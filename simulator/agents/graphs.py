@@ -199,4 +199,5 @@ def _input_fields(runnable: Any) -> tuple[list[str], list[str]]:
     schema = _input_schema(runnable)
     while isinstance(schema.get("$ref"), str):
         schema = schema.get("$defs", {}).get(schema["$ref"].rpartition("/")[2], {})
-    return list(schema.get("properties", {})), list(schema.get("required", ()))
+    fields = list(schema.get("properties", {}))
+    return ([], []) if fields == ["root"] else (fields, list(schema.get("required", ())))

@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 from usertwin.personas import AgentError, ModelError, UsageError, UsertwinError
 
 from .call import AgentCall, Returned
-from .child_processes import MAX_BYTES, end_of_process, kill_process
+from .command import MAX_BYTES, end_of_process, kill_process
 from .shapes import as_agent
 from .turn import Failure, Message, OnlyToolCalls, clean, in_thread, run_turn
 

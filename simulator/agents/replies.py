@@ -28,7 +28,7 @@ _SHAPES = 'return a text, a message with "content", or a list of messages'
 #: Fields around what was said: in completions and responses of OpenAI's client, their streams, and results of frameworks.
 _WRAPPERS = (
     "choices", "delta", "final_output", "output_text", "output", "message", "response", "answer", "reply", "result",
-    "completion", "generated_text",
+    "completion", "generated_text", "generations", "root",
 )  # fmt: skip
 #: Types of whole messages, and of pieces of a stream that hold a text themselves; a piece of another type is an event.
 _MESSAGE_TYPES = {kind for kind in LANGCHAIN_ROLES if not kind.endswith("Chunk")}
@@ -99,7 +99,7 @@ def other_fields(returned: Any) -> Any:
         reply, state = cast("tuple[Any, Any]", returned)
         is_state = state and isinstance(state, Mapping) and not _is_message(state) and _without_state(returned) is reply
         return cast("Any", state) if is_state else None
-    if not isinstance(returned, Mapping):
+    if not isinstance(returned, Mapping) or "choices" in returned or "object" in returned:  # of OpenAI's clients
         return None
     return {key: value for key, value in cast("Mapping[Any, Any]", returned).items() if key not in _NO_STATE} or None
 
@@ -177,6 +177,11 @@ def _messages(value: Any) -> list[dict[str, Any]]:
         return _messages(fields["raw_item"])
     if fields.get("new_items") and any(fields.get(name) for name in ("final_output", "raw_responses")):
         return [message for item in fields["new_items"] for message in _messages(item)]
+    if isinstance(text, bytes):
+        raise ValueError("is no message")
+    if fields.get("generations"):  # of LangChain: alternatives, for each prompt
+        first = fields["generations"][0]
+        return _messages(first[0] if isinstance(first, list) and first else first)
     if fields.get("choices"):
         return _said_of_cut(fields["choices"][0], _messages(fields["choices"][0]))
     text = fields.get("refusal") if text is None else text
@@ -185,7 +190,7 @@ def _messages(value: Any) -> list[dict[str, Any]]:
             messages = [message for item in (inner if isinstance(inner, list) else [inner]) for message in _messages(item)]
             return _said_of_cut(fields, messages)
         text = fields.get("text")
-    role = fields.get("role") or LANGCHAIN_ROLES.get(str(kind))
+    role = fields.get("role") or LANGCHAIN_ROLES.get(str(kind)) or ("user" if fields.get("source") == "user" else None)
     if text is None and role is None and not isinstance(kind, str):
         raise ValueError("is no message")
     message = fields | {"role": role or ("tool" if text is None else "assistant"), "content": text}
@@ -267,8 +272,11 @@ def _joined(pieces: Sequence[Any]) -> Any:
     """Return the pieces of a stream as one message, or unchanged if they are whole messages."""
     if pieces and all(map(_is_message, pieces)):
         return pieces
+    pieces = [_without_state(piece) for piece in pieces]
+    if (messages := _streamed_messages(pieces)) is not None:
+        return messages
     copier = Copier()
-    copies = [copier.copy(_without_state(piece)) for piece in pieces]
+    copies = [copier.copy(piece) for piece in pieces]
     texts = [text for piece in copies if (text := _piece(piece))]
     if len(texts) > 1 and all(later != earlier and later.startswith(earlier) for earlier, later in pairwise(texts)):
         texts = texts[-1:]  # each is the reply so far, as for a window that is drawn again
@@ -278,8 +286,24 @@ def _joined(pieces: Sequence[Any]) -> Any:
     return fields | ({"finish_reason": "length"} if cut else {})
 
 
+def _streamed_messages(pieces: Sequence[Any]) -> Any:
+    """Return the messages of a stream of states or histories (the last one), or of LangGraph's updates; None for others."""
+    if pieces and all(isinstance(piece, list) or isinstance(field_of(piece, "messages"), list) for piece in pieces):
+        return pieces[-1]
+    messages = list[Any]()
+    for piece in pieces:
+        if not isinstance(piece, Mapping) or not all(isinstance(v, Mapping | tuple | None) for v in piece.values()):
+            return None
+        for update in cast("Mapping[str, Any]", piece).values():
+            new = field_of(update, "messages")
+            messages += new if isinstance(new, list) else [] if new is None else [new]
+    return messages or None
+
+
 def _piece(value: Any) -> str:
     """Return the text in a piece of a stream; "" for a piece without one, such as its end."""
+    if isinstance(value, dict) and value.get("event") == "on_chat_model_stream":  # of LangChain
+        return _piece(cast("dict[str, Any]", value).get("data", {}).get("chunk"))
     kind = cast("dict[str, Any]", value).get("type") if isinstance(value, dict) else None
     if isinstance(kind, str) and kind not in _PIECE_TYPES:  # an event
         value = value.get("delta")

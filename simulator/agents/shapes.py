@@ -33,8 +33,10 @@ from .turn import Message, clean, describe, in_thread, name_of
 _MODEL_KINDS = {"local", "hf", "transformers", "openai", "scripted"}
 #: Methods by which an object that cannot be called is called, the asynchronous ones first.
 _METHODS = (
-    "acall", "call", "achat", "chat", "areply", "reply", "arespond", "respond", "aask", "ask", "arun", "run",
-    "ainvoke", "invoke", "agenerate_reply", "generate_reply",
+    "acall", "call", "achat", "chat", "areply", "reply", "arespond", "respond", "aanswer", "answer", "aask", "ask", "arun",
+    "run", "ainvoke", "invoke", "aquery", "query", "apredict", "predict", "acomplete", "complete", "asend_message",
+    "send_message", "on_message", "handle_message", "handle", "process", "agenerate_reply", "generate_reply",
+    "agenerate", "generate",
 )  # fmt: skip
 #: Awaitables that may be nested in what a function returns.
 _MAX_AWAITS = 10

@@ -9,14 +9,17 @@ from usertwin.personas import AgentError
 
 #: The most nested values and characters in what an agent returns, and how deeply values may be nested.
 _MAX_VALUES, _MAX_CHARACTERS, _MAX_DEPTH = 100_000, 100_000_000, 50
-#: Fields of an object that are read; `Copier` keeps all fields of a mapping.
+#: Fields of a mapping or an object that are read. All others, such as a large state beside the reply, are not copied.
 _FIELDS = (
     "choices", "delta", "final_output", "output_text", "output", "message", "response", "answer", "reply", "result",
     "completion", "generated_text", "messages", "role", "type", "name", "channel", "content", "refusal", "text", "value",
     "thought", "snapshot", "tool_calls", "function_call", "function", "id", "call_id", "tool_call_id", "tool_use_id", "args",
     "arguments", "input", "index", "finish_reason", "stop_reason", "response_metadata", "incomplete_details", "reason",
-    "new_items", "raw_item",
+    "new_items", "raw_item", "generations", "root", "source", "event", "data",
+    "chunk", "raw_responses",
 )  # fmt: skip
+#: Of these, the ones whose values are an agent's own JSON, which is copied whole.
+_WHOLE = {"args", "arguments", "input"}
 
 
 def field_of(value: Any, name: str) -> Any:
@@ -33,8 +36,8 @@ class Copier:
     def __init__(self) -> None:
         self._values = self._characters = 0
 
-    def copy(self, value: Any, depth: int = 0) -> Any:
-        """Return the copy of a text, a mapping, a sequence or an object, of which `_FIELDS` are copied; numbers as they are."""
+    def copy(self, value: Any, depth: int = 0, *, whole: bool = False) -> Any:
+        """Return the copy of a text, a sequence, or `_FIELDS` of a mapping or an object (`whole`: all); numbers as they are."""
         self._values += 1
         if self._values > _MAX_VALUES or self._characters > _MAX_CHARACTERS or depth > _MAX_DEPTH:
             raise AgentError("the agent returned more than can be read: too many, too long or too deeply nested values")
@@ -45,9 +48,10 @@ class Copier:
         if value is None or isinstance(value, int | float | bytes | bytearray):
             return value
         if isinstance(value, Mapping):
-            items = cast("Mapping[Any, Any]", value).items()
-            return {str.__str__(key): self.copy(item, depth + 1) for key, item in items if isinstance(key, str)}
+            mapping = cast("Mapping[Any, Any]", value)
+            keys = [key for key in mapping if isinstance(key, str)] if whole else [key for key in _FIELDS if key in mapping]
+            return {str.__str__(key): self.copy(mapping[key], depth + 1, whole=whole or key in _WHOLE) for key in keys}
         if isinstance(value, Sequence):
-            return [self.copy(item, depth + 1) for item in cast("Sequence[Any]", value)]
+            return [self.copy(item, depth + 1, whole=whole) for item in cast("Sequence[Any]", value)]
         fields = ((name, field_of(value, name)) for name in _FIELDS)
-        return {name: self.copy(field, depth + 1) for name, field in fields if field is not None}
+        return {name: self.copy(field, depth + 1, whole=name in _WHOLE) for name, field in fields if field is not None}

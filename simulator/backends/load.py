@@ -13,6 +13,7 @@ from typing import Any, get_args
 from usertwin.memory import ChatModel, Embedder
 from usertwin.memory.models.chat import FREE, Price, PromptStyle
 from usertwin.memory.models.embedding import CachedEmbedder, FakeEmbedder, SentenceTransformerEmbedder
+from usertwin.memory.models.embedding_batches import BatchedEmbedder
 from usertwin.memory.models.score_cache import CachedScorer
 from usertwin.memory.models.scoring import FakeScorer, Precision, TokenScorer
 from usertwin.memory.models.transformers_scorer import TransformersScorer
@@ -183,9 +184,12 @@ def _identity(path: Path, adapter: Adapter | None = None) -> str:
 
 
 def load_embedder(name: str | None = None) -> Embedder:
-    """Return an embedding model with an in-memory cache: a sentence-transformers model or folder, "fake:" or "fake:N"."""
+    """Return an embedding model with an in-memory cache: a sentence-transformers model or folder, "fake:" or "fake:N".
+
+    Texts of concurrent callers are embedded together.
+    """
     if name is not None and (dimension := fake_dimension(name)) is not None:
         return CachedEmbedder(FakeEmbedder(dimension))
     embedder = SentenceTransformerEmbedder() if name is None else SentenceTransformerEmbedder(name)
     refuse_unscripted(embedder.name)
-    return CachedEmbedder(embedder)
+    return CachedEmbedder(BatchedEmbedder(embedder))

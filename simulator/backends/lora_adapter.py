@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os.path
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from usertwin.memory.models.chat import PromptStyle
+from usertwin.memory.training.user_model import TWIN
 from usertwin.memory.twin.consent import adapter_may_load
 from usertwin.personas import ModelError, UsageError
 from usertwin.personas.reading import parse_json
@@ -38,6 +40,7 @@ class Adapter:
         trained_on: the folder or hub name of the base in peft's config; "" if missing.
         layers: the (outputs, inputs) of each adapted module, by transformers' module name.
         others: its other tensors: embeddings, whole layers, magnitudes.
+        of_twin: whether it is a part of the twin in whose folder it lies; then nothing made of it lies elsewhere.
     """
 
     folder: Path
@@ -50,6 +53,7 @@ class Adapter:
     layers: Mapping[str, tuple[int, int]]
     others: tuple[str, ...]
     config: Mapping[str, Any]
+    of_twin: bool = False
 
     @property
     def identity(self) -> str:
@@ -94,6 +98,7 @@ def read_adapter(folder: str | Path) -> Adapter:
         folder=folder, base=_text(facts.get("base")), style=style, method=_text(facts.get("method")), rank=rank,
         proposal_mode=_text(facts.get("proposal_mode", facts.get("how"))),  # "how" in snapshots before 0.1.0
         trained_on=str(config.get("base_model_name_or_path") or ""), layers=layers, others=others, config=config,
+        of_twin=facts.get("kind") == TWIN,
     )  # fmt: skip
 
 
@@ -188,7 +193,9 @@ def with_adapter(model: Any, adapter: Adapter) -> Any:
         need = "an adapter in transformers needs the package peft: pip install 'usertwin[train]'"
         raise UsageError(f"{adapter.folder}: {need}") from None
     try:
-        adapted: Any = PeftModel.from_pretrained(model, str(adapter.folder), local_files_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)  # of peft's own use
+            adapted: Any = PeftModel.from_pretrained(model, str(adapter.folder), local_files_only=True)
         return adapted.merge_and_unload()
     except Exception as error:
         raise ModelError(f"{adapter.folder}: peft cannot load this adapter ({error})") from error

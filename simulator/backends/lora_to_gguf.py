@@ -45,11 +45,15 @@ def adapter_as_gguf(adapter: Adapter, target: str | Path, base: str | Path | Non
 
 
 def cached_gguf_adapter(adapter: Adapter, base: Path, name: str) -> Path:
-    """Return the adapter as a GGUF file in the cache, converted once for each base, a GGUF file with a name for messages."""
+    """Return the adapter as a GGUF file, converted once for each base, a GGUF file with a name for messages.
+
+    The result lies in the cache; that of a twin's adapter lies beside it, so that forgetting deletes both.
+    """
     layers = layers_of(base)
     check_fits(adapter, layers, name)
     facts = f"{layers.architecture}-{layers.blocks}-{layers.heads}-{layers.key_heads}"
-    target = cache_folder() / "adapters" / f"{adapter.identity[:32]}-{facts}-{_VERSION}.gguf"
+    folder = adapter.folder if adapter.of_twin else cache_folder() / "adapters"
+    target = folder / f"{adapter.identity[:32]}-{facts}-{_VERSION}.gguf"
     return target if target.is_file() else adapter_as_gguf(adapter, target, base)
 
 

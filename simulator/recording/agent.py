@@ -43,7 +43,7 @@ class RecordedAgent(AgentCall):
             if stored is None:
                 raise self._recording.miss(_KIND, self._spec, question)
             if "replies" not in stored:
-                return Failure(**stored)
+                return Failure(stored["reason"], stored["error"], tuple(stored["messages"]))
             self._states[thread_id] = stored["state"]
             return stored["replies"]
         result = await run_turn(self._agent, messages, thread_id, timeout)

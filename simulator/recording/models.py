@@ -64,13 +64,16 @@ def replayed_model(
         UsageError: it was recorded in both styles, or with other versions of the prompts.
         ReplayMiss: it was not recorded.
     """
-    styles = _STYLES if style is None else (style,)
-    recorded = [(one, facts) for one in styles if (facts := recording.stored(_MODEL, name, one)) is not None]
+    styles: tuple[PromptStyle, ...] = _STYLES if style is None else (style,)
+    recorded: list[tuple[PromptStyle, Any]] = [
+        (one, facts) for one in styles if (facts := recording.stored(_MODEL, name, one)) is not None
+    ]
     if not recorded:
         raise recording.miss(_MODEL, name, style)
     if len(recorded) > 1:
         raise UsageError(f'{recording.path}: "{name}" was recorded in the styles {" and ".join(styles)}; name one with --style')
-    recorded_style, facts = recorded[0]
+    recorded_style: PromptStyle = recorded[0][0]
+    facts = recorded[0][1]
     return ChatModel(
         name, cast("BaseChatModel", _NoModel(name)), recorded_style, price=FREE,
         recording=_with_prompts(recording, recorded_style, prompts),

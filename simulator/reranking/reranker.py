@@ -43,7 +43,7 @@ class Reranker:
         found = [Candidate(text, votes=count) for text, count in counts.items() if is_usable(text)]
         if not quotes:
             return found
-        _, _, usual = self._counts(self._store.stats().generation, query.when)
+        _, _, usual = self._counts(self._store.generation, query.when)
         for place, triple in enumerate(recalled):
             text = "" if triple.pair.abandoned else said_again(triple.pair, query, usual)
             if text and all(text != candidate.text for candidate in found) and is_usable(text):
@@ -52,7 +52,7 @@ class Reranker:
 
     def features(self, candidates: Sequence[Candidate], query: Pair, recalled: Sequence[Triple]) -> NDArray[np.float64]:
         """Return the features of candidates (see `feature_table`), from turns of the person before the query only."""
-        card, words, _ = self._counts(self._store.stats().generation, query.when)
+        card, words, _ = self._counts(self._store.generation, query.when)
         return feature_table(candidates, query, recalled, card=card, words=words, embedder=self._store.embedder)
 
     def _count(self, generation: int, before: float) -> tuple[StyleCard | None, WordModel, frozenset[str]]:

@@ -59,7 +59,7 @@ class RunOptions:
 
 
 async def arun(
-    jobs: Sequence[Job], agent: Any, twins: Twins, options: RunOptions, *, arguments: Mapping[str, Any] | None = None,
+    jobs: Sequence[Job], agent: Any, twins: Twins, options: RunOptions, *, about: Mapping[str, Any] | None = None,
     seed: int = 0, watcher: Watcher | None = None, spending: Spending | None = None, executor: Executor | None = None,
 ) -> Progress:  # fmt: skip
     """Run jobs, and continue a run that was stopped, if the folder holds one; return how far it is.
@@ -69,7 +69,7 @@ async def arun(
         agent: the agent under test, in any shape that `as_agent` accepts; a replay needs its name only.
         twins: the twins of the jobs, and the recording if there is one.
         options: how the run goes.
-        arguments: what the manifest tells beside that, as JSON values.
+        about: what else the manifest tells, as JSON values.
         seed: the seed of the run, for the manifest; the jobs have theirs.
         watcher: called with each exchange and each finished conversation.
         spending: ends the run between two turns when its `stop` is called; its budget is that of the options.
@@ -98,12 +98,14 @@ async def arun(
                 twins=twins, new_call=(lambda: AgentProcess(agent)) if several else (lambda: call), owns_call=several,
                 limits=limits, recording=recording, spec=spec,
             )  # fmt: skip
-        folder, run_id, done = None, uuid4().hex, set[str]()
+        run_id: str = uuid4().hex
+        done = set[str]()
+        folder: RunFolder | None = None
         if options.out is not None:
             folder = RunFolder(options.out)
             stack.enter_context(exclusive_run(folder.path))
             scenarios = {job.scenario.name: job.scenario for job in jobs}
-            manifest = _manifest(jobs, spec, twins, options, arguments=arguments or {}, seed=seed)
+            manifest = _manifest(jobs, spec, twins, options, about=about or {}, seed=seed)
             done = folder.begin(manifest, [scenario.to_json() for scenario in scenarios.values()])
             run_id, progress.before = folder.run_id, len(done)
             progress.stop_reasons.update(simulation.stop_reason for simulation in folder.simulations())
@@ -130,7 +132,7 @@ async def arun(
 
 
 def _manifest(
-    jobs: Sequence[Job], spec: str, twins: Twins, options: RunOptions, *, arguments: Mapping[str, Any], seed: int
+    jobs: Sequence[Job], spec: str, twins: Twins, options: RunOptions, *, about: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
     """Return what repeats the run: the twins and their recipes, the models, the versions of prompts and packages, and so on."""
     records = {name: twins.record(name) for name in dict.fromkeys(job.twin for job in jobs)}
@@ -150,7 +152,7 @@ def _manifest(
         },
         "models": {"action": twins.model_name, "style": twins.style},
         "prompts": prompt_versions(twins.style, twins.style), "seed": seed, "conversations": len(jobs), "limits": limits,
-        "arguments": dict(arguments), "versions": {"usertwin": version("usertwin")},
+        **about, "versions": {"usertwin": version("usertwin")},
         "budget": {name: _finite(getattr(options.budget, name)) for name in ("dollars", "tokens", "seconds")},
     }  # fmt: skip
 

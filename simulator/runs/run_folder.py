@@ -84,7 +84,7 @@ class RunFolder:
         if not path.exists():
             _write_json(self.path / "scenarios.json", list(scenarios))
             _write_json(path, full)
-            self.run_id = full["run_id"]
+            self.run_id = started["run_id"]
             return set()
         known, expected = _read(path), parse_json(mask(_json(full)))
         if known.get("format") != _FORMAT or _is_finished(self.path):
@@ -184,7 +184,7 @@ def _simulation(raw: Any, *, speakers: Mapping[str, str], run_id: str, times: Ma
 
 def _without_times(simulation: Simulation) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a conversation as a JSON object without what differs from run to run, and its times."""
-    row = {"id": simulation.id, **simulation.to_json()}
+    row: dict[str, Any] = {"id": simulation.id, **simulation.to_json()}
     for key in ("seconds", "thread_id"):
         del row[key]
     row["exchanges"] = [

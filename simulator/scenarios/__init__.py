@@ -2,6 +2,7 @@
 
 from .facts import Fact
 from .from_real import check_held_out, from_conversation
+from .judge import ajudge_twin, judge_twin
 from .modifiers import MODIFIERS, ModifiedTurn, mixed_in_turn, modified_turn
 from .read import expand, read_scenarios
 from .scenario import Scenario
@@ -12,10 +13,12 @@ __all__ = [
     "Fact",
     "ModifiedTurn",
     "Scenario",
+    "ajudge_twin",
     "check_held_out",
     "expand",
     "find_twin_faults",
     "from_conversation",
+    "judge_twin",
     "mixed_in_turn",
     "modified_turn",
     "read_scenarios",

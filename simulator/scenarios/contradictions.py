@@ -113,7 +113,8 @@ def contradicted_fact(fact: Fact, text: str, asked: Sequence[str], known: Iterab
     own = details(fact.value)
     if not own:
         return _other_name(fact, text, asked)
-    kinds, familiar, topic = [detail.kind for detail in own], values(known), topic_stems(fact.topic)
+    kinds: list[Kind] = [detail.kind for detail in own]
+    familiar, topic = values(known), topic_stems(fact.topic)
     for clause in (clause for sentence in sentences(text) for clause in _CLAUSE.split(sentence)):
         if _DENIED.search(clause):
             continue

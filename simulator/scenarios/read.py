@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from hashlib import sha256
@@ -72,6 +72,8 @@ class _Table:
     person: str | None = None
 
 
+#: Checks by name; what they do is in evals/agent_tests/ready_made.py.
+READY_MADE = {"says", "never_says", "called_tool", "only_tools", "replies_within", "final_state", "reaches_goal"}
 _LISTS = {"twins", "until", "modifiers", "checks", "criteria"}
 _KEYS = [item.name for item in fields(_Table)]
 
@@ -224,7 +226,10 @@ def _scenario(
     for key in ("goal_reached", "checks"):
         with places.named(key, number):
             if key == "checks":
-                values[key] = tuple(load_function(name, folder) for name in values.get(key, ()))
+                values[key] = tuple(
+                    name if name.partition(":")[0] in READY_MADE else load_function(name, folder)
+                    for name in values.get(key, ())
+                )
             elif key in values:
                 values[key] = load_function(values[key], folder)
     with places.named("from_conversation" if "from_conversation" in values else "name", number):
@@ -320,7 +325,7 @@ class _Places:
         return f"{self.path}:{line + 1}"
 
     @contextmanager
-    def named(self, key: str, number: int) -> Iterator[None]:
+    def named(self, key: str, number: int) -> Generator[None]:
         """Add the file and the line of a key to the errors of a block, unless they are there."""
         try:
             yield

@@ -8,7 +8,7 @@ instructions, which a model that continues text would repeat.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import inf, isnan
 from typing import Any, ClassVar
@@ -129,7 +129,7 @@ class Scenario:
             del values["max_seconds"]
         return as_type(cls, values)
 
-    def _problems(self) -> Iterable[str]:
+    def _problems(self) -> Iterator[str]:
         """Yield what is wrong with the values."""
         for key, number, least in (
             ("sample", self.sample, 1), ("max_turns", self.max_turns, 1), ("min_turns", self.min_turns, 0),

@@ -8,9 +8,10 @@ docs/scenarios.md).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from usertwin.memory.text.goal_words import mentions_goal
 from usertwin.memory.text.sentences import size_in_words
@@ -48,7 +49,7 @@ _REPEATED_WORDS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class _SaidTurn:
+class SaidTurn:
     """A turn of the twin, with the messages before it; `number` is that of its exchange."""
 
     number: int
@@ -62,13 +63,13 @@ class _Conversation:
 
     def __init__(self, simulation: Simulation, scenario: Scenario) -> None:
         self.simulation, self.scenario = simulation, scenario
-        self.turns = _said_turns(simulation)
+        self.turns = said_turns(simulation)
         self.free = [turn for turn in self.turns if not turn.authored and turn.text.strip()]
 
     @cached_property
     def user_texts(self) -> list[str]:
         """All that was said on the twin's side, given and authored turns included."""
-        return [_text(message) for message in self.simulation.messages if message["role"] == "user"]
+        return [text_of(message) for message in self.simulation.messages if message["role"] == "user"]
 
     @property
     def left(self) -> bool:
@@ -99,8 +100,8 @@ def _contradictions(conversation: _Conversation) -> Iterator[TwinFault]:
     given = [scenario.goal, scenario.private, *(fact.text for fact in scenario.facts)]
     authored = [turn.text for turn in conversation.turns if turn.authored]
     for turn in conversation.free:
-        known = [*given, *authored, *(_text(m) for m in turn.before if m["role"] != "user"), *_given_texts(conversation)]
-        asked, latest = requests(_latest(turn.before)), [_text(message) for message in _latest(turn.before)]
+        known = [*given, *authored, *(text_of(m) for m in turn.before if m["role"] != "user"), *_given_texts(conversation)]
+        asked, latest = requests(_latest(turn.before)), [text_of(message) for message in _latest(turn.before)]
         for fact in scenario.facts:
             if said := contradicted_fact(fact, turn.text, asked, known):
                 yield TwinFault("contradicts_fact", turn.number, f'the twin said "{said}"; its fact is: {fact.text}')
@@ -116,7 +117,7 @@ def _early_reveals(conversation: _Conversation) -> Iterator[TwinFault]:
     for turn in conversation.turns:
         states = visibility(scenario.facts, turn.number, turn.before, scenario.always_known)
         for number, (fact, state) in enumerate(zip(scenario.facts, states, strict=True)):
-            if number in told or any(says_value(fact, _text(message)) for message in turn.before):
+            if number in told or any(says_value(fact, text_of(message)) for message in turn.before):
                 told.add(number)
             elif says_value(fact, turn.text):
                 told.add(number)
@@ -152,7 +153,7 @@ def _endings(conversation: _Conversation) -> Iterator[TwinFault]:
             yield TwinFault("ends_early", turns[-1].number, "the twin left before it mentioned its goal")
     closed = 0
     for turn in turns:
-        latest = [_text(message) for message in _latest(turn.before)]
+        latest = [text_of(message) for message in _latest(turn.before)]
         closed = closed + (not turn.authored) if any(_closes(text, scenario) for text in latest) else 0
         if closed == _AFTER_CLOSE:
             yield TwinFault("never_ends", turn.number, f"the twin went on after the agent closed the chat {closed} times")
@@ -173,7 +174,8 @@ def _wanders(conversation: _Conversation) -> bool:
     own = [scenario.goal, scenario.private, *(fact.text for fact in scenario.facts)]
     longer = [turn for turn in conversation.free if size_in_words(turn.text) >= _REPEATED_WORDS]
     return len(longer) >= _WANDERS and not any(
-        topic_stems(turn.text) & topic_stems("\n".join([*own, *(_text(message) for message in turn.before)])) for turn in longer
+        topic_stems(turn.text) & topic_stems("\n".join([*own, *(text_of(message) for message in turn.before)]))
+        for turn in longer
     )
 
 
@@ -188,16 +190,16 @@ def _closes(text: str, scenario: Scenario) -> bool:
     return (says_farewell(text) and "?" not in text) or any(phrase.casefold() in text.casefold() for phrase in scenario.until)
 
 
-def _asked_again(turn: _SaidTurn) -> bool:
+def _asked_again(turn: SaidTurn) -> bool:
     """Return whether the agent said something again before a turn, so that the person may, too."""
-    latest = [_text(message) for message in _latest(turn.before)]
-    earlier = [_text(m) for m in turn.before[: len(turn.before) - len(latest)] if m["role"] == "assistant"]
+    latest = [text_of(message) for message in _latest(turn.before)]
+    earlier = [text_of(m) for m in turn.before[: len(turn.before) - len(latest)] if m["role"] == "assistant"]
     return any(text in earlier or copies(text, earlier) for text in latest)
 
 
 def _given_texts(conversation: _Conversation) -> list[str]:
     """Return the texts before the twin's first turn."""
-    return [_text(message) for message in (conversation.turns[0].before if conversation.turns else ())]
+    return [text_of(message) for message in (conversation.turns[0].before if conversation.turns else ())]
 
 
 def _latest(messages: Sequence[Message]) -> list[Message]:
@@ -206,19 +208,20 @@ def _latest(messages: Sequence[Message]) -> list[Message]:
     return [message for message in messages[last + 1 :] if message["role"] == "assistant"]
 
 
-def _text(message: Message) -> str:
+def text_of(message: Mapping[str, Any]) -> str:
+    """Return the text of a message; "" if it has none."""
     content = message.get("content")
     return content if isinstance(content, str) else ""
 
 
-def _said_turns(simulation: Simulation) -> list[_SaidTurn]:
+def said_turns(simulation: Simulation) -> list[SaidTurn]:
     """Return the turns of a conversation; a turn may be several messages, or none if the twin left without a word."""
-    turns, end = list[_SaidTurn](), len(simulation.messages)
+    turns, end = list[SaidTurn](), len(simulation.messages)
     for number, exchange in reversed(list(enumerate(simulation.exchanges))):
         start = last = end - len(exchange.replies)
         while exchange.answer.action and start > 0 and simulation.messages[start - 1]["role"] == "user":
             start -= 1
-        text = "\n".join(_text(message) for message in simulation.messages[start:last])
-        turns.append(_SaidTurn(number, text, exchange.authored, tuple(simulation.messages[:start])))
+        text = "\n".join(text_of(message) for message in simulation.messages[start:last])
+        turns.append(SaidTurn(number, text, exchange.authored, tuple(simulation.messages[:start])))
         end = start
     return turns[::-1]

@@ -29,6 +29,7 @@ from usertwin.evals.agent_tests.transcript import tool_calls, with_exchanges
 from usertwin.memory.event_loop import run_sync
 from usertwin.personas import UsageError
 from usertwin.simulator.records import CheckResult, Simulation
+from usertwin.simulator.scenarios.scenario import function_name
 
 OPENAI_CALL: dict[str, Any] = {
     "role": "assistant", "content": None,
@@ -143,11 +144,13 @@ def test_a_turn_that_was_given_or_sent_in_several_messages_keeps_its_exchange() 
     ],
 )
 def test_what_a_function_may_return(returned: Any, passed: bool | None, reason: str) -> None:
-    assert outcome(lambda simulation: returned) == (passed, reason)
+    def check(simulation: Simulation) -> Any:
+        return returned
 
     async def later(simulation: Simulation) -> Any:
         return returned
 
+    assert outcome(check) == (passed, reason)
     assert outcome(later) == (passed, reason)
 
 
@@ -230,6 +233,15 @@ def test_ready_made_checks_have_names_for_files(name: str, same: Check) -> None:
     assert outcome(name) == outcome(same)
 
 
+def test_records_of_a_run_name_ready_made_checks_apart() -> None:
+    names = [function_name(check) for check in (says("refund"), says("sorry"), reaches_goal)]
+    assert names == [
+        'usertwin.evals.agent_tests.checks:says "refund"',
+        'usertwin.evals.agent_tests.checks:says "sorry"',
+        "usertwin.evals.agent_tests.ready_made:reaches_goal",
+    ]
+
+
 def test_an_invalid_expression_and_an_empty_text_are_refused_before_the_run() -> None:
     with pytest.raises(UsageError, match=r'^the JMESPath expression "order\.\." is invalid: '):
         final_state("order..")
@@ -271,3 +283,13 @@ def test_criteria_and_the_goal_are_judged_after_the_checks() -> None:
     ]
     assert "What the user wanted (the agent was not told): You want a refund." in chat.prompts[1]
     assert "What the user wanted" not in chat.prompts[0]
+
+
+def test_scenario_files_know_the_ready_made_checks() -> None:
+    from usertwin.evals.agent_tests.ready_made import ready_made
+    from usertwin.simulator.scenarios.read import READY_MADE
+
+    arguments = {"replies_within": "3", "reaches_goal": ""}
+    named = [name if name == "reaches_goal" else f"{name}:{arguments.get(name, 'x')}" for name in READY_MADE]
+    assert all(ready_made(name) is not None for name in named)
+    assert ready_made("my_module:check") is None

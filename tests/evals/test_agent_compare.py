@@ -19,13 +19,15 @@ from usertwin.evals.agent_tests.read import AgentRun, is_agent_run
 from usertwin.personas import UsageError
 from usertwin.simulator.records import CheckResult, Simulation
 
+HOLDS = CheckResult(name="is polite", passed=True)
+AGENT: dict[str, Any] = {"agent": "my_agent:better"}
 FAILS = CheckResult(name="is polite", passed=False, reason="it shouts")
 
 
 def talks(passed: list[bool], **changes: Any) -> list[Simulation]:
     """Return conversations of twins of their own; those that are not passed fail a check."""
     return [
-        talk("hi", "Hello.", "bye", **{"twin": f"twin-{number}", "seed": 7, "checks": [] if good else [FAILS]} | changes)
+        talk("hi", "Hello.", "bye", **{"twin": f"twin-{number}", "seed": 7, "checks": [HOLDS if good else FAILS]} | changes)
         for number, good in enumerate(passed)
     ]
 
@@ -34,7 +36,7 @@ def runs(tmp_path: Path, old: list[Simulation], new: list[Simulation], **manifes
     """Write two runs, the second with changes in its manifest, and read them."""
     first, second = (
         write_run(tmp_path / "old", old),
-        write_run(tmp_path / "new", new, **{"agent": "my_agent:better"} | manifest),
+        write_run(tmp_path / "new", new, **(AGENT | manifest)),
     )
     return read_agent_run(first), read_agent_run(second)
 
@@ -107,6 +109,13 @@ def test_runs_that_differ_in_more_than_the_agent_are_not_compared_silently(
     anyway = compare_runs(first, second, anyway=True)
     assert anyway.why_not == (sentence,)
     assert anyway.difference is not None
+
+
+def test_runs_with_other_checks_are_not_compared_silently(tmp_path: Path) -> None:
+    other = [HOLDS, CheckResult(name="criterion: It answers.", passed=True)]
+    comparison = compare_runs(*runs(tmp_path, talks([True] * 9), talks([True] * 9, checks=other)))
+    [sentence] = comparison.why_not
+    assert sentence == "the checks differ, as in refund/twin-0/0: the second run alone has criterion: It answers."
 
 
 def test_a_changed_scenario_is_named_and_closeness_versions_and_limits_may_differ(tmp_path: Path) -> None:

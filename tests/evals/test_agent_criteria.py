@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from invented_conversations import talk
 
-from conftest import function_model
+from conftest import FunctionChatModel, function_model
 from usertwin.evals.agent_tests import ajudge_criteria, ajudge_goal
 from usertwin.evals.agent_tests.criteria import JUDGE_PROMPT, parse_verdict, quotable, transcript_lines
 from usertwin.memory import ChatModel
@@ -25,15 +26,18 @@ SIMULATION = talk("how much?", 'It costs "30" euros,\nall in.', "ok")
 SAID = quotable(SIMULATION)
 
 
-def judge_of(reply: Any, **facts: Any) -> tuple[ChatModel, Any]:
-    return function_model(reply if callable(reply) else lambda prompt, seed: reply, style="instruction", **facts)
+def judge_of(reply: str | Callable[[str, int], str], **facts: Any) -> tuple[ChatModel, FunctionChatModel]:
+    def answered(prompt: str, seed: int) -> str:
+        return reply if isinstance(reply, str) else reply(prompt, seed)
+
+    return function_model(answered, style="instruction", **facts)
 
 
 def verdict(**changes: Any) -> str:
     return json.dumps({"why": "It says the price.", "quote": "It costs", "met": "yes"} | changes)
 
 
-def judged(reply: Any, simulation: Simulation = SIMULATION) -> CheckResult:
+def judged(reply: str | Callable[[str, int], str], simulation: Simulation = SIMULATION) -> CheckResult:
     judge, _ = judge_of(reply)
     [result] = run_sync(ajudge_criteria(judge, simulation, [CRITERION]))
     return result
@@ -104,7 +108,10 @@ def test_a_judge_that_fails_gives_an_error_and_the_other_criteria_are_judged() -
 
 
 def test_a_conversation_that_does_not_fit_the_judges_context_is_an_error_and_nothing_is_cut() -> None:
-    judge, chat = judge_of(verdict(), context_tokens=800, count_tokens=lambda text: len(text.split()))
+    def words(text: str) -> int:
+        return len(text.split())
+
+    judge, chat = judge_of(verdict(), context_tokens=800, count_tokens=words)
     [result] = run_sync(ajudge_criteria(judge, talk("hi", "word " * 1000), [CRITERION]))
     assert result.passed is None
     assert "the judge's context holds 800; use another judge" in (result.error or "")

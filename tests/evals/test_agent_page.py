@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from invented_conversations import answer, talk, write_run
 from invented_run import EVIL
-from test_html_in_browser import BROWSER, NAMES, OPEN_ALL, Browser, browser  # noqa: F401 - `browser` is a fixture
+from test_html_in_browser import BROWSER, NAMES, OPEN_ALL, Browser
 
 from usertwin.evals.agent_tests import read_agent_run, summary_of_run, write_page
 from usertwin.simulator.records import CheckResult, Exchange, Simulation, TwinFault
@@ -70,6 +71,14 @@ def written(folder: Path, simulations: list[Simulation] | None = None, failures:
 
 
 @pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all tests, with a fresh profile."""
+    started = Browser(tmp_path_factory.mktemp("browser") / "profile")
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of 80 conversations that does not keep a limit."""
     return written(tmp_path_factory.mktemp("page") / "nightly", failures=("pass rate: 60%, below 90%",), agent="desk:" + EVIL)
@@ -117,7 +126,7 @@ def test_a_run_without_conversations_has_a_page(tmp_path: Path) -> None:
 
 @with_browser
 @pytest.mark.parametrize(("width", "scheme"), [(w, s) for w in (320, 768, 1280) for s in ("light", "dark")])
-def test_the_page_fits_the_window_and_logs_nothing(browser: Browser, page: Path, width: int, scheme: str) -> None:  # noqa: F811
+def test_the_page_fits_the_window_and_logs_nothing(browser: Browser, page: Path, width: int, scheme: str) -> None:
     browser.show(page, width, scheme)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     browser.evaluate(OPEN_ALL)
@@ -127,7 +136,7 @@ def test_the_page_fits_the_window_and_logs_nothing(browser: Browser, page: Path,
 
 
 @with_browser
-def test_a_link_to_a_conversation_opens_it(browser: Browser, page: Path) -> None:  # noqa: F811
+def test_a_link_to_a_conversation_opens_it(browser: Browser, page: Path) -> None:
     browser.show(page, 1280, "light")
     first = "document.querySelector('.worst a')"
     target = browser.evaluate(f"{first}.getAttribute('href').slice(1)")

@@ -87,7 +87,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def summary_of(*rows: dict[str, Any], **options: Any) -> Summary:
-    return summarize(many(*(rows or ROWS), of=3), **{"name": "nightly", "agent": "my_agent:reply"} | options)
+    return summarize(many(*(rows or ROWS), of=3), name="nightly", agent="my_agent:reply", **options)
 
 
 def test_faults_of_the_twin_count_neither_for_nor_against_the_agent() -> None:

@@ -55,7 +55,7 @@ def recipe_of(*arguments: str) -> dict[str, object]:
 def test_the_help_lists_ten_options_first_and_all_others_as_advanced(name: str) -> None:
     common, advanced = output_of(name, "--help").split(f"{ADVANCED}:")
     command = {"learn": learn, "train": train}[name]
-    names = [option.opts[0] for option in command.params if isinstance(option, click.Option)]
+    names = [option.opts[0] for option in command.params if isinstance(option, click.Option) and not option.hidden]
     assert {option for option in [*names, "--help"] if f"  {option} " in common or f", {option} " in common} == set(
         COMMON[name].split()
     )

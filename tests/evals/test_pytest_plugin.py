@@ -369,9 +369,9 @@ def test_talk(simulate, seed):
 
 @pytest.mark.parametrize(
     ("ini", "argument", "marker", "option", "turns"),
-    [("1", None, None, None, 1), ("1", 2, None, None, 2), ("1", 2, 3, None, 3), ("1", 2, 3, 4, 4), (None, None, 3, 1, 1)],
+    [("1", None, None, None, 1), ("1", None, 2, None, 2), ("1", 3, 2, None, 3), ("1", 2, 3, 4, 4), (None, None, 3, 1, 1)],
 )
-def test_the_command_line_precedes_the_marker_the_arguments_and_the_ini_file(
+def test_the_command_line_precedes_the_call_the_marker_and_the_ini_file(
     pytester: pytest.Pytester,
     ann: str,
     script: str,
@@ -401,7 +401,7 @@ def test_every_setting_has_an_ini_key_and_an_option(
     home = default_home()
     monkeypatch.setenv("USERTWIN_HOME", str(home / "elsewhere"))
     settings = {
-        "twin": "ann", "home": home, "model": script, "max-turns": 2, "goal": "You want a refund.", "seed": 5,
+        "twin": "ann", "home": home, "model": script, "max-turns": 2, "goal": "You want the weather.", "seed": 5,
         "agent-timeout": 9.5,
     }  # fmt: skip
     options: list[str] = []
@@ -411,7 +411,7 @@ def test_every_setting_has_an_ini_key_and_an_option(
     else:
         options = [f"--usertwin-{name}={value}" for name, value in settings.items()]
     facts = "(simulation.twin, len(simulation.exchanges), simulation.goal, simulation.seed)"
-    then = f'assert {facts} == ("ann", 2, "You want a refund.", 5)'
+    then = f'assert {facts} == ("ann", 2, "You want the weather.", 5)'
     run(pytester, talk("good", marker="", then=then), *options).assert_outcomes(passed=1)
 
 
@@ -444,8 +444,8 @@ def test_other_arguments_go_to_the_simulation(pytester: pytest.Pytester, ann: st
     ("options", "lacks"),
     [
         ((), "soon loses the thread"),
-        (("--usertwin-goal", "You want a refund."), "pursues no goal"),
-        (("--usertwin-model", "local", "--usertwin-goal", "You want a refund."), "pursues no goal"),
+        (("--usertwin-goal", "You want the weather."), "pursues no goal"),
+        (("--usertwin-model", "local", "--usertwin-goal", "You want the weather."), "pursues no goal"),
         (("--usertwin-model", "local"), None),
     ],
 )
@@ -493,7 +493,7 @@ def test_the_options_are_in_the_help(pytester: pytest.Pytester) -> None:
 def test_a_wrong_marker_is_reported_with_its_arguments(pytester: pytest.Pytester, ann: str, marker: str) -> None:
     result = run(pytester, talk("good", marker=f"@pytest.mark.usertwin({marker})\n"))
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    names = "twin, home, model, max_turns, goal, seed, agent_timeout"
+    names = "twin, home, model, scenarios, scenario, max_turns, goal, seed, agent_timeout, repeats, pass_rate"
     result.stdout.fnmatch_lines([f"*the marker takes {names}, by name*"])
 
 

@@ -295,11 +295,8 @@ def test_the_suite_of_all_arms_measures_registered_test_people_with_fixed_settin
     assert (suite.k, suite.window) == (8, 6)
     corpora = [registry().corpus_of(corpus.source) for corpus in suite.corpora]
     assert sorted(map(str, corpora)) == sorted(registry().corpora)
-    people = 0
-    for corpus in suite.corpora:
-        test = registry().corpora[str(registry().corpus_of(corpus.source))].test
-        assert corpus.people in ("test", test[:8])
-        people += len(test if corpus.people == "test" else test[:8])
+    assert {corpus.people for corpus in suite.corpora} == {"test"}
+    people = sum(len(registry().corpora[str(registry().corpus_of(c.source))].test[: c.most]) for c in suite.corpora)
     assert people == 31
 
 

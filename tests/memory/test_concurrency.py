@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from itertools import count
 
 import pytest
 
-from usertwin.memory.concurrency import gather, run_concurrently, to_thread
+from usertwin.memory.concurrency import Batches, gather, run_concurrently, to_thread
 from usertwin.personas import ModelError, UsertwinError
 
 
@@ -129,3 +130,86 @@ def test_a_thread_returns_its_result_or_raises_its_error():
     assert asyncio.run(to_thread(max, [1, 2], default=0)) == 2
     with pytest.raises(ZeroDivisionError):
         asyncio.run(to_thread(divmod, 1, 0))
+
+
+# Batches -------------------------------------------------------------------------------------------------------------
+
+
+class Doubling:
+    """A blocking function of several items that records its calls, and cannot take 13."""
+
+    def __init__(self) -> None:
+        self.calls, self.go = list[list[int]](), threading.Event()
+
+    def __call__(self, items: Sequence[int]) -> list[int]:
+        self.calls.append(list(items))
+        assert self.go.wait(30)
+        if 13 in items:
+            raise ValueError(f"{len(items)} items")
+        return [2 * item for item in items]
+
+
+def test_items_that_wait_while_a_call_runs_share_the_next_call_in_order() -> None:
+    double = Doubling()
+    batches = Batches(double)
+
+    async def run() -> list[int]:
+        tasks = [asyncio.create_task(batches(number)) for number in range(6)]
+        while not double.calls:
+            await asyncio.sleep(0)
+        double.go.set()
+        return await asyncio.gather(*tasks, batches(6))
+
+    assert asyncio.run(run()) == [0, 2, 4, 6, 8, 10, 12]
+    assert sorted(number for call in double.calls for number in call) == list(range(7))
+    assert len(double.calls) < 7
+    assert asyncio.run(batches(7)) == 14  # another event loop
+
+
+def test_an_item_that_fails_is_an_error_for_its_own_task_only() -> None:
+    double = Doubling()
+    double.go.set()
+    batches = Batches(double)
+
+    async def run() -> list[int | BaseException]:
+        return await asyncio.gather(*(batches(number) for number in (1, 13, 2)), return_exceptions=True)
+
+    first, failed, last = asyncio.run(run())
+    assert (first, last, str(failed)) == (2, 4, "1 items")
+
+
+def test_a_cancelled_task_ends_after_the_call_with_its_item_and_others_get_theirs() -> None:
+    double = Doubling()
+    batches = Batches(double)
+
+    async def run() -> tuple[int, list[bool]]:
+        running = asyncio.create_task(batches(1))
+        while not double.calls:
+            await asyncio.sleep(0)
+        waiting, other = asyncio.create_task(batches(2)), asyncio.create_task(batches(3))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        running.cancel()
+        await asyncio.sleep(0.01)
+        states = [waiting.cancelled(), running.done()]  # the one never began; the other is still in its thread
+        double.go.set()
+        result = await other
+        await asyncio.wait([running])
+        return result, [*states, running.cancelled()]
+
+    assert asyncio.run(run()) == (6, [True, False, True])
+    assert double.calls == [[1], [3]]
+
+
+def test_batches_end_with_their_event_loop_and_work_in_the_next_one() -> None:
+    double = Doubling()
+    batches = Batches(double)
+
+    async def abandon() -> None:
+        asyncio.create_task(batches(1))  # noqa: RUF006 - cancelled with the loop
+        while not double.calls:
+            await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.01, double.go.set)
+
+    asyncio.run(abandon())
+    assert asyncio.run(batches(4)) == 8

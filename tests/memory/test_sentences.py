@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usertwin.memory.text.sentences import breaks_off, sentences, size_in_words, up_to_last_sentence
+from usertwin.memory.text.words import is_spaceless, word_tokens
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,8 @@ def test_lengths_are_comparable_between_scripts() -> None:
     assert size_in_words("yes, that's it") == 3
     assert size_in_words("はい、お願いします") == 2
     assert size_in_words("ありがとうございます") <= 3 < size_in_words("明日の天気を教えてもらえますか")
+
+
+@given(st.text())
+def test_the_size_is_the_sum_over_the_words(text: str) -> None:
+    assert size_in_words(text) == sum(0.25 if is_spaceless(word) else 1 for word in word_tokens(text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -13,9 +14,11 @@ from usertwin.memory import ChatModel
 from usertwin.memory.models.chat import sample
 from usertwin.personas import ModelError, UsageError
 from usertwin.simulator import load_model
+from usertwin.simulator.backends.endpoint import openai_chat
 
 KEY, OTHER = "sk-canary-of-openai", "gsk-canary-of-another"
 ELSEWHERE = "https://elsewhere.example/v1"
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object", "properties": {}}}}
 
 
 @pytest.fixture(autouse=True)
@@ -136,3 +139,19 @@ def test_a_server_that_says_the_key_does_not_reach_the_text(endpoint: Endpoint) 
 def test_the_key_that_is_named_takes_the_place_of_an_earlier_login(endpoint: Endpoint) -> None:
     authorization(endpoint, login="ann:canary-pw@")
     assert authorization(endpoint, "#OTHER_KEY") == f"Bearer {OTHER}"
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"n": 2, "seed": 3, "extra_body": {"cache_prompt": False}}, {"response_format": SCHEMA}]
+)
+def test_a_request_is_that_of_langchains_own_client(endpoint: Endpoint, options: dict[str, Any]) -> None:
+    from langchain_openai import ChatOpenAI
+
+    messages = [("system", "Be Ann."), ("user", "hi ☃"), ("assistant", 'a "quote"'), ("user", "and <tags>")]
+    plain = ChatOpenAI(model="m", base_url=endpoint.url, api_key=lambda: "none")
+    for chat in (plain, openai_chat("m", endpoint.url)):
+        asyncio.run(chat.ainvoke(messages, **options))
+        chat.invoke(messages, **options)
+    half = len(endpoint.requests) // 2
+    assert endpoint.requests[:half] == endpoint.requests[half:]
+    assert [len(request["messages"]) for request in endpoint.requests] == [4] * (2 * half)

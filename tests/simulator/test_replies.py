@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import SimpleNamespace as Anthropic  # objects of the shape that its documentation gives
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
+from langgraph.graph import START, MessagesState, StateGraph
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response
 from pydantic import BaseModel
 
 from usertwin.personas import AgentError, as_conversation
 from usertwin.simulator import as_agent
-from usertwin.simulator.agents import as_replies
+from usertwin.simulator.agents import Failure, as_replies, run_turn
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -305,3 +308,170 @@ def test_any_value_is_replies_or_an_agent_error(value: Any) -> None:
     except AgentError:
         return
     assert any(reply["content"].strip() and reply["role"] == "assistant" for reply in replies)
+
+
+# Calls of tools ---------------------------------------------------------------------------------------------------------
+
+LOOKUP = {"id": "1", "type": "function", "function": {"name": "lookup", "arguments": '{"what": "bell"}'}}
+CALLS = {"role": "assistant", "content": "", "tool_calls": [LOOKUP]}
+RESULT = {"role": "tool", "tool_call_id": "1", "content": "20 euros"}
+ANSWER = {"role": "assistant", "content": "It is 20 euros."}
+#: The same turn, a call of a tool, its result and a text, in the formats of clients and frameworks.
+TOOL_TURNS: dict[str, list[Any]] = {
+    "chat completions": [CALLS | {"content": None}, RESULT, ANSWER],
+    "langchain": [
+        AIMessage("", tool_calls=[{"name": "lookup", "args": {"what": "bell"}, "id": "1"}]),
+        ToolMessage("20 euros", tool_call_id="1"), AIMessage("It is 20 euros."),
+    ],
+    "anthropic": [
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "lookup", "input": {"what": "bell"}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "20 euros"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "It is 20 euros."}]},
+    ],
+    "responses": [
+        {"type": "function_call", "id": "f", "call_id": "1", "name": "lookup", "arguments": '{"what": "bell"}'},
+        {"type": "function_call_output", "call_id": "1", "output": "20 euros"},
+        output_message(TEXT | {"text": "It is 20 euros."}),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("turn", TOOL_TURNS.values(), ids=TOOL_TURNS)
+def test_calls_of_tools_and_their_results_stay_in_the_conversation(turn: list[Any]) -> None:
+    assert as_replies(turn) == as_replies({"messages": [*HELLO, *turn]}, HELLO) == [CALLS, RESULT, ANSWER]
+
+
+@pytest.mark.parametrize("name", ["chat completions", "langchain", "anthropic", "responses"])
+def test_an_agent_gets_its_calls_back_if_they_have_the_format_of_chat_completions(name: str) -> None:
+    heard = list[list[dict[str, Any]]]()
+
+    def agent(messages: list[dict[str, Any]]) -> list[Any]:
+        heard.append(messages)
+        return TOOL_TURNS[name]
+
+    call = as_agent(agent)
+    talk = HELLO + asyncio.run(call(HELLO, "t")) + HELLO  # pyright: ignore[reportArgumentType]
+    asyncio.run(call(talk, "t"))  # pyright: ignore[reportArgumentType]
+    assert heard[1] == (talk if name in {"chat completions", "langchain"} else [*HELLO, ANSWER, *HELLO])
+
+
+def test_an_agent_does_not_get_calls_without_results_back_which_endpoints_refuse() -> None:
+    heard = list[list[dict[str, Any]]]()
+
+    def agent(messages: list[dict[str, Any]]) -> Any:
+        heard.append(messages)
+        return completion(content="One moment.", tool_calls=TOOL_CALLS)
+
+    call = as_agent(agent)
+    first = asyncio.run(call(HELLO, "t"))  # pyright: ignore[reportArgumentType]
+    assert first == [{"role": "assistant", "content": "One moment.", "tool_calls": TOOL_CALLS}]
+    asyncio.run(call([*HELLO, *first, *HELLO], "t"))  # pyright: ignore[reportArgumentType]
+    assert heard[1] == [*HELLO, {"role": "assistant", "content": "One moment."}, *HELLO]
+
+
+def test_parallel_calls_are_one_message() -> None:
+    calls = [CALL, CALL | {"call_id": "d", "name": "order"}]
+    replies = as_replies([output_message(TEXT), *calls])
+    [reply] = replies
+    assert [call["function"]["name"] for call in reply["tool_calls"]] == ["lookup", "order"]
+    assert reply["content"] == "Hello!"
+
+
+def test_a_turn_of_calls_only_names_them_and_keeps_them_in_the_failure() -> None:
+    streamed = [
+        chunk(tool_calls=[{"index": 0, "id": "1", "function": {"name": "lookup", "arguments": ""}}]),
+        chunk(tool_calls=[{"index": 0, "function": {"arguments": '{"what": "bell"}'}}]),
+    ]
+    langchain = AIMessage("", tool_calls=[{"name": "lookup", "args": {"what": "bell"}, "id": "1"}])
+    for agent in (lambda messages: [CALLS], lambda messages: langchain, lambda messages: iter(streamed)):
+        failure = asyncio.run(run_turn(as_agent(agent), HELLO, "t", 60))
+        assert isinstance(failure, Failure)
+        assert failure.error.startswith("the agent only called lookup: it returned a call of a tool without a text")
+        assert failure.messages == (CALLS,)
+
+
+# State and limits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "state"),
+    [
+        ({"messages": [AIMessage("hi")], "cart": ["bell"], "when": datetime(2026, 5, 1, tzinfo=UTC)},
+         {"cart": ["bell"], "when": "2026-05-01T00:00:00Z"}),
+        ({"role": "assistant", "content": "hi", "cart": ["bell"]}, {"cart": ["bell"]}),
+        ({"output": "hi", "steps": (1, 2), "who": RunResult("x")}, {"steps": [1, 2], "who": {"final_output": "x"}}),
+        (("hi", {"cart": []}), {"cart": []}),
+        ("hi", None), (AIMessage("hi"), None), ({"role": "assistant", "content": "hi"}, None), (("hi", None), None),
+        (completion(content="hi").model_dump(), None),
+    ],
+)  # fmt: skip
+def test_what_a_result_holds_beside_the_reply_is_the_state(value: Any, state: Any) -> None:
+    call = as_agent(lambda messages: value)
+    asyncio.run(call(HELLO, "t"))  # pyright: ignore[reportArgumentType]
+    assert call.state_of("other") is None
+    assert call.state_of("t") == state
+    assert call.state_of("t") is None
+
+
+def test_a_large_state_is_no_fault_of_the_reply() -> None:
+    call = as_agent(lambda messages: {"content": "hi", "documents": list(range(200_000))})
+    assert asyncio.run(call(HELLO, "t")) == [{"role": "assistant", "content": "hi"}]  # pyright: ignore[reportArgumentType]
+    assert len(call.state_of("t")["documents"]) == 200_000
+
+
+def test_a_state_that_cannot_be_written_loses_only_that_field() -> None:
+    circular = list[Any]()
+    circular.append(circular)
+    call = as_agent(lambda messages: {"content": "hi", "circular": circular, "odd": object, "none": None})
+    asyncio.run(call(HELLO, "t"))  # pyright: ignore[reportArgumentType]
+    state = call.state_of("t")
+    assert state.keys() == {"odd", "none"}
+    assert state["none"] is None
+
+
+def test_a_reply_that_a_limit_cut_says_so() -> None:
+    cut = completion(content="The bell is")
+    cut.choices[0].finish_reason = "length"
+    anthropic = anthropic_message(block(type="text", text="The bell is"))
+    anthropic.stop_reason = "max_tokens"
+    for value in (cut, anthropic, AIMessage("The bell is", response_metadata={"finish_reason": "length"})):
+        assert as_replies(value) == [{"role": "assistant", "content": "The bell is", "finish_reason": "length"}]
+
+
+# Streams of graphs, and results of other frameworks ---------------------------------------------------------------------
+
+
+def test_streams_of_a_graph_in_every_mode_are_read() -> None:
+    graph = StateGraph(MessagesState)
+    graph.add_node("look", lambda state: {"messages": [AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}])]})
+    graph.add_node("tools", lambda state: {"messages": [ToolMessage("SECRET", tool_call_id="1")]})
+    graph.add_node("say", lambda state: {"messages": [GenericFakeChatModel(messages=iter([AIMessage("Hello!")])).invoke("x")]})
+    for edge in ((START, "look"), ("look", "tools"), ("tools", "say")):
+        graph.add_edge(*edge)
+    compiled: Any = graph.compile()
+    for mode in ("updates", "values"):
+        assert said(lambda messages, mode=mode: compiled.stream({"messages": messages}, stream_mode=mode)) == ["Hello!"]
+    assert said(lambda messages: compiled.astream_events({"messages": messages}, version="v2")) == ["Hello!"]
+
+
+def test_growing_histories_are_their_last_one() -> None:
+    def respond(message: str, history: list[Any]) -> Iterator[Any]:
+        for text in ("Hel", "Hello!"):
+            yield "", [*history, {"role": "user", "content": message}, {"role": "assistant", "content": text}]
+
+    assert said(respond) == ["Hello!"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        GenericFakeChatModel(messages=iter([AIMessage("Hello!")])).generate([[HumanMessage("x")]]),
+        Anthropic(messages=[Anthropic(type="TextMessage", source="user", content="hello"),
+                            Anthropic(type="TextMessage", source="desk", content="Hello!")]),
+        Anthropic(response="Hello!", source_nodes=[]),
+        {"reply": "Hello!"}, {"result": {"text": "Hello!"}},
+    ],
+    ids=["LLMResult", "AutoGen", "LlamaIndex", "reply", "result"],
+)  # fmt: skip
+def test_results_of_other_frameworks_are_read(value: Any) -> None:
+    assert said(value) == ["Hello!"]

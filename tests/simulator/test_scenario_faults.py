@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
 import pytest
 
+from conftest import function_model, scripted
 from usertwin.memory.models.chat import Usage
 from usertwin.memory.text.speaker_sides import SpeakerSides
+from usertwin.personas import VerdictError
 from usertwin.simulator.records import Exchange, FaultKind, Simulation, StopReason
-from usertwin.simulator.scenarios import Fact, Scenario, find_twin_faults
+from usertwin.simulator.scenarios import Fact, Scenario, find_twin_faults, judge_twin
 from usertwin.simulator.state import Answer
 
 ORDER = Fact(text="Your order number is 4711.", value="4711")
@@ -217,3 +220,55 @@ def test_the_sides_of_the_persons_own_log_tell_a_line_of_the_agent() -> None:
     assert find_twin_faults(simulation, scenario) == []
     [fault] = find_twin_faults(simulation, scenario, sides=SpeakerSides(own, other))
     assert (fault.kind, fault.turn) == ("speaks_as_assistant", 1)
+
+
+# The judge --------------------------------------------------------------------------------------------------------------
+
+WANDERS = talk("where is my parcel", "A: In Rome.", "I never ordered anything", "A: No?", "I collect stamps", authored=(2,))
+WITH_ORDER = Scenario(name="x", goal=PARCEL, facts=(ORDER,))
+
+
+def verdict(*faults: tuple[Any, Any, Any]) -> str:
+    """Return a judge's verdict."""
+    return json.dumps({"faults": [dict(zip(("turn", "kind", "quote"), fault, strict=True)) for fault in faults]})
+
+
+def test_a_judge_charges_a_turn_that_it_can_quote() -> None:
+    [fault] = judge_twin(WANDERS, WITH_ORDER, scripted(f"Well: {verdict((1, 'contradicts_fact', 'never ordered anything.'))}"))
+    assert (fault.kind, fault.turn) == ("contradicts_fact", 1)
+    assert "never ordered anything" in fault.text
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (1, "contradicts_goal", "I hate you"), (0, "contradicts_fact", "I never ordered anything"),
+        (7, "contradicts_goal", "parcel"), (2, "goal_not_pursued", "I collect stamps"), (1, "contradicts_goal", "..."),
+    ],
+)  # fmt: skip
+def test_a_judge_cannot_charge_what_was_not_said_nor_an_authored_turn(fault: tuple[Any, Any, Any]) -> None:
+    assert judge_twin(WANDERS, WITH_ORDER, scripted(verdict(fault))) == []
+
+
+def test_a_judge_sees_goal_facts_and_numbered_turns() -> None:
+    model, chat = function_model(lambda prompt, seed: verdict())
+    assert judge_twin(WANDERS, WITH_ORDER, model) == []
+    [(prompt, _)] = chat.requests
+    for part in (
+        PARCEL,
+        ORDER.text,
+        "Player, turn 1: I never ordered anything\nService: No?\nPlayer, turn 2: I collect stamps",
+    ):
+        assert part in prompt
+
+
+@pytest.mark.parametrize(
+    "answer", ["none", '{"faults": 3}', verdict((1, "rude", "x")), verdict(("1", "contradicts_goal", "x"))]
+)
+def test_an_unreadable_verdict_is_an_error(answer: str) -> None:
+    with pytest.raises(VerdictError, match='the judge "scripted:test" returned no readable verdict on the twin'):
+        judge_twin(WANDERS, WITH_ORDER, scripted(answer))
+
+
+def test_without_a_goal_and_facts_there_is_nothing_to_judge() -> None:
+    assert judge_twin(WANDERS, Scenario(name="x"), scripted("none")) == []

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from difflib import SequenceMatcher
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from usertwin.memory import Triple
 from usertwin.memory.models.chat import Sample, Usage
@@ -18,6 +21,7 @@ from usertwin.simulator.turn_checks import (
     REPEATED,
     USABLE,
     badness,
+    copies,
     sides_of,
     usable_defect,
 )
@@ -120,3 +124,15 @@ def test_a_turn_without_a_defect_is_best_and_no_turn_is_worst() -> None:
     assert [badness(reply) for reply in replies] == list(range(len(USABLE) + 2))
     assert badness(Sample("", Usage(), defect="a thought")) == badness(Sample("", Usage()))
     assert USABLE[0] == UNFINISHED
+
+
+WORDS = st.lists(st.sampled_from(["one", "two", "three", "four", "five", "six"]), min_size=4, max_size=12)
+
+
+@given(WORDS, st.lists(WORDS, max_size=3))
+def test_a_copy_is_found_as_by_comparing_all_runs_of_words(words: list[str], others: list[list[str]]) -> None:
+    def is_copy(other: list[str]) -> bool:
+        blocks = SequenceMatcher(None, words, other, autojunk=False).get_matching_blocks()
+        return sum(block.size for block in blocks if block.size >= 3) >= 0.8 * max(len(words), len(other))
+
+    assert copies(" ".join(words), [" ".join(other) for other in others]) == any(map(is_copy, others))

@@ -584,6 +584,67 @@ def test_the_graph_can_be_drawn(user: SimulatedUser) -> None:
     assert user.graph.name == "twin:ann"
 
 
+PLACES: list[Any] = [
+    [],
+    HELLO,
+    WHICH_DAY,
+    [{"role": "system", "content": "You are in Bergen."}, {"role": "assistant", "content": "Hi!", "name": "Bob"}, *WHICH_DAY],
+    [AIMessage("Hello?"), HumanMessage("hi"), HumanMessage("again"), AIMessage("Which day?", name="Eva")],
+    {"turns": [{"speaker": "Bob", "role": "agent", "text": "Hello?"}, {"speaker": "Ann", "role": "customer", "text": "hi"}]},
+]
+
+
+@pytest.mark.parametrize("messages", PLACES)
+@pytest.mark.parametrize("traces", ["recon", "none"])
+def test_a_turn_is_that_of_the_graph_which_runs_where_it_is_observed(ann: str, messages: Any, traces: Any) -> None:
+    from langchain_core.callbacks import BaseCallbackHandler
+
+    answers, seen = list[Answer](), list[list[str]]()
+    for config in (None, {"callbacks": [BaseCallbackHandler()]}):
+        model = recording("wants it", "for tomorrow please")
+        with SimulatedUser.load(ann, model=model, settings=Settings(traces=traces)) as user:
+            answers.append(asyncio.run(user.arespond(messages, goal="Be quick.", seed=5, config=config)))  # pyright: ignore
+            seen.append([*prompts(user), *(str(call) for call in calls(user))])
+    assert answers[0] == answers[1]
+    assert seen[0] == seen[1]
+    assert answers[0].action == "for tomorrow please" or traces == "none"
+
+
+@pytest.mark.parametrize("messages", PLACES[1:-1])
+def test_a_run_that_continues_from_a_checkpoint_finds_its_place_again(ann: str, messages: Any) -> None:
+    seen = list[list[str]]()
+    for pauses in (True, False):
+        with SimulatedUser.load(ann, model=recording("wants it", "for tomorrow please")) as user:
+            graph, config = user.build(checkpointer=MemorySaver()), {"configurable": {"thread_id": "one"}}
+            state: Any = {"messages": messages, "goal": "Be quick."}
+            for _ in range(3 if pauses else 1):
+                graph.invoke(state, config, interrupt_before=["reason", "act"] if pauses else None)  # pyright: ignore
+                state = None
+            seen.append(prompts(user))
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 2
+
+
+def test_a_turn_converts_its_conversation_once(user: SimulatedUser, monkeypatch: pytest.MonkeyPatch) -> None:
+    from usertwin.simulator import user as module
+
+    converted, convert = list[Any](), module.as_conversation
+    monkeypatch.setattr(module, "as_conversation", lambda *given: converted.append(given) or convert(*given))
+    user.respond(WHICH_DAY)
+    assert len(converted) == 1
+
+
+def test_concurrent_turns_recall_what_they_recall_alone(ann: str) -> None:
+    places = [[{"role": "assistant", "content": f"Which day, and which town, number {number}?"}] for number in range(20)]
+
+    async def together(user: SimulatedUser) -> list[Answer]:
+        return await asyncio.gather(*(user.arespond(place) for place in places))
+
+    with SimulatedUser.load(ann, model=recording("tomorrow please"), settings=Settings(reasons=False)) as user:
+        alone = [user.respond(place).recalled for place in places]
+        assert [answer.recalled for answer in asyncio.run(together(user))] == alone
+
+
 def test_callbacks_in_the_config_see_the_model_calls(user: SimulatedUser) -> None:
     from langchain_core.callbacks import BaseCallbackHandler
 

@@ -90,9 +90,9 @@ def _chat_openai(url: str) -> Any:
 
 def react_agent(url: str) -> Any:
     """Return a ReAct agent over a chat endpoint."""
-    from langgraph.prebuilt import create_react_agent
+    from langgraph.prebuilt import create_react_agent  # pyright: ignore[reportDeprecated] - what people have
 
-    return create_react_agent(_chat_openai(url), [])
+    return create_react_agent(_chat_openai(url), [])  # pyright: ignore[reportDeprecated]
 
 
 AGENTS: tuple[Callable[[str], Any], ...] = (_http_agent, _chat_openai, react_agent)
@@ -141,7 +141,7 @@ async def _failures_in_one_loop(user: SimulatedUser, agent: Any) -> int:
 
 _TESTS = """
 import pytest
-from usertwin.evals.benchmarks.simulations.conversations import react_agent
+from usertwin.evals.benchmarks.conversations.kept_and_killed import react_agent
 
 OF_SYNC, OF_ASYNCIO, OF_ANYIO = (react_agent({url!r}) for _ in range(3))
 

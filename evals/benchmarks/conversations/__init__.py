@@ -1,0 +1,1 @@
+"""Benchmarks of running conversations: throughput, processor time, query embeddings, and the embedded engine."""

@@ -1,0 +1,1 @@
+"""Parts of the pytest plugin: its settings, the verdict on a conversation, repeated tests, and the summary."""

@@ -1,0 +1,1 @@
+"""Twins behind an OpenAI-compatible endpoint: the model's name is the twin's."""
