@@ -231,7 +231,7 @@ class RayExecutor:
     def _new(self, share: int | None) -> _Remote:
         setup = json.dumps(asdict(replace(self._setup, agent_concurrency=share)))
         actor = self._ray.remote(Worker).options(num_cpus=1, max_concurrency=_MOST_CALLS).remote(setup)
-        return _Remote(actor, asyncio.create_task(self._begin(actor)), share)
+        return _Remote(actor=actor, ready=asyncio.create_task(self._begin(actor)), share=share)
 
     async def _begin(self, actor: Any) -> None:
         """Wait until a worker has begun. UsageError, or what the worker raised, if it cannot."""
@@ -274,7 +274,7 @@ class RayExecutor:
         await to_thread(self._cluster.close)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class _Remote:
     """A worker: its actor, the task in which it begins, and its conversations.
 
