@@ -81,9 +81,7 @@ async def _measure(sizes: ScaleOutSizes, folder: Path) -> Sequence[tuple[str, Fi
             rate = [sizes.conversations / seconds for seconds in there[1:]]
             figures.append((f"simulate.{name}_rate", figure(rate, "conversations/s", f"{_WORKERS} workers; {against}")))
     start = figure(starts, "s", f"to connect with Ray and to begin {_WORKERS} workers")
-    files = single_figure(
-        sum(same), "runs", f"of {len(same)} runs on Ray whose conversations.jsonl equals the local one", len(same)
-    )
+    files = single_figure(sum(same) / len(same), "share", "runs on Ray whose conversations equal the local ones", len(same))
     return [*figures, ("simulate.ray_start_s", start), ("simulate.ray_same_files", files)]
 
 
