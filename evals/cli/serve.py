@@ -37,7 +37,9 @@ _TOKEN_VARIABLE = "USERTWIN_SERVE_TOKEN"
 @home_option
 @seed_option
 @click.option(
-    "--parallel", type=int, help=f"Turns that are written at a time.  [default: {_LOCAL} for a local model, else {_HOSTED}]"
+    "--turns-at-once",
+    type=int,
+    help=f"Turns that are written at a time.  [default: {_LOCAL} for a local model, else {_HOSTED}]",
 )
 @click.option("--waiting", default=100, show_default=True, help="Requests that may wait for their turn; more are refused.")
 @click.option("--rate", default=600.0, show_default=True, help="Requests of one caller in a minute; inf for no limit.")
@@ -55,7 +57,7 @@ def serve(
     model: str | None,
     home: Path | None,
     seed: int,
-    parallel: int | None,
+    turns_at_once: int | None,
     waiting: int,
     rate: float,
     max_body: int,
@@ -85,7 +87,7 @@ def serve(
     if not names:
         known = ", ".join(list_twins(home)) or "none yet; usertwin learn makes one"
         raise UsageError(f"no twin is named; name one or more to serve (there are: {known})")
-    _check_numbers({"--parallel": 1 if parallel is None else parallel, "--max-body": max_body})
+    _check_numbers({"--turns-at-once": 1 if turns_at_once is None else turns_at_once, "--max-body": max_body})
     _check_numbers({"--rate": rate, "--turn-timeout": turn_timeout, "--grace": grace})
     if waiting < 0:
         raise UsageError(f"--waiting is {waiting}; it must be at least 0")
@@ -110,8 +112,8 @@ def serve(
         if token and not is_loopback(host):
             click.echo("the connection is not encrypted; put a proxy with TLS before it where others can listen", err=True)
         limits = Limits(
-            concurrency=_default_concurrency(acting) if parallel is None else parallel, waiting=waiting, per_minute=rate,
-            body_bytes=max_body, turn_seconds=turn_timeout,
+            concurrency=turns_at_once or _default_concurrency(acting), waiting=waiting, per_minute=rate, body_bytes=max_body,
+            turn_seconds=turn_timeout,
         )  # fmt: skip
         server = TwinServer(
             users,

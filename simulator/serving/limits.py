@@ -47,7 +47,7 @@ class Gate:
     async def enter(self) -> AsyncGenerator[None]:
         """Wait for a slot. RequestError if too many requests wait already."""
         if self._slots.locked() and self._waiting >= self._limit:
-            text = f"{self._limit} requests wait for a turn already; try again later, or raise --parallel"
+            text = f"{self._limit} requests wait for a turn already; try again later, or raise --turns-at-once"
             raise RequestError(503, text, code="server_busy", headers={"Retry-After": "1"})
         self._waiting += 1
         try:
