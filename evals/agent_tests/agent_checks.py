@@ -9,9 +9,11 @@ from typing import Any, Protocol, cast
 from usertwin.memory import ChatModel
 from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import Ledger
-from usertwin.personas import UsageError
+from usertwin.personas import UsageError, UsertwinError
 from usertwin.simulator.agents import load_agent
 from usertwin.simulator.records import CheckResult, Simulation
+from usertwin.simulator.scenarios import Scenario
+from usertwin.simulator.scenarios.judge import ajudge_twin
 
 from .checks import Check, Function, arun_check
 from .criteria import JUDGE_PROMPT, ajudge_criteria, ajudge_goal
@@ -46,6 +48,7 @@ class AgentChecks:
         criteria: further criteria, of every conversation.
         judge: the model that judges criteria.
         judges_goal: whether it also judges if the twin's goal was reached.
+        twin_judge: a model that looks for faults of the twin that rules do not find, and adds them to the conversation.
         seed: of the judge.
         ledger: gets the judge's tokens and cost.
 
@@ -55,13 +58,16 @@ class AgentChecks:
 
     def __init__(
         self, scenarios: Iterable[CheckedScenario] = (), *, checks: Iterable[Check | Function | str] = (),
-        criteria: Iterable[str] = (), judge: ChatModel | None = None, judges_goal: bool = False, seed: int = 0,
-        ledger: Ledger | None = None,
+        criteria: Iterable[str] = (), judge: ChatModel | None = None, judges_goal: bool = False,
+        twin_judge: ChatModel | None = None, seed: int = 0, ledger: Ledger | None = None,
     ) -> None:  # fmt: skip
+        scenarios = list(scenarios)
         self._checks, self._criteria = [as_check(check) for check in checks], list(criteria)
         self._own: Mapping[str, tuple[list[Check], list[str]]] = {
             scenario.name: ([as_check(check) for check in scenario.checks], list(scenario.criteria)) for scenario in scenarios
         }
+        self._twin_judge = twin_judge
+        self._scenarios = {scenario.name: scenario for scenario in scenarios if isinstance(scenario, Scenario)}
         self._judge, self._judges_goal, self._seed, self._ledger = judge, judges_goal, seed, ledger
         judged = [criterion for _, criteria in self._own.values() for criterion in criteria] + self._criteria
         if judge is None and (judged or judges_goal):
@@ -78,13 +84,27 @@ class AgentChecks:
     async def __call__(self, simulation: Simulation) -> list[CheckResult]:
         """Return the results of a finished conversation, checks before criteria; nothing raises."""
         own_checks, own_criteria = self._own.get(simulation.scenario, ([], []))
-        results = [await arun_check(check, simulation) for check in [*self._checks, *own_checks]]
+        results = await self._judge_twin(simulation)
+        results += [await arun_check(check, simulation) for check in [*self._checks, *own_checks]]
         if self._judge is None:
             return results
         criteria, judge = [*self._criteria, *own_criteria], self._judge
         results += await ajudge_criteria(judge, simulation, criteria, seed=self._seed, ledger=self._ledger)
         goal = await ajudge_goal(judge, simulation, seed=self._seed, ledger=self._ledger) if self._judges_goal else None
         return [*results, *([goal] if goal else [])]
+
+    async def _judge_twin(self, simulation: Simulation) -> list[CheckResult]:
+        """Add the faults of the twin that its judge finds; return an error as the result of a check."""
+        scenario = self._scenarios.get(simulation.scenario)
+        if self._twin_judge is None or scenario is None:
+            return []
+        try:
+            faults = await ajudge_twin(simulation, scenario, self._twin_judge, seed=self._seed, ledger=self._ledger)
+        except UsertwinError as error:
+            return [CheckResult(name="judge of the twin", passed=None, error=str(error))]
+        known = {(fault.kind, fault.turn) for fault in simulation.twin_faults}
+        simulation.twin_faults += [fault for fault in faults if (fault.kind, fault.turn) not in known]
+        return []
 
 
 def run_checks(checks: Iterable[Check | Function | str], simulation: Simulation) -> list[CheckResult]:

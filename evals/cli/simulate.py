@@ -92,6 +92,7 @@ _HOSTED, _LOCAL = 8, 1
 @click.option("--check", "checks", multiple=True, help="Check of the agent: module:function, or a ready-made one; repeatable.")
 @click.option("--criterion", "criteria", multiple=True, help="A sentence about the agent that a judge answers; repeatable.")
 @click.option("--judge", help="Model that judges criteria, and whether the goal was reached.")
+@click.option("--twin-judge", help="Model that looks for faults of the twin that rules do not find.")
 @threshold_options
 @click.option("--budget-dollars", default=inf, show_default=True, help="End the run when the twins' calls cost this much.")
 @click.option("--budget-tokens", default=inf, show_default=True, help="End the run after this many tokens of the twins' calls.")
@@ -124,6 +125,7 @@ def simulate(
     checks: tuple[str, ...],
     criteria: tuple[str, ...],
     judge: str | None,
+    twin_judge: str | None,
     thresholds: Thresholds,
     budget_dollars: float,
     budget_tokens: float,
@@ -172,6 +174,7 @@ def simulate(
     judging = AgentChecks(
         {scenario.name: scenario for scenario, _, _ in planned}.values(), checks=checks, criteria=criteria, seed=seed,
         judge=None if judge is None else load_model(judge, price=parse_price(price)), judges_goal=judge is not None and goals,
+        twin_judge=None if twin_judge is None else load_model(twin_judge, price=parse_price(price)),
     )  # fmt: skip
     if cluster is not None:
         cluster |= {"price": parse_price(price), "per_worker": _default_parallel(acting) if parallel is None else None}

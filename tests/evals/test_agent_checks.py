@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from invented_conversations import talk
 
-from conftest import function_model
+from conftest import function_model, scripted
 from usertwin.evals.agent_tests import (
     AgentChecks,
     Check,
@@ -29,7 +29,7 @@ from usertwin.evals.agent_tests.transcript import tool_calls, with_exchanges
 from usertwin.memory.event_loop import run_sync
 from usertwin.personas import UsageError
 from usertwin.simulator.records import CheckResult, Simulation
-from usertwin.simulator.scenarios.scenario import function_name
+from usertwin.simulator.scenarios.scenario import Scenario, function_name
 
 OPENAI_CALL: dict[str, Any] = {
     "role": "assistant", "content": None,
@@ -293,3 +293,14 @@ def test_scenario_files_know_the_ready_made_checks() -> None:
     named = [name if name == "reaches_goal" else f"{name}:{arguments.get(name, 'x')}" for name in READY_MADE]
     assert all(ready_made(name) is not None for name in named)
     assert ready_made("my_module:check") is None
+
+
+def test_a_judge_of_the_twin_adds_faults_and_its_failure_is_nobodys() -> None:
+    scenario = Scenario(name="", goal="You want to know where your parcel is.")
+    found = {"turn": 1, "kind": "contradicts_goal", "quote": "I never ordered anything"}
+    for answer, kinds, passed in ((json.dumps({"faults": [found]}), ["contradicts_goal"], []), ("no idea", [], [None])):
+        simulation = talk("where is my parcel", "In Rome.", "I never ordered anything")
+        simulation.scenario = ""
+        results = run_sync(AgentChecks([scenario], twin_judge=scripted(answer))(simulation))
+        assert [fault.kind for fault in simulation.twin_faults] == kinds
+        assert [result.passed for result in results] == passed
