@@ -128,9 +128,9 @@ ADAPT_ROWS, ADAPT_EPOCHS, ADAPT_RANK = 160, 1, 16
     help="Train a LoRA adapter of --model on the twin's own prompts, and use it if it pays on validation turns; without "
     "--from, that of a twin that is learned. A recipe may set adapt_rows, adapt_epochs and adapt_rank.",
 )
-@click.option("--adapt-rows", default=ADAPT_ROWS, hidden=True)
-@click.option("--adapt-epochs", default=ADAPT_EPOCHS, hidden=True)
-@click.option("--adapt-rank", default=ADAPT_RANK, hidden=True)
+@click.option("--adapt-rows", default=ADAPT_ROWS, show_default=True, help="The most pairs that --adapt trains on.")
+@click.option("--adapt-epochs", default=ADAPT_EPOCHS, show_default=True, help="Times that --adapt trains on each pair.")
+@click.option("--adapt-rank", default=ADAPT_RANK, show_default=True, help="Rank of the adapter that --adapt trains.")
 @style_option
 @concurrency_option
 @price_option
