@@ -43,10 +43,10 @@ def load_own_embedder(record: TwinRecord, folder: Path | None = None) -> Embedde
     return load_embedder(record.recipe.embedder)
 
 
-def reasoner_name(record: TwinRecord, model: ChatModel, settings: Settings | None = None) -> str | None:
-    """Return the name of the model that reasons for a twin beside `model`, which acts; None if that one does both."""
+def reasoner_name(record: TwinRecord, model: str, settings: Settings | None = None) -> str | None:
+    """Return the name of the model that reasons for a twin beside the named one, which acts; None if that one does both."""
     name = record.recipe.synthesizer
-    return name if name != model.name and (settings or record.settings or Settings()).reasons else None
+    return name if name != model and (settings or record.settings or Settings()).reasons else None
 
 
 def load_reasoner(
@@ -67,7 +67,7 @@ def load_reasoner(
         ModelError: the synthesizer cannot be loaded; the message names the reason and the way out.
         UsageError: the user has not allowed the twin to load it.
     """
-    name = reasoner_name(record, model, settings)
+    name = reasoner_name(record, model.name, settings)
     if name is None:
         return model
     check_consent(record, name, folder=folder)

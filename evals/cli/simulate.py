@@ -156,6 +156,7 @@ def simulate(
     click.get_current_context().with_resource(_own_output(console))
     check_limits(max_turns=max_turns, count=count)
     if out is not None:
+        out = out.absolute()  # an agent may change the current folder
         check_writable(out, "--out")
     planned = _planned(names, scenarios, home, seed, goal=goal, max_turns=max_turns, agent_first=agent_first, count=count)
     goals = any(scenario.goal for scenario, _, _ in planned)

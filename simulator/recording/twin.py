@@ -54,7 +54,7 @@ def load_user(
     if reasoner is None and not recording.is_replay:
         reasoner = load_reasoner(record, chat, settings, folder=folder)
     elif reasoner is None:
-        reasoner = reasoner_name(record, chat, settings)
+        reasoner = reasoner_name(record, chat.name, settings)
     if reasoner is None or reasoner is chat or (isinstance(reasoner, str) and reasoner == chat.name):
         thinks = chat
     else:

@@ -18,7 +18,7 @@ from usertwin.personas.secrets import take_logins
 from ..agents import AgentCall
 from ..backends.load import load_model, prompt_style_of
 from ..conversation import TurnLimits, converse
-from ..reasoner import load_own_embedder
+from ..reasoner import load_own_embedder, reasoner_name
 from ..recording import RecordedEmbedder, load_user, recorded_agent, recorded_model, replayed_model
 from ..records import Exchange, Simulation
 from ..user import SimulatedUser
@@ -97,6 +97,13 @@ class Twins:
     def k_of(self, name: str) -> int:
         """Return the number of triples that a twin recalls for a turn."""
         return self._users[name].k if name in self._users else (self.record(name).settings or Settings()).k
+
+    def reasoner_of(self, name: str) -> str | None:
+        """Return the name of the model that reasons for a twin; None if it is the one that acts."""
+        if name in self._users:
+            user = self._users[name]
+            return None if user.reasoner is user.model else user.reasoner.name
+        return reasoner_name(self.record(name), self.model_name)
 
     async def open(self, name: str) -> SimulatedUser:
         """Return a twin. TwinError, ModelError or UsageError as `SimulatedUser.load`."""

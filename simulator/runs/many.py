@@ -146,7 +146,8 @@ def _manifest(
             name: {
                 "speaker": record.recipe.speaker, "learned_at": record.learned_at, "proposer": record.recipe.model,
                 "scorer": record.recipe.scorer, "embedder": record.recipe.embedder, "versions": dict(record.versions),
-                "k": twins.k_of(name), "closeness": (record.closeness or {}).get("summary"),
+                "k": twins.k_of(name), "reasoner": twins.reasoner_of(name),
+                "closeness": (record.closeness or {}).get("summary"),
             }
             for name, record in records.items()
         },
@@ -193,14 +194,15 @@ def simulate_many(
     )  # fmt: skip
     given = agent if agent_process or isinstance(agent, AgentCall) else as_agent(agent).in_own_loop()
     twins = Twins(model=user.model, opened={user.name: user})
+    folder = None if out is None else Path(out).absolute()  # an agent may change the current folder
     try:
         run_sync(arun(jobs, given, twins, options, seed=seed, watcher=Watcher(note, keep)))
     finally:
         if isinstance(given, AgentCall) and given is not agent:
             given.close()
-    if out is None:
+    if folder is None:
         return [collected[job.id] for job in jobs]
-    return list(RunFolder(out).simulations())
+    return list(RunFolder(folder).simulations())
 
 
 def _finite(value: float) -> float | None:

@@ -120,7 +120,7 @@ def test_a_conversation_that_does_not_fit_the_judges_context_is_an_error_and_not
 
 def test_a_conversation_with_a_fault_is_not_judged() -> None:
     judge, chat = judge_of(verdict())
-    for changes in ({"stop_reason": "agent_error"}, {"twin_faults": [TwinFault("never_ends", None, "It goes on.")]}):
+    for changes in ({"stop_reason": "agent_error"}, {"twin_faults": [TwinFault("ends_early", None, "It left.")]}):
         assert run_sync(ajudge_criteria(judge, talk("hi", "Hello.", **changes), [CRITERION])) == []
         assert run_sync(ajudge_goal(judge, talk("hi", "Hello.", **changes))) is None
     assert run_sync(ajudge_goal(judge, talk("hi", "Hello.", goal=""))) is None

@@ -55,7 +55,7 @@ def conversations(count: int = 80) -> list[Simulation]:
             talk(
                 f"where is order {number}? {EVIL}", replies, "thanks", checks=checks, final_state={"note": EVIL}, goal=EVIL,
                 twin=f"twin-{number % 10}", scenario=f"case {number % 4}", repeat=number // 20, seed=number,
-                twin_faults=[TwinFault("repeats_itself", 1, EVIL)] if number % 10 == 7 else [],
+                twin_faults=[TwinFault("contradicts_goal", 1, EVIL)] if number % 10 == 7 else [],
                 stop_reason="agent_error" if number % 20 == 0 else "user_stop", error=EVIL if number % 20 == 0 else None,
             )
         )  # fmt: skip
@@ -94,7 +94,7 @@ def test_the_page_holds_every_conversation_with_turns_calls_memories_thought_and
     assert sum(link is not None and link.startswith("#c") and link[2:].isdigit() for link in links) == 5
     for text in (
         "where is order 41?", "lookup<script>", "cosine 0.81", "Thought: is in a hurry", "trace: wants the money back",
-        "typos", "1 defective turn discarded before it", "The twin: repeats_itself: ", "Final state of the agent",
+        "typos", "1 defective turn discarded before it", "The twin: contradicts_goal: ", "Final state of the agent",
         "error of the check: ", "Limits that were not kept", "pass rate: 60%, below 90%", "Set aside: the twin's fault: 8",
         "seed 41; 2 turns; ended by user_stop",
     ):  # fmt: skip

@@ -75,7 +75,7 @@ def test_a_log_and_adapt_learn_tune_and_adapt_in_one_command(tmp_path: Path, mod
 
 
 def test_ctrl_c_names_the_command_that_continues(cid: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from usertwin.evals.cli.progress_bars import Bars
+    from usertwin.evals.cli.parts.progress_bars import Bars
 
     def stop(self: Bars, stage: str, done: int, total: int) -> None:
         if (stage, done) == ("adapting", 2):

@@ -144,7 +144,8 @@ def test_the_files_of_simulate_and_eval_name_the_reasoner(
     (tmp_path / "desk.py").write_text("def reply(messages):\n    return 'Which city?'\n", "utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     output_of("simulate", ann, "--agent", "desk:reply", "--max-turns", "1", "--model", script, "--out", tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))["models"]["reasoner"] == synthesizer
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
+    assert manifest["twins"]["ann"]["reasoner"] == synthesizer
     line = (tmp_path / "run" / "conversations.jsonl").read_text("utf-8")
     assert json.loads(line)["exchanges"][0]["answer"]["reasoner"] == synthesizer
     output_of("eval", ann, "--limit", "2", "--model", script, "--scorer", "fake:", "--json", tmp_path / "eval.json")

@@ -155,7 +155,7 @@ def test_tune_compares_rules_at_the_given_number_of_turns(ann: str) -> None:
 
 def test_the_real_replies_choose_the_rule(ann: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model writes a long text, and then what the person says: the length tells them apart."""
-    monkeypatch.setattr("usertwin.evals.tuning.reranking._LEVEL", 0.6)  # there are two conversations only
+    monkeypatch.setattr("usertwin.evals.tuning.reranking.LEVEL", 0.6)  # there are two conversations only
     texts = ["something long about trains and planes and ships and cars and all that", "ok, thanks, bye"]
     model, _ = writing(lambda prompt, seed: texts[seed % 2])
     found = tuned(ann, model, replies=6)

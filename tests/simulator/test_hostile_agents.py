@@ -298,7 +298,7 @@ def test_an_infinite_timeout_is_no_limit(user: SimulatedUser, tmp_path: Path) ->
     [simulation] = simulate_many(user, Desk(), max_turns=1, agent_timeout=float("inf"), out=tmp_path / "run")
     assert simulation.stop_reason == "max_turns"
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
-    assert manifest["arguments"]["agent_timeout"] is None
+    assert manifest["limits"]["agent_timeout"] is None
 
 
 @pytest.mark.parametrize("options", [("--agent-timeout", "nan"), ("--agent-timeout", "-1"), ("--count", "-1")])

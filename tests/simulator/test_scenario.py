@@ -88,7 +88,6 @@ def test_an_opener_and_a_script_are_said_verbatim() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": " "}, "the name is empty; give it one"),
         ({"max_turns": 0}, "max_turns is 0; it must be at least 1"),
         ({"min_turns": 9}, r"min_turns is 9, more than max_turns \(8\); lower it"),
         ({"sample": 0}, "sample is 0; it must be at least 1"),

@@ -145,7 +145,11 @@ def test_markup_in_texts_is_printed_literally(markup: str) -> None:
     text = f"<{markup.strip()}>"
     screen = console(300)
     recalled = memory(action=text, reasoning=text, context=(text,))
-    show_exchange(screen, "Ann", Exchange(answer(recalled, action=text, reasoning=text), ({"content": text},), 0.0, 0.0))
+    show_exchange(
+        screen,
+        "Ann",
+        Exchange(answer(recalled, action=text, reasoning=text), ({"role": "assistant", "content": text},), 0.0, 0.0),
+    )
     flat = " ".join(screen.export_text().split())
     assert (
         flat.count(" ".join(text.split())) == 6

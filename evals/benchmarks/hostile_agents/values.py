@@ -159,7 +159,7 @@ _VALUES: dict[str, tuple[Callable[[], Any], StopReason]] = {
     "attributes that raise": (_Raising, "agent_error"),
     "a list of attributes that raise": (lambda: [_Raising()], "agent_error"),
     "items that raise": (_RaisingItems, "agent_error"),
-    "endless keys": (_Keys, "agent_error"),
+    "endless keys": (_Keys, "max_turns"),  # it holds a text under "content"
     "keys that raise": (lambda: _RaisingKeys(role="assistant", content="hi"), "agent_error"),
     "keys that are no text": (lambda: {1: 2, None: 3, "content": "hi"}, "max_turns"),
     "a text whose methods raise": (lambda: LiarText("hi"), "max_turns"),
