@@ -68,7 +68,8 @@ def record_requests(model: ChatModel) -> list[str]:
 
     def recording(self: Any, *arguments: Any, **options: Any) -> Any:
         payload = make_payload(self, *arguments, **options)
-        requests.append(json.dumps(payload, sort_keys=True, default=str))
+        sent = {key: value for key, value in payload.items() if key != "extra_body"} | (payload.get("extra_body") or {})
+        requests.append(json.dumps(sent, sort_keys=True, default=str))
         return payload
 
     object.__setattr__(chat, "_get_request_payload", recording.__get__(chat))
