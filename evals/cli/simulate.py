@@ -140,10 +140,11 @@ def simulate(
 ) -> None:
     """Let the twins NAME... talk with an agent and record the conversations.
 
-    Without --scenarios each twin has --count conversations; with it, NAME... replaces the twins of the scenarios. Ctrl-C ends
-    the run after the turns that are going on; the same command continues it.
+    Without --scenarios each twin has --count conversations. With it, --count multiplies the repeats of each scenario, and
+    NAME... replaces its twins. Ctrl-C ends the run after the turns that are going on; the same command continues it.
 
-    The exit code is 1 if a limit is not kept or, without limits, if a conversation failed because of the agent or of a twin.
+    The exit code is 1 if a limit is not kept, if the run is unfinished or, without limits, if the agent or a twin had an error
+    or a timeout. Failed checks change it by a limit only, such as --min-pass-rate 1.
     """
     from usertwin.evals.agent_tests.agent_checks import AgentChecks
     from usertwin.simulator import as_agent, load_model

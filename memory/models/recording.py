@@ -28,7 +28,7 @@ Mode = Literal["record", "replay"]
 _ERROR, _VALUE = "error", "value"
 #: Characters of a fact that a message shows.
 _MAX_SHOWN = 60
-_RECORD_AGAIN = "record the run again with --record, or replay exactly what was recorded"
+_RECORD_AGAIN = "record the run again with --record, or replay with the same --model, --agent and other options"
 
 
 class _RecordingFile(CompletionCache):

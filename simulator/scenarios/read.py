@@ -168,7 +168,8 @@ def _twins_of(scenario: Scenario, known: Sequence[str], seed: int) -> list[str]:
     twins = sorted(known) if ALL_TWINS in scenario.twins else list(dict.fromkeys(scenario.twins))
     if len(twins) < (scenario.sample or 1):
         raise UsageError(
-            f"{place}: sample is {scenario.sample or 1}, but there are {len(twins)} twins; lower it, or learn more"
+            f"{place}: sample is {scenario.sample or 1}, above the number of twins ({len(twins)}); "
+            "lower it, or name twins in the command"
         )
     if scenario.sample is None:
         return twins

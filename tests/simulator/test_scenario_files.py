@@ -302,7 +302,7 @@ def test_samples_depend_on_the_seed_and_the_scenario() -> None:
         (Scenario(name="a", twins=("z",)), 'scenario "a": there is no twin "z"; there are: x, y'),
         (
             Scenario(name="a", twins=("*",), sample=3),
-            'scenario "a": sample is 3, but there are 2 twins; lower it, or learn more',
+            'scenario "a": sample is 3, above the number of twins (2); lower it, or name twins in the command',
         ),
     ],
 )
