@@ -55,8 +55,12 @@ def pytest_configure(config: pytest.Config) -> None:
     names = ", ".join(f"{name}=..." for name in SETTINGS)
     config.addinivalue_line("markers", f"usertwin({names}): settings of the fixtures `simulate` and `twin` in this test")
     folder = config.getoption("usertwin_report")
-    if folder is not None and (Path(folder) / "manifest.json").exists():
-        raise pytest.UsageError(f"--usertwin-report: {folder} holds a run already; name another folder")
+    if folder is not None:
+        folder = str(config.invocation_params.dir / folder)  # a test may change the current folder
+        if (Path(folder) / "manifest.json").exists():
+            raise pytest.UsageError(f"--usertwin-report: {folder} holds a run already; name another folder")
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise pytest.UsageError(f"--usertwin-report: {folder} is not a folder; name another one")
     config.pluginmanager.register(_Summary(folder), "usertwin-summary")
 
 
@@ -237,11 +241,19 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
                 talks.noted(TwinFailed("simulate(...) was not awaited; in an async test, write: await simulate(...)"))
         error = sys.exc_info()[1]
         if not isinstance(error, KeyboardInterrupt | pytest.exit.Exception):
-            if talks.failures:
-                raise talks.failures[0]
-            if talks.suspicions and _is_failure(error):
-                text = "; ".join(dict.fromkeys(talks.suspicions))
-                raise TwinFailed(f"the test failed, but {text} (the test: {_first_line(error)})") from error
+            fault = _twins_fault(talks, error)
+            if fault is not None:
+                raise fault
+
+
+def _twins_fault(talks: TestTalks, error: BaseException | None) -> TwinFailed | None:
+    """Return the twin's fault in a test that ended with this exception, or with none; None if the twin did nothing wrong."""
+    if talks.failures:
+        return talks.failures[0]
+    if talks.suspicions and _is_failure(error):
+        text = "; ".join(dict.fromkeys(talks.suspicions))
+        return TwinFailed(f"the test failed, but {text} (the test: {_first_line(error)})")
+    return None
 
 
 def _is_failure(error: BaseException | None) -> bool:
@@ -260,18 +272,23 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     pytest counts and writes a failure as an error if it is not in the phase "call". This runs after pytest has applied xfail.
     """
     report = yield
-    talks = item.stash.get(_TALKS, TestTalks())
-    twin_failed = call.excinfo is not None and call.excinfo.errisinstance(TwinFailed)
-    if talks.talks and item.stash.get(_WRITTEN, None) is None:
+    talks, error = item.stash.get(_TALKS, TestTalks()), None if call.excinfo is None else call.excinfo.value
+    fault = error if isinstance(error, TwinFailed) else None
+    if fault is None and error is not None and call.when == "call":  # unittest keeps what a test raises for itself until now
+        fault = _twins_fault(talks, error)
+    is_repeated = item.stash.get(_WRITTEN, None) is not None
+    if call.when == "setup" and report.passed and not is_repeated:
+        return report  # a conversation of a fixture counts with its test
+    if call.when != "call" or not is_repeated:
         for talk in talks.talks:
-            talk.spoiled, talk.passed = talk.spoiled and twin_failed, report.passed
+            talk.spoiled, talk.passed = talk.spoiled and fault is not None, report.passed
     report.usertwin_conversations = [talk.to_json() for talk in talks.talks]
     item.user_properties += [("usertwin", line) for line in _properties(talks)]  # JUnit writes those of the last report
-    if call.excinfo is not None and talks.sections:
+    if error is not None and talks.sections:
         report.sections.append(("usertwin conversations", talks.text()))
     talks.talks, talks.sections = [], []  # each is reported once, in the phase it belongs to
-    if twin_failed and call.excinfo is not None:
-        report.outcome, report.longrepr = "failed", f"usertwin, not the agent: {call.excinfo.value}"
+    if fault is not None:
+        report.outcome, report.longrepr = "failed", f"usertwin, not the agent: {fault}"
         report.when = "setup" if report.when == "call" else report.when
         vars(report).pop("wasxfail", None)
     return report
@@ -300,5 +317,11 @@ class _Summary:
         terminalreporter.section("simulated users")
         for line, warns in summary_lines(self._talks):
             terminalreporter.line(line, yellow=warns)
-        if self._folder is not None:
+        if self._folder is None:
+            return
+        from usertwin.personas import UsageError
+
+        try:
             terminalreporter.line(write_report(self._folder, self._talks))
+        except (OSError, UsageError) as error:  # the tests have run, and their results count
+            terminalreporter.line(f"--usertwin-report: {error}", red=True)

@@ -6,6 +6,7 @@ No fault of the twin, of a limit of ours, or of a scenario is charged to the age
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -18,15 +19,16 @@ from usertwin.memory.concurrency import to_thread
 from usertwin.memory.event_loop import in_caller
 from usertwin.memory.models.chat import Usage
 from usertwin.memory.models.recording import ReplayMiss
-from usertwin.personas import AgentError, ModelError, UsertwinError
+from usertwin.personas import AgentError, ModelError, UsageError, UsertwinError
 
 from .agents import AgentCall, Failure, Message
-from .recording.agent import run_recorded_turn
+from .agents.turn import describe
+from .recording.agent import LateEnd, RecordedAgent, run_recorded_turn
 from .records import TWIN_FAULTS, Exchange, Simulation, StopReason, TwinFault
 from .scenarios.modifiers import ModifiedTurn, mixed_in_turn, modified_turn
 from .scenarios.read import load_function
 from .scenarios.scenario import Scenario
-from .scenarios.twin_faults import find_twin_faults
+from .scenarios.twin_faults import find_twin_faults, text_of
 from .state import Answer
 from .tracing.runs import agent_trace, traced_conversation
 from .user import SimulatedUser
@@ -93,6 +95,8 @@ async def converse(
         talk.end("agent_error", str(error))
     else:
         await talk.run(on_exchange)
+    if isinstance(call, RecordedAgent) and not call.is_replay:
+        call.keep_late_end(talk.late)
     simulation.final_state = call.state_of(simulation.thread_id)
     if simulation.stop_reason not in TWIN_FAULTS:
         simulation.twin_faults = await to_thread(_twin_faults, simulation, scenario, user)
@@ -109,7 +113,9 @@ class _Conversation:
     ) -> None:  # fmt: skip
         self.user, self.call, self.scenario = user, call, scenario
         self.simulation, self.limits, self.deadline = simulation, limits, deadline
-        self._given = len(simulation.messages)
+        self.late: LateEnd | None = None
+        if isinstance(call, RecordedAgent) and call.is_replay:  # which has no clock
+            self.late, self.deadline = call.late_end(), inf
 
     async def run(self, on_exchange: Callable[[Exchange], None] | None) -> None:
         """Let the two sides take turns until one of them or the scenario ends the conversation."""
@@ -132,6 +138,17 @@ class _Conversation:
         """Record why the conversation ends; return False, for it does not go on."""
         self.simulation.stop_reason, self.simulation.error = reason, error
         return False
+
+    def _end_late(self, phase: str, reason: StopReason = "time_limit", error: str | None = None) -> bool:
+        """Record an end by the clock, for a replay too; return False."""
+        self.late = (phase, len(self.simulation.messages), reason, error)
+        return self.end(reason, error)
+
+    def _ended_late(self, phase: str) -> bool:
+        """Return whether the conversation that is replayed ended here by the clock, and record it."""
+        if self.late is None or self.late[:2] != (phase, len(self.simulation.messages)):
+            return False
+        return not self.end(*self.late[2:])
 
     async def _exchange(self, number: int) -> Exchange | None:
         """Return a turn of the twin with the agent's reply, unless the twin leaves; None if there is no such turn."""
@@ -171,6 +188,8 @@ class _Conversation:
         shown = self.scenario.goal_text(number, self.simulation.messages, style=self.user.model.style)
         goal = "\n".join(filter(None, (shown, *_instructions(self.scenario))))
         seconds = min(self.limits.twin_timeout, self._remaining())
+        if self._ended_late("twin"):
+            return None
         try:
             async with asyncio.timeout(None if seconds == inf else seconds):
                 answer = await self.user.arespond(self.simulation.messages, goal=goal, seed=self.simulation.seed)
@@ -178,9 +197,9 @@ class _Conversation:
             raise
         except Exception as error:
             if isinstance(error, TimeoutError) and self._remaining() <= 0:
-                self.end("time_limit")
+                self._end_late("twin")
             elif isinstance(error, TimeoutError) and seconds != inf:
-                self.end("twin_error", f"the twin took longer than {seconds:g} seconds")
+                self._end_late("twin", "twin_error", f"the twin took longer than {seconds:g} seconds")
             else:
                 known = isinstance(error, UsertwinError)
                 text = str(error) if known else f"the twin failed: {type(error).__name__}: {error}"
@@ -193,8 +212,10 @@ class _Conversation:
         """Add the agent's reply to the conversation, or record how it failed."""
         async with self.limits.agent_slots or nullcontext():
             remaining = self._remaining()
+            if self._ended_late("agent"):
+                return False
             if remaining <= 0:
-                return self.end("time_limit")
+                return self._end_late("agent")
             timeout = min(self.limits.agent_timeout, remaining)
             async with agent_trace(self.simulation.messages) as report:
                 result = await run_recorded_turn(self.call, self.simulation.messages, self.simulation.thread_id, timeout)
@@ -202,30 +223,38 @@ class _Conversation:
         if isinstance(result, Failure):
             self.simulation.messages += result.messages
             if result.reason == "agent_timeout" and timeout < self.limits.agent_timeout:  # our limit, not the agent's
-                return self.end("time_limit")
+                return self._end_late("agent")
             return self.end(result.reason, result.error)
         self.simulation.messages += result
         return True
 
     async def _is_over(self) -> bool:
         """Return whether the goal is reached or the time is over, and record it."""
-        messages: list[Message] = self.simulation.messages
-        turns = sum(message["role"] == "user" for message in messages[self._given :])
-        if turns >= self.scenario.min_turns and await self._goal_is_reached(messages):
+        turns = len(self.simulation.exchanges)  # one may be several messages
+        if turns >= self.scenario.min_turns and await self._goal_is_reached(self.simulation.messages):
             self.end("goal_reached")
-        elif self._remaining() <= 0:
-            self.end("time_limit")
+        elif not self._ended_late("reply") and self._remaining() <= 0:
+            self._end_late("reply")
         return self.simulation.stop_reason != "max_turns"
 
     async def _goal_is_reached(self, messages: list[Message]) -> bool:
         last_turn = next((index for index in reversed(range(len(messages))) if messages[index]["role"] == "user"), -1)
-        replies = "\n".join(str(message["content"]) for message in messages[last_turn + 1 :]).casefold()
+        replies = "\n".join(map(text_of, messages[last_turn + 1 :])).casefold()
         if any(phrase.casefold() in replies for phrase in self.scenario.until):
             return True
         reached = self.scenario.goal_reached
         if isinstance(reached, str):
             reached = load_function(reached, Path.cwd())
-        return reached is not None and bool(await in_caller(reached, messages))
+        if reached is None:
+            return False
+        try:
+            verdict: Any = await in_caller(reached, [dict(message) for message in messages])
+            return bool(await verdict if inspect.isawaitable(verdict) else verdict)
+        except UsertwinError:
+            raise
+        except Exception as error:
+            place = f'scenario "{self.scenario.name}": ' if self.scenario.name else ""
+            raise UsageError(f"{place}goal_reached failed ({describe(error)}); mend the function") from error
 
     def _remaining(self) -> float:
         return self.deadline - time.perf_counter()

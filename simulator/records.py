@@ -112,6 +112,7 @@ class Exchange:
             authored=plain.authored,
             sent=plain.sent,
             notes=plain.notes,
+            state=plain.state,
         )
 
 

@@ -15,6 +15,7 @@ from usertwin.personas.roles import is_user
 from .agents import AgentCall, AgentProcess, Message, as_agent
 from .conversation import TurnLimits, converse
 from .records import Exchange, Simulation
+from .scenarios.from_real import check_held_out
 from .scenarios.scenario import Scenario
 from .user import SimulatedUser
 
@@ -90,7 +91,8 @@ async def asimulate(
         on_exchange: called with each complete exchange.
 
     Raises:
-        UsageError: the agent or `start` has no known shape, or a limit is not above 0. Later failures are recorded.
+        UsageError: the agent or `start` has no known shape, a limit is not above 0, or the twin remembers the scenario's real
+            conversation. Later failures are recorded.
     """
     check_limits(max_turns=max_turns, agent_timeout=agent_timeout)
     check_limits(agent_timeout=twin_timeout)
@@ -102,6 +104,7 @@ async def asimulate(
         )  # fmt: skip
     elif given != (DEFAULT_MAX_TURNS, "", False, (), None):
         raise UsageError("a scenario holds max_turns, goal, agent_first, start and goal_reached; give them there")
+    check_held_out(scenario, user.record)
     call = AgentProcess(agent) if agent_process and not isinstance(agent, AgentCall) else as_agent(agent)
     simulation = Simulation(
         twin=user.name, goal=scenario.goal, seed=seed, thread_id=uuid4().hex, scenario=scenario.name

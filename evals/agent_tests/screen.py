@@ -136,8 +136,8 @@ def _group(rate: Rate | None) -> str:
 
 def _short(name: str) -> str:
     """Return the id of a conversation with a scenario's name that leaves room on the line."""
-    scenario, _, rest = name.partition("/")
-    return f"{scenario if len(scenario) <= _ID else f'{scenario[: _ID - 1]}…'}/{rest}"
+    scenario, *rest = name.rsplit("/", 2)  # a scenario may be the id of a test, which holds slashes
+    return "/".join([scenario if len(scenario) <= _ID else f"{scenario[: _ID - 1]}…", *rest])
 
 
 def _listed(counts: Mapping[str, int]) -> str:

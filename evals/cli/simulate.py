@@ -209,7 +209,7 @@ def _planned(
         f"--{key.replace('_', '-')}" for key, value in settings.items() if value not in ("", False, DEFAULT_MAX_TURNS)
     ]:
         raise UsageError(f"{', '.join(given)}: each scenario has its own; set it in {path}")
-    return expand(read_scenarios(path), list_twins(home), seed, twins=names, times=count)
+    return expand(read_scenarios(path, home=home), list_twins(home), seed, twins=names, times=count)
 
 
 def _default_parallel(model: str) -> int:

@@ -11,6 +11,9 @@ import pytest
 
 from .verdict import TestTalks, TwinFailed
 
+#: What ends a test and all its runs, as a skip does; pytest derives both from what a failed run raises.
+_ENDS_TEST = (pytest.xfail.Exception, pytest.exit.Exception)
+
 
 def repeated(function: Callable[..., Any], talks: TestTalks, count: int, pass_rate: float) -> Callable[..., Any]:
     """Return a test function that runs another one `count` times and fails if fewer than `pass_rate` of the runs pass.
@@ -26,6 +29,8 @@ def repeated(function: Callable[..., Any], talks: TestTalks, count: int, pass_ra
                 outcomes.begin(number)
                 try:
                     await function(*args, **kwargs)
+                except _ENDS_TEST:
+                    raise
                 except (Exception, pytest.fail.Exception) as error:
                     outcomes.end(error)
                 else:
@@ -40,6 +45,8 @@ def repeated(function: Callable[..., Any], talks: TestTalks, count: int, pass_ra
             outcomes.begin(number)
             try:
                 function(*args, **kwargs)
+            except _ENDS_TEST:
+                raise
             except (Exception, pytest.fail.Exception) as error:
                 outcomes.end(error)
             else:

@@ -16,6 +16,8 @@ Function = Callable[[list[Message], str], Awaitable[Any]]
 
 #: Conversations whose state is kept until it is asked for; the oldest is dropped first.
 _MAX_STATES = 1_000
+#: How deeply a state may be nested, and the numbers in it: a line of a run is read back up to a depth and a number of digits.
+_MAX_DEPTH, _MAX_NUMBER = 50, 10**300
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +126,29 @@ def messages_for_agents(messages: Sequence[Message], *, tools: bool) -> list[Mes
     return copies
 
 
-def as_json(value: Any) -> Any:
-    """Return a state as JSON values. Fields that cannot be written are left out, of an object that is no mapping: None."""
+def as_json(value: Any, above: tuple[int, ...] = ()) -> Any:
+    """Return a state as JSON values that can be read again. Fields that cannot be are left out, of no mapping: None.
+
+    `above` are the ids of the mappings around it.
+    """
     from pydantic_core import to_jsonable_python
 
-    if isinstance(value, Mapping):
-        fields = {str(key): as_json(field) for key, field in cast("Mapping[Any, Any]", value).items()}
-        return {key: field for key, field in fields.items() if field is not None or value.get(key) is None}
     try:
-        return to_jsonable_python(value, serialize_unknown=True, inf_nan_mode="null")
+        if isinstance(value, Mapping):
+            if id(value) in above or len(above) >= _MAX_DEPTH:
+                return None
+            fields = list(cast("Mapping[Any, Any]", value).items())
+            plain = [(str(key), field, as_json(field, (*above, id(value)))) for key, field in fields]
+            return {key: new for key, field, new in plain if new is not None or field is None}
+        plain = to_jsonable_python(value, serialize_unknown=True, inf_nan_mode="null")
     except Exception:  # circular, or code of the agent's that raises
         return None
+    return plain if _is_readable(plain, len(above)) else None
+
+
+def _is_readable(value: Any, depth: int) -> bool:
+    """Return whether JSON values are not nested too deeply, and no number has too many digits, to be read from a file."""
+    if isinstance(value, dict | list):
+        children = cast("list[Any]", list(value.values()) if isinstance(value, dict) else value)
+        return depth < _MAX_DEPTH and all(_is_readable(child, depth + 1) for child in children)
+    return not isinstance(value, int) or abs(value) < _MAX_NUMBER

@@ -10,8 +10,11 @@ from usertwin.memory.models.recording import Recording
 from usertwin.personas import AgentError
 
 from ..agents import AgentCall, Failure, Message, run_turn
+from ..records import StopReason
 
-_KIND = "agent reply"
+_KIND, _LATE = "agent reply", "late end"
+#: How the clock ended a conversation: in which phase, after how many messages, the stop reason, and the error.
+LateEnd = tuple[str, int, StopReason, str | None]
 
 
 class RecordedAgent(AgentCall):
@@ -38,7 +41,7 @@ class RecordedAgent(AgentCall):
             ReplayMiss: it is a replay, and the recording does not hold this turn.
         """
         question = [self._conversation, list(messages)]
-        if self._agent is None or self._recording.is_replay:
+        if self._agent is None or self.is_replay:
             stored = self._recording.find(_KIND, self._spec, question)
             if stored is None:
                 raise self._recording.miss(_KIND, self._spec, question)
@@ -51,6 +54,20 @@ class RecordedAgent(AgentCall):
         answer = asdict(result) if isinstance(result, Failure) else {"replies": result, "state": state}
         self._recording.replace(_KIND, self._spec, question, answer)
         return result
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether the agent is never called."""
+        return self._agent is None or self._recording.is_replay
+
+    def keep_late_end(self, end: LateEnd | None) -> None:
+        """Record how the clock ended the conversation; None if it did not."""
+        self._recording.replace(_LATE, self._spec, self._conversation, end)
+
+    def late_end(self) -> LateEnd | None:
+        """Return how the clock ended the recorded conversation; None if it did not."""
+        stored = self._recording.stored(_LATE, self._spec, self._conversation)
+        return None if stored is None else (stored[0], stored[1], stored[2], stored[3])
 
     def state_of(self, thread_id: str) -> Any:
         """See `AgentCall.state_of`; the agent forgets the conversation, too."""

@@ -56,7 +56,11 @@ class Job:
         )  # fmt: skip
 
     def begin(self, run_id: str) -> Simulation:
-        """Return the record of the conversation before it begins; its thread id is the same each time in a run."""
+        """Return the record of the conversation before it begins.
+
+        Its thread id depends on `run_id`, which is another one in each start of a run: an agent that keeps a conversation by
+        its id must not remember the one that was stopped in the middle.
+        """
         return Simulation(
             twin=self.twin, goal=self.scenario.goal, seed=self.seed, thread_id=thread_id(run_id, self.id),
             scenario=self.scenario.name, repeat=self.repeat,

@@ -7,18 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from math import inf, isinf
+from math import inf, isfinite, isinf
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from usertwin.memory.event_loop import run_sync
+from usertwin.memory.models.chat import Usage
 from usertwin.memory.run_lock import exclusive_run
+from usertwin.personas import UsageError
 
 from ..agents import AgentCall, AgentProcess, Message, as_agent
 from ..conversation import TurnLimits
 from ..prompts import prompt_versions
 from ..records import Exchange, Simulation
+from ..scenarios.from_real import check_held_out
 from ..scenarios.scenario import Scenario
 from ..simulation import DEFAULT_AGENT_TIMEOUT, DEFAULT_MAX_TURNS, check_limits, opening
 from ..user import SimulatedUser
@@ -76,7 +79,8 @@ async def arun(
         executor: where the conversations run; by default in this process.
 
     Raises:
-        UsageError: the agent has no known shape, or the folder holds a finished or another run, or another process works on it.
+        UsageError: the agent has no known shape, the folder holds a finished or another run, another process works on it, a
+            twin remembers a scenario's real conversation, or there is a budget of dollars and no price.
         TwinError, ModelError: a twin or a model cannot be opened.
     """
     own_process, recording = options.agent_process and not isinstance(agent, AgentCall), twins.recording
@@ -84,7 +88,10 @@ async def arun(
     call: AgentCall | None = None
     if executor is None and (recording is None or not recording.is_replay):
         call = AgentProcess(agent) if own_process else as_agent(agent)
-    progress = Progress(total=len(jobs), spending=spending or Spending(options.budget))
+    progress, spent = Progress(total=len(jobs), spending=spending or Spending(options.budget)), 0.0
+    for job in jobs:
+        if job.scenario.counterpart:
+            check_held_out(job.scenario, twins.record(job.twin))
     with ExitStack() as stack:
         if call is not None and call is not agent:
             stack.callback(call.close)
@@ -98,7 +105,8 @@ async def arun(
                 twins=twins, new_call=(lambda: AgentProcess(agent)) if several else (lambda: call), owns_call=several,
                 limits=limits, recording=recording, spec=spec,
             )  # fmt: skip
-        run_id: str = uuid4().hex
+        if isfinite(options.budget.dollars):
+            _check_price(executor, jobs, twins)
         done = set[str]()
         folder: RunFolder | None = None
         if options.out is not None:
@@ -107,28 +115,44 @@ async def arun(
             scenarios = {job.scenario.name: job.scenario for job in jobs}
             manifest = _manifest(jobs, spec, twins, options, about=about or {}, seed=seed)
             done = folder.begin(manifest, [scenario.to_json() for scenario in scenarios.values()])
-            run_id, progress.before = folder.run_id, len(done)
+            progress.before, spent = len(done), folder.dollars()
             progress.stop_reasons.update(simulation.stop_reason for simulation in folder.simulations())
-            folder.summarize(progress.stop_reasons, finished=progress.done == progress.total)
+            folder.summarize(progress.stop_reasons, finished=False, dollars=spent)  # not before its lines are in order
         watching = watcher or Watcher()
 
         def finished(job: Job, simulation: Simulation, state: Progress) -> None:
             if folder is not None:
-                folder.summarize(state.stop_reasons, finished=False, dollars=progress.spending.dollars)
+                folder.summarize(state.stop_reasons, finished=False, dollars=_sum(spent, progress.spending))
             watching.on_finished(job, simulation, state)
 
         is_finished = await run_jobs(
-            jobs, executor, run_id=run_id, done=done, folder=folder, concurrency=options.concurrency, progress=progress,
+            jobs, executor, run_id=uuid4().hex, done=done, folder=folder, concurrency=options.concurrency, progress=progress,
             watcher=Watcher(watching.on_exchange, finished, watching.checks),
         )  # fmt: skip
         if folder is not None:
             if is_finished:
                 folder.finish([job.id for job in jobs])
-            spending = progress.spending
-            folder.summarize(
-                progress.stop_reasons, finished=is_finished, dollars=spending.dollars, stopped_by=spending.exhausted
-            )  # fmt: skip
+            dollars, stopped_by = _sum(spent, progress.spending), None if is_finished else progress.spending.exhausted
+            folder.summarize(progress.stop_reasons, finished=is_finished, dollars=dollars, stopped_by=stopped_by)
     return progress
+
+
+def _sum(before: float, spending: Spending) -> float | None:
+    """Return the dollars of all starts of a run; None if a price is unknown."""
+    return None if spending.dollars is None else before + spending.dollars
+
+
+def _check_price(executor: Executor, jobs: Sequence[Job], twins: Twins) -> None:
+    """Raise UsageError if the price of the model that acts is unknown: a budget of money would never end the run."""
+    slot = executor.slot()
+    try:
+        is_unknown = any(slot.price_of(job, Usage()) is None for job in jobs[:1])
+    finally:
+        slot.close()
+    if is_unknown:
+        raise UsageError(
+            f"a budget of dollars needs the price of {twins.model_name}; give it with --price, or limit the tokens"
+        )
 
 
 def _manifest(

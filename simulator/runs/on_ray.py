@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
 from usertwin.memory.concurrency import gather, to_thread
 from usertwin.memory.event_loop import in_caller
@@ -146,6 +147,7 @@ class RayExecutor:
                     self._replace(remote)
             simulation.messages.clear()
             simulation.exchanges.clear()
+            simulation.thread_id = uuid4().hex  # the agent may remember the lost one
         raise UsertwinError(
             f"{job.id}: this conversation ended its worker {_TRIES} times, the last time as the only one that ran there "
             f"({self._last_loss}); run the agent in processes of its own (--agent-process)"

@@ -3,7 +3,7 @@
     manifest.json         everything needed to repeat the run, and no secrets
     scenarios.json        the scenarios
     conversations.jsonl   each conversation without times; in the order of the jobs once the run is finished
-    timings.jsonl         seconds of each conversation and turn, which differ from run to run
+    timings.jsonl         seconds of each conversation and turn, and its thread id, which differ from run to run
     unfinished.jsonl      conversations that were stopped in the middle; they are run again when the run is continued
     summary.json          whether the run is finished
 
@@ -63,7 +63,6 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()  # an agent may change the current folder
-        self.run_id = ""
         refuse_links_in(self.path)
         try:
             private_folder(self.path)
@@ -84,7 +83,6 @@ class RunFolder:
         if not path.exists():
             _write_json(self.path / "scenarios.json", list(scenarios))
             _write_json(path, full)
-            self.run_id = started["run_id"]
             return set()
         known, expected = _read(path), parse_json(mask(_json(full)))
         if known.get("format") != _FORMAT or _is_finished(self.path):
@@ -97,7 +95,6 @@ class RunFolder:
             raise UsageError(
                 f"{self.path}: holds an unfinished run with a different {', '.join(sorted(differing))}; {_WAY_OUT}"
             )
-        self.run_id = as_type(str, known.get("run_id"))
         return set(read_lines(self.path / "conversations.jsonl", _id_of, "conversation", _WAY_OUT))
 
     def add(self, simulation: Simulation) -> None:
@@ -131,6 +128,12 @@ class RunFolder:
         if dollars:  # local models cost nothing
             summary["dollars"] = round(dollars, 6)
         write_private(self.path / "summary.json", _json(summary | ({"stopped_by": stopped_by} if stopped_by else {})))
+
+    def dollars(self) -> float:
+        """Return what the run has cost so far, as far as its summary says."""
+        path = self.path / "summary.json"
+        known = _read(path).get("dollars") if path.exists() else None
+        return float(known) if isinstance(known, int | float) else 0.0
 
     def simulations(self) -> Iterator[Simulation]:
         """Yield the complete conversations. UsageError for a line that is none."""
@@ -176,7 +179,7 @@ def _simulation(raw: Any, *, speakers: Mapping[str, str], run_id: str, times: Ma
             exchange | {"twin_seconds": ours, "agent_seconds": theirs}
             for exchange, (ours, theirs) in zip(exchanges, turns, strict=False)
         ]
-        thread = thread_id(run_id, _id_of(row))
+        thread = as_type(str, timing.get("thread_id", thread_id(run_id, _id_of(row))))  # earlier versions did not write it
         row = {key: value for key, value in row.items() if key != "id"}
         row |= {"exchanges": exchanges, "seconds": timing["seconds"], "thread_id": thread}
     return Simulation.from_json(row, speakers.get(twin, twin))
@@ -191,7 +194,8 @@ def _without_times(simulation: Simulation) -> tuple[dict[str, Any], dict[str, An
         {key: value for key, value in exchange.items() if not key.endswith("_seconds")} for exchange in row["exchanges"]
     ]
     turns = [[exchange.twin_seconds, exchange.agent_seconds] for exchange in simulation.exchanges]
-    return row, {"id": simulation.id, "seconds": simulation.seconds, "turns": turns}
+    about = {"id": simulation.id, "seconds": simulation.seconds, "thread_id": simulation.thread_id, "turns": turns}
+    return row, about
 
 
 def _id_of(raw: Any) -> str:

@@ -137,6 +137,9 @@ class Scenario:
         ):  # fmt: skip
             if number is not None and number < least:
                 yield f"{key} is {number}; it must be at least {least}"
+        for number, message in enumerate(self.start, 1):
+            if not all(isinstance(message.get(key), str) for key in ("role", "content")):
+                yield f'start: message {number} needs a "role" and a "content" that are texts; write "" if it calls tools only'
         if self.min_turns > self.max_turns:
             yield f"min_turns is {self.min_turns}, more than max_turns ({self.max_turns}); lower it"
         if isnan(self.max_seconds) or self.max_seconds <= 0:

@@ -146,7 +146,7 @@ def _repetitions(conversation: _Conversation) -> Iterator[TwinFault]:
 def _endings(conversation: _Conversation) -> Iterator[TwinFault]:
     scenario, turns = conversation.scenario, conversation.turns
     if conversation.left:
-        if len(turns) < scenario.min_turns:
+        if sum(bool(turn.text.strip()) for turn in turns) < scenario.min_turns:
             text = f"the twin left in turn {len(turns)} of at least {scenario.min_turns}"
             yield TwinFault("ends_early", turns[-1].number, text)
         elif scenario.goal and not _mentions(conversation):

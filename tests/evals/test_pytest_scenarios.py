@@ -212,3 +212,85 @@ def test_junit_holds_a_property_for_each_conversation(pytester: pytest.Pytester)
     run(pytester, f"{MARKER}def test_talk(simulate):\n    simulate(good)\n", "--junitxml=junit.xml")
     [line] = [p.attrib["value"] for p in ElementTree.parse(pytester.path / "junit.xml").iter("property")]
     assert line == "twin ann, seed 0; ended with max_turns"
+
+
+@pytest.mark.parametrize(("call", "outcome"), [("pytest.xfail('known')", "xfailed"), ("pytest.skip('not today')", "skipped")])
+def test_a_repeated_test_may_end_itself(pytester: pytest.Pytester, call: str, outcome: str) -> None:
+    test = f'@pytest.mark.usertwin(twin="ann", repeats=3)\ndef test_talk(simulate):\n    {call}\n'
+    run(pytester, test).assert_outcomes(**{outcome: 1})
+
+
+def test_a_repeated_test_may_end_the_test_run(pytester: pytest.Pytester) -> None:
+    test = '@pytest.mark.usertwin(twin="ann", repeats=3)\ndef test_talk(simulate):\n    pytest.exit("enough")\n'
+    assert run(pytester, test).ret == pytest.ExitCode.INTERRUPTED
+
+
+def test_a_fault_of_the_twin_is_an_error_in_unittest_too(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    assistant = write_script(tmp_path / "other", json.dumps({"when": "", "say": "The weather? How can I help you today?"}))
+    (tmp_path / "mute").mkdir()
+    mute = write_script(tmp_path / "mute", '{"when": "", "say": ""}')
+    test = f"""
+import unittest
+
+@pytest.mark.usertwin(twin="ann", goal="You want the weather.", max_turns=1)
+class TestTalk(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def _twin(self, simulate):
+        self.simulate = simulate
+
+    @pytest.mark.usertwin(model={assistant!r})
+    def test_spoiled(self):
+        self.simulate(good)
+        self.fail("not sunny")
+
+    @pytest.mark.usertwin(model={mute!r})
+    def test_caught(self):
+        try:
+            self.simulate(good)
+        except Exception:
+            pass
+        self.fail("not sunny")
+
+    def test_failed(self):
+        self.simulate(good)
+        self.fail("not sunny")
+
+    @pytest.mark.usertwin(repeats=2)
+    def test_repeated(self):
+        self.simulate(good)
+"""
+    run(pytester, test).assert_outcomes(errors=2, failed=1, passed=1)
+
+
+def test_a_report_that_cannot_be_written_is_said(pytester: pytest.Pytester) -> None:
+    (pytester.path / "file").write_text("", "utf-8")
+    test = f"{MARKER}def test_talk(simulate):\n    simulate(good)\n"
+    assert run(pytester, test, "--usertwin-report", "file").ret == pytest.ExitCode.USAGE_ERROR
+    result = run(pytester, test, "--usertwin-report", "file/talks")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["--usertwin-report: *file/talks: the folder cannot be created*"])
+
+
+def test_a_report_of_tests_whose_ids_hold_slashes(pytester: pytest.Pytester) -> None:
+    test = f"@pytest.mark.parametrize('city', ['a/b', 'São Paulo/::'])\n{MARKER}def test_talk(simulate, city):\n"
+    test += "    simulate(good)\n    assert False\n"
+    run(pytester, test, "--usertwin-report", "talks").assert_outcomes(failed=2)
+    simulations = read_run(pytester.path / "talks").simulations
+    assert [s.scenario.rpartition("test_talk")[2] for s in simulations] == ["[a/b]", "[S\\xe3o Paulo/::]"]
+
+
+@pytest.mark.parametrize(("repeats", "passed"), [(1, 0), (2, 1)])
+def test_a_conversation_of_a_fixture_counts_with_its_test(pytester: pytest.Pytester, repeats: int, passed: int) -> None:
+    test = f"""
+@pytest.fixture
+def talked(simulate):
+    return simulate(good)
+
+@pytest.mark.usertwin(twin="ann", max_turns=1, repeats={repeats})
+def test_talk(talked):
+    assert "sunny" in talked.messages[-1]["content"]
+"""
+    result = run(pytester, test)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"conversations: {passed} of 1 passed*"])

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from desk_talk import Desk
 
 from conftest import scripted
 from usertwin.memory.event_loop import run_sync
-from usertwin.memory.models.chat import Usage
+from usertwin.memory.models.chat import FREE, Usage
 from usertwin.personas import UsageError
 from usertwin.simulator import Scenario, SimulatedUser, Simulation, as_agent, simulate_many
 from usertwin.simulator.runs.jobs import Budget, Spending, jobs_of
@@ -35,7 +36,7 @@ TURN = "what is the weather in Oslo"
 
 @pytest.fixture
 def user(ann: str) -> Iterator[SimulatedUser]:
-    with SimulatedUser.load(ann, model=scripted(TURN)) as user:
+    with SimulatedUser.load(ann, model=replace(scripted(TURN), price=FREE)) as user:
         yield user
 
 
@@ -88,7 +89,9 @@ def test_only_some_conversations_use_the_agent_at_a_time_and_waiting_is_not_its_
     assert {simulation.stop_reason for simulation in ended} == {"max_turns"}  # the last one waits for over a second
 
 
-def test_each_conversation_has_a_thread_id_of_its_own_that_a_continued_run_repeats(user: SimulatedUser, tmp_path: Path) -> None:
+def test_each_conversation_has_a_thread_id_of_its_own_and_another_one_when_it_runs_again(
+    user: SimulatedUser, tmp_path: Path
+) -> None:
     seen = list[str]()
 
     def agent(messages: list[dict[str, Any]], thread_id: str) -> str:
@@ -104,8 +107,8 @@ def test_each_conversation_has_a_thread_id_of_its_own_that_a_continued_run_repea
     [unfinished] = (tmp_path / "run" / "unfinished.jsonl").read_text("utf-8").splitlines()
     run_all(user, agent, out=tmp_path / "run", count=3)
     threads = list(dict.fromkeys(seen))
-    assert len(threads) == 3
-    assert [simulation.thread_id for simulation in read_run(tmp_path / "run").simulations] == threads
+    assert len(threads) == 4  # an agent that keeps conversations by their ids does not know the one that was stopped
+    assert [simulation.thread_id for simulation in read_run(tmp_path / "run").simulations] == [threads[0], *threads[2:]]
     assert json.loads(unfinished)["id"] == "ten/ann/1"
     assert not (tmp_path / "run" / "unfinished.jsonl").exists()
 
@@ -124,7 +127,27 @@ def test_a_budget_ends_a_run_between_two_turns_and_a_larger_one_continues_it(
     assert (summary["finished"], summary["stopped_by"]) == (False, said)
     assert run_all(user, Desk(), out=tmp_path / "run").done == 10
     run_all(user, Desk(), out=tmp_path / "whole")
-    assert content(tmp_path / "run") == content(tmp_path / "whole")
+    costs = {"summary.json": b""}  # that of the first start is in it
+    assert content(tmp_path / "run") | costs == content(tmp_path / "whole") | costs
+
+
+def test_a_budget_of_dollars_needs_a_price(ann: str, tmp_path: Path) -> None:
+    with SimulatedUser.load(ann, model=scripted(TURN)) as user:
+        with pytest.raises(UsageError, match=r"a budget of dollars needs the price of scripted:test; give it with --price"):
+            run_all(user, Desk(), out=tmp_path / "run", budget=Budget(dollars=5))
+        assert not (tmp_path / "run").exists()
+
+
+def test_the_cost_of_a_run_is_that_of_all_its_starts(user: SimulatedUser, tmp_path: Path) -> None:
+    def summary() -> dict[str, Any]:
+        return json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
+
+    first = _Counted(Budget(tokens=100))
+    run_all(user, Desk(), out=tmp_path / "run", spending=first)
+    assert summary()["dollars"] == pytest.approx(first.dollars)
+    second = _Counted()
+    run_all(user, Desk(), out=tmp_path / "run", spending=second)
+    assert summary()["dollars"] == pytest.approx(first.dollars + second.dollars)  # pyright: ignore[reportOperatorIssue]
 
 
 class _Counted(Spending):

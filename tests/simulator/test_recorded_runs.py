@@ -13,11 +13,16 @@ from cli_runner import error_of, output_of, run, write_script
 TALK = [json.dumps({"when": "", "say": "what is the weather in Oslo"})]
 AGENT = """
 import itertools
+import time
 
 COUNT = itertools.count()
 
 def counting(messages, thread_id):
     return {"messages": [{"role": "assistant", "content": f"For which day? {next(COUNT)}"}], "asked": len(messages)}
+
+def slow(messages):
+    time.sleep(0.4)
+    return f"For which day? {next(COUNT)}"
 
 def failing(messages):
     raise ValueError(f"not ready {next(COUNT)}")
@@ -77,3 +82,14 @@ def test_a_call_that_was_not_recorded_ends_the_replay_with_one_sentence(folder: 
         assert "the recording has no " in error_of(*command, *options)
     assert "exclude each other" in error_of(*command, "--record", "calls.sqlite")
     assert "there is no recording" in error_of(*command[:-1], "nothing.sqlite")
+
+
+@pytest.mark.parametrize("limit", ["max_seconds = 0.6", "max_seconds = 0.2"])
+def test_a_conversation_that_the_clock_ended_ends_there_in_a_replay(folder: Path, limit: str) -> None:
+    model = write_script(folder, *TALK)
+    (folder / "talks.toml").write_text(f'[[scenario]]\nname = "short"\ntwins = "ann"\n{limit}\n', "utf-8")
+    command = ("simulate", "--scenarios", "talks.toml", "--agent", "counting_agents:slow", "--model", model)
+    output_of(*command, "--agent-timeout", "0.5", "--record", "calls.sqlite", "--out", "recorded")
+    output_of(*command, "--agent-timeout", "0.5", "--replay", "calls.sqlite", "--out", "replayed")
+    assert conversations(folder, "replayed") == conversations(folder, "recorded")
+    assert b'"time_limit"' in conversations(folder, "replayed")

@@ -212,6 +212,13 @@ def test_a_twin_that_leaves_without_a_word_after_its_goal_is_not_charged() -> No
     assert kinds(simulation, PARCEL) == []
 
 
+def test_a_twin_that_leaves_without_a_word_has_not_said_that_turn() -> None:
+    simulation = talk("where is my parcel", "A: In Rome.", "", stop="user_stop")
+    simulation.messages.pop()
+    assert kinds(simulation, PARCEL, min_turns=2) == ["ends_early"]
+    assert kinds(simulation, PARCEL, min_turns=1) == []
+
+
 def test_the_sides_of_the_persons_own_log_tell_a_line_of_the_agent() -> None:
     own = [f"where is my {thing} i want it now" for thing in ("parcel", "refund", "order", "shirt", "shoes") for _ in range(20)]
     other = [f"which {thing} do you mean, please?" for thing in ("name", "order", "number", "mail", "pin") for _ in range(20)]
