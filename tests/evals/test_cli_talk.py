@@ -165,7 +165,8 @@ def test_simulate_warns_of_the_tiny_model_only_with_a_goal(ann: str) -> None:
 def test_the_small_model_acts_where_it_can_and_no_model_is_named(ann: str, monkeypatch: pytest.MonkeyPatch) -> None:
     named: list[str] = []
     load = simulator.load_model
-    monkeypatch.setattr(simulator, "load_model", lambda name, **options: (named.append(name), load(name))[1])
+    for place in ("usertwin.simulator.load_model", "usertwin.simulator.backends.lora_of_twin.load_model"):
+        monkeypatch.setattr(place, lambda name, **options: (named.append(name), load(name))[1])
     monkeypatch.setattr(model_choice, "cached_file", lambda weights: weights)
     monkeypatch.setattr(model_choice, "free_memory", lambda: 8_000_000_000)
     goal = ("--goal", "You want a refund.")
