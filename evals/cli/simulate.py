@@ -337,8 +337,9 @@ def _print_progress(console: Console, simulation: Simulation, progress: Progress
 
 
 def _duration(seconds: float) -> str:
-    minutes = f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-    return f"{seconds:.0f} s" if seconds < 90 else minutes
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def _print_end(
