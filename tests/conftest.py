@@ -39,7 +39,8 @@ from usertwin.simulator.backends.scripted import ScriptedChatModel
 
 pytest_plugins = ["pytester"]
 
-settings.register_profile("usertwin", deadline=None)  # no test depends on timing
+# no test depends on timing; the benchmark of inputs tries many more examples than the tests have time for
+settings.register_profile("usertwin", deadline=None, max_examples=40)
 settings.load_profile("usertwin")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
