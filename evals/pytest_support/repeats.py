@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -26,15 +27,8 @@ def repeated(function: Callable[..., Any], talks: TestTalks, count: int, pass_ra
         @wraps(function)
         async def run_async(*args: Any, **kwargs: Any) -> None:
             for number in range(count):
-                outcomes.begin(number)
-                try:
+                with outcomes.noted(number):
                     await function(*args, **kwargs)
-                except _ENDS_TEST:
-                    raise
-                except (Exception, pytest.fail.Exception) as error:
-                    outcomes.end(error)
-                else:
-                    outcomes.end(None)
             outcomes.conclude()
 
         return run_async
@@ -42,15 +36,8 @@ def repeated(function: Callable[..., Any], talks: TestTalks, count: int, pass_ra
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         for number in range(count):
-            outcomes.begin(number)
-            try:
+            with outcomes.noted(number):
                 function(*args, **kwargs)
-            except _ENDS_TEST:
-                raise
-            except (Exception, pytest.fail.Exception) as error:
-                outcomes.end(error)
-            else:
-                outcomes.end(None)
         outcomes.conclude()
 
     return run
@@ -63,11 +50,20 @@ class _Outcomes:
         self._talks, self._pass_rate = talks, pass_rate
         self._passed, self._failures, self._spoiled, self._first = 0, list[str](), list[str](), 0
 
-    def begin(self, number: int) -> None:
+    @contextmanager
+    def noted(self, number: int) -> Generator[None]:
+        """Note how the run in the block ends; only what ends the whole test is raised."""
         self._talks.offset, self._first = number, len(self._talks.talks)
+        try:
+            yield
+        except _ENDS_TEST:
+            raise
+        except (Exception, pytest.fail.Exception) as error:
+            self._end(error)
+        else:
+            self._end(None)
 
-    def end(self, error: BaseException | None) -> None:
-        """Note how a run ended."""
+    def _end(self, error: BaseException | None) -> None:
         talks = self._talks
         mine = talks.talks[self._first :]
         spoiled = [*map(str, talks.failures), *(talks.suspicions if error is not None else ())]
