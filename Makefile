@@ -11,7 +11,7 @@ demo: $(READY)          ## a twin beside the real person, a guessing game, a cha
 	@$(BIN)/usertwin demo $(ARGS)
 
 test: $(READY_DEV)      ## every test, the real tiny model's included, with the coverage of lines
-	@$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal --cov --cov-report=term
 
 check: $(READY_DEV)     ## lint, format, types, generated documentation
 	@$(BIN)/ruff check .

@@ -146,7 +146,7 @@ def _prepared(
         note = _model_note(user, values, values["goal"] if scenario is None else scenario.goal)
         checks = _checks_of(scenario, opened, values)
         row = {"scenario": node.nodeid} if node.config.getoption("usertwin_report") else None
-        about = Talk(twin=user.name, closeness=_closeness_of(user, values["home"]), note=note, row=row)
+        about = Talk(twin=user.name, model=user.model.name, closeness=_closeness_of(user, values["home"]), note=note, row=row)
     options = {"agent_timeout": values["agent_timeout"], "seed": values["seed"] + talks.offset, **settings.other}
     options |= {"max_turns": values["max_turns"], "goal": values["goal"]} if scenario is None else {"scenario": scenario}
     return _Prepared(user, options, checks, about)
@@ -286,6 +286,10 @@ def _twins_fault(talks: TestTalks, error: BaseException | None) -> TwinFailed | 
     return None
 
 
+def _is_skip(error: BaseException | None) -> bool:
+    return isinstance(error, pytest.skip.Exception)
+
+
 def _is_failure(error: BaseException | None) -> bool:
     """Return whether an exception makes a test fail: neither a skip nor an expected failure."""
     return error is not None and not isinstance(error, pytest.skip.Exception | pytest.xfail.Exception)
@@ -311,7 +315,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         return report  # a conversation of a fixture counts with its test
     if call.when != "call" or not is_repeated:
         for talk in talks.talks:
-            talk.spoiled, talk.passed = talk.spoiled and fault is not None, report.passed
+            talk.spoiled, talk.passed = talk.spoiled and fault is not None, None if _is_skip(error) else report.passed
     report.usertwin_conversations = [talk.to_json() for talk in talks.talks]
     item.user_properties += [("usertwin", line) for line in _properties(talks)]  # JUnit writes those of the last report
     if error is not None and talks.sections:

@@ -18,10 +18,11 @@ def summary_lines(talks: Sequence[Talk]) -> list[tuple[str, bool]]:
         own = [talk for talk in talks if talk.twin == twin]
         count = "1 conversation" if len(own) == 1 else f"{len(own)} conversations"
         lines.append((printable(f"{twin}: {count}; closeness: {own[-1].closeness}"), False))
-    usable = [talk for talk in talks if not talk.spoiled]
+    usable = [talk for talk in talks if not talk.spoiled and talk.passed is not None]
+    spoiled = sum(talk.spoiled for talk in talks)
     tokens = sum(talk.tokens for talk in talks)
-    parts = [_share("passed", sum(talk.passed for talk in usable), len(usable))]
-    parts += [_share("spoiled by the twin", len(talks) - len(usable), len(talks))] if len(usable) < len(talks) else []
+    parts = [_share("passed", sum(talk.passed is True for talk in usable), len(usable))]
+    parts += [_share("spoiled by the twin", spoiled, len(talks))] if spoiled else []
     parts += [f"{tokens:,} tokens of the twins"] if tokens else []
     lines.append((f"conversations: {'; '.join(parts)}", False))
     if note := next((talk.note for talk in reversed(talks) if talk.note), ""):
@@ -42,13 +43,15 @@ def write_report(folder: str, talks: Sequence[Talk]) -> str:
 
     run, numbers, reasons, order = RunFolder(folder), Counter[tuple[str, str]](), Counter[str](), list[str]()
     twins = {talk.twin: {"speaker": talk.twin, "closeness": talk.closeness} for talk in talks}
-    run.begin({"agent": "pytest", "twins": twins})
+    models = ", ".join(dict.fromkeys(talk.model for talk in talks))
+    run.begin({"agent": "pytest", "twins": twins, "models": {"action": models}})
     for talk in talks:
         row = talk.row or {}
         place = (str(row["scenario"]), talk.twin)
         simulation = replace(Simulation.from_json(row, talk.twin), repeat=numbers[place])
         numbers[place] += 1
-        simulation.checks.append(CheckResult(name="test", passed=talk.passed))
+        error = "the test was skipped" if talk.passed is None else None
+        simulation.checks.append(CheckResult(name="test", passed=talk.passed, error=error))
         reasons[simulation.stop_reason] += 1
         order.append(simulation.id)
         run.add(simulation)

@@ -27,7 +27,8 @@ class Talk:
         closeness: its measured closeness, as text.
         note: what its model cannot do; "" for nothing known.
         spoiled: whether the twin failed, or did something that makes the conversation worthless.
-        passed: whether the test, or its repetition, passed.
+        passed: whether the test, or its repetition, passed; None if it was skipped.
+        model: the model that acted.
         tokens: input and output tokens of the twin's model calls.
         row: the whole conversation as a JSON object, with the test as its scenario, if a report is asked for.
     """
@@ -36,7 +37,8 @@ class Talk:
     closeness: str
     note: str
     spoiled: bool = False
-    passed: bool = False
+    passed: bool | None = False
+    model: str = ""
     tokens: int = 0
     row: dict[str, Any] | None = None
 

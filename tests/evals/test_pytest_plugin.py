@@ -496,7 +496,7 @@ def test_the_options_are_in_the_help(pytester: pytest.Pytester) -> None:
 def test_a_wrong_marker_is_reported_with_its_arguments(pytester: pytest.Pytester, ann: str, marker: str) -> None:
     result = run(pytester, talk("good", marker=f"@pytest.mark.usertwin({marker})\n"))
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    names = "twin, home, model, scenarios, scenario, max_turns, goal, seed, agent_timeout, repeats, pass_rate"
+    names = "twin, home, model, scenarios, scenario, max_turns, goal, seed, agent_timeout, judge, repeats, pass_rate"
     result.stdout.fnmatch_lines([f"*the marker takes {names}, by name*"])
 
 

@@ -294,3 +294,11 @@ def test_talk(talked):
     result = run(pytester, test)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([f"conversations: {passed} of 1 passed*"])
+
+
+def test_a_test_that_skips_after_a_conversation_counts_neither_way(pytester: pytest.Pytester) -> None:
+    test = f"{MARKER}def test_talk(simulate):\n    simulate(good)\n    pytest.skip('not now')\n"
+    result = run(pytester, test, "--usertwin-report=talks")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["conversations: 0 of 0 passed*"])
+    assert read_run(pytester.path / "talks").simulations[0].checks[0].passed is None
