@@ -32,6 +32,7 @@ from .parts.options import (
     seed_option,
     style_option,
     threshold_options,
+    twins_argument,
 )
 from .parts.recipe_file import GroupedCommand
 from .talk import acting_model_for, acting_model_option, goal_option
@@ -60,7 +61,7 @@ _HOSTED, _LOCAL = 8, 1
     cls=GroupedCommand,
     common=("agent", "scenarios", "goal", "count", "max-turns", "out", "parallel", "model", "min-pass-rate", "seed"),
 )
-@click.argument("names", metavar="NAME...", nargs=-1)
+@twins_argument
 @click.option(
     "--agent",
     required=True,

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
@@ -17,7 +17,7 @@ import click
 from usertwin.memory import Recipe
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.memory.recon.judged_fidelity import FidelityName
-from usertwin.personas import UsageError
+from usertwin.personas import UsageError, UsertwinError
 from usertwin.personas.reading import reason
 
 if TYPE_CHECKING:
@@ -35,6 +35,18 @@ RECIPE_DEFAULTS = {field.name: field.default for field in fields(Recipe)}
 _MAX_NAME = 200  # bytes of a file name: 255 at most, less what a partial file adds
 file_path = click.Path(path_type=Path)
 
+
+def complete_twins(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of the twins that begin with what is typed, for the completion of the shell."""
+    from usertwin.memory import list_twins
+
+    with suppress(UsertwinError, OSError):  # nobody asked for a sentence in the middle of a command
+        return [name for name in list_twins(ctx.params.get("home")) if name.startswith(incomplete)]
+    return []
+
+
+twin_argument = click.argument("name", shell_complete=complete_twins)
+twins_argument = click.argument("names", metavar="NAME...", nargs=-1, shell_complete=complete_twins)
 home_option = click.option(
     "--home", type=file_path, envvar="USERTWIN_HOME", show_envvar=True, help="Folder that holds the twins."
 )
