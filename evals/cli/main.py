@@ -144,9 +144,20 @@ def _refuse(error: click.UsageError, ctx: click.Context) -> NoReturn:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         raise error
     command = error.ctx.command_path if error.ctx else f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip()
-    message = " ".join(error.format_message().split()).removesuffix(".")
+    message = " ".join(error.format_message().split()).removesuffix(".") + _twins_to_name(error)
     click.echo(printable(f"usertwin: {mask(message)} (see {command} --help)"), err=True)
     sys.exit(2)
+
+
+def _twins_to_name(error: click.UsageError) -> str:
+    """Return which twins there are, or how to get one, if the name of a twin is missing; "" for any other error."""
+    missing = error.param if isinstance(error, click.MissingParameter) else None
+    if error.ctx is None or missing is None or missing.name != "name" or error.ctx.info_name == "learn":
+        return ""
+    from .parts.options import complete_twins
+
+    known = complete_twins(error.ctx, missing, "")
+    return f", one of: {', '.join(known)}" if known else "; there is no twin yet, and usertwin learn makes one"
 
 
 def _sentence(error: OSError) -> str:

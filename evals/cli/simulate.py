@@ -203,7 +203,8 @@ def _planned(
 
     if path is None:
         if not names:
-            raise UsageError("no twin is named; name one, or give --scenarios")
+            known = ", ".join(list_twins(home)) or "none yet; usertwin learn makes one"
+            raise UsageError(f"no twin is named; name one, or give --scenarios (there are: {known})")
         scenario = Scenario(name="", twins=tuple(dict.fromkeys(names)), repeats=count, **settings)
         return [(scenario, existing_twin(name, home).name, number) for name in scenario.twins for number in range(count)]
     if given := [

@@ -156,6 +156,14 @@ def test_a_command_that_cannot_be_parsed_is_one_line_with_the_way_out(command: s
     assert sentence.endswith(f" (see {way_out} --help)")
 
 
+def test_a_command_without_a_twins_name_lists_the_twins(ann: str, tmp_path: Path) -> None:
+    for command in (("chat",), ("memory", "stats"), ("guess",)):
+        assert f"Missing argument 'NAME', one of: {ann} (see usertwin {' '.join(command)} --help)" in error_of(*command)
+    assert f"there are: {ann}" in error_of("simulate", "--agent", "demo")
+    assert "usertwin learn makes one" in error_of("eval", "--home", tmp_path / "nowhere")
+    assert "usertwin learn makes one" in error_of("simulate", "--agent", "demo", "--home", tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize("command", [(), ("memory",)])
 def test_a_group_without_a_command_shows_its_help(command: tuple[str, ...]) -> None:
     result = run(*command)
