@@ -118,20 +118,17 @@ def test_the_doctor_fetches_a_model_on_request(monkeypatch: pytest.MonkeyPatch) 
 # init -----------------------------------------------------------------------------------------------------------------
 
 
-def test_what_init_writes_runs(log_file: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "my agent"
+def test_what_init_writes_runs(log_file: Path, pytester: pytest.Pytester) -> None:
+    folder = pytester.path / "my agent"
     text = output_of("init", folder)
     assert [line for line in text.splitlines() if line.startswith("wrote")] == [
         f"wrote {folder / name}" for name in init.FILES.values()
     ]
     assert f"cd '{folder}' && pytest test_with_twins.py" in text
     output_of("learn", "robin", "--from", log_file, "--speaker", "Ann", "--traces", "none", "--tune-turns", "0", *FAKES)
-    model = write_script(tmp_path, "my order number is 4711", "ok and when do I get it", "fine thanks")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio", "test_with_twins.py", "--usertwin-model", model],
-        cwd=folder, env=os.environ, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert "2 passed" in done.stdout, done.stdout + done.stderr
+    model = write_script(pytester.path, "my order number is 4711", "ok and when do I get it", "fine thanks")
+    result = pytester.runpytest_inprocess("-p", "no:asyncio", folder / "test_with_twins.py", "--usertwin-model", model)
+    result.assert_outcomes(passed=2)
 
 
 def test_the_workflow_of_init_calls_what_exists(
