@@ -23,19 +23,21 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .pytest_support.open_twins import OpenTwins, begin_recording
 from .pytest_support.repeats import repeated
 from .pytest_support.settings import SETTINGS, add_options, scenario_of, settings_of, twin_of
 from .pytest_support.verdict import Talk, TestTalks, TwinFailed, judged
 
 if TYPE_CHECKING:
-    from usertwin.simulator import SimulatedUser, Simulation
+    from usertwin.evals.agent_tests import AgentChecks
+    from usertwin.simulator import Scenario, SimulatedUser, Simulation
 
 #: What the twins of a test did.
 _TALKS = pytest.StashKey[TestTalks]()
@@ -54,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker and the summary."""
     names = ", ".join(f"{name}=..." for name in SETTINGS)
     config.addinivalue_line("markers", f"usertwin({names}): settings of the fixtures `simulate` and `twin` in this test")
+    begin_recording(config)
     folder = config.getoption("usertwin_report")
     if folder is not None:
         folder = str(config.invocation_params.dir / folder)  # a test may change the current folder
@@ -65,25 +68,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def _usertwin_opened(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, ...], SimulatedUser]]:
-    """The twins that are open in this session, so that each is loaded once."""
-    opened: dict[tuple[str, ...], SimulatedUser] = {}
+def _usertwin_opened(request: pytest.FixtureRequest) -> Iterator[OpenTwins]:
+    """The twins that are open in this session."""
+    opened = OpenTwins(request.config)
     yield opened
-    for user in opened.values():
-        user.close()
+    opened.close()
 
 
 @pytest.fixture
-def twin(request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, ...], SimulatedUser]) -> SimulatedUser:
+def twin(request: pytest.FixtureRequest, _usertwin_opened: OpenTwins) -> SimulatedUser:
     """The twin of the settings, open: `twin.respond(messages, goal=...)` returns its next turn."""
     talks = request.node.stash[_TALKS]
     with _twin_to_blame(talks):
         settings = settings_of(request.node, {})
-        return _open_twin(_usertwin_opened, twin_of(settings, scenario_of(request.node, settings)), settings.values)
+        talks.has_twin = True
+        return _usertwin_opened.open(twin_of(settings, scenario_of(request.node, settings)), settings.values)
 
 
 @pytest.fixture
-def simulate(request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, ...], SimulatedUser]) -> Callable[..., Any]:
+def simulate(request: pytest.FixtureRequest, _usertwin_opened: OpenTwins) -> Callable[..., Any]:
     """Let a twin talk with an agent: `simulate(agent, twin=..., scenario=..., max_turns=..., goal=..., ...)`.
 
     Returns a `Simulation` with `messages`, `exchanges` (each with the recalled triples and the reasoning) and `stop_reason`; in
@@ -93,11 +96,15 @@ def simulate(request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, .
     node: pytest.Item = request.node
 
     def run(agent: Any, **arguments: Any) -> Simulation | Coroutine[Any, Any, Simulation]:
+        from usertwin.memory.event_loop import run_sync
         from usertwin.simulator import simulate as run_simulation
 
         talk = _prepared(node, _usertwin_opened, arguments)
         if not _in_coroutine():
-            return judged(node.stash[_TALKS], run_simulation(talk.user, agent, **talk.options), talk.about)
+            with _replay_to_blame(node.stash[_TALKS]):
+                simulation = run_simulation(talk.user, agent, **talk.options)
+                simulation.checks += run_sync(talk.checks(simulation))
+            return judged(node.stash[_TALKS], simulation, talk.about)
         node.stash[_AWAITABLE].append(_talk(node, agent, talk))
         return node.stash[_AWAITABLE][-1]
 
@@ -105,7 +112,7 @@ def simulate(request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, .
 
 
 @pytest.fixture
-def asimulate(request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, ...], SimulatedUser]) -> Callable[..., Any]:
+def asimulate(request: pytest.FixtureRequest, _usertwin_opened: OpenTwins) -> Callable[..., Any]:
     """Let a twin talk with an agent, as `simulate` does, and return a coroutine to await, wherever it is called."""
     node: pytest.Item = request.node
 
@@ -117,14 +124,14 @@ def asimulate(request: pytest.FixtureRequest, _usertwin_opened: dict[tuple[str, 
 
 
 class _Prepared:
-    """A conversation that is about to begin: the twin, the arguments of `simulate`, and what the report says of it."""
+    """A conversation that is about to begin: the twin, arguments of `simulate`, checks of the scenario, the report's line."""
 
-    def __init__(self, user: SimulatedUser, options: dict[str, Any], about: Talk) -> None:
-        self.user, self.options, self.about = user, options, about
+    def __init__(self, user: SimulatedUser, options: dict[str, Any], checks: AgentChecks, about: Talk) -> None:
+        self.user, self.options, self.checks, self.about = user, options, checks, about
 
 
 def _prepared(
-    node: pytest.Item, opened: dict[tuple[str, ...], SimulatedUser], arguments: dict[str, Any]
+    node: pytest.Item, opened: OpenTwins, arguments: dict[str, Any]
 ) -> _Prepared:  # fmt: skip
     """Return a conversation with the settings of a call; what is wrong with them or the twin is never the agent's fault."""
     from usertwin.simulator.simulation import check_limits
@@ -135,19 +142,37 @@ def _prepared(
         values = settings.values
         check_limits(max_turns=values["max_turns"], agent_timeout=values["agent_timeout"])
         scenario = scenario_of(node, settings)
-        user = _open_twin(opened, twin_of(settings, scenario), values)
+        user = opened.open(twin_of(settings, scenario), values)
         note = _model_note(user, values, values["goal"] if scenario is None else scenario.goal)
+        checks = _checks_of(scenario, opened, values)
         row = {"scenario": node.nodeid} if node.config.getoption("usertwin_report") else None
         about = Talk(twin=user.name, closeness=_closeness_of(user, values["home"]), note=note, row=row)
     options = {"agent_timeout": values["agent_timeout"], "seed": values["seed"] + talks.offset, **settings.other}
     options |= {"max_turns": values["max_turns"], "goal": values["goal"]} if scenario is None else {"scenario": scenario}
-    return _Prepared(user, options, about)
+    return _Prepared(user, options, checks, about)
+
+
+def _checks_of(scenario: Scenario | None, opened: OpenTwins, values: Mapping[str, Any]) -> AgentChecks:
+    """Return the checks of a scenario. UsageError if it has criteria and no judge is named."""
+    from usertwin.evals.agent_tests.agent_checks import AgentChecks
+    from usertwin.personas import UsageError
+
+    named = values["judge"]
+    if scenario is None or not (scenario.checks or scenario.criteria):
+        return AgentChecks()
+    if scenario.criteria and named is None:
+        raise UsageError(f'scenario "{scenario.name}" has criteria and no model judges them; name one with usertwin_judge')
+    judge = opened.judge(named) if scenario.criteria else None
+    return AgentChecks([scenario], judge=judge, seed=values["seed"])
 
 
 async def _talk(node: pytest.Item, agent: Any, talk: _Prepared) -> Simulation:
     from usertwin.simulator import asimulate
 
-    return judged(node.stash[_TALKS], await asimulate(talk.user, agent, **talk.options), talk.about)
+    with _replay_to_blame(node.stash[_TALKS]):
+        simulation = await asimulate(talk.user, agent, **talk.options)
+        simulation.checks += await talk.checks(simulation)
+    return judged(node.stash[_TALKS], simulation, talk.about)
 
 
 def _in_coroutine() -> bool:
@@ -172,15 +197,15 @@ def _twin_to_blame(talks: TestTalks) -> Generator[None]:
         raise talks.noted(TwinFailed(text)) from error
 
 
-def _open_twin(opened: dict[tuple[str, ...], SimulatedUser], name: str, settings: Any) -> SimulatedUser:
-    """Return the twin of this name with the settings' model, from `opened` if it is there."""
-    from usertwin.simulator import SimulatedUser
-    from usertwin.simulator.backends.model_choice import acting_model
+@contextmanager
+def _replay_to_blame(talks: TestTalks) -> Generator[None]:
+    """Turn a call that the recording lacks into `TwinFailed`."""
+    from usertwin.personas import ReplayMiss
 
-    key = (name, str(settings["home"] or ""), settings["model"] or "")
-    if key not in opened:
-        opened[key] = SimulatedUser.load(name, home=settings["home"], model=acting_model(settings["model"]))
-    return opened[key]
+    try:
+        yield
+    except ReplayMiss as error:
+        raise talks.noted(TwinFailed(str(error))) from error
 
 
 def _model_note(user: SimulatedUser, settings: Any, goal: str) -> str:
@@ -250,6 +275,11 @@ def _twins_fault(talks: TestTalks, error: BaseException | None) -> TwinFailed | 
     """Return the twin's fault in a test that ended with this exception, or with none; None if the twin did nothing wrong."""
     if talks.failures:
         return talks.failures[0]
+    if talks.has_twin and error is not None:
+        from usertwin.personas import ModelError, TwinError
+
+        if isinstance(error, ModelError | TwinError):
+            return TwinFailed(str(error))
     if talks.suspicions and _is_failure(error):
         text = "; ".join(dict.fromkeys(talks.suspicions))
         return TwinFailed(f"the test failed, but {text} (the test: {_first_line(error)})")

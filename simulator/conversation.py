@@ -224,6 +224,7 @@ class _Conversation:
             self.simulation.messages += result.messages
             if result.reason == "agent_timeout" and timeout < self.limits.agent_timeout:  # our limit, not the agent's
                 return self._end_late("agent")
+            self.simulation.agent_traceback = result.traceback
             return self.end(result.reason, result.error)
         self.simulation.messages += result
         return True

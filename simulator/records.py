@@ -147,6 +147,7 @@ class Simulation:
         checks: the results of the checks of the agent.
         final_state: the agent's last state as JSON values, if it has one.
         seconds: how long the conversation took.
+        agent_traceback: where the agent's own code raised the exception that ended it, as lines; it is not written to files.
     """
 
     twin: str
@@ -163,6 +164,7 @@ class Simulation:
     checks: list[CheckResult] = field(default_factory=list[CheckResult])
     final_state: Any = field(default=None, repr=False)
     seconds: float = 0.0
+    agent_traceback: str = field(default="", repr=False, compare=False)
 
     @property
     def id(self) -> str:
@@ -184,7 +186,8 @@ class Simulation:
 
     def to_json(self) -> dict[str, Any]:
         """Return the simulation as a JSON object."""
-        shallow = {item.name: getattr(self, item.name) for item in fields(self)}  # asdict would convert the exchanges twice
+        names = [item.name for item in fields(self) if item.name != "agent_traceback"]
+        shallow = {name: getattr(self, name) for name in names}  # asdict would convert the exchanges twice
         return shallow | {
             "messages": [dict(message) for message in self.messages],
             "exchanges": [exchange.to_json() for exchange in self.exchanges],

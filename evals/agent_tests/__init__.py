@@ -1,6 +1,7 @@
 """Tests of an agent by simulated conversations: checks, a judge of criteria, rates, summaries, limits, and comparisons."""
 
 from .agent_checks import AgentChecks, as_check, run_checks
+from .assertions import CheckFailed, aassert_checks, assert_checks
 from .checks import Check
 from .compare import RunComparison, compare_runs
 from .criteria import ajudge_criteria, ajudge_goal
@@ -16,6 +17,7 @@ __all__ = [
     "AgentChecks",
     "AgentRun",
     "Check",
+    "CheckFailed",
     "Outcome",
     "PairedDifference",
     "PassPower",
@@ -23,9 +25,11 @@ __all__ = [
     "RunComparison",
     "Summary",
     "Thresholds",
+    "aassert_checks",
     "ajudge_criteria",
     "ajudge_goal",
     "as_check",
+    "assert_checks",
     "called_tool",
     "compare_runs",
     "final_state",

@@ -31,7 +31,7 @@ class Figure:
 
 def figure(values: list[float], unit: str, against: str) -> Figure:
     """Return the median of the values with their quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return Figure(value=middle, unit=unit, low=low, high=high, n=len(values), against=against)
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .open_twins import add_recording_options
+
 if TYPE_CHECKING:
     from usertwin.simulator import Scenario
 
@@ -23,6 +25,7 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
     "goal": (str, "", "what the twin wants"),
     "seed": (int, 0, "seed of the conversation; each turn's sampler seed is computed from it"),
     "agent_timeout": (float, 120.0, "seconds that the agent may take for a reply"),
+    "judge": (str, None, "model that judges the criteria of a scenario"),
     "repeats": (int, 1, "times that a test with the fixture is run, each with the next seed"),
     "pass_rate": (float, 1.0, "share of these that must pass, 0 to 1; those that the twin spoils do not count"),
 }
@@ -54,6 +57,7 @@ def add_options(parser: pytest.Parser) -> None:
         group.addoption(option, type=type_, default=None, dest=f"usertwin_{name}", help=text)
         parser.addini(f"usertwin_{name}", f"{text} (as {option})", default=None if default is None else str(default))
     help_ = "folder to write all conversations and a page of them to; it must not hold a run"
+    add_recording_options(group, parser)
     group.addoption("--usertwin-report", default=None, metavar="FOLDER", help=help_)
 
 

@@ -54,6 +54,7 @@ class TestTalks:
         failures: the twins' failures, also those that the test caught.
         suspicions: sentences on what twins did wrong in conversations that went on.
         sections: a text on each conversation, for a failure.
+        has_twin: whether the test has a twin in its own hands, so that an error of a twin or a model may reach it.
         offset: added to the seeds, in a repetition.
     """
 
@@ -63,6 +64,7 @@ class TestTalks:
     failures: list[TwinFailed] = field(default_factory=list[TwinFailed])
     suspicions: list[str] = field(default_factory=list[str])
     sections: list[str] = field(default_factory=list[str])
+    has_twin: bool = False
     offset: int = 0
 
     def noted(self, failure: TwinFailed) -> TwinFailed:
@@ -87,7 +89,8 @@ def judged(talks: TestTalks, simulation: Simulation, talk: Talk) -> Simulation:
         talk.row |= simulation.to_json() | {"scenario": talk.row["scenario"]}
     if simulation.stop_reason in AGENT_FAULTS:
         context = f"after {len(simulation.exchanges)} turns, with seed {simulation.seed}"
-        pytest.fail(printable(f"{simulation.error} ({context})"), pytrace=False)
+        where = f"\n\nin the agent:\n{simulation.agent_traceback}" if simulation.agent_traceback else ""
+        pytest.fail(printable(f"{simulation.error} ({context}){where}"), pytrace=False)
     faults = [fault.text for fault in simulation.twin_faults if fault.kind in SPOILING]
     talk.spoiled = simulation.stop_reason in TWIN_FAULTS or bool(faults)
     if simulation.stop_reason in TWIN_FAULTS:
@@ -95,6 +98,10 @@ def judged(talks: TestTalks, simulation: Simulation, talk: Talk) -> Simulation:
     if any(fault.kind == "goal_not_pursued" for fault in simulation.twin_faults):
         raise talks.noted(TwinFailed(printable("; ".join(faults))))
     talks.suspicions += [printable(fault) for fault in faults]
+    if any(result.passed is not True for result in simulation.checks):
+        from usertwin.evals.agent_tests.assertions import require
+
+        require(simulation.checks)
     return simulation
 
 

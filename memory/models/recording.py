@@ -50,6 +50,7 @@ class Recording:
     Args:
         path: the file; `record` creates it if it is missing.
         mode: "record" asks for what is missing, "replay" refuses it.
+        way_out: what to do about a missing answer, for messages.
 
     Attributes:
         missing: the first `ReplayMiss` of this object; None if there was none. Code of an agent may swallow one, so a run calls
@@ -60,10 +61,10 @@ class Recording:
         ModelError: the file cannot be read or written.
     """
 
-    def __init__(self, path: str | Path, mode: Mode) -> None:
+    def __init__(self, path: str | Path, mode: Mode, *, way_out: str = _RECORD_AGAIN) -> None:
         if mode not in get_args(Mode):
             raise UsageError(f'"{mode}" is not a mode of a recording; use {" or ".join(get_args(Mode))}')
-        self.path, self.mode, self.missing = Path(path), mode, None
+        self.path, self.mode, self.missing, self._way_out = Path(path), mode, None, way_out
         self.missing: ReplayMiss | None
         if self.is_replay and not self.path.is_file():
             raise UsageError(f"{path}: there is no recording; make one with --record {path}")
@@ -164,7 +165,7 @@ class Recording:
     def miss(self, kind: str, name: str, question: object) -> ReplayMiss:
         """Return the error for a question whose answer is not recorded, and remember it for `check`."""
         digest = request_key([kind, name, question]).hex()[:8]
-        miss = ReplayMiss(f'{self.path}: the recording has no {kind} of "{name}" for this question ({digest}); {_RECORD_AGAIN}')
+        miss = ReplayMiss(f'{self.path}: the recording has no {kind} of "{name}" for this question ({digest}); {self._way_out}')
         self.missing = self.missing or miss
         return miss
 

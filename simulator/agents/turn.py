@@ -16,13 +16,17 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Coroutine, Generator, Sequence
+from concurrent import futures
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast
 
+from usertwin.memory import event_loop
 from usertwin.memory.event_loop import cancel_tasks
 from usertwin.personas import AgentError, UsertwinError
 from usertwin.personas.printable import printable
@@ -35,6 +39,11 @@ Message = dict[str, Any]
 
 #: Characters of an exception's text in our error, and exceptions of a group that it names.
 _MAX_TEXT, _MAX_GROUP = 2_000, 3
+#: Frames of a traceback that are kept, and the folders whose frames are left out: ours, and those that run threads and loops.
+_MAX_FRAMES = 30
+_NOT_THE_AGENT = tuple(
+    str(Path(file).parent) + os.sep for file in (__file__, event_loop.__file__, asyncio.__file__, futures.__file__)
+)
 #: Seconds in which a cancelled agent may clean up, a loop must respond, and the program must end.
 _GRACE, _RESPONSE, _EXIT = 1.0, 0.5, 3.0
 
@@ -59,11 +68,19 @@ class OnlyToolCalls(AgentError):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How the agent failed: the stop reason of its conversation, one sentence, and its messages without a text, if any."""
+    """How the agent failed.
+
+    Attributes:
+        reason: the stop reason of its conversation.
+        error: one sentence.
+        messages: its messages without a text, if any.
+        traceback: where its own code raised the exception, as lines; "" if that is not known.
+    """
 
     reason: Literal["agent_error", "agent_timeout"]
     error: str
     messages: tuple[Message, ...] = ()
+    traceback: str = ""
 
 
 async def run_turn(call: Call, messages: Sequence[Message], thread_id: str, timeout: float) -> list[Message] | Failure:
@@ -136,7 +153,8 @@ async def _outcome(steps: _Steps) -> _Outcome:
             text = await in_thread(partial(failure_text, error))  # an exception's text may be code that hangs
         except BaseException:
             text = f"the agent raised {name_of(error)}"
-        result = Failure("agent_error", text, error.messages if isinstance(error, OnlyToolCalls) else ())
+        calls = error.messages if isinstance(error, OnlyToolCalls) else ()
+        result = Failure("agent_error", text, calls, own_frames(error))
     return _Outcome(result, time.perf_counter())
 
 
@@ -227,6 +245,15 @@ def clean(text: str) -> str:
     text = str.__str__(text)  # of a subclass, a plain copy
     text = text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
     return printable(text)
+
+
+def own_frames(error: BaseException) -> str:
+    """Return where an exception was raised, as the lines of a traceback without our own frames and those of event loops."""
+    try:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_THE_AGENT)]
+        return printable("".join(traceback.format_list(frames[-_MAX_FRAMES:])))
+    except Exception:  # such as a source file that cannot be decoded
+        return ""
 
 
 # Threads ----------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from usertwin.memory.models.recording import Recording
@@ -51,7 +50,10 @@ class RecordedAgent(AgentCall):
             return stored["replies"]
         result = await run_turn(self._agent, messages, thread_id, timeout)
         self._states[thread_id] = state = self._agent.state_so_far(thread_id)
-        answer = asdict(result) if isinstance(result, Failure) else {"replies": result, "state": state}
+        if isinstance(result, Failure):
+            answer = {"reason": result.reason, "error": result.error, "messages": result.messages}
+        else:
+            answer = {"replies": result, "state": state}
         self._recording.replace(_KIND, self._spec, question, answer)
         return result
 

@@ -132,7 +132,7 @@ def test_sides_run_alternately_in_either_order() -> None:
 
 def test_a_figure_is_the_median_with_its_quartiles() -> None:
     row = figure([4.0, 1.0, 2.0, 3.0, 5.0], "s", "nothing")
-    assert (row.low, row.value, row.high, row.n) == (1.5, 3.0, 4.5, 5)
+    assert (row.low, row.value, row.high, row.n) == (2.0, 3.0, 4.0, 5)
     assert figure([2.0], "s", "nothing").low == 2.0
 
 
