@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 #: What a block of shell commands may call: installation, make, servers of others, and commands that need minutes.
-SHELL = {"make", "pip", "vllm", "ollama", "hf", "export", "usertwin"}
+SHELL = {"make", "pip", "pytest", "vllm", "ollama", "hf", "export", "usertwin"}
 WORDS = """
 amber anchor autumn basket blanket bottle bridge butter button candle carpet castle cherry circle copper cotton dragon engine
 falcon feather finger flower forest garden ginger guitar hammer harbor helmet honey island jacket jungle kettle ladder lantern
