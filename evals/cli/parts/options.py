@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
@@ -17,7 +17,7 @@ import click
 from usertwin.memory import Recipe
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.memory.recon.judged_fidelity import FidelityName
-from usertwin.personas import UsageError, UsertwinError
+from usertwin.personas import UsageError
 from usertwin.personas.reading import reason
 
 if TYPE_CHECKING:
@@ -39,10 +39,12 @@ file_path = click.Path(path_type=Path)
 def complete_twins(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Return the names of the twins that begin with what is typed, for the completion of the shell."""
     from usertwin.memory import list_twins
+    from usertwin.personas import UsertwinError
 
-    with suppress(UsertwinError, OSError):  # nobody asked for a sentence in the middle of a command
+    try:
         return [name for name in list_twins(ctx.params.get("home")) if name.startswith(incomplete)]
-    return []
+    except (UsertwinError, OSError):
+        return []  # an error in the middle of a line that is being typed helps nobody
 
 
 twin_argument = click.argument("name", shell_complete=complete_twins)
