@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-demo
 READY_DEV := $(VENV)/.ready-dev
+READY_DOCS := $(VENV)/.ready-docs
 
 .PHONY: demo test check bench docs build
 
@@ -22,8 +23,10 @@ check: $(READY_DEV)     ## lint, format, types, generated documentation
 bench: $(READY_DEV)     ## every figure, or ONLY=name for a part: build/bench.json
 	@$(BIN)/python -m usertwin.evals.benchmarks.run $(if $(ONLY),--only $(ONLY))
 
-docs: $(READY_DEV)      ## write the generated parts of the documentation anew
+docs: $(READY_DOCS)     ## the generated parts of the documentation, and the site in build/site
 	@$(BIN)/cog -r docs/commands.md docs/files.md
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 build: $(READY_DEV)     ## the wheel and the source distribution, in dist/
 	@rm -rf build/lib dist
@@ -41,4 +44,8 @@ $(READY): pyproject.toml | $(VENV)
 
 $(READY_DEV): $(READY)
 	@$(BIN)/python -m pip install --editable ".[train]" --group dev > $(VENV)/install-dev.log 2>&1 || { tail -n 20 $(VENV)/install-dev.log; exit 1; }
+	@touch $@
+
+$(READY_DOCS): $(READY)
+	@$(BIN)/python -m pip install --group docs > $(VENV)/install-docs.log 2>&1 || { tail -n 20 $(VENV)/install-docs.log; exit 1; }
 	@touch $@

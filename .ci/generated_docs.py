@@ -1,10 +1,10 @@
 """The generated parts of docs/: the help of every command, and the folders with their first sentences."""
 
 import ast
+import io
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import click
@@ -19,11 +19,11 @@ def help_of_all() -> None:
     """Write `--help` of the program and of each command."""
     from usertwin.evals.cli.main import main
 
-    program = Path(sys.executable).parent / "usertwin"
-    environment = {"COLUMNS": "100", "PATH": os.environ["PATH"]}
+    os.environ["COLUMNS"] = "100"
     for words in ((), *_commands(main)):
-        done = subprocess.run([program, *words, "--help"], capture_output=True, text=True, check=True, env=environment)
-        cog.outl(f"## usertwin {' '.join(words)}".rstrip() + f"\n\n```text\n{done.stdout.rstrip()}\n```\n")
+        with redirect_stdout(io.StringIO()) as text:
+            main([*words, "--help"], prog_name="usertwin", standalone_mode=False)
+        cog.outl(f"## usertwin {' '.join(words)}".rstrip() + f"\n\n```text\n{text.getvalue().rstrip()}\n```\n")
 
 
 def _commands(group: click.Group, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -150,7 +150,7 @@ def _read_text(path: Path) -> str:
         raw = path.read_bytes()
         return (gzip.decompress(raw) if raw.startswith(_GZIP_MAGIC) else raw).decode("utf-8-sig")
     except FileNotFoundError:
-        raise LogError(f"{path}: no such file") from None
+        raise LogError(f"{path}: no such file; check the path") from None
     except IsADirectoryError:
         raise LogError(f"{path}: is a folder; name the log file inside it") from None
     except UnicodeDecodeError as error:

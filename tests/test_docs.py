@@ -16,20 +16,23 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import click
 import documented_models
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from usertwin.evals.cli.main import COMMANDS, main
-from usertwin.personas import Conversation, Turn, as_conversation, write_conversations
+from usertwin.personas import Conversation, Turn, as_conversation, load_log, write_conversations
+from usertwin.simulator import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 #: What a block of shell commands may call: installation, make, servers of others, and commands that need minutes.
-SHELL = {"make", "pip", "vllm", "usertwin"}
+SHELL = {"make", "pip", "pytest", "vllm", "ollama", "hf", "export", "usertwin"}
 WORDS = """
 amber anchor autumn basket blanket bottle bridge butter button candle carpet castle cherry circle copper cotton dragon engine
 falcon feather finger flower forest garden ginger guitar hammer harbor helmet honey island jacket jungle kettle ladder lantern
@@ -41,21 +44,23 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced code block."""
+    """A fenced code block; one with a title is a file of that name, which later blocks of the page use."""
 
     language: str
+    title: str
     text: str
 
 
 def blocks(page: Path) -> list[Block]:
     """Return the code blocks of a page, in order."""
-    return [Block(*match) for match in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)]
+    pattern = r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```'
+    return [Block(*match) for match in re.findall(pattern, page.read_text("utf-8"), re.MULTILINE | re.DOTALL)]
 
 
 def commands(text: str) -> list[list[str]]:
-    """Return the commands of a block, as words, without comments."""
-    lines = [line.split("#")[0].split() for line in text.splitlines()]
-    return [words for words in lines if words]
+    """Return the commands of a block, as words, without comments and variables that are set for a command."""
+    lines = [re.sub(r"(^|\s)#.*", "", line).split() for line in text.splitlines()]
+    return [words[1:] if re.match(r"[A-Z_]+=", words[0]) else words for words in lines if words]
 
 
 def ann_at(number: int) -> Conversation:
@@ -97,6 +102,8 @@ def test_every_block_runs(page: Path, sandbox: Path) -> None:
         run_command(["usertwin", "learn", "ann", "--from", "support.jsonl.gz", "--speaker", "ann", "--traces", "none"])
     for number, block in enumerate(blocks(page)):
         match block.language:
+            case _ if block.title:
+                (sandbox / block.title).write_text(block.text)
             case "console":
                 for words in commands(block.text):
                     run_command(words)
@@ -121,6 +128,32 @@ def test_every_block_runs(page: Path, sandbox: Path) -> None:
                 assert language == "text"
 
 
+def test_exports_become_conversations(sandbox: Path) -> None:
+    """What the code of that page makes of its samples."""
+    made: list[list[list[str]]] = []
+    for block in blocks(ROOT / "docs" / "import-an-export.md"):
+        if block.title:
+            (sandbox / block.title).write_text(block.text)
+        elif block.language == "python":
+            exec(compile(block.text, "import-an-export.md", "exec"), {"__name__": "__main__"})
+            log = load_log("chats.jsonl")
+            assert log.dated
+            made.append([[f"{turn.speaker}: {turn.text}" for turn in talk.turns] for talk in log.conversations])
+    tickets, thread, assistant = made
+    assert [len(turns) for turns in tickets] == [3, 2]
+    assert thread == [["Ann: are you there?", "Ben: yes\nwhat is it?"], ["Ben: shall we go on saturday?", "Ann: sure"]]
+    assert assistant == [["user: a name for a cat?", "assistant: How about Miso?"]]
+
+
+def test_the_site_shows_every_page_and_every_public_package() -> None:
+    """What `make docs` builds, strictly, with packages that the tests do not need."""
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+    shown = set(re.findall(r"[\w/-]+\.md", json.dumps(site["nav"])))
+    assert {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")} <= shown
+    assert {f"reference/{name}.md" for name in ("personas", "memory", "simulator", "evals")} <= shown
+    assert site["theme"]["font"] is False  # no request to another server
+
+
 @every_page
 def test_every_command_and_option_exists(page: Path) -> None:
     text = page.read_text("utf-8")
@@ -138,6 +171,24 @@ def test_every_command_and_option_exists(page: Path) -> None:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     used = set(re.findall(r"`usertwin ([a-z][a-z-]*)", text))
     assert used <= set(COMMANDS)
+
+
+def test_named_endpoints_are_clients_of_these_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every hosted model with a URL that a page names: the real client, which sends nothing here."""
+    monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED")
+    pattern = r"openai:[\w./:-]+@https?://[\w.:/-]+(?:#[A-Z_]+)?"
+    names = {
+        name for page in PAGES for name in re.findall(pattern, page.read_text("utf-8")) if not name.endswith("://host:port/v1")
+    }
+    assert len(names) >= 4
+    for name in names:
+        model, _, rest = name.removeprefix("openai:").partition("@")
+        url, _, variable = rest.partition("#")
+        if variable:
+            monkeypatch.setenv(variable, "the-key")
+        chat: Any = load_model(name).chat
+        assert (chat.model_name, str(chat.root_async_client.base_url).rstrip("/")) == (model, url)
+        assert chat.openai_api_key() == ("the-key" if variable else "none")
 
 
 @every_page

@@ -58,3 +58,14 @@ def test_the_help_of_every_command_loads_nothing_heavy() -> None:
     assert all(f"usertwin.evals.cli.{module}" in modules for module, _ in COMMANDS.values())
     assert not heavy_among(modules)
     assert "rich" not in modules
+
+
+def test_the_doctor_and_the_completion_of_a_name_load_nothing_heavy() -> None:
+    code = """
+from click.shell_completion import ShellComplete
+ShellComplete(main, {}, "usertwin", "X").get_completions(["chat"], "")
+main(["doctor", "--json", "-"], standalone_mode=False)
+"""
+    modules = modules_after(MAIN + code)
+    assert "usertwin.evals.cli.tools.checks" in modules
+    assert not heavy_among(modules)

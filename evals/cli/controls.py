@@ -29,6 +29,7 @@ from .parts.options import (
     scorer_option,
     seed_option,
     style_option,
+    twin_argument,
     write_json,
 )
 from .twin_actions import judge_check_of, open_twin, print_look
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name")
+@twin_argument
 @click.option("--limit", default=60, show_default=True, help="The most validation turns to measure on, spread evenly.")
 @candidates_option
 @json_option

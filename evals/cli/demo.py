@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.rule import Rule
 
-from usertwin.evals.demo.guessing import play
+from usertwin.evals.demo.guessing import play, write_pairs
 from usertwin.evals.demo.moments import RULE, choose_moments, messages_before
 from usertwin.evals.demo.views import chat_view, comparison_view
 from usertwin.evals.records.result_shapes import MeasuredTwinShape
@@ -90,7 +90,9 @@ def run_demo(console: Console, *, home: Path | None, limit: int, interactive: bo
             if interactive:
                 console.print(Rule("2  which one is real?", align="left"))
                 console.print(f"[dim]{ROUNDS} other moments, chosen by the same rule; an empty line ends the game[/dim]")
-                console.print(play(console, user, others, rounds=ROUNDS), style="bold", markup=False)
+                with Bars(console) as bars:
+                    pairs = write_pairs(user, others, count=ROUNDS, progress=bars)
+                console.print(play(console, ROBIN.display_name, pairs), style="bold", markup=False)
                 console.print()
         if interactive:
             console.print(Rule("3  chat with another person's twin", align="left"))

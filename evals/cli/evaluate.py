@@ -25,6 +25,7 @@ from .parts.options import (
     scorer_option,
     seed_option,
     style_option,
+    twin_argument,
     write_json,
 )
 from .twin_actions import measure_twin, print_look, print_looks
@@ -51,7 +52,7 @@ class _EvalCommand(click.Command):
 
 
 @click.command("eval", cls=_EvalCommand)
-@click.argument("name")
+@twin_argument
 @click.option("--against", type=file_path, help="Measure on this person's turns in another log.")
 @click.option(
     "--limit", default=100, show_default=True, help="The most held-out turns to measure on, spread evenly; 0 for all."

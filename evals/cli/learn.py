@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
 
@@ -40,6 +40,7 @@ from .parts.options import (
     seed_option,
     skip_bad_lines_option,
     style_option,
+    twin_argument,
 )
 from .parts.recipe_file import RecipeCommand, print_dry_run, recipe_option
 from .tune import DEFAULT_TUNE_TURNS
@@ -61,14 +62,14 @@ ADAPT_ROWS, ADAPT_EPOCHS, ADAPT_RANK = 160, 1, 16
     cls=RecipeCommand,
     common=("from", "speaker", "model", "traces", "max-traces", "recipe", "dry-run", "overwrite", "home", "seed"),
 )
-@click.argument("name")
+@twin_argument
 @click.option(
     "--from",
     "source",
     help='Chat log: a file of JSON lines, plain or gzip; "chitchat", which is built in; "oyez:FOLDER" of court arguments; or '
     '"twinbench:FILE" of that benchmark.  [required, unless a learned twin is adapted]',
 )
-@click.option("--speaker", help="The person to learn, as the log names them.  [required with --from]")
+@click.option("--speaker", help="The person to learn, as the log names them; without it, who speaks is listed.")
 @model_option
 @click.option(
     "--traces",
@@ -158,10 +159,12 @@ def learn(
     if options["source"] is None and options["adapt"]:
         _adapt_only(ctx, console, name, home, options, dry_run=dry_run)
         return
-    if missing := [option for option in ("from", "speaker") if options["source" if option == "from" else option] is None]:
-        raise click.UsageError(f"Missing option '--{missing[0]}'.")
+    if options["source"] is None:
+        raise click.UsageError("Missing option '--from'.")
     log = load_log(str(options["source"]), skip_bad_lines=options["skip_bad_lines"])
     print_notes(console, log)
+    if options["speaker"] is None:
+        _refuse_without_speaker(console, log, twin_command("learn", name, home, "--from", shlex.quote(str(options["source"]))))
     description = None if persona is None else read_persona(persona)
     embedder = load_embedder(options["embedder"])
     recipe = _recipe(options, embedder.name)
@@ -213,6 +216,15 @@ def _check_options(options: Mapping[str, Any]) -> None:
         check_adaptable(options["model"], options["style"])
     if options["synthesizer"] is not None and options["traces"] == "none":
         raise UsageError("--synthesizer proposes traces, and --traces none makes none; leave out one of the two")
+
+
+def _refuse_without_speaker(console: Console, log: ChatLog, command: str) -> NoReturn:
+    """List who speaks in a log, and raise UsageError with the command that learns one of them."""
+    from .parts.speakers import most_likely_person, speakers_table
+
+    console.print(speakers_table(log))
+    person = shlex.quote(most_likely_person(log))
+    raise UsageError(f"--speaker is missing; name one of these people: {command} --speaker {person}")
 
 
 def _take_last_steps(

@@ -14,15 +14,18 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 #: Module, and what `usertwin --help` shows, for each command.
 COMMANDS = {
     "demo": ("talk", "Show a twin beside the real person, let you guess and chat, and measure."),
     "learn": ("learn", "Learn the twin NAME from a chat log."),
+    "init": ("tools.init", "Write a starter test, an agent, a scenario file and a CI workflow into FOLDER."),
     "chat": ("talk", "Talk with the twin NAME; you are the agent."),
     "simulate": ("simulate", "Let the twins NAME... talk with an agent and record the conversations."),
     "eval": ("evaluate", "Measure how close the twin NAME is to the person's held-out turns."),
     "show": ("twin_actions", "Show the twin NAME; without a name, list all twins."),
+    "guess": ("tools.guess", "Guess in blind pairs which turn the person of NAME really wrote."),
     "serve": ("serve", "Answer as the twins NAME... at an OpenAI-compatible endpoint."),
     "trust": ("twin_actions", "Allow the twin NAME, which somebody else learned, to load the models that it names."),
     "tune": ("tune", "Choose by measurement how the twin NAME uses its memory."),
@@ -35,6 +38,8 @@ COMMANDS = {
     "judge-by-hand": ("runs", "Judge blind pairs of replies of RUN and compare with the model judge."),
     "export": ("runs", "Export the conversations of RUN as JSON lines for mirrorbench."),
     "memory": ("memory", "Inspect, check, repair, extend and erase the memory of a twin."),
+    "doctor": ("tools.doctor", "Check what is installed, downloaded and learned, and say what is missing."),
+    "completion": ("tools.completion", "Print the script that completes commands and twins in SHELL."),
 }
 
 
@@ -75,6 +80,20 @@ class _Program(click.Group):
         module = import_module(f".{COMMANDS[cmd_name][0]}", __package__)
         commands: list[click.Command] = [value for value in vars(module).values() if isinstance(value, click.Command)]
         return next(command for command in commands if command.name == cmd_name)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the first argument names. UsageError, with the most similar name, if there is none."""
+        if not ctx.resilient_parsing and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            similar = "".join(f"; did you mean usertwin {name}?" for name in get_close_matches(args[0], COMMANDS, 1))
+            raise click.UsageError(f"No such command '{args[0]}'{similar}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the name of a command from the table, without importing the commands."""
+        names = [(name, text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return [CompletionItem(name, help=text) for name, text in names] or click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -125,9 +144,20 @@ def _refuse(error: click.UsageError, ctx: click.Context) -> NoReturn:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         raise error
     command = error.ctx.command_path if error.ctx else f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip()
-    message = " ".join(error.format_message().split()).removesuffix(".")
+    message = " ".join(error.format_message().split()).removesuffix(".") + _twins_to_name(error)
     click.echo(printable(f"usertwin: {mask(message)} (see {command} --help)"), err=True)
     sys.exit(2)
+
+
+def _twins_to_name(error: click.UsageError) -> str:
+    """Return which twins there are, or how to get one, if the name of a twin is missing; "" for any other error."""
+    missing = error.param if isinstance(error, click.MissingParameter) else None
+    if error.ctx is None or missing is None or missing.name != "name" or error.ctx.info_name == "learn":
+        return ""
+    from .parts.options import complete_twins
+
+    known = complete_twins(error.ctx, missing, "")
+    return f", one of: {', '.join(known)}" if known else "; there is no twin yet, and usertwin learn makes one"
 
 
 def _sentence(error: OSError) -> str:

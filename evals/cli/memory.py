@@ -28,6 +28,7 @@ from .parts.options import (
     progress_bars,
     scorer_option,
     skip_bad_lines_option,
+    twin_argument,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def memory() -> None:
 
 
 @memory.command()
-@click.argument("name")
+@twin_argument
 @home_option
 def stats(name: str, home: Path | None) -> None:
     """Show the contents, the index and the files of the memory of NAME."""
@@ -58,7 +59,7 @@ def stats(name: str, home: Path | None) -> None:
 
 
 @memory.command()
-@click.argument("name")
+@twin_argument
 @home_option
 def check(name: str, home: Path | None) -> None:
     """Verify the memory of NAME byte by byte and list its problems.
@@ -97,7 +98,7 @@ def check(name: str, home: Path | None) -> None:
 
 
 @memory.command()
-@click.argument("name")
+@twin_argument
 @click.option(
     "--index",
     type=click.Choice(["auto", *get_args(IndexKind)]),
@@ -131,7 +132,7 @@ def rebuild(name: str, index: IndexKind | Literal["auto"] | None, home: Path | N
 
 
 @memory.command()
-@click.argument("name")
+@twin_argument
 @click.option("--from", "source", required=True, help="Another chat log of the same person.")
 @click.option("--max-traces", default=0, show_default=True, help="Select traces for only this many of the latest new pairs.")
 @model_option
@@ -183,7 +184,7 @@ def add(name: str, source: str, max_traces: int, model: str, scorer: str, skip_b
 
 
 @memory.command()
-@click.argument("name")
+@twin_argument
 @click.option("--conversation", help="Id of the conversation to erase.")
 @click.option("--before", help="Erase everything before this date, such as 2026-05-31.")
 @click.option("--after", help="Erase everything after this date; with --before, only what lies between.")

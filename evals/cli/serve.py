@@ -11,7 +11,16 @@ import click
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
 
-from .parts.options import console_for, home_option, parse_price, price_option, progress_bars, seed_option, style_option
+from .parts.options import (
+    console_for,
+    home_option,
+    parse_price,
+    price_option,
+    progress_bars,
+    seed_option,
+    style_option,
+    twins_argument,
+)
 from .parts.recipe_file import GroupedCommand
 from .talk import acting_model_for, acting_model_option
 
@@ -21,7 +30,7 @@ _TOKEN_VARIABLE = "USERTWIN_SERVE_TOKEN"
 
 
 @click.command(cls=GroupedCommand, common=("host", "port", "token", "model", "home", "seed"))
-@click.argument("names", metavar="NAME...", nargs=-1)
+@twins_argument
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; any but a loopback one needs a token."
 )

@@ -32,6 +32,7 @@ from .parts.options import (
     seed_option,
     style_option,
     threshold_options,
+    twins_argument,
 )
 from .parts.recipe_file import GroupedCommand
 from .talk import acting_model_for, acting_model_option, goal_option
@@ -60,7 +61,7 @@ _HOSTED, _LOCAL = 8, 1
     cls=GroupedCommand,
     common=("agent", "scenarios", "goal", "count", "max-turns", "out", "parallel", "model", "min-pass-rate", "seed"),
 )
-@click.argument("names", metavar="NAME...", nargs=-1)
+@twins_argument
 @click.option(
     "--agent",
     required=True,
@@ -202,7 +203,8 @@ def _planned(
 
     if path is None:
         if not names:
-            raise UsageError("no twin is named; name one, or give --scenarios")
+            known = ", ".join(list_twins(home)) or "none yet; usertwin learn makes one"
+            raise UsageError(f"no twin is named; name one, or give --scenarios (there are: {known})")
         scenario = Scenario(name="", twins=tuple(dict.fromkeys(names)), repeats=count, **settings)
         return [(scenario, existing_twin(name, home).name, number) for name in scenario.twins for number in range(count)]
     if given := [

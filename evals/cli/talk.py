@@ -16,6 +16,7 @@ from .parts.options import (
     home_option,
     seed_option,
     style_option,
+    twin_argument,
 )
 from .twin_actions import open_twin
 
@@ -65,7 +66,7 @@ def demo(home: Path | None, limit: int, yes: bool, no_fetch: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@twin_argument
 @goal_option
 @acting_model_option
 @home_option

@@ -11,7 +11,7 @@ from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
 from usertwin.simulator.backends.model_name import ModelName
 
-from .parts.options import console_for, home_option, model_option, scorer_option, seed_option, style_option
+from .parts.options import console_for, home_option, model_option, scorer_option, seed_option, style_option, twin_argument
 from .twin_actions import tune_twin
 
 #: The most validation turns that `tune`, and `learn` at its end, measure settings on.
@@ -21,7 +21,7 @@ DEFAULT_REPLIES = 24
 
 
 @click.command()
-@click.argument("name")
+@twin_argument
 @click.option(
     "--limit", default=DEFAULT_TUNE_TURNS, show_default=True, help="The most validation turns to measure on, spread evenly."
 )

@@ -14,7 +14,7 @@ from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
 
-from .parts.options import check_writable, console_for, home_option, progress_bars
+from .parts.options import check_writable, complete_twins, console_for, home_option, progress_bars, twin_argument
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -280,7 +280,7 @@ def open_twin(
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_twins)
 @home_option
 def show(name: str | None, home: Path | None) -> None:
     """Show the twin NAME; without a name, list all twins.
@@ -288,17 +288,25 @@ def show(name: str | None, home: Path | None) -> None:
     Shows how it was learned, what it remembers, what its memory is used for, and how close it is to the person.
     """
     from usertwin.memory import list_twins
+    from usertwin.memory.twin.record import default_home, twin_command
 
     console = console_for()
     if name is not None:
         show_twin(console, name, home)
         return
-    for twin in list_twins(home):
+    twins = list_twins(home)
+    for twin in twins:
         console.print(twin, markup=False)
+    if not twins:
+        place, learn = home or default_home(), twin_command("learn", "NAME", home, "--from FILE")
+        console_for(stderr=True).print(
+            f"there is no twin in {place} yet; learn one (without --speaker this lists who speaks): {learn}, or try: "
+            "usertwin demo", markup=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 @click.command()
-@click.argument("name")
+@twin_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @home_option
 def trust(name: str, yes: bool, home: Path | None) -> None:

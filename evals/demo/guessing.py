@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.rule import Rule
 
 from usertwin.evals.metrics.statistics import CONFIDENCE
+from usertwin.memory.progress import Progress, no_progress
 from usertwin.personas import Pair, TwinError
 from usertwin.simulator import SimulatedUser
 
@@ -21,29 +23,52 @@ from .views import chat_view, two_replies_view
 CHANCE = 0.5
 
 
-def play(console: Console, user: SimulatedUser, moments: Iterable[Pair], *, rounds: int, seed: int = 0) -> str:
-    """Let the reader guess at most `rounds` times, and return a sentence with the score; "" without a guess.
+@dataclass(frozen=True, slots=True)
+class BlindPair:
+    """A held-out moment with the twin's reply at it, and the letter under which the real turn is shown."""
 
-    A moment at which the twin says nothing, or the same as the person, is skipped. The game ends early with an empty answer,
-    the end of the input, or Ctrl-C.
+    moment: Pair
+    reply: str
+    real: Literal["A", "B"]
+
+
+def write_pairs(
+    user: SimulatedUser, moments: Iterable[Pair], *, count: int, seed: int = 0, progress: Progress = no_progress
+) -> list[BlindPair]:
+    """Let the twin reply at the moments, in order, until there are `count` pairs, and return them.
+
+    A moment at which the twin says nothing, or the same as the person, is skipped. A model that cannot be reached raises
+    ModelError.
     """
-    name, places, right, guesses = user.persona.name, random.Random(seed), 0, 0
-    for pair in moments:
-        if guesses == rounds:
+    places, pairs = random.Random(seed), list[BlindPair]()
+    progress("guessing", 0, count)
+    for moment in moments:
+        if len(pairs) == count:
             break
-        with console.status("the twin writes"):
-            reply = _reply_at(user, pair, seed)
-        if not reply or reply.split() == pair.action.split():
-            continue
-        real = places.choice("AB")
-        console.print(Rule(f"pair {guesses + 1} of {rounds}", align="left", style="dim"))
-        console.print(chat_view(pair, name))
-        console.print(two_replies_view(*((pair.action, reply) if real == "A" else (reply, pair.action))))
+        reply = _reply_at(user, moment, seed)
+        if reply and reply.split() != moment.action.split():
+            pairs.append(BlindPair(moment, reply, "A" if places.random() < CHANCE else "B"))
+            progress("guessing", len(pairs), count)
+    return pairs
+
+
+def play(console: Console, name: str, pairs: Sequence[BlindPair]) -> str:
+    """Let the reader guess at each pair, and return a sentence with the score; "" without a guess.
+
+    `name` is the person's. The game ends early with an empty answer, the end of the input, or Ctrl-C.
+    """
+    right, guesses = 0, 0
+    for pair in pairs:
+        texts = (pair.moment.action, pair.reply) if pair.real == "A" else (pair.reply, pair.moment.action)
+        console.print(Rule(f"pair {guesses + 1} of {len(pairs)}", align="left", style="dim"))
+        console.print(chat_view(pair.moment, name))
+        console.print(two_replies_view(*texts))
         guess = _ask(console, name)
         if guess is None:
             break
-        guesses, right = guesses + 1, right + (guess == real)
-        console.print(f"[bold]{'Right' if guess == real else 'No'}[/bold]: {real} is what {escape(name)} really wrote.\n")
+        guesses, right = guesses + 1, right + (guess == pair.real)
+        verdict = "Right" if guess == pair.real else "No"
+        console.print(f"[bold]{verdict}[/bold]: {pair.real} is what {escape(name)} really wrote.\n")
     return score(right, guesses) if guesses else ""
 
 
@@ -65,7 +90,7 @@ def score(right: int, guesses: int) -> str:
 def _reply_at(user: SimulatedUser, pair: Pair, seed: int) -> str:
     """Return what the twin says at a moment; "" if it leaves, or its model writes no turn."""
     try:
-        return user.respond(messages_before(pair), seed=seed).action
+        return user.respond(messages_before(pair), goal=pair.goal, seed=seed).action
     except TwinError:
         return ""
 

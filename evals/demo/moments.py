@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 from usertwin.evals.metrics.statistics import evenly_spaced
 from usertwin.evals.replay.leak_checks import check_split, near_duplicates
@@ -38,16 +39,7 @@ def choose_moments(user: SimulatedUser, folder: Path, count: int) -> list[Pair]:
     Raises:
         TwinError: a held-out conversation is in the memory.
     """
-    record = user.record
-    groups = group_pairs(read_stored_conversations(folder / HELD_OUT_FILE), record.recipe.speaker, window=_WHOLE_CHAT)
-    test = set(record.test)
-    pairs = [
-        pair for group in groups for pair in group if pair.conversation_id in test and not pair.abandoned and _is_short(pair)
-    ]
-    known = [triple.pair for triple in user.store.triples()]
-    check_split(record, known, pairs, by_time=False)
-    repeated = near_duplicates(_without_action(pairs), _without_action(known), turns=record.recipe.window)
-    fresh = evenly_spaced([pair for place, pair in enumerate(pairs) if place not in repeated], MAX_COMPARED)
+    fresh = evenly_spaced([pair for pair in _fresh_moments(user, folder) if _is_short(pair)], MAX_COMPARED)
     recalled = user.recall_many(fresh)
     ranked = sorted(
         zip(fresh, (memories[0].similarity if memories else -1.0 for memories in recalled), strict=True),
@@ -58,6 +50,31 @@ def choose_moments(user: SimulatedUser, folder: Path, count: int) -> list[Pair]:
         if len(chosen) < count and not any(_is_beside(pair, other) for other in chosen):
             chosen.append(pair)
     return chosen
+
+
+def draw_moments(user: SimulatedUser, folder: Path, *, seed: int = 0) -> list[Pair]:
+    """Return all held-out pairs that answer something, in random order, each with the whole chat before it as its context.
+
+    Moments that the memory nearly repeats are left out. `folder` is the twin's.
+
+    Raises:
+        TwinError: the held-out conversations are missing, or one of them is in the memory.
+    """
+    moments = [pair for pair in _fresh_moments(user, folder) if pair.context]
+    Random(seed).shuffle(moments)
+    return moments
+
+
+def _fresh_moments(user: SimulatedUser, folder: Path) -> list[Pair]:
+    """Return the held-out pairs with an action, each with the whole chat before it, that the memory does not nearly repeat."""
+    record = user.record
+    groups = group_pairs(read_stored_conversations(folder / HELD_OUT_FILE), record.recipe.speaker, window=_WHOLE_CHAT)
+    test = set(record.test)
+    pairs = [pair for group in groups for pair in group if pair.conversation_id in test and not pair.abandoned]
+    known = [triple.pair for triple in user.store.triples()]
+    check_split(record, known, pairs, by_time=False)
+    repeated = near_duplicates(_without_action(pairs), _without_action(known), turns=record.recipe.window)
+    return [pair for place, pair in enumerate(pairs) if place not in repeated]
 
 
 def messages_before(pair: Pair) -> list[Message]:

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from conftest import recipe, scripted, small_log
 from usertwin.evals.cli import demo
+from usertwin.evals.demo.guessing import BlindPair
 from usertwin.evals.suites.people import corpus_of_test_person, registry
 from usertwin.memory import TwinRecord, alearn, existing_twin, list_twins
 from usertwin.memory.models.embedding import FakeEmbedder
@@ -181,8 +182,8 @@ def test_where_somebody_answers_there_is_a_game_and_a_chat_with_another_twin(typ
 def test_the_game_is_about_other_moments_than_those_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[tuple[str, int]]] = []
 
-    def play(console: object, user: object, moments: list[Any], *, rounds: int) -> str:
-        asked.append([(pair.conversation_id, pair.position) for pair in moments])
+    def play(console: object, name: str, pairs: list[BlindPair]) -> str:
+        asked.append([(pair.moment.conversation_id, pair.moment.position) for pair in pairs])
         return ""
 
     shown: list[tuple[str, int]] = []

@@ -18,8 +18,8 @@ from usertwin.memory import TripleStore, existing_twin
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.twin.record import default_home
 
-#: Commands that work on the folder of a run and need no twin.
-RUN_COMMANDS = {"train", "report", "compare", "join", "judge-by-hand", "export"}
+#: Commands that need no twin: most work on the folder of a run.
+RUN_COMMANDS = {"init", "train", "report", "compare", "join", "judge-by-hand", "export", "completion"}
 #: What the model of `script` says.
 SCRIPTED_REPLIES = WEATHER
 
@@ -46,7 +46,7 @@ def test_help_lists_the_commands_in_the_order_of_use() -> None:
     text = output_of("--help")
     positions = [text.index(f"\n  {name} ") for name in COMMANDS]
     assert positions == sorted(positions)
-    assert list(COMMANDS)[:6] == ["demo", "learn", "chat", "simulate", "eval", "show"]
+    assert list(COMMANDS)[:7] == ["demo", "learn", "init", "chat", "simulate", "eval", "show"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -131,7 +131,8 @@ def test_the_help_of_eval_explains_each_arm() -> None:
 def test_an_unknown_command_is_a_usage_error() -> None:
     result = run("lern")
     assert result.exit_code == 2
-    assert "No such command 'lern'" in result.stderr
+    assert result.stderr == "usertwin: No such command 'lern'; did you mean usertwin learn? (see usertwin --help)\n"
+    assert "did you mean" not in run("nonsense").stderr
 
 
 @pytest.mark.parametrize(
@@ -153,6 +154,14 @@ def test_a_command_that_cannot_be_parsed_is_one_line_with_the_way_out(command: s
     sentence = error_of(*command.split(" "))
     assert named in sentence
     assert sentence.endswith(f" (see {way_out} --help)")
+
+
+def test_a_command_without_a_twins_name_lists_the_twins(ann: str, tmp_path: Path) -> None:
+    for command in (("chat",), ("memory", "stats"), ("guess",)):
+        assert f"Missing argument 'NAME', one of: {ann} (see usertwin {' '.join(command)} --help)" in error_of(*command)
+    assert f"there are: {ann}" in error_of("simulate", "--agent", "demo")
+    assert "usertwin learn makes one" in error_of("eval", "--home", tmp_path / "nowhere")
+    assert "usertwin learn makes one" in error_of("simulate", "--agent", "demo", "--home", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("command", [(), ("memory",)])
@@ -262,10 +271,16 @@ def test_held_out_turns_that_are_missing_or_damaged_are_reported(
 # show -----------------------------------------------------------------------------------------------------------------
 
 
-def test_show_without_a_name_lists_the_twins(ann: str, tmp_path: Path) -> None:
+def test_show_without_a_name_lists_the_twins(ann: str) -> None:
     shutil.copytree(default_home() / ann, default_home() / "bea")
     assert output_of("show").split() == ["ann", "bea"]
-    assert output_of("show", "--home", tmp_path / "nowhere") == ""
+
+
+def test_show_without_twins_says_how_to_get_one(tmp_path: Path) -> None:
+    result = run("show", "--home", tmp_path / "no where")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert f"usertwin learn NAME --from FILE --home '{tmp_path / 'no where'}'" in result.stderr
+    assert "usertwin demo" in result.stderr
 
 
 def test_show_prints_the_memory_and_the_closeness_of_a_twin(ann: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from conftest import PAIR, function_model
-from usertwin.evals.demo.guessing import play, score
+from usertwin.evals.demo.guessing import play, score, write_pairs
 from usertwin.evals.demo.moments import choose_moments
 from usertwin.evals.demo.views import chat_view, comparison_view, two_replies_view
 from usertwin.memory import Recalled, Triple, existing_twin
@@ -54,12 +54,16 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
     monkeypatch.setattr("builtins.input", typed)
 
 
+def play_at(screen: Console, user: SimulatedUser, moments: list[Pair], *, rounds: int) -> str:
+    return play(screen, user.persona.name, write_pairs(user, moments, count=rounds))
+
+
 def test_a_guess_is_right_where_the_real_turn_stands(
     user: SimulatedUser, moments: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer_with(monkeypatch, *["A"] * 9)
     screen = console(100)
-    sentence = play(screen, user, moments, rounds=9)
+    sentence = play_at(screen, user, moments, rounds=9)
     lines = text_of(screen).splitlines()
     places = ["A" if line.index(REAL) < 50 else "B" for line in lines if REAL in line]
     verdicts = [line.partition("? ")[2] for line in lines if line.endswith("really wrote.")]
@@ -71,7 +75,7 @@ def test_a_guess_is_right_where_the_real_turn_stands(
 def test_both_places_are_used(user: SimulatedUser, moments: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, *["A"] * 20)
     screen = console()
-    play(screen, user, moments * 4, rounds=len(moments) * 4)
+    play_at(screen, user, moments * 4, rounds=len(moments) * 4)
     assert {line.split(":")[1].split()[0] for line in text_of(screen).splitlines() if line.endswith("wrote.")} == {"A", "B"}
 
 
@@ -81,25 +85,25 @@ def test_the_game_ends_early_and_counts_what_was_guessed(
 ) -> None:
     answer_with(monkeypatch, "what?", "b", *end)
     screen = console()
-    sentence = play(screen, user, moments, rounds=5)
+    sentence = play_at(screen, user, moments, rounds=5)
     assert "type A or B" in text_of(screen)
     assert " of 1 pairs" in sentence
     answer_with(monkeypatch, *end)
-    assert play(console(), user, moments, rounds=5) == ""
+    assert play_at(console(), user, moments, rounds=5) == ""
 
 
 def test_a_pair_of_equal_replies_is_no_question(ann: str, moments: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = function_model(lambda prompt, seed: REAL)
     answer_with(monkeypatch, *["A"] * 9)
     with SimulatedUser.load(ann, model=model) as same:
-        assert play(console(), same, moments, rounds=5) == ""
+        assert play_at(console(), same, moments, rounds=5) == ""
 
 
 def test_a_twin_that_writes_no_turn_is_no_question(ann: str, moments: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = function_model(lambda prompt, seed: "")
     answer_with(monkeypatch, *["A"] * 9)
     with SimulatedUser.load(ann, model=model) as mute:
-        assert play(console(), mute, moments, rounds=5) == ""
+        assert play_at(console(), mute, moments, rounds=5) == ""
 
 
 @pytest.mark.parametrize(

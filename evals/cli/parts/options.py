@@ -35,6 +35,20 @@ RECIPE_DEFAULTS = {field.name: field.default for field in fields(Recipe)}
 _MAX_NAME = 200  # bytes of a file name: 255 at most, less what a partial file adds
 file_path = click.Path(path_type=Path)
 
+
+def complete_twins(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of the twins that begin with what is typed, for the completion of the shell."""
+    from usertwin.memory import list_twins
+    from usertwin.personas import UsertwinError
+
+    try:
+        return [name for name in list_twins(ctx.params.get("home")) if name.startswith(incomplete)]
+    except (UsertwinError, OSError):
+        return []  # an error in the middle of a line that is being typed helps nobody
+
+
+twin_argument = click.argument("name", shell_complete=complete_twins)
+twins_argument = click.argument("names", metavar="NAME...", nargs=-1, shell_complete=complete_twins)
 home_option = click.option(
     "--home", type=file_path, envvar="USERTWIN_HOME", show_envvar=True, help="Folder that holds the twins."
 )

@@ -39,6 +39,7 @@ _TITLES = {
     "measuring": "measuring held-out traces",
     "user models": "scoring real turns under user models",
     "talking": "talking (turns of the twin, at most)",
+    "guessing": "writing the twin's replies",
     "writing": "writing replies under each arm",
 }
 
