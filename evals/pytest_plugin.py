@@ -138,7 +138,8 @@ def _prepared(
         user = _open_twin(opened, twin_of(settings, scenario), values)
         note = _model_note(user, values, values["goal"] if scenario is None else scenario.goal)
         row = {"scenario": node.nodeid} if node.config.getoption("usertwin_report") else None
-        about = Talk(twin=user.name, closeness=_closeness_of(user, values["home"]), note=note, row=row)
+        closeness, speaker = _closeness_of(user, values["home"]), user.record.recipe.speaker
+        about = Talk(twin=user.name, closeness=closeness, speaker=speaker, note=note, row=row)
     options = {"agent_timeout": values["agent_timeout"], "seed": values["seed"] + talks.offset, **settings.other}
     options |= {"max_turns": values["max_turns"], "goal": values["goal"]} if scenario is None else {"scenario": scenario}
     return _Prepared(user, options, about)

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from usertwin.evals.agent_tests.outcomes import Outcome
+from usertwin.evals.agent_tests.screen import seconds
 from usertwin.evals.agent_tests.transcript import is_agents, messages_by_turn, raw_calls, text_of, tool_call
 from usertwin.evals.reports.labels import counted, number, plural
 from usertwin.memory import Recalled
@@ -71,7 +72,7 @@ def row_of(outcome: Outcome, place: int) -> dict[str, Any]:
         "twin": printable(simulation.twin), "seed": simulation.seed, "outcome": outcome.name.replace("_", " "),
         "reason": simulation.stop_reason, "side": simulation.fault or "nobody", "why": printable("; ".join(outcome.reasons)),
         "checks": [[printable(check.name), _sign(check.passed)] for check in simulation.checks],
-        "turns": len(simulation.exchanges), "seconds": round(simulation.seconds, 2),
+        "turns": len(simulation.exchanges), "time": seconds(simulation.seconds) if simulation.seconds else "",
         "tokens": usage.input_tokens + usage.output_tokens,
         "first": printable(first if len(first) <= _FIRST else f"{first[: _FIRST - 1]}…"),
     }  # fmt: skip
@@ -124,7 +125,7 @@ def _numbers(exchange: Exchange) -> list[str]:
     answer, usage = exchange.answer, exchange.answer.usage
     cached = f", {counted(usage.cached_tokens)} of them cached" if usage.cached_tokens else ""
     parts = [
-        f"twin {_seconds(exchange.twin_seconds)}", *([f"agent {_seconds(exchange.agent_seconds)}"] if exchange.replies else []),
+        f"twin {seconds(exchange.twin_seconds)}", *([f"agent {seconds(exchange.agent_seconds)}"] if exchange.replies else []),
         *([f"{counted(usage.input_tokens)} prompt tokens{cached}"] if usage.input_tokens else []),
         *([f"{plural(usage.output_tokens, 'token')} written"] if usage.output_tokens else []),
         *(["written by the scenario"] if exchange.authored else []),
@@ -144,10 +145,6 @@ def _asides(answer: Answer) -> list[str]:
         "leaves": answer.done,
     }
     return [text for text, value in asides.items() if value]
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3g} s"
 
 
 def _sign(passed: bool | None) -> str:

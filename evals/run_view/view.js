@@ -168,7 +168,7 @@
     const outcomes = pairs && item[0] && item[1] && item[0].outcome !== item[1].outcome ? item : [row];
     const badges = outcomes.flatMap((one, place) => [place ? " → " : null, badge(one.outcome)]);
     const only = pairs && !(item[0] && item[1]) ? ` only in ${item[0] ? "A" : "B"}` : "";
-    const facts = [`${plural(row.turns, "turn")}`, row.reason, ...(row.seconds ? [`${row.seconds} s`] : [])];
+    const facts = [`${plural(row.turns, "turn")}`, row.reason, ...(row.time ? [row.time] : [])];
     if (row.tokens) facts.push(plural(row.tokens, "token"));
     const link = make(
       "a", "row", make("span", "badges", ...badges, only), said("b", "", row.id), said("span", "why", row.why || row.first),
@@ -191,8 +191,9 @@
     const memory = sharedData().memories[place];
     const score = memory.score ? ` · score of its trace ${memory.score}` : "";
     const context = memory.context.map(([who, text]) => said("p", "", `${who}: ${text}`));
+    const source = said("span", "", memory.from);
     return make(
-      "li", "memory", make("p", "dim", make("code", "", memory.id), ` · cosine ${similarity} · `, said("span", "", memory.from), score),
+      "li", "memory", make("p", "dim", make("code", "", memory.id), ` · cosine ${similarity} · `, source, score),
       make("div", "context", ...context),
       said("p", "action", memory.action || "(the person left without a word)"),
       memory.trace ? said("p", "trace", `Trace: ${memory.trace}`) : null,
@@ -202,7 +203,8 @@
   const promptOf = ([step, messages]) => {
     const { lines } = sharedData();
     const parts = messages.flatMap(([role, numbers]) => [
-      make("h5", "", role), set(make("pre", "", numbers.map((number) => lines[number]).join("\n")), { dir: "auto", tabindex: "0" }),
+      make("h5", "", role),
+      set(said("pre", "", numbers.map((number) => lines[number]).join("\n")), { tabindex: "0" }),
     ]);
     return make("div", "prompt", make("h4", "", step === "turn" ? "For the turn" : "For the reasoning"), ...parts);
   };
@@ -228,7 +230,8 @@
     const side = who === "twin" || who === "agent" ? who : "other";
     return make(
       "li", `message ${side}${differs ? " differs" : ""}`, make("h4", "", who), text ? said("p", "text", text) : null,
-      ...calls.map((call) => make("p", "call", make("code", "", call))), text || calls.length ? null : make("p", "dim", "(nothing)"),
+      ...calls.map((call) => make("p", "call", make("code", "", call))),
+      text || calls.length ? null : make("p", "dim", "(nothing)"),
     );
   };
 
@@ -243,11 +246,13 @@
 
   const headOf = (row, talk) => {
     const facts = [`seed ${row.seed}`, plural(row.turns, "turn"), `ended by ${row.reason}`];
-    if (row.seconds) facts.push(`${row.seconds} s`);
+    if (row.time) facts.push(row.time);
     if (row.tokens) facts.push(plural(row.tokens, "token"));
     if (row.side !== "nobody") facts.push(`at fault: the ${row.side}`);
-    const checks = talk.checks.map(([result, name, why]) =>
-      make("li", "", sign(result), make("span", "spoken", `${result}: `), said("span", "", name), why ? said("small", "dim", ` ${why}`) : null));
+    const checks = talk.checks.map(([result, name, why]) => {
+      const reason = why ? said("small", "dim", ` ${why}`) : null;
+      return make("li", "", sign(result), make("span", "spoken", `${result}: `), said("span", "", name), reason);
+    });
     return [
       make("p", "", badge(row.outcome), " ", make("span", "dim", facts.join(" · "))),
       talk.error ? said("p", "error", talk.error) : null,
@@ -270,16 +275,20 @@
   const sideBySide = (item) => {
     const talks = item.map((row, run) => row && talkOf(run, row));
     const blocks = talks.map((talk) => talk && (talk.turns[0]?.about === null ? talk.turns : [undefined, ...talk.turns]));
-    const column = (run, children) => make("div", "column", make("p", "whose", make("span", "letter", runs[run].short), ` ${runs[run].name}`), ...children);
+    const column = (run, children) => {
+      const { short, name } = runs[run];
+      return make("div", "column", make("p", "whose", make("span", "letter", short), ` ${name}`), ...children);
+    };
     const cell = (run, place) => {
       const turn = blocks[run]?.[place];
       return column(run, turn ? [turnOf(turn, blocks[1 - run]?.[place] ?? { messages: [] })] : [make("p", "dim", "–")]);
     };
+    const absent = () => make("p", "dim", "not in this run");
     const rows = [...Array(Math.max(...blocks.map((block) => block?.length ?? 0))).keys()];
     const turns = rows.filter((place) => blocks.some((block) => block?.[place]));
     return [
       changedChecks(item),
-      make("div", "beside", ...item.map((row, run) => column(run, row ? headOf(row, talks[run]) : [make("p", "dim", "not in this run")]))),
+      make("div", "beside", ...item.map((row, run) => column(run, row ? headOf(row, talks[run]) : [absent()]))),
       ...turns.map((place) => make("div", "beside", cell(0, place), cell(1, place))),
       make("div", "beside", ...talks.map((talk, run) => column(run, talk ? stateOf(talk) : []))),
     ];
@@ -289,9 +298,14 @@
     if (!item[0] || !item[1]) return null;
     const [old, now] = item.map(results);
     const names = [...new Set([...old.keys(), ...now.keys()])].filter((name) => old.get(name) !== now.get(name));
-    const lines = names.map((name) => make("li", "", said("span", "", name), `: ${old.get(name) ?? "absent"} → ${now.get(name) ?? "absent"}`));
-    const text = names.length ? plural(names.length, "check") + " changed" : "no check changed";
-    return make("div", "changes", make("p", "", `${changesOf(item).filter((kind) => kind !== "changed").join(" · ")}; ${text}`), names.length ? make("ul", "", ...lines) : null);
+    const lines = names.map((name) =>
+      make("li", "", said("span", "", name), `: ${old.get(name) ?? "absent"} → ${now.get(name) ?? "absent"}`));
+    const [a, b] = item;
+    const parts = [names.length ? `${plural(names.length, "check")} changed` : "no check changed"];
+    if (a.reason !== b.reason) parts.unshift(`ended by ${b.reason}, before by ${a.reason}`);
+    if (a.outcome !== b.outcome) parts.unshift(`${b.outcome}, before ${a.outcome}`);
+    const edge = make("small", "dim", "A coloured edge marks messages that are not the same in both runs.");
+    return make("div", "changes", make("p", "", parts.join(" · ")), names.length ? make("ul", "", ...lines) : null, edge);
   };
 
   const showOpen = () => {
@@ -337,7 +351,7 @@
     if (event.ctrlKey || event.altKey || event.metaKey) return;
     const inList = find("list").contains(document.activeElement);
     const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName ?? "");
-    if (event.key === "Escape" && state.has("c")) {
+    if (event.key === "Escape" && state.has("c") && !typing) {
       const number = state.get("c");
       location.hash = hashWith("c", "");
       requestAnimationFrame(() => find("list").querySelector(`a[data-item="${Number(number)}"]`)?.focus());
@@ -359,12 +373,21 @@
 
   const applyHash = () => {
     readHash();
-    for (const node of find("filters").elements) if (node.name) node.value = state.get(node.name) ?? "";
+    for (const node of find("filters").elements) {
+      if (!node.name) continue;
+      node.value = state.get(node.name) ?? "";
+      if (node.value !== state.get(node.name)) state.delete(node.name); // a link to another page's filter
+    }
     applyFilters();
     showOpen();
   };
   find("more").addEventListener("click", makeRows);
-  new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && makeRows(), { rootMargin: "400px" }).observe(find("more"));
+  find("skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the hash holds the filters
+    moveInList(0);
+  });
+  const isNear = (entries) => entries.some((entry) => entry.isIntersecting);
+  new IntersectionObserver((entries) => isNear(entries) && makeRows(), { rootMargin: "400px" }).observe(find("more"));
   window.addEventListener("hashchange", applyHash);
   makeFilters();
   applyHash();
