@@ -352,9 +352,7 @@
     const inList = find("list").contains(document.activeElement);
     const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement?.tagName ?? "");
     if (event.key === "Escape" && state.has("c") && !typing) {
-      const number = state.get("c");
       location.hash = hashWith("c", "");
-      requestAnimationFrame(() => find("list").querySelector(`a[data-item="${Number(number)}"]`)?.focus());
     } else if ((event.key === "ArrowDown" || event.key === "ArrowUp") && (inList || document.activeElement === document.body)) {
       moveInList(event.key === "ArrowDown" ? 1 : -1);
     } else if (event.key === "/" && !typing) {
@@ -371,15 +369,25 @@
 
   // Start ---------------------------------------------------------------------------------------------------------------
 
+  const focusRow = (number) => {
+    const place = shown.indexOf(number);
+    while (made <= place) makeRows();
+    find("list").querySelector(`a[data-item="${number}"]`)?.focus();
+  };
+
+  const filtersOf = () => JSON.stringify([...state].filter(([key]) => key !== "c"));
+
   const applyHash = () => {
+    const [before, filters] = [state.get("c"), filtersOf()];
     readHash();
     for (const node of find("filters").elements) {
       if (!node.name) continue;
       node.value = state.get(node.name) ?? "";
       if (node.value !== state.get(node.name)) state.delete(node.name); // a link to another page's filter
     }
-    applyFilters();
+    if (made === 0 || filters !== filtersOf()) applyFilters(); // else the list stays where it was scrolled to
     showOpen();
+    if (before !== undefined && !state.has("c")) focusRow(Number(before));
   };
   find("more").addEventListener("click", makeRows);
   find("skip").addEventListener("click", (event) => {

@@ -175,3 +175,14 @@ def test_a_run_of_pytest_has_prompts_and_the_ids_of_the_memory(home: Path, tmp_p
     assert texts_of(rebuilt(report, home)) == sent(chat)
     ids = [[m.triple.id for m in e.answer.recalled] for e in run.simulations[0].exchanges]
     assert [[m.triple.id for m in e.answer.recalled] for e in report.simulations[0].exchanges] == ids
+
+
+def test_the_prompts_of_a_reasoner_with_another_style_are_built_again(home: Path, tmp_path: Path) -> None:
+    replace(TwinRecord.load(home / "ann"), settings=Settings(reasons=True)).save(home / "ann")
+    (model, acting), (reasoner, reasoning) = function_model(replies()), function_model(lambda *_: "is busy", "instruction")
+    with SimulatedUser.load("ann", home=home, model=model, reasoner=reasoner) as user:
+        user.abandonment = None
+        simulate_many(user, Desk(*HOSTILE), out=tmp_path / "run", max_turns=3)
+    turns = rebuilt(read_agent_run(tmp_path / "run"), home)
+    assert len(reasoning.prompts) == 3
+    assert texts_of(turns) == [text for both in zip(reasoning.prompts, acting.prompts, strict=True) for text in both]
