@@ -1,7 +1,8 @@
 """The conversations of a run as JSON values for the page: a row of the list for each, and what is read when it is opened.
 
 Design: recalled triples, and lines of prompts, occur in many turns. Each is stored once, and turns refer to it by its number:
-a page of a thousand conversations has a few megabytes. Every text is printable: control characters are pictures of themselves.
+a page of a thousand conversations has a few megabytes. Control characters are pictures of themselves; the page
+masks secrets in the JSON, once for each conversation.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from usertwin.evals.agent_tests.screen import seconds
 from usertwin.evals.agent_tests.transcript import is_agents, messages_by_turn, raw_calls, text_of, tool_call
 from usertwin.evals.reports.labels import counted, number, plural
 from usertwin.memory import Recalled
-from usertwin.personas.printable import printable
+from usertwin.personas.printable import visible
 from usertwin.personas.roles import is_user
 from usertwin.simulator.agents import Message
 from usertwin.simulator.records import Exchange, Simulation
@@ -43,7 +44,7 @@ class Shared:
         """Return the number of a line."""
         if text not in self._places:
             self._places[text] = len(self.lines)
-            self.lines.append(printable(text))
+            self.lines.append(visible(text))
         return self._places[text]
 
     def memory(self, recalled: Recalled) -> int:
@@ -54,9 +55,9 @@ class Shared:
             self._places[key] = len(self.memories)
             pair = triple.pair
             self.memories.append({
-                "id": triple.id, "from": printable(f"{pair.conversation_id}, turn {pair.position}"),
-                "context": [[printable(turn.speaker), printable(turn.text)] for turn in pair.context],
-                "action": printable(pair.action) if pair.action else "", "trace": printable(triple.reasoning or ""),
+                "id": triple.id, "from": visible(f"{pair.conversation_id}, turn {pair.position}"),
+                "context": [[visible(turn.speaker), visible(turn.text)] for turn in pair.context],
+                "action": visible(pair.action) if pair.action else "", "trace": visible(triple.reasoning or ""),
                 "score": "" if triple.score is None else number(triple.score, 3),
             })  # fmt: skip
         return self._places[key]
@@ -68,13 +69,13 @@ def row_of(outcome: Outcome, place: int) -> dict[str, Any]:
     usage = simulation.usage
     first = next((text for e in simulation.exchanges if (text := e.answer.action.strip())), "")
     return {
-        "n": place, "id": printable(simulation.id), "scenario": printable(simulation.scenario or "(none)"),
-        "twin": printable(simulation.twin), "seed": simulation.seed, "outcome": outcome.name.replace("_", " "),
-        "reason": simulation.stop_reason, "side": simulation.fault or "nobody", "why": printable("; ".join(outcome.reasons)),
-        "checks": [[printable(check.name), _sign(check.passed)] for check in simulation.checks],
+        "n": place, "id": visible(simulation.id), "scenario": visible(simulation.scenario or "(none)"),
+        "twin": visible(simulation.twin), "seed": simulation.seed, "outcome": outcome.name.replace("_", " "),
+        "reason": simulation.stop_reason, "side": simulation.fault or "nobody", "why": visible("; ".join(outcome.reasons)),
+        "checks": [[visible(check.name), _sign(check.passed)] for check in simulation.checks],
         "turns": len(simulation.exchanges), "time": seconds(simulation.seconds) if simulation.seconds else "",
         "tokens": usage.input_tokens + usage.output_tokens,
-        "first": printable(first if len(first) <= _FIRST else f"{first[: _FIRST - 1]}…"),
+        "first": visible(first if len(first) <= _FIRST else f"{first[: _FIRST - 1]}…"),
     }  # fmt: skip
 
 
@@ -86,11 +87,11 @@ def details_of(simulation: Simulation, prompts: Sequence[TurnPrompts], shared: S
         for block, exchange, built in zip(blocks, simulation.exchanges, prompts, strict=True)
     ]
     return {
-        "goal": printable(simulation.goal), "error": printable(simulation.error or ""),
-        "thread": printable(simulation.thread_id),
-        "faults": [printable(f"{fault.kind}: {fault.text}") for fault in simulation.twin_faults],
+        "goal": visible(simulation.goal), "error": visible(simulation.error or ""),
+        "thread": visible(simulation.thread_id),
+        "faults": [visible(f"{fault.kind}: {fault.text}") for fault in simulation.twin_faults],
         "checks": [
-            [_sign(check.passed), printable(check.name), printable(check.error or check.reason)] for check in simulation.checks
+            [_sign(check.passed), visible(check.name), visible(check.error or check.reason)] for check in simulation.checks
         ],
         "state": _json(simulation.final_state),
         "turns": [*([{"messages": [_message(message) for message in opening], "about": None}] if opening else []), *turns],
@@ -101,7 +102,7 @@ def _message(message: Message) -> list[Any]:
     """Return who said a message, its text, and its calls of tools."""
     role = str(message.get("role"))
     who = "twin" if is_user(role) else "agent" if is_agents(message) else role
-    return [printable(who), printable(text_of(message)), [printable(str(tool_call(raw, 0))) for raw in raw_calls(message)]]
+    return [visible(who), visible(text_of(message)), [visible(str(tool_call(raw, 0))) for raw in raw_calls(message)]]
 
 
 def _about(exchange: Exchange, prompts: TurnPrompts, shared: Shared) -> dict[str, Any]:
@@ -109,14 +110,14 @@ def _about(exchange: Exchange, prompts: TurnPrompts, shared: Shared) -> dict[str
     answer = exchange.answer
     texts = exchange.sent or (answer.action,)
     return {
-        "thought": printable(answer.reasoning), "numbers": _numbers(exchange),
+        "thought": visible(answer.reasoning), "numbers": _numbers(exchange),
         "memories": [[shared.memory(memory), number(memory.similarity, 3)] for memory in answer.recalled],
         "prompts": [
             [step, [[role, [shared.line(line) for line in text.split("\n")]] for role, text in messages]]
             for step, messages in prompts.prompts
         ],
         "why_not": shared.line(prompts.why_not) if prompts.why_not else None,
-        "written": "" if texts == (answer.action,) else printable(answer.action), "state": _json(exchange.state),
+        "written": "" if texts == (answer.action,) else visible(answer.action), "state": _json(exchange.state),
     }  # fmt: skip
 
 
@@ -131,7 +132,7 @@ def _numbers(exchange: Exchange) -> list[str]:
         *(["written by the scenario"] if exchange.authored else []),
         *exchange.notes, *_asides(answer),
     ]  # fmt: skip
-    return [printable(part) for part in parts]
+    return [visible(part) for part in parts]
 
 
 def _asides(answer: Answer) -> list[str]:
@@ -155,4 +156,4 @@ def _json(value: Any) -> str:
     """Return JSON values as indented text; a text as it is, "" for None."""
     if value is None:
         return ""
-    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1, default=str))
+    return visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1, default=str))

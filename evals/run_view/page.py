@@ -24,7 +24,8 @@ from usertwin.evals.records.run_folder import write_atomically
 from usertwin.evals.reports.labels import plural
 from usertwin.evals.reports.templates import COLOURS, template
 from usertwin.personas import UsageError
-from usertwin.personas.printable import printable
+from usertwin.personas.printable import visible
+from usertwin.personas.secrets import mask
 
 from .conversations import Shared, details_of, row_of
 from .rebuilt_prompts import PromptRebuilder
@@ -107,7 +108,7 @@ def _talks(run: AgentRun, rebuilder: PromptRebuilder, shared: Shared, view: View
 
 def _title(run: AgentRun, number: int, runs: int) -> dict[str, str]:
     """Return the names of a run: the short one tells two runs apart."""
-    return {"short": "AB"[number] if runs > 1 else "", "name": printable(run.name), "agent": printable(run.agent)}
+    return {"short": "AB"[number] if runs > 1 else "", "name": visible(run.name)}
 
 
 def _comparison(runs: Sequence[AgentRun]) -> list[str]:
@@ -136,8 +137,11 @@ def _verbatim(text: str) -> Any:
 
 
 def _data(value: Any) -> Any:
-    """Return JSON that cannot end the script element it stands in."""
+    """Return JSON without secrets that cannot end the script element it stands in."""
     import orjson
     from jinja2.utils import htmlsafe_json_dumps
 
-    return htmlsafe_json_dumps(value, lambda data: orjson.dumps(data).decode())
+    def dumps(data: Any) -> str:
+        return mask(orjson.dumps(data).decode())
+
+    return htmlsafe_json_dumps(value, dumps)

@@ -73,7 +73,7 @@ class PromptRebuilder:
         self._scenarios: dict[str, Scenario | None] = {}
         models: Any = run.manifest.get("models")
         style = models.get("style") if isinstance(models, dict) else None
-        self._styles = tuple(known for known in _STYLES if style in {known, None})
+        self._styles: tuple[PromptStyle, ...] = tuple(known for known in _STYLES if style in {known, None})
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +89,7 @@ class PromptRebuilder:
 
     def _of_turn(self, simulation: Simulation, number: int, messages: Sequence[Any]) -> TurnPrompts:
         exchange = simulation.exchanges[number]
-        checksums = exchange.answer.prompts
+        checksums = list(exchange.answer.prompts)
         if exchange.authored or not checksums:
             left = exchange.answer.done and not exchange.answer.action
             return TurnPrompts(why_not=_AUTHORED if exchange.authored else _LEFT if left else _NO_CHECKSUMS)
@@ -99,7 +99,8 @@ class PromptRebuilder:
         built: list[tuple[Literal["reasoning", "turn"], Messages]] = []
         for style in self._styles:
             query = twin.query(messages, self._goal(simulation, number, messages, style))
-            if len(checksums) > 1 and not built and (thought := _same(twin.reasoning_prompts(query, exchange), checksums[0])):
+            thoughts = twin.reasoning_prompts(style, query, exchange)
+            if len(checksums) > 1 and not built and (thought := _same(thoughts, checksums[0])):
                 built.append(("reasoning", thought))
             if turn := _same(twin.turn_prompts(style, query, exchange), checksums[-1]):
                 built.append(("turn", turn))
@@ -152,16 +153,14 @@ class _Twin:
         """Return the turn that is to be written after these messages."""
         return upcoming_turn(as_conversation(list(messages)).turns, goal, self.record.recipe.speaker)
 
-    def reasoning_prompts(self, query: Pair, exchange: Exchange) -> Iterator[Messages]:
-        """Yield the prompts that the reasoner may have got: in both styles, whole, and cut as the prompt of the turn was."""
+    def reasoning_prompts(self, acting: PromptStyle, query: Pair, exchange: Exchange) -> Iterator[Messages]:
+        """Yield the prompts that the reasoner may have got: whole, and cut as that of the turn; then in another style."""
         recalled, answer = self._shown(exchange), exchange.answer
-        for style in _STYLES:
-            cuts = {
-                (len(recalled), shown_turns(style, query, self._settings.window)),
-                (len(recalled) - answer.cut_recalled, len(query.context) - answer.cut_turns),
-            }
+        for style in sorted(_STYLES, key=lambda known: known != acting):
+            whole = (len(recalled), shown_turns(style, query, self._settings.window))
+            cut = (len(recalled) - answer.cut_recalled, len(query.context) - answer.cut_turns)
             for card in self._cards_for(style, query):
-                for count, turns in cuts:
+                for count, turns in dict.fromkeys((whole, cut)):
                     yield reason_messages(style, self.record.persona, query, recalled[:count], turns=turns, card=card)
 
     def turn_prompts(self, style: PromptStyle, query: Pair, exchange: Exchange) -> Iterator[Messages]:

@@ -113,7 +113,9 @@
     const controls = [control("q", "Text", search)];
     for (const filter of FILTERS) {
       const counts = new Map();
-      for (const item of items) for (const value of new Set(filter.values(item))) counts.set(value, (counts.get(value) ?? 0) + 1);
+      for (const value of items.flatMap((item) => [...new Set(filter.values(item))])) {
+        counts.set(value, (counts.get(value) ?? 0) + 1);
+      }
       if (counts.size < 2) continue;
       const select = make("select", "", set(make("option", "", "all"), { value: "" }));
       const compare = new Intl.Collator("en", { numeric: true }).compare;
@@ -314,7 +316,8 @@
     document.body.classList.toggle("reading", item !== undefined);
     markOpen();
     if (!item) {
-      find("talk").replaceChildren(make("p", "dim empty", items.length ? "Choose a conversation." : "The run holds no conversation."));
+      const hint = items.length ? "Choose a conversation." : "The run holds no conversation.";
+      find("talk").replaceChildren(make("p", "dim empty", hint));
       return;
     }
     const place = shown.indexOf(number);
@@ -326,7 +329,8 @@
     );
     const heading = set(said("h2", "", rowsOf(item)[0].id), { tabindex: "-1", id: "open" });
     const content = pairs ? sideBySide(item) : single(item[0]);
-    find("talk").replaceChildren(set(steps, { "aria-label": "Conversations" }), heading, ...content.filter((node) => node !== null));
+    set(steps, { "aria-label": "Conversations" });
+    find("talk").replaceChildren(steps, heading, ...content.filter((node) => node !== null));
     heading.focus({ preventScroll: true });
     find("talk").scrollTop = 0;
     if (document.body.clientWidth < 900) window.scrollTo(0, 0);

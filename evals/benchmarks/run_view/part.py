@@ -30,7 +30,7 @@ from .browser import BROWSER, NO_BROWSER, Browser, open_browser
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """Seconds from navigation to the drawn result of a filter, by the clock and of the processor; then of opening and search."""
+    """Seconds until a filter is drawn, by the clock and of the processor; then of opening a conversation and of a search."""
 
     ready: float
     processor: float
