@@ -146,7 +146,10 @@ def _prepared(
         note = _model_note(user, values, values["goal"] if scenario is None else scenario.goal)
         checks = _checks_of(scenario, opened, values)
         row = {"scenario": node.nodeid} if node.config.getoption("usertwin_report") else None
-        about = Talk(twin=user.name, model=user.model.name, closeness=_closeness_of(user, values["home"]), note=note, row=row)
+        about = Talk(
+            twin=user.name, model=user.model.name, closeness=_closeness_of(user, values["home"]),
+            speaker=user.record.recipe.speaker, note=note, row=row,
+        )  # fmt: skip
     options = {"agent_timeout": values["agent_timeout"], "seed": values["seed"] + talks.offset, **settings.other}
     options |= {"max_turns": values["max_turns"], "goal": values["goal"]} if scenario is None else {"scenario": scenario}
     return _Prepared(user, options, checks, about)

@@ -25,7 +25,11 @@ def printable(text: str) -> str:
     >>> printable("red \x1b[31m")
     'red ␛[31m'
     """
-    text = mask(text)
+    return visible(mask(text))
+
+
+def visible(text: str) -> str:
+    """Return the text with its control characters as `printable` shows them; secrets stay, so the caller masks them."""
     return text if text.isascii() and text.isprintable() else _UNSAFE.sub(_picture, text)
 
 

@@ -86,7 +86,7 @@ async def converse(
         ReplayMiss: a recording is replayed that does not hold a call.
     """
     started = time.perf_counter()
-    simulation.goal = "\n".join(filter(None, (scenario.goal, *_instructions(scenario))))
+    simulation.goal = "\n".join(filter(None, (scenario.goal, *scenario.instructions)))
     simulation.messages = [message for message in scenario.start if message["role"] != "system"]
     talk = _Conversation(user, call, scenario, simulation=simulation, limits=limits, deadline=started + scenario.max_seconds)
     try:
@@ -185,8 +185,7 @@ class _Conversation:
 
     async def _twin_turn(self, number: int) -> Answer | None:
         """Return the twin's turn; None if it fails or is late, which is recorded."""
-        shown = self.scenario.goal_text(number, self.simulation.messages, style=self.user.model.style)
-        goal = "\n".join(filter(None, (shown, *_instructions(self.scenario))))
+        goal = self.scenario.goal_in_turn(number, self.simulation.messages, style=self.user.model.style)
         seconds = min(self.limits.twin_timeout, self._remaining())
         if self._ended_late("twin"):
             return None
@@ -267,8 +266,3 @@ def _twin_faults(simulation: Simulation, scenario: Scenario, user: SimulatedUser
 
 def _said(turn: ModifiedTurn) -> Answer:
     return Answer(action="\n".join(turn.texts), reasoning="", recalled=(), done=False, usage=Usage())
-
-
-def _instructions(scenario: Scenario) -> list[str]:
-    """Return the instructions for the twin among the given turns."""
-    return [str(message["content"]) for message in scenario.start if message["role"] == "system"]

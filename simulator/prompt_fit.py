@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +32,16 @@ class FittedPrompt:
     messages: Messages
     cut_turns: int = 0
     cut_recalled: int = 0
+
+    @property
+    def checksum(self) -> str:
+        """The checksum of the messages."""
+        return prompt_checksum(self.messages)
+
+
+def prompt_checksum(messages: Messages) -> str:
+    """Return the checksum of a prompt, by which one that is built again is known to be the same."""
+    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16]
 
 
 def fit_prompt(

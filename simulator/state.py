@@ -13,11 +13,16 @@ from usertwin.memory import Recalled, Triple
 from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import Usage
 from usertwin.personas import Pair, Turn
+from usertwin.personas.pairs import visible_turns
 from usertwin.personas.reading import as_type
 from usertwin.personas.roles import is_user
 
 if TYPE_CHECKING:
     from langchain_core.runnables import Runnable, RunnableConfig
+
+
+#: The conversation of a turn that is not in the log.
+_LIVE = "(live)"
 
 
 class RecalledRow(TypedDict):
@@ -61,6 +66,7 @@ class TwinState(TypedDict):
     candidates: NotRequired[int]
     cut_turns: NotRequired[int]
     cut_recalled: NotRequired[int]
+    prompts: NotRequired[list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,8 @@ class Answer:
         cut_turns: earlier turns of the conversation that the prompt did not hold whole, oldest first: a transcript shows the
             tuned number of turns, and every prompt must fit into the model's context.
         cut_recalled: recalled triples that were left out because the model's context was full.
+        prompts: the checksums of the prompts (see `prompt_checksum`): for the reasoning, if there was one, and for the turn;
+            none if no model wrote it.
     """
 
     action: str
@@ -156,6 +164,7 @@ class Answer:
     candidates: int = 0
     cut_turns: int = 0
     cut_recalled: int = 0
+    prompts: tuple[str, ...] = ()
 
     @property
     def message(self) -> dict[str, str]:
@@ -174,6 +183,17 @@ class Answer:
             return replace(as_type(cls, raw | {"recalled": []}), recalled=tuple(from_rows(rows, speaker)))
         except (KeyError, TypeError) as error:
             raise ValueError(f"recalled: {error!r}") from None
+
+
+def upcoming_turn(turns: Sequence[Turn], goal: str, speaker: str) -> Pair:
+    """Return the speaker's next turn after these as a pair without an action; private turns are part of its goal."""
+    goals = [goal, *(turn.text for turn in turns if turn.private)]
+    turns = [turn for turn, _ in visible_turns(turns)]
+    context = tuple(Turn(speaker if is_user(turn.role) else turn.speaker, turn.role, turn.text) for turn in turns)
+    return Pair(
+        speaker=speaker, context=context, action="", goal="\n".join(filter(None, goals)), conversation_id=_LIVE,
+        position=len(turns), when=float("inf"),
+    )  # fmt: skip
 
 
 def sampler_seed(state: TwinState, query: Pair) -> int:

@@ -29,12 +29,10 @@ from usertwin.memory.twin.last_turn import LastTurnModel
 from usertwin.memory.twin.record import ABANDONMENT_FILE, LAST_TURN_FILE
 from usertwin.memory.twin.reranking import Reranking
 from usertwin.personas import Pair, Persona, Turn, as_conversation
-from usertwin.personas.pairs import visible_turns
-from usertwin.personas.roles import is_user
 
 from .backends.load import DEFAULT_MODEL, load_model
 from .backends.lora_of_twin import model_for_twin
-from .prompt_fit import fit_prompt
+from .prompt_fit import FittedPrompt, fit_prompt
 from .prompts import reason_messages, shown_turns, with_shown_traces
 from .reasoner import load_own_embedder, load_reasoner
 from .reranking.reranker import BestOf, Reranker
@@ -50,6 +48,7 @@ from .state import (
     sampler_seed,
     to_messages,
     to_rows,
+    upcoming_turn,
     working_state,
 )  # fmt: skip
 from .structured_reply import may_leave
@@ -62,8 +61,6 @@ if TYPE_CHECKING:
     from langgraph.graph.state import CompiledStateGraph
 
     Graph = CompiledStateGraph["TwinState", None, "TwinState", "TwinState"]
-
-_LIVE = "(live)"
 
 
 class SimulatedUser:
@@ -226,6 +223,7 @@ class SimulatedUser:
             recalled=tuple(from_rows(state["recalled"], self.record.recipe.speaker)),
             usage=Usage(**state["usage"]), abandonment_rate=state["abandonment_rate"],
             reasoner=self.reasoner.name if state["reasoning"] and not self._one_model else None,
+            prompts=tuple(state.get("prompts", ())),
             **{name: state.get(name, 0) for name in ("discarded", "candidates", "cut_turns", "cut_recalled")},
         )  # fmt: skip
 
@@ -256,7 +254,7 @@ class SimulatedUser:
     async def _recall(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         query = self._place(state).query
         recalled, neighbours = await self._memories(query)
-        update: dict[str, Any] = {"usage": asdict(Usage()), "done": False, "abandonment_rate": 0.0}
+        update: dict[str, Any] = {"usage": asdict(Usage()), "done": False, "abandonment_rate": 0.0, "prompts": []}
         if self.abandonment is not None and neighbours is not None:
             update["abandonment_rate"] = round(abandonment_rate(neighbours), 6)
             if self.abandonment.leaves(neighbours, query):
@@ -284,8 +282,9 @@ class SimulatedUser:
         query, recalled = place.query, self._shown(place)
         if self._is_structured or not self.reasons_after(recalled):
             return {"reasoning": ""}
-        thought = await self.sample_reasoning(query, recalled, seed=sampler_seed(state, query), config=config)
-        return {"reasoning": thought.text, "usage": add_usage(state, thought.usage)}
+        prompt, seed = self.reasoning_prompt(query, recalled), sampler_seed(state, query)
+        thought = await self.sample_reasoning(query, recalled, seed=seed, prompt=prompt, config=config)
+        return {"reasoning": thought.text, "usage": add_usage(state, thought.usage), "prompts": [prompt.checksum]}
 
     async def _act(self, state: TwinState, config: RunnableConfig) -> dict[str, Any]:
         from langchain_core.messages import HumanMessage
@@ -303,6 +302,7 @@ class SimulatedUser:
             "done": done or (turn.sample.done and may_leave(pair)),
             "usage": add_usage(state, turn.sample.usage), "discarded": turn.discarded, "candidates": turn.candidates,
             "cut_turns": turn.prompt.cut_turns, "cut_recalled": turn.prompt.cut_recalled,
+            "prompts": [*state.get("prompts", []), turn.prompt.checksum],
         }  # fmt: skip
 
     @traced_recall
@@ -315,17 +315,27 @@ class SimulatedUser:
         continues = "transcript" in {self.model.style, self.reasoner.style}
         return self.settings.reasons and (not continues or any(triple.reasoning for triple in shown))
 
-    async def sample_reasoning(
-        self, query: Pair, recalled: Sequence[Triple], *, seed: int, config: RunnableConfig | None = None
-    ) -> Sample:
-        """Sample the reasoner's thought for the current turn once, in the style of the traces in `recalled`."""
-        model, style = self.reasoner, self.reasoner.style
-        max_tokens = token_limit("thought", style)
+    def reasoning_prompt(self, query: Pair, recalled: Sequence[Triple]) -> FittedPrompt:
+        """Return the prompt for the thought before a turn, within the context of the reasoner."""
+        style = self.reasoner.style
         card = self.style_card(query) if style == "instruction" else None
-        prompt = fit_prompt(
-            model, max_tokens, query=query, recalled=recalled, turns=shown_turns(style, query, self.settings.window),
+        return fit_prompt(
+            self.reasoner, token_limit("thought", style), query=query, recalled=recalled,
+            turns=shown_turns(style, query, self.settings.window),
             build=lambda pair, triples, turns: reason_messages(style, self.persona, pair, triples, turns=turns, card=card),
         )  # fmt: skip
+
+    async def sample_reasoning(
+        self, query: Pair, recalled: Sequence[Triple], *, seed: int, prompt: FittedPrompt | None = None,
+        config: RunnableConfig | None = None,
+    ) -> Sample:  # fmt: skip
+        """Sample the reasoner's thought for the current turn once, in the style of the traces in `recalled`.
+
+        `prompt` is that of `reasoning_prompt`, if it has been built already.
+        """
+        model, style = self.reasoner, self.reasoner.style
+        max_tokens = token_limit("thought", style)
+        prompt = prompt or self.reasoning_prompt(query, recalled)
         [thought] = await sample(
             model, prompt.messages, seed=seed, max_tokens=max_tokens, stop=["\n"] if style == "transcript" else [],
             bypass_cache=True, config=config,
@@ -387,12 +397,4 @@ class SimulatedUser:
         return Place(self._query(as_conversation(state["messages"]).turns, state.get("goal", "")), recalled)
 
     def _query(self, turns: Sequence[Turn], goal: str) -> Pair:
-        """Return the next turn after these as a pair without an action."""
-        goals = [goal, *(turn.text for turn in turns if turn.private)]
-        turns = [turn for turn, _ in visible_turns(turns)]
-        speaker = self.record.recipe.speaker
-        context = tuple(Turn(speaker if is_user(turn.role) else turn.speaker, turn.role, turn.text) for turn in turns)
-        return Pair(
-            speaker=speaker, context=context, action="", goal="\n".join(filter(None, goals)), conversation_id=_LIVE,
-            position=len(turns), when=float("inf"),
-        )  # fmt: skip
+        return upcoming_turn(turns, goal, self.record.recipe.speaker)

@@ -18,7 +18,7 @@ ORDER = {
     "simulator": "backends <- state, prompts, prompt_fit, turn_checks, turn_writer, reranking, reasoner, user, agents, records,"
     " tracing <- scenarios, recording <- conversation <- simulation <- runs, terminal, learning <- serving",
     "evals": "records, arm_names <- metrics <- replay, judges, traces, reports <- tuning, agent_tests <- suites, training_runs,"
-    " demo <- cli, pytest_support <- pytest_plugin <- benchmarks",
+    " demo, run_view <- cli, pytest_support <- pytest_plugin <- benchmarks",
 }
 #: Groups whose members may import each other: files of one subject, and helpers that everything uses.
 SHARED = {("personas", 0), ("memory", 0), ("simulator", 1), ("evals", 0)}

@@ -69,7 +69,7 @@ def render_page(run: AgentRun, summary: Summary, failures: Sequence[str] = (), l
         tiles=_tiles(summary), sections=_sections(summary),
         worst=[(worst, anchors.get(worst.id)) for worst in summary.worst], groups=[group for group in groups if group["count"]],
         started=str(run.manifest.get("started_at", ""))[:10], signs={}, spoken={},
-        facts=_facts(run, summary),
+        facts=_facts(run),
     )  # fmt: skip
 
 
@@ -166,19 +166,28 @@ def _tokens(summary: Summary) -> str:
     return text + ("" if summary.retries is None else f" Repeated requests: {summary.retries}.")
 
 
-def _facts(run: AgentRun, summary: Summary) -> list[tuple[str, str]]:
-    """Return what the run was, as terms and texts."""
+def manifest_facts(run: AgentRun) -> list[tuple[str, str]]:
+    """Return what the manifest of a run says, as terms and texts."""
     manifest = run.manifest
     facts = {
-        "Agent": summary.agent, "Started": str(manifest.get("started_at", "")), "Seed": str(manifest.get("seed", "")),
+        "Agent": run.agent,
+        "Started": str(manifest.get("started_at", "")),
+        "Seed": str(manifest.get("seed", "")),
         **{name.capitalize(): _listed(manifest.get(name)) for name in ("models", "prompts", "arguments", "versions")},
+    }
+    return [(term, text) for term, text in facts.items() if text]
+
+
+def _facts(run: AgentRun) -> list[tuple[str, str]]:
+    """Return what the run was and how its figures were computed, as terms and texts."""
+    methods = {
         "Intervals": "95%. Over conversations: Wilson's. From 8 scenarios, twins or pairs of the two on, Student's t with "
         "jackknife standard errors is computed over these, too, and the widest interval is shown; with fewer, it holds for "
         "these scenarios and twins alone.",
         "pass^k": "The probability that all of k conversations of the same scenario and twin are passed: C(c, k) / C(n, k) for "
         "c of n passed, averaged over the pairs of scenario and twin with at least k usable conversations.",
     }  # fmt: skip
-    return [(term, text) for term, text in facts.items() if text]
+    return [*manifest_facts(run), *methods.items()]
 
 
 def _listed(values: Any) -> str:

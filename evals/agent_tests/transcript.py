@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 from usertwin.personas.roles import is_user
@@ -108,6 +109,13 @@ def with_exchanges(simulation: Simulation) -> list[tuple[Message, Exchange | Non
             firsts[own[0]] = exchange
         own = own[len(sent) :]
     return [(message, firsts.get(number)) for number, message in enumerate(simulation.messages)]
+
+
+def messages_by_turn(simulation: Simulation) -> list[list[Message]]:
+    """Return the messages in order: first those before the twin's first turn, then each turn of the twin with its replies."""
+    counts = [len(_sent(exchange)) + len(exchange.replies) for exchange in simulation.exchanges]
+    rest = iter(simulation.messages)
+    return [list(islice(rest, count)) for count in (max(0, len(simulation.messages) - sum(counts)), *counts)]
 
 
 def _sent(exchange: Exchange) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ from .kill_points import crash_part
 from .learning import learn_part, threads_part
 from .memory import memory_part
 from .recon import controls_part, recon_part
+from .run_view.part import view_part
 from .scale_out.part import scale_out_part
 from .scoring import eval_part
 from .training import train_part
@@ -202,6 +203,7 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
     "ray": scale_out_part,
     "connections": kept_connections_part,
     "kills": killed_runs_part,
+    "view": view_part,
 }
 
 

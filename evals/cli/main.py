@@ -33,6 +33,7 @@ COMMANDS = {
     "controls": ("controls", "Test with control traces whether the trace score of NAME is only leakage."),
     "suite": ("evaluate", "Measure many people under many arms and write a report."),
     "report": ("runs", "Write the reports of the run in folder RUN again."),
+    "view": ("runs", "Write a page of the conversations of RUN, or of RUN and RUN2 side by side."),
     "compare": ("runs", "Compare the runs in folders OLD and NEW."),
     "join": ("runs", "Join finished runs of one suite, each with other people."),
     "judge-by-hand": ("runs", "Judge blind pairs of replies of RUN and compare with the model judge."),

@@ -1,11 +1,13 @@
-"""The commands on finished runs: `usertwin report`, `compare`, `join`, `judge-by-hand`, `export`.
+"""The commands on finished runs: `usertwin report`, `view`, `compare`, `join`, `judge-by-hand`, `export`.
 
-They need the run's folder alone, and no model, so a report can be written again at any time.
+They need the run's folder alone, and no model, so a report can be written again at any time. Only the prompts that `view` shows
+need the twins.
 """
 
 from __future__ import annotations
 
 import sys
+import webbrowser
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +16,16 @@ import click
 
 from usertwin.personas import UsageError
 
-from .parts.options import console_for, file_path, is_standard_output, json_option, quiet_option, threshold_options, write_json
+from .parts.options import (
+    console_for,
+    file_path,
+    home_option,
+    is_standard_output,
+    json_option,
+    quiet_option,
+    threshold_options,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,6 +104,31 @@ def _report_training(run: Path) -> None:
     for sentence in summarize_training(training):
         console.print(sentence, markup=False)
     console.print(f"written to {path}", markup=False)
+
+
+@click.command()
+@click.argument("run", type=file_path)
+@click.argument("run2", type=file_path, required=False)
+@click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
+@click.option("--out", type=file_path, help="File to write.  [default: view.html in RUN; comparison.html of two runs]")
+@home_option
+def view(run: Path, run2: Path | None, opens: bool, out: Path | None, home: Path | None) -> None:
+    """Write a page of the conversations of RUN, or of RUN and RUN2 side by side.
+
+    RUN is a folder of usertwin simulate, or of pytest --usertwin-report. The page filters its conversations, and shows the
+    memories, reasoning, times, tokens and prompts of each turn. It needs no network. Prompts are built again from the twins in
+    --home, and shown only if they are those that were sent.
+    """
+    from usertwin.evals.agent_tests.read import read_agent_run
+    from usertwin.evals.run_view import write_view
+
+    console = console_for()
+    written = write_view(read_agent_run(run), None if run2 is None else read_agent_run(run2), home=home, out=out)
+    for line in written.prompt_lines:
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"written to {written.path}", markup=False, soft_wrap=True)
+    if opens and not webbrowser.open(written.path.absolute().as_uri()):
+        raise UsageError(f"{written.path}: no browser could be started; open the file in one")
 
 
 @click.command()

@@ -42,13 +42,13 @@ def write_report(folder: str, talks: Sequence[Talk]) -> str:
     from usertwin.simulator.runs.run_folder import RunFolder
 
     run, numbers, reasons, order = RunFolder(folder), Counter[tuple[str, str]](), Counter[str](), list[str]()
-    twins = {talk.twin: {"speaker": talk.twin, "closeness": talk.closeness} for talk in talks}
+    twins = {talk.twin: {"speaker": talk.speaker, "closeness": talk.closeness} for talk in talks}
     models = ", ".join(dict.fromkeys(talk.model for talk in talks))
     run.begin({"agent": "pytest", "twins": twins, "models": {"action": models}})
     for talk in talks:
         row = talk.row or {}
         place = (str(row["scenario"]), talk.twin)
-        simulation = replace(Simulation.from_json(row, talk.twin), repeat=numbers[place])
+        simulation = replace(Simulation.from_json(row, talk.speaker), repeat=numbers[place])
         numbers[place] += 1
         error = "the test was skipped" if talk.passed is None else None
         simulation.checks.append(CheckResult(name="test", passed=talk.passed, error=error))

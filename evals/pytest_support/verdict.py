@@ -25,6 +25,7 @@ class Talk:
     Attributes:
         twin: the twin's name.
         closeness: its measured closeness, as text.
+        speaker: the person in the log whom it was learned from.
         note: what its model cannot do; "" for nothing known.
         spoiled: whether the twin failed, or did something that makes the conversation worthless.
         passed: whether the test, or its repetition, passed; None if it was skipped.
@@ -35,6 +36,7 @@ class Talk:
 
     twin: str
     closeness: str
+    speaker: str
     note: str
     spoiled: bool = False
     passed: bool | None = False

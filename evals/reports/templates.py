@@ -16,6 +16,8 @@ from usertwin.personas.printable import printable
 if TYPE_CHECKING:
     import jinja2
 
+#: The colours of all pages, as CSS variables.
+COLOURS = Path(__file__).parent / "colours.css"
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&])")
 
 

@@ -103,6 +103,15 @@ class Scenario:
         rules = [*([_INVENT_NOTHING] if self.facts else []), *manner(self.modifiers)] if instructs else []
         return "\n".join(text.strip() for text in (self.goal, self.private, *facts, *rules) if text.strip())
 
+    def goal_in_turn(self, turn: int, messages: Iterable[Message], *, style: PromptStyle = "instruction") -> str:
+        """Return `goal_text` with the instructions for the twin in `start`."""
+        return "\n".join(filter(None, (self.goal_text(turn, messages, style=style), *self.instructions)))
+
+    @property
+    def instructions(self) -> list[str]:
+        """The instructions for the twin among the given turns."""
+        return [str(message["content"]) for message in self.start if message["role"] == "system"]
+
     @property
     def always_known(self) -> str:
         """What the person may speak of at any time."""

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Browser, needs_browser, open_browser
 from invented_conversations import answer, talk, write_run
 from invented_run import EVIL
-from test_html_in_browser import BROWSER, NAMES, OPEN_ALL, Browser
+from test_html_in_browser import OPEN_ALL
 
 from usertwin.evals.agent_tests import read_agent_run, summary_of_run, write_page
 from usertwin.simulator.records import CheckResult, Exchange, Simulation, TwinFault
-
-with_browser = pytest.mark.skipif(BROWSER is None, reason=f"no browser is installed: none of {', '.join(NAMES)}")
 
 
 class Page(HTMLParser):
@@ -73,9 +72,8 @@ def written(folder: Path, simulations: list[Simulation] | None = None, failures:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """One browser for all tests, with a fresh profile."""
-    started = Browser(tmp_path_factory.mktemp("browser") / "profile")
-    yield started
-    started.close()
+    with open_browser(tmp_path_factory.mktemp("browser")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +122,7 @@ def test_a_run_without_conversations_has_a_page(tmp_path: Path) -> None:
     assert "no verdict on my_agent:reply: no usable conversation; the run is unfinished" in parsed.text
 
 
-@with_browser
+@needs_browser
 @pytest.mark.parametrize(("width", "scheme"), [(w, s) for w in (320, 768, 1280) for s in ("light", "dark")])
 def test_the_page_fits_the_window_and_logs_nothing(browser: Browser, page: Path, width: int, scheme: str) -> None:
     browser.show(page, width, scheme)
@@ -135,7 +133,7 @@ def test_the_page_fits_the_window_and_logs_nothing(browser: Browser, page: Path,
     assert browser.evaluate("document.scripts.length") == 0
 
 
-@with_browser
+@needs_browser
 def test_a_link_to_a_conversation_opens_it(browser: Browser, page: Path) -> None:
     browser.show(page, 1280, "light")
     first = "document.querySelector('.worst a')"

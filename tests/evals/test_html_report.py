@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +18,8 @@ from usertwin.evals.reports.html import forest_plot, render_html
 from usertwin.evals.reports.labels import negated, number, verdict
 from usertwin.evals.reports.summary import answer_of, summary_of
 from usertwin.evals.reports.tables import forest_grid, power_sentence, sections_of
+from usertwin.evals.reports.templates import COLOURS
 from usertwin.evals.reports.write_reports import render_markdown
-
-PAGE = Path(__file__).resolve().parents[2] / "evals" / "reports" / "page.html"
 
 
 class Tags(HTMLParser):
@@ -367,7 +365,7 @@ def _contrast(first: str, second: str) -> float:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_has_enough_contrast(scheme: str) -> None:
     """WCAG 2.2 AA: 4.5 for text."""
-    style = PAGE.read_text("utf-8")
+    style = COLOURS.read_text("utf-8")
     blocks = re.findall(r":root \{([^}]*)\}", style)
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[0 if scheme == "light" else 1]))
     backgrounds = {

@@ -1,0 +1,1 @@
+"""Benchmark of the page of `usertwin view` in a real browser."""
