@@ -17,7 +17,8 @@ from usertwin.memory import Recalled, Triple
 from usertwin.memory.models.chat import Usage
 from usertwin.personas import Pair, Turn
 from usertwin.simulator import Answer, Exchange, SimulatedUser
-from usertwin.simulator.terminal import chat, show_exchange, speech, why
+from usertwin.simulator.terminal.chat import chat
+from usertwin.simulator.terminal.views import show_exchange, speech, why
 
 
 def console(width: int = 120) -> Console:
