@@ -170,7 +170,6 @@ def _with_agent(
     seed: int, style: PromptStyle | None, session: SessionOptions, agent_first: bool, agent_timeout: float, max_turns: int = 0,
 ) -> None:  # fmt: skip
     """Let a person or a twin talk with an agent."""
-    from usertwin.memory.event_loop import run_sync
     from usertwin.simulator import as_agent
     from usertwin.simulator.conversation import TurnLimits
     from usertwin.simulator.simulation import check_limits
@@ -190,7 +189,6 @@ def _with_agent(
         acting = acting_model_for(console, model, opened.session.goal)
         user = context.with_resource(open_twin(console, name, home, acting, style))
         about |= {"model": user.model.name}
-    run_sync(call.begin())
     talk = AgentTalk(
         *session.screen(console), opened.session, user, opened.keep, call=call, limits=TurnLimits(agent_timeout=agent_timeout),
         about=about | {"goal": opened.session.goal}, agent_first=agent_first, max_turns=max_turns,

@@ -60,11 +60,14 @@ class AgentTalk(Talk):
         twin: dict[str, Callable[[str], None]] = {"twin": self._hand_over}
         return {**super().commands, **twin, **({} if self._watches else {"me": self._take_over})}
 
-    def begin(self) -> None:
-        """See `Talk.begin`."""
+    def introduce(self) -> None:
+        """See `Talk.introduce`."""
         self.screen.about(f"{self.session.kind} {self._about.get('twin') or self.session.agent}", self._about)
         if not self._watches:
             self.screen.note("You are the user; the agent answers. /help lists the commands, /quit ends.")
+
+    def begin(self) -> None:
+        """See `Talk.begin`."""
         run_sync(self._call.begin())
         if self._agent_first and not self.session.turns:
             self._exchange(opens=True)

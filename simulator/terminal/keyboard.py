@@ -38,7 +38,9 @@ class Keyboard:
     def __init__(self, screen: Screen) -> None:
         self._screen, self._note = screen, screen.note
         with contextlib.suppress(ImportError):  # Windows has no readline
-            import readline  # noqa: F401  # pyright: ignore[reportUnusedImport] - input() uses it from now on
+            import readline  # input() uses it from now on
+
+            readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off
 
     def read(self, prompt: str) -> str:
         """See `Reader.read`."""

@@ -49,6 +49,7 @@ class Talk(ABC):
 
     def run(self) -> None:
         """Talk until the person ends it: by /quit, Ctrl-C at the prompt, or the end of the input."""
+        self.introduce()
         if self.session.turns:
             self._show_past()
         self._guarded(self.begin)
@@ -74,6 +75,9 @@ class Talk(ABC):
         }  # fmt: skip
 
     @abstractmethod
+    def introduce(self) -> None:
+        """Show who talks, and what the person can do."""
+
     def begin(self) -> None:
         """Do what comes before the first entry."""
 
@@ -190,10 +194,9 @@ class ChatTalk(Talk):
         super().__init__(screen, reader, session, user, keep)
         self._twin, self._role = user, role
 
-    def begin(self) -> None:
-        """See `Talk.begin`."""
-        if not self.session.turns:
-            self.screen.note(f"You are {self._role}; {self.name} answers. /help lists the commands, /quit ends the chat.")
+    def introduce(self) -> None:
+        """See `Talk.introduce`."""
+        self.screen.note(f"You are {self._role}; {self.name} answers. /help lists the commands, /quit ends the chat.")
 
     def go_on(self) -> None:
         """See `Talk.go_on`."""
