@@ -7,6 +7,7 @@ was read are taken for a paste: they are collected, and an empty line sends them
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import signal
 import sys
@@ -40,7 +41,8 @@ class Keyboard:
         with contextlib.suppress(ImportError):  # Windows has no readline
             import readline  # input() uses it from now on
 
-            readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off
+            if os.environ.get("TERM", "dumb") not in {"dumb", "unknown"}:
+                readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off
 
     def read(self, prompt: str) -> str:
         """See `Reader.read`."""

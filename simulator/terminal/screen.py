@@ -72,7 +72,7 @@ class Screen:
             return
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         table.add_column(style="dim", no_wrap=True)
-        table.add_column()
+        table.add_column(overflow="fold")
         for key, text in shown.items():
             table.add_row(self._fit(key), Text(self._fit(text)))
         self.console.print(Panel(table, title=Text(self._fit(title)), title_align="left", border_style="dim"))

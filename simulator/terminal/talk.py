@@ -79,7 +79,8 @@ class Talk(ABC):
         """Show who talks, and what the person can do."""
 
     def begin(self) -> None:
-        """Do what comes before the first entry."""
+        """Do what comes before the first entry; nothing by default."""
+        return
 
     @abstractmethod
     def say(self, text: str) -> None:
