@@ -19,6 +19,7 @@ from usertwin.simulator.simulation import DEFAULT_MAX_TURNS
 
 from .parts.cluster import cluster_arguments, cluster_options
 from .parts.options import (
+    agent_option,
     agent_options,
     check_writable,
     console_for,
@@ -61,11 +62,7 @@ _HOSTED, _LOCAL = 8, 1
     common=("agent", "scenarios", "goal", "count", "max-turns", "out", "parallel", "model", "min-pass-rate", "seed"),
 )
 @click.argument("names", metavar="NAME...", nargs=-1)
-@click.option(
-    "--agent",
-    required=True,
-    help='The agent: module:attribute, "demo", a model (see --model), http:FILE.toml, or command:PROGRAM.',
-)
+@agent_option
 @click.option("--scenarios", type=file_path, help="TOML file of scenarios: who talks, what they want, how it starts and ends.")
 @goal_option
 @click.option("--count", default=1, show_default=True, help="Conversations of each twin, each with the next seed.")

@@ -15,6 +15,7 @@ from usertwin.simulator.simulation import DEFAULT_MAX_TURNS
 
 from .parts.options import (
     MODEL_HELP,
+    agent_option,
     agent_options,
     console_for,
     home_option,
@@ -129,7 +130,7 @@ def play(
 
 @click.command()
 @click.argument("name")
-@click.option("--agent", required=True, help="The agent; see usertwin play.")
+@agent_option
 @click.option("--max-turns", default=DEFAULT_MAX_TURNS, show_default=True, help="Turns of the twin before you are asked.")
 @click.option("--step", is_flag=True, help="Wait for Enter before each turn of the twin.")
 @goal_option

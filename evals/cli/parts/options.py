@@ -123,6 +123,11 @@ def threshold_options(command: _Command) -> _Command:
     return with_thresholds  # pyright: ignore[reportReturnType] - click calls it by name
 
 
+agent_option = click.option(
+    "--agent",
+    required=True,
+    help='The agent: module:attribute, "demo", a model (see --model), http:FILE.toml, or command:PROGRAM.',
+)
 _AGENT_OPTIONS = (
     click.option("--agent-first", is_flag=True, help="Let the agent open the conversation."),
     click.option(
