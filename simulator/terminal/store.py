@@ -89,8 +89,8 @@ class SessionStore:
         if not self.path.exists():
             return []
         with self._errors():
-            stored = list(self._open().list(None))
-            self._saved = {str(one.config["configurable"]["thread_id"]): one.checkpoint["id"] for one in stored}
+            stored: list[Any] = list(self._open().list(None))
+            self._saved = {str(one.config["configurable"]["thread_id"]): str(one.checkpoint["id"]) for one in stored}
             values = (as_type(dict[str, Any], one.checkpoint["channel_values"]).get(_CHANNEL) for one in stored)
             return [Session.from_json(value, self._speaker) for value in values]
 
