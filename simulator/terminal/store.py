@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from usertwin.memory.twin.record import SESSIONS_FILE
 from usertwin.personas import TwinError, UsageError, UsertwinError
@@ -52,8 +52,11 @@ class SessionStore:
                 raise TwinError(f"{self.path}: was deleted meanwhile, so this session is not kept any more")
             saver = self._open()
             config: Any = {"configurable": {"thread_id": session.id, "checkpoint_ns": ""}}
-            stored, checkpoint = saver.get_tuple(config), _checkpoint(session)
-            if stored is not None and stored.checkpoint["id"] != self._saved.get(session.id):
+            checkpoint = _checkpoint(session)
+            with saver.cursor(transaction=False) as cursor:  # without reading what is stored
+                newest = "SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ?"
+                [stored] = cursor.execute(newest, (session.id,)).fetchone()
+            if stored not in (None, self._saved.get(session.id)):
                 raise TwinError(
                     f"{self.path}: another process has continued the session {session.id}, so this one is not kept any more"
                 )
@@ -89,10 +92,12 @@ class SessionStore:
         if not self.path.exists():
             return []
         with self._errors():
-            stored: list[Any] = list(self._open().list(None))
-            self._saved = {str(one.config["configurable"]["thread_id"]): str(one.checkpoint["id"]) for one in stored}
-            values = (as_type(dict[str, Any], one.checkpoint["channel_values"]).get(_CHANNEL) for one in stored)
-            return [Session.from_json(value, self._speaker) for value in values]
+            newest: dict[str, Any] = {}
+            for stored in self._open().list(None):  # newest first; a killed process may have left an older one
+                newest.setdefault(str(cast("Any", stored.config)["configurable"]["thread_id"]), stored.checkpoint)
+            self._saved = {id_: str(checkpoint["id"]) for id_, checkpoint in newest.items()}
+            values = (as_type(dict[str, Any], checkpoint["channel_values"]) for checkpoint in newest.values())
+            return [Session.from_json(value.get(_CHANNEL), self._speaker) for value in values]
 
     def close(self) -> None:
         """Close the file."""

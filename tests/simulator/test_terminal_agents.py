@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,6 +174,14 @@ def test_undo_gives_the_agent_a_new_thread(run: Run) -> None:
     assert said(session) == ["one", "reply 1", "three", "reply 3"]
     assert "taken back: you: two\ntaken back: agent: reply 2" in text
     assert agent.got[1][1] != agent.got[2][1]
+
+
+def test_a_program_serves_the_whole_conversation(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "agent.py").write_text(
+        "import sys\nfor number, line in enumerate(sys.stdin, 1):\n    print(f'line {number}', flush=True)\n", "utf-8"
+    )
+    session, _ = run(f"command:{sys.executable} {tmp_path / 'agent.py'}", "one", "two", twin=False)
+    assert said(session) == ["one", "line 1", "two", "line 2"]
 
 
 def test_a_twin_that_fails_is_not_the_agents_fault(run: Run) -> None:

@@ -107,6 +107,24 @@ def test_what_was_taken_back_is_erased_and_earlier_checkpoints_are_not_kept(stor
     assert b"Quokka" not in content
 
 
+def test_a_process_that_is_killed_before_it_erased_the_earlier_checkpoint_does_no_harm(store: SessionStore) -> None:
+    session = chat(exchange("Hello", "hi"))
+    store.save(session)
+    store.close()
+    database = sqlite3.connect(store.path)
+    values = "thread_id, checkpoint_ns, '0', NULL, type, checkpoint, metadata"
+    database.execute(f"INSERT INTO checkpoints SELECT {values} FROM checkpoints")
+    database.commit()
+    database.close()
+    other = SessionStore(store.path.parent, "Ann")
+    [resumed] = other.sessions()
+    resumed.turns.append(exchange("again", "ok"))
+    other.save(resumed)
+    other.close()
+    [count] = sqlite3.connect(store.path).execute("SELECT count(*) FROM checkpoints").fetchone()
+    assert count == 1
+
+
 @pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
 def test_the_files_are_private(store: SessionStore) -> None:
     before = os.umask(0)
