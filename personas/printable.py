@@ -43,6 +43,24 @@ def _picture(match: re.Match[str]) -> str:
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
 
+def in_encoding(text: str, encoding: str) -> str:
+    """Return the text with what an encoding lacks replaced, as `in_ascii` does it, so that its width on the screen is known.
+
+    >>> in_encoding("Zoë… ☃", "latin-1")
+    'Zoë... ?'
+    """
+    parts = list[str]()
+    while True:
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError as error:
+            replaced, end = in_ascii(error)
+            parts += (text[: error.start], replaced)
+            text = text[end:]
+        else:
+            return "".join((*parts, text))
+
+
 def in_ascii(error: UnicodeError) -> tuple[str, int]:
     """Replace what a terminal's encoding lacks; an error handler for `codecs.register_error`."""
     if not isinstance(error, UnicodeEncodeError):

@@ -88,7 +88,8 @@ async def converse(
     started = time.perf_counter()
     simulation.goal = "\n".join(filter(None, (scenario.goal, *scenario.instructions)))
     simulation.messages = [message for message in scenario.start if message["role"] != "system"]
-    talk = _Conversation(user, call, scenario, simulation=simulation, limits=limits, deadline=started + scenario.max_seconds)
+    deadline = started + scenario.max_seconds
+    talk = OpenConversation(user, call, scenario, simulation=simulation, limits=limits, deadline=deadline)
     try:
         await call.begin()
     except AgentError as error:  # its process does not start again
@@ -104,27 +105,44 @@ async def converse(
     return simulation
 
 
-class _Conversation:
-    """A conversation that is going on; every method that may end it returns whether it goes on."""
+class OpenConversation:
+    """A conversation that is going on; every method that may end it returns whether it goes on.
+
+    Args:
+        user: the twin; None if every turn of its side is given as a text.
+        call: the agent.
+        scenario: what the conversation is about.
+        simulation: its record.
+        limits: what bounds a turn.
+        deadline: when the conversation ends, on the clock of `time.perf_counter`.
+        on_answer: called with each turn of the twin, before the agent replies.
+    """
 
     def __init__(
-        self, user: SimulatedUser, call: AgentCall, scenario: Scenario, *, simulation: Simulation, limits: TurnLimits,
-        deadline: float,
+        self, user: SimulatedUser | None, call: AgentCall, scenario: Scenario, *, simulation: Simulation, limits: TurnLimits,
+        deadline: float = inf, on_answer: Callable[[Answer], None] | None = None,
     ) -> None:  # fmt: skip
-        self.user, self.call, self.scenario = user, call, scenario
-        self.simulation, self.limits, self.deadline = simulation, limits, deadline
+        self._user, self.call, self.scenario = user, call, scenario
+        self.simulation, self.limits, self.deadline, self._on_answer = simulation, limits, deadline, on_answer
         self.late: LateEnd | None = None
         if isinstance(call, RecordedAgent) and call.is_replay:  # which has no clock
             self.late, self.deadline = call.late_end(), inf
+
+    @property
+    def user(self) -> SimulatedUser:
+        """The twin. UsageError if there is none."""
+        if self._user is None:
+            raise UsageError("no twin takes part in this conversation; give each turn as a text")
+        return self._user
 
     async def run(self, on_exchange: Callable[[Exchange], None] | None) -> None:
         """Let the two sides take turns until one of them or the scenario ends the conversation."""
         messages = self.simulation.messages
         is_next = self.scenario.agent_first or (messages and messages[-1]["role"] == "user")
-        if is_next and (not await self._agent_turn() or await self._is_over()):
+        if is_next and (not await self.reply() or await self._is_over()):
             return
         for number in range(self.scenario.max_turns):
-            exchange = await self._exchange(number)
+            exchange = await self.exchange(number)
             if exchange is None:
                 return
             if on_exchange is not None:
@@ -150,12 +168,15 @@ class _Conversation:
             return False
         return not self.end(*self.late[2:])
 
-    async def _exchange(self, number: int) -> Exchange | None:
-        """Return a turn of the twin with the agent's reply, unless the twin leaves; None if there is no such turn."""
+    async def exchange(self, number: int, text: str | None = None) -> Exchange | None:
+        """Return a turn of the twin with the agent's reply, unless the twin leaves; None if there is no such turn.
+
+        `text` is said in place of the twin's turn.
+        """
         if self.limits.stop is not None and self.limits.stop.is_set():
             raise ConversationStopped(self.simulation)
         started, messages, seed = time.perf_counter(), self.simulation.messages, self.simulation.seed
-        authored = self._authored(number)
+        authored = self._authored(number) if text is None else ModifiedTurn((text,))
         answer = await self._twin_turn(number) if authored is None else _said(authored)
         if answer is None:
             return None
@@ -165,9 +186,11 @@ class _Conversation:
             turn = modified_turn(answer.action, self.scenario.modifiers, seed, number, protected)
         sent, notes = turn.texts, turn.notes
         messages += [{"role": "user", "content": text} for text in sent]  # without an action the twin leaves silently
+        if self._on_answer is not None:
+            await in_caller(self._on_answer, answer)
         twin_seconds, started, before = time.perf_counter() - started, time.perf_counter(), len(messages)
         if not answer.done:
-            await self._agent_turn()
+            await self.reply()
         exchange = Exchange(
             answer, tuple(messages[before:]), twin_seconds, time.perf_counter() - started, authored=authored is not None,
             sent=() if sent == (answer.action,) else sent, notes=notes, state=self.call.state_so_far(self.simulation.thread_id),
@@ -207,7 +230,7 @@ class _Conversation:
         stays = answer.done and answer.action and number + 1 < self.scenario.min_turns
         return replace(answer, done=False) if stays else answer
 
-    async def _agent_turn(self) -> bool:
+    async def reply(self) -> bool:
         """Add the agent's reply to the conversation, or record how it failed."""
         async with self.limits.agent_slots or nullcontext():
             remaining = self._remaining()

@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "simulate": (
         "simulate", TWIN, "--agent", "{model}", "--max-turns", "2", "--out", "{{box}}/simulated-{name}", "--model", "{model}",
     ),
+    "watch": ("watch", TWIN, "--agent", "{model}", "--max-turns", "2", "--model", "{model}"),
     "eval": (
         "eval", TWIN, "--limit", "2", "--generate", "1", "--judge", "{model}", "--out", "{{box}}/measured-{name}", "--model",
         "{model}", "--scorer", "fake:",
@@ -57,7 +58,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "stats": ("memory", "stats", TWIN),
 }  # fmt: skip
 #: Those that use a twin after it has forgotten, and a twin that a stranger made.
-_USES = ("add", "simulate", "eval", "tune", "controls", "stats")
+_USES = ("add", "simulate", "watch", "eval", "tune", "controls", "stats")
 #: The fields of a stranger's twin that name a model nobody asked for.
 _PLANTED = (("synthesizer",), ("model", "actor", "judge"), ("scorer",), ("embedder",))
 
@@ -195,7 +196,8 @@ def _forget(
 ) -> None:
     """Forget some days of a twin, use it, and search for their words in its files, its caches and the requests."""
     box.make()
-    run("learn", TWIN, server)
+    for command in ("learn", *({"watch"} & set(used))):  # a session holds what the twin recalled and said
+        run(command, TWIN, server)
     exit_code(fork(lambda: (box.enter(), sys.exit(box.run(*FORGET)))))
     box.output.unlink()
     search_requests(running, search)

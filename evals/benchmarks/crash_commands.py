@@ -209,6 +209,7 @@ class Box:
             sys.stderr.flush()
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - the process ends with the command
         try:
             main([word.format(box=self.folder, inputs=self.inputs) for word in arguments], prog_name="usertwin")
         except SystemExit as end:

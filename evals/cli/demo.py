@@ -34,7 +34,7 @@ from usertwin.simulator import SimulatedUser, load_embedder
 from usertwin.simulator.backends.downloads import SMALL, TINY, BackgroundFetch, cached_file
 from usertwin.simulator.backends.model_choice import acting_model, fetch_obstacle, tiny_model_note
 from usertwin.simulator.learning import alearn_with_recipe, make_recipe
-from usertwin.simulator.terminal import chat
+from usertwin.simulator.terminal.chat import chat
 
 from .parts.progress_bars import Bars
 from .twin_actions import measure_twin, open_twin

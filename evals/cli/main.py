@@ -22,6 +22,8 @@ COMMANDS = {
     "learn": ("learn", "Learn the twin NAME from a chat log."),
     "init": ("tools.init", "Write a starter test, an agent, a scenario file and a CI workflow into FOLDER."),
     "chat": ("talk", "Talk with the twin NAME; you are the agent."),
+    "play": ("talk", "Talk with the agent AGENT; you are the user, and a twin may speak for you."),
+    "watch": ("talk", "Watch the twin NAME talk with an agent, with its memories and its reasoning."),
     "simulate": ("simulate", "Let the twins NAME... talk with an agent and record the conversations."),
     "eval": ("evaluate", "Measure how close the twin NAME is to the person's held-out turns."),
     "show": ("twin_actions", "Show the twin NAME; without a name, list all twins."),

@@ -193,10 +193,11 @@ def forget(name: str, conversation: str | None, before: str | None, after: str |
     """Erase a conversation, or a time span, from every file of NAME; this cannot be undone."""
     from usertwin.memory.twin.forget import forget as erase
     from usertwin.memory.twin.forget import parse_date
-    from usertwin.memory.twin.record import twin_command
+    from usertwin.memory.twin.record import SESSIONS_FILE, twin_command
 
     console = console_for()
     folder, embedder, _ = _open_record(name, home)
+    has_sessions = (folder / SESSIONS_FILE).exists()
     with _show_log_records(console):
         erased = erase(
             folder,
@@ -206,6 +207,8 @@ def forget(name: str, conversation: str | None, before: str | None, after: str |
             after=None if after is None else parse_date(after),
         )
     console.print(f"{erased.triples} pairs, and {erased.conversations} conversations held out or kept for comparison, erased")
+    if has_sessions and not (folder / SESSIONS_FILE).exists():
+        console.print("its sessions are erased, since the twin may have repeated the turns there", style="yellow")
     if erased.adapter:
         again = twin_command("learn", name, home, "--adapt")
         console.print(

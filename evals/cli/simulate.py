@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sys
 from collections.abc import Generator, Sequence
 from functools import partial
@@ -17,14 +15,17 @@ import click
 from usertwin.memory.event_loop import run_sync
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.personas import UsageError
-from usertwin.simulator.simulation import DEFAULT_AGENT_TIMEOUT, DEFAULT_MAX_TURNS
+from usertwin.simulator.simulation import DEFAULT_MAX_TURNS
 
 from .parts.cluster import cluster_arguments, cluster_options
 from .parts.options import (
+    agent_option,
+    agent_options,
     check_writable,
     console_for,
     file_path,
     home_option,
+    own_output,
     parse_price,
     price_option,
     progress_bars,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from usertwin.memory.models.chat import Price
     from usertwin.memory.models.recording import Recording
     from usertwin.simulator import Exchange, Scenario, Simulation
-    from usertwin.simulator.runs.jobs import Job, Spending
+    from usertwin.simulator.runs.jobs import Job
     from usertwin.simulator.runs.local import Twins
     from usertwin.simulator.runs.many import RunOptions
     from usertwin.simulator.runs.runner import Progress
@@ -62,11 +63,7 @@ _HOSTED, _LOCAL = 8, 1
     common=("agent", "scenarios", "goal", "count", "max-turns", "out", "parallel", "model", "min-pass-rate", "seed"),
 )
 @twins_argument
-@click.option(
-    "--agent",
-    required=True,
-    help='The agent: module:attribute, "demo", a model (see --model), http:FILE.toml, or command:PROGRAM.',
-)
+@agent_option
 @click.option("--scenarios", type=file_path, help="TOML file of scenarios: who talks, what they want, how it starts and ends.")
 @goal_option
 @click.option("--count", default=1, show_default=True, help="Conversations of each twin, each with the next seed.")
@@ -76,13 +73,7 @@ _HOSTED, _LOCAL = 8, 1
 @acting_model_option
 @home_option
 @seed_option
-@click.option("--agent-first", is_flag=True, help="Let the agent open the conversation.")
-@click.option(
-    "--agent-timeout",
-    default=DEFAULT_AGENT_TIMEOUT,
-    show_default=True,
-    help="Seconds that the agent may take for a reply; inf for no limit.",
-)
+@agent_options
 @click.option("--twin-timeout", default=inf, show_default=True, help="Seconds that a twin may take for a turn.")
 @click.option(
     "--agent-process",
@@ -155,7 +146,7 @@ def simulate(
     from usertwin.simulator.simulation import check_limits
 
     console = console_for()
-    click.get_current_context().with_resource(_own_output(console))
+    click.get_current_context().with_resource(own_output(console))
     check_limits(max_turns=max_turns, count=count)
     if out is not None:
         out = out.absolute()  # an agent may change the current folder
@@ -272,7 +263,8 @@ def _run(
     from usertwin.simulator.runs.on_ray import arun_on_ray
     from usertwin.simulator.runs.run_folder import read_run
     from usertwin.simulator.runs.runner import Watcher
-    from usertwin.simulator.terminal import show_exchange
+    from usertwin.simulator.terminal.keyboard import on_interrupt
+    from usertwin.simulator.terminal.views import show_exchange
 
     simulations: dict[str, Simulation] = {}
     talks = len(jobs) <= _SHOWN and options.concurrency == 1 and not quiet
@@ -292,8 +284,12 @@ def _run(
                 if not talks:
                     _print_progress(console, simulation, progress)
 
+        def stop() -> None:
+            spending.stop()
+            console.print("stopping after the turns that are going on; Ctrl-C again stops at once", style="yellow")
+
         spending = Spending(options.budget)
-        with _stopping(console, spending):
+        with on_interrupt(stop):
             watcher = Watcher(said, finished, checks)
             about = {"judge": checks.judge_facts}
             start = arun if cluster is None else partial(arun_on_ray, **cluster)
@@ -302,26 +298,6 @@ def _run(
     if options.out is not None:
         return list(read_run(options.out).simulations), progress
     return [simulations[job.id] for job in jobs if job.id in simulations], progress
-
-
-@contextlib.contextmanager
-def _stopping(console: Console, spending: Spending) -> Generator[None]:
-    """Let the first Ctrl-C end the run after the turns that are going on, and the second one at once."""
-
-    def stop(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        spending.stop()
-        console.print("stopping after the turns that are going on; Ctrl-C again stops at once", style="yellow")
-
-    try:
-        before = signal.signal(signal.SIGINT, stop)
-    except ValueError:  # not in the main thread, which gets no signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _print_progress(console: Console, simulation: Simulation, progress: Progress) -> None:
@@ -387,13 +363,3 @@ def _print_end(
         console.print(f"written to {out} (read {page.name} in a browser)", markup=False)
     failed = any(simulation.stop_reason in AGENT_FAULTS | TWIN_FAULTS for simulation in simulations)
     return failures or (["a conversation failed"] if failed and not thresholds.is_set else [])
-
-
-@contextlib.contextmanager
-def _own_output(console: Console) -> Generator[None]:
-    """Let a console write to standard output even if an agent closes or replaces it; put it back at the end."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream without a descriptor
-        options: dict[str, Any] = {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors}
-        console.file = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, **options)
-    with contextlib.redirect_stdout(sys.stdout), contextlib.redirect_stderr(sys.stderr):
-        yield

@@ -1,27 +1,36 @@
-"""The commands in which you talk with a twin: `usertwin demo`, `usertwin chat`."""
+"""The commands in which you talk with a twin or an agent, or watch them: `usertwin demo`, `chat`, `play`, `watch`."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from usertwin.memory.models.chat import PromptStyle
+from usertwin.memory.twin.record import twin_command
 from usertwin.personas import UsageError
+from usertwin.simulator.simulation import DEFAULT_MAX_TURNS
 
 from .parts.options import (
     MODEL_HELP,
+    agent_option,
+    agent_options,
     console_for,
     home_option,
+    own_output,
     seed_option,
     style_option,
     twin_argument,
 )
+from .parts.sessions import SessionOptions, session_options
 from .twin_actions import open_twin
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from usertwin.simulator.terminal.session import Kind
 
 
 def acting_model_for(console: Console, named: str | None, goal: str) -> str:
@@ -72,14 +81,123 @@ def demo(home: Path | None, limit: int, yes: bool, no_fetch: bool) -> None:
 @home_option
 @seed_option
 @style_option
-def chat(name: str, goal: str, model: str | None, home: Path | None, seed: int, style: PromptStyle | None) -> None:
+@session_options
+def chat(
+    name: str, goal: str, model: str | None, home: Path | None, seed: int, style: PromptStyle | None, session: SessionOptions
+) -> None:
     """Talk with the twin NAME; you are the agent.
 
-    /why shows the recalled pairs and the reasoning of the last turn, /quit ends the chat.
+    /help lists the commands: /why shows the memories and the reasoning behind the last turn, /undo takes the last exchange
+    back, /save FILE writes a chat log, /quit ends. The session is kept in the twin's folder, and --resume continues it.
     """
-    from usertwin.simulator.terminal import chat as chat_in_terminal
+    from usertwin.simulator.terminal.talk import ChatTalk
 
     console = console_for()
-    acting = acting_model_for(console, model, goal)
-    with open_twin(console, name, home, acting, style) as user:
-        chat_in_terminal(user, console, goal=goal, seed=seed)
+    if session.only_lists(console, "chat", name, home):
+        return
+    with session.opened("chat", name, home, goal=goal, seed=seed) as opened:
+        acting = acting_model_for(console, model, opened.session.goal)
+        with open_twin(console, name, home, acting, style) as user:
+            talk = ChatTalk(*session.screen(console), opened.session, user, opened.keep)
+            talk.run()
+    session.print_end(console, talk, twin_command("chat", name, home))
+
+
+@click.command()
+@click.argument("agent")
+@click.option("--twin", "name", help="Twin that you can hand over to with /twin.")
+@goal_option
+@acting_model_option
+@home_option
+@seed_option
+@agent_options
+@style_option
+@session_options
+def play(
+    agent: str, name: str | None, goal: str, model: str | None, home: Path | None, seed: int, agent_first: bool,
+    agent_timeout: float, style: PromptStyle | None, session: SessionOptions,
+) -> None:  # fmt: skip
+    """Talk with the agent AGENT; you are the user, and a twin may speak for you.
+
+    AGENT is module:attribute, "demo", a model, http:FILE.toml or command:PROGRAM. With --twin, /twin lets the twin go on until
+    you type a line or press Ctrl-C, /twin 3 for three turns, and /me takes over. /help lists all commands.
+    """
+    about = {"agent": agent, "twin": name or ""}
+    _with_agent(
+        "play", agent, name, about, goal=goal, model=model, home=home, seed=seed, style=style, session=session,
+        agent_first=agent_first, agent_timeout=agent_timeout,
+    )  # fmt: skip
+
+
+@click.command()
+@twin_argument
+@agent_option
+@click.option("--max-turns", default=DEFAULT_MAX_TURNS, show_default=True, help="Turns of the twin before you are asked.")
+@click.option("--step", is_flag=True, help="Wait for Enter before each turn of the twin.")
+@goal_option
+@acting_model_option
+@home_option
+@seed_option
+@agent_options
+@style_option
+@session_options
+def watch(
+    name: str, agent: str, max_turns: int, step: bool, goal: str, model: str | None, home: Path | None, seed: int,
+    agent_first: bool, agent_timeout: float, style: PromptStyle | None, session: SessionOptions,
+) -> None:  # fmt: skip
+    """Watch the twin NAME talk with an agent, with its memories and its reasoning.
+
+    Each turn is shown as soon as it is said. Ctrl-C pauses; then, and after --max-turns, Enter lets them go on, and /help lists
+    the commands.
+    """
+    from usertwin.evals.reports.terminal import closeness_line
+    from usertwin.memory import TwinRecord, existing_twin
+    from usertwin.simulator.simulation import check_limits
+
+    check_limits(max_turns=max_turns)
+    record = TwinRecord.load(existing_twin(name, home))
+    unmeasured = f"not measured; run {twin_command('eval', name, home)}"
+    about = {
+        "twin": name, "person": f"{record.persona.name}: {record.persona.description}", "agent": agent,
+        "closeness": closeness_line(record.closeness) if record.closeness else unmeasured,
+    }  # fmt: skip
+    _with_agent(
+        "watch", agent, name, about, goal=goal, model=model, home=home, seed=seed, style=style, session=session,
+        agent_first=agent_first, agent_timeout=agent_timeout, max_turns=0 if step else max_turns,
+    )  # fmt: skip
+
+
+def _with_agent(
+    kind: Kind, agent: str, name: str | None, about: dict[str, str], *, goal: str, model: str | None, home: Path | None,
+    seed: int, style: PromptStyle | None, session: SessionOptions, agent_first: bool, agent_timeout: float, max_turns: int = 0,
+) -> None:  # fmt: skip
+    """Let a person or a twin talk with an agent."""
+    from usertwin.simulator import as_agent
+    from usertwin.simulator.conversation import TurnLimits
+    from usertwin.simulator.simulation import check_limits
+    from usertwin.simulator.terminal.agent_talk import AgentTalk
+
+    console = console_for()
+    if session.only_lists(console, kind, name, home):
+        return
+    context = click.get_current_context()
+    context.with_resource(own_output(console))
+    check_limits(agent_timeout=agent_timeout)
+    opened = context.with_resource(session.opened(kind, name, home, goal=goal, seed=seed, agent=agent))
+    call = as_agent(agent).in_own_loop()  # a wrong name is reported before a model is loaded
+    context.call_on_close(call.close)
+    user = None
+    if name is not None:
+        acting = acting_model_for(console, model, opened.session.goal)
+        user = context.with_resource(open_twin(console, name, home, acting, style))
+        about |= {"model": user.model.name}
+    talk = AgentTalk(
+        *session.screen(console), opened.session, user, opened.keep, call=call, limits=TurnLimits(agent_timeout=agent_timeout),
+        about=about | {"goal": opened.session.goal}, agent_first=agent_first, max_turns=max_turns,
+    )  # fmt: skip
+    talk.run()
+    if kind == "watch" and name is not None:
+        command = twin_command(kind, name, home, "--agent", shlex.quote(agent))
+    else:
+        command = " ".join(("usertwin play", shlex.quote(agent), *(("--twin", name) if name else ())))
+    session.print_end(console, talk, command)

@@ -39,6 +39,7 @@ from .record import (
     ADAPTING_FOLDER,
     HELD_OUT_FILE,
     OTHER_PERSON_FILE,
+    SESSIONS_FILE,
     TwinRecord,
     read_stored_conversations,
     update_record,
@@ -159,8 +160,9 @@ def forget(
 
     A call that was stopped is finished by the same call, with the same result, or by `open_memory`. The stored measurements are
     removed too, because they belong to another memory; the settings chosen with them stay. All cached completions are removed,
-    since their keys do not say of which turns they are. An adapter is deleted, with its checkpoints, unless only conversations
-    are forgotten that it was neither trained nor measured on.
+    since their keys do not say of which turns they are, and all sessions, in which the twin may have repeated the turns. An
+    adapter is deleted, with its checkpoints, unless only conversations are forgotten that it was neither trained nor measured
+    on.
 
     Args:
         folder: the twin's folder.
@@ -251,7 +253,7 @@ def _execute(folder: Path, embedder: Embedder, journal: Journal) -> bool:
     with storage_errors(folder):
         for other in (staged, replaced_folder(folder)):
             shutil.rmtree(other, ignore_errors=True)
-        for file in folder.glob(f"{COMPLETIONS_FILE}*"):
+        for file in (*folder.glob(f"{COMPLETIONS_FILE}*"), *folder.glob(f"{SESSIONS_FILE}*")):
             file.unlink()
         if adapter := journal.touches_adapter(TwinRecord.load(folder)):
             for place in (folder / ADAPTER_FOLDER, folder / ADAPTING_FOLDER):

@@ -11,6 +11,7 @@ compared with. So it can be moved, measured again and deleted as a unit.
         other_person.jsonl.gz           conversations of another person in the same log, for comparison
         adapter/                        an adapter of the acting model, trained on the twin's own prompts, if it pays
         adapting/                       the checkpoints of a training of one that is not finished
+        sessions.sqlite                 conversations with the twin in the terminal
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ HELD_OUT_FILE = "held_out.jsonl.gz"
 OTHER_PERSON_FILE = "other_person.jsonl.gz"
 LAST_TURN_FILE, ABANDONMENT_FILE = "ending.json", "leaving.json"
 ADAPTER_FOLDER, ADAPTING_FOLDER = "adapter", "adapting"
+SESSIONS_FILE = "sessions.sqlite"
 
 #: The traces in a twin's prompts: none, the first proposals, or the Recon-selected ones.
 ShownTraces = Literal["none", "backward", "recon"]
@@ -301,6 +303,11 @@ def existing_twin(name: str, home: str | Path | None = None) -> Path:
             f"make it with: {twin_command('learn', name, home, '--from FILE', '--speaker WHO')}"
         )
     return folder
+
+
+def enclosing_twin(path: Path) -> Path | None:
+    """Return the folder of the twin in which a path lies; None if it lies in none."""
+    return next((place for place in (path.absolute(), *path.absolute().parents) if os.path.exists(place / "twin.json")), None)
 
 
 def list_twins(home: str | Path | None = None) -> list[str]:

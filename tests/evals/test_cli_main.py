@@ -46,7 +46,7 @@ def test_help_lists_the_commands_in_the_order_of_use() -> None:
     text = output_of("--help")
     positions = [text.index(f"\n  {name} ") for name in COMMANDS]
     assert positions == sorted(positions)
-    assert list(COMMANDS)[:7] == ["demo", "learn", "init", "chat", "simulate", "eval", "show"]
+    assert list(COMMANDS)[:9] == ["demo", "learn", "init", "chat", "play", "watch", "simulate", "eval", "show"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

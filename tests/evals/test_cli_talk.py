@@ -1,9 +1,14 @@
-"""evals/cli/talk.py: `usertwin simulate` with good and bad agents, and `usertwin chat` on a pseudo-terminal."""
+"""evals/cli/talk.py: `usertwin chat`, `play` and `watch`, on a pseudo-terminal too; and `usertwin simulate` with bad agents."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
+import shutil
+import signal
+import stat
 import sys
 from pathlib import Path
 
@@ -11,9 +16,15 @@ import documented_models
 import pexpect
 import pytest
 from cli_runner import WEATHER, error_of, output_of, run, write_script
+from click.testing import CliRunner
+from rich.cells import cell_len
 
 from usertwin import simulator
+from usertwin.evals.cli.main import main
+from usertwin.memory import existing_twin
 from usertwin.simulator.backends import model_choice
+from usertwin.simulator.terminal.session import Session
+from usertwin.simulator.terminal.store import SessionStore
 
 
 @pytest.fixture
@@ -27,11 +38,13 @@ def agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "my_agents.py").write_text(
+        "# coding: utf-8\n"
         "def good(messages):\n    return 'Which city do you mean?'\n"
         "def raising(messages):\n    raise KeyError('no such city')\n"
         "def forgetful(messages):\n    return None\n"
         "def silent(messages):\n    return '  '\n"
         "def slow(messages):\n    import time\n    time.sleep(30)\n"
+        "def fancy(messages):\n    return 'Zoë – \\x1b]0;title\\x07 … 日本 🙂 ' * 9\n"
     )
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
@@ -125,12 +138,12 @@ def test_wrong_arguments_of_simulate_are_reported_in_one_sentence(
 # chat -----------------------------------------------------------------------------------------------------------------
 
 
-def spawn_chat(name: str, model: str) -> pexpect.spawn[str]:
-    """Start a chat on a wide pseudo-terminal without colours."""
+def spawn(*arguments: str, **environment: str) -> pexpect.spawn[str]:
+    """Start a command on a wide pseudo-terminal without colours."""
     plain = {"TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "200", "LINES": "50"}
     code = "from usertwin.evals.cli.main import main; main(prog_name='usertwin')"
-    arguments = ["-c", code, "chat", name, "--model", model]
-    return pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60, env=os.environ | plain)
+    environment = {**os.environ, **plain, **environment}
+    return pexpect.spawn(sys.executable, ["-c", code, *arguments], encoding="utf-8", timeout=60, env=environment)
 
 
 @pytest.fixture
@@ -184,7 +197,8 @@ def test_chat_ends_with_the_input(ann: str, script: str) -> None:
 
 
 def test_chat_on_a_terminal(ann: str, script: str) -> None:
-    child = spawn_chat(ann, script)
+    child = spawn("chat", ann, "--model", script)
+    child.logfile_read = screen = io.StringIO()
     child.expect("You are the agent; Ann answers")
     child.expect("you  ")
     child.sendline("/why")
@@ -198,13 +212,48 @@ def test_chat_on_a_terminal(ann: str, script: str) -> None:
     child.expect("the weather in")
     child.expect("you  ")
     child.sendline("/nonsense")
-    child.expect("/quit ends the chat")
+    child.expect("to say it, double the slash: //nonsense")
     child.expect("you  ")
-    child.sendintr()
+    child.send("first\nsecond\n\nla")  # pasted where pastes have no brackets
+    child.sendline("st")
+    child.expect("4 lines are one message")
+    child.sendline("")
+    child.expect("Ann  the weather in [A-Z][a-z]+ please")
+    child.expect("you  ")
+    child.kill(signal.SIGKILL)
+    child.wait()
+    [session] = sessions_of(ann)
+    assert [m["content"] for m in session.messages][2] == "first\nsecond\n\nlast"  # what was finished is kept
+    assert "\x1b" not in screen.getvalue()
+    text = output_of("chat", ann, "--model", script, "--resume", session.id, stdin="")
+    assert f"session {session.id} goes on" in text
+    assert "you  first\nsecond\n\nlast\nAnn  " in text
+
+
+def test_a_bracketed_paste_is_one_message_that_enter_sends_and_no_colour_is_used_where_none_is_wanted(
+    ann: str, script: str
+) -> None:
+    child = spawn("chat", ann, "--model", script, TERM="xterm-256color")
+    child.expect("you  ")
+    screen = str(child.before)
+    child.send("\x1b[200~first\r/quit\r\rlast\x1b[201~")
+    child.expect("last")
+    child.send("\r")
+    child.expect("the weather in [A-Z][a-z]+ please")
+    screen += str(child.before)
+    child.send("/quit\r")
     child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
-    assert "Traceback" not in str(child.before)
+    [session] = sessions_of(ann)
+    assert session.messages[0]["content"] == "first\n/quit\n\nlast"
+    assert not re.search("\x1b\\[[0-9;]*3[0-9]m", screen + str(child.before))
+
+
+def sessions_of(name: str) -> list[Session]:
+    """Return the sessions of a twin, the latest first."""
+    store = SessionStore(existing_twin(name), "Ann")
+    sessions = store.sessions()
+    store.close()
+    return sessions
 
 
 def test_quit_ends_a_chat(ann: str, script: str) -> None:
@@ -227,3 +276,123 @@ def test_chat_goes_on_after_an_error_of_the_twin(ann: str, tmp_path: Path) -> No
     text = output_of("chat", ann, "--model", model, stdin="one\ntwo\n/quit\n")
     assert "the twin" in text
     assert "Ann  I heard two" in text
+
+
+def test_a_session_resumes_with_its_goal_and_its_commands(ann: str, script: str, tmp_path: Path) -> None:
+    command = ("chat", ann, "--model", script)
+    text = output_of(*command, "--goal", "A refund.", stdin="one\ntwo\n")
+    [session] = sessions_of(ann)
+    assert text.endswith(f"to go on: usertwin chat ann --resume {session.id}\n")
+    log = tmp_path / "log.jsonl"
+    text = output_of(*command, "--resume", stdin=f"/goal\n/why\n/undo\nthree\n/save {log}\n/save {log}\n")
+    assert f"session {session.id} goes on" in text
+    assert "goal: A refund." in text
+    assert "why Ann says this" in text
+    assert "taken back: you: two" in text
+    assert f"{log}: exists already, and is not overwritten" in text
+    turns = json.loads(log.read_text("utf-8"))["turns"]
+    assert [turn["text"] for turn in turns if turn["speaker"] == "me"] == ["one", "three"]
+    [session] = sessions_of(ann)
+    assert [m["content"] for m in session.messages][::2] == ["one", "three"]
+    assert "the session" in error_of("play", "demo", "--twin", ann, "--model", script, "--resume", session.id)
+    assert "there is no session 'x' of usertwin chat" in error_of(*command, "--resume", "x")
+
+
+def test_sessions_are_listed_and_not_kept_on_request(ann: str, script: str) -> None:
+    command = ("chat", ann, "--model", script)
+    assert "there are no sessions yet" in output_of(*command, "--sessions")
+    assert "to go on" not in output_of(*command, "--no-keep", stdin="one\n")
+    assert sessions_of(ann) == []
+    output_of(*command, stdin="a [bold]beginning[/bold] \x1b[0m " + "x" * 50 + "\n")
+    [line] = output_of(*command, "--sessions").splitlines()
+    assert "1 exchanges  a [bold]beginning[/bold] ␛[0m xxxxxxxxx…" in line
+
+
+def test_a_session_that_cannot_be_kept_goes_on_without_a_record(ann: str, script: str) -> None:
+    (existing_twin(ann) / "sessions.sqlite").write_bytes(b"damaged" * 99)
+    text = output_of("chat", ann, "--model", script, stdin="one\ntwo\n")
+    assert text.count("the conversation goes on without a record") == 1
+    assert text.count("Ann  ") == 2
+    assert "to go on" not in text
+
+
+def test_forgetting_erases_the_sessions_of_the_twin_and_of_no_other(ann: str, script: str) -> None:
+    twin = existing_twin(ann)
+    shutil.copytree(twin, twin.with_name("bob"))
+    (record := twin.with_name("bob") / "twin.json").write_text(
+        record.read_text("utf-8").replace('"name": "ann"', '"name": "bob"'), "utf-8"
+    )
+    for name in (ann, "bob"):
+        output_of("chat", name, "--model", script, stdin="Hello, what can I do for you?\n")
+    assert "its sessions are erased" in output_of("memory", "forget", ann, "--conversation", "talk-03")
+    assert list(twin.glob("sessions*")) == []
+    assert len(sessions_of("bob")) == 1
+    assert "its sessions" not in output_of("memory", "forget", ann, "--conversation", "talk-04")
+
+
+# play and watch -------------------------------------------------------------------------------------------------------
+
+
+def test_play_without_a_twin_needs_no_model_and_is_kept_for_the_user(agents: Path, tmp_path: Path) -> None:
+    text = output_of("play", "my_agents:good", stdin="the weather please\n/twin\n")
+    assert "agent  Which city do you mean?" in text
+    assert "there is no twin to hand over to" in text
+    assert stat.S_IMODE((tmp_path / "data" / "sessions.sqlite").stat().st_mode) == 0o600
+    text = output_of("play", "my_agents:good", "--resume", stdin="Oslo\n")
+    assert "you  the weather please" in text
+    assert text.count("agent  Which city do you mean?") == 2
+
+
+def test_play_hands_over_to_the_twin(ann: str, script: str, agents: Path) -> None:
+    command = ("play", "my_agents:good", "--twin", ann, "--model", script)
+    text = output_of(*command, "--agent-first", stdin="/twin 2\nme again\n")
+    assert text.count("agent  Which city do you mean?") == 4
+    assert text.count("Ann  the weather in") == 2
+    [session] = sessions_of(ann)
+    assert text.endswith(f"to go on: usertwin play my_agents:good --twin ann --resume {session.id}\n")
+
+
+def test_watch_shows_the_closeness_the_memories_and_each_turn(ann: str, script: str, agents: Path) -> None:
+    command = ("watch", ann, "--agent", "my_agents:good", "--model", script)
+    text = output_of(*command, "--max-turns", "2", "--goal", "A refund.")
+    assert "not measured; run usertwin eval ann" in text
+    assert "A refund." in text
+    assert text.count("why Ann says this") == 2
+    assert text.count("agent  Which city do you mean?") == 2
+    text = output_of(*command, "--step", stdin="\n/quit\n")
+    assert text.count("why Ann says this") == 1
+    assert f"usertwin watch ann --agent my_agents:good --resume {sessions_of(ann)[0].id}" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (("play", "nonsense"), '"nonsense" is not an agent'),
+        (("play", "demo", "--twin", "nobody"), 'there is no twin "nobody"'),
+        (("watch", "ann", "--agent", "no_such:agent"), '"no_such"'),
+        (("watch", "ann", "--agent", "demo", "--max-turns", "0"), "max_turns is 0"),
+        (("play", "demo", "--agent-timeout", "0"), "agent_timeout is 0.0"),
+    ],
+)
+def test_wrong_arguments_are_reported_in_one_sentence(ann: str, command: tuple[str, ...], error: str) -> None:
+    assert error in error_of(*command)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "option"), [("ascii", ()), ("cp1252", ()), ("latin-1", ("--plain",)), ("utf-8", ("--plain",))]
+)
+def test_every_command_fits_80_columns_in_every_encoding(
+    ann: str, tmp_path: Path, agents: Path, encoding: str, option: tuple[str, ...]
+) -> None:
+    model = write_script(tmp_path, *(f"Zoë – “{n}” … 日本 🙂 → \x1b[31m\x07" for n in range(9)))
+    entries = "/twin 1\n/why\n/undo\nna\xefve\n/help\n/nope\n/save x y\n".encode(encoding, "replace")
+    for command in (("chat", ann), ("play", "my_agents:fancy", "--twin", ann), ("watch", ann, "--agent", "my_agents:fancy")):
+        runner = CliRunner(charset=encoding)
+        result = runner.invoke(main, [*command, "--model", model, *option], input=entries, env={"COLUMNS": "80"})
+        assert result.exit_code == 0, repr(result.exception)
+        (agents / "x y").unlink()
+        text = result.stdout_bytes.decode(encoding)
+        assert "\x1b" not in text
+        assert "\x07" not in text
+        assert option or not [line for line in text.splitlines() if cell_len(line) > 80 and "to go on" not in line]
+        assert not option or all(re.match(r"(usertwin|Ann|you|agent|Enter[^:]*): ", line) for line in text.splitlines()), text

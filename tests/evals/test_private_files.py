@@ -75,6 +75,9 @@ def _run_all(given: Path, written: Path) -> None:
         ("memory", "rebuild", "sam", "--index", "flat"),
         ("memory", "forget", "sam", "--conversation", "ann-03"),
         ("memory", "check", "sam"),
+        ("chat", "sam", *model),
+        ("play", "canary_agents:saying", "--twin", "sam", *model),
+        ("play", "canary_agents:saying"),
         (*talk, "--agent", "canary_agents:good", "--count", "2", "--out", runs / "good"),
         (*talk, "--agent", "canary_agents:saying", "--out", runs / "saying"),
         (*talk, "--agent", "canary_agents:telling", "--out", runs / "telling"),
@@ -129,6 +132,7 @@ TWIN_FILES = (
     "memory.sqlite-journal", "memory.sqlite.partial", "memory.sqlite.partial-journal", "memory.faiss", "memory.faiss.partial",
     "memory.seal", "memory.seal.partial", "memory.lock", "memory.writer", "held_out.jsonl.gz", "other_person.jsonl.gz",
     "ending.json", "leaving.json", "answers.sqlite", "answers.sqlite-wal", "forgetting.json", "adding.json", "sub",
+    "sessions.sqlite", "sessions.sqlite-wal", "sessions.sqlite-shm",
 )  # fmt: skip
 
 
@@ -164,6 +168,8 @@ def twin_commands(out: Path) -> list[list[str | Path]]:
         ["tune", "sam", *fakes],
         ["controls", "sam", *fakes],
         ["memory", "stats", "sam"],
+        ["chat", "sam", "--resume"],
+        ["watch", "sam", "--agent", "demo", "--model", "scripted:script.txt"],
         ["memory", "check", "sam"],
         ["memory", "rebuild", "sam"],
         ["memory", "add", "sam", "--from", "log.jsonl"],

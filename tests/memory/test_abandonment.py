@@ -27,7 +27,7 @@ from usertwin.personas import ChatLog, Conversation, Pair, Turn, TwinError, spli
 from usertwin.personas.chat_log import sort_by_time
 from usertwin.personas.pairs import ABANDONED, extract_pairs
 from usertwin.simulator import SimulatedUser, simulate
-from usertwin.simulator.terminal import chat
+from usertwin.simulator.terminal.chat import chat
 
 ASKS = ("which city do you mean", "which day do you mean", "how many people")
 BYE = "your ticket is booked goodbye"

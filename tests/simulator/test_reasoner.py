@@ -23,7 +23,7 @@ from usertwin.simulator import SimulatedUser
 from usertwin.simulator.backends.scripted import ScriptedChatModel
 from usertwin.simulator.prompts import prompt_versions
 from usertwin.simulator.reasoner import resolve_synthesizer
-from usertwin.simulator.terminal import why
+from usertwin.simulator.terminal.views import why
 
 HELLO = [{"role": "assistant", "content": "Hello, what can I do for you?"}]
 BYPASS_CACHE = {"extra_body": {"cache_prompt": False}}

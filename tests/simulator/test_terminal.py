@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 
 from conftest import scripted
@@ -17,7 +18,8 @@ from usertwin.memory import Recalled, Triple
 from usertwin.memory.models.chat import Usage
 from usertwin.personas import Pair, Turn
 from usertwin.simulator import Answer, Exchange, SimulatedUser
-from usertwin.simulator.terminal import chat, show_exchange, speech, why
+from usertwin.simulator.terminal.chat import chat
+from usertwin.simulator.terminal.views import show_exchange, speech, why, why_lines
 
 
 def console(width: int = 120) -> Console:
@@ -156,6 +158,31 @@ def test_markup_in_texts_is_printed_literally(markup: str) -> None:
     )  # context, reasoning and action of the memory; reasoning and action now; the reply
 
 
+@pytest.mark.parametrize(("encoding", "dots"), [("utf-8", "…"), ("cp1252", "…"), ("latin-1", "..."), ("ascii", "...")])
+def test_a_narrow_panel_lists_the_memories_and_keeps_its_frame_in_every_encoding(encoding: str, dots: str) -> None:
+    text = "Zoë – 日本語 " + "word " * 30
+    file = io.TextIOWrapper(io.BytesIO(), encoding)
+    screen = Console(file=file, width=80, record=True)
+    screen.print(why(answer(memory(context=(text,), action=text, reasoning=text), reasoning=text), "Zoë"))
+    lines = screen.export_text().splitlines()
+    assert {cell_len(line) for line in lines} == {80}
+    assert len({line[0] for line in lines[1:-1]} | {line[-1] for line in lines[1:-1]}) == 1  # the frame
+    assert sum(line.rstrip("|│ ").endswith(dots) for line in lines) == 3  # each part of the memory is one line
+    file.flush()  # all could be encoded
+
+
+def test_a_screen_reader_gets_the_same_as_sentences() -> None:
+    one = answer(memory(), memory(reasoning=None, score=None), cut_turns=2)
+    assert list(why_lines(one, "Ann", 1)) == [
+        "why Ann says this",
+        "memory 1, similarity 0.88: to Which day do you mean? the reply tomorrow, day 7",
+        "memory 1, reasoning: is in a hurry [+0.12]",
+        "and 1 less similar ones",
+        "reasoning: wants it soon",
+        "not in the prompt, or not whole: 2 earlier turns of the chat",
+    ]
+
+
 def test_speech_prints_brackets_in_a_name() -> None:
     assert printed(speech("[bold]Ann", "hi [red]you", style="cyan")).strip() == "[bold]Ann  hi [red]you"
 
@@ -234,11 +261,48 @@ def test_why_before_the_first_turn_states_that_there_is_none(talk: Talk) -> None
     assert messages == []
 
 
-@pytest.mark.parametrize("line", ["/help", "/whyy", "/", "", "   "])
-def test_an_unknown_command_or_an_empty_line_shows_the_help(talk: Talk, line: str) -> None:
+@pytest.mark.parametrize("line", ["/help", "", "   "])
+def test_help_and_an_empty_line_list_the_commands(talk: Talk, line: str) -> None:
     messages, text, prompts = talk(line, "/quit")
-    assert text.count("/quit ends the chat") == 2  # once at the start, and once more
+    lines = [line.split()[0] for line in text.splitlines() if line.startswith("/")]
+    assert lines == ["/why", "/goal", "/undo", "/save", "/help", "/quit", "//..."]
     assert messages == prompts == []
+
+
+@pytest.mark.parametrize("line", ["/whyy", "/", "/me", "/twin 2", "/ quit"])
+def test_an_unknown_command_is_said_to_be_none_with_the_commands(talk: Talk, line: str) -> None:
+    messages, text, prompts = talk(line, "/quit")
+    name = line.split(" ")[0]
+    assert f'"{name}" is not a command (/why, /goal, /undo, /save, /help, /quit); to say it, double the slash: /{line}' in text
+    assert messages == prompts == []
+
+
+def test_a_line_that_begins_with_a_slash_is_said_by_doubling_it(talk: Talk) -> None:
+    messages, _, _ = talk("//etc/hosts is missing", "///", "/QUIT", "never read")
+    assert [m["content"] for m in messages if m["role"] == "assistant"] == ["/etc/hosts is missing", "//"]
+
+
+def test_undo_takes_the_last_exchange_back_and_another_answer_is_sampled(talk: Talk) -> None:
+    answers = ("t", "the weather", "t", "tomorrow", "t", "today")
+    messages, text, prompts = talk("Hello", "Which day?", "/undo", "Which day?", "/undo", "/undo", "/undo", answers=answers)
+    assert "taken back: you: Which day?\ntaken back: Ann: tomorrow" in text
+    assert text.count("taken back: you: Which day?") == 2
+    assert "nothing was said that could be taken back" in text
+    assert messages == []
+    assert prompts[-1].endswith("Them: Hello\nMe: the weather\nThem: Which day?\n(Me thinking: t)\nMe:")
+
+
+def test_the_goal_can_be_seen_changed_and_removed(talk: Talk) -> None:
+    _, text, prompts = talk("/goal", "/goal You want a boat.", "Hello", "/goal -", "Which?", "/goal", goal="A window seat.")
+    assert "goal: A window seat." in text
+    assert "(My goal: You want a boat.)" in prompts[0]
+    assert "My goal" not in prompts[-1]
+    assert text.count("goal: (none)") == 2
+
+
+def test_an_entry_of_several_lines_is_one_message_and_no_command(talk: Talk) -> None:
+    messages, _, _ = talk("/quit\nis what I typed\n", "/quit")
+    assert messages[0]["content"] == "/quit\nis what I typed"
 
 
 def test_only_the_twin_sees_the_goal(talk: Talk) -> None:
@@ -250,9 +314,18 @@ def test_only_the_twin_sees_the_goal(talk: Talk) -> None:
 def test_the_chat_ends_when_the_twin_leaves(talk: Talk) -> None:
     lines = ("Hello, what can I do for you?", "Which day do you mean for Oslo?", "It will be sunny. Anything else?")
     replies = ("t", "hi, the weather in Oslo please", "t", "tomorrow, day 3", "t", "no thats all thank you bye")
-    messages, text, _ = talk(*lines, "never read", answers=replies)
+    messages, text, _ = talk(*lines, "not said", "", "never read", answers=replies)
     assert "Ann leaves the chat." in text
+    assert "Ann has left the chat; /undo takes that back, Enter ends the chat" in text
+    assert "never read" not in text
     assert len(messages) == 6
+
+
+def test_a_leave_can_be_taken_back(talk: Talk) -> None:
+    lines = ("Hello, what can I do for you?", "Which day do you mean for Oslo?", "It will be sunny. Anything else?")
+    replies = ("t", "hi, the weather in Oslo please", "t", "tomorrow, day 3", "t", "no thats all thank you bye", "t", "rain?")
+    messages, _, _ = talk(*lines, "/undo", "It will be sunny.", answers=replies)
+    assert [m["content"] for m in messages[-2:]] == ["It will be sunny.", "rain?"]
 
 
 def test_an_error_is_printed_and_the_chat_continues(talk: Talk) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
@@ -19,6 +20,7 @@ from usertwin.memory.models.chat import PromptStyle
 from usertwin.memory.recon.judged_fidelity import FidelityName
 from usertwin.personas import UsageError
 from usertwin.personas.reading import reason
+from usertwin.simulator.simulation import DEFAULT_AGENT_TIMEOUT
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -135,6 +137,29 @@ def threshold_options(command: _Command) -> _Command:
     return with_thresholds  # pyright: ignore[reportReturnType] - click calls it by name
 
 
+agent_option = click.option(
+    "--agent",
+    required=True,
+    help='The agent: module:attribute, "demo", a model (see --model), http:FILE.toml, or command:PROGRAM.',
+)
+_AGENT_OPTIONS = (
+    click.option("--agent-first", is_flag=True, help="Let the agent open the conversation."),
+    click.option(
+        "--agent-timeout",
+        default=DEFAULT_AGENT_TIMEOUT,
+        show_default=True,
+        help="Seconds that the agent may take for a reply; inf for no limit.",
+    ),
+)
+
+
+def agent_options(command: _Command) -> _Command:
+    """Add the options of how the agent takes its turns to a command."""
+    for option in reversed(_AGENT_OPTIONS):
+        command = option(command)
+    return command
+
+
 quiet_option = click.option("--quiet", is_flag=True, help="Of conversations with an agent, print one line and broken limits.")
 
 
@@ -198,8 +223,9 @@ def check_writable(folder: Path, option: str) -> None:
     The message names the option that chooses the folder. An output (any option but --home) may not lie in the folder of a twin:
     forgetting does not search what else is put there.
     """
-    places = (folder.absolute(), *folder.absolute().parents)
-    twin = next((place for place in places if os.path.exists(place / "twin.json")), None)
+    from usertwin.memory.twin.record import enclosing_twin
+
+    twin = enclosing_twin(folder)
     if twin is not None and option != "--home":
         raise UsageError(f"{folder}: lies in the folder of the twin {twin.name}; name another folder with {option}")
     try:
@@ -223,3 +249,13 @@ def progress_bars(console: Console) -> Generator[Bars]:
 
     with Bars(console) as bars:
         yield bars
+
+
+@contextmanager
+def own_output(console: Console) -> Generator[None]:
+    """Let a console write to standard output even if an agent closes or replaces it; put it back at the end."""
+    with suppress(OSError, ValueError, AttributeError):  # a stream without a descriptor
+        options: dict[str, Any] = {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors}
+        console.file = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, **options)
+    with redirect_stdout(sys.stdout), redirect_stderr(sys.stderr):
+        yield
