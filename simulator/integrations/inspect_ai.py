@@ -1,0 +1,88 @@
+"""A twin as the user of an agent in an Inspect task: a solver in which the two take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
+
+from ..user import SimulatedUser
+from .twin_user import TwinOptions, TwinUser, UserTurn, third_party
+
+_REQUIREMENT = "inspect-ai>=0.3.280"
+#: The key in the sample's store that holds why the conversation ended, and the reasoning of each turn.
+RECORD = "usertwin"
+
+
+def twin_conversation(
+    twin: str | SimulatedUser, agent: Any = None, *, max_turns: int = 8, **options: Unpack[TwinOptions]
+) -> Any:  # fmt: skip
+    """Return a solver in which a twin and an agent take turns until the twin leaves, the scenario or the turns end.
+
+    Without a goal of its own, the twin wants what the sample says: the "goal" in its metadata, after which its input is the
+    beginning of the conversation, or else an input that is a text, which the agent then never sees. Each epoch has a seed of
+    its own. A failure of the twin is an error of the sample, which gets no score.
+
+    Args:
+        twin: a learned twin, or its name.
+        agent: the agent under test, as an Inspect agent or solver; by default the task's model.
+        max_turns: the maximum number of turns of the twin.
+        **options: as of `TwinUser`.
+
+    Raises:
+        UsageError: inspect-ai is not installed.
+    """
+    solvers = third_party("inspect_ai.solver", _REQUIREMENT)
+    models = third_party("inspect_ai.model", _REQUIREMENT)
+    user = TwinUser(twin, **options)
+
+    @solvers.solver(name="twin_conversation")
+    def conversation() -> Any:
+        async def solve(state: Any, generate: Any) -> Any:
+            act = generate if agent is None else _as_solver(agent)
+            goal = _goal(state, user)
+            seed, turns = user.seed + state.epoch - 1, list[UserTurn]()
+            while len(turns) < max_turns and not state.completed:
+                spoken = _spoken(state.messages)
+                if not spoken or spoken[-1]["role"] != "user":
+                    turn = await user.aplay(spoken, goal=goal, seed=seed)
+                    turns.append(turn)
+                    state.messages += [models.ChatMessageUser(content=text) for text in turn.texts]
+                    state.store.set(RECORD, _record(turns))
+                    if turn.stop is not None:
+                        break
+                state = await (act(state) if agent is None else act(state, generate))
+            return state
+
+        return solve
+
+    return conversation()
+
+
+def _as_solver(agent: Any) -> Any:
+    """Return an Inspect agent as a solver; a solver stays as it is."""
+    agents = third_party("inspect_ai.agent", _REQUIREMENT)
+    return agents.as_solver(agent) if agents.is_agent(agent) else agent
+
+
+def _goal(state: Any, user: TwinUser) -> str:
+    """Return what the sample says that the twin wants; an input that is the goal leaves the messages."""
+    if user.scenario.goal or state.metadata.get("goal"):
+        return str(state.metadata.get("goal") or "")
+    if not isinstance(state.input, str):
+        return ""
+    state.messages = [message for message in state.messages if not (message.role == "user" and message.text == state.input)]
+    return state.input
+
+
+def _spoken(messages: Sequence[Any]) -> list[dict[str, str]]:
+    """Return what both sides said."""
+    return [
+        {"role": message.role, "content": message.text}
+        for message in messages
+        if message.role in {"user", "assistant"} and message.text.strip()
+    ]
+
+
+def _record(turns: Sequence[UserTurn]) -> Mapping[str, Any]:
+    """Return why the conversation ended so far, and the reasoning behind each turn."""
+    return {"stop": turns[-1].stop, "reasoning": [turn.answer.reasoning for turn in turns if turn.answer is not None]}
