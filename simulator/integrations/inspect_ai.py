@@ -66,12 +66,11 @@ def _as_solver(agent: Any) -> Any:
 
 def _goal(state: Any, user: TwinUser) -> str:
     """Return what the sample says that the twin wants; an input that is the goal leaves the messages."""
-    if user.scenario.goal or state.metadata.get("goal"):
-        return str(state.metadata.get("goal") or "")
-    if not isinstance(state.input, str):
-        return ""
+    goal = str(state.metadata.get("goal") or "")
+    if not isinstance(state.input, str) or (state.input.strip() and (goal or user.scenario.goal)):
+        return goal
     state.messages = [message for message in state.messages if not (message.role == "user" and message.text == state.input)]
-    return state.input
+    return goal or state.input
 
 
 def _spoken(messages: Sequence[Any]) -> list[dict[str, str]]:
