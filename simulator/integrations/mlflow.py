@@ -66,12 +66,16 @@ def twin_simulator(
         def simulate(self, predict_fn: Callable[..., Any]) -> Any:
             """Run all conversations. The first failure of the twin is raised when all have ended."""
             failures.clear()
+            traces = None
             try:
                 traces = super().simulate(predict_fn)
+            except Exception:  # MLflow's own, if no conversation got as far as a trace
+                if not failures:
+                    raise
             finally:
                 talks.clear()
-                if failures:
-                    raise failures[0]
+            if failures:
+                raise failures[0]
             return traces
 
         def _check_goal_achieved(self, conversation_history: Sequence[Any], *args: Any, **facts: Any) -> bool:

@@ -19,7 +19,7 @@ ENVIRONMENTS = ROOT / ".venv-integrations"
 #: No tool sends anything about these tests to its makers.
 QUIET = {
     "DEEPEVAL_TELEMETRY_OPT_OUT": "YES", "MLFLOW_DISABLE_TELEMETRY": "true", "LANGSMITH_TRACING": "false",
-    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True",
 }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def environment(name: str, tool: Tool) -> Path:
     folder = ENVIRONMENTS / name
     python, ready, wanted = folder / "bin" / "python", folder / ".requirements", "\n".join(tool.requirements)
     if not ready.is_file() or ready.read_text("utf-8") != wanted:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", folder], check=True)  # .venv has pip
         packages = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
         shared = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
         (Path(packages) / "zz_shared.pth").write_text(shared, "utf-8")
@@ -67,30 +67,31 @@ def version(python: Path, distribution: str) -> str:
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def run(name: str, tool: Tool) -> tuple[str, str, str, bool]:
-    """Return name, version and result of a tool's tests, and of its snippets in the documentation."""
+def run(name: str, tool: Tool) -> tuple[str, str, bool]:
+    """Return the version of a tool, the result of its tests and of its code in the documentation, and whether that is good."""
     try:
         python = environment(name, tool)
     except subprocess.CalledProcessError:
-        return name, "-", "cannot be installed (see above)", False
+        return "-", "cannot be installed (see above)", False
     tests = [f"tests/integrations/{tool.tests}", "tests/test_docs.py::test_every_block_runs[integrations]"]
     command = [python, "-m", "pytest", "-q", "--durations=0", "--durations-min=60", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | QUIET, capture_output=True, text=True)
     counts = re.findall(r"\d+ (?:passed|failed|errors?|skipped)", done.stdout)
     passed = done.returncode == 0 and not any("skipped" in count for count in counts)
     if not passed:
-        print(done.stdout[-6000:], done.stderr[-2000:])
-    return name, version(python, tool.distribution), ", ".join(counts) or f"exit code {done.returncode}", passed
+        print(done.stdout[-6000:], done.stderr[-2000:], sep="\n", flush=True)
+    return version(python, tool.distribution), ", ".join(counts) or f"exit code {done.returncode}", passed
 
 
 def main() -> None:
-    """Run the tests of the tools that are named, or of all, and print a table."""
-    names = sys.argv[1:] or list(TOOLS)
-    rows = [run(name, TOOLS[name]) for name in names]
-    print(f"{'tool':<12} {'package':<20} {'version':<12} result")
-    for name, found, result, _ in rows:
-        print(f"{name:<12} {TOOLS[name].distribution:<20} {found:<12} {result}")
-    sys.exit(0 if all(passed for *_, passed in rows) else 1)
+    """Run the tests of the tools that are named, or of all, and print a table row by row."""
+    good = True
+    print(f"{'tool':<12} {'package':<20} {'version':<12} result", flush=True)
+    for name in sys.argv[1:] or list(TOOLS):
+        found, result, passed = run(name, TOOLS[name])
+        print(f"{name:<12} {TOOLS[name].distribution:<20} {found:<12} {result}", flush=True)
+        good = good and passed
+    sys.exit(0 if good else 1)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from twins import BYE, GOAL, failing_twin, silent_twin, talking_twin
 
 from usertwin.personas import ModelError, UsageError
 from usertwin.simulator import Fact, Scenario
+from usertwin.simulator.integrations import deepeval, inspect_ai, langwatch, mlflow, tau2
 from usertwin.simulator.integrations.twin_user import TwinTalk, TwinUser, UserTurn, third_party
 
 
@@ -87,6 +89,22 @@ def test_arguments_that_exclude_each_other(ann: str) -> None:
         TwinUser(user).play([{"role": "user", "content": "hello"}])
     with pytest.raises(UsageError, match=r"no_such_tool cannot be imported .*; run: pip install 'no-such-tool>=1'"):
         third_party("no_such_tool", "no-such-tool>=1")
+
+
+@pytest.mark.parametrize(
+    ("door", "package"),
+    [
+        (deepeval.twin_user, "deepeval.simulator.simulation_graph"), (langwatch.twin_user, "scenario"),
+        (lambda user: mlflow.twin_simulator(user, []), "mlflow.genai.simulators"),
+        (inspect_ai.twin_conversation, "inspect_ai.solver"), (tau2.register_twin, "tau2.user.base"),
+    ],
+)  # fmt: skip
+def test_a_tool_that_is_not_installed_is_named_with_the_command(
+    ann: str, door: Any, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=rf"{package} cannot be imported .*; run: pip install '[\w-]+>=[\d.]+'"):
+        door(talking_twin(ann)[0])
 
 
 def test_a_failure_of_the_twin_is_raised_as_its_own(ann: str) -> None:
