@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Unpack
 
 from ..user import SimulatedUser
@@ -38,24 +39,27 @@ def twin_conversation(
     @solvers.solver(name="twin_conversation")
     def conversation() -> Any:
         async def solve(state: Any, generate: Any) -> Any:
-            act = generate if agent is None else _as_solver(agent)
+            act = generate if agent is None else partial(_call, _as_solver(agent), generate)
             goal = _goal(state, user)
             seed, turns = user.seed + state.epoch - 1, list[UserTurn]()
+            if any(message["role"] == "user" for message in _spoken(state.messages)[-1:]):
+                state = await act(state)
             while len(turns) < max_turns and not state.completed:
-                spoken = _spoken(state.messages)
-                if not spoken or spoken[-1]["role"] != "user":
-                    turn = await user.aplay(spoken, goal=goal, seed=seed)
-                    turns.append(turn)
-                    state.messages += [models.ChatMessageUser(content=text) for text in turn.texts]
-                    state.store.set(RECORD, _record(turns))
-                    if turn.stop is not None:
-                        break
-                state = await (act(state) if agent is None else act(state, generate))
+                turns.append(await user.aplay(_spoken(state.messages), goal=goal, seed=seed))
+                state.messages += [models.ChatMessageUser(content=text) for text in turns[-1].texts]
+                state.store.set(RECORD, _record(turns))
+                if turns[-1].stop is not None:
+                    break
+                state = await act(state)
             return state
 
         return solve
 
     return conversation()
+
+
+async def _call(solver: Any, generate: Any, state: Any) -> Any:
+    return await solver(state, generate)
 
 
 def _as_solver(agent: Any) -> Any:

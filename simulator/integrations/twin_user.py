@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any, TypedDict
 
 from usertwin.memory.event_loop import in_caller, run_sync
-from usertwin.personas import UsageError, as_conversation
+from usertwin.personas import AgentError, UsageError, as_conversation
 from usertwin.personas.roles import is_user
 
 from ..agents import Message
@@ -99,7 +99,8 @@ class TwinUser:
         Raises:
             ModelError: the model does not answer.
             TwinError: the model writes no turn of the person in four attempts.
-            UsageError: the user has the last word, or the conversation does not begin as the scenario does.
+            AgentError: the user has the last word, since the agent said nothing.
+            UsageError: the conversation does not begin as the scenario does.
             LogError: the messages have no known shape.
         """
         if (stop := await self.scenario_end(messages)) is not None:
@@ -125,7 +126,7 @@ class TwinUser:
         spoken = spoken_messages(messages)
         number = self._turn_number(spoken)
         if spoken and spoken[-1]["role"] == "user":
-            raise UsageError("the user has the last word in these messages, so the agent is next")
+            raise AgentError("the agent said nothing after the user's last turn, so there is nothing to answer; let it reply")
         seed = self.seed if seed is None else seed
         written = await next_turn(self.user, self._with_goal(goal), number, spoken, seed=seed)
         turn = UserTurn(written.texts, written.answer, "user_stop" if written.answer.done else None)

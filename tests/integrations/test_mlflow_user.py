@@ -22,7 +22,8 @@ from usertwin.simulator.integrations.mlflow import twin_simulator
 def _store(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        mlflow.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/store.db")
+        patch.chdir(tmp_path_factory.mktemp("mlflow"))  # where artefacts go, too
+        mlflow.set_tracking_uri("sqlite:///store.db")
         yield
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from twins import BYE, GOAL, failing_twin, silent_twin, talking_twin
 
-from usertwin.personas import ModelError, UsageError
+from usertwin.personas import AgentError, ModelError, UsageError
 from usertwin.simulator import Fact, Scenario
 from usertwin.simulator.integrations import deepeval, inspect_ai, langwatch, mlflow, tau2
 from usertwin.simulator.integrations.twin_user import TwinTalk, TwinUser, UserTurn, third_party
@@ -85,8 +85,6 @@ def test_arguments_that_exclude_each_other(ann: str) -> None:
     user, _ = talking_twin(ann)
     with pytest.raises(UsageError, match="a scenario holds the goal"):
         TwinUser(user, goal=GOAL, scenario=Scenario(name="s"))
-    with pytest.raises(UsageError, match="the agent is next"):
-        TwinUser(user).play([{"role": "user", "content": "hello"}])
     with pytest.raises(UsageError, match=r"no_such_tool cannot be imported .*; run: pip install 'no-such-tool>=1'"):
         third_party("no_such_tool", "no-such-tool>=1")
 
@@ -105,6 +103,12 @@ def test_a_tool_that_is_not_installed_is_named_with_the_command(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UsageError, match=rf"{package} cannot be imported .*; run: pip install '[\w-]+>=[\d.]+'"):
         door(talking_twin(ann)[0])
+
+
+@pytest.mark.parametrize("silence", [[], [{"role": "assistant", "content": ""}]])
+def test_an_agent_that_says_nothing_is_named(ann: str, silence: list[Any]) -> None:
+    with pytest.raises(AgentError, match="the agent said nothing after the user's last turn"):
+        TwinUser(talking_twin(ann)[0]).play([{"role": "user", "content": "hello"}, *silence])
 
 
 def test_a_failure_of_the_twin_is_raised_as_its_own(ann: str) -> None:
