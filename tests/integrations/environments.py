@@ -74,10 +74,11 @@ def run(name: str, tool: Tool) -> tuple[str, str, bool]:
     except subprocess.CalledProcessError:
         return "-", "cannot be installed (see above)", False
     tests = [f"tests/integrations/{tool.tests}", "tests/test_docs.py::test_every_block_runs[integrations]"]
-    command = [python, "-m", "pytest", "-q", "--durations=0", "--durations-min=60", "-p", "no:cacheprovider", *tests]
+    command = [python, "-m", "pytest", "--durations=0", "--durations-min=60", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | QUIET, capture_output=True, text=True)
-    counts = re.findall(r"\d+ (?:passed|failed|errors?|skipped)", done.stdout)
-    passed = done.returncode == 0 and not any("skipped" in count for count in counts)
+    summary = next((line for line in reversed(done.stdout.splitlines()) if re.search(r"\d+ (passed|failed|error)", line)), "")
+    counts = re.findall(r"\d+ (?:passed|failed|errors?|skipped)", summary)
+    passed = done.returncode == 0 and "skipped" not in summary
     if not passed:
         print(done.stdout[-6000:], done.stderr[-2000:], sep="\n", flush=True)
     return version(python, tool.distribution), ", ".join(counts) or f"exit code {done.returncode}", passed

@@ -97,6 +97,6 @@ def test_a_task_whose_user_needs_tools_is_refused(ann: str) -> None:
 
 def test_a_name_is_registered_once(ann: str) -> None:
     user, _ = talking_twin(ann)
-    assert register_twin(user) == "ann"
-    with pytest.raises(ValueError, match="User ann already registered"):
-        register_twin(user)
+    assert register_twin(user, "once") == "once"
+    with pytest.raises(ValueError, match="User once already registered"):
+        register_twin(user, "once")
