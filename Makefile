@@ -1,4 +1,4 @@
-# Six commands, each for a fresh checkout too: whatever they need is set up first, in .venv.
+# Seven commands, each for a fresh checkout too: whatever they need is set up first, in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ READY := $(VENV)/.ready-demo
 READY_DEV := $(VENV)/.ready-dev
 READY_DOCS := $(VENV)/.ready-docs
 
-.PHONY: demo test check bench docs build
+.PHONY: demo test check bench docs build integrations
 
 demo: $(READY)          ## a twin beside the real person, a guessing game, a chat, a measurement; ARGS="--yes --no-fetch"
 	@$(BIN)/usertwin demo $(ARGS)
@@ -31,6 +31,9 @@ docs: $(READY_DOCS)     ## the generated parts of the documentation, and the sit
 build: $(READY_DEV)     ## the wheel and the source distribution, in dist/
 	@rm -rf build/lib dist
 	@$(BIN)/python -m build --outdir dist .
+
+integrations: $(READY_DEV)  ## other tools with a twin as their user, each in an environment of its own, or ONLY=name
+	@$(BIN)/python tests/integrations/environments.py $(ONLY)
 
 $(VENV):
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "usertwin needs Python 3.11 or newer: make PYTHON=python3.11"'

@@ -6,29 +6,24 @@ No fault of the twin, of a limit of ours, or of a scenario is charged to the age
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
-from pathlib import Path
 from typing import Any, Protocol
 
 from usertwin.memory.concurrency import to_thread
 from usertwin.memory.event_loop import in_caller
-from usertwin.memory.models.chat import Usage
 from usertwin.memory.models.recording import ReplayMiss
 from usertwin.personas import AgentError, ModelError, UsageError, UsertwinError
 
-from .agents import AgentCall, Failure, Message
-from .agents.turn import describe
+from .agents import AgentCall, Failure
 from .recording.agent import LateEnd, RecordedAgent, run_recorded_turn
 from .records import TWIN_FAULTS, Exchange, Simulation, StopReason, TwinFault
-from .scenarios.modifiers import ModifiedTurn, mixed_in_turn, modified_turn
-from .scenarios.read import load_function
 from .scenarios.scenario import Scenario
-from .scenarios.twin_faults import find_twin_faults, text_of
+from .scenarios.scenario_turn import ScenarioTurn, goal_is_reached, next_turn, said
+from .scenarios.twin_faults import find_twin_faults
 from .state import Answer
 from .tracing.runs import agent_trace, traced_conversation
 from .user import SimulatedUser
@@ -175,16 +170,11 @@ class OpenConversation:
         """
         if self.limits.stop is not None and self.limits.stop.is_set():
             raise ConversationStopped(self.simulation)
-        started, messages, seed = time.perf_counter(), self.simulation.messages, self.simulation.seed
-        authored = self._authored(number) if text is None else ModifiedTurn((text,))
-        answer = await self._twin_turn(number) if authored is None else _said(authored)
-        if answer is None:
+        started, messages = time.perf_counter(), self.simulation.messages
+        turn = await self._twin_turn(number) if text is None else ScenarioTurn(said((text,)), (text,), authored=True)
+        if turn is None:
             return None
-        turn = authored or ModifiedTurn((answer.action,) if answer.action else ())
-        if authored is None and answer.action and self.scenario.modifiers:
-            protected = [fact.value for fact in self.scenario.facts if fact.value]
-            turn = modified_turn(answer.action, self.scenario.modifiers, seed, number, protected)
-        sent, notes = turn.texts, turn.notes
+        answer, sent = turn.answer, turn.texts
         messages += [{"role": "user", "content": text} for text in sent]  # without an action the twin leaves silently
         if self._on_answer is not None:
             await in_caller(self._on_answer, answer)
@@ -192,29 +182,22 @@ class OpenConversation:
         if not answer.done:
             await self.reply()
         exchange = Exchange(
-            answer, tuple(messages[before:]), twin_seconds, time.perf_counter() - started, authored=authored is not None,
-            sent=() if sent == (answer.action,) else sent, notes=notes, state=self.call.state_so_far(self.simulation.thread_id),
+            answer, tuple(messages[before:]), twin_seconds, time.perf_counter() - started, authored=turn.authored,
+            sent=() if sent == (answer.action,) else sent, notes=turn.notes,
+            state=self.call.state_so_far(self.simulation.thread_id),
         )  # fmt: skip
         self.simulation.exchanges.append(exchange)
         return exchange
 
-    def _authored(self, number: int) -> ModifiedTurn | None:
-        """Return the turn of the twin that the scenario says; None if the twin writes it."""
-        if (text := self.scenario.authored(number)) is not None:
-            return ModifiedTurn((text,))
-        if self.user.model.style != "transcript":
-            return None
-        return mixed_in_turn(self.scenario.modifiers, self.simulation.seed, number)
-
-    async def _twin_turn(self, number: int) -> Answer | None:
+    async def _twin_turn(self, number: int) -> ScenarioTurn | None:
         """Return the twin's turn; None if it fails or is late, which is recorded."""
-        goal = self.scenario.goal_in_turn(number, self.simulation.messages, style=self.user.model.style)
         seconds = min(self.limits.twin_timeout, self._remaining())
         if self._ended_late("twin"):
             return None
         try:
             async with asyncio.timeout(None if seconds == inf else seconds):
-                answer = await self.user.arespond(self.simulation.messages, goal=goal, seed=self.simulation.seed)
+                messages, seed = self.simulation.messages, self.simulation.seed
+                return await next_turn(self.user, self.scenario, number, messages, seed=seed)
         except ReplayMiss:
             raise
         except Exception as error:
@@ -227,8 +210,6 @@ class OpenConversation:
                 text = str(error) if known else f"the twin failed: {type(error).__name__}: {error}"
                 self.end("model_unavailable" if isinstance(error, ModelError) else "twin_error", text)
             return None
-        stays = answer.done and answer.action and number + 1 < self.scenario.min_turns
-        return replace(answer, done=False) if stays else answer
 
     async def reply(self) -> bool:
         """Add the agent's reply to the conversation, or record how it failed."""
@@ -254,30 +235,11 @@ class OpenConversation:
     async def _is_over(self) -> bool:
         """Return whether the goal is reached or the time is over, and record it."""
         turns = len(self.simulation.exchanges)  # one may be several messages
-        if turns >= self.scenario.min_turns and await self._goal_is_reached(self.simulation.messages):
+        if turns >= self.scenario.min_turns and await goal_is_reached(self.scenario, self.simulation.messages):
             self.end("goal_reached")
         elif not self._ended_late("reply") and self._remaining() <= 0:
             self._end_late("reply")
         return self.simulation.stop_reason != "max_turns"
-
-    async def _goal_is_reached(self, messages: list[Message]) -> bool:
-        last_turn = next((index for index in reversed(range(len(messages))) if messages[index]["role"] == "user"), -1)
-        replies = "\n".join(map(text_of, messages[last_turn + 1 :])).casefold()
-        if any(phrase.casefold() in replies for phrase in self.scenario.until):
-            return True
-        reached = self.scenario.goal_reached
-        if isinstance(reached, str):
-            reached = load_function(reached, Path.cwd())
-        if reached is None:
-            return False
-        try:
-            verdict: Any = await in_caller(reached, [dict(message) for message in messages])
-            return bool(await verdict if inspect.isawaitable(verdict) else verdict)
-        except UsertwinError:
-            raise
-        except Exception as error:
-            place = f'scenario "{self.scenario.name}": ' if self.scenario.name else ""
-            raise UsageError(f"{place}goal_reached failed ({describe(error)}); mend the function") from error
 
     def _remaining(self) -> float:
         return self.deadline - time.perf_counter()
@@ -285,7 +247,3 @@ class OpenConversation:
 
 def _twin_faults(simulation: Simulation, scenario: Scenario, user: SimulatedUser) -> list[TwinFault]:
     return find_twin_faults(simulation, scenario, sides=user.sides())
-
-
-def _said(turn: ModifiedTurn) -> Answer:
-    return Answer(action="\n".join(turn.texts), reasoning="", recalled=(), done=False, usage=Usage())

@@ -184,9 +184,9 @@ class SimulatedUser:
 
     @property
     def graph(self) -> Graph:
-        """The twin as a compiled LangGraph graph over `TwinState`: recall, reason, act."""
+        """The twin as a compiled LangGraph graph over `TwinState`; the checkpoints of a graph around it hold no memories."""
         if self._graph is None:
-            self._graph = self.build()
+            self._graph = self.build(checkpointer=False)
         return self._graph
 
     def build(self, *, checkpointer: Any = None) -> Graph:

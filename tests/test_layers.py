@@ -16,7 +16,7 @@ ORDER = {
     "personas": "errors, conversation, chat_log <- pairs <- persona, importers",
     "memory": "text, models, triples <- store, recon, own_words <- twin, training",
     "simulator": "backends <- state, prompts, prompt_fit, turn_checks, turn_writer, reranking, reasoner, user, agents, records,"
-    " tracing <- scenarios, recording <- conversation <- simulation <- runs, terminal, learning <- serving",
+    " tracing <- scenarios, recording <- conversation <- simulation <- runs, terminal, learning, integrations <- serving",
     "evals": "records, arm_names <- metrics <- replay, judges, traces, reports <- tuning, agent_tests <- suites, training_runs,"
     " demo, run_view <- cli, pytest_support <- pytest_plugin <- benchmarks",
 }
@@ -27,6 +27,7 @@ HEAVY = {
     "torch", "transformers", "faiss", "langchain", "langchain_core", "langchain_openai", "langgraph", "langgraph_sdk",
     "sentence_transformers", "numpy", "scipy", "sklearn", "sacrebleu", "xllamacpp", "openai", "pydantic", "accelerate", "gguf",
     "statsmodels", "huggingface_hub", "starlette", "uvicorn", "peft", "trl", "datasets", "emoji", "ray",
+    "openevals", "deepeval", "scenario", "mlflow", "inspect_ai", "tau2",
 }  # fmt: skip
 #: Files whose classes derive from a heavy library's classes. They are imported inside functions only.
 MAY_BE_HEAVY = {
