@@ -282,6 +282,7 @@ main.main(["demo", "--limit", "4"], prog_name="usertwin")
     child.expect("You are a stranger; Kim answers")
     child.sendline("hello there")
     child.expect("Kim  I want to know it soon")
+    child.expect("you")  # Ctrl-C ends the chat at the prompt
     child.sendintr()
     child.expect("No memory")
     child.expect("Next: usertwin chat demo")
