@@ -34,6 +34,7 @@ from usertwin.simulator.backends.llama_cpp import cores, start_engine
 
 from .canaries import canaries_part
 from .conversations.engine import concurrency_figures
+from .conversations.first_token import serve_part
 from .conversations.kept_and_killed import kept_connections_part, killed_runs_part
 from .conversations.part import simulate_part
 from .figures import Figure, figure, ratios, record_requests, run_alternately, timed
@@ -204,6 +205,7 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
     "connections": kept_connections_part,
     "kills": killed_runs_part,
     "view": view_part,
+    "serve": serve_part,
 }
 
 

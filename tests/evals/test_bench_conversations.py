@@ -13,6 +13,7 @@ import pytest
 from usertwin.evals.benchmarks.conversations.embedding import embedding_part
 from usertwin.evals.benchmarks.conversations.endpoint import fake_endpoint, reply_text
 from usertwin.evals.benchmarks.conversations.engine import concurrency_figures
+from usertwin.evals.benchmarks.conversations.first_token import serve_part
 from usertwin.evals.benchmarks.conversations.processor_time import processor_part
 from usertwin.evals.benchmarks.conversations.throughput import ThroughputSizes, run_many, throughput_part
 from usertwin.evals.benchmarks.figures import Figure
@@ -70,6 +71,14 @@ def test_processor_time_is_measured_beside_a_bare_graph() -> None:
 def test_embeddings_together_are_measured_beside_single_ones() -> None:
     rows = figures(embedding_part(rounds=2, callers=4, embedder=FakeEmbedder()))
     assert list(rows) == ["simulate.batched_embedding_vs_single", "simulate.batched_embedding_ms"]
+
+
+def test_the_first_token_of_the_endpoint_is_measured_beside_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    monkeypatch.delenv("USERTWIN_ONLY_SCRIPTED", raising=False)  # the endpoint is on this machine
+    rows = dict(serve_part(rounds=2, delay=0.0, triples=30, embedder=FakeEmbedder()))
+    assert list(rows) == ["serve.added_first_token_ms", "serve.first_token_ms"]
+    assert rows["serve.first_token_ms"].low > 0
 
 
 def test_conversations_at_once_are_measured_beside_one(twin: SimulatedUser) -> None:
