@@ -164,7 +164,7 @@ def _message(raw: Any, problems: list[str]) -> Turn | None:
         raise LogError('needs a "role"')
     if is_unseen(role) or is_unseen(item.get("channel")):
         return None  # the person never saw the result of a tool call, nor a model's analysis
-    text = _content_text(item.get("content"))
+    text = content_text(item.get("content"))
     if text is None:
         raise LogError(f'needs a "content" that is text, not {_shown(item.get("content"))}')
     if not text and isinstance(refusal := item.get("refusal"), str):
@@ -189,7 +189,7 @@ def _time_of(item: dict[str, Any], problems: list[str]) -> str | None:
         return find_date(item)
 
 
-def _content_text(content: Any) -> str | None:
+def content_text(content: Any) -> str | None:
     """Return the text of a message's content (a string, None or a list of parts), or None for any other type."""
     if content is None or isinstance(content, str):
         return content or ""

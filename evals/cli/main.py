@@ -18,6 +18,7 @@ import click
 #: Module, and what `usertwin --help` shows, for each command.
 COMMANDS = {
     "demo": ("talk", "Show a twin beside the real person, let you guess and chat, and measure."),
+    "import": ("logs.import_log", "Read chat logs of any known format into one log, and show what was read."),
     "learn": ("learn", "Learn the twin NAME from a chat log."),
     "chat": ("talk", "Talk with the twin NAME; you are the agent."),
     "simulate": ("simulate", "Let the twins NAME... talk with an agent and record the conversations."),
