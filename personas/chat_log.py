@@ -241,7 +241,10 @@ def _json_values(
         read = [first, *lines]  # a list over several lines; its blank lines count in messages
         whole = _parse_json("".join("\n" * (n - before) + line for (before, _), (n, line) in pairwise([(1, ""), *read])))
         if not (skip_bad_lines and isinstance(whole, json.JSONDecodeError)):
-            yield from _split_list(whole) if isinstance(whole, list) else [("line", getattr(whole, "lineno", 1), whole)]
+            if isinstance(whole, list):
+                yield from _split_list(whole)
+            else:
+                yield "line", getattr(whole, "lineno", 1), whole
             return
         rest = iter(read[1:])
     second = next(rest, None)

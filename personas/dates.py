@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -38,9 +39,9 @@ def read_date(value: object) -> str | None:
         return None
     if isinstance(value, str):
         text = value.strip()
-        if _COMPACT.fullmatch(text):
+        if "-" not in text and _COMPACT.fullmatch(text):
             return _from_compact(text)
-        if _EPOCH.fullmatch(text):
+        if "-" not in text and _EPOCH.fullmatch(text):
             return _from_epoch(float(text) if "." in text else int(text))
         for parse in (_from_iso, _from_email):
             try:
@@ -88,7 +89,10 @@ def to_timestamp(time: str | None) -> float | None:
 
 
 def _from_iso(written: str, text: str) -> str:
-    for candidate in (written, text, text.upper(), text.removesuffix("UTC").rstrip() + "+00:00"):
+    with suppress(ValueError):  # as nearly all are
+        to_timestamp(written)
+        return written
+    for candidate in (text, text.upper(), text.removesuffix("UTC").rstrip() + "+00:00"):
         try:
             to_timestamp(candidate)
         except ValueError:

@@ -54,6 +54,7 @@ _TEXTS = frozenset(
         "this content is no longer available",
     }
 )  # fmt: skip
+_LONGEST = max(map(len, _TEXTS)) + 10
 #: Placeholders that name a file.
 _WITH_NAME = re.compile(
     r"(?:<(?:attached|attachment|angehängt|allegato|anexado|adjunto|pièce jointe|bijgevoegd|załącznik|вложение)\s*:[^>]{1,200}>"
@@ -65,7 +66,7 @@ _WITH_NAME = re.compile(
 
 def is_placeholder(text: str) -> bool:
     """Return whether a whole message is what a platform writes in place of it."""
-    if len(text) > 240:
+    if len(text) > _LONGEST and text.rstrip()[-1:] not in {">", ")"}:
         return False
     plain = text if text.isascii() else _MARKS.sub("", text)
     plain = plain.strip()

@@ -66,6 +66,7 @@ class ImportSummary:
     undated: int = 0
     zoneless: bool = False
     speakers: dict[str, Speaker] = field(default_factory=dict[str, Speaker])
+    _ends: tuple[float, float] = (0.0, 0.0)
 
     def count(self, conversation: Conversation, sign: int = 1) -> None:
         """Add a conversation to the numbers, or take it away with sign -1."""
@@ -88,9 +89,12 @@ class ImportSummary:
             self.speakers[name].conversations += sign
         ends = (conversation.started_at, next((t.time for t in reversed(conversation.turns) if t.time), None))
         for time in filter(None, ends):
+            at = to_timestamp(time) or 0.0
             self.zoneless = self.zoneless or not _ZONE.search(time)
-            self.first = time if self.first is None or _before(time, self.first) else self.first
-            self.last = time if self.last is None or _before(self.last, time) else self.last
+            if self.first is None or at < self._ends[0]:
+                self.first, self._ends = time, (at, self._ends[1])
+            if self.last is None or at > self._ends[1]:
+                self.last, self._ends = time, (self._ends[0], at)
 
     def ranked(self) -> list[tuple[str, Speaker]]:
         """Return the speakers with the most turns first."""
@@ -123,10 +127,6 @@ class ImportSummary:
 
 _ZONE = re.compile(r"(?:Z|[+-]\d\d:?\d\d(?::\d\d)?)$", re.IGNORECASE)
 _AGENTS = frozenset({"assistant", "agent", "gpt", "bot", "model", "chatgpt", "ai", "bing", "bard", "admin", "AIMessageChunk"})
-
-
-def _before(first: str, second: str) -> bool:
-    return (to_timestamp(first) or 0.0) < (to_timestamp(second) or 0.0)
 
 
 class _Import:

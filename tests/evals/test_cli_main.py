@@ -19,7 +19,7 @@ from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.twin.record import default_home
 
 #: Commands that work on the folder of a run and need no twin.
-RUN_COMMANDS = {"train", "report", "compare", "join", "judge-by-hand", "export"}
+RUN_COMMANDS = {"import", "train", "report", "compare", "join", "judge-by-hand", "export"}
 #: What the model of `script` says.
 SCRIPTED_REPLIES = WEATHER
 
@@ -46,7 +46,7 @@ def test_help_lists_the_commands_in_the_order_of_use() -> None:
     text = output_of("--help")
     positions = [text.index(f"\n  {name} ") for name in COMMANDS]
     assert positions == sorted(positions)
-    assert list(COMMANDS)[:6] == ["demo", "learn", "chat", "simulate", "eval", "show"]
+    assert list(COMMANDS)[:7] == ["demo", "import", "learn", "chat", "simulate", "eval", "show"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -10,7 +10,7 @@ import click
 
 from usertwin.personas import UsageError
 
-from ..parts.options import check_writable, console_for, file_path, skip_bad_lines_option
+from ..parts.options import check_writable, console_for, file_path, gap_option, skip_bad_lines_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,12 +25,7 @@ _SPEAKERS = 12
 @click.argument("logs", nargs=-1, required=True, metavar="FILE...")
 @click.option("--out", type=file_path, required=True, help="File of JSON lines to write; with .gz at its end it is compressed.")
 @click.option("--format", "format_name", help="Format of the logs.  [default: found by looking at each file]")
-@click.option(
-    "--gap",
-    metavar="TIME",
-    help="Cut conversations at silences of this length, such as 4h or 2d; none for no cut.  [default: 4h for the channels of "
-    "messengers, and for a log that has fewer than three conversations]",
-)
+@gap_option
 @click.option(
     "--burst", metavar="TIME", help="Join messages of one speaker within this time; none for none.  [default: 2m in messengers]"
 )

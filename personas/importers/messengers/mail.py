@@ -14,7 +14,7 @@ from email.errors import MessageError
 from email.message import EmailMessage, Message
 from email.parser import BytesParser
 from email.utils import parseaddr
-from typing import Any, cast
+from typing import Any
 
 from usertwin.personas.conversation import Turn
 from usertwin.personas.errors import LogError
@@ -53,7 +53,7 @@ def read(source: Source, tally: Tally) -> Iterator[Thread]:
     for name in _files(source):
         for raw in _raw_messages(source, name):
             try:
-                message = cast("EmailMessage", parser.parsebytes(raw))
+                message = parser.parsebytes(raw)
                 turn = _turn(message, tally)
                 key = _thread(message, thread_of)
             except (MessageError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
