@@ -67,12 +67,19 @@ class ImportSummary:
     zoneless: bool = False
     speakers: dict[str, Speaker] = field(default_factory=dict[str, Speaker])
     _ends: tuple[float, float] = (0.0, 0.0)
+    _numbers: Counter[bool] = field(default_factory=Counter[bool])
+    _number: int | None = None
 
     def count(self, conversation: Conversation, sign: int = 1) -> None:
         """Add a conversation to the numbers, or take it away with sign -1."""
         self.conversations += sign
         self.turns += sign * len(conversation.turns)
         self.undated += sign * (conversation.started_at is None)
+        if conversation.started_at is None and (match := _NUMBER.search(conversation.conversation_id)):
+            number = int(match[0])
+            if self._number is not None:
+                self._numbers[number > self._number] += sign
+            self._number = number
         here = set[str]()
         for turn in conversation.turns:
             if turn.private:
@@ -115,7 +122,9 @@ class ImportSummary:
         """Return what was left out and assumed, in sentences; `ChatLog.notes` says itself what is damaged or skipped."""
         notes = self.tally.sentences(for_import=for_import)
         if self.undated and self.undated == self.conversations:
-            notes.append("no conversation has a date; the order of the file is taken for time, oldest first")
+            falls = self._numbers[False] >= _FEW and not self._numbers[True]
+            doubt = "; but the numbers in its ids fall, so it may be newest first: turn it round then" if falls else ""
+            notes.append(f"no conversation has a date; the order of the file is taken for time, oldest first{doubt}")
         if self.zoneless and for_import:
             notes.append("times without a time zone count as UTC (--timezone Europe/Berlin sets another one)")
         for name, speaker in self.ranked()[:20] if for_import else ():
@@ -125,6 +134,8 @@ class ImportSummary:
         return notes
 
 
+#: The number at the end of an id, which shows whether an undated log is newest first.
+_NUMBER = re.compile(r"[0-9]{1,15}$")
 _ZONE = re.compile(r"(?:Z|[+-]\d\d:?\d\d(?::\d\d)?)$", re.IGNORECASE)
 _AGENTS = frozenset({"assistant", "agent", "gpt", "bot", "model", "chatgpt", "ai", "bing", "bard", "admin", "AIMessageChunk"})
 

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import random
+import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from import_samples import OPENAI, SAMPLES, TELEGRAM, WHATSAPP, Sample, lines, mail, packed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from import_samples import (
+    OPENAI,
+    SAMPLES,
+    TELEGRAM,
+    WHATSAPP,
+    Sample,
+    claude,
+    claude_message,
+    discord,
+    discord_message,
+    lines,
+    mail,
+    packed,
+    slack,
+    telegram,
+    telegram_message,
+)  # fmt: skip
 
 from usertwin.personas import LogError, UsageError, UsertwinError, load_log, read_conversations
 from usertwin.personas.importers import source
-from usertwin.personas.importers.assemble import Rules, make_rules, parse_duration
+from usertwin.personas.importers.assemble import Rules, assemble, make_rules, parse_duration
 from usertwin.personas.importers.formats import FORMATS, find_format
 from usertwin.personas.importers.placeholders import is_placeholder
 from usertwin.personas.importers.read_logs import ImportSummary, import_to_file
 from usertwin.personas.importers.source import open_source
+from usertwin.personas.importers.thread import Tally
 
 every_sample = pytest.mark.parametrize(
     "sample", SAMPLES, ids=[f"{sample.format}-{number}" for number, sample in enumerate(SAMPLES)]
@@ -80,6 +103,57 @@ def test_damaged_files_raise_nothing_but_our_errors(number: int, tmp_path: Path)
             read_conversations(tmp_path / "out.jsonl")
         except UsertwinError:
             continue
+
+
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r"), max_size=12) | st.sampled_from(
+    ["", " ", "<Media omitted>", "1/2/26, 9:00 - x: y", "<b>", "[", '"', ",", "\u2028", "\x00", "\u200e", "= 1"]
+)
+messages = st.lists(st.tuples(st.sampled_from(["ann", "bob", "Cy D."]), words), min_size=1, max_size=12)
+
+
+def _whatsapp(talk: list[tuple[str, str]]) -> str:
+    return "".join(f"14/03/2026, 21:{n:02d} - {speaker}: {text}\n" for n, (speaker, text) in enumerate(talk))
+
+
+def _csv(talk: list[tuple[str, str]]) -> str:
+    rows = io.StringIO(newline="")
+    csv.writer(rows, lineterminator="\n").writerows([("speaker", "text"), *talk])
+    return rows.getvalue()
+
+
+WRITERS: dict[str, Callable[[list[tuple[str, str]]], str]] = {
+    "telegram": lambda talk: json.dumps(telegram(*(telegram_message(*item) for item in talk))),
+    "discord": lambda talk: discord(*(discord_message(*item) for item in talk)),
+    "claude": lambda talk: json.dumps([claude(*(claude_message(*item) for item in talk))]),
+    "sharegpt": lambda talk: lines({"conversations": [{"from": a, "value": b} for a, b in talk]}),
+    "usertwin": lambda talk: lines({"messages": [{"role": a, "content": b} for a, b in talk]}),
+    "slack": lambda talk: json.dumps([slack(a, b, f"17735220{n:02d}.0") for n, (a, b) in enumerate(talk)]),
+    "whatsapp": _whatsapp,
+    "table": _csv,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@settings(max_examples=30, deadline=None)
+@given(talk=messages)
+def test_every_written_message_is_kept_joined_or_dropped(name: str, talk: list[tuple[str, str]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / {"whatsapp": "a.txt", "table": "a.csv"}.get(name, "a.json")
+        log.write_bytes(WRITERS[name](talk).encode())
+        tally = Tally()
+        kept = 0
+        for thread in FORMATS[name].read(open_source(log), tally):
+            for conversation in assemble(thread, Rules(), tally, is_thread=FORMATS[name].is_thread):
+                kept += len(conversation.turns)
+    assert kept + tally.merged + tally.dropped.total() == len(talk)
+
+
+def test_an_undated_log_whose_numbers_fall_may_be_newest_first(tmp_path: Path) -> None:
+    rows = [{"id": f"t{n}", "conversations": [{"from": "human", "value": f"hi {n}"}]} for n in range(9, 0, -1)]
+    (tmp_path / "a.jsonl").write_text(lines(*rows))
+    assert any("it may be newest first" in note for note in load_log(tmp_path / "a.jsonl").notes())
+    (tmp_path / "a.jsonl").write_text(lines(*rows[::-1]))
+    assert not any("it may be newest first" in note for note in load_log(tmp_path / "a.jsonl").notes())
 
 
 def test_an_unknown_format_is_named_by_what_was_seen(tmp_path: Path) -> None:

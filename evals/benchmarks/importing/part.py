@@ -15,27 +15,7 @@ from ..figures import Figure, single_figure
 
 #: Turns of each generated log, and of a conversation in it.
 TURNS, _LENGTH = 1_000_000, 10
-_WORDS = [
-    "the",
-    "a",
-    "tea",
-    "please",
-    "could",
-    "you",
-    "tell",
-    "me",
-    "what",
-    "is",
-    "my",
-    "order",
-    "number",
-    "and",
-    "when",
-    "will",
-    "it",
-    "come",
-    "thanks",
-]
+_WORDS = tuple("the a tea please could you tell me what is my order number and when will it come thanks".split())  # noqa: SIM905
 _MEASURE = """
 import resource, sys, time
 from pathlib import Path
