@@ -371,7 +371,7 @@ SUBTITLES = [
     Sample(format="subtitles", files={"call 2026-03-14.vtt": _VTT + "00:00:05.000 --> 00:00:06.000\nBob: hello\n"}, merged=1,
            talks=[["Ann Lee: hi there and welcome", "Bob: hello"]], first="2026-03-14T00:00:01"),
     Sample(format="subtitles", files={"a.vtt": _TEAMS}, talks=[["Ann Lee: hi there", "Bob: hello"]]),
-    Sample(format="subtitles", files={"a.srt": _SRT + "3\n00:00:05,000 --> 00:00:06,000\nANN: hi\n"}, dropped=1,
+    Sample(format="subtitles", files={"a.srt": _SRT + "3\n00:00:05,000 -->\nANN: lost\n\n4\n00:00:05,000 --> 00:00:06,000\nANN: hi\n"}, dropped=2,
            talks=[["BOB: hello", "ANN: hi"]]),
 ]  # fmt: skip
 _ROWS = [("c1", "ann", "2026-03-14 21:00:00", "hi; you"), ("c2", "cy", "1773522000", "yo"), ("c1", "bob", "", "hello")]

@@ -56,7 +56,7 @@ def read(source: Source, tally: Tally) -> Iterator[Thread]:
                 message = parser.parsebytes(raw)
                 turn = _turn(message, tally)
                 key = _thread(message, thread_of)
-            except (MessageError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            except (MessageError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
                 tally.drop(DAMAGED, f"a message of {source.place(name)} ({type(error).__name__})")
                 continue
             if turn is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, cast
 
 from usertwin.personas.errors import LogError
@@ -49,9 +50,9 @@ def _csv(source: Source, name: str, tally: Tally) -> Iterator[tuple[int, dict[st
     lines = source.text_lines(name)
     header = next(lines, "")
     delimiter = max(_DELIMITERS, key=header.count)
-    names = next(csv.reader([header], delimiter=delimiter), [])
-    reader = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter)
+    reader = csv.reader(chain([header], (f"{line}\n" for line in lines)), delimiter=delimiter)
     try:
+        names = next(reader, [])
         for number, values in enumerate(reader, 2):
             if len(values) != len(names):
                 if values:

@@ -1,11 +1,12 @@
 """Importer of transcripts in WebVTT and SRT whose cues name their speakers, as Zoom, Teams and Meet write them.
 
 A speaker is a voice tag (`<v Ann>`) or a name before a colon. A cue without one goes on with the speaker before. The date is
-taken from the file's name, if it holds one. Source: https://www.w3.org/TR/webvtt1/, read with `webvtt-py` and `srt`.
+taken from the file's name, if it holds one. Source: https://www.w3.org/TR/webvtt1/, read with `webvtt-py`.
 """
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -14,13 +15,15 @@ from usertwin.personas.conversation import Turn
 from usertwin.personas.errors import LogError
 
 from ..source import Source
-from ..thread import PLACEHOLDER, Tally, Thread, shown
+from ..thread import DAMAGED, PLACEHOLDER, Tally, Thread, shown
 
 _NAMED = re.compile(r"(?:- ?)?\[?([^\W\d_][\w .,'’()\-/|&]{0,60}?)\]?:\s+(.*)", re.DOTALL)
 _VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>(.*?)(?:</v>|(?=<v[\s.])|$)", re.DOTALL)
 _TAG = re.compile(r"</?[a-z][^>]*>|<\d\d:[\d:.]+>", re.IGNORECASE)
 _SOUND = re.compile(r"[\[(♪][^\])]{0,60}[\])♪]?")
 _DAY = re.compile(r"(20\d\d)[-_.]?([01]\d)[-_.]?([0-3]\d)(?:[-_T ]?([0-2]\d)[-_.:h]?([0-5]\d))?")
+#: Seconds after which no recording goes on.
+_LONGEST = 10**7
 _NO_SPEAKER = "cue without a speaker"
 
 
@@ -40,7 +43,7 @@ def read(source: Source, tally: Tally) -> Iterator[Thread]:
     for name in _files(source):
         turns: list[Turn] = []
         day, speaker = _day(name), ""
-        for start, text in _cues(source, name):
+        for start, text in _cues(source, name, tally):
             for named, words in _voices(text):
                 speaker = named or speaker
                 if _SOUND.fullmatch(words):
@@ -48,7 +51,7 @@ def read(source: Source, tally: Tally) -> Iterator[Thread]:
                 elif not speaker:
                     tally.drop(_NO_SPEAKER, shown(words))
                 else:
-                    time = None if day is None else (day + timedelta(seconds=start)).isoformat()
+                    time = None if day is None or start > _LONGEST else (day + timedelta(seconds=start)).isoformat()
                     turns.append(Turn(speaker, "participant", words, time=time, extra={"start": start}))
         yield Thread(turns=turns, name=name.rsplit(".", 1)[0], whole=True)
 
@@ -63,31 +66,22 @@ def _day(name: str) -> datetime | None:
         return None
 
 
-def _cues(source: Source, name: str) -> Iterator[tuple[float, str]]:
-    """Yield the start of each cue in seconds, and its text."""
+def _cues(source: Source, name: str, tally: Tally) -> Iterator[tuple[float, str]]:
+    """Yield the start of each cue in seconds, and its text; cues that cannot be read are counted."""
     text = "\n".join(source.text_lines(name)).lstrip()
     try:
-        if text.startswith("WEBVTT"):
-            import webvtt
-
-            for caption in webvtt.from_string(text):
-                yield float(caption.start_in_seconds), caption.raw_text
-            return
-        import srt
-
-        for cue in srt.parse(text, ignore_errors=True):
-            yield cue.start.total_seconds(), cue.content
+        import webvtt
+        from webvtt.errors import MalformedFileError
     except ImportError:
-        raise LogError(f"{source.place(name)}: subtitles need two packages: pip install 'usertwin[import]'") from None
-    except (webvtt_error(), ValueError) as error:
-        raise LogError(f"{source.place(name)}: is not WebVTT ({error or 'it is malformed'})") from None
-
-
-def webvtt_error() -> type[Exception]:
-    """Return the class of the errors of webvtt-py."""
-    from webvtt.errors import MalformedFileError
-
-    return MalformedFileError
+        raise LogError(f"{source.place(name)}: transcripts need webvtt-py: pip install 'usertwin[import]'") from None
+    try:
+        captions = list(webvtt.from_buffer(io.StringIO(text), format="vtt" if text.startswith("WEBVTT") else "srt"))
+    except (MalformedFileError, ValueError, LookupError, ArithmeticError, AttributeError, TypeError) as error:
+        kind = type(error).__name__
+        raise LogError(f"{source.place(name)}: is no transcript that can be read ({kind}); export it again") from None
+    tally.drop(DAMAGED, f"a cue of {source.place(name)}", max(0, text.count("-->") - len(captions)))
+    for caption in captions:
+        yield float(caption.start_in_seconds), caption.raw_text
 
 
 def _voices(text: str) -> list[tuple[str, str]]:
