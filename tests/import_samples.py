@@ -131,6 +131,15 @@ CLAUDE = [
         talks=[["assistant: a cat"]], dropped=3,
     ),
     Sample(
+        format="claude",
+        files={"conversations.json": json.dumps([claude(
+            claude_message("human", "hi", uuid="a", parent_message_uuid="0"),
+            claude_message("assistant", "first try", uuid="b", parent_message_uuid="a"),
+            claude_message("assistant", "hello", uuid="c", parent_message_uuid="a"),
+        )])},
+        talks=[["human: hi", "assistant: hello"]], dropped=1,
+    ),
+    Sample(
         format="claude", files={"conversations.json": json.dumps([_CLAUDE], indent=2), "users.json": "[]"},
         talks=[["human: hi", "assistant: hello", "human: a long text"]],
     ),

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator
@@ -136,8 +137,11 @@ class _Member:
     """A file of a zip that closes the zip with it."""
 
     def __init__(self, path: Path, name: str) -> None:
-        self._zip = zipfile.ZipFile(path)
-        self._file = self._zip.open(name)
+        try:
+            self._zip = zipfile.ZipFile(path)
+            self._file = self._zip.open(name)
+        except (ValueError, LookupError, OverflowError, struct.error) as error:
+            raise zipfile.BadZipFile(f"damaged zip ({error})") from None
 
     def __enter__(self) -> IO[bytes]:
         return self._file
@@ -162,7 +166,7 @@ def open_source(path: str | Path) -> Source:
             members = [item for item in archive.infolist() if not item.is_dir() and not _HIDDEN.search(item.filename)]
     except FileNotFoundError:
         raise LogError(f"{path}: no such file") from None
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, ValueError, LookupError, OverflowError, struct.error, zipfile.BadZipFile, NotImplementedError) as error:
         raise LogError(f"{path}: cannot be read: {error}") from None
     unpacked = sum(item.file_size for item in members)
     if unpacked > _MAX_UNPACKED and unpacked > _MAX_RATIO * path.stat().st_size:

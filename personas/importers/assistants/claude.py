@@ -13,7 +13,7 @@ from usertwin.personas.conversation import Turn, content_text
 
 from ..records import records
 from ..source import Source
-from ..thread import DAMAGED, EMPTY, PLACEHOLDER, TOOL, Tally, Thread, as_list, as_object, as_text, time_of
+from ..thread import BRANCH, DAMAGED, EMPTY, PLACEHOLDER, TOOL, Tally, Thread, as_list, as_object, as_text, time_of
 
 
 def _files(source: Source) -> list[str]:
@@ -35,11 +35,26 @@ def read(source: Source, tally: Tally) -> Iterator[Thread]:
             if not isinstance(record.get("chat_messages"), list):
                 tally.refuse(source.place(name), number, 'a conversation needs "chat_messages"', "item")
                 continue
-            messages = as_list(record["chat_messages"])
-            turns = [turn for message in messages if (turn := _turn(as_object(message), tally)) is not None]
+            messages = [as_object(message) for message in record["chat_messages"]]
+            branch = _branch(messages, as_text(record.get("current_leaf_message_uuid")))
+            tally.drop(BRANCH, count=len(messages) - len(branch))
+            turns = [turn for message in branch if (turn := _turn(message, tally)) is not None]
             title = {"title": title} if (title := as_text(record.get("name"))) else {}
             started = time_of(record.get("created_at"))
             yield Thread(turns=turns, name=as_text(record.get("uuid")) or None, started_at=started, extra=title)
+
+
+def _branch(messages: list[dict[str, Any]], leaf: str) -> list[dict[str, Any]]:
+    """Return the messages from the first one to the current leaf, or to the last one; all if none names its parent."""
+    nodes = {identifier: message for message in messages if (identifier := as_text(message.get("uuid")))}
+    parents = [as_text(message.get("parent_message_uuid")) for message in messages]
+    if len(nodes) < len(messages) or not all(parents) or len({*parents}) == len(parents):
+        return messages
+    key, branch = leaf if leaf in nodes else as_text(messages[-1]["uuid"]), list[dict[str, Any]]()
+    while key in nodes and len(branch) < len(messages):
+        branch.append(nodes[key])
+        key = as_text(nodes[key].get("parent_message_uuid"))
+    return branch[::-1]
 
 
 def _turn(message: dict[str, Any], tally: Tally) -> Turn | None:

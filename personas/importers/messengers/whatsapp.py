@@ -28,6 +28,7 @@ _HEADER = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _AFTERNOON = re.compile(r"p|下午|午後|오후|ös|م", re.IGNORECASE)
+_ENCRYPTED = "Messages and calls are end-to-end encrypted."
 _EDITED = re.compile(
     r"\s*\u200e?<(?:This message was edited|Diese Nachricht wurde bearbeitet\.?|Se editó este mensaje\.?"
     r"|Ce message a été modifié|Mensagem editada|Messaggio modificato|Bericht bewerkt|Сообщение изменено)>$"
@@ -106,7 +107,7 @@ def _turn(line: _Line, order: str, tally: Tally) -> Turn | None:
         tally.drop(SYSTEM, shown(line.text))
         return None
     text = _EDITED.sub("", text)
-    if text.startswith("\u200e"):  # iOS marks so what the app wrote itself
+    if text.startswith(("\u200e", _ENCRYPTED)):  # iOS marks so what the app wrote itself
         tally.drop(PLACEHOLDER, shown(text))
         return None
     text = text.split("\u200e")[0] if "\u200e" in text else text

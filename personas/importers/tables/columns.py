@@ -63,5 +63,4 @@ def read(source: Source, tally: Tally) -> Iterator[Thread]:
             turns = threads.setdefault(values.get("conversation", ""), [])
             turns.append(Turn(speaker, role, values.get("text", ""), time=time))
         for key, turns in threads.items():
-            name_of_all = source.stem if len(files(source)) == 1 else name
-            yield Thread(turns=turns, name=key or name_of_all, whole=bool(key))
+            yield Thread(turns=turns, name=key or None, whole=bool(key))

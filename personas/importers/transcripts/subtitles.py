@@ -1,7 +1,7 @@
 """Importer of transcripts in WebVTT and SRT whose cues name their speakers, as Zoom, Teams and Meet write them.
 
 A speaker is a voice tag (`<v Ann>`) or a name before a colon. A cue without one goes on with the speaker before. The date is
-taken from the file's name, if it holds one. Source: https://www.w3.org/TR/webvtt1/, read with `webvtt-py`.
+taken from the name of the file or its folder, if it holds one. Source: https://www.w3.org/TR/webvtt1/, read with `webvtt-py`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read(source: Source, tally: Tally) -> Iterator[Thread]:
     """Yield the transcript of each file."""
     for name in _files(source):
         turns: list[Turn] = []
-        day, speaker = _day(name), ""
+        day, speaker = _day(name) or _day(source.path.parent.name), ""
         for start, text in _cues(source, name, tally):
             for named, words in _voices(text):
                 speaker = named or speaker
@@ -53,7 +53,7 @@ def read(source: Source, tally: Tally) -> Iterator[Thread]:
                 else:
                     time = None if day is None or start > _LONGEST else (day + timedelta(seconds=start)).isoformat()
                     turns.append(Turn(speaker, "participant", words, time=time, extra={"start": start}))
-        yield Thread(turns=turns, name=name.rsplit(".", 1)[0], whole=True)
+        yield Thread(turns=turns, whole=True)
 
 
 def _day(name: str) -> datetime | None:
