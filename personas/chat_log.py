@@ -80,7 +80,7 @@ class ChatLog:
         if self.files_without_turns:
             notes.append(f"{self.files_without_turns} files without a conversation were left out")
         notes += self.left_out
-        if not self.dated and not self.left_out:
+        if not self.dated:
             notes.append(f"{self.source}: no conversation has a date; the order of the lines is taken for time, oldest first")
         return notes
 

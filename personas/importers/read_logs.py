@@ -122,9 +122,10 @@ class ImportSummary:
         """Return what was left out and assumed, in sentences; `ChatLog.notes` says itself what is damaged or skipped."""
         notes = self.tally.sentences(for_import=for_import)
         if self.undated and self.undated == self.conversations:
-            falls = self._numbers[False] >= _FEW and not self._numbers[True]
-            doubt = "; but the numbers in its ids fall, so it may be newest first: turn it round then" if falls else ""
-            notes.append(f"no conversation has a date; the order of the file is taken for time, oldest first{doubt}")
+            if for_import:
+                notes.append("no conversation has a date; the order of the lines is taken for time, oldest first")
+            if self._numbers[False] >= _FEW and not self._numbers[True]:
+                notes.append("the numbers in the ids fall, so the undated log may be newest first: turn it round then")
         if self.zoneless and for_import:
             notes.append("times without a time zone count as UTC (--timezone Europe/Berlin sets another one)")
         for name, speaker in self.ranked()[:20] if for_import else ():
