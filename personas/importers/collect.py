@@ -114,9 +114,9 @@ def _dumped(conversation: Conversation) -> bytes:
 class Collector:
     """Puts conversations on a shelf, each once and in its longest state.
 
-    Two conversations are copies if they have the same turns at the same times, under whatever id. Of two with one id, the one
-    with more turns is kept. A conversation without an id gets one from its content; in another file, a conversation that
-    continues it has the same id.
+    Two conversations are copies if they have the same turns at the same times, under whatever id. Of two with one id and a turn
+    in common, the one with more turns is kept; without a common turn they are different, and the second gets an id of its own.
+    A conversation without an id gets one from its content; in another file, a conversation that continues it has the same id.
     """
 
     def __init__(self, shelf: Shelf, tally: Tally) -> None:
@@ -145,7 +145,12 @@ class Collector:
         """Return the id of a conversation, and what is known under it."""
         if conversation.conversation_id and not conversation.conversation_id.startswith("@"):
             name = conversation.conversation_id
-            return name, self.shelf.get(name) if name in self._file_of else None
+            while name in self._file_of:
+                known = self.shelf.get(name)
+                if not {turn.text for turn in known.turns}.isdisjoint(turn.text for turn in conversation.turns):
+                    return name, known
+                name = f"{name}-{content_id(conversation)[:8]}"  # another conversation that happens to have this id
+            return name, None
         count, name = 2, ""
         while True:
             name = content_id(conversation, count) + conversation.conversation_id

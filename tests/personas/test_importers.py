@@ -185,6 +185,17 @@ def test_a_second_export_adds_what_is_new_under_the_same_ids(tmp_path: Path) -> 
     assert (summary.turns, summary.speakers["user"].turns) == (9, 6)
 
 
+def test_conversations_that_happen_to_have_one_id_are_both_kept(tmp_path: Path) -> None:
+    names = ("a.jsonl", "b.jsonl")
+    for name in names:
+        talk = [{"from": "human", "value": f"hi from {name}"}, {"from": "gpt", "value": f"hello, {name}"}]
+        (tmp_path / name).write_text(lines({"id": 7, "conversations": talk}))
+    summary = import_to_file([tmp_path / name for name in names], tmp_path / "out.jsonl")
+    ids = [c.conversation_id for c in read_conversations(tmp_path / "out.jsonl").conversations]
+    assert (len(ids), ids[0], summary.tally.dropped.total()) == (2, "7", 0)
+    assert ids[1].startswith("7-")
+
+
 def test_conversations_of_one_file_with_one_beginning_are_kept_apart(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     path = tmp_path / "a.jsonl"
