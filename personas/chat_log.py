@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import IO, Any, Literal, cast
 
 from .conversation import Conversation, as_conversation
 from .dates import to_timestamp
@@ -17,17 +20,23 @@ from .errors import LogError
 from .files import write_private
 
 _GZIP_MAGIC = b"\x1f\x8b"
+#: The id of a scanned conversation that has none in its log.
+NO_ID = "\x00no id"
 #: Damaged turns that a summary names one by one.
 _SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line of a log, or an item of a JSON list, that could not be read in whole or in part, and the reason."""
+    """A line of a log, or an item of a JSON list, that could not be read in whole or in part, and the reason.
+
+    `lost` is the number of messages in it that became no turn.
+    """
 
     line: int
     reason: str
     unit: Literal["line", "item"] = "line"
+    lost: int = 0
 
     def place(self, source: object) -> str:
         """Return the source and the line or item, as in an error message."""
@@ -39,7 +48,8 @@ class ChatLog:
     """The conversations of one source, oldest first.
 
     `source` is their file, folder or corpus, `skipped` the bad lines that were skipped on request, `files_without_turns` the
-    number of files of a folder that hold no conversation, and `damaged` the damaged turns that were left out of conversations.
+    number of files of a folder that hold no conversation, `damaged` the damaged turns that were left out of conversations, and
+    `left_out` sentences about what an importer dropped and assumed.
     """
 
     conversations: tuple[Conversation, ...]
@@ -48,6 +58,7 @@ class ChatLog:
     files_without_turns: int = 0
     _: KW_ONLY
     damaged: tuple[BadLine, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def dated(self) -> bool:
@@ -68,6 +79,7 @@ class ChatLog:
             )
         if self.files_without_turns:
             notes.append(f"{self.files_without_turns} files without a conversation were left out")
+        notes += self.left_out
         if not self.dated:
             notes.append(f"{self.source}: no conversation has a date; the order of the lines is taken for time, oldest first")
         return notes
@@ -114,19 +126,12 @@ def read_conversations(path: str | Path, *, skip_bad_lines: bool = False) -> Cha
     path = Path(path)
     skipped: list[BadLine] = []
     damaged: list[BadLine] = []
-    conversations: list[Conversation] = []
-    for unit, number, value in _json_values(_read_text(path), skip_bad_lines):
-        try:
-            if isinstance(value, json.JSONDecodeError):
-                raise LogError(f"not JSON ({value.msg} at column {value.colno})")
-            sentences: list[str] = []
-            conversations.append(as_conversation(value, f"{path.stem}-{number}", damaged=sentences))
-            damaged += [BadLine(number, sentence, unit) for sentence in sentences]
-        except LogError as error:
-            bad = BadLine(number, str(error), unit)
-            if not skip_bad_lines:
-                raise LogError(f"{bad.place(path)}: {error}; fix this {unit}, or pass --skip-bad-lines") from None
-            skipped.append(bad)
+    with _open(path) as file:
+        scanned = scan_conversations(file, path, skip_bad_lines=skip_bad_lines, skipped=skipped, damaged=damaged)
+        conversations = [
+            replace(c, conversation_id=f"{path.stem}-{bad.line}") if c.conversation_id == NO_ID else c
+            for bad, c in scanned
+        ]  # fmt: skip
     if not any(conversation.turns for conversation in conversations):
         left_out = [f"{len(skipped)} bad lines were skipped"] if skipped else []
         left_out += [f"{len(damaged)} damaged turns were left out, first {damaged[0].reason}"] if damaged else []
@@ -134,6 +139,48 @@ def read_conversations(path: str | Path, *, skip_bad_lines: bool = False) -> Cha
         raise LogError(f"{path}: the log is empty: it holds no conversation with a turn{unread}")
     ordered = sort_by_time(_dated_by_turns(conversations), str(path))
     return ChatLog(ordered, str(path), tuple(skipped), damaged=tuple(damaged))
+
+
+def scan_conversations(
+    file: IO[bytes], place: str | Path, *, skip_bad_lines: bool, skipped: list[BadLine], damaged: list[BadLine]
+) -> Iterator[tuple[BadLine, Conversation]]:
+    """Yield the conversations of a log as they are read, each with its line or item; the id of one without is `NO_ID`.
+
+    `skipped` and `damaged` receive what is left out; `place` names the file in errors.
+
+    Raises:
+        LogError: a line cannot be read, unless bad lines are skipped.
+    """
+    for unit, number, value in _json_values(file, place, skip_bad_lines):
+        try:
+            if isinstance(value, json.JSONDecodeError):
+                raise LogError(f"not JSON ({value.msg} at column {value.colno})")
+            sentences: list[str] = []
+            conversation = as_conversation(value, NO_ID, damaged=sentences)
+            damaged += [BadLine(number, sentence, unit) for sentence in sentences]
+        except LogError as error:
+            bad = BadLine(number, str(error), unit)
+            if not skip_bad_lines:
+                raise LogError(f"{bad.place(place)}: {error}; fix this {unit}, or pass --skip-bad-lines") from None
+            skipped.append(bad)
+        else:
+            yield BadLine(number, "", unit, _written(value) - len(conversation.turns)), conversation
+
+
+def _written(value: Any) -> int:
+    """Return the number of messages that the JSON of a conversation holds."""
+    if isinstance(value, Mapping):
+        record = cast("Mapping[str, Any]", value)
+        value = record["turns"] if "turns" in record else record["messages"]
+    return len(cast("list[Any]", value))
+
+
+def content_id(conversation: Conversation, turns: int = 2) -> str:
+    """Return an id made of the first turns of a conversation and the time of the first one, so that it stays as it grows."""
+    first = conversation.turns[:turns]
+    time = next((turn.time for turn in first if turn.time), None) or conversation.started_at
+    parts = [str(time), *(f"{turn.speaker}\x1f{turn.text}" for turn in first)]
+    return hashlib.sha256("\x1e".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _dated_by_turns(conversations: list[Conversation]) -> list[Conversation]:
@@ -145,36 +192,68 @@ def _dated_by_turns(conversations: list[Conversation]) -> list[Conversation]:
     return dated if all(c.started_at for c in dated) else conversations
 
 
-def _read_text(path: Path) -> str:
+@contextmanager
+def _open(path: Path) -> Generator[IO[bytes]]:
+    """Open a plain or gzip file. LogError if it cannot be read, here or while it is read."""
     try:
-        raw = path.read_bytes()
-        return (gzip.decompress(raw) if raw.startswith(_GZIP_MAGIC) else raw).decode("utf-8-sig")
+        with path.open("rb") as raw:
+            packed = raw.read(2) == _GZIP_MAGIC
+            raw.seek(0)
+            if not packed:
+                yield raw
+                return
+            with gzip.open(raw) as unpacked:
+                yield cast("IO[bytes]", unpacked)
     except FileNotFoundError:
         raise LogError(f"{path}: no such file; check the path") from None
     except IsADirectoryError:
         raise LogError(f"{path}: is a folder; name the log file inside it") from None
-    except UnicodeDecodeError as error:
-        raise LogError(f"{path}: is not UTF-8 text (byte {error.start}); convert it to UTF-8 first") from None
     except (OSError, EOFError, zlib.error) as error:
         raise LogError(f"{path}: cannot be read: {error}") from None
 
 
-def _json_values(text: str, skip_bad_lines: bool) -> Iterator[tuple[Literal["line", "item"], int, Any]]:
+def _lines(file: IO[bytes], place: str | Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file that are not blank, with their numbers. LogError if it is not UTF-8 text."""
+    offset = 0
+    for number, raw in enumerate(file, 1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n")
+        except UnicodeDecodeError as error:
+            byte = offset + error.start + 3 * (number == 1 and raw.startswith(b"\xef\xbb\xbf"))
+            raise LogError(f"{place}: is not UTF-8 text (byte {byte}); convert it to UTF-8 first") from None
+        offset += len(raw)
+        if line.strip():
+            yield number, line
+
+
+def _json_values(
+    file: IO[bytes], place: str | Path, skip_bad_lines: bool
+) -> Iterator[tuple[Literal["line", "item"], int, Any]]:  # fmt: skip
     """Yield the JSON values of a log with the number of their line, or of their item in a single list.
 
     A line that is not JSON yields its JSONDecodeError.
     """
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    values: Iterable[tuple[int, Any]] = ((number, _parse_json(line)) for number, line in lines)
-    if lines and lines[0][1].lstrip().startswith("[") and isinstance(_parse_json(lines[0][1]), json.JSONDecodeError):
-        whole = _parse_json(text)  # a list over several lines
+    lines = _lines(file, place)
+    if (first := next(lines, None)) is None:
+        return
+    value, rest = _parse_json(first[1]), lines
+    if first[1].lstrip().startswith("[") and isinstance(value, json.JSONDecodeError):
+        read = [first, *lines]  # a list over several lines; its blank lines count in messages
+        whole = _parse_json("".join("\n" * (n - before) + line for (before, _), (n, line) in pairwise([(1, ""), *read])))
         if not (skip_bad_lines and isinstance(whole, json.JSONDecodeError)):
-            lines, values = lines[:1], [(getattr(whole, "lineno", 1), whole)]
-    for number, value in values:
-        if len(lines) == 1 and isinstance(value, list):
-            yield from _split_list(value)
-        else:
-            yield "line", number, value
+            if isinstance(whole, list):
+                yield from _split_list(whole)
+            else:
+                yield "line", getattr(whole, "lineno", 1), whole
+            return
+        rest = iter(read[1:])
+    second = next(rest, None)
+    if second is None and isinstance(value, list):
+        yield from _split_list(value)
+        return
+    yield "line", first[0], value
+    for number, line in () if second is None else chain([second], rest):
+        yield "line", number, _parse_json(line)
 
 
 def _split_list(value: Any) -> Iterator[tuple[Literal["line", "item"], int, Any]]:

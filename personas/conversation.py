@@ -7,10 +7,11 @@ written back. `as_conversation` also accepts OpenAI-style and LangChain message 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, cast
 
-from .dates import find_date, is_missing, read_date
+from .dates import find_date, is_missing, read_date, to_timestamp
 from .errors import LogError
 from .extended_json import plain_value
 from .roles import is_private, is_unseen
@@ -59,12 +60,13 @@ class Conversation:
 
     def to_json(self) -> dict[str, Any]:
         """Return the conversation as an object of the interchange format."""
-        turns = [
-            {"speaker": t.speaker, "role": t.role, "text": t.text}
-            | ({} if t.time is None else {"time": t.time})
-            | dict(t.extra)
-            for t in self.turns
-        ]
+        turns: list[dict[str, Any]] = []
+        for turn in self.turns:
+            item: dict[str, Any] = {"speaker": turn.speaker, "role": turn.role, "text": turn.text}
+            if turn.time is not None:
+                item["time"] = turn.time
+            item.update(turn.extra)
+            turns.append(item)
         return {"conversation_id": self.conversation_id, "started_at": self.started_at, "turns": turns} | dict(self.extra)
 
     def to_messages(self, user: str) -> list[dict[str, str]]:
@@ -137,7 +139,9 @@ def _turn(raw: Any, problems: list[str]) -> Turn | None:
     if not isinstance(raw, Mapping):
         raise LogError("must be an object")
     item = dict(cast("Mapping[str, Any]", raw))
-    speaker, role, text = (plain_value(item.pop(key, None)) for key in ("speaker", "role", "text"))
+    speaker, role, text = item.pop("speaker", None), item.pop("role", None), item.pop("text", None)
+    if not (isinstance(speaker, str) and isinstance(role, str) and isinstance(text, str)):
+        speaker, role, text = plain_value(speaker), plain_value(role), plain_value(text)
     if is_unseen(role):
         return None
     if isinstance(speaker, int) and not isinstance(speaker, bool):
@@ -148,9 +152,9 @@ def _turn(raw: Any, problems: list[str]) -> Turn | None:
         raise LogError(f'needs a "text" that is a string, not {_shown(text)}')
     if role is not None and not isinstance(role, str):
         raise LogError(f'needs a "role" that is a string, not {_shown(role)}')
-    time = _time_of(item, problems)
-    speaker, role, text = map(replace_lone_surrogates, (speaker, role or "participant", text))
-    return Turn(speaker, role, text, time=time, extra=item)
+    time = _time_of(item, problems) if item else None
+    speaker, role = replace_lone_surrogates(speaker), replace_lone_surrogates(role or "participant")
+    return Turn(speaker, role, replace_lone_surrogates(text), time=time, extra=item)
 
 
 def _message(raw: Any, problems: list[str]) -> Turn | None:
@@ -164,7 +168,7 @@ def _message(raw: Any, problems: list[str]) -> Turn | None:
         raise LogError('needs a "role"')
     if is_unseen(role) or is_unseen(item.get("channel")):
         return None  # the person never saw the result of a tool call, nor a model's analysis
-    text = _content_text(item.get("content"))
+    text = content_text(item.get("content"))
     if text is None:
         raise LogError(f'needs a "content" that is text, not {_shown(item.get("content"))}')
     if not text and isinstance(refusal := item.get("refusal"), str):
@@ -182,6 +186,10 @@ def _message(raw: Any, problems: list[str]) -> Turn | None:
 def _time_of(item: dict[str, Any], problems: list[str]) -> str | None:
     """Remove "time" from a turn and return when it was written; a time that is unreadable is added to the problems."""
     raw = item.pop("time", None)
+    if isinstance(raw, str) and raw[:1].isdigit() and "-" in raw:
+        with suppress(ValueError):  # most are ISO 8601
+            to_timestamp(raw)
+            return raw
     try:
         return (None if is_missing(raw) else read_date(raw)) or find_date(item)
     except ValueError as error:
@@ -189,7 +197,7 @@ def _time_of(item: dict[str, Any], problems: list[str]) -> str | None:
         return find_date(item)
 
 
-def _content_text(content: Any) -> str | None:
+def content_text(content: Any) -> str | None:
     """Return the text of a message's content (a string, None or a list of parts), or None for any other type."""
     if content is None or isinstance(content, str):
         return content or ""

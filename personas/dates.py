@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -21,6 +22,7 @@ DATE_NAMES = (
     "sentat", "sent", "timestamp", "timestampms", "datetime", "date", "time", "ts", "postedat", "receivedat", "firstmessageat",
     "updatedat", "updatetime", "lastmessageat", "modifiedat",
 )  # fmt: skip
+_KNOWN_NAMES = frozenset(DATE_NAMES)
 _EPOCH = re.compile(r"[0-9]{9,19}(\.[0-9]*)?")
 #: A date and a time in fourteen digits, as databases write them.
 _COMPACT = re.compile(r"(?:19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])(?:[01][0-9]|2[0-3])(?:[0-5][0-9]){2}")
@@ -38,9 +40,9 @@ def read_date(value: object) -> str | None:
         return None
     if isinstance(value, str):
         text = value.strip()
-        if _COMPACT.fullmatch(text):
+        if "-" not in text and _COMPACT.fullmatch(text):
             return _from_compact(text)
-        if _EPOCH.fullmatch(text):
+        if "-" not in text and _EPOCH.fullmatch(text):
             return _from_epoch(float(text) if "." in text else int(text))
         for parse in (_from_iso, _from_email):
             try:
@@ -61,8 +63,9 @@ def find_date(record: Mapping[str, Any]) -> str | None:
     """Return the date of a record under the best name that it uses; None if no value under such a name is a date."""
     named: dict[str, Any] = {}
     for key, value in record.items():
-        named.setdefault(_plain_name(str(key)), value)
-    for name in DATE_NAMES:
+        if (name := _plain_name(str(key))) in _KNOWN_NAMES:
+            named.setdefault(name, value)
+    for name in DATE_NAMES if named else ():
         try:
             if name in named and (date := read_date(named[name])) is not None:
                 return date
@@ -88,7 +91,10 @@ def to_timestamp(time: str | None) -> float | None:
 
 
 def _from_iso(written: str, text: str) -> str:
-    for candidate in (written, text, text.upper(), text.removesuffix("UTC").rstrip() + "+00:00"):
+    with suppress(ValueError):  # as nearly all are
+        to_timestamp(written)
+        return written
+    for candidate in (text, text.upper(), text.removesuffix("UTC").rstrip() + "+00:00"):
         try:
             to_timestamp(candidate)
         except ValueError:

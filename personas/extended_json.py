@@ -15,7 +15,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def plain_value(value: Any) -> Any:
     """Return the text or number that an object of extended JSON stands for, dates as ISO 8601; any other value unchanged."""
-    if not isinstance(value, Mapping) or len(cast("Mapping[Any, Any]", value)) != 1:
+    if isinstance(value, str) or not isinstance(value, Mapping) or len(cast("Mapping[Any, Any]", value)) != 1:
         return value
     [(name, inner)] = cast("Mapping[Any, Any]", value).items()
     inner = plain_value(inner)

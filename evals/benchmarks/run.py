@@ -40,6 +40,7 @@ from .conversations.part import simulate_part
 from .figures import Figure, figure, ratios, record_requests, run_alternately, timed
 from .fuzz.part import fuzz_part
 from .hostile_agents.run import hostile_part
+from .importing.part import import_part
 from .kill_points import crash_part
 from .learning import learn_part, threads_part
 from .memory import memory_part
@@ -195,6 +196,7 @@ _PARTS: dict[str, Callable[[], Iterator[tuple[str, Figure]]]] = {
     "memory": memory_part,
     "controls": controls_part,
     "train": train_part,
+    "import": import_part,
     "learn": learn_part,
     "fuzz": fuzz_part,
     "crash": crash_part,

@@ -30,6 +30,7 @@ from .parts.options import (
     embedder_option,
     fidelity_option,
     file_path,
+    gap_option,
     home_option,
     model_option,
     parse_price,
@@ -66,9 +67,11 @@ ADAPT_ROWS, ADAPT_EPOCHS, ADAPT_RANK = 160, 1, 16
 @click.option(
     "--from",
     "source",
-    help='Chat log: a file of JSON lines, plain or gzip; "chitchat", which is built in; "oyez:FOLDER" of court arguments; or '
-    '"twinbench:FILE" of that benchmark.  [required, unless a learned twin is adapted]',
+    help="Chat log: a file, folder or zip of any known format (docs/chat-logs.md), such as JSON lines or the export of a "
+    'messenger; "chitchat", which is built in; "oyez:FOLDER" of court arguments; or "twinbench:FILE" of that benchmark.  '
+    "[required, unless a learned twin is adapted]",
 )
+@gap_option
 @click.option("--speaker", help="The person to learn, as the log names them; without it, who speaks is listed.")
 @model_option
 @click.option(
@@ -149,6 +152,7 @@ def learn(
     from usertwin.evals.suites.people import corpus_of_test_person, never_tuned
     from usertwin.memory.twin.record import twin_command, twin_folder
     from usertwin.personas import load_log
+    from usertwin.personas.importers.assemble import make_rules
     from usertwin.personas.persona import read_persona
     from usertwin.simulator import load_embedder
     from usertwin.simulator.learning import alearn_with_recipe
@@ -161,7 +165,8 @@ def learn(
         return
     if options["source"] is None:
         raise click.UsageError("Missing option '--from'.")
-    log = load_log(str(options["source"]), skip_bad_lines=options["skip_bad_lines"])
+    rules = make_rules(gap=options["gap"])
+    log = load_log(str(options["source"]), skip_bad_lines=options["skip_bad_lines"], rules=rules)
     print_notes(console, log)
     if options["speaker"] is None:
         _refuse_without_speaker(console, log, twin_command("learn", name, home, "--from", shlex.quote(str(options["source"]))))

@@ -19,6 +19,7 @@ from click.shell_completion import CompletionItem
 #: Module, and what `usertwin --help` shows, for each command.
 COMMANDS = {
     "demo": ("talk", "Show a twin beside the real person, let you guess and chat, and measure."),
+    "import": ("logs.import_log", "Read chat logs of any known format into one log, and show what was read."),
     "learn": ("learn", "Learn the twin NAME from a chat log."),
     "init": ("tools.init", "Write a starter test, an agent, a scenario file and a CI workflow into FOLDER."),
     "chat": ("talk", "Talk with the twin NAME; you are the agent."),

@@ -22,6 +22,7 @@ from usertwin.memory.store.vector_index import IndexKind
 
 from .parts.options import (
     console_for,
+    gap_option,
     home_option,
     model_option,
     print_notes,
@@ -137,9 +138,12 @@ def rebuild(name: str, index: IndexKind | Literal["auto"] | None, home: Path | N
 @click.option("--max-traces", default=0, show_default=True, help="Select traces for only this many of the latest new pairs.")
 @model_option
 @scorer_option
+@gap_option
 @skip_bad_lines_option
 @home_option
-def add(name: str, source: str, max_traces: int, model: str, scorer: str, skip_bad_lines: bool, home: Path | None) -> None:
+def add(
+    name: str, source: str, max_traces: int, model: str, scorer: str, gap: str | None, skip_bad_lines: bool, home: Path | None
+) -> None:  # fmt: skip
     """Add the person's turns in another log to the memory of NAME.
 
     Pairs already in the memory and held-out conversations are skipped. Traces are scored and judged by the models that the twin
@@ -149,6 +153,7 @@ def add(name: str, source: str, max_traces: int, model: str, scorer: str, skip_b
     from usertwin.memory.twin.append import aappend
     from usertwin.memory.twin.consent import check_consent
     from usertwin.personas import load_log
+    from usertwin.personas.importers.assemble import make_rules
     from usertwin.simulator import load_model, load_scorer
     from usertwin.simulator.learning import default_concurrency
 
@@ -165,7 +170,7 @@ def add(name: str, source: str, max_traces: int, model: str, scorer: str, skip_b
         scorer = recipe.scorer or scorer
     if with_traces:
         check_consent(record, *({model, scorer, recipe.actor, recipe.judge} - chosen), folder=folder)
-    log = load_log(source, skip_bad_lines=skip_bad_lines)
+    log = load_log(source, skip_bad_lines=skip_bad_lines, rules=make_rules(gap=gap))
     print_notes(console, log)
     with _show_log_records(console), progress_bars(console) as bars:
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from usertwin.memory import Embedder, Triple, TripleStore
 from usertwin.memory.twin.record import HELD_OUT_FILE, read_other_person_pairs, read_stored_conversations
-from usertwin.personas import LogError, Pair, read_conversations
+from usertwin.personas import LogError, Pair, load_log, read_conversations
 from usertwin.personas.conversation import DISTRACTORS
 from usertwin.personas.pairs import check_speaker, group_pairs, visible_turns
 from usertwin.personas.reading import as_type
@@ -34,7 +34,7 @@ def held_out_pairs(user: SimulatedUser, folder: Path, against: str | Path | None
         # Without dates, `when` is an index into the log, and held-out conversations come after the corpus.
         pairs = [with_time_after(pair, record.dated, record.corpus_ends) for group in groups for pair in group]
         return [pair for pair in pairs if pair.conversation_id in set(record.test)], 0
-    log = read_conversations(against)
+    log = load_log(against)
     check_speaker(log, record.recipe.speaker)
     if record.dated and any(c.started_at is None for c in log.conversations):
         raise LogError(f'{against}: the twin was learned from a dated log; add "started_at" to every conversation')

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from usertwin.memory.concurrency import to_thread
@@ -25,6 +27,9 @@ from .learn import add_pairs
 from .locks import writing
 from .record import HELD_OUT_FILE, TwinRecord, conversation_ids, existing_twin, read_stored_conversations, update_record
 from .unfinished_add import UnfinishedAdd
+
+#: Turns in a row by which a held-out conversation is known again, if they reach to an end of it.
+_MIN_SHARED = 3
 
 
 async def aappend(
@@ -114,8 +119,8 @@ def _usable_pairs(log: ChatLog, record: TwinRecord, folder: Path) -> list[Pair]:
     """Return the person's pairs in the log, without held-out conversations or copies of them. LogError without dates."""
     speaker, held_out = record.recipe.speaker, {*record.validation, *record.test}
     check_speaker(log, speaker)
-    texts = {_texts(conversation) for conversation in read_stored_conversations(folder / HELD_OUT_FILE)}
-    conversations = [c for c in log.conversations if c.conversation_id not in held_out and _texts(c) not in texts]
+    known = _HeldOutTurns([_texts(conversation) for conversation in read_stored_conversations(folder / HELD_OUT_FILE)])
+    conversations = [c for c in log.conversations if c.conversation_id not in held_out and not known.hold(_texts(c))]
     if record.dated and any(conversation.started_at is None for conversation in conversations):
         raise LogError(
             f'{log.source}: "started_at" is missing, and the twin was learned from a log with dates; '
@@ -127,6 +132,38 @@ def _usable_pairs(log: ChatLog, record: TwinRecord, folder: Path) -> list[Pair]:
 def _texts(conversation: Conversation) -> tuple[str, ...]:
     """Return the public turns of a conversation, by which a copy under another id or date is known."""
     return tuple(single_line(turn.text) for turn, _ in visible_turns(conversation.turns))
+
+
+class _HeldOutTurns:
+    """The turns of held-out conversations, by which they are known under another id: as they were, grown, or cut elsewhere."""
+
+    def __init__(self, conversations: Sequence[tuple[str, ...]]) -> None:
+        self._conversations = conversations
+        self._places: dict[str, set[int]] = {}
+        for number, texts in enumerate(conversations):
+            for text in texts:
+                self._places.setdefault(text, set()).add(number)
+
+    def hold(self, texts: tuple[str, ...]) -> bool:
+        """Return whether the turns are those of a held-out conversation, or overlap with one by at least `_MIN_SHARED`."""
+        shared = Counter(chain.from_iterable(self._places.get(text, ()) for text in texts))
+        return any(
+            texts == self._conversations[number] or (count >= _MIN_SHARED - 1 and _overlap(texts, self._conversations[number]))
+            for number, count in shared.items()
+        )
+
+
+def _overlap(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
+    """Return whether two lists of turns, laid on each other, agree wherever both have one, in at least `_MIN_SHARED` turns.
+
+    The last turn that both have may have grown by further messages.
+    """
+    for offset in range(_MIN_SHARED - len(second), len(first) - _MIN_SHARED + 1):
+        start, end = max(0, offset), min(len(first), offset + len(second))
+        here, there = first[start:end], second[start - offset : end - offset]
+        if here[:-1] == there[:-1] and (here[-1].startswith(there[-1]) or there[-1].startswith(here[-1])):
+            return True
+    return False
 
 
 def _first_free_time(record: TwinRecord, store: TripleStore) -> float:

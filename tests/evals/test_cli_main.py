@@ -19,7 +19,7 @@ from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.twin.record import default_home
 
 #: Commands that need no twin: most work on the folder of a run.
-RUN_COMMANDS = {"init", "train", "report", "compare", "join", "judge-by-hand", "export", "completion"}
+RUN_COMMANDS = {"import", "init", "train", "report", "compare", "join", "judge-by-hand", "export", "completion"}
 #: What the model of `script` says.
 SCRIPTED_REPLIES = WEATHER
 
@@ -46,7 +46,8 @@ def test_help_lists_the_commands_in_the_order_of_use() -> None:
     text = output_of("--help")
     positions = [text.index(f"\n  {name} ") for name in COMMANDS]
     assert positions == sorted(positions)
-    assert list(COMMANDS)[:9] == ["demo", "learn", "init", "chat", "play", "watch", "simulate", "eval", "show"]
+    first = ["demo", "import", "learn", "init", "chat", "play", "watch", "simulate", "eval", "show"]
+    assert list(COMMANDS)[:10] == first
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -97,6 +97,12 @@ concurrency_option = click.option(
 skip_bad_lines_option = click.option(
     "--skip-bad-lines", is_flag=True, help="Skip broken lines of the log and report them, instead of stopping."
 )
+gap_option = click.option(
+    "--gap",
+    metavar="TIME",
+    help="Cut conversations at silences of this length, such as 4h or 2d; none for no cut.  [default: 4h for the channels of "
+    "messengers, and for a log that has fewer than three conversations]",
+)
 json_option = click.option("--json", "json_file", type=file_path, help="Write all figures to this file; - for standard output.")
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Check the input, print the cost estimate and the effective recipe, and stop."

@@ -1,0 +1,1 @@
+"""Exports and training data of assistants."""

@@ -1,0 +1,1 @@
+"""Exports of messengers, e-mail and IRC."""

@@ -1,0 +1,1 @@
+"""Traces of language model applications."""
