@@ -33,7 +33,7 @@ from usertwin.memory import ChatModel, Recipe, alearn
 from usertwin.memory.models.chat import PromptStyle
 from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer, Likelihood
-from usertwin.personas import ChatLog, Conversation, Pair, Turn
+from usertwin.personas import ChatLog, Conversation, Pair, Turn, secrets
 from usertwin.personas.chat_log import sort_by_time
 from usertwin.simulator.backends.scripted import ScriptedChatModel
 
@@ -70,6 +70,8 @@ def _nothing_real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setattr(secrets, "_remembered", set[str]())  # passwords of other tests, which may be words
+    monkeypatch.setattr(secrets, "_logins", dict[str, str]())
     if request.node.get_closest_marker("slow") is None:
         monkeypatch.setenv("USERTWIN_ONLY_SCRIPTED", "1")
         monkeypatch.setenv("USERTWIN_CACHE", str(tmp_path / "cache"))

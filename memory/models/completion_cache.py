@@ -46,12 +46,23 @@ class CompletionCache:
                 return
             create_database(self._path)
             self._database = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
-            self._database.executescript(  # synchronous=NORMAL survives a kill; a power failure costs one call
-                "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; CREATE TABLE IF NOT EXISTS answers"
-                " (key BLOB PRIMARY KEY, answer TEXT NOT NULL) STRICT, WITHOUT ROWID"
-            )
+            self._begin()
         except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: SQLite's message holds damaged text
             raise self._unusable(error) from error
+
+    def _begin(self) -> None:
+        """Set the file up. SQLite does not wait while another process changes the journal mode, so that is tried again."""
+        from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_random
+
+        for attempt in Retrying(
+            retry=retry_if_exception_message("database is locked"), stop=stop_after_delay(30), wait=wait_random(0.01, 0.1),
+            reraise=True,
+        ):  # fmt: skip
+            with attempt:
+                self._database.executescript(  # synchronous=NORMAL survives a kill; a power failure costs one call
+                    "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; CREATE TABLE IF NOT EXISTS answers"
+                    " (key BLOB PRIMARY KEY, answer TEXT NOT NULL) STRICT, WITHOUT ROWID"
+                )
 
     def get(self, request: Sequence[object], shape: Any = object) -> Any:
         """Return the cached completion as a value of this type, by default any JSON value; None if there is none."""

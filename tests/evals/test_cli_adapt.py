@@ -147,7 +147,7 @@ def test_a_twin_that_is_missing_or_not_learned_is_not_adapted(cid: Path, tmp_pat
     update_record(cid, lambda record: replace(record, state="interrupted"))
     assert "cid is not fully learned; give --from and --speaker" in error_of("learn", "cid", "--adapt")
     assert "Missing option '--from'" in error_of("learn", "cid")
-    assert "Missing option '--speaker'" in error_of("learn", "cid", "--from", tmp_path / "cid.jsonl")
+    assert "--speaker is missing; name one of these people" in error_of("learn", "cid", "--from", tmp_path / "cid.jsonl")
 
 
 def test_nothing_is_adapted_to_a_test_person(cid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,9 +307,9 @@ def test_a_query_is_embedded_once_although_a_turn_recalls_twice(silent: str) -> 
 
 
 def test_a_terminal_chat_ends_with_the_share_that_made_the_twin_leave(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = iter([f"{ASKS[0]}?", f"{BYE} 1"])
+    lines = iter([f"{ASKS[0]}?", f"{BYE} 1", ""])
     screen = Console(record=True, width=300)
-    monkeypatch.setattr(screen, "input", lambda *_: next(lines))
+    monkeypatch.setattr("builtins.input", lambda *_: next(lines))
     with SimulatedUser.load(silent, model=scripted("city 5"), embedder=FakeEmbedder()) as user:
         messages = chat(user, screen)
     assert [m["content"] for m in messages] == [f"{ASKS[0]}?", "city 5", f"{BYE} 1"]
