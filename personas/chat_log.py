@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import zlib
 from collections import Counter
@@ -18,8 +19,10 @@ from .conversation import Conversation, as_conversation
 from .dates import to_timestamp
 from .errors import LogError
 from .files import write_private
+from .unpacking import Gunzip
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_BUFFER = 1 << 16
 #: The id of a scanned conversation that has none in its log.
 NO_ID = "\x00no id"
 #: Damaged turns that a summary names one by one.
@@ -202,8 +205,8 @@ def _open(path: Path) -> Generator[IO[bytes]]:
             if not packed:
                 yield raw
                 return
-            with gzip.open(raw) as unpacked:
-                yield cast("IO[bytes]", unpacked)
+            with io.BufferedReader(Gunzip(raw), _BUFFER) as unpacked:
+                yield unpacked
     except FileNotFoundError:
         raise LogError(f"{path}: no such file; check the path") from None
     except IsADirectoryError:

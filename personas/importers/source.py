@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import re
@@ -18,12 +17,11 @@ from typing import IO, Any
 
 from usertwin.personas.errors import LogError
 from usertwin.personas.reading import reason
+from usertwin.personas.unpacking import MAX_RATIO, MAX_UNPACKED, Gunzip
 
 _GZIP_MAGIC, _ZIP_MAGIC = b"\x1f\x8b", b"PK\x03\x04"
 #: Bytes of a file by which its format is recognised.
 _HEAD = 1 << 16
-#: A zip whose files are larger than this, and this many times larger than the zip, is refused.
-_MAX_UNPACKED, _MAX_RATIO = 1 << 28, 100
 #: Files that no export means: of operating systems and version control.
 _HIDDEN = re.compile(r"(?:^|/)(?:\.|__MACOSX/|Thumbs\.db$)")
 _KEY = re.compile(r'"([^"\\]{1,60})"\s*:')
@@ -45,8 +43,8 @@ class Source:
                 peek = raw.read(2)
                 raw.seek(0)
                 if peek == _GZIP_MAGIC:
-                    with gzip.open(raw) as unpacked:
-                        yield io.BufferedReader(unpacked, _HEAD)  # pyright: ignore[reportArgumentType] - reads as one
+                    with io.BufferedReader(Gunzip(raw), _HEAD) as unpacked:
+                        yield unpacked
                 else:
                     yield raw
         except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
@@ -169,8 +167,8 @@ def open_source(path: str | Path) -> Source:
     except (OSError, ValueError, LookupError, OverflowError, struct.error, zipfile.BadZipFile, NotImplementedError) as error:
         raise LogError(f"{path}: cannot be read: {error}") from None
     unpacked = sum(item.file_size for item in members)
-    if unpacked > _MAX_UNPACKED and unpacked > _MAX_RATIO * path.stat().st_size:
-        raise LogError(f"{path}: the zip unpacks to {unpacked >> 20} MiB, over {_MAX_RATIO} times its size; unpack it yourself")
+    if unpacked > max(MAX_UNPACKED, MAX_RATIO * path.stat().st_size):
+        raise LogError(f"{path}: the zip unpacks to {unpacked >> 20} MiB, over {MAX_RATIO} times its size; unpack it yourself")
     return Source(path, tuple(sorted(item.filename for item in members)), packed=True)
 
 

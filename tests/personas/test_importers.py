@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import random
@@ -32,7 +33,7 @@ from import_samples import (
     telegram_message,
 )  # fmt: skip
 
-from usertwin.personas import LogError, UsageError, UsertwinError, load_log, read_conversations
+from usertwin.personas import LogError, UsageError, UsertwinError, load_log, read_conversations, unpacking
 from usertwin.personas.importers import source
 from usertwin.personas.importers.assemble import Rules, assemble, make_rules, parse_duration
 from usertwin.personas.importers.formats import FORMATS, find_format
@@ -298,10 +299,17 @@ def test_parquet_rows_are_a_table(tmp_path: Path) -> None:
 
 
 def test_a_zip_that_unpacks_to_far_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr(source, "MAX_UNPACKED", 1 << 20)
     (tmp_path / "a.zip").write_bytes(packed({"conversations.json": " " * (2 << 20)}))
     with pytest.raises(LogError, match="unpacks to 2 MiB, over 100 times its size"):
         load_log(tmp_path / "a.zip")
+
+
+def test_a_gzip_file_that_unpacks_to_far_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "MAX_UNPACKED", 1 << 20)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b" " * (4 << 20)))
+    with pytest.raises(LogError, match=r"a\.jsonl\.gz: .*unpacks to over 100 times its size; unpack it yourself"):
+        load_log(tmp_path / "a.jsonl.gz")
 
 
 def test_an_e_mail_of_many_quotes_is_read_in_a_moment(tmp_path: Path) -> None:
