@@ -143,20 +143,24 @@ def test_every_block_runs(page: Path, sandbox: Path) -> None:
 
 
 def test_exports_become_conversations(sandbox: Path) -> None:
-    """What the code of that page makes of its samples."""
+    """What the commands and the code of that page make of its samples."""
     made: list[list[list[str]]] = []
     for block in blocks(ROOT / "docs" / "import-an-export.md"):
         if block.title:
             (sandbox / block.title).write_text(block.text)
         elif block.language == "python":
             exec(compile(block.text, "import-an-export.md", "exec"), {"__name__": "__main__"})
-            log = load_log("chats.jsonl")
-            assert log.dated
-            made.append([[f"{turn.speaker}: {turn.text}" for turn in talk.turns] for talk in log.conversations])
-    tickets, thread, assistant = made
+        else:
+            for words in commands(block.text):
+                run_command(words)
+    for file in ("chats.jsonl", "tickets.jsonl", "other.jsonl"):
+        log = load_log(file)
+        assert log.dated
+        made.append([[f"{turn.speaker}: {turn.text}" for turn in talk.turns] for talk in log.conversations])
+    thread, tickets, other = made
     assert [len(turns) for turns in tickets] == [3, 2]
     assert thread == [["Ann: are you there?", "Ben: yes\nwhat is it?"], ["Ben: shall we go on saturday?", "Ann: sure"]]
-    assert assistant == [["user: a name for a cat?", "assistant: How about Miso?"]]
+    assert other == [["ann: where is my parcel?", "desk: What is the order number?"]]
 
 
 def test_the_site_shows_every_page_and_every_public_package() -> None:

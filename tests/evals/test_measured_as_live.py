@@ -23,6 +23,7 @@ from usertwin.memory.models.embedding import FakeEmbedder
 from usertwin.memory.models.scoring import FakeScorer
 from usertwin.memory.twin.append import aappend
 from usertwin.personas import ChatLog, Conversation, ModelError, Pair, Turn, TwinError, UsageError
+from usertwin.personas.pairs import group_pairs
 from usertwin.simulator import SimulatedUser
 
 EMBEDDER = FakeEmbedder(64)
@@ -54,17 +55,23 @@ def held_out_numbers(folder: Path) -> list[int]:
     return [int(name.removeprefix("cid-")) for name in TwinRecord.load(folder).test]
 
 
+def remember_copy(folder: Path, number: int) -> int:
+    """Put an earlier copy of a held-out conversation into the memory, which `memory add` would refuse; return its pairs."""
+    copy = replace(talk("Cid", number), conversation_id=f"copy-{number}", started_at="2023-01-01")
+    window = TwinRecord.load(folder).recipe.window
+    pairs = [pair for group in group_pairs([copy], "Cid", window=window) for pair in group]
+    with TripleStore(folder, EMBEDDER) as store:
+        store.add(list(map(Triple, pairs)))
+    return len(pairs)
+
+
 # Nothing held out is known --------------------------------------------------------------------------------------------
 
 
 def test_eval_drops_turns_that_the_memory_nearly_holds_and_probes_memorization(cid: Path) -> None:
     before = measured(cid)
     number = held_out_numbers(cid)[0]
-    copy = talk("Cid", number)
-    longer = replace(
-        copy, turns=(*copy.turns, Turn("desk", "agent", "parcel?")), conversation_id="copy", started_at="2023-01-01"
-    )
-    assert add(longer) > 0
+    assert remember_copy(cid, number) > 0
     after = measured(cid)
     assert before["leakage"]["near_duplicates"] == 0
     assert after["leakage"]["near_duplicates"] > 0
@@ -79,12 +86,7 @@ def duplicates(folder: Path, number: int) -> list[Pair]:
 
 def test_eval_of_nothing_but_near_duplicates_is_an_error(cid: Path) -> None:
     for number in held_out_numbers(cid):
-        copy = talk("Cid", number)
-        add(
-            replace(
-                copy, turns=(*copy.turns, Turn("desk", "agent", "x")), conversation_id=f"c{number}", started_at="2023-01-01"
-            )
-        )
+        remember_copy(cid, number)
     with pytest.raises(UsageError, match="every held-out turn is nearly the same as one in the memory"):
         measured(cid)
 
@@ -93,8 +95,7 @@ def test_tuning_uses_no_validation_turn_that_the_memory_nearly_holds(cid: Path) 
     with opened() as user:
         before = validation_pairs(user, cid, 100)
     number = int(TwinRecord.load(cid).validation[0].removeprefix("cid-"))
-    copy = talk("Cid", number)
-    add(replace(copy, turns=(*copy.turns, Turn("desk", "agent", "x")), conversation_id="copy", started_at="2023-01-01"))
+    remember_copy(cid, number)
     with opened() as user:
         after = validation_pairs(user, cid, 100)
         settings = asyncio.run(tune(user, FakeScorer(), folder=cid))
