@@ -248,10 +248,16 @@ def clean(text: str) -> str:
 
 
 def own_frames(error: BaseException) -> str:
-    """Return where an exception was raised, as the lines of a traceback without our own frames and those of event loops."""
+    """Return where an exception, its causes and the first ones of groups were raised, without our frames and event loops'."""
     try:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_THE_AGENT)]
-        return printable("".join(traceback.format_list(frames[-_MAX_FRAMES:])))
+        parts, at = list[str](), cast("BaseException | None", error)
+        while at is not None and len(parts) < _MAX_GROUP:
+            stack = traceback.extract_tb(at.__traceback__)
+            frames = [frame for frame in stack if not frame.filename.startswith(_NOT_THE_AGENT)]
+            parts.insert(0, f"{''.join(traceback.format_list(frames[-_MAX_FRAMES:]))}{name_of(at)}\n")  # its text may be code
+            cause = at.__cause__ or (None if at.__suppress_context__ else at.__context__)
+            at = at.exceptions[0] if isinstance(at, BaseExceptionGroup) else cause
+        return printable("then:\n".join(parts))
     except Exception:  # such as a source file that cannot be decoded
         return ""
 

@@ -109,6 +109,28 @@ def test_a_failing_agent_shows_its_own_lines_and_none_of_ours(pytester: pytest.P
     assert "simulator/agents" not in result.stdout.str()
 
 
+def test_a_failing_agent_shows_the_lines_of_the_cause_and_of_the_first_in_a_group(pytester: pytest.Pytester) -> None:
+    agents = """
+def wraps(messages):
+    try:
+        look_up("Rome")
+    except KeyError as error:
+        raise RuntimeError("outer") from error
+
+async def groups(messages):
+    import asyncio
+    async with asyncio.TaskGroup() as group:
+        group.create_task(child())
+
+async def child():
+    raise ValueError("inner")
+"""
+    result = run(pytester, agents + TEST.replace("simulate(good)", "simulate(wraps)"))
+    result.stdout.fnmatch_lines(["in the agent:", "*in wraps", "*in look_up", "KeyError", "then:", "*in wraps", "RuntimeError"])
+    result = run(pytester, agents + TEST.replace("simulate(good)", "simulate(groups)"))
+    result.stdout.fnmatch_lines(["in the agent:", "*in child", "ValueError", "then:", "*in groups", "ExceptionGroup"])
+
+
 SCENARIO = """
 [[scenario]]
 name = "weather"
