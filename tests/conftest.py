@@ -98,6 +98,13 @@ def script(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
+def weather(tmp_path: Path) -> str:
+    """The name of a model that always asks for the weather."""
+    (tmp_path / "weather").mkdir()
+    return write_script(tmp_path / "weather", json.dumps({"when": "", "say": "what is the weather in Oslo tomorrow"}))
+
+
+@pytest.fixture
 def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that receives every prompt of a scripted model."""
     return record_prompts(monkeypatch)

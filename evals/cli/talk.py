@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -26,6 +27,8 @@ from .parts.options import (
 )
 from .parts.sessions import SessionOptions, session_options
 from .twin_actions import open_twin
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,16 +106,18 @@ def chat(
     session.print_end(console, talk, twin_command("chat", name, home))
 
 
+def _with_agent_options(command: _Command) -> _Command:
+    """Add the options of a conversation with an agent, in the order of the help."""
+    options = (goal_option, acting_model_option, home_option, seed_option, agent_options, style_option, session_options)
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.argument("agent")
 @click.option("--twin", "name", help="Twin that you can hand over to with /twin.")
-@goal_option
-@acting_model_option
-@home_option
-@seed_option
-@agent_options
-@style_option
-@session_options
+@_with_agent_options
 def play(
     agent: str, name: str | None, goal: str, model: str | None, home: Path | None, seed: int, agent_first: bool,
     agent_timeout: float, style: PromptStyle | None, session: SessionOptions,
@@ -134,13 +139,7 @@ def play(
 @agent_option
 @click.option("--max-turns", default=DEFAULT_MAX_TURNS, show_default=True, help="Turns of the twin before you are asked.")
 @click.option("--step", is_flag=True, help="Wait for Enter before each turn of the twin.")
-@goal_option
-@acting_model_option
-@home_option
-@seed_option
-@agent_options
-@style_option
-@session_options
+@_with_agent_options
 def watch(
     name: str, agent: str, max_turns: int, step: bool, goal: str, model: str | None, home: Path | None, seed: int,
     agent_first: bool, agent_timeout: float, style: PromptStyle | None, session: SessionOptions,

@@ -29,13 +29,6 @@ def test_talk(simulate):
 FILE = "--usertwin-recording=talks.sqlite"
 
 
-@pytest.fixture
-def weather(tmp_path: Path) -> str:
-    """The name of a model that always asks for the weather."""
-    (tmp_path / "weather").mkdir()
-    return write_script(tmp_path / "weather", json.dumps({"when": "", "say": "what is the weather in Oslo tomorrow"}))
-
-
 @pytest.fixture(autouse=True)
 def _settings(pytester: pytest.Pytester, ann: str, weather: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)

@@ -27,13 +27,6 @@ def every_second(messages):
 MARKER = '@pytest.mark.usertwin(twin="ann", max_turns=2)\n'
 
 
-@pytest.fixture
-def weather(tmp_path: Path) -> str:
-    """The name of a model that always asks for the weather."""
-    (tmp_path / "weather").mkdir()
-    return write_script(tmp_path / "weather", json.dumps({"when": "", "say": "what is the weather in Oslo tomorrow"}))
-
-
 @pytest.fixture(autouse=True)
 def _settings(pytester: pytest.Pytester, ann: str, weather: str) -> None:
     pytester.makeini(f"[pytest]\nusertwin_model = {weather}\n")
